@@ -1,0 +1,135 @@
+"""A tiny corpus, one tiny training run on it that many tests look at, and the commands called in this process.
+
+The corpus is a made-up language: each English word has one German word, in the same order.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+WORDS = {
+    **{"red": "rot", "blue": "blau", "green": "grün", "big": "groß", "small": "klein", "old": "alt", "new": "neu"},
+    **{"cat": "Katze", "dog": "Hund", "bird": "Vogel", "house": "Haus", "tree": "Baum", "car": "Auto"},
+    **{"sees": "sieht", "likes": "mag", "finds": "findet"},
+}
+CONFIG = """
+from transformer.config import Config, DataConfig, DecodeConfig, ModelConfig, TrainConfig
+
+folder = {folder!r}
+config = Config(
+    model=ModelConfig(encoder_layers=1, decoder_layers=1, d_model=32, d_ff=64, heads=2, dropout=0.1),
+    data=DataConfig(
+        source=(f"{{folder}}/train.en",),
+        target=(f"{{folder}}/train.de",),
+        dev_source=f"{{folder}}/dev.en",
+        dev_target=f"{{folder}}/dev.de",
+        test_source=f"{{folder}}/test.en",
+        test_target=f"{{folder}}/test.de",
+        vocab_size=400,
+        max_length=16,
+        length_buckets=2,
+        workers=1,
+    ),
+    train=TrainConfig(
+        steps=120,
+        batch_tokens=512,
+        accumulate=2,
+        warmup_steps=20,
+        peak_learning_rate=0.01,
+        log_every=7,
+        eval_every=40,
+        checkpoint_every=25,
+        keep_last=3,
+    ),
+    decode=DecodeConfig(beam_size=2, max_extra_length=5, max_source_length=30),
+)
+"""
+
+
+class Tiny(NamedTuple):
+    """A folder with train, dev and test text and a config file."""
+
+    folder: Path
+    config: str
+    """Path of the config file."""
+
+
+class Done(NamedTuple):
+    """What a command left."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The cache of all tests: the user's own stays as it is."""
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRANSFORMER_CACHE", str(folder))
+        yield folder
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
+    folder, draw = tmp_path_factory.mktemp("tiny"), random.Random(0)
+    for name, count in (("train", 400), ("dev", 20), ("test", 20)):
+        sentences = [[draw.choice(list(WORDS)) for _ in range(draw.randint(3, 9))] for _ in range(count)]
+        (folder / f"{name}.en").write_text("".join(" ".join(words) + "\n" for words in sentences))
+        (folder / f"{name}.de").write_text("".join(" ".join(map(WORDS.get, words)) + "\n" for words in sentences))
+    (folder / "config.py").write_text(CONFIG.format(folder=str(folder)))
+    return Tiny(folder, str(folder / "config.py"))
+
+
+@pytest.fixture(scope="session")
+def trained(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The workdir of a finished run, evaluated at steps 40, 80 and 120. To be read only: see `workdir`."""
+    from transformer.tasks.jobs import train
+
+    folder = tmp_path_factory.mktemp("trained") / "run"
+    train(["--config", tiny.config, "--workdir", str(folder)])
+    return folder
+
+
+@pytest.fixture
+def workdir(trained: Path, tmp_path: Path) -> Path:
+    """A copy of the finished run."""
+    return Path(shutil.copytree(trained, tmp_path / "run"))
+
+
+@pytest.fixture
+def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> Iterator[Callable[..., Done]]:
+    """`call("train.py", "--config", ...)`: the command in this process, with what it exits with, prints and logs."""
+    from transformer.__main__ import main
+    from transformer.command_line import run
+    from transformer.tasks.jobs import evaluate, train
+
+    log = logging.getLogger("transformer")
+    before = log.handlers[:], log.propagate, log.level
+
+    def call(program: str, *arguments: object) -> Done:
+        monkeypatch.setattr(sys, "argv", [program, *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            run({"train.py": train, "evaluate.py": evaluate, "transformer": main}[program])
+        return Done(stop.value.code or 0, *capsys.readouterr())
+
+    yield call
+    log.handlers[:], log.propagate, log.level = before
+
+
+@pytest.fixture(scope="session")
+def environment(cache: Path) -> dict[str, str]:
+    """For commands in processes of their own: the project importable, one device, this cache."""
+    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    return environment | {"PYTHONPATH": str(Path(__file__).parents[1]), "JAX_PLATFORMS": "cpu"}

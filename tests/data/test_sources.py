@@ -1,0 +1,83 @@
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from transformer.config import DataConfig, UserError
+from transformer.data.sources import cache_dir, corpora
+from transformer.data.text import Parallel
+
+
+@pytest.fixture
+def files(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.en", "a.de", "b.en.gz", "b.de.gz", "c.tsv", "d.jsonl", "dev.en", "dev.de"):
+        Path(name).touch()
+
+
+def test_text_files(files):
+    made = corpora(
+        DataConfig(
+            source=("a.en", "b.en.gz"),
+            target=("a.de", "b.de.gz"),
+            weights=(1.0, 0.5),
+            dev_source="dev.en",
+            dev_target="dev.de",
+            test_source="c.tsv",
+        )
+    )
+    assert made.train == (Parallel("a.en", "a.de", 1.0), Parallel("b.en.gz", "b.de.gz", 0.5))
+    assert made.dev == Parallel("dev.en", "dev.de") and made.dev_name == "dev.en"
+    assert made.test == Parallel("c.tsv") and made.test_name == "c.tsv"
+
+
+def test_files_that_hold_both_sides(files):
+    made = corpora(DataConfig(source=("c.tsv", "d.jsonl"), weights=(2, 1)))
+    assert made.train == (Parallel("c.tsv", None, 2), Parallel("d.jsonl", None, 1))
+    assert made.dev is None and made.dev_name == ""
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({}, r"data\.source: name at least one"),
+        ({"source": ("a.en",)}, r"data\.target: missing; a\.en holds one side"),
+        ({"source": ("a.en", "b.en.gz"), "target": ("a.de",)}, r"data\.target: 1 given for 2 in data\.source"),
+        ({"source": ("a.en", "c.tsv"), "target": ("a.de", "b.de.gz")}, r"data\.target: c\.tsv holds both sides"),
+        ({"source": ("c.tsv",), "weights": (1.0, 2.0)}, r"data\.weights: 2 given for 1"),
+        ({"source": ("c.tsv",), "dev_source": "dev.en"}, r"data\.dev_target: missing"),
+        ({"source": ("c.tsv",), "dev_target": "dev.de"}, r"data\.dev_source: missing"),
+        ({"source": ("c.tsv",), "test_source": "d.jsonl", "test_target": "dev.de"}, r"data\.test_target: d\.jsonl"),
+        ({"source": ("c.tsv",), "test_source": "dev.en", "test_target": "c.tsv"}, r"data\.test_target: c\.tsv"),
+        (
+            {"source": ("x.en", "a.en"), "target": ("a.de", "y.de"), "dev_source": "z.tsv", "tokenizer": "t.model"},
+            r"no such file: x\.en \(data\.source\), y\.de \(data\.target\), z\.tsv \(data\.dev_source\), "
+            r"t\.model \(data\.tokenizer\)",
+        ),
+        ({"corpus": "phrases", "source": ("a.en",)}, r"data\.source: data\.corpus = 'phrases' brings its own"),
+        ({"corpus": "wmt14", "weights": (1.0,)}, r"data\.weights: data\.corpus = 'wmt14' brings its own"),
+        ({"corpus": "phrases", "test_source": "gone.tsv"}, r"no such file: gone\.tsv \(data\.test_source\)"),
+    ],
+)
+def test_mistakes(files, fields, message):
+    with pytest.raises(UserError, match=message) as error:
+        corpora(DataConfig(**fields))
+    assert "\n" not in str(error.value)
+
+
+def test_generated_phrases_with_the_users_own_test_set(files, tmp_path):
+    pytest.importorskip("transformer.data.phrases")
+    config = DataConfig(corpus="phrases", phrases=50, cache_dir=str(tmp_path / "cache"))
+    made = corpora(config)
+    assert Path(made.train[0].source).read_bytes().count(b"\n") == 50
+    own = corpora(dataclasses.replace(config, test_source="c.tsv"))
+    assert own.test == Parallel("c.tsv") and own.test_name == "c.tsv"
+    assert own.train == made.train and own.dev == made.dev and own.dev_name == made.dev_name
+
+
+def test_cache_dir(monkeypatch, tmp_path):
+    monkeypatch.setenv("TRANSFORMER_CACHE", str(tmp_path))
+    assert cache_dir(DataConfig()) == tmp_path
+    assert cache_dir(DataConfig(cache_dir="/x")) == Path("/x")
+    monkeypatch.delenv("TRANSFORMER_CACHE")
+    assert cache_dir(DataConfig()) == Path.home() / ".cache/transformer"

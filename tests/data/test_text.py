@@ -1,0 +1,113 @@
+import gzip
+import json
+
+import pytest
+
+from transformer.config import UserError
+from transformer.data.text import Parallel, fingerprint, read_lines, read_pairs, sha256
+
+
+def write(path, data):
+    data = data.encode() if isinstance(data, str) else data
+    path.write_bytes(gzip.compress(data, mtime=0) if path.suffix == ".gz" else data)
+    return str(path)
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.txt.gz"])
+def test_lines_end_at_newline_only(tmp_path, name):
+    inside = "one\u0085two\u2028three\u2029four\x0cfive\x0bsix\rseven\x1ceight"
+    path = write(tmp_path / name, f"\ufeff{inside}\n\nwindows\r\n \ufeffkept\nlast")
+    assert list(read_lines(path)) == [inside, "", "windows", " \ufeffkept", "last"]
+
+
+def test_a_last_line_counts_with_and_without_its_newline(tmp_path):
+    assert list(read_lines(write(tmp_path / "a", "x\ny"))) == list(read_lines(write(tmp_path / "b", "x\ny\n")))
+    assert list(read_lines(write(tmp_path / "c", ""))) == []
+    assert list(read_lines(write(tmp_path / "d", "\n"))) == [""]
+
+
+def test_invalid_utf8_names_file_and_line(tmp_path):
+    path = write(tmp_path / "latin", b"good\nna\xefve\n")
+    with pytest.raises(UserError, match=r"latin:2: byte 0xef is not valid UTF-8.*iconv"):
+        list(read_lines(path))
+
+
+def test_missing_folder_and_damaged_files(tmp_path):
+    with pytest.raises(UserError, match=r"nowhere: no such file"):
+        list(read_lines(tmp_path / "nowhere"))
+    with pytest.raises(UserError, match=r"cannot be read"):
+        list(read_lines(tmp_path))
+    whole = gzip.compress("\n".join(map(str, range(10_000))).encode())
+    for name, data in (
+        ("cut.gz", whole[: len(whole) // 2]),
+        ("plain.gz", b"not gzip"),
+        ("bad.gz", whole[:200] + b"xx"),
+    ):
+        (tmp_path / name).write_bytes(data)
+        with pytest.raises(UserError, match=name):
+            list(read_lines(tmp_path / name))
+
+
+@pytest.mark.parametrize(("n_source", "n_target"), [(3, 5), (5, 3), (0, 2), (4, 3)])
+def test_unequal_counts_name_both_files_and_counts(tmp_path, n_source, n_target):
+    source = write(tmp_path / "a.en", "x\n" * n_source)
+    target = write(tmp_path / "a.de", "y\n" * n_target)
+    with pytest.raises(UserError) as error:
+        list(read_pairs(Parallel(source, target)))
+    assert f"{source} has {n_source} lines" in str(error.value)
+    assert f"{target} has {n_target}" in str(error.value)
+
+
+def test_a_separator_inside_a_line_does_not_shift_the_pairs(tmp_path):
+    source = write(tmp_path / "a.en", "one\u0085still one\ntwo\u2028\n")
+    target = write(tmp_path / "a.de.gz", "eins\nzwei\n")
+    assert list(read_pairs(Parallel(source, target))) == [("one\u0085still one", "eins"), ("two\u2028", "zwei")]
+
+
+@pytest.mark.parametrize("end", ["", ".gz"])
+def test_tsv_and_jsonl(tmp_path, end):
+    tsv = write(tmp_path / f"a.tsv{end}", 'a "b\tc\n\tx\textra\n')
+    assert list(read_pairs(Parallel(tsv))) == [('a "b', "c"), ("", "x")]
+    rows = [{"en": "a\tb", "de": "ä", "id": 1}, {"de": "two\nlines", "en": "x\u2028y"}]
+    jsonl = write(tmp_path / f"a.jsonl{end}", "".join(json.dumps(row) + "\n" for row in rows))
+    assert list(read_pairs(Parallel(jsonl), ("en", "de"))) == [("a\tb", "ä"), ("x\u2028y", "two lines")]
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "message"),
+    [
+        ("a.tsv", "a\tb\nno tab here\n", r"a\.tsv:2: no tab"),
+        ("a.tsv.gz", "a\tb\n\n", r"a\.tsv\.gz:2: no tab"),
+        ("a.jsonl", '{"source": "a", "target": "b"}\n{"source": \n', r"a\.jsonl:2: not a JSON object"),
+        ("a.jsonl", '["a", "b"]\n', r"a\.jsonl:1: not a JSON object"),
+        ("a.jsonl", "[" * 100_000, r"a\.jsonl:1: not a JSON object"),
+        ("a.jsonl", '{"source": "a", "german": "b"}\n', r"a\.jsonl:1: no field 'target' \(it has source, german\)"),
+        ("a.jsonl", '{"source": "a", "target": 3}\n', r"a\.jsonl:1: field 'target' must be a string, not 3"),
+        ("a.jsonl", '{"source": "a\\ud800", "target": "b"}\n', r"a\.jsonl:1: field 'source' holds half a surrogate"),
+    ],
+)
+def test_wrong_rows_name_file_and_line(tmp_path, name, data, message):
+    with pytest.raises(UserError, match=message):
+        list(read_pairs(Parallel(write(tmp_path / name, data))))
+
+
+def test_files_that_do_not_go_together(tmp_path):
+    plain, tsv = write(tmp_path / "a.en", "a\n"), write(tmp_path / "a.tsv", "a\tb\n")
+    with pytest.raises(UserError, match="no target"):
+        read_pairs(Parallel(plain))
+    with pytest.raises(UserError, match="holds both sides"):
+        read_pairs(Parallel(tsv, plain))
+    with pytest.raises(UserError, match="holds both sides"):
+        read_pairs(Parallel(plain, tsv))
+
+
+def test_fingerprint_is_of_the_content_and_how_it_is_read(tmp_path):
+    (tmp_path / "b").mkdir()
+    a = Parallel(write(tmp_path / "x.en", "a\n"), write(tmp_path / "x.de", "b\n"))
+    b = Parallel(write(tmp_path / "b/y.txt", "a\n"), write(tmp_path / "b/z.txt", "b\n"))
+    assert fingerprint(a) == fingerprint(b)
+    assert fingerprint(a) != fingerprint(Parallel(a.target, a.source))
+    assert fingerprint(Parallel(write(tmp_path / "t.tsv", "a\tb\n"))) != fingerprint(
+        Parallel(write(tmp_path / "t.jsonl", "a\tb\n"))
+    )
+    assert sha256(a.source) == "87428fc522803d31065e7bce3cf03fe475096631e5e07bbd7a0fde60c4cf25c7"  # sha256sum

@@ -1,0 +1,217 @@
+"""Beam search over trees of random log-probabilities: every prefix of a sentence has its own, looked up in a table."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from plain_beam_search import normalization, plain_beam_search
+from quick import jit
+
+from transformer.inference.beam_search import beam_search, penalty
+
+PAD, BOS, EOS = 0, 1, 2
+WORDS = (3, 4, 5)
+VOCABULARY = 6
+FORMS = ["paper", "fairseq", "none"]
+
+
+def child(prefix, word):
+    """Prefixes are numbered as the nodes of a ternary tree: the empty one is 0."""
+    return 3 * prefix + word - 2
+
+
+def random_tables(sentences, depth, *, seed, spread=1.0):
+    """log_probs (sentences, prefixes of fewer than `depth` words, V); pad and bos are forbidden."""
+    prefixes = (3**depth - 1) // 2
+    logits = np.random.default_rng(seed).normal(size=(sentences, prefixes, VOCABULARY)) * spread
+    logits[..., [PAD, BOS]] = -np.inf
+    return (logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))).astype(np.float32)
+
+
+def lookup(table):
+    """One sentence's log-probabilities after a prefix, for the plain searches."""
+    return lambda words: table[functools.reduce(child, words, 0)].astype(np.float64)
+
+
+@functools.partial(jit, static_argnames=("M", "form", "n_best", "stop_early", "length"))
+def search(tables, limits, alpha, *, M, form, length, n_best=1, stop_early=True):
+    tables = jnp.asarray(tables)
+
+    def step(tokens_X, cache, at):
+        sentence, prefix = cache
+        prefix = jnp.where(at == 0, 0 * prefix, child(prefix, tokens_X))
+        return tables[sentence, prefix], (sentence, prefix)
+
+    # The cache's rows move with the beams: the prefixes must, the sentences' numbers don't care.
+    cache = jnp.repeat(jnp.arange(len(tables)), M), jnp.full(len(tables) * M, 99)
+    return beam_search(
+        step, cache, jnp.asarray(limits), max_length=length, beam_size=M, bos=BOS, eos=EOS, pad=PAD,
+        length_penalty=alpha, length_normalization=form, n_best=n_best, stop_early=stop_early,
+    )  # fmt: skip
+
+
+def hypotheses(found, sentence):
+    """[(score, pieces)] of one sentence, and the rules that all results obey."""
+    tokens, lengths, scores = (np.asarray(x)[sentence] for x in found)
+    assert (np.diff(scores[np.isfinite(scores)]) <= 0).all()
+    assert not np.isnan(scores).any()
+    count = int((lengths > 0).sum())
+    assert (lengths[:count] > 0).all() and np.isfinite(scores[:count]).all()
+    assert (scores[count:] == -np.inf).all()
+    result = []
+    for row, n, score in zip(tokens, lengths, scores, strict=True):
+        assert (row[n:] == PAD).all()
+        if n:
+            assert row[n - 1] == EOS and set(row[: n - 1]) <= set(WORDS)
+            result.append((score, tuple(row[:n].tolist())))
+    return result
+
+
+def assert_same(got, expected):
+    """The same pieces in the same order, and scores; neighbours closer than rounding may change places."""
+    assert len(got) == len(expected)
+    np.testing.assert_allclose([s for s, _ in got], [s for s, _ in expected], atol=1e-5, rtol=1e-5)
+    gaps = -np.diff([np.inf, *(s for s, _ in expected), -np.inf])
+    for i, ((_, pieces), (_, wanted)) in enumerate(zip(got, expected, strict=True)):
+        if min(gaps[i], gaps[i + 1]) > 1e-5:
+            assert pieces == wanted
+
+
+def all_hypotheses(log_probs, limit, alpha, form):
+    """Every complete hypothesis of a sentence by brute force, best first."""
+    found = []
+
+    def extend(total, words):
+        if len(words) < limit:
+            following = log_probs(words)
+            ended = total + following[EOS]
+            found.append((ended / normalization(len(words) + 1, alpha, form), (*words, EOS)))
+            for word in WORDS:
+                extend(total + following[word], (*words, word))
+
+    extend(0.0, ())
+    return sorted(found, reverse=True)
+
+
+def test_penalty_by_hand():
+    assert penalty(1, 0.6, "paper") == 1
+    np.testing.assert_allclose(penalty(7, 0.6, "paper"), 1.515717, rtol=1e-6)
+    np.testing.assert_allclose(penalty(jnp.array([1, 4, 9]), 0.5, "fairseq"), [1, 2, 3], rtol=1e-6)
+    np.testing.assert_array_equal(penalty(jnp.array([1, 9]), 0.6, "none"), [1, 1])
+    for form in FORMS:
+        assert penalty(9, 0.0, form) == 1
+    with pytest.raises(ValueError, match="'google'"):
+        penalty(1, 0.6, "google")
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_beam_wide_enough_finds_what_brute_force_finds(form):
+    """All hypotheses, in order; limits of 0 to 4 pieces in one batch."""
+    tables, limits = random_tables(15, 4, seed=1, spread=2), np.arange(15) % 5
+    for alpha in (0.0, 0.6, 1.0, 3.0):
+        found = search(tables, limits, alpha, M=40, form=form, length=4, n_best=40)
+        for i, limit in enumerate(limits):
+            expected = all_hypotheses(lookup(tables[i]), limit, alpha, form)
+            assert len(expected) == [0, 1, 4, 13, 40][limit]
+            assert_same(hypotheses(found, i), expected)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("M", [2, 3])
+def test_equals_a_plain_beam_search(form, M):
+    tables, limits = random_tables(60, 4, seed=2), np.arange(60) % 5
+    for alpha in (0.6, 2.0):
+        found = search(tables, limits, alpha, M=M, form=form, length=4, stop_early=False)
+        for i, limit in enumerate(limits):
+            expected = plain_beam_search(lookup(tables[i]), limit, M, EOS, alpha, form)
+            assert_same(hypotheses(found, i), expected)
+
+
+def test_a_beam_of_2_finds_what_greedy_misses():
+    """0.6 * 0.5 against 0.4 * 1."""
+    table = np.full((1, 4, VOCABULARY), -np.inf, np.float32)
+    table[0, 0, [3, 4]] = np.log([0.6, 0.4])
+    table[0, child(0, 3), [EOS, 3]] = np.log([0.5, 0.5])
+    table[0, child(0, 4), EOS] = 0.0
+    for M, pieces, probability in ((1, (3, EOS), 0.3), (2, (4, EOS), 0.4)):
+        found = search(table, [2], 0.0, M=M, form="none", length=2)
+        score, best = hypotheses(found, 0)[0]
+        assert best == pieces
+        assert score == pytest.approx(np.log(probability), abs=1e-6)
+
+
+@pytest.mark.parametrize("form", ["paper", "none"])
+def test_a_beam_of_1_is_greedy(form):
+    """Even where eos, or what stands beside it, would have scored better in the end."""
+    tables, limits = random_tables(200, 4, seed=3), np.arange(200) % 4 + 1
+    for stop_early in (True, False):
+        found = search(tables, limits, 2.0, M=1, form=form, length=4, stop_early=stop_early)
+        for i, limit in enumerate(limits):
+            words, total, piece = (), 0.0, None
+            while piece != EOS:
+                following = lookup(tables[i])(words)
+                piece = EOS if len(words) + 1 == limit else int(following.argmax())
+                total, words = total + following[piece], (*words, piece)
+            assert_same(hypotheses(found, i), [(total / normalization(len(words), 2.0, form), words)])
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_stopping_early_changes_no_result(form):
+    M, B, depth = 3, 400, 5
+    limits = np.random.default_rng(0).integers(1, depth + 1, size=B)
+    tables = random_tables(B, depth, seed=4, spread=1.5)
+    stopped = 0
+    for n_best in (1, 2, 3):
+        run = functools.partial(search, tables, limits, M=M, form=form, length=depth, n_best=n_best)
+        for alpha in (0.0, 0.6, 1.5):
+            early, late = run(alpha=alpha), run(alpha=alpha, stop_early=False)
+            for a, b in zip(early, late, strict=True):
+                np.testing.assert_allclose(a[:, :n_best], b[:, :n_best], rtol=1e-6)
+            stopped += int((np.asarray(early.scores_BM) != np.asarray(late.scores_BM)).any(axis=1).sum())
+    # It did stop: what it does not promise, the hypotheses behind the n best, did change.
+    assert stopped > B / 4
+
+
+def test_neighbours_change_nothing():
+    """Bit for bit: neighbours that take longer, shorter, or nothing, and in other rows."""
+    limits = np.array([4, 3, 4, 2])
+    tables, others = random_tables(4, 4, seed=5, spread=2), random_tables(4, 4, seed=6, spread=0.1)
+    run = functools.partial(search, alpha=0.6, M=3, form="paper", length=4)
+    together = run(tables, limits)
+    for i in range(4):
+        for seat, other_limit in ((0, 4), (2, 0), (3, 1)):
+            mixed, mixed_limits = others.copy(), np.full(4, other_limit)
+            mixed[seat], mixed_limits[seat] = tables[i], limits[i]
+            for alone, all_four in zip(run(mixed, mixed_limits), together, strict=True):
+                np.testing.assert_array_equal(alone[seat], all_four[i])
+
+
+def test_forbidden_pieces_leave_fewer_hypotheses():
+    """-inf forbids: only two ways lead to an end here. What is no number leads nowhere."""
+    tables = np.full((4, 4, VOCABULARY), -np.inf, np.float32)
+    tables[:, 0, [3, 4]] = np.log([0.7, 0.3])
+    tables[0, child(0, 3), EOS] = np.log(0.5)
+    tables[0, child(0, 4), EOS] = np.log(0.25)
+    tables[1, child(0, 4), EOS] = 0.0
+    tables[3] = np.nan
+    found = search(tables, [2, 2, 2, 2], 0.0, M=3, form="none", length=2)
+    assert_same(hypotheses(found, 0), [(np.log(0.35), (3, EOS)), (np.log(0.075), (4, EOS))])
+    assert_same(hypotheses(found, 1), [(np.log(0.3), (4, EOS))])
+    assert np.asarray(found.lengths_BM).tolist() == [[2, 2, 0], [2, 0, 0], [0, 0, 0], [0, 0, 0]]
+
+
+def test_step_sees_bos_and_then_what_it_chose():
+    seen = []
+
+    def step(tokens_X, cache, at):
+        jax.debug.callback(lambda tokens, at: seen.append((int(at), tokens.tolist())), tokens_X, at, ordered=True)
+        return jnp.log(jnp.array([[0, 0, 0.1, 0.2, 0.7, 0]])).repeat(2, axis=0), cache
+
+    found = beam_search(
+        step, (), jnp.array([2, 2]), max_length=2, beam_size=1, bos=BOS, eos=EOS, length_penalty=0.6, pad=9
+    )  # fmt: skip
+    jax.effects_barrier()
+    assert seen == [(0, [BOS, BOS]), (1, [4, 4])]
+    assert np.asarray(found.tokens_BML).tolist() == [[[4, EOS]]] * 2

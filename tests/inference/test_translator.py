@@ -1,0 +1,229 @@
+import dataclasses
+import functools
+import logging
+import random
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from quick import jit
+
+from transformer.config import DecodeConfig, ModelConfig
+from transformer.data.tokenizer import BOS, EOS, PAD, Tokenizer
+from transformer.inference import translator as translator_module
+from transformer.inference.beam_search import Hypotheses
+from transformer.inference.translator import Translator
+from transformer.model import encoder_decoder
+
+WORDS = ["the", "a", "small", "big", "red", "old", "house", "dog", "cat", "runs", "sees", "under", "over", "behind"]
+
+
+def sentences(count, longest=9, seed=0):
+    draw = random.Random(seed)
+    return [" ".join(draw.choices(WORDS, k=draw.randint(1, longest))) for _ in range(count)]
+
+
+@functools.cache
+def tokenizer():
+    return Tokenizer.train(sentences(400, seed=9), vocab_size=330)
+
+
+# --- a search that gives back what it is given: what is around it, without a model
+
+
+@pytest.fixture
+def shapes(monkeypatch):
+    """Replaces the search by one that copies sources; gives the (rows, length, max_length) it was called with."""
+    calls = []
+
+    def copy(params, source_BS, limit_B, *, max_length, beam_size, **rest):
+        rows, length = source_BS.shape
+        calls.append((rows, length, max_length))
+        tokens = np.zeros((rows, beam_size, max_length), np.int32)
+        tokens[:, 0, :length] = source_BS
+        lengths = np.zeros((rows, beam_size), np.int32)
+        lengths[:, 0] = (source_BS != PAD).sum(axis=1)
+        for row, n in enumerate(lengths[:, 0]):
+            # A sentence and its eos, of at most 50 pieces more; or an empty row, which may not search at all.
+            assert limit_B[row] == (n - 1 + rest["alpha_extra"] + 1 if n else 0)
+            assert n == 0 or (source_BS[row, n - 1] == EOS and EOS not in source_BS[row, : n - 1])
+        return Hypotheses(tokens, lengths, np.where(lengths > 0, -1.0, -np.inf))
+
+    monkeypatch.setattr(translator_module, "search", functools.partial(copy, alpha_extra=50))
+    return calls
+
+
+def copier(**decode):
+    return Translator(None, {"w": np.zeros(1)}, tokenizer(), DecodeConfig(**decode))
+
+
+def test_results_come_in_the_order_of_the_input(shapes):
+    lines = sentences(300, longest=100)
+    assert copier().translate(lines) == lines
+    assert len({length for _, length, _ in shapes}) > 2
+
+
+def test_blank_lines_stay_blank(shapes):
+    assert copier().translate(["", "the dog", "   ", "\t", "a cat", ""]) == ["", "the dog", "", "", "a cat", ""]
+    assert copier().translate(["", " "]) == ["", ""]
+    assert copier().translate([]) == []
+    assert len(shapes) == 1
+
+
+def test_a_line_break_inside_is_no_line_break_outside(shapes):
+    assert copier().translate(["the\ndog\n", "a\r\u0085\u2028cat"]) == ["the dog ", "a\r\u0085\u2028cat"]
+
+
+def test_long_input_is_cut_and_its_line_named(shapes, caplog):
+    lines = ["a cat", " ".join(["house"] * 40), "", "the " * 11 + "dog"]
+    pieces = tokenizer().encode(lines)
+    longest = len(pieces[3])
+    caplog.set_level(logging.WARNING, logger="transformer")
+    translated = copier(max_source_length=longest).translate(lines, first_line=101)
+    assert translated[0] == lines[0] and translated[2:] == lines[2:]
+    assert translated[1] == tokenizer().decode([pieces[1][:longest]])[0]
+    (record,) = caplog.records
+    assert record.getMessage() == f"line 102: {len(pieces[1])} pieces, cut to decode.max_source_length = {longest}"
+
+
+@pytest.mark.parametrize("decode", [{}, {"beam_size": 1, "max_source_length": 90}, {"batch_tokens": 1}])
+def test_a_few_fixed_shapes_within_the_budget(shapes, decode):
+    """Whatever the number and the lengths of sentences; every one is decoded once."""
+    translator = copier(**decode)
+    c = translator.config
+    draw = np.random.default_rng(0)
+    for count in (1, 2, 7, 9, 65, 500):
+        lengths = np.minimum(draw.geometric(0.02, count), c.max_source_length).tolist()
+        translator_sources = [[5] * n for n in lengths]
+        translator_sources.insert(count // 2, [])
+        found = dict(translator.search(translator_sources))
+        assert sorted(found) == [i for i, source in enumerate(translator_sources) if source]
+        assert all(found[i][0] == [translator_sources[i]] and found[i][1] == [-1.0] for i in found)
+    fixed = {*translator_module.SOURCE_LENGTHS, c.max_source_length + 1}
+    for rows, length, max_length in set(shapes):
+        assert length in fixed and length <= c.max_source_length + 1
+        assert max_length == length + c.max_extra_length
+        assert rows == 1 or rows == 8 or rows * length * c.beam_size <= c.batch_tokens
+        assert rows & (rows - 1) == 0
+    assert len({rows for rows, length, _ in shapes if length == 16}) <= 3
+
+
+def test_the_longest_source_fits_the_longest_shape(shapes):
+    translator = copier(max_source_length=1024)
+    ((_, (tokens, _)),) = translator.search([[5] * 1024])
+    assert tokens == [[5] * 1024] and shapes == [(1, 1025, 1075)]
+
+
+def test_no_hypothesis_is_an_empty_line(monkeypatch):
+    def nothing(params, source_BS, limit_B, *, beam_size, max_length, **rest):
+        rows = len(source_BS)
+        empty = np.zeros((rows, beam_size, max_length), np.int32)
+        return Hypotheses(empty, empty[:, :, 0], np.full((rows, beam_size), -np.inf))
+
+    monkeypatch.setattr(translator_module, "search", nothing)
+    assert copier().translate(["the dog", "a cat"]) == ["", ""]
+
+
+# --- a real, tiny, random model
+
+
+@functools.cache
+def random_translator():
+    config = ModelConfig(encoder_layers=1, decoder_layers=1, d_model=16, d_ff=32, heads=2)
+    model = encoder_decoder(config, tokenizer().vocab_size)
+    params = jax.tree.map(lambda x: 2.0 * x, jit(model.init)(jax.random.key(4)))
+    # Eight rows of up to 16 pieces, four of up to 21.
+    decode = DecodeConfig(max_extra_length=4, max_source_length=20, batch_tokens=8 * 16 * 4)
+    return Translator(model, params, tokenizer(), decode)
+
+
+def agree(found, expected):
+    """Scores within 1e-5 of each other, and the same pieces; returns 1 for an exception: pieces that differ.
+
+    The scores are sums of some twenty float32 log-probabilities near -4, hence relative.
+    """
+    (pieces, scores), (wanted, wanted_scores) = found, expected
+    np.testing.assert_allclose(scores[0], wanted_scores[0], rtol=1e-5)
+    if pieces[0] == wanted[0]:
+        return 0
+    # Another choice is excused only where some hypotheses of the search itself stood that close.
+    runners_up = np.concatenate([-np.diff(scores), -np.diff(wanted_scores)])
+    assert runners_up.min() <= 1e-4
+    return 1
+
+
+def test_alone_or_with_neighbours():
+    """Other neighbours, other numbers of rows and more padding: other compiled shapes, the same results."""
+    translator = random_translator()
+    sources = tokenizer().encode(sentences(22, longest=5, seed=3))
+    assert max(map(len, sources)) < 16
+    alone = {i: next(iter(translator.search([source])))[1] for i, source in enumerate(sources)}
+    together = dict(translator.search(sources))
+    # Two longer neighbours: what does not fill a batch waits for them, and is padded to their length.
+    longer = [[5] * 20] * 2
+    padded = dict(translator.search([*longer, *sources]))
+    exceptions = 0
+    for i in range(len(sources)):
+        exceptions += agree(together[i], alone[i]) + agree(padded[i + 2], alone[i])
+    print(f"{exceptions} of {2 * len(sources)} translations differ at a choice closer than 1e-4")
+    assert exceptions < len(sources) / 4
+    assert len({tuple(tokens[0]) for tokens, _ in alone.values()}) > 12  # they do say different things
+    shuffled = [*reversed(sources)]
+    again = dict(translator.search(shuffled))
+    assert {len(sources) - 1 - i: result for i, result in again.items()} == together  # at the same shapes: every bit
+
+
+def test_translations_are_what_the_search_found():
+    translator = random_translator()
+    lines = ["the dog", "", "a cat runs", *sentences(5)]
+    found = dict(translator.search(tokenizer().encode(lines)))
+    expected = [tokenizer().decode([found[i][0][0]])[0] if i in found else "" for i in range(8)]
+    assert translator.translate(lines) == expected
+    for i, source in enumerate(tokenizer().encode(lines)):
+        if source:
+            tokens, scores = found[i]
+            assert len(tokens) == len(scores) == 4 and scores == sorted(scores, reverse=True)
+            assert not {PAD, BOS, EOS} & {piece for pieces in tokens for piece in pieces}
+            assert max(map(len, tokens)) <= len(source) + 4
+
+
+def test_numpy_params_do_as_well():
+    translator = random_translator()
+    numpy = Translator(
+        translator.model, jax.tree.map(np.asarray, translator.params), tokenizer(), translator.config
+    )  # fmt: skip
+    assert numpy.translate(["the dog"]) == translator.translate(["the dog"])
+
+
+def test_params_laid_over_a_mesh():
+    """One device, but the way of several: rows are placed as the mesh says."""
+    translator = random_translator()
+    mesh = jax.make_mesh((1, 1, 1), ("data", "fsdp", "tensor"), axis_types=(jax.sharding.AxisType.Auto,) * 3)
+    everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    placed = Translator(
+        translator.model, jax.device_put(translator.params, everywhere), tokenizer(), translator.config
+    )  # fmt: skip
+    rows, limits = placed._place(np.zeros((2, 16), np.int32), np.zeros(2, np.int32))
+    assert rows.sharding.mesh == limits.sharding.mesh == mesh
+    assert rows.sharding.spec[0] == ("data", "fsdp")
+
+
+def test_greedy_is_a_beam_of_1():
+    translator = random_translator()
+    greedy = Translator(
+        translator.model, translator.params, tokenizer(), dataclasses.replace(translator.config, beam_size=1)
+    )
+    ((_, (tokens, scores)),) = greedy.search(tokenizer().encode(["the dog"]))
+    assert len(tokens) == len(scores) == 1
+    source = jnp.array([[*tokenizer().encode(["the dog"])[0], EOS]])
+    pieces = [BOS]
+    limit = source.shape[1] + 4
+    apply = jit(translator.model.apply)
+    while pieces[-1] != EOS and len(pieces) < limit:
+        target = np.zeros((1, limit), int)
+        target[0, : len(pieces)] = pieces
+        logits = np.array(apply(translator.params, source, target)[0, len(pieces) - 1])
+        logits[[PAD, BOS]] = -np.inf
+        pieces.append(int(logits.argmax()))
+    assert tokens[0] == [p for p in pieces[1:] if p != EOS]

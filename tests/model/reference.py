@@ -1,0 +1,109 @@
+"""The Transformer written once more from the paper, in float64 NumPy: one sentence at a time, one head at a time.
+
+No padding, no batches, no cache: what those do in the real model must not show.
+"""
+
+import numpy as np
+
+
+def softmax(x):
+    e = np.exp(x - x.max(axis=-1, keepdims=True))
+    return e / e.sum(axis=-1, keepdims=True)
+
+
+def layer_norm(p, x):
+    deviation = np.sqrt(((x - x.mean(-1, keepdims=True)) ** 2).mean(-1, keepdims=True) + 1e-6)
+    return (x - x.mean(-1, keepdims=True)) / deviation * p["scale"] + p["bias"]
+
+
+def attention(p, x, memory, causal=False):
+    """§3.2: Concat(head_1, ..., head_h) W^O, head_i = softmax(Q K^T / sqrt(d_k)) V; and each head's weights."""
+    heads, d_k = p["query"].shape[1:]
+    group = heads // p["key"].shape[1]
+    outputs, all_weights = [], []
+    for n in range(heads):
+        q, k, v = x @ p["query"][:, n], memory @ p["key"][:, n // group], memory @ p["value"][:, n // group]
+        scores = q @ k.T / np.sqrt(d_k)
+        if causal:
+            scores = np.where(np.tri(len(x), dtype=bool), scores, -np.inf)
+        all_weights.append(softmax(scores))
+        outputs.append(all_weights[-1] @ v)
+    w_o = p["output"].reshape(-1, p["output"].shape[-1])
+    return np.concatenate(outputs, axis=-1) @ w_o, np.stack(all_weights)
+
+
+def feed_forward(p, x):
+    """§3.3, eq. 2."""
+    return np.maximum(0, x @ p["w1"] + p["b1"]) @ p["w2"] + p["b2"]
+
+
+def position_encoding(position, d_model):
+    """§3.5."""
+    return np.array(
+        [
+            (np.sin if i % 2 == 0 else np.cos)(position / 10_000 ** (2 * (i // 2) / d_model))
+            for i in range(d_model)
+        ]
+    )  # fmt: skip
+
+
+class Reference:
+    """`drop` is put where the paper puts dropout: on sub-layer outputs and on sums of embeddings and positions."""
+
+    def __init__(self, config, params, drop=lambda x: x):
+        self.config, self.drop = config, drop
+        self.p = _float64(params)
+
+    def sublayer(self, norm, x, f):
+        if self.config.pre_norm:
+            return x + self.drop(f(layer_norm(norm, x)))
+        return layer_norm(norm, x + self.drop(f(x)))
+
+    def inputs(self, table, positions, tokens):
+        d_model = self.config.d_model
+        x = table[tokens] * np.sqrt(d_model)
+        if self.config.positions == "sinusoidal":
+            x = x + np.stack([position_encoding(i, d_model) for i in range(len(tokens))])
+        if self.config.positions == "learned":
+            x = x + positions[: len(tokens)]
+        return self.drop(x)
+
+    def logits(self, source, target):
+        """(T, V), and a layer's cross-attention weights (N, T, S) each."""
+        p, tying = self.p, self.config.tied_embeddings
+        source_table = p["embedding"]["table"]
+        target_table = source_table if tying == "all" else p["target_embedding"]["table"]
+        output_table = p["output_embedding"]["table"] if tying == "none" else target_table
+
+        memory = self.inputs(source_table, p.get("source_positions"), source)
+        for i in range(self.config.encoder_layers):
+            q = p["encoder"]["layers"][str(i)]
+            memory = self.sublayer(
+                q["self_attention_norm"], memory, lambda h, q=q: attention(q["self_attention"], h, h)[0]
+            )
+            memory = self.sublayer(q["feed_forward_norm"], memory, lambda h, q=q: feed_forward(q["feed_forward"], h))
+        if self.config.pre_norm:
+            memory = layer_norm(p["encoder"]["norm"], memory)
+
+        weights = []
+
+        def cross(q, h):
+            y, w = attention(q["cross_attention"], h, memory)
+            weights.append(w)
+            return y
+
+        x = self.inputs(target_table, p.get("target_positions"), target)
+        for i in range(self.config.decoder_layers):
+            q = p["decoder"]["layers"][str(i)]
+            x = self.sublayer(
+                q["self_attention_norm"], x, lambda h, q=q: attention(q["self_attention"], h, h, causal=True)[0]
+            )
+            x = self.sublayer(q["cross_attention_norm"], x, lambda h, q=q: cross(q, h))
+            x = self.sublayer(q["feed_forward_norm"], x, lambda h, q=q: feed_forward(q["feed_forward"], h))
+        if self.config.pre_norm:
+            x = layer_norm(p["decoder"]["norm"], x)
+        return x @ output_table.T, weights
+
+
+def _float64(tree):
+    return {k: _float64(v) for k, v in tree.items()} if isinstance(tree, dict) else np.asarray(tree, np.float64)

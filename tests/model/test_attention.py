@@ -1,0 +1,122 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import reference
+from flax import nnx
+from quick import jit
+
+from transformer.model.attention import KV, Attention, attend, write
+
+RNG = np.random.default_rng(0)
+
+
+def normal(*shape):
+    return RNG.normal(size=shape).astype(np.float32)
+
+
+@pytest.mark.parametrize("kv_heads", [6, 3, 2, 1])
+def test_attend_is_equation_1_head_by_head(kv_heads):
+    """Scaled by the size of a key, not of a value; each key/value head serves neighbouring query heads."""
+    B, T, S, N, d_k, d_v = 2, 4, 5, 6, 3, 7
+    q, k, v = normal(B, T, N, d_k), normal(B, S, kv_heads, d_k), normal(B, S, kv_heads, d_v)
+    mask = RNG.random((B, T, S)) < 0.7
+    mask[:, :, 0] = True
+    y, weights = attend(jnp.asarray(q), KV(jnp.asarray(k), jnp.asarray(v)), jnp.asarray(mask), want_weights=True)
+    assert y.shape == (B, T, N, d_v) and weights.shape == (B, N, T, S)
+    for b in range(B):
+        for n in range(N):
+            head = n // (N // kv_heads)
+            scores = q[b, :, n] @ k[b, :, head].T / np.sqrt(d_k)
+            w = reference.softmax(np.where(mask[b], scores, -np.inf))
+            np.testing.assert_allclose(weights[b, n], w, atol=1e-6)
+            np.testing.assert_allclose(y[b, :, n], w @ v[b, :, head], atol=1e-5)
+    assert (np.asarray(weights)[~np.broadcast_to(mask[:, None], weights.shape)] == 0).all()
+    assert attend(q, KV(k, v), mask)[1] is None
+
+
+def test_a_mask_of_size_1_stands_for_all():
+    q, kv = normal(2, 3, 4, 5), KV(normal(2, 6, 4, 5), normal(2, 6, 4, 5))
+    mask = np.array([[[True, False, True, True, False, True]]])
+    wide, _ = attend(q, kv, jnp.asarray(np.broadcast_to(mask, (2, 3, 6))))
+    np.testing.assert_array_equal(attend(q, kv, jnp.asarray(mask))[0], wide)
+
+
+def test_a_fully_masked_row_gives_zeros_and_finite_gradients():
+    q, kv = normal(1, 3, 2, 4), KV(normal(1, 5, 2, 4), normal(1, 5, 2, 4))
+    mask = jnp.ones((1, 3, 5), bool).at[0, 1].set(False)
+
+    def total(q, kv):
+        y, weights = attend(q, kv, mask, want_weights=True)
+        return (y**2).sum(), (y, weights)
+
+    (_, (y, weights)), grads = jit(jax.value_and_grad(total, argnums=(0, 1), has_aux=True))(q, kv)
+    assert not np.asarray(y[0, 1]).any() and not np.asarray(weights[0, :, 1]).any()
+    assert np.asarray(y[0, 0]).all()
+    assert all(np.isfinite(np.asarray(g)).all() for g in jax.tree.leaves(grads))
+    assert not np.asarray(grads[0][0, 1]).any() and np.asarray(grads[0][0, 0]).any()
+
+
+def test_the_softmax_is_float32_for_bfloat16_inputs():
+    """Logits near 100, where bfloat16 has a spacing of 0.5."""
+    q = jnp.full((1, 1, 1, 4), 10.0, jnp.bfloat16)
+    k = jnp.asarray(np.array([5.0, 4.9375, 5.0625])[None, :, None, None] * np.ones((1, 3, 1, 4)), jnp.bfloat16)
+    v = jnp.ones((1, 3, 1, 4), jnp.bfloat16)
+    y, weights = attend(q, KV(k, v), jnp.ones((1, 1, 3), bool), want_weights=True)
+    assert y.dtype == jnp.bfloat16 and weights.dtype == jnp.float32
+    expected = reference.softmax(np.array([100, 98.75, 101.25]))
+    np.testing.assert_allclose(weights[0, 0, 0], expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("kv_heads", "d_k", "d_v"), [(4, 3, 3), (2, 3, 5), (1, 6, 2)])
+def test_attention_layer(kv_heads, d_k, d_v):
+    x, memory = normal(2, 3, 8), normal(2, 5, 8)
+
+    @jit
+    def run(x, memory):
+        layer = Attention(8, 4, kv_heads, d_k, d_v, rngs=nnx.Rngs(0))
+        y, _ = layer(x, layer.kv(memory), jnp.ones((1, 1, 5), bool))
+        return y, {name: getattr(layer, name)[...] for name in ("query", "key", "value", "output")}
+
+    y, p = jax.tree.map(np.asarray, run(x, memory))
+    assert {k: v.shape for k, v in p.items()} == {
+        "query": (8, 4, d_k), "key": (8, kv_heads, d_k), "value": (8, kv_heads, d_v), "output": (4, d_v, 8),
+    }  # fmt: skip
+    # Glorot's limit for the matrix of all heads together.
+    width = {"query": 4 * d_k, "key": kv_heads * d_k, "value": kv_heads * d_v, "output": 4 * d_v}
+    for name, w in p.items():
+        limit = (6 / (8 + width[name])) ** 0.5
+        assert 0.8 * limit < abs(w).max() <= limit
+    for b in range(2):
+        np.testing.assert_allclose(y[b], reference.attention(p, x[b], memory[b])[0], atol=1e-5)
+
+
+def test_rows_that_share_a_memory_equal_rows_that_have_their_own():
+    """Row b * M + m attends to memory b; T may be more than 1."""
+    B, M, T, S = 2, 3, 2, 5
+    x, memory = normal(B * M, T, 8), normal(B, S, 8)
+    mask = (np.arange(S) < np.array([3, 5])[:, None])[:, None]
+
+    @jit
+    def run(x, memory):
+        layer = Attention(8, 4, 2, 3, 5, rngs=nnx.Rngs(0))
+        shared = layer(x, layer.kv(memory), mask, want_weights=True)
+        return shared, layer(x, layer.kv(jnp.repeat(memory, M, axis=0)), np.repeat(mask, M, axis=0), want_weights=True)
+
+    (shared, shared_weights), (own, own_weights) = run(x, memory)
+    np.testing.assert_allclose(shared, own, atol=1e-6)
+    np.testing.assert_allclose(shared_weights, own_weights, atol=1e-6)
+    assert own_weights.shape == (B * M, 4, T, S)
+    assert abs(np.asarray(own)[0] - np.asarray(own)[1]).max() > 1e-3
+
+
+def test_write_puts_each_row_at_its_own_place():
+    cache = KV(jnp.full((3, 6, 2, 1), 9.0), jnp.full((3, 6, 2, 3), 9.0, jnp.bfloat16))
+    new = KV(jnp.asarray(normal(3, 2, 2, 1)), jnp.asarray(normal(3, 2, 2, 3)))
+    written = write(cache, new, jnp.array([0, 4, 1]))
+    for old, fresh, now in zip(cache, new, written, strict=True):
+        expected = np.array(old, np.float32)
+        for row, at in enumerate([0, 4, 1]):
+            expected[row, at : at + 2] = np.asarray(fresh[row].astype(old.dtype), np.float32)
+        np.testing.assert_array_equal(np.asarray(now, np.float32), expected)
+        assert now.dtype == old.dtype

@@ -1,0 +1,101 @@
+"""Decoding piece by piece over a cache equals one pass over the whole target."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from quick import jit
+from tiny import BOS, SOURCE, TINY, VOCABULARY, tiny
+
+CONFIGS = {
+    "multi-head": dataclasses.replace(TINY, encoder_layers=1),
+    "grouped-query, learned positions": dataclasses.replace(
+        TINY, encoder_layers=1, kv_heads=2, d_k=6, d_v=3, positions="learned"
+    ),
+    "multi-query, pre-norm": dataclasses.replace(TINY, encoder_layers=1, kv_heads=1, pre_norm=True),
+}
+GROUPED = "grouped-query, learned positions"
+TARGET = np.array([[BOS, 9, 4, 7, 12, 3, 5], [BOS, 6, 6, 8, 10, 11, 4], [BOS, 3, 8, 5, 9, 9, 7]])
+
+
+@functools.cache
+def programs(name):
+    """Logits of whole targets, the compiled step, and a cache full of what must not be seen."""
+    model, params = tiny(CONFIGS[name])
+
+    @jit
+    def whole(source, target):
+        memory = model.apply(params, source, method="encode")
+        return memory, model.apply(params, target, memory, method="decode")[0]
+
+    @jit
+    def step(tokens, cache, at):
+        return model.apply(params, tokens, memory, cache=cache, at_B=at, method="decode")[:2]
+
+    memory, logits = whole(SOURCE, TARGET)
+    # Room for nine positions, more than are needed.
+    cache = jax.tree.map(lambda x: x + 7.0, model.apply(params, len(TARGET), 9, method="init_cache"))
+    return np.asarray(logits), step, cache
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_step_by_step_with_rows_at_different_places(name):
+    """Row b re-enters its first piece b times before it goes on."""
+    whole, step, cache = programs(name)
+    rows = np.arange(3)
+    seen = np.zeros(whole.shape[:2], int)
+    for i in range(TARGET.shape[1] + 2):
+        at = np.clip(i - rows, 0, TARGET.shape[1] - 1)
+        logits, cache = step(TARGET[rows, at][:, None], cache, at)
+        assert logits.shape == (3, 1, VOCABULARY) and logits.dtype == jnp.float32
+        np.testing.assert_allclose(logits[:, 0], whole[rows, at], atol=1e-5)
+        seen[rows, at] += 1
+    assert seen.all()
+
+
+def test_chunks_of_several_pieces():
+    """Three pieces at once, from different places on; some are entered twice."""
+    whole, step, cache = programs(GROUPED)
+    rows = np.arange(3)[:, None]
+    for at in ([0, 0, 0], [3, 1, 2], [4, 4, 3], [4, 4, 4]):
+        places = np.array(at)[:, None] + np.arange(3)
+        logits, cache = step(TARGET[rows, places], cache, np.array(at))
+        np.testing.assert_allclose(logits, whole[rows, places], atol=1e-5)
+
+
+def test_without_places_the_pieces_stand_at_the_beginning():
+    whole, step, cache = programs(GROUPED)
+    np.testing.assert_allclose(step(TARGET[:, :2], cache, None)[0], whole[:, :2], atol=1e-5)
+
+
+def test_beams_share_one_memory():
+    """M target rows a source row, side by side, equal as many with a copy each; weights too."""
+    model, params = tiny(CONFIGS[GROUPED])
+    M, target = 3, np.random.default_rng(0).integers(3, VOCABULARY, size=(9, 5))
+
+    @jit
+    def decode(source, target):
+        memory = model.apply(params, source, method="encode")
+        repeated = jax.tree.map(lambda x: jnp.repeat(x, M, axis=0), memory)
+        cache = model.apply(params, len(target), target.shape[1], method="init_cache")
+        shared = model.apply(params, target, memory, method="decode", want_weights=True)
+        cached = model.apply(params, target, memory, cache=cache, method="decode", want_weights=True)
+        own = model.apply(params, target, repeated, method="decode", want_weights=True)
+        return [(logits, weights) for logits, _, weights in (shared, cached, own)]
+
+    shared, cached, own = jax.tree.map(np.asarray, decode(SOURCE, target))
+    for logits, weights in (shared, cached):
+        np.testing.assert_allclose(logits, own[0], atol=1e-5)
+        for layer, own_layer in zip(weights, own[1], strict=True):
+            assert layer.shape == (9, 4, 5, 6)
+            np.testing.assert_allclose(layer, own_layer, atol=1e-6)
+    assert abs(own[1][0][0] - own[1][0][1]).max() > 1e-3
+
+
+def test_init_cache_has_room_for_what_was_asked():
+    model, params = tiny(CONFIGS[GROUPED])
+    cache = model.apply(params, 5, 8, method="init_cache")
+    assert [(kv.k_BSKH.shape, kv.v_BSKH.shape) for kv in cache] == [((5, 8, 2, 6), (5, 8, 2, 3))] * 2

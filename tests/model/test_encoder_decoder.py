@@ -1,0 +1,235 @@
+import dataclasses
+import importlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from quick import jit
+from reference import Reference
+from tiny import BOS, EOS, SHALLOW, SOURCE, TARGET, TINY, VOCABULARY, forward, lengths, random_params, tiny
+
+from transformer.model import encoder_decoder
+
+CONFIGS = {
+    "the paper's": TINY,
+    "pre-norm, grouped, learned positions, two tables": dataclasses.replace(
+        SHALLOW, pre_norm=True, kv_heads=2, d_k=6, d_v=3, positions="learned", tied_embeddings="target"
+    ),
+    "multi-query, no positions, three tables": dataclasses.replace(
+        SHALLOW, kv_heads=1, positions="none", tied_embeddings="none"
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_forward_equals_plain_numpy(name):
+    config = CONFIGS[name]
+    model, params = tiny(config)
+
+    @jit
+    def parts(params, source, target):
+        memory = model.apply(params, source, method="encode")
+        logits, cache, weights = model.apply(params, target, memory, method="decode", want_weights=True)
+        assert cache is None
+        return logits, weights
+
+    logits, weights = parts(params, SOURCE, TARGET)
+    np.testing.assert_allclose(forward(config)(params, SOURCE, TARGET), logits, atol=2e-6)
+    reference = Reference(config, params)
+    for row, (S, T) in enumerate(zip(lengths(SOURCE), lengths(TARGET), strict=True)):
+        expected, expected_weights = reference.logits(SOURCE[row, :S], TARGET[row, :T])
+        assert abs(expected).max() > 1
+        np.testing.assert_allclose(logits[row, :T], expected, atol=1e-5)
+        for layer, expected_layer in zip(weights, expected_weights, strict=True):
+            np.testing.assert_allclose(layer[row, :, :T, :S], expected_layer, atol=1e-6)
+            assert not np.asarray(layer[row, :, :, S:]).any()
+
+
+def test_without_positions_order_is_not_seen():
+    """By the encoder; the decoder's mask still tells before from after."""
+    swapped = SOURCE[:, [1, 0, 2, 3, 4, 5]]
+    for name, same in (("the paper's", False), ("multi-query, no positions, three tables", True)):
+        config = CONFIGS[name]
+        logits, other = (forward(config)(tiny(config)[1], source, TARGET) for source in (SOURCE, swapped))
+        assert (abs(logits - other)[0].max() < 1e-5) == same, name
+
+
+# --- tied tables
+
+
+def projection(shape):
+    return np.random.default_rng(0).normal(size=shape).astype(np.float32)
+
+
+def table_gradients(tying):
+    """Gradients of the tables of one model, all tables given the same values."""
+    model = encoder_decoder(dataclasses.replace(SHALLOW, tied_embeddings=tying), VOCABULARY)
+    params = random_params(encoder_decoder(SHALLOW, VOCABULARY))
+    tables = {name: params["embedding"] for name in model.abstract_params if name.endswith("embedding")}
+
+    @jit
+    @jax.grad
+    def gradient(tables):
+        return (model.apply({**params, **tables}, SOURCE, TARGET) * projection((*TARGET.shape, VOCABULARY))).sum()
+
+    return {name: np.asarray(g["table"]) for name, g in gradient(tables).items()}
+
+
+def test_gradient_of_a_tied_table_is_the_sum_of_its_uses():
+    apart = table_gradients("none")
+    source, target, output = (apart[name] for name in ("embedding", "target_embedding", "output_embedding"))
+    assert all(abs(g).max() > 0.1 for g in apart.values())
+    both = table_gradients("target")
+    assert set(both) == {"embedding", "target_embedding"}
+    np.testing.assert_allclose(both["embedding"], source, atol=1e-4)
+    np.testing.assert_allclose(both["target_embedding"], target + output, atol=1e-4)
+    one = table_gradients("all")
+    assert set(one) == {"embedding"}
+    np.testing.assert_allclose(one["embedding"], source + target + output, atol=1e-4)
+
+
+# --- masks
+
+
+def test_causality_and_padding_by_gradient():
+    """A target position's logits have no gradient at all in later target pieces, nor in padding, and some elsewhere."""
+    model, params = tiny(dataclasses.replace(SHALLOW, decoder_layers=2, tied_embeddings="none"))
+    source = np.array([[5, 7, 11, EOS, 0, 0]])
+    target = np.array([[BOS, 9, 4, 7, 12]])  # all different, so that a table's row is a position's input
+
+    @jit
+    @jax.jacrev
+    def jacobian(tables):
+        changed = {**params, "embedding": {"table": tables[0]}, "target_embedding": {"table": tables[1]}}
+        return (model.apply(changed, source, target)[0] * projection((5, VOCABULARY))).sum(axis=1)
+
+    in_source, in_target = jacobian((params["embedding"]["table"], params["target_embedding"]["table"]))
+    in_target = abs(np.asarray(in_target))[:, target[0]].max(axis=-1)  # (T, T)
+    later = ~np.tri(5, dtype=bool)
+    assert (in_target[later] == 0).all()
+    assert (in_target[~later] > 1e-4).all()
+    in_source = abs(np.asarray(in_source)).max(axis=-1)  # (T, V)
+    assert (in_source[:, source[0, :4]] > 1e-4).all()
+    assert (np.delete(in_source, source[0, :4], axis=1) == 0).all()  # the padding piece among them
+
+
+def test_more_padding_changes_nothing():
+    _, params = tiny()
+    narrow = np.asarray(forward()(params, SOURCE, TARGET))
+    wide = np.asarray(forward()(params, np.pad(SOURCE, ((0, 0), (0, 5))), np.pad(TARGET, ((0, 0), (0, 3)))))
+    for row, T in enumerate(lengths(TARGET)):
+        np.testing.assert_allclose(wide[row, :T], narrow[row, :T], atol=5e-6)
+
+
+def test_an_empty_row_has_finite_logits_and_gradients():
+    """Such rows fill up a batch that devices share out; they must not touch the others'."""
+    model, params = tiny(SHALLOW)
+    empty_source, empty_target = (np.concatenate([x, np.zeros_like(x[:1])]) for x in (SOURCE, TARGET))
+
+    @jit
+    @jax.value_and_grad
+    def gradient(params):
+        return (model.apply(params, empty_source, empty_target) ** 2).sum()
+
+    value, grads = gradient(params)
+    assert np.isfinite(value)
+    assert all(np.isfinite(np.asarray(g)).all() for g in jax.tree.leaves(grads))
+
+
+def test_packed_sentences_equal_separate_ones():
+    model, params = tiny()
+
+    @jit
+    def packed_forward(source, target, source_positions, target_positions, source_segments, target_segments):
+        memory = model.apply(
+            params, source, positions_BS=source_positions, segments_BS=source_segments, method="encode"
+        )
+        return model.apply(
+            params, target, memory, positions_BT=target_positions, segments_BT=target_segments, method="decode"
+        )[0]
+
+    def pack(tokens, pairs):
+        """A row each for two rows behind each other, padded to 9: pieces, positions, segments."""
+        n = lengths(tokens)
+        packed, positions, segments = np.zeros((3, len(pairs), 9), int)
+        for i, (first, second) in enumerate(pairs):
+            for row, at, number in ((first, 0, 1), (second, n[first], 2)):
+                place = slice(at, at + n[row])
+                packed[i, place], positions[i, place], segments[i, place] = tokens[row, : n[row]], range(n[row]), number
+        return packed, positions, segments
+
+    separate = np.asarray(forward()(params, SOURCE, TARGET))
+    n, pairs = lengths(TARGET), [(0, 1), (1, 2)]
+    (source, sp, ss), (target, tp, ts) = pack(SOURCE, pairs), pack(TARGET, pairs)
+    packed = np.asarray(packed_forward(source, target, sp, tp, ss, ts))
+    for i, (first, second) in enumerate(pairs):
+        np.testing.assert_allclose(packed[i, : n[first]], separate[first, : n[first]], atol=5e-6)
+        np.testing.assert_allclose(packed[i, n[first] :][: n[second]], separate[second, : n[second]], atol=5e-6)
+
+
+# --- dropout
+
+
+@pytest.mark.parametrize("pre_norm", [False, True])
+def test_dropout_stands_where_the_paper_puts_it(pre_norm, monkeypatch):
+    """With dropout replaced by a marker, the model equals the reference with the same marker in the paper's places."""
+    calls = []
+
+    def marker(x, rate, key):
+        calls.append((rate, key))
+        return x * 1.5 + 0.25
+
+    for module in ("stack", "encoder_decoder"):
+        monkeypatch.setattr(importlib.import_module(f"transformer.model.{module}"), "dropout", marker)
+    config = dataclasses.replace(TINY, decoder_layers=1, pre_norm=pre_norm, dropout=0.3)
+    model, params = tiny(config)
+    source, target = SOURCE[:1], TARGET[:1]
+
+    @jit
+    def logits_and_keys(key):
+        logits = model.apply(params, source, target, key=key)
+        return logits, [jax.random.key_data(key) for _, key in calls]
+
+    logits, keys = logits_and_keys(jax.random.key(0))
+    expected, _ = Reference(config, params, drop=lambda x: x * 1.5 + 0.25).logits(source[0], target[0])
+    np.testing.assert_allclose(logits[0], expected, atol=1e-5)
+    # Two sums of embeddings, two sub-layers an encoder layer, three a decoder layer: each with a key of its own.
+    assert len(keys) == len({tuple(key.tolist()) for key in keys}) == 2 + 2 * 2 + 3
+    assert {rate for rate, _ in calls} == {0.3}
+
+
+def test_dropout_is_a_pure_function_of_the_key():
+    _, params = tiny(SHALLOW)
+    apply = forward(SHALLOW)
+    plain = apply(params, SOURCE, TARGET)
+    first, again, other = (apply(params, SOURCE, TARGET, key=jax.random.key(k)) for k in (1, 1, 2))
+    np.testing.assert_array_equal(first, again)
+    assert (first != other).any(axis=-1).all() and (first != plain).any(axis=-1).all()
+
+
+# --- types
+
+
+def test_bfloat16_runs_close_to_float32():
+    config = dataclasses.replace(SHALLOW, dtype="bfloat16")
+    model, params = tiny(config)
+
+    @jit
+    def gradient(params):
+        def loss(params):
+            logits = model.apply(params, SOURCE, TARGET)
+            return -jax.nn.log_softmax(logits)[..., 5].mean(), logits
+
+        return jax.grad(loss, has_aux=True)(params)
+
+    grads, logits = gradient(params)
+    for tree in (jax.eval_shape(model.init, jax.random.key(0)), grads):
+        assert {x.dtype for x in jax.tree.leaves(tree)} == {jnp.dtype("float32")}
+    assert logits.dtype == jnp.float32
+    exact = np.asarray(forward(SHALLOW)(params, SOURCE, TARGET))
+    distance = abs(np.asarray(logits) - exact)
+    assert 1e-4 < distance.max() < 0.05 * abs(exact).max()
+    memory = jax.eval_shape(lambda: model.apply(params, SOURCE, method="encode"))
+    cache = jax.eval_shape(lambda: model.apply(params, 3, 7, method="init_cache"))
+    assert {x.dtype for x in jax.tree.leaves((memory.kv, cache))} == {jnp.dtype("bfloat16")}

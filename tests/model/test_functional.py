@@ -1,0 +1,171 @@
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from quick import jit
+from tiny import SHALLOW, SOURCE, TARGET, VOCABULARY, forward, tiny
+
+from transformer.config import BASE, BIG, ModelConfig
+from transformer.model import Model, encoder_decoder
+
+
+def paths(tree):
+    return {
+        "/".join(key.key for key in keys): leaf.shape for keys, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }  # fmt: skip
+
+
+def count(config, vocab_size=37_000):
+    return sum(math.prod(shape) for shape in paths(encoder_decoder(config, vocab_size).abstract_params).values())
+
+
+def test_parameter_counts_of_the_paper():
+    # By hand, base: 37,000 * 512 + 6 * (4 * 512^2 + ff + 2 * 1024) + 6 * (8 * 512^2 + ff + 3 * 1024),
+    # with ff = 2 * 512 * 2048 + 2048 + 512.
+    assert count(BASE) == 63_045_632
+    assert count(BIG) == 214_171_648
+    assert f"{count(BASE) / 1e6:.2f} {count(BIG) / 1e6:.1f}" == "63.05 214.2"
+
+
+def test_other_configs_change_the_count_by_what_they_add():
+    base = count(BASE)
+    table = 37_000 * 512
+    assert count(dataclasses.replace(BASE, tied_embeddings="target")) - base == table
+    assert count(dataclasses.replace(BASE, tied_embeddings="none")) - base == 2 * table
+    assert count(dataclasses.replace(BASE, positions="learned")) - base == 2 * 1024 * 512
+    assert count(dataclasses.replace(BASE, positions="none")) == base
+    assert count(dataclasses.replace(BASE, pre_norm=True)) - base == 2 * 1024
+    # 18 attentions lose 7 of 8 key and value heads of size 64.
+    assert base - count(dataclasses.replace(BASE, kv_heads=1)) == 18 * 2 * 7 * 64 * 512
+
+
+LAYER = {
+    "feed_forward/b1": (24,),
+    "feed_forward/b2": (16,),
+    "feed_forward/w1": (16, 24),
+    "feed_forward/w2": (24, 16),
+    "feed_forward_norm/bias": (16,),
+    "feed_forward_norm/scale": (16,),
+    "self_attention/key": (16, 2, 3),
+    "self_attention/output": (4, 5, 16),
+    "self_attention/query": (16, 4, 3),
+    "self_attention/value": (16, 2, 5),
+    "self_attention_norm/bias": (16,),
+    "self_attention_norm/scale": (16,),
+}
+CROSS = {k.replace("self_", "cross_"): v for k, v in LAYER.items() if k.startswith("self_")}
+
+
+def test_parameter_paths_are_frozen():
+    """Checkpoints on disk, sharding rules and importers know parameters by these names."""
+    config = ModelConfig(
+        encoder_layers=2, decoder_layers=1, d_model=16, d_ff=24, heads=4, kv_heads=2, d_k=3, d_v=5, max_positions=12,
+        positions="learned", pre_norm=True, tied_embeddings="none",
+    )  # fmt: skip
+    expected = {
+        "embedding/table": (13, 16),
+        "target_embedding/table": (13, 16),
+        "output_embedding/table": (13, 16),
+        "source_positions": (12, 16),
+        "target_positions": (12, 16),
+        "encoder/norm/bias": (16,),
+        "encoder/norm/scale": (16,),
+        "decoder/norm/bias": (16,),
+        "decoder/norm/scale": (16,),
+    }
+    expected |= {f"encoder/layers/{i}/{k}": v for i in range(2) for k, v in LAYER.items()}
+    expected |= {f"decoder/layers/0/{k}": v for k, v in {**LAYER, **CROSS}.items()}
+    assert paths(encoder_decoder(config, 13).abstract_params) == expected
+
+    few = paths(encoder_decoder(SHALLOW, 13).abstract_params)
+    names = {k.split("/", 2)[-1] if "layers" in k else k for k in few}
+    assert names == {"embedding/table", *(f"0/{k}" for k in (*LAYER, *CROSS))}
+
+
+class Stack(nnx.Module):
+    def __init__(self, rngs):
+        self.layers = nnx.List([nnx.Linear(1, 1, rngs=rngs) for _ in range(12)])
+
+    def biases(self, factor):
+        return [layer.bias[0] * factor for layer in self.layers]
+
+
+def test_any_module_and_more_than_ten_layers():
+    """Layer "10" stands behind layer "9", not behind "1"; `method` names what is called."""
+    model = Model(lambda rngs: Stack(rngs))
+    assert set(model.abstract_params["layers"]) == {str(i) for i in range(12)}
+    params = {"layers": {str(i): {"bias": np.array([i]), "kernel": np.zeros((1, 1))} for i in range(12)}}
+    assert [int(b) for b in model.apply(params, 2, method="biases")] == list(range(0, 24, 2))
+
+
+def test_init_is_a_pure_function_of_the_key():
+    model, _ = tiny(dataclasses.replace(SHALLOW, encoder_layers=2))
+    init = jit(model.init)
+    first, again, other = init(jax.random.key(1)), init(jax.random.key(1)), init(jax.random.key(2))
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), first) == jax.tree.map(
+        lambda x: (x.shape, x.dtype), model.abstract_params
+    )
+    jax.tree.map(np.testing.assert_array_equal, first, again)
+    assert (first["embedding"]["table"] != other["embedding"]["table"]).any()
+    queries = [layer["self_attention"]["query"] for layer in first["encoder"]["layers"].values()]
+    assert (queries[0] != queries[1]).any()
+    assert {x.dtype for x in jax.tree.leaves(first)} == {jnp.dtype("float32")}
+
+
+def edited(params, path, value):
+    tree = jax.tree.map(lambda x: x, params)
+    *parents, last = path.split("/")
+    node = tree
+    for name in parents:
+        node = node.setdefault(name, {})
+    if value is None:
+        del node[last]
+    else:
+        node[last] = value
+    return tree
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("encoder/layers/1/feed_forward/w1", None, "missing encoder/layers/1/feed_forward/w1"),
+        ("decoder/layers/2/feed_forward/w1", np.zeros((16, 24)), "unknown decoder/layers/2/feed_forward/w1"),
+        ("output_embedding/table", np.zeros((13, 16)), "unknown output_embedding/table"),
+        ("embedding/table", np.zeros((14, 16)), "embedding/table has shape (14, 16), not (13, 16)"),
+    ],
+)
+def test_params_that_do_not_fit_are_named(path, value, message):
+    model, params = tiny()
+    with pytest.raises(ValueError, match="parameters do not fit the model") as error:
+        model.apply(edited(params, path, value), SOURCE, TARGET)
+    assert message in str(error.value) and ";" not in str(error.value)
+
+
+def test_all_misfits_are_named_in_one_error():
+    model, params = tiny()
+    wrong = edited(edited(params, "embedding/table", np.zeros((1, 2))), "encoder/norm/scale", np.ones(16))
+    del wrong["decoder"]["layers"]["0"]
+    with pytest.raises(ValueError, match="parameters do not fit") as error:
+        model.apply(wrong, SOURCE, TARGET)
+    message = str(error.value)
+    assert message.count("missing decoder/layers/0/") == 18
+    assert "unknown encoder/norm/scale" in message and "embedding/table has shape (1, 2)" in message
+
+
+def test_apply_changes_nothing_and_takes_numpy_params():
+    _, params = tiny()
+    before = jax.tree.map(np.array, params)
+    apply = forward()
+    first = apply(params, SOURCE, TARGET)
+    np.testing.assert_array_equal(apply(jax.tree.map(np.asarray, params), SOURCE, TARGET), first)
+    jax.tree.map(np.testing.assert_array_equal, params, before)
+    assert first.shape == (*TARGET.shape, VOCABULARY) and first.dtype == jnp.float32
+
+
+def test_a_model_is_a_static_argument():
+    model, _ = tiny()
+    assert hash(model) == hash(model) and model == model

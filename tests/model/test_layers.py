@@ -1,0 +1,154 @@
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import reference
+from flax import nnx
+from quick import jit
+
+from transformer.config import ModelConfig
+from transformer.model.layers import Embedding, FeedForward, LayerNorm, dropout, fold, product, sinusoids
+from transformer.model.stack import SublayerNorm
+
+RNG = np.random.default_rng(0)
+
+
+def normal(*shape):
+    return RNG.normal(size=shape).astype(np.float32)
+
+
+def test_sinusoids_interleave_sin_and_cos():
+    got = np.asarray(sinusoids(jnp.array([[0, 1, 5], [7, 63, 200]]), 6))
+    assert got.shape == (2, 3, 6) and got.dtype == np.float32
+    assert got[0, 0].tolist() == [0, 1, 0, 1, 0, 1]
+    # By hand, position 1 of d_model 6: the frequencies are 1, 10000^(-1/3) and 10000^(-2/3).
+    np.testing.assert_allclose(got[0, 1], [0.841471, 0.540302, 0.046399, 0.998923, 0.002154, 0.999998], atol=1e-6)
+    for place, position in zip([(0, 2), (1, 0), (1, 1), (1, 2)], [5, 7, 63, 200], strict=True):
+        np.testing.assert_allclose(got[place], reference.position_encoding(position, 6), atol=2e-5)
+
+
+def test_embedding_is_scaled_going_in_and_not_going_out():
+    embedding = Embedding(7, 16, rngs=nnx.Rngs(0))
+    table = normal(7, 16)
+    embedding.table[...] = jnp.asarray(table)
+    tokens = np.array([[3, 0, 6], [1, 1, 2]])
+    np.testing.assert_allclose(embedding.embed(jnp.asarray(tokens)), table[tokens] * 4, rtol=1e-6)
+    x = normal(2, 3, 16)
+    np.testing.assert_allclose(embedding.logits(jnp.asarray(x)), x @ table.T, atol=1e-5)
+    assert embedding.logits(jnp.asarray(x, jnp.bfloat16)).dtype == jnp.float32
+
+
+def test_initial_spread():
+    """Embeddings have unit variance after scaling; matrices are Glorot's over all heads together."""
+    modules = [lambda rngs: Embedding(500, 64, rngs=rngs), lambda rngs: FeedForward(64, 200, rngs=rngs)]
+    table, feed_forward = (jit(lambda build=build: nnx.state(build(nnx.Rngs(0))))() for build in modules)
+    table = np.asarray(table["table"][...])
+    assert table.std() == pytest.approx(64**-0.5, rel=0.02) and abs(table.mean()) < 0.003
+    w1, b1, w2, b2 = (np.asarray(feed_forward[name][...]) for name in ("w1", "b1", "w2", "b2"))
+    for w in (w1, w2):
+        assert abs(w).max() == pytest.approx((6 / 264) ** 0.5, rel=0.01)
+        assert w.std() == pytest.approx((2 / 264) ** 0.5, rel=0.03)
+    assert not b1.any() and not b2.any()
+
+
+def layer_norm(kind, config_or_size, x):
+    norm = kind(config_or_size)
+    p = {"scale": normal(x.shape[-1]), "bias": normal(x.shape[-1])}
+    norm.scale[...], norm.bias[...] = jnp.asarray(p["scale"]), jnp.asarray(p["bias"])
+    return norm, p
+
+
+def test_layer_norm():
+    x = normal(2, 3, 8) * 5 + 3
+    norm, p = layer_norm(LayerNorm, 8, x)
+    np.testing.assert_allclose(norm(jnp.asarray(x)), reference.layer_norm(p, x.astype(np.float64)), atol=1e-5)
+    assert np.isfinite(np.asarray(norm(jnp.full((1, 1, 8), 7.0)))).all()
+
+
+def test_layer_norm_of_bfloat16_is_computed_in_float32():
+    x = jnp.asarray(normal(4, 64) * 0.5 + 100, jnp.bfloat16)  # spacing 0.5 there: bfloat16 sums would be far off
+    norm, p = layer_norm(LayerNorm, 64, x)
+    y = norm(x)
+    assert y.dtype == jnp.bfloat16
+    expected = reference.layer_norm(p, np.asarray(x, np.float64))
+    np.testing.assert_allclose(np.asarray(y, np.float64), expected, rtol=2**-8, atol=1e-5)
+
+
+@pytest.mark.parametrize("pre_norm", [False, True])
+def test_sublayer_norm_stands_where_the_config_says(pre_norm):
+    x, w = normal(2, 3, 8), normal(8, 8)
+    norm, p = layer_norm(SublayerNorm, ModelConfig(d_model=8, heads=1, pre_norm=pre_norm, dropout=0.5), x)
+    got = norm.leave(jnp.asarray(x), norm.enter(jnp.asarray(x)) @ w, None)
+    if pre_norm:
+        expected = x + reference.layer_norm(p, x) @ w
+    else:
+        expected = reference.layer_norm(p, x + x @ w)
+    np.testing.assert_allclose(got, expected, atol=2e-5)
+
+
+def test_feed_forward():
+    layer = FeedForward(6, 10, rngs=nnx.Rngs(0))
+    p = {"w1": normal(6, 10), "b1": normal(10), "w2": normal(10, 6), "b2": normal(6)}
+    for name, value in p.items():
+        getattr(layer, name)[...] = jnp.asarray(value)
+    x = normal(2, 3, 6)
+    np.testing.assert_allclose(layer(jnp.asarray(x)), reference.feed_forward(p, x), atol=1e-5)
+
+
+def test_product_contracts_last_axes_with_first():
+    x, w = normal(2, 5, 3, 4), normal(3, 4, 7)
+    np.testing.assert_allclose(product(x, w, axes=2), np.einsum("BTNH,NHD->BTD", x, w), atol=1e-5)
+    x, w = normal(2, 5, 4), normal(4, 3, 7)
+    np.testing.assert_allclose(product(x, w), np.einsum("BTD,DNH->BTNH", x, w), atol=1e-5)
+    assert product(jnp.asarray(x, jnp.bfloat16), jnp.asarray(w)).dtype == jnp.bfloat16
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.3, 0.5])
+@pytest.mark.parametrize("width", [64, 63])
+def test_dropout_rate_and_scale(rate, width):
+    x = jnp.full((60, 50, width), 2.0)
+    y = np.asarray(dropout(x, rate, jax.random.key(3)))
+    assert y.shape == x.shape and y.dtype == np.float32
+    kept = 2 / (1 - rate)
+    assert np.all((y == 0) | (abs(y - kept) < 1e-3))
+    # Five standard deviations of so many coins; also for each place of the last axis, over the others.
+    assert abs((y == 0).mean() - rate) < 5 * math.sqrt(rate * (1 - rate) / y.size) + 1e-5
+    assert abs((y == 0).mean(axis=(0, 1)) - rate).max() < 5 * math.sqrt(rate * (1 - rate) / 3000)
+    assert y.mean() == pytest.approx(2, rel=0.01)
+
+
+def test_dropout_elements_are_independent():
+    dropped = np.asarray(dropout(jnp.ones((400, 64)), 0.5, jax.random.key(0))) == 0
+    correlations = np.corrcoef(dropped.T)[~np.eye(64, dtype=bool)]  # of columns; two of them share a random word
+    assert abs(correlations).max() < 0.3
+    correlations = np.corrcoef(dropped)[~np.eye(400, dtype=bool)]
+    assert abs(correlations).max() < 0.75
+
+
+def test_dropout_without_a_key_or_a_rate_changes_nothing():
+    x = jnp.asarray(normal(3, 4))
+    assert dropout(x, 0.5, None) is x
+    assert dropout(x, 0.0, jax.random.key(0)) is x
+
+
+def test_dropout_depends_on_the_key_alone_and_keeps_the_type():
+    x = jnp.ones((8, 32), jnp.bfloat16)
+    first, again, other = (np.asarray(dropout(x, 0.5, jax.random.key(k)), np.float32) for k in (1, 1, 2))
+    assert (first == again).all() and (first != other).any()
+    assert dropout(x, 0.5, jax.random.key(1)).dtype == jnp.bfloat16
+
+
+def test_gradient_of_dropout_is_its_mask():
+    x = jnp.asarray(normal(8, 32)) + 10
+    y, grad = jax.value_and_grad(lambda x: dropout(x, 0.5, jax.random.key(1)).sum())(x)
+    assert set(np.unique(np.asarray(grad))) == {0.0, 2.0}
+    np.testing.assert_allclose((grad * x).sum(), y, rtol=1e-6)
+
+
+def test_fold_gives_different_keys_and_keeps_none():
+    key = jax.random.key(0)
+    assert fold(None, 3) is None
+    folded = {tuple(jax.random.key_data(k).tolist()) for k in (key, fold(key, 0), fold(key, 1), fold(fold(key, 0), 0))}
+    assert len(folded) == 4

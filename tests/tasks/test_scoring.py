@@ -1,0 +1,294 @@
+from __future__ import annotations
+
+import io
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import sacrebleu
+
+import transformer
+from transformer.checkpoint import Checkpoints
+from transformer.config import UserError
+from transformer.data.text import Corpora, Parallel
+from transformer.tasks import scoring
+from transformer.tasks.scoring import read_set, write_sets
+
+
+def lines(path: Path) -> list[str]:
+    return path.read_text().splitlines()
+
+
+def evaluate(call, *arguments: object) -> dict:
+    """The one JSON object that evaluate.py --json prints."""
+    done = call("evaluate.py", *arguments, "--json")
+    assert done.code == 0, done.err
+    assert done.out.count("\n") == 1  # one line on standard output, all else on standard error
+    return json.loads(done.out)
+
+
+def by_hand(workdir: Path, folder: Path, name: str, checkpoint: str | None = None) -> tuple[float, float]:
+    """BLEU and chrF of sacrebleu on what the Python interface translates."""
+    hypotheses = transformer.Translator.load(str(workdir), checkpoint).translate(lines(folder / f"{name}.en"))
+    references = [lines(folder / f"{name}.de")]
+    return sacrebleu.corpus_bleu(hypotheses, references).score, sacrebleu.corpus_chrf(hypotheses, references).score
+
+
+# ---- evaluate.py ----------------------------------------------------------------------------------------------------
+
+
+def test_evaluate_scores_the_test_set_with_the_best_checkpoint(call, trained: Path, tiny) -> None:
+    result = evaluate(call, "--workdir", trained)
+    assert (result["bleu"], result["chrf"]) == by_hand(trained, tiny.folder, "test", "best")
+    assert result["bleu"] > 1
+    assert result["test_set"] == "test.en"
+    assert result["sentences"] == 20
+    assert result["checkpoint"] == str(Checkpoints(trained).best())
+    version = sacrebleu.__version__
+    assert result["signature"] == f"nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp|version:{version}"
+    assert result["chrf_signature"] == f"nrefs:1|case:mixed|eff:yes|nc:6|nw:0|space:no|version:{version}"
+    assert result["decode"]["beam_size"] == 2
+
+
+def test_the_commands_agree(call, trained: Path, tiny, monkeypatch) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO((tiny.folder / "test.en").read_bytes())))
+    done = call("transformer", "translate", trained, "--checkpoint", "last")
+    assert done.code == 0, done.err
+    hypotheses = done.out.split("\n")[:-1]
+    assert len(hypotheses) == 20
+    score = sacrebleu.corpus_bleu(hypotheses, [lines(tiny.folder / "test.de")]).score
+    assert evaluate(call, "--workdir", trained, "--checkpoint", "last")["bleu"] == score
+
+
+def test_evaluate_other_files_and_other_checkpoints(call, trained: Path, tiny) -> None:
+    dev = ("--source", tiny.folder / "dev.en", "--reference", tiny.folder / "dev.de")
+    logged = {}
+    for line in (trained / "metrics.jsonl").read_text().splitlines():
+        entry = json.loads(line)
+        logged |= {entry["step"]: entry["dev_bleu"]} if "dev_bleu" in entry else {}
+    for checkpoint, step in (("last", 120), ("80", 80), ("best", Checkpoints(trained).best())):
+        result = evaluate(call, "--workdir", trained, *dev, "--checkpoint", checkpoint)
+        assert result["checkpoint"] == str(step)
+        assert result["test_set"] == "dev.en"
+        assert result["bleu"] == logged[step]  # the same code as during training
+
+
+def test_decoding_options_override_the_workdirs(call, trained: Path, tiny) -> None:
+    result = evaluate(call, "--workdir", trained, "--decode.beam_size", 1, "--decode.length_penalty", 0)
+    assert (result["decode"]["beam_size"], result["decode"]["length_penalty"]) == (1, 0.0)
+    assert result["decode"]["max_extra_length"] == 5
+    greedy = transformer.DecodeConfig(beam_size=1, length_penalty=0.0, max_extra_length=5, max_source_length=30)
+    translator = transformer.Translator.load(str(trained), config=greedy)
+    hypotheses = translator.translate(lines(tiny.folder / "test.en"))
+    assert result["bleu"] == sacrebleu.corpus_bleu(hypotheses, [lines(tiny.folder / "test.de")]).score
+
+
+def test_without_a_test_set_dev_is_scored_and_named(call, workdir: Path, tiny) -> None:
+    known = json.loads((workdir / "sets/sets.json").read_text())
+    del known["test"]
+    (workdir / "sets/sets.json").write_text(json.dumps(known))
+    result = evaluate(call, "--workdir", workdir)
+    assert result["test_set"] == "dev.en"
+    assert (result["bleu"], result["chrf"]) == by_hand(workdir, tiny.folder, "dev")
+    shutil.rmtree(workdir / "sets")
+    done = call("evaluate.py", "--workdir", workdir)
+    assert (done.code, done.out) == (2, "")
+    assert "has no test or dev set; give --source FILE --reference FILE" in done.err
+
+
+def test_a_workdir_is_scored_wherever_it_lies(call, workdir: Path, tmp_path: Path, monkeypatch) -> None:
+    expected = evaluate(call, "--workdir", workdir)
+    elsewhere = tmp_path / "else/where"
+    elsewhere.parent.mkdir()
+    workdir.rename(elsewhere)
+    # Where it was trained, and on what, counts no more.
+    monkeypatch.setattr(scoring, "read_sides", lambda *_: pytest.fail("the text was asked for"))
+    monkeypatch.chdir(elsewhere.parent)
+    assert evaluate(call, "--workdir", "where") == expected
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ("--sourc x", "unknown option --sourc; did you mean --source"),
+        ("--decode.beam 3", "did you mean --decode.beam_size"),
+        ("--decode.beam_size 0", "decode.beam_size = 0: must be at least 1"),
+        ("--train.steps 3", "unknown option --train.steps"),
+        ("--checkpoint average", "no average yet; make one with: python -m transformer average"),
+        ("--checkpoint 7", "--checkpoint 7: not in"),
+        ("--against nowhere", "nowhere: no complete checkpoint there"),
+        ("--source nowhere.en --reference nowhere.de", "nowhere.en: no such file"),
+        ("--source {folder}/dev.en --reference {folder}/train.de", "dev.en has 20 lines but"),
+    ],
+)
+def test_mistakes_are_told_before_anything_is_translated(call, trained, tiny, monkeypatch, arguments, told) -> None:
+    monkeypatch.setattr(transformer.Translator, "translate", lambda *_: pytest.fail("translated"))
+    done = call("evaluate.py", "--workdir", trained, *arguments.format(folder=tiny.folder).split())
+    assert (done.code, done.out) == (2, "")
+    assert done.err.startswith("error: ")
+    assert done.err.count("\n") == 1
+    assert told in done.err
+
+
+def test_a_damaged_checkpoint_is_named_and_another_can_be_chosen(call, workdir: Path) -> None:
+    best = Checkpoints(workdir).best()
+    data = max((workdir / f"checkpoints/{best:08d}/state").rglob("*"), key=lambda path: path.stat().st_size)
+    content = bytearray(data.read_bytes())
+    content[len(content) // 2] ^= 4
+    data.write_bytes(content)
+    done = call("evaluate.py", "--workdir", workdir, "--json")
+    assert (done.code, done.out) == (2, "")
+    assert "Traceback" not in done.err
+    assert f"error: {data} is not as it was written: this checkpoint is damaged; choose another" in done.err
+    assert evaluate(call, "--workdir", workdir, "--checkpoint", 100)["checkpoint"] == "100"
+
+
+def test_people_get_lines(call, trained: Path) -> None:
+    done = call("evaluate.py", "--workdir", trained)
+    result = evaluate(call, "--workdir", trained)
+    told = done.out.splitlines()
+    assert told[0] == f"test.en: 20 sentences, checkpoint {result['checkpoint']}"
+    assert told[1] == f"BLEU {result['bleu']:.2f}   {result['signature']}"
+    assert told[2] == f"chrF {result['chrf']:.2f}   {result['chrf_signature']}"
+    assert told[3].startswith(
+        f"{result['bleu_tokenized_compound_split']:.2f}   BLEU of tokenised text, compounds split"
+    )
+    assert "not comparable" in told[3]
+    assert len(told) == 4
+
+
+def test_the_papers_number_is_for_english_german_only(call, workdir: Path) -> None:
+    assert "bleu_tokenized_compound_split" in evaluate(call, "--workdir", workdir)
+    step = Checkpoints(workdir).best()
+    for languages in (("en", "fr"), ("de", "en")):
+        config = workdir / f"checkpoints/{step:08d}/config.json"
+        values = json.loads(config.read_text())
+        values["data"]["languages"] = languages
+        config.write_text(json.dumps(values))
+        resign(config)
+        assert "bleu_tokenized_compound_split" not in evaluate(call, "--workdir", workdir)
+
+
+def resign(config: Path) -> None:
+    """As if the checkpoint had been saved with this config."""
+    import hashlib
+
+    manifest = json.loads((config.parent / "manifest.json").read_text())
+    content = config.read_bytes()
+    manifest["config.json"] = {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    (config.parent / "manifest.json").write_text(json.dumps(manifest))
+
+
+# ---- Two systems ----------------------------------------------------------------------------------------------------
+
+
+def test_against_another_workdir(call, trained: Path, workdir: Path, tiny) -> None:
+    # The other is an earlier checkpoint, and decodes greedily, as its own config says.
+    for step in (100, 120):
+        shutil.rmtree(workdir / f"checkpoints/{step:08d}")
+    config = workdir / "checkpoints/00000080/config.json"
+    values = json.loads(config.read_text())
+    values["decode"]["beam_size"] = 1
+    config.write_text(json.dumps(values))
+    resign(config)
+    result = evaluate(call, "--workdir", trained, "--against", workdir)
+    alone = evaluate(call, "--workdir", workdir)
+    assert alone["decode"]["beam_size"] == 1
+    test = result["against"]
+    assert (test["workdir"], test["checkpoint"]) == (str(workdir), "80")
+    baseline, ours = test["rows"]
+    assert (baseline["system"], ours["system"]) == (str(workdir), str(trained))
+    assert baseline["bleu"] == pytest.approx(alone["bleu"])
+    assert ours["bleu"] == pytest.approx(result["bleu"])
+    assert baseline["p_value"] is None
+    assert 0 < ours["p_value"] <= 1
+    assert "bs:1000|seed:12345" in test["signature"]
+    told = call("evaluate.py", "--workdir", trained, "--against", workdir).out.splitlines()
+    assert told[-1] == test["signature"]
+    assert told[-2].startswith(f"{trained}: BLEU {ours['bleu']:.2f} (mean ")
+    assert told[-2].endswith(f", p = {ours['p_value']:.4f}")
+    assert ", p = " not in told[-3]
+
+
+def test_against_itself_there_is_no_difference(call, trained: Path) -> None:
+    baseline, ours = evaluate(call, "--workdir", trained, "--against", trained)["against"]["rows"]
+    assert ours["bleu"] == baseline["bleu"]
+    assert ours["p_value"] is baseline["p_value"] is None
+
+
+# ---- The average ----------------------------------------------------------------------------------------------------
+
+
+def test_average_tells_both_scores_and_becomes_the_default(call, workdir: Path, tiny) -> None:
+    before = by_hand(workdir, tiny.folder, "dev", "last")[0]
+    done = call("transformer", "average", workdir, "--last", 2)
+    assert done.code == 0, done.err
+    after = by_hand(workdir, tiny.folder, "dev")[0]
+    signature = f"nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp|version:{sacrebleu.__version__}"
+    assert done.out.splitlines() == [
+        "averaged 2 checkpoints: 100, 120",
+        f"BLEU on dev.en, before, step 120: {before:.2f}   {signature}",
+        f"BLEU on dev.en, after: {after:.2f}   {signature}",
+    ]
+    assert after != before
+    result = evaluate(call, "--workdir", workdir)
+    assert (result["checkpoint"], result["averaged_steps"]) == ("average", [100, 120])
+    checkpoints = Checkpoints(workdir)
+    _, params = transformer.load(str(workdir))
+    mean = jax.tree.map(lambda a, b: (np.float64(a) + b) / 2, checkpoints.params(100), checkpoints.params(120))
+    for ours, exact in zip(jax.tree.leaves(params), jax.tree.leaves(mean), strict=True):
+        np.testing.assert_allclose(ours, exact, rtol=1e-6)
+    assert evaluate(call, "--workdir", workdir, "--checkpoint", "best")["checkpoint"] == str(checkpoints.best())
+
+
+def test_average_of_more_than_there_are_says_so(call, workdir: Path) -> None:
+    shutil.rmtree(workdir / "sets")
+    done = call("transformer", "average", workdir)  # the last 5
+    assert done.code == 0
+    assert done.out.splitlines() == ["averaged 3 checkpoints: 80, 100, 120", "no development set to score it on"]
+    assert "warning: only 3 checkpoints are there; train.keep_last says how many are kept" in done.err
+
+
+# ---- Dev and test as files ------------------------------------------------------------------------------------------
+
+
+def test_sets_are_copied_line_by_line_and_their_digests_told(tmp_path: Path, caplog) -> None:
+    import hashlib
+    import logging
+
+    from etils import epath
+
+    # Only a line feed ends a line.
+    source, target = "eins\x85\nzwei drei\n\nvier\r\n", "one\nt\x0cwo\n\nfour\n"
+    (tmp_path / "a.de").write_bytes(source.encode())
+    (tmp_path / "a.en").write_bytes(target.encode())
+    texts = Corpora((), None, Parallel(str(tmp_path / "a.de"), str(tmp_path / "a.en")), "", "a.de")
+    caplog.set_level(logging.INFO, "transformer")
+    write_sets(epath.Path(tmp_path / "run"), texts, ("", ""))
+    assert (tmp_path / "run/sets/test.reference").read_bytes() == target.encode()
+    assert (tmp_path / "run/sets/test.source").read_bytes() == source.replace("\r", "").encode()
+    name, sources, references = read_set(str(tmp_path / "run"))
+    assert (name, len(sources), len(references)) == ("a.de", 4, 4)
+    assert sources == ["eins\x85", "zwei drei", "", "vier"]
+    digest = hashlib.sha256(target.encode()).hexdigest()
+    assert f"test set    a.de, reference: 4 lines, sha256 {digest}" in caplog.messages
+    with pytest.raises(UserError, match="has no test or dev set"):
+        read_set(str(tmp_path / "run"), "dev")
+
+
+def test_in_python(trained: Path, tiny) -> None:
+    translator = transformer.Translator.load(str(trained))
+    sentences = lines(tiny.folder / "test.en")
+    assert translator.translate([]) == []
+    translations = translator.translate(sentences)
+    assert len(translations) == 20
+    model, params = transformer.load(str(trained), "best")
+    assert transformer.Translator(model, params, translator.tokenizer, translator.config).translate(sentences) == (
+        translations
+    )
+    with pytest.raises(transformer.UserError, match="no complete checkpoint"):
+        transformer.Translator.load(str(trained / "nowhere"))

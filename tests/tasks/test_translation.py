@@ -1,0 +1,168 @@
+from __future__ import annotations
+
+import dataclasses
+import logging
+import shutil
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import sacrebleu
+from quick import jit
+
+import transformer
+from transformer.checkpoint import Checkpoints
+from transformer.command_line import config_file
+from transformer.config import Config, MeshConfig
+from transformer.data.tokenizer import BOS, EOS
+from transformer.inference.translator import Translator
+from transformer.tasks.translation import Translation, compound_split_bleu
+from transformer.training.sharding import make_mesh
+
+MESH = make_mesh(MeshConfig(), jax.devices()[:1])
+
+
+def lines(path: Path) -> list[str]:
+    return path.read_text().splitlines()
+
+
+@pytest.fixture(scope="module")
+def config(tiny) -> Config:
+    return config_file(tiny.config)
+
+
+@pytest.fixture(scope="module")
+def task(trained: Path, config: Config) -> Translation:
+    """The task of the finished run."""
+    return Translation.build(config, str(trained))
+
+
+@pytest.fixture(scope="module")
+def scores(task: Translation, trained: Path) -> dict[str, float]:
+    """What evaluation during training finds for the last parameters."""
+    return dict(task.evaluate(Checkpoints(trained).params(120), MESH))
+
+
+def log_probabilities(task: Translation, params, source: str, target: str) -> np.ndarray:
+    """Of each target piece, eos included, one sentence at a time and without padding."""
+    (source_ids,), (target_ids,) = task.pieces.encode([source]), task.pieces.encode([target])
+    logits = task.model.apply(params, np.array([[*source_ids, EOS]]), np.array([[BOS, *target_ids]]))
+    log_probs = np.asarray(jax.nn.log_softmax(np.float64(logits[0])))
+    return log_probs[np.arange(len(target_ids) + 1), [*target_ids, EOS]]
+
+
+def test_dev_loss_is_unsmoothed_per_target_piece_with_eos(task, tiny, trained: Path, scores) -> None:
+    params, jitted = Checkpoints(trained).params(120), jit(task.model.apply)
+    pairs = zip(lines(tiny.folder / "dev.en"), lines(tiny.folder / "dev.de"), strict=True)
+    task = Translation(task.config, task.pieces, task.texts)
+    task.model = type("Model", (), {"apply": staticmethod(jitted)})
+    found = np.concatenate([log_probabilities(task, params, *pair) for pair in pairs])
+    assert len(found) > 100
+    assert scores["dev_loss"] == pytest.approx(-found.mean(), rel=1e-5)
+    assert scores["dev_perplexity"] == pytest.approx(np.exp(-found.mean()), rel=1e-5)
+
+
+def test_dev_scores_are_sacrebleus(task, tiny, trained: Path, scores) -> None:
+    references = lines(tiny.folder / "dev.de")
+    hypotheses = transformer.Translator.load(str(trained), "last").translate(lines(tiny.folder / "dev.en"))
+    assert scores["dev_bleu"] == sacrebleu.corpus_bleu(hypotheses, [references]).score
+    assert scores["dev_chrf"] == sacrebleu.corpus_chrf(hypotheses, [references]).score
+    assert scores["dev_bleu"] > 1  # of nothing, anything would do
+
+
+def test_eval_sentences_limits_what_is_translated_not_the_loss(task, trained: Path, scores, monkeypatch) -> None:
+    asked = []
+    monkeypatch.setattr(
+        Translator, "translate", lambda self, texts, **_: asked.append(list(texts)) or ["x"] * len(texts)
+    )
+    limited = Translation(
+        dataclasses.replace(task.config, train=dataclasses.replace(task.config.train, eval_sentences=3)),
+        *(task.pieces, task.texts),
+    )
+    found = dict(limited.evaluate(Checkpoints(trained).params(120), MESH))
+    assert [len(texts) for texts in asked] == [3]
+    assert found["dev_loss"] == pytest.approx(scores["dev_loss"], rel=1e-6)
+
+
+def test_five_samples_are_shown_always_the_same(task, tiny, trained: Path, caplog, monkeypatch) -> None:
+    caplog.set_level(logging.INFO, "transformer")
+    shown = []
+    for prefix in ("first ", "second "):
+        monkeypatch.setattr(Translator, "translate", lambda self, texts, prefix=prefix: [prefix + t for t in texts])
+        caplog.clear()
+        list(task.evaluate(Checkpoints(trained).params(120), MESH))
+        shown.append([message.split("\n") for message in caplog.messages if "hypothesis" in message])
+    sources, references = lines(tiny.folder / "dev.en"), lines(tiny.folder / "dev.de")
+    assert len(shown[0]) == 5
+    for one, other in zip(*shown, strict=True):
+        source = one[0].removeprefix("  source      ")
+        assert one[1] == f"  reference   {references[sources.index(source)]}"
+        assert one[2] == f"  hypothesis  first {source}"
+        assert other == [one[0], one[1], f"  hypothesis  second {source}", ""]
+    # From beginning to end of the set.
+    places = [sources.index(one[0].removeprefix("  source      ")) for one in shown[0]]
+    assert (places[0], places[-1]) == (0, len(sources) - 1)
+    assert places == sorted(set(places))
+
+
+@pytest.mark.parametrize(("same", "warned"), [(11, True), (10, False)])
+def test_a_warning_when_most_outputs_are_the_same(task, trained, caplog, monkeypatch, same: int, warned: bool) -> None:
+    outputs = ["das ist"] * same + [f"Satz {i}" for i in range(20 - same)]
+    monkeypatch.setattr(Translator, "translate", lambda self, texts: outputs)
+    list(task.evaluate(Checkpoints(trained).params(120), MESH))
+    told = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+    assert told == (["11 of 20 translations are the same: 'das ist'"] if warned else [])
+
+
+def test_the_loss_counts_what_is_no_padding(task, trained: Path) -> None:
+    params = Checkpoints(trained).params(120)
+    batch = {"source": np.array([[9, 2, 0, 0], [9, 8, 7, 2]]), "target": np.array([[5, 6, 2, 0, 0], [5, 2, 0, 0, 0]])}
+    total, sums = jit(lambda params: task.loss(params, batch, None))(params)
+    assert float(sums["weight"]) == 5
+    assert float(sums["tokens"]) == 5 + 6
+    # bos first, each piece predicted from those before it; ε = 0.1 of the weight spread over all 400 pieces.
+    expected = nll = 0.0
+    for source, target in (([9, 2], [5, 6, 2]), ([9, 8, 7, 2], [5, 2])):
+        logits = jit(task.model.apply)(params, np.array([source]), np.array([[BOS, *target[:-1]]]))
+        log_probs = np.asarray(jax.nn.log_softmax(logits[0]), np.float64)
+        nll -= log_probs[np.arange(len(target)), target].sum()
+        expected -= 0.9 * log_probs[np.arange(len(target)), target].sum() + 0.1 * log_probs.mean(1).sum()
+    assert float(total) == pytest.approx(expected, rel=1e-5)
+    assert float(sums["nll"]) == pytest.approx(nll, rel=1e-5)
+
+
+def test_data_digest_follows_text_and_tokenizer(task, tiny, config, tmp_path: Path) -> None:
+    def digest(folder: Path, **changes) -> str:
+        data = dataclasses.replace(
+            config.data, source=(f"{folder}/train.en",), target=(f"{folder}/train.de",), **changes
+        )
+        return Translation.build(dataclasses.replace(config, data=data)).data_digest()
+
+    moved = Path(shutil.copytree(tiny.folder, tmp_path / "moved"))
+    tokenizer = {"tokenizer": str(tmp_path / "tokenizer.model")}
+    (tmp_path / "tokenizer.model").write_bytes(task.pieces.model)
+    assert digest(moved) == digest(moved, **tokenizer) == task.data_digest()
+    assert digest(moved, vocab_size=390) != task.data_digest()
+    text = lines(moved / "train.de")
+    (moved / "train.de").write_text("\n".join([text[1], text[0], *text[2:]]) + "\n")
+    assert digest(moved, **tokenizer) != task.data_digest()
+
+
+def test_compound_split_bleu_by_hand() -> None:
+    # "a-b" counts as three tokens: a ##AT##-##AT## b.
+    hypothesis, reference = ["der rot-grüne Vogel sieht das alte Haus ."], ["der rot-blaue Vogel sieht das alte Haus ."]
+    hypothesis_split = "der rot ##AT##-##AT## grüne Vogel sieht das alte Haus ."
+    reference_split = "der rot ##AT##-##AT## blaue Vogel sieht das alte Haus ."
+    assert len(hypothesis_split.split()) == 10
+    # One token of ten differs: it touches 1 of 10 unigrams, 2 of 9 bigrams, 3 of 8 trigrams and 4 of 7 4-grams.
+    by_hand = 100 * (9 / 10 * 7 / 9 * 5 / 8 * 3 / 7) ** (1 / 4)
+    assert compound_split_bleu(hypothesis, reference) == pytest.approx(by_hand)
+    split = sacrebleu.BLEU(tokenize="none", force=True).corpus_score([hypothesis_split], [[reference_split]]).score
+    assert compound_split_bleu(hypothesis, reference) == pytest.approx(split)
+    # Without the split one token of eight differs.
+    whole = 100 * (7 / 8 * 5 / 7 * 4 / 6 * 3 / 5) ** (1 / 4)
+    assert sacrebleu.corpus_bleu(hypothesis, [reference]).score == pytest.approx(whole)
+    # Dashes between words are no compounds, and punctuation is tokenised as ever.
+    assert compound_split_bleu(["er - ja, er - kam."], ["er - ja , er - kam ."]) == pytest.approx(100)
+    assert compound_split_bleu(["a-b-c d e f"], ["a - b - c d e f"]) < 100

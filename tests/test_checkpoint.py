@@ -1,0 +1,384 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from etils import epath
+from quick import jit
+
+import transformer.checkpoint
+from transformer.checkpoint import Checkpoints, load, replace, with_sharding
+from transformer.config import Config, MeshConfig, ModelConfig, UserError, to_json
+from transformer.model import encoder_decoder
+from transformer.training.loop import restore
+from transformer.training.sharding import make_mesh
+from transformer.training.step import TrainState, init_state
+
+CONFIG = Config(model=ModelConfig(encoder_layers=1, decoder_layers=1, d_model=8, d_ff=8, heads=2))
+MODEL = encoder_decoder(CONFIG.model, 20)
+ABSTRACT = jax.eval_shape(lambda: init_state(MODEL.init, optax.adam(1e-3), 0))
+FILES = {"config.json": to_json(CONFIG).encode(), "tokenizer.model": b"pieces", "tokenizer.sha256": b"digest\n"}
+MESH = make_mesh(MeshConfig(), jax.devices()[:1])
+
+
+def state(step: int) -> TrainState:
+    """A state of which every number differs from step to step."""
+    rng = np.random.default_rng(step)
+    full = jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape).astype(x.dtype)), ABSTRACT)
+    return TrainState(jnp.int32(step), full.params, full.optimizer)
+
+
+def save(checkpoints: Checkpoints, step: int, bleu: float | None = None, wait: bool = True, **keep: Any) -> TrainState:
+    made = state(step)
+    progress = {"step": step, "dev_bleu": bleu, "vocab_size": 20}
+    items = {"params": made.params, "optimizer": made.optimizer}
+    checkpoints.save(step, items, progress=progress, files=FILES, **keep)
+    if wait:
+        checkpoints.wait()
+    return made
+
+
+def resumed(checkpoints: Checkpoints) -> tuple[TrainState | None, dict]:
+    """What training would go on from."""
+    return restore(checkpoints, ABSTRACT, MESH)
+
+
+def equal(one: Any, other: Any) -> bool:
+    return all(jax.tree.leaves(jax.tree.map(lambda a, b: np.array_equal(a, b) and a.dtype == b.dtype, one, other)))
+
+
+def files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+@pytest.fixture
+def checkpoints(tmp_path: Path) -> Checkpoints:
+    return Checkpoints(tmp_path / "run")
+
+
+@pytest.fixture
+def folder(checkpoints: Checkpoints) -> Path:
+    return Path(checkpoints.folder)
+
+
+# ---- Save and restore -----------------------------------------------------------------------------------------------
+
+
+def test_what_is_saved_comes_back_bit_for_bit(checkpoints, folder: Path) -> None:
+    made = save(checkpoints, 7, 12.5)
+    back, progress = resumed(checkpoints)
+    assert equal(back, made)
+    assert int(back.step) == 7
+    assert progress == {"step": 7, "dev_bleu": 12.5, "vocab_size": 20}
+    assert checkpoints.config(7) == CONFIG
+    assert (folder / "00000007/tokenizer.model").read_bytes() == b"pieces"
+    manifest = json.loads((folder / "00000007/manifest.json").read_text())
+    on_disk = {str(path.relative_to(folder / "00000007")): path.stat().st_size for path in files(folder / "00000007")}
+    assert on_disk.pop("manifest.json")
+    assert {name: entry["size"] for name, entry in manifest.items()} == on_disk
+    assert {"config.json", "progress.json", "tokenizer.model", "tokenizer.sha256"} < set(manifest)
+    assert any(name.startswith("state/optimizer/") for name in manifest)
+
+
+def test_a_save_survives_that_its_arrays_are_given_away(checkpoints) -> None:
+    # As training does: the next update takes over the buffers while the save is still going on.
+    made = state(3)
+    expected = jax.tree.map(np.array, made)
+    overwrite = jax.jit(lambda tree: jax.tree.map(lambda x: x * 0 - 1, tree), donate_argnums=0)
+    progress = {"step": 3, "dev_bleu": None, "vocab_size": 20, "interval": {"loss": 1.5, "updates": 2}}
+    checkpoints.save(3, {"params": made.params, "optimizer": made.optimizer}, progress=progress, files=FILES)
+    overwritten = overwrite(made)
+    progress["interval"].pop("updates")  # training counts on, too
+    progress["step"] = 4
+    checkpoints.wait()
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(made))
+    assert not equal(overwritten.params, expected.params)
+    back, progress = resumed(checkpoints)
+    assert equal(back, expected)
+    assert (progress["step"], progress["interval"]) == (3, {"loss": 1.5, "updates": 2})
+
+
+def test_a_save_that_did_not_end_is_passed_over_and_made_anew(checkpoints, folder: Path) -> None:
+    save(checkpoints, 5)
+    save(checkpoints, 10)
+    (folder / "00000010/manifest.json").unlink()  # what is written last
+    (folder / "00000099").mkdir()
+    (folder / "00000042/state.orbax-checkpoint-tmp").mkdir(parents=True)
+    (folder / "notes").mkdir()
+    (folder / "12.tmp").write_text("")
+    assert checkpoints.steps() == [5]
+    assert checkpoints.choose("last") == 5
+    assert int(resumed(checkpoints)[0].step) == 5
+    made = save(checkpoints, 10)
+    assert checkpoints.steps() == [5, 10]
+    assert equal(resumed(checkpoints)[0], made)
+
+
+def test_a_failing_save_is_told_by_the_next_wait(checkpoints, folder: Path, monkeypatch) -> None:
+    save(checkpoints, 5)
+
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(transformer.checkpoint, "_digest", full)
+    save(checkpoints, 10, wait=False)
+    with pytest.raises(UserError, match=r"failed \(.*No space left on device\); make room"):
+        checkpoints.wait()
+    checkpoints.wait()  # told once
+    assert checkpoints.steps() == [5]
+
+
+def test_a_workdir_may_be_relative_or_a_bucket(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    checkpoints = Checkpoints("runs/mine")
+    made = save(checkpoints, 1)
+    assert equal(resumed(Checkpoints("runs/mine"))[0], made)
+    assert (tmp_path / "runs/mine/checkpoints/00000001/manifest.json").exists()
+    monkeypatch.setattr(type(checkpoints.folder), "exists", lambda self: False)  # without asking for it
+    assert str(Checkpoints("gs://bucket/mine").folder) == "gs://bucket/mine/checkpoints"
+
+
+# ---- Damage ---------------------------------------------------------------------------------------------------------
+
+
+def flip(path: Path) -> None:
+    """Change one bit in the middle of a file."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def test_one_flipped_bit_in_any_file_is_found(checkpoints, folder: Path, tmp_path: Path) -> None:
+    save(checkpoints, 1, 3.0)
+    whole = shutil.copytree(folder / "00000001", tmp_path / "whole")
+    damaged = [path.relative_to(whole) for path in files(whole) if path.stat().st_size]
+    assert len(damaged) > 10
+    for name in damaged:
+        flip(folder / "00000001" / name)
+        wrong = checkpoints.verify(1)
+        assert wrong, name
+        if name.name != "manifest.json":
+            assert str(name) in wrong
+        with pytest.raises(UserError, match="this checkpoint is damaged; choose another"):
+            checkpoints.restore(1, {"params": MODEL.abstract_params})
+        shutil.copy(whole / name, folder / "00000001" / name)
+    assert checkpoints.verify(1) is None
+
+
+@pytest.mark.parametrize("harm", ["flipped", "truncated", "missing", "no JSON"])
+def test_training_goes_back_to_the_last_whole_checkpoint(checkpoints, folder: Path, harm: str, caplog) -> None:
+    made = save(checkpoints, 5)
+    for step in (10, 15):
+        save(checkpoints, step)
+        largest = max(files(folder / f"{step:08d}" / "state"), key=lambda path: path.stat().st_size)
+        if harm == "flipped":
+            flip(largest)
+        elif harm == "truncated":
+            largest.write_bytes(largest.read_bytes()[:-1])
+        elif harm == "missing":
+            largest.unlink()
+        else:
+            (folder / f"{step:08d}" / "manifest.json").write_text("{")
+    back, progress = resumed(checkpoints)
+    assert (int(back.step), progress["step"]) == (5, 5)
+    assert equal(back, made)
+    assert len([record for record in caplog.records if "going back to the checkpoint before" in record.message]) == 2
+    # What is damaged no longer counts: not as the last one, nor among those that are kept.
+    assert checkpoints.steps() == [5]
+    save(checkpoints, 7, keep_last=2)
+    assert checkpoints.steps() == [5, 7]
+
+
+def test_nothing_whole_is_nothing(checkpoints, folder: Path) -> None:
+    assert resumed(checkpoints) == (None, {})
+    save(checkpoints, 5)
+    flip(folder / "00000005/tokenizer.model")
+    assert resumed(checkpoints) == (None, {})
+
+
+@pytest.mark.parametrize("file", ["progress.json", "config.json"])
+@pytest.mark.parametrize("harm", ["missing", "no JSON", "no text"])
+def test_damaged_files_beside_the_arrays_are_told_in_one_line(checkpoints, folder: Path, file: str, harm: str) -> None:
+    save(checkpoints, 5)
+    if harm == "missing":
+        (folder / "00000005" / file).unlink()
+    else:
+        (folder / "00000005" / file).write_bytes(b'{"step":' if harm == "no JSON" else b"\xff\xfe")
+    with pytest.raises(UserError) as error:
+        load(str(folder.parent), "last")
+    assert f"00000005/{file} cannot be read (" in str(error.value)
+    assert "choose another with --checkpoint" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"d_ff": 16}, r"feed_forward/b1 is \(8,\) there and \(16,\) here"),
+        ({"decoder_layers": 2}, r"decoder/layers/1/\S+ is missing there and \(.+\) here"),
+        ({"tied_embeddings": "target"}, r"target_embedding/table is missing there and \(20, 8\) here"),
+    ],
+)
+def test_parameters_that_do_not_fit_are_told_in_one_line(checkpoints, change: dict, told: str, caplog) -> None:
+    save(checkpoints, 5)
+    other = encoder_decoder(dataclasses.replace(CONFIG.model, **change), 20).abstract_params
+    with pytest.raises(UserError, match=f"00000005 does not fit the model: .*{told}"):
+        checkpoints.restore(5, {"params": with_sharding(other, jax.sharding.SingleDeviceSharding(jax.devices()[0]))})
+    assert caplog.records == []
+
+
+def test_replace_leaves_the_old_file_or_the_new_one(tmp_path: Path, monkeypatch) -> None:
+    path = epath.Path(tmp_path / "some/file")
+    replace(path, b"old")
+    assert path.read_bytes() == b"old"
+    before = path.stat()
+    replace(path, b"old")
+    assert path.stat() == before  # left alone
+
+    def cut_off(self: Any, content: bytes) -> None:
+        Path(self).write_bytes(content[:2])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(type(path), "write_bytes", cut_off)
+    with pytest.raises(KeyboardInterrupt):
+        replace(path, b"newer")
+    assert path.read_bytes() == b"old"
+    monkeypatch.undo()
+    replace(path, b"newer")
+    assert path.read_bytes() == b"newer"
+    assert [p.name for p in (tmp_path / "some").iterdir()] == ["file"]
+
+
+# ---- Which are kept, which is taken ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("keep", "kept"),
+    [
+        ({"keep_last": 2}, [30, 50, 60]),  # 30 is the best
+        ({"keep_last": 1, "keep_every": 20}, [20, 30, 40, 60]),
+        ({"keep_last": 9}, [10, 20, 30, 40, 50, 60]),
+        ({}, [10, 20, 30, 40, 50, 60]),
+    ],
+)
+def test_the_last_the_best_and_every_nth_are_kept(checkpoints, folder: Path, keep: dict, kept: list[int]) -> None:
+    scores = {10: 1.0, 20: None, 30: 9.0, 40: 9.0, 50: None, 60: 8.0}
+    for step, bleu in scores.items():
+        save(checkpoints, step, bleu, **keep)
+    assert checkpoints.steps() == kept
+    assert sorted(int(path.name) for path in folder.iterdir()) == kept  # the others are gone
+    assert checkpoints.best() == 30  # the earliest of equals
+    assert all(checkpoints.verify(step) is None for step in kept)
+
+
+def test_choose(checkpoints, folder: Path) -> None:
+    run = folder.parent
+    with pytest.raises(UserError, match="no complete checkpoint there; train first"):
+        checkpoints.choose()
+    save(checkpoints, 10)
+    assert checkpoints.choose() == 10  # never evaluated: the last
+    save(checkpoints, 20)
+    assert checkpoints.choose() == 20
+    with pytest.raises(UserError, match="use --checkpoint last"):
+        checkpoints.choose("best")
+    save(checkpoints, 30, 5.0)
+    save(checkpoints, 40, 4.0)
+    assert checkpoints.choose() == checkpoints.choose("best") == 30
+    assert checkpoints.choose("last") == 40
+    assert checkpoints.choose("20") == checkpoints.choose("00000020") == 20
+    for wrong in ("25", "lst", "-1"):
+        with pytest.raises(UserError, match=f"--checkpoint {wrong}: not in .*; it has 10, 20, 30, 40, best, last"):
+            checkpoints.choose(wrong)
+    with pytest.raises(UserError, match=f"no average yet; make one with: python -m transformer average {run}"):
+        checkpoints.choose("average")
+    checkpoints.average(2)
+    assert checkpoints.choose() == checkpoints.choose("average") == "average"
+    assert checkpoints.choose("best") == 30
+    assert checkpoints.choose("last") == 40
+
+
+# ---- The average ----------------------------------------------------------------------------------------------------
+
+
+def test_the_average_is_the_mean_of_the_last_ones(checkpoints, folder: Path) -> None:
+    made = [save(checkpoints, step, 1.0) for step in (10, 20, 30, 40)]
+
+    def is_mean_of(states: list[TrainState]) -> None:
+        mean = jax.tree.map(lambda *xs: np.mean(np.stack(xs, dtype=np.float64), 0), *[s.params for s in states])
+        ours = checkpoints.params("average")
+        for one, exact in zip(jax.tree.leaves(ours), jax.tree.leaves(mean), strict=True):
+            assert one.dtype == np.float32
+            np.testing.assert_allclose(one, exact, rtol=1e-7)
+
+    assert checkpoints.average(3) == [20, 30, 40]
+    is_mean_of(made[1:])
+    progress = checkpoints.progress("average")
+    assert progress["averaged_steps"] == [20, 30, 40]
+    assert progress["trainable"] is False
+    assert checkpoints.verify("average") is None
+    assert (folder / "average/tokenizer.model").read_bytes() == b"pieces"
+    assert not (folder / "average/state/optimizer").exists()
+    # A second one, of all there are, takes its place.
+    assert checkpoints.average(9) == [10, 20, 30, 40]
+    assert checkpoints.progress("average")["averaged_steps"] == [10, 20, 30, 40]
+    is_mean_of(made)
+
+
+def test_the_average_is_not_trained_on(checkpoints) -> None:
+    save(checkpoints, 10)
+    made = save(checkpoints, 20)
+    checkpoints.average(2)
+    assert checkpoints.steps() == [10, 20]
+    assert equal(resumed(checkpoints)[0], made)
+    with pytest.raises(UserError, match="average cannot be restored"):  # it has no optimiser
+        items = {"params": made.params, "optimizer": made.optimizer}
+        checkpoints.restore("average", jax.eval_shape(lambda: items))
+
+
+def test_checkpoints_of_other_shapes_are_not_averaged(checkpoints, folder: Path) -> None:
+    with pytest.raises(UserError, match="no complete checkpoint to average"):
+        checkpoints.average(2)
+    save(checkpoints, 10)
+    other = dataclasses.replace(CONFIG, model=dataclasses.replace(CONFIG.model, d_ff=16))
+    params = jax.tree.map(lambda x: np.ones(x.shape, x.dtype), encoder_decoder(other.model, 20).abstract_params)
+    others = {**FILES, "config.json": to_json(other).encode()}
+    checkpoints.save(20, {"params": params}, progress={"step": 20, "vocab_size": 20}, files=others)
+    checkpoints.wait()
+    with pytest.raises(UserError, match=r"checkpoints 10 and 20 of .* hold models of other shapes"):
+        checkpoints.average(2)
+    assert not (folder / "average").exists()
+    flip(max(files(folder / "00000010/state"), key=lambda path: path.stat().st_size))
+    with pytest.raises(UserError, match="damaged"):
+        checkpoints.average(2)
+
+
+# ---- In Python ------------------------------------------------------------------------------------------------------
+
+
+def test_load_gives_a_pure_function_and_a_nested_dict(checkpoints, folder: Path) -> None:
+    import transformer
+
+    save(checkpoints, 10, 2.0)
+    made = save(checkpoints, 20, 1.0)
+    model, params = transformer.load(str(folder.parent), "last")
+    assert equal(params, made.params)
+    assert isinstance(params, dict)
+    assert params["decoder"]["layers"]["0"]["cross_attention"]["query"].shape == (8, 2, 4)
+    source_BS, target_BT = np.array([[5, 6, 2, 0]]), np.array([[1, 7, 8]])
+    logits_BTV = jit(model.apply)(params, source_BS, target_BT)
+    assert logits_BTV.shape == (1, 3, 20)
+    with_dropout_BTV = jit(lambda *given: model.apply(*given, key=jax.random.key(0)))(params, source_BS, target_BT)
+    assert not equal(logits_BTV, with_dropout_BTV)
+    _, best = transformer.load(str(folder.parent))
+    assert not equal(best, params)
+    assert equal(best, checkpoints.params(10))
+    with pytest.raises(UserError, match="no complete checkpoint"):
+        transformer.load(str(folder.parent / "elsewhere"))

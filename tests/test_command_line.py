@@ -1,0 +1,285 @@
+from __future__ import annotations
+
+import json
+import logging
+import runpy
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+
+from transformer.command_line import Parser, config_file, decode_options, override
+from transformer.config import Config, DecodeConfig, UserError, flatten, from_json, to_json
+
+ROOT = Path(__file__).parents[1]
+QUICKSTART = str(ROOT / "configs/quickstart.py")
+
+
+def show(call, *arguments) -> Config:
+    """The config that train.py would run with these arguments."""
+    done = call("train.py", "--config", QUICKSTART, "--print-config", *arguments)
+    assert (done.code, done.err) == (0, "")
+    return from_json(done.out)
+
+
+def refused(call, program: str, *arguments) -> str:
+    """The one line with which a command refuses these arguments."""
+    done = call(program, *arguments)
+    assert (done.code, done.out) == (2, "")
+    assert done.err.startswith("error: ")
+    assert done.err.count("\n") == 1
+    return done.err
+
+
+# ---- Overrides ------------------------------------------------------------------------------------------------------
+
+
+def test_print_config_prints_the_config_as_json(call) -> None:
+    assert show(call) == runpy.run_path(QUICKSTART)["config"]
+    done = call("train.py", "--config", QUICKSTART, "--print-config")
+    assert list(json.loads(done.out)) == ["model", "data", "train", "mesh", "decode"]
+    assert done.out == to_json(runpy.run_path(QUICKSTART)["config"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "name", "value"),
+    [
+        ("--train.steps 500", "train.steps", 500),
+        ("--train.steps=500", "train.steps", 500),
+        ("--model.dropout 1e-1", "model.dropout", 0.1),
+        ("--train.clip_norm 1", "train.clip_norm", 1.0),
+        ("--train.peak_learning_rate None", "train.peak_learning_rate", None),
+        ("--train.patience=None", "train.patience", None),
+        ("--train.patience 3", "train.patience", 3),
+        ("--model.kv_heads 1", "model.kv_heads", 1),
+        ("--model.pre_norm True", "model.pre_norm", True),
+        ("--model.positions learned --model.max_positions 1100", "model.positions", "learned"),
+        ("--data.source a.en b.en", "data.source", ("a.en", "b.en")),
+        ("--data.source a.en --data.target a.de", "data.source", ("a.en",)),
+        ("--data.source", "data.source", ()),
+        ("--data.source a b --data.weights 2 0.5", "data.weights", (2.0, 0.5)),
+        ("--data.languages en fr", "data.languages", ("en", "fr")),
+        ("--data.dev_source dev.en", "data.dev_source", "dev.en"),
+        ("--train.init_from runs/other", "train.init_from", "runs/other"),
+        ("--mesh.data -1", "mesh.data", -1),
+        ("--decode.length_normalization none", "decode.length_normalization", "none"),
+        ("--train.seed 3 --train.seed 4", "train.seed", 4),
+    ],
+)
+def test_overrides_by_dotted_name(call, arguments: str, name: str, value: object) -> None:
+    shown = flatten(show(call, *arguments.split()))
+    assert shown[name] == value
+    assert type(shown[name]) is type(value)
+    # Nothing else has changed.
+    default = flatten(runpy.run_path(QUICKSTART)["config"])
+    assert {n for n in shown if shown[n] != default[n]} <= {word[2:].split("=")[0] for word in arguments.split()}
+
+
+def test_an_unknown_name_stops_with_the_nearest_known_ones(call) -> None:
+    arguments = ("--config", QUICKSTART, "--workdir", "x")
+    assert "unknown option --train.stps; did you mean --train.steps" in refused(
+        call, "train.py", *arguments, "--train.stps", 3
+    )
+    assert "did you mean --model.d_model" in refused(call, "train.py", *arguments, "--model.d_modle=3")
+    assert "did you mean --train.steps" in refused(call, "train.py", *arguments, "--steps", 3)
+    assert "did you mean --workdir" in refused(call, "train.py", "--config", QUICKSTART, "--workdr", "x")
+    assert "did you mean --print-config" in refused(call, "train.py", *arguments, "--print_config")
+    assert "--help names every option" in refused(call, "train.py", *arguments, "--qqqqqq")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ("--train.steps abc", "--train.steps"),
+        ("--train.steps 1.5", "--train.steps"),
+        ("--train.steps", "--train.steps"),
+        ("--train.steps None", "--train.steps"),
+        ("--train.steps 0", "train.steps = 0: must be at least 1"),
+        ("--model.pre_norm maybe", "--model.pre_norm"),
+        ("--model.positions rotary", "--model.positions"),
+        ("--data.languages en", "--data.languages"),
+        ("--data.weights x", "--data.weights"),
+        ("rubbish", "rubbish"),
+        ("--config", "--config"),
+        ("--dry-run=yes", "--dry-run"),
+    ],
+)
+def test_a_wrong_value_is_told_in_one_line(call, arguments: str, told: str) -> None:
+    assert told in refused(call, "train.py", "--config", QUICKSTART, "--workdir", "x", *arguments.split())
+
+
+@pytest.mark.parametrize(
+    ("program", "arguments", "told"),
+    [
+        ("train.py", "", "--config is missing"),
+        ("train.py", "--config configs/quickstart.py", "--workdir is missing"),
+        ("train.py", "--config configs/quickstrat.py --workdir x", "no such file; did you mean configs/quickstart.py?"),
+        ("train.py", "--config nowhere/at_all.py --workdir x", "--config nowhere/at_all.py: no such file"),
+        ("train.py", "--config configs --workdir x", "--config configs: no such file"),
+        ("evaluate.py", "", "--workdir is missing"),
+        ("evaluate.py", "--workdir nowhere", "nowhere: no complete checkpoint there"),
+        ("evaluate.py", "--workdir nowhere --source a", "--source and --reference go together"),
+        ("evaluate.py", "--workdir", "--workdir"),
+        ("transformer", "translate", "translate runs/quickstart"),
+        ("transformer", "translate nowhere", "nowhere: no complete checkpoint there"),
+        ("transformer", "translate --decode.beam_size 1 nowhere", "the workdir comes first"),
+        ("transformer", "average", "workdir"),
+        ("transformer", "average nowhere", "nowhere: no complete checkpoint there"),
+        ("transformer", "average nowhere --last 0", "--last 0: must be at least 1"),
+        ("transformer", "average nowhere --last two", "'two'"),
+        ("transformer", "describe", "--config is missing"),
+        ("transformer", "describe --config configs/quickstart.py --model.d_modle 3", "did you mean --model.d_model"),
+        ("transformer", "describe --config configs/quickstart.py --model.heads 3", "model.heads = 3: must divide"),
+        ("transformer", "trnslate x", "unknown verb 'trnslate'; there are translate, average, describe"),
+    ],
+)
+def test_a_users_mistake_is_one_line(call, monkeypatch, program: str, arguments: str, told: str) -> None:
+    monkeypatch.chdir(ROOT)
+    assert told in refused(call, program, *arguments.split())
+
+
+# ---- Config files ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("", "it must define `config = transformer.config.Config(...)`"),
+        ("config = {'train': {}}", "it must define `config = transformer.config.Config(...)`"),
+        ("config = 1 / 0", "ZeroDivisionError: division by zero"),
+        ("import no_such_module", "ModuleNotFoundError: No module named 'no_such_module'"),
+        ("def broken(:", "SyntaxError"),
+        ("from transformer.config import *\nconfig = Config(model=ModelConfig(d_modle=3))", "d_modle"),
+        ("raise ValueError('two\\nlines')", "ValueError: two lines"),
+        ("from transformer.config import *\nconfig = Config(train=TrainConfig(steps='9'))", "train.steps = '9'"),
+        ("from transformer.config import *\nconfig = Config(data=DataConfig(source='a'))", "data.source = 'a'"),
+    ],
+)
+def test_a_broken_config_file_is_told_in_one_line(call, tmp_path: Path, text: str, told: str) -> None:
+    (tmp_path / "mine.py").write_text(text)
+    warnings.simplefilter("error")  # a warning would be a second line
+    assert told in refused(call, "train.py", "--config", tmp_path / "mine.py", "--workdir", tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_users_mistake_in_a_config_file_keeps_its_own_words(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text("from transformer.config import UserError\nraise UserError('set DATA first')")
+    with pytest.raises(UserError, match=r"^set DATA first$"):
+        config_file(str(tmp_path / "mine.py"))
+
+
+# ---- Help -----------------------------------------------------------------------------------------------------------
+
+
+def test_help_of_train_names_every_option(call) -> None:
+    done = call("train.py", "--help")
+    assert (done.code, done.err) == (0, "")
+    missing = [name for name in flatten(Config()) if f"--{name} " not in done.out]
+    assert missing == []
+    for option in ("--config", "--workdir", "--print-config", "--dry-run"):
+        assert f"  {option}" in done.out
+    # With a config file, its values are the defaults.
+    of_quickstart = f"(default: {config_file(QUICKSTART).train.steps})"
+    assert of_quickstart in call("train.py", "--config", QUICKSTART, "--help").out
+    assert of_quickstart not in done.out
+
+
+@pytest.mark.parametrize(
+    ("program", "verb", "options"),
+    [
+        ("evaluate.py", (), "--workdir --source --reference --checkpoint --against --json"),
+        ("transformer", ("translate",), "workdir --checkpoint"),
+    ],
+)
+def test_help_of_the_commands_that_translate_names_every_option(call, program, verb, options: str) -> None:
+    done = call(program, *verb, "--help")
+    assert (done.code, done.err) == (0, "")
+    for option in [*options.split(), *(f"--decode.{name}" for name in flatten(DecodeConfig()))]:
+        assert option in done.out
+
+
+def test_help_of_the_others(call) -> None:
+    for verb in ("average", "describe"):
+        assert verb in call("transformer").out
+        done = call("transformer", verb, "--help")
+        assert (done.code, done.err) == (0, "")
+        assert {"average": "--last", "describe": "--config"}[verb] in done.out
+
+
+# ---- The parts ------------------------------------------------------------------------------------------------------
+
+
+def test_decoding_options_are_checked_against_the_whole_config() -> None:
+    learned = override(Config(), ["--model.positions", "learned", "--model.max_positions", "1075"], "x")
+    assert decode_options(learned, ["--decode.beam_size", "9"], "x").beam_size == 9
+    with pytest.raises(UserError, match=r"model.max_positions = 1075"):
+        decode_options(learned, ["--decode.max_extra_length", "51"], "x")
+    with pytest.raises(UserError, match=r"decode.beam_size = 0"):
+        decode_options(Config(), ["--decode.beam_size", "0"], "x")
+
+
+def test_the_parser_takes_no_abbreviations() -> None:
+    parser = Parser("x", None)
+    parser.add_argument("--workdir")
+    assert parser.options() == ["help", "workdir"]
+    assert parser.parse_known_args(["--work", "y"])[1] == ["--work", "y"]
+
+
+def test_log_goes_to_standard_error_and_warnings_say_so(call, monkeypatch) -> None:
+    import transformer.tasks.jobs
+
+    def talk(*_) -> None:
+        logging.getLogger("transformer").info("a line")
+        logging.getLogger("transformer").warning("careful")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(transformer.tasks.jobs, "compile_cache", talk)
+    done = call("evaluate.py", "--workdir", "x")
+    assert done.code == 130
+    assert done.out == ""
+    assert done.err.splitlines()[:2] == ["a line", "warning: careful"]
+    assert done.err.splitlines()[2] == "interrupted"
+
+
+def test_an_error_of_ours_keeps_its_traceback(call, monkeypatch) -> None:
+    import transformer.tasks.jobs
+
+    def fail(*_) -> None:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(transformer.tasks.jobs, "compile_cache", fail)
+    with pytest.raises(RuntimeError, match="a bug"):
+        call("evaluate.py", "--workdir", "x")
+
+
+# ---- In processes of their own --------------------------------------------------------------------------------------
+
+
+def test_entry_points_as_processes(environment, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, ROOT / "train.py", "--config", QUICKSTART, "--train.stps", "3"],
+        capture_output=True, text=True, env=environment, cwd=tmp_path,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: unknown option --train.stps; did you mean --train.steps")
+    assert done.stderr.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+    done = subprocess.run(
+        [sys.executable, ROOT / "evaluate.py", "--workdir", "none"], capture_output=True, text=True, env=environment
+    )
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+
+
+def test_a_reader_that_leaves_is_no_error(environment) -> None:
+    help = subprocess.Popen(
+        [sys.executable, ROOT / "train.py", "--help"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=environment | {"PYTHONUNBUFFERED": "1"},
+    )
+    assert help.stdout.readline().startswith(b"usage: train.py")
+    help.stdout.close()
+    assert help.stderr.read() == b""
+    assert help.wait() in (0, 141)  # 0 if all was said before

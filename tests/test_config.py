@@ -1,0 +1,277 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+import runpy
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from transformer.config import (
+    BASE,
+    BIG,
+    Config,
+    DataConfig,
+    DecodeConfig,
+    MeshConfig,
+    ModelConfig,
+    TrainConfig,
+    UserError,
+    check,
+    differences,
+    flatten,
+    from_json,
+    resumable,
+    to_json,
+)
+
+CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.py"))
+# Other programs set these by name: they may be joined by more, but not renamed.
+FIXED = {
+    "model": "encoder_layers decoder_layers d_model d_ff heads kv_heads dropout",
+    "train": "steps batch_tokens peak_learning_rate warmup_steps label_smoothing seed checkpoint_every eval_every "
+    "patience init_from",
+    "data": "source target dev_source dev_target vocab_size tokenizer",
+    "decode": "beam_size length_penalty length_normalization max_extra_length max_source_length",
+}
+
+
+def changed(**fields: Any) -> Config:
+    """The default config with fields given as section__name=value."""
+    config = Config()
+    for field, value in fields.items():
+        section, name = field.split("__")
+        config = dataclasses.replace(
+            config, **{section: dataclasses.replace(getattr(config, section), **{name: value})}
+        )
+    return config
+
+
+def test_the_fixed_field_names_exist() -> None:
+    names = flatten(Config())
+    assert [
+        f"{section}.{name}"
+        for section, all in FIXED.items()
+        for name in all.split()
+        if f"{section}.{name}" not in names
+    ] == []
+
+
+def test_every_field_is_documented() -> None:
+    source = (Path(__file__).parents[1] / "transformer/config.py").read_text()
+    for name in flatten(Config()):
+        _, after = source.split(f"\n    {name.split('.')[1]}: ", 1)
+        assert after.split("\n")[1].startswith('    """'), name
+
+
+def test_base_and_big_are_the_papers() -> None:
+    # Table 3: N, d_model, d_ff, h, d_k, d_v, P_drop.
+    def row(m: ModelConfig) -> tuple:
+        return m.encoder_layers, m.decoder_layers, m.d_model, m.d_ff, m.heads, m.key_size, m.value_size, m.dropout
+
+    assert row(BASE) == (6, 6, 512, 2048, 8, 64, 64, 0.1)
+    assert row(BIG) == (6, 6, 1024, 4096, 16, 64, 64, 0.3)
+    t = TrainConfig()
+    assert (t.steps, t.batch_tokens, t.warmup_steps, t.peak_learning_rate) == (100_000, 25_000, 4_000, None)
+    assert (t.adam_b1, t.adam_b2, t.adam_eps, t.label_smoothing) == (0.9, 0.98, 1e-9, 0.1)
+    d = DecodeConfig()
+    assert (d.beam_size, d.length_penalty, d.length_normalization, d.max_extra_length) == (4, 0.6, "paper", 50)
+    assert d.max_source_length == 1024
+
+
+def other(value: Any) -> Any:
+    """Some other value of the same type."""
+    if value is None:
+        return 5
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, (int, float)):
+        return value + 1
+    return ("a", "b") if isinstance(value, tuple) else value + "x"
+
+
+def test_json_round_trip_of_every_field() -> None:
+    default = Config()
+    assert from_json(to_json(default)) == default
+    for name, value in flatten(default).items():
+        config = changed(**{name.replace(".", "__"): other(value)})
+        assert config != default
+        again = from_json(to_json(config))
+        assert again == config
+        assert differences(default, again) == {name: (value, other(value))}
+
+
+def test_json_fields_left_out_take_their_defaults() -> None:
+    assert from_json('{"train": {"steps": 7}}') == changed(train__steps=7)
+    assert from_json("{}") == Config()
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ('{"train": {"stps": 1}}', "unknown field 'train.stps'"),
+        ('{"trian": {}}', "unknown field 'trian'"),
+        ('{"train": 3}', "'train' must be an object"),
+        ("[]", "'config' must be an object"),
+        ('{"train": {', "not valid JSON"),
+    ],
+)
+def test_bad_json_is_told_in_one_line(text: str, told: str) -> None:
+    with pytest.raises(UserError) as error:
+        from_json(text, "runs/x/config.json")
+    assert str(error.value).startswith("runs/x/config.json: ")
+    assert told in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        # types: the command line checks them by itself, a config file does not
+        ("train__steps", "100"),
+        ("train__steps", 1.5),
+        ("train__steps", True),
+        ("train__steps", None),
+        ("train__patience", 2.0),
+        ("train__clip_norm", "1"),
+        ("model__pre_norm", 1),
+        ("model__pre_norm", "no"),
+        ("data__source", "train.en"),
+        ("data__source", ["train.en"]),
+        ("data__source", (1,)),
+        ("data__dev_source", 3),
+        ("data__languages", ("en",)),
+        ("data__languages", ("en", "de", "fr")),
+        # choices
+        ("model__positions", "rotary"),
+        ("model__tied_embeddings", "some"),
+        ("model__dtype", "float16"),
+        ("data__corpus", "wmt15"),
+        ("data__normalization", "nfc"),
+        ("decode__length_normalization", "google"),
+        # the model
+        ("model__d_model", 0),
+        ("model__d_ff", 0),
+        ("model__heads", 0),
+        ("model__max_positions", 0),
+        ("model__encoder_layers", 0),
+        ("model__decoder_layers", 0),
+        ("model__kv_heads", 0),
+        ("model__kv_heads", 3),
+        ("model__d_k", 0),
+        ("model__d_v", 0),
+        ("model__heads", 7),
+        ("model__dropout", -0.1),
+        ("model__dropout", 1.0),
+        # the data
+        ("data__weights", (1.0,)),
+        ("data__vocab_size", 7),
+        ("data__max_length", 1),
+        ("data__max_ratio", 0.9),
+        ("data__length_buckets", 0),
+        ("data__tokenizer_sentences", 0),
+        ("data__workers", -1),
+        ("data__phrases", 0),
+        # training
+        ("train__steps", 0),
+        ("train__batch_tokens", 0),
+        ("train__batch_tokens", 255),
+        ("train__accumulate", 0),
+        ("train__warmup_steps", 0),
+        ("train__log_every", 0),
+        ("train__eval_every", 0),
+        ("train__checkpoint_every", 0),
+        ("train__keep_last", 0),
+        ("train__keep_every", 0),
+        ("train__patience", 0),
+        ("train__eval_sentences", 0),
+        ("train__peak_learning_rate", 0.0),
+        ("train__peak_learning_rate", float("nan")),
+        ("train__clip_norm", 0.0),
+        ("train__label_smoothing", -0.1),
+        ("train__label_smoothing", 1.0),
+        ("train__adam_b1", 1.0),
+        ("train__adam_b2", -0.1),
+        ("train__adam_eps", 0.0),
+        # the mesh
+        ("mesh__data", 0),
+        ("mesh__data", -2),
+        ("mesh__fsdp", 0),
+        ("mesh__tensor", 0),
+        # decoding
+        ("decode__beam_size", 0),
+        ("decode__length_penalty", -0.1),
+        ("decode__max_extra_length", -1),
+        ("decode__max_source_length", 0),
+        ("decode__batch_tokens", 0),
+    ],
+)
+def test_check_names_the_field_and_its_value(name: str, value: Any) -> None:
+    with pytest.raises(UserError) as error:
+        check(changed(**{name: value}))
+    assert str(error.value).startswith(f"{name.replace('__', '.')} = {value!r}: must ")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("config", "field"),
+    [
+        (changed(model__d_model=33, model__heads=1), "model.d_model"),  # sinusoids come in pairs
+        (changed(model__positions="learned", model__max_positions=1074), "model.max_positions"),
+        (changed(model__positions="learned", decode__max_source_length=2000), "model.max_positions"),
+        (changed(model__positions="learned", model__max_positions=1500, data__max_length=1501), "model.max_positions"),
+        (changed(train__accumulate=100, train__batch_tokens=25_599), "train.batch_tokens"),
+        (changed(data__source=("a",), data__weights=(0.0,)), "data.weights"),
+        (changed(data__source=("a", "b"), data__weights=(1.0,)), "data.weights"),
+        (changed(model__d_k=48, model__heads=7), "model.heads"),  # d_v is still d_model / heads
+    ],
+)
+def test_check_of_fields_that_depend_on_each_other(config: Config, field: str) -> None:
+    with pytest.raises(UserError, match=rf"^{field} = "):
+        check(config)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        Config(),
+        Config(model=BIG),
+        changed(model__d_k=48, model__d_v=50, model__heads=7),
+        changed(model__kv_heads=1),
+        changed(model__positions="learned", model__max_positions=1075),
+        changed(model__positions="none", model__d_model=33, model__heads=1),
+        changed(train__accumulate=100, train__batch_tokens=25_600),
+        changed(data__source=("a", "b"), data__weights=(1, 0.5)),
+        changed(train__peak_learning_rate=1, mesh__data=8, model__dropout=0),
+    ],
+)
+def test_check_accepts(config: Config) -> None:
+    check(config)
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_configs_are_sound_and_survive_json(path: Path) -> None:
+    config = runpy.run_path(str(path))["config"]
+    check(config)
+    assert from_json(to_json(config)) == config
+    # Every JSON value is a plain one: no NaN, no infinity.
+    json.loads(to_json(config), parse_constant=lambda name: pytest.fail(name))
+
+
+RESUMABLE = {
+    *("train.steps", "train.log_every", "train.eval_every", "train.checkpoint_every", "train.keep_every"),
+    *("train.keep_last", "train.patience", "train.eval_sentences", "data.cache_dir", "data.workers"),
+    *(f"mesh.{field.name}" for field in dataclasses.fields(MeshConfig)),
+    *(f"decode.{field.name}" for field in dataclasses.fields(DecodeConfig)),
+}
+
+
+def test_only_what_changes_no_update_may_change_when_a_run_goes_on() -> None:
+    assert {name for name in flatten(Config()) if resumable(name)} == RESUMABLE
+
+
+def test_differences_name_both_values() -> None:
+    one, two = Config(), Config(data=DataConfig(vocab_size=9), train=TrainConfig(seed=4))
+    assert differences(one, two) == {"data.vocab_size": (8_000, 9), "train.seed": (0, 4)}
+    assert differences(two, two) == {}

@@ -1,0 +1,163 @@
+"""Who may import whom. Read from the source, so that imports inside functions count too."""
+
+import ast
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import transformer
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "transformer"
+
+# Part -> the parts it may import besides itself: config -> model | data -> checkpoint -> inference -> training ->
+# tasks -> tools -> entry points.
+MAY_IMPORT = {
+    "config": set(),
+    "configs": {"config"},
+    "model": {"config"},
+    "data": {"config"},
+    "checkpoint": {"config", "model"},
+    "command_line": {"config", "data"},
+    "inference": {"config", "model", "data", "checkpoint"},
+    "training": {"config", "model", "data", "checkpoint", "inference"},
+    "tasks": {"config", "model", "data", "checkpoint", "inference", "training", "command_line"},
+    "tools": {"config", "model", "data", "checkpoint", "inference", "training", "tasks", "command_line"},
+}
+ENTRY_POINTS = {"__main__", "train", "evaluate"}
+# What a part may import of other people's, where that is little; and what it may not.
+THEIRS = {
+    "config": set(),
+    "configs": set(),
+    "model": {"jax", "flax"},
+    "inference": {"jax", "numpy"},
+}
+NEVER = {
+    "data": {"jax", "flax", "optax", "orbax"},
+    "training": {"orbax", "sentencepiece", "sacrebleu", "grain"},
+    "tasks": {"orbax", "grain", "tensorflow_datasets", "sentencepiece"},
+    "tools": {"orbax"},
+}
+
+
+def part_of(path):
+    """The part of the project that a file belongs to."""
+    if path.parent == ROOT / "configs":
+        return "configs"
+    if path.parent == ROOT:
+        return path.stem
+    inside = path.relative_to(PACKAGE).parts
+    return inside[0].removesuffix(".py")
+
+
+def imports(path):
+    """(line, full dotted name, at import time) of all that a file imports."""
+    tree = ast.parse(path.read_text(encoding="utf-8"), path.name)
+    late = {
+        inner
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+        or (isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test))
+        for inner in ast.walk(node)
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            for name in node.names:
+                yield node.lineno, name.name, node not in late
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno}: imports name the whole path"
+            for name in node.names:
+                yield node.lineno, f"{node.module}.{name.name}", node not in late
+
+
+FILES = [*sorted(PACKAGE.rglob("*.py")), *sorted(ROOT.glob("configs/*.py")), ROOT / "train.py", ROOT / "evaluate.py"]
+IDS = [str(path.relative_to(ROOT)) for path in FILES]
+
+
+@pytest.mark.parametrize("path", FILES, ids=IDS)
+def test_imports_go_one_way(path):
+    part = part_of(path)
+    for line, name, early in imports(path):
+        where = f"{path}:{line}: {part} imports {name}"
+        if name.split(".")[0] == "transformer":
+            imported = name.split(".")[1]
+            if part == "__init__":
+                assert imported == "config" or not early, where
+            elif part not in ENTRY_POINTS:
+                assert part in MAY_IMPORT, f"{path}: a new part; give it its place in MAY_IMPORT"
+                assert imported == part or imported in MAY_IMPORT[part], where
+        else:
+            theirs = name.split(".")[0]
+            if theirs in sys.stdlib_module_names:
+                continue
+            if part in THEIRS:
+                assert theirs in THEIRS[part], where
+            assert theirs not in NEVER.get(part, ()), where
+            assert theirs != "orbax" or part == "checkpoint", where
+
+
+def test_the_rule_sees_every_kind_of_import(tmp_path):
+    """The reader itself: inside functions, under other names, for type checkers only."""
+    (tmp_path / "x.py").write_text(
+        "import a.b as c\nfrom d import e, f\n"
+        "if TYPE_CHECKING:\n    import g\n"
+        "def h():\n    import i\n    class J:\n        from k import l\n"
+    )
+    found = {name: early for _, name, early in imports(tmp_path / "x.py")}
+    assert found == {"a.b": True, "d.e": True, "d.f": True, "g": False, "i": False, "k.l": False}
+    assert part_of(PACKAGE / "model" / "layers.py") == "model"
+    assert part_of(PACKAGE / "config.py") == "config"
+    assert {"model", "data", "inference", "training", "tasks", "tools"} <= {part_of(path) for path in FILES}
+
+
+def run(program, folder, **environment):
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=folder,
+        env={**os.environ, "JAX_PLATFORMS": "cpu", **environment},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_import_transformer_is_light():
+    """Neither the package nor the model, the beam search and the translator bring in what only data and files need."""
+    heavy = "{'tensorflow_datasets', 'tensorflow', 'grain', 'orbax', 'sentencepiece', 'sacrebleu'}"
+    program = f"""
+import sys, transformer
+print(sorted({heavy} & set(sys.modules)), 'jax' in sys.modules)
+transformer.Translator, transformer.beam_search, transformer.encoder_decoder
+print(sorted({heavy} & set(sys.modules)))
+"""
+    assert run(program, ROOT) == "[] False\n[]\n"
+
+
+def test_every_public_name_is_there():
+    assert set(transformer.__all__) <= set(dir(transformer)) | set(transformer._LAZY)
+    for name in {*dir(transformer), *transformer.__all__, *transformer._LAZY}:
+        assert getattr(transformer, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'transformers'"):
+        _ = transformer.transformers
+
+
+def test_the_model_runs_copied_into_another_project(tmp_path):
+    (tmp_path / "transformer").mkdir()
+    shutil.copy(PACKAGE / "config.py", tmp_path / "transformer")
+    shutil.copytree(PACKAGE / "model", tmp_path / "transformer" / "model")
+    program = """
+import jax, transformer.model
+from transformer.config import ModelConfig
+model = transformer.model.encoder_decoder(ModelConfig(1, 1, d_model=4, d_ff=4, heads=1), 8)
+params = jax.tree.map(lambda x: jax.numpy.ones(x.shape), model.abstract_params)
+source, target = jax.numpy.ones((1, 3), int), jax.numpy.ones((1, 2), int)
+print(transformer.model.__file__, jax.jit(model.apply)(params, source, target).shape)
+"""
+    # In a folder of its own, and not found on the path by way of this project.
+    out = run(program, tmp_path, PYTHONPATH=str(tmp_path))
+    assert out == f"{tmp_path / 'transformer' / 'model' / '__init__.py'} (1, 2, 8)\n"

@@ -1,0 +1,144 @@
+"""Ten updates on meshes of 1 and 8 virtual devices, run by test_step.py in a process of its own.
+
+python eight_devices.py FOLDER MESH MICRO-BATCHES [MESH MICRO-BATCHES ...]: writes FOLDER/results.json, and a checkpoint
+of the last case there. A mesh is given as 2x4x1: data, fsdp, tensor.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import jax
+import numpy as np
+
+from transformer.checkpoint import Checkpoints
+from transformer.config import Config, MeshConfig, ModelConfig, TrainConfig
+from transformer.tasks.translation import Translation
+from transformer.training.loop import restore
+from transformer.training.optimizer import optimizer
+from transformer.training.sharding import batch_sharding, make_mesh, shardings
+from transformer.training.step import TrainState, compiled, cut, init_state
+
+MODEL = ModelConfig(encoder_layers=1, decoder_layers=1, d_model=32, d_ff=32, heads=8, dropout=0.1)
+TRAIN = TrainConfig(warmup_steps=20, peak_learning_rate=0.002, seed=3)
+VOCABULARY, UPDATES = 48, 10
+# By micro-batches: 8 does not divide the first; of the second some devices get padding only.
+ROWS = {1: 13, 2: 22}
+
+
+def task() -> Translation:
+    """The model and loss of training, without text."""
+    config = Config(model=MODEL, train=TRAIN)
+    return Translation(config, SimpleNamespace(vocab_size=VOCABULARY, model=b"", sha256=""), None)
+
+
+def batches(accumulate: int) -> list[dict[str, np.ndarray]]:
+    """A batch for each update: sentences of 2 to 9 pieces."""
+    rng = np.random.default_rng(0)
+    made = []
+    for _ in range(UPDATES + 2):
+        batch = {}
+        for side, width in (("source", 10), ("target", 10)):
+            ids = rng.integers(4, VOCABULARY, (ROWS[accumulate], width)).astype(np.int32)
+            lengths = rng.integers(2, width, len(ids))
+            ids[np.arange(width) > lengths[:, None]] = 0
+            ids[np.arange(len(ids)), lengths] = 2
+            batch[side] = ids
+        made.append(batch)
+    return made
+
+
+class Run:
+    """Updates on one mesh."""
+
+    def __init__(self, mesh: jax.sharding.Mesh, accumulate: int):
+        self.mesh, self.accumulate, self.task = mesh, accumulate, task()
+        self.tx = optimizer(TRAIN, MODEL.d_model)
+        self.abstract = jax.eval_shape(lambda: init_state(self.task.model.init, self.tx, TRAIN.seed))
+        self.layout = shardings(self.abstract, mesh)
+        self.update = compiled(self.task.loss, self.tx, TRAIN.seed, mesh, self.abstract)
+
+    def start(self) -> TrainState:
+        init = jax.jit(lambda: init_state(self.task.model.init, self.tx, TRAIN.seed), out_shardings=self.layout)
+        return init()
+
+    def place(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
+        return jax.device_put(cut(batch, self.mesh, self.accumulate), batch_sharding(self.mesh, micro_batches=True))
+
+    def train(self, state: TrainState, some: list[dict[str, np.ndarray]]) -> tuple[TrainState, list[float]]:
+        losses = []
+        for batch in some:
+            state, metrics = self.update(state, self.place(batch))
+            losses.append(float(metrics["loss"]))
+        return state, losses
+
+
+def gradients(state: TrainState) -> dict:
+    """Those of the first update, out of Adam's first moment after it."""
+    return jax.tree.map(lambda m: np.asarray(m) / (1 - TRAIN.adam_b1), state.optimizer[0].mu)
+
+
+def farthest(ours: dict, theirs: dict) -> float:
+    """The largest distance of two tensors, in parts of the norm of the second."""
+    distances = jax.tree.map(lambda a, b: float(np.linalg.norm(a - b) / np.linalg.norm(b)), ours, theirs)
+    return max(jax.tree.leaves(distances))
+
+
+def digest(state: TrainState) -> str:
+    """The same for states that are equal bit for bit."""
+    return hashlib.sha256(b"".join(np.asarray(x).tobytes() for x in jax.tree.leaves(state))).hexdigest()
+
+
+def main(folder: Path, cases: list[tuple[str, int]]) -> None:
+    devices, results = jax.devices(), {"devices": len(jax.devices())}
+    singles: dict[int, Run] = {}
+    for name, accumulate in cases:
+        some = batches(accumulate)
+        if accumulate not in singles:
+            single = singles[accumulate] = Run(make_mesh(MeshConfig(), devices[:1]), accumulate)
+            start = single.start()
+            begun = digest(start)
+            state, expected = single.train(start, some[:1])
+            reference = gradients(state)
+            expected += single.train(state, some[1:UPDATES])[1]
+        run = Run(make_mesh(MeshConfig(*map(int, name.split("x"))), devices), accumulate)
+        start = run.start()
+        same = digest(start) == begun
+        state, losses = run.train(start, some[:1])
+        shares = [x.addressable_shards[0].data.size / x.size for x in jax.tree.leaves(state) if x.ndim > 1]
+        result = results[f"{name} {accumulate}"] = {
+            "same start": same,
+            "gradients": farthest(gradients(state), reference),
+            "devices": min(len(x.sharding.device_set) for x in jax.tree.leaves(state)),
+            "largest share": max(shares),
+            "expected": expected,
+        }
+        state, more = run.train(state, some[1:UPDATES])
+        result["losses"] = losses + more
+
+    # ---- A checkpoint saved on eight devices ------------------------------------------------------------------------
+    checkpoints = Checkpoints(folder / "run")
+    items = {"params": state.params, "optimizer": state.optimizer}
+    checkpoints.save(UPDATES, items, progress={"step": UPDATES, "vocab_size": VOCABULARY}, files={})
+    checkpoints.wait()
+    results["digest"] = digest(state)
+    _, results["goes on"] = run.train(state, some[UPDATES:])
+    four = Run(make_mesh(MeshConfig(fsdp=2, tensor=2), devices[:4]), accumulate)
+    for name, other in (("1", singles[accumulate]), ("4", four)):
+        state, _ = restore(checkpoints, other.abstract, other.mesh)
+        placed = jax.tree.map(lambda x, layout: x.sharding.is_equivalent_to(layout, x.ndim), state, other.layout)
+        result = results[f"restored on {name}"] = {
+            "digest": digest(state),
+            "placed": all(jax.tree.leaves(placed)),
+        }
+        _, result["losses"] = other.train(state, some[UPDATES:])
+    (folder / "results.json").write_text(json.dumps(results, indent=2))
+
+
+if __name__ == "__main__":
+    jax.config.update("jax_num_cpu_devices", 8)
+    main(Path(sys.argv[1]), list(zip(sys.argv[2::2], map(int, sys.argv[3::2]), strict=True)))

@@ -1,0 +1,349 @@
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from transformer.checkpoint import Checkpoints
+from transformer.command_line import config_file
+from transformer.config import UserError, from_json
+from transformer.data.tokenizer import Tokenizer
+from transformer.tasks.jobs import train
+
+
+@pytest.fixture
+def run(tiny, caplog) -> Callable[..., list[str]]:
+    """`run(workdir, "--train.steps", 50)`: train.py in this process; what it logs. Raises what it raises."""
+
+    def run(workdir: Path, *arguments: object) -> list[str]:
+        caplog.clear()
+        caplog.set_level(logging.INFO, "transformer")
+        train(["--config", tiny.config, "--workdir", str(workdir), *map(str, arguments)])
+        return list(caplog.messages)
+
+    return run
+
+
+def entries(workdir: Path) -> list[dict]:
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def contents(folder: Path) -> dict[str, str]:
+    """Every file below a folder with a digest of its content."""
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+def equal(one, other) -> bool:
+    return all(jax.tree.leaves(jax.tree.map(np.array_equal, one, other)))
+
+
+def short(*more: object) -> tuple[object, ...]:
+    """A run of a few updates, that translates little."""
+    return "--train.steps", 6, "--train.checkpoint_every", 3, "--train.log_every", 2, "--train.eval_sentences", 2, *more
+
+
+# ---- A finished run -------------------------------------------------------------------------------------------------
+
+
+def test_what_a_run_leaves(trained: Path, tiny) -> None:
+    assert from_json((trained / "config.json").read_text()) == config_file(tiny.config)
+    pieces = Tokenizer.load(trained / "tokenizer.model")
+    assert (trained / "tokenizer.sha256").read_text() == f"{pieces.sha256}  tokenizer.model\n"
+    # The last three, and the best: here one of them.
+    checkpoints = Checkpoints(trained)
+    assert checkpoints.steps() == [80, 100, 120]
+    assert all(checkpoints.verify(step) is None for step in checkpoints.steps())
+    for step in checkpoints.steps():
+        assert (trained / f"checkpoints/{step:08d}/tokenizer.model").read_bytes() == pieces.model
+        assert checkpoints.config(step) == config_file(tiny.config)
+    assert list((trained / "tensorboard").iterdir())
+
+
+def test_the_log(trained: Path) -> None:
+    training = [entry for entry in entries(trained) if "loss" in entry]
+    scores = [entry for entry in entries(trained) if "dev_loss" in entry]
+    assert [entry["step"] for entry in training] == [*range(7, 120, 7), 120]
+    assert [entry["step"] for entry in scores] == [40, 80, 120]
+    assert [entry["step"] for entry in entries(trained)] == sorted(entry["step"] for entry in entries(trained))
+    assert set(training[0]) == {"step", "loss", "nll", "gradient_norm", "tokens_per_second", "learning_rate", "epoch"}
+    assert set(scores[0]) == {"step", "dev_loss", "dev_perplexity", "dev_bleu", "dev_chrf"}
+    assert training[-1]["loss"] < training[0]["loss"] - 2  # it learns
+    assert scores[-1]["dev_loss"] < scores[0]["dev_loss"]
+    # 20 updates of warmup to 0.01, then the inverse square root.
+    assert training[0]["learning_rate"] == pytest.approx(0.01 * 7 / 20)
+    assert training[-1]["learning_rate"] == pytest.approx(0.01 * (20 / 120) ** 0.5)
+    assert [entry["epoch"] for entry in training] == [(step - 1) // 9 for step in [*range(7, 120, 7), 120]]
+
+
+def test_a_score_is_stored_with_the_checkpoint_that_it_is_of(trained: Path) -> None:
+    checkpoints = Checkpoints(trained)
+    scores = {entry["step"]: entry["dev_bleu"] for entry in entries(trained) if "dev_bleu" in entry}
+    assert checkpoints.progress(80)["dev_bleu"] == scores[80]
+    assert checkpoints.progress(100)["dev_bleu"] is None
+    assert checkpoints.progress(100)["best_bleu"] == max(scores[40], scores[80])
+    assert checkpoints.progress(120)["dev_bleu"] == scores[120]
+    assert checkpoints.best() == max(scores, key=scores.get)
+
+
+def test_the_same_command_again_changes_nothing(workdir: Path, run) -> None:
+    before = contents(workdir)
+    told = run(workdir)
+    assert contents(workdir) == before
+    assert any("is trained already, to step 120; raise train.steps" in line for line in told)
+    # Nor does a smaller number of steps.
+    told = run(workdir, "--train.steps", 60)
+    assert any("is trained already, to step 120" in line for line in told)
+    assert Checkpoints(workdir).steps() == [80, 100, 120]
+
+
+# ---- Going on -------------------------------------------------------------------------------------------------------
+
+
+def test_another_config_is_refused_and_nothing_touched(workdir: Path, run) -> None:
+    before = contents(workdir)
+    with pytest.raises(UserError) as error:
+        run(workdir, "--train.seed", 3, "--model.dropout", 0.2, "--train.steps", 130)
+    assert "train.seed is 0 there, 3 now" in str(error.value)
+    assert "model.dropout is 0.1 there, 0.2 now" in str(error.value)
+    assert "train.steps" not in str(error.value)  # that may change
+    assert "\n" not in str(error.value)
+    assert contents(workdir) == before
+    # Also where only the checkpoints say what the config was.
+    (workdir / "config.json").unlink()
+    with pytest.raises(UserError, match=r"train.seed is 0 there, 3 now"):
+        run(workdir, "--train.seed", 3)
+
+
+def test_other_text_is_refused(workdir: Path, run, monkeypatch) -> None:
+    from transformer.tasks.translation import Translation
+
+    before = contents(workdir)
+    monkeypatch.setattr(Translation, "data_digest", lambda self: "of other text")
+    with pytest.raises(UserError, match=f"the training text is not what {workdir} was trained on"):
+        run(workdir, "--train.steps", 130)
+    assert contents(workdir / "checkpoints") == {
+        name.removeprefix("checkpoints/"): digest for name, digest in before.items() if name.startswith("checkpoints/")
+    }
+
+
+def test_what_may_change_is_told_and_training_goes_on(workdir: Path, run) -> None:
+    before = entries(workdir)
+    told = run(
+        workdir,
+        *("--train.steps", 124, "--train.checkpoint_every", 2, "--train.keep_last", 2, "--train.eval_sentences", 2),
+        *("--decode.beam_size", 1),
+    )
+    assert "resuming with train.steps changed from 120 to 124" in told
+    assert "resuming with train.checkpoint_every changed from 25 to 2" in told
+    assert "resuming with decode.beam_size changed from 2 to 1" in told
+    assert "resuming from step 120" in told
+    best = Checkpoints(workdir).best()
+    assert Checkpoints(workdir).steps() == sorted({best, 122, 124})
+    assert Checkpoints(workdir).config(124).decode.beam_size == 1
+    after = entries(workdir)
+    assert after[: len(before)] == before
+    assert [entry["step"] for entry in after[len(before) :]] == [124, 124]
+    # Learned things are still there.
+    assert after[-2]["loss"] < before[0]["loss"] - 2
+
+
+def test_a_workdir_without_a_whole_checkpoint_starts_afresh(tmp_path: Path, run, trained: Path) -> None:
+    workdir = tmp_path / "run"
+    (workdir / "checkpoints/00000003").mkdir(parents=True)
+    shutil.copy(trained / "metrics.jsonl", workdir)
+    (workdir / "config.json").write_text("{")  # of a run that was killed in its first second
+    told = run(workdir, *short())
+    assert not any("resuming" in line for line in told)
+    assert Checkpoints(workdir).steps() == [3, 6]
+    assert [entry["step"] for entry in entries(workdir)] == [2, 4, 6, 6]
+    # The first updates do not depend on what comes after them.
+    assert entries(workdir)[2]["loss"] < entries(workdir)[0]["loss"]
+
+
+def test_patience_stops_early_and_stays_stopped(tmp_path: Path, run, monkeypatch) -> None:
+    from transformer.tasks.translation import Translation
+
+    scores = iter([3.0, 5.0, 5.0, 4.0, 4.5, 9.0])
+    monkeypatch.setattr(Translation, "evaluate", lambda *_: iter([("dev_bleu", next(scores))]))
+    every = ("--train.steps", 30, "--train.eval_every", 2, "--train.checkpoint_every", 100, "--train.patience", 2)
+    told = run(tmp_path / "run", *every)
+    assert "step 8: no better dev BLEU than 5.00 in 2 evaluations, stopping early" in told
+    checkpoints = Checkpoints(tmp_path / "run")
+    assert checkpoints.steps() == [2, 4, 8]  # each that was better, and the last
+    assert checkpoints.best() == checkpoints.choose() == 4
+    assert checkpoints.progress(8)["evaluations_without_better"] == 2
+    # The same command does not train on; more patience does, and the count goes on.
+    told = run(tmp_path / "run", *every)
+    assert any("is trained already, to step 8; raise train.steps or train.patience" in line for line in told)
+    assert checkpoints.steps() == [2, 4, 8]
+    run(tmp_path / "run", *every[:-1], 4, "--train.steps", 12)
+    assert checkpoints.steps() == [4, 8, 12]  # none at 10, where 4.5 was no better; of the others the last three
+    assert (checkpoints.progress(12)["best_bleu"], checkpoints.progress(12)["evaluations_without_better"]) == (9.0, 0)
+
+
+def test_without_a_dev_set_there_is_no_best(tmp_path: Path, run, tiny) -> None:
+    config = Path(tiny.config).read_text().replace('dev_source=f"{folder}/dev.en",', "")
+    config = config.replace('dev_target=f"{folder}/dev.de",', "")
+    (tmp_path / "config.py").write_text(config)
+    train(["--config", str(tmp_path / "config.py"), "--workdir", str(tmp_path / "run"), *map(str, short())])
+    checkpoints = Checkpoints(tmp_path / "run")
+    assert checkpoints.steps() == [3, 6]
+    assert checkpoints.best() is None
+    assert checkpoints.choose() == 6
+    assert all("dev_loss" not in entry for entry in entries(tmp_path / "run"))
+
+
+# ---- Numbers that are not finite ------------------------------------------------------------------------------------
+
+
+def finite(workdir: Path) -> bool:
+    checkpoints = Checkpoints(workdir)
+    return all(
+        np.isfinite(leaf).all() for step in checkpoints.steps() for leaf in jax.tree.leaves(checkpoints.params(step))
+    )
+
+
+def test_a_loss_that_is_not_finite_stops(workdir: Path, call, tiny, monkeypatch) -> None:
+    # In the parameters is suddenly something that is no number.
+    from transformer.training import loop
+
+    restore = loop.restore
+
+    def spoilt(*given):
+        state, progress = restore(*given)
+        state.params["embedding"]["table"] = state.params["embedding"]["table"].at[7, 0].set(np.nan)
+        return state, progress
+
+    monkeypatch.setattr(loop, "restore", spoilt)
+    command = ("train.py", "--config", tiny.config, "--workdir", workdir)
+    done = call(*command, "--train.steps", 130, "--train.checkpoint_every", 1)
+    assert done.code == 2
+    error = done.err.splitlines()[-1]
+    assert error.startswith("error: update 121: the loss is nan and the gradient norm nan; training stopped, ")
+    assert f"the last good checkpoint is {workdir}/checkpoints/00000120. Lower train.peak_learning_rate" in error
+    assert "Traceback" not in done.err
+    assert Checkpoints(workdir).steps() == [80, 100, 120]
+
+
+def test_parameters_that_are_not_finite_are_not_saved(tmp_path: Path, run) -> None:
+    # The very first update overflows, though its loss was fine.
+    with pytest.raises(UserError) as error:
+        run(tmp_path / "run", *short("--train.checkpoint_every", 1), "--train.peak_learning_rate", 1e38 * 21)
+    assert str(error.value).startswith("update 1 made parameters that are not finite; training stopped, no checkpoint")
+    assert Checkpoints(tmp_path / "run").steps() == []
+
+
+@pytest.mark.slow
+def test_a_learning_rate_far_too_high(tmp_path: Path, run) -> None:
+    workdir = tmp_path / "run"
+    with pytest.raises(
+        UserError, match=r"^update \d+: the loss is .*the last good checkpoint is .*Lower train.peak_lea"
+    ):
+        run(workdir, *short("--train.checkpoint_every", 1, "--train.peak_learning_rate", 1e30))
+    checkpoints = Checkpoints(workdir)
+    assert checkpoints.steps()
+    for step in checkpoints.steps():
+        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(checkpoints.params(step)))
+
+
+# ---- Warm start -----------------------------------------------------------------------------------------------------
+
+
+def test_init_from_takes_parameters_and_tokenizer(tmp_path: Path, run, trained: Path) -> None:
+    # Another vocabulary size is asked for; that of the other run counts.
+    told = run(tmp_path / "run", *short("--train.init_from", trained, "--data.vocab_size", 390))
+    best = Checkpoints(trained).best()
+    assert f"starting from the parameters of {trained}/checkpoints/{best:08d}" in told
+    assert (tmp_path / "run/tokenizer.model").read_bytes() == (trained / "tokenizer.model").read_bytes()
+    # It starts where the other stood, with a new optimiser.
+    assert entries(tmp_path / "run")[0]["loss"] < entries(trained)[0]["loss"] - 2
+    assert entries(tmp_path / "run")[0]["learning_rate"] == pytest.approx(0.01 * 2 / 20)
+    # Once there are checkpoints of its own, it goes on from those, even if the other has gone.
+    told = run(tmp_path / "run", *short("--train.init_from", trained, "--data.vocab_size", 390))
+    assert "resuming from step 6" in told
+
+
+def test_init_from_starts_with_exactly_those_parameters(trained: Path, tiny) -> None:
+    from transformer.tasks.translation import Translation
+    from transformer.training.loop import initial
+    from transformer.training.optimizer import optimizer
+    from transformer.training.sharding import make_mesh
+    from transformer.training.step import init_state
+
+    config = config_file(tiny.config)
+    config = type(config)(config.model, config.data, type(config.train)(init_from=str(trained)), decode=config.decode)
+    task = Translation.build(config)
+    tx = optimizer(config.train, config.model.d_model)
+    abstract = jax.eval_shape(lambda: init_state(task.model.init, tx, 0))
+    state = initial(task, config, make_mesh(config.mesh), abstract)
+    assert equal(state.params, Checkpoints(trained).params(Checkpoints(trained).best()))
+    assert int(state.step) == 0
+    assert all(not np.any(leaf) for leaf in jax.tree.leaves(state.optimizer))
+
+
+def test_init_from_what_does_not_fit_is_told_in_one_line(tmp_path: Path, run, trained: Path) -> None:
+    def refused(*arguments: object) -> str:
+        with pytest.raises(UserError) as error:
+            run(tmp_path / "run", *short("--train.init_from", trained, *arguments))
+        assert "\n" not in str(error.value)
+        assert not Checkpoints(tmp_path / "run").steps()
+        return str(error.value)
+
+    other = tmp_path / "other.model"
+    other.write_bytes(Tokenizer.train(["completely other words that were never seen"] * 9, vocab_size=300).model)
+    assert "is not the tokenizer of train.init_from" in refused("--data.tokenizer", other)
+    assert "does not fit the model: " in refused("--model.d_ff", 32)
+    assert "no tokenizer.model there" in refused("--train.init_from", tmp_path / "nowhere")
+
+
+def test_a_ready_tokenizer(tmp_path: Path, run, trained: Path) -> None:
+    # Its own size counts, not data.vocab_size.
+    told = run(tmp_path / "run", *short("--data.tokenizer", trained / "tokenizer.model", "--data.vocab_size", 9_999))
+    assert not any("training a tokenizer" in line for line in told)
+    assert (tmp_path / "run/tokenizer.model").read_bytes() == (trained / "tokenizer.model").read_bytes()
+    assert Checkpoints(tmp_path / "run").progress(6)["vocab_size"] == 400
+
+
+# ---- Dry run --------------------------------------------------------------------------------------------------------
+
+
+def test_a_dry_run_does_everything_once_and_leaves_nothing(tmp_path: Path, run, workdir: Path) -> None:
+    told = run(tmp_path / "fresh", "--dry-run")
+    assert not (tmp_path / "fresh").exists()
+    text = "\n".join(told)
+    for part in ("devices ", "compiled ", "memory ", "update 1 ", "checkpoint  saved and restored", "estimate "):
+        assert part in text
+    assert len([line for line in told if line.startswith("compiled ")]) == 2  # the longest shape, the largest
+    assert len([line for line in told if line.startswith("decoded ")]) == 2
+    assert any(line.startswith("memory") and "GiB a device" in line for line in told)
+    assert any(line.startswith("estimate") and "for 120 updates" in line for line in told)
+    assert not any("resuming" in line for line in told)
+    before = contents(workdir)
+    run(workdir, "--dry-run", "--data.max_ratio", 8)  # of a used workdir, with whatever config
+    assert contents(workdir) == before
+
+
+def test_the_banner(tmp_path: Path, run) -> None:
+    told = run(tmp_path / "run", *short())
+    text = "\n".join(told)
+    parameters = Checkpoints(tmp_path / "run").params(6)
+    count = sum(leaf.size for leaf in jax.tree.leaves(parameters))
+    assert "devices     1 x " in text
+    assert f"model       {count:,} parameters, float32, vocabulary 400" in text
+    assert "batch       512 source and target positions an update, in 2 micro-batches" in text
+    assert "data        400 pairs kept, dropped: none; 9 updates an epoch" in text
+    assert "shapes      2 to compile: " in text
+    assert "dev set     dev.en, 20 pairs; 100.00% and 100.00% of lines survive the tokenizer unchanged" in text
+    compiling = [line for line in told if "compiling batch shape" in line]
+    assert [line.endswith(f"({i} of 2)") for i, line in enumerate(compiling, 1)] == [True, True]

@@ -1,0 +1,96 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from quick import jit
+
+from transformer.training.loss import cross_entropy
+
+RNG = np.random.default_rng(0)
+
+
+def naive(logits, target, weights, smoothing):
+    """Cross-entropy with 1 - smoothing on the target and smoothing / V on all V pieces, as it is defined."""
+    V = logits.shape[-1]
+    distribution = (1 - smoothing) * jax.nn.one_hot(target, V) + smoothing / V
+    log_probs = jax.nn.log_softmax(logits)
+    return -(distribution * log_probs).sum(axis=-1) @ weights
+
+
+def test_by_hand():
+    """Probabilities 0.1, 0.2, 0.3 and 0.4; the logits are their logarithms, shifted."""
+    logits = jnp.log(jnp.array([[[1.0, 2.0, 3.0, 4.0]]])) + 5
+    one = jnp.ones((1, 1))
+    # -ln 0.4
+    loss, nll = cross_entropy(logits, jnp.array([[3]]), one)
+    np.testing.assert_allclose([loss, nll], 0.9162907, rtol=1e-6)
+    # -0.9 ln 0.4 - 0.025 (ln 0.1 + ln 0.2 + ln 0.3 + ln 0.4)
+    loss, nll = cross_entropy(logits, jnp.array([[3]]), one, smoothing=0.1)
+    np.testing.assert_allclose([loss, nll], [0.9754688, 0.9162907], rtol=1e-6)
+    # -0.6 ln 0.1 - 0.1 (...)
+    loss, nll = cross_entropy(logits, jnp.array([[0]]), one, smoothing=0.4)
+    np.testing.assert_allclose([loss, nll], [1.9847797, 2.3025851], rtol=1e-6)
+
+
+def test_uniform_logits_cost_log_v_whatever_the_smoothing():
+    for smoothing in (0.0, 0.1, 0.5):
+        sums = cross_entropy(jnp.full((2, 3, 7), 4.0), jnp.zeros((2, 3), int), jnp.ones((2, 3)), smoothing=smoothing)
+        np.testing.assert_allclose(sums, 6 * np.log(7), rtol=1e-6)
+
+
+def test_the_best_loss_is_the_entropy_of_the_smoothed_distribution():
+    """Reached where the model predicts exactly that distribution, where the gradient is zero."""
+    smoothed = np.full(5, 0.02)
+    smoothed[1] = 0.92
+    logits = jnp.asarray(np.log(smoothed), jnp.float32)[None, None]
+    one, target = jnp.ones((1, 1)), jnp.array([[1]])
+    (loss, _), grad = jax.value_and_grad(cross_entropy, has_aux=True)(logits, target, one, smoothing=0.1)
+    np.testing.assert_allclose(loss, -(smoothed * np.log(smoothed)).sum(), rtol=1e-6)
+    np.testing.assert_allclose(grad, 0, atol=1e-7)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_value_and_gradient_equal_those_of_the_definition(smoothing):
+    logits = RNG.normal(size=(3, 4, 11)).astype(np.float32) * 3
+    target = RNG.integers(0, 11, size=(3, 4))
+    weights = RNG.choice([0.0, 1.0, 2.5], size=(3, 4)).astype(np.float32)
+    weights[0, 0], weights[1, 1] = 0.0, 2.5
+
+    def ours(logits):
+        loss, nll = cross_entropy(logits, target, weights, smoothing=smoothing)
+        return 3 * loss, nll  # a cotangent that is not 1
+
+    def theirs(logits):
+        return 3 * naive(logits.reshape(12, 11), target.reshape(-1), weights.reshape(-1), smoothing)
+
+    (loss, nll), grad = jit(jax.value_and_grad(ours, has_aux=True))(logits)
+    expected_loss, expected_grad = jit(jax.value_and_grad(theirs))(logits)
+    np.testing.assert_allclose(loss, expected_loss, rtol=1e-5)
+    np.testing.assert_allclose(
+        nll, naive(logits.reshape(12, 11), target.reshape(-1), weights.reshape(-1), 0), rtol=1e-5
+    )
+    np.testing.assert_allclose(grad, expected_grad, atol=1e-5)
+    assert (np.asarray(grad)[weights == 0] == 0).all() and np.asarray(grad)[weights > 0].any(axis=-1).all()
+
+
+def test_the_second_sum_has_no_gradient():
+    logits = jnp.asarray(RNG.normal(size=(1, 2, 5)), jnp.float32)
+    grad = jax.grad(lambda x: cross_entropy(x, jnp.zeros((1, 2), int), jnp.ones((1, 2)))[1])(logits)
+    assert not np.asarray(grad).any()
+
+
+def test_huge_logits_do_not_overflow():
+    logits = jnp.array([[[1e4, -1e4, 0.0]]])
+    target, one = jnp.array([[1]]), jnp.ones((1, 1))
+    (loss, _), grad = jax.value_and_grad(cross_entropy, has_aux=True)(logits, target, one)
+    assert loss == 2e4
+    np.testing.assert_array_equal(grad, [[[1, -1, 0]]])
+
+
+def test_bfloat16_logits_are_summed_in_float32():
+    logits = jnp.asarray(RNG.normal(size=(8, 64, 16)), jnp.bfloat16)
+    target, ones = jnp.zeros((8, 64), int), jnp.ones((8, 64))
+    sums = cross_entropy(logits, target, ones, smoothing=0.1)
+    expected = cross_entropy(logits.astype(jnp.float32), target, ones, smoothing=0.1)
+    assert {x.dtype for x in sums} == {jnp.dtype("float32")}
+    np.testing.assert_allclose(sums, expected, rtol=1e-6)

@@ -1,0 +1,80 @@
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from transformer.config import TrainConfig
+from transformer.training.optimizer import learning_rate, optimizer
+
+
+@pytest.mark.parametrize(
+    ("step", "base", "peak"),
+    [
+        # 512^-0.5 = 0.0441942; 4000^-1.5 = 3.95285e-6, 4000^-0.5 = 0.0158114, 100,000^-0.5 = 0.00316228
+        (1, 1.746928e-7, 2.5e-7),
+        (2, 3.493856e-7, 5e-7),
+        (4_000, 6.987712e-4, 1e-3),
+        (16_000, 3.493856e-4, 5e-4),
+        (100_000, 1.397542e-4, 2e-4),
+    ],
+)
+def test_schedule_by_hand(step, base, peak):
+    """Equation 3 of the paper for the base model, and the same curve with a peak of 0.001."""
+    assert learning_rate(step, d_model=512, warmup_steps=4_000) == pytest.approx(base, rel=1e-5)
+    assert learning_rate(step, d_model=512, warmup_steps=4_000, peak=1e-3) == pytest.approx(peak, rel=1e-5)
+
+
+def test_schedule_of_traced_and_first_steps():
+    steps = jnp.array([0, 1, 4_000])
+    rates = learning_rate(steps, d_model=1024, warmup_steps=4_000)
+    np.testing.assert_allclose(rates, [0, 1.235265e-7, 4.941059e-4], rtol=1e-5)
+
+
+def updates_of(config, d_model, gradients):
+    """What is added to one tensor of parameters at each update."""
+    adam = optimizer(config, d_model)
+    params = {"w": jnp.zeros(len(gradients[0]))}
+    state, updates = adam.init(params), []
+    for gradient in gradients:
+        update, state = adam.update({"w": jnp.asarray(gradient, jnp.float32)}, state, params)
+        updates.append(np.asarray(update["w"]))
+        params = optax.apply_updates(params, update)
+    return np.stack(updates)
+
+
+def test_the_first_update_uses_step_1():
+    """Adam's first update is the learning rate of step 1 in each direction, whatever the size of the gradient."""
+    (update,) = updates_of(TrainConfig(), 512, [[3.0, -0.002, 1e-4, 0.0]])
+    np.testing.assert_allclose(update, np.array([-1, 1, -1, 0]) * 1.746928e-7, rtol=1e-4)
+    (update,) = updates_of(TrainConfig(peak_learning_rate=0.5, warmup_steps=10), 512, [[3.0, -2.0]])
+    np.testing.assert_allclose(update, [-0.05, 0.05], rtol=1e-4)
+
+
+def test_epsilon_is_the_papers():
+    """A gradient as small as 1e-9 is halved by an epsilon of 1e-9."""
+    (update,) = updates_of(TrainConfig(peak_learning_rate=1.0, warmup_steps=1), 512, [[1e-9, 1.0]])
+    np.testing.assert_allclose(update, [-0.5, -1], rtol=1e-3)
+
+
+@pytest.mark.parametrize("clip_norm", [None, 1.0])
+def test_updates_equal_adam_written_out(clip_norm):
+    """§5.3: beta1 0.9, beta2 0.98, epsilon 1e-9, the bias corrected; gradients clipped first if at all."""
+    config = TrainConfig(warmup_steps=3, clip_norm=clip_norm)
+    gradients = np.random.default_rng(0).normal(size=(7, 5)) * np.array([3, 0.1, 1, 0.2, 5, 1, 0.1])[:, None]
+    assert 0 < (np.linalg.norm(gradients, axis=1) > 1).sum() < 7
+    m = v = 0
+    for t, (gradient, update) in enumerate(zip(gradients, updates_of(config, 64, gradients), strict=True), start=1):
+        if clip_norm is not None:
+            gradient = gradient * min(1, clip_norm / np.linalg.norm(gradient))
+        m, v = 0.9 * m + 0.1 * gradient, 0.98 * v + 0.02 * gradient**2
+        rate = 64**-0.5 * min(t**-0.5, t * 3**-1.5)
+        expected = -rate * (m / (1 - 0.9**t)) / (np.sqrt(v / (1 - 0.98**t)) + 1e-9)
+        np.testing.assert_allclose(update, expected, rtol=1e-4)
+
+
+def test_clipping_is_by_the_norm_of_all_parameters_together():
+    adam = optimizer(TrainConfig(clip_norm=1.0), 512)
+    params = {"a": jnp.zeros(1), "b": jnp.zeros(1)}
+    _, state = adam.update({"a": jnp.array([3.0]), "b": jnp.array([4.0])}, adam.init(params), params)
+    first_moments = optax.tree_utils.tree_get(state, "mu")
+    np.testing.assert_allclose([first_moments["a"][0], first_moments["b"][0]], [0.06, 0.08], rtol=1e-5)

@@ -1,0 +1,184 @@
+from __future__ import annotations
+
+import io
+import json
+import logging
+import struct
+import sys
+from pathlib import Path
+
+import pytest
+from etils import epath
+from tensorboardX.proto.event_pb2 import Event
+
+from transformer.training import loop
+from transformer.training.loop import Interval
+from transformer.training.progress import Display, Records, clock
+
+
+def lines(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def scalars(folder: Path) -> list[tuple[int, str, float]]:
+    """(step, name, value) of all TensorBoard files, in the order of time."""
+    found = []
+    for path in sorted((folder / "tensorboard").iterdir()):
+        content, at = path.read_bytes(), 0
+        while at < len(content):
+            (length,) = struct.unpack_from("<Q", content, at)
+            event = Event.FromString(content[at + 12 : at + 12 + length])
+            found += [(event.wall_time, event.step, value.tag, value.simple_value) for value in event.summary.value]
+            at += 16 + length
+    return [event[1:] for event in sorted(found)]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> epath.Path:
+    return epath.Path(tmp_path)
+
+
+# ---- Records --------------------------------------------------------------------------------------------------------
+
+
+def test_entries_are_on_disk_at_once_and_in_tensorboard_at_the_end(folder) -> None:
+    records = Records(folder, 0)
+    records.write(10, {"loss": 2.5, "epoch": 0})
+    assert lines(folder) == [{"step": 10, "loss": 2.5, "epoch": 0}]
+    records.write(20, {"dev_bleu": 12.25})
+    assert lines(folder)[1] == {"step": 20, "dev_bleu": 12.25}
+    records.close()  # tensorboardX writes in a thread of its own
+    assert scalars(folder) == [(10, "loss", 2.5), (10, "epoch", 0.0), (20, "dev_bleu", 12.25)]
+
+
+def test_entries_after_the_step_of_resuming_are_cut_off(folder) -> None:
+    records = Records(folder, 0)
+    for step in (10, 20, 20, 30):
+        records.write(step, {"loss": float(step)})
+    records.close()
+    before = lines(folder)
+    records = Records(folder, 20)
+    assert lines(folder) == before[:3]
+    records.write(30, {"loss": 31.0})
+    records.close()
+    assert [line["loss"] for line in lines(folder)] == [10, 20, 20, 31]
+    Records(folder, 0).close()
+    assert lines(folder) == []
+
+
+@pytest.mark.parametrize("cut", range(1, 24))
+def test_what_a_kill_left_of_the_last_entry_does_no_harm(folder, cut: int) -> None:
+    records = Records(folder, 0)
+    records.write(10, {"loss": 1.0})
+    records.write(20, {"loss": 2.0})
+    records.close()
+    path = folder / "metrics.jsonl"
+    path.write_bytes(path.read_bytes()[:-cut])
+    records = Records(folder, 20)
+    records.write(21, {"loss": 3.0})
+    records.close()
+    # One byte short is the end of the line: the entry itself is whole.
+    assert [line["step"] for line in lines(folder)] == ([10, 20, 21] if cut == 1 else [10, 21])
+
+
+def test_in_a_bucket_the_log_is_written_whole_at_each_flush(folder, monkeypatch) -> None:
+    write = type(folder).open
+
+    def no_append(path: epath.Path, mode: str = "r", **options):
+        assert "a" not in mode
+        return write(path, mode, **options)
+
+    monkeypatch.setattr(type(folder), "open", no_append)
+    monkeypatch.setattr(type(folder), "__str__", lambda self: "gs://bucket/run")
+    records = Records(folder, 0)
+    records.write(10, {"loss": 1.0})
+    assert not (folder / "metrics.jsonl").exists()
+    records.flush()
+    records.write(20, {"loss": 2.0})
+    records.close()
+    monkeypatch.undo()
+    assert [line["step"] for line in lines(folder)] == [10, 20]
+    assert not (folder / "tensorboard").exists()
+
+
+# ---- What is shown --------------------------------------------------------------------------------------------------
+
+VALUES = {"loss": 2.3456, "learning_rate": 0.000123, "gradient_norm": 0.987, "tokens_per_second": 12345.6}
+
+
+def test_without_a_terminal_there_are_plain_lines(caplog) -> None:
+    caplog.set_level(logging.INFO, "transformer")
+    display = Display(0, 100)
+    display.advance(1)
+    assert caplog.messages == []
+    display.show(10, VALUES, 3723)
+    display.close()
+    assert caplog.messages == ["step 10  loss 2.346  lr 1.23e-04  gradient 0.99  12,346 tokens/s  1:02:03 left"]
+
+
+def test_on_a_terminal_there_is_a_bar_with_the_same(monkeypatch, caplog) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    caplog.set_level(logging.INFO, "transformer")
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setenv("COLUMNS", "160")
+    monkeypatch.setenv("TERM", "xterm")
+    display = Display(40, 100)
+    try:
+        display.advance(41)
+        display.show(50, VALUES, 60)
+        display.advance(51)
+    finally:
+        display.close()
+    shown = terminal.getvalue()
+    assert "51/100" in shown
+    for part in ("loss 2.346", "lr 1.23e-04", "gradient 0.99", "12,346 tokens/s"):
+        assert part in shown
+    assert caplog.messages == []
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"), [(0, "0:00"), (59.4, "0:59"), (59.6, "1:00"), (3599.6, "1:00:00"), (90061, "25:01:01")]
+)
+def test_clock(seconds: float, shown: str) -> None:
+    assert clock(seconds) == shown
+
+
+# ---- Means since the last entry -------------------------------------------------------------------------------------
+
+
+def values(loss: float, nll: float, weight: float, norm: float, tokens: float) -> dict[str, float]:
+    return {"loss": loss, "nll": nll, "weight": weight, "gradient_norm": norm, "tokens": tokens}
+
+
+def test_an_interval_gives_means_and_a_rate(monkeypatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr(loop.time, "monotonic", lambda: now[0])
+    interval = Interval({})
+    interval.add(values(4.0, 30.0, 10.0, 1.0, 50))
+    now[0] += 2
+    interval.add(values(2.0, 40.0, 20.0, 3.0, 70))
+    assert interval.close() == {"loss": 3.0, "nll": 2.5, "gradient_norm": 2.0, "tokens_per_second": 60.0}
+    # An evaluation between is not counted as time of training.
+    interval.add(values(1.0, 5.0, 5.0, 1.0, 50))
+    now[0] += 1000
+    interval.restart_clock()
+    now[0] += 1
+    interval.add(values(1.0, 5.0, 5.0, 1.0, 30))
+    assert interval.close() == {"loss": 1.0, "nll": 1.0, "gradient_norm": 1.0, "tokens_per_second": 30.0}
+
+
+def test_an_interval_goes_on_from_its_sums() -> None:
+    whole, first = Interval({}), Interval({})
+    some = [values(i + 0.1, 3.0 * i, 7.0, 0.3 * i, 10) for i in range(1, 6)]
+    for each in some:
+        whole.add(each)
+    for each in some[:2]:
+        first.add(each)
+    second = Interval(json.loads(json.dumps(first.sums)))
+    for each in some[2:]:
+        second.add(each)
+    assert {**second.close(), "tokens_per_second": 0} == {**whole.close(), "tokens_per_second": 0}

@@ -1,0 +1,167 @@
+"""Training killed without warning and started again ends where training straight through does, bit for bit."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from transformer.checkpoint import Checkpoints
+from transformer.config import MeshConfig, from_json
+from transformer.model import encoder_decoder
+from transformer.training.loop import PREFETCH, restore
+from transformer.training.optimizer import optimizer
+from transformer.training.sharding import make_mesh
+from transformer.training.step import init_state
+
+TRAIN = str(Path(__file__).parents[2] / "train.py")
+PATIENCE = 300  # seconds for any one thing to happen
+
+
+@pytest.fixture
+def start(tiny, environment) -> Iterator[Callable[..., subprocess.Popen]]:
+    """`start(workdir)`: train.py in a process of its own, ended with the test."""
+    running = []
+
+    def start(workdir: Path, *arguments: str) -> subprocess.Popen:
+        log = (workdir.parent / "log").open("ab")
+        command = [sys.executable, TRAIN, "--config", tiny.config, "--workdir", str(workdir), *arguments]
+        running.append(subprocess.Popen(command, env=environment, stderr=log, stdout=log))
+        return running[-1]
+
+    yield start
+    for process in running:
+        process.kill()
+        process.wait()
+
+
+def wait(process: subprocess.Popen, happened: Callable[[], bool], log: Path) -> None:
+    """Until something has happened, which must be before the process ends."""
+    until = time.monotonic() + PATIENCE
+    while not happened():
+        assert process.poll() is None, f"ended too early:\n{log.read_text()[-3000:]}"
+        assert time.monotonic() < until, f"nothing happened:\n{log.read_text()[-3000:]}"
+        time.sleep(0.001)
+
+
+def finish(process: subprocess.Popen, log: Path) -> None:
+    assert process.wait(PATIENCE) == 0, log.read_text()[-3000:]
+
+
+def kill_during_a_save(process: subprocess.Popen, checkpoints: Path, log: Path) -> str:
+    """Kill the process while a checkpoint is half written, and name that."""
+    begun = time.time()
+
+    def unfinished() -> list[str]:
+        """Of this process: another may have left some, too."""
+        complete = max(path.parent.name for path in checkpoints.glob("0*/manifest.json"))
+        found = []
+        for path in checkpoints.glob("0*"):
+            with contextlib.suppress(FileNotFoundError):
+                if path.name > complete and path.stat().st_mtime > begun and not (path / "manifest.json").exists():
+                    found.append(path.name)
+        return found
+
+    while True:
+        wait(process, lambda: bool(unfinished()), log)
+        process.send_signal(signal.SIGSTOP)  # hold it, to look without haste
+        if saving := unfinished():
+            process.kill()
+            process.wait()
+            assert unfinished() == saving
+            return saving[0]
+        process.send_signal(signal.SIGCONT)  # it was quicker
+
+
+def entries(workdir: Path) -> list[dict]:
+    """The log without what depends on the clock."""
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in line.items() if name != "tokens_per_second"} for line in lines]
+
+
+def state(workdir: Path, step: int) -> list[np.ndarray]:
+    """All numbers of a checkpoint: parameters and optimiser."""
+    checkpoints = Checkpoints(workdir)
+    config = checkpoints.config(step)
+    model = encoder_decoder(config.model, checkpoints.progress(step)["vocab_size"])
+    tx = optimizer(config.train, config.model.d_model)
+    abstract = jax.eval_shape(lambda: init_state(model.init, tx, 0))
+    restored, progress = restore(checkpoints, abstract, make_mesh(MeshConfig(), jax.devices()[:1]))
+    assert progress["step"] == step == int(restored.step)
+    return [np.asarray(x) for x in jax.tree.leaves(restored)]
+
+
+def same_run(ours: Path, straight: Path) -> None:
+    steps = Checkpoints(straight).steps()
+    assert Checkpoints(ours).steps() == steps
+    for one, other in zip(state(ours, steps[-1]), state(straight, steps[-1]), strict=True):
+        assert one.dtype == other.dtype
+        np.testing.assert_array_equal(one, other)
+    assert entries(ours) == entries(straight)
+    for step in steps:
+        assert Checkpoints(ours).progress(step) == Checkpoints(straight).progress(step)
+    for name in ("config.json", "tokenizer.model", "tokenizer.sha256", "sets/dev.source", "sets/sets.json"):
+        assert (ours / name).read_bytes() == (straight / name).read_bytes()
+
+
+def test_the_run_is_one_that_could_go_wrong(trained: Path) -> None:
+    config = from_json((trained / "config.json").read_text())
+    assert config.train.accumulate == 2
+    assert config.model.dropout == 0.1
+    assert config.train.eval_every % config.train.checkpoint_every != 0
+    assert PREFETCH >= 2
+    progress = Checkpoints(trained).progress(100)
+    assert progress["batch_of_epoch"] != 0  # in the midst of an epoch
+    assert progress["epoch"] > 0
+    assert progress["interval"]["updates"] == 100 % config.train.log_every != 0  # and of an interval of the log
+
+
+def test_killed_after_a_save_and_during_one(trained: Path, start, tmp_path: Path) -> None:
+    workdir, log = tmp_path / "run", tmp_path / "log"
+    process = start(workdir)
+    wait(process, (workdir / "checkpoints/00000050/manifest.json").exists, log)
+    process.kill()
+    process.wait()
+    done = len(entries_so_far(workdir))
+    process = start(workdir)
+    killed_at = kill_during_a_save(process, workdir / "checkpoints", log)
+    assert not (workdir / "checkpoints" / killed_at / "manifest.json").exists()
+    finish(start(workdir), log)
+    told = log.read_text()
+    assert told.count("resuming from step") == 2
+    assert done >= 6
+    same_run(workdir, trained)
+
+
+def entries_so_far(workdir: Path) -> list[str]:
+    return (workdir / "metrics.jsonl").read_text().splitlines()
+
+
+@pytest.mark.slow
+def test_killed_at_any_time(trained: Path, start, tmp_path: Path) -> None:
+    workdir, log, draw = tmp_path / "run", tmp_path / "log", random.Random(1)
+    kills = 0
+    for _ in range(40):
+        process = start(workdir)
+        # From the first moment on; later on with enough time to get some way.
+        try:
+            assert process.wait(draw.uniform(1, 10 + kills)) == 0, log.read_text()[-3000:]
+            break
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            kills += 1
+    else:
+        finish(start(workdir), log)
+    assert kills > 0
+    same_run(workdir, trained)

@@ -1,0 +1,249 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import eight_devices
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from quick import jit
+
+from transformer.checkpoint import Checkpoints
+from transformer.config import Config, MeshConfig, ModelConfig, TrainConfig
+from transformer.tasks.translation import Translation
+from transformer.training.loop import restore
+from transformer.training.optimizer import optimizer
+from transformer.training.sharding import make_mesh
+from transformer.training.step import TrainState, compiled, cut, gradients, init_state, train_step
+
+MESH = make_mesh(MeshConfig(), jax.devices()[:1])
+MODEL = ModelConfig(encoder_layers=1, decoder_layers=1, d_model=16, d_ff=16, heads=2, dropout=0.1)
+
+
+def task(**changes) -> Translation:
+    """The model and loss of training, without text, over 30 pieces."""
+    config = Config(model=dataclasses.replace(MODEL, **changes))
+    return Translation(config, SimpleNamespace(vocab_size=30, model=b"", sha256=""), None)
+
+
+def batch(rows: int, every: int = 2) -> dict[str, np.ndarray]:
+    """Sentences of which one in `every` is much longer than the others."""
+    rng = np.random.default_rng(0)
+    made = {}
+    for side, width in (("source", 9), ("target", 12)):
+        ids = rng.integers(4, 30, (rows, width)).astype(np.int32)
+        lengths = np.where(np.arange(rows) % every == 1, width - 1, rng.integers(1, 3, rows))
+        ids[np.arange(width) > lengths[:, None]] = 0
+        ids[np.arange(rows), lengths] = 2
+        made[side] = ids
+    return made
+
+
+def without_dropout():
+    """Parameters, and `gradients` compiled."""
+    made = task()
+    return jit(made.model.init)(jax.random.key(1)), jit(lambda params, batch: gradients(made.loss, params, batch, None))
+
+
+def close(one, other, tolerance: float) -> None:
+    for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(one), jax.tree.leaves(other), strict=True):
+        a, b = np.asarray(a), np.asarray(b)
+        assert np.linalg.norm(a - b) <= tolerance * np.linalg.norm(b), jax.tree_util.keystr(path)
+
+
+# ---- Accumulation ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_micro_batches_give_the_gradients_of_one_batch(count: int) -> None:
+    rows, (params, grads_of) = batch(12, every=count), without_dropout()
+    expected, expected_loss, expected_sums = grads_of(params, cut(rows, MESH, 1))
+    pieces = cut(rows, MESH, count)
+    weights = [(piece != 0).sum() for piece in pieces["target"]]
+    assert max(weights) > 1.2 * min(weights)  # a mean of means would be another number
+    grads, loss, sums = grads_of(params, pieces)
+    close(grads, expected, 1e-5)
+    assert float(loss) == pytest.approx(float(expected_loss), rel=1e-6)
+    assert {k: float(v) for k, v in sums.items()} == pytest.approx({k: float(v) for k, v in expected_sums.items()})
+
+
+def test_the_loss_is_divided_once_by_all_weights() -> None:
+    # A loss of which the answer is known: one number a row, its weight beside it.
+    def loss(params, batch, key):
+        return jnp.sum(params["w"] * batch["x"] * batch["weight"]), {"weight": batch["weight"].sum()}
+
+    values = {"x": np.array([[1.0, 5.0], [2.0, 9.0]]), "weight": np.array([[1.0, 10.0], [0.0, 100.0]])}
+    params = {"w": jnp.float32(2.0)}
+    grads, mean, sums = gradients(loss, params, values, None)
+    total = 1 + 5 * 10 + 0 + 9 * 100
+    assert float(grads["w"]) == pytest.approx(total / 111)
+    assert float(mean) == pytest.approx(2 * total / 111)
+    assert float(sums["weight"]) == 111
+    # Nothing but padding: no division by zero.
+    grads, mean, _ = gradients(loss, params, {"x": values["x"], "weight": 0 * values["weight"]}, None)
+    assert float(grads["w"]) == float(mean) == 0
+
+
+def test_cut_deals_rows_out_and_fills_up_with_padding() -> None:
+    rows = {"source": np.arange(1, 8)[:, None] * np.ones((7, 3), np.int32)}
+    pieces = cut(rows, MESH, 3)["source"]
+    assert pieces.shape == (3, 3, 3)
+    assert pieces[:, :, 0].tolist() == [[1, 4, 7], [2, 5, 0], [3, 6, 0]]
+    assert cut(rows, MESH, 1)["source"].shape == (1, 7, 3)
+    eight = SimpleNamespace(shape={"data": 2, "fsdp": 4, "tensor": 2})
+    pieces = cut(rows, eight, 2)["source"]
+    assert pieces.shape == (2, 8, 3)
+    assert pieces[:, :, 0].tolist() == [[1, 3, 5, 7, 0, 0, 0, 0], [2, 4, 6, 0, 0, 0, 0, 0]]
+
+
+def test_padding_rows_change_nothing() -> None:
+    rows, (params, grads_of) = batch(6), without_dropout()
+    padded = {name: np.pad(x, ((0, 4), (0, 0))) for name, x in rows.items()}
+    expected, loss, _ = grads_of(params, cut(rows, MESH, 1))
+    grads, padded_loss, _ = grads_of(params, cut(padded, MESH, 1))
+    close(grads, expected, 1e-6)
+    assert float(padded_loss) == pytest.approx(float(loss), rel=1e-6)
+
+
+# ---- Randomness -----------------------------------------------------------------------------------------------------
+
+
+def keys_seen(step: int, seed: int, micro_batches: int) -> list[tuple[int, ...]]:
+    """The dropout keys that the micro-batches of one update are given."""
+
+    def loss(params, batch, key):
+        seen = jax.random.key_data(key).astype(jnp.float32)  # exact enough to tell keys apart
+        return jnp.sum(params["w"]), {"weight": jnp.float32(1), "keys": jnp.zeros((9, 2)).at[batch["i"][0]].set(seen)}
+
+    tx = optax.sgd(0.0)
+    state = TrainState(jnp.int32(step), {"w": jnp.float32(0)}, tx.init({"w": jnp.float32(0)}))
+    numbers = {"i": np.arange(micro_batches)[:, None]}
+    _, metrics = train_step(state, numbers, loss=loss, optimizer=tx, seed=seed)
+    return [tuple(key) for key in np.asarray(metrics["keys"])[:micro_batches].tolist()]
+
+
+def test_dropout_differs_between_updates_and_micro_batches() -> None:
+    keys = [key for step in range(4) for key in keys_seen(step, 0, 3)]
+    assert len(set(keys)) == 12
+    assert keys_seen(2, 0, 3) == keys[6:9]  # a pure function of seed, update and micro-batch
+    assert set(keys_seen(2, 1, 3)).isdisjoint(keys)
+    # However many there are, micro-batch i of an update has the same key.
+    assert keys_seen(1, 0, 1) == keys[3:4]
+
+
+def test_initial_parameters_are_a_function_of_the_seed() -> None:
+    model, tx = task().model, optimizer(TrainConfig(), 16)
+    one, same, other = (init_state(model.init, tx, seed) for seed in (1, 1, 2))
+    assert all(jax.tree.leaves(jax.tree.map(np.array_equal, one.params, same.params)))
+    assert not np.array_equal(one.params["embedding"]["table"], other.params["embedding"]["table"])
+    assert int(one.step) == 0
+    assert one.step.dtype == jnp.int32
+
+
+# ---- The update -----------------------------------------------------------------------------------------------------
+
+
+def test_an_update_donates_the_state_and_counts() -> None:
+    made = task()
+    tx = optimizer(TrainConfig(peak_learning_rate=0.01, warmup_steps=5), 16)
+    state = old = jit(lambda: init_state(made.model.init, tx, 0))()
+    pieces = cut(batch(4), MESH, 2)
+    update = compiled(made.loss, tx, 0, MESH, jax.eval_shape(lambda: state)).lower(state, pieces)
+    update = update.compile({"xla_backend_optimization_level": 0})  # in a hurry
+    before = jax.tree.map(np.array, old.params)
+    state, metrics = update(state, pieces)
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(old))
+    assert int(state.step) == 1
+    assert set(metrics) == {"loss", "gradient_norm", "weight", "nll", "tokens"}
+    assert float(metrics["weight"]) == (pieces["target"] != 0).sum()
+    assert float(metrics["tokens"]) == (pieces["target"] != 0).sum() + (pieces["source"] != 0).sum()
+    # The first update of Adam is the learning rate of step 1 times the gradient's sign.
+    moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), before, state.params)
+    assert max(jax.tree.leaves(moved)) == pytest.approx(0.01 / 5, rel=1e-3)
+    # Twenty more on the same rows: they are learned.
+    first = float(metrics["loss"])
+    for _ in range(20):
+        state, metrics = update(state, pieces)
+    assert int(state.step) == 21
+    assert float(metrics["loss"]) < first - 0.3
+    assert float(metrics["nll"]) / float(metrics["weight"]) < float(metrics["loss"]) + 0.5
+
+
+def test_the_reported_gradient_norm_is_that_before_clipping() -> None:
+    def loss(params, batch, key):
+        return jnp.sum(params["w"] * batch["x"][0]), {"weight": jnp.float32(1)}
+
+    tx = optimizer(TrainConfig(clip_norm=1e-3, warmup_steps=1, peak_learning_rate=1.0), 16)
+    params = {"w": jnp.zeros(2)}
+    state = TrainState(jnp.int32(0), params, tx.init(params))
+    state, metrics = train_step(state, {"x": np.array([[[3.0, 4.0]]])}, loss=loss, optimizer=tx, seed=0)
+    assert float(metrics["gradient_norm"]) == pytest.approx(5.0)
+    assert np.asarray(optax.tree.get(state.optimizer, "mu")["w"]) == pytest.approx([0.1 * 0.6e-3, 0.1 * 0.8e-3])
+
+
+# ---- One device and eight -------------------------------------------------------------------------------------------
+
+
+def eight(folder: Path, environment: dict[str, str], *cases: object) -> dict:
+    environment = environment | {"XLA_FLAGS": "--xla_backend_optimization_level=0"}
+    command = [sys.executable, str(Path(__file__).with_name("eight_devices.py")), str(folder), *map(str, cases)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    results = json.loads((folder / "results.json").read_text())
+    assert results["devices"] == 8
+    return results
+
+
+def agree(result: dict, share: float) -> None:
+    assert result["same start"]
+    assert result["devices"] == 8
+    assert result["largest share"] == share
+    assert result["gradients"] < 1e-5
+    assert len(result["losses"]) == 10
+    assert result["losses"] == pytest.approx(result["expected"], rel=1e-5)
+    assert len(set(result["losses"])) == 10
+
+
+@pytest.fixture(scope="module")
+def results(environment, tmp_path_factory) -> tuple[Path, dict]:
+    folder = tmp_path_factory.mktemp("eight")
+    return folder, eight(folder, environment, "8x1x1", 2, "2x2x2", 2)
+
+
+def test_eight_devices_give_the_losses_and_gradients_of_one(results) -> None:
+    agree(results[1]["8x1x1 2"], 1.0)
+
+
+def test_eight_devices_that_share_the_parameters_do_too(results) -> None:
+    agree(results[1]["2x2x2 2"], 0.25)
+
+
+@pytest.mark.slow
+def test_the_other_ways_to_arrange_eight_devices(environment, tmp_path: Path) -> None:
+    found = eight(tmp_path, environment, "2x4x1", 1, "1x1x8", 1, "2x2x2", 1, "8x1x1", 1, "1x4x2", 2)
+    for case, share in {"2x4x1 1": 0.25, "1x1x8 1": 0.125, "2x2x2 1": 0.25, "8x1x1 1": 1.0, "1x4x2 2": 0.125}.items():
+        agree(found[case], share)
+    assert found["restored on 1"]["digest"] == found["restored on 4"]["digest"] == found["digest"]
+
+
+@pytest.mark.parametrize("count", [1, 4])
+def test_a_checkpoint_of_eight_devices_goes_on_with_fewer(results, count: int) -> None:
+    found = results[1][f"restored on {count}"]
+    assert found["digest"] == results[1]["digest"]  # parameters and optimiser, bit for bit
+    assert found["placed"]
+    assert found["losses"] == pytest.approx(results[1]["goes on"], rel=1e-5)
+
+
+def test_a_checkpoint_of_eight_devices_opens_in_a_process_with_one(results) -> None:
+    assert len(jax.devices()) == 1
+    run = eight_devices.Run(MESH, 2)
+    state, _ = restore(Checkpoints(results[0] / "run"), run.abstract, MESH)
+    assert int(state.step) == int(state.optimizer[0].count) == eight_devices.UPDATES
+    assert eight_devices.digest(state) == results[1]["digest"]

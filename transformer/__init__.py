@@ -1,0 +1,50 @@
+"""The 2017 Transformer in JAX.
+
+    model, params = transformer.load("runs/x")
+    logits_BTV = model.apply(params, source_BS, target_BT)
+    transformer.Translator.load("runs/x").translate(["A sentence."])
+
+Importing this package loads neither orbax nor sentencepiece, grain, tfds or sacrebleu: they come with what needs them.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from transformer.config import Config, DataConfig, DecodeConfig, MeshConfig, ModelConfig, TrainConfig, UserError
+
+_LAZY = {
+    "EncoderDecoder": "transformer.model",
+    "Model": "transformer.model",
+    "encoder_decoder": "transformer.model",
+    "beam_search": "transformer.inference.beam_search",
+    "Translator": "transformer.inference.translator",
+    "load": "transformer.checkpoint",
+}
+
+__all__ = [
+    "Config",
+    "DataConfig",
+    "DecodeConfig",
+    "EncoderDecoder",
+    "MeshConfig",
+    "Model",
+    "ModelConfig",
+    "TrainConfig",
+    "Translator",
+    "UserError",
+    "beam_search",
+    "encoder_decoder",
+    "load",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module 'transformer' has no attribute {name!r}")
+    return getattr(importlib.import_module(_LAZY[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

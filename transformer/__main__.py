@@ -1,0 +1,85 @@
+"""python -m transformer translate | average | describe: each verb calls one function."""
+
+from __future__ import annotations
+
+import sys
+
+from transformer.command_line import Parser, compile_cache, config_file, decode_options, override, run
+from transformer.config import Config, UserError, check
+
+
+def translate(arguments: list[str]) -> None:
+    """Translate standard input to standard output, line by line."""
+    parser = Parser("python -m transformer translate", translate.__doc__, add_help=False)
+    parser.add_argument("workdir", nargs="?", help="the workdir of a training run")
+    parser.add_argument("--checkpoint", help="best, last, average or a step; default: the average if made, else best")
+    parser.add_argument("-h", "--help", action="store_true", help="show this and stop")
+    own, rest = parser.parse_known_args(arguments)
+    if own.help:
+        parser.print_help()
+        print("\nDecoding, by default as in the workdir's config:\n")
+        decode_options(Config(), ["--help"], parser.prog)
+    # What follows an option of --decode is its value, but the parser, which knows none of them, would take it.
+    if not own.workdir or any("--decode" in argument for argument in arguments[: arguments.index(own.workdir)]):
+        raise UserError("the workdir comes first: python -m transformer translate runs/quickstart < in.txt > out.txt")
+    compile_cache()
+    from transformer.checkpoint import Checkpoints
+    from transformer.inference.stream import translate_stream
+    from transformer.inference.translator import Translator
+
+    checkpoints = Checkpoints(own.workdir)
+    name = checkpoints.choose(own.checkpoint)
+    options = decode_options(checkpoints.config(name), rest, parser.prog, parser.options())
+    translate_stream(Translator.load(own.workdir, str(name), options), sys.stdin.buffer, sys.stdout.buffer)
+
+
+def average(arguments: list[str]) -> None:
+    """Average the parameters of the last checkpoints, and score the result on the development set."""
+    parser = Parser("python -m transformer average", average.__doc__)
+    parser.add_argument("workdir", help="the workdir of a training run")
+    parser.add_argument("--last", type=int, default=5, help="how many checkpoints, by step (default 5)")
+    own = parser.parse_args(arguments)
+    if own.last < 1:
+        raise UserError(f"--last {own.last}: must be at least 1")
+    compile_cache()
+    from transformer.tasks.scoring import average as average_workdir
+
+    for line in average_workdir(own.workdir, own.last):
+        print(line, flush=True)
+
+
+def describe(arguments: list[str]) -> None:
+    """Print the parameters of a config, matrix by matrix, beside the paper's."""
+    parser = Parser("python -m transformer describe", describe.__doc__, add_help=False)
+    parser.add_argument("--config", metavar="FILE", help="a config file, such as configs/wmt14_en_de.py")
+    parser.add_argument("-h", "--help", action="store_true", help="show this and stop")
+    own, rest = parser.parse_known_args(arguments)
+    if own.help:
+        parser.print_help()
+        return
+    if not own.config:
+        raise UserError("--config is missing, such as --config configs/wmt14_en_de.py")
+    config = override(config_file(own.config), rest, parser.prog, parser.options())
+    check(config)
+    from transformer.tools.describe import describe as lines
+
+    for line in lines(config):
+        print(line)
+
+
+VERBS = {"translate": translate, "average": average, "describe": describe}
+
+
+def main(arguments: list[str]) -> None:
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print("python -m transformer VERB ...   (VERB --help tells more)\n")
+        for name, verb in VERBS.items():
+            print(f"  {name:10} {verb.__doc__}")
+    elif arguments[0] in VERBS:
+        VERBS[arguments[0]](arguments[1:])
+    else:
+        raise UserError(f"unknown verb {arguments[0]!r}; there are {', '.join(VERBS)}")
+
+
+if __name__ == "__main__":
+    run(main)

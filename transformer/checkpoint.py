@@ -1,0 +1,297 @@
+"""Checkpoints: save, verify, restore, average. The only file that knows Orbax.
+
+    workdir/checkpoints/<step>/state/{params,optimizer}   Orbax's arrays
+                               config.json, tokenizer.model, progress.json
+                               manifest.json              sizes and sha256 of all of these, written last
+    workdir/checkpoints/average/                           the same without optimizer
+
+A folder without a manifest is a save that did not end, and is passed over.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import threading
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from etils import epath
+from jax.sharding import Sharding
+
+from transformer.config import Config, UserError, from_json
+from transformer.model import Model, Params, encoder_decoder
+
+log = logging.getLogger("transformer")
+AVERAGE = "average"
+_DAMAGED = "this checkpoint is damaged; choose another with --checkpoint, or remove its folder"
+
+
+class Checkpoints:
+    """The checkpoints of one workdir (a local folder, or a bucket such as gs://...)."""
+
+    def __init__(self, workdir: str | epath.Path):
+        workdir = epath.Path(workdir)
+        # Orbax takes absolute paths only; `resolve` would take gs:// for a local folder.
+        self.folder = (workdir if workdir.is_absolute() else workdir.resolve()) / "checkpoints"
+        try:
+            self.folder.exists()
+        except ImportError as error:  # what a bucket needs is not installed with this package
+            raise UserError(f"{workdir}: {error}") from None
+        self._orbax = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler())
+        self._finishing: threading.Thread | None = None
+        self._failure: BaseException | None = None
+
+    def path(self, name: int | str) -> epath.Path:
+        return self.folder / (name if isinstance(name, str) else f"{name:08d}")
+
+    def complete(self, name: int | str) -> bool:
+        return (self.path(name) / "manifest.json").exists()
+
+    def steps(self) -> list[int]:
+        """Steps of the complete checkpoints, ascending."""
+        if not self.folder.exists():
+            return []
+        names = [int(path.name) for path in self.folder.iterdir() if path.name.isdigit()]
+        return sorted(step for step in names if self.complete(step))
+
+    def progress(self, name: int | str) -> dict[str, Any]:
+        """What was saved beside the arrays: 'step', 'dev_bleu' (None if not evaluated there), 'vocab_size', ..."""
+        return json.loads(self._json(name, "progress.json"))
+
+    def config(self, name: int | str) -> Config:
+        return from_json(self._json(name, "config.json"), str(self.path(name) / "config.json"))
+
+    def _json(self, name: int | str, file: str) -> str:
+        path = self.path(name) / file
+        try:
+            text = path.read_text()
+            json.loads(text)
+        except (OSError, ValueError) as error:
+            raise UserError(f"{path} cannot be read ({error}): {_DAMAGED}") from None
+        return text
+
+    def best(self) -> int | None:
+        """The step with the best dev BLEU (the earliest of equals), or None if none was evaluated."""
+        scores = {step: self.progress(step).get("dev_bleu") for step in self.steps()}
+        scored = [step for step, score in scores.items() if score is not None]
+        return max(scored, key=lambda step: (scores[step], -step), default=None)
+
+    def choose(self, checkpoint: str | None = None) -> int | str:
+        """The name behind 'best', 'last', 'average' or a step; by default the average if there, else the best."""
+        steps = self.steps()
+        workdir = self.folder.parent
+        if checkpoint == AVERAGE or (checkpoint is None and self.complete(AVERAGE)):
+            if not self.complete(AVERAGE):
+                raise UserError(f"{workdir}: no average yet; make one with: python -m transformer average {workdir}")
+            return AVERAGE
+        if not steps:
+            raise UserError(f"{workdir}: no complete checkpoint there; train first, or check the path")
+        if checkpoint is None or checkpoint == "best":
+            best = self.best()
+            if best is None and checkpoint == "best":
+                raise UserError(f"{workdir}: no checkpoint was evaluated on a development set; use --checkpoint last")
+            return steps[-1] if best is None else best
+        if checkpoint == "last":
+            return steps[-1]
+        if checkpoint.isdigit() and int(checkpoint) in steps:
+            return int(checkpoint)
+        raise UserError(
+            f"--checkpoint {checkpoint}: not in {workdir}; it has {', '.join(map(str, steps))}, best, last and average"
+        )
+
+    def save(
+        self,
+        name: int | str,
+        items: Mapping[str, Any],
+        *,
+        progress: Mapping[str, Any],
+        files: Mapping[str, bytes],
+        keep_last: int | None = None,
+        keep_every: int | None = None,
+    ) -> None:
+        """Start saving; returns once the arrays are copied off the devices, so their buffers may be donated.
+
+        With `keep_last`, older checkpoints are removed once this one is complete, but for the best on dev BLEU and
+        those whose step is a multiple of `keep_every`. The failure of a save is raised by the next one, or by `wait`.
+        """
+        self.wait()
+        path = self.path(name)
+        if path.exists():
+            path.rmtree()
+        path.mkdir(parents=True)
+        # Written down now: the caller goes on counting while the arrays are being saved.
+        files = {**files, "progress.json": (json.dumps(dict(progress), indent=2) + "\n").encode()}
+        self._orbax.save(
+            path / "state", args=ocp.args.Composite(**{k: ocp.args.StandardSave(tree) for k, tree in items.items()})
+        )
+
+        def finish() -> None:
+            try:
+                self._orbax.wait_until_finished()
+                for file, content in files.items():
+                    (path / file).write_bytes(content)
+                manifest = {str(f.relative_to(path)): _digest(f) for f in _files(path)}
+                replace(path / "manifest.json", (json.dumps(manifest, indent=2) + "\n").encode())
+                if keep_last is not None:
+                    self._prune(keep_last, keep_every)
+            except BaseException as error:
+                self._failure = error
+
+        self._finishing = threading.Thread(target=finish, name="checkpoint")
+        self._finishing.start()
+
+    def wait(self) -> None:
+        """Until the last save is complete; raises if it failed."""
+        if self._finishing is not None:
+            self._finishing.join()
+            self._finishing = None
+        if self._failure is not None:
+            failure, self._failure = self._failure, None
+            raise UserError(
+                f"saving a checkpoint under {self.folder} failed ({failure}); make room or mend the folder, then run "
+                "the same command again: it goes on from the last complete checkpoint"
+            ) from failure
+
+    def discard(self, step: int) -> None:
+        """Let a damaged checkpoint no longer count as complete; its other files stay."""
+        (self.path(step) / "manifest.json").replace(self.path(step) / "manifest.json.damaged")
+
+    def _prune(self, keep_last: int, keep_every: int | None) -> None:
+        steps = self.steps()
+        kept = {*steps[-keep_last:], self.best()} | {s for s in steps if keep_every and s % keep_every == 0}
+        for step in steps:
+            if step not in kept:
+                # The manifest goes first: what is half removed must not look complete.
+                (self.path(step) / "manifest.json").unlink()
+                self.path(step).rmtree()
+
+    def verify(self, name: int | str) -> str | None:
+        """What is wrong with a checkpoint's files against its manifest, or None."""
+        path = self.path(name)
+        try:
+            manifest = json.loads((path / "manifest.json").read_text())
+        except (OSError, ValueError) as error:
+            return f"{path / 'manifest.json'} cannot be read ({error})"
+        for file, expected in manifest.items():
+            if not (path / file).exists():
+                return f"{path / file} is missing"
+            if _digest(path / file) != expected:
+                return f"{path / file} is not as it was written"
+        return None
+
+    def restore(self, name: int | str, items: Mapping[str, Any]) -> dict[str, Any]:
+        """The trees named in `items`, 'params' among them, each as its abstract tree (shapes, types, shardings) says.
+
+        Raises `UserError` if the files are not those that were written, or do not fit.
+        """
+        wrong = self.verify(name)
+        if wrong:
+            raise UserError(f"{wrong}: {_DAMAGED}")
+        # Compared here, for one clear line: Orbax stops at the first difference with several tracebacks.
+        there = _shapes(ocp.StandardCheckpointHandler().metadata(self.path(name) / "state" / "params").tree)
+        here = _shapes(items["params"])
+        for path in here | there:
+            if there.get(path) != here.get(path):
+                raise UserError(
+                    f"{self.path(name)} does not fit the model: {path} is {there.get(path, 'missing')} there "
+                    f"and {here.get(path, 'missing')} here"
+                )
+        try:
+            restored = self._orbax.restore(
+                self.path(name) / "state",
+                args=ocp.args.Composite(**{k: ocp.args.StandardRestore(tree) for k, tree in items.items()}),
+            )
+        except (ValueError, KeyError, TypeError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise UserError(f"{self.path(name)} cannot be restored: {reason}") from error
+        return {k: restored[k] for k in items}
+
+    def average(self, last: int) -> list[int]:
+        """Save the mean of the parameters of the last `last` checkpoints, by step, as 'average'; returns the steps."""
+        steps = self.steps()[-last:]
+        if not steps:
+            raise UserError(f"{self.folder.parent}: no complete checkpoint to average")
+        total: Any = None
+        for step in steps:
+            params = self.params(step)
+            shapes = jax.tree.map(np.shape, params)
+            if total is None:
+                first, total = shapes, jax.tree.map(lambda x: np.asarray(x, np.float64), params)
+            elif shapes != first:
+                raise UserError(
+                    f"checkpoints {steps[0]} and {step} of {self.folder.parent} hold models of other shapes"
+                )
+            else:
+                total = jax.tree.map(np.add, total, params)
+        mean = jax.tree.map(lambda x: np.asarray(x / len(steps), np.float32), total)
+        files = {f: (self.path(steps[-1]) / f).read_bytes() for f in ("config.json", "tokenizer.model")}
+        progress = {
+            "step": steps[-1],
+            "vocab_size": self.progress(steps[-1])["vocab_size"],
+            "averaged_steps": steps,
+            "trainable": False,
+        }
+        self.save(AVERAGE, {"params": mean}, progress=progress, files=files)
+        self.wait()
+        return steps
+
+    def params(self, name: int | str, sharding: Sharding | None = None) -> Params:
+        """The parameters of a checkpoint; on the first device unless `sharding` says otherwise."""
+        model = encoder_decoder(self.config(name).model, self.progress(name)["vocab_size"])
+        sharding = sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        return self.restore(name, {"params": with_sharding(model.abstract_params, sharding)})["params"]
+
+
+def replace(path: epath.Path, content: bytes) -> None:
+    """Give a file this content, whole or not at all; one that has it already is left alone."""
+    if path.exists() and path.read_bytes() == content:
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.parent / f"{path.name}.tmp"
+    temporary.write_bytes(content)
+    temporary.replace(path)
+
+
+def with_sharding(abstract: Any, sharding: Any) -> Any:
+    """The abstract tree with one sharding for all leaves, or a tree of them."""
+    if isinstance(sharding, Sharding):
+        sharding = jax.tree.map(lambda _: sharding, abstract)
+    return jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), abstract, sharding)
+
+
+def load(workdir: str, checkpoint: str | None = None) -> tuple[Model, Params]:
+    """The model of a workdir and its parameters, ready for `model.apply(params, source_BS, target_BT)`.
+
+    `checkpoint` is 'best', 'last', 'average' or a step; by default the average if one was made, else the best on dev
+    BLEU. Raises `UserError` where there is none.
+    """
+    checkpoints = Checkpoints(workdir)
+    name = checkpoints.choose(checkpoint)
+    model = encoder_decoder(checkpoints.config(name).model, checkpoints.progress(name)["vocab_size"])
+    return model, checkpoints.params(name)
+
+
+def _shapes(params: Any) -> dict[str, tuple[int, ...]]:
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    return {"/".join(key.key for key in keys): tuple(leaf.shape) for keys, leaf in leaves}
+
+
+def _files(folder: epath.Path) -> Sequence[epath.Path]:
+    files: list[epath.Path] = []
+    for path in sorted(folder.iterdir()):
+        files += _files(path) if path.is_dir() else [path]
+    return files
+
+
+def _digest(path: epath.Path) -> dict[str, Any]:
+    digest, size = hashlib.sha256(), 0
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+            size += len(block)
+    return {"size": size, "sha256": digest.hexdigest()}

@@ -1,0 +1,297 @@
+"""Batches under a budget of tokens: pairs bucketed by length into a few fixed shapes, in an order known in advance.
+
+The order is a pure function of (seed, epoch, step): each epoch's plan comes from numpy's PCG64 seeded with
+SeedSequence([seed, epoch]), whose streams, and Generator.permutation's use of them, numpy keeps stable. So a run
+resumes from its step alone. The shapes and the number of batches of an epoch are the same in every epoch.
+Lengths are counted with the end of sentence, on both sides, as the model sees them.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from transformer.config import UserError
+from transformer.data.cache import TokenCache
+from transformer.data.tokenizer import EOS, PAD
+
+Batch = dict[str, np.ndarray]
+
+
+class Shape(NamedTuple):
+    """The shape of one kind of batch."""
+
+    rows: int
+    source: int
+    """Positions of a source, EOS and padding included."""
+    target: int
+
+
+class Plan(NamedTuple):
+    """One epoch: batch b holds the pairs `pairs[starts[b]:starts[b + 1]]`, and is the order[i] = b that comes i-th."""
+
+    pairs: np.ndarray
+    order: np.ndarray
+
+
+def _round_up(length: np.ndarray | int) -> Any:
+    """The next length at which a bucket may end: a multiple of 4 up to 64, of 8 beyond."""
+    return np.where(length <= 64, -(-length // 4) * 4, -(-length // 8) * 8)
+
+
+def length_buckets(source_lengths: np.ndarray, target_lengths: np.ndarray, n_buckets: int) -> tuple[int, ...]:
+    """At most `n_buckets` ascending boundaries on max(source, target) that waste the fewest positions on padding.
+
+    A pair falls into the first bucket whose boundary is not below its longer side; the last boundary is at least the
+    longest length. The choice is exact (dynamic programming over the histogram of lengths), for boundaries that are
+    multiples of 4 up to 64 and of 8 beyond. Lengths count EOS.
+    """
+    longer = np.maximum(source_lengths, target_lengths)
+    ends, member = np.unique(_round_up(longer), return_inverse=True)
+    count = np.concatenate([[0], np.cumsum(np.bincount(member))])  # pairs up to each end
+    # A batch's sides are padded to the longest source and the longest target up to the bucket's end (see `_shapes`).
+    width = sum(_round_up(_running_longest(side, member, len(ends))) for side in (source_lengths, target_lengths))
+
+    # cost[j] = positions of the pairs up to end j in k buckets; start[k][j] = where the last of them begins.
+    n = len(ends)
+    cost = np.concatenate([[0.0], count[1:] * width])
+    starts = []
+    for _ in range(min(n_buckets, n) - 1):
+        options = cost[None, :-1] + (count[1:, None] - count[None, :-1]) * width[:, None].astype(float)
+        options[np.triu_indices(n, 1)] = np.inf  # the last bucket begins at or before its end
+        starts.append(options.argmin(axis=1))
+        cost = np.concatenate([[0.0], options.min(axis=1)])
+    boundaries, j = [int(ends[-1])], n - 1
+    for start in reversed(starts):
+        j = start[j] - 1
+        if j < 0:
+            break
+        boundaries.append(int(ends[j]))
+    return tuple(reversed(boundaries))
+
+
+def _running_longest(lengths: np.ndarray, member: np.ndarray, n: int) -> np.ndarray:
+    """The longest of `lengths` among the members of groups 0 .. i, for each i < n."""
+    longest = np.zeros(n, np.int64)
+    np.maximum.at(longest, member, lengths)
+    return np.maximum.accumulate(longest)
+
+
+def _shapes(
+    source: np.ndarray, target: np.ndarray, n_buckets: int, batch_tokens: int, accumulate: int, max_length: int, n: int
+) -> tuple[list[Shape], np.ndarray]:
+    """The shape of each bucket and the bucket of each pair. No shape has more rows than hold all `n` pairs.
+
+    A pair fits the shapes of its own and of all longer buckets: both sides grow from bucket to bucket.
+    """
+    boundaries = np.array(length_buckets(source, target, n_buckets))
+    bucket = np.searchsorted(boundaries, np.maximum(source, target)).astype(np.int16)
+    widths = [
+        np.minimum(_round_up(_running_longest(side, bucket, len(boundaries))), max_length) for side in (source, target)
+    ]
+    shapes = []
+    for s, t in zip(*widths, strict=True):
+        rows = batch_tokens // max(int(s), int(t))
+        # Rows in eights fill the devices and their vector units; fewer must at least cut into the micro-batches.
+        step = 8 * accumulate if rows >= 8 * accumulate else accumulate
+        rows = min(rows // step, -(-n // step)) * step
+        shapes.append(Shape(rows, int(s), int(t)))
+    return shapes, bucket
+
+
+def _gather(cache: TokenCache, pairs: np.ndarray, shape: Shape) -> Batch:
+    """One batch of these pairs of a cache, PAD to its shape; fewer pairs than rows leave rows of PAD at the end."""
+    batch = {}
+    for side, tokens, offsets, width in (
+        ("source", cache.source_tokens, cache.source_offsets, shape.source),
+        ("target", cache.target_tokens, cache.target_offsets, shape.target),
+    ):
+        starts = offsets[pairs]
+        lengths = offsets[pairs + 1] - starts
+        ids = np.full((shape.rows, width), PAD, np.int32)
+        real = np.arange(width) < lengths[:, None]
+        # Positions of all real pieces in the flat array, row by row: a run of ones that jumps at each row's start.
+        at = np.arange(lengths.sum()) + np.repeat(starts - np.cumsum(lengths) + lengths, lengths)
+        ids[: len(pairs)][real] = tokens[at]
+        ids[np.arange(len(pairs)), lengths] = EOS
+        batch[side] = ids
+    return batch
+
+
+class Batches:
+    """An endless random-access sequence of training batches; `batches[step]` is the batch of update `step` (from 0).
+
+    An epoch has each kept pair of cache c floor(weight) times, and, for the rest of the weight, a fresh random share of
+    the cache's pairs (rounded up in each bucket). Pairs of a bucket that do not fill a batch move up to the next
+    bucket; the epoch's only partial batch is filled up with rows of PAD. No shape depends on the number of devices.
+    """
+
+    def __init__(
+        self,
+        caches: Sequence[TokenCache],
+        *,
+        weights: Sequence[float] | None = None,
+        batch_tokens: int,
+        accumulate: int = 1,
+        max_length: int,
+        max_ratio: float,
+        n_buckets: int,
+        seed: int,
+    ):
+        """See `DataConfig` and `TrainConfig` for the parameters; a batch has `batch_tokens` at most on either side, and
+        a multiple of `accumulate` rows. Raises `UserError` when no pair is left, or none of `max_length` would fit.
+        """
+        self._caches, self._seed = list(caches), seed
+        self._first = np.cumsum([0, *map(len, caches)])  # number of each cache's first pair, over all caches
+        source = np.concatenate([cache.source_lengths for cache in caches]) + 1
+        target = np.concatenate([cache.target_lengths for cache in caches]) + 1
+
+        empty = (source == 1) | (target == 1)
+        long = ~empty & ((source > max_length) | (target > max_length))
+        skewed = ~empty & ~long & (np.maximum(source, target) > max_ratio * np.minimum(source, target))
+        self.dropped = {"empty": int(empty.sum()), "too long": int(long.sum()), "ratio": int(skewed.sum())}
+        """Number of pairs left out, by reason; each pair counts once."""
+        kept = np.flatnonzero(~(empty | long | skewed))
+        self.kept = len(kept)
+        """Number of pairs that training sees."""
+        if not self.kept:
+            reasons = ", ".join(f"{count:,} {reason}" for reason, count in self.dropped.items())
+            raise UserError(
+                f"data.source: no training pair is left of {len(source):,} ({reasons}); "
+                f"check the text, data.max_length = {max_length} and data.max_ratio = {max_ratio}"
+            )
+        kept = kept.astype(np.int32 if len(source) < 2**31 else np.int64)
+        source, target = source[kept], target[kept]
+        weights = [1.0] * len(caches) if weights is None else weights
+        in_epoch = math.ceil(np.dot(weights, np.diff(np.searchsorted(kept, self._first))))
+        shapes, bucket = _shapes(source, target, n_buckets, batch_tokens, accumulate, max_length, in_epoch)
+        if not all(shape.rows for shape in shapes):
+            raise UserError(
+                f"train.batch_tokens = {batch_tokens}: too small for {accumulate} micro-batches of a sentence of "
+                f"{max(max(shape[1:]) for shape in shapes)} pieces; raise it or lower data.max_length"
+            )
+
+        # strata[b]: for each cache, its pairs in bucket b, how often all of them come, and how many more are drawn.
+        self._strata: list[list[tuple[np.ndarray, int, int]]] = [[] for _ in shapes]
+        by_bucket = np.argsort(bucket, kind="stable")
+        ends = np.cumsum(np.bincount(bucket, minlength=len(shapes)))
+        for strata, pairs in zip(self._strata, np.split(kept[by_bucket], ends[:-1]), strict=True):
+            owns = np.split(pairs, np.searchsorted(pairs, self._first[1:-1]))
+            for weight, own in zip(weights, owns, strict=True):
+                times = int(weight)
+                strata.append((own, times, math.ceil(round((weight - times) * len(own), 6))))
+
+        # How many batches of each shape an epoch has; the rest of each bucket moves up.
+        waiting, sizes = 0, []
+        self._full = []
+        for shape, strata in zip(shapes, self._strata, strict=True):
+            waiting += sum(len(own) * times + drawn for own, times, drawn in strata)
+            full, waiting = divmod(waiting, shape.rows)
+            self._full.append(full)
+            sizes += [shape.rows] * full
+        self._shape_of = np.repeat(np.arange(len(shapes)), self._full)
+        if waiting:
+            sizes.append(waiting)
+            self._shape_of = np.append(self._shape_of, len(shapes) - 1)
+        self._shapes = shapes
+        self._starts = np.cumsum([0, *sizes])
+        self.batches_per_epoch = len(sizes)
+        """Number of updates an epoch, the same for every epoch."""
+        self.shapes = tuple(shapes[b] for b in np.unique(self._shape_of))
+        """The (rows, source, target) shapes that occur, shortest first."""
+
+        self._lock = threading.Lock()
+        self._plans: dict[int, Plan] = {}
+        positions = sum(shapes[b].rows * (shapes[b].source + shapes[b].target) for b in self._shape_of)
+        length = np.zeros(self._first[-1], np.int32)
+        length[kept] = source + target
+        self.padding = 1 - int(length[self._plan(0).pairs].sum(dtype=np.int64)) / positions
+        """Share of the first epoch's positions, source and target, that are padding."""
+
+    def _plan(self, epoch: int) -> Plan:
+        with self._lock:  # Grain's threads ask for the same plan at once
+            if epoch not in self._plans:
+                rng = np.random.default_rng(np.random.SeedSequence([self._seed, epoch]))
+                waiting, batches = np.zeros(0, self._strata[0][0][0].dtype), []
+                for shape, full, strata in zip(self._shapes, self._full, self._strata, strict=True):
+                    pool = [waiting]
+                    for own, times, drawn in strata:
+                        pool += [own] * times
+                        if drawn:
+                            pool.append(rng.permutation(own)[:drawn])
+                    mixed = rng.permutation(np.concatenate(pool))
+                    batches.append(mixed[: full * shape.rows])
+                    waiting = mixed[full * shape.rows :]
+                plan = Plan(np.concatenate([*batches, waiting]), rng.permutation(self.batches_per_epoch))
+                self._plans = {e: p for e, p in self._plans.items() if e == max(self._plans)} | {epoch: plan}
+            return self._plans[epoch]
+
+    def locate(self, step: int) -> tuple[int, int]:
+        """The epoch of an update and its place in it, both from 0."""
+        return divmod(step, self.batches_per_epoch)
+
+    def _pairs(self, step: int) -> tuple[np.ndarray, Shape]:
+        epoch, index = self.locate(step)
+        plan = self._plan(epoch)
+        b = plan.order[index]
+        return plan.pairs[self._starts[b] : self._starts[b + 1]], self._shapes[self._shape_of[b]]
+
+    def rows(self, step: int) -> np.ndarray:
+        """int64 (pairs, 2): for each row that is not padding, its cache and its line there, both from 0."""
+        pairs, _ = self._pairs(step)
+        cache = np.searchsorted(self._first, pairs, side="right") - 1
+        return np.stack([cache, pairs - self._first[cache]], axis=1)
+
+    def __getitem__(self, step: int) -> Batch:
+        """{"source": int32 (rows, source), "target": int32 (rows, target)}, each row ids, EOS, PAD …; no BOS."""
+        pairs, shape = self._pairs(step)
+        if len(self._caches) == 1:
+            return _gather(self._caches[0], pairs, shape)
+        batch = {
+            "source": np.full((shape.rows, shape.source), PAD, np.int32),
+            "target": np.full((shape.rows, shape.target), PAD, np.int32),
+        }
+        cache = np.searchsorted(self._first, pairs, side="right") - 1
+        for c in np.unique(cache):
+            at = np.flatnonzero(cache == c)
+            part = _gather(self._caches[c], pairs[at] - self._first[c], shape._replace(rows=len(at)))
+            for side, ids in part.items():
+                batch[side][at] = ids
+        return batch
+
+
+def evaluation_batches(cache: TokenCache, *, batch_tokens: int, n_buckets: int) -> Iterator[Batch]:
+    """Every pair once, shortest first, in batches like those of `Batches`; nothing is dropped.
+
+    Empty sides are just EOS. If one sentence is longer than `batch_tokens`, its length is the budget.
+    """
+    source, target = cache.source_lengths + 1, cache.target_lengths + 1
+    if not len(cache):
+        return
+    longest = int(_round_up(max(source.max(), target.max())))
+    shapes, bucket = _shapes(source, target, n_buckets, max(batch_tokens, longest), 1, longest, len(cache))
+    order = np.argsort(np.maximum(source, target), kind="stable")
+    begin = 0
+    for b, shape in enumerate(shapes):
+        end = np.searchsorted(bucket[order], b, side="right")
+        while end - begin >= shape.rows or (b == len(shapes) - 1 and end > begin):
+            yield _gather(cache, order[begin : min(end, begin + shape.rows)], shape)
+            begin = min(end, begin + shape.rows)
+
+
+def iterate(batches: Batches, *, start: int, stop: int, threads: int, prefetch: int) -> Any:
+    """Grain's iterator over `batches[start]` .. `batches[stop - 1]`, read ahead by `prefetch` batches on threads.
+
+    `get_state()` is {"next_index": step}, the update whose batch comes next for the consumer, however far the threads
+    have read; `set_state` accepts it under any number of threads. `close()` stops reading ahead.
+    """
+    import grain
+
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(prefetch, threads))
+    iterator = iter(grain.MapDataset.range(stop).map(batches.__getitem__).to_iter_dataset(options))
+    iterator.set_state({"next_index": start})
+    return iterator

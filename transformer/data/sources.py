@@ -1,0 +1,98 @@
+"""Where a run's text comes from: the user's files, generated phrases, or WMT14. All become plain parallel files."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from transformer.config import DataConfig, UserError
+from transformer.data.text import Corpora, Parallel, form
+
+
+def cache_dir(config: DataConfig) -> Path:
+    """The local folder of generated corpora, tokenizers and tokenised text (not created here)."""
+    folder = config.cache_dir or os.environ.get("TRANSFORMER_CACHE") or "~/.cache/transformer"
+    return Path(folder).expanduser()
+
+
+def corpora(config: DataConfig) -> Corpora:
+    """The training, development and test text of a config.
+
+    The user's development and test files, where named, replace those of 'phrases' and 'wmt14'. Raises `UserError` for
+    fields that contradict each other, and names every missing file at once, before any work is done.
+    """
+    dev = _held_out(config, "dev")
+    test = _held_out(config, "test")
+    train = _train(config)
+    _require_files(config)
+
+    dev_name = Path(dev.source).name if dev else ""
+    test_name = Path(test.source).name if test else ""
+    if config.corpus == "text":
+        return Corpora(train, dev, test, dev_name, test_name)
+    if config.corpus == "phrases":
+        from transformer.data import phrases
+
+        # A folder for each, so that runs with other languages or sizes do not overwrite one another's text.
+        folder = cache_dir(config) / "phrases" / "-".join((*config.languages, str(config.phrases)))
+        made = phrases.write(folder, config.languages, config.phrases)
+    else:
+        from transformer.data import wmt
+
+        made = wmt.write(cache_dir(config) / "wmt14", config.languages, config.tfds_dir)
+    if dev:
+        made = made._replace(dev=dev, dev_name=dev_name)
+    if test:
+        made = made._replace(test=test, test_name=test_name)
+    return made
+
+
+def _train(config: DataConfig) -> tuple[Parallel, ...]:
+    if config.corpus != "text":
+        for name in ("source", "target", "weights"):
+            if getattr(config, name):
+                raise UserError(f"data.{name}: data.corpus = '{config.corpus}' brings its own training text; "
+                                f"leave out data.{name}, or set data.corpus to 'text'")  # fmt: skip
+        return ()
+    if not config.source:
+        raise UserError("data.source: name at least one file of training text (and its translations in data.target)")
+    weights = config.weights or (1.0,) * len(config.source)
+    if len(weights) != len(config.source):
+        raise UserError(f"data.weights: {len(weights)} given for {len(config.source)} files in data.source")
+    if not config.target:
+        for path in config.source:
+            if form(path) == "text":
+                raise UserError(f"data.target: missing; {path} holds one side only, unlike a .tsv or .jsonl")
+        return tuple(Parallel(path, None, weight) for path, weight in zip(config.source, weights, strict=True))
+    both = [path for path in (*config.source, *config.target) if form(path) != "text"]
+    if both:
+        raise UserError(f"data.target: {both[0]} holds both sides; give such files in data.source without data.target")
+    if len(config.target) != len(config.source):
+        raise UserError(
+            f"data.target: {len(config.target)} given for {len(config.source)} in data.source; each needs its own"
+        )
+    return tuple(Parallel(*row) for row in zip(config.source, config.target, weights, strict=True))
+
+
+def _held_out(config: DataConfig, name: str) -> Parallel | None:
+    source, target = getattr(config, f"{name}_source"), getattr(config, f"{name}_target")
+    if source is None and target is None:
+        return None
+    if source is None:
+        raise UserError(f"data.{name}_source: missing, but data.{name}_target = {target}; give both")
+    if form(source) == "text" and target is None:
+        raise UserError(f"data.{name}_target: missing, but data.{name}_source = {source}; give both")
+    if form(source) != "text" and target is not None:
+        raise UserError(f"data.{name}_target: {source} holds both sides; leave out data.{name}_target")
+    if target is not None and form(target) != "text":
+        raise UserError(f"data.{name}_target: {target} holds both sides; give it as data.{name}_source alone")
+    return Parallel(source, target)
+
+
+def _require_files(config: DataConfig) -> None:
+    named = [("source", path) for path in config.source] + [("target", path) for path in config.target]
+    names = ("dev_source", "dev_target", "test_source", "test_target", "tokenizer")
+    named += [(name, getattr(config, name)) for name in names if getattr(config, name) is not None]
+    missing = [f"{path} (data.{name})" for name, path in named if not Path(path).is_file()]
+    if missing:
+        raise UserError(f"no such file: {', '.join(missing)}; correct the path")

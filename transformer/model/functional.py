@@ -1,0 +1,82 @@
+"""A module seen from outside: pure functions over a nested dict of arrays.
+
+NNX modules hold their parameters; optimisers, checkpoints, sharding and other people's code want a plain tree. A
+`Model` keeps the one and shows the other. The dict's keys are strings, so a path such as
+`decoder/layers/0/self_attention/query` means the same in memory, in a sharding rule and on disk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+from flax import nnx
+from jax import Array
+
+from transformer.config import ModelConfig
+from transformer.model.encoder_decoder import EncoderDecoder
+
+Params = Mapping[str, Any]
+
+
+class Model:
+    """Pure `init` and `apply` for the module that `build(rngs)` makes. Hashable, so usable as a static argument."""
+
+    def __init__(self, build: Callable[[nnx.Rngs], nnx.Module]):
+        self._build = build
+        self._graph, state = nnx.split(nnx.eval_shape(lambda: build(nnx.Rngs(0))))
+        self._variables = dict(nnx.to_flat_state(state))
+
+    @property
+    def abstract_params(self) -> Params:
+        """Shapes and types of the parameters, nothing allocated."""
+        return _nest({path: jax.ShapeDtypeStruct(v.shape, v.dtype) for path, v in self._variables.items()})
+
+    def init(self, key: Array) -> Params:
+        """Fresh float32 parameters; the same key gives the same values."""
+        state = nnx.state(self._build(nnx.Rngs(params=key)))
+        return _nest({path: variable[...] for path, variable in nnx.to_flat_state(state)})
+
+    def apply(self, params: Params, *args: Any, method: str = "__call__", **kwargs: Any) -> Any:
+        """The module's `method` under `params`.
+
+        For the encoder-decoder: `logits_BTV = model.apply(params, source_BS, target_BT)`, see
+        `EncoderDecoder.__call__`; `key=` switches dropout on; `method="encode"`, `"decode"` and `"init_cache"` give its
+        parts. Raises ValueError naming every parameter that is missing, unknown or misshapen.
+        """
+        flat = _flatten(params)
+        expected = {tuple(map(str, path)): path for path in self._variables}
+        wrong = [f"missing {'/'.join(p)}" for p in expected if p not in flat]
+        wrong += [f"unknown {'/'.join(p)}" for p in flat if p not in expected]
+        wrong += [
+            f"{'/'.join(p)} has shape {flat[p].shape}, not {self._variables[path].shape}"
+            for p, path in expected.items()
+            if p in flat and flat[p].shape != self._variables[path].shape
+        ]
+        if wrong:
+            raise ValueError("parameters do not fit the model: " + "; ".join(wrong))
+        state = nnx.from_flat_state([(path, self._variables[path].replace(flat[p])) for p, path in expected.items()])
+        return getattr(nnx.merge(self._graph, state), method)(*args, **kwargs)
+
+
+def encoder_decoder(config: ModelConfig, vocab_size: int) -> Model:
+    """The paper's Transformer over a vocabulary of `vocab_size` pieces."""
+    return Model(lambda rngs: EncoderDecoder(config, vocab_size, rngs=rngs))
+
+
+def _nest(flat: Mapping[tuple, Any]) -> dict[str, Any]:
+    nested: dict[str, Any] = {}
+    for path, leaf in flat.items():
+        node = nested
+        for name in path[:-1]:
+            node = node.setdefault(str(name), {})
+        node[str(path[-1])] = leaf
+    return nested
+
+
+def _flatten(tree: Mapping[str, Any], path: tuple[str, ...] = ()) -> dict[tuple[str, ...], Any]:
+    flat = {}
+    for name, node in tree.items():
+        flat |= _flatten(node, (*path, name)) if isinstance(node, Mapping) else {(*path, name): node}
+    return flat

@@ -1,0 +1,97 @@
+"""The command lines of train.py and evaluate.py."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+from transformer.command_line import Parser, compile_cache, config_file, decode_options, override
+from transformer.config import Config, UserError, check, to_json
+
+
+def train(arguments: Sequence[str]) -> None:
+    """train.py: train, or with --print-config or --dry-run only show what would run."""
+    parser = Parser("train.py", "Train a model, or go on with one: the same command again resumes.", add_help=False)
+    parser.add_argument("--config", metavar="FILE", help="a config file, such as configs/quickstart.py")
+    parser.add_argument("--workdir", metavar="DIR", help="where checkpoints, log and tokenizer go; local or gs://")
+    parser.add_argument("--print-config", action="store_true", help="print what would run, as JSON, and stop")
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="build everything, compile the largest shapes, take one step, save, restore, decode two sentences, "
+        "print memory and a time estimate, and stop; the workdir stays untouched",
+    )
+    parser.add_argument("-h", "--help", action="store_true", help="show this and stop")
+    own, rest = parser.parse_known_args(arguments)
+    default = config_file(own.config) if own.config else Config()
+    if own.help:
+        parser.print_help()
+        print("\nAny field of the config:\n")
+        override(default, ["--help"], "train.py")
+    if not own.config:
+        raise UserError("--config is missing; for a first run: --config configs/quickstart.py")
+    config = override(default, rest, "train.py", parser.options())
+    check(config)
+    if own.print_config:
+        print(to_json(config), end="")
+        return
+    if not own.workdir:
+        raise UserError("--workdir is missing; for a first run: --workdir runs/quickstart")
+
+    compile_cache()
+    from etils import epath
+
+    from transformer.tasks.scoring import write_sets
+    from transformer.tasks.translation import Translation
+    from transformer.training.loop import dry_run, refuse_other_config
+    from transformer.training.loop import train as run_training
+
+    if own.dry_run:
+        dry_run(Translation.build(config), config, own.workdir)
+        return
+    refuse_other_config(config, own.workdir)
+    try:
+        epath.Path(own.workdir).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--workdir {own.workdir}: {error.strerror}; name a folder that can be written") from None
+    task = Translation.build(config, own.workdir)
+    write_sets(epath.Path(own.workdir), task.texts, config.data.fields)
+    run_training(task, config, own.workdir)
+
+
+def evaluate(arguments: Sequence[str]) -> None:
+    """evaluate.py: translate a test set and score it."""
+    parser = Parser("evaluate.py", "Translate a test set by beam search and score it with sacreBLEU.", add_help=False)
+    parser.add_argument("--workdir", metavar="DIR", help="the workdir of a training run")
+    parser.add_argument(
+        "--source", metavar="FILE", help="sentences to translate; default: the config's test set, else dev"
+    )
+    parser.add_argument("--reference", metavar="FILE", help="their reference translations, line by line")
+    parser.add_argument(
+        "--checkpoint", help="best, last, average or a step; default: the average if made, else the best"
+    )
+    parser.add_argument("--against", metavar="DIR", help="another workdir: sacreBLEU's paired bootstrap of the two")
+    parser.add_argument("--json", action="store_true", help="print one JSON object on standard output")
+    parser.add_argument("-h", "--help", action="store_true", help="show this and stop")
+    own, rest = parser.parse_known_args(arguments)
+    if own.help:
+        parser.print_help()
+        print("\nDecoding, by default as in the workdir's config:\n")
+        decode_options(Config(), ["--help"], "evaluate.py")
+    if not own.workdir:
+        raise UserError("--workdir is missing")
+    if (own.source is None) != (own.reference is None):
+        raise UserError("--source and --reference go together")
+
+    compile_cache()
+    from transformer.tasks.scoring import evaluate_workdir, lines_of
+
+    result = evaluate_workdir(
+        own.workdir,
+        source=own.source,
+        reference=own.reference,
+        checkpoint=own.checkpoint,
+        against=own.against,
+        decode=lambda config: decode_options(config, rest, "evaluate.py", parser.options()),
+    )
+    print(json.dumps(result, ensure_ascii=False) if own.json else "\n".join(lines_of(result)))

@@ -1,0 +1,150 @@
+"""Scores of a workdir on a test set, with what is needed to compare them: signatures, checkpoint, decoding."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from etils import epath
+
+from transformer.checkpoint import AVERAGE, Checkpoints, replace
+from transformer.config import Config, DecodeConfig, UserError
+from transformer.data.text import Corpora, Parallel
+from transformer.inference.translator import Translator
+from transformer.tasks.translation import compound_split_bleu, read_sides, score
+
+log = logging.getLogger("transformer")
+
+
+def write_sets(folder: epath.Path, texts: Corpora, fields: tuple[str, str]) -> None:
+    """Copy dev and test as plain files into `folder`/sets, so that the workdir can be scored wherever it lies."""
+    known = {}
+    for kind, parallel, name in (("dev", texts.dev, texts.dev_name), ("test", texts.test, texts.test_name)):
+        if parallel is None:
+            continue
+        known[kind] = {"name": name}
+        for side, lines in zip(("source", "reference"), read_sides(parallel, fields), strict=True):
+            content = "".join(line + "\n" for line in lines).encode()
+            digest = hashlib.sha256(content).hexdigest()
+            replace(folder / "sets" / f"{kind}.{side}", content)
+            known[kind] |= {"lines": len(lines), f"{side}_sha256": digest}
+            log.info("%-4s set    %s, %s: %d lines, sha256 %s", kind, name, side, len(lines), digest)
+    if known:
+        replace(folder / "sets" / "sets.json", (json.dumps(known, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def read_set(workdir: str, kind: str | None = None) -> tuple[str, list[str], list[str]]:
+    """Name, sources and references of the workdir's 'test' or 'dev' set; by default test, else dev."""
+    folder = epath.Path(workdir) / "sets"
+    known = json.loads((folder / "sets.json").read_text()) if (folder / "sets.json").exists() else {}
+    kind = kind or ("test" if "test" in known else "dev")
+    if kind not in known:
+        raise UserError(f"{workdir} has no test or dev set; give --source FILE --reference FILE")
+    # Decoded and split here, not by the readers: epath may stand for a bucket. Written above, so well-formed.
+    sides = [(folder / f"{kind}.{side}").read_bytes().decode().split("\n")[:-1] for side in ("source", "reference")]
+    return known[kind]["name"], *sides
+
+
+def evaluate_workdir(
+    workdir: str,
+    *,
+    source: str | None = None,
+    reference: str | None = None,
+    checkpoint: str | None = None,
+    against: str | None = None,
+    decode: Callable[[Config], DecodeConfig] = lambda config: config.decode,
+) -> dict[str, Any]:
+    """BLEU and chrF of a workdir's checkpoint on a test set, as evaluate.py prints them.
+
+    `decode` gives the decoding options for a workdir's config; with `against` each of the two has its own.
+    """
+    checkpoints = Checkpoints(workdir)
+    name = checkpoints.choose(checkpoint)
+    config = checkpoints.config(name)
+    if source is not None and reference is not None:
+        test_set, (sources, references) = epath.Path(source).name, read_sides(Parallel(source, reference), ("", ""))
+    else:
+        test_set, sources, references = read_set(workdir)
+    options = decode(config)
+    if against is not None:
+        others = Checkpoints(against)
+        other = others.choose()
+        rival = Translator.load(against, str(other), decode(others.config(other)))
+    log.info("translating %d sentences of %s with checkpoint %s of %s", len(sources), test_set, name, workdir)
+    hypotheses = Translator.load(workdir, str(name), options).translate(sources)
+    result: dict[str, Any] = {
+        "test_set": test_set,
+        "sentences": len(sources),
+        "checkpoint": str(name),
+        **score(hypotheses, references),
+        "decode": dataclasses.asdict(options),
+    }
+    if name == AVERAGE:
+        result["averaged_steps"] = checkpoints.progress(name)["averaged_steps"]
+    if tuple(config.data.languages) == ("en", "de"):
+        result["bleu_tokenized_compound_split"] = compound_split_bleu(hypotheses, references)
+    if against is not None:
+        test = _paired_bootstrap(workdir, hypotheses, against, rival.translate(sources), references)
+        result["against"] = {"workdir": against, "checkpoint": str(other), **test}
+    return result
+
+
+def average(workdir: str, last: int) -> Iterator[str]:
+    """Average the last checkpoints and tell dev BLEU before and after; evaluation uses the average from then on."""
+    checkpoints = Checkpoints(workdir)
+    before = checkpoints.choose("last")
+    steps = checkpoints.average(last)
+    yield f"averaged {len(steps)} checkpoints: {', '.join(map(str, steps))}"
+    if len(steps) < last:
+        log.warning("only %d checkpoints are there; train.keep_last says how many are kept", len(steps))
+    try:
+        test_set, sources, references = read_set(workdir, "dev")
+    except UserError:
+        yield "no development set to score it on"
+        return
+    for name, text in ((str(before), f"before, step {before}"), (AVERAGE, "after")):
+        scores = score(Translator.load(workdir, name).translate(sources), references)
+        yield f"BLEU on {test_set}, {text}: {scores['bleu']:.2f}   {scores['signature']}"
+
+
+def lines_of(result: dict[str, Any]) -> Iterator[str]:
+    """The result for people."""
+    yield f"{result['test_set']}: {result['sentences']} sentences, checkpoint {result['checkpoint']}"
+    yield f"BLEU {result['bleu']:.2f}   {result['signature']}"
+    yield f"chrF {result['chrf']:.2f}   {result['chrf_signature']}"
+    if "bleu_tokenized_compound_split" in result:
+        yield (
+            f"{result['bleu_tokenized_compound_split']:.2f}   BLEU of tokenised text, compounds split, as in the "
+            "2017 paper; not comparable with the line above"
+        )
+    for row in result.get("against", {}).get("rows", []):
+        yield f"{row['system']}: BLEU {row['bleu']:.2f} (mean {row['mean']:.2f} +- {row['ci']:.2f})" + (
+            "" if row["p_value"] is None else f", p = {row['p_value']:.4f}"
+        )
+    if "against" in result:
+        yield result["against"]["signature"]
+
+
+def _paired_bootstrap(ours: str, hypotheses: list[str], other: str, others: list[str], references: list[str]) -> dict:
+    import sacrebleu
+    from sacrebleu.significance import PairedTest
+
+    metric = sacrebleu.BLEU()
+    test = PairedTest([(other, others), (ours, hypotheses)], {"BLEU": metric}, [references], "bs", 1000)
+    signatures, scores = test()
+    rows = [
+        # Of two outputs that are the same, sacreBLEU says p = 0.001.
+        {
+            "system": name,
+            "bleu": row.score,
+            "mean": row.mean,
+            "ci": row.ci,
+            "p_value": None if hypotheses == others else row.p_value,
+        }
+        for name, row in zip(scores["System"], scores["BLEU"], strict=True)
+    ]
+    return {"rows": rows, "signature": str(signatures["BLEU"])}

@@ -1,0 +1,44 @@
+"""Parameter counts of a config, matrix by matrix, beside the paper's."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator
+
+import jax
+
+from transformer.config import BASE, BIG, Config, ModelConfig
+from transformer.model import encoder_decoder
+
+# Table 3 of the paper, millions; our count at its table of about 37,000 pieces is 63.05 and 214.17.
+PAPER = {"base": (BASE, 65), "big": (BIG, 213)}
+PAPER_VOCABULARY = 37_000
+
+
+def describe(config: Config) -> Iterator[str]:
+    """Lines: each kind of parameter with its shape, how many there are and how many numbers they hold; then the sum."""
+    model = encoder_decoder(config.model, config.data.vocab_size)
+    rows: dict[tuple[str, tuple[int, ...]], int] = {}
+    for keys, leaf in jax.tree_util.tree_leaves_with_path(model.abstract_params):
+        path = "/".join(key.key for key in keys)
+        row = re.sub(r"/layers/\d+/", "/layers/*/", path), leaf.shape
+        rows[row] = rows.get(row, 0) + 1
+    total = sum(count * math.prod(shape) for (_, shape), count in rows.items())
+    width = max(len(path) for path, _ in rows)
+    yield f"{'parameter':{width}}  {'shape':>16}  {'times':>5}  {'numbers':>12}"
+    for (path, shape), count in rows.items():
+        yield f"{path:{width}}  {'x'.join(map(str, shape)):>16}  {count:5}  {count * math.prod(shape):12,}"
+    yield f"{'total':{width}}  {'':16}  {'':5}  {total:12,}"
+    for name, (paper, millions) in PAPER.items():
+        if _shape(config.model) == _shape(paper):
+            ours = sum(math.prod(x.shape) for x in jax.tree.leaves(encoder_decoder(paper, 37_000).abstract_params))
+            yield (
+                f"the paper's {name} model: {millions}M (Table 3); this one has {total / 1e6:.2f}M with "
+                f"{config.data.vocab_size:,} pieces, and {ours / 1e6:.2f}M with {PAPER_VOCABULARY:,}"
+            )
+
+
+def _shape(model: ModelConfig) -> tuple:
+    m = model
+    return m.encoder_layers, m.decoder_layers, m.d_model, m.d_ff, m.heads, m.key_value_heads, m.key_size, m.value_size

@@ -1,0 +1,342 @@
+"""The main job on one page: set up, resume or start, update, evaluate, save."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+from jax import Array
+from jax.sharding import Mesh
+
+from transformer.checkpoint import Checkpoints, replace, with_sharding
+from transformer.config import Config, UserError, differences, from_json, resumable, to_json
+from transformer.model import Model, Params
+from transformer.training.optimizer import learning_rate, optimizer
+from transformer.training.progress import Display, Records, clock
+from transformer.training.sharding import batch_sharding, make_mesh, shardings
+from transformer.training.step import Batch, TrainState, compiled, cut, init_state
+
+log = logging.getLogger("transformer")
+
+PREFETCH = 4  # batches made ahead, by two threads
+
+
+class Batches(Protocol):
+    """Random access to the batch of each update: see `transformer.data.batching.Batches`."""
+
+    shapes: tuple[tuple[int, int, int], ...]
+
+    def __getitem__(self, step: int) -> dict[str, np.ndarray]: ...
+    def locate(self, step: int) -> tuple[int, int]: ...
+
+
+class Task(Protocol):
+    """What is trained: a model, its data, its loss and its judge."""
+
+    model: Model
+    vocab_size: int
+    files: dict[str, bytes]
+    """Saved with every checkpoint, by file name."""
+
+    def batches(self) -> Batches: ...
+    def data_digest(self) -> str: ...
+    def describe(self) -> Iterator[str]: ...
+    def stream(self, start: int, stop: int, prefetch: int) -> Iterator[dict[str, np.ndarray]]: ...
+    def loss(self, params: Params, batch: Batch, key: Array | None) -> tuple[Array, dict[str, Array]]: ...
+    def evaluate(self, params: Params, mesh: Mesh) -> Iterator[tuple[str, float]]: ...
+    def try_decoding(self, params: Params) -> None: ...
+
+
+def train(task: Task, config: Config, workdir: str) -> dict[str, float]:
+    """Train until `config.train.steps`, going on from the workdir's last checkpoint; returns the last evaluation."""
+    t, folder = config.train, epath.Path(workdir)
+    checkpoints = Checkpoints(folder)
+
+    # ---- Devices, data, model ---------------------------------------------------------------------------------------
+    mesh = make_mesh(config.mesh)
+    batches = task.batches()
+    tx = optimizer(t, config.model.d_model)
+    abstract = jax.eval_shape(lambda: init_state(task.model.init, tx, t.seed))
+    update = compiled(task.loss, tx, t.seed, mesh, abstract)
+    banner(task, config, batches, mesh, abstract)
+
+    # ---- State: resume > warm start > scratch -----------------------------------------------------------------------
+    state, progress = restore(checkpoints, abstract, mesh)
+    digest = task.data_digest()
+    if progress.get("data_digest", digest) != digest:
+        raise UserError(f"the training text is not what {workdir} was trained on; restore it, or use another --workdir")
+    if state is None:
+        state = initial(task, config, mesh, abstract)
+    start = int(state.step)
+    for name, content in {**task.files, "config.json": to_json(config).encode()}.items():
+        replace(folder / name, content)
+    best, stale = progress.get("best_bleu"), progress.get("evaluations_without_better", 0)
+    if start >= t.steps or (t.patience is not None and stale >= t.patience):
+        log.info("%s is trained already, to step %d; raise train.steps or train.patience to go on", folder, start)
+        return {}
+
+    # ---- Updates ----------------------------------------------------------------------------------------------------
+    stream = task.stream(start, t.steps, PREFETCH)
+    records, display = Records(folder, start), Display(start, t.steps)
+    interval = Interval(progress.get("interval", {}))
+    scores: dict[str, float] = {}
+    pending: tuple[int, Any] | None = None
+    seen: set[tuple] = set()
+    began, stopped = time.monotonic(), False
+
+    def settle() -> None:
+        """Take in the metrics of the last update, by now computed while the next one was prepared."""
+        nonlocal pending
+        if pending is None:
+            return
+        step, metrics = pending
+        pending = None
+        values = {name: float(value) for name, value in metrics.items()}
+        if not (math.isfinite(values["loss"]) and math.isfinite(values["gradient_norm"])):
+            raise diverged(
+                checkpoints,
+                f"update {step}: the loss is {values['loss']} and the gradient norm {values['gradient_norm']}",
+            )
+        interval.add(values)
+        display.advance(step)
+        if step % t.log_every == 0 or step == t.steps:
+            rate = learning_rate(
+                step, d_model=config.model.d_model, warmup_steps=t.warmup_steps, peak=t.peak_learning_rate
+            )
+            epoch, _ = batches.locate(step - 1)
+            entry = {**interval.close(), "learning_rate": float(rate), "epoch": epoch}
+            display.show(step, entry, (time.monotonic() - began) / (step - start) * (t.steps - step))
+            records.write(step, entry)
+
+    try:
+        for step in range(start + 1, t.steps + 1):
+            host_batch = cut(next(stream), mesh, t.accumulate)
+            shape = tuple(x.shape for x in host_batch.values())
+            if shape not in seen:
+                seen.add(shape)
+                log.info("step %d: compiling batch shape %s (%d of %d)", step, shape[0], len(seen), len(batches.shapes))
+            batch = jax.device_put(host_batch, batch_sharding(mesh, micro_batches=True))
+            state, metrics = update(state, batch)
+            settle()
+            pending = (step, metrics)
+
+            # An evaluation comes before the save that stores its score.
+            evaluated = step % t.eval_every == 0 or step == t.steps
+            if evaluated:
+                settle()
+                scores = dict(task.evaluate(state.params, mesh))
+                interval.restart_clock()
+            bleu = scores.get("dev_bleu") if evaluated else None
+            better = bleu is not None and (best is None or bleu > best)
+            if evaluated and scores:
+                records.write(step, scores)
+                log.info("step %d  %s", step, "  ".join(f"{name} {value:.4g}" for name, value in scores.items()))
+            if bleu is not None:
+                best, stale = (bleu, 0) if better else (best, stale + 1)
+                stopped = t.patience is not None and stale >= t.patience
+            if step % t.checkpoint_every == 0 or better or stopped or step == t.steps:
+                settle()
+                if not finite(state.params):
+                    raise diverged(checkpoints, f"update {step} made parameters that are not finite")
+                epoch, index = batches.locate(step)
+                checkpoints.save(
+                    step,
+                    {"params": state.params, "optimizer": state.optimizer},
+                    progress={
+                        "step": step,
+                        "epoch": epoch,
+                        "batch_of_epoch": index,
+                        "dev_bleu": bleu,
+                        "best_bleu": best,
+                        "evaluations_without_better": stale,
+                        "interval": interval.sums,
+                        "vocab_size": task.vocab_size,
+                        "data_digest": digest,
+                    },
+                    files={**task.files, "config.json": to_json(config).encode()},
+                    keep_last=t.keep_last,
+                    keep_every=t.keep_every,
+                )
+                records.flush()
+            if stopped:
+                log.info("step %d: no better dev BLEU than %.2f in %d evaluations, stopping early", step, best, stale)
+                break
+    finally:
+        display.close()
+        records.close()
+        checkpoints.wait()
+    log.info("done in %s; checkpoints in %s", clock(time.monotonic() - began), checkpoints.folder)
+    return scores
+
+
+@jax.jit
+def finite(params: Params) -> Array:
+    """Whether all parameters are finite numbers."""
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(params)]))
+
+
+def diverged(checkpoints: Checkpoints, what: str) -> UserError:
+    """The end of a run whose numbers are no longer finite."""
+    checkpoints.wait()
+    good = checkpoints.steps()
+    where = f"the last good checkpoint is {checkpoints.path(good[-1])}" if good else "no checkpoint was saved yet"
+    return UserError(
+        f"{what}; training stopped, {where}. Lower train.peak_learning_rate, raise train.warmup_steps or set "
+        "train.clip_norm"
+    )
+
+
+class Interval:
+    """Means since the last entry of the log; `sums` travel in the checkpoint, so that resuming loses none."""
+
+    def __init__(self, sums: dict[str, float]):
+        self.sums = dict(sums)
+        self.restart_clock()
+
+    def restart_clock(self) -> None:
+        """Leave out of the rates what wasn't training."""
+        self._began, self._tokens = time.monotonic(), 0.0
+
+    def add(self, values: dict[str, float]) -> None:
+        for name in ("loss", "nll"):
+            mean = values[name] if name == "loss" else values[name] / max(values["weight"], 1.0)
+            self.sums[name] = self.sums.get(name, 0.0) + mean
+        self.sums["gradient_norm"] = self.sums.get("gradient_norm", 0.0) + values["gradient_norm"]
+        self.sums["updates"] = self.sums.get("updates", 0.0) + 1
+        self._tokens += values["tokens"]
+
+    def close(self) -> dict[str, float]:
+        """The means, the source and target tokens a second (padding not counted), and a fresh start."""
+        n = self.sums.pop("updates")
+        means = {name: total / n for name, total in self.sums.items()}
+        rate = self._tokens / max(time.monotonic() - self._began, 1e-9)
+        self.sums = {}
+        self.restart_clock()
+        return {**means, "tokens_per_second": rate}
+
+
+def refuse_other_config(config: Config, workdir: str) -> None:
+    """Raise `UserError` if the workdir holds checkpoints of another config; log differences that may be."""
+    checkpoints = Checkpoints(workdir)
+    steps, path = checkpoints.steps(), checkpoints.folder.parent / "config.json"
+    if not steps:
+        return
+    if not path.exists():
+        path = checkpoints.path(steps[-1]) / "config.json"
+    changed = differences(from_json(path.read_text(), str(path)), config)
+    refused = {name: values for name, values in changed.items() if not resumable(name)}
+    if refused:
+        shown = "; ".join(f"{name} is {old!r} there, {new!r} now" for name, (old, new) in refused.items())
+        raise UserError(
+            f"{workdir} was trained with another config: {shown}. Use another --workdir, or the same values"
+        )
+    for name, (old, new) in changed.items():
+        log.info("resuming with %s changed from %r to %r", name, old, new)
+
+
+def restore(checkpoints: Checkpoints, abstract: TrainState, mesh: Mesh) -> tuple[TrainState | None, dict[str, Any]]:
+    """The newest checkpoint that is whole, on this mesh, with its progress; None and {} if there is none."""
+    placed = with_sharding(abstract, shardings(abstract, mesh))
+    items = {"params": placed.params, "optimizer": placed.optimizer}
+    for step in reversed(checkpoints.steps()):
+        wrong = checkpoints.verify(step)
+        if wrong:
+            log.warning("%s; going back to the checkpoint before", wrong)
+            checkpoints.discard(step)
+            continue
+        restored = checkpoints.restore(step, items)
+        log.info("resuming from step %d", step)
+        state = TrainState(_counter(step, mesh), restored["params"], restored["optimizer"])
+        return state, checkpoints.progress(step)
+    return None, {}
+
+
+def initial(task: Task, config: Config, mesh: Mesh, abstract: TrainState) -> TrainState:
+    """Fresh parameters, laid out on the mesh from the first byte, or those of `train.init_from`."""
+    tx, layout = optimizer(config.train, config.model.d_model), shardings(abstract, mesh)
+    source = config.train.init_from
+    if source is None:
+        return jax.jit(lambda: init_state(task.model.init, tx, config.train.seed), out_shardings=layout)()
+    other = Checkpoints(source)
+    name = other.choose()
+    if other.progress(name)["vocab_size"] != task.vocab_size:
+        raise UserError(f"train.init_from = {source!r}: its vocabulary has {other.progress(name)['vocab_size']} pieces")
+    params = other.restore(name, {"params": with_sharding(abstract.params, layout.params)})["params"]
+    log.info("starting from the parameters of %s", other.path(name))
+    return TrainState(_counter(0, mesh), params, jax.jit(tx.init, out_shardings=layout.optimizer)(params))
+
+
+def _counter(step: int, mesh: Mesh) -> Array:
+    return jax.device_put(jnp.int32(step), jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
+
+
+def banner(task: Task, config: Config, batches: Batches, mesh: Mesh, abstract: TrainState) -> None:
+    """What is about to run."""
+    kind = mesh.devices.flat[0].device_kind
+    count = sum(x.size for x in jax.tree.leaves(abstract.params))
+    log.info(
+        "devices     %d x %s (data %d, fsdp %d, tensor %d)",
+        *(mesh.size, kind, mesh.shape["data"], mesh.shape["fsdp"], mesh.shape["tensor"]),
+    )
+    log.info("model       %s parameters, %s, vocabulary %d", f"{count:,}", config.model.dtype, task.vocab_size)
+    log.info(
+        "batch       %s source and target positions an update, in %d micro-batches",
+        *(f"{config.train.batch_tokens:,}", config.train.accumulate),
+    )
+    for line in task.describe():
+        log.info(line)
+    shapes = ", ".join(f"{rows}x{source}+{target}" for rows, source, target in batches.shapes)
+    log.info("shapes      %d to compile: %s", len(batches.shapes), shapes)
+
+
+def dry_run(task: Task, config: Config, workdir: str) -> None:
+    """Everything once: the largest shapes, one update, save, restore, decode; then say what a run would take."""
+    import tempfile
+
+    mesh = make_mesh(config.mesh)
+    batches = task.batches()
+    tx = optimizer(config.train, config.model.d_model)
+    abstract = jax.eval_shape(lambda: init_state(task.model.init, tx, config.train.seed))
+    banner(task, config, batches, mesh, abstract)
+    state = initial(task, config, mesh, abstract)
+    largest = max(batches.shapes, key=lambda shape: (shape[0] * (shape[1] + shape[2]), shape[1]))
+    longest = max(batches.shapes, key=lambda shape: shape[1] + shape[2])
+    update = compiled(task.loss, tx, config.train.seed, mesh, abstract)
+    seconds = 0.0
+    for rows, source, target in dict.fromkeys((longest, largest)):
+        host_batch = {"source": np.full((rows, source), 3, np.int32), "target": np.full((rows, target), 3, np.int32)}
+        batch = jax.device_put(cut(host_batch, mesh, config.train.accumulate), batch_sharding(mesh, micro_batches=True))
+        began = time.monotonic()
+        step = update.lower(state, batch).compile()
+        log.info("compiled    %dx%d+%d in %s", rows, source, target, clock(time.monotonic() - began))
+        memory = step.memory_analysis()
+        if memory is not None:
+            used = memory.argument_size_in_bytes + memory.temp_size_in_bytes
+            log.info("memory      %.2f GiB a device for this update", used / 2**30)
+    began = time.monotonic()
+    state, metrics = step(state, batch)
+    loss = float(metrics["loss"])
+    seconds = time.monotonic() - began
+    log.info("update 1    loss %.3f in %.2f s", loss, seconds)
+    with tempfile.TemporaryDirectory(prefix="transformer-dry-run-") as folder:
+        checkpoints = Checkpoints(folder)
+        items = {"params": state.params, "optimizer": state.optimizer}
+        checkpoints.save(1, items, progress={"step": 1, "vocab_size": task.vocab_size}, files=task.files)
+        checkpoints.wait()
+        placed = with_sharding(abstract, shardings(abstract, mesh))
+        restored = checkpoints.restore(1, {"params": placed.params, "optimizer": placed.optimizer})
+        log.info("checkpoint  saved and restored")
+    task.try_decoding(restored["params"])
+    log.info(
+        "estimate    %s for %s updates, evaluation not counted",
+        clock(seconds * config.train.steps),
+        f"{config.train.steps:,}",
+    )
+    log.info("dry run done; %s was not touched", workdir)

@@ -1,0 +1,81 @@
+"""How parameters and batches lie on a mesh of devices: one table of path rules, outside the model."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from transformer.config import MeshConfig, UserError
+
+# Parameter path -> the mesh axis that each dimension is cut along. The first match wins; no match is an error.
+RULES: tuple[tuple[str, P], ...] = (
+    (r"(.*_)?embedding/table", P("tensor", "fsdp")),
+    (r"(source|target)_positions", P(None, "fsdp")),
+    (r".*_attention/(query|key|value)", P("fsdp", "tensor", None)),
+    (r".*_attention/output", P("tensor", None, "fsdp")),
+    (r".*feed_forward/w1", P("fsdp", "tensor")),
+    (r".*feed_forward/b1", P("tensor")),
+    (r".*feed_forward/w2", P("tensor", "fsdp")),
+    (r".*feed_forward/b2", P()),
+    (r".*norm/(scale|bias)", P()),
+)
+
+# Rows of a batch are cut along these.
+BATCH_AXES = ("data", "fsdp")
+
+
+def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """The mesh (data, fsdp, tensor) over all devices, or over those given."""
+    devices = jax.devices() if devices is None else list(devices)
+    others = config.fsdp * config.tensor
+    data = len(devices) // others if config.data == -1 else config.data
+    if data * others != len(devices):
+        raise UserError(
+            f"mesh.data * mesh.fsdp * mesh.tensor = {config.data} * {config.fsdp} * {config.tensor} "
+            f"does not match the number of devices, {len(devices)}"
+        )
+    shape = (data, config.fsdp, config.tensor)
+    return jax.make_mesh(shape, ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3, devices=devices)
+
+
+def spec(path: str) -> P:
+    """The rule for the parameter at `path`, such as 'encoder/layers/0/feed_forward/w1'."""
+    for pattern, rule in RULES:
+        if re.fullmatch(pattern, path):
+            return rule
+    raise ValueError(f"no sharding rule matches the parameter {path}")
+
+
+def shardings(tree: Any, mesh: Mesh) -> Any:
+    """A NamedSharding for each leaf of parameters, or of any state that holds trees of parameters (Adam's moments).
+
+    Leaves that lie in no dict, such as counters, are replicated. A dimension that its axis does not divide is a
+    `UserError`.
+    """
+
+    def leaf_sharding(keys: tuple, leaf: Any) -> NamedSharding:
+        path = "/".join(str(key.key) for key in keys if isinstance(key, jax.tree_util.DictKey))
+        rule = spec(path) if path else P()
+        for size, axis in zip(leaf.shape, rule, strict=False):
+            if axis is not None and size % mesh.shape[axis]:
+                raise UserError(
+                    f"mesh.{axis} = {mesh.shape[axis]} does not divide {path}, which has a dimension of {size}"
+                )
+        return NamedSharding(mesh, rule)
+
+    return jax.tree_util.tree_map_with_path(leaf_sharding, tree)
+
+
+def batch_sharding(mesh: Mesh, *, micro_batches: bool = False) -> NamedSharding:
+    """Rows cut over the mesh; with `micro_batches` a leading axis stands before them, uncut."""
+    return NamedSharding(mesh, P(None, BATCH_AXES) if micro_batches else P(BATCH_AXES))
+
+
+def batch_ways(mesh: Mesh) -> int:
+    """Into how many parts the rows of a batch are cut."""
+    return mesh.shape["data"] * mesh.shape["fsdp"]

@@ -1,0 +1,106 @@
+"""One update as a pure function: losses and weights are summed, over micro-batches and devices, and divided once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import Array
+from jax.sharding import Mesh
+
+from transformer.model import Params
+from transformer.training.sharding import batch_sharding, batch_ways, shardings
+
+Batch = dict[str, Array]
+# (params, batch, key or None) -> sum of losses, {name: sum} with at least 'weight', the number of terms in the sum.
+Loss = Callable[[Params, Batch, Array | None], tuple[Array, dict[str, Array]]]
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class TrainState:
+    """All that an update changes."""
+
+    step: Array
+    """Number of updates done, int32."""
+    params: Params
+    optimizer: Any
+
+
+def init_state(init: Callable[[Array], Params], optimizer: optax.GradientTransformation, seed: int) -> TrainState:
+    """The state before the first update, a pure function of the seed."""
+    params = init(jax.random.fold_in(jax.random.key(seed), 0))
+    return TrainState(jnp.int32(0), params, optimizer.init(params))
+
+
+def gradients(loss: Loss, params: Params, batch: Batch, key: Array | None) -> tuple[Params, Array, dict[str, Array]]:
+    """Gradients of the mean loss over all micro-batches, that mean, and the sums.
+
+    Arrays of `batch` have shape (micro-batches, rows, ...). Micro-batch i draws its dropout from `fold_in(key, i)`.
+    """
+
+    def micro(batch_i: Batch, i: Array | int) -> tuple[Params, Array, dict[str, Array]]:
+        key_i = None if key is None else jax.random.fold_in(key, i)
+        (total, sums), grads = jax.value_and_grad(loss, has_aux=True)(params, batch_i, key_i)
+        return grads, total, sums
+
+    count = jax.tree.leaves(batch)[0].shape[0]
+    first = jax.tree.map(lambda x: x[0], batch)
+    if count == 1:
+        grads, total, sums = micro(first, 0)
+    else:
+
+        def add(summed: Any, inputs: tuple[Batch, Array]) -> tuple[Any, None]:
+            return jax.tree.map(jnp.add, summed, micro(*inputs)), None
+
+        # From zero, so that the model is compiled once.
+        nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(micro, first, 0))
+        (grads, total, sums), _ = jax.lax.scan(add, nothing, (batch, jnp.arange(count)))
+    weight = jnp.maximum(sums["weight"], 1.0)
+    return jax.tree.map(lambda g: g / weight, grads), total / weight, sums
+
+
+def train_step(
+    state: TrainState, batch: Batch, *, loss: Loss, optimizer: optax.GradientTransformation, seed: int
+) -> tuple[TrainState, dict[str, Array]]:
+    """The state after one more update, and its metrics: 'loss', 'gradient_norm', and the loss's sums."""
+    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), 1), state.step)
+    grads, mean_loss, sums = gradients(loss, state.params, batch, key)
+    updates, optimizer_state = optimizer.update(grads, state.optimizer, state.params)
+    params = optax.apply_updates(state.params, updates)
+    metrics = {"loss": mean_loss, "gradient_norm": optax.tree.norm(grads), **sums}
+    return TrainState(state.step + 1, params, optimizer_state), metrics
+
+
+def compiled(loss: Loss, optimizer: optax.GradientTransformation, seed: int, mesh: Mesh, abstract: TrainState) -> Any:
+    """`train_step` under jit: state donated, parameters and batch laid out on the mesh."""
+
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
+        return train_step(state, batch, loss=loss, optimizer=optimizer, seed=seed)
+
+    layout = shardings(abstract, mesh)
+    return jax.jit(
+        step,
+        in_shardings=(layout, batch_sharding(mesh, micro_batches=True)),
+        out_shardings=(layout, None),
+        donate_argnums=0,
+    )
+
+
+def cut(batch: dict[str, np.ndarray], mesh: Mesh, micro_batches: int) -> dict[str, np.ndarray]:
+    """A batch of (rows, length) as (micro-batches, rows, length), empty rows added where the mesh does not divide.
+
+    Row r goes to micro-batch r mod `micro_batches`: neighbours in length stay together with their likes.
+    """
+    ways = batch_ways(mesh) * micro_batches
+
+    def array(x: np.ndarray) -> np.ndarray:
+        x = np.pad(x, ((0, -len(x) % ways), (0, 0)))
+        return x.reshape(-1, micro_batches, x.shape[1]).swapaxes(0, 1)
+
+    return {name: array(x) for name, x in batch.items()}
