@@ -99,7 +99,6 @@ def test_a_save_survives_that_its_arrays_are_given_away(checkpoints) -> None:
     progress["interval"].pop("updates")  # training counts on, too
     progress["step"] = 4
     checkpoints.wait()
-    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(made))
     assert not equal(overwritten.params, expected.params)
     back, progress = resumed(checkpoints)
     assert equal(back, expected)

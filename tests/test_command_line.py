@@ -235,7 +235,7 @@ def test_log_goes_to_standard_error_and_warnings_say_so(call, monkeypatch) -> No
         logging.getLogger("transformer").warning("careful")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(transformer.tasks.jobs, "compile_cache", talk)
+    monkeypatch.setattr(transformer.tasks.jobs, "set_up_jax", talk)
     done = call("evaluate.py", "--workdir", "x")
     assert done.code == 130
     assert done.out == ""
@@ -249,7 +249,7 @@ def test_an_error_of_ours_keeps_its_traceback(call, monkeypatch) -> None:
     def fail(*_) -> None:
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr(transformer.tasks.jobs, "compile_cache", fail)
+    monkeypatch.setattr(transformer.tasks.jobs, "set_up_jax", fail)
     with pytest.raises(RuntimeError, match="a bug"):
         call("evaluate.py", "--workdir", "x")
 

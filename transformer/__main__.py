@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from transformer.command_line import Parser, compile_cache, config_file, decode_options, override, run
+from transformer.command_line import Parser, set_up_jax, config_file, decode_options, override, run
 from transformer.config import Config, UserError, check
 
 
@@ -22,7 +22,7 @@ def translate(arguments: list[str]) -> None:
     # What follows an option of --decode is its value, but the parser, which knows none of them, would take it.
     if not own.workdir or any("--decode" in argument for argument in arguments[: arguments.index(own.workdir)]):
         raise UserError("the workdir comes first: python -m transformer translate runs/quickstart < in.txt > out.txt")
-    compile_cache()
+    set_up_jax()
     from transformer.checkpoint import Checkpoints
     from transformer.inference.stream import translate_stream
     from transformer.inference.translator import Translator
@@ -41,7 +41,7 @@ def average(arguments: list[str]) -> None:
     own = parser.parse_args(arguments)
     if own.last < 1:
         raise UserError(f"--last {own.last}: must be at least 1")
-    compile_cache()
+    set_up_jax()
     from transformer.tasks.scoring import average as average_workdir
 
     for line in average_workdir(own.workdir, own.last):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
-from transformer.command_line import Parser, compile_cache, config_file, decode_options, override
+from transformer.command_line import Parser, set_up_jax, config_file, decode_options, override
 from transformer.config import Config, UserError, check, to_json
 
 
@@ -38,7 +38,7 @@ def train(arguments: Sequence[str]) -> None:
     if not own.workdir:
         raise UserError("--workdir is missing; for a first run: --workdir runs/quickstart")
 
-    compile_cache()
+    set_up_jax()
     from etils import epath
 
     from transformer.tasks.scoring import write_sets
@@ -83,7 +83,7 @@ def evaluate(arguments: Sequence[str]) -> None:
     if (own.source is None) != (own.reference is None):
         raise UserError("--source and --reference go together")
 
-    compile_cache()
+    set_up_jax()
     from transformer.tasks.scoring import evaluate_workdir, lines_of
 
     result = evaluate_workdir(
