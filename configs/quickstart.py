@@ -14,14 +14,14 @@ config = Config(
         corpus="phrases", languages=("en", "de"), phrases=60_000, vocab_size=1_000, max_length=64, length_buckets=3
     ),
     train=TrainConfig(
-        steps=1_900,
+        steps=1_700,
         batch_tokens=2_048,
         peak_learning_rate=0.004,
         warmup_steps=250,
         log_every=100,
-        eval_every=950,
+        eval_every=850,
         eval_sentences=200,
-        checkpoint_every=190,
+        checkpoint_every=170,
     ),
     decode=DecodeConfig(beam_size=4),
 )
