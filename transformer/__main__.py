@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from transformer.command_line import Parser, set_up_jax, config_file, decode_options, override, run
+from transformer.command_line import Parser, config_file, decode_options, override, run, set_up_jax
 from transformer.config import Config, UserError, check
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
-from transformer.command_line import Parser, set_up_jax, config_file, decode_options, override
+from transformer.command_line import Parser, config_file, decode_options, override, set_up_jax
 from transformer.config import Config, UserError, check, to_json
 
 
