@@ -16,6 +16,22 @@ class UserError(Exception):
     """A user's mistake, told in one line: what is wrong, where, and the fix. Entry points print it and exit 2."""
 
 
+KINDS = ("encoder", "decoder", "cross")  # of attention
+
+
+@dataclass(frozen=True)
+class AttentionConfig:
+    """One kind of attention, where it differs from the others."""
+
+    kv_heads: int | None = None
+    """Number of key/value heads; None = model.kv_heads."""
+    kv_sharing: int | None = None
+    """Neighbouring layers that use one set of keys and values; None = model.kv_sharing."""
+    window: int | None = None
+    """Attend only to positions at most this far away; None = no limit. A target position's place in the source is its
+    own number."""
+
+
 @dataclass(frozen=True)
 class ModelConfig:
     """The architecture. The defaults are the base model of Vaswani et al. 2017 (Table 3)."""
@@ -32,6 +48,14 @@ class ModelConfig:
     """Number of query heads (the paper's h)."""
     kv_heads: int | None = None
     """Number of key/value heads: None = heads (multi-head), 1 = multi-query, in between = grouped-query."""
+    kv_sharing: int = 1
+    """Cross-layer attention (Brandon et al. 2024): so many neighbouring layers use one set of keys and values."""
+    encoder_attention: AttentionConfig = field(default_factory=AttentionConfig)
+    """Self-attention in the encoder."""
+    decoder_attention: AttentionConfig = field(default_factory=AttentionConfig)
+    """Self-attention in the decoder."""
+    cross_attention: AttentionConfig = field(default_factory=AttentionConfig)
+    """The decoder's attention over the encoder's output."""
     d_k: int | None = None
     """Size of one query and key head: None = d_model / heads."""
     d_v: int | None = None
@@ -57,9 +81,14 @@ class ModelConfig:
     def value_size(self) -> int:
         return self.d_v or self.d_model // self.heads
 
-    @property
-    def key_value_heads(self) -> int:
-        return self.kv_heads or self.heads
+    def attention(self, kind: Literal["encoder", "decoder", "cross"]) -> AttentionConfig:
+        """One kind of attention, with what it leaves open filled in."""
+        own: AttentionConfig = getattr(self, f"{kind}_attention")
+        return AttentionConfig(
+            kv_heads=own.kv_heads or self.kv_heads or self.heads,
+            kv_sharing=own.kv_sharing or self.kv_sharing,
+            window=own.window,
+        )
 
 
 @dataclass(frozen=True)
@@ -289,22 +318,36 @@ def check(config: Config) -> None:
         if not holds:
             raise UserError(f"{name} = {flatten(config)[name]!r}: {rule}")
 
-    hints = {"model": ModelConfig, "data": DataConfig, "train": TrainConfig, "mesh": MeshConfig, "decode": DecodeConfig}
-    for section, kind in hints.items():
-        for name, hint in get_type_hints(kind).items():
+    def types(section: Any, prefix: str) -> None:
+        for name, hint in get_type_hints(type(section)).items():
+            value = getattr(section, name)
+            if dataclasses.is_dataclass(hint):
+                types(value, f"{prefix}{name}.")
+                continue
             if get_origin(hint) is Literal:
                 rule = f"must be one of {', '.join(get_args(hint))}"
             else:
                 rule = f"must be of type {hint.__name__ if hint in (int, float, str, bool) else hint}"
-            require(_fits(getattr(getattr(config, section), name), hint), f"{section}.{name}", rule)
+            require(_fits(value, hint), prefix + name, rule)
 
+    types(config, "")
     for name in ("d_model", "d_ff", "heads", "max_positions", "encoder_layers", "decoder_layers"):
         require(getattr(m, name) >= 1, f"model.{name}", "must be at least 1")
-    for name in ("kv_heads", "d_k", "d_v"):
-        require(getattr(m, name) is None or getattr(m, name) >= 1, f"model.{name}", "must be at least 1, or None")
+    require(m.kv_sharing >= 1, "model.kv_sharing", "must be at least 1")
+    optional = ["kv_heads", "d_k", "d_v"]
+    optional += [f"{kind}_attention.{name}" for kind in KINDS for name in ("kv_heads", "kv_sharing")]
+    for name in optional:
+        value = flatten(m)[name]
+        require(value is None or value >= 1, f"model.{name}", "must be at least 1, or None")
     if m.d_k is None or m.d_v is None:
         require(m.d_model % m.heads == 0, "model.heads", f"must divide model.d_model ({m.d_model}), or set d_k and d_v")
-    require(m.heads % m.key_value_heads == 0, "model.kv_heads", f"must divide model.heads ({m.heads})")
+    for kind in KINDS:
+        name, own = f"model.{kind}_attention", m.attention(kind)
+        if getattr(m, f"{kind}_attention").kv_heads is None:
+            require(m.heads % own.kv_heads == 0, "model.kv_heads", f"must divide model.heads ({m.heads})")
+        else:
+            require(m.heads % own.kv_heads == 0, f"{name}.kv_heads", f"must divide model.heads ({m.heads})")
+        require(own.window is None or own.window >= 0, f"{name}.window", "must be 0 or more, or None")
     if m.positions == "sinusoidal":
         require(m.d_model % 2 == 0, "model.d_model", "must be even for sinusoidal positions")
     if m.positions == "learned":

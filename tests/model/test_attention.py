@@ -11,6 +11,10 @@ from transformer.model.attention import KV, Attention, attend, write
 RNG = np.random.default_rng(0)
 
 
+def as_kv(k_BSKH, v_BSKH):
+    return KV(jnp.asarray(k_BSKH).transpose(0, 2, 3, 1), jnp.asarray(v_BSKH).swapaxes(1, 2))
+
+
 def normal(*shape):
     return RNG.normal(size=shape).astype(np.float32)
 
@@ -22,7 +26,7 @@ def test_attend_is_equation_1_head_by_head(kv_heads):
     q, k, v = normal(B, T, N, d_k), normal(B, S, kv_heads, d_k), normal(B, S, kv_heads, d_v)
     mask = RNG.random((B, T, S)) < 0.7
     mask[:, :, 0] = True
-    y, weights = attend(jnp.asarray(q), KV(jnp.asarray(k), jnp.asarray(v)), jnp.asarray(mask), want_weights=True)
+    y, weights = attend(jnp.asarray(q), as_kv(k, v), jnp.asarray(mask), want_weights=True)
     assert y.shape == (B, T, N, d_v) and weights.shape == (B, N, T, S)
     for b in range(B):
         for n in range(N):
@@ -32,18 +36,18 @@ def test_attend_is_equation_1_head_by_head(kv_heads):
             np.testing.assert_allclose(weights[b, n], w, atol=1e-6)
             np.testing.assert_allclose(y[b, :, n], w @ v[b, :, head], atol=1e-5)
     assert (np.asarray(weights)[~np.broadcast_to(mask[:, None], weights.shape)] == 0).all()
-    assert attend(q, KV(k, v), mask)[1] is None
+    assert attend(q, as_kv(k, v), mask)[1] is None
 
 
 def test_a_mask_of_size_1_stands_for_all():
-    q, kv = normal(2, 3, 4, 5), KV(normal(2, 6, 4, 5), normal(2, 6, 4, 5))
+    q, kv = normal(2, 3, 4, 5), as_kv(normal(2, 6, 4, 5), normal(2, 6, 4, 5))
     mask = np.array([[[True, False, True, True, False, True]]])
     wide, _ = attend(q, kv, jnp.asarray(np.broadcast_to(mask, (2, 3, 6))))
     np.testing.assert_array_equal(attend(q, kv, jnp.asarray(mask))[0], wide)
 
 
 def test_a_fully_masked_row_gives_zeros_and_finite_gradients():
-    q, kv = normal(1, 3, 2, 4), KV(normal(1, 5, 2, 4), normal(1, 5, 2, 4))
+    q, kv = normal(1, 3, 2, 4), as_kv(normal(1, 5, 2, 4), normal(1, 5, 2, 4))
     mask = jnp.ones((1, 3, 5), bool).at[0, 1].set(False)
 
     def total(q, kv):
@@ -62,7 +66,7 @@ def test_the_softmax_is_float32_for_bfloat16_inputs():
     q = jnp.full((1, 1, 1, 4), 10.0, jnp.bfloat16)
     k = jnp.asarray(np.array([5.0, 4.9375, 5.0625])[None, :, None, None] * np.ones((1, 3, 1, 4)), jnp.bfloat16)
     v = jnp.ones((1, 3, 1, 4), jnp.bfloat16)
-    y, weights = attend(q, KV(k, v), jnp.ones((1, 1, 3), bool), want_weights=True)
+    y, weights = attend(q, as_kv(k, v), jnp.ones((1, 1, 3), bool), want_weights=True)
     assert y.dtype == jnp.bfloat16 and weights.dtype == jnp.float32
     expected = reference.softmax(np.array([100, 98.75, 101.25]))
     np.testing.assert_allclose(weights[0, 0, 0], expected, rtol=1e-5)
@@ -110,13 +114,20 @@ def test_rows_that_share_a_memory_equal_rows_that_have_their_own():
     assert abs(np.asarray(own)[0] - np.asarray(own)[1]).max() > 1e-3
 
 
-def test_write_puts_each_row_at_its_own_place():
-    cache = KV(jnp.full((3, 6, 2, 1), 9.0), jnp.full((3, 6, 2, 3), 9.0, jnp.bfloat16))
-    new = KV(jnp.asarray(normal(3, 2, 2, 1)), jnp.asarray(normal(3, 2, 2, 3)))
-    written = write(cache, new, jnp.array([0, 4, 1]))
-    for old, fresh, now in zip(cache, new, written, strict=True):
-        expected = np.array(old, np.float32)
-        for row, at in enumerate([0, 4, 1]):
-            expected[row, at : at + 2] = np.asarray(fresh[row].astype(old.dtype), np.float32)
-        np.testing.assert_array_equal(np.asarray(now, np.float32), expected)
-        assert now.dtype == old.dtype
+@pytest.mark.parametrize("at", [[0, 4, 1], 3])
+def test_write_puts_each_beam_in_its_own_slots(at):
+    """Three sentences of two beams, two new pieces each; position p of beam m lies in slot 2 p + m."""
+    M, T = 2, 2
+    cache = KV(jnp.full((3, 2, 1, 12), 9.0), jnp.full((3, 2, 12, 3), 9.0, jnp.bfloat16))
+    k, v = normal(3 * M, T, 2, 1), normal(3 * M, T, 2, 3)
+    written = write(cache, as_kv(k, v), jnp.array(at), beams=M)
+    expected_k, expected_v = (np.array(x, np.float32) for x in cache)
+    for row in range(3):
+        for m in range(M):
+            for t in range(T):
+                slot = (np.broadcast_to(at, 3)[row] + t) * M + m
+                expected_k[row, :, :, slot] = k[row * M + m, t]
+                expected_v[row, :, slot] = np.asarray(jnp.asarray(v[row * M + m, t], jnp.bfloat16), np.float32)
+    np.testing.assert_array_equal(written.k_BKHS, expected_k)
+    np.testing.assert_array_equal(np.asarray(written.v_BKSH, np.float32), expected_v)
+    assert written.v_BKSH.dtype == jnp.bfloat16

@@ -10,12 +10,22 @@ import pytest
 from quick import jit
 from tiny import BOS, SOURCE, TINY, VOCABULARY, tiny
 
+from transformer.config import AttentionConfig
+
 CONFIGS = {
     "multi-head": dataclasses.replace(TINY, encoder_layers=1),
     "grouped-query, learned positions": dataclasses.replace(
         TINY, encoder_layers=1, kv_heads=2, d_k=6, d_v=3, positions="learned"
     ),
     "multi-query, pre-norm": dataclasses.replace(TINY, encoder_layers=1, kv_heads=1, pre_norm=True),
+    "cross-layer": dataclasses.replace(TINY, decoder_layers=3, kv_sharing=2),
+    "each its own": dataclasses.replace(
+        TINY,
+        decoder_layers=4,
+        encoder_attention=AttentionConfig(kv_heads=2, window=1),
+        decoder_attention=AttentionConfig(kv_heads=1, kv_sharing=3, window=2),
+        cross_attention=AttentionConfig(kv_sharing=2, window=1),
+    ),
 }
 GROUPED = "grouped-query, learned positions"
 TARGET = np.array([[BOS, 9, 4, 7, 12, 3, 5], [BOS, 6, 6, 8, 10, 11, 4], [BOS, 3, 8, 5, 9, 9, 7]])
@@ -37,7 +47,8 @@ def programs(name):
 
     memory, logits = whole(SOURCE, TARGET)
     # Room for nine positions, more than are needed.
-    cache = jax.tree.map(lambda x: x + 7.0, model.apply(params, len(TARGET), 9, method="init_cache"))
+    empty = model.apply(params, len(TARGET), 9, method="init_cache")
+    cache = empty._replace(kv=jax.tree.map(lambda x: x + 7.0, empty.kv))
     return np.asarray(logits), step, cache
 
 
@@ -95,7 +106,45 @@ def test_beams_share_one_memory():
     assert abs(own[1][0][0] - own[1][0][1]).max() > 1e-3
 
 
+@pytest.mark.parametrize("name", CONFIGS)
+def test_reordered_beams_see_their_own_past(name):
+    """Beams that take over another's history: nothing moves in the cache, and the logits are those of a full pass."""
+    model, params = tiny(CONFIGS[name])
+    B, M, T = 3, 4, 6
+    rng = np.random.default_rng(0)
+
+    @jit
+    def start(source):
+        memory = model.apply(params, source, method="encode")
+        return memory, model.apply(params, B, 3, M, method="init_cache")
+
+    @jit
+    def step(tokens, memory, cache, at):
+        return model.apply(params, tokens, memory, cache=cache, at_B=at, method="decode")[:2]
+
+    @jit
+    def whole(source, target):
+        memory = model.apply(params, source, method="encode")
+        return model.apply(params, target, memory, method="decode")[0]
+
+    memory, cache = start(SOURCE)
+    past = np.full((B, M, 1), BOS)
+    for at in range(T):
+        if at == 3:  # grown where it was full
+            cache = cache.grow(T)
+        logits, cache = step(past[:, :, -1].reshape(-1, 1), memory, cache, jnp.int32(at))
+        target = np.pad(past, ((0, 0), (0, 0), (0, T - 1 - at))).reshape(B * M, T)
+        np.testing.assert_allclose(logits[:, 0], whole(SOURCE, target)[:, at], atol=1e-5)
+        parents = rng.integers(0, M, size=(B, M))
+        cache = cache.reorder(jnp.asarray(parents))
+        past = np.take_along_axis(past, parents[:, :, None], axis=1)
+        past = np.concatenate([past, rng.integers(3, VOCABULARY, size=(B, M, 1))], axis=2)
+
+
 def test_init_cache_has_room_for_what_was_asked():
     model, params = tiny(CONFIGS[GROUPED])
-    cache = model.apply(params, 5, 8, method="init_cache")
-    assert [(kv.k_BSKH.shape, kv.v_BSKH.shape) for kv in cache] == [((5, 8, 2, 6), (5, 8, 2, 3))] * 2
+    cache = model.apply(params, 5, 8, 3, method="init_cache")
+    assert [(kv.k_BKHS.shape, kv.v_BKSH.shape) for kv in cache.kv] == [((5, 2, 6, 24), (5, 2, 24, 3))] * 2
+    assert cache.seen_BMS.shape == (5, 3, 24) and not cache.seen_BMS.any()
+    shared, shared_params = tiny(CONFIGS["cross-layer"])
+    assert len(shared.apply(shared_params, 5, 8, method="init_cache").kv) == 2

@@ -232,4 +232,4 @@ def test_bfloat16_runs_close_to_float32():
     assert 1e-4 < distance.max() < 0.05 * abs(exact).max()
     memory = jax.eval_shape(lambda: model.apply(params, SOURCE, method="encode"))
     cache = jax.eval_shape(lambda: model.apply(params, 3, 7, method="init_cache"))
-    assert {x.dtype for x in jax.tree.leaves((memory.kv, cache))} == {jnp.dtype("bfloat16")}
+    assert {x.dtype for x in jax.tree.leaves((memory.kv, cache.kv))} == {jnp.dtype("bfloat16")}

@@ -1,9 +1,10 @@
 """Scaled dot-product attention (paper §3.2), split into its keys and values and its use of them.
 
-Cross-attention memory, the KV cache of decoding, multi-query and grouped-query attention are all the same thing here:
-a `KV` computed somewhere, attended to somewhere else.
+Cross-attention memory, the KV cache of decoding, multi-query, grouped-query and cross-layer attention are all the same
+thing here: a `KV` computed somewhere, attended to somewhere else.
 
-Shapes: B batch, T query length, S key length, D model, N query heads, K key/value heads, G = N / K, H head size.
+Shapes: B batch, T query length, S key length, D model, N query heads, K key/value heads, G = N / K, H head size,
+M beams.
 """
 
 from __future__ import annotations
@@ -21,10 +22,14 @@ MASKED = -1e30  # finite, so that a fully masked row has a finite softmax and fi
 
 
 class KV(NamedTuple):
-    """Keys and values of S positions: the memory of cross-attention, or the cache of decoding."""
+    """Keys and values of S positions: the memory of cross-attention, or the cache of decoding.
 
-    k_BSKH: Array
-    v_BSKH: Array
+    They lie as the two products of attention read them, the keys with positions last: a cache is read at every step
+    of decoding, and turning it round each time costs many times the products themselves.
+    """
+
+    k_BKHS: Array
+    v_BKSH: Array
 
 
 def attend(q_BTNH: Array, kv: KV, mask_BTS: Array, *, want_weights: bool = False) -> tuple[Array, Array | None]:
@@ -35,54 +40,73 @@ def attend(q_BTNH: Array, kv: KV, mask_BTS: Array, *, want_weights: bool = False
     Returns y_BTNH, with H the size of a value head, and weights_BNTS if wanted (else None).
     """
     B, T, N, H = q_BTNH.shape
-    K = kv.k_BSKH.shape[2]
-    q_BTKGH = q_BTNH.reshape(B, T, K, N // K, H)
-    logits_BKGTS = jnp.einsum("BTKGH,BSKH->BKGTS", q_BTKGH, kv.k_BSKH, preferred_element_type=jnp.float32)
-    mask = mask_BTS[:, None, None]
-    logits_BKGTS = jnp.where(mask, logits_BKGTS * H**-0.5, MASKED)
-    weights_BKGTS = jnp.where(mask, jax.nn.softmax(logits_BKGTS), 0.0)
-    y_BTKGH = jnp.einsum("BKGTS,BSKH->BTKGH", weights_BKGTS.astype(kv.v_BSKH.dtype), kv.v_BSKH)
-    weights = weights_BKGTS.reshape(B, N, T, -1) if want_weights else None
-    return y_BTKGH.reshape(B, T, N, -1), weights
+    K = kv.k_BKHS.shape[1]
+    # The G heads that share keys are further queries of one head: X = G * T.
+    q_BKXH = q_BTNH.swapaxes(1, 2).reshape(B, K, -1, H)
+    logits_BKXS = jnp.einsum("BKXH,BKHS->BKXS", q_BKXH, kv.k_BKHS, preferred_element_type=jnp.float32)
+    mask_BNTS = mask_BTS[:, None]
+    logits_BNTS = jnp.where(mask_BNTS, logits_BKXS.reshape(B, N, T, -1) * H**-0.5, MASKED)
+    weights_BNTS = jnp.where(mask_BNTS, jax.nn.softmax(logits_BNTS), 0.0)
+    weights_BKXS = weights_BNTS.reshape(logits_BKXS.shape).astype(kv.v_BKSH.dtype)
+    y_BKXH = jnp.einsum("BKXS,BKSH->BKXH", weights_BKXS, kv.v_BKSH)
+    return y_BKXH.reshape(B, N, T, -1).swapaxes(1, 2), weights_BNTS if want_weights else None
 
 
-def write(cache: KV, new: KV, at_B: Array) -> KV:
-    """The cache (rows B, room for S positions) with the T new positions of row b written from `at_B[b]` on."""
+def write(cache: KV, new: KV, at: Array, beams: int = 1) -> KV:
+    """The cache with T new positions of each of its M = `beams` beams a sentence, from position `at` on.
 
-    def row(old_SKH: Array, new_TKH: Array, at: Array) -> Array:
-        return jax.lax.dynamic_update_slice(old_SKH, new_TKH.astype(old_SKH.dtype), (at, 0, 0))
+    The cache has B rows and a slot for every position of every beam, position p of beam m at p * M + m; `new` has
+    B * M rows, the beams of a sentence side by side. `at` is one position for all, or one for each of the B rows.
+    """
+    M = beams
+    rows, K, H, T = new.k_BKHS.shape
+    k_BKHS = new.k_BKHS.reshape(-1, M, K, H, T).transpose(0, 2, 3, 4, 1).reshape(rows // M, K, H, T * M)
+    v_BKSH = new.v_BKSH.reshape(rows // M, M, K, T, -1).transpose(0, 2, 3, 1, 4).reshape(rows // M, K, T * M, -1)
 
-    return KV(*(jax.vmap(row)(old, fresh, at_B) for old, fresh in zip(cache, new, strict=True)))
+    def put(old: Array, fresh: Array, axis: int) -> Array:
+        fresh = fresh.astype(old.dtype)
+        if at.ndim == 0:
+            return jax.lax.dynamic_update_slice_in_dim(old, fresh, at * M, axis)
+        return jax.vmap(lambda o, f, a: jax.lax.dynamic_update_slice_in_dim(o, f, a * M, axis - 1))(old, fresh, at)
+
+    return KV(put(cache.k_BKHS, k_BKHS, 3), put(cache.v_BKSH, v_BKSH, 2))
 
 
 class Attention(nnx.Module):
-    """Multi-head attention (paper §3.2.2), without biases; grouped-query or multi-query when kv_heads < heads."""
+    """Multi-head attention (paper §3.2.2), without biases; grouped-query or multi-query when kv_heads < heads.
 
-    def __init__(self, d_model: int, heads: int, kv_heads: int, d_k: int, d_v: int, *, rngs: nnx.Rngs):
+    With `own_kv` false it has no keys and values of its own and is given those of another layer (Brandon et al. 2024).
+    """
+
+    def __init__(
+        self, d_model: int, heads: int, kv_heads: int, d_k: int, d_v: int, *, own_kv: bool = True, rngs: nnx.Rngs
+    ):
         def glorot(fan_in: int, fan_out: int, shape: tuple[int, ...]) -> nnx.Param:
             limit = (6 / (fan_in + fan_out)) ** 0.5
             return nnx.Param(jax.random.uniform(rngs.params(), shape, jnp.float32, -limit, limit))
 
         self.query = glorot(d_model, heads * d_k, (d_model, heads, d_k))
-        self.key = glorot(d_model, kv_heads * d_k, (d_model, kv_heads, d_k))
-        self.value = glorot(d_model, kv_heads * d_v, (d_model, kv_heads, d_v))
+        if own_kv:
+            self.key = glorot(d_model, kv_heads * d_k, (d_model, kv_heads, d_k))
+            self.value = glorot(d_model, kv_heads * d_v, (d_model, kv_heads, d_v))
         self.output = glorot(heads * d_v, d_model, (heads, d_v, d_model))
 
     def kv(self, x_BSD: Array) -> KV:
         """Keys and values of x, to be attended to now or later."""
-        return KV(product(x_BSD, self.key[...]), product(x_BSD, self.value[...]))
+        k_BSKH, v_BSKH = product(x_BSD, self.key[...]), product(x_BSD, self.value[...])
+        return KV(k_BSKH.transpose(0, 2, 3, 1), v_BSKH.swapaxes(1, 2))
 
     def __call__(
         self, x_BTD: Array, kv: KV, mask_BTS: Array, *, want_weights: bool = False
     ) -> tuple[Array, Array | None]:
         """Attention of x over kv: y_BTD, and weights_BNTS if wanted.
 
-        x may have M times the rows of kv (the M beams of a sentence stand side by side and share its memory):
-        then they are taken as M * T queries of one sentence, and mask_BTS must be the same for all T.
+        x may have M times the rows of kv (the M beams of a sentence stand side by side and share its keys and
+        values): then they are taken as M * T queries of one sentence, and mask_BTS has M * T queries a row, or 1.
         """
         q_BTNH = product(x_BTD, self.query[...])
         rows, T, N, H = q_BTNH.shape
-        B = kv.k_BSKH.shape[0]
+        B = kv.k_BKHS.shape[0]
         y_BTNH, weights = attend(q_BTNH.reshape(B, -1, N, H), kv, mask_BTS, want_weights=want_weights)
         if weights is not None:
             S = weights.shape[-1]

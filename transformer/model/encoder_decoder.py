@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -24,8 +23,37 @@ class Memory(NamedTuple):
     kv: tuple[KV, ...]
     mask_BS: Array
     """True at pieces, False at padding."""
+    positions_BS: Array
+    """Where each position stands in its sentence."""
     segments_BS: Array | None = None
     """With packing: the number of the sentence each position belongs to."""
+
+
+class Cache(NamedTuple):
+    """What decoding remembers: keys and values, written once and never moved, and who may see them.
+
+    A sentence's M beams share its slots; position p of beam m is written to slot p * M + m. When the beams are
+    reordered only `seen_BMS` is (see `reorder`).
+    """
+
+    kv: tuple[KV, ...]
+    """One for each group of decoder layers that shares one."""
+    seen_BMS: Array
+    """True where a slot holds a piece of the beam's own past."""
+
+    def reorder(self, parents_BM: Array) -> Cache:
+        """The cache after beam m of sentence b has become a continuation of its beam `parents_BM[b, m]`."""
+        return self._replace(seen_BMS=jnp.take_along_axis(self.seen_BMS, parents_BM[:, :, None], axis=1))
+
+    def grow(self, positions: int) -> Cache:
+        """The cache with room for so many positions in all."""
+        M = self.seen_BMS.shape[1]
+        more = positions * M - self.seen_BMS.shape[2]
+
+        def pad(x: Array, axis: int) -> Array:
+            return jnp.pad(x, [(0, more if i == axis else 0) for i in range(x.ndim)])
+
+        return Cache(tuple(KV(pad(kv.k_BKHS, 3), pad(kv.v_BKSH, 2)) for kv in self.kv), pad(self.seen_BMS, 2))
 
 
 class EncoderDecoder(nnx.Module):
@@ -75,10 +103,12 @@ class EncoderDecoder(nnx.Module):
             mask_BTS = mask_BTS & (segments_BS[:, :, None] == segments_BS[:, None, :])
         if positions_BS is None:
             positions_BS = jnp.arange(source_BS.shape[1])[None]
+        mask_BTS = self._within("encoder", mask_BTS, positions_BS, positions_BS)
         table = getattr(self, "source_positions", None)
         x_BSD = self._inputs(self.embedding, table, source_BS, positions_BS, fold(key, 0))
         x_BSD = self.encoder(x_BSD, mask_BTS, fold(key, 1))
-        return Memory(self.decoder.memory(x_BSD), mask_BS, segments_BS)
+        positions_BS = jnp.broadcast_to(positions_BS, source_BS.shape)
+        return Memory(self.decoder.memory(x_BSD), mask_BS, positions_BS, segments_BS)
 
     def decode(
         self,
@@ -87,53 +117,90 @@ class EncoderDecoder(nnx.Module):
         *,
         positions_BT: Array | None = None,
         segments_BT: Array | None = None,
-        cache: Sequence[KV] | None = None,
+        cache: Cache | None = None,
         at_B: Array | None = None,
         key: Array | None = None,
         want_weights: bool = False,
-    ) -> tuple[Array, tuple[KV, ...] | None, tuple[Array, ...] | None]:
+    ) -> tuple[Array, Cache | None, tuple[Array, ...] | None]:
         """logits_BTV float32, the new cache, and a layer's cross-attention weights_BNTS each if wanted.
 
-        Without a cache, tokens_BT are whole targets, beginning with bos. With one (see `init_cache`), row b's tokens
-        stand at positions `at_B[b]`, `at_B[b] + 1`, … and attend to the cached positions before them. `tokens_BT` may
-        have M times the rows of `memory`: M beams a sentence, side by side.
+        Without a cache, tokens_BT are whole targets, beginning with bos. With one (see `init_cache`), the tokens
+        stand at positions `at_B`, `at_B + 1`, … and attend to the cached positions before them; `at_B` is one position
+        for all, or one for each sentence of the cache. `tokens_BT` may have M times the rows of `memory`, and of the
+        cache if that was made for M beams: the M beams of a sentence, side by side.
         """
-        B, T = tokens_BT.shape
+        rows, T = tokens_BT.shape
+        beams = 1
         if cache is not None:
-            at_B = jnp.zeros(B, jnp.int32) if at_B is None else at_B
-            positions_BT = at_B[:, None] + jnp.arange(T)
-            mask_BTS = jnp.arange(cache[0].k_BSKH.shape[1]) <= positions_BT[:, :, None]
+            at_B = jnp.int32(0) if at_B is None else jnp.asarray(at_B)
+            beams = cache.seen_BMS.shape[1]
+            places_BT = at_B[..., None] + jnp.arange(T)
+            mask_BTS, seen_BMS = self._past(cache, at_B, T)
+            positions_BT = places_BT if at_B.ndim == 0 else jnp.repeat(places_BT, beams, axis=0)
+            positions_BT = positions_BT.reshape(-1, T)
         else:
             mask_BTS = (jnp.arange(T)[:, None] >= jnp.arange(T))[None]
             if positions_BT is None:
                 positions_BT = jnp.arange(T)[None]
+            mask_BTS = self._within("decoder", mask_BTS, positions_BT, positions_BT)
         memory_mask_BTS = memory.mask_BS[:, None, :]
         if segments_BT is not None:
             mask_BTS = mask_BTS & (segments_BT[:, :, None] == segments_BT[:, None, :])
             memory_mask_BTS = memory_mask_BTS & (segments_BT[:, :, None] == memory.segments_BS[:, None, :])
+        if self.config.attention("cross").window is not None:
+            # M * T queries of each sentence.
+            places = jnp.broadcast_to(positions_BT, (rows, T)).reshape(len(memory.mask_BS), -1)
+            memory_mask_BTS = self._within("cross", memory_mask_BTS, places, memory.positions_BS)
         embedding = getattr(self, "target_embedding", self.embedding)
         table = getattr(self, "target_positions", None)
         x_BTD = self._inputs(embedding, table, tokens_BT, positions_BT, fold(key, 0))
-        x_BTD, cache, weights = self.decoder(
+        x_BTD, kv, weights = self.decoder(
             x_BTD,
             mask_BTS,
             memory.kv,
             memory_mask_BTS,
-            cache=cache,
-            at_B=at_B,
+            cache=None if cache is None else cache.kv,
+            at=at_B,
+            beams=beams,
             key=fold(key, 1),
             want_weights=want_weights,
         )
-        return getattr(self, "output_embedding", embedding).logits(x_BTD), cache, weights
+        logits_BTV = getattr(self, "output_embedding", embedding).logits(x_BTD)
+        return logits_BTV, None if cache is None else Cache(kv, seen_BMS), weights
 
-    def init_cache(self, rows: int, length: int) -> tuple[KV, ...]:
-        """An empty cache for `rows` hypotheses of up to `length` positions."""
-        c = self.config
-        shape, dtype = (rows, length, c.key_value_heads), jnp.dtype(c.dtype)
-        return tuple(
-            KV(jnp.zeros((*shape, c.key_size), dtype), jnp.zeros((*shape, c.value_size), dtype))
-            for _ in range(c.decoder_layers)
+    def init_cache(self, rows: int, length: int, beams: int = 1) -> Cache:
+        """An empty cache for `rows` sentences of `beams` hypotheses each, of up to `length` positions."""
+        c, own = self.config, self.config.attention("decoder")
+        S, K, dtype = length * beams, own.kv_heads, jnp.dtype(c.dtype)
+        kv = tuple(
+            KV(jnp.zeros((rows, K, c.key_size, S), dtype), jnp.zeros((rows, K, S, c.value_size), dtype))
+            for _ in range(0, c.decoder_layers, own.kv_sharing)
         )
+        return Cache(kv, jnp.zeros((rows, beams, S), bool))
+
+    def _past(self, cache: Cache, at: Array, T: int) -> tuple[Array, Array]:
+        """Which slots T new pieces of each beam may attend to, as mask_BTS of M * T queries a sentence, and seen_BMS
+        when they are written."""
+        B, M, S = cache.seen_BMS.shape
+        slot_S = jnp.arange(S)
+        place_S = slot_S // M
+        at_B1TS = at.reshape(-1, 1, 1, 1)
+        own_MTS = (slot_S % M == jnp.arange(M)[:, None])[:, None]
+        query_BMTS = at_B1TS + jnp.arange(T)[:, None]
+        old = cache.seen_BMS[:, :, None] & (place_S < at_B1TS)
+        mask_BMTS = old | (own_MTS & (place_S >= at_B1TS) & (place_S <= query_BMTS))
+        seen_BMS = mask_BMTS[:, :, -1]
+        window = self.config.attention("decoder").window
+        if window is not None:
+            mask_BMTS = mask_BMTS & (query_BMTS - place_S <= window)
+        return mask_BMTS.reshape(B, M * T, S), seen_BMS
+
+    def _within(self, kind: str, mask_BTS: Array, queries_BT: Array, keys_BS: Array) -> Array:
+        """The mask, narrowed to the window of this kind of attention."""
+        window = self.config.attention(kind).window
+        if window is None:
+            return mask_BTS
+        return mask_BTS & (jnp.abs(queries_BT[:, :, None] - keys_BS[:, None, :]) <= window)
 
     def _inputs(
         self, embedding: Embedding, table: nnx.Param | None, tokens_BT: Array, positions_BT: Array, key: Array | None

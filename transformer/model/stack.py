@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from flax import nnx
 from jax import Array
@@ -33,35 +33,39 @@ class SublayerNorm(LayerNorm):
         return joined if self.pre_norm else self(joined)
 
 
-def _attention(config: ModelConfig, rngs: nnx.Rngs) -> Attention:
-    c = config
-    return Attention(c.d_model, c.heads, c.key_value_heads, c.key_size, c.value_size, rngs=rngs)
+def _attention(config: ModelConfig, kind: str, layer: int, rngs: nnx.Rngs) -> Attention:
+    """That of one layer; the first of each `kv_sharing` neighbours makes keys and values for all of them."""
+    c, own = config, config.attention(kind)
+    first = layer % own.kv_sharing == 0
+    return Attention(c.d_model, c.heads, own.kv_heads, c.key_size, c.value_size, own_kv=first, rngs=rngs)
 
 
 class EncoderLayer(nnx.Module):
     """Self-attention and feed-forward."""
 
-    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
-        self.self_attention = _attention(config, rngs)
+    def __init__(self, config: ModelConfig, layer: int, *, rngs: nnx.Rngs):
+        self.self_attention = _attention(config, "encoder", layer, rngs)
         self.self_attention_norm = SublayerNorm(config)
         self.feed_forward = FeedForward(config.d_model, config.d_ff, rngs=rngs)
         self.feed_forward_norm = SublayerNorm(config)
 
-    def __call__(self, x_BTD: Array, mask_BTS: Array, key: Array | None) -> Array:
+    def __call__(self, x_BTD: Array, shared: KV | None, mask_BTS: Array, key: Array | None) -> tuple[Array, KV]:
+        """x_BTD, and the keys and values used: this layer's own, or those `shared` by the layer before."""
         h = self.self_attention_norm.enter(x_BTD)
-        y, _ = self.self_attention(h, self.self_attention.kv(h), mask_BTS)
+        kv = self.self_attention.kv(h) if shared is None else shared
+        y, _ = self.self_attention(h, kv, mask_BTS)
         x_BTD = self.self_attention_norm.leave(x_BTD, y, fold(key, 0))
         y = self.feed_forward(self.feed_forward_norm.enter(x_BTD))
-        return self.feed_forward_norm.leave(x_BTD, y, fold(key, 1))
+        return self.feed_forward_norm.leave(x_BTD, y, fold(key, 1)), kv
 
 
 class DecoderLayer(nnx.Module):
     """Masked self-attention, attention over the encoder's output, and feed-forward."""
 
-    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
-        self.self_attention = _attention(config, rngs)
+    def __init__(self, config: ModelConfig, layer: int, *, rngs: nnx.Rngs):
+        self.self_attention = _attention(config, "decoder", layer, rngs)
         self.self_attention_norm = SublayerNorm(config)
-        self.cross_attention = _attention(config, rngs)
+        self.cross_attention = _attention(config, "cross", layer, rngs)
         self.cross_attention_norm = SublayerNorm(config)
         self.feed_forward = FeedForward(config.d_model, config.d_ff, rngs=rngs)
         self.feed_forward_norm = SublayerNorm(config)
@@ -69,39 +73,38 @@ class DecoderLayer(nnx.Module):
     def __call__(
         self,
         x_BTD: Array,
+        kv_of: Callable[[Attention, Array], KV],
         mask_BTS: Array,
         memory: KV,
         memory_mask_BTS: Array,
         *,
-        cache: KV | None,
-        at_B: Array | None,
         key: Array | None,
         want_weights: bool,
-    ) -> tuple[Array, KV | None, Array | None]:
-        """x_BTD, this layer's cache with the T new positions in it, and the cross-attention's weights_BNTS."""
+    ) -> tuple[Array, Array | None]:
+        """x_BTD and the cross-attention's weights_BNTS. `kv_of` gives the keys and values of self-attention for its
+        input: fresh, written to a cache, or another layer's."""
         h = self.self_attention_norm.enter(x_BTD)
-        kv = self.self_attention.kv(h)
-        if cache is not None:
-            cache = kv = write(cache, kv, at_B)
-        y, _ = self.self_attention(h, kv, mask_BTS)
+        y, _ = self.self_attention(h, kv_of(self.self_attention, h), mask_BTS)
         x_BTD = self.self_attention_norm.leave(x_BTD, y, fold(key, 0))
         h = self.cross_attention_norm.enter(x_BTD)
         y, weights = self.cross_attention(h, memory, memory_mask_BTS, want_weights=want_weights)
         x_BTD = self.cross_attention_norm.leave(x_BTD, y, fold(key, 1))
         y = self.feed_forward(self.feed_forward_norm.enter(x_BTD))
-        return self.feed_forward_norm.leave(x_BTD, y, fold(key, 2)), cache, weights
+        return self.feed_forward_norm.leave(x_BTD, y, fold(key, 2)), weights
 
 
 class Encoder(nnx.Module):
     """N encoder layers; with pre-norm one more norm at the end."""
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
-        self.layers = nnx.List([EncoderLayer(config, rngs=rngs) for _ in range(config.encoder_layers)])
+        self.sharing = config.attention("encoder").kv_sharing
+        self.layers = nnx.List([EncoderLayer(config, i, rngs=rngs) for i in range(config.encoder_layers)])
         self.norm = LayerNorm(config.d_model) if config.pre_norm else None
 
     def __call__(self, x_BTD: Array, mask_BTS: Array, key: Array | None) -> Array:
+        kv = None
         for i, layer in enumerate(self.layers):
-            x_BTD = layer(x_BTD, mask_BTS, fold(key, i))
+            x_BTD, kv = layer(x_BTD, kv if i % self.sharing else None, mask_BTS, fold(key, i))
         return x_BTD if self.norm is None else self.norm(x_BTD)
 
 
@@ -109,12 +112,15 @@ class Decoder(nnx.Module):
     """N decoder layers; with pre-norm one more norm at the end."""
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
-        self.layers = nnx.List([DecoderLayer(config, rngs=rngs) for _ in range(config.decoder_layers)])
+        self.sharing = config.attention("decoder").kv_sharing
+        self.memory_sharing = config.attention("cross").kv_sharing
+        self.layers = nnx.List([DecoderLayer(config, i, rngs=rngs) for i in range(config.decoder_layers)])
         self.norm = LayerNorm(config.d_model) if config.pre_norm else None
 
     def memory(self, x_BSD: Array) -> tuple[KV, ...]:
-        """Keys and values of the encoder's output for each layer's cross-attention, computed once a sentence."""
-        return tuple(layer.cross_attention.kv(x_BSD) for layer in self.layers)
+        """Keys and values of the encoder's output for cross-attention, computed once a sentence; one `KV` for each
+        group of layers that shares one."""
+        return tuple(layer.cross_attention.kv(x_BSD) for layer in self.layers[:: self.memory_sharing])
 
     def __call__(
         self,
@@ -124,25 +130,28 @@ class Decoder(nnx.Module):
         memory_mask_BTS: Array,
         *,
         cache: Sequence[KV] | None,
-        at_B: Array | None,
+        at: Array | None,
+        beams: int,
         key: Array | None,
         want_weights: bool,
-    ) -> tuple[Array, tuple[KV, ...] | None, tuple[Array, ...] | None]:
-        """x_BTD, the caches and the cross-attention weights_BNTS, a layer each; None where not given or not wanted."""
-        caches, weights = [], []
+    ) -> tuple[Array, tuple[KV, ...], tuple[Array, ...] | None]:
+        """x_BTD; keys and values of self-attention, with those of the cache if given; a layer's cross-attention
+        weights_BNTS each if wanted. `cache`, `at` and `beams` as in `write`, one cache for each group of layers."""
+        kvs: list[KV] = []
+        weights = []
+
+        def kv_of(attention: Attention, h_BTD: Array) -> KV:
+            if i % self.sharing == 0:
+                kv = attention.kv(h_BTD)
+                kvs.append(kv if cache is None else write(cache[len(kvs)], kv, at, beams))
+            return kvs[-1]
+
         for i, layer in enumerate(self.layers):
-            x_BTD, layer_cache, layer_weights = layer(
-                x_BTD,
-                mask_BTS,
-                memory[i],
-                memory_mask_BTS,
-                cache=None if cache is None else cache[i],
-                at_B=at_B,
-                key=fold(key, i),
-                want_weights=want_weights,
+            kv = memory[i // self.memory_sharing]
+            x_BTD, layer_weights = layer(
+                x_BTD, kv_of, mask_BTS, kv, memory_mask_BTS, key=fold(key, i), want_weights=want_weights
             )
-            caches.append(layer_cache)
             weights.append(layer_weights)
         if self.norm is not None:
             x_BTD = self.norm(x_BTD)
-        return x_BTD, None if cache is None else tuple(caches), tuple(weights) if want_weights else None
+        return x_BTD, tuple(kvs), tuple(weights) if want_weights else None

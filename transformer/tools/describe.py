@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import jax
 
-from transformer.config import BASE, BIG, Config, ModelConfig
+from transformer.config import BASE, BIG, Config
 from transformer.model import encoder_decoder
 
 # Table 3 of the paper, millions; our count at its table of about 37,000 pieces is 63.05 and 214.17.
@@ -31,14 +31,9 @@ def describe(config: Config) -> Iterator[str]:
         yield f"{path:{width}}  {'x'.join(map(str, shape)):>16}  {count:5}  {count * math.prod(shape):12,}"
     yield f"{'total':{width}}  {'':16}  {'':5}  {total:12,}"
     for name, (paper, millions) in PAPER.items():
-        if _shape(config.model) == _shape(paper):
+        if encoder_decoder(paper, config.data.vocab_size).abstract_params == model.abstract_params:
             ours = sum(math.prod(x.shape) for x in jax.tree.leaves(encoder_decoder(paper, 37_000).abstract_params))
             yield (
                 f"the paper's {name} model: {millions}M (Table 3); this one has {total / 1e6:.2f}M with "
                 f"{config.data.vocab_size:,} pieces, and {ours / 1e6:.2f}M with {PAPER_VOCABULARY:,}"
             )
-
-
-def _shape(model: ModelConfig) -> tuple:
-    m = model
-    return m.encoder_layers, m.decoder_layers, m.d_model, m.d_ff, m.heads, m.key_value_heads, m.key_size, m.value_size
