@@ -1,19 +1,27 @@
 """Beam search (paper §6.1; Wu et al. 2016 §7) over any step function; it knows no model.
 
-Shapes: B sentences, M beams, L output positions, V vocabulary; X = B * M rows, the beams of a sentence side by side.
+`beam_search` is the whole of it. Its parts (`start`, `advance`, `run`, `hypotheses`) are there for callers that stop in
+between, to let finished sentences go or to enlarge a cache.
+
+Shapes: B sentences, M beams, L output positions, V vocabulary, C candidates; X = B * M rows, the beams of a sentence
+side by side.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
+# (last pieces_X, cache, position) -> log-probabilities_XV of the next piece, cache.
 Step = Callable[[Array, Any, Array], tuple[Array, Any]]
+# (cache, parents_BM) -> the cache after beam m of sentence b has become a continuation of its beam parents_BM[b, m].
+Reorder = Callable[[Any, Array], Any]
 
 
 class Hypotheses(NamedTuple):
@@ -27,7 +35,58 @@ class Hypotheses(NamedTuple):
     """Log-probability divided by the length penalty; -inf where fewer than M hypotheses exist."""
 
 
-def penalty(length: Array | int, alpha: float, form: str) -> Array:
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["length_penalty"],
+    meta_fields=["beam_size", "bos", "eos", "pad", "length_normalization", "n_best", "stop_early"],
+)
+@dataclass(frozen=True)
+class Options:
+    """What a search is told, apart from its step; see `beam_search`. A pytree whose one leaf is the penalty's alpha."""
+
+    beam_size: int
+    bos: int
+    eos: int
+    pad: int = 0
+    length_penalty: float | Array = 0.6
+    length_normalization: str = "paper"
+    n_best: int = 1
+    stop_early: bool = True
+
+    def score(self, log_probs: Array, length: Array | int) -> Array:
+        """What hypotheses are ranked by."""
+        return log_probs / penalty(length, self.length_penalty, self.length_normalization)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Beams:
+    """The state of a search."""
+
+    at: Array
+    """Pieces chosen so far, the same for all sentences."""
+    tokens_BML: Array
+    """Pieces of the live hypotheses."""
+    log_probs_BM: Array
+    """Their log-probabilities, best first; -inf where there is none."""
+    done_tokens_BML: Array
+    done_scores_BM: Array
+    """Scores of the finished hypotheses, best first."""
+    done_lengths_BM: Array
+    stopped_B: Array
+    limit_B: Array
+    given: Any
+    """Whatever else a hook wants to know of each sentence: any tree of arrays with B leading rows."""
+    cache: Any
+
+
+# (log_probs_BMV, beams) -> log_probs_BMV, with -inf at pieces that are not allowed, or other changes.
+Adjust = Callable[[Array, Beams], Array]
+# (log_probs_BMV, beams) -> log-probabilities_BC, parents_BC, pieces_BC of the continuations to look at.
+Choose = Callable[[Array, Beams], tuple[Array, Array, Array]]
+
+
+def penalty(length: Array | int, alpha: float | Array, form: str) -> Array:
     """What a log-probability is divided by; the length counts eos.
 
     'paper': ((5 + length) / 6)^alpha (Wu et al. 2016, eq. 14); 'fairseq': length^alpha; 'none': 1.
@@ -42,17 +101,108 @@ def penalty(length: Array | int, alpha: float, form: str) -> Array:
     raise ValueError(f"length_normalization {form!r}: must be 'paper', 'fairseq' or 'none'")
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class _Beams:
-    at: Array  # scalar: pieces chosen so far
-    live_tokens_BML: Array
-    live_scores_BM: Array  # log-probabilities, best first
-    done_tokens_BML: Array
-    done_scores_BM: Array  # normalised, best first
-    done_lengths_BM: Array
-    stopped_B: Array
-    cache: Any
+def gather_rows(cache: Any, parents_BM: Array) -> Any:
+    """Reorder a cache that has X leading rows, by moving them."""
+    B, M = parents_BM.shape
+    rows_X = (jnp.arange(B)[:, None] * M + parents_BM).reshape(-1)
+    return cache if M == 1 else jax.tree.map(lambda leaf: leaf[rows_X], cache)
+
+
+def best_candidates(log_probs_BMV: Array, beams: Beams) -> tuple[Array, Array, Array]:
+    """The 2 * M likeliest continuations of a sentence; with one beam the likeliest alone, which is greedy search."""
+    B, M, V = log_probs_BMV.shape
+    totals_BMV = beams.log_probs_BM[:, :, None] + log_probs_BMV
+    best_BC, index_BC = jax.lax.top_k(totals_BMV.reshape(B, M * V), min(2 * M, M * V) if M > 1 else 1)
+    return best_BC, index_BC // V, index_BC % V
+
+
+def start(cache: Any, limit_B: Array, length: int, options: Options, given: Any = ()) -> Beams:
+    """The state before the first piece, with room for `length` pieces."""
+    B, M = limit_B.shape[0], options.beam_size
+    nothing_BML = jnp.full((B, M, length), options.pad, jnp.int32)
+    return Beams(
+        at=jnp.int32(0),
+        tokens_BML=nothing_BML,
+        log_probs_BM=jnp.tile(jnp.where(jnp.arange(M) == 0, 0.0, -jnp.inf), (B, 1)),
+        done_tokens_BML=nothing_BML,
+        done_scores_BM=jnp.full((B, M), -jnp.inf),
+        done_lengths_BM=jnp.zeros((B, M), jnp.int32),
+        stopped_B=limit_B <= 0,
+        limit_B=limit_B,
+        given=given,
+        cache=cache,
+    )
+
+
+def advance(
+    step: Step,
+    beams: Beams,
+    options: Options,
+    *,
+    reorder: Reorder = gather_rows,
+    adjust: Adjust | None = None,
+    choose: Choose = best_candidates,
+) -> Beams:
+    """One more piece for each live hypothesis."""
+    s, o = beams, options
+    B, M, _ = s.tokens_BML.shape
+    rows = jnp.arange(B)[:, None]
+    last_BM = jnp.where(s.at == 0, o.bos, s.tokens_BML[:, :, jnp.maximum(s.at - 1, 0)])
+    log_probs_XV, cache = step(last_BM.reshape(-1), s.cache, s.at)
+    raw_BMV = log_probs_XV.reshape(B, M, -1)
+    log_probs_BMV = raw_BMV if adjust is None else adjust(raw_BMV, s)
+    # At its limit a sentence can do nothing but end, whatever else is wished for.
+    must_end_B = s.at + 1 >= s.limit_B
+    ends_V = jnp.arange(raw_BMV.shape[-1]) == o.eos
+    log_probs_BMV = jnp.where(must_end_B[:, None, None], jnp.where(ends_V, raw_BMV, -jnp.inf), log_probs_BMV)
+    best_BC, parents_BC, pieces_BC = choose(log_probs_BMV, s)
+    tokens_BCL = s.tokens_BML[rows, parents_BC].at[:, :, s.at].set(pieces_BC)
+    ended_BC = pieces_BC == o.eos
+
+    # Finished: the old ones first, so that of two equal scores the earlier stays ahead.
+    fresh_BC = jnp.where(ended_BC, o.score(best_BC, s.at + 1), -jnp.inf)
+    done_scores, kept = jax.lax.top_k(jnp.concatenate([s.done_scores_BM, fresh_BC], axis=1), M)
+    done_tokens = jnp.concatenate([s.done_tokens_BML, tokens_BCL], axis=1)[rows, kept]
+    done_lengths = jnp.concatenate([s.done_lengths_BM, jnp.full_like(pieces_BC, s.at + 1)], axis=1)[rows, kept]
+
+    # Living: the best M that did not end.
+    live_BM, kept = jax.lax.top_k(jnp.where(ended_BC, -jnp.inf, best_BC), M)
+
+    # A stopped sentence keeps what it had, whatever its neighbours still do.
+    frozen = s.stopped_B[:, None]
+    done_scores = jnp.where(frozen, s.done_scores_BM, done_scores)
+    beaten_B = done_scores[:, o.n_best - 1] >= o.score(live_BM[:, 0], s.limit_B)
+    return replace(
+        s,
+        at=s.at + 1,
+        tokens_BML=tokens_BCL[rows, kept],
+        log_probs_BM=live_BM,
+        done_tokens_BML=jnp.where(frozen[..., None], s.done_tokens_BML, done_tokens),
+        done_scores_BM=done_scores,
+        done_lengths_BM=jnp.where(frozen, s.done_lengths_BM, done_lengths),
+        stopped_B=s.stopped_B | must_end_B | (beaten_B if o.stop_early else jnp.isneginf(live_BM[:, 0])),
+        cache=reorder(cache, parents_BC[rows, kept]),
+    )
+
+
+def run(step: Step, beams: Beams, options: Options, *, few: Array | int = 0, **hooks: Any) -> Beams:
+    """Advance until at most `few` sentences go on, or there is no room for another piece."""
+    length = beams.tokens_BML.shape[2]
+
+    def continues(s: Beams) -> Array:
+        return (s.at < length) & (jnp.sum(~s.stopped_B) > few)
+
+    return jax.lax.while_loop(continues, lambda s: advance(step, s, options, **hooks), beams)
+
+
+def hypotheses(beams: Beams, options: Options) -> Hypotheses:
+    """What has been finished."""
+    exists_BM = jnp.isfinite(beams.done_scores_BM)
+    return Hypotheses(
+        jnp.where(exists_BM[..., None], beams.done_tokens_BML, options.pad),
+        jnp.where(exists_BM, beams.done_lengths_BM, 0),
+        beams.done_scores_BM,
+    )
 
 
 def beam_search(
@@ -65,91 +215,32 @@ def beam_search(
     bos: int,
     eos: int,
     pad: int = 0,
-    length_penalty: float = 0.6,
+    length_penalty: float | Array = 0.6,
     length_normalization: str = "paper",
     n_best: int = 1,
     stop_early: bool = True,
+    reorder: Reorder = gather_rows,
+    adjust: Adjust | None = None,
+    choose: Choose = best_candidates,
+    given: Any = (),
 ) -> Hypotheses:
     """The best hypotheses of B sentences under `step`.
 
     `step(tokens_X, cache, at) -> log_probs_XV, cache` takes the last piece of each row (bos at first), which stands at
     position `at`, and gives the log-probabilities (at most 0; -inf forbids a piece) of the next. `cache` is any tree of
-    arrays with X = B * beam_size leading rows; its rows are reordered as the beams are. Sentence b's hypotheses have
-    at most `limit_B[b]` pieces, eos included, and are made to end there; `max_length` is the largest limit.
+    arrays with X = B * beam_size leading rows, which are moved as the beams are; a cache that need not be moved comes
+    with a `reorder` of its own. Sentence b's hypotheses have at most `limit_B[b]` pieces, eos included, and are made
+    to end there; `max_length` is the largest limit.
 
     At each position the 2 * beam_size best continuations are kept for a moment: those that end are finished, the best
-    others live on. A beam of 1 keeps the one best alone, which is greedy search.
+    others live on. A beam of 1 keeps the one best alone, which is greedy search. `adjust` may change or forbid the
+    log-probabilities at each position (`constraints.py` has the usual wishes; it finds `given` in the state), `choose`
+    may look at other continuations (`sampling.py`).
 
     A sentence stops when no live beam can still beat its `n_best`-th finished hypothesis, however long it gets: since
     log-probabilities only fall and penalties only rise, its score is at most the present log-probability over the
     penalty of the limit. So stopping (`stop_early`) changes no result among the `n_best`.
     """
-    B, M, L = limit_B.shape[0], beam_size, max_length
-    candidates = 2 * M if M > 1 else 1
-    rows = jnp.arange(B)[:, None]
-
-    def score(log_probs: Array, length: Array | int) -> Array:
-        return log_probs / penalty(length, length_penalty, length_normalization)
-
-    def continues(s: _Beams) -> Array:
-        return (s.at < L) & ~jnp.all(s.stopped_B)
-
-    def advance(s: _Beams) -> _Beams:
-        last_BM = jnp.where(s.at == 0, bos, s.live_tokens_BML[:, :, jnp.maximum(s.at - 1, 0)])
-        log_probs_XV, cache = step(last_BM.reshape(-1), s.cache, s.at)
-        V = log_probs_XV.shape[-1]
-        # At its limit a sentence can do nothing but end.
-        must_end_B = s.at + 1 >= limit_B
-        ends_V = jnp.arange(V) == eos
-        log_probs_BMV = jnp.where(must_end_B[:, None, None] & ~ends_V, -jnp.inf, log_probs_XV.reshape(B, M, V))
-        totals_BMV = s.live_scores_BM[:, :, None] + log_probs_BMV
-        best, index = jax.lax.top_k(totals_BMV.reshape(B, M * V), min(candidates, M * V))
-        parent, piece = index // V, index % V
-        tokens = s.live_tokens_BML[rows, parent].at[:, :, s.at].set(piece)
-        ended = piece == eos
-
-        # Finished: the old ones first, so that of two equal scores the earlier stays ahead.
-        fresh = jnp.where(ended, score(best, s.at + 1), -jnp.inf)
-        done_scores, kept = jax.lax.top_k(jnp.concatenate([s.done_scores_BM, fresh], axis=1), M)
-        done_tokens = jnp.concatenate([s.done_tokens_BML, tokens], axis=1)[rows, kept]
-        done_lengths = jnp.concatenate([s.done_lengths_BM, jnp.full_like(piece, s.at + 1)], axis=1)[rows, kept]
-
-        # Living: the best M that did not end.
-        live_scores, kept = jax.lax.top_k(jnp.where(ended, -jnp.inf, best), M)
-        origin_X = (rows * M + parent[rows, kept]).reshape(-1)
-        cache = cache if M == 1 else jax.tree.map(lambda leaf: leaf[origin_X], cache)
-
-        # A stopped sentence keeps what it had, whatever its neighbours still do.
-        frozen = s.stopped_B[:, None]
-        done_scores = jnp.where(frozen, s.done_scores_BM, done_scores)
-        attainable_B = score(live_scores[:, 0], limit_B)
-        beaten_B = done_scores[:, n_best - 1] >= attainable_B
-        return _Beams(
-            at=s.at + 1,
-            live_tokens_BML=tokens[rows, kept],
-            live_scores_BM=live_scores,
-            done_tokens_BML=jnp.where(frozen[..., None], s.done_tokens_BML, done_tokens),
-            done_scores_BM=done_scores,
-            done_lengths_BM=jnp.where(frozen, s.done_lengths_BM, done_lengths),
-            stopped_B=s.stopped_B | must_end_B | (beaten_B if stop_early else False),
-            cache=cache,
-        )
-
-    nothing = jnp.full((B, M, L), pad, jnp.int32)
-    start = _Beams(
-        at=jnp.int32(0),
-        live_tokens_BML=nothing,
-        live_scores_BM=jnp.tile(jnp.where(jnp.arange(M) == 0, 0.0, -jnp.inf), (B, 1)),
-        done_tokens_BML=nothing,
-        done_scores_BM=jnp.full((B, M), -jnp.inf),
-        done_lengths_BM=jnp.zeros((B, M), jnp.int32),
-        stopped_B=limit_B <= 0,
-        cache=cache,
-    )
-    end = jax.lax.while_loop(continues, advance, start)
-    exists_BM = jnp.isfinite(end.done_scores_BM)
-    return Hypotheses(
-        jnp.where(exists_BM[..., None], end.done_tokens_BML, pad),
-        jnp.where(exists_BM, end.done_lengths_BM, 0),
-        end.done_scores_BM,
-    )
+    options = Options(beam_size, bos, eos, pad, length_penalty, length_normalization, n_best, stop_early)
+    beams = start(cache, limit_B, max_length, options, given)
+    return hypotheses(run(step, beams, options, reorder=reorder, adjust=adjust, choose=choose), options)
