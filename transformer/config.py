@@ -198,7 +198,7 @@ class MeshConfig:
 
 @dataclass(frozen=True)
 class DecodeConfig:
-    """Beam search (paper §6.1)."""
+    """Beam search (paper §6.1), or sampling, and what is demanded of the output."""
 
     beam_size: int = 4
     """Hypotheses kept a sentence; 1 = greedy."""
@@ -207,12 +207,36 @@ class DecodeConfig:
     length_normalization: Literal["paper", "fairseq", "none"] = "paper"
     """Hypothesis score = log-probability / penalty, the length counted with end of sentence:
     'paper' = ((5 + length) / 6)^alpha, 'fairseq' = length^alpha, 'none' = 1."""
+    n_best: int = 1
+    """Hypotheses given a sentence, where the output has room for several (--jsonl); a search has beam_size at most."""
     max_extra_length: int = 50
     """A translation has at most so many pieces more than its source."""
+    max_length: int | None = None
+    """A translation has at most so many pieces, whatever its source; None = no such limit."""
+    min_length: int = 0
+    """A translation has at least so many pieces, where the limits above allow it."""
+    no_repeat_ngram: int = 0
+    """No sequence of so many pieces occurs twice in a translation; 0 = no such rule."""
+    banned: tuple[str, ...] = ()
+    """Phrases that may not occur in a translation, as the tokenizer cuts them when they stand alone."""
+    sample: bool = False
+    """Draw n_best translations a sentence at random instead of searching for the best."""
+    temperature: float = 1.0
+    """Sampling: log-probabilities are divided by this; below 1 likely pieces become likelier."""
+    top_k: int = 0
+    """Sampling: draw from the so many likeliest pieces; 0 = from all."""
+    top_p: float = 1.0
+    """Sampling: draw from the likeliest pieces that together have this probability."""
+    seed: int = 0
+    """Sampling: the same seed and input give the same output."""
     max_source_length: int = 1024
     """Longer inputs, in pieces, are cut and reported."""
-    batch_tokens: int = 4_096
+    batch_sentences: int = 64
+    """At most so many sentences are decoded at once."""
+    batch_tokens: int = 16_384
     """Source positions times beams decoded at once, a bound on memory."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Type of products and caches; 'auto' = bfloat16 on accelerators, the model's own on a CPU."""
 
 
 @dataclass(frozen=True)
@@ -397,4 +421,17 @@ def check(config: Config) -> None:
     require(decode.length_penalty >= 0, "decode.length_penalty", "must be 0 or more")
     require(decode.max_extra_length >= 0, "decode.max_extra_length", "must be 0 or more")
     require(decode.max_source_length >= 1, "decode.max_source_length", "must be at least 1")
-    require(decode.batch_tokens >= 1, "decode.batch_tokens", "must be at least 1")
+    for name in ("batch_sentences", "batch_tokens", "n_best"):
+        require(getattr(decode, name) >= 1, f"decode.{name}", "must be at least 1")
+    if not decode.sample:
+        require(decode.n_best <= decode.beam_size, "decode.n_best", f"at most decode.beam_size ({decode.beam_size})")
+    require(decode.max_length is None or decode.max_length >= 1, "decode.max_length", "must be at least 1, or None")
+    for name in ("min_length", "no_repeat_ngram", "top_k", "seed"):
+        require(getattr(decode, name) >= 0, f"decode.{name}", "must be 0 or more")
+    longest = decode.max_length
+    require(
+        longest is None or decode.min_length <= longest, "decode.min_length", f"at most decode.max_length ({longest})"
+    )
+    require(all(phrase.strip() for phrase in decode.banned), "decode.banned", "an empty phrase can't be banned")
+    require(decode.temperature > 0, "decode.temperature", "must be above 0")
+    require(0 < decode.top_p <= 1, "decode.top_p", "must be above 0 and at most 1")

@@ -10,7 +10,10 @@ from plain_beam_search import normalization, plain_beam_search
 from quick import jit
 
 from transformer.config import ModelConfig
-from transformer.inference.translator import search
+from transformer.inference import engine
+from transformer.inference.beam_search import Options
+from transformer.inference.constraints import Constraints
+from transformer.inference.engine import FEWEST_ROWS, Plan, decode
 from transformer.model import encoder_decoder
 
 PAD, BOS, EOS = 0, 1, 2
@@ -46,12 +49,16 @@ def forward():
     return jit(lambda source, target: jax.nn.log_softmax(model.apply(params, source, target)))
 
 
-def found(source, limits):
-    model, params = model_and_params()
-    result = search(
-        params, source, limits, model=model, max_length=LONGEST, beam_size=BEAMS, alpha=ALPHA, form="paper"
-    )  # fmt: skip
-    return jax.tree.map(np.asarray, result)
+def found(source, limits, params=None):
+    """(tokens, lengths, scores) of all rows; a row that was given nothing to do finds nothing."""
+    model, own = model_and_params()
+    plan = Plan(Options(BEAMS, BOS, EOS, length_penalty=ALPHA))
+    tokens = np.zeros((len(source), BEAMS, LONGEST), np.int32)
+    lengths, scores = np.zeros((len(source), BEAMS), np.int32), np.full((len(source), BEAMS), -np.inf)
+    for row, result in decode((model,), (own if params is None else params,), source, limits, plan):
+        assert not result.tokens_BML[:, LONGEST:].any()
+        tokens[row], lengths[row], scores[row] = result.tokens_BML[:, :LONGEST], result.lengths_BM, result.scores_BM
+    return tokens, lengths, scores
 
 
 SOURCE = sources(8, 6, seed=0)
@@ -92,16 +99,47 @@ def test_equals_a_plain_beam_search_without_a_cache():
 
 
 def test_neighbours_and_padding_rows_change_no_bit():
-    """At one compiled shape: each sentence among others, among empty rows, and in another row."""
-    together = found(SOURCE, LIMITS)
-    others = sources(8, 6, seed=1)
-    for i in range(8):
-        for seat, neighbours, limit in ((0, others, 9), (5, others, 4), (7, np.zeros_like(SOURCE), 0)):
-            source, limits = neighbours.copy(), np.full(8, limit, np.int32)
-            source[seat], limits[seat] = SOURCE[i], LIMITS[i]
-            for alone, all_eight in zip(found(source, limits), together, strict=True):
-                # Behind the best, a search that stopped early promises nothing; it is equal all the same.
-                np.testing.assert_array_equal(alone[seat], all_eight[i])
+    """At one compiled shape, that of the fewest rows: each sentence among others, among empty rows, in another row."""
+    rows = FEWEST_ROWS
+    others = sources(rows, 6, seed=1)
+    for first in (0, rows):
+        chosen, limits_of = SOURCE[first : first + rows], LIMITS[first : first + rows]
+        together = found(chosen, limits_of)
+        for i in range(rows):
+            for seat, neighbours, limit in ((0, others, 9), (2, others, 4), (3, np.zeros_like(chosen), 0)):
+                source, limits = neighbours.copy(), np.full(rows, limit, np.int32)
+                source[seat], limits[seat] = chosen[i], limits_of[i]
+                for alone, all_four in zip(found(source, limits), together, strict=True):
+                    # Behind the best, a search that stopped early promises nothing; it is equal all the same.
+                    np.testing.assert_array_equal(alone[seat], all_four[i])
+
+
+def test_sentences_that_leave_change_nothing_for_those_that_stay(monkeypatch):
+    """Limits from 1 to 40 in one batch: it shrinks to half and to a quarter, its cache grows twice, and each sentence's
+    result is the one it has by itself."""
+    model, params = model_and_params()
+    # The end of sentence is made unlikely, so that limits end most sentences.
+    plan = Plan(Options(BEAMS, BOS, EOS, length_penalty=ALPHA), Constraints(EOS, 30))
+    source, limits = sources(16, 6, seed=2), np.array([*range(1, 9), *range(33, 41)], np.int32)
+    stages, rearrange = [], engine.rearrange
+
+    def watched(memories, beams, index_B, *, length):
+        stages.append((len(index_B), length))
+        return rearrange(memories, beams, index_B, length=length)
+
+    monkeypatch.setattr(engine, "rearrange", watched)
+    together = dict(decode((model,), (params,), source, limits, plan))
+    assert sorted(together) == list(range(16))
+    assert {rows for rows, _ in stages} >= {8, 4} and {length for _, length in stages} >= {32, 48}
+    exceptions = 0
+    for i in range(16):
+        ((_, alone),) = decode((model,), (params,), source[i : i + 1], limits[i : i + 1], plan)
+        np.testing.assert_allclose(together[i].scores_BM[0], alone.scores_BM[0], rtol=1e-5)
+        n = together[i].lengths_BM[0]
+        assert min(30, limits[i] - 1) < n <= limits[i]
+        if together[i].tokens_BML[0, :n].tolist() != alone.tokens_BML[0, : alone.lengths_BM[0]].tolist():
+            exceptions += 1
+    assert exceptions <= 1
 
 
 def test_an_empty_row_finds_nothing():
@@ -110,9 +148,5 @@ def test_an_empty_row_finds_nothing():
 
 
 def test_a_broken_model_finds_nothing_and_ends():
-    model, params = model_and_params()
-    broken = jax.tree.map(lambda x: x * jnp.nan, params)
-    result = search(
-        broken, SOURCE, LIMITS, model=model, max_length=LONGEST, beam_size=BEAMS, alpha=ALPHA, form="paper"
-    )  # fmt: skip
-    assert not np.asarray(result.lengths_BM).any()
+    broken = jax.tree.map(lambda x: x * jnp.nan, model_and_params()[1])
+    assert not found(SOURCE, LIMITS, broken)[1].any()

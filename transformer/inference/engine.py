@@ -1,0 +1,181 @@
+"""Decoding a batch in stages: finished sentences leave it, and the cache grows as the outputs do.
+
+Every stage is one compiled program for a number of rows, a source length and a capacity, all from short ladders, so
+that a few programs serve any input. Between stages the host looks which sentences are done.
+
+Shapes: B sentences, M beams, S source positions, L capacity in output positions, V vocabulary; X = B * M rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from transformer.inference.beam_search import Beams, Hypotheses, Options, best_candidates, hypotheses, run, start
+from transformer.inference.constraints import Constraints
+from transformer.inference.sampling import sampled
+from transformer.model import Model, Params
+from transformer.model.encoder_decoder import Cache, Memory
+
+PAD, BOS, EOS = 0, 1, 2  # as in transformer.data.tokenizer, which needs sentencepiece to import
+FEWEST_ROWS = 4  # below this a smaller batch is hardly faster
+CAPACITIES = (16, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Sampler:
+    """Parameters of sampling, see `sampling.sampled`."""
+
+    key: Array
+    temperature: Array | float = 1.0
+    top_k: Array | int = 0
+    top_p: Array | float = 1.0
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Plan:
+    """How to decode: all that is the same for every sentence."""
+
+    options: Options
+    constraints: Constraints | None = None
+    sampler: Sampler | None = None
+
+
+def next_log_probs(
+    models: tuple[Model, ...], params: tuple[Params, ...], memories: tuple[Memory, ...]
+) -> Any:  # a beam_search.Step
+    """A step of beam search under one model, or under several whose probabilities are averaged."""
+
+    def step(tokens_X: Array, caches: tuple[Cache, ...], at: Array) -> tuple[Array, tuple[Cache, ...]]:
+        log_probs, new_caches = [], []
+        for model, own, memory, cache in zip(models, params, memories, caches, strict=True):
+            logits_X1V, cache, _ = model.apply(own, tokens_X[:, None], memory, cache=cache, at_B=at, method="decode")
+            log_probs.append(jax.nn.log_softmax(logits_X1V[:, 0]))
+            new_caches.append(cache)
+        log_probs_XV = log_probs[0]
+        if len(log_probs) > 1:
+            log_probs_XV = jax.nn.logsumexp(jnp.stack(log_probs), axis=0) - np.log(len(log_probs))
+        # Neither piece is ever a target in training; an untrained model must not produce them either.
+        real_V = jnp.arange(log_probs_XV.shape[1]) > BOS
+        return jnp.where(real_V, log_probs_XV, -jnp.inf), tuple(new_caches)
+
+    return step
+
+
+@partial(jax.jit, static_argnames=("models", "length"))
+def begin(
+    params: tuple[Params, ...],
+    source_BS: Array,
+    limit_B: Array,
+    given: Any,
+    options: Options,
+    *,
+    models: tuple[Model, ...],
+    length: int,
+) -> tuple[tuple[Memory, ...], Beams]:
+    """Encode the sources, once; and the state of their search before the first piece, with room for `length`."""
+    memories = tuple(model.apply(own, source_BS, method="encode") for model, own in zip(models, params, strict=True))
+    caches = tuple(
+        model.apply(own, len(source_BS), length, options.beam_size, method="init_cache")
+        for model, own in zip(models, params, strict=True)
+    )
+    return memories, start(caches, limit_B, length, options, given)
+
+
+@partial(jax.jit, static_argnames="models", donate_argnames="beams")
+def proceed(
+    params: tuple[Params, ...],
+    memories: tuple[Memory, ...],
+    beams: Beams,
+    plan: Plan,
+    few: Array | int,
+    *,
+    models: tuple[Model, ...],
+) -> Beams:
+    """Search on until at most `few` sentences are left, or the capacity is used up."""
+    sampler = plan.sampler
+    choose = best_candidates
+    if sampler is not None:
+        choose = sampled(sampler.key, temperature=sampler.temperature, top_k=sampler.top_k, top_p=sampler.top_p)
+    return run(
+        next_log_probs(models, params, memories),
+        beams,
+        plan.options,
+        few=few,
+        reorder=lambda caches, parents_BM: tuple(cache.reorder(parents_BM) for cache in caches),
+        adjust=None if plan.constraints is None else plan.constraints.adjust,
+        choose=choose,
+    )
+
+
+@partial(jax.jit, static_argnames="length")
+def rearrange(
+    memories: tuple[Memory, ...], beams: Beams, index_B: Array, *, length: int
+) -> tuple[tuple[Memory, ...], Beams]:
+    """Only the sentences of these rows, with room for `length` pieces."""
+    at = beams.at
+    memories, beams = jax.tree.map(lambda x: x if x.ndim == 0 else x[index_B], (memories, beams))
+    more = ((0, 0), (0, 0), (0, length - beams.tokens_BML.shape[2]))
+    return memories, replace(
+        beams,
+        at=at,
+        tokens_BML=jnp.pad(beams.tokens_BML, more),
+        done_tokens_BML=jnp.pad(beams.done_tokens_BML, more),
+        cache=tuple(cache.grow(length) for cache in beams.cache),
+    )
+
+
+def capacity(length: int) -> int:
+    """The smallest capacity that holds so many positions."""
+    return next((n for n in CAPACITIES if n >= length), -(-length // CAPACITIES[-1]) * CAPACITIES[-1])
+
+
+def decode(
+    models: tuple[Model, ...],
+    params: tuple[Params, ...],
+    source_BS: Array,
+    limit_B: Array,
+    plan: Plan,
+    given: Any = (),
+) -> Iterator[tuple[int, Hypotheses]]:
+    """Row number and hypotheses (without the row's own axis) of each row, in the order in which they finish.
+
+    `source_BS` are pieces with eos, padded with 0; `limit_B` the greatest numbers of pieces, eos included, and 0 for
+    rows that are not there: these yield nothing.
+    """
+    B, limits = len(source_BS), np.asarray(limit_B)
+    length = capacity(min(CAPACITIES[0], max(1, limits.max(initial=0))))
+    memories, beams = begin(params, source_BS, limit_B, given, plan.options, models=models, length=length)
+    # Which row of the input each row of the batch holds; -1 where it is done with.
+    number = np.where(limits > 0, np.arange(B), -1)
+    while (number >= 0).any():
+        rows = len(number)
+        few = rows // 2 if rows > FEWEST_ROWS and rows % 2 == 0 else 0
+        beams = proceed(params, memories, beams, plan, few, models=models)
+        stopped = np.asarray(beams.stopped_B)
+        left = np.flatnonzero(~stopped & (number >= 0))
+        if (done := np.flatnonzero(stopped & (number >= 0))).size:
+            found = jax.tree.map(np.asarray, hypotheses(beams, plan.options))
+            for row in done:
+                yield int(number[row]), Hypotheses(*(x[row] for x in found))
+            number[done] = -1
+        if not left.size:
+            return
+        if int(beams.at) == length:
+            length = capacity(length + 1)
+        while rows > FEWEST_ROWS and rows % 2 == 0 and len(left) <= rows // 2:
+            rows //= 2
+        if rows < len(number) or length > beams.tokens_BML.shape[2]:
+            # Filled up with sentences that are done with, which stay stopped.
+            index = np.concatenate([left, np.flatnonzero(number < 0)])[:rows] if rows < len(number) else np.arange(rows)
+            memories, beams = rearrange(memories, beams, index, length=length)
+            number = number[index]
