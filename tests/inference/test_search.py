@@ -115,22 +115,25 @@ def test_neighbours_and_padding_rows_change_no_bit():
 
 
 def test_sentences_that_leave_change_nothing_for_those_that_stay(monkeypatch):
-    """Limits from 1 to 40 in one batch: it shrinks to half and to a quarter, its cache grows twice, and each sentence's
-    result is the one it has by itself."""
+    """Limits from 1 to 40 in one batch: it shrinks to half and to a quarter, its cache is tidied up twice, and each
+    sentence has the result that it has by itself."""
     model, params = model_and_params()
     # The end of sentence is made unlikely, so that limits end most sentences.
     plan = Plan(Options(BEAMS, BOS, EOS, length_penalty=ALPHA), Constraints(EOS, 30))
     source, limits = sources(16, 6, seed=2), np.array([*range(1, 9), *range(33, 41)], np.int32)
     stages, rearrange = [], engine.rearrange
 
-    def watched(memories, beams, index_B, *, length):
-        stages.append((len(index_B), length))
-        return rearrange(memories, beams, index_B, length=length)
+    def watched(memories, beams, index_B, *, length, keep):
+        memories, beams = rearrange(memories, beams, index_B, length=length, keep=keep)
+        stages.append((beams.tokens_BML.shape[::2], keep))
+        return memories, beams
 
     monkeypatch.setattr(engine, "rearrange", watched)
     together = dict(decode((model,), (params,), source, limits, plan))
     assert sorted(together) == list(range(16))
-    assert {rows for rows, _ in stages} >= {8, 4} and {length for _, length in stages} >= {32, 48}
+    assert {rows for (rows, _), _ in stages} >= {8, 4} and {length for (_, length), _ in stages} >= {32, 64}
+    # What the beams have in common is kept once: fewer slots than positions times beams.
+    assert {keep for _, keep in stages} > {None, 32} and stages[-1][1] < 32 * BEAMS
     exceptions = 0
     for i in range(16):
         ((_, alone),) = decode((model,), (params,), source[i : i + 1], limits[i : i + 1], plan)

@@ -185,12 +185,14 @@ def advance(
     )
 
 
-def run(step: Step, beams: Beams, options: Options, *, few: Array | int = 0, **hooks: Any) -> Beams:
-    """Advance until at most `few` sentences go on, or there is no room for another piece."""
-    length = beams.tokens_BML.shape[2]
+def run(
+    step: Step, beams: Beams, options: Options, *, few: Array | int = 0, until: Array | int | None = None, **hooks: Any
+) -> Beams:
+    """Advance until at most `few` sentences go on, or there are `until` pieces (by default, as many as have room)."""
+    until = beams.tokens_BML.shape[2] if until is None else until
 
     def continues(s: Beams) -> Array:
-        return (s.at < length) & (jnp.sum(~s.stopped_B) > few)
+        return (s.at < until) & (jnp.sum(~s.stopped_B) > few)
 
     return jax.lax.while_loop(continues, lambda s: advance(step, s, options, **hooks), beams)
 

@@ -26,7 +26,8 @@ from transformer.model.encoder_decoder import Cache, Memory
 
 PAD, BOS, EOS = 0, 1, 2  # as in transformer.data.tokenizer, which needs sentencepiece to import
 FEWEST_ROWS = 4  # below this a smaller batch is hardly faster
-CAPACITIES = (16, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
+STAGE = 16  # positions between two looks at the cache
+SIZES = (0, 32, 64, 96, 128, 192, 256, 384, 512, 768, 1024)  # of what is kept: output positions, or cache slots
 
 
 @jax.tree_util.register_dataclass
@@ -85,7 +86,7 @@ def begin(
     """Encode the sources, once; and the state of their search before the first piece, with room for `length`."""
     memories = tuple(model.apply(own, source_BS, method="encode") for model, own in zip(models, params, strict=True))
     caches = tuple(
-        model.apply(own, len(source_BS), length, options.beam_size, method="init_cache")
+        model.apply(own, len(source_BS), STAGE, options.beam_size, method="init_cache")
         for model, own in zip(models, params, strict=True)
     )
     return memories, start(caches, limit_B, length, options, given)
@@ -98,45 +99,48 @@ def proceed(
     beams: Beams,
     plan: Plan,
     few: Array | int,
+    until: Array | int,
     *,
     models: tuple[Model, ...],
-) -> Beams:
-    """Search on until at most `few` sentences are left, or the capacity is used up."""
+) -> tuple[Beams, Array]:
+    """Search on until at most `few` sentences are left, or there are `until` pieces; and how many slots of the cache
+    the sentences that are left still need."""
     sampler = plan.sampler
     choose = best_candidates
     if sampler is not None:
         choose = sampled(sampler.key, temperature=sampler.temperature, top_k=sampler.top_k, top_p=sampler.top_p)
-    return run(
+    beams = run(
         next_log_probs(models, params, memories),
         beams,
         plan.options,
         few=few,
+        until=until,
         reorder=lambda caches, parents_BM: tuple(cache.reorder(parents_BM) for cache in caches),
         adjust=None if plan.constraints is None else plan.constraints.adjust,
         choose=choose,
     )
+    return beams, jnp.max(jnp.where(beams.stopped_B, 0, beams.cache[0].used_B()))
 
 
-@partial(jax.jit, static_argnames="length")
+@partial(jax.jit, static_argnames=("length", "keep"))
 def rearrange(
-    memories: tuple[Memory, ...], beams: Beams, index_B: Array, *, length: int
+    memories: tuple[Memory, ...], beams: Beams, index_B: Array | None, *, length: int, keep: int | None
 ) -> tuple[tuple[Memory, ...], Beams]:
-    """Only the sentences of these rows, with room for `length` pieces."""
-    at = beams.at
-    memories, beams = jax.tree.map(lambda x: x if x.ndim == 0 else x[index_B], (memories, beams))
+    """Only the sentences of these rows; with room for `length` pieces; and, if `keep` is given, with a cache that
+    keeps so many slots and has room for another stage."""
+    if index_B is not None:
+        memories, beams = jax.tree.map(lambda x: x if x.ndim == 0 else x[index_B], (memories, beams))
+    if keep is not None:
+        beams = replace(beams, cache=tuple(cache.collect(keep, STAGE) for cache in beams.cache))
     more = ((0, 0), (0, 0), (0, length - beams.tokens_BML.shape[2]))
     return memories, replace(
-        beams,
-        at=at,
-        tokens_BML=jnp.pad(beams.tokens_BML, more),
-        done_tokens_BML=jnp.pad(beams.done_tokens_BML, more),
-        cache=tuple(cache.grow(length) for cache in beams.cache),
+        beams, tokens_BML=jnp.pad(beams.tokens_BML, more), done_tokens_BML=jnp.pad(beams.done_tokens_BML, more)
     )
 
 
-def capacity(length: int) -> int:
-    """The smallest capacity that holds so many positions."""
-    return next((n for n in CAPACITIES if n >= length), -(-length // CAPACITIES[-1]) * CAPACITIES[-1])
+def size(n: int) -> int:
+    """The smallest size on the ladder that holds so many."""
+    return next((size for size in SIZES if size >= n), -(-n // SIZES[-1]) * SIZES[-1])
 
 
 def decode(
@@ -153,14 +157,14 @@ def decode(
     rows that are not there: these yield nothing.
     """
     B, limits = len(source_BS), np.asarray(limit_B)
-    length = capacity(min(CAPACITIES[0], max(1, limits.max(initial=0))))
+    length, until = size(STAGE), STAGE
     memories, beams = begin(params, source_BS, limit_B, given, plan.options, models=models, length=length)
     # Which row of the input each row of the batch holds; -1 where it is done with.
     number = np.where(limits > 0, np.arange(B), -1)
     while (number >= 0).any():
         rows = len(number)
         few = rows // 2 if rows > FEWEST_ROWS and rows % 2 == 0 else 0
-        beams = proceed(params, memories, beams, plan, few, models=models)
+        beams, used = proceed(params, memories, beams, plan, few, until, models=models)
         stopped = np.asarray(beams.stopped_B)
         left = np.flatnonzero(~stopped & (number >= 0))
         if (done := np.flatnonzero(stopped & (number >= 0))).size:
@@ -170,12 +174,15 @@ def decode(
             number[done] = -1
         if not left.size:
             return
-        if int(beams.at) == length:
-            length = capacity(length + 1)
+        keep = index = None
+        if int(beams.at) == until:
+            until, keep = until + STAGE, size(int(used))
+            length = size(until)
         while rows > FEWEST_ROWS and rows % 2 == 0 and len(left) <= rows // 2:
             rows //= 2
-        if rows < len(number) or length > beams.tokens_BML.shape[2]:
+        if rows < len(number):
             # Filled up with sentences that are done with, which stay stopped.
-            index = np.concatenate([left, np.flatnonzero(number < 0)])[:rows] if rows < len(number) else np.arange(rows)
-            memories, beams = rearrange(memories, beams, index, length=length)
+            index = np.concatenate([left, np.flatnonzero(number < 0)])[:rows]
             number = number[index]
+        if index is not None or keep is not None:
+            memories, beams = rearrange(memories, beams, index, length=length, keep=keep)

@@ -17,7 +17,7 @@ from jax import Array
 from transformer.config import DecodeConfig, UserError
 from transformer.inference.beam_search import Hypotheses, Options
 from transformer.inference.constraints import Constraints
-from transformer.inference.engine import BOS, EOS, PAD, Plan, Sampler, capacity, decode
+from transformer.inference.engine import BOS, EOS, PAD, Plan, Sampler, decode, size
 from transformer.model import Model, Params, encoder_decoder
 
 if TYPE_CHECKING:
@@ -152,7 +152,7 @@ class Translator:
             limits = [min(limit, c.max_length) for limit in limits]
         if prefixes is not None:
             limits = [max(limit, len(prefix)) for limit, prefix in zip(limits, prefixes, strict=True)]
-            width = capacity(max(1, *map(len, prefixes)))
+            width = size(max(map(len, prefixes), default=1))
         for indices, rows, length in self._batches([len(source) for source in sources]):
             source_BS = np.full((rows, length), PAD, np.int32)
             # Empty rows may not search at all.

@@ -52,11 +52,11 @@ def attend(q_BTNH: Array, kv: KV, mask_BTS: Array, *, want_weights: bool = False
     return y_BKXH.reshape(B, N, T, -1).swapaxes(1, 2), weights_BNTS if want_weights else None
 
 
-def write(cache: KV, new: KV, at: Array, beams: int = 1) -> KV:
-    """The cache with T new positions of each of its M = `beams` beams a sentence, from position `at` on.
+def write(cache: KV, new: KV, end: Array | int, beams: int = 1) -> KV:
+    """The cache with T new positions of each of its M = `beams` beams a sentence, written from slot `end` on.
 
-    The cache has B rows and a slot for every position of every beam, position p of beam m at p * M + m; `new` has
-    B * M rows, the beams of a sentence side by side. `at` is one position for all, or one for each of the B rows.
+    The cache has B rows; `new` has B * M rows, the beams of a sentence side by side. Position t of beam m goes to slot
+    end + t * M + m.
     """
     M = beams
     rows, K, H, T = new.k_BKHS.shape
@@ -64,10 +64,7 @@ def write(cache: KV, new: KV, at: Array, beams: int = 1) -> KV:
     v_BKSH = new.v_BKSH.reshape(rows // M, M, K, T, -1).transpose(0, 2, 3, 1, 4).reshape(rows // M, K, T * M, -1)
 
     def put(old: Array, fresh: Array, axis: int) -> Array:
-        fresh = fresh.astype(old.dtype)
-        if at.ndim == 0:
-            return jax.lax.dynamic_update_slice_in_dim(old, fresh, at * M, axis)
-        return jax.vmap(lambda o, f, a: jax.lax.dynamic_update_slice_in_dim(o, f, a * M, axis - 1))(old, fresh, at)
+        return jax.lax.dynamic_update_slice_in_dim(old, fresh.astype(old.dtype), end, axis)
 
     return KV(put(cache.k_BKHS, k_BKHS, 3), put(cache.v_BKSH, v_BKSH, 2))
 

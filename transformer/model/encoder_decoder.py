@@ -30,30 +30,50 @@ class Memory(NamedTuple):
 
 
 class Cache(NamedTuple):
-    """What decoding remembers: keys and values, written once and never moved, and who may see them.
+    """What decoding remembers: keys and values, written once, and who may see them.
 
-    A sentence's M beams share its slots; position p of beam m is written to slot p * M + m. When the beams are
-    reordered only `seen_BMS` is (see `reorder`).
+    A sentence's M beams share its slots, which are filled in order of time. When the beams are reordered nothing is
+    moved but `seen_BMS` (see `reorder`).
     """
 
     kv: tuple[KV, ...]
     """One for each group of decoder layers that shares one."""
     seen_BMS: Array
     """True where a slot holds a piece of the beam's own past."""
+    place_BS: Array
+    """The position of the piece in each slot."""
+    end: Array
+    """The first slot that is free in all rows."""
 
     def reorder(self, parents_BM: Array) -> Cache:
         """The cache after beam m of sentence b has become a continuation of its beam `parents_BM[b, m]`."""
         return self._replace(seen_BMS=jnp.take_along_axis(self.seen_BMS, parents_BM[:, :, None], axis=1))
 
-    def grow(self, positions: int) -> Cache:
-        """The cache with room for so many positions in all."""
+    def used_B(self) -> Array:
+        """How many slots of each sentence some beam still sees: what its beams have in common counts once."""
+        return jnp.sum(jnp.any(self.seen_BMS, axis=1), axis=1)
+
+    def collect(self, keep: int, room: int) -> Cache:
+        """The cache without the slots that no beam sees, and with room for so many new positions.
+
+        `keep` is how many slots are kept in each row, at least the greatest of `used_B()`.
+        """
         M = self.seen_BMS.shape[1]
-        more = positions * M - self.seen_BMS.shape[2]
+        used_BS = jnp.any(self.seen_BMS, axis=1)
+        # Stable: those in use come first, in their old order.
+        order_BS = jnp.argsort(~used_BS, axis=1, stable=True)[:, :keep]
 
-        def pad(x: Array, axis: int) -> Array:
-            return jnp.pad(x, [(0, more if i == axis else 0) for i in range(x.ndim)])
+        def take(x: Array, axis: int) -> Array:
+            missing = max(0, keep - order_BS.shape[1])
+            x = jax.vmap(lambda row, order: jnp.take(row, order, axis=axis - 1))(x, order_BS)
+            return jnp.pad(x, [(0, missing + room * M if i == axis else 0) for i in range(x.ndim)])
 
-        return Cache(tuple(KV(pad(kv.k_BKHS, 3), pad(kv.v_BKSH, 2)) for kv in self.kv), pad(self.seen_BMS, 2))
+        return Cache(
+            tuple(KV(take(kv.k_BKHS, 3), take(kv.v_BKSH, 2)) for kv in self.kv),
+            take(self.seen_BMS, 2),
+            take(self.place_BS, 1),
+            jnp.int32(keep),
+        )
 
 
 class EncoderDecoder(nnx.Module):
@@ -135,7 +155,7 @@ class EncoderDecoder(nnx.Module):
             at_B = jnp.int32(0) if at_B is None else jnp.asarray(at_B)
             beams = cache.seen_BMS.shape[1]
             places_BT = at_B[..., None] + jnp.arange(T)
-            mask_BTS, seen_BMS = self._past(cache, at_B, T)
+            mask_BTS, seen_BMS, place_BS = self._past(cache, at_B, T)
             positions_BT = places_BT if at_B.ndim == 0 else jnp.repeat(places_BT, beams, axis=0)
             positions_BT = positions_BT.reshape(-1, T)
         else:
@@ -160,40 +180,43 @@ class EncoderDecoder(nnx.Module):
             memory.kv,
             memory_mask_BTS,
             cache=None if cache is None else cache.kv,
-            at=at_B,
+            end=None if cache is None else cache.end,
             beams=beams,
             key=fold(key, 1),
             want_weights=want_weights,
         )
         logits_BTV = getattr(self, "output_embedding", embedding).logits(x_BTD)
-        return logits_BTV, None if cache is None else Cache(kv, seen_BMS), weights
+        if cache is not None:
+            cache = Cache(kv, seen_BMS, place_BS, cache.end + T * beams)
+        return logits_BTV, cache, weights
 
     def init_cache(self, rows: int, length: int, beams: int = 1) -> Cache:
-        """An empty cache for `rows` sentences of `beams` hypotheses each, of up to `length` positions."""
+        """An empty cache for `rows` sentences of `beams` hypotheses each, with room for `length` positions."""
         c, own = self.config, self.config.attention("decoder")
         S, K, dtype = length * beams, own.kv_heads, jnp.dtype(c.dtype)
         kv = tuple(
             KV(jnp.zeros((rows, K, c.key_size, S), dtype), jnp.zeros((rows, K, S, c.value_size), dtype))
             for _ in range(0, c.decoder_layers, own.kv_sharing)
         )
-        return Cache(kv, jnp.zeros((rows, beams, S), bool))
+        return Cache(kv, jnp.zeros((rows, beams, S), bool), jnp.zeros((rows, S), jnp.int32), jnp.int32(0))
 
-    def _past(self, cache: Cache, at: Array, T: int) -> tuple[Array, Array]:
-        """Which slots T new pieces of each beam may attend to, as mask_BTS of M * T queries a sentence, and seen_BMS
-        when they are written."""
+    def _past(self, cache: Cache, at: Array, T: int) -> tuple[Array, Array, Array]:
+        """Which slots T new pieces of each beam may attend to, as mask_BTS of M * T queries a sentence; and seen_BMS
+        and place_BS when they are written."""
         B, M, S = cache.seen_BMS.shape
-        slot_S = jnp.arange(S)
-        place_S = slot_S // M
-        at_B1TS = at.reshape(-1, 1, 1, 1)
-        own_MTS = (slot_S % M == jnp.arange(M)[:, None])[:, None]
-        query_BMTS = at_B1TS + jnp.arange(T)[:, None]
-        old = cache.seen_BMS[:, :, None] & (place_S < at_B1TS)
-        mask_BMTS = old | (own_MTS & (place_S >= at_B1TS) & (place_S <= query_BMTS))
+        new_S = jnp.arange(S) - cache.end  # 0 at the first of the T * M slots to be written
+        at_B1 = at.reshape(-1, 1)
+        fresh_S = (new_S >= 0) & (new_S < T * M)
+        place_BS = jnp.where(fresh_S, at_B1 + new_S // M, cache.place_BS)
+        old_BMS = cache.seen_BMS & (cache.place_BS < at_B1)[:, None] & ~fresh_S
+        own_MTS = fresh_S & (new_S % M == jnp.arange(M)[:, None, None]) & (new_S // M <= jnp.arange(T)[:, None])
+        mask_BMTS = old_BMS[:, :, None] | own_MTS
         seen_BMS = mask_BMTS[:, :, -1]
         window = self.config.attention("decoder").window
         if window is not None:
-            mask_BMTS = mask_BMTS & (query_BMTS - place_S <= window)
-        return mask_BMTS.reshape(B, M * T, S), seen_BMS
+            query_BT = at_B1 + jnp.arange(T)
+            mask_BMTS = mask_BMTS & (query_BT[:, None, :, None] - place_BS[:, None, None] <= window)
+        return mask_BMTS.reshape(B, M * T, S), seen_BMS, place_BS
 
     def _within(self, kind: str, mask_BTS: Array, queries_BT: Array, keys_BS: Array) -> Array:
         """The mask, narrowed to the window of this kind of attention."""

@@ -130,20 +130,20 @@ class Decoder(nnx.Module):
         memory_mask_BTS: Array,
         *,
         cache: Sequence[KV] | None,
-        at: Array | None,
+        end: Array | None,
         beams: int,
         key: Array | None,
         want_weights: bool,
     ) -> tuple[Array, tuple[KV, ...], tuple[Array, ...] | None]:
         """x_BTD; keys and values of self-attention, with those of the cache if given; a layer's cross-attention
-        weights_BNTS each if wanted. `cache`, `at` and `beams` as in `write`, one cache for each group of layers."""
+        weights_BNTS each if wanted. `cache`, `end` and `beams` as in `write`, one cache for each group of layers."""
         kvs: list[KV] = []
         weights = []
 
         def kv_of(attention: Attention, h_BTD: Array) -> KV:
             if i % self.sharing == 0:
                 kv = attention.kv(h_BTD)
-                kvs.append(kv if cache is None else write(cache[len(kvs)], kv, at, beams))
+                kvs.append(kv if cache is None else write(cache[len(kvs)], kv, end, beams))
             return kvs[-1]
 
         for i, layer in enumerate(self.layers):
