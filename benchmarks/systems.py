@@ -63,71 +63,21 @@ def ours(
         config = ModelConfig(**model)
         params = encoder_decoder(config, vocab_size).init(jax.random.key(0))
     network = encoder_decoder(dataclasses.replace(config, dtype=dtype), vocab_size)
-    absolute = {"min_length", "max_length"} <= {field.name for field in dataclasses.fields(DecodeConfig)}
 
     def decode(job: Job) -> Ids:
-        if not absolute:
-            return _stand_in(network, params, job)
-        settings = {"beam_size": job.beam, "length_normalization": "none"}
-        settings |= {"min_length": job.shortest, "max_length": job.longest}
-        settings |= {"batch_tokens": job.batch * job.beam * (max(map(len, job.sources)) + 1)}
-        found = dict(Translator(network, params, None, DecodeConfig(**settings)).search(job.sources))
+        settings = DecodeConfig(
+            beam_size=job.beam,
+            length_normalization="none",
+            min_length=job.shortest,
+            max_length=job.longest,
+            max_extra_length=job.longest,  # more than max_length ever allows
+            batch_sentences=job.batch,
+            batch_tokens=job.batch * job.beam * 1024,  # no second bound
+        )
+        found = dict(Translator(network, params, None, settings).search(job.sources))
         return [found[i][0][0] for i in range(len(job.sources))]
 
     return decode
-
-
-def _stand_in(model: Any, params: Any, job: Job) -> Ids:
-    """STAND-IN, to be removed with its call once DecodeConfig has min_length and max_length."""
-    import numpy as np
-
-    from transformer.inference.translator import SOURCE_LENGTHS
-
-    outputs: dict[int, list[int]] = {}
-    for indices in _by_length(job):
-        length = next(n for n in SOURCE_LENGTHS if n > max(len(job.sources[i]) for i in indices))
-        source_BS = np.zeros((job.batch, length), np.int32)
-        for row, i in enumerate(indices):
-            source_BS[row, : len(job.sources[i]) + 1] = [*job.sources[i], EOS]
-        limit_B = np.where(np.arange(job.batch) < len(indices), job.longest + 1, 0)
-        search = _stand_in_search(model, job.beam, job.shortest, job.longest + 1)
-        tokens_BML, lengths_BM, _ = map(np.asarray, search(params, source_BS, limit_B))
-        for row, i in enumerate(indices):
-            outputs[i] = tokens_BML[row, 0, : lengths_BM[row, 0] - 1].tolist()
-    return [outputs[i] for i in range(len(job.sources))]
-
-
-_searches: dict[tuple, Any] = {}
-
-
-def _stand_in_search(model: Any, beam: int, shortest: int, max_length: int) -> Any:
-    """STAND-IN: `transformer.inference.translator.search` with a minimum length."""
-    import jax
-    import jax.numpy as jnp
-
-    from transformer.inference.beam_search import beam_search
-
-    def search(params: Any, source_BS: Any, limit_B: Any) -> Any:
-        rows = source_BS.shape[0] * beam
-        memory = model.apply(params, source_BS, method="encode")
-
-        def step(tokens_X: Any, cache: Any, at: Any) -> Any:
-            logits, cache, _ = model.apply(
-                params, tokens_X[:, None], memory, cache=cache, at_B=jnp.full(rows, at), method="decode"
-            )
-            log_probs = jax.nn.log_softmax(logits[:, 0]).at[:, jnp.array([PAD, BOS])].set(-jnp.inf)
-            early = (jnp.arange(log_probs.shape[1]) == EOS) & (at < shortest)
-            return jnp.where(early, -jnp.inf, log_probs), cache
-
-        cache = model.apply(params, rows, max_length, method="init_cache")
-        return beam_search(
-            step, cache, limit_B, max_length=max_length, beam_size=beam, bos=BOS, eos=EOS, length_normalization="none"
-        )
-
-    key = (model, beam, shortest, max_length)
-    if key not in _searches:
-        _searches[key] = jax.jit(search)
-    return _searches[key]
 
 
 # ---- Hugging Face ---------------------------------------------------------------------------------------------------

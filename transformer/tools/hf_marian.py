@@ -11,7 +11,6 @@ At the variances of a post-norm model (about 1 and more) the logits differ by so
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -22,7 +21,7 @@ import jax
 import numpy as np
 
 from transformer.checkpoint import Checkpoints
-from transformer.config import Config, ModelConfig, UserError
+from transformer.config import Config, ModelConfig, UserError, flatten
 from transformer.data.tokenizer import BOS, EOS, PAD, SPECIALS, Tokenizer
 from transformer.model import Params
 
@@ -133,13 +132,14 @@ def from_marian(state: Arrays, config: ModelConfig, vocab_size: int) -> dict[str
 def refuse_inexpressible(config: ModelConfig) -> None:
     """Raise `UserError` naming the first field whose value has no counterpart in Marian."""
     # A size left to its default and the same size spelt out are one thing.
-    implied = {"kv_heads": config.heads, "d_k": config.d_model / config.heads, "d_v": config.d_model / config.heads}
-    for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        if field.name not in FREE and value not in (field.default, implied.get(field.name, field.default)):
+    size = config.d_model / config.heads
+    implied = {"kv_heads": config.heads, "kv_sharing": 1, "d_k": size, "d_v": size}
+    default = flatten(ModelConfig())
+    for name, value in flatten(config).items():
+        if name not in FREE and value not in (default[name], implied.get(name.split(".")[-1], default[name])):
             raise UserError(
-                f"model.{field.name} = {value!r}: Marian can't express it; the hf-marian layout is for models with "
-                f"model.{field.name} {field.default!r}"
+                f"model.{name} = {value!r}: Marian can't express it; the hf-marian layout is for models with "
+                f"model.{name} {default[name]!r}"
             )
 
 
