@@ -30,7 +30,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from transformer.command_line import Parser, config_file, override, run
-from transformer.config import UserError, check
+from transformer.config import UserError, check, to_json
 from transformer.data import phrases
 from transformer.data.tokenizer import Tokenizer
 
@@ -347,7 +347,6 @@ def summary(runs: Sequence[dict]) -> dict[str, Any]:
 def variants(options: Namespace, overrides: Sequence[str]) -> Iterator[dict[str, Any]]:
     """Rows of ours with random weights: multi-head, grouped-query, multi-query, layers that share keys and values."""
     config = override(config_file(str(HERE / "model.py")), overrides, "benchmarks/decode.py")
-    check(config)
     kinds = {
         "MHA": {},
         "GQA": {"kv_heads": max(1, config.model.heads // 4)},
@@ -360,8 +359,9 @@ def variants(options: Namespace, overrides: Sequence[str]) -> Iterator[dict[str,
     common = {"threads": options.threads, "device": options.device, "dtype": SYSTEMS[options.device][0][1]}
     workers = {}
     for kind, fields in kinds.items():
-        model = dataclasses.asdict(config.model) | fields
-        workers[kind] = Worker("ours", **common, model=model, vocab_size=config.data.vocab_size)
+        own = dataclasses.replace(config, model=dataclasses.replace(config.model, **fields))
+        check(own)
+        workers[kind] = Worker("ours", **common, config=to_json(own))
     for length in options.lengths:
         runs = take_turns(workers, sources, len(sources), options.beam, (length, length), options.repeats)
         for kind in workers:

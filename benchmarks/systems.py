@@ -39,30 +39,29 @@ System = Callable[[Job], Ids]
 # ---- Ours -----------------------------------------------------------------------------------------------------------
 
 
-def ours(
-    device: str, dtype: str, run: str = "", model: dict[str, Any] | None = None, vocab_size: int = 0, **_: Any
-) -> System:
-    """Our Translator on the weights of the workdir `run`, or on random ones of a `model` (fields of ModelConfig)."""
+def ours(device: str, dtype: str, run: str = "", config: str = "", **_: Any) -> System:
+    """Our Translator on the weights of the workdir `run`, or on random ones of a whole `config` as JSON."""
     import dataclasses
 
     import jax
 
     from transformer.checkpoint import Checkpoints
     from transformer.command_line import set_up_jax
-    from transformer.config import DecodeConfig, ModelConfig
+    from transformer.config import DecodeConfig, from_json
     from transformer.inference.translator import Translator
     from transformer.model import encoder_decoder
 
     set_up_jax()
-    if model is None:
+    if config:
+        whole = from_json(config)
+        model, vocab_size = whole.model, whole.data.vocab_size
+        params = encoder_decoder(model, vocab_size).init(jax.random.key(0))
+    else:
         checkpoints = Checkpoints(run)
         name = checkpoints.choose("last")
-        config, params = checkpoints.config(name).model, checkpoints.params(name)
-        vocab_size = checkpoints.progress(name)["vocab_size"]
-    else:
-        config = ModelConfig(**model)
-        params = encoder_decoder(config, vocab_size).init(jax.random.key(0))
-    network = encoder_decoder(dataclasses.replace(config, dtype=dtype), vocab_size)
+        model, vocab_size = checkpoints.config(name).model, checkpoints.progress(name)["vocab_size"]
+        params = checkpoints.params(name)
+    network = encoder_decoder(dataclasses.replace(model, dtype=dtype), vocab_size)
 
     def decode(job: Job) -> Ids:
         settings = DecodeConfig(
