@@ -1,4 +1,4 @@
-"""python -m transformer translate | average | describe: each verb calls one function."""
+"""python -m transformer translate | average | describe | export: each verb calls one function."""
 
 from __future__ import annotations
 
@@ -67,7 +67,20 @@ def describe(arguments: list[str]) -> None:
         print(line)
 
 
-VERBS = {"translate": translate, "average": average, "describe": describe}
+def export(arguments: list[str]) -> None:
+    """Write a trained model as a folder that another library loads."""
+    parser = Parser("python -m transformer export", export.__doc__)
+    parser.add_argument("workdir", help="the workdir of a training run")
+    parser.add_argument("out", help="the folder to write; must be new or empty")
+    parser.add_argument("--to", required=True, choices=["hf-marian"], help="hf-marian: transformers' MarianMTModel")
+    parser.add_argument("--checkpoint", help="best, last, average or a step; default: the average if made, else best")
+    own = parser.parse_args(arguments)
+    from transformer.tools import hf_marian
+
+    print(hf_marian.export(own.workdir, own.out, own.checkpoint))
+
+
+VERBS = {"translate": translate, "average": average, "describe": describe, "export": export}
 
 
 def main(arguments: list[str]) -> None:

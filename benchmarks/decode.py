@@ -1,0 +1,484 @@
+"""Decoding speed of ours beside Hugging Face's Marian and CTranslate2, with the same weights.
+
+    pip install -r benchmarks/requirements.txt
+    python benchmarks/decode.py                 # trains the model on the first run, keeps all in --workdir
+    python benchmarks/decode.py --variants      # ours alone: kinds of attention at growing output length
+    python benchmarks/decode.py --quick         # a toy, for a smoke test
+
+benchmarks/README.md says what is measured and how.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import itertools
+import json
+import os
+import platform
+import random
+import statistics
+import subprocess
+import sys
+import time
+from argparse import Namespace
+from collections.abc import Iterator, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from transformer.command_line import Parser, config_file, override, run
+from transformer.config import UserError, check, to_json
+from transformer.data import phrases
+from transformer.data.tokenizer import Tokenizer
+
+HERE = Path(__file__).resolve().parent
+Ids = list[list[int]]
+REFERENCE = ("ours", "float32")
+# (system, type) by device. Ours in bfloat16 is for accelerators.
+SYSTEMS = {
+    "cpu": (REFERENCE, ("huggingface", "float32"), ("ctranslate2", "float32"), ("ctranslate2", "int8")),
+    "cuda": (("ours", "bfloat16"), ("huggingface", "bfloat16"), ("ctranslate2", "float16")),
+}
+SPREAD_LONGEST = 128  # no output of the spread comes near it
+QUICK = {
+    **{"model.encoder_layers": 2, "model.decoder_layers": 2, "model.d_model": 64, "model.d_ff": 128, "model.heads": 4},
+    **{"data.vocab_size": 1_000, "train.steps": 250, "train.peak_learning_rate": 0.005},
+    **{"train.eval_every": 250, "train.checkpoint_every": 250},
+}
+
+
+def log(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+# ---- What is decoded: weights, carried over, and sentences ----------------------------------------------------------
+
+
+def write_text(folder: Path, quick: bool) -> None:
+    """Lines of one to eight generated phrases each: train, dev and test, both sides; of one or two if `quick`.
+
+    Of the test lines one in forty or so has an output of the fixed length.
+    """
+    most, *totals = (2, 20_000, 200, 6_000) if quick else (8, 400_000, 500, 60_000)
+    part = folder.with_suffix(".part")
+    part.mkdir(parents=True, exist_ok=True)
+    draw = random.Random(0)
+    for split, total in zip(("train", "dev", "test"), totals, strict=True):
+        made = itertools.islice(phrases.pairs(split, ("en", "de")), total)
+        lines = []
+        while several := list(itertools.islice(made, 1 + draw.randrange(most))):
+            lines.append([" ".join(side) for side in zip(*several, strict=True)])
+        for language, side in zip(("en", "de"), zip(*lines, strict=True), strict=True):
+            (part / f"{split}.{language}").write_text("".join(f"{line}\n" for line in side), encoding="utf-8")
+    part.rename(folder)
+
+
+def prepare(options: Namespace, overrides: Sequence[str]) -> dict[str, str]:
+    """Train and carry over, or take what the workdir has; the folders by name.
+
+    Raises `UserError` if the workdir holds another model.
+    """
+    work = Path(options.workdir)
+    folders = {name: str((work / name).resolve()) for name in ("run", "marian", "ctranslate2")}
+    text, mark = work / "text", work / "made.json"
+    made = {"quick": options.quick, "overrides": list(overrides)}
+    if mark.exists():
+        if json.loads(mark.read_text()) != made:
+            raise UserError(f"--workdir {work}: it holds a model made with other options; name another folder")
+        return folders
+    if not text.exists():
+        write_text(text, options.quick)
+    files = [
+        argument
+        for split, field in (("train", ""), ("dev", "dev_"))
+        for side, language in (("source", "en"), ("target", "de"))
+        for argument in (f"--data.{field}{side}", str(text / f"{split}.{language}"))
+    ]
+    log("training; the same command again goes on from the last checkpoint")
+    _call("train.py", "--config", HERE / "model.py", "--workdir", folders["run"], *files, *overrides)
+    for name in ("marian", "ctranslate2"):
+        if Path(folders[name]).exists():
+            raise UserError(f"{folders[name]} is left from a run that broke off; remove it")
+    _call(
+        *("-m", "transformer", "export", folders["run"], folders["marian"]),
+        *("--to", "hf-marian", "--checkpoint", "last"),
+    )
+    _call(HERE / "systems.py", "convert", json.dumps(folders))
+    mark.write_text(json.dumps(made))
+    return folders
+
+
+def _call(*arguments: Any) -> None:
+    if subprocess.run(
+        [sys.executable, *map(str, arguments)], cwd=HERE.parent, stdout=sys.stderr, env=_env()
+    ).returncode:
+        raise UserError(f"{' '.join(map(str, arguments[:3]))} failed, see above")
+
+
+def _env(**more: str) -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(HERE.parent), **more}
+
+
+def sentences(folders: dict[str, str], work: Path, reference: Worker, options: Namespace) -> tuple[Ids, Ids]:
+    """Sources of the fixed length and of the spread, as pieces.
+
+    Those of the fixed length are chosen so that our output, left free, has this length already: then nothing is cut
+    off or spun out, and the systems can be held to the same output.
+    """
+    count, length = max(options.batches), options.length
+    pieces = Tokenizer.load(Path(folders["run"]) / "tokenizer.model")
+    sources, targets = (
+        pieces.encode((work / "text" / f"test.{language}").read_text(encoding="utf-8").splitlines())
+        for language in ("en", "de")
+    )
+    spread = sources[: max(2 * count, 32 if options.quick else 256)]
+    # The references nearest to the length, three times as many as needed; then our outputs nearest to it.
+    near = sorted(range(len(spread), len(sources)), key=lambda i: abs(len(targets[i]) - length))[: 3 * count]
+    found = reference.decode([sources[i] for i in near], 32, options.beam, 0, SPREAD_LONGEST)["outputs"]
+    order = sorted(range(len(near)), key=lambda k: abs(len(found[k]) - length))[:count]
+    exact = sum(len(found[k]) == length for k in order)
+    log(f"{exact} of {count} sources of the fixed length have an output of {length} pieces when left free")
+    return [sources[near[k]] for k in order], spread
+
+
+# ---- The systems' processes -----------------------------------------------------------------------------------------
+
+
+class Worker:
+    """One system in a process of its own, with one setting. Raises `UserError` where it fails."""
+
+    def __init__(self, name: str, environment: dict[str, str] | None = None, **settings: Any):
+        self.name = name
+        self._process = subprocess.Popen(
+            [sys.executable, str(HERE / "systems.py"), name, json.dumps(settings)],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=_env(**(environment or {})),
+        )  # fmt: skip
+        self._read()
+
+    def decode(self, sources: Ids, batch: int, beam: int, shortest: int, longest: int) -> dict[str, Any]:
+        """{"outputs": pieces of each source, "seconds": ..., "peak_mib": ...}."""
+        # What the others' threads still spin on must be over.
+        time.sleep(0.3)
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.write(json.dumps([sources, batch, beam, shortest, longest]) + "\n")
+            self._process.stdin.flush()
+        return self._read()
+
+    def _read(self) -> Any:
+        line = self._process.stdout.readline()
+        if not line:
+            code = self._process.wait()
+            what = "out of memory, perhaps" if code == -9 else "see above"
+            raise UserError(f"the process of {self.name} ended with {code} ({what})")
+        return json.loads(line)
+
+    def close(self) -> None:
+        self._process.stdin.close()
+        self._process.wait()
+        self._process.stdout.close()
+
+
+def candidates(name: str, device: str, threads: int) -> list[dict[str, Any]]:
+    """The settings a system is tried with; 'environment' is for its process."""
+    if name == "huggingface":
+        return [{"attention": "sdpa"}, {"attention": "eager"}]
+    if name != "ctranslate2" or device != "cpu":
+        return [{}]
+    flags = next((line for line in _cpuinfo() if line.startswith("flags")), "").split()
+    instructions = [name for name, flag in (("AVX2", "avx2"), ("AVX512", "avx512f")) if flag in flags]
+    products = [
+        {"CT2_USE_MKL": "0"},
+        {"CT2_USE_MKL": "1"},
+        {"CT2_USE_MKL": "1", "CT2_USE_EXPERIMENTAL_PACKED_GEMM": "1"},
+    ]
+    tried = [{}] + [{"CT2_FORCE_CPU_ISA": isa} | product for isa in instructions for product in products]
+    layouts = [1] + [threads] * (threads > 1)
+    return [{"environment": env, "inter_threads": n} for env in tried for n in layouts]
+
+
+def described(setting: dict[str, Any]) -> str:
+    """A setting in words."""
+    flat = {k: v for k, v in setting.items() if k != "environment"} | setting.get("environment", {})
+    return " ".join(f"{k}={v}" for k, v in flat.items()) or "default"
+
+
+class Bench:
+    """The systems under measurement: for each and for each batch size the worker with the setting that was fastest."""
+
+    def __init__(self, options: Namespace, folders: dict[str, str]):
+        self.options, self.folders = options, folders
+        self._workers: dict[str, Worker] = {}
+        self.chosen: dict[tuple[tuple[str, str], int], dict[str, Any]] = {}
+
+    def worker(self, system: tuple[str, str], setting: dict[str, Any]) -> Worker:
+        """The process of a system with a setting, started when first asked for."""
+        key = json.dumps([system, setting], sort_keys=True)
+        if key not in self._workers:
+            name, dtype = system
+            settings = {"threads": self.options.threads, "device": self.options.device, "dtype": dtype}
+            self._workers[key] = Worker(name, **self.folders, **settings, **setting)
+        return self._workers[key]
+
+    def tune(self, system: tuple[str, str], sources: Ids) -> None:
+        """Try each setting at each batch size, keep the fastest, and say so."""
+        o, (name, dtype) = self.options, system
+        tried = candidates(name, o.device, o.threads)
+        if o.quick:
+            tried = tried[:2]
+        seconds: dict[tuple[int, int], float] = {}
+        for k, setting in enumerate(tried):
+            if len(tried) == 1:
+                break
+            worker = self.worker(system, setting)
+            worker.decode(sources[:1], 1, o.beam, o.length, o.length)
+            for batch in o.batches:
+                if setting.get("inter_threads", 1) > batch:
+                    continue  # one sentence can't be shared out
+                times = [
+                    worker.decode(sources[:batch], batch, o.beam, o.length, o.length)["seconds"]
+                    for _ in range(3 if batch < 32 else 1)
+                ]
+                seconds[k, batch] = min(times)
+            self.close([worker])
+        for batch in o.batches:
+            of_batch = [k for k in range(len(tried)) if (k, batch) in seconds]
+            best = min(of_batch, key=lambda k: seconds[k, batch], default=0)
+            self.chosen[system, batch] = tried[best]
+            if of_batch:
+                worst = max(seconds[k, batch] for k in of_batch) / seconds[best, batch]
+                log(f"  {name} {dtype}, batch {batch}: {described(tried[best])} ({worst:.2f} x as fast as the slowest)")
+
+    def close(self, workers: Sequence[Worker] | None = None) -> None:
+        """End these processes, or all."""
+        for key, worker in list(self._workers.items()):
+            if workers is None or worker in workers:
+                worker.close()
+                del self._workers[key]
+
+
+# ---- Measuring ------------------------------------------------------------------------------------------------------
+
+
+def agree(bench: Bench, systems: Sequence[tuple[str, str]], fixed: Ids, spread: Ids) -> dict[tuple[str, str], float]:
+    """Share of outputs of each system, with each setting it is timed with, that are ours; the least of them.
+
+    Raises `UserError` where it is below --agree in float32, after telling all: then something is wrong, and no time
+    counts. Other types round the weights; below --agree their own times are marked as not counting.
+    """
+    o = bench.options
+    jobs = [("free", spread, 0, SPREAD_LONGEST), (f"of {o.length} pieces", fixed, o.length, o.length)]
+    batch = min(32, max(o.batches))
+    shares: dict[tuple[str, str], float] = {}
+    for what, sources, shortest, longest in jobs:
+        expected = bench.worker(systems[0], {}).decode(sources, batch, o.beam, shortest, longest)["outputs"]
+        for system in systems:
+            settings = [bench.chosen[system, size] for size in o.batches]
+            for setting in [s for i, s in enumerate(settings) if s not in settings[:i]]:
+                found = bench.worker(system, setting).decode(sources, batch, o.beam, shortest, longest)["outputs"]
+                wrong = [n for n in map(len, found) if not shortest <= n <= longest]
+                if wrong:
+                    raise UserError(f"{' '.join(system)}: outputs of {wrong[0]} pieces in the mode '{what}'")
+                share = sum(a == b for a, b in zip(found, expected, strict=True)) / len(found)
+                shares[system] = min(share, shares.get(system, 1.0))
+                log(f"  {' '.join(system)} ({described(setting)}): {share:.1%} of {len(found)} outputs {what} are ours")
+    low = {system: f"{' '.join(system)} {share:.1%}" for system, share in shares.items() if share < o.agree}
+    if any(dtype == "float32" for _, dtype in low):
+        raise UserError(
+            f"outputs differ from ours too often for times to be compared: {', '.join(low.values())}, below --agree "
+            f"{o.agree:.0%}; look for what differs, or train longer (--train.steps and another --workdir)"
+        )
+    if low:
+        log(f"below --agree {o.agree:.0%}, so that these times do not count: {', '.join(low.values())}")
+    return shares
+
+
+def measure(bench: Bench, systems: Sequence[tuple[str, str]], fixed: Ids, spread: Ids) -> Iterator[dict[str, Any]]:
+    """Rows, a cell (mode and batch size) after the other; inside a cell the systems take turns."""
+    o = bench.options
+    shares = agree(bench, systems, fixed, spread)
+    for mode, batch in itertools.product(("fixed", "spread"), o.batches):
+        if mode == "fixed":
+            sources, lengths = (fixed * 4)[: max(batch, 4)], (o.length, o.length)
+        else:
+            sources, lengths = spread[: max(2 * batch, 8)], (0, SPREAD_LONGEST)
+        workers = {system: bench.worker(system, bench.chosen[system, batch]) for system in systems}
+        runs = take_turns(workers, sources, batch, o.beam, lengths, o.repeats)
+        ours = speed(runs[systems[0]])
+        for name, dtype in systems:
+            yield {
+                **{"system": name, "dtype": dtype, "mode": mode, "batch": batch, "beam": o.beam},
+                "length": o.length if mode == "fixed" else None,
+                **summary(runs[name, dtype]),
+                "ours_is_times": round(ours / speed(runs[name, dtype]), 3),
+                "agreement": round(shares[name, dtype], 4),
+                "counts": shares[name, dtype] >= o.agree,
+                "setting": described(bench.chosen[(name, dtype), batch]),
+            }
+
+
+def take_turns(
+    workers: dict[Any, Worker], sources: Ids, batch: int, beam: int, lengths: tuple[int, int], repeats: int
+) -> dict[Any, list[dict]]:
+    """The answers of each worker to the same job, `repeats` times after one that does not count."""
+    runs: dict[Any, list[dict]] = {key: [] for key in workers}
+    for turn in range(repeats + 1):
+        # Another one is first each time: none always follows the same neighbour.
+        order = list(workers)[turn % len(workers) :] + list(workers)[: turn % len(workers)]
+        for key in order:
+            answer = workers[key].decode(sources, batch, beam, *lengths)
+            if turn:
+                runs[key].append(answer)
+    return runs
+
+
+def speed(runs: Sequence[dict]) -> float:
+    """Median target pieces a second."""
+    return statistics.median(sum(map(len, answer["outputs"])) / answer["seconds"] for answer in runs)
+
+
+def summary(runs: Sequence[dict]) -> dict[str, Any]:
+    speeds = [sum(map(len, answer["outputs"])) / answer["seconds"] for answer in runs]
+    return {
+        "tokens_per_s": round(statistics.median(speeds), 1),
+        "tokens_per_s_range": [round(min(speeds), 1), round(max(speeds), 1)],
+        "peak_mib": round(max(answer["peak_mib"] for answer in runs)),
+    }
+
+
+def variants(options: Namespace, overrides: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """Rows of ours with random weights: multi-head, grouped-query, multi-query, layers that share keys and values."""
+    config = override(config_file(str(HERE / "model.py")), overrides, "benchmarks/decode.py")
+    kinds = {
+        "MHA": {},
+        "GQA": {"kv_heads": max(1, config.model.heads // 4)},
+        "MQA": {"kv_heads": 1},
+        "CLA2": {"kv_sharing": 2},
+        "MQA+CLA2": {"kv_heads": 1, "kv_sharing": 2},
+    }
+    draw = random.Random(0)
+    sources = [[draw.randrange(4, config.data.vocab_size) for _ in range(32)] for _ in range(options.variant_batch)]
+    common = {"threads": options.threads, "device": options.device, "dtype": SYSTEMS[options.device][0][1]}
+    workers = {}
+    for kind, fields in kinds.items():
+        own = dataclasses.replace(config, model=dataclasses.replace(config.model, **fields))
+        check(own)
+        workers[kind] = Worker("ours", **common, config=to_json(own))
+    for length in options.lengths:
+        runs = take_turns(workers, sources, len(sources), options.beam, (length, length), options.repeats)
+        for kind in workers:
+            yield {
+                **{"system": "ours", "variant": kind, "dtype": common["dtype"], "batch": len(sources)},
+                **{"beam": options.beam, "mode": "fixed", "length": length},
+                **summary(runs[kind]),
+                "times_mha": round(speed(runs[kind]) / speed(runs["MHA"]), 3),
+            }
+    for worker in workers.values():
+        worker.close()
+
+
+# ---- The command ----------------------------------------------------------------------------------------------------
+
+COLUMNS = {
+    **{"mode": 7, "length": 6, "batch": 5, "beam": 4, "system": -12, "variant": -9, "dtype": -8, "tokens_per_s": 12},
+    **{
+        "tokens_per_s_range": 18,
+        "ours_is_times": 13,
+        "times_mha": 9,
+        "peak_mib": 8,
+        "agreement": 9,
+        "counts": -6,
+        "setting": -1,
+    },
+}
+
+
+def show(rows: Iterator[dict[str, Any]], quiet: bool) -> list[dict[str, Any]]:
+    """All rows, each printed as soon as it is there unless `quiet`."""
+    done: list[dict[str, Any]] = []
+
+    def line(texts: dict[str, str]) -> str:
+        return "  ".join(t.ljust(-COLUMNS[c]) if COLUMNS[c] < 0 else t.rjust(COLUMNS[c]) for c, t in texts.items())
+
+    for row in rows:
+        columns = [c for c in COLUMNS if c in row]
+        if not quiet and not done:
+            print(line({c: c for c in columns}))
+        done.append(row)
+        texts = {
+            c: "-".join(map(str, v)) if isinstance(v := row[c], list) else str("" if v is None else v) for c in columns
+        }
+        print(line(texts), flush=True, file=sys.stderr if quiet else sys.stdout)
+    return done
+
+
+def machine() -> str:
+    """Processor and versions."""
+    model = next((line.split(":")[1].strip() for line in _cpuinfo() if line.startswith("model name")), "")
+    versions = []
+    for package in ("jax", "torch", "transformers", "ctranslate2"):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions.append(f"{package} {metadata.version(package)}")
+    return f"{model or platform.processor()}, Python {platform.python_version()}, {', '.join(versions)}"
+
+
+def _cpuinfo() -> list[str]:
+    with contextlib.suppress(OSError):
+        return Path("/proc/cpuinfo").read_text().splitlines()
+    return []
+
+
+def main(arguments: list[str]) -> None:
+    parser = Parser("benchmarks/decode.py", __doc__.splitlines()[0])
+    parser.add_argument("--workdir", default="runs/decode_benchmark", help="weights and text are made and kept here")
+    parser.add_argument("--batches", type=int, nargs="+", help="sentences at a time (default 1 8 32 128)")
+    parser.add_argument("--beam", type=int, default=4, help="beam size (default 4)")
+    parser.add_argument("--length", type=int, help="pieces of every output in the fixed mode (default 48)")
+    parser.add_argument("--repeats", type=int, help="timed runs of a system in a cell (default 5)")
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="of each system")
+    parser.add_argument("--device", choices=list(SYSTEMS), default="cpu")
+    parser.add_argument("--agree", type=float, default=0.99, help="least share of equal outputs (default 0.99)")
+    parser.add_argument("--variants", action="store_true", help="ours alone, kinds of attention at growing length")
+    parser.add_argument("--lengths", type=int, nargs="+", help="pieces of output with --variants (default 64 ... 512)")
+    parser.add_argument("--variant-batch", type=int, help="sentences at a time with --variants (default 32)")
+    parser.add_argument("--quick", action="store_true", help="a toy model and little work: a smoke test of a minute")
+    parser.add_argument("--json", action="store_true", help="print one list of rows on standard output")
+    options, overrides = parser.parse_known_args(arguments)
+    quick = {"batches": [1, 4], "length": 12, "repeats": 1, "lengths": [8, 16], "variant_batch": 2}
+    full = {"batches": [1, 8, 32, 128], "length": 48, "repeats": 5, "lengths": [64, 128, 256, 512], "variant_batch": 32}
+    for name, value in (quick if options.quick else full).items():
+        if getattr(options, name) is None:
+            setattr(options, name, value)
+    overrides = [*(f"--{name}={value}" for name, value in QUICK.items() if options.quick), *overrides]
+    if not options.variants:
+        for package in ("torch", "transformers", "ctranslate2", "safetensors"):
+            try:
+                metadata.version(package)
+            except metadata.PackageNotFoundError:
+                raise UserError(f"{package} is missing: pip install -r benchmarks/requirements.txt") from None
+    log(machine())
+    if options.variants:
+        rows = show(variants(options, overrides), options.json)
+    else:
+        folders = prepare(options, overrides)
+        systems = SYSTEMS[options.device]
+        bench = Bench(options, folders)
+        try:
+            fixed, spread = sentences(folders, Path(options.workdir), bench.worker(systems[0], {}), options)
+            log(f"{options.threads} threads each; looking for each system's best setting")
+            for system in systems:
+                bench.tune(system, fixed)
+            log("comparing outputs")
+            rows = show(measure(bench, systems, fixed, spread), options.json)
+        finally:
+            bench.close()
+    if options.json:
+        print(json.dumps(rows))
+    else:
+        print("medians of target pieces a second, bos and eos not counted; one run before each is left out")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,281 @@
+"""The systems that decode.py compares, each in a process of its own, and what they need of our weights.
+
+    python benchmarks/systems.py SYSTEM '{"run": ..., "threads": 2, ...}'      answers requests on standard input
+    python benchmarks/systems.py convert '{"run": ..., "ctranslate2": ...}'    writes the CTranslate2 folder
+
+A request and its answer are one line of JSON each. All systems search alike: no length penalty, the one rule that the
+three share; pieces are ids without bos and eos.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+PAD, BOS, EOS, UNK = 0, 1, 2, 3
+Ids = list[list[int]]
+
+
+class Job(NamedTuple):
+    """Sentences to translate, at most `batch` at a time, each into `shortest` to `longest` pieces."""
+
+    sources: Ids
+    batch: int
+    beam: int
+    shortest: int
+    longest: int
+
+
+System = Callable[[Job], Ids]
+
+
+# ---- Ours -----------------------------------------------------------------------------------------------------------
+
+
+def ours(device: str, dtype: str, run: str = "", config: str = "", **_: Any) -> System:
+    """Our Translator on the weights of the workdir `run`, or on random ones of a whole `config` as JSON."""
+    import dataclasses
+
+    import jax
+
+    from transformer.checkpoint import Checkpoints
+    from transformer.command_line import set_up_jax
+    from transformer.config import DecodeConfig, from_json
+    from transformer.inference.translator import Translator
+    from transformer.model import encoder_decoder
+
+    set_up_jax()
+    if config:
+        whole = from_json(config)
+        model, vocab_size = whole.model, whole.data.vocab_size
+        params = encoder_decoder(model, vocab_size).init(jax.random.key(0))
+    else:
+        checkpoints = Checkpoints(run)
+        name = checkpoints.choose("last")
+        model, vocab_size = checkpoints.config(name).model, checkpoints.progress(name)["vocab_size"]
+        params = checkpoints.params(name)
+    network = encoder_decoder(dataclasses.replace(model, dtype=dtype), vocab_size)
+
+    def decode(job: Job) -> Ids:
+        settings = DecodeConfig(
+            beam_size=job.beam,
+            length_normalization="none",
+            min_length=job.shortest,
+            max_length=job.longest,
+            max_extra_length=job.longest,  # more than max_length ever allows
+            batch_sentences=job.batch,
+            batch_tokens=job.batch * job.beam * 1024,  # no second bound
+        )
+        found = dict(Translator(network, params, None, settings).search(job.sources))
+        return [found[i][0][0] for i in range(len(job.sources))]
+
+    return decode
+
+
+# ---- Hugging Face ---------------------------------------------------------------------------------------------------
+
+
+def huggingface(marian: str, threads: int, device: str, dtype: str, attention: str = "sdpa", **_: Any) -> System:
+    """transformers' MarianMTModel with its key/value cache, under inference mode; `attention` is sdpa or eager."""
+    import torch
+    import transformers
+
+    transformers.utils.logging.set_verbosity_error()
+    torch.set_num_threads(threads)
+    model = transformers.MarianMTModel.from_pretrained(
+        marian, attn_implementation=attention, dtype=getattr(torch, dtype)
+    )
+    model = model.eval().to(device)
+    for module in model.modules():
+        if isinstance(module, torch.nn.LayerNorm):
+            module.eps = 1e-6  # ours; see transformer/tools/hf_marian.py
+    # The trained model never chooses pad or bos: forbidding them would only cost time.
+    model.generation_config.suppress_tokens = None
+    model.generation_config.max_length = None
+
+    def decode(job: Job) -> Ids:
+        fixed = job.shortest == job.longest
+        outputs: dict[int, list[int]] = {}
+        for indices in _by_length(job):
+            sources = [torch.tensor([*job.sources[i], EOS]) for i in indices]
+            source_BS = torch.nn.utils.rnn.pad_sequence(sources, batch_first=True, padding_value=PAD).to(device)
+            with torch.inference_mode():
+                found = model.generate(
+                    source_BS,
+                    attention_mask=source_BS != PAD,
+                    num_beams=job.beam,
+                    do_sample=False,
+                    use_cache=True,
+                    length_penalty=0.0,
+                    min_new_tokens=job.shortest or None,
+                    max_new_tokens=job.longest + (not fixed),  # they count eos
+                )
+            for i, ids in zip(indices, found.tolist(), strict=True):
+                ids = ids[1:]
+                outputs[i] = ids[: ids.index(EOS)] if EOS in ids else ids
+        return [outputs[i] for i in range(len(job.sources))]
+
+    return decode
+
+
+# ---- CTranslate2 ----------------------------------------------------------------------------------------------------
+
+
+def ctranslate2(ctranslate2: str, threads: int, device: str, dtype: str, inter_threads: int = 1, **_: Any) -> System:
+    """CTranslate2's Translator: `inter_threads` batches at a time on threads / inter_threads threads each.
+
+    Its environment (CT2_FORCE_CPU_ISA, CT2_USE_MKL, ...) is set by who starts this process.
+    """
+    import ctranslate2 as ct2
+
+    translator = ct2.Translator(
+        ctranslate2,
+        device=device,
+        compute_type=dtype,
+        inter_threads=inter_threads,
+        intra_threads=max(1, threads // inter_threads),
+    )
+
+    def decode(job: Job) -> Ids:
+        found = translator.translate_batch(
+            [[str(i) for i in source] + ["</s>"] for source in job.sources],
+            beam_size=job.beam,
+            length_penalty=0,
+            max_input_length=0,
+            max_batch_size=-(-job.batch // inter_threads),  # `batch` sentences in all at a time
+            batch_type="examples",
+            min_decoding_length=max(1, job.shortest),
+            max_decoding_length=job.longest,
+        )
+        return [[UNK if piece == "<unk>" else int(piece) for piece in result.hypotheses[0]] for result in found]
+
+    return decode
+
+
+def convert(run: str, ctranslate2: str, **_: Any) -> None:
+    """Write our last checkpoint as a CTranslate2 model: pieces are called by their ids.
+
+    Its layout is near ours: no biases, any table of positions. Queries, keys and values are one matrix there.
+    """
+    import ctranslate2 as ct2
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+
+    from transformer.checkpoint import Checkpoints
+    from transformer.model.layers import sinusoids
+    from transformer.tools.hf_marian import refuse_inexpressible
+
+    checkpoints = Checkpoints(run)
+    name = checkpoints.choose("last")
+    config, vocab_size = checkpoints.config(name).model, checkpoints.progress(name)["vocab_size"]
+    refuse_inexpressible(config)
+    params = jax.tree.map(np.asarray, checkpoints.params(name))
+    positions = np.asarray(sinusoids(jnp.arange(1024)[None], config.d_model)[0])
+
+    def linear(spec: Any, *matrices: Any, bias: Any = None) -> None:
+        """Matrices (in, out), their outputs side by side."""
+        spec.weight = np.concatenate([m.T for m in matrices])
+        if bias is not None:
+            spec.bias = bias
+
+    def norm(spec: Any, p: Any) -> None:
+        spec.gamma, spec.beta = p["scale"], p["bias"]
+
+    def attention(spec: Any, p: Any, p_norm: Any, groups: Sequence[Sequence[str]]) -> None:
+        for target, names in zip(spec.linear, groups, strict=False):
+            linear(target, *(p[name].reshape(config.d_model, -1) for name in names))
+        linear(spec.linear[-1], p["output"].reshape(-1, config.d_model))
+        norm(spec.layer_norm, p_norm)
+
+    def layer(spec: Any, p: Any) -> None:
+        attention(spec.self_attention, p["self_attention"], p["self_attention_norm"], [["query", "key", "value"]])
+        if "cross_attention" in p:
+            attention(spec.attention, p["cross_attention"], p["cross_attention_norm"], [["query"], ["key", "value"]])
+        linear(spec.ffn.linear_0, p["feed_forward"]["w1"], bias=p["feed_forward"]["b1"])
+        linear(spec.ffn.linear_1, p["feed_forward"]["w2"], bias=p["feed_forward"]["b2"])
+        norm(spec.ffn.layer_norm, p["feed_forward_norm"])
+
+    spec = ct2.specs.TransformerSpec.from_config(
+        (config.encoder_layers, config.decoder_layers), config.heads, pre_norm=False
+    )
+    table = params["embedding"]["table"]
+    for side, embeddings in ((spec.encoder, spec.encoder.embeddings[0]), (spec.decoder, spec.decoder.embeddings)):
+        embeddings.weight = table
+        side.position_encodings.encodings = positions
+    linear(spec.decoder.projection, table.T)
+    for name, side in (("encoder", spec.encoder), ("decoder", spec.decoder)):
+        for i, layer_spec in enumerate(side.layer):
+            layer(layer_spec, params[name]["layers"][str(i)])
+    pieces = ["<blank>", "<s>", "</s>", "<unk>", *map(str, range(4, vocab_size))]
+    spec.register_source_vocabulary(pieces)
+    spec.register_target_vocabulary(pieces)
+    spec.config.layer_norm_epsilon = 1e-6
+    spec.validate()
+    spec.optimize(quantization=None)
+    Path(ctranslate2).mkdir(parents=True, exist_ok=True)
+    spec.save(ctranslate2)
+
+
+# ---- The process ----------------------------------------------------------------------------------------------------
+
+SYSTEMS = {"ours": ours, "huggingface": huggingface, "ctranslate2": ctranslate2}
+
+
+def _by_length(job: Job) -> Iterator[list[int]]:
+    """Indices of the sources, the shortest first, `job.batch` at a time."""
+    order = sorted(range(len(job.sources)), key=lambda i: len(job.sources[i]))
+    for start in range(0, len(order), job.batch):
+        yield order[start : start + job.batch]
+
+
+def _reset_peak() -> None:
+    # Linux: 5 resets VmHWM, so that each request has a peak of its own.
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def _peak_mib() -> float:
+    """Peak resident memory since `_reset_peak`, or since the start where the system can't tell."""
+    with contextlib.suppress(OSError):
+        return int(re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) / 1024
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def serve(system: System, requests: Any, answers: Any) -> None:
+    """Answer each request: {"job": [...]} with outputs, seconds and peak memory; "encode" with pieces."""
+    for line in requests:
+        job = Job(*json.loads(line))
+        _reset_peak()
+        start = time.perf_counter()
+        outputs = system(job)
+        seconds = time.perf_counter() - start
+        print(json.dumps({"outputs": outputs, "seconds": seconds, "peak_mib": _peak_mib()}), file=answers, flush=True)
+
+
+def main() -> None:
+    name, settings = sys.argv[1], json.loads(sys.argv[2])
+    if name == "convert":
+        convert(**settings)
+        return
+    # Standard output is for answers alone; whatever a library prints goes to standard error.
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    if settings["device"] == "cpu":  # the same processors for all: XLA has no other way to set its threads
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: settings["threads"]])
+    system = SYSTEMS[name](**settings)
+    print(json.dumps("ready"), file=answers, flush=True)
+    serve(system, sys.stdin, answers)
+
+
+if __name__ == "__main__":
+    main()

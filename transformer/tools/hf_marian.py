@@ -1,0 +1,303 @@
+"""Our trained model as Hugging Face's `MarianMTModel`, and back, by a table of names.
+
+Marian's is the one layout there that knows the paper's model: post-norm, sinusoids, one tied table, scaled embeddings.
+What differs is told here and nowhere else: it has biases where our attentions have none (they are zero), and its
+sinusoids keep all sines before all cosines where ours alternate, so every axis over d_model is put in another order.
+
+One difference can't be carried: Marian's norms add 1e-5 to the variance, in its code and not in its config, ours 1e-6.
+At the variances of a post-norm model (about 1 and more) the logits differ by some 1e-5; who wants them closer sets
+`module.eps = 1e-6` on each `torch.nn.LayerNorm` after loading.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from transformer.checkpoint import Checkpoints
+from transformer.config import Config, ModelConfig, UserError, flatten
+from transformer.data.tokenizer import BOS, EOS, PAD, SPECIALS, Tokenizer
+from transformer.model import Params
+
+Arrays = Mapping[str, np.ndarray]
+
+
+class Row(NamedTuple):
+    """One parameter: D model, N heads, H head size, F feed-forward, V vocabulary; theirs has N and H as one axis."""
+
+    ours: str
+    theirs: str
+    our_axes: str
+    their_axes: str
+
+
+# Of each layer; cross-attention in the decoder only. Their matrices are (out, in), ours (in, out).
+LAYER = (
+    Row("self_attention/query", "self_attn.q_proj.weight", "DNH", "NHD"),
+    Row("self_attention/key", "self_attn.k_proj.weight", "DNH", "NHD"),
+    Row("self_attention/value", "self_attn.v_proj.weight", "DNH", "NHD"),
+    Row("self_attention/output", "self_attn.out_proj.weight", "NHD", "DNH"),
+    Row("self_attention_norm/scale", "self_attn_layer_norm.weight", "D", "D"),
+    Row("self_attention_norm/bias", "self_attn_layer_norm.bias", "D", "D"),
+    Row("cross_attention/query", "encoder_attn.q_proj.weight", "DNH", "NHD"),
+    Row("cross_attention/key", "encoder_attn.k_proj.weight", "DNH", "NHD"),
+    Row("cross_attention/value", "encoder_attn.v_proj.weight", "DNH", "NHD"),
+    Row("cross_attention/output", "encoder_attn.out_proj.weight", "NHD", "DNH"),
+    Row("cross_attention_norm/scale", "encoder_attn_layer_norm.weight", "D", "D"),
+    Row("cross_attention_norm/bias", "encoder_attn_layer_norm.bias", "D", "D"),
+    Row("feed_forward/w1", "fc1.weight", "DF", "FD"),
+    Row("feed_forward/b1", "fc1.bias", "F", "F"),
+    Row("feed_forward/w2", "fc2.weight", "FD", "DF"),
+    Row("feed_forward/b2", "fc2.bias", "D", "D"),
+    Row("feed_forward_norm/scale", "final_layer_norm.weight", "D", "D"),
+    Row("feed_forward_norm/bias", "final_layer_norm.bias", "D", "D"),
+)
+SHARED = "model.shared.weight"
+# Other names of the one tied table; saved files leave them out, a model in memory has them.
+TIED = ("model.encoder.embed_tokens.weight", "model.decoder.embed_tokens.weight", "lm_head.weight")
+# Computed when a model is built, never saved.
+POSITIONS = ("model.encoder.embed_positions.weight", "model.decoder.embed_positions.weight")
+# What Marian can express; every other field of the model must have its default, the paper's.
+FREE = ("encoder_layers", "decoder_layers", "d_model", "d_ff", "heads", "dropout", "max_positions", "dtype")
+
+
+def table(config: ModelConfig) -> list[Row]:
+    """A row for each parameter of a model of this config."""
+    rows = [Row("embedding/table", SHARED, "VD", "VD")]
+    for side, layers in (("encoder", config.encoder_layers), ("decoder", config.decoder_layers)):
+        for i in range(layers):
+            rows += [
+                row._replace(ours=f"{side}/layers/{i}/{row.ours}", theirs=f"model.{side}.layers.{i}.{row.theirs}")
+                for row in LAYER
+                if side == "decoder" or not row.ours.startswith("cross")
+            ]
+    return rows
+
+
+def to_marian(params: Params, config: ModelConfig, vocab_size: int) -> dict[str, np.ndarray]:
+    """The state dict of a `MarianMTModel`, float32, as it is saved: the tied table once, no position tables.
+
+    Raises `UserError` naming the first field of `config` that Marian can't express, or every parameter that is missing,
+    unknown or misshapen.
+    """
+    refuse_inexpressible(config)
+    rows, sizes = table(config), _sizes(config, vocab_size)
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    ours = {"/".join(key.key for key in keys): np.asarray(leaf, np.float32) for keys, leaf in leaves}
+    expected = [(row.ours, tuple(sizes[a] for a in row.our_axes)) for row in rows]
+    _raise("our parameters", _mismatches(ours, expected))
+    state = {row.theirs: _to_theirs(ours[row.ours], row, sizes) for row in rows}
+    return state | {name: np.zeros(shape, np.float32) for name, shape in _zeros(rows, sizes)}
+
+
+def from_marian(state: Arrays, config: ModelConfig, vocab_size: int) -> dict[str, Any]:
+    """Our nested parameters from the state dict of a `MarianMTModel`, saved or in memory: what `to_marian` undoes.
+
+    Raises `UserError` naming the first field of `config` that Marian can't express, or everything in `state` that is
+    missing, unknown, misshapen or said twice in two ways, biases that are not zero where our model has none, and
+    position tables other than the sinusoids.
+    """
+    refuse_inexpressible(config)
+    rows, sizes = table(config), _sizes(config, vocab_size)
+    state = {name: np.asarray(array, np.float32) for name, array in state.items()}
+    computed = {name: state.pop(name) for name in (*TIED, *POSITIONS) if name in state}
+    wrong = _mismatches(state, _shapes(rows, sizes))
+    for name, array in computed.items():
+        if name in TIED and SHARED in state and not np.array_equal(array, state[SHARED]):
+            wrong.append(f"{name} and {SHARED} both are our embedding/table, but differ")
+        if name in POSITIONS and not (array.shape[1:] == (config.d_model,) and _is_sinusoidal(array)):
+            wrong.append(f"{name} is not the table of sinusoids")
+    wrong += [
+        f"{name} is not zero, and our model has no such bias"
+        for name, _ in _zeros(rows, sizes)
+        if np.any(state.get(name, 0))
+    ]
+    _raise("the Marian model", wrong)
+    params: dict[str, Any] = {}
+    for row in rows:
+        *path, last = row.ours.split("/")
+        node = params
+        for name in path:
+            node = node.setdefault(name, {})
+        node[last] = _to_ours(state[row.theirs], row, sizes)
+    return params
+
+
+def refuse_inexpressible(config: ModelConfig) -> None:
+    """Raise `UserError` naming the first field whose value has no counterpart in Marian."""
+    # A size left to its default and the same size spelt out are one thing.
+    size = config.d_model / config.heads
+    implied = {"kv_heads": config.heads, "kv_sharing": 1, "d_k": size, "d_v": size}
+    default = flatten(ModelConfig())
+    for name, value in flatten(config).items():
+        if name not in FREE and value not in (default[name], implied.get(name.split(".")[-1], default[name])):
+            raise UserError(
+                f"model.{name} = {value!r}: Marian can't express it; the hf-marian layout is for models with "
+                f"model.{name} {default[name]!r}"
+            )
+
+
+def marian_config(config: Config, vocab_size: int) -> dict[str, Any]:
+    """The config.json of a `MarianMTModel`."""
+    m = config.model
+    longest = config.decode.max_source_length + config.decode.max_extra_length + 1
+    sides = {
+        f"{side}_{name}": value
+        for side in ("encoder", "decoder")
+        for name, value in (("attention_heads", m.heads), ("ffn_dim", m.d_ff), ("layerdrop", 0.0))
+    }
+    return {
+        "architectures": ["MarianMTModel"],
+        "model_type": "marian",
+        "is_encoder_decoder": True,
+        "vocab_size": vocab_size,
+        "decoder_vocab_size": vocab_size,
+        "d_model": m.d_model,
+        "encoder_layers": m.encoder_layers,
+        "decoder_layers": m.decoder_layers,
+        **sides,
+        "activation_function": "relu",
+        "dropout": m.dropout,
+        "attention_dropout": 0.0,
+        "activation_dropout": 0.0,
+        "scale_embedding": True,
+        "share_encoder_decoder_embeddings": True,
+        "tie_word_embeddings": True,
+        "max_position_embeddings": max(longest, config.data.max_length),
+        "pad_token_id": PAD,
+        "bos_token_id": BOS,
+        "eos_token_id": EOS,
+        "decoder_start_token_id": BOS,
+        "forced_eos_token_id": None,  # theirs by default: id 0
+        "dtype": "float32",
+    }
+
+
+def generation_config(config: Config) -> dict[str, Any]:
+    """The generation_config.json: our beam search as far as theirs has it.
+
+    Theirs divides by length^alpha alone ('fairseq'); the paper's penalty becomes that one with the same alpha.
+    """
+    d = config.decode
+    return {
+        "num_beams": d.beam_size,
+        "length_penalty": 0.0 if d.length_normalization == "none" else d.length_penalty,
+        "max_length": d.max_source_length + d.max_extra_length + 1,
+        "suppress_tokens": [PAD, BOS],
+        "pad_token_id": PAD,
+        "bos_token_id": BOS,
+        "eos_token_id": EOS,
+        "decoder_start_token_id": BOS,
+    }
+
+
+def export(workdir: str, out: str, checkpoint: str | None = None) -> Path:
+    """Write a checkpoint as a folder for `MarianMTModel.from_pretrained` and `MarianTokenizer.from_pretrained`.
+
+    `checkpoint` as in `transformer.load`. Neither torch nor transformers is needed, but the safetensors package.
+    Raises `UserError` where it is missing, where `out` holds something, and as `to_marian` does.
+    """
+    try:
+        from safetensors.numpy import save_file
+    except ImportError:
+        raise UserError("export --to hf-marian needs safetensors: pip install 'transformer[export]'") from None
+    folder = Path(out)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{out}: there is something already; name a new folder")
+    checkpoints = Checkpoints(workdir)
+    name = checkpoints.choose(checkpoint)
+    config, vocab_size = checkpoints.config(name), checkpoints.progress(name)["vocab_size"]
+    refuse_inexpressible(config.model)  # before the arrays are read
+    state = to_marian(checkpoints.params(name), config.model, vocab_size)
+    pieces = Tokenizer((checkpoints.path(name) / "tokenizer.model").read_bytes())
+
+    folder.mkdir(parents=True, exist_ok=True)
+    for side in ("source", "target"):
+        (folder / f"{side}.spm").write_bytes(pieces.model)
+    source, target = config.data.languages
+    _write(folder / "vocab.json", {pieces.piece(i): i for i in range(vocab_size)})
+    _write(
+        folder / "tokenizer_config.json",
+        {"tokenizer_class": "MarianTokenizer", "source_lang": source, "target_lang": target}
+        | dict(zip(("pad_token", "bos_token", "eos_token", "unk_token"), SPECIALS, strict=True)),
+    )
+    _write(folder / "generation_config.json", generation_config(config))
+    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+    _write(folder / "config.json", marian_config(config, vocab_size))
+    return folder
+
+
+def _write(path: Path, content: Any) -> None:
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _sizes(config: ModelConfig, vocab_size: int) -> dict[str, int]:
+    c = config
+    return {"V": vocab_size, "D": c.d_model, "F": c.d_ff, "N": c.heads, "H": c.d_model // c.heads}
+
+
+def _shapes(rows: Iterable[Row], sizes: Mapping[str, int]) -> list[tuple[str, tuple[int, ...]]]:
+    """Names and shapes of all they have: the rows' and the biases that only they have."""
+    theirs = []
+    for row in rows:
+        merged = row.their_axes.replace("NH", "D")  # N * H is D
+        theirs.append((row.theirs, tuple(sizes[a] for a in merged)))
+    return theirs + _zeros(rows, sizes)
+
+
+def _zeros(rows: Iterable[Row], sizes: Mapping[str, int]) -> list[tuple[str, tuple[int, ...]]]:
+    """Names and shapes of the biases that only they have."""
+    projections = [row.theirs for row in rows if "N" in row.their_axes]
+    biases = [(name.removesuffix("weight") + "bias", (sizes["D"],)) for name in projections]
+    return [*biases, ("final_logits_bias", (1, sizes["V"]))]
+
+
+def _to_theirs(array: np.ndarray, row: Row, sizes: Mapping[str, int]) -> np.ndarray:
+    array = _reorder(array, row.our_axes, row.their_axes, _order(sizes["D"]))
+    return np.array(array.reshape(_shapes([row], sizes)[0][1]), order="C")  # a copy: JAX's arrays are read-only
+
+
+def _to_ours(array: np.ndarray, row: Row, sizes: Mapping[str, int]) -> np.ndarray:
+    array = array.reshape([sizes[a] for a in row.their_axes])
+    return np.array(_reorder(array, row.their_axes, row.our_axes, np.argsort(_order(sizes["D"]))), order="C")
+
+
+def _order(d_model: int) -> np.ndarray:
+    """Our dimension behind each of theirs: first those with a sine, then those with a cosine (paper §3.5)."""
+    return np.concatenate([np.arange(0, d_model, 2), np.arange(1, d_model, 2)])
+
+
+def _reorder(array: np.ndarray, axes: str, to: str, order: np.ndarray) -> np.ndarray:
+    """`array` with its axes in the order `to` and the dimensions of the model in the given order."""
+    return array.transpose([axes.index(a) for a in to]).take(order, axis=to.index("D")) if "D" in axes else array
+
+
+def _is_sinusoidal(table_PD: np.ndarray) -> bool:
+    """Whether this is Marian's table of positions. In float64, as theirs: in float32 large angles are 1e-4 apart."""
+    length, d_model = table_PD.shape
+    angles = np.arange(length)[:, None] * 10_000.0 ** (-np.arange(0, d_model, 2) / d_model)
+    return np.allclose(table_PD, np.concatenate([np.sin(angles), np.cos(angles)], axis=1), rtol=0, atol=1e-6)
+
+
+def _mismatches(arrays: Arrays, expected: Iterable[tuple[str, tuple[int, ...]]]) -> list[str]:
+    """What is missing, unknown, misshapen, or expected twice."""
+    shapes = dict(expected)
+    wrong = [f"{name} is matched {n} times" for name, n in Counter(name for name, _ in expected).items() if n > 1]
+    wrong += [f"missing {name}" for name in shapes if name not in arrays]
+    wrong += [f"unknown {name}" for name in arrays if name not in shapes]
+    return wrong + [
+        f"{name} has shape {arrays[name].shape}, not {shape}"
+        for name, shape in shapes.items()
+        if name in arrays and arrays[name].shape != shape
+    ]
+
+
+def _raise(what: str, wrong: list[str]) -> None:
+    if wrong:
+        raise UserError(f"{what}: {'; '.join(wrong)}")
