@@ -54,12 +54,14 @@ def describe(arguments: list[str]) -> None:
     parser.add_argument("--config", metavar="FILE", help="a config file, such as configs/wmt14_en_de.py")
     parser.add_argument("-h", "--help", action="store_true", help="show this and stop")
     own, rest = parser.parse_known_args(arguments)
+    default = config_file(own.config) if own.config else Config()
     if own.help:
         parser.print_help()
-        return
+        print("\nAny field of the config:\n")
+        override(default, ["--help"], parser.prog)
     if not own.config:
         raise UserError("--config is missing, such as --config configs/wmt14_en_de.py")
-    config = override(config_file(own.config), rest, parser.prog, parser.options())
+    config = override(default, rest, parser.prog, parser.options())
     check(config)
     from transformer.tools.describe import describe as lines
 

@@ -85,7 +85,7 @@ def evaluate_workdir(
     }
     if name == AVERAGE:
         result["averaged_steps"] = checkpoints.progress(name)["averaged_steps"]
-    if tuple(config.data.languages) == ("en", "de"):
+    if config.data.languages == ("en", "de"):
         result["bleu_tokenized_compound_split"] = compound_split_bleu(hypotheses, references)
     if against is not None:
         test = _paired_bootstrap(workdir, hypotheses, against, rival.translate(sources), references)
