@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 
 from transformer.command_line import Parser, config_file, decode_options, override, run, set_up_jax
 from transformer.config import Config, UserError, check
+
+log = logging.getLogger("transformer")
 
 
 def translate(arguments: list[str]) -> None:
@@ -29,6 +32,7 @@ def translate(arguments: list[str]) -> None:
 
     checkpoints = Checkpoints(own.workdir)
     name = checkpoints.choose(own.checkpoint)
+    log.info("translating with checkpoint %s of %s", name, own.workdir)
     options = decode_options(checkpoints.config(name), rest, parser.prog, parser.options())
     translate_stream(Translator.load(own.workdir, str(name), options), sys.stdin.buffer, sys.stdout.buffer)
 
