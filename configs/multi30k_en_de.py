@@ -17,6 +17,7 @@ raw = os.path.join(os.environ.get("TRANSFORMER_DATA", "data"), "multi30k", "raw"
 config = Config(
     model=ModelConfig(encoder_layers=4, decoder_layers=4, d_model=128, d_ff=256, heads=4, dropout=0.2),
     data=DataConfig(
+        languages=("en", "de"),
         source=(f"{raw}/train.en.gz",),
         target=(f"{raw}/train.de.gz",),
         dev_source=f"{raw}/val.en.gz",

@@ -3,6 +3,8 @@
     python train.py --config configs/text_files.py --data.source train.en --data.target train.de \
         --data.dev_source dev.en --data.dev_target dev.de --workdir runs/mine
 
+With --data.languages en de, evaluate.py also prints the paper's compound-split BLEU.
+
 A model of the size that some 100,000 to a few million pairs can fill; for less, see configs/multi30k_en_de.py.
 """
 

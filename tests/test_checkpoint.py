@@ -196,11 +196,32 @@ def test_training_goes_back_to_the_last_whole_checkpoint(checkpoints, folder: Pa
     assert checkpoints.steps() == [5, 7]
 
 
-def test_nothing_whole_is_nothing(checkpoints, folder: Path) -> None:
+def test_nothing_whole_is_told_and_left_as_it_is(checkpoints, folder: Path) -> None:
     assert resumed(checkpoints) == (None, {})
     save(checkpoints, 5)
-    flip(folder / "00000005/tokenizer.model")
-    assert resumed(checkpoints) == (None, {})
+    save(checkpoints, 10)
+    for step in (5, 10):
+        flip(folder / f"{step:08d}/tokenizer.model")
+    before = {path: path.read_bytes() for path in files(folder)}
+    with pytest.raises(UserError, match=r"^all 2 checkpoints in .* are damaged; nothing was changed there\. Bring"):
+        resumed(checkpoints)
+    assert {path: path.read_bytes() for path in files(folder)} == before
+
+
+def test_a_file_that_cannot_be_read_just_now_is_not_damaged(checkpoints, folder: Path, monkeypatch) -> None:
+    save(checkpoints, 5)
+    made = save(checkpoints, 10)
+    before = {path: path.read_bytes() for path in files(folder)}
+
+    def fail(path: Any) -> None:
+        raise OSError(5, "Input/output error", str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(transformer.checkpoint, "_digest", fail)
+        with pytest.raises(UserError, match=r"/00000010/.* cannot be read \(Input/output error\); see to that"):
+            resumed(checkpoints)
+    assert {path: path.read_bytes() for path in files(folder)} == before
+    assert equal(resumed(checkpoints)[0], made)
 
 
 @pytest.mark.parametrize("file", ["progress.json", "config.json"])
@@ -232,6 +253,39 @@ def test_parameters_that_do_not_fit_are_told_in_one_line(checkpoints, change: di
     with pytest.raises(UserError, match=f"00000005 does not fit the model: .*{told}"):
         checkpoints.restore(5, {"params": with_sharding(other, jax.sharding.SingleDeviceSharding(jax.devices()[0]))})
     assert caplog.records == []
+
+
+def test_a_full_disk_is_told_in_one_line(checkpoints, folder: Path, tmp_path: Path, monkeypatch) -> None:
+    def full(self: Any, *_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    path = epath.Path(tmp_path / "some/file")
+    replace(path, b"old")
+
+    def cut_off(self: Any, content: bytes) -> None:
+        Path(self).write_bytes(content[:2])
+        full(self)
+
+    told = r" cannot be written \(No space left on device\); make room or mend the folder, then run the same command"
+    with monkeypatch.context() as patch:
+        patch.setattr(type(path), "write_bytes", cut_off)
+        with pytest.raises(UserError, match=f"^{path}{told}"):
+            replace(path, b"newer")
+    assert {p.name: p.read_bytes() for p in (tmp_path / "some").iterdir()} == {"file": b"old"}
+    with monkeypatch.context() as patch:
+        patch.setattr(type(path), "mkdir", full)
+        with pytest.raises(UserError, match=f"^{folder}/00000005{told}"):
+            save(checkpoints, 5)
+
+
+def test_a_workdir_that_cannot_be_reached_is_told_in_one_line(tmp_path: Path, monkeypatch) -> None:
+    def fail(self: Any) -> None:
+        raise ConnectionError("Cannot connect to host\nexample:443")
+
+    monkeypatch.setattr(type(epath.Path("gs://bucket/mine")), "exists", fail)
+    told = r"^gs://bucket/mine cannot be reached \(ConnectionError: Cannot connect to host example:443\); check"
+    with pytest.raises(UserError, match=told):
+        Checkpoints("gs://bucket/mine")
 
 
 def test_replace_leaves_the_old_file_or_the_new_one(tmp_path: Path, monkeypatch) -> None:
@@ -292,7 +346,7 @@ def test_choose(checkpoints, folder: Path) -> None:
     save(checkpoints, 40, 4.0)
     assert checkpoints.choose() == checkpoints.choose("best") == 30
     assert checkpoints.choose("last") == 40
-    assert checkpoints.choose("20") == checkpoints.choose("00000020") == 20
+    assert checkpoints.choose("20") == checkpoints.choose("00000020") == checkpoints.choose(20) == 20
     for wrong in ("25", "lst", "-1"):
         with pytest.raises(UserError, match=f"--checkpoint {wrong}: not in .*; it has 10, 20, 30, 40, best, last"):
             checkpoints.choose(wrong)
@@ -302,6 +356,37 @@ def test_choose(checkpoints, folder: Path) -> None:
     assert checkpoints.choose() == checkpoints.choose("average") == "average"
     assert checkpoints.choose("best") == 30
     assert checkpoints.choose("last") == 40
+
+
+def test_scores_of_other_sentences_do_not_compare(checkpoints) -> None:
+    items, bests = {"params": state(1).params}, []
+    for step, bleu, digest in ((20, 8.0, "one"), (30, 7.0, "two"), (40, None, "three"), (50, 6.0, "two")):
+        progress = {"step": step, "dev_bleu": bleu, "dev_digest": digest}
+        checkpoints.save(step, items, progress=progress, files=FILES, keep_last=3)
+        checkpoints.wait()
+        bests.append(checkpoints.best())
+    assert bests == [20, 30, 30, 30]
+    assert checkpoints.steps() == [30, 40, 50]
+
+
+def test_an_average_of_earlier_checkpoints_is_warned_of(checkpoints, folder: Path, caplog) -> None:
+    for step in (10, 20):
+        save(checkpoints, step, 1.0)
+    checkpoints.average(2)
+    caplog.clear()
+    assert checkpoints.choose() == "average"
+    assert caplog.messages == []
+    save(checkpoints, 30)
+    assert checkpoints.choose() == "average"
+    run = folder.parent
+    assert caplog.messages == [
+        f"{run}: its average ends at step 20, but training went on to 30; make it anew with: "
+        f"python -m transformer average {run}"
+    ]
+    # Who names it knows.
+    assert checkpoints.choose("average") == "average"
+    assert checkpoints.choose("best") == 10
+    assert len(caplog.messages) == 1
 
 
 # ---- The average ----------------------------------------------------------------------------------------------------
@@ -376,6 +461,7 @@ def test_load_gives_a_pure_function_and_a_nested_dict(checkpoints, folder: Path)
     assert logits_BTV.shape == (1, 3, 20)
     with_dropout_BTV = jit(lambda *given: model.apply(*given, key=jax.random.key(0)))(params, source_BS, target_BT)
     assert not equal(logits_BTV, with_dropout_BTV)
+    assert equal(transformer.load(str(folder.parent), 20)[1], params)
     _, best = transformer.load(str(folder.parent))
     assert not equal(best, params)
     assert equal(best, checkpoints.params(10))

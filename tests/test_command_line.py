@@ -97,6 +97,7 @@ def test_an_unknown_name_stops_with_the_nearest_known_ones(call) -> None:
         ("--train.steps", "--train.steps"),
         ("--train.steps None", "--train.steps"),
         ("--train.steps 0", "train.steps = 0: must be at least 1"),
+        ("--data.languages None", "data.languages = None: must name source and target language for data.corpus = 'phr"),
         ("--model.pre_norm maybe", "--model.pre_norm"),
         ("--model.positions rotary", "--model.positions"),
         ("--data.languages en", "--data.languages"),
@@ -200,12 +201,20 @@ def test_help_of_the_commands_that_translate_names_every_option(call, program, v
         assert option in done.out
 
 
+def test_help_of_describe_names_every_field(call) -> None:
+    done = call("transformer", "describe", "--help")
+    assert (done.code, done.err) == (0, "")
+    assert [name for name in ("config", *flatten(Config())) if f"--{name} " not in done.out] == []
+    of_quickstart = f"(default: {config_file(QUICKSTART).train.steps})"
+    assert of_quickstart in call("transformer", "describe", "--config", QUICKSTART, "--help").out
+
+
 def test_help_of_the_others(call) -> None:
-    for verb in ("average", "describe"):
+    for verb in ("translate", "average", "describe"):
         assert verb in call("transformer").out
-        done = call("transformer", verb, "--help")
-        assert (done.code, done.err) == (0, "")
-        assert {"average": "--last", "describe": "--config"}[verb] in done.out
+    done = call("transformer", "average", "--help")
+    assert (done.code, done.err) == (0, "")
+    assert "--last" in done.out
 
 
 # ---- The parts ------------------------------------------------------------------------------------------------------

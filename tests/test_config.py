@@ -39,12 +39,14 @@ FIXED = {
 
 def changed(**fields: Any) -> Config:
     """The default config with fields given as section__name=value."""
+
+    def replace(node: Any, names: list[str], value: Any) -> Any:
+        inner = replace(getattr(node, names[0]), names[1:], value) if names else value
+        return dataclasses.replace(node, **{names[0]: inner}) if names else inner
+
     config = Config()
     for field, value in fields.items():
-        section, name = field.split("__")
-        config = dataclasses.replace(
-            config, **{section: dataclasses.replace(getattr(config, section), **{name: value})}
-        )
+        config = replace(config, field.split("__"), value)
     return config
 
 
@@ -100,6 +102,12 @@ def test_json_round_trip_of_every_field() -> None:
         again = from_json(to_json(config))
         assert again == config
         assert differences(default, again) == {name: (value, other(value))}
+
+
+def test_a_config_of_before_languages_could_be_left_out_is_read() -> None:
+    values = json.loads(to_json(Config()))
+    values["data"]["languages"] = ["en", "de"]
+    assert from_json(json.dumps(values)) == changed(data__languages=("en", "de"))
 
 
 def test_json_fields_left_out_take_their_defaults() -> None:
@@ -222,6 +230,7 @@ def test_check_names_the_field_and_its_value(name: str, value: Any) -> None:
         (changed(model__positions="learned", decode__max_source_length=2000), "model.max_positions"),
         (changed(model__positions="learned", model__max_positions=1500, data__max_length=1501), "model.max_positions"),
         (changed(train__accumulate=100, train__batch_tokens=25_599), "train.batch_tokens"),
+        (changed(data__corpus="wmt14"), "data.languages"),
         (changed(data__source=("a",), data__weights=(0.0,)), "data.weights"),
         (changed(data__source=("a", "b"), data__weights=(1.0,)), "data.weights"),
         (changed(model__d_k=48, model__heads=7), "model.heads"),  # d_v is still d_model / heads

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 
 from transformer.command_line import Parser, config_file, decode_options, override, run, set_up_jax
 from transformer.config import Config, UserError, check
+
+log = logging.getLogger("transformer")
 
 
 def translate(arguments: list[str]) -> None:
@@ -29,6 +32,7 @@ def translate(arguments: list[str]) -> None:
 
     checkpoints = Checkpoints(own.workdir)
     name = checkpoints.choose(own.checkpoint)
+    log.info("translating with checkpoint %s of %s", name, own.workdir)
     options = decode_options(checkpoints.config(name), rest, parser.prog, parser.options())
     translate_stream(Translator.load(own.workdir, str(name), options), sys.stdin.buffer, sys.stdout.buffer)
 
@@ -54,12 +58,14 @@ def describe(arguments: list[str]) -> None:
     parser.add_argument("--config", metavar="FILE", help="a config file, such as configs/wmt14_en_de.py")
     parser.add_argument("-h", "--help", action="store_true", help="show this and stop")
     own, rest = parser.parse_known_args(arguments)
+    default = config_file(own.config) if own.config else Config()
     if own.help:
         parser.print_help()
-        return
+        print("\nAny field of the config:\n")
+        override(default, ["--help"], parser.prog)
     if not own.config:
         raise UserError("--config is missing, such as --config configs/wmt14_en_de.py")
-    config = override(config_file(own.config), rest, parser.prog, parser.options())
+    config = override(default, rest, parser.prog, parser.options())
     check(config)
     from transformer.tools.describe import describe as lines
 

@@ -10,11 +10,12 @@ A folder without a manifest is a save that did not end, and is passed over.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -38,10 +39,20 @@ class Checkpoints:
         workdir = epath.Path(workdir)
         # Orbax takes absolute paths only; `resolve` would take gs:// for a local folder.
         self.folder = (workdir if workdir.is_absolute() else workdir.resolve()) / "checkpoints"
+        storage = logging.getLogger("gcsfs")  # which logs a traceback of whatever it raises
+        level = storage.level
         try:
+            storage.setLevel(logging.CRITICAL)
             self.folder.exists()
         except ImportError as error:  # what a bucket needs is not installed with this package
             raise UserError(f"{workdir}: {error}") from None
+        except Exception as error:  # each storage has its own
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            raise UserError(
+                f"{workdir} cannot be reached ({reason}); check its name, the network and your rights"
+            ) from None
+        finally:
+            storage.setLevel(level)
         self._orbax = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler())
         self._finishing: threading.Thread | None = None
         self._failure: BaseException | None = None
@@ -77,14 +88,28 @@ class Checkpoints:
 
     def best(self) -> int | None:
         """The step with the best dev BLEU (the earliest of equals), or None if none was evaluated."""
-        scores = {step: self.progress(step).get("dev_bleu") for step in self.steps()}
-        scored = [step for step, score in scores.items() if score is not None]
-        return max(scored, key=lambda step: (scores[step], -step), default=None)
+        scored = {s: p for s in self.steps() if (p := self.progress(s)).get("dev_bleu") is not None}
+        # Scores of other sentences than today's do not compare.
+        now = scored[max(scored)].get("dev_digest") if scored else None
+        comparable = [step for step, progress in scored.items() if progress.get("dev_digest", now) == now]
+        return max(comparable, key=lambda step: (scored[step]["dev_bleu"], -step), default=None)
 
-    def choose(self, checkpoint: str | None = None) -> int | str:
-        """The name behind 'best', 'last', 'average' or a step; by default the average if there, else the best."""
+    def choose(self, checkpoint: str | int | None = None) -> int | str:
+        """The name behind 'best', 'last', 'average' or a step; by default the average if there, else the best.
+
+        Warns where that average, which nobody asked for by name, is of an earlier time than the last checkpoint.
+        """
         steps = self.steps()
         workdir = self.folder.parent
+        if checkpoint is None and steps and self.complete(AVERAGE):
+            averaged = self.progress(AVERAGE)["step"]
+            if averaged < steps[-1]:
+                log.warning(
+                    "%s: its average ends at step %d, but training went on to %d; make it anew with: "
+                    "python -m transformer average %s",
+                    *(workdir, averaged, steps[-1], workdir),
+                )
+        checkpoint = None if checkpoint is None else str(checkpoint)
         if checkpoint == AVERAGE or (checkpoint is None and self.complete(AVERAGE)):
             if not self.complete(AVERAGE):
                 raise UserError(f"{workdir}: no average yet; make one with: python -m transformer average {workdir}")
@@ -121,14 +146,14 @@ class Checkpoints:
         """
         self.wait()
         path = self.path(name)
-        if path.exists():
-            path.rmtree()
-        path.mkdir(parents=True)
         # Written down now: the caller goes on counting while the arrays are being saved.
         files = {**files, "progress.json": (json.dumps(dict(progress), indent=2) + "\n").encode()}
-        self._orbax.save(
-            path / "state", args=ocp.args.Composite(**{k: ocp.args.StandardSave(tree) for k, tree in items.items()})
-        )
+        trees = ocp.args.Composite(**{k: ocp.args.StandardSave(tree) for k, tree in items.items()})
+        with writing(path):
+            if path.exists():
+                path.rmtree()
+            path.mkdir(parents=True)
+            self._orbax.save(path / "state", args=trees)
 
         def finish() -> None:
             try:
@@ -171,17 +196,25 @@ class Checkpoints:
                 self.path(step).rmtree()
 
     def verify(self, name: int | str) -> str | None:
-        """What is wrong with a checkpoint's files against its manifest, or None."""
+        """What is wrong with a checkpoint's files against its manifest, or None.
+
+        Raises `UserError` for a file that can't be read at the moment: that says nothing about what is in it.
+        """
         path = self.path(name)
         try:
             manifest = json.loads((path / "manifest.json").read_text())
-        except (OSError, ValueError) as error:
-            return f"{path / 'manifest.json'} cannot be read ({error})"
-        for file, expected in manifest.items():
-            if not (path / file).exists():
-                return f"{path / file} is missing"
-            if _digest(path / file) != expected:
-                return f"{path / file} is not as it was written"
+            for file, expected in manifest.items():
+                if not (path / file).exists():
+                    return f"{path / file} is missing"
+                if _digest(path / file) != expected:
+                    return f"{path / file} is not as it was written"
+        except ValueError as error:
+            return f"{path / 'manifest.json'} is not as it was written ({error})"
+        except FileNotFoundError as error:
+            return f"{error.filename or path} is missing"
+        except OSError as error:
+            where, why = error.filename or path, error.strerror or error
+            raise UserError(f"{where} cannot be read ({why}); see to that, then run the same command again") from None
         return None
 
     def restore(self, name: int | str, items: Mapping[str, Any]) -> dict[str, Any]:
@@ -247,14 +280,37 @@ class Checkpoints:
         return self.restore(name, {"params": with_sharding(model.abstract_params, sharding)})["params"]
 
 
+@contextlib.contextmanager
+def writing(path: epath.Path) -> Iterator[None]:
+    """For a block that writes to or below `path`: what the disk refuses is told in one line."""
+    try:
+        yield
+    except OSError as error:
+        where, why = error.filename or path, error.strerror or error
+        raise UserError(
+            f"{where} cannot be written ({why}); make room or mend the folder, then run the same command again"
+        ) from error
+
+
 def replace(path: epath.Path, content: bytes) -> None:
     """Give a file this content, whole or not at all; one that has it already is left alone."""
-    if path.exists() and path.read_bytes() == content:
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.parent / f"{path.name}.tmp"
-    temporary.write_bytes(content)
-    temporary.replace(path)
+    with writing(path):
+        if path.exists() and path.read_bytes() == content:
+            return
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            temporary.write_bytes(content)
+        except OSError:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            raise
+        temporary.replace(path)
+
+
+def local(path: Any) -> bool:
+    """Whether a path is on this machine, not in a bucket."""
+    return "://" not in str(path)
 
 
 def with_sharding(abstract: Any, sharding: Any) -> Any:
@@ -264,7 +320,7 @@ def with_sharding(abstract: Any, sharding: Any) -> Any:
     return jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), abstract, sharding)
 
 
-def load(workdir: str, checkpoint: str | None = None) -> tuple[Model, Params]:
+def load(workdir: str, checkpoint: str | int | None = None) -> tuple[Model, Params]:
     """The model of a workdir and its parameters, ready for `model.apply(params, source_BS, target_BT)`.
 
     `checkpoint` is 'best', 'last', 'average' or a step; by default the average if one was made, else the best on dev

@@ -84,10 +84,15 @@ def set_up_jax() -> None:
     """
     import jax
 
-    from transformer.data.sources import cache_dir
+    from transformer.data.sources import cache
 
-    jax.config.update("jax_compilation_cache_dir", str(cache_dir(Config().data) / "compiled"))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
+    try:
+        with cache(Config().data) as folder:
+            (folder / "compiled").mkdir(exist_ok=True)
+        jax.config.update("jax_compilation_cache_dir", str(folder / "compiled"))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
+    except UserError as error:
+        logging.getLogger("transformer").warning("compiled programs are not kept: %s", error)
     if sys.platform == "linux":
         with contextlib.suppress(AttributeError):  # another C library
             mallopt = ctypes.CDLL(None).mallopt

@@ -98,8 +98,9 @@ class DataConfig:
     corpus: Literal["text", "phrases", "wmt14"] = "text"
     """'text' = your own files; 'phrases' = generated numbers, dates, times, amounts, measures and names;
     'wmt14' = WMT14 through TFDS (downloads several GB)."""
-    languages: tuple[str, str] = ("en", "de")
-    """Source and target language codes. Used by 'phrases' and 'wmt14', and for the compound-split BLEU of en-de."""
+    languages: tuple[str, str] | None = None
+    """Source and target language codes, which 'phrases' and 'wmt14' need. With your own text they only say whether
+    evaluate.py also prints the paper's compound-split BLEU: for en de."""
     source: tuple[str, ...] = ()
     """Training text, one sentence a line, as one or several files: plain, .gz, .tsv or .jsonl."""
     target: tuple[str, ...] = ()
@@ -181,7 +182,9 @@ class TrainConfig:
     patience: int | None = None
     """Stop after this many evaluations in a row without a better dev BLEU; None = never."""
     init_from: str | None = None
-    """Start from the parameters of another workdir's default checkpoint; its vocabulary must be the same."""
+    """Start from the parameters of another workdir's default checkpoint; its vocabulary must be the same. The default
+    is, as everywhere, the average if one was made, else the best on dev BLEU: the best model that run has. This is
+    meant: what an average lacks, its optimiser's state, isn't taken over in any case."""
 
 
 @dataclass(frozen=True)
@@ -384,6 +387,11 @@ def check(config: Config) -> None:
         )
     require(0 <= m.dropout < 1, "model.dropout", "must be at least 0 and below 1")
 
+    require(
+        d.corpus == "text" or d.languages is not None,
+        "data.languages",
+        f"must name source and target language for data.corpus = {d.corpus!r}, such as: en de",
+    )
     require(not d.weights or len(d.weights) == len(d.source), "data.weights", "must be as many as data.source")
     require(all(w > 0 for w in d.weights), "data.weights", "must all be above 0")
     require(d.vocab_size >= 8, "data.vocab_size", "must be at least 8")

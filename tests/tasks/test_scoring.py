@@ -16,7 +16,7 @@ from transformer.checkpoint import Checkpoints
 from transformer.config import UserError
 from transformer.data.text import Corpora, Parallel
 from transformer.tasks import scoring
-from transformer.tasks.scoring import read_set, write_sets
+from transformer.tasks.sets import read_set, write_sets
 
 
 def lines(path: Path) -> list[str]:
@@ -54,12 +54,29 @@ def test_evaluate_scores_the_test_set_with_the_best_checkpoint(call, trained: Pa
     assert result["decode"]["beam_size"] == 2
 
 
+def test_results_are_stored_in_the_workdir(call, workdir: Path) -> None:
+    (workdir / "scores.jsonl").unlink(missing_ok=True)  # what other tests found
+    results = [evaluate(call, "--workdir", workdir, "--decode.beam_size", size) for size in (1, 2)]
+    stored = [json.loads(line) for line in lines(workdir / "scores.jsonl")]
+    assert [{name: entry[name] for name in entry if name != "time"} for entry in stored] == results
+    assert stored[0]["signature"].startswith("nrefs:1|case:mixed|eff:no|tok:13a|")
+    assert stored[0]["time"] <= stored[1]["time"]
+    # Where it can't be stored it is still told.
+    (workdir / "scores.jsonl").unlink()
+    (workdir / "scores.jsonl").mkdir()
+    done = call("evaluate.py", "--workdir", workdir, "--decode.beam_size", 1, "--json")
+    assert (done.code, json.loads(done.out)) == (0, results[0])
+    told = f"warning: this score is not stored: {workdir}/scores.jsonl cannot be written (Is a directory); make room"
+    assert [line.startswith(told) for line in done.err.splitlines() if "warning" in line] == [True]
+
+
 def test_the_commands_agree(call, trained: Path, tiny, monkeypatch) -> None:
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO((tiny.folder / "test.en").read_bytes())))
     done = call("transformer", "translate", trained, "--checkpoint", "last")
     assert done.code == 0, done.err
     hypotheses = done.out.split("\n")[:-1]
     assert len(hypotheses) == 20
+    assert f"translating with checkpoint 120 of {trained}" in done.err
     score = sacrebleu.corpus_bleu(hypotheses, [lines(tiny.folder / "test.de")]).score
     assert evaluate(call, "--workdir", trained, "--checkpoint", "last")["bleu"] == score
 
@@ -98,6 +115,30 @@ def test_without_a_test_set_dev_is_scored_and_named(call, workdir: Path, tiny) -
     done = call("evaluate.py", "--workdir", workdir)
     assert (done.code, done.out) == (2, "")
     assert "has no test or dev set; give --source FILE --reference FILE" in done.err
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "told"),
+    [
+        ("sets.json", b'{"test": {', "sets.json cannot be read (JSONDecodeError: "),
+        ("sets.json", b"\xff\xfe", "sets.json cannot be read (UnicodeDecodeError: "),
+        ("sets.json", b"[]", "sets.json cannot be read (AttributeError: "),
+        ("sets.json", b'{"test": {"lines": 20}}', "sets.json cannot be read (KeyError: 'name')"),
+        ("test.source", None, "test.source cannot be read (No such file or directory)"),
+        ("test.source", b"eins\n", "test.source is not as it was written"),
+        ("test.reference", b"eins\n" * 20, "test.reference is not as it was written"),
+    ],
+)
+def test_damaged_sets_are_told_in_one_line(workdir: Path, file: str, content: bytes | None, told: str) -> None:
+    if content is None:
+        (workdir / "sets" / file).unlink()
+    else:
+        (workdir / "sets" / file).write_bytes(content)
+    with pytest.raises(UserError) as error:
+        read_set(str(workdir))
+    assert str(error.value).startswith(f"{workdir}/sets/{told}")
+    assert str(error.value).endswith("; give --source FILE --reference FILE, or let train.py write it again")
+    assert "\n" not in str(error.value)
 
 
 def test_a_workdir_is_scored_wherever_it_lies(call, workdir: Path, tmp_path: Path, monkeypatch) -> None:
@@ -154,23 +195,23 @@ def test_people_get_lines(call, trained: Path) -> None:
     assert told[0] == f"test.en: 20 sentences, checkpoint {result['checkpoint']}"
     assert told[1] == f"BLEU {result['bleu']:.2f}   {result['signature']}"
     assert told[2] == f"chrF {result['chrf']:.2f}   {result['chrf_signature']}"
-    assert told[3].startswith(
-        f"{result['bleu_tokenized_compound_split']:.2f}   BLEU of tokenised text, compounds split"
-    )
-    assert "not comparable" in told[3]
-    assert len(told) == 4
+    assert len(told) == 3
 
 
 def test_the_papers_number_is_for_english_german_only(call, workdir: Path) -> None:
-    assert "bleu_tokenized_compound_split" in evaluate(call, "--workdir", workdir)
-    step = Checkpoints(workdir).best()
-    for languages in (("en", "fr"), ("de", "en")):
-        config = workdir / f"checkpoints/{step:08d}/config.json"
-        values = json.loads(config.read_text())
+    # Nobody has said which languages this text is in.
+    assert "bleu_tokenized_compound_split" not in evaluate(call, "--workdir", workdir)
+    config = workdir / f"checkpoints/{Checkpoints(workdir).best():08d}/config.json"
+    values = json.loads(config.read_text())
+    for languages in (("en", "fr"), ("de", "en"), ("en", "de")):
         values["data"]["languages"] = languages
         config.write_text(json.dumps(values))
         resign(config)
-        assert "bleu_tokenized_compound_split" not in evaluate(call, "--workdir", workdir)
+        result = evaluate(call, "--workdir", workdir)
+        assert ("bleu_tokenized_compound_split" in result) == (languages == ("en", "de"))
+    line = call("evaluate.py", "--workdir", workdir).out.splitlines()[3]
+    assert line.startswith(f"{result['bleu_tokenized_compound_split']:.2f}   BLEU of tokenised text, compounds split")
+    assert "not comparable" in line
 
 
 def resign(config: Path) -> None:
@@ -278,6 +319,14 @@ def test_sets_are_copied_line_by_line_and_their_digests_told(tmp_path: Path, cap
     assert f"test set    a.de, reference: 4 lines, sha256 {digest}" in caplog.messages
     with pytest.raises(UserError, match="has no test or dev set"):
         read_set(str(tmp_path / "run"), "dev")
+    # Another text under the same name is no secret.
+    caplog.clear()
+    (tmp_path / "a.en").write_text("one\ntwo\n\nfive\n")
+    write_sets(epath.Path(tmp_path / "run"), texts, ("", ""))
+    told = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+    assert told == [
+        f"{tmp_path}/run/sets/test.reference is written anew: the test set has changed, and scores of it don't compare"
+    ]
 
 
 def test_in_python(trained: Path, tiny) -> None:

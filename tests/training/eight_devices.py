@@ -1,4 +1,4 @@
-"""Ten updates on meshes of 1 and 8 virtual devices, run by test_step.py in a process of its own.
+"""Ten updates and a search on meshes of 1 and 8 virtual devices, run by test_step.py in a process of its own.
 
 python eight_devices.py FOLDER MESH MICRO-BATCHES [MESH MICRO-BATCHES ...]: writes FOLDER/results.json, and a checkpoint
 of the last case there. A mesh is given as 2x4x1: data, fsdp, tensor.
@@ -16,7 +16,8 @@ import jax
 import numpy as np
 
 from transformer.checkpoint import Checkpoints
-from transformer.config import Config, MeshConfig, ModelConfig, TrainConfig
+from transformer.config import Config, DecodeConfig, MeshConfig, ModelConfig, TrainConfig
+from transformer.inference.translator import Translator
 from transformer.tasks.translation import Translation
 from transformer.training.loop import restore
 from transformer.training.optimizer import optimizer
@@ -77,6 +78,14 @@ class Run:
         return state, losses
 
 
+def decoded(params: dict) -> list[tuple[list[int], float]]:
+    """The best translation of each of some sentences with its score, searched for where the parameters lie."""
+    rows = [row for batch in batches(1) for row in batch["source"]]
+    translator = Translator(task().model, params, None, DecodeConfig(beam_size=4, max_extra_length=6))
+    found = dict(translator.search([row[: row.tolist().index(2)].tolist() for row in rows]))
+    return [(found[i][0][0], found[i][1][0]) for i in range(len(rows))]
+
+
 def gradients(state: TrainState) -> dict:
     """Those of the first update, out of Adam's first moment after it."""
     return jax.tree.map(lambda m: np.asarray(m) / (1 - TRAIN.adam_b1), state.optimizer[0].mu)
@@ -104,7 +113,11 @@ def main(folder: Path, cases: list[tuple[str, int]]) -> None:
             begun = digest(start)
             state, expected = single.train(start, some[:1])
             reference = gradients(state)
-            expected += single.train(state, some[1:UPDATES])[1]
+            state, more = single.train(state, some[1:UPDATES])
+            expected += more
+            if "decoded on 1" not in results:
+                learned = jax.tree.map(np.asarray, state.params)
+                results["decoded on 1"] = decoded(jax.device_put(learned, single.layout.params))
         run = Run(make_mesh(MeshConfig(*map(int, name.split("x"))), devices), accumulate)
         start = run.start()
         same = digest(start) == begun
@@ -116,6 +129,7 @@ def main(folder: Path, cases: list[tuple[str, int]]) -> None:
             "devices": min(len(x.sharding.device_set) for x in jax.tree.leaves(state)),
             "largest share": max(shares),
             "expected": expected,
+            "decoded": decoded(jax.device_put(learned, run.layout.params)),
         }
         state, more = run.train(state, some[1:UPDATES])
         result["losses"] = losses + more

@@ -21,6 +21,8 @@ class FakeStorage(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.objects: dict[str, tuple[bytes, int]] = {}
         self.uploads: dict[str, tuple[str, bytearray]] = {}
+        self.forbidden = False
+        """Refuse whatever is asked."""
         self.lock, self.counter = threading.RLock(), itertools.count(1)
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
@@ -82,6 +84,8 @@ class _Handler(BaseHTTPRequestHandler):
                 self.rfile.readline()
             self.rfile.readline()
         with self.server.lock:
+            if self.server.forbidden:
+                return self.answer(403, {"error": {"code": 403, "message": "no access"}})
             self.route(url.path)
 
     do_GET = do_POST = do_PUT = do_DELETE = do_PATCH = handle_any

@@ -41,6 +41,7 @@ def test_train_resume_average_and_evaluate_in_a_bucket(tiny, trained: Path, envi
     train = (ROOT / "train.py", "--config", tiny.config, "--workdir", "gs://bucket/runs/one")
     done = call(*train, "--train.steps", 25, "--train.eval_every", 40)
     assert done.returncode == 0, done.stderr[-3000:]
+    assert "TensorBoard's files of gs://bucket/runs/one are on this machine, in /" in done.stderr
     assert "runs/one/checkpoints/00000025/manifest.json" in server.objects
     before = set(server.objects)
     done = call(*train, "--train.steps", 41, "--train.eval_every", 40)
@@ -61,4 +62,11 @@ def test_train_resume_average_and_evaluate_in_a_bucket(tiny, trained: Path, envi
     done = call(ROOT / "evaluate.py", "--workdir", "gs://bucket/runs/one", "--json")
     assert done.returncode == 0, done.stderr[-3000:]
     assert json.loads(done.stdout)["checkpoint"] == "average"
+    stored = json.loads(server.objects["runs/one/scores.jsonl"][0])
+    assert stored == json.loads(done.stdout) | {"time": stored["time"]}
+
+    server.forbidden = True
+    done = call(*train)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr[-3000:]
+    assert done.stderr.startswith("error: gs://bucket/runs/one cannot be reached (OSError: Forbidden: ")
     assert list(tmp_path.iterdir()) == []  # nothing was left here

@@ -10,12 +10,15 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+import sacrebleu
 
 from transformer.checkpoint import Checkpoints
 from transformer.command_line import config_file
 from transformer.config import UserError, from_json
 from transformer.data.tokenizer import Tokenizer
 from transformer.tasks.jobs import train
+from transformer.tasks.sets import read_set
+from transformer.training.loop import hold, refuse_other_config
 
 
 @pytest.fixture
@@ -75,9 +78,12 @@ def test_the_log(trained: Path) -> None:
     scores = [entry for entry in entries(trained) if "dev_loss" in entry]
     assert [entry["step"] for entry in training] == [*range(7, 120, 7), 120]
     assert [entry["step"] for entry in scores] == [40, 80, 120]
-    assert [entry["step"] for entry in entries(trained)] == sorted(entry["step"] for entry in entries(trained))
+    steps = [entry["step"] for entry in entries(trained)]
+    assert steps == sorted(set(steps))  # one entry a step, also where both are due
     assert set(training[0]) == {"step", "loss", "nll", "gradient_norm", "tokens_per_second", "learning_rate", "epoch"}
-    assert set(scores[0]) == {"step", "dev_loss", "dev_perplexity", "dev_bleu", "dev_chrf"}
+    of_scores = {"dev_loss", "dev_perplexity", "dev_bleu", "dev_chrf", "dev_bleu_signature"}
+    assert set(scores[0]) == {"step", *of_scores}
+    assert set(scores[-1]) == {*training[0], *of_scores}
     assert training[-1]["loss"] < training[0]["loss"] - 2  # it learns
     assert scores[-1]["dev_loss"] < scores[0]["dev_loss"]
     # 20 updates of warmup to 0.01, then the inverse square root.
@@ -90,6 +96,10 @@ def test_a_score_is_stored_with_the_checkpoint_that_it_is_of(trained: Path) -> N
     checkpoints = Checkpoints(trained)
     scores = {entry["step"]: entry["dev_bleu"] for entry in entries(trained) if "dev_bleu" in entry}
     assert checkpoints.progress(80)["dev_bleu"] == scores[80]
+    signature = checkpoints.progress(80)["dev_bleu_signature"]
+    assert signature == f"nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp|version:{sacrebleu.__version__}"
+    assert {entry["dev_bleu_signature"] for entry in entries(trained) if "dev_bleu" in entry} == {signature}
+    assert checkpoints.progress(100)["dev_bleu_signature"] is None
     assert checkpoints.progress(100)["dev_bleu"] is None
     assert checkpoints.progress(100)["best_bleu"] == max(scores[40], scores[80])
     assert checkpoints.progress(120)["dev_bleu"] == scores[120]
@@ -128,13 +138,122 @@ def test_another_config_is_refused_and_nothing_touched(workdir: Path, run) -> No
 def test_other_text_is_refused(workdir: Path, run, monkeypatch) -> None:
     from transformer.tasks.translation import Translation
 
+    (workdir / "sets/dev.reference").write_text("what dev was then\n")
     before = contents(workdir)
     monkeypatch.setattr(Translation, "data_digest", lambda self: "of other text")
     with pytest.raises(UserError, match=f"the training text is not what {workdir} was trained on"):
         run(workdir, "--train.steps", 130)
-    assert contents(workdir / "checkpoints") == {
-        name.removeprefix("checkpoints/"): digest for name, digest in before.items() if name.startswith("checkpoints/")
-    }
+    assert contents(workdir) == before
+
+
+def test_other_dev_sentences_start_the_best_score_anew(workdir: Path, run, monkeypatch) -> None:
+    from transformer.tasks.translation import Translation
+
+    best = Checkpoints(workdir).progress(120)["best_bleu"]
+    monkeypatch.setattr(Translation, "evaluate", lambda *_: iter([("dev_bleu", best / 2)]))
+    more = ("--train.eval_every", 1, "--train.patience", 4)
+    told = run(workdir, *more, "--train.steps", 121)
+    assert not any("dev BLEU is taken on other sentences" in line for line in told)
+    progress = Checkpoints(workdir).progress(121)
+    assert (progress["best_bleu"], progress["evaluations_without_better"]) == (best, 1)
+    told = run(workdir, *more, "--train.steps", 122, "--train.eval_sentences", 7)
+    assert len([line for line in told if "dev BLEU is taken on other sentences than before" in line]) == 1
+    progress = Checkpoints(workdir).progress(122)
+    assert (progress["best_bleu"], progress["evaluations_without_better"]) == (best / 2, 0)
+    assert Checkpoints(workdir).best() == 122
+    told = run(workdir, *more, "--train.steps", 123, "--train.eval_sentences", 7)
+    assert not any("dev BLEU is taken on other sentences" in line for line in told)
+
+
+def test_the_digest_of_dev_follows_its_text(tiny, tmp_path: Path) -> None:
+    from transformer.data.text import Corpora, Parallel
+    from transformer.tasks.translation import Translation
+
+    def digest(text: str) -> str:
+        (tmp_path / "dev.en").write_text(text)
+        dev = Parallel(str(tmp_path / "dev.en"), str(tmp_path / "dev.en"))
+        return Translation(config, pieces, Corpora((), dev, None, "dev", "")).dev_digest()
+
+    config, pieces = config_file(tiny.config), Tokenizer.train(["red cat " * 9, "blue dog"], vocab_size=280)
+    assert digest("red cat\n") == digest("red cat") != digest("red dog\n")
+
+
+def test_a_second_run_in_the_same_workdir_is_refused(workdir: Path, run) -> None:
+    before = contents(workdir)
+    with hold(str(workdir)):
+        with pytest.raises(UserError, match=f"^{workdir}: another run trains there; stop it first, or use another"):
+            run(workdir, "--train.steps", 130)
+        assert read_set(str(workdir))  # who only reads is not kept from it
+    assert contents(workdir) == before
+    assert any("is trained already" in line for line in run(workdir))
+
+
+@pytest.mark.parametrize(
+    ("files", "told"),
+    [
+        ({"config.json": '{"model_type": "marian"}'}, "config.json: unknown field 'model_type'"),
+        ({"config.json": "{"}, "config.json: not valid JSON"),
+        ({"config.json": '{"train": {"seed": 7}}'}, "train.seed is 7 there, 0 now"),
+        ({"tokenizer.model": "pieces", "metrics.jsonl": "{}\n"}, "but metrics.jsonl, tokenizer.model, which training"),
+        ({"checkpoints/00000003/weights": "w"}, "it has no config.json, but checkpoints, which training would"),
+        ({"sets/dev.source": "s"}, "it has no config.json, but sets, which training would overwrite; use another"),
+    ],
+)
+def test_a_folder_of_something_else_is_refused_and_nothing_touched(tmp_path: Path, run, files, told) -> None:
+    for name, content in files.items():
+        (tmp_path / "mine" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "mine" / name).write_text(content)
+    before = contents(tmp_path / "mine")
+    with pytest.raises(UserError) as error:
+        run(tmp_path / "mine", *short())
+    assert told in str(error.value)
+    assert "use another --workdir" in str(error.value).lower()
+    assert "\n" not in str(error.value)
+    assert contents(tmp_path / "mine") == before
+
+
+def test_damaged_checkpoints_only_are_no_reason_to_start_anew(workdir: Path, run) -> None:
+    for step in Checkpoints(workdir).steps():
+        (workdir / f"checkpoints/{step:08d}/tokenizer.model").write_bytes(b"other pieces")
+    before = contents(workdir)
+    with pytest.raises(UserError, match=r"^all 3 checkpoints in .* are damaged; nothing was changed there"):
+        run(workdir, "--train.steps", 130)
+    assert contents(workdir) == before
+
+
+def test_languages_of_own_text_may_be_named_later(workdir: Path, tiny) -> None:
+    values = json.loads((workdir / "config.json").read_text())
+    values["data"]["languages"] = ["en", "de"]
+    (workdir / "config.json").write_text(json.dumps(values))
+    refuse_other_config(config_file(tiny.config), str(workdir))
+    values["data"]["corpus"] = "phrases"
+    (workdir / "config.json").write_text(json.dumps(values))
+    with pytest.raises(UserError, match=r"data.languages is \('en', 'de'\) there, None now"):
+        refuse_other_config(config_file(tiny.config), str(workdir))
+
+
+@pytest.mark.skipif(not Path("/sys/kernel").is_dir(), reason="needs a folder that nobody can write to")
+@pytest.mark.parametrize("arguments", [("--workdir", "/sys/kernel"), ("--workdir", "/proc/nowhere/run")])
+def test_a_workdir_that_cannot_be_written_to_is_told_in_one_line(call, tiny, arguments) -> None:
+    done = call("train.py", "--config", tiny.config, *arguments)
+    assert (done.code, done.err.count("\n")) == (2, 1)
+    assert done.err.startswith(f"error: --workdir {arguments[1]}: ")
+    assert done.err.endswith("; name a folder that can be written\n")
+
+
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="needs a folder that nobody can write to")
+@pytest.mark.parametrize("named", ["data.cache_dir", "TRANSFORMER_CACHE"])
+def test_a_cache_that_cannot_be_written_to_is_told_in_one_line(call, tiny, tmp_path, monkeypatch, named: str) -> None:
+    if named == "TRANSFORMER_CACHE":
+        monkeypatch.setenv(named, "/proc/nowhere")
+        more = ()
+    else:
+        more = ("--data.cache_dir", "/proc/nowhere")
+    done = call("train.py", "--config", tiny.config, "--workdir", tmp_path / "run", *more)
+    assert (done.code, done.err.count("\n")) == (2, 1)
+    assert done.err.startswith("error: /proc/nowhere: ")
+    assert f"the cache in /proc/nowhere must be writable and have room: mend it, or set {named} to another" in done.err
+    assert not (tmp_path / "run").exists()
 
 
 def test_what_may_change_is_told_and_training_goes_on(workdir: Path, run) -> None:
@@ -153,22 +272,41 @@ def test_what_may_change_is_told_and_training_goes_on(workdir: Path, run) -> Non
     assert Checkpoints(workdir).config(124).decode.beam_size == 1
     after = entries(workdir)
     assert after[: len(before)] == before
-    assert [entry["step"] for entry in after[len(before) :]] == [124, 124]
+    assert [entry["step"] for entry in after[len(before) :]] == [124]
     # Learned things are still there.
-    assert after[-2]["loss"] < before[0]["loss"] - 2
+    assert after[-1]["loss"] < before[0]["loss"] - 2
 
 
-def test_a_workdir_without_a_whole_checkpoint_starts_afresh(tmp_path: Path, run, trained: Path) -> None:
+def test_a_run_killed_before_its_first_checkpoint_starts_afresh(tmp_path: Path, run, trained: Path) -> None:
     workdir = tmp_path / "run"
     (workdir / "checkpoints/00000003").mkdir(parents=True)
-    shutil.copy(trained / "metrics.jsonl", workdir)
-    (workdir / "config.json").write_text("{")  # of a run that was killed in its first second
+    for file in ("metrics.jsonl", "config.json"):
+        shutil.copy(trained / file, workdir)
     told = run(workdir, *short())
     assert not any("resuming" in line for line in told)
     assert Checkpoints(workdir).steps() == [3, 6]
-    assert [entry["step"] for entry in entries(workdir)] == [2, 4, 6, 6]
+    assert [entry["step"] for entry in entries(workdir)] == [2, 4, 6]
     # The first updates do not depend on what comes after them.
     assert entries(workdir)[2]["loss"] < entries(workdir)[0]["loss"]
+
+
+def test_the_first_file_of_a_run_says_whose_the_folder_is(tmp_path: Path, run, monkeypatch, tiny) -> None:
+    from transformer.training import loop
+
+    class Killed(BaseException):
+        pass
+
+    replace = loop.replace
+
+    def last(path, content: bytes) -> None:
+        replace(path, content)
+        raise Killed
+
+    monkeypatch.setattr(loop, "replace", last)
+    with pytest.raises(Killed):
+        run(tmp_path / "run", *short())
+    assert set(contents(tmp_path / "run")) == {".lock", "config.json"}
+    refuse_other_config(config_file(tiny.config), str(tmp_path / "run"))  # so the same command is not refused
 
 
 def test_patience_stops_early_and_stays_stopped(tmp_path: Path, run, monkeypatch) -> None:
@@ -265,6 +403,7 @@ def test_init_from_takes_parameters_and_tokenizer(tmp_path: Path, run, trained: 
     told = run(tmp_path / "run", *short("--train.init_from", trained, "--data.vocab_size", 390))
     best = Checkpoints(trained).best()
     assert f"starting from the parameters of {trained}/checkpoints/{best:08d}" in told
+    assert "the tokenizer has 400 pieces, and that counts, not data.vocab_size = 390" in told
     assert (tmp_path / "run/tokenizer.model").read_bytes() == (trained / "tokenizer.model").read_bytes()
     # It starts where the other stood, with a new optimiser.
     assert entries(tmp_path / "run")[0]["loss"] < entries(trained)[0]["loss"] - 2
@@ -311,6 +450,7 @@ def test_a_ready_tokenizer(tmp_path: Path, run, trained: Path) -> None:
     # Its own size counts, not data.vocab_size.
     told = run(tmp_path / "run", *short("--data.tokenizer", trained / "tokenizer.model", "--data.vocab_size", 9_999))
     assert not any("training a tokenizer" in line for line in told)
+    assert "the tokenizer has 400 pieces, and that counts, not data.vocab_size = 9999" in told
     assert (tmp_path / "run/tokenizer.model").read_bytes() == (trained / "tokenizer.model").read_bytes()
     assert Checkpoints(tmp_path / "run").progress(6)["vocab_size"] == 400
 

@@ -11,6 +11,7 @@ import pytest
 from etils import epath
 from tensorboardX.proto.event_pb2 import Event
 
+from transformer.config import UserError
 from transformer.training import loop
 from transformer.training.loop import Interval
 from transformer.training.progress import Display, Records, clock
@@ -64,6 +65,41 @@ def test_entries_after_the_step_of_resuming_are_cut_off(folder) -> None:
     assert [line["loss"] for line in lines(folder)] == [10, 20, 20, 31]
     Records(folder, 0).close()
     assert lines(folder) == []
+
+
+def test_what_is_no_number_is_for_the_log_only(folder) -> None:
+    records = Records(folder, 0)
+    records.write(10, {"dev_bleu": 12.25, "dev_bleu_signature": "nrefs:1"})
+    records.close()
+    assert lines(folder) == [{"step": 10, "dev_bleu": 12.25, "dev_bleu_signature": "nrefs:1"}]
+    assert scalars(folder) == [(10, "dev_bleu", 12.25)]
+
+
+def test_a_full_disk_is_told_in_one_line_and_once(folder, monkeypatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    records = Records(folder, 0)
+    records.write(10, {"loss": 1.0})
+    with monkeypatch.context() as patch:
+        patch.setattr(type(folder), "open", full)
+        with pytest.raises(UserError, match=r"^\S+/metrics.jsonl cannot be written \(No space left on device\); make"):
+            records.write(20, {"loss": 2.0})
+        records.close()  # and does not hide the error under another
+    monkeypatch.setattr("tensorboardX.SummaryWriter", full)
+    with pytest.raises(UserError, match=r"^\S+/tensorboard cannot be written \(No space left"):
+        Records(folder, 10)
+    assert lines(folder) == [{"step": 10, "loss": 1.0}]
+
+
+def test_where_the_tensorboard_files_of_a_bucket_go_is_told(folder, monkeypatch, caplog) -> None:
+    caplog.set_level(logging.INFO, "transformer")
+    monkeypatch.setattr("transformer.training.progress.local", lambda path: False)
+    monkeypatch.setattr("tempfile.mkdtemp", lambda **_: str(folder / "elsewhere"))
+    records = Records(folder, 0)
+    assert caplog.messages == [f"TensorBoard's files of {folder} are on this machine, in {folder}/elsewhere"]
+    records.close()
+    assert list((folder / "elsewhere").iterdir())
 
 
 @pytest.mark.parametrize("cut", range(1, 24))

@@ -225,6 +225,23 @@ def test_eight_devices_that_share_the_parameters_do_too(results) -> None:
     agree(results[1]["2x2x2 2"], 0.25)
 
 
+@pytest.mark.parametrize("case", ["8x1x1 2", "2x2x2 2"])
+def test_eight_devices_translate_as_one_does(results, case: str, capsys) -> None:
+    found, expected = results[1][case]["decoded"], results[1]["decoded on 1"]
+    assert len(found) == len(expected) > 100
+    exceptions = 0
+    for (ours, score), (theirs, reference) in zip(found, expected, strict=True):
+        if ours == theirs:
+            assert score == pytest.approx(reference, abs=1e-5)
+        else:  # two that are as good
+            exceptions += 1
+            assert score == pytest.approx(reference, abs=1e-4)
+    assert len({tuple(tokens) for tokens, _ in expected}) > 20  # not one translation for all
+    with capsys.disabled():
+        print(f"\n{exceptions} of {len(found)} translations on {case.split()[0]} devices are not those of one device")
+    assert exceptions <= len(found) // 20
+
+
 @pytest.mark.slow
 def test_the_other_ways_to_arrange_eight_devices(environment, tmp_path: Path) -> None:
     found = eight(tmp_path, environment, "2x4x1", 1, "1x1x8", 1, "2x2x2", 1, "8x1x1", 1, "1x4x2", 2)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from transformer.config import DataConfig, UserError
@@ -13,6 +15,21 @@ def cache_dir(config: DataConfig) -> Path:
     """The local folder of generated corpora, tokenizers and tokenised text (not created here)."""
     folder = config.cache_dir or os.environ.get("TRANSFORMER_CACHE") or "~/.cache/transformer"
     return Path(folder).expanduser()
+
+
+@contextlib.contextmanager
+def cache(config: DataConfig) -> Iterator[Path]:
+    """The cache folder, made if need be, for a block that writes there; what the disk refuses is told in one line."""
+    folder = cache_dir(config)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield folder
+    except OSError as error:
+        named = "data.cache_dir" if config.cache_dir else "TRANSFORMER_CACHE"
+        where, why = error.filename or folder, error.strerror or error
+        raise UserError(
+            f"{where}: {why}; the cache in {folder} must be writable and have room: mend it, or set {named} to another"
+        ) from error
 
 
 def corpora(config: DataConfig) -> Corpora:
@@ -34,12 +51,14 @@ def corpora(config: DataConfig) -> Corpora:
         from transformer.data import phrases
 
         # A folder for each, so that runs with other languages or sizes do not overwrite one another's text.
-        folder = cache_dir(config) / "phrases" / "-".join((*config.languages, str(config.phrases)))
-        made = phrases.write(folder, config.languages, config.phrases)
+        name = "-".join((*config.languages, str(config.phrases)))
+        with cache(config) as folder:
+            made = phrases.write(folder / "phrases" / name, config.languages, config.phrases)
     else:
         from transformer.data import wmt
 
-        made = wmt.write(cache_dir(config) / "wmt14", config.languages, config.tfds_dir)
+        with cache(config) as folder:
+            made = wmt.write(folder / "wmt14", config.languages, config.tfds_dir)
     if dev:
         made = made._replace(dev=dev, dev_name=dev_name)
     if test:

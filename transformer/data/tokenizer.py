@@ -20,7 +20,7 @@ from pathlib import Path
 import sentencepiece
 
 from transformer.config import DataConfig, UserError
-from transformer.data.sources import cache_dir
+from transformer.data.sources import cache
 from transformer.data.text import Parallel, fingerprint, read_pairs
 
 PAD, BOS, EOS, UNK = 0, 1, 2, 3
@@ -183,10 +183,14 @@ def tokenizer(config: DataConfig, train: tuple[Parallel, ...]) -> Tokenizer:
         [fingerprint(parallel) for parallel in train],
     ]
     key = hashlib.sha256(json.dumps(depends_on).encode()).hexdigest()[:32]
-    path = cache_dir(config) / "tokenizers" / f"{key}.model"
+    with cache(config) as folder:
+        return _cached(folder / "tokenizers" / f"{key}.model", config, train)
+
+
+def _cached(path: Path, config: DataConfig, train: tuple[Parallel, ...]) -> Tokenizer:
+    """The tokenizer kept at `path`, or trained now and kept there."""
     if path.exists():
         return Tokenizer.load(path)
-
     count = sum(1 for parallel in train for _ in read_pairs(parallel, config.fields))
     used = min(count, config.tokenizer_sentences)
     log.info("training a tokenizer of %s pieces on %s of %s pairs", f"{config.vocab_size:,}", f"{used:,}", f"{count:,}")
@@ -198,7 +202,7 @@ def tokenizer(config: DataConfig, train: tuple[Parallel, ...]) -> Tokenizer:
         normalization=config.normalization,
     )
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{key}.{os.getpid()}.tmp")
+    temporary = path.with_name(f"{path.stem}.{os.getpid()}.tmp")
     temporary.write_bytes(trained.model)
     os.replace(temporary, path)
     return trained

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from transformer.command_line import Parser, config_file, decode_options, override, set_up_jax
 from transformer.config import Config, UserError, check, to_json
+from transformer.data.sources import cache
 
 
 def train(arguments: Sequence[str]) -> None:
@@ -38,25 +39,19 @@ def train(arguments: Sequence[str]) -> None:
     if not own.workdir:
         raise UserError("--workdir is missing; for a first run: --workdir runs/quickstart")
 
+    with cache(config.data):
+        pass  # one that can't be made is told before anything begins
     set_up_jax()
-    from etils import epath
-
-    from transformer.tasks.scoring import write_sets
     from transformer.tasks.translation import Translation
-    from transformer.training.loop import dry_run, refuse_other_config
+    from transformer.training.loop import dry_run, hold, refuse_other_config
     from transformer.training.loop import train as run_training
 
     if own.dry_run:
         dry_run(Translation.build(config), config, own.workdir)
         return
     refuse_other_config(config, own.workdir)
-    try:
-        epath.Path(own.workdir).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--workdir {own.workdir}: {error.strerror}; name a folder that can be written") from None
-    task = Translation.build(config, own.workdir)
-    write_sets(epath.Path(own.workdir), task.texts, config.data.fields)
-    run_training(task, config, own.workdir)
+    with hold(own.workdir):
+        run_training(Translation.build(config, own.workdir), config, own.workdir)
 
 
 def evaluate(arguments: Sequence[str]) -> None:
@@ -84,7 +79,7 @@ def evaluate(arguments: Sequence[str]) -> None:
         raise UserError("--source and --reference go together")
 
     set_up_jax()
-    from transformer.tasks.scoring import evaluate_workdir, lines_of
+    from transformer.tasks.scoring import evaluate_workdir, lines_of, store
 
     result = evaluate_workdir(
         own.workdir,
@@ -94,4 +89,5 @@ def evaluate(arguments: Sequence[str]) -> None:
         against=own.against,
         decode=lambda config: decode_options(config, rest, "evaluate.py", parser.options()),
     )
+    store(own.workdir, result)
     print(json.dumps(result, ensure_ascii=False) if own.json else "\n".join(lines_of(result)))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
+import datetime
 import json
 import logging
 from collections.abc import Callable, Iterator
@@ -11,42 +11,14 @@ from typing import Any
 
 from etils import epath
 
-from transformer.checkpoint import AVERAGE, Checkpoints, replace
+from transformer.checkpoint import AVERAGE, Checkpoints, local, replace, writing
 from transformer.config import Config, DecodeConfig, UserError
-from transformer.data.text import Corpora, Parallel
+from transformer.data.text import Parallel
 from transformer.inference.translator import Translator
-from transformer.tasks.translation import compound_split_bleu, read_sides, score
+from transformer.tasks.sets import known_sets, read_set, read_sides
+from transformer.tasks.translation import compound_split_bleu, score
 
 log = logging.getLogger("transformer")
-
-
-def write_sets(folder: epath.Path, texts: Corpora, fields: tuple[str, str]) -> None:
-    """Copy dev and test as plain files into `folder`/sets, so that the workdir can be scored wherever it lies."""
-    known = {}
-    for kind, parallel, name in (("dev", texts.dev, texts.dev_name), ("test", texts.test, texts.test_name)):
-        if parallel is None:
-            continue
-        known[kind] = {"name": name}
-        for side, lines in zip(("source", "reference"), read_sides(parallel, fields), strict=True):
-            content = "".join(line + "\n" for line in lines).encode()
-            digest = hashlib.sha256(content).hexdigest()
-            replace(folder / "sets" / f"{kind}.{side}", content)
-            known[kind] |= {"lines": len(lines), f"{side}_sha256": digest}
-            log.info("%-4s set    %s, %s: %d lines, sha256 %s", kind, name, side, len(lines), digest)
-    if known:
-        replace(folder / "sets" / "sets.json", (json.dumps(known, indent=2, ensure_ascii=False) + "\n").encode())
-
-
-def read_set(workdir: str, kind: str | None = None) -> tuple[str, list[str], list[str]]:
-    """Name, sources and references of the workdir's 'test' or 'dev' set; by default test, else dev."""
-    folder = epath.Path(workdir) / "sets"
-    known = json.loads((folder / "sets.json").read_text()) if (folder / "sets.json").exists() else {}
-    kind = kind or ("test" if "test" in known else "dev")
-    if kind not in known:
-        raise UserError(f"{workdir} has no test or dev set; give --source FILE --reference FILE")
-    # Decoded and split here, not by the readers: epath may stand for a bucket. Written above, so well-formed.
-    sides = [(folder / f"{kind}.{side}").read_bytes().decode().split("\n")[:-1] for side in ("source", "reference")]
-    return known[kind]["name"], *sides
 
 
 def evaluate_workdir(
@@ -85,12 +57,27 @@ def evaluate_workdir(
     }
     if name == AVERAGE:
         result["averaged_steps"] = checkpoints.progress(name)["averaged_steps"]
-    if tuple(config.data.languages) == ("en", "de"):
+    if config.data.languages == ("en", "de"):
         result["bleu_tokenized_compound_split"] = compound_split_bleu(hypotheses, references)
     if against is not None:
         test = _paired_bootstrap(workdir, hypotheses, against, rival.translate(sources), references)
         result["against"] = {"workdir": against, "checkpoint": str(other), **test}
     return result
+
+
+def store(workdir: str, result: dict[str, Any]) -> None:
+    """Append a result to `scores.jsonl` in the workdir; one that can't be written to is warned of."""
+    path = epath.Path(workdir) / "scores.jsonl"
+    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    line = json.dumps({"time": now, **result}, ensure_ascii=False) + "\n"
+    try:
+        if local(workdir):
+            with writing(path), path.open("a") as file:
+                file.write(line)
+        else:  # a bucket can't be appended to
+            replace(path, (path.read_bytes() if path.exists() else b"") + line.encode())
+    except UserError as error:
+        log.warning("this score is not stored: %s", error)
 
 
 def average(workdir: str, last: int) -> Iterator[str]:
@@ -101,11 +88,10 @@ def average(workdir: str, last: int) -> Iterator[str]:
     yield f"averaged {len(steps)} checkpoints: {', '.join(map(str, steps))}"
     if len(steps) < last:
         log.warning("only %d checkpoints are there; train.keep_last says how many are kept", len(steps))
-    try:
-        test_set, sources, references = read_set(workdir, "dev")
-    except UserError:
+    if "dev" not in known_sets(workdir):
         yield "no development set to score it on"
         return
+    test_set, sources, references = read_set(workdir, "dev")
     for name, text in ((str(before), f"before, step {before}"), (AVERAGE, "after")):
         scores = score(Translator.load(workdir, name).translate(sources), references)
         yield f"BLEU on {test_set}, {text}: {scores['bleu']:.2f}   {scores['signature']}"

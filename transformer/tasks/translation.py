@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -20,11 +21,12 @@ from transformer.checkpoint import Checkpoints
 from transformer.config import Config, UserError
 from transformer.data.batching import Batches, evaluation_batches, iterate
 from transformer.data.cache import TokenCache, tokenize
-from transformer.data.sources import cache_dir, corpora
+from transformer.data.sources import cache, corpora
 from transformer.data.text import Corpora, Parallel, read_pairs
 from transformer.data.tokenizer import BOS, PAD, Tokenizer, tokenizer
 from transformer.inference.translator import Translator
 from transformer.model import Params, encoder_decoder
+from transformer.tasks.sets import read_sides, write_sets
 from transformer.training.loss import cross_entropy
 from transformer.training.sharding import batch_sharding
 from transformer.training.step import Batch, cut
@@ -66,6 +68,11 @@ class Translation:
                 )
         else:
             pieces = tokenizer(config.data, texts.train)
+        if pieces.vocab_size != config.data.vocab_size:
+            log.info(
+                "the tokenizer has %d pieces, and that counts, not data.vocab_size = %d",
+                *(pieces.vocab_size, config.data.vocab_size),
+            )
         return cls(config, pieces, texts)
 
     # ---- Training ---------------------------------------------------------------------------------------------------
@@ -90,6 +97,18 @@ class Translation:
         """Says whether the training text and its tokens are still the same."""
         names = [tokens.path.name for tokens in self._train]
         return hashlib.sha256(" ".join(names).encode()).hexdigest()
+
+    def dev_digest(self) -> str:
+        """Says whether the sentences that dev BLEU is taken on are still the same; "" without any."""
+        if self.texts.dev is None:
+            return ""
+        n = self.config.train.eval_sentences
+        judged = [side[:n] for side in self._development()[:2]]
+        return hashlib.sha256(json.dumps(judged).encode()).hexdigest()
+
+    def write_sets(self, folder: epath.Path) -> None:
+        """Copy development and test set into the workdir."""
+        write_sets(folder, self.texts, self.config.data.fields)
 
     def stream(self, start: int, stop: int, prefetch: int) -> Iterator[dict[str, np.ndarray]]:
         """The batches of updates `start` (counted from 0) to `stop`, made ahead by two threads."""
@@ -121,8 +140,8 @@ class Translation:
 
     # ---- Evaluation -------------------------------------------------------------------------------------------------
 
-    def evaluate(self, params: Params, mesh: Mesh) -> Iterator[tuple[str, float]]:
-        """Development loss (nats a target piece, eos included, unsmoothed), its perplexity, BLEU and chrF."""
+    def evaluate(self, params: Params, mesh: Mesh) -> Iterator[tuple[str, float | str]]:
+        """Development loss (nats a target piece with eos, unsmoothed), its perplexity, BLEU, chrF, BLEU's signature."""
         if self.texts.dev is None:
             return
         sources, references, tokens = self._development()
@@ -139,6 +158,7 @@ class Translation:
         scores = score(hypotheses, references)
         yield "dev_bleu", scores["bleu"]
         yield "dev_chrf", scores["chrf"]
+        yield "dev_bleu_signature", scores["signature"]
         # Five triples, always the same ones, to see the model learn.
         for i in np.unique(np.linspace(0, len(sources) - 1, 5).astype(int)):
             log.info("  source      %s\n  reference   %s\n  hypothesis  %s\n", sources[i], references[i], hypotheses[i])
@@ -167,7 +187,8 @@ class Translation:
 
     def _tokens(self, parallel: Parallel) -> TokenCache:
         d = self.config.data
-        return tokenize(parallel, self.pieces, fields=d.fields, folder=cache_dir(d), workers=d.workers)
+        with cache(d) as folder:
+            return tokenize(parallel, self.pieces, fields=d.fields, folder=folder, workers=d.workers)
 
     def _unsmoothed(self, params: Params, batch: Batch) -> dict[str, Array]:
         return self.loss(params, batch, None, smoothing=0.0)[1]
@@ -176,15 +197,6 @@ class Translation:
 def zip_first(pairs: Iterator[tuple[str, str]], n: int) -> list[tuple[str, str]]:
     """The first n pairs."""
     return [pair for pair, _ in zip(pairs, range(n), strict=False)]
-
-
-def read_sides(parallel: Parallel, fields: tuple[str, str]) -> tuple[list[str], list[str]]:
-    """All sources and all references of a set."""
-    pairs = list(read_pairs(parallel, fields))
-    if not pairs:
-        raise UserError(f"{parallel.source}: no sentences in it")
-    sources, references = zip(*pairs, strict=True)
-    return list(sources), list(references)
 
 
 def score(hypotheses: Sequence[str], references: Sequence[str]) -> dict[str, Any]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
+import sys
 import time
 from collections.abc import Iterator
-from typing import Any, Protocol
+from typing import IO, Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +17,7 @@ from etils import epath
 from jax import Array
 from jax.sharding import Mesh
 
-from transformer.checkpoint import Checkpoints, replace, with_sharding
+from transformer.checkpoint import Checkpoints, local, replace, with_sharding
 from transformer.config import Config, UserError, differences, from_json, resumable, to_json
 from transformer.model import Model, Params
 from transformer.training.optimizer import learning_rate, optimizer
@@ -26,6 +28,8 @@ from transformer.training.step import Batch, TrainState, compiled, cut, init_sta
 log = logging.getLogger("transformer")
 
 PREFETCH = 4  # batches made ahead, by two threads
+# What a run makes in its workdir after config.json, which comes first and tells a workdir from other folders.
+MADE = ("checkpoints", "metrics.jsonl", "scores.jsonl", "sets", "tensorboard", "tokenizer.model", "tokenizer.sha256")
 
 
 class Batches(Protocol):
@@ -47,14 +51,16 @@ class Task(Protocol):
 
     def batches(self) -> Batches: ...
     def data_digest(self) -> str: ...
+    def dev_digest(self) -> str: ...
     def describe(self) -> Iterator[str]: ...
     def stream(self, start: int, stop: int, prefetch: int) -> Iterator[dict[str, np.ndarray]]: ...
     def loss(self, params: Params, batch: Batch, key: Array | None) -> tuple[Array, dict[str, Array]]: ...
-    def evaluate(self, params: Params, mesh: Mesh) -> Iterator[tuple[str, float]]: ...
+    def evaluate(self, params: Params, mesh: Mesh) -> Iterator[tuple[str, float | str]]: ...
+    def write_sets(self, folder: epath.Path) -> None: ...
     def try_decoding(self, params: Params) -> None: ...
 
 
-def train(task: Task, config: Config, workdir: str) -> dict[str, float]:
+def train(task: Task, config: Config, workdir: str) -> dict[str, float | str]:
     """Train until `config.train.steps`, going on from the workdir's last checkpoint; returns the last evaluation."""
     t, folder = config.train, epath.Path(workdir)
     checkpoints = Checkpoints(folder)
@@ -75,9 +81,18 @@ def train(task: Task, config: Config, workdir: str) -> dict[str, float]:
     if state is None:
         state = initial(task, config, mesh, abstract)
     start = int(state.step)
-    for name, content in {**task.files, "config.json": to_json(config).encode()}.items():
+    # Nothing is written before all of the above was found right; config.json first: see `MADE`.
+    for name, content in {"config.json": to_json(config).encode(), **task.files}.items():
         replace(folder / name, content)
+    task.write_sets(folder)
     best, stale = progress.get("best_bleu"), progress.get("evaluations_without_better", 0)
+    dev_digest = task.dev_digest()
+    if progress.get("dev_digest", dev_digest) != dev_digest:
+        log.warning(
+            "dev BLEU is taken on other sentences than before (train.eval_sentences or the text has changed): earlier "
+            "scores no longer compare, and the best one and train.patience start anew"
+        )
+        best, stale = None, 0
     if start >= t.steps or (t.patience is not None and stale >= t.patience):
         log.info("%s is trained already, to step %d; raise train.steps or train.patience to go on", folder, start)
         return {}
@@ -86,16 +101,19 @@ def train(task: Task, config: Config, workdir: str) -> dict[str, float]:
     stream = task.stream(start, t.steps, PREFETCH)
     records, display = Records(folder, start), Display(start, t.steps)
     interval = Interval(progress.get("interval", {}))
-    scores: dict[str, float] = {}
+    scores: dict[str, float | str] = {}
     pending: tuple[int, Any] | None = None
     seen: set[tuple] = set()
     began, stopped = time.monotonic(), False
 
-    def settle() -> None:
-        """Take in the metrics of the last update, by now computed while the next one was prepared."""
+    def settle(write: bool = True) -> dict[str, float]:
+        """Take in the metrics of the last update, by now computed while the next one was prepared.
+
+        Where an entry of the log is due it is returned, and written unless there is more to come for it.
+        """
         nonlocal pending
         if pending is None:
-            return
+            return {}
         step, metrics = pending
         pending = None
         values = {name: float(value) for name, value in metrics.items()}
@@ -113,7 +131,10 @@ def train(task: Task, config: Config, workdir: str) -> dict[str, float]:
             epoch, _ = batches.locate(step - 1)
             entry = {**interval.close(), "learning_rate": float(rate), "epoch": epoch}
             display.show(step, entry, (time.monotonic() - began) / (step - start) * (t.steps - step))
-            records.write(step, entry)
+            if write:
+                records.write(step, entry)
+            return entry
+        return {}
 
     try:
         for step in range(start + 1, t.steps + 1):
@@ -130,14 +151,16 @@ def train(task: Task, config: Config, workdir: str) -> dict[str, float]:
             # An evaluation comes before the save that stores its score.
             evaluated = step % t.eval_every == 0 or step == t.steps
             if evaluated:
-                settle()
+                entry = settle(write=False)
                 scores = dict(task.evaluate(state.params, mesh))
                 interval.restart_clock()
+                if entry or scores:
+                    records.write(step, {**entry, **scores})
             bleu = scores.get("dev_bleu") if evaluated else None
             better = bleu is not None and (best is None or bleu > best)
             if evaluated and scores:
-                records.write(step, scores)
-                log.info("step %d  %s", step, "  ".join(f"{name} {value:.4g}" for name, value in scores.items()))
+                shown = {name: value if isinstance(value, str) else f"{value:.4g}" for name, value in scores.items()}
+                log.info("step %d  %s", step, "  ".join(f"{name} {value}" for name, value in shown.items()))
             if bleu is not None:
                 best, stale = (bleu, 0) if better else (best, stale + 1)
                 stopped = t.patience is not None and stale >= t.patience
@@ -154,6 +177,8 @@ def train(task: Task, config: Config, workdir: str) -> dict[str, float]:
                         "epoch": epoch,
                         "batch_of_epoch": index,
                         "dev_bleu": bleu,
+                        "dev_bleu_signature": scores.get("dev_bleu_signature") if evaluated else None,
+                        "dev_digest": dev_digest,
                         "best_bleu": best,
                         "evaluations_without_better": stale,
                         "interval": interval.sums,
@@ -170,8 +195,10 @@ def train(task: Task, config: Config, workdir: str) -> dict[str, float]:
                 break
     finally:
         display.close()
-        records.close()
-        checkpoints.wait()
+        try:
+            records.close()
+        finally:
+            checkpoints.wait()
     log.info("done in %s; checkpoints in %s", clock(time.monotonic() - began), checkpoints.folder)
     return scores
 
@@ -223,38 +250,98 @@ class Interval:
 
 
 def refuse_other_config(config: Config, workdir: str) -> None:
-    """Raise `UserError` if the workdir holds checkpoints of another config; log differences that may be."""
+    """Raise `UserError` if the folder is that of a run with another config, or of something else altogether.
+
+    Differences that may be are logged.
+    """
     checkpoints = Checkpoints(workdir)
-    steps, path = checkpoints.steps(), checkpoints.folder.parent / "config.json"
-    if not steps:
+    folder, steps = checkpoints.folder.parent, checkpoints.steps()
+    path = folder / "config.json"
+    if path.exists():
+        try:
+            there = from_json(path.read_text(), str(path))
+        except (UserError, OSError, UnicodeDecodeError) as error:
+            raise UserError(f"{workdir} is not a workdir of train.py ({error}); use another --workdir") from None
+    elif steps:
+        there = checkpoints.config(steps[-1])
+    else:
+        found = [name for name in MADE if (folder / name).exists()]
+        if found:
+            raise UserError(
+                f"{workdir} is not a workdir of train.py: it has no config.json, but {', '.join(found)}, which "
+                "training would overwrite; use another --workdir"
+            )
         return
-    if not path.exists():
-        path = checkpoints.path(steps[-1]) / "config.json"
-    changed = differences(from_json(path.read_text(), str(path)), config)
-    refused = {name: values for name, values in changed.items() if not resumable(name)}
+    changed = differences(there, config)
+    # Of one's own text the languages only say how it is scored.
+    may_change = {"data.languages"} if there.data.corpus == config.data.corpus == "text" else set()
+    refused = {name: values for name, values in changed.items() if not resumable(name) and name not in may_change}
     if refused:
         shown = "; ".join(f"{name} is {old!r} there, {new!r} now" for name, (old, new) in refused.items())
         raise UserError(
             f"{workdir} was trained with another config: {shown}. Use another --workdir, or the same values"
         )
-    for name, (old, new) in changed.items():
-        log.info("resuming with %s changed from %r to %r", name, old, new)
+    if steps:
+        for name, (old, new) in changed.items():
+            log.info("resuming with %s changed from %r to %r", name, old, new)
+
+
+@contextlib.contextmanager
+def hold(workdir: str) -> Iterator[None]:
+    """Make the workdir, and keep other training runs out of it. Who only reads there is not kept from it.
+
+    The lock is the system's: it goes with the process, however that ends. Buckets have none.
+    """
+    folder = epath.Path(workdir)
+    with contextlib.ExitStack() as stack:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            if local(workdir) and sys.platform != "win32":
+                _lock(stack.enter_context((folder / ".lock").open("a")))
+        except BlockingIOError:
+            raise UserError(f"{workdir}: another run trains there; stop it first, or use another --workdir") from None
+        except OSError as error:
+            reason = error.strerror or error
+            raise UserError(f"--workdir {workdir}: {reason}; name a folder that can be written") from None
+        yield
+
+
+def _lock(file: IO) -> None:
+    import fcntl
+
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise
+    except OSError as error:
+        log.warning("%s cannot be locked (%s): make sure that no other run trains there", file.name, error.strerror)
 
 
 def restore(checkpoints: Checkpoints, abstract: TrainState, mesh: Mesh) -> tuple[TrainState | None, dict[str, Any]]:
-    """The newest checkpoint that is whole, on this mesh, with its progress; None and {} if there is none."""
+    """The newest checkpoint that is whole, on this mesh, with its progress; None and {} if none was ever saved.
+
+    Raises `UserError` if there are some and all are damaged: nobody wants to start afresh without being asked.
+    """
     placed = with_sharding(abstract, shardings(abstract, mesh))
     items = {"params": placed.params, "optimizer": placed.optimizer}
+    damaged = []
     for step in reversed(checkpoints.steps()):
         wrong = checkpoints.verify(step)
         if wrong:
             log.warning("%s; going back to the checkpoint before", wrong)
-            checkpoints.discard(step)
+            damaged.append(step)
             continue
         restored = checkpoints.restore(step, items)
+        for other in damaged:
+            checkpoints.discard(other)
         log.info("resuming from step %d", step)
         state = TrainState(_counter(step, mesh), restored["params"], restored["optimizer"])
         return state, checkpoints.progress(step)
+    if damaged:
+        raise UserError(
+            f"all {len(damaged)} checkpoints in {checkpoints.folder} are damaged; nothing was changed there. Bring "
+            "back a copy of one, or start anew with another --workdir"
+        )
     return None, {}
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from etils import epath
 
-from transformer.checkpoint import replace
+from transformer.checkpoint import local, replace, writing
 
 log = logging.getLogger("transformer")
 
@@ -23,37 +23,47 @@ class Records:
         from tensorboardX import SummaryWriter
 
         self._path = workdir / "metrics.jsonl"
-        self._local = not str(workdir).startswith(("gs://", "s3://"))
+        self._local = local(workdir)
         text = self._path.read_text() if self._path.exists() else ""
         self._lines = [line for line in text.splitlines() if _step(line) <= step]
         if text:
             self._rewrite()  # even if no entry goes: a kill may have left the last one without its end of line
         # A bucket can't be appended to: there JSONL is written whole at each flush, and TensorBoard stays local.
         folder = workdir / "tensorboard" if self._local else tempfile.mkdtemp(prefix="tensorboard-")
-        self._tensorboard = SummaryWriter(str(folder), purge_step=step + 1 if step else None, flush_secs=5)
+        if not self._local:
+            log.info("TensorBoard's files of %s are on this machine, in %s", workdir, folder)
+        with writing(workdir / "tensorboard"):
+            self._tensorboard = SummaryWriter(str(folder), purge_step=step + 1 if step else None, flush_secs=5)
         self._fresh: list[str] = []
+        self._failed = False
 
-    def write(self, step: int, values: Mapping[str, float]) -> None:
-        """One entry: {"step": step, **values}."""
+    def write(self, step: int, values: Mapping[str, float | str]) -> None:
+        """One entry: {"step": step, **values}. TensorBoard gets what are numbers."""
         self._fresh.append(json.dumps({"step": step, **values}))
-        for name, value in values.items():
-            self._tensorboard.add_scalar(name, value, step)
         if self._local:
             self.flush()
+        for name, value in values.items():
+            if not isinstance(value, str):
+                self._tensorboard.add_scalar(name, value, step)
 
     def flush(self) -> None:
-        if self._local:
-            with self._path.open("a") as file:
-                file.write("".join(line + "\n" for line in self._fresh))
-        else:
-            self._lines += self._fresh
-            self._rewrite()
-        self._fresh = []
-        self._tensorboard.flush()
+        # TensorBoard's thread dies of a full disk, and who goes on to write waits for it: our own file fails first.
+        self._failed = True
+        with writing(self._path):
+            if self._local:
+                with self._path.open("a") as file:
+                    file.write("".join(line + "\n" for line in self._fresh))
+            else:
+                self._lines += self._fresh
+                self._rewrite()
+            self._fresh = []
+            self._tensorboard.flush()
+        self._failed = False
 
     def close(self) -> None:
-        self.flush()
-        self._tensorboard.close()
+        if not self._failed:
+            self.flush()
+            self._tensorboard.close()
 
     def _rewrite(self) -> None:
         replace(self._path, "".join(line + "\n" for line in self._lines).encode())

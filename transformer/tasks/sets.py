@@ -1,0 +1,84 @@
+"""Development and test sets as plain files in the workdir, so that it can be scored wherever it lies.
+
+workdir/sets/{dev,test}.{source,reference}
+             sets.json    what they are called, how many lines they have, their sha256
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from typing import Any
+
+from etils import epath
+
+from transformer.checkpoint import replace
+from transformer.config import UserError
+from transformer.data.text import Corpora, Parallel, read_pairs
+
+log = logging.getLogger("transformer")
+
+SIDES = ("source", "reference")
+
+
+def read_sides(parallel: Parallel, fields: tuple[str, str]) -> tuple[list[str], list[str]]:
+    """All sources and all references of a set."""
+    pairs = list(read_pairs(parallel, fields))
+    if not pairs:
+        raise UserError(f"{parallel.source}: no sentences in it")
+    sources, references = zip(*pairs, strict=True)
+    return list(sources), list(references)
+
+
+def write_sets(folder: epath.Path, texts: Corpora, fields: tuple[str, str]) -> None:
+    """Copy dev and test into `folder`/sets."""
+    known = {}
+    for kind, parallel, name in (("dev", texts.dev, texts.dev_name), ("test", texts.test, texts.test_name)):
+        if parallel is None:
+            continue
+        known[kind] = {"name": name}
+        for side, lines in zip(SIDES, read_sides(parallel, fields), strict=True):
+            content = "".join(line + "\n" for line in lines).encode()
+            digest, path = hashlib.sha256(content).hexdigest(), folder / "sets" / f"{kind}.{side}"
+            if path.exists() and path.read_bytes() != content:
+                log.warning("%s is written anew: the %s set has changed, and scores of it don't compare", path, kind)
+            replace(path, content)
+            known[kind] |= {"lines": len(lines), f"{side}_sha256": digest}
+            log.info("%-4s set    %s, %s: %d lines, sha256 %s", kind, name, side, len(lines), digest)
+    if known:
+        replace(folder / "sets" / "sets.json", (json.dumps(known, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def known_sets(workdir: str) -> dict[str, Any]:
+    """What sets.json says of 'dev' and 'test'; empty if the workdir has neither."""
+    path = epath.Path(workdir) / "sets" / "sets.json"
+    try:
+        known = json.loads(path.read_text()) if path.exists() else {}
+        return {kind: {"name": str(entry["name"]), **entry} for kind, entry in known.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise _damaged(path, f"cannot be read ({type(error).__name__}: {error})") from None
+
+
+def read_set(workdir: str, kind: str | None = None) -> tuple[str, list[str], list[str]]:
+    """Name, sources and references of the workdir's 'test' or 'dev' set; by default test, else dev."""
+    known = known_sets(workdir)
+    kind = kind or ("test" if "test" in known else "dev")
+    if kind not in known:
+        raise UserError(f"{workdir} has no test or dev set; give --source FILE --reference FILE")
+    sides = []
+    for side in SIDES:
+        path = epath.Path(workdir) / "sets" / f"{kind}.{side}"
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            raise _damaged(path, f"cannot be read ({error.strerror or error})") from None
+        if hashlib.sha256(content).hexdigest() != known[kind].get(f"{side}_sha256"):
+            raise _damaged(path, "is not as it was written")
+        # Decoded and split here, not by the readers: epath may stand for a bucket. Written above, so well-formed.
+        sides.append(content.decode().split("\n")[:-1])
+    return known[kind]["name"], *sides
+
+
+def _damaged(path: epath.Path, what: str) -> UserError:
+    return UserError(f"{path} {what}; give --source FILE --reference FILE, or let train.py write it again")
