@@ -1,9 +1,10 @@
-"""python -m transformer translate | average | describe | export: each verb calls one function."""
+"""python -m transformer translate | score | average | describe | export: each verb calls one function."""
 
 from __future__ import annotations
 
 import logging
 import sys
+from typing import Any
 
 from transformer.command_line import Parser, config_file, decode_options, override, run, set_up_jax
 from transformer.config import Config, UserError, check
@@ -14,8 +15,40 @@ log = logging.getLogger("transformer")
 def translate(arguments: list[str]) -> None:
     """Translate standard input to standard output, line by line."""
     parser = Parser("python -m transformer translate", translate.__doc__, add_help=False)
+    parser.add_argument(
+        "--jsonl", action="store_true", help="lines are JSON objects with a field source; see the README"
+    )
+    parser.add_argument("--details", action="store_true", help="with --jsonl: also pieces, log_probs and alignment")
+    translator, own = _translator(parser, arguments)
+    from transformer.inference.stream import translate_jsonl, translate_stream
+
+    if own.jsonl:
+        translate_jsonl(translator, sys.stdin.buffer, sys.stdout.buffer, details=own.details)
+    elif own.details or translator.config.n_best > 1:
+        raise UserError("--details and --decode.n_best need --jsonl: a line of text has no room for them")
+    else:
+        translate_stream(translator, sys.stdin.buffer, sys.stdout.buffer)
+
+
+def score(arguments: list[str]) -> None:
+    """Score given translations: JSON objects with source and target, line by line."""
+    translator, _ = _translator(Parser("python -m transformer score", score.__doc__, add_help=False), arguments)
+    from transformer.inference.stream import score_jsonl
+
+    score_jsonl(translator, sys.stdin.buffer, sys.stdout.buffer)
+
+
+def _translator(parser: Parser, arguments: list[str]) -> tuple[Any, Any]:
+    """The translator that a command line names, and the parsed options."""
     parser.add_argument("workdir", nargs="?", help="the workdir of a training run")
     parser.add_argument("--checkpoint", help="best, last, average or a step; default: the average if made, else best")
+    parser.add_argument(
+        "--ensemble",
+        action="append",
+        default=[],
+        metavar="DIR",
+        help="another workdir that votes, too; may be repeated",
+    )
     parser.add_argument("-h", "--help", action="store_true", help="show this and stop")
     own, rest = parser.parse_known_args(arguments)
     if own.help:
@@ -24,17 +57,18 @@ def translate(arguments: list[str]) -> None:
         decode_options(Config(), ["--help"], parser.prog)
     # What follows an option of --decode is its value, but the parser, which knows none of them, would take it.
     if not own.workdir or any("--decode" in argument for argument in arguments[: arguments.index(own.workdir)]):
-        raise UserError("the workdir comes first: python -m transformer translate runs/quickstart < in.txt > out.txt")
+        raise UserError(f"the workdir comes first: {parser.prog} runs/quickstart < in.txt > out.txt")
     set_up_jax()
     from transformer.checkpoint import Checkpoints
-    from transformer.inference.stream import translate_stream
     from transformer.inference.translator import Translator
 
     checkpoints = Checkpoints(own.workdir)
     name = checkpoints.choose(own.checkpoint)
-    log.info("translating with checkpoint %s of %s", name, own.workdir)
+    log.info("using checkpoint %s of %s", name, own.workdir)
     options = decode_options(checkpoints.config(name), rest, parser.prog, parser.options())
-    translate_stream(Translator.load(own.workdir, str(name), options), sys.stdin.buffer, sys.stdout.buffer)
+    if not own.ensemble:
+        return Translator.load(own.workdir, str(name), options), own
+    return Translator.load([own.workdir, *own.ensemble], own.checkpoint, options), own
 
 
 def average(arguments: list[str]) -> None:
@@ -86,7 +120,7 @@ def export(arguments: list[str]) -> None:
     print(hf_marian.export(own.workdir, own.out, own.checkpoint))
 
 
-VERBS = {"translate": translate, "average": average, "describe": describe, "export": export}
+VERBS = {"translate": translate, "score": score, "average": average, "describe": describe, "export": export}
 
 
 def main(arguments: list[str]) -> None:

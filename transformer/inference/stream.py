@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import queue
 import threading
-from collections.abc import Iterator
-from typing import BinaryIO
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, BinaryIO
 
-from transformer.inference.translator import Translator
+from transformer.config import UserError
+from transformer.inference.translator import Scored, Translator
 
 CHUNK_LINES = 10_000
 CHUNK_SECONDS = 0.05  # how long to wait for a line that follows at once
@@ -16,17 +18,93 @@ CHUNK_SECONDS = 0.05  # how long to wait for a line that follows at once
 def translate_stream(translator: Translator, source: BinaryIO, target: BinaryIO) -> int:
     """Write one translation for each line of `source`, in order; returns their number.
 
-    Lines end with "\\n" alone; the last may lack it. Whatever has arrived is translated together, so a file goes in
+    Lines end with "\n" alone; the last may lack it. Whatever has arrived is translated together, so a file goes in
     large batches, and somebody who types gets an answer after each line. Bytes that are not UTF-8 are read as U+FFFD.
     """
+    return _answer(source, target, lambda lines, first: translator.translate(lines, first_line=first))
+
+
+def translate_jsonl(translator: Translator, source: BinaryIO, target: BinaryIO, *, details: bool = False) -> int:
+    """As `translate_stream`, for lines that are JSON objects with a field `source` and, if wanted, `prefix`, which the
+    translation is to begin with. Each comes out again with all its fields, and with
+
+    - `translation` and `score` (what beam search ranks by);
+    - `n_best`, if decode.n_best is more than 1: a list of such pairs, best first;
+    - with `details`, of the best: `pieces`, `log_probs` of each, and `alignment` (see `Translator.score`).
+
+    A blank source has the translation "" and the score null.
+    """
+
+    def answer(lines: Sequence[str], first: int) -> Iterator[str]:
+        records = list(_records(lines, first, ("source",), ("prefix",)))
+        sources = [record["source"] for record in records]
+        prefixes = [record.get("prefix", "") for record in records]
+        found = translator.translate_n_best(sources, first_line=first, prefixes=prefixes if any(prefixes) else None)
+        scored = iter(())
+        if details:
+            best = [(text, own[0].tokens) for text, own in zip(sources, found, strict=True) if own]
+            scored = iter(translator.score_pieces(translator.encode([text for text, _ in best]), [t for _, t in best]))
+        for record, own in zip(records, found, strict=True):
+            record |= {"translation": own[0].text, "score": own[0].score} if own else {"translation": "", "score": None}
+            if translator.config.n_best > 1:
+                record["n_best"] = [{"translation": t.text, "score": t.score} for t in own]
+            if details and own:
+                record |= _details(next(scored))
+            yield _json(record)
+
+    return _answer(source, target, answer)
+
+
+def score_jsonl(translator: Translator, source: BinaryIO, target: BinaryIO) -> int:
+    """The model's opinion of given translations: each line, a JSON object with the fields `source` and `target`, comes
+    out again with all its fields and with `score`, `pieces`, `log_probs` and `alignment` (see `Translator.score`)."""
+
+    def answer(lines: Sequence[str], first: int) -> Iterator[str]:
+        records = list(_records(lines, first, ("source", "target"), ()))
+        sides = [[record[side] for record in records] for side in ("source", "target")]
+        for record, scored in zip(records, translator.score(*sides, first_line=first), strict=True):
+            yield _json(record | {"score": scored.score} | _details(scored))
+
+    return _answer(source, target, answer)
+
+
+def _answer(source: BinaryIO, target: BinaryIO, answer: Callable[[Sequence[str], int], Iterable[str]]) -> int:
+    """Write a line for each line; `answer(lines, number of the first)` gives them for those that arrived together."""
     done = 0
     for lines in _chunks(source):
         texts = [line.decode("utf-8", errors="replace").rstrip("\r") for line in lines]
-        for text in translator.translate(texts, first_line=done + 1):
+        for text in answer(texts, done + 1):
             target.write(text.encode("utf-8", errors="replace") + b"\n")
         target.flush()
         done += len(lines)
     return done
+
+
+def _records(
+    lines: Sequence[str], first: int, needed: Sequence[str], optional: Sequence[str]
+) -> Iterator[dict[str, Any]]:
+    for number, line in enumerate(lines, first):
+        try:
+            record = json.loads(line)
+        except ValueError as error:
+            raise UserError(f"line {number}: not JSON ({error}); --jsonl takes one object a line") from None
+        if not isinstance(record, dict):
+            raise UserError(f"line {number}: not a JSON object; --jsonl takes one object a line")
+        for name in needed:
+            if name not in record:
+                raise UserError(f"line {number}: no field {name!r}; each object needs {' and '.join(needed)}")
+        for name in (*needed, *optional):
+            if not isinstance(record.get(name, ""), str):
+                raise UserError(f"line {number}: the field {name!r} must be a string")
+        yield record
+
+
+def _details(scored: Scored) -> dict[str, Any]:
+    return {"pieces": scored.pieces, "log_probs": scored.log_probs, "alignment": scored.alignment}
+
+
+def _json(record: dict[str, Any]) -> str:
+    return json.dumps(record, ensure_ascii=False)
 
 
 def _chunks(source: BinaryIO) -> Iterator[list[bytes]]:

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +29,16 @@ SOURCE_LENGTHS = (8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
 
 Found = tuple[list[list[int]], list[float]]
 """Hypotheses of a sentence as pieces without eos, best first, and their scores."""
+
+
+class Translation(NamedTuple):
+    """One hypothesis."""
+
+    text: str
+    score: float
+    """Log-probability over the length penalty."""
+    tokens: list[int]
+    """Its pieces, without eos."""
 
 
 @dataclass(frozen=True)
@@ -104,26 +114,26 @@ class Translator:
         from `first_line`. With `prefixes`, each translation begins with the pieces of its own.
         """
         found = self.translate_n_best(sentences, first_line=first_line, prefixes=prefixes)
-        return [texts[0][0] if texts else "" for texts in found]
+        return [own[0].text if own else "" for own in found]
 
     def translate_n_best(
         self, sentences: Sequence[str], *, first_line: int = 1, prefixes: Sequence[str] | None = None
-    ) -> list[list[tuple[str, float]]]:
-        """For each sentence up to `config.n_best` translations with their scores, best first; as `translate`."""
+    ) -> list[list[Translation]]:
+        """For each sentence up to `config.n_best` translations, best first; none for a blank one. As `translate`."""
         if isinstance(sentences, str):
             raise TypeError("translate takes a list of sentences, not one string")
-        pieces = self._sources(sentences, first_line)
+        pieces = self.encode(sentences, first_line)
         begun = None if prefixes is None else self.tokenizer.encode(list(prefixes))
         # A model whose log-probabilities are not numbers finds nothing.
         n_best = self.config.n_best
-        results: list[list[tuple[str, float]]] = [[] for _ in sentences]
+        results: list[list[Translation]] = [[] for _ in sentences]
         for i, (tokens, scores) in self.search(pieces, prefixes=begun, first=first_line - 1):
             # Byte pieces can spell a line break; a translation is one line.
             texts = [" ".join(text.split("\n")) for text in self.tokenizer.decode(tokens[:n_best])]
-            results[i] = list(zip(texts, scores, strict=False))
+            results[i] = [Translation(*own) for own in zip(texts, scores, tokens, strict=False)]
         return results
 
-    def _sources(self, sentences: Sequence[str], first_line: int) -> list[list[int]]:
+    def encode(self, sentences: Sequence[str], first_line: int = 1) -> list[list[int]]:
         """Pieces of the sentences, blank ones emptied, long ones cut."""
         pieces = self.tokenizer.encode(list(sentences))
         for i, ids in enumerate(pieces):
@@ -171,7 +181,7 @@ class Translator:
                 tokens = [found.tokens_BML[m, : n - 1].tolist() for m, n in enumerate(lengths)]
                 yield indices[row], (tokens, found.scores_BM[: len(lengths)].tolist())
 
-    def score(self, sentences: Sequence[str], translations: Sequence[str]) -> list[Scored]:
+    def score(self, sentences: Sequence[str], translations: Sequence[str], *, first_line: int = 1) -> list[Scored]:
         """What the model thinks of given translations (forced decoding).
 
         The alignment is read off the cross-attention of the last layer but one (of the only one, if there is but one),
@@ -180,17 +190,10 @@ class Translator:
         """
         if len(sentences) != len(translations):
             raise ValueError(f"{len(sentences)} sentences and {len(translations)} translations")
-        pieces = self.tokenizer.encode(list(translations))
-        scored = self.score_pieces(self._sources(sentences, 1), pieces)
-        return [
-            Scored(tuple(map(self.tokenizer.piece, [*target, EOS])), tuple(log_probs), total, tuple(alignment))
-            for target, (log_probs, total, alignment) in zip(pieces, scored, strict=True)
-        ]
+        return self.score_pieces(self.encode(sentences, first_line), self.tokenizer.encode(list(translations)))
 
-    def score_pieces(
-        self, sources: Sequence[Sequence[int]], targets: Sequence[Sequence[int]]
-    ) -> list[tuple[list[float], float, list[int]]]:
-        """As `score`, for pieces without eos: log-probabilities, score and alignment of each target with its eos."""
+    def score_pieces(self, sources: Sequence[Sequence[int]], targets: Sequence[Sequence[int]]) -> list[Scored]:
+        """As `score`, for pieces without eos."""
         c = self.config
         results: list[Any] = [None] * len(sources)
         longest = [max(len(s), len(t)) for s, t in zip(sources, targets, strict=True)]
@@ -206,8 +209,12 @@ class Translator:
             options = Options(c.beam_size, BOS, EOS, PAD, c.length_penalty, c.length_normalization)
             for row, i in enumerate(indices):
                 n = len(targets[i]) + 1
-                total = float(options.score(log_probs[row, :n].sum(), n))
-                results[i] = log_probs[row, :n].tolist(), total, alignment[row, :n].tolist()
+                results[i] = Scored(
+                    tuple(self.tokenizer.piece(piece) for piece in target_BT[row, :n].tolist()),
+                    tuple(log_probs[row, :n].tolist()),
+                    float(options.score(log_probs[row, :n].sum(), n)),
+                    tuple(alignment[row, :n].tolist()),
+                )
         return results
 
     def _plan(self, prefix: bool) -> Plan:
