@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import sys
 from typing import Any
 
 from transformer.command_line import Parser, config_file, decode_options, override, run, set_up_jax
-from transformer.config import Config, UserError, check
+from transformer.config import KINDS, Config, UserError, check
 
 log = logging.getLogger("transformer")
 
@@ -90,6 +91,7 @@ def describe(arguments: list[str]) -> None:
     """Print the parameters of a config, matrix by matrix, beside the paper's."""
     parser = Parser("python -m transformer describe", describe.__doc__, add_help=False)
     parser.add_argument("--config", metavar="FILE", help="a config file, such as configs/wmt14_en_de.py")
+    parser.add_argument("--kv", action="store_true", help="instead: what sharing keys and values saves, measured here")
     parser.add_argument("-h", "--help", action="store_true", help="show this and stop")
     own, rest = parser.parse_known_args(arguments)
     default = config_file(own.config) if own.config else Config()
@@ -103,8 +105,37 @@ def describe(arguments: list[str]) -> None:
     check(config)
     from transformer.tools.describe import describe as lines
 
+    if own.kv:
+        set_up_jax()
+        from transformer.tools.kv_table import kv_table as lines
+
     for line in lines(config):
-        print(line)
+        print(line, flush=True)
+
+
+def convert(arguments: list[str]) -> None:
+    """Give a trained model fewer key/value heads, by mean-pooling, as the start of up-training."""
+    parser = Parser("python -m transformer convert", convert.__doc__)
+    parser.add_argument("workdir", help="the workdir of a training run")
+    parser.add_argument("out", help="the folder to write; must be new or empty")
+    parser.add_argument(
+        "--kv-heads", type=int, required=True, help="key/value heads of every attention: 1 = multi-query"
+    )
+    parser.add_argument("--checkpoint", help="best, last, average or a step; default: the average if made, else best")
+    own = parser.parse_args(arguments)
+    set_up_jax()
+    from transformer.checkpoint import Checkpoints
+    from transformer.tools.convert import convert as convert_workdir
+
+    checkpoints = Checkpoints(own.workdir)
+    config = checkpoints.config(checkpoints.choose(own.checkpoint))
+    model = dataclasses.replace(config.model, kv_heads=own.kv_heads)
+    for kind in KINDS:
+        same = dataclasses.replace(getattr(model, f"{kind}_attention"), kv_heads=None)
+        model = dataclasses.replace(model, **{f"{kind}_attention": same})
+    check(dataclasses.replace(config, model=model))
+    convert_workdir(own.workdir, own.out, model, own.checkpoint)
+    log.info("wrote %s; to train it on: --model.kv_heads %d --train.init_from %s", own.out, own.kv_heads, own.out)
 
 
 def export(arguments: list[str]) -> None:
@@ -120,7 +151,14 @@ def export(arguments: list[str]) -> None:
     print(hf_marian.export(own.workdir, own.out, own.checkpoint))
 
 
-VERBS = {"translate": translate, "score": score, "average": average, "describe": describe, "export": export}
+VERBS = {
+    "translate": translate,
+    "score": score,
+    "average": average,
+    "describe": describe,
+    "convert": convert,
+    "export": export,
+}
 
 
 def main(arguments: list[str]) -> None:

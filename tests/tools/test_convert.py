@@ -1,0 +1,65 @@
+import dataclasses
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+import transformer
+from transformer.checkpoint import Checkpoints
+from transformer.config import AttentionConfig, ModelConfig, UserError
+from transformer.model import encoder_decoder
+from transformer.tools.convert import convert, mean_pool
+
+OLD = ModelConfig(encoder_layers=1, decoder_layers=2, d_model=16, d_ff=24, heads=4)
+
+
+def random_params(model):
+    rng = np.random.default_rng(0)
+    return jax.tree.map(lambda x: rng.normal(size=x.shape).astype(np.float32), model.abstract_params)
+
+
+def test_heads_that_are_alike_are_pooled_without_loss():
+    """Where the heads of a group had the same keys and values, nothing changes but their number."""
+    new = dataclasses.replace(OLD, kv_heads=2, cross_attention=AttentionConfig(kv_heads=1))
+    few = encoder_decoder(new, 13)
+    params = random_params(few)
+
+    def repeated(path, x):
+        name = jax.tree_util.keystr(path)
+        if "key" in name or "value" in name:
+            return np.repeat(x, OLD.heads // x.shape[1], axis=1)
+        return x
+
+    many = jax.tree_util.tree_map_with_path(repeated, params)
+    source, target = np.array([[5, 7, 2, 0]]), np.array([[1, 6, 4]])
+    expected = encoder_decoder(OLD, 13).apply(many, source, target)
+    pooled = mean_pool(many, OLD, new)
+    assert jax.tree.map(np.shape, pooled) == jax.tree.map(lambda x: x.shape, few.abstract_params)
+    np.testing.assert_allclose(few.apply(pooled, source, target), expected, atol=1e-5)
+
+
+def test_each_head_is_the_mean_of_its_neighbours():
+    new = dataclasses.replace(OLD, kv_heads=2)
+    params = random_params(encoder_decoder(OLD, 13))
+    key = params["decoder"]["layers"]["1"]["cross_attention"]["key"]
+    pooled = mean_pool(params, OLD, new)["decoder"]["layers"]["1"]["cross_attention"]["key"]
+    np.testing.assert_allclose(pooled[:, 0], (key[:, 0] + key[:, 1]) / 2, rtol=1e-6)
+    np.testing.assert_allclose(pooled[:, 1], (key[:, 2] + key[:, 3]) / 2, rtol=1e-6)
+    with pytest.raises(UserError, match="3 key/value heads do not divide the model's 4"):
+        mean_pool(params, OLD, dataclasses.replace(OLD, kv_heads=3))
+
+
+def test_a_converted_workdir_translates_and_starts_a_training(trained: Path, tmp_path: Path):
+    out = tmp_path / "multi-query"
+    old = Checkpoints(str(trained)).config(Checkpoints(str(trained)).choose()).model
+    new = dataclasses.replace(old, kv_heads=1)
+    convert(str(trained), str(out), new)
+    _, params = transformer.load(str(out))
+    assert params["encoder"]["layers"]["0"]["self_attention"]["key"].shape[1] == 1
+    assert len(transformer.Translator.load(str(out)).translate(["one two"])) == 1
+    assert Checkpoints(str(out)).progress("average")["trainable"] is False
+    with pytest.raises(UserError, match="is not empty"):
+        convert(str(trained), str(out), new)
+    with pytest.raises(UserError, match=r"^model.d_ff: only the numbers of key/value heads"):
+        convert(str(trained), str(tmp_path / "other"), dataclasses.replace(old, d_ff=7))

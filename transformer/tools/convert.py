@@ -1,0 +1,79 @@
+"""Fewer key/value heads for a trained model, as the start of up-training (Ainslie et al. 2023, 2305.13245)."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+
+from transformer.checkpoint import AVERAGE, Checkpoints, replace
+from transformer.config import KINDS, Config, ModelConfig, UserError, differences, to_json
+from transformer.model import Params
+
+PARTS = {
+    "encoder": r"encoder/layers/\d+/self_attention",
+    "decoder": r"decoder/layers/\d+/self_attention",
+    "cross": r"decoder/layers/\d+/cross_attention",
+}
+
+
+def mean_pool(params: Params, old: ModelConfig, new: ModelConfig) -> Params:
+    """The parameters of `old` for `new`, which has fewer key/value heads: each is the mean of those it stands for.
+
+    Key and value projections have the shape (d_model, heads, size); neighbouring heads are pooled (2305.13245, §2.1).
+    """
+
+    def pooled(path: str, x: Any) -> Any:
+        for kind, pattern in PARTS.items():
+            if re.fullmatch(pattern + "/(key|value)", path):
+                D, _, H = x.shape
+                K = new.attention(kind).kv_heads
+                return jnp.asarray(np.asarray(x).reshape(D, K, -1, H).mean(axis=2))
+        return x
+
+    def walk(tree: Any, path: str) -> Any:
+        if hasattr(tree, "items"):
+            return {name: walk(node, f"{path}/{name}".lstrip("/")) for name, node in tree.items()}
+        return pooled(path, tree)
+
+    for kind in KINDS:
+        before, after = old.attention(kind).kv_heads, new.attention(kind).kv_heads
+        if before % after:
+            raise UserError(f"{kind} attention: {after} key/value heads do not divide the model's {before}")
+    return walk(params, "")
+
+
+def convert(workdir: str, out: str, model: ModelConfig, checkpoint: str | None = None) -> None:
+    """Write a workdir with the checkpoint of another one, mean-pooled to the key/value heads of `model`.
+
+    It can be evaluated and translated with, and is what `train.init_from` of an up-training names; it holds no
+    optimiser's state, so it can't be trained on itself.
+    """
+    checkpoints = Checkpoints(workdir)
+    name = checkpoints.choose(checkpoint)
+    old = checkpoints.config(name)
+    for field in differences(Config(model=old.model), Config(model=model)):
+        if not field.endswith("kv_heads"):
+            raise UserError(
+                f"{field}: only the numbers of key/value heads can be converted; leave it as {workdir} has it"
+            )
+    if epath.Path(out).exists() and any(epath.Path(out).iterdir()):
+        raise UserError(f"{out} is not empty; name a new folder")
+    params = mean_pool(checkpoints.params(name), old.model, model)
+    config = to_json(dataclasses.replace(old, model=model)).encode()
+    files = {"config.json": config, "tokenizer.model": (checkpoints.path(name) / "tokenizer.model").read_bytes()}
+    progress = checkpoints.progress(name)
+    kept = {key: progress[key] for key in ("step", "vocab_size")}
+    for file, content in files.items():
+        replace(epath.Path(out) / file, content)
+    if (sets := epath.Path(workdir) / "sets").exists():
+        for path in sets.iterdir():
+            replace(epath.Path(out) / "sets" / path.name, path.read_bytes())
+    target = Checkpoints(out)
+    converted = {"averaged_steps": progress.get("averaged_steps", [progress["step"]]), "trainable": False}
+    target.save(AVERAGE, {"params": params}, progress=kept | converted, files=files)
+    target.wait()

@@ -1,0 +1,91 @@
+"""What sharing keys and values saves: cache, parameters and decoding time of each variant of a model, as a table."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Iterator, Mapping
+
+import jax
+import numpy as np
+
+from transformer.config import AttentionConfig, Config, DecodeConfig, ModelConfig
+from transformer.inference.translator import Translator
+from transformer.model import encoder_decoder
+
+BYTES = {"float32": 4, "bfloat16": 2}
+
+
+def cache_bytes(model: ModelConfig) -> tuple[int, int]:
+    """Bytes of keys and values for one position of a hypothesis (decoder self-attention), and for one source position
+    (cross-attention): layers with keys and values of their own * key/value heads * (d_k + d_v) * bytes of a number."""
+
+    def of(kind: str) -> int:
+        own = model.attention(kind)
+        groups = -(-model.decoder_layers // own.kv_sharing)
+        return groups * own.kv_heads * (model.key_size + model.value_size) * BYTES[model.dtype]
+
+    return of("decoder"), of("cross")
+
+
+def variants(model: ModelConfig) -> Mapping[str, ModelConfig]:
+    """The model with keys and values shared in the usual ways; MHA multi-head, GQA grouped-query with a quarter of the
+    heads, MQA multi-query, CLA2 with two neighbouring layers on one set."""
+
+    def shared(heads: int, layers: int = 1) -> ModelConfig:
+        same = AttentionConfig()
+        return dataclasses.replace(
+            model,
+            kv_heads=heads,
+            kv_sharing=layers,
+            encoder_attention=same,
+            decoder_attention=same,
+            cross_attention=same,
+        )
+
+    rows = {"MHA": shared(model.heads)}
+    if model.heads % 4 == 0 and model.heads > 4:
+        rows[f"GQA-{model.heads // 4}"] = shared(model.heads // 4)
+    return rows | {"MQA": shared(1), "MHA+CLA2": shared(model.heads, 2), "MQA+CLA2": shared(1, 2)}
+
+
+def decode_seconds(model: ModelConfig, vocab_size: int, *, sentences: int, beam_size: int, length: int) -> float:
+    """Seconds that beam search takes, once compiled, for `sentences` outputs of exactly `length` pieces under random
+    parameters; the sources have 24 pieces."""
+    built = encoder_decoder(dataclasses.replace(model, dropout=0.0), vocab_size)
+    params = jax.jit(built.init)(jax.random.key(0))
+    fixed = DecodeConfig(
+        beam_size=beam_size, min_length=length, max_length=length, max_extra_length=length, batch_sentences=sentences
+    )
+    translator = Translator(built, params, None, fixed)
+    sources = np.random.default_rng(0).integers(4, vocab_size, (sentences, 23)).tolist()
+    seconds = []
+    for _ in range(3):  # the first compiles
+        began = time.perf_counter()
+        found = list(translator.search(sources))
+        assert all(len(tokens[0]) == length for _, (tokens, _) in found)
+        seconds.append(time.perf_counter() - began)
+    return min(seconds[1:])
+
+
+def kv_table(config: Config, *, sentences: int = 8, length: int = 64) -> Iterator[str]:
+    """Lines of the table for a config's model."""
+    beams = config.decode.beam_size
+    kind = jax.devices()[0].device_kind
+    yield (
+        f"{sentences} sentences, beam {beams}, {length} pieces out, sources of 24 pieces, {config.model.dtype}, random "
+        f"parameters, {kind}"
+    )
+    heads = ("bytes/token", 12), ("bytes/source", 13), ("bytes/sentence", 15), ("parameters", 12), ("ms/token", 9)
+    yield " ".join([f"{'variant':10}", *(f"{head:>{width}}" for head, width in heads)])
+    for name, model in variants(config.model).items():
+        token, source = cache_bytes(model)
+        shapes = jax.tree.leaves(encoder_decoder(model, config.data.vocab_size).abstract_params)
+        seconds = decode_seconds(model, config.data.vocab_size, sentences=sentences, beam_size=beams, length=length)
+        yield (
+            f"{name:10} {token:12,} {source:13,} {token * beams * length + source * 24:15,} "
+            f"{sum(math.prod(x.shape) for x in shapes):12,} {1e3 * seconds / (sentences * length):9.2f}"
+        )
+    yield "bytes/token: of one hypothesis; bytes/sentence: all beams at full length and the source, before what beams"
+    yield "have in common is kept but once"
