@@ -184,7 +184,8 @@ class Worker:
 def candidates(name: str, device: str, threads: int) -> list[dict[str, Any]]:
     """The settings a system is tried with; 'environment' is for its process."""
     if name == "huggingface":
-        return [{"attention": "sdpa"}, {"attention": "eager"}]
+        waits = [{}, {"environment": {"OMP_WAIT_POLICY": "passive"}}] if device == "cpu" else [{}]
+        return [{"attention": attention} | wait for wait in waits for attention in ("sdpa", "eager")]
     if name != "ctranslate2" or device != "cpu":
         return [{}]
     flags = next((line for line in _cpuinfo() if line.startswith("flags")), "").split()
