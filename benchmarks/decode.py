@@ -45,8 +45,8 @@ SYSTEMS = {
 SPREAD_LONGEST = 128  # no output of the spread comes near it
 QUICK = {
     **{"model.encoder_layers": 2, "model.decoder_layers": 2, "model.d_model": 64, "model.d_ff": 128, "model.heads": 4},
-    **{"data.vocab_size": 1_000, "train.steps": 250, "train.peak_learning_rate": 0.005},
-    **{"train.eval_every": 250, "train.checkpoint_every": 250},
+    **{"data.vocab_size": 1_000, "train.steps": 700, "train.batch_tokens": 1_024, "train.peak_learning_rate": 0.005},
+    **{"train.eval_every": 700, "train.checkpoint_every": 700, "train.log_every": 100},
 }
 
 
@@ -58,11 +58,11 @@ def log(text: str) -> None:
 
 
 def write_text(folder: Path, quick: bool) -> None:
-    """Lines of one to eight generated phrases each: train, dev and test, both sides; of one or two if `quick`.
+    """Lines of one to eight generated phrases each: train, dev and test, both sides; of one each if `quick`.
 
     Of the test lines one in forty or so has an output of the fixed length.
     """
-    most, *totals = (2, 20_000, 200, 6_000) if quick else (8, 400_000, 500, 60_000)
+    most, *totals = (1, 20_000, 200, 6_000) if quick else (8, 400_000, 500, 60_000)
     part = folder.with_suffix(".part")
     part.mkdir(parents=True, exist_ok=True)
     draw = random.Random(0)
@@ -184,7 +184,8 @@ class Worker:
 def candidates(name: str, device: str, threads: int) -> list[dict[str, Any]]:
     """The settings a system is tried with; 'environment' is for its process."""
     if name == "huggingface":
-        return [{"attention": "sdpa"}, {"attention": "eager"}]
+        waits = [{}, {"environment": {"OMP_WAIT_POLICY": "passive"}}] if device == "cpu" else [{}]
+        return [{"attention": attention} | wait for wait in waits for attention in ("sdpa", "eager")]
     if name != "ctranslate2" or device != "cpu":
         return [{}]
     flags = next((line for line in _cpuinfo() if line.startswith("flags")), "").split()
@@ -446,7 +447,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--quick", action="store_true", help="a toy model and little work: a smoke test of a minute")
     parser.add_argument("--json", action="store_true", help="print one list of rows on standard output")
     options, overrides = parser.parse_known_args(arguments)
-    quick = {"batches": [1, 4], "length": 12, "repeats": 1, "lengths": [8, 16], "variant_batch": 2}
+    quick = {"batches": [1, 4], "length": 10, "repeats": 1, "lengths": [8, 16], "variant_batch": 2}
     full = {"batches": [1, 8, 32, 128], "length": 48, "repeats": 5, "lengths": [64, 128, 256, 512], "variant_batch": 32}
     for name, value in (quick if options.quick else full).items():
         if getattr(options, name) is None:

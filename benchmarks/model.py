@@ -8,7 +8,7 @@ from transformer.config import Config, DataConfig, DecodeConfig, ModelConfig, Tr
 
 config = Config(
     model=ModelConfig(dropout=0.0),
-    data=DataConfig(vocab_size=8_000, max_length=100, length_buckets=3),
+    data=DataConfig(vocab_size=8_000, max_length=100, length_buckets=6),
     train=TrainConfig(
         steps=600,
         batch_tokens=2_048,

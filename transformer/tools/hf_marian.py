@@ -220,11 +220,11 @@ def export(workdir: str, out: str, checkpoint: str | None = None) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     for side in ("source", "target"):
         (folder / f"{side}.spm").write_bytes(pieces.model)
-    source, target = config.data.languages
     _write(folder / "vocab.json", {pieces.piece(i): i for i in range(vocab_size)})
     _write(
         folder / "tokenizer_config.json",
-        {"tokenizer_class": "MarianTokenizer", "source_lang": source, "target_lang": target}
+        {"tokenizer_class": "MarianTokenizer"}
+        | dict(zip(("source_lang", "target_lang"), config.data.languages or (), strict=False))
         | dict(zip(("pad_token", "bos_token", "eos_token", "unk_token"), SPECIALS, strict=True)),
     )
     _write(folder / "generation_config.json", generation_config(config))
