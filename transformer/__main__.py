@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import logging
 import sys
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 from transformer.command_line import Parser, config_file, decode_options, override, run, set_up_jax
@@ -20,15 +22,27 @@ def translate(arguments: list[str]) -> None:
         "--jsonl", action="store_true", help="lines are JSON objects with a field source; see the README"
     )
     parser.add_argument("--details", action="store_true", help="with --jsonl: also pieces, log_probs and alignment")
+    parser.add_argument("--input", metavar="FILE", help="read this instead of standard input")
+    parser.add_argument("--output", metavar="FILE", help="write this instead of standard output")
+    parser.add_argument(
+        "--share",
+        metavar="I/N",
+        help="with both: translate the I-th of N shares (from 0); the last to finish joins them",
+    )
     translator, own = _translator(parser, arguments)
-    from transformer.inference.stream import translate_jsonl, translate_stream
+    from transformer.inference import shares, stream
 
-    if own.jsonl:
-        translate_jsonl(translator, sys.stdin.buffer, sys.stdout.buffer, details=own.details)
-    elif own.details or translator.config.n_best > 1:
+    if not own.jsonl and (own.details or translator.config.n_best > 1):
         raise UserError("--details and --decode.n_best need --jsonl: a line of text has no room for them")
+    if (own.input is None) != (own.output is None) or (own.share and own.input is None):
+        raise UserError("--input and --output go together, and --share needs both")
+    answer = partial(stream.translate_stream, translator)
+    if own.jsonl:
+        answer = partial(stream.translate_jsonl, translator, details=own.details)
+    if own.input is None:
+        answer(sys.stdin.buffer, sys.stdout.buffer)
     else:
-        translate_stream(translator, sys.stdin.buffer, sys.stdout.buffer)
+        shares.translate_share(answer, Path(own.input), Path(own.output), *shares.parse(own.share or "0/1"))
 
 
 def score(arguments: list[str]) -> None:

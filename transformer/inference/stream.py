@@ -15,16 +15,19 @@ CHUNK_LINES = 10_000
 CHUNK_SECONDS = 0.05  # how long to wait for a line that follows at once
 
 
-def translate_stream(translator: Translator, source: BinaryIO, target: BinaryIO) -> int:
+def translate_stream(translator: Translator, source: BinaryIO, target: BinaryIO, first_line: int = 1) -> int:
     """Write one translation for each line of `source`, in order; returns their number.
 
     Lines end with "\n" alone; the last may lack it. Whatever has arrived is translated together, so a file goes in
     large batches, and somebody who types gets an answer after each line. Bytes that are not UTF-8 are read as U+FFFD.
+    `first_line` is the number of the first line, where `source` is a part of something.
     """
-    return _answer(source, target, lambda lines, first: translator.translate(lines, first_line=first))
+    return _answer(source, target, lambda lines, first: translator.translate(lines, first_line=first), first_line)
 
 
-def translate_jsonl(translator: Translator, source: BinaryIO, target: BinaryIO, *, details: bool = False) -> int:
+def translate_jsonl(
+    translator: Translator, source: BinaryIO, target: BinaryIO, first_line: int = 1, *, details: bool = False
+) -> int:
     """As `translate_stream`, for lines that are JSON objects with a field `source` and, if wanted, `prefix`, which the
     translation is to begin with. Each comes out again with all its fields, and with
 
@@ -52,7 +55,7 @@ def translate_jsonl(translator: Translator, source: BinaryIO, target: BinaryIO, 
                 record |= _details(next(scored))
             yield _json(record)
 
-    return _answer(source, target, answer)
+    return _answer(source, target, answer, first_line)
 
 
 def score_jsonl(translator: Translator, source: BinaryIO, target: BinaryIO) -> int:
@@ -65,15 +68,17 @@ def score_jsonl(translator: Translator, source: BinaryIO, target: BinaryIO) -> i
         for record, scored in zip(records, translator.score(*sides, first_line=first), strict=True):
             yield _json(record | {"score": scored.score} | _details(scored))
 
-    return _answer(source, target, answer)
+    return _answer(source, target, answer, 1)
 
 
-def _answer(source: BinaryIO, target: BinaryIO, answer: Callable[[Sequence[str], int], Iterable[str]]) -> int:
+def _answer(
+    source: BinaryIO, target: BinaryIO, answer: Callable[[Sequence[str], int], Iterable[str]], first_line: int
+) -> int:
     """Write a line for each line; `answer(lines, number of the first)` gives them for those that arrived together."""
     done = 0
     for lines in _chunks(source):
         texts = [line.decode("utf-8", errors="replace").rstrip("\r") for line in lines]
-        for text in answer(texts, done + 1):
+        for text in answer(texts, first_line + done):
             target.write(text.encode("utf-8", errors="replace") + b"\n")
         target.flush()
         done += len(lines)
