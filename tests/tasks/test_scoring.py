@@ -76,7 +76,7 @@ def test_the_commands_agree(call, trained: Path, tiny, monkeypatch) -> None:
     assert done.code == 0, done.err
     hypotheses = done.out.split("\n")[:-1]
     assert len(hypotheses) == 20
-    assert f"translating with checkpoint 120 of {trained}" in done.err
+    assert f"using checkpoint 120 of {trained}" in done.err
     score = sacrebleu.corpus_bleu(hypotheses, [lines(tiny.folder / "test.de")]).score
     assert evaluate(call, "--workdir", trained, "--checkpoint", "last")["bleu"] == score
 
