@@ -110,8 +110,9 @@ def test_input_that_cannot_be_read_is_an_error():
 
 
 PROGRAM = """
-import sys
+import signal, sys
 from transformer.inference.stream import translate_stream
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored from birth where the tests run in the background
 class Capitals:
     def translate(self, sentences, *, first_line=1):
         return [sentence.upper() for sentence in sentences]
