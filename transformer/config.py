@@ -70,6 +70,8 @@ class ModelConfig:
     """Normalise each sub-layer's input instead of its residual sum (and the stack's output once)."""
     tied_embeddings: Literal["all", "target", "none"] = "all"
     """Which matrices are one table: 'all' = source, target and output (paper §3.4), 'target' = target and output."""
+    attention_kernel: Literal["plain", "cudnn"] = "plain"
+    """'cudnn' = its fused kernel on NVIDIA GPUs, in bfloat16, wherever it does the same; elsewhere as 'plain'."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of activations and matrix products. Parameters, softmax, norms and loss stay float32."""
 

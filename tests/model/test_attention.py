@@ -1,3 +1,5 @@
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -6,7 +8,7 @@ import reference
 from flax import nnx
 from quick import jit
 
-from transformer.model.attention import KV, Attention, attend, write
+from transformer.model.attention import KV, Attention, attend, fused, fusible, write
 
 RNG = np.random.default_rng(0)
 
@@ -130,3 +132,27 @@ def test_write_puts_each_beam_in_its_own_slots():
     np.testing.assert_array_equal(written.k_BKHS, expected_k)
     np.testing.assert_array_equal(np.asarray(written.v_BKSH, np.float32), expected_v)
     assert written.v_BKSH.dtype == jnp.bfloat16
+
+
+@pytest.mark.parametrize("kv_heads", [4, 2, 1])
+def test_the_fused_form_equals_the_plain_one(kv_heads):
+    """The same call, by XLA's implementation: masks of full and of size 1, a row that may attend nowhere; gradients."""
+    B, T, S, N, H = 2, 4, 6, 4, 8
+    q, kv, v = normal(B, T, N, H), as_kv(normal(B, S, kv_heads, H), normal(B, S, kv_heads, H)), normal(B, T, N, H)
+    full = RNG.random((B, T, S)) < 0.5
+    full[0, 1] = False
+    full[:, 0, 0] = True
+    forms = (lambda *args: attend(*args)[0], lambda *args: fused(*args, "xla"))
+    for mask in (full, full[:, :1], full[:1]):
+
+        def loss(form, q, kv, mask=mask):
+            return (form(q, kv, jnp.asarray(mask)) * v).sum()
+
+        plain, one = (jax.value_and_grad(partial(loss, form), (0, 1))(jnp.asarray(q), kv) for form in forms)
+        for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(one), strict=True):
+            np.testing.assert_allclose(a, b, atol=2e-5)
+
+
+def test_without_a_gpu_nothing_is_fused():
+    q, kv = jnp.zeros((1, 2, 2, 8), jnp.bfloat16), as_kv(np.zeros((1, 2, 2, 8)), np.zeros((1, 2, 2, 8)))
+    assert fusible(q, kv) == (jax.default_backend() == "gpu")

@@ -52,6 +52,25 @@ def attend(q_BTNH: Array, kv: KV, mask_BTS: Array, *, want_weights: bool = False
     return y_BKXH.reshape(B, N, T, -1).swapaxes(1, 2), weights_BNTS if want_weights else None
 
 
+def fused(q_BTNH: Array, kv: KV, mask_BTS: Array, implementation: str = "cudnn") -> Array:
+    """y_BTNH as `attend` gives it, by one kernel that never holds the weights (Dao et al. 2022), in q's type."""
+    B, T, _, _ = q_BTNH.shape
+    k_BSKH, v_BSKH = kv.k_BKHS.transpose(0, 3, 1, 2), kv.v_BKSH.swapaxes(1, 2)
+    mask_BTS = jnp.broadcast_to(mask_BTS, (B, T, k_BSKH.shape[1]))
+    y_BTNH = jax.nn.dot_product_attention(q_BTNH, k_BSKH, v_BSKH, mask=mask_BTS[:, None], implementation=implementation)
+    # A row that may attend nowhere: the kernel gives it the mean of all values.
+    return jnp.where(jnp.any(mask_BTS, axis=-1)[..., None, None], y_BTNH, 0)
+
+
+def fusible(q_BTNH: Array, kv: KV) -> bool:
+    """Whether cuDNN's kernel does what `attend` does for these: on NVIDIA GPUs, 16-bit, heads of one size, which is a
+    multiple of 8 up to 128, and even lengths."""
+    _, T, _, H = q_BTNH.shape
+    S, H_v = kv.v_BKSH.shape[2:]
+    sizes = H_v == H and H % 8 == 0 and H <= 128 and T % 2 == 0 and S % 2 == 0
+    return jax.default_backend() == "gpu" and q_BTNH.dtype.itemsize == 2 and sizes
+
+
 def write(cache: KV, new: KV, end: Array | int, beams: int = 1) -> KV:
     """The cache with T new positions of each of its M = `beams` beams a sentence, written from slot `end` on.
 
@@ -76,12 +95,22 @@ class Attention(nnx.Module):
     """
 
     def __init__(
-        self, d_model: int, heads: int, kv_heads: int, d_k: int, d_v: int, *, own_kv: bool = True, rngs: nnx.Rngs
+        self,
+        d_model: int,
+        heads: int,
+        kv_heads: int,
+        d_k: int,
+        d_v: int,
+        *,
+        own_kv: bool = True,
+        kernel: str = "plain",
+        rngs: nnx.Rngs,
     ):
         def glorot(fan_in: int, fan_out: int, shape: tuple[int, ...]) -> nnx.Param:
             limit = (6 / (fan_in + fan_out)) ** 0.5
             return nnx.Param(jax.random.uniform(rngs.params(), shape, jnp.float32, -limit, limit))
 
+        self.kernel = kernel
         self.query = glorot(d_model, heads * d_k, (d_model, heads, d_k))
         if own_kv:
             self.key = glorot(d_model, kv_heads * d_k, (d_model, kv_heads, d_k))
@@ -104,7 +133,11 @@ class Attention(nnx.Module):
         q_BTNH = product(x_BTD, self.query[...])
         rows, T, N, H = q_BTNH.shape
         B = kv.k_BKHS.shape[0]
-        y_BTNH, weights = attend(q_BTNH.reshape(B, -1, N, H), kv, mask_BTS, want_weights=want_weights)
+        q_BTNH = q_BTNH.reshape(B, -1, N, H)
+        if self.kernel == "cudnn" and not want_weights and fusible(q_BTNH, kv):
+            y_BTNH, weights = fused(q_BTNH, kv, mask_BTS), None
+        else:
+            y_BTNH, weights = attend(q_BTNH, kv, mask_BTS, want_weights=want_weights)
         if weights is not None:
             S = weights.shape[-1]
             weights = weights.reshape(B, N, rows // B, T, S).swapaxes(1, 2).reshape(rows, N, T, S)

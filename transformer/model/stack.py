@@ -37,7 +37,8 @@ def _attention(config: ModelConfig, kind: str, layer: int, rngs: nnx.Rngs) -> At
     """That of one layer; the first of each `kv_sharing` neighbours makes keys and values for all of them."""
     c, own = config, config.attention(kind)
     first = layer % own.kv_sharing == 0
-    return Attention(c.d_model, c.heads, own.kv_heads, c.key_size, c.value_size, own_kv=first, rngs=rngs)
+    sizes = c.d_model, c.heads, own.kv_heads, c.key_size, c.value_size
+    return Attention(*sizes, own_kv=first, kernel=c.attention_kernel, rngs=rngs)
 
 
 class EncoderLayer(nnx.Module):
