@@ -90,7 +90,7 @@ def set_up_jax() -> None:
         with cache(Config().data) as folder:
             (folder / "compiled").mkdir(exist_ok=True)
         jax.config.update("jax_compilation_cache_dir", str(folder / "compiled"))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
     except UserError as error:
         logging.getLogger("transformer").warning("compiled programs are not kept: %s", error)
     if sys.platform == "linux":
