@@ -156,29 +156,14 @@ def decode(
     `source_BS` are pieces with eos, padded with 0; `limit_B` the greatest numbers of pieces, eos included, and 0 for
     rows that are not there: these yield nothing.
     """
-    B, limits = len(source_BS), np.asarray(limit_B)
-    length, until = size(STAGE), STAGE
+    limits = np.asarray(limit_B)
+    length, until, keep = size(STAGE), STAGE, None
     memories, beams = begin(params, source_BS, limit_B, given, plan.options, models=models, length=length)
     # Which row of the input each row of the batch holds; -1 where it is done with.
-    number = np.where(limits > 0, np.arange(B), -1)
-    while (number >= 0).any():
-        rows = len(number)
-        few = rows // 2 if rows > FEWEST_ROWS and rows % 2 == 0 else 0
-        beams, used = proceed(params, memories, beams, plan, few, until, models=models)
-        stopped = np.asarray(beams.stopped_B)
-        left = np.flatnonzero(~stopped & (number >= 0))
-        if (done := np.flatnonzero(stopped & (number >= 0))).size:
-            found = jax.tree.map(np.asarray, hypotheses(beams, plan.options))
-            for row in done:
-                yield int(number[row]), Hypotheses(*(x[row] for x in found))
-            number[done] = -1
-        if not left.size:
-            return
-        keep = index = None
-        if int(beams.at) == until:
-            until, keep = until + STAGE, size(int(used))
-            length = size(until)
-        while rows > FEWEST_ROWS and rows % 2 == 0 and len(left) <= rows // 2:
+    number = np.where(limits > 0, np.arange(len(limits)), -1)
+    while (left := np.flatnonzero(number >= 0)).size:
+        rows, index = len(number), None
+        while half(rows) >= len(left):
             rows //= 2
         if rows < len(number):
             # Filled up with sentences that are done with, which stay stopped.
@@ -186,3 +171,19 @@ def decode(
             number = number[index]
         if index is not None or keep is not None:
             memories, beams = rearrange(memories, beams, index, length=length, keep=keep)
+        beams, used = proceed(params, memories, beams, plan, half(rows), until, models=models)
+        done = np.flatnonzero(np.asarray(beams.stopped_B) & (number >= 0))
+        if done.size:
+            found = jax.tree.map(np.asarray, hypotheses(beams, plan.options))
+            for row in done:
+                yield int(number[row]), Hypotheses(*(x[row] for x in found))
+            number[done] = -1
+        keep = None
+        if int(beams.at) == until:
+            until, keep = until + STAGE, size(int(used))
+            length = size(until)
+
+
+def half(rows: int) -> int:
+    """At how many sentences a batch of so many rows is cut in half; 0 = never."""
+    return rows // 2 if rows > FEWEST_ROWS and rows % 2 == 0 else 0
