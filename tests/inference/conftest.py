@@ -1,0 +1,20 @@
+"""The engine's programs, compiled in a hurry as `quick.jit` does: here they run a few times on tiny shapes."""
+
+import inspect
+
+import pytest
+from quick import jit
+
+from transformer.inference import engine, translator
+
+
+@pytest.fixture(scope="session", autouse=True)
+def compiled_quickly():
+    with pytest.MonkeyPatch.context() as patch:
+        for module, name in ((engine, "begin"), (engine, "proceed"), (engine, "rearrange"), (translator, "forced")):
+            program = inspect.unwrap(getattr(module, name))
+            # What stands behind the star of their signatures is static.
+            static = [p.name for p in inspect.signature(program).parameters.values() if p.kind == p.KEYWORD_ONLY]
+            donated = {"donate_argnames": "beams"} if name == "proceed" else {}
+            patch.setattr(module, name, jit(program, static_argnames=static, **donated))
+        yield

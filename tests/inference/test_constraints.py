@@ -1,0 +1,150 @@
+"""Wishes of users on random models, a beam search over tables of log-probabilities, against the plain beam search."""
+
+import functools
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from plain_beam_search import plain_beam_search
+from quick import jit
+
+from transformer.inference.beam_search import Beams, Options, beam_search, start
+from transformer.inference.constraints import Constraints, together
+
+PAD, BOS, EOS, VOCABULARY, LONGEST, ROWS = 0, 1, 2, 7, 9, 12
+
+
+@functools.cache
+def tables():
+    """log_probs[sentence, position, last piece but one, last piece, V]; pad and bos are forbidden."""
+    logits = np.random.default_rng(0).normal(size=(ROWS, LONGEST, VOCABULARY, VOCABULARY, VOCABULARY)) * 1.5
+    logits[..., EOS] -= 1.5
+    logits[..., [PAD, BOS]] = -np.inf
+    return (logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))).astype(np.float32)
+
+
+def following(sentence):
+    """For the plain search."""
+    return lambda words: tables()[sentence, len(words), *(BOS, BOS, *words)[-2:]].astype(np.float64)
+
+
+@functools.partial(jit, static_argnames=("M", "form", "n_best"))
+def search(limits, alpha, constraints, prefix, *, M, form, n_best):
+    table = jnp.asarray(tables())
+
+    def step(tokens_X, cache, at):
+        sentence, before = cache
+        return table[sentence, at, before, tokens_X], (sentence, tokens_X)
+
+    cache = jnp.repeat(jnp.arange(ROWS), M), jnp.full(ROWS * M, BOS)
+    return beam_search(
+        step, cache, limits, max_length=LONGEST, beam_size=M, bos=BOS, eos=EOS, pad=PAD, length_penalty=alpha,
+        length_normalization=form, n_best=n_best, adjust=constraints.adjust, given={"prefix_BL": prefix},
+    )  # fmt: skip
+
+
+def padded(phrases, *, left=False):
+    """-1 where a phrase is shorter than the longest."""
+    result = np.full((len(phrases), max(map(len, phrases))), -1, np.int32)
+    for row, phrase in zip(result, phrases, strict=True):
+        row[len(row) - len(phrase) if left else 0 :][: len(phrase)] = phrase
+    return result
+
+
+LIMITS = np.array([9, 9, 9, 9, 9, 9, 8, 6, 4, 2, 1, 0])
+BANNED = [(3,), (4, 5), (5, 5, 6), (EOS,)]
+PREFIXES = [(), (3,), (4, 4), (5, 4, 5, 4), (6,), (3, 3, 3), (), (4, 5), (3, 4), (5,), (6,), ()]
+
+
+def check(M, form, alpha, *, n_best=1, min_length=0, banned=(), no_repeat_ngram=0, prefixes=None):
+    """The search finds what the plain one does; returns the best of each sentence, without eos."""
+    constraints = Constraints(
+        EOS, min_length, padded(banned, left=True) if banned else None, no_repeat_ngram, prefixes is not None
+    )
+    prefixes = prefixes or [()] * ROWS
+    # One more column than needed, so that the search goes on beyond it.
+    prefix = np.pad(padded(prefixes), ((0, 0), (0, 1)), constant_values=-1)
+    found = search(LIMITS, alpha, constraints, prefix, M=M, form=form, n_best=n_best)
+    best = []
+    for b in range(ROWS):
+        expected = plain_beam_search(
+            following(b), LIMITS[b], M, EOS, alpha, form,
+            min_length=min_length, banned=banned, no_repeat_ngram=no_repeat_ngram, prefix=prefixes[b],
+        )[:n_best]  # fmt: skip
+        scores, lengths = (np.asarray(x)[b, :n_best] for x in (found.scores_BM, found.lengths_BM))
+        assert (lengths > 0).sum() == len(expected)
+        np.testing.assert_allclose(scores[: len(expected)], [score for score, _ in expected], rtol=1e-5, atol=1e-5)
+        pieces = [tuple(np.asarray(found.tokens_BML)[b, m, :n].tolist()) for m, n in enumerate(lengths) if n]
+        assert pieces == [pieces for _, pieces in expected]
+        best.append(pieces[0][:-1] if pieces else None)
+    return best
+
+
+def test_without_wishes():
+    free = check(3, "paper", 0.6, n_best=3)
+    assert check(1, "paper", 0.6) != free
+    # What the wishes below are for: the outputs break each of them.
+    assert any(5 > len(pieces) for pieces in free[:6])
+    assert any(3 in pieces for pieces in free if pieces)
+    assert any(len(set(pieces)) < len(pieces) for pieces in free if pieces)
+
+
+@pytest.mark.parametrize(("M", "form", "n_best"), [(1, "fairseq", 1), (3, "paper", 2)])
+def test_minimum_length(M, form, n_best):
+    for wanted in (1, 5, 20):
+        best = check(M, form, 1.0, n_best=n_best, min_length=wanted)
+        for pieces, limit in zip(best, LIMITS, strict=True):
+            assert pieces is None or len(pieces) >= min(wanted, limit - 1)  # the limit goes before it
+
+
+@pytest.mark.parametrize(("M", "form", "n_best"), [(1, "paper", 1), (3, "none", 3)])
+def test_banned_phrases(M, form, n_best):
+    """Of one, two and three pieces; the end, too, which comes at the limit all the same."""
+    best = check(M, form, 0.6, n_best=n_best, banned=BANNED[:3])
+    assert not any(3 in pieces for pieces in best if pieces)
+    assert [len(p) + 1 for p in check(M, form, 0.6, n_best=n_best, banned=[(EOS,)])[:11]] == LIMITS[:11].tolist()
+
+
+@pytest.mark.parametrize(("M", "n"), [(1, 2), (3, 1), (3, 2), (3, 3), (3, 12)])
+def test_no_ngram_twice(M, n):
+    """Minimum lengths that outputs without repetition can't always have: then fewer or none are found."""
+    for min_length in (0, 4, 6):
+        for pieces in check(M, "fairseq", 0.6, n_best=M, no_repeat_ngram=n, min_length=min_length):
+            ngrams = [pieces[i : i + n] for i in range(len(pieces or ()) - n + 1)]
+            assert len(set(ngrams)) == len(ngrams)
+
+
+@pytest.mark.parametrize(("M", "n_best"), [(1, 1), (3, 3)])
+def test_forced_prefixes(M, n_best):
+    best = check(M, "paper", 0.6, n_best=n_best, prefixes=PREFIXES)
+    for pieces, prefix, limit in zip(best, PREFIXES, LIMITS, strict=True):
+        # The limit goes before it.
+        assert pieces is None or pieces[: len(prefix)] == prefix[: limit - 1]
+
+
+@pytest.mark.parametrize(("M", "form", "n_best"), [(1, "none", 1), (2, "fairseq", 1), (4, "paper", 4)])
+def test_all_wishes_at_once(M, form, n_best):
+    """The prefixes repeat themselves, hold banned phrases and are shorter than the minimum: they stand all the same."""
+    for alpha, min_length in ((0.0, 3), (0.6, 5), (2.0, 4)):
+        wishes = {"min_length": min_length, "banned": BANNED[:3], "no_repeat_ngram": 2}
+        best = check(M, form, alpha, n_best=n_best, prefixes=PREFIXES, **wishes)
+        assert best[5][:3] == (3, 3, 3) and 3 not in best[5][3:]
+
+
+def test_no_way_out_is_no_hypothesis():
+    """All words are banned and the end comes too early: what is left is an end at the limit, or nothing."""
+    best = check(3, "paper", 0.6, n_best=3, banned=[(w,) for w in range(3, VOCABULARY)], min_length=1)
+    assert [pieces is None for pieces in best] == [limit != 1 for limit in LIMITS]
+
+
+def test_hooks_together_are_applied_in_turn():
+    def double(log_probs, beams: Beams):
+        return 2 * log_probs
+
+    def add(log_probs, beams: Beams):
+        return log_probs + 1
+
+    beams = start((), jnp.array([3]), 3, Options(1, BOS, EOS))
+    assert together(None, None) is None
+    assert together(double, None, add)(jnp.float32(3), beams) == 7
+    assert together(add, double)(jnp.float32(3), beams) == 8
