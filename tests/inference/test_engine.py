@@ -1,0 +1,330 @@
+"""Decoding with real, tiny, random models: it finds what a plain search over whole passes finds, whatever the batch."""
+
+import dataclasses
+import functools
+import json
+import logging
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from whole_passes import CONFIG, EOS, Numbers, expected, same, sources, tiny, translator
+
+from transformer.checkpoint import Checkpoints
+from transformer.config import AttentionConfig, Config, DecodeConfig, UserError, to_json
+from transformer.inference import engine
+from transformer.inference import translator as translator_module
+from transformer.inference.translator import Translator
+from transformer.model.attention import KV, attend
+
+VARIANTS = {
+    "multi-head": {"positions": "sinusoidal"},
+    "grouped": {"kv_heads": 2, "d_k": 6, "d_v": 3},
+    "multi-query, pre-norm": {"kv_heads": 1, "pre_norm": True, "positions": "none"},
+    "shared": {"kv_sharing": 2, "kv_heads": 2},
+    "window in the encoder": {"encoder_attention": AttentionConfig(window=1)},
+    "window in the decoder": {"decoder_attention": AttentionConfig(window=2)},
+    "window across": {"cross_attention": AttentionConfig(window=1)},
+    "each its own": {
+        "encoder_attention": AttentionConfig(kv_heads=2, window=2),
+        "decoder_attention": AttentionConfig(kv_heads=1, kv_sharing=2, window=3),
+        "cross_attention": AttentionConfig(kv_sharing=2, window=3),
+        "pre_norm": True,
+    },
+}
+EACH_ITS_OWN = dataclasses.replace(CONFIG, **VARIANTS["each its own"])
+
+
+# ---- Equal to the plain search ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_equals_a_plain_search_without_a_cache(name):
+    """All n best, under wishes that their tokens do not come by themselves."""
+    ours = translator(
+        dataclasses.replace(CONFIG, **VARIANTS[name]), n_best=3, no_repeat_ngram=2, min_length=4, banned=("5 6", "7")
+    )
+    texts = sources(8)
+    found = dict(ours.search(texts))
+    assert sorted(found) == list(range(8))
+    for i, source in enumerate(texts):
+        pieces, scores = expected(ours, source)
+        np.testing.assert_allclose(found[i][1][:3], scores, rtol=1e-5)
+        assert found[i][0][:3] == pieces
+    assert len({tuple(pieces) for tokens, _ in found.values() for pieces in tokens}) > 12
+
+
+OPTIONS = [
+    {"beam_size": 1},
+    {"beam_size": 5, "n_best": 5, "min_length": 0},
+    {"length_normalization": "fairseq", "length_penalty": 1.0},
+    {"length_normalization": "none", "max_length": 4},
+    {"min_length": 12, "no_repeat_ngram": 1},
+]
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_equals_a_plain_search_whatever_the_options(options):
+    """With prefixes of 0 to 9 pieces, some of them longer than the limit."""
+    ours = translator(**options)
+    texts, prefixes = sources(4, seed=1), [[], [4, 4], [3], [9, 8, 7, 6, 5, 9, 8, 7, 6]]
+    found = dict(ours.search(texts, prefixes=prefixes))
+    for i, source in enumerate(texts):
+        n = ours.config.n_best
+        pieces, scores = expected(ours, source, prefixes[i])
+        np.testing.assert_allclose(found[i][1][:n], scores, rtol=1e-5)
+        assert found[i][0][:n] == pieces
+        assert all(own[: len(prefixes[i])] == prefixes[i] for own in pieces)
+
+
+def test_an_ensemble_searches_averaged_probabilities():
+    ours, texts = translator(seeds=(0, 1), n_best=2), sources(8, seed=2)
+    found, alone = dict(ours.search(texts)), [dict(translator(seeds=(i,)).search(texts)) for i in range(2)]
+    for i, source in enumerate(texts):
+        pieces, scores = expected(ours, source)
+        np.testing.assert_allclose(found[i][1][:2], scores, rtol=1e-5)
+        assert found[i][0][:2] == pieces
+    for one in alone:  # it is neither of the two
+        assert sum(one[i][0][0] != found[i][0][0] for i in range(8)) > 2
+
+
+@functools.cache
+def pieces_of(text):
+    from transformer.data.tokenizer import Tokenizer
+
+    return Tokenizer.train([text] * 20, vocab_size=280).model
+
+
+def workdir(folder, seed, text):
+    """What a training run leaves, with a random model."""
+    model, params = tiny(CONFIG, seed)
+    checkpoints = Checkpoints(str(folder))
+    config = Config(model=CONFIG, decode=DecodeConfig(beam_size=2, max_source_length=15, max_extra_length=6))
+    files = {"tokenizer.model": pieces_of(text), "config.json": to_json(config).encode()}
+    vocab_size = model.abstract_params["embedding"]["table"].shape[0]
+    checkpoints.save(1, {"params": params}, progress={"step": 1, "vocab_size": vocab_size}, files=files)
+    checkpoints.wait()
+    return str(folder)
+
+
+def test_an_ensemble_of_workdirs(tmp_path):
+    folders = [workdir(tmp_path / str(seed), seed, "the dog sees a cat") for seed in (0, 1)]
+    ours = Translator.load(folders)
+    assert len(ours.models) == 2 and ours.config.beam_size == 2
+    ((_, found),) = ours.search([[4, 5, 6]])
+    ((_, wanted),) = translator(seeds=(0, 1), beam_size=2).search([[4, 5, 6]])
+    assert same(found, wanted)
+    other = workdir(tmp_path / "other", 2, "eins zwei drei vier fünf")
+    with pytest.raises(UserError, match=r"^\S+ and \S+ have different tokenizers; an ensemble needs the same one$"):
+        Translator.load([*folders, other])
+
+
+# ---- Whatever the batch ---------------------------------------------------------------------------------------------
+
+TEXTS = sources(19, seed=3, longest=12)
+LONG = {"max_extra_length": 28, "min_length": 12}
+
+
+@functools.cache
+def alone():
+    """Each sentence in a batch of its own."""
+    ours = translator(EACH_ITS_OWN, **LONG)
+    return [next(iter(ours.search([source])))[1] for source in TEXTS]
+
+
+@pytest.mark.parametrize(
+    "decode", [{}, {"batch_sentences": 16}, {"batch_sentences": 2}, {"batch_tokens": 16 * 3 * 8, "batch_sentences": 64}]
+)
+def test_the_batch_changes_nothing(decode, capsys):
+    """Rows, neighbours and padding; sentences that leave; a cache that is collected once or twice."""
+    ours = translator(EACH_ITS_OWN, **LONG, **decode)
+    for order in (range(len(TEXTS)), np.random.default_rng(0).permutation(len(TEXTS))):
+        found = dict(ours.search([TEXTS[i] for i in order]))
+        agreeing = sum(same(found[place], alone()[i]) for place, i in enumerate(order))
+        with capsys.disabled():
+            print(f" {len(TEXTS) - agreeing} of {len(TEXTS)} differ at a choice closer than 1e-4", end="")
+        assert agreeing >= len(TEXTS) - 1
+    lengths = [len(tokens[0]) for tokens, _ in alone()]
+    assert min(lengths) < 20 and max(lengths) > 32
+
+
+def test_collecting_the_cache_changes_nothing(monkeypatch):
+    """More room from the beginning: then nothing is ever collected. Sentences never leave but all at once."""
+    monkeypatch.setattr(engine, "STAGE", 48)
+    monkeypatch.setattr(engine, "FEWEST_ROWS", 64)
+    calls, rearrange = [], engine.rearrange
+    monkeypatch.setattr(engine, "rearrange", lambda *a, **k: calls.append(a) or rearrange(*a, **k))
+    jax.clear_caches()  # STAGE is no argument of the compiled programs
+    found = dict(translator(EACH_ITS_OWN, **LONG).search(TEXTS))
+    jax.clear_caches()
+    assert not calls
+    assert sum(same(found[i], alone()[i]) for i in range(len(TEXTS))) >= len(TEXTS) - 1
+
+
+EIGHT = """
+import json, sys
+import jax
+jax.config.update("jax_num_cpu_devices", 8)
+sys.path[:0] = sys.argv[1:]
+import numpy as np
+import test_engine
+from transformer.inference import translator as module
+ours = test_engine.translator(test_engine.EACH_ITS_OWN, **test_engine.LONG, batch_sentences=16)
+ours.all_params = tuple(module._everywhere(own) for own in ours.all_params)
+ours.params = ours.all_params[0]
+placed, *_ = ours._place(np.zeros((16, 8), np.int32))
+found = dict(ours.search(test_engine.TEXTS))
+print(json.dumps([len(placed.sharding.device_set), [found[i] for i in range(len(found))]]))
+"""
+
+
+def test_eight_devices_change_nothing(environment, capsys):
+    here = Path(__file__).parent
+    done = subprocess.run(
+        [sys.executable, "-c", EIGHT, str(here), str(here.parent)],
+        capture_output=True, text=True, env=environment | {"XLA_FLAGS": "--xla_backend_optimization_level=0"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    devices, found = json.loads(done.stdout)
+    assert devices == 8 and len(found) == len(TEXTS)
+    agreeing = sum(same(own, alone()[i]) for i, own in enumerate(found))
+    with capsys.disabled():
+        print(f" {len(TEXTS) - agreeing} of {len(TEXTS)} differ at a choice closer than 1e-4", end="")
+    assert agreeing >= len(TEXTS) - 1
+
+
+# ---- Compilations ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def compilations():
+    """A list to which each compilation of whatever program adds an entry."""
+    seen = []
+
+    def listen(event, duration, **_):
+        if event == "/jax/core/compile/backend_compile_duration":
+            seen.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    yield seen
+    jax.monitoring.unregister_event_duration_listener(listen)
+
+
+def test_once_compiled_it_serves_all_sentences_and_numbers(compilations):
+    texts, prefixes = sources(9, seed=4), [[3], [], [4, 5]] * 3
+    options = {"no_repeat_ngram": 3, "banned": ("4 5 6", "7"), "n_best": 2}
+
+    def run(texts, **decode):
+        return dict(translator(**options | decode).search(texts, prefixes=prefixes))
+
+    first = run(texts)
+    assert compilations  # it does count
+    del compilations[:]
+    # Other sentences of the same shapes, in other numbers.
+    assert run(sources(9, seed=5)) != first
+    run(sources(9, seed=6), length_penalty=2.0)
+    run(sources(9, seed=6), min_length=7, banned=("8 9 10", "11"))
+    run(sources(9, seed=6), length_penalty=0.1, max_extra_length=4)
+    assert compilations == []
+    run(texts, beam_size=2)
+    assert compilations
+
+
+def test_once_compiled_it_draws_with_any_seed_and_temperature(compilations):
+    def run(**decode):
+        return dict(translator(sample=True, n_best=2, **decode).search(sources(4)))
+
+    first = run()
+    del compilations[:]
+    assert run(seed=7) != first
+    run(temperature=0.5)
+    run(top_k=3)
+    run(top_p=0.5, temperature=2.0, seed=1)
+    assert compilations == []
+
+
+def test_scoring_compiles_once_a_shape(compilations):
+    translator().score_pieces(sources(4), sources(4, seed=1))
+    del compilations[:]
+    translator(length_penalty=1.0).score_pieces(sources(4, seed=2), sources(4, seed=3))
+    assert compilations == []
+
+
+def exponentials(jaxpr):
+    """How often `exp` stands in a program and the programs it holds."""
+    count = 0
+    for equation in jaxpr.eqns:
+        count += equation.primitive.name == "exp"
+        for parameter in jax.tree.leaves(list(equation.params.values()), is_leaf=lambda x: hasattr(x, "eqns")):
+            inner = getattr(parameter, "jaxpr", parameter)
+            count += exponentials(inner) if hasattr(inner, "eqns") else 0
+    return count
+
+
+@pytest.mark.parametrize("want_weights", [False, True])
+def test_the_one_softmax(want_weights):
+    """One in `attend`; in the encoder one a layer, in a step of decoding two a layer, and none elsewhere."""
+    kv = KV(jnp.ones((1, 2, 4, 5)), jnp.ones((1, 2, 5, 4)))
+    mask = jnp.ones((1, 1, 5), bool)
+    program = jax.make_jaxpr(lambda q: attend(q, kv, mask, want_weights=want_weights))(jnp.ones((1, 3, 4, 4)))
+    assert exponentials(program.jaxpr) == 1
+    model, params = tiny(EACH_ITS_OWN, 0)
+    source = np.array([[4, 5, EOS]])
+    program = jax.make_jaxpr(lambda: model.apply(params, source, method="encode"))()
+    assert exponentials(program.jaxpr) == 2
+    memory = model.apply(params, source, method="encode")
+    cache = model.apply(params, 1, 4, 3, method="init_cache")
+    step = functools.partial(model.apply, method="decode", want_weights=want_weights)
+    program = jax.make_jaxpr(lambda cache: step(params, np.ones((3, 1), int), memory, cache=cache, at_B=0))(cache)
+    assert exponentials(program.jaxpr) == 4
+
+
+# ---- Memory ---------------------------------------------------------------------------------------------------------
+
+
+def test_what_does_not_fit_is_halved(monkeypatch, caplog):
+    """Results are complete and in place, each row is decoded once, later batches have the smaller size at once."""
+    ours, tried = translator(batch_sentences=16), []
+
+    def limited(models, params, source_BS, *rest):
+        tried.append(len(source_BS))
+        if len(source_BS) > 4:
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.")
+        # Fails before anything is found, or after half of it is.
+        yield from engine.decode(models, params, source_BS, *rest)
+
+    texts = sources(35, seed=7)
+    wanted = dict(translator().search(texts))
+    monkeypatch.setattr(translator_module, "decode", limited)
+    caplog.set_level(logging.WARNING, logger="transformer")
+    prefixes = [[3 + i % 9] for i in range(35)]
+    found = list(ours.search(texts))
+    assert sorted(i for i, _ in found) == list(range(35))
+    assert sum(same(result, wanted[i]) for i, result in found) >= 34
+    assert tried[:4] == [16, 8, 4, 4] and tried[4] == 8 and set(tried[7:]) <= {1, 4}
+    assert [record.getMessage() for record in caplog.records] == [
+        "16 sentences at once do not fit into memory; going on with 8",
+        *["8 sentences at once do not fit into memory; going on with 4"] * 2,
+    ]
+    del tried[:]
+    found = dict(ours.search(texts, prefixes=prefixes))
+    assert set(tried) <= {1, 4} and all(found[i][0][0][0] == 3 + i % 9 for i in range(35))
+
+
+def test_failures_that_halves_do_not_help_are_not_hidden(monkeypatch):
+    def fail(*_):
+        raise jax.errors.JaxRuntimeError(message)
+        yield
+
+    monkeypatch.setattr(translator_module, "decode", fail)
+    for message, rows in (("RESOURCE_EXHAUSTED: Out of memory", 1), ("INTERNAL: something else", 4)):
+        with pytest.raises(jax.errors.JaxRuntimeError, match=message):
+            list(translator().search(sources(rows)))
+
+
+def test_numbers_are_a_tokenizer():
+    assert Numbers().encode(Numbers().decode([[3, 4], []])) == [[3, 4], []]

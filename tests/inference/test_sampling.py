@@ -1,0 +1,138 @@
+"""Sampling: what is drawn, how often, and that it depends on the seed and the sentence alone."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from quick import jit
+from whole_passes import EOS, PAD, following, sources, translator
+
+from transformer.inference.beam_search import beam_search
+from transformer.inference.sampling import filtered, sampled
+
+BOS, VOCABULARY, DRAWS = 1, 6, 4000
+
+
+def plain_filter(logits, top_k, top_p):
+    """Which pieces may be drawn: one by one from the likeliest on, until there are `top_k`, or enough probability."""
+    order = np.argsort(-logits, kind="stable")[: top_k or None]
+    probs = np.exp(logits[order] - logits[order].max())
+    probs /= probs.sum()
+    kept, total = [], 0.0
+    for piece, prob in zip(order, probs, strict=True):
+        if kept and total >= top_p:
+            break
+        kept.append(int(piece))
+        total += prob
+    return set(kept)
+
+
+@pytest.mark.parametrize("top_k", [0, 1, 3, 9, 50])
+@pytest.mark.parametrize("top_p", [1e-6, 0.3, 0.8, 1.0])
+def test_filtered_by_hand(top_k, top_p):
+    logits = (np.random.default_rng(0).normal(size=(40, 9)) * 2).astype(np.float32)
+    logits[::3, 4] = -np.inf
+    found = np.asarray(filtered(jnp.asarray(logits), top_k=top_k, top_p=top_p))
+    for row, own in zip(found, logits, strict=True):
+        kept = np.isfinite(row)
+        np.testing.assert_array_equal(row[kept], own[kept])
+        # With everything allowed, what is impossible is allowed too, and stays impossible.
+        assert set(np.flatnonzero(kept)) == {i for i in plain_filter(own, top_k, top_p) if np.isfinite(own[i])}
+
+
+@functools.partial(jit, static_argnames="max_length")
+def draw(table, seed, temperature, top_k, top_p, max_length):
+    """DRAWS samples of up to `max_length` pieces, which after each piece are distributed as table[piece]."""
+    return beam_search(
+        lambda tokens_X, cache, at: (table[tokens_X], cache), (), jnp.full(1, max_length), max_length=max_length,
+        beam_size=DRAWS, bos=BOS, eos=EOS, pad=PAD, length_penalty=0.0, n_best=DRAWS, stop_early=False,
+        choose=sampled(jax.random.key(seed), temperature=temperature, top_k=top_k, top_p=top_p),
+        given={"number_B": jnp.zeros(1, jnp.int32)},
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("temperature", "top_k", "top_p"), [(1.0, 0, 1.0), (0.5, 0, 1.0), (3.0, 0, 1.0), (1.0, 2, 1.0), (2.0, 3, 0.6)]
+)
+def test_frequencies_are_probabilities(temperature, top_k, top_p):
+    """Of the first two pieces together: a draw depends on the pieces before it, and on no draw otherwise."""
+    logits = np.random.default_rng(1).normal(size=(VOCABULARY, VOCABULARY)).astype(np.float32) * 1.5
+    logits[:, [PAD, BOS]] = -np.inf
+    log_probs = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+    probs = np.zeros((VOCABULARY, VOCABULARY))
+    for row, own in zip(probs, log_probs.astype(np.float64), strict=True):
+        kept = [i for i in plain_filter(own / temperature, top_k, top_p) if np.isfinite(own[i])]
+        row[kept] = np.exp(own[kept] / temperature)
+        row /= row.sum()
+    found = draw(jnp.asarray(log_probs), 0, temperature, top_k, top_p, max_length=3)
+    tokens, lengths = np.asarray(found.tokens_BML)[0], np.asarray(found.lengths_BM)[0]
+    assert (lengths > 0).all() and (lengths <= 3).all()
+    together = probs[BOS][:, None] * probs
+    together[EOS] = 0
+    together[EOS, PAD] = probs[BOS, EOS]  # nothing follows
+    counts = np.zeros_like(together)
+    np.add.at(counts, (tokens[:, 0], tokens[:, 1]), 1)
+    assert (counts[together == 0] == 0).all()
+    # Five standard deviations: about one of a million right programs fails at one of these 17 numbers.
+    np.testing.assert_array_less(abs(counts - DRAWS * together), 5 * np.sqrt(DRAWS * together * (1 - together)) + 1e-9)
+    # Scores are the model's own, whatever the temperature, and in order.
+    scores = np.asarray(found.scores_BM)[0]
+    assert (np.diff(scores) <= 0).all()
+    previous = np.concatenate([np.full((DRAWS, 1), BOS), tokens[:, :-1]], axis=1)
+    own = np.where(np.arange(3) < lengths[:, None], log_probs[previous, tokens], 0.0).sum(axis=1)
+    np.testing.assert_allclose(scores, own, rtol=1e-5, atol=1e-6)
+
+
+SAMPLE = {"sample": True, "n_best": 3}
+TEXTS = sources(9, seed=1)
+
+
+@functools.cache
+def drawn(**decode):
+    return dict(translator(**SAMPLE | decode).search(TEXTS))
+
+
+def test_the_seed_decides():
+    assert drawn() == dict(translator(**SAMPLE).search(TEXTS))
+    other = drawn(seed=1)
+    assert sum(drawn()[i][0] != other[i][0] for i in range(9)) > 6
+    assert sum(drawn()[i][0] != drawn(temperature=3.0)[i][0] for i in range(9)) > 6
+
+
+def test_neighbours_do_not():
+    """Alone, in another order, in batches of other sizes: what counts is a sentence's number in the whole input."""
+    for i in (0, 5, 8):
+        ((_, (tokens, scores)),) = translator(**SAMPLE).search([TEXTS[i]], first=i)
+        assert tokens == drawn()[i][0]
+        np.testing.assert_allclose(scores, drawn()[i][1], rtol=1e-5)
+    for rest in (slice(4, 9), slice(7, 9)):
+        found = dict(translator(**SAMPLE, batch_sentences=8).search(TEXTS[rest], first=rest.start))
+        assert [found[i][0] for i in range(len(found))] == [drawn()[i][0] for i in range(rest.start, 9)]
+    # Of two equal sentences each has its own draws.
+    twice = dict(translator(**SAMPLE).search([TEXTS[0]] * 2))
+    assert twice[0][0] == drawn()[0][0] != twice[1][0]
+
+
+def test_all_samples_end_and_are_sorted():
+    ours = translator(sample=True, n_best=9, max_extra_length=3, banned=("5", "6 7"), temperature=2.0)
+    for i, (tokens, scores) in ours.search(TEXTS):
+        assert len(tokens) == len(scores) == 9
+        assert scores == sorted(scores, reverse=True) and np.isfinite(scores).all()
+        assert len({tuple(pieces) for pieces in tokens}) > 4
+        log_probs = following([(ours.model, ours.params)], TEXTS[i])
+        for pieces, score in zip(tokens, scores, strict=True):
+            assert min(3, len(TEXTS[i]) + 3) <= len(pieces) <= len(TEXTS[i]) + 3 and 5 not in pieces
+            whole = [*pieces, EOS]
+            total = sum(log_probs(tuple(whole[:t]))[piece] for t, piece in enumerate(whole))
+            assert score == pytest.approx(total / ((5 + len(whole)) / 6) ** 0.6, rel=1e-5)
+
+
+@pytest.mark.parametrize("decode", [{"top_k": 1}, {"top_p": 1e-6}, {"temperature": 1e-4}], ids=str)
+def test_the_likeliest_piece_alone_is_greedy_search(decode):
+    greedy = dict(translator(beam_size=1).search(TEXTS))
+    found = dict(translator(**{"sample": True, **decode}).search(TEXTS))
+    for i, (tokens, scores) in greedy.items():
+        assert found[i][0] == tokens
+        np.testing.assert_allclose(found[i][1], scores, rtol=1e-5)
