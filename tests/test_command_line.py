@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import json
 import logging
 import runpy
@@ -191,7 +192,8 @@ def test_help_of_train_names_every_option(call) -> None:
     ("program", "verb", "options"),
     [
         ("evaluate.py", (), "--workdir --source --reference --checkpoint --against --json"),
-        ("transformer", ("translate",), "workdir --checkpoint"),
+        ("transformer", ("translate",), "workdir --checkpoint --ensemble --jsonl --details"),
+        ("transformer", ("score",), "workdir --checkpoint --ensemble"),
     ],
 )
 def test_help_of_the_commands_that_translate_names_every_option(call, program, verb, options: str) -> None:
@@ -292,3 +294,69 @@ def test_a_reader_that_leaves_is_no_error(environment) -> None:
     help.stdout.close()
     assert help.stderr.read() == b""
     assert help.wait() in (0, 141)  # 0 if all was said before
+
+
+# ---- JSON lines -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def give(call, monkeypatch):
+    """`give(objects or lines, "translate", ...)`: the verb with these lines as its input; the objects it writes."""
+
+    def give(lines, *arguments) -> list[dict]:
+        text = "".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines)
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text.encode())))
+        done = call("transformer", *arguments)
+        assert done.code == 0, done.err
+        return [json.loads(line) for line in done.out.split("\n")[:-1]]
+
+    return give
+
+
+def test_translate_json_lines(give, trained) -> None:
+    lines = [{"id": 1, "source": "the red cat sees"}, {"source": "", "id": 2}, {"source": "a dog", "prefix": "Katze"}]
+    found = give(lines, "translate", trained, "--jsonl", "--details", "--decode.n_best", 2, "--decode.beam_size", 3)
+    assert [{name: record[name] for name in line} for record, line in zip(found, lines, strict=True)] == lines
+    assert found[1] == lines[1] | {"translation": "", "score": None, "n_best": []}
+    for record in (found[0], found[2]):
+        assert len(record["n_best"]) == 2
+        assert record["n_best"][0] == {"translation": record["translation"], "score": record["score"]}
+        assert len(record["pieces"]) == len(record["log_probs"]) == len(record["alignment"])
+        length = len(record["pieces"])
+        over = ((5 + length) / 6) ** 0.6
+        assert sum(record["log_probs"]) / over == pytest.approx(record["score"], rel=1e-4)
+    assert found[2]["translation"].startswith("Katze")
+    # What is translated is scored alike, when it is given.
+    pairs = [{"source": record["source"], "target": record["translation"]} for record in found]
+    scored = give(pairs, "score", trained)
+    assert [list(record) for record in scored] == [
+        ["source", "target", "score", "pieces", "log_probs", "alignment"]
+    ] * 3
+    for i in (0, 2):
+        if scored[i]["pieces"] == found[i]["pieces"]:
+            assert scored[i]["score"] == pytest.approx(found[i]["score"], rel=1e-4)
+    # An ensemble of twice the same run is that run.
+    (twice,) = give(lines[:1], "translate", trained, "--ensemble", trained, "--jsonl")
+    assert twice["translation"] == found[0]["translation"]
+
+
+def test_lines_of_text_have_no_room_for_more(call, trained) -> None:
+    for arguments in (("--details",), ("--decode.n_best", 2)):
+        told = refused_after_log(call, "transformer", "translate", trained, *arguments)
+        assert told == "error: --details and --decode.n_best need --jsonl: a line of text has no room for them"
+
+
+def test_a_broken_json_line_is_told_in_one_line(call, trained, monkeypatch) -> None:
+    for verb, told in (("translate", "no field 'source'"), ("score", "no field 'source'")):
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b'{"target": "x"}\n')))
+        arguments = [verb, trained, *(["--jsonl"] if verb == "translate" else [])]
+        assert refused_after_log(call, "transformer", *arguments).startswith(f"error: line 1: {told}")
+
+
+def refused_after_log(call, program: str, *arguments: object) -> str:
+    """As `refused`, where the log has already named the checkpoint."""
+    done = call(program, *arguments)
+    assert (done.code, done.out) == (2, "")
+    first, told = done.err.splitlines()
+    assert first.startswith("using checkpoint ")
+    return told

@@ -11,6 +11,7 @@ import pytest
 from transformer.config import (
     BASE,
     BIG,
+    KINDS,
     Config,
     DataConfig,
     DecodeConfig,
@@ -213,6 +214,28 @@ def test_bad_json_is_told_in_one_line(text: str, told: str) -> None:
         ("decode__max_extra_length", -1),
         ("decode__max_source_length", 0),
         ("decode__batch_tokens", 0),
+        ("decode__batch_sentences", 0),
+        ("decode__n_best", 0),
+        ("decode__n_best", 1.5),
+        ("decode__max_length", 0),
+        ("decode__min_length", -1),
+        ("decode__no_repeat_ngram", -1),
+        ("decode__banned", "the"),
+        ("decode__banned", (3,)),
+        ("decode__sample", 1),
+        ("decode__temperature", 0.0),
+        ("decode__temperature", float("nan")),
+        ("decode__top_k", -1),
+        ("decode__top_p", 0.0),
+        ("decode__top_p", 1.1),
+        ("decode__seed", -1),
+        ("decode__dtype", "float16"),
+        # each kind of attention
+        ("model__kv_sharing", 0),
+        *((f"model__{kind}_attention__{name}", 0) for kind in KINDS for name in ("kv_heads", "kv_sharing")),
+        *((f"model__{kind}_attention__{name}", "1") for kind in KINDS for name in ("kv_heads", "kv_sharing", "window")),
+        *((f"model__{kind}_attention__kv_heads", 3) for kind in KINDS),
+        *((f"model__{kind}_attention__window", -1) for kind in KINDS),
     ],
 )
 def test_check_names_the_field_and_its_value(name: str, value: Any) -> None:
@@ -234,6 +257,9 @@ def test_check_names_the_field_and_its_value(name: str, value: Any) -> None:
         (changed(data__source=("a",), data__weights=(0.0,)), "data.weights"),
         (changed(data__source=("a", "b"), data__weights=(1.0,)), "data.weights"),
         (changed(model__d_k=48, model__heads=7), "model.heads"),  # d_v is still d_model / heads
+        (changed(decode__n_best=5), "decode.n_best"),  # a beam of 4 finds no more
+        (changed(decode__min_length=9, decode__max_length=8), "decode.min_length"),
+        (changed(decode__banned=("the", " ")), "decode.banned"),
     ],
 )
 def test_check_of_fields_that_depend_on_each_other(config: Config, field: str) -> None:
@@ -253,6 +279,10 @@ def test_check_of_fields_that_depend_on_each_other(config: Config, field: str) -
         changed(train__accumulate=100, train__batch_tokens=25_600),
         changed(data__source=("a", "b"), data__weights=(1, 0.5)),
         changed(train__peak_learning_rate=1, mesh__data=8, model__dropout=0),
+        changed(decode__n_best=50, decode__sample=True),
+        changed(decode__min_length=8, decode__max_length=8, decode__top_p=1, decode__banned=("a b",)),
+        changed(model__kv_heads=3, **{f"model__{kind}_attention__kv_heads": 2 for kind in KINDS}),
+        changed(model__decoder_attention__window=0, model__decoder_attention__kv_sharing=9),
     ],
 )
 def test_check_accepts(config: Config) -> None:

@@ -126,7 +126,7 @@ def test_an_ensemble_of_workdirs(tmp_path):
 # ---- Whatever the batch ---------------------------------------------------------------------------------------------
 
 TEXTS = sources(19, seed=3, longest=12)
-LONG = {"max_extra_length": 28, "min_length": 12}
+LONG = {"max_extra_length": 28, "min_length": 12, "length_normalization": "fairseq", "length_penalty": 1.0}
 
 
 @functools.cache

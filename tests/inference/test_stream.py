@@ -1,4 +1,5 @@
 import io
+import json
 import os
 import signal
 import subprocess
@@ -7,8 +8,10 @@ import threading
 
 import pytest
 
+from transformer.config import DecodeConfig, UserError
 from transformer.inference import stream
-from transformer.inference.stream import translate_stream
+from transformer.inference.stream import score_jsonl, translate_jsonl, translate_stream
+from transformer.inference.translator import Scored, Translation
 
 
 class Capitals:
@@ -138,3 +141,122 @@ def test_it_can_be_interrupted_while_it_waits_for_input(environment):
     process.send_signal(signal.SIGINT)
     assert process.wait(60) == 130
     assert process.stderr.read() == b""
+
+
+# --- JSON lines
+
+
+class Scoring(Capitals):
+    """Its n best of a sentence are the sentence shouted, once, twice, …; it knows details."""
+
+    def __init__(self, n_best=1):
+        super().__init__()
+        self.config = DecodeConfig(n_best=n_best)
+        self.prefixes = []
+
+    def encode(self, sentences, first_line=1):
+        return [sentence.split() for sentence in sentences]
+
+    def translate_n_best(self, sentences, *, first_line=1, prefixes=None):
+        self.calls.append((first_line, list(sentences)))
+        self.prefixes.append(prefixes)
+        begun = prefixes or [""] * len(sentences)
+        return [
+            [Translation(p + s.upper() * m, -m / 2, s.split()) for m in range(1, self.config.n_best + 1)]
+            if s.strip()
+            else []
+            for s, p in zip(sentences, begun, strict=True)
+        ]
+
+    def score(self, sentences, translations, *, first_line=1):
+        self.calls.append((first_line, list(sentences)))
+        return self.score_pieces(self.encode(sentences), self.encode(translations))
+
+    def score_pieces(self, sources, targets):
+        return [
+            Scored(tuple(t), (-0.5,) * len(t), -float(len(t)), tuple(range(len(s))))
+            for s, t in zip(sources, targets, strict=True)
+        ]
+
+
+def answered(function, records, translator=None, **options):
+    """What comes out, as objects; `records` are objects or lines."""
+    lines = [line if isinstance(line, str) else json.dumps(line, ensure_ascii=False) for line in records]
+    target = io.BytesIO()
+    source = io.BytesIO("\n".join(lines).encode())
+    count = function(translator or Scoring(), source, target, **options)
+    out = target.getvalue().decode()
+    assert count == out.count("\n") == len(records)
+    return [json.loads(line) for line in out.split("\n")[:-1]]
+
+
+def test_json_lines_keep_their_fields_and_their_order():
+    records = [
+        {"id": 7, "source": "ä b", "meta": {"x": [1, None, "\u2028"]}, "a": 1.5},
+        {"source": " "},
+        {"source": "c"},
+    ]
+    found = answered(translate_jsonl, records)
+    assert found == [
+        records[0] | {"translation": "Ä B", "score": -0.5},
+        {"source": " ", "translation": "", "score": None},
+        {"source": "c", "translation": "C", "score": -0.5},
+    ]
+    assert list(found[0]) == ["id", "source", "meta", "a", "translation", "score"]
+    # What a line already has of these is replaced.
+    assert answered(translate_jsonl, [{"score": 1, "source": "c", "translation": "x"}]) == [found[2]]
+    assert answered(translate_jsonl, []) == []
+
+
+def test_n_best_and_details_of_json_lines():
+    found = answered(translate_jsonl, [{"source": "a b"}, {"source": ""}], Scoring(n_best=2))
+    assert found[0]["n_best"] == [{"translation": "A B", "score": -0.5}, {"translation": "A BA B", "score": -1.0}]
+    assert (found[0]["translation"], found[0]["score"]) == ("A B", -0.5)
+    assert found[1] == {"source": "", "translation": "", "score": None, "n_best": []}
+    found = answered(translate_jsonl, [{"source": "a b"}, {"source": ""}, {"source": "c"}], details=True)
+    assert found[0] | {"pieces": ["a", "b"], "log_probs": [-0.5, -0.5], "alignment": [0, 1]} == found[0]
+    assert not {"pieces", "n_best"} & set(found[1])
+    assert found[2]["pieces"] == ["c"]
+
+
+def test_prefixes_of_json_lines():
+    translator = Scoring()
+    found = answered(translate_jsonl, [{"source": "a", "prefix": "x"}, {"source": "b"}], translator)
+    assert [record["translation"] for record in found] == ["xA", "B"]
+    assert translator.prefixes == [["x", ""]]
+    answered(translate_jsonl, [{"source": "a", "prefix": ""}, {"source": "b"}], translator)
+    assert translator.prefixes[1:] == [None]
+
+
+def test_pairs_of_json_lines_are_scored():
+    records = [{"target": "x y", "source": "a", "id": 1}, {"source": "", "target": ""}]
+    found = answered(score_jsonl, records)
+    assert found[0] == records[0] | {"score": -2.0, "pieces": ["x", "y"], "log_probs": [-0.5, -0.5], "alignment": [0]}
+    assert found[1] == records[1] | {"score": 0.0, "pieces": [], "log_probs": [], "alignment": []}
+
+
+@pytest.mark.parametrize(
+    ("function", "line", "told"),
+    [
+        (translate_jsonl, "{", "not JSON"),
+        (translate_jsonl, "", "not JSON"),
+        (translate_jsonl, '["a"]', "not a JSON object"),
+        (translate_jsonl, "3", "not a JSON object"),
+        (translate_jsonl, "{}", "no field 'source'; each object needs source"),
+        (translate_jsonl, '{"source": 3}', "the field 'source' must be a string"),
+        (translate_jsonl, '{"source": null}', "the field 'source' must be a string"),
+        (translate_jsonl, '{"source": "a", "prefix": ["b"]}', "the field 'prefix' must be a string"),
+        (score_jsonl, '{"source": "a"}', "no field 'target'; each object needs source and target"),
+        (score_jsonl, '{"target": "a"}', "no field 'source'; each object needs source and target"),
+        (score_jsonl, '{"source": "a", "target": 1}', "the field 'target' must be a string"),
+    ],
+)
+def test_errors_name_the_line(monkeypatch, function, line, told):
+    """Counted from the beginning of the input; what came before is written."""
+    monkeypatch.setattr(stream, "CHUNK_LINES", 2)
+    good = '{"source": "a", "target": "b"}'
+    target = io.BytesIO()
+    with pytest.raises(UserError) as error:
+        function(Scoring(), io.BytesIO("\n".join([good] * 3 + [line, good]).encode()), target)
+    assert str(error.value).startswith(f"line 4: {told}") and "\n" not in str(error.value)
+    assert target.getvalue().count(b"\n") == 2
