@@ -223,3 +223,9 @@ def test_greedy_is_a_beam_of_1():
         logits[[PAD, BOS]] = -np.inf
         pieces.append(int(logits.argmax()))
     assert tokens[0] == [p for p in pieces[1:] if p != EOS]
+
+
+def test_prefixes_without_pieces_are_none():
+    translator = random_translator()
+    lines = ["the dog", "a cat", ""]
+    assert translator.translate(lines, prefixes=["", " ", ""]) == translator.translate(lines)

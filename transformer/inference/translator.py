@@ -162,7 +162,7 @@ class Translator:
             limits = [min(limit, c.max_length) for limit in limits]
         if prefixes is not None:
             limits = [max(limit, len(prefix)) for limit, prefix in zip(limits, prefixes, strict=True)]
-            width = size(max(map(len, prefixes), default=1))
+            width = size(max([1, *map(len, prefixes)]))  # the search looks at one column at least
         for indices, rows, length in self._batches([len(source) for source in sources]):
             source_BS = np.full((rows, length), PAD, np.int32)
             # Empty rows may not search at all.
