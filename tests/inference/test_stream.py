@@ -260,3 +260,10 @@ def test_errors_name_the_line(monkeypatch, function, line, told):
         function(Scoring(), io.BytesIO("\n".join([good] * 3 + [line, good]).encode()), target)
     assert str(error.value).startswith(f"line 4: {told}") and "\n" not in str(error.value)
     assert target.getvalue().count(b"\n") == 2
+
+
+def test_half_a_character_in_json_is_a_question_mark():
+    line = '{"source": "a\\ud800", "x": "\\udfff", "target": "\\udc00", "prefix": "\\ud800"}'
+    (found,) = answered(translate_jsonl, [line])
+    assert found == {"source": "a?", "x": "?", "target": "?", "prefix": "?", "translation": "?A?", "score": -0.5}
+    assert answered(score_jsonl, [line])[0]["pieces"] == ["?"]

@@ -101,6 +101,8 @@ def _records(
         for name in (*needed, *optional):
             if not isinstance(record.get(name, ""), str):
                 raise UserError(f"line {number}: the field {name!r} must be a string")
+            if name in record:  # JSON can spell half of a character, which no tokenizer takes
+                record[name] = record[name].encode("utf-8", errors="replace").decode()
         yield record
 
 
