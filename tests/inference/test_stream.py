@@ -7,6 +7,7 @@ import sys
 import threading
 
 import pytest
+from whole_passes import translator
 
 from transformer.config import DecodeConfig, UserError
 from transformer.inference import stream
@@ -267,3 +268,11 @@ def test_half_a_character_in_json_is_a_question_mark():
     (found,) = answered(translate_jsonl, [line])
     assert found == {"source": "a?", "x": "?", "target": "?", "prefix": "?", "translation": "?A?", "score": -0.5}
     assert answered(score_jsonl, [line])[0]["pieces"] == ["?"]
+
+
+def test_a_line_that_is_cut_is_told_of_once(caplog):
+    """Details ask for its pieces again."""
+    records = [{"source": ""}, {"source": "4 5 6 7"}]
+    found = answered(translate_jsonl, records, translator(max_source_length=3), details=True)
+    assert len(found[1]["pieces"]) > 3
+    assert [r.getMessage() for r in caplog.records] == ["line 2: 4 pieces, cut to decode.max_source_length = 3"]

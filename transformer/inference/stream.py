@@ -46,7 +46,9 @@ def translate_jsonl(
         scored = iter(())
         if details:
             best = [(text, own[0].tokens) for text, own in zip(sources, found, strict=True) if own]
-            scored = iter(translator.score_pieces(translator.encode([text for text, _ in best]), [t for _, t in best]))
+            # Their warnings have been given.
+            again = translator.encode([text for text, _ in best], None)
+            scored = iter(translator.score_pieces(again, [tokens for _, tokens in best]))
         for record, own in zip(records, found, strict=True):
             record |= {"translation": own[0].text, "score": own[0].score} if own else {"translation": "", "score": None}
             if translator.config.n_best > 1:

@@ -133,17 +133,18 @@ class Translator:
             results[i] = [Translation(*own) for own in zip(texts, scores, tokens, strict=False)]
         return results
 
-    def encode(self, sentences: Sequence[str], first_line: int = 1) -> list[list[int]]:
-        """Pieces of the sentences, blank ones emptied, long ones cut."""
+    def encode(self, sentences: Sequence[str], first_line: int | None = 1) -> list[list[int]]:
+        """Pieces of the sentences, blank ones emptied, long ones cut; with None without a warning."""
         pieces = self.tokenizer.encode(list(sentences))
         for i, ids in enumerate(pieces):
             if not sentences[i].strip():
                 ids.clear()
             elif len(ids) > self.config.max_source_length:
-                log.warning(
-                    "line %d: %d pieces, cut to decode.max_source_length = %d",
-                    *(first_line + i, len(ids), self.config.max_source_length),
-                )
+                if first_line is not None:
+                    log.warning(
+                        "line %d: %d pieces, cut to decode.max_source_length = %d",
+                        *(first_line + i, len(ids), self.config.max_source_length),
+                    )
                 del ids[self.config.max_source_length :]
         return pieces
 
