@@ -136,3 +136,9 @@ def test_the_likeliest_piece_alone_is_greedy_search(decode):
     for i, (tokens, scores) in greedy.items():
         assert found[i][0] == tokens
         np.testing.assert_allclose(found[i][1], scores, rtol=1e-5)
+
+
+def test_samples_count_in_the_budget_of_memory():
+    """Positions times hypotheses, whatever a beam search would have."""
+    for decode in ({"beam_size": 8}, {"sample": True, "n_best": 8}, {"sample": True, "n_best": 8, "beam_size": 1}):
+        assert translator(batch_tokens=8 * 8 * 2, **decode)._rows(8) == 2

@@ -72,6 +72,7 @@ class Translator:
         self.config = config or DecodeConfig()
         self.models = (model, *(other for other, _ in others))
         self.all_params = (params, *(own for _, own in others))
+        self.beams = self.config.n_best if self.config.sample else self.config.beam_size
         self._rows_that_fit = self.config.batch_sentences
 
     @classmethod
@@ -221,7 +222,7 @@ class Translator:
     def _plan(self, prefix: bool) -> Plan:
         c = self.config
         options = Options(
-            beam_size=c.n_best if c.sample else c.beam_size,
+            beam_size=self.beams,
             bos=BOS,
             eos=EOS,
             pad=PAD,
@@ -293,7 +294,7 @@ class Translator:
 
     def _rows(self, length: int) -> int:
         """Rows of a full batch of sources of this length: a power of two within `decode.batch_tokens`."""
-        fit = max(1, self.config.batch_tokens // (length * self.config.beam_size))
+        fit = max(1, self.config.batch_tokens // (length * self.beams))
         return 1 << (min(self._rows_that_fit, fit).bit_length() - 1)
 
     def _place(self, *arrays: np.ndarray) -> Sequence[Any]:
