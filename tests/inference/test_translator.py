@@ -228,4 +228,4 @@ def test_greedy_is_a_beam_of_1():
 def test_prefixes_without_pieces_are_none():
     translator = random_translator()
     lines = ["the dog", "a cat", ""]
-    assert translator.translate(lines, prefixes=["", " ", ""]) == translator.translate(lines)
+    assert translator.translate(lines, prefixes=[""] * 3) == translator.translate(lines)
