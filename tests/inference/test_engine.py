@@ -44,7 +44,7 @@ EACH_ITS_OWN = dataclasses.replace(CONFIG, **VARIANTS["each its own"])
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_equals_a_plain_search_without_a_cache(name):
-    """All n best, under wishes that their tokens do not come by themselves."""
+    """All n best, under wishes."""
     ours = translator(
         dataclasses.replace(CONFIG, **VARIANTS[name]), n_best=3, no_repeat_ngram=2, min_length=4, banned=("5 6", "7")
     )
@@ -178,7 +178,8 @@ ours.all_params = tuple(module._everywhere(own) for own in ours.all_params)
 ours.params = ours.all_params[0]
 placed, *_ = ours._place(np.zeros((16, 8), np.int32))
 found = dict(ours.search(test_engine.TEXTS))
-print(json.dumps([len(placed.sharding.device_set), [found[i] for i in range(len(found))]]))
+rows = [shard.data.shape[0] for shard in placed.addressable_shards]
+print(json.dumps([rows, [found[i] for i in range(len(found))]]))
 """
 
 
@@ -189,8 +190,8 @@ def test_eight_devices_change_nothing(environment, capsys):
         capture_output=True, text=True, env=environment | {"XLA_FLAGS": "--xla_backend_optimization_level=0"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
-    devices, found = json.loads(done.stdout)
-    assert devices == 8 and len(found) == len(TEXTS)
+    rows, found = json.loads(done.stdout)
+    assert rows == [2] * 8 and len(found) == len(TEXTS)
     agreeing = sum(same(own, alone()[i]) for i, own in enumerate(found))
     with capsys.disabled():
         print(f" {len(TEXTS) - agreeing} of {len(TEXTS)} differ at a choice closer than 1e-4", end="")
@@ -294,7 +295,6 @@ def test_what_does_not_fit_is_halved(monkeypatch, caplog):
         tried.append(len(source_BS))
         if len(source_BS) > 4:
             raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.")
-        # Fails before anything is found, or after half of it is.
         yield from engine.decode(models, params, source_BS, *rest)
 
     texts = sources(35, seed=7)

@@ -110,6 +110,9 @@ def test_neighbours_do_not():
     for rest in (slice(4, 9), slice(7, 9)):
         found = dict(translator(**SAMPLE, batch_sentences=8).search(TEXTS[rest], first=rest.start))
         assert [found[i][0] for i in range(len(found))] == [drawn()[i][0] for i in range(rest.start, 9)]
+    lines = [" ".join(map(str, source)) for source in TEXTS]
+    wanted = [" ".join(map(str, drawn()[i][0][0])) for i in range(5, 9)]
+    assert translator(**SAMPLE).translate(lines[5:], first_line=6) == wanted
     # Of two equal sentences each has its own draws.
     twice = dict(translator(**SAMPLE).search([TEXTS[0]] * 2))
     assert twice[0][0] == drawn()[0][0] != twice[1][0]
