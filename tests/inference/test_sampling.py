@@ -42,22 +42,25 @@ def test_filtered_by_hand(top_k, top_p):
         assert set(np.flatnonzero(kept)) == {i for i in plain_filter(own, top_k, top_p) if np.isfinite(own[i])}
 
 
-@functools.partial(jit, static_argnames="max_length")
-def draw(table, seed, temperature, top_k, top_p, max_length):
-    """DRAWS samples of up to `max_length` pieces, which after each piece are distributed as table[piece]."""
+@functools.partial(jit, static_argnames="sentences")
+def draw(table, temperature, top_k, top_p, sentences):
+    """DRAWS samples of up to 3 pieces, which after each piece are distributed as table[piece]."""
+    samples = DRAWS // sentences
     return beam_search(
-        lambda tokens_X, cache, at: (table[tokens_X], cache), (), jnp.full(1, max_length), max_length=max_length,
-        beam_size=DRAWS, bos=BOS, eos=EOS, pad=PAD, length_penalty=0.0, n_best=DRAWS, stop_early=False,
-        choose=sampled(jax.random.key(seed), temperature=temperature, top_k=top_k, top_p=top_p),
-        given={"number_B": jnp.zeros(1, jnp.int32)},
+        lambda tokens_X, cache, at: (table[tokens_X], cache), (), jnp.full(sentences, 3), max_length=3,
+        beam_size=samples, bos=BOS, eos=EOS, pad=PAD, length_penalty=0.0, n_best=samples, stop_early=False,
+        choose=sampled(jax.random.key(0), temperature=temperature, top_k=top_k, top_p=top_p),
+        given={"number_B": jnp.arange(sentences)},
     )  # fmt: skip
 
 
+@pytest.mark.parametrize("sentences", [1, DRAWS])
 @pytest.mark.parametrize(
     ("temperature", "top_k", "top_p"), [(1.0, 0, 1.0), (0.5, 0, 1.0), (3.0, 0, 1.0), (1.0, 2, 1.0), (2.0, 3, 0.6)]
 )
-def test_frequencies_are_probabilities(temperature, top_k, top_p):
-    """Of the first two pieces together: a draw depends on the pieces before it, and on no draw otherwise."""
+def test_frequencies_are_probabilities(temperature, top_k, top_p, sentences):
+    """Of the first two pieces together: a draw depends on the pieces before it, and on no draw otherwise. All draws
+    of one sentence, or one of each of many."""
     logits = np.random.default_rng(1).normal(size=(VOCABULARY, VOCABULARY)).astype(np.float32) * 1.5
     logits[:, [PAD, BOS]] = -np.inf
     log_probs = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
@@ -66,8 +69,8 @@ def test_frequencies_are_probabilities(temperature, top_k, top_p):
         kept = [i for i in plain_filter(own / temperature, top_k, top_p) if np.isfinite(own[i])]
         row[kept] = np.exp(own[kept] / temperature)
         row /= row.sum()
-    found = draw(jnp.asarray(log_probs), 0, temperature, top_k, top_p, max_length=3)
-    tokens, lengths = np.asarray(found.tokens_BML)[0], np.asarray(found.lengths_BM)[0]
+    found = draw(jnp.asarray(log_probs), temperature, top_k, top_p, sentences)
+    tokens, lengths = np.asarray(found.tokens_BML).reshape(DRAWS, 3), np.asarray(found.lengths_BM).reshape(DRAWS)
     assert (lengths > 0).all() and (lengths <= 3).all()
     together = probs[BOS][:, None] * probs
     together[EOS] = 0
@@ -78,11 +81,10 @@ def test_frequencies_are_probabilities(temperature, top_k, top_p):
     # Five standard deviations: about one of a million right programs fails at one of these 17 numbers.
     np.testing.assert_array_less(abs(counts - DRAWS * together), 5 * np.sqrt(DRAWS * together * (1 - together)) + 1e-9)
     # Scores are the model's own, whatever the temperature, and in order.
-    scores = np.asarray(found.scores_BM)[0]
-    assert (np.diff(scores) <= 0).all()
+    assert (np.diff(found.scores_BM) <= 0).all()
     previous = np.concatenate([np.full((DRAWS, 1), BOS), tokens[:, :-1]], axis=1)
     own = np.where(np.arange(3) < lengths[:, None], log_probs[previous, tokens], 0.0).sum(axis=1)
-    np.testing.assert_allclose(scores, own, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(np.ravel(found.scores_BM), own, rtol=1e-5, atol=1e-6)
 
 
 SAMPLE = {"sample": True, "n_best": 3}
