@@ -74,7 +74,7 @@ def test_scores_are_those_of_a_full_forward_pass():
         for b, n in enumerate(lengths[:, m]):
             if n:
                 total = sum(log_probs[b, t, tokens[b, m, t]] for t in range(n))
-                assert scores[b, m] == pytest.approx(total / normalization(n, ALPHA, "paper"), abs=1e-5)
+                assert scores[b, m] == pytest.approx(total / normalization(n, ALPHA, "paper"), rel=1e-5)
                 assert tokens[b, m, n - 1] == EOS and not set(tokens[b, m, : n - 1]) & {PAD, BOS, EOS}
     assert lengths[5, 0] <= 3 and lengths[7].tolist() == [1, 0, 0]
     assert (lengths[:, 0] < LIMITS).sum() > 2  # some end of themselves, some are made to
