@@ -24,7 +24,8 @@ def test_the_formula_is_what_the_model_holds(name):
     model = encoder_decoder(config, 9)
     params = model.abstract_params
     cache = jax.eval_shape(lambda p: model.apply(p, 2, 7, 3, method="init_cache"), params)
-    memory = jax.eval_shape(lambda p, s: model.apply(p, s, method="encode"), params, jax.ShapeDtypeStruct((2, 11), "int32"))
+    source = jax.ShapeDtypeStruct((2, 11), "int32")
+    memory = jax.eval_shape(lambda p, s: model.apply(p, s, method="encode"), params, source)
     size = {
         kind: sum(x.size * 4 for x in jax.tree.leaves(kv)) for kind, kv in (("own", cache.kv), ("cross", memory.kv))
     }
