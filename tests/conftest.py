@@ -133,3 +133,23 @@ def environment(cache: Path) -> dict[str, str]:
     """For commands in processes of their own: the project importable, one device, this cache."""
     environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
     return environment | {"PYTHONPATH": str(Path(__file__).parents[1]), "JAX_PLATFORMS": "cpu"}
+
+
+@pytest.fixture
+def report(record_property) -> Callable[[str], None]:
+    """Print a line at the end of the test run, whichever process the test runs in."""
+    return lambda line: record_property("report", line)
+
+
+def pytest_terminal_summary(terminalreporter) -> None:
+    lines = [
+        value
+        for test in terminalreporter.getreports("passed") + terminalreporter.getreports("failed")
+        if test.when == "call"
+        for name, value in test.user_properties
+        if name == "report"
+    ]
+    if lines:
+        terminalreporter.section("measured")
+    for line in lines:
+        terminalreporter.write_line(line)

@@ -285,7 +285,7 @@ def test_evaluation_has_every_pair_once_shortest_first():
 
 
 @pytest.mark.skipif("TRANSFORMER_DATA" not in os.environ, reason="TRANSFORMER_DATA names no folder of corpora")
-def test_padding_on_multi30k(tmp_path, capsys):
+def test_padding_on_multi30k(tmp_path, report):
     from transformer.data.cache import tokenize
     from transformer.data.text import Parallel
     from transformer.data.tokenizer import tokenizer
@@ -295,7 +295,6 @@ def test_padding_on_multi30k(tmp_path, capsys):
     config = DataConfig(cache_dir=str(tmp_path))
     cache = tokenize(text, tokenizer(config, (text,)), folder=tmp_path, workers=1)
     batches = make(cache, batch_tokens=8_192, max_length=config.max_length, n_buckets=config.length_buckets)
-    with capsys.disabled():
-        print(f"\nMulti30k: {batches.padding:.1%} padding in {len(batches.shapes)} shapes")
+    report(f"Multi30k: {batches.padding:.1%} padding in {len(batches.shapes)} shapes")
     assert len(cache) == batches.kept == 29_000
     assert batches.padding < 0.2

@@ -226,7 +226,7 @@ def test_eight_devices_that_share_the_parameters_do_too(results) -> None:
 
 
 @pytest.mark.parametrize("case", ["8x1x1 2", "2x2x2 2"])
-def test_eight_devices_translate_as_one_does(results, case: str, capsys) -> None:
+def test_eight_devices_translate_as_one_does(results, case: str, report) -> None:
     found, expected = results[1][case]["decoded"], results[1]["decoded on 1"]
     assert len(found) == len(expected) > 100
     exceptions = 0
@@ -237,8 +237,7 @@ def test_eight_devices_translate_as_one_does(results, case: str, capsys) -> None
             exceptions += 1
             assert score == pytest.approx(reference, abs=1e-4)
     assert len({tuple(tokens) for tokens, _ in expected}) > 20  # not one translation for all
-    with capsys.disabled():
-        print(f"\n{exceptions} of {len(found)} translations on {case.split()[0]} devices are not those of one device")
+    report(f"{exceptions} of {len(found)} translations on {case.split()[0]} devices are not those of one device")
     assert exceptions <= len(found) // 20
 
 
