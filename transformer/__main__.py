@@ -1,4 +1,4 @@
-"""python -m transformer translate | score | average | describe | export: each verb calls one function."""
+"""python -m transformer translate | score | average | describe | convert | export: each verb calls one function."""
 
 from __future__ import annotations
 

@@ -59,7 +59,8 @@ def test_a_converted_workdir_translates_and_starts_a_training(trained: Path, tmp
     assert params["encoder"]["layers"]["0"]["self_attention"]["key"].shape[1] == 1
     assert len(transformer.Translator.load(str(out)).translate(["one two"])) == 1
     assert Checkpoints(str(out)).progress("average")["trainable"] is False
-    with pytest.raises(UserError, match="is not empty"):
-        convert(str(trained), str(out), new)
+    for taken in (out, out / "config.json"):
+        with pytest.raises(UserError, match="is not an empty folder"):
+            convert(str(trained), str(taken), new)
     with pytest.raises(UserError, match=r"^model.d_ff: only the numbers of key/value heads"):
         convert(str(trained), str(tmp_path / "other"), dataclasses.replace(old, d_ff=7))

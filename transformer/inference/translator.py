@@ -77,7 +77,7 @@ class Translator:
 
     @classmethod
     def load(
-        cls, workdir: str | Sequence[str], checkpoint: str | None = None, config: DecodeConfig | None = None
+        cls, workdir: str | Sequence[str], checkpoint: str | int | None = None, config: DecodeConfig | None = None
     ) -> Translator:
         """The translator of a workdir, or of several as an ensemble.
 
@@ -229,8 +229,6 @@ class Translator:
             length_penalty=c.length_penalty,
             length_normalization=c.length_normalization,
             n_best=c.n_best,
-            # All samples count, not only the best.
-            stop_early=not c.sample,
         )
         banned = None
         if c.banned:

@@ -61,18 +61,19 @@ def convert(workdir: str, out: str, model: ModelConfig, checkpoint: str | None =
             raise UserError(
                 f"{field}: only the numbers of key/value heads can be converted; leave it as {workdir} has it"
             )
-    if epath.Path(out).exists() and any(epath.Path(out).iterdir()):
-        raise UserError(f"{out} is not empty; name a new folder")
+    folder = epath.Path(out)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{out} is not an empty folder; name a new one")
     params = mean_pool(checkpoints.params(name), old.model, model)
     config = to_json(dataclasses.replace(old, model=model)).encode()
     files = {"config.json": config, "tokenizer.model": (checkpoints.path(name) / "tokenizer.model").read_bytes()}
     progress = checkpoints.progress(name)
     kept = {key: progress[key] for key in ("step", "vocab_size")}
     for file, content in files.items():
-        replace(epath.Path(out) / file, content)
+        replace(folder / file, content)
     if (sets := epath.Path(workdir) / "sets").exists():
         for path in sets.iterdir():
-            replace(epath.Path(out) / "sets" / path.name, path.read_bytes())
+            replace(folder / "sets" / path.name, path.read_bytes())
     target = Checkpoints(out)
     converted = {"averaged_steps": progress.get("averaged_steps", [progress["step"]]), "trainable": False}
     target.save(AVERAGE, {"params": params}, progress=kept | converted, files=files)
