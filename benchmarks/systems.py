@@ -39,8 +39,9 @@ System = Callable[[Job], Ids]
 # ---- Ours -----------------------------------------------------------------------------------------------------------
 
 
-def ours(device: str, dtype: str, run: str = "", config: str = "", **_: Any) -> System:
-    """Our Translator on the weights of the workdir `run`, or on random ones of a whole `config` as JSON."""
+def ours(device: str, dtype: str, run: str = "", config: str = "", streams: int = 1, **_: Any) -> System:
+    """Our Translator on the weights of the workdir `run`, or on random ones of a whole `config` as JSON; `streams`
+    batches at a time."""
     import dataclasses
 
     import jax
@@ -50,6 +51,7 @@ def ours(device: str, dtype: str, run: str = "", config: str = "", **_: Any) -> 
     from transformer.config import DecodeConfig, from_json
     from transformer.inference.translator import Translator
     from transformer.model import encoder_decoder
+    from transformer.model.rounding import rounded
 
     set_up_jax()
     if config:
@@ -61,7 +63,10 @@ def ours(device: str, dtype: str, run: str = "", config: str = "", **_: Any) -> 
         name = checkpoints.choose("last")
         model, vocab_size = checkpoints.config(name).model, checkpoints.progress(name)["vocab_size"]
         params = checkpoints.params(name)
-    network = encoder_decoder(dataclasses.replace(model, dtype=dtype), vocab_size)
+    # As Translator.load does: in 8 bits the matrices alone.
+    activations = dtype if dtype != "int8" else "float32" if device == "cpu" else "bfloat16"
+    network = encoder_decoder(dataclasses.replace(model, dtype=activations), vocab_size)
+    params = rounded(params, dtype)
 
     def decode(job: Job) -> Ids:
         settings = DecodeConfig(
@@ -70,7 +75,8 @@ def ours(device: str, dtype: str, run: str = "", config: str = "", **_: Any) -> 
             min_length=job.shortest,
             max_length=job.longest,
             max_extra_length=job.longest,  # more than max_length ever allows
-            batch_sentences=job.batch,
+            batch_sentences=-(-job.batch // streams),  # `batch` sentences in all at a time
+            streams=streams,
             batch_tokens=job.batch * job.beam * 1024,  # no second bound
         )
         found = dict(Translator(network, params, None, settings).search(job.sources))

@@ -240,8 +240,11 @@ class DecodeConfig:
     """At most so many sentences are decoded at once."""
     batch_tokens: int = 16_384
     """Source positions times beams decoded at once, a bound on memory."""
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Type of products and caches; 'auto' = bfloat16 on accelerators, the model's own on a CPU."""
+    streams: int = 0
+    """So many batches are decoded side by side; 0 = one for each core, up to 8, on a CPU, and one elsewhere."""
+    dtype: Literal["auto", "float32", "bfloat16", "int8"] = "auto"
+    """Type of products; 'auto' = bfloat16 on accelerators, the model's own on a CPU. 'int8': weights and what they are
+    multiplied with as 8-bit integers, everything else in float32, on accelerators in bfloat16."""
 
 
 @dataclass(frozen=True)
@@ -436,7 +439,7 @@ def check(config: Config) -> None:
     if not decode.sample:
         require(decode.n_best <= decode.beam_size, "decode.n_best", f"at most decode.beam_size ({decode.beam_size})")
     require(decode.max_length is None or decode.max_length >= 1, "decode.max_length", "must be at least 1, or None")
-    for name in ("min_length", "no_repeat_ngram", "top_k", "seed"):
+    for name in ("min_length", "no_repeat_ngram", "top_k", "seed", "streams"):
         require(getattr(decode, name) >= 0, f"decode.{name}", "must be 0 or more")
     longest = decode.max_length
     require(

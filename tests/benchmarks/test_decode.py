@@ -24,7 +24,9 @@ def test_all_systems_run_and_agree(environment, tmp_path) -> None:
     done = decode(environment, "--quick", "--json", "--workdir", tmp_path / "work")
     assert done.returncode == 0, done.stderr
     rows = json.loads(done.stdout)
-    systems = {("ours", "float32"), ("huggingface", "float32"), ("ctranslate2", "float32"), ("ctranslate2", "int8")}
+    systems = {("ours", "float32"), ("ours", "bfloat16"), ("ours", "int8")}
+    systems |= {("huggingface", "float32"), ("huggingface", "bfloat16")}
+    systems |= {("ctranslate2", "float32"), ("ctranslate2", "int8")}
     cells = {(row["system"], row["dtype"], row["mode"], row["batch"]) for row in rows}
     assert cells == {(*system, mode, batch) for system in systems for mode in ("fixed", "spread") for batch in (1, 4)}
     assert all(row["tokens_per_s"] > 0 and row["peak_mib"] > 0 and row["beam"] == 4 for row in rows)

@@ -19,6 +19,7 @@ from transformer.config import AttentionConfig, Config, DecodeConfig, UserError,
 from transformer.inference import engine
 from transformer.inference import translator as translator_module
 from transformer.inference.translator import Translator
+from transformer.model import encoder_decoder
 from transformer.model.attention import KV, attend
 
 VARIANTS = {
@@ -244,6 +245,27 @@ def test_once_compiled_it_serves_all_sentences_and_numbers(compilations):
     assert compilations == []
     run(texts, beam_size=2)
     assert compilations
+
+
+def test_threads_do_not_compile_what_another_compiles(compilations):
+    """Four batches of one shape at once, in a model of its own: as many compilations as for one batch."""
+    own = encoder_decoder(dataclasses.replace(CONFIG, d_ff=28), 13)
+    params = own.init(jax.random.key(1))
+
+    def run(count, streams):
+        config = DecodeConfig(batch_sentences=2, streams=streams, min_length=6, max_length=6)
+        batch = [[5, 6, 7]] * count
+        assert len(dict(Translator(own, params, None, config).search(batch))) == count
+
+    run(8, 4)
+    once = len(compilations)
+    del compilations[:]
+    jax.clear_caches()
+    run(2, 1)
+    assert once == len(compilations) > 0
+    del compilations[:]
+    run(8, 4)
+    assert compilations == []
 
 
 def test_once_compiled_it_draws_with_any_seed_and_temperature(compilations):

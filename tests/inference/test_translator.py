@@ -2,6 +2,8 @@ import dataclasses
 import functools
 import logging
 import random
+import threading
+import time
 
 import jax
 import jax.numpy as jnp
@@ -13,8 +15,9 @@ from transformer.config import DecodeConfig, ModelConfig
 from transformer.data.tokenizer import BOS, EOS, PAD, Tokenizer
 from transformer.inference import translator as translator_module
 from transformer.inference.beam_search import Hypotheses
-from transformer.inference.translator import Translator
+from transformer.inference.translator import Translator, side_by_side
 from transformer.model import encoder_decoder
+from transformer.model.rounding import rounded
 
 WORDS = ["the", "a", "small", "big", "red", "old", "house", "dog", "cat", "runs", "sees", "under", "over", "behind"]
 
@@ -124,10 +127,12 @@ def test_no_hypothesis_is_an_empty_line(monkeypatch):
 # --- a real, tiny, random model
 
 
+RANDOM = ModelConfig(encoder_layers=1, decoder_layers=1, d_model=16, d_ff=32, heads=2)
+
+
 @functools.cache
 def random_translator():
-    config = ModelConfig(encoder_layers=1, decoder_layers=1, d_model=16, d_ff=32, heads=2)
-    model = encoder_decoder(config, tokenizer().vocab_size)
+    model = encoder_decoder(RANDOM, tokenizer().vocab_size)
     params = jax.tree.map(lambda x: 2.0 * x, jit(model.init)(jax.random.key(4)))
     # Eight rows of up to 16 pieces, four of up to 21.
     decode = DecodeConfig(max_extra_length=4, max_source_length=20, batch_tokens=8 * 16 * 4)
@@ -168,6 +173,66 @@ def test_alone_or_with_neighbours(report):
     shuffled = [*reversed(sources)]
     again = dict(translator.search(shuffled))
     assert sum(agree(again[len(sources) - 1 - i], together[i]) for i in range(len(sources))) < len(sources) / 4
+
+
+def test_side_by_side_or_one_after_another():
+    """Batches in several threads: bit for bit the same results, in the same order."""
+    sources = tokenizer().encode(sentences(40, longest=5, seed=6))
+    found = []
+    for streams in (1, 3):
+        one = random_translator()
+        config = dataclasses.replace(one.config, streams=streams)
+        found.append(list(Translator(one.model, one.params, tokenizer(), config).search(sources)))
+    assert found[0] == found[1]
+    assert len(found[0]) == 40
+
+
+def test_jobs_side_by_side_overlap_and_keep_their_order():
+    meeting = threading.Barrier(3, timeout=30)  # only three at once get past it
+
+    def work(job):
+        meeting.wait()
+        time.sleep(0.01 * (-job % 3))
+        return job * 10
+
+    assert list(side_by_side(work, range(9), 3)) == [10 * job for job in range(9)]
+    assert list(side_by_side(lambda job: job, [], 3)) == []
+
+
+def test_an_error_in_a_job_ends_them_all_and_an_early_stop_begins_no_more():
+    begun = []
+
+    def work(job):
+        begun.append(job)
+        if job == 4:
+            raise ValueError("job 4")
+        return job
+
+    with pytest.raises(ValueError, match="job 4"):
+        list(side_by_side(work, range(100), 2))
+    assert len(begun) < 10
+    del begun[:]
+    jobs = side_by_side(work, range(5, 100), 2)
+    assert next(jobs) == 5
+    jobs.close()
+    assert len(begun) < 10
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("decode")]
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
+def test_in_fewer_bits_the_scores_are_near(dtype):
+    exact = random_translator()
+    sources = tokenizer().encode(sentences(8, longest=5, seed=8))
+    model = encoder_decoder(dataclasses.replace(RANDOM, dtype="float32" if dtype == "int8" else dtype), 330)
+    fewer = Translator(model, rounded(exact.params, dtype), tokenizer(), exact.config)
+    targets = [own[0][0] for _, own in sorted(exact.search(sources))]
+    found, expected = (
+        np.concatenate([own.log_probs for own in translator.score_pieces(sources, targets)])
+        for translator in (fewer, exact)
+    )
+    off = np.abs(found - expected)
+    assert 1e-4 < off.mean() < 0.1
+    assert len(dict(fewer.search(sources))) == len(sources)
 
 
 def test_translations_are_what_the_search_found():

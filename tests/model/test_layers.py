@@ -9,7 +9,7 @@ from flax import nnx
 from quick import jit
 
 from transformer.config import ModelConfig
-from transformer.model.layers import Embedding, FeedForward, LayerNorm, dropout, fold, product, sinusoids
+from transformer.model.layers import Embedding, FeedForward, LayerNorm, dropout, fold, matmul, product, sinusoids
 from transformer.model.stack import SublayerNorm
 
 RNG = np.random.default_rng(0)
@@ -103,6 +103,22 @@ def test_product_contracts_last_axes_with_first():
     x, w = normal(2, 5, 4), normal(4, 3, 7)
     np.testing.assert_allclose(product(x, w), np.einsum("BTD,DNH->BTNH", x, w), atol=1e-5)
     assert product(jnp.asarray(x, jnp.bfloat16), jnp.asarray(w)).dtype == jnp.bfloat16
+
+
+@pytest.mark.parametrize("w_axis", [0, 1])
+def test_gradients_of_a_16_bit_product_are_summed_in_float32(w_axis):
+    """That of x is rounded to its type; that of the float32 w, a sum over 3,000 rows, is not rounded at all."""
+    x = jnp.asarray(normal(3_000, 5) + 1, jnp.bfloat16)
+    w = jnp.asarray(normal(5, 4).T if w_axis else normal(5, 4))
+    dy = jnp.asarray(normal(3_000, 4) + 1, jnp.bfloat16)
+    y, back = jax.vjp(lambda x, w: matmul(x, w, jnp.bfloat16, w_axis), x, w)
+    dx, dw = back(dy)
+    assert (y.dtype, dx.dtype, dw.dtype) == (jnp.bfloat16, jnp.bfloat16, jnp.float32)
+    x, dy, w = (np.asarray(a, np.float64) for a in (x, dy, w.astype(jnp.bfloat16)))
+    w_DE = w.T if w_axis else w
+    np.testing.assert_allclose(np.asarray(y, float), x @ w_DE, rtol=2**-8, atol=1e-2)
+    np.testing.assert_allclose(np.asarray(dx, float), dy @ w_DE.T, rtol=2**-8, atol=1e-2)
+    np.testing.assert_allclose(dw, (dy.T @ x) if w_axis else (x.T @ dy), rtol=1e-5)
 
 
 @pytest.mark.parametrize("rate", [0.1, 0.3, 0.5])

@@ -8,6 +8,7 @@ Shapes: B sentences, M beams, S source positions, L capacity in output positions
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -27,6 +28,7 @@ from transformer.model.encoder_decoder import Cache, Memory
 PAD, BOS, EOS = 0, 1, 2  # as in transformer.data.tokenizer, which needs sentencepiece to import
 FEWEST_ROWS = 4  # below this a smaller batch is hardly faster
 STAGE = 16  # positions between two looks at the cache
+_dispatching = threading.Lock()  # of threads that decode at once, none compiles what another is just compiling
 SIZES = (0, 32, 64, 96, 128, 192, 256, 384, 512, 768, 1024)  # of what is kept: output positions, or cache slots
 
 
@@ -51,6 +53,13 @@ class Plan:
     sampler: Sampler | None = None
 
 
+def log_softmax(logits_XV: Array) -> Array:
+    """As `jax.nn.log_softmax`, but the maximum is found by top_k: a plain one XLA on CPU fuses into the product that
+    makes the logits, which then takes twice as long."""
+    shifted_XV = logits_XV - jax.lax.top_k(logits_XV, 1)[0]
+    return shifted_XV - jnp.log(jnp.sum(jnp.exp(shifted_XV), axis=1, keepdims=True))
+
+
 def next_log_probs(
     models: tuple[Model, ...], params: tuple[Params, ...], memories: tuple[Memory, ...]
 ) -> Any:  # a beam_search.Step
@@ -60,7 +69,7 @@ def next_log_probs(
         log_probs, new_caches = [], []
         for model, own, memory, cache in zip(models, params, memories, caches, strict=True):
             logits_X1V, cache, _ = model.apply(own, tokens_X[:, None], memory, cache=cache, at_B=at, method="decode")
-            log_probs.append(jax.nn.log_softmax(logits_X1V[:, 0]))
+            log_probs.append(log_softmax(logits_X1V[:, 0]))
             new_caches.append(cache)
         log_probs_XV = log_probs[0]
         if len(log_probs) > 1:
@@ -85,8 +94,10 @@ def begin(
 ) -> tuple[tuple[Memory, ...], Beams]:
     """Encode the sources, once; and the state of their search before the first piece, with room for `length`."""
     memories = tuple(model.apply(own, source_BS, method="encode") for model, own in zip(models, params, strict=True))
+    # XLA on CPU turns the whole of a 16-bit cache to float32 and back at each write.
+    dtype = jnp.float32 if jax.default_backend() == "cpu" else None
     caches = tuple(
-        model.apply(own, len(source_BS), STAGE, options.beam_size, method="init_cache")
+        model.apply(own, len(source_BS), STAGE, options.beam_size, dtype, method="init_cache")
         for model, own in zip(models, params, strict=True)
     )
     return memories, start(caches, limit_B, length, options, given)
@@ -158,7 +169,8 @@ def decode(
     """
     limits = np.asarray(limit_B)
     length, until, keep = size(STAGE), STAGE, None
-    memories, beams = begin(params, source_BS, limit_B, given, plan.options, models=models, length=length)
+    with _dispatching:
+        memories, beams = begin(params, source_BS, limit_B, given, plan.options, models=models, length=length)
     # Which row of the input each row of the batch holds; -1 where it is done with.
     number = np.where(limits > 0, np.arange(len(limits)), -1)
     while (left := np.flatnonzero(number >= 0)).size:
@@ -169,12 +181,15 @@ def decode(
             # Filled up with sentences that are done with, which stay stopped.
             index = np.concatenate([left, np.flatnonzero(number < 0)])[:rows]
             number = number[index]
-        if index is not None or keep is not None:
-            memories, beams = rearrange(memories, beams, index, length=length, keep=keep)
-        beams, used = proceed(params, memories, beams, plan, half(rows), until, models=models)
+        with _dispatching:
+            if index is not None or keep is not None:
+                memories, beams = rearrange(memories, beams, index, length=length, keep=keep)
+            beams, used = proceed(params, memories, beams, plan, half(rows), until, models=models)
         done = np.flatnonzero(np.asarray(beams.stopped_B) & (number >= 0))
         if done.size:
-            found = jax.tree.map(np.asarray, hypotheses(beams, plan.options))
+            with _dispatching:
+                found = hypotheses(beams, plan.options)
+            found = jax.tree.map(np.asarray, found)
             for row in done:
                 yield int(number[row]), Hypotheses(*(x[row] for x in found))
             number[done] = -1

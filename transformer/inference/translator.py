@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -19,12 +22,15 @@ from transformer.inference.beam_search import Hypotheses, Options
 from transformer.inference.constraints import Constraints
 from transformer.inference.engine import BOS, EOS, PAD, Plan, Sampler, decode, size
 from transformer.model import Model, Params, encoder_decoder
+from transformer.model.rounding import rounded
 
 if TYPE_CHECKING:
     from transformer.data.tokenizer import Tokenizer
 
 log = logging.getLogger("transformer")
+J, R = TypeVar("J"), TypeVar("R")
 
+MOST_STREAMS = 8  # on a CPU of many cores
 SOURCE_LENGTHS = (8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
 
 Found = tuple[list[list[int]], list[float]]
@@ -95,11 +101,14 @@ class Translator:
             own = checkpoints.config(name)
             config = config or own.decode
             dtype = config.dtype
+            accelerated = "float32" if jax.default_backend() == "cpu" else "bfloat16"
             if dtype == "auto":
-                dtype = own.model.dtype if jax.default_backend() == "cpu" else "bfloat16"
-            model_config = dataclasses.replace(own.model, dtype=dtype)
+                dtype = own.model.dtype if accelerated == "float32" else accelerated
+            # In 8 bits are the weights alone, and what is multiplied with them.
+            activations = accelerated if dtype == "int8" else dtype
+            model_config = dataclasses.replace(own.model, dtype=activations)
             model = encoder_decoder(model_config, checkpoints.progress(name)["vocab_size"])
-            loaded.append((model, _everywhere(checkpoints.params(name))))
+            loaded.append((model, _everywhere(rounded(checkpoints.params(name), dtype))))
             pieces.append((checkpoints.path(name) / "tokenizer.model").read_bytes())
             if pieces[-1] != pieces[0]:
                 raise UserError(f"{folder} and {workdirs[0]} have different tokenizers; an ensemble needs the same one")
@@ -165,7 +174,9 @@ class Translator:
         if prefixes is not None:
             limits = [max(limit, len(prefix)) for limit, prefix in zip(limits, prefixes, strict=True)]
             width = size(max([1, *map(len, prefixes)]))  # the search looks at one column at least
-        for indices, rows, length in self._batches([len(source) for source in sources]):
+
+        def work(job: tuple[list[int], int, int]) -> list[tuple[int, Found]]:
+            indices, rows, length = job
             source_BS = np.full((rows, length), PAD, np.int32)
             # Empty rows may not search at all.
             limit_B = np.zeros(rows, np.int32)
@@ -178,10 +189,15 @@ class Translator:
                 given["number_B"][row] = first + i
                 if prefixes is not None:
                     given["prefix_BL"][row, : len(prefixes[i])] = prefixes[i]
+            results = []
             for row, found in self._decode(source_BS, limit_B, plan, given):
                 lengths = [int(n) for n in found.lengths_BM if n > 0]
                 tokens = [found.tokens_BML[m, : n - 1].tolist() for m, n in enumerate(lengths)]
-                yield indices[row], (tokens, found.scores_BM[: len(lengths)].tolist())
+                results.append((indices[row], (tokens, found.scores_BM[: len(lengths)].tolist())))
+            return results
+
+        for results in side_by_side(work, self._batches([len(source) for source in sources]), self._streams()):
+            yield from results
 
     def score(self, sentences: Sequence[str], translations: Sequence[str], *, first_line: int = 1) -> list[Scored]:
         """What the model thinks of given translations (forced decoding).
@@ -290,6 +306,14 @@ class Translator:
                     yield waiting, min(n for n in (1, 8, full) if n >= len(waiting)), bucket
                     waiting = []
 
+    def _streams(self) -> int:
+        """How many batches are decoded at a time."""
+        if self.config.streams:
+            return self.config.streams
+        # What is small in a step runs on one core: another batch uses the others meanwhile.
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return min(MOST_STREAMS, cores) if jax.default_backend() == "cpu" and jax.local_device_count() == 1 else 1
+
     def _rows(self, length: int) -> int:
         """Rows of a full batch of sources of this length: a power of two within `decode.batch_tokens`."""
         fit = max(1, self.config.batch_tokens // (length * self.beams))
@@ -324,6 +348,25 @@ def forced(
         own_BTV = jax.nn.log_softmax(logits_BTV)
         log_probs.append(jnp.take_along_axis(own_BTV, target_BT[..., None], axis=2)[..., 0])
     return jax.nn.logsumexp(jnp.stack(log_probs), axis=0) - np.log(len(log_probs)), alignment_BT
+
+
+def side_by_side(work: Callable[[J], R], jobs: Iterable[J], ways: int) -> Iterator[R]:
+    """What `work` gives for each of the jobs, in their order; so many are done at a time, each in a thread."""
+    if ways == 1:
+        yield from map(work, jobs)
+        return
+    pool = ThreadPoolExecutor(ways, "decode")
+    try:
+        begun: collections.deque[Future[R]] = collections.deque()
+        for job in jobs:
+            begun.append(pool.submit(work, job))
+            if len(begun) > ways:
+                yield begun.popleft().result()
+        while begun:
+            yield begun.popleft().result()
+    finally:
+        # Whoever stops early (Ctrl-C, an error) waits for what is being done, not for what is to come.
+        pool.shutdown(cancel_futures=True)
 
 
 def _everywhere(params: Params) -> Params:

@@ -48,8 +48,9 @@ def attend(q_BTNH: Array, kv: KV, mask_BTS: Array, *, want_weights: bool = False
     logits_BNTS = jnp.where(mask_BNTS, logits_BKXS.reshape(B, N, T, -1) * H**-0.5, MASKED)
     weights_BNTS = jnp.where(mask_BNTS, jax.nn.softmax(logits_BNTS), 0.0)
     weights_BKXS = weights_BNTS.reshape(logits_BKXS.shape).astype(kv.v_BKSH.dtype)
-    y_BKXH = jnp.einsum("BKXS,BKSH->BKXH", weights_BKXS, kv.v_BKSH)
-    return y_BKXH.reshape(B, N, T, -1).swapaxes(1, 2), weights_BNTS if want_weights else None
+    y_BKXH = jnp.einsum("BKXS,BKSH->BKXH", weights_BKXS, kv.v_BKSH, preferred_element_type=jnp.float32)
+    y_BTNH = y_BKXH.reshape(B, N, T, -1).swapaxes(1, 2).astype(q_BTNH.dtype)
+    return y_BTNH, weights_BNTS if want_weights else None
 
 
 def fused(q_BTNH: Array, kv: KV, mask_BTS: Array, implementation: str = "cudnn") -> Array:

@@ -190,10 +190,11 @@ class EncoderDecoder(nnx.Module):
             cache = Cache(kv, seen_BMS, place_BS, cache.end + T * beams)
         return logits_BTV, cache, weights
 
-    def init_cache(self, rows: int, length: int, beams: int = 1) -> Cache:
-        """An empty cache for `rows` sentences of `beams` hypotheses each, with room for `length` positions."""
+    def init_cache(self, rows: int, length: int, beams: int = 1, dtype: jnp.dtype | None = None) -> Cache:
+        """An empty cache for `rows` sentences of `beams` hypotheses each, with room for `length` positions; of the
+        model's own type, or of `dtype`."""
         c, own = self.config, self.config.attention("decoder")
-        S, K, dtype = length * beams, own.kv_heads, jnp.dtype(c.dtype)
+        S, K, dtype = length * beams, own.kv_heads, jnp.dtype(dtype or c.dtype)
         kv = tuple(
             KV(jnp.zeros((rows, K, c.key_size, S), dtype), jnp.zeros((rows, K, S, c.value_size), dtype))
             for _ in range(0, c.decoder_layers, own.kv_sharing)

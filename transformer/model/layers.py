@@ -7,11 +7,14 @@ Shapes: B batch, T length, D model, F feed-forward, V vocabulary.
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
+
+from transformer.model.rounding import Rounded, rounded_product
 
 
 def fold(key: Array | None, i: int) -> Array | None:
@@ -19,14 +22,56 @@ def fold(key: Array | None, i: int) -> Array | None:
     return None if key is None else jax.random.fold_in(key, i)
 
 
-def product(x: Array, w: Array, axes: int = 1) -> Array:
-    """x times w, contracted over the last `axes` dimensions of x and the first `axes` of w, in x's type.
+def product(x: Array, w: Array | Rounded, axes: int = 1, dtype: jnp.dtype | None = None) -> Array:
+    """x times w, contracted over the last `axes` dimensions of x and the first `axes` of w, in x's type; the result in
+    that type too, or in `dtype`.
 
     Done as one two-dimensional product: XLA on CPU is up to a fifth faster at it: no gradient needs a transposition.
     """
     batch, inner, outer = x.shape[:-axes], w.shape[:axes], w.shape[axes:]
     size = math.prod(inner)
-    return (x.reshape(-1, size) @ w.astype(x.dtype).reshape(size, -1)).reshape(*batch, *outer)
+    x_XD = x.reshape(-1, size)
+    if isinstance(w, Rounded):
+        y_XE = rounded_product(x_XD, w).astype(dtype or x.dtype)
+    else:
+        y_XE = matmul(x_XD, w.reshape(size, -1), dtype or x.dtype)
+    return y_XE.reshape(*batch, *outer)
+
+
+def matmul(x_XD: Array, w: Array, dtype: jnp.dtype, w_axis: int = 0) -> Array:
+    """x w, or x w^T where `w_axis`, the axis of w that is summed over, is 1: in x's type, its sums in float32, as an
+    array of type `dtype`. The gradient of w is never rounded to x's type."""
+    if x_XD.dtype == w.dtype:
+        return _sums(x_XD, w, 1, w_axis).astype(dtype)
+    return _mixed(x_XD, w, jnp.dtype(dtype), w_axis)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _mixed(x_XD: Array, w: Array, dtype: jnp.dtype, w_axis: int) -> Array:
+    # JAX's own gradient of a product of 16-bit numbers with a float32 result is a product of float32 with 16-bit ones,
+    # which no matrix unit does; here all three products are 16-bit, summed in float32. XLA on CPU has AMX for these
+    # alone: with a 16-bit result they take seven times as long.
+    return _sums(x_XD, w.astype(x_XD.dtype), 1, w_axis).astype(dtype)
+
+
+def _mixed_forward(x_XD: Array, w: Array, dtype: jnp.dtype, w_axis: int) -> tuple[Array, tuple[Array, Array]]:
+    return _mixed(x_XD, w, dtype, w_axis), (x_XD, w)
+
+
+def _mixed_backward(dtype: jnp.dtype, w_axis: int, kept: tuple[Array, Array], dy_XE: Array) -> tuple[Array, Array]:
+    x_XD, w = kept
+    dy_XE = dy_XE.astype(x_XD.dtype)
+    dx_XD = _sums(dy_XE, w.astype(x_XD.dtype), 1, 1 - w_axis).astype(x_XD.dtype)
+    dw = _sums(x_XD, dy_XE, 0, 0) if w_axis == 0 else _sums(dy_XE, x_XD, 0, 0)
+    return dx_XD, dw.astype(w.dtype)
+
+
+_mixed.defvjp(_mixed_forward, _mixed_backward)
+
+
+def _sums(a: Array, b: Array, axis_a: int, axis_b: int) -> Array:
+    """The product of two matrices over these axes, in float32 whatever theirs."""
+    return jax.lax.dot_general(a, b, (((axis_a,), (axis_b,)), ((), ())), preferred_element_type=jnp.float32)
 
 
 def dropout(x: Array, rate: float, key: Array | None) -> Array:
@@ -64,14 +109,23 @@ class Embedding(nnx.Module):
     def embed(self, tokens_BT: Array) -> Array:
         """Rows of the table times sqrt(D), float32: x_BTD."""
         table_VD = self.table[...]
-        return table_VD[tokens_BT] * table_VD.shape[1] ** 0.5
+        D = table_VD.shape[1]
+        if not isinstance(table_VD, Rounded):
+            return table_VD[tokens_BT] * D**0.5
+        rows_BTD = table_VD.rows_ED[tokens_BT].astype(jnp.float32)
+        if table_VD.scale_E is not None:
+            rows_BTD *= table_VD.scale_E[tokens_BT][..., None]
+        return rows_BTD * D**0.5
 
     def logits(self, x_BTD: Array) -> Array:
         """Unnormalised log-probabilities over the vocabulary, float32: logits_BTV."""
         B, T, D = x_BTD.shape
-        table_VD = self.table[...].astype(x_BTD.dtype)
-        logits = jnp.einsum("XD,VD->XV", x_BTD.reshape(-1, D), table_VD, preferred_element_type=jnp.float32)
-        return logits.reshape(B, T, -1)
+        x_XD, table_VD = x_BTD.reshape(-1, D), self.table[...]
+        if isinstance(table_VD, Rounded):
+            logits_XV = rounded_product(x_XD, table_VD)
+        else:
+            logits_XV = matmul(x_XD, table_VD, jnp.float32, w_axis=1)
+        return logits_XV.reshape(B, T, -1)
 
 
 class LayerNorm(nnx.Module):
@@ -100,5 +154,7 @@ class FeedForward(nnx.Module):
         self.b2 = nnx.Param(jnp.zeros(d_model))
 
     def __call__(self, x_BTD: Array) -> Array:
-        h_BTF = jax.nn.relu(product(x_BTD, self.w1[...]) + self.b1[...].astype(x_BTD.dtype))
-        return product(h_BTF, self.w2[...]) + self.b2[...].astype(x_BTD.dtype)
+        # Biases are added in float32, and their gradients summed in it, before anything is rounded.
+        h_BTF = product(x_BTD, self.w1[...], dtype=jnp.float32) + self.b1[...]
+        y_BTD = product(jax.nn.relu(h_BTF).astype(x_BTD.dtype), self.w2[...], dtype=jnp.float32) + self.b2[...]
+        return y_BTD.astype(x_BTD.dtype)
