@@ -7,7 +7,7 @@ import pytest
 from quick import jit
 from whole_passes import BOS, CONFIG, EOS, PAD, following, sources, translator
 
-from transformer.config import AttentionConfig
+from transformer.config import AttentionConfig, UserError
 
 SOURCES = [*sources(5, seed=2), [], [7], []]
 TARGETS = [[4, 4, 9], [], [13, 3], [5] * 12, sources(1, seed=4)[0], [6, 7], [], []]
@@ -83,3 +83,25 @@ def test_lines_are_scored_as_their_pieces_are():
     ours = translator(max_source_length=3)
     scored = ours.score(["4 5 6 7", " ", "8"], ["9", "3 4", ""])
     assert scored == ours.score_pieces([[4, 5, 6], [], [8]], [[9], [3, 4], []])
+
+
+def test_beyond_learned_positions_is_refused_and_the_line_named():
+    """CONFIG has 64; one is for end of sentence."""
+    ours, long, most = translator(max_source_length=70), " ".join(["5"] * 64), " ".join(["5"] * 63)
+    for sides in ((["4", long], ["4", "4"]), (["4", "4"], ["4", long])):
+        with pytest.raises(UserError, match=r"line 8: the .* has 64 pieces; .* model.max_positions = 64"):
+            ours.score(*sides, first_line=7)
+    with pytest.raises(UserError, match="line 2: the prefix has 64 pieces"):
+        ours.translate(["4", "4"], prefixes=["", long])
+    (scored,) = ours.score([most], [most])
+    np.testing.assert_allclose(
+        scored.log_probs, plain_score([(ours.model, ours.params)], [5] * 63, [5] * 63), rtol=1e-5
+    )
+    # Sinusoids have no end.
+    endless = translator(dataclasses.replace(CONFIG, positions="sinusoidal"), max_source_length=70)
+    assert len(endless.score([long], [long])[0].log_probs) == 65
+
+
+def test_a_blank_prefix_is_none():
+    ours = translator()
+    assert ours.translate(["4 5"], prefixes=["  "]) == ours.translate(["4 5"])

@@ -92,7 +92,7 @@ def _records(
 ) -> Iterator[dict[str, Any]]:
     for number, line in enumerate(lines, first):
         try:
-            record = json.loads(line)
+            record = json.loads(line, parse_constant=_no_number)
         except ValueError as error:
             raise UserError(f"line {number}: not JSON ({error}); --jsonl takes one object a line") from None
         if not isinstance(record, dict):
@@ -106,6 +106,11 @@ def _records(
             if name in record:  # JSON can spell half of a character, which no tokenizer takes
                 record[name] = record[name].encode("utf-8", errors="replace").decode()
         yield record
+
+
+def _no_number(name: str) -> None:
+    # Python would read it, and write it again, to be refused by others.
+    raise ValueError(f"{name} is no JSON number")
 
 
 def _details(scored: Scored) -> dict[str, Any]:

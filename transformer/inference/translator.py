@@ -80,6 +80,9 @@ class Translator:
         self.all_params = (params, *(own for _, own in others))
         self.beams = self.config.n_best if self.config.sample else self.config.beam_size
         self._rows_that_fit = self.config.batch_sentences
+        tables = [own.get(f"{side}_positions") for own in self.all_params for side in ("source", "target")]
+        # None where positions are computed, and so without end.
+        self._positions = min((table.shape[0] for table in tables if table is not None), default=None)
 
     @classmethod
     def load(
@@ -133,7 +136,10 @@ class Translator:
         if isinstance(sentences, str):
             raise TypeError("translate takes a list of sentences, not one string")
         pieces = self.encode(sentences, first_line)
-        begun = None if prefixes is None else self.tokenizer.encode(list(prefixes))
+        begun = None
+        if prefixes is not None:
+            begun = self.tokenizer.encode([prefix if prefix.strip() else "" for prefix in prefixes])
+            self._check_positions(begun, first_line, "the prefix")
         # A model whose log-probabilities are not numbers finds nothing.
         n_best = self.config.n_best
         results: list[list[Translation]] = [[] for _ in sentences]
@@ -208,7 +214,10 @@ class Translator:
         """
         if len(sentences) != len(translations):
             raise ValueError(f"{len(sentences)} sentences and {len(translations)} translations")
-        return self.score_pieces(self.encode(sentences, first_line), self.tokenizer.encode(list(translations)))
+        pieces = self.encode(sentences, first_line), self.tokenizer.encode(list(translations))
+        for own, what in zip(pieces, ("the source", "the translation"), strict=True):
+            self._check_positions(own, first_line, what)
+        return self.score_pieces(*pieces)
 
     def score_pieces(self, sources: Sequence[Sequence[int]], targets: Sequence[Sequence[int]]) -> list[Scored]:
         """As `score`, for pieces without eos."""
@@ -234,6 +243,14 @@ class Translator:
                     tuple(alignment[row, :n].tolist()),
                 )
         return results
+
+    def _check_positions(self, pieces: Sequence[Sequence[int]], first_line: int, what: str) -> None:
+        for i, own in enumerate(pieces):
+            if self._positions is not None and len(own) >= self._positions:
+                raise UserError(
+                    f"line {first_line + i}: {what} has {len(own)} pieces; this model has learned positions for "
+                    f"model.max_positions = {self._positions}, end of sentence included; make it shorter"
+                )
 
     def _plan(self, prefix: bool) -> Plan:
         c = self.config
