@@ -12,11 +12,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 import itertools
 import json
 import os
 import platform
 import random
+import runpy
 import statistics
 import subprocess
 import sys
@@ -85,12 +87,13 @@ def prepare(options: Namespace, overrides: Sequence[str]) -> dict[str, str]:
     Raises `UserError` if the workdir holds another model.
     """
     work = Path(options.workdir)
-    folders = {name: str((work / name).resolve()) for name in ("run", "marian", "ctranslate2")}
+    folders = {name: str((work / name).resolve()) for name in ("first", "start", "run", "marian", "ctranslate2")}
     text, mark = work / "text", work / "made.json"
-    made = {"quick": options.quick, "overrides": list(overrides)}
+    recipe = (HERE / "model.py").read_text(encoding="utf-8")
+    made = {"quick": options.quick, "overrides": list(overrides), "recipe": hashlib.sha256(recipe.encode()).hexdigest()}
     if mark.exists():
         if json.loads(mark.read_text()) != made:
-            raise UserError(f"--workdir {work}: it holds a model made with other options; name another folder")
+            raise UserError(f"--workdir {work}: it holds a model made in another way; name another folder")
         return folders
     if not text.exists():
         write_text(text, options.quick)
@@ -101,7 +104,15 @@ def prepare(options: Namespace, overrides: Sequence[str]) -> dict[str, str]:
         for argument in (f"--data.{field}{side}", str(text / f"{split}.{language}"))
     ]
     log("training; the same command again goes on from the last checkpoint")
-    _call("train.py", "--config", HERE / "model.py", "--workdir", folders["run"], *files, *overrides)
+    train = "train.py", "--config", HERE / "model.py", *files
+    start = []
+    if not options.quick:
+        first = (f"--{name}={value}" for name, value in runpy.run_path(str(HERE / "model.py"))["FIRST"].items())
+        _call(*train, "--workdir", folders["first"], *first, *overrides)
+        if not Path(folders["start"]).exists():
+            _call(HERE / "systems.py", "deepen", json.dumps(folders))
+        start = ["--train.init_from", folders["start"]]
+    _call(*train, "--workdir", folders["run"], *start, *overrides)
     for name in ("marian", "ctranslate2"):
         if Path(folders[name]).exists():
             raise UserError(f"{folders[name]} is left from a run that broke off; remove it")
@@ -239,10 +250,11 @@ class Bench:
             if len(tried) == 1:
                 break
             worker = self.worker(system, setting)
-            worker.decode(sources[:1], 1, o.beam, o.length, o.length)
             for batch in o.batches:
                 if setting.get("inter_threads", setting.get("streams", 1)) > batch:
                     continue  # one sentence can't be shared out
+                # Not counted: ours compiles, the others set up what they need for the size.
+                worker.decode(sources[:batch], batch, o.beam, o.length, o.length)
                 times = [
                     worker.decode(sources[:batch], batch, o.beam, o.length, o.length)["seconds"]
                     for _ in range(3 if batch < 32 else 1)

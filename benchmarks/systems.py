@@ -2,6 +2,7 @@
 
     python benchmarks/systems.py SYSTEM '{"run": ..., "threads": 2, ...}'      answers requests on standard input
     python benchmarks/systems.py convert '{"run": ..., "ctranslate2": ...}'    writes the CTranslate2 folder
+    python benchmarks/systems.py deepen '{"first": ..., "start": ...}'         puts more layers into a trained model
 
 A request and its answer are one line of JSON each. All systems search alike: no length penalty, the one rule that the
 three share; pieces are ids without bos and eos.
@@ -42,16 +43,13 @@ System = Callable[[Job], Ids]
 def ours(device: str, dtype: str, run: str = "", config: str = "", streams: int = 1, **_: Any) -> System:
     """Our Translator on the weights of the workdir `run`, or on random ones of a whole `config` as JSON; `streams`
     batches at a time."""
-    import dataclasses
-
     import jax
 
     from transformer.checkpoint import Checkpoints
     from transformer.command_line import set_up_jax
     from transformer.config import DecodeConfig, from_json
-    from transformer.inference.translator import Translator
+    from transformer.inference.translator import Translator, in_type
     from transformer.model import encoder_decoder
-    from transformer.model.rounding import rounded
 
     set_up_jax()
     if config:
@@ -63,10 +61,8 @@ def ours(device: str, dtype: str, run: str = "", config: str = "", streams: int 
         name = checkpoints.choose("last")
         model, vocab_size = checkpoints.config(name).model, checkpoints.progress(name)["vocab_size"]
         params = checkpoints.params(name)
-    # As Translator.load does: in 8 bits the matrices alone.
-    activations = dtype if dtype != "int8" else "float32" if device == "cpu" else "bfloat16"
-    network = encoder_decoder(dataclasses.replace(model, dtype=activations), vocab_size)
-    params = rounded(params, dtype)
+    model, params = in_type(model, params, dtype)
+    network = encoder_decoder(model, vocab_size)
 
     def decode(job: Job) -> Ids:
         settings = DecodeConfig(
@@ -83,6 +79,47 @@ def ours(device: str, dtype: str, run: str = "", config: str = "", streams: int 
         return [found[i][0][0] for i in range(len(job.sources))]
 
     return decode
+
+
+def deepen(first: str, start: str, layers: int = 6, **_: Any) -> None:
+    """Write, as the start of a training, the last checkpoint of `first` with `layers` layers on each side.
+
+    Its layers are followed by ones that add nothing to what goes through them: their last matrices are zero, and their
+    norms those of the layer before, whose output they leave nearly as it is.
+    """
+    import dataclasses
+
+    import jax
+    import numpy as np
+
+    from transformer.checkpoint import Checkpoints
+    from transformer.model import encoder_decoder
+    from transformer.tools.convert import write_start
+
+    checkpoints = Checkpoints(first)
+    name = checkpoints.choose("last")
+    old, params = checkpoints.config(name).model, checkpoints.params(name)
+    model = dataclasses.replace(old, encoder_layers=layers, decoder_layers=layers)
+    fresh = encoder_decoder(model, checkpoints.progress(name)["vocab_size"]).init(jax.random.key(1))
+    deeper = {**params}
+    for side in ("encoder", "decoder"):
+        trained = params[side]["layers"]
+        grown = {}
+        for i in range(layers):
+            below = trained[str(i * len(trained) // layers)]
+            if i * len(trained) % layers < len(trained):  # the first of its group is the trained one
+                grown[str(i)] = below
+                continue
+            last_norm = below["feed_forward_norm"]
+            grown[str(i)] = layer = {}
+            for part, own in fresh[side]["layers"][str(i)].items():
+                if part.endswith("_norm"):
+                    layer[part] = last_norm
+                else:
+                    zero = {"output", "w2", "b2"} & set(own)
+                    layer[part] = {n: np.zeros_like(x) if n in zero else x for n, x in own.items()}
+        deeper[side] = {**params[side], "layers": grown}
+    write_start(checkpoints, name, start, deeper, model)
 
 
 # ---- Hugging Face ---------------------------------------------------------------------------------------------------
@@ -270,8 +307,8 @@ def serve(system: System, requests: Any, answers: Any) -> None:
 
 def main() -> None:
     name, settings = sys.argv[1], json.loads(sys.argv[2])
-    if name == "convert":
-        convert(**settings)
+    if name in ("convert", "deepen"):
+        {"convert": convert, "deepen": deepen}[name](**settings)
         return
     # Standard output is for answers alone; whatever a library prints goes to standard error.
     answers = os.fdopen(os.dup(1), "w")

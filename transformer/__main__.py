@@ -42,7 +42,11 @@ def translate(arguments: list[str]) -> None:
     if own.input is None:
         answer(sys.stdin.buffer, sys.stdout.buffer)
     else:
-        shares.translate_share(answer, Path(own.input), Path(own.output), *shares.parse(own.share or "0/1"))
+        # What an output depends on: shares of other models or options are not put together.
+        options = {**vars(translator.config), "batch_sentences": 0, "batch_tokens": 0, "streams": 0}
+        about = repr((own.checkpoint, own.ensemble, own.jsonl, own.details, sorted(options.items())))
+        share = shares.parse(own.share or "0/1")
+        shares.translate_share(answer, Path(own.input), Path(own.output), *share, about)
 
 
 def score(arguments: list[str]) -> None:
@@ -80,10 +84,11 @@ def _translator(parser: Parser, arguments: list[str]) -> tuple[Any, Any]:
     checkpoints = Checkpoints(own.workdir)
     name = checkpoints.choose(own.checkpoint)
     log.info("using checkpoint %s of %s", name, own.workdir)
+    asked, own.checkpoint = own.checkpoint, str(name)
     options = decode_options(checkpoints.config(name), rest, parser.prog, parser.options())
     if not own.ensemble:
-        return Translator.load(own.workdir, str(name), options), own
-    return Translator.load([own.workdir, *own.ensemble], own.checkpoint, options), own
+        return Translator.load(own.workdir, own.checkpoint, options), own
+    return Translator.load([own.workdir, *own.ensemble], asked, options), own
 
 
 def average(arguments: list[str]) -> None:

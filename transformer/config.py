@@ -237,9 +237,9 @@ class DecodeConfig:
     max_source_length: int = 1024
     """Longer inputs, in pieces, are cut and reported."""
     batch_sentences: int = 64
-    """At most so many sentences are decoded at once."""
+    """At most so many sentences are decoded together, in each of the streams."""
     batch_tokens: int = 16_384
-    """Source positions times beams decoded at once, a bound on memory."""
+    """Source positions times beams decoded together, in each of the streams: a bound on memory."""
     streams: int = 0
     """So many batches are decoded side by side; 0 = one for each core, up to 8, on a CPU, and one elsewhere."""
     dtype: Literal["auto", "float32", "bfloat16", "int8"] = "auto"

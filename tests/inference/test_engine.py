@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from whole_passes import CONFIG, EOS, Numbers, expected, same, sources, tiny, translator
+from whole_passes import CONFIG, EOS, SOURCE_LENGTH, Numbers, expected, same, sources, tiny, translator
 
 from transformer.checkpoint import Checkpoints
 from transformer.config import AttentionConfig, Config, DecodeConfig, UserError, to_json
@@ -124,6 +124,23 @@ def test_an_ensemble_of_workdirs(tmp_path):
         Translator.load([*folders, other])
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
+def test_a_workdir_in_fewer_bits(tmp_path, dtype):
+    """A search with a cache finds what forced scoring without one gives the same score, within the type's rounding."""
+    folder = workdir(tmp_path / "run", 0, "the dog sees a cat")
+    decode = DecodeConfig(beam_size=3, min_length=5, max_extra_length=20, max_source_length=15, dtype=dtype)
+    ours, exact = Translator.load(folder, config=decode), translator(min_length=5, max_extra_length=20)
+    found = dict(ours.search(TEXTS))
+    targets = [found[i][0][0] for i in range(len(TEXTS))]
+    scores = np.array([found[i][1][0] for i in range(len(TEXTS))])
+    again = np.array([one.score for one in ours.score_pieces(TEXTS, targets)])
+    np.testing.assert_allclose(again, scores, rtol=0.02)
+    other = np.array([one.score for one in exact.score_pieces(TEXTS, targets)])
+    off = np.abs(other - scores) / np.abs(scores)
+    assert off.min() > 0  # it is another type
+    assert np.median(off) < 0.05
+
+
 # ---- Whatever the batch ---------------------------------------------------------------------------------------------
 
 TEXTS = sources(19, seed=3, longest=12)
@@ -185,13 +202,17 @@ sys.path[:0] = sys.argv[1:]
 import numpy as np
 import test_engine
 from transformer.inference import translator as module
-ours = test_engine.translator(test_engine.EACH_ITS_OWN, **test_engine.LONG, batch_sentences=16)
-ours.all_params = tuple(module._everywhere(own) for own in ours.all_params)
-ours.params = ours.all_params[0]
-placed, *_ = ours._place(np.zeros((16, 8), np.int32))
-found = dict(ours.search(test_engine.TEXTS[:16]))
-rows = [shard.data.shape[0] for shard in placed.addressable_shards]
-print(json.dumps([rows, [found[i] for i in range(len(found))]]))
+def search(dtype, spread):
+    ours = test_engine.translator(test_engine.EACH_ITS_OWN, **test_engine.LONG, batch_sentences=16)
+    (params,) = ours.all_params
+    params = module.in_type(test_engine.EACH_ITS_OWN, params, dtype)[1]
+    ours.params = module._everywhere(params) if spread else params
+    ours.all_params = (ours.params,)
+    placed, *_ = ours._place(np.zeros((16, 8), np.int32))
+    found = dict(ours.search(test_engine.TEXTS[:16]))
+    rows = [shard.data.shape[0] for shard in placed.addressable_shards] if spread else None
+    return rows, [found[i] for i in range(len(found))]
+print(json.dumps([*search("float32", True), search("int8", True)[1], search("int8", False)[1]]))
 """
 
 
@@ -203,11 +224,13 @@ def test_eight_devices_change_nothing(environment):
         capture_output=True, text=True, env=environment | {"XLA_FLAGS": "--xla_backend_optimization_level=0"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
-    rows, found = json.loads(done.stdout)
+    rows, found, eight, one = json.loads(done.stdout)
     assert rows == [2] * 8 and len(found) == 16
     agreeing = sum(same(own, alone()[i]) for i, own in enumerate(found))
     print(f"{len(found) - agreeing} of {len(found)} differ at a choice closer than 1e-4")
     assert agreeing >= len(found) - 1
+    # In 8 bits a rounding may fall the other way.
+    np.testing.assert_allclose([own[1][0] for own in eight], [own[1][0] for own in one], rtol=0.01)
 
 
 # ---- Compilations ---------------------------------------------------------------------------------------------------
@@ -253,10 +276,11 @@ def test_threads_do_not_compile_what_another_compiles(compilations):
     params = own.init(jax.random.key(1))
 
     def run(count, streams):
-        config = DecodeConfig(batch_sentences=2, streams=streams, min_length=6, max_length=6)
+        config = DecodeConfig(batch_sentences=2, streams=streams, min_length=6, max_length=6, max_source_length=9)
         batch = [[5, 6, 7]] * count
         assert len(dict(Translator(own, params, None, config).search(batch))) == count
 
+    del compilations[:]
     run(8, 4)
     once = len(compilations)
     del compilations[:]
@@ -285,6 +309,10 @@ def test_scoring_compiles_once_a_shape(compilations):
     translator().score_pieces(sources(4), sources(4, seed=1))
     del compilations[:]
     translator(length_penalty=1.0).score_pieces(sources(4, seed=2), sources(4, seed=3))
+    # Whatever the longest of them is.
+    for longest in range(1, SOURCE_LENGTH):
+        pairs = [[5] * longest] * 4
+        translator().score_pieces(pairs, pairs)
     assert compilations == []
 
 
@@ -324,7 +352,7 @@ def test_the_one_softmax(want_weights):
 
 def test_what_does_not_fit_is_halved(monkeypatch, caplog):
     """Results are complete and in place, each row is decoded once, later batches have the smaller size at once."""
-    ours, tried = translator(batch_sentences=16), []
+    ours, tried = translator(batch_sentences=16, streams=1), []
 
     def limited(models, params, source_BS, *rest):
         tried.append(len(source_BS))
@@ -348,6 +376,24 @@ def test_what_does_not_fit_is_halved(monkeypatch, caplog):
     del tried[:]
     found = dict(ours.search(texts, prefixes=prefixes))
     assert set(tried) <= {1, 4} and all(found[i][0][0][0] == 3 + i % 9 for i in range(35))
+
+
+def test_scoring_that_does_not_fit_is_halved(monkeypatch, caplog):
+    tried = []
+
+    def limited(params, source_BS, target_BT, *, models):
+        tried.append(len(source_BS))
+        if len(source_BS) > 2:
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.")
+        return forced(params, source_BS, target_BT, models=models)
+
+    forced = translator_module.forced
+    texts, targets = sources(9, seed=8), sources(9, seed=9)
+    wanted = translator(batch_sentences=2).score_pieces(texts, targets)
+    monkeypatch.setattr(translator_module, "forced", limited)
+    caplog.set_level(logging.WARNING, logger="transformer")
+    assert translator(batch_sentences=8).score_pieces(texts, targets) == wanted
+    assert tried[:4] == [8, 4, 2, 2] and len(caplog.records) >= 2
 
 
 def test_failures_that_halves_do_not_help_are_not_hidden(monkeypatch):

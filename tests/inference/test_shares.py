@@ -54,6 +54,9 @@ def test_a_share_that_broke_is_done_again_and_the_others_are_not(tmp_path: Path)
         translate_share(breaks, source, target, 1, 2)
     assert not target.exists()
     translate_share(lambda *_: pytest.fail("done already"), source, target, 0, 2)
+    # Of another model or with other options it is another thing.
+    translate_share(numbered, source, target, 1, 2, "beam 8")
+    assert not target.exists()
     translate_share(numbered, source, target, 1, 2)
     assert target.read_bytes() == b"1 A\n2 B\n"
 

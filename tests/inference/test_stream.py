@@ -241,7 +241,9 @@ def test_pairs_of_json_lines_are_scored():
     [
         (translate_jsonl, "{", "not JSON"),
         (translate_jsonl, "", "not JSON"),
-        (translate_jsonl, '{"source": "a", "x": NaN}', "not JSON (NaN is no JSON number)"),
+        (translate_jsonl, '{"source": "a", "x": NaN}', "not JSON"),
+        (translate_jsonl, '{"source": "a", "x": 1e999}', "not JSON"),
+        (translate_jsonl, '{"source": ' + "[" * 100_000 + "]" * 100_000 + "}", "not JSON"),
         (translate_jsonl, '["a"]', "not a JSON object"),
         (translate_jsonl, "3", "not a JSON object"),
         (translate_jsonl, "{}", "no field 'source'; each object needs source"),

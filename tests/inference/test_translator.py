@@ -40,7 +40,7 @@ def shapes(monkeypatch):
     """Replaces the decoding of a batch by one that copies sources; gives the (rows, length) it was called with."""
     calls = []
 
-    def copy(models, params, source_BS, limit_B, plan, given):
+    def copy(models, params, source_BS, limit_B, plan, given, stop):
         calls.append(source_BS.shape)
         for row, (source, limit) in enumerate(zip(source_BS, limit_B, strict=True)):
             n = int((source != PAD).sum())
@@ -190,19 +190,19 @@ def test_side_by_side_or_one_after_another():
 def test_jobs_side_by_side_overlap_and_keep_their_order():
     meeting = threading.Barrier(3, timeout=30)  # only three at once get past it
 
-    def work(job):
+    def work(job, stop):
         meeting.wait()
         time.sleep(0.01 * (-job % 3))
         return job * 10
 
     assert list(side_by_side(work, range(9), 3)) == [10 * job for job in range(9)]
-    assert list(side_by_side(lambda job: job, [], 3)) == []
+    assert list(side_by_side(lambda job, stop: job, [], 3)) == []
 
 
 def test_an_error_in_a_job_ends_them_all_and_an_early_stop_begins_no_more():
     begun = []
 
-    def work(job):
+    def work(job, stop):
         begun.append(job)
         if job == 4:
             raise ValueError("job 4")

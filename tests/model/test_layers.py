@@ -1,4 +1,5 @@
 import math
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,17 @@ from flax import nnx
 from quick import jit
 
 from transformer.config import ModelConfig
-from transformer.model.layers import Embedding, FeedForward, LayerNorm, dropout, fold, matmul, product, sinusoids
+from transformer.model.layers import (
+    Embedding,
+    FeedForward,
+    LayerNorm,
+    dropout,
+    einsum,
+    fold,
+    matmul,
+    product,
+    sinusoids,
+)
 from transformer.model.stack import SublayerNorm
 
 RNG = np.random.default_rng(0)
@@ -103,6 +114,23 @@ def test_product_contracts_last_axes_with_first():
     x, w = normal(2, 5, 4), normal(4, 3, 7)
     np.testing.assert_allclose(product(x, w), np.einsum("BTD,DNH->BTNH", x, w), atol=1e-5)
     assert product(jnp.asarray(x, jnp.bfloat16), jnp.asarray(w)).dtype == jnp.bfloat16
+
+
+@pytest.mark.parametrize("subscripts", ["BKXH,BKHS->BKXS", "BKXS,BKSH->BKXH", "XD,DE->XE", "XD,ED->XE"])
+def test_gradients_of_products_are_those_jax_would_find(subscripts):
+    """In float32 by JAX itself; in bfloat16 by our rule, of numbers that bfloat16 holds exactly."""
+    sizes = dict(zip("BKXHSDE", (2, 3, 4, 5, 6, 7, 8), strict=True))
+    of_a, of_b, of_c = subscripts.replace("->", ",").split(",")
+    a, b, dc = (np.round(normal(*(sizes[i] for i in own)) * 4) for own in (of_a, of_b, of_c))
+    y, back = jax.vjp(lambda a, b: jnp.einsum(subscripts, a, b), a, b)
+    for dtype in (jnp.float32, jnp.bfloat16):
+        found, ours = jax.vjp(partial(einsum, subscripts), jnp.asarray(a, dtype), jnp.asarray(b))
+        assert found.dtype == jnp.float32
+        np.testing.assert_array_equal(found, y)
+        da, db = ours(jnp.asarray(dc))
+        assert (da.dtype, db.dtype) == (dtype, jnp.float32)
+        np.testing.assert_array_equal(db, back(dc)[1])
+        np.testing.assert_array_equal(da, back(dc)[0].astype(dtype))
 
 
 @pytest.mark.parametrize("w_axis", [0, 1])

@@ -54,8 +54,10 @@ class Plan:
 
 
 def log_softmax(logits_XV: Array) -> Array:
-    """As `jax.nn.log_softmax`, but the maximum is found by top_k: a plain one XLA on CPU fuses into the product that
-    makes the logits, which then takes twice as long."""
+    """As `jax.nn.log_softmax`, but on a CPU the maximum is found by top_k: a plain one XLA fuses there into the product
+    that makes the logits, which then takes twice as long."""
+    if jax.default_backend() != "cpu":
+        return jax.nn.log_softmax(logits_XV)
     shifted_XV = logits_XV - jax.lax.top_k(logits_XV, 1)[0]
     return shifted_XV - jnp.log(jnp.sum(jnp.exp(shifted_XV), axis=1, keepdims=True))
 
@@ -81,6 +83,12 @@ def next_log_probs(
     return step
 
 
+def cache_type() -> Any:
+    """The type of the cache; None = the model's own."""
+    # XLA on CPU turns the whole of a 16-bit cache to float32 and back at each write.
+    return jnp.float32 if jax.default_backend() == "cpu" else None
+
+
 @partial(jax.jit, static_argnames=("models", "length"))
 def begin(
     params: tuple[Params, ...],
@@ -94,10 +102,8 @@ def begin(
 ) -> tuple[tuple[Memory, ...], Beams]:
     """Encode the sources, once; and the state of their search before the first piece, with room for `length`."""
     memories = tuple(model.apply(own, source_BS, method="encode") for model, own in zip(models, params, strict=True))
-    # XLA on CPU turns the whole of a 16-bit cache to float32 and back at each write.
-    dtype = jnp.float32 if jax.default_backend() == "cpu" else None
     caches = tuple(
-        model.apply(own, len(source_BS), STAGE, options.beam_size, dtype, method="init_cache")
+        model.apply(own, len(source_BS), STAGE, options.beam_size, cache_type(), method="init_cache")
         for model, own in zip(models, params, strict=True)
     )
     return memories, start(caches, limit_B, length, options, given)
@@ -161,11 +167,12 @@ def decode(
     limit_B: Array,
     plan: Plan,
     given: Any = (),
+    stop: threading.Event | None = None,
 ) -> Iterator[tuple[int, Hypotheses]]:
     """Row number and hypotheses (without the row's own axis) of each row, in the order in which they finish.
 
     `source_BS` are pieces with eos, padded with 0; `limit_B` the greatest numbers of pieces, eos included, and 0 for
-    rows that are not there: these yield nothing.
+    rows that are not there: these yield nothing. Ends early once `stop` is set.
     """
     limits = np.asarray(limit_B)
     length, until, keep = size(STAGE), STAGE, None
@@ -174,6 +181,8 @@ def decode(
     # Which row of the input each row of the batch holds; -1 where it is done with.
     number = np.where(limits > 0, np.arange(len(limits)), -1)
     while (left := np.flatnonzero(number >= 0)).size:
+        if stop is not None and stop.is_set():
+            return
         rows, index = len(number), None
         while half(rows) >= len(left):
             rows //= 2

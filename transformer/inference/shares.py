@@ -19,19 +19,25 @@ log = logging.getLogger("transformer")
 def parse(text: str) -> tuple[int, int]:
     """'2/8' as (2, 8): the third of eight shares."""
     share, _, shares = text.partition("/")
-    if not (share.isdigit() and shares.isdigit() and int(share) < int(shares)):
+    if not (share.isdecimal() and shares.isdecimal() and int(share) < int(shares)):
         raise UserError(f"--share {text}: must be I/N with I from 0 to N - 1, such as 0/4")
     return int(share), int(shares)
 
 
 def translate_share(
-    answer: Callable[[BinaryIO, BinaryIO, int], int], source: Path, target: Path, share: int, shares: int
+    answer: Callable[[BinaryIO, BinaryIO, int], int],
+    source: Path,
+    target: Path,
+    share: int,
+    shares: int,
+    about: str = "",
 ) -> None:
     """Translate one share of the lines of `source`; write `target` if no other share is missing.
 
     `answer(lines in, lines out, number of the first line)` is what one process would call for the whole file. A part is
-    written beside the target, under a name that holds the digest of the source, and counts once it is complete: after
-    an interruption only the missing shares need to run again.
+    written beside the target, under a name that holds the digest of the source and of `about`, which says all else that
+    the output depends on; it counts once it is complete: after an interruption only the missing shares need to run
+    again.
     """
     try:
         content = source.read_bytes()
@@ -42,7 +48,7 @@ def translate_share(
     lines = content.split(b"\n")
     if lines[-1] == b"":
         lines.pop()
-    digest = hashlib.sha256(content).hexdigest()[:12]
+    digest = hashlib.sha256(content + about.encode()).hexdigest()[:12]
     parts = [target.parent / f"{target.name}.{digest}.{i}-of-{shares}" for i in range(shares)]
     first, last = (len(lines) * i // shares for i in (share, share + 1))
     if parts[share].exists():

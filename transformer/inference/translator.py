@@ -5,7 +5,9 @@ from __future__ import annotations
 import collections
 import dataclasses
 import logging
+import math
 import os
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -17,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from transformer.config import DecodeConfig, UserError
+from transformer.config import DecodeConfig, ModelConfig, UserError
 from transformer.inference.beam_search import Hypotheses, Options
 from transformer.inference.constraints import Constraints
 from transformer.inference.engine import BOS, EOS, PAD, Plan, Sampler, decode, size
@@ -80,9 +82,18 @@ class Translator:
         self.all_params = (params, *(own for _, own in others))
         self.beams = self.config.n_best if self.config.sample else self.config.beam_size
         self._rows_that_fit = self.config.batch_sentences
+        self._lock = threading.Lock()
         tables = [own.get(f"{side}_positions") for own in self.all_params for side in ("source", "target")]
         # None where positions are computed, and so without end.
         self._positions = min((table.shape[0] for table in tables if table is not None), default=None)
+        c = self.config
+        longest = min(c.max_source_length + c.max_extra_length, c.max_length or math.inf)
+        if self._positions is not None and max(c.max_source_length, longest) >= self._positions:
+            raise UserError(
+                f"decode.max_source_length = {c.max_source_length} and decode.max_extra_length = {c.max_extra_length} "
+                f"allow for {max(c.max_source_length, longest) + 1} positions, but a model has learned ones for "
+                f"{self._positions} (model.max_positions); lower them"
+            )
 
     @classmethod
     def load(
@@ -103,15 +114,9 @@ class Translator:
             name = checkpoints.choose(checkpoint)
             own = checkpoints.config(name)
             config = config or own.decode
-            dtype = config.dtype
-            accelerated = "float32" if jax.default_backend() == "cpu" else "bfloat16"
-            if dtype == "auto":
-                dtype = own.model.dtype if accelerated == "float32" else accelerated
-            # In 8 bits are the weights alone, and what is multiplied with them.
-            activations = accelerated if dtype == "int8" else dtype
-            model_config = dataclasses.replace(own.model, dtype=activations)
+            model_config, params = in_type(own.model, checkpoints.params(name), config.dtype)
             model = encoder_decoder(model_config, checkpoints.progress(name)["vocab_size"])
-            loaded.append((model, _everywhere(rounded(checkpoints.params(name), dtype))))
+            loaded.append((model, _everywhere(params)))
             pieces.append((checkpoints.path(name) / "tokenizer.model").read_bytes())
             if pieces[-1] != pieces[0]:
                 raise UserError(f"{folder} and {workdirs[0]} have different tokenizers; an ensemble needs the same one")
@@ -181,7 +186,7 @@ class Translator:
             limits = [max(limit, len(prefix)) for limit, prefix in zip(limits, prefixes, strict=True)]
             width = size(max([1, *map(len, prefixes)]))  # the search looks at one column at least
 
-        def work(job: tuple[list[int], int, int]) -> list[tuple[int, Found]]:
+        def work(job: tuple[list[int], int, int], stop: threading.Event) -> list[tuple[int, Found]]:
             indices, rows, length = job
             source_BS = np.full((rows, length), PAD, np.int32)
             # Empty rows may not search at all.
@@ -196,7 +201,7 @@ class Translator:
                 if prefixes is not None:
                     given["prefix_BL"][row, : len(prefixes[i])] = prefixes[i]
             results = []
-            for row, found in self._decode(source_BS, limit_B, plan, given):
+            for row, found in self._decode(source_BS, limit_B, plan, given, stop):
                 lengths = [int(n) for n in found.lengths_BM if n > 0]
                 tokens = [found.tokens_BML[m, : n - 1].tolist() for m, n in enumerate(lengths)]
                 results.append((indices[row], (tokens, found.scores_BM[: len(lengths)].tolist())))
@@ -225,14 +230,17 @@ class Translator:
         results: list[Any] = [None] * len(sources)
         longest = [max(len(s), len(t)) for s, t in zip(sources, targets, strict=True)]
         # At least 1, so that an empty sentence is scored like any other.
-        for indices, rows, length in self._batches([max(1, n) for n in longest], longest=max(longest, default=0)):
+        for indices, rows, length in self._batches([max(1, n) for n in longest], longest=max([1, *longest])):
             source_BS, target_BT = (np.full((rows, length), PAD, np.int32) for _ in range(2))
             for row, i in enumerate(indices):
                 source_BS[row, : len(sources[i]) + 1] = [*sources[i], EOS]
                 target_BT[row, : len(targets[i]) + 1] = [*targets[i], EOS]
-            log_probs, alignment = jax.tree.map(
-                np.asarray, forced(self.all_params, *self._place(source_BS, target_BT), models=self.models)
-            )
+
+            def part(rows: slice, sides: Sequence[np.ndarray] = (source_BS, target_BT)) -> tuple:
+                placed = self._place(*(side[rows] for side in sides))
+                return jax.tree.map(np.asarray, forced(self.all_params, *placed, models=self.models))
+
+            log_probs, alignment = (np.concatenate(own) for own in zip(*self._as_fits(part, rows), strict=True))
             options = Options(c.beam_size, BOS, EOS, PAD, c.length_penalty, c.length_normalization)
             for row, i in enumerate(indices):
                 n = len(targets[i]) + 1
@@ -276,27 +284,43 @@ class Translator:
         return Plan(options, constraints, sampler)
 
     def _decode(
-        self, source_BS: np.ndarray, limit_B: np.ndarray, plan: Plan, given: Mapping[str, np.ndarray]
-    ) -> Iterator[tuple[int, Hypotheses]]:
-        """`engine.decode`, in two halves where the whole does not fit into memory."""
-        rows = len(source_BS)
-        try:
-            source, limit, *rest = self._place(source_BS, limit_B, *given.values())
-            found = list(decode(self.models, self.all_params, source, limit, plan, dict(zip(given, rest, strict=True))))
-        except jax.errors.JaxRuntimeError as error:
-            if "RESOURCE_EXHAUSTED" not in str(error) or rows == 1:
-                raise
-            self._rows_that_fit = rows // 2
-            log.warning("%d sentences at once do not fit into memory; going on with %d", rows, rows // 2)
-        else:
-            yield from found
-            return
-        # Outside of the handler, which would keep the failed attempt's arrays alive.
-        for half in (slice(0, rows // 2), slice(rows // 2, None)):
-            for row, result in self._decode(
-                source_BS[half], limit_B[half], plan, {name: x[half] for name, x in given.items()}
-            ):
-                yield (half.start or 0) + row, result
+        self,
+        source_BS: np.ndarray,
+        limit_B: np.ndarray,
+        plan: Plan,
+        given: Mapping[str, np.ndarray],
+        stop: threading.Event,
+    ) -> list[tuple[int, Hypotheses]]:
+        """`engine.decode`, in parts where the whole does not fit into memory."""
+
+        def part(rows: slice) -> list[tuple[int, Hypotheses]]:
+            arrays = [x[rows] for x in (source_BS, limit_B, *given.values())]
+            source, limit, *rest = self._place(*arrays)
+            own = dict(zip(given, rest, strict=True))
+            found = decode(self.models, self.all_params, source, limit, plan, own, stop)
+            return [(rows.start + row, result) for row, result in found]
+
+        return [one for own in self._as_fits(part, len(source_BS)) for one in own]
+
+    def _as_fits(self, part: Callable[[slice], R], rows: int) -> list[R]:
+        """`part` of all rows; of one half and then the other where memory is short, and so on."""
+        waiting, done = [slice(0, rows)], []
+        while waiting:
+            own = waiting.pop()
+            middle = (own.start + own.stop) // 2
+            try:
+                done.append(part(own))
+                continue
+            except jax.errors.JaxRuntimeError as error:
+                if "RESOURCE_EXHAUSTED" not in str(error) or middle == own.start:
+                    raise
+            # Outside of the handler, which would keep the failed attempt's arrays alive.
+            count = middle - own.start
+            with self._lock:
+                self._rows_that_fit = min(self._rows_that_fit, count)
+            log.warning("%d sentences at once do not fit into memory; going on with %d", own.stop - own.start, count)
+            waiting += [slice(middle, own.stop), slice(own.start, middle)]
+        return done
 
     def _batches(self, lengths: Sequence[int], *, longest: int | None = None) -> Iterator[tuple[list[int], int, int]]:
         """Indices of sentences that are decoded together, and the shape: rows, length with eos.
@@ -304,7 +328,10 @@ class Translator:
         What does not fill a batch waits for the next longer one, if that is at most twice as long; else it is decoded
         in the smallest shape that holds it.
         """
-        longest = (self.config.max_source_length if longest is None else max(1, longest)) + 1
+        if longest is None:
+            longest = self.config.max_source_length + 1
+        else:
+            longest = min(_bucket(longest + 1), self._positions or math.inf)
         buckets = [n for n in SOURCE_LENGTHS if n < longest] + [longest]
         order = sorted((i for i, n in enumerate(lengths) if n), key=lambda i: lengths[i])
         at, waiting = 0, []
@@ -319,32 +346,43 @@ class Translator:
                 upper = buckets[b + 1] if b + 1 < len(buckets) else 0
                 follows = at < len(order) and lengths[order[at]] + 1 <= upper <= 2 * bucket
                 if not follows:
-                    full = self._rows(bucket)
                     yield waiting, min(n for n in (1, 8, full) if n >= len(waiting)), bucket
                     waiting = []
 
     def _streams(self) -> int:
         """How many batches are decoded at a time."""
+        if jax.device_count() > 1:
+            return 1  # all devices work on one batch
         if self.config.streams:
             return self.config.streams
         # What is small in a step runs on one core: another batch uses the others meanwhile.
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        return min(MOST_STREAMS, cores) if jax.default_backend() == "cpu" and jax.local_device_count() == 1 else 1
+        return min(MOST_STREAMS, cores) if jax.default_backend() == "cpu" else 1
 
     def _rows(self, length: int) -> int:
-        """Rows of a full batch of sources of this length: a power of two within `decode.batch_tokens`."""
-        fit = max(1, self.config.batch_tokens // (length * self.beams))
-        return 1 << (min(self._rows_that_fit, fit).bit_length() - 1)
+        """Rows of a full batch of sources of this length, within `decode.batch_tokens`: a power of two, on each of
+        the devices if they are several."""
+        fit = min(self._rows_that_fit, max(1, self.config.batch_tokens // (length * self.beams)))
+        ways = self._ways() if fit >= self._ways() else 1
+        return ways << ((fit // ways).bit_length() - 1)
+
+    def _mesh(self) -> jax.sharding.Mesh | None:
+        """That on which the parameters lie, if they do."""
+        sharding = getattr(jax.tree.leaves(self.params)[0], "sharding", None)  # NumPy arrays have none
+        return sharding.mesh if isinstance(sharding, jax.sharding.NamedSharding) else None
+
+    def _ways(self) -> int:
+        """Over how many devices the rows of a batch are laid."""
+        mesh = self._mesh()
+        return 1 if mesh is None else math.prod(n for axis, n in mesh.shape.items() if axis != "tensor")
 
     def _place(self, *arrays: np.ndarray) -> Sequence[Any]:
         """Rows laid over the mesh that the parameters lie on, where it divides them."""
-        sharding = getattr(jax.tree.leaves(self.params)[0], "sharding", None)  # NumPy arrays have none
-        if not isinstance(sharding, jax.sharding.NamedSharding):
+        mesh = self._mesh()
+        if mesh is None:
             return arrays
-        mesh = sharding.mesh
         axes = tuple(axis for axis in mesh.axis_names if axis != "tensor")
-        ways = int(np.prod([mesh.shape[axis] for axis in axes]))
-        spec = jax.sharding.PartitionSpec(axes if len(arrays[0]) % ways == 0 else None)
+        spec = jax.sharding.PartitionSpec(axes if len(arrays[0]) % self._ways() == 0 else None)
         return [jax.device_put(array, jax.sharding.NamedSharding(mesh, spec)) for array in arrays]
 
 
@@ -367,23 +405,42 @@ def forced(
     return jax.nn.logsumexp(jnp.stack(log_probs), axis=0) - np.log(len(log_probs)), alignment_BT
 
 
-def side_by_side(work: Callable[[J], R], jobs: Iterable[J], ways: int) -> Iterator[R]:
-    """What `work` gives for each of the jobs, in their order; so many are done at a time, each in a thread."""
+def side_by_side(work: Callable[[J, threading.Event], R], jobs: Iterable[J], ways: int) -> Iterator[R]:
+    """What `work` gives for each of the jobs, in their order; so many are done at a time, each in a thread.
+
+    `work` is given an event, too, that is set when nobody waits for its result any more.
+    """
+    stop = threading.Event()
     if ways == 1:
-        yield from map(work, jobs)
+        yield from (work(job, stop) for job in jobs)
         return
     pool = ThreadPoolExecutor(ways, "decode")
     try:
         begun: collections.deque[Future[R]] = collections.deque()
         for job in jobs:
-            begun.append(pool.submit(work, job))
+            begun.append(pool.submit(work, job, stop))
             if len(begun) > ways:
                 yield begun.popleft().result()
         while begun:
             yield begun.popleft().result()
     finally:
-        # Whoever stops early (Ctrl-C, an error) waits for what is being done, not for what is to come.
+        stop.set()
         pool.shutdown(cancel_futures=True)
+
+
+def in_type(model: ModelConfig, params: Params, dtype: str) -> tuple[ModelConfig, Params]:
+    """A trained model for decoding in a type that `decode.dtype` names."""
+    fast = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    if dtype == "auto":
+        dtype = model.dtype if fast == "float32" else fast
+    # In 8 bits are the matrices alone, and what is multiplied with them.
+    return dataclasses.replace(model, dtype=fast if dtype == "int8" else dtype), rounded(params, dtype)
+
+
+def _bucket(length: int) -> int:
+    """The least of a few lengths that holds so many."""
+    longest = SOURCE_LENGTHS[-1]
+    return next((n for n in SOURCE_LENGTHS if n >= length), -(-length // longest) * longest)
 
 
 def _everywhere(params: Params) -> Params:

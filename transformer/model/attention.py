@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from transformer.model.layers import product
+from transformer.model.layers import einsum, product
 
 MASKED = -1e30  # finite, so that a fully masked row has a finite softmax and finite gradients
 
@@ -43,12 +43,12 @@ def attend(q_BTNH: Array, kv: KV, mask_BTS: Array, *, want_weights: bool = False
     K = kv.k_BKHS.shape[1]
     # The G heads that share keys are further queries of one head: X = G * T.
     q_BKXH = q_BTNH.swapaxes(1, 2).reshape(B, K, -1, H)
-    logits_BKXS = jnp.einsum("BKXH,BKHS->BKXS", q_BKXH, kv.k_BKHS, preferred_element_type=jnp.float32)
+    logits_BKXS = einsum("BKXH,BKHS->BKXS", q_BKXH.astype(kv.k_BKHS.dtype), kv.k_BKHS)
     mask_BNTS = mask_BTS[:, None]
     logits_BNTS = jnp.where(mask_BNTS, logits_BKXS.reshape(B, N, T, -1) * H**-0.5, MASKED)
     weights_BNTS = jnp.where(mask_BNTS, jax.nn.softmax(logits_BNTS), 0.0)
     weights_BKXS = weights_BNTS.reshape(logits_BKXS.shape).astype(kv.v_BKSH.dtype)
-    y_BKXH = jnp.einsum("BKXS,BKSH->BKXH", weights_BKXS, kv.v_BKSH, preferred_element_type=jnp.float32)
+    y_BKXH = einsum("BKXS,BKSH->BKXH", weights_BKXS, kv.v_BKSH)
     y_BTNH = y_BKXH.reshape(B, N, T, -1).swapaxes(1, 2).astype(q_BTNH.dtype)
     return y_BTNH, weights_BNTS if want_weights else None
 

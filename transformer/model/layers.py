@@ -39,39 +39,42 @@ def product(x: Array, w: Array | Rounded, axes: int = 1, dtype: jnp.dtype | None
 
 
 def matmul(x_XD: Array, w: Array, dtype: jnp.dtype, w_axis: int = 0) -> Array:
-    """x w, or x w^T where `w_axis`, the axis of w that is summed over, is 1: in x's type, its sums in float32, as an
-    array of type `dtype`. The gradient of w is never rounded to x's type."""
-    if x_XD.dtype == w.dtype:
-        return _sums(x_XD, w, 1, w_axis).astype(dtype)
-    return _mixed(x_XD, w, jnp.dtype(dtype), w_axis)
+    """x w, or x w^T where `w_axis`, the axis of w that is summed over, is 1, as `einsum` does it; of type `dtype`."""
+    return einsum("XD,ED->XE" if w_axis else "XD,DE->XE", x_XD, w).astype(dtype)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _mixed(x_XD: Array, w: Array, dtype: jnp.dtype, w_axis: int) -> Array:
+def einsum(subscripts: str, a: Array, b: Array) -> Array:
+    """A product in the type of a, its sums and its result in float32. Each index stands in at least two of the three.
+
+    The gradient of b, which may be a wider type, is not rounded to that of a.
+    """
+    if a.dtype == jnp.float32:
+        return jnp.einsum(subscripts, a, b, preferred_element_type=jnp.float32)
+    return _narrow_einsum(subscripts, a, b)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _narrow_einsum(subscripts: str, a: Array, b: Array) -> Array:
     # JAX's own gradient of a product of 16-bit numbers with a float32 result is a product of float32 with 16-bit ones,
     # which no matrix unit does; here all three products are 16-bit, summed in float32. XLA on CPU has AMX for these
     # alone: with a 16-bit result they take seven times as long.
-    return _sums(x_XD, w.astype(x_XD.dtype), 1, w_axis).astype(dtype)
+    return jnp.einsum(subscripts, a, b.astype(a.dtype), preferred_element_type=jnp.float32)
 
 
-def _mixed_forward(x_XD: Array, w: Array, dtype: jnp.dtype, w_axis: int) -> tuple[Array, tuple[Array, Array]]:
-    return _mixed(x_XD, w, dtype, w_axis), (x_XD, w)
+def _narrow_forward(subscripts: str, a: Array, b: Array) -> tuple[Array, tuple[Array, Array]]:
+    return _narrow_einsum(subscripts, a, b), (a, b)
 
 
-def _mixed_backward(dtype: jnp.dtype, w_axis: int, kept: tuple[Array, Array], dy_XE: Array) -> tuple[Array, Array]:
-    x_XD, w = kept
-    dy_XE = dy_XE.astype(x_XD.dtype)
-    dx_XD = _sums(dy_XE, w.astype(x_XD.dtype), 1, 1 - w_axis).astype(x_XD.dtype)
-    dw = _sums(x_XD, dy_XE, 0, 0) if w_axis == 0 else _sums(dy_XE, x_XD, 0, 0)
-    return dx_XD, dw.astype(w.dtype)
+def _narrow_backward(subscripts: str, kept: tuple[Array, Array], dc: Array) -> tuple[Array, Array]:
+    a, b = kept
+    of_a, of_b, of_c = subscripts.replace("->", ",").split(",")
+    dc = dc.astype(a.dtype)
+    da = jnp.einsum(f"{of_c},{of_b}->{of_a}", dc, b.astype(a.dtype), preferred_element_type=jnp.float32)
+    db = jnp.einsum(f"{of_a},{of_c}->{of_b}", a, dc, preferred_element_type=jnp.float32)
+    return da.astype(a.dtype), db.astype(b.dtype)
 
 
-_mixed.defvjp(_mixed_forward, _mixed_backward)
-
-
-def _sums(a: Array, b: Array, axis_a: int, axis_b: int) -> Array:
-    """The product of two matrices over these axes, in float32 whatever theirs."""
-    return jax.lax.dot_general(a, b, (((axis_a,), (axis_b,)), ((), ())), preferred_element_type=jnp.float32)
+_narrow_einsum.defvjp(_narrow_forward, _narrow_backward)
 
 
 def dropout(x: Array, rate: float, key: Array | None) -> Array:

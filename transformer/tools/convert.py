@@ -61,17 +61,24 @@ def convert(workdir: str, out: str, model: ModelConfig, checkpoint: str | None =
             raise UserError(
                 f"{field}: only the numbers of key/value heads can be converted; leave it as {workdir} has it"
             )
+    write_start(checkpoints, name, out, mean_pool(checkpoints.params(name), old.model, model), model)
+
+
+def write_start(checkpoints: Checkpoints, name: str, out: str, params: Params, model: ModelConfig) -> None:
+    """Write a workdir with `params` of `model`, made of the checkpoint `name`, for `train.init_from`.
+
+    Raises `UserError` if `out` is not a new or empty folder.
+    """
     folder = epath.Path(out)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{out} is not an empty folder; name a new one")
-    params = mean_pool(checkpoints.params(name), old.model, model)
-    config = to_json(dataclasses.replace(old, model=model)).encode()
+    config = to_json(dataclasses.replace(checkpoints.config(name), model=model)).encode()
     files = {"config.json": config, "tokenizer.model": (checkpoints.path(name) / "tokenizer.model").read_bytes()}
     progress = checkpoints.progress(name)
     kept = {key: progress[key] for key in ("step", "vocab_size")}
     for file, content in files.items():
         replace(folder / file, content)
-    if (sets := epath.Path(workdir) / "sets").exists():
+    if (sets := checkpoints.folder.parent / "sets").exists():
         for path in sets.iterdir():
             replace(folder / "sets" / path.name, path.read_bytes())
     target = Checkpoints(out)

@@ -8,10 +8,12 @@ import time
 from collections.abc import Iterator, Mapping
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from transformer.config import AttentionConfig, Config, DecodeConfig, ModelConfig
-from transformer.inference.translator import Translator
+from transformer.inference.engine import cache_type
+from transformer.inference.translator import Translator, in_type
 from transformer.model import encoder_decoder
 
 BYTES = {"float32": 4, "bfloat16": 2}
@@ -50,11 +52,14 @@ def variants(model: ModelConfig) -> Mapping[str, ModelConfig]:
     return rows | {"MQA": shared(1), "MHA+CLA2": shared(model.heads, 2), "MQA+CLA2": shared(1, 2)}
 
 
-def decode_seconds(model: ModelConfig, vocab_size: int, *, sentences: int, beam_size: int, length: int) -> float:
+def decode_seconds(
+    model: ModelConfig, vocab_size: int, *, sentences: int, beam_size: int, length: int, dtype: str = "auto"
+) -> float:
     """Seconds that beam search takes, once compiled, for `sentences` outputs of exactly `length` pieces under random
-    parameters; the sources have 24 pieces."""
-    built = encoder_decoder(dataclasses.replace(model, dropout=0.0), vocab_size)
-    params = jax.jit(built.init)(jax.random.key(0))
+    parameters, in the type that `decode.dtype` names; the sources have 24 pieces."""
+    random = encoder_decoder(model, vocab_size).init(jax.random.key(0))
+    model, params = in_type(dataclasses.replace(model, dropout=0.0), random, dtype)
+    built = encoder_decoder(model, vocab_size)
     fixed = DecodeConfig(
         beam_size=beam_size, min_length=length, max_length=length, max_extra_length=length, batch_sentences=sentences
     )
@@ -73,16 +78,22 @@ def kv_table(config: Config, *, sentences: int = 8, length: int = 64) -> Iterato
     """Lines of the table for a config's model."""
     beams = config.decode.beam_size
     kind = jax.devices()[0].device_kind
+    dtype = config.decode.dtype
+    decoded, _ = in_type(config.model, {}, dtype)
+    cache = jnp.dtype(cache_type() or decoded.dtype).name
     yield (
-        f"{sentences} sentences, beam {beams}, {length} pieces out, sources of 24 pieces, {config.model.dtype}, random "
-        f"parameters, {kind}"
+        f"{sentences} sentences, beam {beams}, {length} pieces out, sources of 24 pieces, decode.dtype {dtype}, cache "
+        f"in {cache}, random parameters, {kind}"
     )
     heads = ("bytes/token", 12), ("bytes/source", 13), ("bytes/sentence", 15), ("parameters", 12), ("ms/token", 9)
     yield " ".join([f"{'variant':10}", *(f"{head:>{width}}" for head, width in heads)])
     for name, model in variants(config.model).items():
-        token, source = cache_bytes(model)
+        token, _ = cache_bytes(dataclasses.replace(model, dtype=cache))
+        _, source = cache_bytes(dataclasses.replace(model, dtype=decoded.dtype))
         shapes = jax.tree.leaves(encoder_decoder(model, config.data.vocab_size).abstract_params)
-        seconds = decode_seconds(model, config.data.vocab_size, sentences=sentences, beam_size=beams, length=length)
+        seconds = decode_seconds(
+            model, config.data.vocab_size, sentences=sentences, beam_size=beams, length=length, dtype=dtype
+        )
         yield (
             f"{name:10} {token:12,} {source:13,} {token * beams * length + source * 24:15,} "
             f"{sum(math.prod(x.shape) for x in shapes):12,} {1e3 * seconds / (sentences * length):9.2f}"
