@@ -162,7 +162,8 @@ def huggingface(marian: str, threads: int, device: str, dtype: str, attention: s
                 )
             for i, ids in zip(indices, found.tolist(), strict=True):
                 ids = ids[1:]
-                outputs[i] = ids[: ids.index(EOS)] if EOS in ids else ids
+                # One that has not ended when there is no room left has a piece where the others must put eos.
+                outputs[i] = ids[: ids.index(EOS) if EOS in ids else job.longest]
         return [outputs[i] for i in range(len(job.sources))]
 
     return decode
