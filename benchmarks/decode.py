@@ -51,7 +51,7 @@ SPREAD_LONGEST = 128  # no output of the spread comes near it
 QUICK = {
     **{"model.encoder_layers": 2, "model.decoder_layers": 2, "model.d_model": 64, "model.d_ff": 128, "model.heads": 4},
     **{"data.vocab_size": 1_000, "train.steps": 700, "train.batch_tokens": 1_024, "train.peak_learning_rate": 0.005},
-    **{"train.eval_every": 700, "train.checkpoint_every": 700, "train.log_every": 100},
+    **{"train.warmup_steps": 200, "train.eval_every": 700, "train.checkpoint_every": 700, "train.log_every": 100},
 }
 
 
