@@ -239,6 +239,11 @@ class Bench:
             self._workers[key] = Worker(name, **self.folders, **settings, **setting)
         return self._workers[key]
 
+    def reference(self) -> Worker:
+        """The process that the others are held against, in the first of its settings."""
+        o, system = self.options, SYSTEMS[self.options.device][0]
+        return self.worker(system, candidates(system[0], o.device, o.threads)[0])
+
     def tune(self, system: tuple[str, str], sources: Ids) -> None:
         """Try each setting at each batch size, keep the fastest, and say so."""
         o, (name, dtype) = self.options, system
@@ -291,7 +296,7 @@ def agree(bench: Bench, systems: Sequence[tuple[str, str]], fixed: Ids, spread: 
     batch = min(32, max(o.batches))
     shares: dict[tuple[str, str], float] = {}
     for what, sources, shortest, longest in jobs:
-        expected = bench.worker(systems[0], {}).decode(sources, batch, o.beam, shortest, longest)["outputs"]
+        expected = bench.reference().decode(sources, batch, o.beam, shortest, longest)["outputs"]
         for system in systems:
             settings = [bench.chosen[system, size] for size in o.batches]
             for setting in [s for i, s in enumerate(settings) if s not in settings[:i]]:
@@ -464,7 +469,9 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--variants", action="store_true", help="ours alone, kinds of attention at growing length")
     parser.add_argument("--lengths", type=int, nargs="+", help="pieces of output with --variants (default 64 ... 512)")
     parser.add_argument("--variant-batch", type=int, help="sentences at a time with --variants (default 32)")
-    parser.add_argument("--quick", action="store_true", help="a toy model and little work: a smoke test of a minute")
+    parser.add_argument(
+        "--quick", action="store_true", help="a toy model and little work: a few minutes"
+    )
     parser.add_argument("--json", action="store_true", help="print one list of rows on standard output")
     options, overrides = parser.parse_known_args(arguments)
     quick = {"batches": [1, 4], "length": 10, "repeats": 1, "lengths": [8, 16], "variant_batch": 2}
@@ -487,7 +494,7 @@ def main(arguments: list[str]) -> None:
         systems = SYSTEMS[options.device]
         bench = Bench(options, folders)
         try:
-            fixed, spread = sentences(folders, Path(options.workdir), bench.worker(systems[0], {}), options)
+            fixed, spread = sentences(folders, Path(options.workdir), bench.reference(), options)
             log(f"{options.threads} threads each; looking for each system's best setting")
             for system in systems:
                 bench.tune(system, fixed)

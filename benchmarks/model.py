@@ -1,9 +1,10 @@
 """The model whose decoding is timed: the paper's base size over 8,000 pieces, trained briefly.
 
 decode.py trains it on lines of one to eight generated phrases, so that outputs have real lengths. No dropout and no
-label smoothing: what counts is that outputs are decided clearly, not that they are good. Two layers on each side learn
-the task in under an hour, where six need many: so the first and the last layer are trained first (`FIRST`), four that
-change next to nothing are put between them (Chen et al. 2016, Net2Net), and all are trained on (`config`).
+label smoothing: what counts is that outputs are decided clearly, not that they are good. Six layers on
+each side trained from the start were slow to leave the plateau of the first updates, two were quick: so two are trained
+first (`FIRST`), each is followed by two that change next to nothing (Chen et al. 2016, Net2Net), and all are trained on
+(`config`).
 """
 
 from transformer.config import Config, DataConfig, DecodeConfig, ModelConfig, TrainConfig

@@ -42,9 +42,11 @@ def translate(arguments: list[str]) -> None:
     if own.input is None:
         answer(sys.stdin.buffer, sys.stdout.buffer)
     else:
-        # What an output depends on: shares of other models or options are not put together.
+        # What an output depends on: shares of other models or options are not put together. Of a workdir its last name,
+        # as machines may see it under different paths.
+        names = [Path(workdir).name for workdir in (own.workdir, *own.ensemble)]
         options = {**vars(translator.config), "batch_sentences": 0, "batch_tokens": 0, "streams": 0}
-        about = repr((own.checkpoint, own.ensemble, own.jsonl, own.details, sorted(options.items())))
+        about = repr((names, own.checkpoint, own.jsonl, own.details, sorted(options.items())))
         share = shares.parse(own.share or "0/1")
         shares.translate_share(answer, Path(own.input), Path(own.output), *share, about)
 

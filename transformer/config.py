@@ -241,7 +241,8 @@ class DecodeConfig:
     batch_tokens: int = 16_384
     """Source positions times beams decoded together, in each of the streams: a bound on memory."""
     streams: int = 0
-    """So many batches are decoded side by side; 0 = one for each core, up to 8, on a CPU, and one elsewhere."""
+    """So many batches are decoded side by side; 0 = one for each core, up to 8, on a CPU, and one elsewhere. Several
+    devices share each batch, one at a time."""
     dtype: Literal["auto", "float32", "bfloat16", "int8"] = "auto"
     """Type of products; 'auto' = bfloat16 on accelerators, the model's own on a CPU. 'int8': weights and what they are
     multiplied with as 8-bit integers, everything else in float32, on accelerators in bfloat16."""

@@ -6,6 +6,7 @@ import json
 import logging
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import jax
@@ -394,6 +395,17 @@ def test_scoring_that_does_not_fit_is_halved(monkeypatch, caplog):
     caplog.set_level(logging.WARNING, logger="transformer")
     assert translator(batch_sentences=8).score_pieces(texts, targets) == wanted
     assert tried[:4] == [8, 4, 2, 2] and len(caplog.records) >= 2
+
+
+def test_nobody_waits_nothing_is_decoded(monkeypatch):
+    """Once told to stop, a batch ends at its next look at the cache."""
+    ours, stop, stages = translator(EACH_ITS_OWN, **LONG), threading.Event(), []
+    proceed = engine.proceed
+    monkeypatch.setattr(engine, "proceed", lambda *a, **k: stages.append(stop.set()) or proceed(*a, **k))
+    source, limit = np.array([[4, 5, 6, EOS, 0, 0, 0, 0]] * 2), np.array([30, 30])
+    given = {"number_B": np.zeros(2, np.int32)}
+    found = list(engine.decode(ours.models, ours.all_params, source, limit, ours._plan(False), given, stop))
+    assert len(stages) == 1 and len(found) < 2
 
 
 def test_failures_that_halves_do_not_help_are_not_hidden(monkeypatch):

@@ -17,7 +17,6 @@ from transformer.inference import translator as translator_module
 from transformer.inference.beam_search import Hypotheses
 from transformer.inference.translator import Translator, side_by_side
 from transformer.model import encoder_decoder
-from transformer.model.rounding import rounded
 
 WORDS = ["the", "a", "small", "big", "red", "old", "house", "dog", "cat", "runs", "sees", "under", "over", "behind"]
 
@@ -219,20 +218,11 @@ def test_an_error_in_a_job_ends_them_all_and_an_early_stop_begins_no_more():
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("decode")]
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
-def test_in_fewer_bits_the_scores_are_near(dtype):
-    exact = random_translator()
-    sources = tokenizer().encode(sentences(8, longest=5, seed=8))
-    model = encoder_decoder(dataclasses.replace(RANDOM, dtype="float32" if dtype == "int8" else dtype), 330)
-    fewer = Translator(model, rounded(exact.params, dtype), tokenizer(), exact.config)
-    targets = [own[0][0] for _, own in sorted(exact.search(sources))]
-    found, expected = (
-        np.concatenate([own.log_probs for own in translator.score_pieces(sources, targets)])
-        for translator in (fewer, exact)
-    )
-    off = np.abs(found - expected)
-    assert 1e-4 < off.mean() < 0.1
-    assert len(dict(fewer.search(sources))) == len(sources)
+@pytest.mark.parametrize(("devices", "sentences", "rows"), [(1, 64, 64), (3, 64, 48), (8, 64, 64), (6, 5, 4)])
+def test_full_batches_lie_evenly_on_the_devices(monkeypatch, devices, sentences, rows):
+    ours = copier(batch_sentences=sentences)
+    monkeypatch.setattr(ours, "_ways", lambda: devices)
+    assert ours._rows(16) == rows
 
 
 def test_translations_are_what_the_search_found():

@@ -9,7 +9,7 @@ Shapes: B sentences, M beams, S source positions, L capacity in output positions
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -155,9 +155,9 @@ def rearrange(
     )
 
 
-def size(n: int) -> int:
-    """The smallest size on the ladder that holds so many."""
-    return next((size for size in SIZES if size >= n), -(-n // SIZES[-1]) * SIZES[-1])
+def size(n: int, ladder: Sequence[int] = SIZES) -> int:
+    """The smallest size on the ladder that holds so many; above it, multiples of the last."""
+    return next((size for size in ladder if size >= n), -(-n // ladder[-1]) * ladder[-1])
 
 
 def decode(

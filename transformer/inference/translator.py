@@ -331,7 +331,7 @@ class Translator:
         if longest is None:
             longest = self.config.max_source_length + 1
         else:
-            longest = min(_bucket(longest + 1), self._positions or math.inf)
+            longest = min(size(longest + 1, SOURCE_LENGTHS), self._positions or math.inf)
         buckets = [n for n in SOURCE_LENGTHS if n < longest] + [longest]
         order = sorted((i for i, n in enumerate(lengths) if n), key=lambda i: lengths[i])
         at, waiting = 0, []
@@ -435,12 +435,6 @@ def in_type(model: ModelConfig, params: Params, dtype: str) -> tuple[ModelConfig
         dtype = model.dtype if fast == "float32" else fast
     # In 8 bits are the matrices alone, and what is multiplied with them.
     return dataclasses.replace(model, dtype=fast if dtype == "int8" else dtype), rounded(params, dtype)
-
-
-def _bucket(length: int) -> int:
-    """The least of a few lengths that holds so many."""
-    longest = SOURCE_LENGTHS[-1]
-    return next((n for n in SOURCE_LENGTHS if n >= length), -(-length // longest) * longest)
 
 
 def _everywhere(params: Params) -> Params:

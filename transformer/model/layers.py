@@ -30,16 +30,14 @@ def product(x: Array, w: Array | Rounded, axes: int = 1, dtype: jnp.dtype | None
     """
     batch, inner, outer = x.shape[:-axes], w.shape[:axes], w.shape[axes:]
     size = math.prod(inner)
-    x_XD = x.reshape(-1, size)
-    if isinstance(w, Rounded):
-        y_XE = rounded_product(x_XD, w).astype(dtype or x.dtype)
-    else:
-        y_XE = matmul(x_XD, w.reshape(size, -1), dtype or x.dtype)
-    return y_XE.reshape(*batch, *outer)
+    w_DE = w if isinstance(w, Rounded) else w.reshape(size, -1)
+    return matmul(x.reshape(-1, size), w_DE, dtype or x.dtype).reshape(*batch, *outer)
 
 
-def matmul(x_XD: Array, w: Array, dtype: jnp.dtype, w_axis: int = 0) -> Array:
+def matmul(x_XD: Array, w: Array | Rounded, dtype: jnp.dtype, w_axis: int = 0) -> Array:
     """x w, or x w^T where `w_axis`, the axis of w that is summed over, is 1, as `einsum` does it; of type `dtype`."""
+    if isinstance(w, Rounded):  # which knows its axes itself
+        return rounded_product(x_XD, w).astype(dtype)
     return einsum("XD,ED->XE" if w_axis else "XD,DE->XE", x_XD, w).astype(dtype)
 
 
@@ -57,7 +55,7 @@ def einsum(subscripts: str, a: Array, b: Array) -> Array:
 def _narrow_einsum(subscripts: str, a: Array, b: Array) -> Array:
     # JAX's own gradient of a product of 16-bit numbers with a float32 result is a product of float32 with 16-bit ones,
     # which no matrix unit does; here all three products are 16-bit, summed in float32. XLA on CPU has AMX for these
-    # alone: with a 16-bit result they take seven times as long.
+    # alone: with a 16-bit result they take four to eight times as long.
     return jnp.einsum(subscripts, a, b.astype(a.dtype), preferred_element_type=jnp.float32)
 
 
@@ -112,23 +110,13 @@ class Embedding(nnx.Module):
     def embed(self, tokens_BT: Array) -> Array:
         """Rows of the table times sqrt(D), float32: x_BTD."""
         table_VD = self.table[...]
-        D = table_VD.shape[1]
-        if not isinstance(table_VD, Rounded):
-            return table_VD[tokens_BT] * D**0.5
-        rows_BTD = table_VD.rows_ED[tokens_BT].astype(jnp.float32)
-        if table_VD.scale_E is not None:
-            rows_BTD *= table_VD.scale_E[tokens_BT][..., None]
-        return rows_BTD * D**0.5
+        rows_BTD = table_VD.lookup(tokens_BT) if isinstance(table_VD, Rounded) else table_VD[tokens_BT]
+        return rows_BTD * table_VD.shape[1] ** 0.5
 
     def logits(self, x_BTD: Array) -> Array:
         """Unnormalised log-probabilities over the vocabulary, float32: logits_BTV."""
         B, T, D = x_BTD.shape
-        x_XD, table_VD = x_BTD.reshape(-1, D), self.table[...]
-        if isinstance(table_VD, Rounded):
-            logits_XV = rounded_product(x_XD, table_VD)
-        else:
-            logits_XV = matmul(x_XD, table_VD, jnp.float32, w_axis=1)
-        return logits_XV.reshape(B, T, -1)
+        return matmul(x_BTD.reshape(-1, D), self.table[...], jnp.float32, w_axis=1).reshape(B, T, -1)
 
 
 class LayerNorm(nnx.Module):

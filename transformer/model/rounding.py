@@ -36,6 +36,11 @@ class Rounded:
     def __getitem__(self, everything: Any) -> Rounded:
         return self  # as an array's `[...]`
 
+    def lookup(self, index: Array) -> Array:
+        """Rows of a table, float32."""
+        rows = self.rows_ED[index].astype(jnp.float32)
+        return rows if self.scale_E is None else rows * self.scale_E[index][..., None]
+
 
 def rounded(params: Mapping[str, Any], dtype: str) -> dict[str, Any]:
     """The parameters with their matrices and tables in 'bfloat16' or 'int8', to be applied like the original ones.
