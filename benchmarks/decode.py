@@ -469,9 +469,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--variants", action="store_true", help="ours alone, kinds of attention at growing length")
     parser.add_argument("--lengths", type=int, nargs="+", help="pieces of output with --variants (default 64 ... 512)")
     parser.add_argument("--variant-batch", type=int, help="sentences at a time with --variants (default 32)")
-    parser.add_argument(
-        "--quick", action="store_true", help="a toy model and little work: a few minutes"
-    )
+    parser.add_argument("--quick", action="store_true", help="a toy model and little work: a few minutes")
     parser.add_argument("--json", action="store_true", help="print one list of rows on standard output")
     options, overrides = parser.parse_known_args(arguments)
     quick = {"batches": [1, 4], "length": 10, "repeats": 1, "lengths": [8, 16], "variant_batch": 2}
