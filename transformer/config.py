@@ -135,8 +135,10 @@ class DataConfig:
     """Training pairs with more pieces than this on a side, end of sentence included, are dropped and counted."""
     max_ratio: float = 9.0
     """Training pairs with more than so many times the pieces on one side as on the other are dropped and counted."""
+    packing: bool = False
+    """Several sentence pairs in a row, none of which sees another: one batch shape, and hardly any padding."""
     length_buckets: int = 8
-    """Number of batch shapes; their lengths are chosen from the data to waste the least on padding."""
+    """Without packing: number of batch shapes; their lengths are chosen from the data to waste the least on padding."""
     cache_dir: str | None = None
     """Local folder of tokenised text and generated corpora; None = $TRANSFORMER_CACHE or ~/.cache/transformer."""
     workers: int = 0

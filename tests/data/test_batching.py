@@ -157,14 +157,14 @@ def test_a_budget_of_exactly_the_longest_sentence():
 
 def order(batches, epochs):
     n = batches.batches_per_epoch
-    return [batches.rows(step).tolist() for e in epochs for step in range(e * n, (e + 1) * n)]
+    return [batches.lines(step).tolist() for e in epochs for step in range(e * n, (e + 1) * n)]
 
 
 def test_order_rests_on_seed_epoch_and_step_alone():
     pairs = random_pairs(500)
     one, two = make(pairs), make(pairs)
     n = one.batches_per_epoch
-    backwards = [two.rows(step).tolist() for step in reversed(range(3 * n))][::-1]
+    backwards = [two.lines(step).tolist() for step in reversed(range(3 * n))][::-1]
     assert order(one, (0, 1, 2)) == backwards
     assert order(one, (0,)) != order(one, (1,)) != order(one, (2,))
     assert order(one, (0,)) != order(make(pairs, seed=2), (0,))
@@ -181,7 +181,7 @@ def test_order_is_the_same_in_every_version_of_numpy():
     """A run resumed after an upgrade goes on in the same order; another digest would break that silently."""
     number = np.arange(500)
     batches = make(Pairs(3 + number * 7919 % 50, 3 + number * 104729 % 50), seed=7, n_buckets=3, max_ratio=99)
-    rows = np.concatenate([batches.rows(step) for step in range(3 * batches.batches_per_epoch)])
+    rows = np.concatenate([batches.lines(step) for step in range(3 * batches.batches_per_epoch)])
     digest = hashlib.sha256(rows.astype("<i8").tobytes()).hexdigest()
     assert digest == "648500da410bae8c73a7ca869dbaa7a52c7509d09052f613bb1bb1a6e8acc767"
 
@@ -194,7 +194,7 @@ def test_rows_name_cache_and_line():
     assert batches.kept == 128
     seen = set()
     for step in range(batches.batches_per_epoch):
-        rows, batch = batches.rows(step), batches[step]
+        rows, batch = batches.lines(step), batches[step]
         first = pair_of_rows(batch)
         assert [1000 * (c + 1) + line for c, line in rows] == first
         for r, (c, line) in enumerate(rows):

@@ -14,7 +14,7 @@ from quick import jit
 import transformer
 from transformer.checkpoint import Checkpoints
 from transformer.command_line import config_file
-from transformer.config import Config, MeshConfig
+from transformer.config import AttentionConfig, Config, MeshConfig
 from transformer.data.tokenizer import BOS, EOS
 from transformer.inference.translator import Translator
 from transformer.tasks.translation import Translation, compound_split_bleu
@@ -166,3 +166,35 @@ def test_compound_split_bleu_by_hand() -> None:
     # Dashes between words are no compounds, and punctuation is tokenised as ever.
     assert compound_split_bleu(["er - ja, er - kam."], ["er - ja , er - kam ."]) == pytest.approx(100)
     assert compound_split_bleu(["a-b-c d e f"], ["a - b - c d e f"]) < 100
+
+
+@pytest.mark.parametrize("window", [None, 2])
+def test_packed_sentences_learn_what_they_learn_alone(task, config: Config, window: int | None) -> None:
+    """Sums of losses and their gradients over an epoch, packed in rows and one sentence a row."""
+    model = dataclasses.replace(
+        config.model,
+        encoder_attention=AttentionConfig(window=window),
+        decoder_attention=AttentionConfig(window=window),
+        cross_attention=AttentionConfig(window=window),
+    )
+    found, rows = [], []
+    for packing in (True, False):
+        own = dataclasses.replace(config, model=model, data=dataclasses.replace(config.data, packing=packing))
+        other = Translation(own, task.pieces, task.texts)
+        params = jit(other.model.init)(jax.random.key(1))
+        batches = other.batches()
+        gradient = jit(
+            jax.value_and_grad(lambda params, batch, loss=other.loss: loss(params, batch, None), has_aux=True)
+        )
+        whole = [gradient(params, batches[step]) for step in range(batches.batches_per_epoch)]
+        found.append(jax.tree.map(lambda *x: np.sum(np.stack(x).astype(np.float64), axis=0), *whole))
+        rows.append((batches.padding, sum(len(batches[step]["source"]) for step in range(batches.batches_per_epoch))))
+    ((packed_loss, packed_sums), packed_grads), ((loss, sums), grads) = found
+    assert rows[0][1] < rows[1][1] / 1.5 and rows[0][0] < 0.1  # they were packed
+    assert packed_sums["weight"] == sums["weight"] and packed_sums["tokens"] == sums["tokens"]
+    assert packed_loss == pytest.approx(loss, rel=1e-6) and packed_sums["nll"] == pytest.approx(sums["nll"], rel=1e-6)
+    for path, expected in jax.tree_util.tree_leaves_with_path(grads):
+        got = packed_grads
+        for key in path:
+            got = got[key.key]
+        assert np.linalg.norm(got - expected) <= 1e-5 * np.linalg.norm(expected), path

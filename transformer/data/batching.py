@@ -1,4 +1,5 @@
-"""Batches under a budget of tokens: pairs bucketed by length into a few fixed shapes, in an order known in advance.
+"""Batches under a budget of tokens, in an order known in advance: pairs packed into rows of one length, or bucketed by
+length into a few fixed shapes.
 
 The order is a pure function of (seed, epoch, step): each epoch's plan comes from numpy's PCG64 seeded with
 SeedSequence([seed, epoch]), whose streams, and Generator.permutation's use of them, numpy keeps stable. So a run
@@ -8,6 +9,7 @@ Lengths are counted with the end of sentence, on both sides, as the model sees t
 
 from __future__ import annotations
 
+import itertools
 import math
 import threading
 from collections.abc import Iterator, Sequence
@@ -17,6 +19,7 @@ import numpy as np
 
 from transformer.config import UserError
 from transformer.data.cache import TokenCache
+from transformer.data.packing import pack, room
 from transformer.data.tokenizer import EOS, PAD
 
 Batch = dict[str, np.ndarray]
@@ -32,9 +35,9 @@ class Shape(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """One epoch: batch b holds the pairs `pairs[starts[b]:starts[b + 1]]`, and is the order[i] = b that comes i-th."""
+    """One epoch: batch b has the rows `rows[starts[b]:starts[b + 1]]`, and is the order[i] = b that comes i-th."""
 
-    pairs: np.ndarray
+    rows: np.ndarray
     order: np.ndarray
 
 
@@ -93,41 +96,58 @@ def _shapes(
     widths = [
         np.minimum(_round_up(_running_longest(side, bucket, len(boundaries))), max_length) for side in (source, target)
     ]
-    shapes = []
-    for s, t in zip(*widths, strict=True):
-        rows = batch_tokens // max(int(s), int(t))
-        # Rows in eights fill the devices and their vector units; fewer must at least cut into the micro-batches.
-        step = 8 * accumulate if rows >= 8 * accumulate else accumulate
-        rows = min(rows // step, -(-n // step)) * step
-        shapes.append(Shape(rows, int(s), int(t)))
+    shapes = [
+        Shape(_fitting_rows(batch_tokens // max(int(s), int(t)), accumulate, n), int(s), int(t))
+        for s, t in zip(*widths, strict=True)
+    ]
     return shapes, bucket
 
 
+def _fitting_rows(rows: int, accumulate: int, n: int) -> int:
+    """At most `rows`, and no more than hold all of n."""
+    # Rows in eights fill the devices and their vector units; fewer must at least cut into the micro-batches.
+    step = 8 * accumulate if rows >= 8 * accumulate else accumulate
+    return min(rows // step, -(-n // step)) * step
+
+
 def _gather(cache: TokenCache, pairs: np.ndarray, shape: Shape) -> Batch:
-    """One batch of these pairs of a cache, PAD to its shape; fewer pairs than rows leave rows of PAD at the end."""
-    batch = {}
-    for side, tokens, offsets, width in (
-        ("source", cache.source_tokens, cache.source_offsets, shape.source),
-        ("target", cache.target_tokens, cache.target_offsets, shape.target),
-    ):
-        starts = offsets[pairs]
-        lengths = offsets[pairs + 1] - starts
-        ids = np.full((shape.rows, width), PAD, np.int32)
-        real = np.arange(width) < lengths[:, None]
-        # Positions of all real pieces in the flat array, row by row: a run of ones that jumps at each row's start.
-        at = np.arange(lengths.sum()) + np.repeat(starts - np.cumsum(lengths) + lengths, lengths)
-        ids[: len(pairs)][real] = tokens[at]
-        ids[np.arange(len(pairs)), lengths] = EOS
-        batch[side] = ids
+    """One batch of these pairs of a cache, each a row, PAD to its shape; fewer pairs than rows leave rows of PAD."""
+    batch = _nothing(shape)
+    for side, ids in batch.items():
+        _write(ids, cache, side, pairs, np.arange(len(pairs)) * ids.shape[1])
     return batch
+
+
+def _nothing(shape: Shape) -> Batch:
+    return {
+        "source": np.full((shape.rows, shape.source), PAD, np.int32),
+        "target": np.full((shape.rows, shape.target), PAD, np.int32),
+    }
+
+
+def _write(ids: np.ndarray, cache: TokenCache, side: str, pairs: np.ndarray, places: np.ndarray) -> None:
+    """Write one side of these pairs of a cache, with EOS, to `ids`: pair i from position `places[i]` of the flat array
+    on."""
+    tokens, offsets = getattr(cache, f"{side}_tokens"), getattr(cache, f"{side}_offsets")
+    starts = offsets[pairs]
+    lengths = offsets[pairs + 1] - starts
+    # The positions of all pieces, pair by pair: runs of ones that jump where a pair starts.
+    run = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    flat = ids.reshape(-1)
+    flat[run + np.repeat(places, lengths)] = tokens[run + np.repeat(starts, lengths)]
+    flat[places + lengths] = EOS
 
 
 class Batches:
     """An endless random-access sequence of training batches; `batches[step]` is the batch of update `step` (from 0).
 
-    An epoch has each kept pair of cache c floor(weight) times, and, for the rest of the weight, a fresh random share of
-    the cache's pairs (rounded up in each bucket). Pairs of a bucket that do not fill a batch move up to the next
-    bucket; the epoch's only partial batch is filled up with rows of PAD. No shape depends on the number of devices.
+    With packing, a row holds several pairs of one cache, one after the other on both sides, always the same ones; all
+    batches have one shape. Without, a row is one pair, and rows of similar length lie in one of `n_buckets` buckets,
+    each with its own shape.
+
+    An epoch has each row of cache c floor(weight) times, and, for the rest of the weight, a fresh random share of the
+    cache's rows (rounded up in each bucket). Rows of a bucket that do not fill a batch move up to the next bucket; the
+    epoch's only partial batch is filled up with rows of PAD. No shape depends on the number of devices.
     """
 
     def __init__(
@@ -140,6 +160,7 @@ class Batches:
         max_length: int,
         max_ratio: float,
         n_buckets: int,
+        packing: bool = False,
         seed: int,
     ):
         """See `DataConfig` and `TrainConfig` for the parameters; a batch has `batch_tokens` at most on either side, and
@@ -167,20 +188,34 @@ class Batches:
         kept = kept.astype(np.int32 if len(source) < 2**31 else np.int64)
         source, target = source[kept], target[kept]
         weights = [1.0] * len(caches) if weights is None else weights
+        # The pairs of row r are `_pairs[_row_starts[r]:_row_starts[r + 1]]`; None: each pair is a row, by its number.
+        self._pairs: np.ndarray | None = None
         in_epoch = math.ceil(np.dot(weights, np.diff(np.searchsorted(kept, self._first))))
-        shapes, bucket = _shapes(source, target, n_buckets, batch_tokens, accumulate, max_length, in_epoch)
+        if packing:
+            sides = room(source, target, batch_tokens // (8 * accumulate), seed)
+            rows_of_cache = self._pack(kept, source, target, sides, seed)
+            in_epoch = math.ceil(np.dot(weights, np.diff(rows_of_cache)))
+            shapes = [Shape(_fitting_rows(batch_tokens // max(sides), accumulate, in_epoch), *sides)]
+        else:
+            shapes, bucket = _shapes(source, target, n_buckets, batch_tokens, accumulate, max_length, in_epoch)
         if not all(shape.rows for shape in shapes):
+            what = "row of packed sentences" if packing else "sentence"
             raise UserError(
-                f"train.batch_tokens = {batch_tokens}: too small for {accumulate} micro-batches of a sentence of "
+                f"train.batch_tokens = {batch_tokens}: too small for {accumulate} micro-batches of a {what} of "
                 f"{max(max(shape[1:]) for shape in shapes)} pieces; raise it or lower data.max_length"
             )
 
-        # strata[b]: for each cache, its pairs in bucket b, how often all of them come, and how many more are drawn.
+        # strata[b]: for each cache, its rows in bucket b, how often all of them come, and how many more are drawn.
         self._strata: list[list[tuple[np.ndarray, int, int]]] = [[] for _ in shapes]
-        by_bucket = np.argsort(bucket, kind="stable")
-        ends = np.cumsum(np.bincount(bucket, minlength=len(shapes)))
-        for strata, pairs in zip(self._strata, np.split(kept[by_bucket], ends[:-1]), strict=True):
-            owns = np.split(pairs, np.searchsorted(pairs, self._first[1:-1]))
+        if packing:
+            in_buckets = [np.arange(rows_of_cache[-1], dtype=kept.dtype)]
+            first_rows = rows_of_cache
+        else:
+            by_bucket = np.argsort(bucket, kind="stable")
+            ends = np.cumsum(np.bincount(bucket, minlength=len(shapes)))
+            in_buckets, first_rows = np.split(kept[by_bucket], ends[:-1]), self._first
+        for strata, rows in zip(self._strata, in_buckets, strict=True):
+            owns = np.split(rows, np.searchsorted(rows, first_rows[1:-1]))
             for weight, own in zip(weights, owns, strict=True):
                 times = int(weight)
                 strata.append((own, times, math.ceil(round((weight - times) * len(own), 6))))
@@ -209,8 +244,22 @@ class Batches:
         positions = sum(shapes[b].rows * (shapes[b].source + shapes[b].target) for b in self._shape_of)
         length = np.zeros(self._first[-1], np.int32)
         length[kept] = source + target
-        self.padding = 1 - int(length[self._plan(0).pairs].sum(dtype=np.int64)) / positions
+        self.padding = 1 - int(length[self._in_rows(self._plan(0).rows)[0]].sum(dtype=np.int64)) / positions
         """Share of the first epoch's positions, source and target, that are padding."""
+
+    def _pack(
+        self, kept: np.ndarray, source: np.ndarray, target: np.ndarray, sides: tuple[int, int], seed: int
+    ) -> np.ndarray:
+        """Pack the kept pairs of each cache into rows of its own; returns the number of each cache's first row."""
+        pairs, starts, rows = [], [np.zeros(1, np.int64)], [0]
+        bounds = np.searchsorted(kept, self._first)
+        for begin, end in itertools.pairwise(bounds):
+            own, own_starts = pack(source[begin:end], target[begin:end], sides, seed)
+            pairs.append(kept[begin:end][own])
+            starts.append(own_starts[1:] + begin)
+            rows.append(rows[-1] + len(own_starts) - 1)
+        self._pairs, self._row_starts = np.concatenate(pairs), np.concatenate(starts)
+        return np.array(rows)
 
     def _plan(self, epoch: int) -> Plan:
         with self._lock:  # Grain's threads ask for the same plan at once
@@ -234,33 +283,47 @@ class Batches:
         """The epoch of an update and its place in it, both from 0."""
         return divmod(step, self.batches_per_epoch)
 
-    def _pairs(self, step: int) -> tuple[np.ndarray, Shape]:
+    def _rows(self, step: int) -> tuple[np.ndarray, Shape]:
         epoch, index = self.locate(step)
         plan = self._plan(epoch)
         b = plan.order[index]
-        return plan.pairs[self._starts[b] : self._starts[b + 1]], self._shapes[self._shape_of[b]]
+        return plan.rows[self._starts[b] : self._starts[b + 1]], self._shapes[self._shape_of[b]]
 
-    def rows(self, step: int) -> np.ndarray:
-        """int64 (pairs, 2): for each row that is not padding, its cache and its line there, both from 0."""
-        pairs, _ = self._pairs(step)
+    def _in_rows(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The pairs in these rows, one row after the other, and for each the place of its row among `rows`."""
+        if self._pairs is None:
+            return rows, np.arange(len(rows))
+        counts = self._row_starts[rows + 1] - self._row_starts[rows]
+        run = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+        return self._pairs[run + np.repeat(self._row_starts[rows], counts)], np.repeat(np.arange(len(rows)), counts)
+
+    def lines(self, step: int) -> np.ndarray:
+        """int64 (pairs, 2): for each pair of the batch its cache and its line there, both from 0."""
+        pairs, _ = self._in_rows(self._rows(step)[0])
         cache = np.searchsorted(self._first, pairs, side="right") - 1
         return np.stack([cache, pairs - self._first[cache]], axis=1)
 
     def __getitem__(self, step: int) -> Batch:
-        """{"source": int32 (rows, source), "target": int32 (rows, target)}, each row ids, EOS, PAD …; no BOS."""
-        pairs, shape = self._pairs(step)
-        if len(self._caches) == 1:
-            return _gather(self._caches[0], pairs, shape)
-        batch = {
-            "source": np.full((shape.rows, shape.source), PAD, np.int32),
-            "target": np.full((shape.rows, shape.target), PAD, np.int32),
-        }
+        """{"source": int32 (rows, source), "target": int32 (rows, target)}, each row ids, EOS, PAD …; no BOS.
+
+        With packing each row is ids, EOS, ids, EOS, …, PAD …, with as many EOS on either side.
+        """
+        rows, shape = self._rows(step)
+        pairs, row = self._in_rows(rows)
         cache = np.searchsorted(self._first, pairs, side="right") - 1
-        for c in np.unique(cache):
-            at = np.flatnonzero(cache == c)
-            part = _gather(self._caches[c], pairs[at] - self._first[c], shape._replace(rows=len(at)))
-            for side, ids in part.items():
-                batch[side][at] = ids
+        batch = _nothing(shape)
+        own = [pairs[cache == c] - self._first[c] for c in range(len(self._caches))]
+        for side, ids in batch.items():
+            lengths = np.empty(len(pairs), np.int64)
+            for c, (tokens, mine) in enumerate(zip(self._caches, own, strict=True)):
+                offsets = getattr(tokens, f"{side}_offsets")
+                lengths[cache == c] = offsets[mine + 1] - offsets[mine] + 1
+            # Each pair begins where the one before it in its row ends.
+            before = np.cumsum(lengths) - lengths
+            places = row * ids.shape[1] + before - before[np.searchsorted(row, row)]
+            for c, (tokens, mine) in enumerate(zip(self._caches, own, strict=True)):
+                if len(mine):
+                    _write(ids, tokens, side, mine, places[cache == c])
         return batch
 
 

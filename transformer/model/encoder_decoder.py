@@ -99,14 +99,24 @@ class EncoderDecoder(nnx.Module):
         self.encoder = Encoder(config, rngs=rngs)
         self.decoder = Decoder(config, rngs=rngs)
 
-    def __call__(self, source_BS: Array, target_BT: Array, *, key: Array | None = None) -> Array:
+    def __call__(
+        self,
+        source_BS: Array,
+        target_BT: Array,
+        *,
+        positions: tuple[Array, Array] | None = None,
+        segments: tuple[Array, Array] | None = None,
+        key: Array | None = None,
+    ) -> Array:
         """logits_BTV float32: at position t, for the piece that follows `target_BT[:, :t + 1]`.
 
         Both are integer ids, padded with 0 on the right; the source ends with eos, the target begins with bos.
-        A `key` switches dropout on.
+        A `key` switches dropout on. Where rows hold several sentences, `segments` number them on either side, the same
+        number for source and target of a pair, and `positions` restart in each.
         """
-        memory = self.encode(source_BS, key=fold(key, 0))
-        return self.decode(target_BT, memory, key=fold(key, 1))[0]
+        (places_BS, places_BT), (numbers_BS, numbers_BT) = positions or (None, None), segments or (None, None)
+        memory = self.encode(source_BS, positions_BS=places_BS, segments_BS=numbers_BS, key=fold(key, 0))
+        return self.decode(target_BT, memory, positions_BT=places_BT, segments_BT=numbers_BT, key=fold(key, 1))[0]
 
     def encode(
         self,

@@ -23,7 +23,7 @@ from transformer.data.batching import Batches, evaluation_batches, iterate
 from transformer.data.cache import TokenCache, tokenize
 from transformer.data.sources import cache, corpora
 from transformer.data.text import Corpora, Parallel, read_pairs
-from transformer.data.tokenizer import BOS, PAD, Tokenizer, tokenizer
+from transformer.data.tokenizer import BOS, EOS, PAD, Tokenizer, tokenizer
 from transformer.inference.translator import Translator
 from transformer.model import Params, encoder_decoder
 from transformer.tasks.sets import read_sides, write_sets
@@ -89,6 +89,7 @@ class Translation:
                 max_length=d.max_length,
                 max_ratio=d.max_ratio,
                 n_buckets=d.length_buckets,
+                packing=d.packing,
                 seed=t.seed,
             )
         return self._batches
@@ -130,8 +131,13 @@ class Translation:
     def loss(self, params: Params, batch: Batch, key: Array | None, smoothing: float | None = None) -> Any:
         """Sum of the label-smoothed losses, and the sums 'weight', 'nll' and 'tokens' (source and target)."""
         source_BS, target_BT = batch["source"], batch["target"]
-        start_B1 = jnp.full_like(target_BT[:, :1], BOS)
-        logits_BTV = self.model.apply(params, source_BS, jnp.concatenate([start_B1, target_BT[:, :-1]], 1), key=key)
+        before_BT = jnp.pad(target_BT[:, :-1], ((0, 0), (1, 0)), constant_values=BOS)
+        packed = {}
+        if self.config.data.packing:
+            (places_BS, numbers_BS), (places_BT, numbers_BT) = sentences(source_BS), sentences(target_BT)
+            before_BT = jnp.where(places_BT == 0, BOS, before_BT)
+            packed = {"positions": (places_BS, places_BT), "segments": (numbers_BS, numbers_BT)}
+        logits_BTV = self.model.apply(params, source_BS, before_BT, key=key, **packed)
         weights_BT = (target_BT != PAD).astype(jnp.float32)
         smoothing = self.config.train.label_smoothing if smoothing is None else smoothing
         loss, nll = cross_entropy(logits_BTV, target_BT, weights_BT, smoothing=smoothing)
@@ -192,6 +198,16 @@ class Translation:
 
     def _unsmoothed(self, params: Params, batch: Batch) -> dict[str, Array]:
         return self.loss(params, batch, None, smoothing=0.0)[1]
+
+
+def sentences(tokens_BT: Array) -> tuple[Array, Array]:
+    """Where each position stands in its sentence, and the number of that sentence in the row, both from 0.
+
+    A sentence ends with its EOS, so rows of packed sentences tell it themselves.
+    """
+    begins_BT = jnp.pad(tokens_BT[:, :-1] == EOS, ((0, 0), (1, 0)))
+    t_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1]), tokens_BT.shape)
+    return t_BT - jax.lax.cummax(jnp.where(begins_BT, t_BT, 0), axis=1), jnp.cumsum(begins_BT, axis=1)
 
 
 def zip_first(pairs: Iterator[tuple[str, str]], n: int) -> list[tuple[str, str]]:

@@ -1,0 +1,103 @@
+"""Several sentence pairs in one row, so that next to nothing of a batch is padding.
+
+A row has room for so many source and so many target positions, and each pair takes some of both: two-dimensional bin
+packing. Pairs go in falling order of length, all of one size at once. A row that a pair would fill up takes it;
+otherwise the emptiest does, so that all rows fill up evenly, on both sides, and the many short pairs close them.
+All in integers and stable sorts: every machine finds the same rows.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+_CHUNK = 16_384  # pairs packed together: more would fit a little better, and take longer
+_UNIT = 1_000  # room is counted in thousandths of a row's side
+_FULL = 20  # so little room left counts as none
+_SPARE = 5  # rows made at first beyond what the sums ask for, in thousandths
+_SAMPLE = 2 * _CHUNK  # pairs that decide how long rows are
+_ENOUGH = 0.03  # no longer rows are tried once no more than this is padding
+
+
+def pack(source: np.ndarray, target: np.ndarray, room: tuple[int, int], seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of at most room[0] source and room[1] target positions: `pairs`, all indices row by row, and `starts`.
+
+    Row r holds pairs[starts[r]:starts[r + 1]]. `source` and `target` are the lengths of the pairs, at least 1 and at
+    most the room. Which pairs share a row is drawn from the seed.
+    """
+    rng = np.random.default_rng(np.random.SeedSequence([seed, len(source)]))
+    shuffled = rng.permutation(len(source))
+    row_of, rows = np.empty(len(source), np.int64), 0
+    for begin in range(0, len(source), _CHUNK):
+        chunk = shuffled[begin : begin + _CHUNK]
+        own, count = _pack(source[chunk].astype(np.int32), target[chunk].astype(np.int32), *room)
+        row_of[begin : begin + _CHUNK] = own + rows
+        rows += count
+    by_row = np.argsort(row_of, kind="stable")
+    return shuffled[by_row], np.concatenate([[0], np.cumsum(np.bincount(row_of, minlength=rows))])
+
+
+def _pack(source: np.ndarray, target: np.ndarray, S: int, T: int) -> tuple[np.ndarray, int]:
+    """The row of each pair, and how many rows there are."""
+    sizes, kind, count = np.unique(source * (T + 1) + target, return_inverse=True, return_counts=True)
+    of_kind = np.split(np.argsort(kind, kind="stable"), np.cumsum(count)[:-1])
+    a, b = sizes // (T + 1), sizes % (T + 1)
+    of_S, of_T = a * _UNIT // S, b * _UNIT // T
+    # Long ones first; of two alike the one that is harder to place, being long on one side.
+    falling = np.argsort(-(2 * (of_S + of_T) + np.abs(of_S - of_T)), kind="stable")
+    needed = max(-(-int(source.sum()) // S), -(-int(target.sum()) // T))
+    rows = needed + needed * _SPARE // 1_000
+    left_S, left_T = np.full(rows, S, np.int32), np.full(rows, T, np.int32)
+    row_of = np.empty(len(source), np.int64)
+    for i in falling:
+        waiting = of_kind[i]
+        while len(waiting):
+            fits = np.flatnonzero((left_S >= a[i]) & (left_T >= b[i]))
+            if not len(fits):
+                new = -(-len(waiting) // min(S // a[i], T // b[i]))
+                left_S, left_T = (
+                    np.append(left_S, np.full(new, S, np.int32)),
+                    np.append(left_T, np.full(new, T, np.int32)),
+                )
+                continue
+            # What would be left on each side; thousandths fit 16 bits, whose stable sort takes linear time.
+            u, v = (left_S[fits] - a[i]) * _UNIT // S, (left_T[fits] - b[i]) * _UNIT // T
+            least, most = np.minimum(u, v), np.maximum(u, v)
+            worth = np.where(most <= _FULL, 3 * _UNIT - most, 2 * least - (most - least)).astype(np.int16)
+            chosen = fits[np.argsort(-worth, kind="stable")[: len(waiting)]]
+            left_S[chosen] -= a[i]
+            left_T[chosen] -= b[i]
+            row_of[waiting[: len(chosen)]] = chosen
+            waiting = waiting[len(chosen) :]
+    used, row_of = np.unique(row_of, return_inverse=True)
+    return row_of, len(used)
+
+
+def room(source: np.ndarray, target: np.ndarray, longest: int, seed: int) -> tuple[int, int]:
+    """How long rows should be: the least that leaves under 3 % of positions to padding, or the best that was tried.
+
+    The sides are as the sums of both sides, so that both fill up; the shorter holds the longest sentence at least, and
+    beyond what that takes neither is longer than `longest`. Attention's cost grows with them: hence no longer than
+    needed. Multiples of 8.
+    """
+    take = np.random.default_rng(np.random.SeedSequence([seed, len(source)])).permutation(len(source))[:_SAMPLE]
+    source_sum, target_sum = int(source.sum()), int(target.sum())
+    positions = int(source[take].sum()) + int(target[take].sum())
+    best = (1.0, (0, 0))
+    for factor in (4, 5, 6, 8, 12, 16):
+        least = _up(max(int(source.max()), int(target.max())) * factor // 4)
+        if source_sum < target_sum:
+            sides = least, _up(-(-least * target_sum // source_sum))
+        else:
+            sides = _up(-(-least * source_sum // target_sum)), least
+        if factor > 4 and max(sides) > longest:
+            break
+        _, starts = pack(source[take], target[take], sides, seed)
+        padding = 1 - positions / ((len(starts) - 1) * sum(sides))
+        best = min(best, (padding, sides))
+        if padding < _ENOUGH:
+            break
+    return best[1]
+
+
+def _up(length: int) -> int:
+    return -(-length // 8) * 8
