@@ -228,7 +228,7 @@ def test_weights():
 def test_iterate_yields_the_batches_in_order_under_any_number_of_threads(threads):
     batches = make(random_pairs(300))
     start, stop = batches.batches_per_epoch - 3, batches.batches_per_epoch + 9  # over the end of an epoch
-    iterator = iterate(batches, start=start, stop=stop, threads=threads, prefetch=6)
+    iterator = iterate(batches.__getitem__, start=start, stop=stop, threads=threads, prefetch=6)
     for step in range(start, stop):
         assert iterator.get_state() == {"next_index": step}  # the consumer's place, not the threads'
         batch = next(iterator)
@@ -239,7 +239,7 @@ def test_iterate_yields_the_batches_in_order_under_any_number_of_threads(threads
 
 def test_resume_from_the_iterators_state():
     batches = make(random_pairs(300))
-    whole = iterate(batches, start=0, stop=40, threads=2, prefetch=5)
+    whole = iterate(batches.__getitem__, start=0, stop=40, threads=2, prefetch=5)
     for _ in range(17):
         next(whole)
     again = iterate(make(random_pairs(300)), start=0, stop=40, threads=3, prefetch=9)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import itertools
 import math
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -303,12 +303,21 @@ class Batches:
         cache = np.searchsorted(self._first, pairs, side="right") - 1
         return np.stack([cache, pairs - self._first[cache]], axis=1)
 
+    def shape(self, step: int) -> Shape:
+        """The shape of the batch of update `step`."""
+        return self._rows(step)[1]
+
     def __getitem__(self, step: int) -> Batch:
         """{"source": int32 (rows, source), "target": int32 (rows, target)}, each row ids, EOS, PAD …; no BOS.
 
         With packing each row is ids, EOS, ids, EOS, …, PAD …, with as many EOS on either side.
         """
+        return self.read(step, 0, self.shape(step).rows)
+
+    def read(self, step: int, begin: int, end: int) -> Batch:
+        """Rows `begin` to `end` of `batches[step]` alone; beyond its last row there is PAD."""
         rows, shape = self._rows(step)
+        rows, shape = rows[begin:end], shape._replace(rows=end - begin)
         pairs, row = self._in_rows(rows)
         cache = np.searchsorted(self._first, pairs, side="right") - 1
         batch = _nothing(shape)
@@ -346,8 +355,8 @@ def evaluation_batches(cache: TokenCache, *, batch_tokens: int, n_buckets: int) 
             begin = min(end, begin + shape.rows)
 
 
-def iterate(batches: Batches, *, start: int, stop: int, threads: int, prefetch: int) -> Any:
-    """Grain's iterator over `batches[start]` .. `batches[stop - 1]`, read ahead by `prefetch` batches on threads.
+def iterate(read: Callable[[int], Any], *, start: int, stop: int, threads: int, prefetch: int) -> Any:
+    """Grain's iterator over `read(start)` .. `read(stop - 1)`, read ahead by `prefetch` batches on threads.
 
     `get_state()` is {"next_index": step}, the update whose batch comes next for the consumer, however far the threads
     have read; `set_state` accepts it under any number of threads. `close()` stops reading ahead.
@@ -355,6 +364,6 @@ def iterate(batches: Batches, *, start: int, stop: int, threads: int, prefetch: 
     import grain
 
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(prefetch, threads))
-    iterator = iter(grain.MapDataset.range(stop).map(batches.__getitem__).to_iter_dataset(options))
+    iterator = iter(grain.MapDataset.range(stop).map(read).to_iter_dataset(options))
     iterator.set_state({"next_index": start})
     return iterator

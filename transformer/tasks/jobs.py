@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Sequence
 
@@ -21,6 +22,10 @@ def train(arguments: Sequence[str]) -> None:
         action="store_true",
         help="build everything, compile the largest shapes, take one step, save, restore, decode two sentences, "
         "print memory and a time estimate, and stop; the workdir stays untouched",
+    )
+    _process_options(parser)
+    parser.add_argument(
+        "--wait-minutes", type=int, default=60, help="how long the others wait for process 0 to tokenise (default 60)"
     )
     parser.add_argument("-h", "--help", action="store_true", help="show this and stop")
     own, rest = parser.parse_known_args(arguments)
@@ -43,15 +48,31 @@ def train(arguments: Sequence[str]) -> None:
         pass  # one that can't be made is told before anything begins
     set_up_jax()
     from transformer.tasks.translation import Translation
+    from transformer.training import processes
     from transformer.training.loop import dry_run, hold, refuse_other_config
     from transformer.training.loop import train as run_training
 
+    processes.start(own.coordinator, own.process)
     if own.dry_run:
         dry_run(Translation.build(config), config, own.workdir)
         return
-    refuse_other_config(config, own.workdir)
-    with hold(own.workdir):
-        run_training(Translation.build(config, own.workdir), config, own.workdir)
+    with contextlib.ExitStack() as stack:
+        with processes.in_turn("the tokenizer and the tokenised text", 60.0 * own.wait_minutes):
+            refuse_other_config(config, own.workdir)
+            if processes.first():
+                stack.enter_context(hold(own.workdir))
+            task = Translation.build(config, own.workdir)
+            task.prepare()
+        run_training(task, config, own.workdir)
+
+
+def _process_options(parser: Parser) -> None:
+    parser.add_argument(
+        "--process",
+        metavar="I/N",
+        help="this is process I of N (from 0) that train together; jobs of SLURM, Cloud TPU and GKE need not say so",
+    )
+    parser.add_argument("--coordinator", metavar="HOST:PORT", help="where they meet: a free port of process 0's host")
 
 
 def evaluate(arguments: Sequence[str]) -> None:

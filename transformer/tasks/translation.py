@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 
 from transformer.checkpoint import Checkpoints
 from transformer.config import Config, UserError
-from transformer.data.batching import Batches, evaluation_batches, iterate
+from transformer.data.batching import Batches, evaluation_batches
 from transformer.data.cache import TokenCache, tokenize
 from transformer.data.sources import cache, corpora
 from transformer.data.text import Corpora, Parallel, read_pairs
@@ -28,7 +28,8 @@ from transformer.inference.translator import Translator
 from transformer.model import Params, encoder_decoder
 from transformer.tasks.sets import read_sides, write_sets
 from transformer.training.loss import cross_entropy
-from transformer.training.sharding import batch_sharding
+from transformer.training.processes import gather
+from transformer.training.sharding import batch_sharding, here, place
 from transformer.training.step import Batch, cut
 
 log = logging.getLogger("transformer")
@@ -94,6 +95,12 @@ class Translation:
             )
         return self._batches
 
+    def prepare(self) -> None:
+        """Make all that a run reads from the cache, if it is not there."""
+        self.batches()
+        if self.texts.dev is not None:
+            self._development()
+
     def data_digest(self) -> str:
         """Says whether the training text and its tokens are still the same."""
         names = [tokens.path.name for tokens in self._train]
@@ -110,10 +117,6 @@ class Translation:
     def write_sets(self, folder: epath.Path) -> None:
         """Copy development and test set into the workdir."""
         write_sets(folder, self.texts, self.config.data.fields)
-
-    def stream(self, start: int, stop: int, prefetch: int) -> Iterator[dict[str, np.ndarray]]:
-        """The batches of updates `start` (counted from 0) to `stop`, made ahead by two threads."""
-        return iterate(self.batches(), start=start, stop=stop, threads=2, prefetch=prefetch)
 
     def describe(self) -> Iterator[str]:
         """Lines for the banner: data and tokenizer."""
@@ -155,12 +158,12 @@ class Translation:
         nll = weight = 0.0
         for host_batch in evaluation_batches(tokens, batch_tokens=t.batch_tokens, n_buckets=3):
             batch = jax.tree.map(lambda x: x[0], cut(host_batch, mesh, 1))
-            sums = self._dev_loss(params, jax.device_put(batch, batch_sharding(mesh)))
+            sums = self._dev_loss(params, place(batch, batch_sharding(mesh)))
             nll, weight = nll + float(sums["nll"]), weight + float(sums["weight"])
         yield "dev_loss", nll / weight
         yield "dev_perplexity", float(np.exp(min(nll / weight, 700.0)))
         sources, references = sources[: t.eval_sentences], references[: t.eval_sentences]
-        hypotheses = Translator(self.model, params, self.pieces, self.config.decode).translate(sources)
+        hypotheses = together(Translator(self.model, here(params), self.pieces, self.config.decode), sources)
         scores = score(hypotheses, references)
         yield "dev_bleu", scores["bleu"]
         yield "dev_chrf", scores["chrf"]
@@ -198,6 +201,13 @@ class Translation:
 
     def _unsmoothed(self, params: Params, batch: Batch) -> dict[str, Array]:
         return self.loss(params, batch, None, smoothing=0.0)[1]
+
+
+def together(translator: Translator, sources: Sequence[str]) -> list[str]:
+    """One translation for each source, in every process, each of which translates its share of them."""
+    n, index = jax.process_count(), jax.process_index()
+    shares = [json.loads(text) for text in gather(json.dumps(translator.translate(sources[index::n])))]
+    return [shares[i % n][i // n] for i in range(len(sources))]
 
 
 def sentences(tokens_BT: Array) -> tuple[Array, Array]:

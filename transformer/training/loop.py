@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import logging
 import math
 import sys
@@ -19,10 +20,13 @@ from jax.sharding import Mesh
 
 from transformer.checkpoint import Checkpoints, local, replace, with_sharding
 from transformer.config import Config, UserError, differences, from_json, resumable, to_json
+from transformer.data.batching import Batches
 from transformer.model import Model, Params
+from transformer.training.feed import Feed
 from transformer.training.optimizer import learning_rate, optimizer
+from transformer.training.processes import agree, first, from_first, in_turn
 from transformer.training.progress import Display, Records, clock
-from transformer.training.sharding import batch_sharding, make_mesh, shardings
+from transformer.training.sharding import batch_sharding, make_mesh, place, shardings
 from transformer.training.step import Batch, TrainState, compiled, cut, init_state
 
 log = logging.getLogger("transformer")
@@ -30,15 +34,6 @@ log = logging.getLogger("transformer")
 PREFETCH = 4  # batches made ahead, by two threads
 # What a run makes in its workdir after config.json, which comes first and tells a workdir from other folders.
 MADE = ("checkpoints", "metrics.jsonl", "scores.jsonl", "sets", "tensorboard", "tokenizer.model", "tokenizer.sha256")
-
-
-class Batches(Protocol):
-    """Random access to the batch of each update: see `transformer.data.batching.Batches`."""
-
-    shapes: tuple[tuple[int, int, int], ...]
-
-    def __getitem__(self, step: int) -> dict[str, np.ndarray]: ...
-    def locate(self, step: int) -> tuple[int, int]: ...
 
 
 class Task(Protocol):
@@ -53,7 +48,6 @@ class Task(Protocol):
     def data_digest(self) -> str: ...
     def dev_digest(self) -> str: ...
     def describe(self) -> Iterator[str]: ...
-    def stream(self, start: int, stop: int, prefetch: int) -> Iterator[dict[str, np.ndarray]]: ...
     def loss(self, params: Params, batch: Batch, key: Array | None) -> tuple[Array, dict[str, Array]]: ...
     def evaluate(self, params: Params, mesh: Mesh) -> Iterator[tuple[str, float | str]]: ...
     def write_sets(self, folder: epath.Path) -> None: ...
@@ -71,20 +65,23 @@ def train(task: Task, config: Config, workdir: str) -> dict[str, float | str]:
     tx = optimizer(t, config.model.d_model)
     abstract = jax.eval_shape(lambda: init_state(task.model.init, tx, t.seed))
     update = compiled(task.loss, tx, t.seed, mesh, abstract)
+    digest = task.data_digest()
+    hashes = {name: hashlib.sha256(content).hexdigest() for name, content in task.files.items()}
+    agree({"the config": to_json(config), "the tokenised text": digest, "the dev set": task.dev_digest(), **hashes})
     banner(task, config, batches, mesh, abstract)
 
     # ---- State: resume > warm start > scratch -----------------------------------------------------------------------
     state, progress = restore(checkpoints, abstract, mesh)
-    digest = task.data_digest()
     if progress.get("data_digest", digest) != digest:
         raise UserError(f"the training text is not what {workdir} was trained on; restore it, or use another --workdir")
     if state is None:
         state = initial(task, config, mesh, abstract)
     start = int(state.step)
     # Nothing is written before all of the above was found right; config.json first: see `MADE`.
-    for name, content in {"config.json": to_json(config).encode(), **task.files}.items():
-        replace(folder / name, content)
-    task.write_sets(folder)
+    if first():
+        for name, content in {"config.json": to_json(config).encode(), **task.files}.items():
+            replace(folder / name, content)
+        task.write_sets(folder)
     best, stale = progress.get("best_bleu"), progress.get("evaluations_without_better", 0)
     dev_digest = task.dev_digest()
     if progress.get("dev_digest", dev_digest) != dev_digest:
@@ -98,8 +95,9 @@ def train(task: Task, config: Config, workdir: str) -> dict[str, float | str]:
         return {}
 
     # ---- Updates ----------------------------------------------------------------------------------------------------
-    stream = task.stream(start, t.steps, PREFETCH)
-    records, display = Records(folder, start), Display(start, t.steps)
+    feed = Feed(batches, mesh, t.accumulate)
+    stream = feed.stream(start, t.steps, PREFETCH)
+    records, display = Records(folder if first() else None, start), Display(start, t.steps)
     interval = Interval(progress.get("interval", {}))
     scores: dict[str, float | str] = {}
     pending: tuple[int, Any] | None = None
@@ -138,13 +136,12 @@ def train(task: Task, config: Config, workdir: str) -> dict[str, float | str]:
 
     try:
         for step in range(start + 1, t.steps + 1):
-            host_batch = cut(next(stream), mesh, t.accumulate)
-            shape = tuple(x.shape for x in host_batch.values())
+            host_batch = next(stream)
+            shape = tuple(whole for whole, _ in host_batch.values())
             if shape not in seen:
                 seen.add(shape)
                 log.info("step %d: compiling batch shape %s (%d of %d)", step, shape[0], len(seen), len(batches.shapes))
-            batch = jax.device_put(host_batch, batch_sharding(mesh, micro_batches=True))
-            state, metrics = update(state, batch)
+            state, metrics = update(state, feed.place(host_batch))
             settle()
             pending = (step, metrics)
 
@@ -321,28 +318,39 @@ def restore(checkpoints: Checkpoints, abstract: TrainState, mesh: Mesh) -> tuple
     """The newest checkpoint that is whole, on this mesh, with its progress; None and {} if none was ever saved.
 
     Raises `UserError` if there are some and all are damaged: nobody wants to start afresh without being asked.
+    Process 0 looks, and all take what it chose.
     """
     placed = with_sharding(abstract, shardings(abstract, mesh))
     items = {"params": placed.params, "optimizer": placed.optimizer}
-    damaged = []
+    damaged: list[int] = []
+    with in_turn("its choice of a checkpoint"):
+        step = newest_whole(checkpoints, damaged) if first() else None
+    step = from_first(step or 0)
+    if not step:
+        return None, {}
+    restored = checkpoints.restore(step, items, verified=True)
+    for other in damaged:
+        checkpoints.discard(other)
+    log.info("resuming from step %d", step)
+    state = TrainState(_counter(step, mesh), restored["params"], restored["optimizer"])
+    return state, checkpoints.progress(step)
+
+
+def newest_whole(checkpoints: Checkpoints, damaged: list[int]) -> int | None:
+    """The newest checkpoint that is as it was written, None if none was ever saved; adds those passed over to
+    `damaged`."""
     for step in reversed(checkpoints.steps()):
         wrong = checkpoints.verify(step)
-        if wrong:
-            log.warning("%s; going back to the checkpoint before", wrong)
-            damaged.append(step)
-            continue
-        restored = checkpoints.restore(step, items)
-        for other in damaged:
-            checkpoints.discard(other)
-        log.info("resuming from step %d", step)
-        state = TrainState(_counter(step, mesh), restored["params"], restored["optimizer"])
-        return state, checkpoints.progress(step)
+        if not wrong:
+            return step
+        log.warning("%s; going back to the checkpoint before", wrong)
+        damaged.append(step)
     if damaged:
         raise UserError(
             f"all {len(damaged)} checkpoints in {checkpoints.folder} are damaged; nothing was changed there. Bring "
             "back a copy of one, or start anew with another --workdir"
         )
-    return None, {}
+    return None
 
 
 def initial(task: Task, config: Config, mesh: Mesh, abstract: TrainState) -> TrainState:
@@ -399,7 +407,7 @@ def dry_run(task: Task, config: Config, workdir: str) -> None:
     seconds = 0.0
     for rows, source, target in dict.fromkeys((longest, largest)):
         host_batch = {"source": np.full((rows, source), 3, np.int32), "target": np.full((rows, target), 3, np.int32)}
-        batch = jax.device_put(cut(host_batch, mesh, config.train.accumulate), batch_sharding(mesh, micro_batches=True))
+        batch = place(cut(host_batch, mesh, config.train.accumulate), batch_sharding(mesh, micro_batches=True))
         began = time.monotonic()
         step = update.lower(state, batch).compile()
         log.info("compiled    %dx%d+%d in %s", rows, source, target, clock(time.monotonic() - began))

@@ -19,7 +19,11 @@ log = logging.getLogger("transformer")
 class Records:
     """`metrics.jsonl`, one object an entry, and `tensorboard/` in the workdir; entries after `step` are cut off."""
 
-    def __init__(self, workdir: epath.Path, step: int):
+    def __init__(self, workdir: epath.Path | None, step: int):
+        """None: nothing is kept; of several processes one writes."""
+        self._off = workdir is None
+        if workdir is None:
+            return
         from tensorboardX import SummaryWriter
 
         self._path = workdir / "metrics.jsonl"
@@ -39,6 +43,8 @@ class Records:
 
     def write(self, step: int, values: Mapping[str, float | str]) -> None:
         """One entry: {"step": step, **values}. TensorBoard gets what are numbers."""
+        if self._off:
+            return
         self._fresh.append(json.dumps({"step": step, **values}))
         if self._local:
             self.flush()
@@ -47,6 +53,8 @@ class Records:
                 self._tensorboard.add_scalar(name, value, step)
 
     def flush(self) -> None:
+        if self._off:
+            return
         # TensorBoard's thread dies of a full disk, and who goes on to write waits for it: our own file fails first.
         self._failed = True
         with writing(self._path):
@@ -61,7 +69,7 @@ class Records:
         self._failed = False
 
     def close(self) -> None:
-        if not self._failed:
+        if not self._off and not self._failed:
             self.flush()
             self._tensorboard.close()
 

@@ -76,6 +76,23 @@ def batch_sharding(mesh: Mesh, *, micro_batches: bool = False) -> NamedSharding:
     return NamedSharding(mesh, P(None, BATCH_AXES) if micro_batches else P(BATCH_AXES))
 
 
+def place(tree: Any, sharding: NamedSharding) -> Any:
+    """NumPy arrays, the same in all processes, on the devices of all of them."""
+    return jax.tree.map(lambda x: jax.make_array_from_callback(x.shape, sharding, lambda index: x[index]), tree)
+
+
+def here(params: Any) -> Any:
+    """Parameters that lie over the devices of several processes, whole on the devices of this one."""
+    if jax.process_count() == 1:
+        return params
+    sharding = jax.tree.leaves(params)[0].sharding
+    whole = jax.jit(lambda x: x, out_shardings=NamedSharding(sharding.mesh, P()))(params)
+    own = jax.make_mesh(
+        (jax.local_device_count(),), ("data",), axis_types=(AxisType.Auto,), devices=jax.local_devices()
+    )
+    return jax.device_put(jax.tree.map(lambda x: x.addressable_data(0), whole), NamedSharding(own, P()))
+
+
 def batch_ways(mesh: Mesh) -> int:
     """Into how many parts the rows of a batch are cut."""
     return mesh.shape["data"] * mesh.shape["fsdp"]

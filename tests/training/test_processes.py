@@ -1,0 +1,177 @@
+"""Two processes of one device each against one process of two, on this machine's loopback."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from transformer.checkpoint import Checkpoints
+from transformer.config import UserError
+from transformer.training import processes
+
+ROOT = Path(__file__).parents[2]
+SHORTER = ("--train.steps=24", "--train.eval_every=12", "--train.checkpoint_every=12", "--train.log_every=4")
+
+
+def port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+def start(environment, devices: int, *arguments: object, program: str = "train.py") -> subprocess.Popen:
+    flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
+    return subprocess.Popen(
+        [sys.executable, str(ROOT / program), *map(str, arguments)],
+        env=environment | {"XLA_FLAGS": flags},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def both(environment, *arguments: object, own=((), ())) -> list[tuple[int, str]]:
+    """Exit code and log of two processes that train together."""
+    meeting = f"127.0.0.1:{port()}"
+    running = [
+        start(environment | dict(own[i]), 1, *arguments, "--process", f"{i}/2", "--coordinator", meeting)
+        for i in range(2)
+    ]
+    told = [process.communicate(timeout=300)[1] for process in running]
+    return [(process.returncode, text) for process, text in zip(running, told, strict=True)]
+
+
+def metrics(workdir: Path) -> list[dict]:
+    entries = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in entry.items() if "second" not in name} for entry in entries]
+
+
+def leaves(workdir: Path, step: int) -> dict[str, np.ndarray]:
+    import jax
+
+    params = Checkpoints(workdir).params(step)
+    return {"/".join(k.key for k in path): np.asarray(x) for path, x in jax.tree_util.tree_leaves_with_path(params)}
+
+
+def agree(ours: Path, theirs: Path) -> bool:
+    """The same entries and parameters within 1e-5; returns whether they are equal bit for bit."""
+    mine, other = metrics(ours), metrics(theirs)
+    assert [entry["step"] for entry in mine] == [entry["step"] for entry in other]
+    for a, b in zip(mine, other, strict=True):
+        assert a.keys() == b.keys()
+        for name in a:
+            assert a[name] == (b[name] if isinstance(a[name], str) else pytest.approx(b[name], rel=1e-5)), (a, b)
+    step = Checkpoints(theirs).steps()[-1]
+    assert Checkpoints(ours).steps() == Checkpoints(theirs).steps()
+    params, others = leaves(ours, step), leaves(theirs, step)
+    for path, x in others.items():
+        assert np.linalg.norm(params[path] - x) <= 1e-5 * np.linalg.norm(x), path
+    return mine == other and all((params[path] == x).all() for path, x in others.items())
+
+
+@pytest.fixture(scope="module")
+def one(tiny, environment, tmp_path_factory) -> Path:
+    """What one process with two devices makes of it."""
+    workdir = tmp_path_factory.mktemp("one") / "run"
+    process = start(environment, 2, "--config", tiny.config, "--workdir", workdir, *SHORTER)
+    _, told = process.communicate(timeout=300)
+    assert process.returncode == 0, told
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def two(tiny, environment, tmp_path_factory) -> tuple[Path, list[str]]:
+    workdir = tmp_path_factory.mktemp("two") / "run"
+    done = both(environment, "--config", tiny.config, "--workdir", workdir, *SHORTER)
+    assert [code for code, _ in done] == [0, 0], done
+    return workdir, [text for _, text in done]
+
+
+def test_two_processes_are_as_one_with_two_devices(one: Path, two, report) -> None:
+    equal = agree(two[0], one)
+    report(f"two processes and one with two devices: {'equal bit for bit' if equal else 'within 1e-5'}")
+    log = two[1]
+    assert "2 x cpu" in log[0] and "step 24" in log[0]
+    assert "loss" not in log[1]  # process 0 tells for all
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_run_goes_on_with_another_number_of_processes(one: Path, two, tiny, environment, tmp_path, count) -> None:
+    whole, half = tmp_path / "whole", tmp_path / "half"
+    shutil.copytree(one if count == 2 else two[0], half)
+    shutil.rmtree(half / "checkpoints" / "00000024")
+    arguments = ("--config", tiny.config, "--workdir", half, *SHORTER)
+    if count == 1:
+        process = start(environment, 2, *arguments)
+        told = process.communicate(timeout=300)[1]
+        assert process.returncode == 0, told
+    else:
+        done = both(environment, *arguments)
+        assert [code for code, _ in done] == [0, 0], done
+        told = done[0][1]
+    assert "resuming from step 12" in told
+    assert not whole.exists()
+    agree(half, one)
+
+
+def test_each_host_makes_its_own_cache_and_they_are_compared(tiny, environment, two, tmp_path) -> None:
+    own = [{"TRANSFORMER_CACHE": str(tmp_path / f"cache{i}")} for i in range(2)]
+    arguments = ("--config", tiny.config, *SHORTER)
+    done = both(environment, *arguments, "--workdir", tmp_path / "run", own=own)
+    assert [code for code, _ in done] == [0, 0], done
+    agree(tmp_path / "run", two[0])
+    made = [sorted(os.listdir(folder["TRANSFORMER_CACHE"] + "/tokens")) for folder in own]
+    assert made[0] == made[1] and len(made[0]) == 2  # training and development text
+
+    # Another text in the same place on the second host.
+    other = tmp_path / "other"
+    shutil.copytree(tiny.folder, other)
+    text = Path(tiny.config).read_text()
+    (other / "config.py").write_text(text.replace(repr(str(tiny.folder)), "__import__('os').environ['TEXT']"))
+    (other / "train.de").write_text((other / "train.de").read_text().replace("Hund", "Mund", 1))
+    own = [{**own[i], "TEXT": str(folder)} for i, folder in enumerate((tiny.folder, other))]
+    done = both(environment, "--config", other / "config.py", *SHORTER, "--workdir", tmp_path / "second", own=own)
+    for code, told in done:
+        assert code == 2, told
+        assert "is " in told and "in process 1" in told and "Traceback" not in told
+    assert not (tmp_path / "second" / "config.json").exists()
+
+
+def test_what_goes_wrong_in_process_0_ends_the_other(tiny, environment, tmp_path) -> None:
+    broken = tmp_path / "config.py"
+    broken.write_text(Path(tiny.config).read_text() + "\nimport os\n")
+    done = both(environment, "--config", broken, "--workdir", tmp_path / "run", "--data.vocab_size=9", *SHORTER)
+    assert [code for code, _ in done] == [2, 2], done
+    assert "data.vocab_size = 9" in done[0][1]
+    assert "process 0 could not make the tokenizer" in done[1][1] and "data.vocab_size = 9" in done[1][1]
+
+
+@pytest.mark.parametrize(
+    ("coordinator", "process", "told"),
+    [
+        ("localhost:1", None, "go together"),
+        (None, "0/2", "go together"),
+        ("localhost:1", "2/2", "--process 2/2: give it as I/N"),
+        ("localhost:1", "first", "--process first: give it as I/N"),
+        ("localhost", "0/2", "--coordinator localhost: give it as HOST:PORT"),
+    ],
+)
+def test_wrong_options(coordinator, process, told: str) -> None:
+    with pytest.raises(UserError, match=told):
+        processes.start(coordinator, process)
+
+
+def test_alone_all_of_it_is_nothing() -> None:
+    with processes.in_turn("something"):
+        assert processes.first()
+    assert processes.gather("text") == ["text"]
+    assert processes.from_first(7) == 7
+    processes.agree({"text": "digest"})

@@ -1,0 +1,66 @@
+"""The batches of a run as one process needs them: its own rows only, read ahead by threads, laid on its devices."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from transformer.data.batching import Batches, iterate
+from transformer.training.sharding import batch_sharding, batch_ways
+from transformer.training.step import Batch
+
+# For each array its shape on all devices together, and what lies where: (first row, last row) -> values.
+HostBatch = dict[str, tuple[tuple[int, ...], dict[tuple[int, int], np.ndarray]]]
+
+
+class Feed:
+    """Reads and places batches for a mesh, cut into micro-batches of shape (micro-batches, rows, length).
+
+    Row r of a batch goes to micro-batch r mod `micro_batches`, so neighbours in length stay together with their likes.
+    Empty rows are added where the mesh does not divide. What a process reads depends on its devices alone, and all
+    take the same number of batches.
+    """
+
+    def __init__(self, batches: Batches, mesh: Mesh, micro_batches: int = 1):
+        self.batches, self.micro_batches = batches, micro_batches
+        self.sharding = batch_sharding(mesh, micro_batches=True)
+        self._ways = batch_ways(mesh)
+
+    def rows(self, count: int) -> int:
+        """Rows of each micro-batch of a batch of `count` rows, over all devices."""
+        return -(-count // (self._ways * self.micro_batches)) * self._ways
+
+    def read(self, step: int) -> HostBatch:
+        """The rows of this process's devices in the batch of update `step`, counted from 0."""
+        m, shape = self.micro_batches, self.batches.shape(step)
+        rows = self.rows(shape.rows)
+        host: HostBatch = {
+            "source": ((m, rows, shape.source), {}),
+            "target": ((m, rows, shape.target), {}),
+        }
+        for begin, end in sorted(self._own(rows)):
+            part = self.batches.read(step, begin * m, end * m)
+            for name, (_, parts) in host.items():
+                parts[begin, end] = part[name].reshape(end - begin, m, -1).swapaxes(0, 1)
+        return host
+
+    def _own(self, rows: int) -> set[tuple[int, int]]:
+        where = self.sharding.addressable_devices_indices_map((self.micro_batches, rows, 1))
+        return {index[1].indices(rows)[:2] for index in where.values()}
+
+    def place(self, host: HostBatch) -> Batch:
+        """The batch on the devices of all processes, each of which gives its own part."""
+        return {
+            name: jax.make_array_from_callback(
+                shape, self.sharding, lambda index, parts=parts, n=shape[1]: parts[index[1].indices(n)[:2]]
+            )
+            for name, (shape, parts) in host.items()
+        }
+
+    def stream(self, start: int, stop: int, prefetch: int) -> Iterator[Any]:
+        """What `read` gives for updates `start` to `stop`, made ahead by two threads."""
+        return iterate(self.read, start=start, stop=stop, threads=2, prefetch=prefetch)
