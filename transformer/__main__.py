@@ -1,4 +1,4 @@
-"""python -m transformer translate | score | average | describe | convert | export: each verb calls one function."""
+"""python -m transformer translate | score | average | describe | convert | export | plan: each verb calls one function."""
 
 from __future__ import annotations
 
@@ -172,6 +172,34 @@ def export(arguments: list[str]) -> None:
     print(hf_marian.export(own.workdir, own.out, own.checkpoint))
 
 
+def plan(arguments: list[str]) -> None:
+    """Compile training and decoding for TPUs that are not here, and print what they would take."""
+    parser = Parser("python -m transformer plan", plan.__doc__, add_help=False)
+    parser.add_argument("--config", metavar="FILE", help="a config file, such as configs/wmt14_en_de.py")
+    parser.add_argument("--topology", help="chips and how they are wired, such as v5e:16x16, v5p:4x4x4 or v6e:4x4")
+    parser.add_argument("--mesh", metavar="D,F,T", help="devices along data, fsdp and tensor, such as 64,2,2")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("-h", "--help", action="store_true", help="show this and stop")
+    own, rest = parser.parse_known_args(arguments)
+    default = config_file(own.config) if own.config else Config()
+    if own.help:
+        parser.print_help()
+        print("\nAny field of the config:\n")
+        override(default, ["--help"], parser.prog)
+    for name in ("config", "topology", "mesh"):
+        if getattr(own, name) is None:
+            raise UserError(f"--{name} is missing; {parser.prog} --help shows an example")
+    sizes = own.mesh.split(",")
+    if len(sizes) != 3 or not all(size.isdigit() and int(size) for size in sizes):
+        raise UserError(f"--mesh {own.mesh}: give three numbers, devices along data, fsdp and tensor, such as 64,2,2")
+    config = override(default, rest, parser.prog, parser.options())
+    check(config)
+    from transformer.tools import plan as planning
+
+    result = planning.plan(config, own.topology, [int(size) for size in sizes])
+    print(planning.to_json(result) if own.json else "\n".join(planning.lines(result)))
+
+
 VERBS = {
     "translate": translate,
     "score": score,
@@ -179,6 +207,7 @@ VERBS = {
     "describe": describe,
     "convert": convert,
     "export": export,
+    "plan": plan,
 }
 
 

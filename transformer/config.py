@@ -155,6 +155,8 @@ class TrainConfig:
     """At most this many source and this many target positions an update, end of sentence and padding included."""
     accumulate: int = 1
     """Micro-batches an update is cut into, one after the other, to save memory."""
+    remat: bool = False
+    """Save memory by computing each layer a second time for its gradient, a third more work."""
     peak_learning_rate: float | None = None
     """Learning rate at the end of warmup; None = the paper's d_model^-0.5 * warmup_steps^-0.5."""
     warmup_steps: int = 4_000
@@ -269,6 +271,7 @@ BIG = ModelConfig(d_model=1024, d_ff=4096, heads=16, dropout=0.3)
 RESUMABLE = (
     "train.steps",
     "train.*_every",
+    "train.remat",
     "train.keep_last",
     "train.patience",
     "train.eval_sentences",

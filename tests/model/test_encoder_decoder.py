@@ -233,3 +233,25 @@ def test_bfloat16_runs_close_to_float32():
     memory = jax.eval_shape(lambda: model.apply(params, SOURCE, method="encode"))
     cache = jax.eval_shape(lambda: model.apply(params, 3, 7, method="init_cache"))
     assert {x.dtype for x in jax.tree.leaves((memory.kv, cache.kv))} == {jnp.dtype("bfloat16")}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_remat_computes_the_same_with_less_memory(name):
+    """Layers shared keys and values or not; with dropout, whose masks must be the same the second time."""
+    config = dataclasses.replace(CONFIGS[name], kv_sharing=2, dropout=0.2, encoder_layers=4, decoder_layers=4)
+    model, params = tiny(config)
+
+    def loss(params, remat):
+        logits = model.apply(params, SOURCE, TARGET, key=jax.random.key(3), remat=remat)
+        return jnp.sum(jnp.sin(logits))
+
+    found = []
+    for remat in (False, True):
+        step = jax.jit(jax.value_and_grad(loss), static_argnums=1).lower(params, remat).compile()
+        found.append((step(params), str(jax.make_jaxpr(jax.grad(loss), static_argnums=1)(params, remat))))
+    ((value, grads), plain), ((again, others), second) = found
+    assert again == pytest.approx(value, rel=1e-6)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), grads, others)
+    # Each layer is computed twice: once more than without.
+    assert plain.count("checkpoint") == 0 and second.count("checkpoint[") >= 8
+    assert second.count("dot_general") > plain.count("dot_general") * 1.2

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import dataclasses
+import gzip
 import hashlib
 import json
 import logging
@@ -18,7 +20,12 @@ from transformer.config import UserError, from_json
 from transformer.data.tokenizer import Tokenizer
 from transformer.tasks.jobs import train
 from transformer.tasks.sets import read_set
-from transformer.training.loop import hold, refuse_other_config
+from transformer.tasks.translation import Translation
+from transformer.training.feed import Feed
+from transformer.training.loop import accumulation, extremes, hold, refuse_other_config
+from transformer.training.optimizer import optimizer
+from transformer.training.sharding import make_mesh, shardings
+from transformer.training.step import ahead_of_time, bytes_needed, compiled, init_state
 
 
 @pytest.fixture
@@ -487,3 +494,75 @@ def test_the_banner(tmp_path: Path, run) -> None:
     assert "dev set     dev.en, 20 pairs; 100.00% and 100.00% of lines survive the tokenizer unchanged" in text
     compiling = [line for line in told if "compiling batch shape" in line]
     assert [line.endswith(f"({i} of 2)") for i, line in enumerate(compiling, 1)] == [True, True]
+
+
+# ---- Packed rows, traces, memory ------------------------------------------------------------------------------------
+
+
+def test_packed_rows_are_learned_from(run, tmp_path: Path) -> None:
+    told = run(tmp_path / "run", "--data.packing", "True", "--train.steps", 60, "--train.accumulate", 1)
+    assert any(line.startswith("shapes      1 to compile") for line in told)
+    assert sum("compiling batch shape" in line for line in told) == 1
+    training = [entry for entry in entries(tmp_path / "run") if "loss" in entry]
+    assert training[-1]["loss"] < training[0]["loss"] - 1.5
+
+
+@pytest.mark.parametrize("packing", [True, False])
+def test_each_shape_is_compiled_once(tiny, packing: bool) -> None:
+    """Counted by JAX itself over three epochs."""
+    config = config_file(tiny.config)
+    data = dataclasses.replace(config.data, packing=packing)
+    task = Translation.build(dataclasses.replace(config, data=data))
+    mesh, tx = make_mesh(config.mesh, jax.devices()[:1]), optimizer(config.train, config.model.d_model)
+    abstract = jax.eval_shape(lambda: init_state(task.model.init, tx, 0))
+    update = compiled(task.loss, tx, 0, mesh, abstract)
+    state = jax.jit(lambda: init_state(task.model.init, tx, 0), out_shardings=shardings(abstract, mesh))()
+    batches = task.batches()
+    feed = Feed(batches, mesh, config.train.accumulate)
+    for host in feed.stream(0, 3 * batches.batches_per_epoch, 2):
+        state, _ = update(state, feed.place(host))
+    assert update._cache_size() == len(batches.shapes) == (1 if packing else 2)
+
+
+def test_a_trace(run, tmp_path: Path) -> None:
+    told = run(tmp_path / "run", *short(), "--profile", "2:3")
+    assert any("the trace of updates 2 to 3 is in" in line for line in told)
+    (whole,) = (tmp_path / "run" / "profile").rglob("*.xplane.pb")
+    (trace,) = (tmp_path / "run" / "profile").rglob("perfetto_trace.json.gz")
+    assert whole.stat().st_size > 1000
+    assert json.loads(gzip.decompress(trace.read_bytes()))["traceEvents"]
+    for wrong in ("3", "5:2", "0:1", "a:b"):
+        with pytest.raises(UserError, match=f"--profile {wrong}: give the first and the last update"):
+            run(tmp_path / "run", *short(), "--profile", wrong)
+
+
+def test_as_many_micro_batches_as_memory_asks_for(tiny, caplog) -> None:
+    caplog.set_level(logging.INFO, "transformer")
+    config = config_file(tiny.config)
+
+    def task_of(count: int) -> Translation:
+        return Translation.build(dataclasses.replace(config, train=dataclasses.replace(config.train, accumulate=count)))
+
+    assert accumulation(task_of, config) == 1
+    mesh, tx = make_mesh(config.mesh), optimizer(config.train, config.model.d_model)
+    abstract = jax.eval_shape(lambda: init_state(task_of(1).model.init, tx, 0))
+    needs = {}
+    for count in (1, 2, 4):
+        task = task_of(count)
+        update = compiled(task.loss, tx, 0, mesh, abstract)
+        shapes = {tuple(shape) for shape in extremes(task.batches())}
+        needs[count] = max(bytes_needed(ahead_of_time(update, abstract, shape, mesh, count)) for shape in shapes)
+    assert needs[1] > needs[2] > needs[4] > 0
+    assert accumulation(task_of, config, needs[1] - 1) == 2
+    assert accumulation(task_of, config, needs[2] - 1) == 4
+    with pytest.raises(
+        UserError, match="--batch auto: an update does not fit .* however it is cut up; share the param"
+    ):
+        accumulation(task_of, config, 1000)
+
+
+def test_batch_auto_is_kept_when_training_goes_on(run, tmp_path: Path) -> None:
+    run(tmp_path / "run", *short(), "--train.accumulate", 4, "--train.steps", 3)
+    told = run(tmp_path / "run", *short(), "--batch", "auto")
+    assert any("resuming from step 3" in line for line in told)
+    assert from_json((tmp_path / "run" / "config.json").read_text()).train.accumulate == 4

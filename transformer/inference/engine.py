@@ -56,10 +56,12 @@ class Plan:
 def log_softmax(logits_XV: Array) -> Array:
     """As `jax.nn.log_softmax`, but on a CPU the maximum is found by top_k: a plain one XLA fuses there into the product
     that makes the logits, which then takes twice as long."""
-    if jax.default_backend() != "cpu":
-        return jax.nn.log_softmax(logits_XV)
-    shifted_XV = logits_XV - jax.lax.top_k(logits_XV, 1)[0]
-    return shifted_XV - jnp.log(jnp.sum(jnp.exp(shifted_XV), axis=1, keepdims=True))
+
+    def on_cpu(logits_XV: Array) -> Array:
+        shifted_XV = logits_XV - jax.lax.top_k(logits_XV, 1)[0]
+        return shifted_XV - jnp.log(jnp.sum(jnp.exp(shifted_XV), axis=1, keepdims=True))
+
+    return jax.lax.platform_dependent(logits_XV, cpu=on_cpu, default=jax.nn.log_softmax)
 
 
 def next_log_probs(
@@ -89,7 +91,7 @@ def cache_type() -> Any:
     return jnp.float32 if jax.default_backend() == "cpu" else None
 
 
-@partial(jax.jit, static_argnames=("models", "length"))
+@partial(jax.jit, static_argnames=("models", "length", "dtype"))
 def begin(
     params: tuple[Params, ...],
     source_BS: Array,
@@ -99,11 +101,13 @@ def begin(
     *,
     models: tuple[Model, ...],
     length: int,
+    dtype: Any = None,
 ) -> tuple[tuple[Memory, ...], Beams]:
-    """Encode the sources, once; and the state of their search before the first piece, with room for `length`."""
+    """Encode the sources, once; and the state of their search before the first piece, with room for `length` and a
+    cache of type `dtype`, or of the model's own."""
     memories = tuple(model.apply(own, source_BS, method="encode") for model, own in zip(models, params, strict=True))
     caches = tuple(
-        model.apply(own, len(source_BS), STAGE, options.beam_size, cache_type(), method="init_cache")
+        model.apply(own, len(source_BS), STAGE, options.beam_size, dtype, method="init_cache")
         for model, own in zip(models, params, strict=True)
     )
     return memories, start(caches, limit_B, length, options, given)
@@ -177,7 +181,9 @@ def decode(
     limits = np.asarray(limit_B)
     length, until, keep = size(STAGE), STAGE, None
     with _dispatching:
-        memories, beams = begin(params, source_BS, limit_B, given, plan.options, models=models, length=length)
+        memories, beams = begin(
+            params, source_BS, limit_B, given, plan.options, models=models, length=length, dtype=cache_type()
+        )
     # Which row of the input each row of the batch holds; -1 where it is done with.
     number = np.where(limits > 0, np.arange(len(limits)), -1)
     while (left := np.flatnonzero(number >= 0)).size:

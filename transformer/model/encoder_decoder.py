@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,9 @@ from transformer.model.layers import Embedding, dropout, fold, sinusoids
 from transformer.model.stack import Decoder, Encoder
 
 PAD = 0  # the piece that fills up a batch: never attended to, never learned from
+
+
+Head = Callable[[Array, Array], Any]
 
 
 class Memory(NamedTuple):
@@ -107,16 +111,28 @@ class EncoderDecoder(nnx.Module):
         positions: tuple[Array, Array] | None = None,
         segments: tuple[Array, Array] | None = None,
         key: Array | None = None,
-    ) -> Array:
+        remat: bool = False,
+        head: Head | None = None,
+    ) -> Any:
         """logits_BTV float32: at position t, for the piece that follows `target_BT[:, :t + 1]`.
 
         Both are integer ids, padded with 0 on the right; the source ends with eos, the target begins with bos.
         A `key` switches dropout on. Where rows hold several sentences, `segments` number them on either side, the same
-        number for source and target of a pair, and `positions` restart in each.
+        number for source and target of a pair, and `positions` restart in each. With `remat` the gradient keeps only
+        what goes from layer to layer, and computes the rest once more. A `head` is given what the logits are made of,
+        x_BTD and the table's rows_VD, and its result takes their place.
         """
         (places_BS, places_BT), (numbers_BS, numbers_BT) = positions or (None, None), segments or (None, None)
-        memory = self.encode(source_BS, positions_BS=places_BS, segments_BS=numbers_BS, key=fold(key, 0))
-        return self.decode(target_BT, memory, positions_BT=places_BT, segments_BT=numbers_BT, key=fold(key, 1))[0]
+        memory = self.encode(source_BS, positions_BS=places_BS, segments_BS=numbers_BS, key=fold(key, 0), remat=remat)
+        return self.decode(
+            target_BT,
+            memory,
+            positions_BT=places_BT,
+            segments_BT=numbers_BT,
+            key=fold(key, 1),
+            remat=remat,
+            head=head,
+        )[0]
 
     def encode(
         self,
@@ -125,6 +141,7 @@ class EncoderDecoder(nnx.Module):
         positions_BS: Array | None = None,
         segments_BS: Array | None = None,
         key: Array | None = None,
+        remat: bool = False,
     ) -> Memory:
         """The memory of source_BS. When packed, `segments_BS` numbers sentences and `positions_BS` restarts in each."""
         mask_BS = source_BS != PAD
@@ -136,7 +153,7 @@ class EncoderDecoder(nnx.Module):
         mask_BTS = self._within("encoder", mask_BTS, positions_BS, positions_BS)
         table = getattr(self, "source_positions", None)
         x_BSD = self._inputs(self.embedding, table, source_BS, positions_BS, fold(key, 0))
-        x_BSD = self.encoder(x_BSD, mask_BTS, fold(key, 1))
+        x_BSD = self.encoder(x_BSD, mask_BTS, fold(key, 1), remat)
         positions_BS = jnp.broadcast_to(positions_BS, source_BS.shape)
         return Memory(self.decoder.memory(x_BSD), mask_BS, positions_BS, segments_BS)
 
@@ -151,8 +168,11 @@ class EncoderDecoder(nnx.Module):
         at_B: Array | None = None,
         key: Array | None = None,
         want_weights: bool = False,
-    ) -> tuple[Array, Cache | None, tuple[Array, ...] | None]:
-        """logits_BTV float32, the new cache, and a layer's cross-attention weights_BNTS each if wanted.
+        remat: bool = False,
+        head: Head | None = None,
+    ) -> tuple[Any, Cache | None, tuple[Array, ...] | None]:
+        """logits_BTV float32 (or what `head` makes, see `__call__`), the new cache, and a layer's cross-attention
+        weights_BNTS each if wanted.
 
         Without a cache, tokens_BT are whole targets, beginning with bos. With one (see `init_cache`), the tokens
         stand at positions `at_B`, `at_B + 1`, … and attend to the cached positions before them; `at_B` is one position
@@ -194,8 +214,10 @@ class EncoderDecoder(nnx.Module):
             beams=beams,
             key=fold(key, 1),
             want_weights=want_weights,
+            remat=remat,
         )
-        logits_BTV = getattr(self, "output_embedding", embedding).logits(x_BTD)
+        output = getattr(self, "output_embedding", embedding)
+        logits_BTV = output.logits(x_BTD) if head is None else head(x_BTD, output.table[...])
         if cache is not None:
             cache = Cache(kv, seen_BMS, place_BS, cache.end + T * beams)
         return logits_BTV, cache, weights

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
+import jax
 from flax import nnx
 from jax import Array
 
@@ -102,10 +104,11 @@ class Encoder(nnx.Module):
         self.layers = nnx.List([EncoderLayer(config, i, rngs=rngs) for i in range(config.encoder_layers)])
         self.norm = LayerNorm(config.d_model) if config.pre_norm else None
 
-    def __call__(self, x_BTD: Array, mask_BTS: Array, key: Array | None) -> Array:
+    def __call__(self, x_BTD: Array, mask_BTS: Array, key: Array | None, remat: bool = False) -> Array:
         kv = None
         for i, layer in enumerate(self.layers):
-            x_BTD, kv = layer(x_BTD, kv if i % self.sharing else None, mask_BTS, fold(key, i))
+            run = jax.checkpoint(layer.__call__) if remat else layer
+            x_BTD, kv = run(x_BTD, kv if i % self.sharing else None, mask_BTS, fold(key, i))
         return x_BTD if self.norm is None else self.norm(x_BTD)
 
 
@@ -135,23 +138,39 @@ class Decoder(nnx.Module):
         beams: int,
         key: Array | None,
         want_weights: bool,
+        remat: bool = False,
     ) -> tuple[Array, tuple[KV, ...], tuple[Array, ...] | None]:
         """x_BTD; keys and values of self-attention, with those of the cache if given; a layer's cross-attention
         weights_BNTS each if wanted. `cache`, `end` and `beams` as in `write`, one cache for each group of layers."""
         kvs: list[KV] = []
         weights = []
 
-        def kv_of(attention: Attention, h_BTD: Array) -> KV:
-            if i % self.sharing == 0:
-                kv = attention.kv(h_BTD)
-                kvs.append(kv if cache is None else write(cache[len(kvs)], kv, end, beams))
-            return kvs[-1]
+        def run(
+            layer: DecoderLayer, x_BTD: Array, shared: KV | None, old: KV | None, kv: KV, key: Array | None
+        ) -> tuple[Array, KV, Array | None]:
+            """A layer on x: what it makes of it, and the keys and values of its self-attention."""
+            used = shared
+
+            def kv_of(attention: Attention, h_BTD: Array) -> KV:
+                nonlocal used
+                if used is None:
+                    used = attention.kv(h_BTD)
+                    if old is not None:
+                        used = write(old, used, end, beams)
+                return used
+
+            y_BTD, own = layer(x_BTD, kv_of, mask_BTS, kv, memory_mask_BTS, key=key, want_weights=want_weights)
+            return y_BTD, used, own
 
         for i, layer in enumerate(self.layers):
-            kv = memory[i // self.memory_sharing]
-            x_BTD, layer_weights = layer(
-                x_BTD, kv_of, mask_BTS, kv, memory_mask_BTS, key=fold(key, i), want_weights=want_weights
+            fresh = i % self.sharing == 0
+            old = cache[len(kvs)] if fresh and cache is not None else None
+            step = partial(run, layer)
+            x_BTD, used, layer_weights = (jax.checkpoint(step) if remat else step)(
+                x_BTD, None if fresh else kvs[-1], old, memory[i // self.memory_sharing], fold(key, i)
             )
+            if fresh:
+                kvs.append(used)
             weights.append(layer_weights)
         if self.norm is not None:
             x_BTD = self.norm(x_BTD)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 from collections.abc import Sequence
 
+from etils import epath
+
 from transformer.command_line import Parser, config_file, decode_options, override, set_up_jax
-from transformer.config import Config, UserError, check, to_json
+from transformer.config import Config, UserError, check, from_json, to_json
 from transformer.data.sources import cache
 
 
@@ -22,6 +25,14 @@ def train(arguments: Sequence[str]) -> None:
         action="store_true",
         help="build everything, compile the largest shapes, take one step, save, restore, decode two sentences, "
         "print memory and a time estimate, and stop; the workdir stays untouched",
+    )
+    parser.add_argument(
+        "--batch",
+        choices=["auto"],
+        help="auto: as few micro-batches (train.accumulate) as fit a device's memory, found by compiling",
+    )
+    parser.add_argument(
+        "--profile", metavar="A:B", help="write a trace of updates A to B to WORKDIR/profile, for xprof or Perfetto"
     )
     _process_options(parser)
     parser.add_argument(
@@ -44,6 +55,7 @@ def train(arguments: Sequence[str]) -> None:
     if not own.workdir:
         raise UserError("--workdir is missing; for a first run: --workdir runs/quickstart")
 
+    profile = _span(own.profile)
     with cache(config.data):
         pass  # one that can't be made is told before anything begins
     set_up_jax()
@@ -54,16 +66,44 @@ def train(arguments: Sequence[str]) -> None:
 
     processes.start(own.coordinator, own.process)
     if own.dry_run:
+        if own.batch:
+            config = _fitting(config, None)
         dry_run(Translation.build(config), config, own.workdir)
         return
     with contextlib.ExitStack() as stack:
         with processes.in_turn("the tokenizer and the tokenised text", 60.0 * own.wait_minutes):
+            if own.batch:
+                config = _fitting(config, own.workdir)
             refuse_other_config(config, own.workdir)
             if processes.first():
                 stack.enter_context(hold(own.workdir))
             task = Translation.build(config, own.workdir)
             task.prepare()
-        run_training(task, config, own.workdir)
+        run_training(task, config, own.workdir, profile=profile)
+
+
+def _fitting(config: Config, workdir: str | None) -> Config:
+    """The config with as many micro-batches as it takes; with those of the workdir, where training goes on there."""
+    from transformer.tasks.translation import Translation
+    from transformer.training.loop import accumulation
+
+    def cut_into(count: int) -> Config:
+        return dataclasses.replace(config, train=dataclasses.replace(config.train, accumulate=count))
+
+    path = epath.Path(workdir or "") / "config.json"
+    if workdir and path.exists():
+        return cut_into(from_json(path.read_text(), str(path)).train.accumulate)
+    return cut_into(accumulation(lambda count: Translation.build(cut_into(count), workdir), config))
+
+
+def _span(text: str | None) -> tuple[int, int] | None:
+    """'10:15' as two numbers."""
+    if text is None:
+        return None
+    first, _, last = text.partition(":")
+    if not (first.isdigit() and last.isdigit() and 1 <= int(first) <= int(last)):
+        raise UserError(f"--profile {text}: give the first and the last update, such as 10:15")
+    return int(first), int(last)
 
 
 def _process_options(parser: Parser) -> None:

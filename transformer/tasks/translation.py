@@ -7,7 +7,7 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import jax
@@ -140,10 +140,11 @@ class Translation:
             (places_BS, numbers_BS), (places_BT, numbers_BT) = sentences(source_BS), sentences(target_BT)
             before_BT = jnp.where(places_BT == 0, BOS, before_BT)
             packed = {"positions": (places_BS, places_BT), "segments": (numbers_BS, numbers_BT)}
-        logits_BTV = self.model.apply(params, source_BS, before_BT, key=key, **packed)
         weights_BT = (target_BT != PAD).astype(jnp.float32)
         smoothing = self.config.train.label_smoothing if smoothing is None else smoothing
-        loss, nll = cross_entropy(logits_BTV, target_BT, weights_BT, smoothing=smoothing)
+        head = partial(cross_entropy, target_BT=target_BT, weights_BT=weights_BT, smoothing=smoothing)
+        options = {"key": key, "remat": self.config.train.remat, "head": head}
+        loss, nll = self.model.apply(params, source_BS, before_BT, **options, **packed)
         weight = weights_BT.sum()
         return loss, {"weight": weight, "nll": nll, "tokens": weight + (source_BS != PAD).sum()}
 

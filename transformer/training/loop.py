@@ -6,9 +6,10 @@ import contextlib
 import hashlib
 import logging
 import math
+import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import IO, Any, Protocol
 
 import jax
@@ -23,11 +24,12 @@ from transformer.config import Config, UserError, differences, from_json, resuma
 from transformer.data.batching import Batches
 from transformer.model import Model, Params
 from transformer.training.feed import Feed
+from transformer.training.flops import peak, update_flops
 from transformer.training.optimizer import learning_rate, optimizer
 from transformer.training.processes import agree, first, from_first, in_turn
 from transformer.training.progress import Display, Records, clock
 from transformer.training.sharding import batch_sharding, make_mesh, place, shardings
-from transformer.training.step import Batch, TrainState, compiled, cut, init_state
+from transformer.training.step import Batch, TrainState, ahead_of_time, bytes_needed, compiled, cut, init_state
 
 log = logging.getLogger("transformer")
 
@@ -54,8 +56,13 @@ class Task(Protocol):
     def try_decoding(self, params: Params) -> None: ...
 
 
-def train(task: Task, config: Config, workdir: str) -> dict[str, float | str]:
-    """Train until `config.train.steps`, going on from the workdir's last checkpoint; returns the last evaluation."""
+def train(
+    task: Task, config: Config, workdir: str, *, profile: tuple[int, int] | None = None
+) -> dict[str, float | str]:
+    """Train until `config.train.steps`, going on from the workdir's last checkpoint; returns the last evaluation.
+
+    Of the updates `profile`, first and last, a trace is written to the workdir.
+    """
     t, folder = config.train, epath.Path(workdir)
     checkpoints = Checkpoints(folder)
 
@@ -102,7 +109,11 @@ def train(task: Task, config: Config, workdir: str) -> dict[str, float | str]:
     scores: dict[str, float | str] = {}
     pending: tuple[int, Any] | None = None
     seen: set[tuple] = set()
-    began, stopped = time.monotonic(), False
+    began, stopped, profiling = time.monotonic(), False, False
+    flops_per_s = (peak(mesh.devices.flat[0]) or 0.0) * mesh.size
+
+    def shape_flops(step: int) -> float:
+        return update_flops(config.model, task.vocab_size, *batches.shape(step - 1))
 
     def settle(write: bool = True) -> dict[str, float]:
         """Take in the metrics of the last update, by now computed while the next one was prepared.
@@ -120,14 +131,14 @@ def train(task: Task, config: Config, workdir: str) -> dict[str, float | str]:
                 checkpoints,
                 f"update {step}: the loss is {values['loss']} and the gradient norm {values['gradient_norm']}",
             )
-        interval.add(values)
+        interval.add(values, shape_flops(step))
         display.advance(step)
         if step % t.log_every == 0 or step == t.steps:
             rate = learning_rate(
                 step, d_model=config.model.d_model, warmup_steps=t.warmup_steps, peak=t.peak_learning_rate
             )
             epoch, _ = batches.locate(step - 1)
-            entry = {**interval.close(), "learning_rate": float(rate), "epoch": epoch}
+            entry = {**interval.close(flops_per_s), "learning_rate": float(rate), "epoch": epoch}
             display.show(step, entry, (time.monotonic() - began) / (step - start) * (t.steps - step))
             if write:
                 records.write(step, entry)
@@ -136,6 +147,10 @@ def train(task: Task, config: Config, workdir: str) -> dict[str, float | str]:
 
     try:
         for step in range(start + 1, t.steps + 1):
+            if profile and step == max(profile[0], start + 1) and step <= profile[1]:
+                settle()
+                jax.profiler.start_trace(str(folder / "profile"), create_perfetto_trace=True)
+                profiling = True
             host_batch = next(stream)
             shape = tuple(whole for whole, _ in host_batch.values())
             if shape not in seen:
@@ -144,6 +159,12 @@ def train(task: Task, config: Config, workdir: str) -> dict[str, float | str]:
             state, metrics = update(state, feed.place(host_batch))
             settle()
             pending = (step, metrics)
+            if profiling and step == profile[1]:
+                jax.block_until_ready(metrics)
+                jax.profiler.stop_trace()
+                profiling = False
+                log.info("the trace of updates %d to %d is in %s", *profile, folder / "profile")
+                interval.restart_clock()
 
             # An evaluation comes before the save that stores its score.
             evaluated = step % t.eval_every == 0 or step == t.steps
@@ -191,6 +212,8 @@ def train(task: Task, config: Config, workdir: str) -> dict[str, float | str]:
                 log.info("step %d: no better dev BLEU than %.2f in %d evaluations, stopping early", step, best, stale)
                 break
     finally:
+        if profiling:
+            jax.profiler.stop_trace()
         display.close()
         try:
             records.close()
@@ -226,24 +249,29 @@ class Interval:
 
     def restart_clock(self) -> None:
         """Leave out of the rates what wasn't training."""
-        self._began, self._tokens = time.monotonic(), 0.0
+        self._began, self._tokens, self._flops = time.monotonic(), 0.0, 0.0
 
-    def add(self, values: dict[str, float]) -> None:
+    def add(self, values: dict[str, float], flops: float) -> None:
         for name in ("loss", "nll"):
             mean = values[name] if name == "loss" else values[name] / max(values["weight"], 1.0)
             self.sums[name] = self.sums.get(name, 0.0) + mean
         self.sums["gradient_norm"] = self.sums.get("gradient_norm", 0.0) + values["gradient_norm"]
         self.sums["updates"] = self.sums.get("updates", 0.0) + 1
         self._tokens += values["tokens"]
+        self._flops += flops
 
-    def close(self) -> dict[str, float]:
-        """The means, the source and target tokens a second (padding not counted), and a fresh start."""
+    def close(self, peak_flops: float = 0.0) -> dict[str, float]:
+        """The means, the source and target tokens a second (padding not counted), the share of the devices' peak rate
+        that the model's own arithmetic takes up (where that is known), and a fresh start."""
         n = self.sums.pop("updates")
         means = {name: total / n for name, total in self.sums.items()}
-        rate = self._tokens / max(time.monotonic() - self._began, 1e-9)
+        seconds = max(time.monotonic() - self._began, 1e-9)
+        rates = {"tokens_per_second": self._tokens / seconds}
+        if peak_flops:
+            rates["mfu"] = self._flops / seconds / peak_flops
         self.sums = {}
         self.restart_clock()
-        return {**means, "tokens_per_second": rate}
+        return {**means, **rates}
 
 
 def refuse_other_config(config: Config, workdir: str) -> None:
@@ -391,6 +419,60 @@ def banner(task: Task, config: Config, batches: Batches, mesh: Mesh, abstract: T
     log.info("shapes      %d to compile: %s", len(batches.shapes), shapes)
 
 
+def extremes(batches: Batches) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
+    """The shapes with the most positions and with the longest sentences: one of them needs the most memory."""
+    largest = max(batches.shapes, key=lambda shape: (shape[0] * (shape[1] + shape[2]), shape[1]))
+    return largest, max(batches.shapes, key=lambda shape: shape[1] + shape[2])
+
+
+def accumulation(task_of: Callable[[int], Task], config: Config, limit: int | None = None) -> int:
+    """The fewest micro-batches with which an update fits the memory of a device, found by compiling.
+
+    `task_of(n)` is the task with n micro-batches. The limit, in bytes, is by default nine tenths of what the device
+    has. Raises `UserError` if not even the smallest micro-batches fit.
+    """
+    mesh = make_mesh(config.mesh)
+    limit = limit or memory_of_a_device() * 9 // 10
+    count = 1
+    while True:
+        task = task_of(count)
+        try:
+            shapes = extremes(task.batches())
+        except UserError:
+            if count == 1:
+                raise
+            raise UserError(
+                f"--batch auto: an update does not fit {limit / 2**30:.1f} GiB a device, however it is cut up; share "
+                "the parameters over more devices (mesh.fsdp, mesh.tensor), or set --train.remat true"
+            ) from None
+        tx = optimizer(config.train, config.model.d_model)
+        abstract = jax.eval_shape(lambda task=task, tx=tx: init_state(task.model.init, tx, config.train.seed))
+        update = compiled(task.loss, tx, config.train.seed, mesh, abstract)
+        try:
+            need = max(bytes_needed(ahead_of_time(update, abstract, shape, mesh, count)) for shape in set(shapes))
+        except jax.errors.JaxRuntimeError as error:  # the compiler itself finds out on some devices
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            need = 2**62
+        fits = need <= limit
+        log.info(
+            "batch auto  %d micro-batches %s: %.2f of %.2f GiB a device",
+            *(count, "fit" if fits else "do not fit", min(need, 2**50) / 2**30, limit / 2**30),
+        )
+        if fits:
+            return count
+        count *= 2
+
+
+def memory_of_a_device() -> int:
+    """Bytes that one device has for us."""
+    device = jax.local_devices()[0]
+    stats = device.memory_stats()
+    if stats and "bytes_limit" in stats:
+        return stats["bytes_limit"]
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // jax.local_device_count()
+
+
 def dry_run(task: Task, config: Config, workdir: str) -> None:
     """Everything once: the largest shapes, one update, save, restore, decode; then say what a run would take."""
     import tempfile
@@ -400,21 +482,17 @@ def dry_run(task: Task, config: Config, workdir: str) -> None:
     tx = optimizer(config.train, config.model.d_model)
     abstract = jax.eval_shape(lambda: init_state(task.model.init, tx, config.train.seed))
     banner(task, config, batches, mesh, abstract)
-    state = initial(task, config, mesh, abstract)
-    largest = max(batches.shapes, key=lambda shape: (shape[0] * (shape[1] + shape[2]), shape[1]))
-    longest = max(batches.shapes, key=lambda shape: shape[1] + shape[2])
     update = compiled(task.loss, tx, config.train.seed, mesh, abstract)
-    seconds = 0.0
-    for rows, source, target in dict.fromkeys((longest, largest)):
-        host_batch = {"source": np.full((rows, source), 3, np.int32), "target": np.full((rows, target), 3, np.int32)}
-        batch = place(cut(host_batch, mesh, config.train.accumulate), batch_sharding(mesh, micro_batches=True))
+    largest, longest = extremes(batches)
+    for shape in dict.fromkeys((longest, largest)):
         began = time.monotonic()
-        step = update.lower(state, batch).compile()
-        log.info("compiled    %dx%d+%d in %s", rows, source, target, clock(time.monotonic() - began))
-        memory = step.memory_analysis()
-        if memory is not None:
-            used = memory.argument_size_in_bytes + memory.temp_size_in_bytes
-            log.info("memory      %.2f GiB a device for this update", used / 2**30)
+        step = ahead_of_time(update, abstract, shape, mesh, config.train.accumulate)
+        log.info("compiled    %dx%d+%d in %s", *shape, clock(time.monotonic() - began))
+        log.info("memory      %.2f GiB a device for this update", bytes_needed(step) / 2**30)
+    rows, source, target = largest
+    host_batch = {"source": np.full((rows, source), 3, np.int32), "target": np.full((rows, target), 3, np.int32)}
+    batch = place(cut(host_batch, mesh, config.train.accumulate), batch_sharding(mesh, micro_batches=True))
+    state = initial(task, config, mesh, abstract)
     began = time.monotonic()
     state, metrics = step(state, batch)
     loss = float(metrics["loss"])

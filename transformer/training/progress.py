@@ -104,6 +104,8 @@ class Display:
             f"loss {values['loss']:.3f}  lr {values['learning_rate']:.2e}  "
             f"gradient {values['gradient_norm']:.2f}  {values['tokens_per_second']:,.0f} tokens/s"
         )
+        if "mfu" in values:
+            text += f"  {values['mfu']:.0%} of peak"
         if self._bar is None:
             log.info("step %d  %s  %s left", step, text, clock(seconds_left))
         else:

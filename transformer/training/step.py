@@ -92,6 +92,32 @@ def compiled(loss: Loss, optimizer: optax.GradientTransformation, seed: int, mes
     )
 
 
+def ahead_of_time(
+    update: Any, abstract: TrainState, shape: tuple[int, int, int], mesh: Mesh, micro_batches: int
+) -> jax.stages.Compiled:
+    """What `compiled` gave, compiled for batches of (rows, source, target) with neither state nor data at hand; the
+    mesh's devices need not be there."""
+    layout, sharding = shardings(abstract, mesh), batch_sharding(mesh, micro_batches=True)
+    rows, *lengths = shape
+    ways = batch_ways(mesh)
+    rows = -(-rows // (ways * micro_batches)) * ways
+    state = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, layout)
+    batch = {
+        name: jax.ShapeDtypeStruct((micro_batches, rows, length), jnp.int32, sharding=sharding)
+        for name, length in zip(("source", "target"), lengths, strict=True)
+    }
+    return update.lower(state, batch).compile()
+
+
+def bytes_needed(program: jax.stages.Compiled) -> int:
+    """Memory that a program takes on each device, its arguments and results included; 0 where JAX can't tell."""
+    memory = program.memory_analysis()
+    if memory is None:
+        return 0
+    kept = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+    return kept + memory.temp_size_in_bytes
+
+
 def cut(batch: dict[str, np.ndarray], mesh: Mesh, micro_batches: int) -> dict[str, np.ndarray]:
     """A batch of (rows, length) as (micro-batches, rows, length), empty rows added where the mesh does not divide.
 

@@ -1,0 +1,252 @@
+"""The systems that train.py compares, each in a process of its own: whole updates of the paper's models.
+
+    python benchmarks/train_systems.py SYSTEM '{"model": "base", "dtype": "float32", ...}'
+
+A request is how many updates to do, and its answer how long they took and the losses. All see the same pieces, no
+padding among them; dropout, label smoothing and Adam are the paper's.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+PAD, BOS, EOS = 0, 1, 2
+SMALL = {"d_model": 64, "d_ff": 128, "heads": 4, "encoder_layers": 2, "decoder_layers": 2}
+
+
+def pieces(rows: int, length: int, vocab_size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Source and target: random pieces and an eos."""
+    rng = np.random.default_rng(0)
+    source, target = rng.integers(4, vocab_size, (2, rows, length)).astype(np.int32)
+    source[:, -1] = target[:, -1] = EOS
+    return source, target
+
+
+def ours(model: str, dtype: str, rows: int, length: int, vocab_size: int, remat: bool = False, **_: Any) -> Any:
+    """An update as train.py does it."""
+    import dataclasses
+    from types import SimpleNamespace
+
+    import jax
+
+    from transformer.command_line import set_up_jax
+    from transformer.config import BASE, BIG, Config, MeshConfig, TrainConfig
+    from transformer.tasks.translation import Translation
+    from transformer.training.flops import update_flops
+    from transformer.training.optimizer import optimizer
+    from transformer.training.sharding import batch_sharding, make_mesh, place, shardings
+    from transformer.training.step import compiled, cut, init_state
+
+    set_up_jax()
+    shape = {"base": BASE, "big": BIG, "small": dataclasses.replace(BASE, **SMALL)}[model]
+    config = Config(model=dataclasses.replace(shape, dtype=dtype), train=TrainConfig(remat=remat))
+    task = Translation(config, SimpleNamespace(vocab_size=vocab_size, model=b"", sha256=""), None)
+    mesh = make_mesh(MeshConfig())
+    tx = optimizer(config.train, config.model.d_model)
+    abstract = jax.eval_shape(lambda: init_state(task.model.init, tx, 0))
+    update = compiled(task.loss, tx, 0, mesh, abstract)
+    state = jax.jit(lambda: init_state(task.model.init, tx, 0), out_shardings=shardings(abstract, mesh))()
+    source, target = pieces(rows, length, vocab_size)
+    batch = place(cut({"source": source, "target": target}, mesh, 1), batch_sharding(mesh, micro_batches=True))
+    began = time.perf_counter()
+    program = update.lower(state, batch).compile()
+    ready = {
+        "compile_s": time.perf_counter() - began,
+        "parameters": sum(x.size for x in jax.tree.leaves(abstract.params)),
+        "flops": update_flops(config.model, vocab_size, rows, length, length),
+    }
+
+    def updates(count: int) -> dict[str, Any]:
+        nonlocal state
+        losses = []
+        began = time.perf_counter()
+        for _ in range(count):
+            state, metrics = program(state, batch)
+            losses.append(metrics["loss"])
+        losses = [float(loss) for loss in losses]
+        return {"seconds": time.perf_counter() - began, "losses": losses}
+
+    return ready, updates
+
+
+def matrix(dtype: str, **_: Any) -> Any:
+    """JAX's rate at products of square matrices, as large as a device still does fast; the best of several sizes."""
+    import jax
+    import jax.numpy as jnp
+
+    sizes = (1024, 2048) if jax.default_backend() == "cpu" else (4096, 8192)
+    product = jax.jit(lambda a, b: jnp.matmul(a, b, preferred_element_type=jnp.float32).astype(a.dtype))
+
+    def rate(count: int) -> dict[str, Any]:
+        best = 0.0
+        for size in sizes:
+            a = jnp.ones((size, size), dtype)
+            b = product(a, a)
+            jax.block_until_ready(b)
+            began = time.perf_counter()
+            for _ in range(count):
+                b = product(a, b)
+            jax.block_until_ready(b)
+            best = max(best, 2 * size**3 * count / (time.perf_counter() - began))
+        return {"flops_per_s": best}
+
+    return {}, rate
+
+
+def pytorch(
+    model: str, dtype: str, rows: int, length: int, vocab_size: int, threads: int, device: str, compiled: bool, **_: Any
+) -> Any:
+    """`nn.Transformer` with tied embeddings and fused Adam, under autocast in bfloat16."""
+    import math
+
+    import torch
+    from torch import nn
+
+    from transformer.config import BASE, BIG
+
+    torch.set_num_threads(threads)
+    torch.manual_seed(0)
+    if device == "cpu":
+        _keep_memory()
+    else:
+        torch.set_float32_matmul_precision("high")
+    c = {"base": vars(BASE), "big": vars(BIG), "small": vars(BASE) | SMALL}[model]
+    d_model = c["d_model"]
+
+    class Network(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table = nn.Embedding(vocab_size, d_model)
+            nn.init.normal_(self.table.weight, std=d_model**-0.5)
+            self.inner = nn.Transformer(
+                d_model, c["heads"], c["encoder_layers"], c["decoder_layers"], c["d_ff"], c["dropout"], batch_first=True
+            )
+            self.dropout = nn.Dropout(c["dropout"])
+            angles = torch.arange(length)[:, None] * 10_000.0 ** (-torch.arange(0, d_model, 2) / d_model)
+            positions = torch.stack([angles.sin(), angles.cos()], -1).reshape(length, d_model)
+            self.register_buffer("positions", positions)
+            self.register_buffer("later", nn.Transformer.generate_square_subsequent_mask(length))
+
+        def embed(self, ids: torch.Tensor) -> torch.Tensor:
+            return self.dropout(self.table(ids) * math.sqrt(d_model) + self.positions)
+
+        def forward(self, source: torch.Tensor, before: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+            x = self.inner(self.embed(source), self.embed(before), tgt_mask=self.later, tgt_is_causal=True)
+            logits = x.flatten(0, 1) @ self.table.weight.T
+            return nn.functional.cross_entropy(logits, target.flatten(), label_smoothing=0.1)
+
+    network = Network().to(device).train()
+    adam = torch.optim.Adam(network.parameters(), lr=1e-7, betas=(0.9, 0.98), eps=1e-9, fused=True)
+    source, target = (torch.from_numpy(ids).long().to(device) for ids in pieces(rows, length, vocab_size))
+    before = torch.cat([torch.full_like(target[:, :1], BOS), target[:, :-1]], 1)
+    forward = torch.compile(network) if compiled else network
+
+    def update() -> torch.Tensor:
+        with torch.autocast(device, torch.bfloat16, enabled=dtype == "bfloat16"):
+            loss = forward(source, before, target)
+        adam.zero_grad(set_to_none=True)
+        loss.backward()
+        adam.step()
+        return loss.detach()
+
+    began = time.perf_counter()
+    float(update())
+    ready = {
+        "compile_s": time.perf_counter() - began if compiled else 0.0,
+        "parameters": sum(p.numel() for p in network.parameters()),
+    }
+
+    def updates(count: int) -> dict[str, Any]:
+        began = time.perf_counter()
+        losses = [float(loss) for loss in [update() for _ in range(count)]]
+        return {"seconds": time.perf_counter() - began, "losses": losses}
+
+    return ready, updates
+
+
+def _keep_memory() -> None:
+    """What `set_up_jax` does for us: freed memory stays in the process."""
+    import ctypes
+
+    for option, value in ((-4, 0), (-8, 1), (-1, 2**31 - 1)):
+        ctypes.CDLL(None).mallopt(option, value)
+
+
+def pipeline(workdir: str, threads: int, packing: bool, vocab_size: int, batch_tokens: int, **_: Any) -> Any:
+    """The batches of training from the cache, up to the devices; a request is how many."""
+    import jax
+
+    from transformer.command_line import set_up_jax
+    from transformer.config import Config, DataConfig, MeshConfig, TrainConfig
+    from transformer.tasks.translation import Translation
+    from transformer.training.feed import Feed
+    from transformer.training.sharding import make_mesh
+
+    set_up_jax()
+    data = DataConfig(
+        source=(f"{workdir}/train.en",),
+        target=(f"{workdir}/train.de",),
+        vocab_size=vocab_size,
+        packing=packing,
+        cache_dir=f"{workdir}/cache",
+        workers=threads,
+    )
+    batches = Translation.build(Config(data=data, train=TrainConfig(batch_tokens=batch_tokens))).batches()
+    feed = Feed(batches, make_mesh(MeshConfig()))
+    ready = {"padding": batches.padding, "shapes": len(batches.shapes)}
+
+    def read(count: int) -> dict[str, Any]:
+        stream = feed.stream(0, count, 4)
+        positions = 0
+        began = time.perf_counter()
+        for host in stream:
+            batch = feed.place(host)
+            positions += sum(x.size for x in batch.values())
+        jax.block_until_ready(batch)
+        return {"seconds": time.perf_counter() - began, "tokens": positions * (1 - batches.padding)}
+
+    return ready, read
+
+
+def tokenising(workdir: str, threads: int, vocab_size: int, **_: Any) -> Any:
+    """Tokenising a corpus anew; a request is by how many processes."""
+    import shutil
+
+    from transformer.config import DataConfig
+    from transformer.data.cache import tokenize
+    from transformer.data.text import Parallel
+    from transformer.data.tokenizer import tokenizer
+
+    text = Parallel(f"{workdir}/train.en", f"{workdir}/train.de")
+    model = tokenizer(DataConfig(vocab_size=vocab_size, cache_dir=f"{workdir}/cache"), (text,))
+
+    def tokenise(workers: int) -> dict[str, Any]:
+        shutil.rmtree(f"{workdir}/again", ignore_errors=True)
+        began = time.perf_counter()
+        made = tokenize(text, model, folder=f"{workdir}/again", workers=workers)
+        return {"seconds": time.perf_counter() - began, "pairs": len(made)}
+
+    return {}, tokenise
+
+
+SYSTEMS: dict[str, Callable[..., Any]] = {
+    "ours": ours,
+    "pytorch": lambda **settings: pytorch(compiled=False, **settings),
+    "pytorch-compile": lambda **settings: pytorch(compiled=True, **settings),
+    "matrix": matrix,
+    "pipeline": pipeline,
+    "tokenising": tokenising,
+}
+
+if __name__ == "__main__":
+    sys.path.insert(0, os.path.dirname(__file__))
+    from side_by_side import answer_requests
+
+    answer_requests(SYSTEMS[sys.argv[1]], json.loads(sys.argv[2]))

@@ -1,0 +1,378 @@
+"""What training and decoding would take on TPUs that are not here: the real programs, compiled for them.
+
+libtpu compiles for a topology without one being there. What comes out is memory, arithmetic, traffic and collectives of
+each program, and from them, by the chips' data sheets, a bound on the time: an estimate, not a run.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import math
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from transformer.config import Config, UserError
+from transformer.data.tokenizer import BOS, EOS, PAD
+from transformer.inference import engine
+from transformer.inference.beam_search import Options
+from transformer.tasks.translation import Translation
+from transformer.training.flops import update_flops
+from transformer.training.optimizer import optimizer
+from transformer.training.sharding import BATCH_AXES, batch_ways
+from transformer.training.step import ahead_of_time, bytes_needed, compiled, init_state
+
+log = logging.getLogger("transformer")
+
+GIB = 2**30
+
+
+class Chip(NamedTuple):
+    """One chip, by Google's data sheets (cloud.google.com/tpu/docs): bfloat16 FLOP/s, bytes of memory and bytes/s to
+    it, and bytes/s to its neighbours, over all links together."""
+
+    flops: float
+    memory: float
+    bandwidth: float
+    links: float
+    axes: int
+    """Dimensions of the torus: a collective along one of them has its share of the links."""
+
+
+CHIPS = {
+    "v4": Chip(275e12, 32 * GIB, 1_228e9, 300e9, 3),
+    "v5e": Chip(197e12, 16 * GIB, 819e9, 200e9, 2),
+    "v5p": Chip(459e12, 95 * GIB, 2_765e9, 600e9, 3),
+    "v6e": Chip(918e12, 32 * GIB, 1_640e9, 448e9, 2),
+}
+
+
+class Collective(NamedTuple):
+    """One kind of traffic between devices in a program."""
+
+    kind: str
+    shape: str
+    """Of the result on one device, as XLA writes it."""
+    group: int
+    """How many devices take part together."""
+    times: int
+    """In one run of the program."""
+    sent: float
+    """Bytes that each device sends in all, by a ring."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+    """A program on each device of a mesh."""
+
+    name: str
+    chip: Chip
+    needed: int
+    """Bytes of memory."""
+    flops: float
+    traffic: float
+    """Bytes to and from memory."""
+    collectives: tuple[Collective, ...]
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """What arithmetic, memory and links would each take at their peak rates."""
+        sent = sum(one.sent for one in self.collectives)
+        return {
+            "arithmetic": self.flops / self.chip.flops,
+            "memory": self.traffic / self.chip.bandwidth,
+            "links": sent / (self.chip.links / self.chip.axes),
+        }
+
+    @property
+    def bound(self) -> float:
+        """Seconds, if everything overlapped."""
+        return max(self.seconds.values())
+
+
+def topology_mesh(topology: str, sizes: Sequence[int]) -> tuple[Mesh, Chip]:
+    """The mesh (data, fsdp, tensor) over the chips of a topology such as 'v5e:4x4'.
+
+    Raises `UserError` if libtpu is missing, does not know the topology, or the mesh does not fit it.
+    """
+    kind, _, shape = topology.partition(":")
+    if kind not in CHIPS or not re.fullmatch(r"\d+(x\d+)+", shape):
+        raise UserError(f"--topology {topology}: give it as {'|'.join(CHIPS)}:AxB or AxBxC, such as v5e:16x16")
+    chips = math.prod(map(int, shape.split("x")))
+    if math.prod(sizes) != chips:
+        raise UserError(f"--mesh {','.join(map(str, sizes))} has {math.prod(sizes)} devices, {topology} {chips}")
+    devices = _devices(topology)
+    if len(devices) != chips:
+        raise UserError(f"--topology {topology}: libtpu makes {len(devices)} devices of it, not {chips}")
+    mesh = jax.make_mesh(tuple(sizes), ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3, devices=devices)
+    return mesh, CHIPS[kind]
+
+
+def _devices(topology: str) -> Sequence[Any]:
+    from jax.experimental import topologies
+
+    try:
+        return topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
+    except Exception as error:  # XLA's own, and others when libtpu is missing
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"--topology {topology}: cannot be compiled for ({reason}); it needs libtpu: pip install -e '.[plan]'"
+        ) from None
+
+
+# ---- Programs --------------------------------------------------------------------------------------------------------
+
+
+def training(config: Config, mesh: Mesh, chip: Chip, shapes: Sequence[tuple[int, int, int]]) -> Iterator[Estimate]:
+    """An update for batches of each shape (rows, source, target)."""
+    task = Translation(config, SimpleNamespace(vocab_size=config.data.vocab_size, model=b"", sha256=""), None)
+    tx = optimizer(config.train, config.model.d_model)
+    abstract = jax.eval_shape(lambda: init_state(task.model.init, tx, config.train.seed))
+    update = compiled(task.loss, tx, config.train.seed, mesh, abstract)
+    for rows, source, target in shapes:
+        program = ahead_of_time(update, abstract, (rows, source, target), mesh, config.train.accumulate)
+        yield estimate(f"update {rows}x{source}+{target}", program, chip)
+
+
+def decoding(config: Config, mesh: Mesh, chip: Chip, sentences: int, length: int) -> Estimate:
+    """A step of beam search for so many sentences a device, with outputs of up to `length` pieces; all devices hold all
+    parameters."""
+    model_config = dataclasses.replace(config.model, dtype="bfloat16")
+    task = Translation(
+        dataclasses.replace(config, model=model_config),
+        SimpleNamespace(vocab_size=config.data.vocab_size, model=b"", sha256=""),
+        None,
+    )
+    model, rows = task.model, sentences * batch_ways(mesh)
+    d = config.decode
+    options = Options(d.beam_size, BOS, EOS, PAD, d.length_penalty, d.length_normalization)
+    whole, cut = NamedSharding(mesh, P()), NamedSharding(mesh, P(BATCH_AXES))
+
+    def laid(x: Any) -> jax.ShapeDtypeStruct:
+        rowed = x.ndim > 0 and x.shape[0] % rows == 0
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=cut if rowed else whole)
+
+    params = (
+        jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.bfloat16, sharding=whole), model.abstract_params),
+    )
+    source = jax.ShapeDtypeStruct((rows, length), jnp.int32)
+    limit = jax.ShapeDtypeStruct((rows,), jnp.int32)
+    given = {"number_B": limit}
+    begun = jax.eval_shape(
+        lambda params, source, limit, given: engine.begin(
+            params, source, limit, given, options, models=(model,), length=length, dtype=jnp.bfloat16
+        ),
+        *(params, source, limit, given),
+    )
+    memories, beams = jax.tree.map(laid, begun)
+    step = engine.proceed.lower(params, memories, beams, engine.Plan(options), 0, length, models=(model,))
+    return estimate(f"decoding step, {rows} sentences", step.compile(), chip)
+
+
+def estimate(name: str, program: jax.stages.Compiled, chip: Chip) -> Estimate:
+    """What a compiled program takes on each device."""
+    cost = program.cost_analysis() or {}
+    return Estimate(
+        name,
+        chip,
+        bytes_needed(program),
+        float(cost.get("flops", 0.0)),
+        float(cost.get("bytes accessed", 0.0)),
+        tuple(collectives(program.as_text())),
+    )
+
+
+# ---- Collectives -----------------------------------------------------------------------------------------------------
+
+_KINDS = "all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute|ragged-all-to-all"
+_SIZES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, "f64": 8, "s64": 8, "u64": 8}
+
+
+def collectives(hlo: str) -> list[Collective]:
+    """What the devices send each other in a program, the most traffic first; loops count as often as they run."""
+    computations = _computations(hlo)
+    entry = next(name for name, (is_entry, _) in computations.items() if is_entry)
+    found: Counter[tuple[str, str, int]] = Counter()
+
+    def walk(name: str, times: int) -> None:
+        for line in computations[name][1]:
+            match = re.search(rf" = (.*?) ({_KINDS})(-start)?\(", line)
+            if match:
+                found[match[2], _result(match[1], bool(match[3])), _group(line)] += times
+                continue
+            trips = re.search(r'"known_trip_count":\{"n":"(\d+)"\}', line)
+            for called in re.findall(
+                r"(?:body|to_apply|calls|branch_computations=\{|called_computations=\{)=?%?([\w.-]+)", line
+            ):
+                if called in computations:
+                    walk(called, times * (int(trips[1]) if trips and " while(" in line else 1))
+
+    walk(entry, 1)
+    made = [Collective(*key, times, times * _sent(*key)) for key, times in found.items()]
+    return sorted(made, key=lambda one: -one.sent)
+
+
+def _computations(hlo: str) -> dict[str, tuple[bool, list[str]]]:
+    """Name -> whether it is the entry, and its lines."""
+    found: dict[str, tuple[bool, list[str]]] = {}
+    lines: list[str] = []
+    for line in hlo.splitlines():
+        head = re.match(r"(ENTRY )?%?([\w.-]+) \(.*\) -> .* \{$", line)
+        if head:
+            lines = []
+            found[head[2]] = bool(head[1]), lines
+        elif line.startswith("  "):
+            lines.append(line)
+    return found
+
+
+def _result(shapes: str, started: bool) -> str:
+    """The shapes of a collective's result without layouts; an asynchronous one's start has (operands, results, ...)."""
+    plain = re.findall(r"(\w+\[[\d,]*\])", shapes)
+    if started and shapes.startswith("("):
+        plain = plain[len(plain) // 2 :] if len(plain) % 2 == 0 else plain[-1:]
+    return " ".join(f"{n} x {shape}" if n > 1 else shape for shape, n in Counter(plain).items())
+
+
+def _group(line: str) -> int:
+    """Devices of one group."""
+    cut = re.search(r"replica_groups=\[\d+,(\d+)\]", line)
+    if cut:
+        return int(cut[1])
+    listed = re.search(r"replica_groups=\{\{([\d,]*)\}", line)
+    return len(listed[1].split(",")) if listed else 2
+
+
+def _bytes(shapes: str) -> float:
+    total = 0.0
+    for count, kind, sizes in re.findall(r"(?:(\d+) x )?(\w+)\[([\d,]*)\]", shapes):
+        numbers = math.prod(int(size) for size in sizes.split(",")) if sizes else 1
+        total += int(count or 1) * numbers * _SIZES.get(kind, 4)
+    return total
+
+
+def _sent(kind: str, shapes: str, group: int) -> float:
+    """Bytes that a device sends once, by a ring of `group` devices."""
+    size, others = _bytes(shapes), (group - 1) / group
+    return (
+        size
+        * {
+            "all-reduce": 2 * others,
+            "all-gather": others,
+            "reduce-scatter": group - 1,  # the result is one device's part
+            "all-to-all": others,
+            "ragged-all-to-all": others,
+            "collective-permute": 1.0,
+        }[kind]
+    )
+
+
+# ---- Telling ---------------------------------------------------------------------------------------------------------
+
+
+def plan(config: Config, topology: str, sizes: Sequence[int], padding: float = 0.03) -> dict[str, Any]:
+    """Everything about a config on a topology, as plain values; `padding` is the share of positions that is."""
+    mesh, chip = topology_mesh(topology, sizes)
+    shape = batch_shape(config)
+    (update,) = training(config, mesh, chip, [shape])
+    step = decoding(config, mesh, chip, 32, 64)
+    model = update_flops(config.model, config.data.vocab_size, *shape) / mesh.size
+    rows, source, target = shape
+    table = config.data.vocab_size * config.model.d_model
+    return {
+        "topology": topology,
+        "mesh": dict(mesh.shape),
+        "batch": {"rows": rows, "source": source, "target": target, "micro_batches": config.train.accumulate},
+        "update": _told(update) | {"model_flops": model},
+        "decoding": _told(step),
+        "tokens_per_s": rows * target * (1 - padding) / update.bound,
+        "days": update.bound * config.train.steps / 86_400,
+        "steps": config.train.steps,
+        "warnings": list(warnings(update, model, table)),
+    }
+
+
+def batch_shape(config: Config) -> tuple[int, int, int]:
+    """The shape of packed batches of the config's size: rows of `data.max_length`."""
+    d, t = config.data, config.train
+    rows = t.batch_tokens // d.max_length
+    step = 8 * t.accumulate if rows >= 8 * t.accumulate else t.accumulate
+    return max(rows // step, 1) * step, d.max_length, d.max_length
+
+
+def warnings(update: Estimate, model_flops: float, table: int) -> Iterator[str]:
+    """Mistakes in sharding that show in the program."""
+    if update.needed > update.chip.memory:
+        yield f"{update.needed / GIB:.1f} GiB do not fit the {update.chip.memory / GIB:.0f} GiB of a chip"
+    if update.flops > 1.5 * model_flops:
+        yield (
+            f"each device does {update.flops / model_flops:.1f} times its share of the model's arithmetic: something is "
+            "computed on several of them"
+        )
+    for one in update.collectives:
+        biggest = max((_bytes(shape) / 2 for shape in one.shape.split(" ")), default=0)
+        if one.kind == "all-gather" and biggest >= table:
+            yield f"all-gather of {one.shape}, as large as the vocabulary's matrix, {one.times} times an update"
+
+
+def _told(one: Estimate) -> dict[str, Any]:
+    return {
+        "name": one.name,
+        "memory_gib": one.needed / GIB,
+        "limit_gib": one.chip.memory / GIB,
+        "flops": one.flops,
+        "traffic": one.traffic,
+        "seconds": one.seconds,
+        "bound": one.bound,
+        "collectives": [entry._asdict() for entry in one.collectives],
+    }
+
+
+def lines(result: dict[str, Any], most: int = 8) -> Iterator[str]:
+    """The plan for people; at most so many kinds of collectives of each program."""
+    mesh = ", ".join(f"{axis} {size}" for axis, size in result["mesh"].items())
+    batch = result["batch"]
+    yield f"{result['topology']}, mesh {mesh}: compiled for it, not run on it"
+    yield (
+        f"batch of {batch['rows']} rows of {batch['source']} source and {batch['target']} target positions, in "
+        f"{batch['micro_batches']} micro-batches"
+    )
+    for part in (result["update"], result["decoding"]):
+        seconds = part["seconds"]
+        yield ""
+        yield f"{part['name']}, on each device"
+        yield f"  memory      {part['memory_gib']:.2f} of {part['limit_gib']:.0f} GiB"
+        own = f", the model's own share {part['model_flops']:.3g}" if "model_flops" in part else ""
+        yield f"  arithmetic  {part['flops']:.3g} FLOPs{own}: {1e3 * seconds['arithmetic']:.2f} ms at peak"
+        yield f"  memory      {part['traffic']:.3g} bytes: {1e3 * seconds['memory']:.2f} ms"
+        sent = sum(one["sent"] for one in part["collectives"])
+        yield f"  links       {sent:.3g} bytes sent: {1e3 * seconds['links']:.2f} ms"
+        for one in part["collectives"][:most]:
+            yield (
+                f"    {one['kind']:18} {one['times']:4} x {one['shape']} over {one['group']}: "
+                f"{one['sent'] / 2**20:.1f} MiB"
+            )
+        if len(part["collectives"]) > most:
+            yield f"    and {len(part['collectives']) - most} more kinds"
+    whole = sum(result["update"]["seconds"].values())
+    yield ""
+    yield (
+        f"an update takes {1e3 * result['update']['bound']:.1f} ms at least, {1e3 * whole:.1f} ms if nothing overlaps; "
+        f"{result['steps']:,} updates {result['days'] * 24:.2f} hours at least; "
+        f"{result['tokens_per_s']:,.0f} target tokens/s at most, padding left out"
+    )
+    for warning in result["warnings"]:
+        yield f"warning: {warning}"
+
+
+def to_json(result: dict[str, Any]) -> str:
+    return json.dumps(result)

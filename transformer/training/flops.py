@@ -1,0 +1,46 @@
+"""Arithmetic of an update: the products of matrices that the model cannot do without, and chips' peak rates.
+
+Model FLOPs as Chowdhery et al. 2022 (PaLM, appendix B) count them: what rematerialisation computes again does not
+count, padding and masked positions do. A product of (m, k) and (k, n) is 2 m k n.
+"""
+
+from __future__ import annotations
+
+import re
+
+import jax
+
+from transformer.config import ModelConfig
+
+# bfloat16 FLOP/s of one device, by the name that JAX gives it: the makers' data sheets, without sparsity.
+PEAKS = {
+    r"TPU v4": 275e12,
+    r"TPU v5( lite|e)": 197e12,
+    r"TPU v5p?": 459e12,
+    r"TPU v6( lite|e)": 918e12,
+    r".*A100.*": 312e12,
+    r".*H(100|200).*": 989e12,
+}
+
+
+def update_flops(config: ModelConfig, vocab_size: int, rows: int, source: int, target: int) -> float:
+    """FLOPs of one update on `rows` rows of `source` and `target` positions: three times those of the forward pass."""
+    c = config
+    queries, heads = 2 * c.d_model * c.heads * c.key_size, c.heads * (c.key_size + c.value_size)
+
+    def attention(kind: str, layers: int, positions: int, keys: int) -> float:
+        own = c.attention(kind)
+        project = positions * (queries + 2 * c.heads * c.value_size * c.d_model)
+        made = -(-layers // own.kv_sharing) * keys * 2 * c.d_model * own.kv_heads * (c.key_size + c.value_size)
+        return layers * (project + positions * keys * 2 * heads) + made
+
+    feed_forward = 4 * c.d_model * c.d_ff
+    encoder = attention("encoder", c.encoder_layers, source, source) + c.encoder_layers * source * feed_forward
+    decoder = attention("decoder", c.decoder_layers, target, target) + c.decoder_layers * target * feed_forward
+    cross = attention("cross", c.decoder_layers, target, source)
+    return 3.0 * rows * (encoder + decoder + cross + target * 2 * c.d_model * vocab_size)
+
+
+def peak(device: jax.Device) -> float | None:
+    """The device's bfloat16 FLOP/s, if it is known."""
+    return next((rate for name, rate in PEAKS.items() if re.fullmatch(name, device.device_kind)), None)
