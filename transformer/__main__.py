@@ -1,4 +1,4 @@
-"""python -m transformer translate | score | average | describe | convert | export | plan: each verb calls one function."""
+"""python -m transformer VERB: translate, score, average, describe, convert, export, plan; each calls one function."""
 
 from __future__ import annotations
 

@@ -556,7 +556,7 @@ def test_as_many_micro_batches_as_memory_asks_for(tiny, caplog) -> None:
     assert accumulation(task_of, config, needs[1] - 1) == 2
     assert accumulation(task_of, config, needs[2] - 1) == 4
     with pytest.raises(
-        UserError, match="--batch auto: an update does not fit .* however it is cut up; share the param"
+        UserError, match=r"--batch auto: an update does not fit .* however it is cut up; share the param"
     ):
         accumulation(task_of, config, 1000)
 

@@ -315,8 +315,8 @@ def warnings(update: Estimate, model_flops: float, table: int) -> Iterator[str]:
         yield f"{update.needed / GIB:.1f} GiB do not fit the {update.chip.memory / GIB:.0f} GiB of a chip"
     if update.flops > 1.5 * model_flops:
         yield (
-            f"each device does {update.flops / model_flops:.1f} times its share of the model's arithmetic: something is "
-            "computed on several of them"
+            f"each device does {update.flops / model_flops:.1f} times its share of the model's arithmetic: something "
+            "is computed on several of them"
         )
     for one in update.collectives:
         biggest = max((_bytes(shape) / 2 for shape in one.shape.split(" ")), default=0)

@@ -1,0 +1,55 @@
+"""Plans for meshes of eight virtual devices, run by test_plan.py in a process of its own; prints JSON."""
+
+from __future__ import annotations
+
+import json
+
+import jax
+from jax.sharding import PartitionSpec as P
+
+from transformer.config import Config, DataConfig, MeshConfig, ModelConfig, TrainConfig
+from transformer.tools.plan import CHIPS, decoding, training, warnings
+from transformer.training import sharding
+from transformer.training.flops import update_flops
+
+CONFIG = Config(
+    model=ModelConfig(encoder_layers=1, decoder_layers=1, d_model=64, d_ff=128, heads=8),
+    data=DataConfig(vocab_size=512, packing=True),
+    train=TrainConfig(batch_tokens=1024),
+)
+SHAPE = (32, 32, 32)
+
+
+def planned(mesh: jax.sharding.Mesh) -> dict:
+    (one,) = training(CONFIG, mesh, CHIPS["v5e"], [SHAPE])
+    model = update_flops(CONFIG.model, 512, *SHAPE) / mesh.size
+    return {
+        "flops": one.flops,
+        "model_flops": model,
+        "memory": one.needed,
+        "collectives": one.collectives,
+        "warnings": list(warnings(one, model, 512 * 64)),
+    }
+
+
+def main() -> None:
+    found = {}
+    for sizes in ((8, 1, 1), (2, 4, 1), (1, 1, 8)):
+        mesh = sharding.make_mesh(MeshConfig(*sizes))
+        found["x".join(map(str, sizes))] = planned(mesh)
+    one = decoding(CONFIG, sharding.make_mesh(MeshConfig()), CHIPS["v5e"], 2, 16)
+    found["decoding"] = {"flops": one.flops, "memory": one.needed}
+
+    # Mistakes: no parameter cut along the tensor axis; the vocabulary's matrix cut, and needed whole.
+    mesh = sharding.make_mesh(MeshConfig(1, 1, 8))
+    right = sharding.RULES
+    sharding.RULES = ((".*", P()),)
+    found["replicated"] = planned(mesh)
+    sharding.RULES = ((r"(.*_)?embedding/table", P(("data", "fsdp", "tensor"))), *right[1:])
+    found["gathered"] = planned(sharding.make_mesh(MeshConfig(8, 1, 1)))
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    jax.config.update("jax_num_cpu_devices", 8)
+    main()

@@ -1,0 +1,111 @@
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from transformer.config import UserError
+from transformer.tools.plan import CHIPS, Collective, Estimate, collectives, topology_mesh
+
+HLO = """HloModule jit_step, entry_computation_layout={()->f32[]}
+
+%add (a: f32[], b: f32[]) -> f32[] {
+  ROOT %sum = f32[] add(f32[] %a, f32[] %b)
+}
+
+%body (p: (s32[], f32[8,16])) -> (s32[], f32[8,16]) {
+  %ar = f32[8,16]{1,0:T(8,128)} all-reduce(f32[8,16]{1,0} %x), channel_id=1, replica_groups=[2,4]<=[8], to_apply=%add
+  %inner = (s32[]) while((s32[]) %t), condition=%c, body=%deeper, backend_config={"known_trip_count":{"n":"3"}}
+}
+
+%deeper (p: (s32[])) -> (s32[]) {
+  %cp = bf16[10]{0} collective-permute(bf16[10]{0} %y), source_target_pairs={{0,1},{1,0}}
+}
+
+ENTRY %main (p0: f32[8,16]) -> f32[8,16] {
+  %w = (s32[], f32[8,16]) while((s32[], f32[8,16]) %t), condition=%c, body=%body, backend_config={"known_trip_count":{"n":"8"}}
+  %ag = (bf16[500,64]{1,0}, bf16[1000,64]{1,0}) all-gather-start(bf16[500,64]{1,0} %v), replica_groups={{0,1},{2,3}}, dimensions={0}
+  %agd = bf16[1000,64]{1,0} all-gather-done((bf16[500,64]{1,0}, bf16[1000,64]{1,0}) %ag)
+  %rs = f32[4]{0} reduce-scatter(f32[32]{0} %z), replica_groups=[1,8]<=[8], to_apply=%add
+  %two = (f32[6]{0}, f32[6]{0}) all-reduce(f32[6]{0} %q, f32[6]{0} %r), replica_groups=[4,2]<=[8], to_apply=%add
+}
+"""
+
+
+def test_collectives_are_counted_as_often_as_they_run() -> None:
+    found = {(one.kind, one.shape): one for one in collectives(HLO)}
+    assert found["all-reduce", "f32[8,16]"] == Collective("all-reduce", "f32[8,16]", 4, 8, 8 * 8 * 16 * 4 * 2 * 3 / 4)
+    assert found["collective-permute", "bf16[10]"].times == 24
+    gathered = found["all-gather", "bf16[1000,64]"]
+    assert (gathered.group, gathered.times, gathered.sent) == (2, 1, 1000 * 64 * 2 / 2)
+    assert found["reduce-scatter", "f32[4]"].sent == 4 * 4 * 7
+    assert found["all-reduce", "2 x f32[6]"].sent == 2 * 6 * 4 * 2 / 2
+    assert len(found) == 5
+    assert collectives(HLO)[0] == gathered  # the most traffic first
+
+
+def test_a_bound_on_the_time() -> None:
+    chip = CHIPS["v5e"]
+    traffic = (Collective("all-reduce", "f32[4]", 2, 1, 50e9), Collective("all-gather", "f32[4]", 2, 1, 50e9))
+    one = Estimate("", chip, 0, 197e12, 819e8, traffic)
+    assert one.seconds == pytest.approx({"arithmetic": 1.0, "memory": 0.1, "links": 1.0})
+    assert dataclasses.replace(one, flops=2 * 197e12).bound == pytest.approx(2.0)
+
+
+@pytest.mark.parametrize(
+    ("topology", "sizes", "told"),
+    [
+        ("v5e", (2, 1, 1), "--topology v5e: give it as v4|v5e|v5p|v6e:AxB"),
+        ("h100:8x8", (64, 1, 1), "--topology h100:8x8: give it as"),
+        ("v5e:4x4", (4, 2, 1), "--mesh 4,2,1 has 8 devices, v5e:4x4 16"),
+    ],
+)
+def test_a_topology_or_mesh_that_cannot_be(topology: str, sizes: tuple[int, ...], told: str) -> None:
+    with pytest.raises(UserError) as error:
+        topology_mesh(topology, sizes)
+    assert str(error.value).startswith(told)
+
+
+@pytest.fixture(scope="module")
+def eight(environment) -> dict:
+    script = Path(__file__).with_name("plan_on_eight_devices.py")
+    done = subprocess.run([sys.executable, str(script)], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_the_programs_of_a_mesh(eight: dict) -> None:
+    """On eight virtual devices of this machine, for which XLA compiles as for others."""
+    for mesh in ("8x1x1", "2x4x1", "1x1x8"):
+        assert 0.9 < eight[mesh]["flops"] / eight[mesh]["model_flops"] < 1.5, mesh
+        assert eight[mesh]["collectives"], mesh
+        assert not eight[mesh]["warnings"], mesh
+    # Gradients of copies are summed; with fsdp there is less memory.
+    assert any(kind == "all-reduce" for kind, *_ in eight["8x1x1"]["collectives"])
+    assert eight["2x4x1"]["memory"] < eight["8x1x1"]["memory"]
+    assert eight["decoding"]["memory"] > 0 and eight["decoding"]["flops"] > 0
+
+
+def test_big_mistakes_show(eight: dict) -> None:
+    (told,) = eight["replicated"]["warnings"]
+    assert "times its share of the model's arithmetic" in told
+    assert any("all-gather of" in told and "vocabulary" in told for told in eight["gathered"]["warnings"])
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu: pip install -e '.[plan]'")
+def test_for_a_real_topology(environment) -> None:
+    command = ("-m", "transformer", "plan", "--config", "configs/wmt14_en_de.py", "--json")
+    small = ("--model.encoder_layers=1", "--model.decoder_layers=1")
+    where = ("--topology", "v5e:2x4", "--mesh", "2,2,2")
+    done = subprocess.run([sys.executable, *command, *where, *small], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert 0 < result["update"]["memory_gib"] < 16
+    assert 0.9 < result["update"]["flops"] / result["update"]["model_flops"] < 1.6
+    assert result["update"]["collectives"] and not result["warnings"]
