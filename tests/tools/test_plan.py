@@ -28,8 +28,8 @@ HLO = """HloModule jit_step, entry_computation_layout={()->f32[]}
 }
 
 ENTRY %main (p0: f32[8,16]) -> f32[8,16] {
-  %w = (s32[], f32[8,16]) while((s32[], f32[8,16]) %t), condition=%c, body=%body, backend_config={"known_trip_count":{"n":"8"}}
-  %ag = (bf16[500,64]{1,0}, bf16[1000,64]{1,0}) all-gather-start(bf16[500,64]{1,0} %v), replica_groups={{0,1},{2,3}}, dimensions={0}
+  %w = (s32[], f32[8,16]) while(%t), condition=%c, body=%body, backend_config={"known_trip_count":{"n":"8"}}
+  %ag = (bf16[500,64]{1,0}, bf16[1000,64]{1,0}) all-gather-start(%v), replica_groups={{0,1},{2,3}}, dimensions={0}
   %agd = bf16[1000,64]{1,0} all-gather-done((bf16[500,64]{1,0}, bf16[1000,64]{1,0}) %ag)
   %rs = f32[4]{0} reduce-scatter(f32[32]{0} %z), replica_groups=[1,8]<=[8], to_apply=%add
   %two = (f32[6]{0}, f32[6]{0}) all-reduce(f32[6]{0} %q, f32[6]{0} %r), replica_groups=[4,2]<=[8], to_apply=%add
