@@ -149,8 +149,8 @@ def sentences(folders: dict[str, str], work: Path, reference: Worker, options: N
         for language in ("en", "de")
     )
     spread = sources[: max(2 * count, 32 if options.quick else 256)]
-    # The references nearest to the length, three times as many as needed; then our outputs nearest to it.
-    near = sorted(range(len(spread), len(sources)), key=lambda i: abs(len(targets[i]) - length))[: 3 * count]
+    # The references nearest to the length, six times as many as needed; then our outputs nearest to it.
+    near = sorted(range(len(spread), len(sources)), key=lambda i: abs(len(targets[i]) - length))[: 6 * count]
     found = reference.decode([sources[i] for i in near], 32, options.beam, 0, SPREAD_LONGEST)["outputs"]
     order = sorted(range(len(near)), key=lambda k: abs(len(found[k]) - length))[:count]
     exact = sum(len(found[k]) == length for k in order)
