@@ -41,7 +41,8 @@ COLUMNS = {
 
 def script(name: str, options: Namespace, environment: dict[str, str] | None = None, **settings: Any) -> Worker:
     common = {"threads": options.threads, "device": options.device, "vocab_size": options.vocab_size}
-    return Worker("train_systems.py", name, environment, **common, **settings)
+    memory = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}  # several processes share a GPU
+    return Worker("train_systems.py", name, memory | (environment or {}), **common, **settings)
 
 
 def speeds(runs: list[dict], amount: float | str) -> dict[str, Any]:
@@ -155,7 +156,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--systems", nargs="+", choices=SYSTEMS, default=list(SYSTEMS))
     parser.add_argument("--rows", type=int, default=64, help="sentences of an update (default 64)")
     parser.add_argument("--length", type=int, default=32, help="pieces of each, on either side (default 32)")
-    parser.add_argument("--vocab-size", type=int, default=37_000, help="pieces in the vocabulary (default 37,000)")
+    parser.add_argument("--vocab-size", type=int, help="pieces in the vocabulary (default 37,000; pipeline 8,000)")
     parser.add_argument("--updates", type=int, help="updates of a timed run (default 3)")
     parser.add_argument("--repeats", type=int, help="timed runs (default 5)")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="of each system")
@@ -174,6 +175,8 @@ def main(arguments: list[str]) -> None:
     for name, value in (quick if o.quick else full).items():
         if getattr(o, name) is None:
             setattr(o, name, value)
+    if o.vocab_size is None:
+        o.vocab_size = 8_000 if o.part == "pipeline" else 37_000
     if o.quick:
         o.rows, o.length, o.vocab_size = 4, 8, 1_000
     if o.part == "steps" and set(o.systems) - {"ours"}:

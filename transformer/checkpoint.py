@@ -22,7 +22,6 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
-from jax.experimental import multihost_utils
 from jax.sharding import Sharding
 
 from transformer.config import Config, UserError, from_json
@@ -144,20 +143,17 @@ class Checkpoints:
 
         With `keep_last`, older checkpoints are removed once this one is complete, but for the best on dev BLEU and
         those whose step is a multiple of `keep_every`. The failure of a save is raised by the next one, or by `wait`.
-        Of several processes all save, each what lies on its devices, to a folder that all of them see; process 0 does
-        the rest.
+        Of several processes all save, each what lies on its devices, to a folder that all of them see, and that
+        process 0 has made (`make_folder`) before the first of them comes here; process 0 does the rest, too.
         """
         self.wait()
+        if jax.process_count() == 1:
+            self.make_folder(name)
         path = self.path(name)
         # Written down now: the caller goes on counting while the arrays are being saved.
         files = {**files, "progress.json": (json.dumps(dict(progress), indent=2) + "\n").encode()}
         trees = ocp.args.Composite(**{k: ocp.args.StandardSave(tree) for k, tree in items.items()})
         with writing(path):
-            if jax.process_index() == 0:
-                if path.exists():
-                    path.rmtree()
-                path.mkdir(parents=True)
-            multihost_utils.sync_global_devices(str(path))
             self._orbax.save(path / "state", args=trees)
 
         def finish() -> None:
@@ -176,6 +172,14 @@ class Checkpoints:
 
         self._finishing = threading.Thread(target=finish, name="checkpoint")
         self._finishing.start()
+
+    def make_folder(self, name: int | str) -> None:
+        """An empty folder for a checkpoint."""
+        path = self.path(name)
+        with writing(path):
+            if path.exists():
+                path.rmtree()
+            path.mkdir(parents=True)
 
     def wait(self) -> None:
         """Until the last save is complete; raises if it failed."""

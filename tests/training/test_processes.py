@@ -8,6 +8,7 @@ import shutil
 import socket
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -45,7 +46,8 @@ def both(environment, *arguments: object, own=((), ())) -> list[tuple[int, str]]
         start(environment | dict(own[i]), 1, *arguments, "--process", f"{i}/2", "--coordinator", meeting)
         for i in range(2)
     ]
-    told = [process.communicate(timeout=300)[1] for process in running]
+    with ThreadPoolExecutor(2) as pool:  # at once: either may fill its pipe
+        told = list(pool.map(lambda process: process.communicate(timeout=300)[1], running))
     return [(process.returncode, text) for process, text in zip(running, told, strict=True)]
 
 
@@ -105,7 +107,7 @@ def test_two_processes_are_as_one_with_two_devices(one: Path, two, report) -> No
 
 @pytest.mark.parametrize("count", [1, 2])
 def test_a_run_goes_on_with_another_number_of_processes(one: Path, two, tiny, environment, tmp_path, count) -> None:
-    whole, half = tmp_path / "whole", tmp_path / "half"
+    half = tmp_path / "half"
     shutil.copytree(one if count == 2 else two[0], half)
     shutil.rmtree(half / "checkpoints" / "00000024")
     arguments = ("--config", tiny.config, "--workdir", half, *SHORTER)
@@ -114,11 +116,11 @@ def test_a_run_goes_on_with_another_number_of_processes(one: Path, two, tiny, en
         told = process.communicate(timeout=300)[1]
         assert process.returncode == 0, told
     else:
-        done = both(environment, *arguments)
+        # Here the two share out the parameters, too.
+        done = both(environment, *arguments, "--mesh.fsdp=2")
         assert [code for code, _ in done] == [0, 0], done
         told = done[0][1]
     assert "resuming from step 12" in told
-    assert not whole.exists()
     agree(half, one)
 
 
@@ -141,8 +143,47 @@ def test_each_host_makes_its_own_cache_and_they_are_compared(tiny, environment, 
     done = both(environment, "--config", other / "config.py", *SHORTER, "--workdir", tmp_path / "second", own=own)
     for code, told in done:
         assert code == 2, told
-        assert "is " in told and "in process 1" in told and "Traceback" not in told
+        assert "in process 1" in told and "in process 0" in told and "Traceback" not in told
     assert not (tmp_path / "second" / "config.json").exists()
+
+
+def test_other_options_are_named(tiny, environment, tmp_path) -> None:
+    meeting = f"127.0.0.1:{port()}"
+    arguments = ("--config", tiny.config, "--workdir", tmp_path / "run", *SHORTER, "--coordinator", meeting)
+    running = [start(environment, 1, *arguments, "--process", f"{i}/2", f"--train.seed={i}") for i in range(2)]
+    for process in running:
+        told = process.communicate(timeout=300)[1]
+        assert process.returncode == 2, told
+        assert "train.seed is 1 in process 1 and 0 in process 0" in told and "Traceback" not in told
+
+
+def test_what_goes_wrong_in_process_1_ends_the_other(tiny, environment, tmp_path) -> None:
+    own = ({}, {"TRANSFORMER_CACHE": "/dev/null/nowhere"})
+    done = both(environment, "--config", tiny.config, "--workdir", tmp_path / "run", *SHORTER, own=own)
+    assert [code for code, _ in done] == [2, 2], done
+    assert "/dev/null/nowhere" in done[1][1] and "process 1 had to stop: /dev/null" in done[0][1]
+
+
+def test_each_its_own_workdir_is_noticed(tiny, environment, tmp_path) -> None:
+    meeting = f"127.0.0.1:{port()}"
+    arguments = ("--config", tiny.config, *SHORTER, "--coordinator", meeting)
+    running = [
+        start(environment, 1, *arguments, "--process", f"{i}/2", "--workdir", tmp_path / f"run{i}") for i in range(2)
+    ]
+    for process in running:
+        told = process.communicate(timeout=300)[1]
+        assert process.returncode == 2, told
+        assert "is not the folder that process 0 sees there" in told
+
+
+def test_packed_rows_cut_into_micro_batches(tiny, environment, tmp_path) -> None:
+    options = ("--data.packing=True", "--train.accumulate=2", "--train.batch_tokens=1024", *SHORTER)
+    done = both(environment, "--config", tiny.config, "--workdir", tmp_path / "two", *options)
+    assert [code for code, _ in done] == [0, 0], done
+    process = start(environment, 2, "--config", tiny.config, "--workdir", tmp_path / "one", *options)
+    told = process.communicate(timeout=300)[1]
+    assert process.returncode == 0, told
+    agree(tmp_path / "two", tmp_path / "one")
 
 
 def test_what_goes_wrong_in_process_0_ends_the_other(tiny, environment, tmp_path) -> None:
@@ -151,7 +192,7 @@ def test_what_goes_wrong_in_process_0_ends_the_other(tiny, environment, tmp_path
     done = both(environment, "--config", broken, "--workdir", tmp_path / "run", "--data.vocab_size=9", *SHORTER)
     assert [code for code, _ in done] == [2, 2], done
     assert "data.vocab_size = 9" in done[0][1]
-    assert "process 0 could not make the tokenizer" in done[1][1] and "data.vocab_size = 9" in done[1][1]
+    assert "process 0 had to stop: data.vocab_size = 9" in done[1][1]
 
 
 @pytest.mark.parametrize(
@@ -173,5 +214,6 @@ def test_alone_all_of_it_is_nothing() -> None:
     with processes.in_turn("something"):
         assert processes.first()
     assert processes.gather("text") == ["text"]
-    assert processes.from_first(7) == 7
+    with processes.all_or_none():
+        pass
     processes.agree({"text": "digest"})

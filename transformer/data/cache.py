@@ -13,6 +13,7 @@ import logging
 import multiprocessing
 import os
 import shutil
+import socket
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -59,6 +60,13 @@ class TokenCache:
         """int32 (len,): pieces of each target, EOS not counted."""
         return np.diff(self.target_offsets).astype(np.int32)
 
+    def sha256(self) -> str:
+        """Hex digest of all pieces and lengths."""
+        digest = hashlib.sha256()
+        for array in (self.source_tokens, self.source_offsets, self.target_tokens, self.target_offsets):
+            digest.update(np.ascontiguousarray(array).data)
+        return digest.hexdigest()
+
     def source(self, i: int) -> np.ndarray:
         """The source ids of pair i, a view into the file."""
         return self.source_tokens[self.source_offsets[i] : self.source_offsets[i + 1]]
@@ -101,7 +109,7 @@ def tokenize(
             log.warning("%s is damaged (%s): tokenising again", final, error)
             shutil.rmtree(final)
 
-    building = final.with_name(f"{key}.{os.getpid()}.tmp")
+    building = final.with_name(f"{key}.{socket.gethostname()}.{os.getpid()}.tmp")
     shutil.rmtree(building, ignore_errors=True)
     building.mkdir(parents=True)
     try:

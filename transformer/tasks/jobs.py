@@ -56,6 +56,10 @@ def train(arguments: Sequence[str]) -> None:
         raise UserError("--workdir is missing; for a first run: --workdir runs/quickstart")
 
     profile = _span(own.profile)
+    if profile and "://" in own.workdir:
+        raise UserError(f"--profile {own.profile}: traces can be written to a local workdir only")
+    if own.batch and any(argument.startswith("--train.accumulate") for argument in rest):
+        raise UserError("--batch auto chooses train.accumulate itself; leave one of the two out")
     with cache(config.data):
         pass  # one that can't be made is told before anything begins
     set_up_jax()
@@ -66,34 +70,47 @@ def train(arguments: Sequence[str]) -> None:
 
     processes.start(own.coordinator, own.process)
     if own.dry_run:
+        if own.process not in (None, "0/1"):
+            raise UserError("--dry-run is for a single process; leave out --process and --coordinator")
         if own.batch:
-            config = _fitting(config, None)
+            config = fitting(config, None)
         dry_run(Translation.build(config), config, own.workdir)
         return
     with contextlib.ExitStack() as stack:
-        with processes.in_turn("the tokenizer and the tokenised text", 60.0 * own.wait_minutes):
-            if own.batch:
-                config = _fitting(config, own.workdir)
+        kept = accumulation_of(own.workdir) if own.batch else None
+        if kept is not None:
+            config = cut_into(config, kept)
+        with processes.all_or_none():
             refuse_other_config(config, own.workdir)
             if processes.first():
                 stack.enter_context(hold(own.workdir))
-            task = Translation.build(config, own.workdir)
-            task.prepare()
-        run_training(task, config, own.workdir, profile=profile)
+        with processes.in_turn("the tokenizer and the tokenised text", 60.0 * own.wait_minutes):
+            Translation.build(config, own.workdir).prepare()
+        if own.batch and kept is None:
+            config = fitting(config, own.workdir)
+        run_training(Translation.build(config, own.workdir), config, own.workdir, profile=profile)
 
 
-def _fitting(config: Config, workdir: str | None) -> Config:
-    """The config with as many micro-batches as it takes; with those of the workdir, where training goes on there."""
+def fitting(config: Config, workdir: str | None) -> Config:
+    """The config with as many micro-batches as memory asks for."""
     from transformer.tasks.translation import Translation
     from transformer.training.loop import accumulation
 
-    def cut_into(count: int) -> Config:
-        return dataclasses.replace(config, train=dataclasses.replace(config.train, accumulate=count))
+    count = accumulation(lambda count: Translation.build(cut_into(config, count), workdir), config)
+    return cut_into(config, count)
 
-    path = epath.Path(workdir or "") / "config.json"
-    if workdir and path.exists():
-        return cut_into(from_json(path.read_text(), str(path)).train.accumulate)
-    return cut_into(accumulation(lambda count: Translation.build(cut_into(count), workdir), config))
+
+def cut_into(config: Config, count: int) -> Config:
+    """The config with so many micro-batches."""
+    return dataclasses.replace(config, train=dataclasses.replace(config.train, accumulate=count))
+
+
+def accumulation_of(workdir: str) -> int | None:
+    """How many micro-batches the run in a workdir has; None if there is none, or nothing readable."""
+    path = epath.Path(workdir) / "config.json"
+    with contextlib.suppress(OSError, UserError, UnicodeDecodeError):
+        return from_json(path.read_text(), str(path)).train.accumulate
+    return None
 
 
 def _span(text: str | None) -> tuple[int, int] | None:

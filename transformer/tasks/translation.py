@@ -96,10 +96,13 @@ class Translation:
         return self._batches
 
     def prepare(self) -> None:
-        """Make all that a run reads from the cache, if it is not there."""
-        self.batches()
-        if self.texts.dev is not None:
+        """Tokenise all that a run reads, if that was not done before."""
+        if self._train and self.texts.dev is not None:
             self._development()
+
+    def content_digests(self) -> dict[str, str]:
+        """sha256 of the training text's tokens, by file."""
+        return {str(tokens.path.name): tokens.sha256() for tokens in self._train}
 
     def data_digest(self) -> str:
         """Says whether the training text and its tokens are still the same."""
@@ -131,8 +134,13 @@ class Translation:
             name, count, both = self.texts.dev_name, len(sources), " and ".join(rates)
             yield f"dev set     {name}, {count:,} pairs; {both} of lines survive the tokenizer unchanged"
 
-    def loss(self, params: Params, batch: Batch, key: Array | None, smoothing: float | None = None) -> Any:
-        """Sum of the label-smoothed losses, and the sums 'weight', 'nll' and 'tokens' (source and target)."""
+    def loss(
+        self, params: Params, batch: Batch, key: Array | None, *, smoothing: float | None = None, ways: int = 1
+    ) -> Any:
+        """Sum of the label-smoothed losses, and the sums 'weight', 'nll' and 'tokens' (source and target).
+
+        `ways`: over how many devices the rows are laid.
+        """
         source_BS, target_BT = batch["source"], batch["target"]
         before_BT = jnp.pad(target_BT[:, :-1], ((0, 0), (1, 0)), constant_values=BOS)
         packed = {}
@@ -142,7 +150,7 @@ class Translation:
             packed = {"positions": (places_BS, places_BT), "segments": (numbers_BS, numbers_BT)}
         weights_BT = (target_BT != PAD).astype(jnp.float32)
         smoothing = self.config.train.label_smoothing if smoothing is None else smoothing
-        head = partial(cross_entropy, target_BT=target_BT, weights_BT=weights_BT, smoothing=smoothing)
+        head = partial(cross_entropy, target_BT=target_BT, weights_BT=weights_BT, smoothing=smoothing, ways=ways)
         options = {"key": key, "remat": self.config.train.remat, "head": head}
         loss, nll = self.model.apply(params, source_BS, before_BT, **options, **packed)
         weight = weights_BT.sum()

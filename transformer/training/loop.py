@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import logging
 import math
 import os
+import secrets
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -20,13 +22,13 @@ from jax import Array
 from jax.sharding import Mesh
 
 from transformer.checkpoint import Checkpoints, local, replace, with_sharding
-from transformer.config import Config, UserError, differences, from_json, resumable, to_json
+from transformer.config import Config, UserError, differences, flatten, from_json, resumable, to_json
 from transformer.data.batching import Batches
 from transformer.model import Model, Params
 from transformer.training.feed import Feed
 from transformer.training.flops import peak, update_flops
 from transformer.training.optimizer import learning_rate, optimizer
-from transformer.training.processes import agree, first, from_first, in_turn
+from transformer.training.processes import agree, all_or_none, first, gather
 from transformer.training.progress import Display, Records, clock
 from transformer.training.sharding import batch_sharding, make_mesh, place, shardings
 from transformer.training.step import Batch, TrainState, ahead_of_time, bytes_needed, compiled, cut, init_state
@@ -48,6 +50,7 @@ class Task(Protocol):
 
     def batches(self) -> Batches: ...
     def data_digest(self) -> str: ...
+    def content_digests(self) -> dict[str, str]: ...
     def dev_digest(self) -> str: ...
     def describe(self) -> Iterator[str]: ...
     def loss(self, params: Params, batch: Batch, key: Array | None) -> tuple[Array, dict[str, Array]]: ...
@@ -73,8 +76,7 @@ def train(
     abstract = jax.eval_shape(lambda: init_state(task.model.init, tx, t.seed))
     update = compiled(task.loss, tx, t.seed, mesh, abstract)
     digest = task.data_digest()
-    hashes = {name: hashlib.sha256(content).hexdigest() for name, content in task.files.items()}
-    agree({"the config": to_json(config), "the tokenised text": digest, "the dev set": task.dev_digest(), **hashes})
+    compare(task, config)
     banner(task, config, batches, mesh, abstract)
 
     # ---- State: resume > warm start > scratch -----------------------------------------------------------------------
@@ -85,10 +87,13 @@ def train(
         state = initial(task, config, mesh, abstract)
     start = int(state.step)
     # Nothing is written before all of the above was found right; config.json first: see `MADE`.
-    if first():
-        for name, content in {"config.json": to_json(config).encode(), **task.files}.items():
-            replace(folder / name, content)
-        task.write_sets(folder)
+    with all_or_none():
+        if first():
+            for name, content in {"config.json": to_json(config).encode(), **task.files}.items():
+                replace(folder / name, content)
+            task.write_sets(folder)
+    with all_or_none():
+        same_folder(folder)
     best, stale = progress.get("best_bleu"), progress.get("evaluations_without_better", 0)
     dev_digest = task.dev_digest()
     if progress.get("dev_digest", dev_digest) != dev_digest:
@@ -104,7 +109,8 @@ def train(
     # ---- Updates ----------------------------------------------------------------------------------------------------
     feed = Feed(batches, mesh, t.accumulate)
     stream = feed.stream(start, t.steps, PREFETCH)
-    records, display = Records(folder if first() else None, start), Display(start, t.steps)
+    with all_or_none():
+        records, display = Records(folder if first() else None, start), Display(start, t.steps)
     interval = Interval(progress.get("interval", {}))
     scores: dict[str, float | str] = {}
     pending: tuple[int, Any] | None = None
@@ -147,7 +153,7 @@ def train(
 
     try:
         for step in range(start + 1, t.steps + 1):
-            if profile and step == max(profile[0], start + 1) and step <= profile[1]:
+            if profile and first() and step == max(profile[0], start + 1) and step <= profile[1]:
                 settle()
                 jax.profiler.start_trace(str(folder / "profile"), create_perfetto_trace=True)
                 profiling = True
@@ -160,9 +166,9 @@ def train(
             settle()
             pending = (step, metrics)
             if profiling and step == profile[1]:
+                profiling = False
                 jax.block_until_ready(metrics)
                 jax.profiler.stop_trace()
-                profiling = False
                 log.info("the trace of updates %d to %d is in %s", *profile, folder / "profile")
                 interval.restart_clock()
 
@@ -187,6 +193,10 @@ def train(
                 if not finite(state.params):
                     raise diverged(checkpoints, f"update {step} made parameters that are not finite")
                 epoch, index = batches.locate(step)
+                with all_or_none():
+                    checkpoints.wait()
+                    if first():
+                        checkpoints.make_folder(step)
                 checkpoints.save(
                     step,
                     {"params": state.params, "optimizer": state.optimizer},
@@ -219,6 +229,8 @@ def train(
             records.close()
         finally:
             checkpoints.wait()
+    with all_or_none():  # no process ends while another still writes
+        pass
     log.info("done in %s; checkpoints in %s", clock(time.monotonic() - began), checkpoints.folder)
     return scores
 
@@ -351,10 +363,10 @@ def restore(checkpoints: Checkpoints, abstract: TrainState, mesh: Mesh) -> tuple
     placed = with_sharding(abstract, shardings(abstract, mesh))
     items = {"params": placed.params, "optimizer": placed.optimizer}
     damaged: list[int] = []
-    with in_turn("its choice of a checkpoint"):
-        step = newest_whole(checkpoints, damaged) if first() else None
-    step = from_first(step or 0)
-    if not step:
+    with all_or_none():
+        newest = newest_whole(checkpoints, damaged) if first() else None
+    step = json.loads(gather(json.dumps(newest))[0])
+    if step is None:
         return None, {}
     restored = checkpoints.restore(step, items, verified=True)
     for other in damaged:
@@ -362,6 +374,30 @@ def restore(checkpoints: Checkpoints, abstract: TrainState, mesh: Mesh) -> tuple
     log.info("resuming from step %d", step)
     state = TrainState(_counter(step, mesh), restored["params"], restored["optimizer"])
     return state, checkpoints.progress(step)
+
+
+def compare(task: Task, config: Config) -> None:
+    """Raise `UserError` in all processes if they do not see the same config, text and tokenizer."""
+    if jax.process_count() == 1:
+        return
+    elsewhere = ("data.cache_dir", "data.workers")  # each host may have its own
+    fields = {name: value for name, value in flatten(config).items() if name not in elsewhere}
+    hashes = {name: hashlib.sha256(content).hexdigest() for name, content in task.files.items()}
+    agree(json.loads(json.dumps({**fields, **hashes, **task.content_digests(), "dev set": task.dev_digest()})))
+
+
+def same_folder(folder: epath.Path) -> None:
+    """Raise `UserError` in a process that sees another folder at the workdir's path than process 0."""
+    if jax.process_count() == 1:
+        return
+    path, mark = folder / ".together", gather(secrets.token_hex(8))[0]
+    with all_or_none():
+        if first():
+            replace(path, mark.encode())
+    if not path.exists() or path.read_text() != mark:
+        raise UserError(
+            f"{folder} is not the folder that process 0 sees there; give all the same one, on storage they share"
+        )
 
 
 def newest_whole(checkpoints: Checkpoints, damaged: list[int]) -> int | None:
@@ -432,9 +468,9 @@ def accumulation(task_of: Callable[[int], Task], config: Config, limit: int | No
     has. Raises `UserError` if not even the smallest micro-batches fit.
     """
     mesh = make_mesh(config.mesh)
-    limit = limit or memory_of_a_device() * 9 // 10
-    count = 1
-    while True:
+    limit = min(map(int, gather(str(limit or memory_of_a_device() * 9 // 10))))
+    whole = 0
+    for count in (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 256, 2**30):
         task = task_of(count)
         try:
             shapes = extremes(task.batches())
@@ -443,8 +479,12 @@ def accumulation(task_of: Callable[[int], Task], config: Config, limit: int | No
                 raise
             raise UserError(
                 f"--batch auto: an update does not fit {limit / 2**30:.1f} GiB a device, however it is cut up; share "
-                "the parameters over more devices (mesh.fsdp, mesh.tensor), or set --train.remat true"
+                "the parameters over more devices (mesh.fsdp, mesh.tensor), or set --train.remat True"
             ) from None
+        positions = shapes[0][0] * sum(shapes[0][1:])
+        whole = whole or positions
+        if positions < 0.97 * whole:
+            continue  # its micro-batches, of whole rows, make up too little of the batch
         tx = optimizer(config.train, config.model.d_model)
         abstract = jax.eval_shape(lambda task=task, tx=tx: init_state(task.model.init, tx, config.train.seed))
         update = compiled(task.loss, tx, config.train.seed, mesh, abstract)
@@ -454,6 +494,10 @@ def accumulation(task_of: Callable[[int], Task], config: Config, limit: int | No
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
             need = 2**62
+        if not need:
+            raise UserError(
+                "--batch auto: JAX can't tell what memory a program takes on these devices; set train.accumulate"
+            )
         fits = need <= limit
         log.info(
             "batch auto  %d micro-batches %s: %.2f of %.2f GiB a device",
@@ -461,7 +505,7 @@ def accumulation(task_of: Callable[[int], Task], config: Config, limit: int | No
         )
         if fits:
             return count
-        count *= 2
+    raise AssertionError("no batch can be cut into so many")
 
 
 def memory_of_a_device() -> int:

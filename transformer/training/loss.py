@@ -9,6 +9,7 @@ Shapes: B batch, T positions, C positions of a part, D model, V vocabulary, X al
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
@@ -24,6 +25,7 @@ PARTS = 8  # at most; as many as divide T
 class _Options(NamedTuple):
     smoothing: float
     parts: int
+    ways: int
 
 
 def cross_entropy(
@@ -34,22 +36,29 @@ def cross_entropy(
     *,
     smoothing: float = 0.0,
     parts: int = PARTS,
+    ways: int = 1,
 ) -> tuple[Array, Array]:
     """Sums over all positions, in nats: the smoothed loss, and the negative log-likelihood of the targets.
 
     The logits are x_BTD table_VD^T, in float32. The smoothed target distribution is 1 - smoothing on the target plus
     smoothing / V on each of the V pieces, the target included (Szegedy et al. 2016, §7). Differentiable in x and the
-    table, through the first sum only. `parts` bounds how many parts the positions are taken in.
+    table, through the first sum only. `parts` bounds how many parts the positions are taken in. Where the rows are
+    laid over devices in so many `ways`, their shares of the table's gradient are summed once, after the last part.
     """
-    options = _Options(smoothing, math.gcd(x_BTD.shape[1], parts))
+    options = _Options(smoothing, math.gcd(x_BTD.shape[1], parts), ways)
     loss, nll = _summed(options, x_BTD, table_VD, target_BT, weights_BT)
     return loss, jax.lax.stop_gradient(nll)
 
 
-def _parts(array: Array, n: int) -> Array:
-    """(B, T, ...) as (n, B * T / n, ...): parts along T, so that rows stay on the devices where they lie."""
+def _parts(options: _Options, array: Array) -> Array:
+    """(B, T, ...) as (parts, ways, B / ways * T / parts, ...): along T, so that rows stay on the devices they lie on."""
     B, T, *rest = array.shape
-    return array.reshape(B, n, T // n, *rest).swapaxes(0, 1).reshape(n, -1, *rest)
+    _, n, W = options
+    return (
+        array.reshape(W, B // W, n, T // n, *rest)
+        .transpose(2, 0, 1, 3, *range(4, array.ndim + 2))
+        .reshape(n, W, -1, *rest)
+    )
 
 
 def _part(smoothing: float, x_XD: Array, table_VD: Array, target_X: Array, weights_X: Array) -> tuple:
@@ -68,25 +77,32 @@ def _part(smoothing: float, x_XD: Array, table_VD: Array, target_X: Array, weigh
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _summed(options: _Options, x_BTD: Array, table_VD: Array, target_BT: Array, weights_BT: Array) -> tuple:
-    smoothing, n = options
     table_VD = table_VD.astype(x_BTD.dtype)
 
-    def add(sums: tuple[Array, Array], part: tuple) -> tuple[tuple[Array, Array], None]:
-        loss, nll, *_ = _part(smoothing, part[0], table_VD, *part[1:])
-        return (sums[0] + loss, sums[1] + nll), None
+    def own(x_XD: Array, target_X: Array, weights_X: Array) -> tuple[Array, Array]:
+        return _part(options.smoothing, x_XD, table_VD, target_X, weights_X)[:2]
 
-    parts = tuple(_parts(array, n) for array in (x_BTD, target_BT, weights_BT))
-    return jax.lax.scan(add, (jnp.float32(0), jnp.float32(0)), parts)[0]
+    def add(sums: tuple, part: tuple) -> tuple[tuple, None]:
+        return jax.tree.map(jnp.add, sums, _each_way(own, options.ways)(*part)), None
+
+    parts = tuple(_parts(options, array) for array in (x_BTD, target_BT, weights_BT))
+    sums, _ = jax.lax.scan(add, (jnp.zeros(options.ways),) * 2, parts)
+    return tuple(jnp.sum(one) for one in sums)
+
+
+def _each_way(own: Callable, ways: int) -> Callable:
+    """`own` over a leading axis of so many; with one alone, whose products then have two dimensions, by itself."""
+    if ways > 1:
+        return jax.vmap(own)
+    return lambda *arrays: jax.tree.map(lambda x: x[None], own(*(array[0] for array in arrays)))
 
 
 def _forward(options: _Options, x_BTD: Array, table_VD: Array, target_BT: Array, weights_BT: Array) -> tuple:
-    smoothing, n = options
+    smoothing, n, W = options
     V, dtype = table_VD.shape[0], table_VD.dtype
     table_VD = table_VD.astype(x_BTD.dtype)  # once, not for each part
 
-    def add(carry: tuple, part: tuple) -> tuple[tuple, Array]:
-        loss_sum, nll_sum, dtable_VD = carry
-        x_XD, target_X, weights_X = part
+    def own(x_XD: Array, target_X: Array, weights_X: Array) -> tuple[Array, Array, Array, Array]:
         loss, nll, logits_XV, lse_X = _part(smoothing, x_XD, table_VD, target_X, weights_X)
         # The softmax minus the smoothed distribution. A comparison fuses into the pass; a gather's own gradient would
         # be a scatter.
@@ -94,15 +110,19 @@ def _forward(options: _Options, x_BTD: Array, table_VD: Array, target_BT: Array,
         dlogits_XV = (jnp.exp(logits_XV - lse_X[:, None]) - smoothed_XV) * weights_X[:, None]
         dlogits_XV = dlogits_XV.astype(x_XD.dtype)
         dx_XD = einsum("XV,VD->XD", dlogits_XV, table_VD).astype(x_XD.dtype)
-        dtable_VD = dtable_VD + einsum("XV,XD->VD", dlogits_XV, x_XD)
-        return (loss_sum + loss, nll_sum + nll, dtable_VD), dx_XD
+        return loss, nll, einsum("XV,XD->VD", dlogits_XV, x_XD), dx_XD
 
-    parts = tuple(_parts(array, n) for array in (x_BTD, target_BT, weights_BT))
-    nothing = jnp.float32(0), jnp.float32(0), jnp.zeros(table_VD.shape, jnp.float32)
-    (loss, nll, dtable_VD), dx_nXD = jax.lax.scan(add, nothing, parts)
+    def add(sums: tuple, part: tuple) -> tuple[tuple, Array]:
+        *more, dx_WXD = _each_way(own, W)(*part)
+        return jax.tree.map(jnp.add, sums, tuple(more)), dx_WXD
+
+    parts = tuple(_parts(options, array) for array in (x_BTD, target_BT, weights_BT))
+    nothing = jnp.zeros(W), jnp.zeros(W), jnp.zeros((W, *table_VD.shape))
+    (loss_W, nll_W, dtable_WVD), dx_nWXD = jax.lax.scan(add, nothing, parts)
     B, T, D = x_BTD.shape
-    dx_BTD = dx_nXD.reshape(n, B, T // n, D).swapaxes(0, 1).reshape(B, T, D)
-    return (loss, nll), (dx_BTD, dtable_VD.astype(dtype))
+    dx_BTD = dx_nWXD.reshape(n, W, B // W, T // n, D).transpose(1, 2, 0, 3, 4).reshape(B, T, D)
+    dtable_VD = dtable_WVD[0] if W == 1 else jnp.sum(dtable_WVD, axis=0)
+    return (jnp.sum(loss_W), jnp.sum(nll_W)), (dx_BTD, dtable_VD.astype(dtype))
 
 
 def _backward(options: _Options, kept: tuple[Array, Array], cotangents: tuple[Array, Array]) -> tuple:

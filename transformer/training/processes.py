@@ -1,6 +1,6 @@
 """Several processes that train one model, each on its own devices: who does what alone, and what all must agree on.
 
-They meet through JAX's coordination service, which process 0 runs. For a single process all of this is nothing.
+They talk through JAX's coordination service, which process 0 runs. For a single process all of this is nothing.
 """
 
 from __future__ import annotations
@@ -9,28 +9,29 @@ import contextlib
 import itertools
 import json
 import logging
+import os
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
-import numpy as np
-from jax.experimental import multihost_utils
 
 from transformer.config import UserError
 
 log = logging.getLogger("transformer")
 
-WAIT = 3_600.0  # seconds that the others give process 0 to build tokenizer and cache
+WAIT = 3_600.0  # seconds that a process waits for another one
 _REMIND = 60.0  # seconds between two lines that say so
-_turns = itertools.count()  # in step everywhere, as all processes run the same program
+_CHUNK = 1 << 20  # characters of a message: a service takes no more than a few million bytes at once
+_meetings = itertools.count()  # in step everywhere, as all processes run the same program
+_said: list[str] = []  # keys of this process's last messages
 
 
 def start(coordinator: str | None = None, process: str | None = None) -> None:
     """Join the other processes: those of a SLURM, Cloud TPU, GKE or Open MPI job, or those that `process`, such as
     '0/4', numbers, meeting at process 0's `coordinator`, such as '10.0.0.1:1234'. Before JAX is used at all.
 
-    Without either this process is alone.
+    Without either this process is alone. Raises `UserError` for wrong options, or if the others can't be met.
     """
     if (coordinator is None) != (process is None):
         raise UserError("--coordinator HOST:PORT and --process I/N go together; leave both out for a single process")
@@ -47,17 +48,19 @@ def start(coordinator: str | None = None, process: str | None = None) -> None:
             "process_id": int(index),
             "cluster_detection_method": "deactivate",
         }
+    sizes = [os.environ.get(name) for name in ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE")]
+    if given.get("num_processes") == 1 or (not given and "1" in sizes):
+        return
     try:
         jax.distributed.initialize(**given)
-    except ValueError as error:
-        if given:
-            raise UserError(f"--coordinator {coordinator} --process {process}: {error}") from None
-        return  # no job of several processes
-    except RuntimeError as error:
-        reason = str(error).splitlines()[0]
-        if not given and "must be called before" in reason:
-            return  # called from a program that uses JAX already, alone
-        raise UserError(f"the processes of this job did not meet ({reason}); start all of them, and anew") from None
+    except Exception as error:  # what finds a job out raises what it likes
+        reason = " ".join(str(error).split())
+        if not given and ("coordinator_address should be defined" in reason or "must be called before" in reason):
+            return  # no job of several processes; or called from a program that uses JAX already, alone
+        raise UserError(
+            f"the processes of this job did not meet ({type(error).__name__}: {reason[:200]}); start all of them, and "
+            "anew; or say that this one is alone: --process 0/1 --coordinator localhost:1"
+        ) from None
     if jax.process_index():
         log.setLevel(logging.WARNING)  # process 0 tells for all
         for handler in log.handlers:
@@ -78,50 +81,78 @@ def first() -> bool:
 def in_turn(what: str, timeout: float | None = None) -> Iterator[None]:
     """The block runs in process 0 first, and in all others once it is done there.
 
-    So what it leaves in a folder that all can see is made once; who can't see it makes its own. The others raise
-    `UserError` if process 0 fails, or takes longer than `timeout` seconds (default: `WAIT`).
+    So what it leaves in a folder that all can see is made once; who can't see it makes its own. If it fails in one of
+    them, or takes longer than `timeout` seconds (default: `WAIT`), all raise `UserError`.
     """
-    if jax.process_count() == 1:
-        yield
-        return
-    from jax._src import distributed  # JAX shows its key-value store nowhere else
-
-    client, key = distributed.global_state.client, f"transformer/turn/{next(_turns)}"
-    if first():
-        try:
+    with all_or_none():
+        key = f"transformer/turn/{next(_meetings)}"
+        if jax.process_count() == 1:
             yield
-        except BaseException as error:
-            client.key_value_set(key, f"failed: {error}")
-            raise
-        client.key_value_set(key, "done")
-        return
-    answer, began, timeout = None, time.monotonic(), WAIT if timeout is None else timeout
-    while answer is None:
-        left = timeout - (time.monotonic() - began)
-        if left <= 0:
-            raise UserError(f"process {jax.process_index()} waited {timeout:.0f} s for process 0 to make {what}; "
-                            "see what holds it up, then start all processes anew")  # fmt: skip
-        try:
-            answer = client.blocking_key_value_get(key, int(1_000 * min(left, _REMIND)) + 1)
-        except RuntimeError as error:
-            if "DEADLINE_EXCEEDED" not in str(error):
+        elif first():
+            try:
+                yield
+            except BaseException:
+                _set(key, "failed")
                 raise
-            if left > _REMIND:
-                log.warning("waiting for process 0 to make %s (%.0f s)", what, time.monotonic() - began)
-    if answer != "done":
-        raise UserError(f"process 0 could not make {what}: {answer}")
-    yield
+            _set(key, "done")
+        elif _get(key, f"process 0 to make {what}", timeout) == "done":
+            yield
+        else:
+            raise UserError("")  # what failed there comes with what all tell each other at the end
+
+
+@contextlib.contextmanager
+def all_or_none() -> Iterator[None]:
+    """If the block raises `UserError` in some of the processes, all raise it behind the block: none goes on alone."""
+    failure = None
+    try:
+        yield
+    except UserError as error:
+        failure = str(error)
+        if jax.process_count() == 1:
+            raise
+    except BaseException as error:
+        if jax.process_count() > 1:  # the others shall not wait for this one
+            _say(f"transformer/gather/{next(_meetings)}", json.dumps(f"{type(error).__name__}: {error}"))
+        raise
+    told = [json.loads(one) for one in gather(json.dumps(failure))]
+    if failure:
+        raise UserError(failure)
+    for index, other in enumerate(told):
+        if other:
+            raise UserError(f"process {index} had to stop: {other}")
 
 
 def gather(text: str) -> list[str]:
     """The texts of all processes, in their order; each must call this at the same point."""
-    if jax.process_count() == 1:
+    n = jax.process_count()
+    if n == 1:
         return [text]
-    content = np.frombuffer(text.encode(), np.uint8)
-    sizes = multihost_utils.process_allgather(np.int32(len(content)))
-    longest = 1 << int(max(sizes)).bit_length()  # a few sizes, as each is compiled
-    contents = multihost_utils.process_allgather(np.pad(content, (0, longest - len(content))))
-    return [bytes(own[:size]).decode() for own, size in zip(contents, sizes, strict=True)]
+    key = f"transformer/gather/{next(_meetings)}"
+    said = _say(key, text)
+    texts = []
+    for index in range(n):
+        whole = ""
+        for part in itertools.count():
+            left, _, content = _get(f"{key}/{index}/{part}", f"process {index}").partition(" ")
+            whole += content
+            if left == "0":
+                break
+        texts.append(whole)
+    # All have come here, so all have read what was said the time before.
+    for name in _said:
+        _client().key_value_delete(name)
+    _said[:] = said
+    return texts
+
+
+def _say(key: str, text: str) -> list[str]:
+    """Tell the others, in as many parts as it takes; the keys of these."""
+    parts = -(-len(text) // _CHUNK) or 1
+    said = [f"{key}/{jax.process_index()}/{part}" for part in range(parts)]
+    for part, name in enumerate(said):
+        _set(name, f"{parts - part - 1} {text[part * _CHUNK : (part + 1) * _CHUNK]}")
+    return said
 
 
 def agree(values: Mapping[str, Any]) -> None:
@@ -131,16 +162,31 @@ def agree(values: Mapping[str, Any]) -> None:
         for name, value in told[0].items():
             if other.get(name) != value:
                 raise UserError(
-                    f"{name} is {_short(other.get(name))} in process {index} and {_short(value)} in process 0; "
-                    "all must see the same: give them the same files and options, then start them anew"
+                    f"{name} is {other.get(name)!r} in process {index} and {value!r} in process 0; all must see the "
+                    "same: give them the same files and options, then start them anew"
                 )
 
 
-def _short(value: Any) -> str:
-    text = str(value)
-    return text if len(text) <= 24 else f"{text[:16]}…"
+def _client() -> Any:
+    from jax._src import distributed  # JAX shows its key-value store nowhere else
+
+    return distributed.global_state.client
 
 
-def from_first(number: int) -> int:
-    """Process 0's number, in all of them."""
-    return int(multihost_utils.broadcast_one_to_all(np.int32(number))) if jax.process_count() > 1 else number
+def _set(key: str, value: str) -> None:
+    _client().key_value_set(key, value)
+
+
+def _get(key: str, whom: str, timeout: float | None = None) -> str:
+    """The value of a key, once it is there."""
+    began, timeout = time.monotonic(), WAIT if timeout is None else timeout
+    while (left := timeout - (time.monotonic() - began)) > 0:
+        try:
+            return _client().blocking_key_value_get(key, int(1_000 * min(left, _REMIND)) + 1)
+        except RuntimeError as error:
+            if "DEADLINE_EXCEEDED" not in str(error):
+                raise
+            if left > _REMIND:
+                log.warning("waiting for %s (%.0f s)", whom, time.monotonic() - began)
+    raise UserError(f"process {jax.process_index()} waited {timeout:.0f} s for {whom}; see what holds it up, then start "
+                    "all processes anew")  # fmt: skip

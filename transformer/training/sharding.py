@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -81,12 +82,16 @@ def place(tree: Any, sharding: NamedSharding) -> Any:
     return jax.tree.map(lambda x: jax.make_array_from_callback(x.shape, sharding, lambda index: x[index]), tree)
 
 
+@functools.cache
+def _whole_on(mesh: Mesh) -> Any:
+    return jax.jit(lambda params: params, out_shardings=NamedSharding(mesh, P()))
+
+
 def here(params: Any) -> Any:
     """Parameters that lie over the devices of several processes, whole on the devices of this one."""
     if jax.process_count() == 1:
         return params
-    sharding = jax.tree.leaves(params)[0].sharding
-    whole = jax.jit(lambda x: x, out_shardings=NamedSharding(sharding.mesh, P()))(params)
+    whole = _whole_on(jax.tree.leaves(params)[0].sharding.mesh)(params)
     own = jax.make_mesh(
         (jax.local_device_count(),), ("data",), axis_types=(AxisType.Auto,), devices=jax.local_devices()
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -78,7 +79,12 @@ def train_step(
 
 
 def compiled(loss: Loss, optimizer: optax.GradientTransformation, seed: int, mesh: Mesh, abstract: TrainState) -> Any:
-    """`train_step` under jit: state donated, parameters and batch laid out on the mesh."""
+    """`train_step` under jit: state donated, parameters and batch laid out on the mesh.
+
+    On a mesh that cuts rows into several parts the loss is told how many, as `ways`.
+    """
+    if batch_ways(mesh) > 1:
+        loss = partial(loss, ways=batch_ways(mesh))
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
         return train_step(state, batch, loss=loss, optimizer=optimizer, seed=seed)
