@@ -10,26 +10,24 @@ benchmarks/README.md says what is measured and how.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import hashlib
 import itertools
 import json
 import os
-import platform
 import random
 import runpy
 import statistics
 import subprocess
 import sys
-import time
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from side_by_side import Worker, cpuinfo, environment, log, machine, require, show, take_turns
 
 from transformer.command_line import Parser, config_file, override, run
 from transformer.config import UserError, check, to_json
@@ -53,10 +51,6 @@ QUICK = {
     **{"data.vocab_size": 1_000, "train.steps": 700, "train.batch_tokens": 1_024, "train.peak_learning_rate": 0.005},
     **{"train.warmup_steps": 200, "train.eval_every": 700, "train.checkpoint_every": 700, "train.log_every": 100},
 }
-
-
-def log(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 # ---- What is decoded: weights, carried over, and sentences ----------------------------------------------------------
@@ -127,16 +121,12 @@ def prepare(options: Namespace, overrides: Sequence[str]) -> dict[str, str]:
 
 def _call(*arguments: Any) -> None:
     if subprocess.run(
-        [sys.executable, *map(str, arguments)], cwd=HERE.parent, stdout=sys.stderr, env=_env()
+        [sys.executable, *map(str, arguments)], cwd=HERE.parent, stdout=sys.stderr, env=environment()
     ).returncode:
         raise UserError(f"{' '.join(map(str, arguments[:3]))} failed, see above")
 
 
-def _env(**more: str) -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": str(HERE.parent), **more}
-
-
-def sentences(folders: dict[str, str], work: Path, reference: Worker, options: Namespace) -> tuple[Ids, Ids]:
+def sentences(folders: dict[str, str], work: Path, reference: Decoder, options: Namespace) -> tuple[Ids, Ids]:
     """Sources of the fixed length and of the spread, as pieces.
 
     Those of the fixed length are chosen so that our output, left free, has this length already: then nothing is cut
@@ -161,38 +151,15 @@ def sentences(folders: dict[str, str], work: Path, reference: Worker, options: N
 # ---- The systems' processes -----------------------------------------------------------------------------------------
 
 
-class Worker:
-    """One system in a process of its own, with one setting. Raises `UserError` where it fails."""
+class Decoder(Worker):
+    """One system in a process of its own, with one setting."""
 
     def __init__(self, name: str, environment: dict[str, str] | None = None, **settings: Any):
-        self.name = name
-        self._process = subprocess.Popen(
-            [sys.executable, str(HERE / "systems.py"), name, json.dumps(settings)],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=_env(**(environment or {})),
-        )  # fmt: skip
-        self._read()
+        super().__init__("systems.py", name, environment, **settings)
 
     def decode(self, sources: Ids, batch: int, beam: int, shortest: int, longest: int) -> dict[str, Any]:
         """{"outputs": pieces of each source, "seconds": ..., "peak_mib": ...}."""
-        # What the others' threads still spin on must be over.
-        time.sleep(0.3)
-        with contextlib.suppress(BrokenPipeError):
-            self._process.stdin.write(json.dumps([sources, batch, beam, shortest, longest]) + "\n")
-            self._process.stdin.flush()
-        return self._read()
-
-    def _read(self) -> Any:
-        line = self._process.stdout.readline()
-        if not line:
-            code = self._process.wait()
-            what = "out of memory, perhaps" if code == -9 else "see above"
-            raise UserError(f"the process of {self.name} ended with {code} ({what})")
-        return json.loads(line)
-
-    def close(self) -> None:
-        self._process.stdin.close()
-        self._process.wait()
-        self._process.stdout.close()
+        return self.ask([sources, batch, beam, shortest, longest])
 
 
 def candidates(name: str, device: str, threads: int) -> list[dict[str, Any]]:
@@ -205,7 +172,7 @@ def candidates(name: str, device: str, threads: int) -> list[dict[str, Any]]:
         return [{"attention": attention} | wait for wait in waits for attention in ("sdpa", "eager")]
     if name != "ctranslate2" or device != "cpu":
         return [{}]
-    flags = next((line for line in _cpuinfo() if line.startswith("flags")), "").split()
+    flags = next((line for line in cpuinfo() if line.startswith("flags")), "").split()
     instructions = [name for name, flag in (("AVX2", "avx2"), ("AVX512", "avx512f")) if flag in flags]
     products = [
         {"CT2_USE_MKL": "0"},
@@ -227,19 +194,19 @@ class Bench:
 
     def __init__(self, options: Namespace, folders: dict[str, str]):
         self.options, self.folders = options, folders
-        self._workers: dict[str, Worker] = {}
+        self._workers: dict[str, Decoder] = {}
         self.chosen: dict[tuple[tuple[str, str], int], dict[str, Any]] = {}
 
-    def worker(self, system: tuple[str, str], setting: dict[str, Any]) -> Worker:
+    def worker(self, system: tuple[str, str], setting: dict[str, Any]) -> Decoder:
         """The process of a system with a setting, started when first asked for."""
         key = json.dumps([system, setting], sort_keys=True)
         if key not in self._workers:
             name, dtype = system
             settings = {"threads": self.options.threads, "device": self.options.device, "dtype": dtype}
-            self._workers[key] = Worker(name, **self.folders, **settings, **setting)
+            self._workers[key] = Decoder(name, **self.folders, **settings, **setting)
         return self._workers[key]
 
-    def reference(self) -> Worker:
+    def reference(self) -> Decoder:
         """The process that the others are held against, in the first of its settings."""
         o, system = self.options, SYSTEMS[self.options.device][0]
         return self.worker(system, candidates(system[0], o.device, o.threads)[0])
@@ -274,7 +241,7 @@ class Bench:
                 worst = max(seconds[k, batch] for k in of_batch) / seconds[best, batch]
                 log(f"  {name} {dtype}, batch {batch}: {described(tried[best])} ({worst:.2f} x as fast as the slowest)")
 
-    def close(self, workers: Sequence[Worker] | None = None) -> None:
+    def close(self, workers: Sequence[Decoder] | None = None) -> None:
         """End these processes, or all."""
         for key, worker in list(self._workers.items()):
             if workers is None or worker in workers:
@@ -328,7 +295,7 @@ def measure(bench: Bench, systems: Sequence[tuple[str, str]], fixed: Ids, spread
         else:
             sources, lengths = spread[: max(2 * batch, 8)], (0, SPREAD_LONGEST)
         workers = {system: bench.worker(system, bench.chosen[system, batch]) for system in systems}
-        runs = take_turns(workers, sources, batch, o.beam, lengths, o.repeats)
+        runs = take_turns(workers, [sources, batch, o.beam, *lengths], o.repeats)
         ours = {dtype: speed(runs[name, dtype]) for name, dtype in systems if name == "ours"}
         for name, dtype in systems:
             yield {
@@ -340,21 +307,6 @@ def measure(bench: Bench, systems: Sequence[tuple[str, str]], fixed: Ids, spread
                 "counts": shares[name, dtype] >= o.agree,
                 "setting": described(bench.chosen[(name, dtype), batch]),
             }
-
-
-def take_turns(
-    workers: dict[Any, Worker], sources: Ids, batch: int, beam: int, lengths: tuple[int, int], repeats: int
-) -> dict[Any, list[dict]]:
-    """The answers of each worker to the same job, `repeats` times after one that does not count."""
-    runs: dict[Any, list[dict]] = {key: [] for key in workers}
-    for turn in range(repeats + 1):
-        # Another one is first each time: none always follows the same neighbour.
-        order = list(workers)[turn % len(workers) :] + list(workers)[: turn % len(workers)]
-        for key in order:
-            answer = workers[key].decode(sources, batch, beam, *lengths)
-            if turn:
-                runs[key].append(answer)
-    return runs
 
 
 def speed(runs: Sequence[dict]) -> float:
@@ -388,9 +340,9 @@ def variants(options: Namespace, overrides: Sequence[str]) -> Iterator[dict[str,
     for kind, fields in kinds.items():
         own = dataclasses.replace(config, model=dataclasses.replace(config.model, **fields))
         check(own)
-        workers[kind] = Worker("ours", **common, config=to_json(own))
+        workers[kind] = Decoder("ours", **common, config=to_json(own))
     for length in options.lengths:
-        runs = take_turns(workers, sources, len(sources), options.beam, (length, length), options.repeats)
+        runs = take_turns(workers, [sources, len(sources), options.beam, length, length], options.repeats)
         for kind in workers:
             yield {
                 **{"system": "ours", "variant": kind, "dtype": common["dtype"], "batch": len(sources)},
@@ -418,44 +370,6 @@ COLUMNS = {
 }
 
 
-def show(rows: Iterator[dict[str, Any]], quiet: bool) -> list[dict[str, Any]]:
-    """All rows, each printed as soon as it is there unless `quiet`."""
-    done: list[dict[str, Any]] = []
-
-    def text(value: Any) -> str:
-        if isinstance(value, dict):
-            return " ".join(map(str, value.values()))
-        return "-".join(map(str, value)) if isinstance(value, list) else str("" if value is None else value)
-
-    def line(texts: dict[str, str]) -> str:
-        return "  ".join(t.ljust(-COLUMNS[c]) if COLUMNS[c] < 0 else t.rjust(COLUMNS[c]) for c, t in texts.items())
-
-    for row in rows:
-        columns = [c for c in COLUMNS if c in row]
-        if not quiet and not done:
-            print(line({c: c for c in columns}))
-        done.append(row)
-        texts = {c: text(row[c]) for c in columns}
-        print(line(texts), flush=True, file=sys.stderr if quiet else sys.stdout)
-    return done
-
-
-def machine() -> str:
-    """Processor and versions."""
-    model = next((line.split(":")[1].strip() for line in _cpuinfo() if line.startswith("model name")), "")
-    versions = []
-    for package in ("jax", "torch", "transformers", "ctranslate2"):
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            versions.append(f"{package} {metadata.version(package)}")
-    return f"{model or platform.processor()}, Python {platform.python_version()}, {', '.join(versions)}"
-
-
-def _cpuinfo() -> list[str]:
-    with contextlib.suppress(OSError):
-        return Path("/proc/cpuinfo").read_text().splitlines()
-    return []
-
-
 def main(arguments: list[str]) -> None:
     parser = Parser("benchmarks/decode.py", __doc__.splitlines()[0])
     parser.add_argument("--workdir", default="runs/decode_benchmark", help="weights and text are made and kept here")
@@ -479,14 +393,10 @@ def main(arguments: list[str]) -> None:
             setattr(options, name, value)
     overrides = [*(f"--{name}={value}" for name, value in QUICK.items() if options.quick), *overrides]
     if not options.variants:
-        for package in ("torch", "transformers", "ctranslate2", "safetensors"):
-            try:
-                metadata.version(package)
-            except metadata.PackageNotFoundError:
-                raise UserError(f"{package} is missing: pip install -r benchmarks/requirements.txt") from None
-    log(machine())
+        require(("torch", "transformers", "ctranslate2", "safetensors"))
+    log(machine(("jax", "torch", "transformers", "ctranslate2")))
     if options.variants:
-        rows = show(variants(options, overrides), options.json)
+        rows = show(variants(options, overrides), COLUMNS, options.json)
     else:
         folders = prepare(options, overrides)
         systems = SYSTEMS[options.device]
@@ -497,7 +407,7 @@ def main(arguments: list[str]) -> None:
             for system in systems:
                 bench.tune(system, fixed)
             log("comparing outputs")
-            rows = show(measure(bench, systems, fixed, spread), options.json)
+            rows = show(measure(bench, systems, fixed, spread), COLUMNS, options.json)
         finally:
             bench.close()
     if options.json:

@@ -10,15 +10,13 @@ three share; pieces are ids without bos and eos.
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import re
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from side_by_side import answer_requests
 
 PAD, BOS, EOS, UNK = 0, 1, 2, 3
 Ids = list[list[int]]
@@ -280,45 +278,17 @@ def _by_length(job: Job) -> Iterator[list[int]]:
         yield order[start : start + job.batch]
 
 
-def _reset_peak() -> None:
-    # Linux: 5 resets VmHWM, so that each request has a peak of its own.
-    with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")
-
-
-def _peak_mib() -> float:
-    """Peak resident memory since `_reset_peak`, or since the start where the system can't tell."""
-    with contextlib.suppress(OSError):
-        return int(re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) / 1024
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-
-
-def serve(system: System, requests: Any, answers: Any) -> None:
-    """Answer each request: {"job": [...]} with outputs, seconds and peak memory; "encode" with pieces."""
-    for line in requests:
-        job = Job(*json.loads(line))
-        _reset_peak()
-        start = time.perf_counter()
-        outputs = system(job)
-        seconds = time.perf_counter() - start
-        print(json.dumps({"outputs": outputs, "seconds": seconds, "peak_mib": _peak_mib()}), file=answers, flush=True)
-
-
 def main() -> None:
     name, settings = sys.argv[1], json.loads(sys.argv[2])
     if name in ("convert", "deepen"):
         {"convert": convert, "deepen": deepen}[name](**settings)
         return
-    # Standard output is for answers alone; whatever a library prints goes to standard error.
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
-    if settings["device"] == "cpu":  # the same processors for all: XLA has no other way to set its threads
-        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: settings["threads"]])
-    system = SYSTEMS[name](**settings)
-    print(json.dumps("ready"), file=answers, flush=True)
-    serve(system, sys.stdin, answers)
+
+    def start(**settings: Any) -> tuple[str, Callable[[list], dict[str, Any]]]:
+        system = SYSTEMS[name](**settings)
+        return "ready", lambda request: {"outputs": system(Job(*request))}
+
+    answer_requests(start, settings)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """Arithmetic of an update: the products of matrices that the model is made of, and chips' peak rates.
 
 Model FLOPs as Chowdhery et al. 2022 (PaLM, appendix B) count them: what rematerialisation computes again does not
-count; padding does, and so does attention to masked positions, also those of other sentences in a packed row. A product of (m, k) and (k, n) is 2 m k n.
+count; padding does, and so does attention to masked positions, also those of other sentences in a packed row. A
+product of (m, k) and (k, n) is 2 m k n.
 """
 
 from __future__ import annotations

@@ -51,7 +51,7 @@ def cross_entropy(
 
 
 def _parts(options: _Options, array: Array) -> Array:
-    """(B, T, ...) as (parts, ways, B / ways * T / parts, ...): along T, so that rows stay on the devices they lie on."""
+    """(B, T, ...) as (parts, ways, B / ways * T / parts, ...): along T, so that rows stay where they lie."""
     B, T, *rest = array.shape
     _, n, W = options
     return (

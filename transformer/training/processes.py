@@ -188,5 +188,6 @@ def _get(key: str, whom: str, timeout: float | None = None) -> str:
                 raise
             if left > _REMIND:
                 log.warning("waiting for %s (%.0f s)", whom, time.monotonic() - began)
-    raise UserError(f"process {jax.process_index()} waited {timeout:.0f} s for {whom}; see what holds it up, then start "
-                    "all processes anew")  # fmt: skip
+    raise UserError(
+        f"process {jax.process_index()} waited {timeout:.0f} s for {whom}; see what holds it up, then start all anew"
+    )
