@@ -4,7 +4,7 @@ import json
 import pytest
 
 from transformer.config import UserError
-from transformer.data.text import Parallel, fingerprint, read_lines, read_pairs, sha256
+from transformer.data.text import Parallel, count_lines, fingerprint, read_lines, read_pairs, sha256
 
 
 def write(path, data):
@@ -111,3 +111,17 @@ def test_fingerprint_is_of_the_content_and_how_it_is_read(tmp_path):
         Parallel(write(tmp_path / "t.jsonl", "a\tb\n"))
     )
     assert sha256(a.source) == "87428fc522803d31065e7bce3cf03fe475096631e5e07bbd7a0fde60c4cf25c7"  # sha256sum
+
+
+@pytest.mark.parametrize("content", ["", "a", "a\n", "a\nb", "\n\n", "a\u2028b\r\nc\x0cd\n"])
+@pytest.mark.parametrize("name", ["text", "text.gz"])
+def test_lines_are_counted_as_they_are_read(tmp_path, content, name):
+    path = tmp_path / name
+    path.write_bytes(gzip.compress(content.encode()) if name.endswith("gz") else content.encode())
+    assert count_lines(path) == len(list(read_lines(path)))
+
+
+def test_counting_tells_of_a_damaged_file_as_reading_does(tmp_path):
+    (tmp_path / "cut.gz").write_bytes(gzip.compress(b"line\n" * 1000)[:-20])
+    with pytest.raises(UserError, match="damaged or not a gzip file"):
+        count_lines(tmp_path / "cut.gz")

@@ -6,6 +6,7 @@ name and renamed when complete, so whatever stands there is whole.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
 import json
@@ -14,6 +15,7 @@ import multiprocessing
 import os
 import shutil
 import socket
+import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -23,7 +25,7 @@ from pathlib import Path
 
 import numpy as np
 
-from transformer.data.text import Parallel, fingerprint, read_pairs
+from transformer.data.text import Parallel, count_lines, fingerprint, read_pairs
 from transformer.data.tokenizer import Tokenizer
 
 _FORMAT = 1  # part of the key: raise it when the files or the tokenisation change
@@ -127,18 +129,20 @@ def tokenize(
 def _build(folder: Path, parallel: Parallel, tokenizer: Tokenizer, fields: tuple[str, str], workers: int) -> None:
     dtype = np.dtype("<u2" if tokenizer.vocab_size <= 1 << 16 else "<u4")
     lengths: dict[str, list[np.ndarray]] = {"source": [], "target": []}
-    started = reported = time.monotonic()
+    started = time.monotonic()
     pairs = 0
-    with open(folder / "source.tokens", "wb") as source_file, open(folder / "target.tokens", "wb") as target_file:
+    with (
+        open(folder / "source.tokens", "wb") as source_file,
+        open(folder / "target.tokens", "wb") as target_file,
+        _progress(f"tokenising {parallel.source}", parallel.source) as show,
+    ):
         for source, source_lengths, target, target_lengths in _encoded(parallel, tokenizer, fields, workers):
             source.astype(dtype).tofile(source_file)
             target.astype(dtype).tofile(target_file)
             lengths["source"].append(source_lengths)
             lengths["target"].append(target_lengths)
             pairs += len(source_lengths)
-            if time.monotonic() - reported > 10:
-                reported = time.monotonic()
-                log.info("tokenising %s: %s pairs", parallel.source, f"{pairs:,}")
+            show(pairs)
 
     meta = {"pairs": pairs, "dtype": dtype.str}
     for side, parts in lengths.items():
@@ -153,6 +157,36 @@ def _build(folder: Path, parallel: Parallel, tokenizer: Tokenizer, fields: tuple
         *(f"{meta[name]:,}" for name in ("pairs", "source_pieces", "target_pieces")),
         time.monotonic() - started,
     )
+
+
+@contextlib.contextmanager
+def _progress(what: str, path: str) -> Iterator[Callable[[int], None]]:
+    """What shows how many of the file's lines are done: a bar on a terminal, elsewhere a line of the log now and then."""
+    total, began = count_lines(path), time.monotonic()
+    if sys.stderr.isatty():
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"))
+        with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as bar:
+            task = bar.add_task("", total=total)
+
+            def draw(done: int) -> None:
+                rate = done / max(time.monotonic() - began, 1e-9)
+                bar.update(task, completed=done, description=f"{rate:,.0f} pairs/s")
+
+            yield draw
+        return
+    reported = began
+
+    def tell(done: int) -> None:
+        nonlocal reported
+        if time.monotonic() - reported > 10:
+            reported = time.monotonic()
+            rate = done / (reported - began)
+            log.info("%s: %s of %s pairs, %s a second", what, f"{done:,}", f"{total:,}", f"{rate:,.0f}")
+
+    yield tell
 
 
 def _encoded(parallel: Parallel, tokenizer: Tokenizer, fields: tuple[str, str], workers: int) -> Iterator[Tokens]:

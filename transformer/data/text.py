@@ -72,6 +72,19 @@ def read_lines(path: str | Path) -> Iterator[str]:
         raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
 
 
+def count_lines(path: str | Path) -> int:
+    """How many lines `read_lines` finds in a file; raises as it does."""
+    opener = gzip.open if str(path).lower().endswith(".gz") else open
+    count, last = 0, b"\n"
+    try:
+        with opener(path, "rb") as file:
+            while block := file.read(1 << 20):
+                count, last = count + block.count(b"\n"), block[-1:]
+    except (OSError, EOFError, zlib.error):
+        return sum(1 for _ in read_lines(path))  # which tells what is wrong
+    return count + (last != b"\n")
+
+
 def read_pairs(parallel: Parallel, fields: tuple[str, str] = ("source", "target")) -> Iterator[tuple[str, str]]:
     """The (source, target) lines of a corpus.
 
