@@ -503,6 +503,7 @@ def test_packed_rows_are_learned_from(run, tmp_path: Path) -> None:
     told = run(tmp_path / "run", "--data.packing", "True", "--train.steps", 60, "--train.accumulate", 1)
     assert any(line.startswith("shapes      1 to compile") for line in told)
     assert sum("compiling batch shape" in line for line in told) == 1
+    assert any("1 programs compiled for 1 batch shapes" in line for line in told)
     training = [entry for entry in entries(tmp_path / "run") if "loss" in entry]
     assert training[-1]["loss"] < training[0]["loss"] - 1.5
 

@@ -161,7 +161,7 @@ def _build(folder: Path, parallel: Parallel, tokenizer: Tokenizer, fields: tuple
 
 @contextlib.contextmanager
 def _progress(what: str, path: str) -> Iterator[Callable[[int], None]]:
-    """What shows how many of the file's lines are done: a bar on a terminal, elsewhere a line of the log now and then."""
+    """What shows how many of the file's lines are done: a bar on a terminal, elsewhere a line of the log at times."""
     total, began = count_lines(path), time.monotonic()
     if sys.stderr.isatty():
         from rich.console import Console

@@ -159,10 +159,14 @@ def train(
                 profiling = True
             host_batch = next(stream)
             shape = tuple(whole for whole, _ in host_batch.values())
-            if shape not in seen:
+            new = shape not in seen
+            if new:
                 seen.add(shape)
                 log.info("step %d: compiling batch shape %s (%d of %d)", step, shape[0], len(seen), len(batches.shapes))
-            state, metrics = update(state, feed.place(host_batch))
+            batch, before = feed.place(host_batch), time.monotonic()
+            state, metrics = update(state, batch)
+            if new:  # to compile, unlike to run, is waited for
+                log.info("step %d: compiled in %.1f s", step, time.monotonic() - before)
             settle()
             pending = (step, metrics)
             if profiling and step == profile[1]:
@@ -231,7 +235,10 @@ def train(
             checkpoints.wait()
     with all_or_none():  # no process ends while another still writes
         pass
-    log.info("done in %s; checkpoints in %s", clock(time.monotonic() - began), checkpoints.folder)
+    log.info(
+        "done in %s; %d programs compiled for %d batch shapes; checkpoints in %s",
+        *(clock(time.monotonic() - began), update._cache_size(), len(seen), checkpoints.folder),
+    )
     return scores
 
 
