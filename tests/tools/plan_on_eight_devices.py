@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import jax
@@ -20,15 +21,16 @@ CONFIG = Config(
 SHAPE = (32, 32, 32)
 
 
-def planned(mesh: jax.sharding.Mesh) -> dict:
-    (one,) = training(CONFIG, mesh, CHIPS["v5e"], [SHAPE])
+def planned(mesh: jax.sharding.Mesh, config: Config = CONFIG) -> dict:
+    (one,) = training(config, mesh, CHIPS["v5e"], [SHAPE])
     model = update_flops(CONFIG.model, 512, *SHAPE) / mesh.size
     return {
         "flops": one.flops,
         "model_flops": model,
         "memory": one.needed,
+        "traffic": one.traffic,
         "collectives": one.collectives,
-        "warnings": list(warnings(one, model, 512 * 64)),
+        "warnings": list(warnings(one, model, 512 * 64, mesh)),
     }
 
 
@@ -37,6 +39,8 @@ def main() -> None:
     for sizes in ((8, 1, 1), (2, 4, 1), (1, 1, 8)):
         mesh = sharding.make_mesh(MeshConfig(*sizes))
         found["x".join(map(str, sizes))] = planned(mesh)
+    four = dataclasses.replace(CONFIG, train=dataclasses.replace(CONFIG.train, accumulate=4))
+    found["in four"] = planned(sharding.make_mesh(MeshConfig()), four)
     one = decoding(CONFIG, sharding.make_mesh(MeshConfig()), CHIPS["v5e"], 2, 16)
     found["decoding"] = {"flops": one.flops, "memory": one.needed}
 

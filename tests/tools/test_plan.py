@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from transformer.config import UserError
-from transformer.tools.plan import CHIPS, Collective, Estimate, collectives, topology_mesh
+from transformer.tools.plan import CHIPS, Collective, Estimate, Hlo, topology_mesh
 
 HLO = """HloModule jit_step, entry_computation_layout={()->f32[]}
 
@@ -23,7 +23,14 @@ HLO = """HloModule jit_step, entry_computation_layout={()->f32[]}
   %inner = (s32[]) while((s32[]) %t), condition=%c, body=%deeper, backend_config={"known_trip_count":{"n":"3"}}
 }
 
+%products (a: f32[6,10]) -> f32[6,4] {
+  %a = f32[6,10]{1,0} parameter(0)
+  %b = f32[10,4]{1,0} parameter(1)
+  ROOT %d = f32[6,4]{1,0} dot(f32[6,10]{1,0} %a, f32[10,4]{1,0} %b), lhs_contracting_dims={1}, rhs_contracting_dims={0}
+}
+
 %deeper (p: (s32[])) -> (s32[]) {
+  %f = f32[6,4]{1,0} fusion(%u, %v), kind=kOutput, calls=%products
   %cp = bf16[10]{0} collective-permute(bf16[10]{0} %y), source_target_pairs={{0,1},{1,0}}
 }
 
@@ -32,21 +39,36 @@ ENTRY %main (p0: f32[8,16]) -> f32[8,16] {
   %ag = (bf16[500,64]{1,0}, bf16[1000,64]{1,0}) all-gather-start(%v), replica_groups={{0,1},{2,3}}, dimensions={0}
   %agd = bf16[1000,64]{1,0} all-gather-done((bf16[500,64]{1,0}, bf16[1000,64]{1,0}) %ag)
   %rs = f32[4]{0} reduce-scatter(f32[32]{0} %z), replica_groups=[1,8]<=[8], to_apply=%add
+  %cps = (f32[7]{0}, f32[7]{0}, u32[], u32[]) collective-permute-start(f32[7]{0} %q), source_target_pairs={{0,1}}
+  %all = (f32[3]{0}, f32[5]{0}) all-reduce-start(f32[3]{0} %q, f32[5]{0} %r), replica_groups={}, to_apply=%add
+  %k = bf16[2,512,64]{2,1,0} parameter(1)
+  %conv = bf16[2,128,64]{2,1,0} convolution(%x, %k), window={size=2 stride=1 lhs_dilate=2}, dim_labels=0bf_0io->0bf
+  %kk = bf16[2,512,64]{2,1,0} parameter(2)
+  %sum = bf16[1,128,64]{2,1,0} convolution(%x, %kk), window={size=2}, dim_labels=0bf_0io->0bf
   %two = (f32[6]{0}, f32[6]{0}) all-reduce(f32[6]{0} %q, f32[6]{0} %r), replica_groups=[4,2]<=[8], to_apply=%add
 }
 """
 
 
 def test_collectives_are_counted_as_often_as_they_run() -> None:
-    found = {(one.kind, one.shape): one for one in collectives(HLO)}
+    found = {(one.kind, one.shape): one for one in Hlo(HLO, 8).collectives()}
     assert found["all-reduce", "f32[8,16]"] == Collective("all-reduce", "f32[8,16]", 4, 8, 8 * 8 * 16 * 4 * 2 * 3 / 4)
     assert found["collective-permute", "bf16[10]"].times == 24
     gathered = found["all-gather", "bf16[1000,64]"]
     assert (gathered.group, gathered.times, gathered.sent) == (2, 1, 1000 * 64 * 2 / 2)
     assert found["reduce-scatter", "f32[4]"].sent == 4 * 4 * 7
     assert found["all-reduce", "2 x f32[6]"].sent == 2 * 6 * 4 * 2 / 2
-    assert len(found) == 5
-    assert collectives(HLO)[0] == gathered  # the most traffic first
+    assert found["collective-permute", "f32[7]"].sent == 7 * 4
+    assert found["all-reduce", "f32[3] f32[5]"].sent == 8 * 4 * 2 * 7 / 8  # no groups named: all eight
+    assert len(found) == 7
+    assert Hlo(HLO, 8).collectives()[0] == gathered  # the most traffic first
+
+
+def test_products_are_counted_as_often_as_they_run() -> None:
+    in_loops = 8 * 3 * 2 * 6 * 10 * 4
+    # One with two matrices side by side, one that sums over both.
+    convolutions = 2 * (2 * 128 * 64) * 512 + 2 * (128 * 64) * 512 * 2
+    assert Hlo(HLO, 8).flops() == in_loops + convolutions
 
 
 def test_a_bound_on_the_time() -> None:
@@ -89,6 +111,18 @@ def test_the_programs_of_a_mesh(eight: dict) -> None:
     assert any(kind == "all-reduce" for kind, *_ in eight["8x1x1"]["collectives"])
     assert eight["2x4x1"]["memory"] < eight["8x1x1"]["memory"]
     assert eight["decoding"]["memory"] > 0 and eight["decoding"]["flops"] > 0
+
+
+def test_micro_batches_make_the_same_arithmetic(eight: dict) -> None:
+    whole, cut = eight["8x1x1"], eight["in four"]
+    assert cut["flops"] == pytest.approx(whole["flops"], rel=0.05)
+    assert cut["traffic"] > 0.8 * whole["traffic"]
+
+
+def test_the_vocabularys_gradient_is_sent_once(eight: dict) -> None:
+    """Not with each part of the loss."""
+    sums = [one for one in eight["8x1x1"]["collectives"] if "f32[512,64]" in one[1]]
+    assert [one[3] for one in sums] == [1]
 
 
 def test_big_mistakes_show(eight: dict) -> None:

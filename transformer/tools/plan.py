@@ -18,17 +18,17 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from transformer.config import Config, UserError
+from transformer.config import Config, MeshConfig, UserError
 from transformer.data.tokenizer import BOS, EOS, PAD
 from transformer.inference import engine
 from transformer.inference.beam_search import Options
 from transformer.tasks.translation import Translation
 from transformer.training.flops import update_flops
 from transformer.training.optimizer import optimizer
-from transformer.training.sharding import BATCH_AXES, batch_ways
+from transformer.training.sharding import BATCH_AXES, batch_ways, make_mesh
 from transformer.training.step import ahead_of_time, bytes_needed, compiled, init_state
 
 log = logging.getLogger("transformer")
@@ -113,8 +113,7 @@ def topology_mesh(topology: str, sizes: Sequence[int]) -> tuple[Mesh, Chip]:
     devices = _devices(topology)
     if len(devices) != chips:
         raise UserError(f"--topology {topology}: libtpu makes {len(devices)} devices of it, not {chips}")
-    mesh = jax.make_mesh(tuple(sizes), ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3, devices=devices)
-    return mesh, CHIPS[kind]
+    return make_mesh(MeshConfig(*sizes), devices), CHIPS[kind]
 
 
 def _devices(topology: str) -> Sequence[Any]:
@@ -140,7 +139,7 @@ def training(config: Config, mesh: Mesh, chip: Chip, shapes: Sequence[tuple[int,
     update = compiled(task.loss, tx, config.train.seed, mesh, abstract)
     for rows, source, target in shapes:
         program = ahead_of_time(update, abstract, (rows, source, target), mesh, config.train.accumulate)
-        yield estimate(f"update {rows}x{source}+{target}", program, chip)
+        yield estimate(f"update {rows}x{source}+{target}", program, chip, mesh.size)
 
 
 def decoding(config: Config, mesh: Mesh, chip: Chip, sentences: int, length: int) -> Estimate:
@@ -175,81 +174,185 @@ def decoding(config: Config, mesh: Mesh, chip: Chip, sentences: int, length: int
     )
     memories, beams = jax.tree.map(laid, begun)
     step = engine.proceed.lower(params, memories, beams, engine.Plan(options), 0, length, models=(model,))
-    return estimate(f"decoding step, {rows} sentences", step.compile(), chip)
+    return estimate(f"decoding step, {rows} sentences", step.compile(), chip, mesh.size)
 
 
-def estimate(name: str, program: jax.stages.Compiled, chip: Chip) -> Estimate:
-    """What a compiled program takes on each device."""
+def estimate(name: str, program: jax.stages.Compiled, chip: Chip, devices: int) -> Estimate:
+    """What a compiled program takes on each of so many devices."""
     cost = program.cost_analysis() or {}
+    hlo = Hlo(program.as_text(), devices)
     return Estimate(
         name,
         chip,
         bytes_needed(program),
-        float(cost.get("flops", 0.0)),
-        float(cost.get("bytes accessed", 0.0)),
-        tuple(collectives(program.as_text())),
+        hlo.flops(),
+        # XLA counts what a loop reads and writes once, however often it runs.
+        float(cost.get("bytes accessed", 0.0)) + hlo.repeated_bytes(),
+        tuple(hlo.collectives()),
     )
 
 
-# ---- Collectives -----------------------------------------------------------------------------------------------------
+# ---- Compiled programs ------------------------------------------------------------------------------------------------
 
 _KINDS = "all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute|ragged-all-to-all"
 _SIZES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, "f64": 8, "s64": 8, "u64": 8}
+_NO_TRAFFIC = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "after-all", "conditional"}
 
 
-def collectives(hlo: str) -> list[Collective]:
-    """What the devices send each other in a program, the most traffic first; loops count as often as they run."""
-    computations = _computations(hlo)
-    entry = next(name for name, (is_entry, _) in computations.items() if is_entry)
-    found: Counter[tuple[str, str, int]] = Counter()
+class Instruction(NamedTuple):
+    """A line of a program."""
 
-    def walk(name: str, times: int) -> None:
-        for line in computations[name][1]:
-            match = re.search(rf" = (.*?) ({_KINDS})(-start)?\(", line)
-            if match:
-                found[match[2], _result(match[1], bool(match[3])), _group(line)] += times
+    shape: str
+    opcode: str
+    operands: list[str]
+    line: str
+
+
+class Hlo:
+    """A program as XLA prints it, for `devices` devices; loops count as often as they run."""
+
+    def __init__(self, text: str, devices: int):
+        self.devices = devices
+        self._computations: dict[str, dict[str, Instruction]] = {}
+        self._entry = ""
+        own: dict[str, Instruction] = {}
+        for line in text.splitlines():
+            head = re.match(r"(ENTRY )?%?([\w.-]+) \(.*\) -> .*\{$", line)
+            if head:
+                own = self._computations[head[2]] = {}
+                self._entry = head[2] if head[1] else self._entry
+            elif found := re.match(r"\s+(?:ROOT )?%?([\w.-]+) = (\(.*?\)|\S+) ([\w-]+)\((.*)", line):
+                name, shape, opcode, rest = found.groups()
+                # Operands end at the first bracket that closes more than was opened; shapes may stand before names.
+                inside = rest[: _closing(rest)]
+                operands = [part.split()[-1].lstrip("%") for part in _split(inside) if part.strip()]
+                own[name] = Instruction(shape, opcode, operands, line)
+        self.times = self._times()
+        """How often each computation runs, those inside fusions included."""
+
+    def _times(self) -> Counter[str]:
+        times: Counter[str] = Counter()
+
+        def walk(name: str, count: int) -> None:
+            times[name] += count
+            for one in self._computations[name].values():
+                trips = re.search(r'"known_trip_count":\{"n":"(\d+)"\}', one.line) if one.opcode == "while" else None
+                for called in self._called(one.line):
+                    walk(called, count * (int(trips[1]) if trips else 1))
+
+        walk(self._entry, 1)
+        return times
+
+    def _called(self, line: str) -> list[str]:
+        names = re.findall(r"(?:body|to_apply|calls)=%?([\w.-]+)", line)
+        for several in re.findall(r"(?:branch_computations|called_computations)=\{(.*?)\}", line):
+            names += [name.strip().lstrip("%") for name in several.split(",")]
+        return [name for name in names if name in self._computations]
+
+    def flops(self) -> float:
+        """Of all products of matrices."""
+        total = 0.0
+        for name, count in self.times.items():
+            own = self._computations[name]
+            for one in own.values():
+                if one.opcode == "dot":
+                    sizes = _numbers(self._shape(own, one.operands[0]))
+                    contracted = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", one.line)
+                    inner = [sizes[int(d)] for d in contracted[1].split(",") if d] if contracted else []
+                    total += count * 2.0 * math.prod(_numbers(one.shape)) * math.prod(inner)
+                elif one.opcode == "convolution":
+                    total += count * _convolution_flops(one, self._shape(own, one.operands[1]))
+        return total
+
+    def repeated_bytes(self) -> float:
+        """What loops read and write beyond their first turn; of slices their own size."""
+        total = 0.0
+        for name, count in self.times.items():
+            if count == 1 or "fused" in name:
                 continue
-            trips = re.search(r'"known_trip_count":\{"n":"(\d+)"\}', line)
-            for called in re.findall(
-                r"(?:body|to_apply|calls|branch_computations=\{|called_computations=\{)=?%?([\w.-]+)", line
-            ):
-                if called in computations:
-                    walk(called, times * (int(trips[1]) if trips and " while(" in line else 1))
+            own = self._computations[name]
+            for one in own.values():
+                if one.opcode in _NO_TRAFFIC:
+                    continue
+                size = _bytes(one.shape)
+                for operand in one.operands:
+                    read = _bytes(self._shape(own, operand))
+                    total += (count - 1) * (min(read, size) if "slice" in one.line.split(" = ")[0] else read)
+                total += (count - 1) * size
+        return total
 
-    walk(entry, 1)
-    made = [Collective(*key, times, times * _sent(*key)) for key, times in found.items()]
-    return sorted(made, key=lambda one: -one.sent)
+    def collectives(self) -> list[Collective]:
+        """What the devices send each other, the most traffic first."""
+        found: Counter[tuple[str, str, int]] = Counter()
+        for name, count in self.times.items():
+            for one in self._computations[name].values():
+                match = re.fullmatch(rf"({_KINDS})(-start)?", one.opcode)
+                if match:
+                    found[match[1], _result(one.shape, match[1], bool(match[2])), self._group(one.line)] += count
+        made = [Collective(*key, times, times * _sent(*key)) for key, times in found.items()]
+        return sorted(made, key=lambda one: -one.sent)
+
+    def _shape(self, own: dict[str, Instruction], name: str) -> str:
+        return own[name].shape if name in own else ""
+
+    def _group(self, line: str) -> int:
+        """Devices of one group."""
+        cut = re.search(r"replica_groups=\[\d+,(\d+)\]", line)
+        if cut:
+            return int(cut[1])
+        listed = re.search(r"replica_groups=\{\{([\d,]*)\}", line)
+        if listed:
+            return len(listed[1].split(","))
+        return 2 if "source_target_pairs" in line else self.devices
 
 
-def _computations(hlo: str) -> dict[str, tuple[bool, list[str]]]:
-    """Name -> whether it is the entry, and its lines."""
-    found: dict[str, tuple[bool, list[str]]] = {}
-    lines: list[str] = []
-    for line in hlo.splitlines():
-        head = re.match(r"(ENTRY )?%?([\w.-]+) \(.*\) -> .* \{$", line)
-        if head:
-            lines = []
-            found[head[2]] = bool(head[1]), lines
-        elif line.startswith("  "):
-            lines.append(line)
-    return found
+def _closing(text: str) -> int:
+    depth = 0
+    for i, character in enumerate(text):
+        depth += (character == "(") - (character == ")")
+        if depth < 0:
+            return i
+    return len(text)
 
 
-def _result(shapes: str, started: bool) -> str:
-    """The shapes of a collective's result without layouts; an asynchronous one's start has (operands, results, ...)."""
+def _split(text: str) -> list[str]:
+    """The operands of an instruction: at commas outside brackets."""
+    parts, depth, begin = [], 0, 0
+    for i, character in enumerate(text):
+        depth += (character in "([{") - (character in ")]}")
+        if character == "," and depth == 0:
+            parts.append(text[begin:i])
+            begin = i + 1
+    return [*parts, text[begin:]]
+
+
+def _numbers(shape: str) -> list[int]:
+    """The sizes of an array's dimensions."""
+    sizes = re.search(r"\[([\d,]*)\]", shape)
+    return [int(size) for size in sizes[1].split(",") if size] if sizes else []
+
+
+def _convolution_flops(one: Instruction, kernel: str) -> float:
+    """TPUs do products of matrices as convolutions: spatial dimensions are those of a batch where the result keeps them,
+    and are summed over where it does not."""
+    labels = re.search(r"dim_labels=\w+_(\w+)->(\w+)", one.line)
+    sizes, result = _numbers(kernel), _numbers(one.shape)
+    if not labels or len(labels[1]) != len(sizes):
+        return 0.0
+    inner = 1
+    for label, size in zip(labels[1], sizes, strict=True):
+        if label == "i" or (label.isdigit() and result[labels[2].index(label)] == 1):
+            inner *= size
+    return 2.0 * math.prod(result) * inner
+
+
+def _result(shapes: str, kind: str, started: bool) -> str:
+    """The shapes of a collective's result without layouts."""
     plain = re.findall(r"(\w+\[[\d,]*\])", shapes)
-    if started and shapes.startswith("("):
-        plain = plain[len(plain) // 2 :] if len(plain) % 2 == 0 else plain[-1:]
+    if started and kind in ("all-gather", "collective-permute"):  # (operands, results), and perhaps counters
+        plain = [shape for shape in plain if shape != "u32[]"]
+        plain = plain[len(plain) // 2 :]
     return " ".join(f"{n} x {shape}" if n > 1 else shape for shape, n in Counter(plain).items())
-
-
-def _group(line: str) -> int:
-    """Devices of one group."""
-    cut = re.search(r"replica_groups=\[\d+,(\d+)\]", line)
-    if cut:
-        return int(cut[1])
-    listed = re.search(r"replica_groups=\{\{([\d,]*)\}", line)
-    return len(listed[1].split(",")) if listed else 2
 
 
 def _bytes(shapes: str) -> float:
@@ -280,7 +383,8 @@ def _sent(kind: str, shapes: str, group: int) -> float:
 
 
 def plan(config: Config, topology: str, sizes: Sequence[int], padding: float = 0.03) -> dict[str, Any]:
-    """Everything about a config on a topology, as plain values; `padding` is the share of positions that is."""
+    """Everything about a config on a topology, as plain values, for packed rows of which `padding` is padding."""
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, packing=True))
     mesh, chip = topology_mesh(topology, sizes)
     shape = batch_shape(config)
     (update,) = training(config, mesh, chip, [shape])
@@ -297,7 +401,7 @@ def plan(config: Config, topology: str, sizes: Sequence[int], padding: float = 0
         "tokens_per_s": rows * target * (1 - padding) / update.bound,
         "days": update.bound * config.train.steps / 86_400,
         "steps": config.train.steps,
-        "warnings": list(warnings(update, model, table)),
+        "warnings": list(warnings(update, model, table, mesh)),
     }
 
 
@@ -309,8 +413,8 @@ def batch_shape(config: Config) -> tuple[int, int, int]:
     return max(rows // step, 1) * step, d.max_length, d.max_length
 
 
-def warnings(update: Estimate, model_flops: float, table: int) -> Iterator[str]:
-    """Mistakes in sharding that show in the program."""
+def warnings(update: Estimate, model_flops: float, table: int, mesh: Mesh) -> Iterator[str]:
+    """Mistakes in sharding that show in the program; `table` is how many numbers the vocabulary's matrix holds."""
     if update.needed > update.chip.memory:
         yield f"{update.needed / GIB:.1f} GiB do not fit the {update.chip.memory / GIB:.0f} GiB of a chip"
     if update.flops > 1.5 * model_flops:
@@ -318,8 +422,10 @@ def warnings(update: Estimate, model_flops: float, table: int) -> Iterator[str]:
             f"each device does {update.flops / model_flops:.1f} times its share of the model's arithmetic: something "
             "is computed on several of them"
         )
+    if mesh.shape["fsdp"] > 1 and mesh.shape["tensor"] == 1:
+        return  # there the whole matrix is gathered by design, as all others are
     for one in update.collectives:
-        biggest = max((_bytes(shape) / 2 for shape in one.shape.split(" ")), default=0)
+        biggest = max((math.prod(_numbers(shape)) for shape in one.shape.split(" ")), default=0)
         if one.kind == "all-gather" and biggest >= table:
             yield f"all-gather of {one.shape}, as large as the vocabulary's matrix, {one.times} times an update"
 
