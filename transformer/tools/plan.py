@@ -192,7 +192,7 @@ def estimate(name: str, program: jax.stages.Compiled, chip: Chip, devices: int) 
     )
 
 
-# ---- Compiled programs ------------------------------------------------------------------------------------------------
+# ---- Compiled programs -----------------------------------------------------------------------------------------------
 
 _KINDS = "all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute|ragged-all-to-all"
 _SIZES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, "f64": 8, "s64": 8, "u64": 8}
@@ -333,8 +333,8 @@ def _numbers(shape: str) -> list[int]:
 
 
 def _convolution_flops(one: Instruction, kernel: str) -> float:
-    """TPUs do products of matrices as convolutions: spatial dimensions are those of a batch where the result keeps them,
-    and are summed over where it does not."""
+    """TPUs do products of matrices as convolutions: spatial dimensions are those of a batch where the result keeps
+    them, and are summed over where it does not."""
     labels = re.search(r"dim_labels=\w+_(\w+)->(\w+)", one.line)
     sizes, result = _numbers(kernel), _numbers(one.shape)
     if not labels or len(labels[1]) != len(sizes):
