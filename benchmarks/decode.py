@@ -45,6 +45,7 @@ SYSTEMS = {
     ),
     "cuda": (("ours", "bfloat16"), ("huggingface", "bfloat16"), ("ctranslate2", "float16")),
 }
+PACKAGES = ("jax", "torch", "transformers", "ctranslate2")
 SPREAD_LONGEST = 128  # no output of the spread comes near it
 QUICK = {
     **{"model.encoder_layers": 2, "model.decoder_layers": 2, "model.d_model": 64, "model.d_ff": 128, "model.heads": 4},
@@ -196,6 +197,13 @@ class Bench:
         self.options, self.folders = options, folders
         self._workers: dict[str, Decoder] = {}
         self.chosen: dict[tuple[tuple[str, str], int], dict[str, Any]] = {}
+        # Settings found before, on this machine and for these sizes.
+        self._known = Path(options.workdir) / "settings.json"
+        self._about = [machine(PACKAGES), options.threads, options.device, options.beam, options.length]
+        if self._known.exists() and not options.tune:
+            kept = json.loads(self._known.read_text())
+            if kept["for"] == self._about:
+                self.chosen = {((name, dtype), batch): own for name, dtype, batch, own in kept["chosen"]}
 
     def worker(self, system: tuple[str, str], setting: dict[str, Any]) -> Decoder:
         """The process of a system with a setting, started when first asked for."""
@@ -214,6 +222,9 @@ class Bench:
     def tune(self, system: tuple[str, str], sources: Ids) -> None:
         """Try each setting at each batch size, keep the fastest, and say so."""
         o, (name, dtype) = self.options, system
+        if all((system, batch) in self.chosen for batch in o.batches):
+            log(f"  {name} {dtype}: as found before (--tune looks again)")
+            return
         tried = candidates(name, o.device, o.threads)
         if o.quick:
             tried = tried[:2]
@@ -240,6 +251,11 @@ class Bench:
             if of_batch:
                 worst = max(seconds[k, batch] for k in of_batch) / seconds[best, batch]
                 log(f"  {name} {dtype}, batch {batch}: {described(tried[best])} ({worst:.2f} x as fast as the slowest)")
+
+    def keep(self) -> None:
+        """Write down the settings, for another run on this machine."""
+        rows = [[*system, batch, setting] for (system, batch), setting in self.chosen.items()]
+        self._known.write_text(json.dumps({"for": self._about, "chosen": rows}, indent=1))
 
     def close(self, workers: Sequence[Decoder] | None = None) -> None:
         """End these processes, or all."""
@@ -379,6 +395,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--repeats", type=int, help="timed runs of a system in a cell (default 5)")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="of each system")
     parser.add_argument("--device", choices=list(SYSTEMS), default="cpu")
+    parser.add_argument("--tune", action="store_true", help="look for the best settings again, though they are known")
     parser.add_argument("--agree", type=float, default=0.99, help="least share of equal outputs (default 0.99)")
     parser.add_argument("--variants", action="store_true", help="ours alone, kinds of attention at growing length")
     parser.add_argument("--lengths", type=int, nargs="+", help="pieces of output with --variants (default 64 ... 512)")
@@ -393,8 +410,8 @@ def main(arguments: list[str]) -> None:
             setattr(options, name, value)
     overrides = [*(f"--{name}={value}" for name, value in QUICK.items() if options.quick), *overrides]
     if not options.variants:
-        require(("torch", "transformers", "ctranslate2", "safetensors"))
-    log(machine(("jax", "torch", "transformers", "ctranslate2")))
+        require((*PACKAGES[1:], "safetensors"))
+    log(machine(PACKAGES))
     if options.variants:
         rows = show(variants(options, overrides), COLUMNS, options.json)
     else:
@@ -406,6 +423,7 @@ def main(arguments: list[str]) -> None:
             log(f"{options.threads} threads each; looking for each system's best setting")
             for system in systems:
                 bench.tune(system, fixed)
+            bench.keep()
             log("comparing outputs")
             rows = show(measure(bench, systems, fixed, spread), COLUMNS, options.json)
         finally:

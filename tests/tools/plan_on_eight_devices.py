@@ -49,7 +49,7 @@ def main() -> None:
     right = sharding.RULES
     sharding.RULES = ((".*", P()),)
     found["replicated"] = planned(mesh)
-    sharding.RULES = ((r"(.*_)?embedding/table", P(("data", "fsdp", "tensor"))), *right[1:])
+    sharding.RULES = ((r"(.*_)?embedding/table", P("data")), *right[1:])
     found["gathered"] = planned(sharding.make_mesh(MeshConfig(8, 1, 1)))
     print(json.dumps(found))
 
