@@ -11,7 +11,7 @@ from transformer.config import BIG, Config, DataConfig, DecodeConfig, TrainConfi
 
 config = Config(
     model=BIG,
-    data=DataConfig(corpus="wmt14", languages=("en", "de"), vocab_size=37_000, length_buckets=12),
+    data=DataConfig(corpus="wmt14", languages=("en", "de"), vocab_size=37_000, packing=True),
     train=TrainConfig(steps=300_000, batch_tokens=25_000, warmup_steps=4_000, keep_last=20),
     decode=DecodeConfig(beam_size=4, length_penalty=0.6, length_normalization="paper", max_extra_length=50),
 )

@@ -13,7 +13,7 @@ from transformer.config import BASE, Config, DataConfig, DecodeConfig, TrainConf
 
 config = Config(
     model=dataclasses.replace(BASE, kv_heads=2),
-    data=DataConfig(corpus="wmt14", languages=("en", "de"), vocab_size=37_000, length_buckets=12),
+    data=DataConfig(corpus="wmt14", languages=("en", "de"), vocab_size=37_000, packing=True),
     train=TrainConfig(
         steps=5_000,
         batch_tokens=25_000,

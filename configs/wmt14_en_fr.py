@@ -11,7 +11,7 @@ from transformer.config import BASE, Config, DataConfig, DecodeConfig, TrainConf
 
 config = Config(
     model=BASE,
-    data=DataConfig(corpus="wmt14", languages=("en", "fr"), vocab_size=32_000, length_buckets=12),
+    data=DataConfig(corpus="wmt14", languages=("en", "fr"), vocab_size=32_000, packing=True),
     train=TrainConfig(steps=100_000, batch_tokens=25_000, warmup_steps=4_000, keep_every=10_000),
     decode=DecodeConfig(beam_size=4, length_penalty=0.6, length_normalization="paper", max_extra_length=50),
 )
