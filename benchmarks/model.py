@@ -13,7 +13,7 @@ config = Config(
     model=ModelConfig(dropout=0.0),
     data=DataConfig(vocab_size=8_000, max_length=100, length_buckets=6),
     train=TrainConfig(
-        steps=200,
+        steps=800,
         batch_tokens=2_048,
         peak_learning_rate=2e-4,
         warmup_steps=30,
