@@ -205,14 +205,23 @@ class Bench:
             if kept["for"] == self._about:
                 self.chosen = {((name, dtype), batch): own for name, dtype, batch, own in kept["chosen"]}
 
+    @staticmethod
+    def _key(system: tuple[str, str], setting: dict[str, Any]) -> str:
+        return json.dumps([system, setting], sort_keys=True)
+
     def worker(self, system: tuple[str, str], setting: dict[str, Any]) -> Decoder:
         """The process of a system with a setting, started when first asked for."""
-        key = json.dumps([system, setting], sort_keys=True)
+        key = self._key(system, setting)
         if key not in self._workers:
             name, dtype = system
             settings = {"threads": self.options.threads, "device": self.options.device, "dtype": dtype}
             self._workers[key] = Decoder(name, **self.folders, **settings, **setting)
         return self._workers[key]
+
+    def close_others(self, wanted: dict[tuple[str, str], dict[str, Any]]) -> None:
+        """End the processes but those of these systems with these settings: memory would not hold all."""
+        kept = {self._key(system, setting) for system, setting in wanted.items()}
+        self.close([worker for key, worker in self._workers.items() if key not in kept])
 
     def reference(self) -> Decoder:
         """The process that the others are held against, in the first of its settings."""
@@ -278,18 +287,21 @@ def agree(bench: Bench, systems: Sequence[tuple[str, str]], fixed: Ids, spread: 
     jobs = [("free", spread, 0, SPREAD_LONGEST), (f"of {o.length} pieces", fixed, o.length, o.length)]
     batch = min(32, max(o.batches))
     shares: dict[tuple[str, str], float] = {}
-    for what, sources, shortest, longest in jobs:
-        expected = bench.reference().decode(sources, batch, o.beam, shortest, longest)["outputs"]
-        for system in systems:
-            settings = [bench.chosen[system, size] for size in o.batches]
-            for setting in [s for i, s in enumerate(settings) if s not in settings[:i]]:
-                found = bench.worker(system, setting).decode(sources, batch, o.beam, shortest, longest)["outputs"]
+    reference = bench.reference()
+    expected = [reference.decode(sources, batch, o.beam, *lengths)["outputs"] for _, sources, *lengths in jobs]
+    for system in systems:
+        settings = [bench.chosen[system, size] for size in o.batches]
+        for setting in [s for i, s in enumerate(settings) if s not in settings[:i]]:
+            worker = bench.worker(system, setting)
+            for (what, sources, shortest, longest), outputs in zip(jobs, expected, strict=True):
+                found = worker.decode(sources, batch, o.beam, shortest, longest)["outputs"]
                 wrong = [n for n in map(len, found) if not shortest <= n <= longest]
                 if wrong:
                     raise UserError(f"{' '.join(system)}: outputs of {wrong[0]} pieces in the mode '{what}'")
-                share = sum(a == b for a, b in zip(found, expected, strict=True)) / len(found)
+                share = sum(a == b for a, b in zip(found, outputs, strict=True)) / len(found)
                 shares[system] = min(share, shares.get(system, 1.0))
                 log(f"  {' '.join(system)} ({described(setting)}): {share:.1%} of {len(found)} outputs {what} are ours")
+            bench.close([worker])  # all of them at once are more than the memory holds
     low = {system: f"{' '.join(system)} {share:.1%}" for system, share in shares.items() if share < o.agree}
     if any(dtype == "float32" for _, dtype in low):
         raise UserError(
@@ -305,12 +317,14 @@ def measure(bench: Bench, systems: Sequence[tuple[str, str]], fixed: Ids, spread
     """Rows, a cell (mode and batch size) after the other; inside a cell the systems take turns."""
     o = bench.options
     shares = agree(bench, systems, fixed, spread)
-    for mode, batch in itertools.product(("fixed", "spread"), o.batches):
+    for batch, mode in itertools.product(o.batches, ("fixed", "spread")):
         if mode == "fixed":
             sources, lengths = (fixed * 4)[: max(batch, 4)], (o.length, o.length)
         else:
             sources, lengths = spread[: max(2 * batch, 8)], (0, SPREAD_LONGEST)
-        workers = {system: bench.worker(system, bench.chosen[system, batch]) for system in systems}
+        wanted = {system: bench.chosen[system, batch] for system in systems}
+        bench.close_others(wanted)
+        workers = {system: bench.worker(system, setting) for system, setting in wanted.items()}
         runs = take_turns(workers, [sources, batch, o.beam, *lengths], o.repeats)
         ours = {dtype: speed(runs[name, dtype]) for name, dtype in systems if name == "ours"}
         for name, dtype in systems:
