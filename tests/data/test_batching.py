@@ -242,7 +242,7 @@ def test_resume_from_the_iterators_state():
     whole = iterate(batches.__getitem__, start=0, stop=40, threads=2, prefetch=5)
     for _ in range(17):
         next(whole)
-    again = iterate(make(random_pairs(300)), start=0, stop=40, threads=3, prefetch=9)
+    again = iterate(make(random_pairs(300)).__getitem__, start=0, stop=40, threads=3, prefetch=9)
     next(again)
     again.set_state(whole.get_state())
     for one, two in zip(whole, again, strict=True):
@@ -254,7 +254,8 @@ def test_an_open_iterator_does_not_hold_up_the_exit():
     program = (
         "import sys; sys.path.insert(0, sys.argv[1])\n"
         "from test_batching import *\n"
-        "it = iterate(make(random_pairs(2000)), start=3, stop=10**9, threads=4, prefetch=64); next(it); print('ok')"
+        "read = make(random_pairs(2000)).__getitem__\n"
+        "it = iterate(read, start=3, stop=10**9, threads=4, prefetch=64); next(it); print('ok')"
     )
     env = os.environ | {"PYTHONPATH": str(Path(transformer.__file__).parents[1])}
     command = [sys.executable, "-c", program, str(Path(__file__).parent)]

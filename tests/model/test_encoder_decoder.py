@@ -238,7 +238,7 @@ def test_bfloat16_runs_close_to_float32():
 @pytest.mark.parametrize("name", CONFIGS)
 def test_remat_computes_the_same_with_less_memory(name):
     """Layers shared keys and values or not; with dropout, whose masks must be the same the second time."""
-    config = dataclasses.replace(CONFIGS[name], kv_sharing=2, dropout=0.2, encoder_layers=4, decoder_layers=4)
+    config = dataclasses.replace(CONFIGS[name], kv_sharing=2, dropout=0.2, encoder_layers=2, decoder_layers=2)
     model, params = tiny(config)
 
     source, target = np.tile(SOURCE, (20, 1)), np.tile(TARGET, (20, 1))
@@ -247,13 +247,14 @@ def test_remat_computes_the_same_with_less_memory(name):
         logits = model.apply(params, source, target, key=jax.random.key(3), remat=remat)
         return jnp.mean(jnp.sin(logits))
 
-    found, memory = [], []
+    found, kept = [], []
     for remat in (False, True):
-        step = jax.jit(jax.value_and_grad(loss), static_argnums=1).lower(params, remat).compile()
-        memory.append(step.memory_analysis().temp_size_in_bytes)
-        found.append((step(params), str(jax.make_jaxpr(jax.grad(loss), static_argnums=1)(params, remat))))
+        step = jit(jax.value_and_grad(loss), static_argnums=1)
+        found.append((step(params, remat), str(jax.make_jaxpr(jax.grad(loss), static_argnums=1)(params, remat))))
+        _, backward = jax.vjp(lambda params, remat=remat: loss(params, remat), params)
+        kept.append(sum(x.size for x in jax.tree.leaves(backward) if hasattr(x, "size")))
     ((value, grads), plain), ((again, others), second) = found
     assert float(again) == pytest.approx(float(value), rel=1e-6)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), grads, others)
-    assert memory[1] < 0.8 * memory[0]
+    assert kept[1] < 0.6 * kept[0]  # what the forward pass leaves for the backward one
     assert second.count("dot_general") > plain.count("dot_general") * 1.2

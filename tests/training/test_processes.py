@@ -105,7 +105,7 @@ def test_two_processes_are_as_one_with_two_devices(one: Path, two, report) -> No
     assert "loss" not in log[1]  # process 0 tells for all
 
 
-@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("count", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_run_goes_on_with_another_number_of_processes(one: Path, two, tiny, environment, tmp_path, count) -> None:
     half = tmp_path / "half"
     shutil.copytree(one if count == 2 else two[0], half)
@@ -164,6 +164,7 @@ def test_what_goes_wrong_in_process_1_ends_the_other(tiny, environment, tmp_path
     assert "/dev/null/nowhere" in done[1][1] and "process 1 had to stop: /dev/null" in done[0][1]
 
 
+@pytest.mark.slow
 def test_each_its_own_workdir_is_noticed(tiny, environment, tmp_path) -> None:
     meeting = f"127.0.0.1:{port()}"
     arguments = ("--config", tiny.config, *SHORTER, "--coordinator", meeting)
@@ -176,6 +177,7 @@ def test_each_its_own_workdir_is_noticed(tiny, environment, tmp_path) -> None:
         assert "is not the folder that process 0 sees there" in told
 
 
+@pytest.mark.slow
 def test_packed_rows_cut_into_micro_batches(tiny, environment, tmp_path) -> None:
     options = ("--data.packing=True", "--train.accumulate=2", "--train.batch_tokens=1024", *SHORTER)
     done = both(environment, "--config", tiny.config, "--workdir", tmp_path / "two", *options)

@@ -60,18 +60,19 @@ def train(arguments: Sequence[str]) -> None:
         raise UserError(f"--profile {own.profile}: traces can be written to a local workdir only")
     if own.batch and any(argument.startswith("--train.accumulate") for argument in rest):
         raise UserError("--batch auto chooses train.accumulate itself; leave one of the two out")
-    with cache(config.data):
+    if own.dry_run and own.process not in (None, "0/1"):
+        raise UserError("--dry-run is for a single process; leave out --process and --coordinator")
+    from transformer.training import processes
+
+    processes.start(own.coordinator, own.process)
+    with processes.all_or_none(), cache(config.data):
         pass  # one that can't be made is told before anything begins
     set_up_jax()
     from transformer.tasks.translation import Translation
-    from transformer.training import processes
     from transformer.training.loop import dry_run, hold, refuse_other_config
     from transformer.training.loop import train as run_training
 
-    processes.start(own.coordinator, own.process)
     if own.dry_run:
-        if own.process not in (None, "0/1"):
-            raise UserError("--dry-run is for a single process; leave out --process and --coordinator")
         if own.batch:
             config = fitting(config, None)
         dry_run(Translation.build(config), config, own.workdir)

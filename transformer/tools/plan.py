@@ -236,12 +236,26 @@ class Hlo:
         def walk(name: str, count: int) -> None:
             times[name] += count
             for one in self._computations[name].values():
-                trips = re.search(r'"known_trip_count":\{"n":"(\d+)"\}', one.line) if one.opcode == "while" else None
+                turns = self._turns(one.line) if one.opcode == "while" else 1
                 for called in self._called(one.line):
-                    walk(called, count * (int(trips[1]) if trips else 1))
+                    walk(called, count * turns)
 
         walk(self._entry, 1)
         return times
+
+    def _turns(self, line: str) -> int:
+        """How often a loop runs: as XLA says, or else the number that its condition compares with."""
+        known = re.search(r'"known_trip_count":\{"n":"(\d+)"\}', line)
+        if known:
+            return int(known[1])
+        condition = re.search(r"condition=%?([\w.-]+)", line)
+        waiting, numbers = [condition[1]] if condition else [], [1]
+        while waiting:
+            for one in self._computations.get(waiting.pop(), {}).values():
+                number = re.search(r"= [su]32\[\]\S* constant\((\d+)\)", one.line)
+                numbers += [int(number[1])] if number else []
+                waiting += self._called(one.line)
+        return max(numbers)
 
     def _called(self, line: str) -> list[str]:
         names = re.findall(r"(?:body|to_apply|calls)=%?([\w.-]+)", line)

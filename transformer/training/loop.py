@@ -270,7 +270,7 @@ class Interval:
         """Leave out of the rates what wasn't training."""
         self._began, self._tokens, self._flops = time.monotonic(), 0.0, 0.0
 
-    def add(self, values: dict[str, float], flops: float) -> None:
+    def add(self, values: dict[str, float], flops: float = 0.0) -> None:
         for name in ("loss", "nll"):
             mean = values[name] if name == "loss" else values[name] / max(values["weight"], 1.0)
             self.sums[name] = self.sums.get(name, 0.0) + mean
@@ -478,8 +478,8 @@ def accumulation(task_of: Callable[[int], Task], config: Config, limit: int | No
     limit = min(map(int, gather(str(limit or memory_of_a_device() * 9 // 10))))
     whole = 0
     for count in (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 256, 2**30):
-        task = task_of(count)
         try:
+            task = task_of(count)
             shapes = extremes(task.batches())
         except UserError:
             if count == 1:

@@ -72,9 +72,14 @@ def _number(record: logging.LogRecord) -> bool:
     return True
 
 
+def count() -> int:
+    """How many processes there are. Unlike `jax.process_count` it does not wake JAX's devices up where there is one."""
+    return jax.process_count() if jax.distributed.is_initialized() else 1
+
+
 def first() -> bool:
     """Whether this is process 0, which alone writes to the workdir and tells how it goes."""
-    return jax.process_index() == 0
+    return count() == 1 or jax.process_index() == 0
 
 
 @contextlib.contextmanager
@@ -86,7 +91,7 @@ def in_turn(what: str, timeout: float | None = None) -> Iterator[None]:
     """
     with all_or_none():
         key = f"transformer/turn/{next(_meetings)}"
-        if jax.process_count() == 1:
+        if count() == 1:
             yield
         elif first():
             try:
@@ -109,10 +114,10 @@ def all_or_none() -> Iterator[None]:
         yield
     except UserError as error:
         failure = str(error)
-        if jax.process_count() == 1:
+        if count() == 1:
             raise
     except BaseException as error:
-        if jax.process_count() > 1:  # the others shall not wait for this one
+        if count() > 1:  # the others shall not wait for this one
             _say(f"transformer/gather/{next(_meetings)}", json.dumps(f"{type(error).__name__}: {error}"))
         raise
     told = [json.loads(one) for one in gather(json.dumps(failure))]
@@ -125,7 +130,7 @@ def all_or_none() -> Iterator[None]:
 
 def gather(text: str) -> list[str]:
     """The texts of all processes, in their order; each must call this at the same point."""
-    n = jax.process_count()
+    n = count()
     if n == 1:
         return [text]
     key = f"transformer/gather/{next(_meetings)}"
