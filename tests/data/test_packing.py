@@ -144,7 +144,13 @@ def test_a_budget_too_small_for_a_row():
 
 @pytest.mark.skipif("TRANSFORMER_DATA" not in os.environ, reason="TRANSFORMER_DATA names no folder of corpora")
 @pytest.mark.parametrize(
-    "source", ["multi30k/raw/train.en.gz", "wmt_mini/news.en.gz", "wmt_mini/tatoeba.en.gz", "wmt_mini/europarl.en.gz"]
+    "source",
+    [
+        "multi30k/raw/train.en.gz",
+        "wmt_mini/news.en.gz",
+        pytest.param("wmt_mini/tatoeba.en.gz", marks=pytest.mark.slow),
+        pytest.param("wmt_mini/europarl.en.gz", marks=pytest.mark.slow),
+    ],
 )
 def test_padding_of_real_text(tmp_path, report, source):
     from transformer.data.cache import tokenize

@@ -101,6 +101,7 @@ def eight(environment) -> dict:
     return json.loads(done.stdout.splitlines()[-1])
 
 
+@pytest.mark.slow
 def test_the_programs_of_a_mesh(eight: dict) -> None:
     """On eight virtual devices of this machine, for which XLA compiles as for others."""
     for mesh in ("8x1x1", "2x4x1", "1x1x8"):
@@ -113,18 +114,21 @@ def test_the_programs_of_a_mesh(eight: dict) -> None:
     assert eight["decoding"]["memory"] > 0 and eight["decoding"]["flops"] > 0
 
 
+@pytest.mark.slow
 def test_micro_batches_make_the_same_arithmetic(eight: dict) -> None:
     whole, cut = eight["8x1x1"], eight["in four"]
     assert cut["flops"] == pytest.approx(whole["flops"], rel=0.05)
     assert cut["traffic"] > 0.8 * whole["traffic"]
 
 
+@pytest.mark.slow
 def test_the_vocabularys_gradient_is_sent_once(eight: dict) -> None:
     """Not with each part of the loss."""
     sums = [one for one in eight["8x1x1"]["collectives"] if "f32[512,64]" in one[1]]
     assert [one[3] for one in sums] == [1]
 
 
+@pytest.mark.slow
 def test_big_mistakes_show(eight: dict) -> None:
     (told,) = eight["replicated"]["warnings"]
     assert "times its share of the model's arithmetic" in told
