@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from transformer.command_line import Parser, config_file, decode_options, override, run, set_up_jax
+from transformer.command_line import Parser, configured, decode_options, run, set_up_jax
 from transformer.config import KINDS, Config, UserError, check
 
 log = logging.getLogger("transformer")
@@ -113,17 +113,9 @@ def describe(arguments: list[str]) -> None:
     parser = Parser("python -m transformer describe", describe.__doc__, add_help=False)
     parser.add_argument("--config", metavar="FILE", help="a config file, such as configs/wmt14_en_de.py")
     parser.add_argument("--kv", action="store_true", help="instead: what sharing keys and values saves, measured here")
-    parser.add_argument("-h", "--help", action="store_true", help="show this and stop")
-    own, rest = parser.parse_known_args(arguments)
-    default = config_file(own.config) if own.config else Config()
-    if own.help:
-        parser.print_help()
-        print("\nAny field of the config:\n")
-        override(default, ["--help"], parser.prog)
-    if not own.config:
+    own, _, config = configured(parser, arguments)
+    if config is None:
         raise UserError("--config is missing, such as --config configs/wmt14_en_de.py")
-    config = override(default, rest, parser.prog, parser.options())
-    check(config)
     from transformer.tools.describe import describe as lines
 
     if own.kv:
@@ -179,21 +171,13 @@ def plan(arguments: list[str]) -> None:
     parser.add_argument("--topology", help="chips and how they are wired, such as v5e:16x16, v5p:4x4x4 or v6e:4x4")
     parser.add_argument("--mesh", metavar="D,F,T", help="devices along data, fsdp and tensor, such as 64,2,2")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
-    parser.add_argument("-h", "--help", action="store_true", help="show this and stop")
-    own, rest = parser.parse_known_args(arguments)
-    default = config_file(own.config) if own.config else Config()
-    if own.help:
-        parser.print_help()
-        print("\nAny field of the config:\n")
-        override(default, ["--help"], parser.prog)
+    own, _, config = configured(parser, arguments)
     for name in ("config", "topology", "mesh"):
         if getattr(own, name) is None:
             raise UserError(f"--{name} is missing; {parser.prog} --help shows an example")
     sizes = own.mesh.split(",")
     if len(sizes) != 3 or not all(size.isdigit() and int(size) for size in sizes):
         raise UserError(f"--mesh {own.mesh}: give three numbers, devices along data, fsdp and tensor, such as 64,2,2")
-    config = override(default, rest, parser.prog, parser.options())
-    check(config)
     from transformer.tools import plan as planning
 
     result = planning.plan(config, own.topology, [int(size) for size in sizes])

@@ -158,6 +158,25 @@ def override(default: C, arguments: Sequence[str], program: str, options: Sequen
         raise UserError(message or f"wrong arguments; {program} --help names every option") from None
 
 
+def configured(parser: Parser, arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str], Config | None]:
+    """A program's own options, the rest, and the checked config that --config and the rest make; None without --config.
+
+    --help names the options and every field, and stops.
+    """
+    parser.add_argument("-h", "--help", action="store_true", help="show this and stop")
+    own, rest = parser.parse_known_args(arguments)
+    default = config_file(own.config) if own.config else Config()
+    if own.help:
+        parser.print_help()
+        print("\nAny field of the config:\n")
+        override(default, ["--help"], parser.prog)
+    if not own.config:
+        return own, rest, None
+    config = override(default, rest, parser.prog, parser.options())
+    check(config)
+    return own, rest, config
+
+
 @dataclasses.dataclass(frozen=True)
 class DecodeOptions:
     """The options of commands that translate."""

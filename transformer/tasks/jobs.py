@@ -9,8 +9,8 @@ from collections.abc import Sequence
 
 from etils import epath
 
-from transformer.command_line import Parser, config_file, decode_options, override, set_up_jax
-from transformer.config import Config, UserError, check, from_json, to_json
+from transformer.command_line import Parser, configured, decode_options, set_up_jax
+from transformer.config import Config, UserError, from_json, to_json
 from transformer.data.sources import cache
 
 
@@ -38,17 +38,9 @@ def train(arguments: Sequence[str]) -> None:
     parser.add_argument(
         "--wait-minutes", type=int, default=60, help="how long the others wait for process 0 to tokenise (default 60)"
     )
-    parser.add_argument("-h", "--help", action="store_true", help="show this and stop")
-    own, rest = parser.parse_known_args(arguments)
-    default = config_file(own.config) if own.config else Config()
-    if own.help:
-        parser.print_help()
-        print("\nAny field of the config:\n")
-        override(default, ["--help"], "train.py")
-    if not own.config:
+    own, rest, config = configured(parser, arguments)
+    if config is None:
         raise UserError("--config is missing; for a first run: --config configs/quickstart.py")
-    config = override(default, rest, "train.py", parser.options())
-    check(config)
     if own.print_config:
         print(to_json(config), end="")
         return

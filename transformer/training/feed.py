@@ -10,8 +10,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from transformer.data.batching import Batches, iterate
-from transformer.training.sharding import batch_sharding, batch_ways
-from transformer.training.step import Batch
+from transformer.training.sharding import batch_sharding
+from transformer.training.step import Batch, micro_batch_rows
 
 # For each array its shape on all devices together, and what lies where: (first row, last row) -> values.
 HostBatch = dict[str, tuple[tuple[int, ...], dict[tuple[int, int], np.ndarray]]]
@@ -28,16 +28,12 @@ class Feed:
     def __init__(self, batches: Batches, mesh: Mesh, micro_batches: int = 1):
         self.batches, self.micro_batches = batches, micro_batches
         self.sharding = batch_sharding(mesh, micro_batches=True)
-        self._ways = batch_ways(mesh)
-
-    def rows(self, count: int) -> int:
-        """Rows of each micro-batch of a batch of `count` rows, over all devices."""
-        return -(-count // (self._ways * self.micro_batches)) * self._ways
+        self._mesh = mesh
 
     def read(self, step: int) -> HostBatch:
         """The rows of this process's devices in the batch of update `step`, counted from 0."""
         m, shape = self.micro_batches, self.batches.shape(step)
-        rows = self.rows(shape.rows)
+        rows = micro_batch_rows(shape.rows, self._mesh, m)
         host: HostBatch = {
             "source": ((m, rows, shape.source), {}),
             "target": ((m, rows, shape.target), {}),

@@ -104,15 +104,20 @@ def ahead_of_time(
     """What `compiled` gave, compiled for batches of (rows, source, target) with neither state nor data at hand; the
     mesh's devices need not be there."""
     layout, sharding = shardings(abstract, mesh), batch_sharding(mesh, micro_batches=True)
-    rows, *lengths = shape
-    ways = batch_ways(mesh)
-    rows = -(-rows // (ways * micro_batches)) * ways
+    count, *lengths = shape
+    rows = micro_batch_rows(count, mesh, micro_batches)
     state = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, layout)
     batch = {
         name: jax.ShapeDtypeStruct((micro_batches, rows, length), jnp.int32, sharding=sharding)
         for name, length in zip(("source", "target"), lengths, strict=True)
     }
     return update.lower(state, batch).compile()
+
+
+def micro_batch_rows(count: int, mesh: Mesh, micro_batches: int) -> int:
+    """Rows of each micro-batch of a batch of `count` rows, over all devices, which cut them evenly."""
+    ways = batch_ways(mesh)
+    return -(-count // (ways * micro_batches)) * ways
 
 
 def bytes_needed(program: jax.stages.Compiled) -> int:
