@@ -36,13 +36,13 @@ def planned(mesh: jax.sharding.Mesh, config: Config = CONFIG) -> dict:
 
 def main() -> None:
     found = {}
-    for sizes in ((8, 1, 1), (2, 4, 1), (1, 1, 8)):
+    for sizes in ((8, 1, 1), (2, 4, 1), (2, 2, 2), (1, 1, 8)):
         mesh = sharding.make_mesh(MeshConfig(*sizes))
         found["x".join(map(str, sizes))] = planned(mesh)
     four = dataclasses.replace(CONFIG, train=dataclasses.replace(CONFIG.train, accumulate=4))
     found["in four"] = planned(sharding.make_mesh(MeshConfig()), four)
     one = decoding(CONFIG, sharding.make_mesh(MeshConfig()), CHIPS["v5e"], 2, 16)
-    found["decoding"] = {"flops": one.flops, "memory": one.needed}
+    found["decoding"] = {"flops": one.flops, "memory": one.needed, "sent": sum(c.sent for c in one.collectives)}
 
     # Mistakes: no parameter cut along the tensor axis; the vocabulary's matrix cut, and needed whole.
     mesh = sharding.make_mesh(MeshConfig(1, 1, 8))

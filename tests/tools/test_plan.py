@@ -112,6 +112,22 @@ def test_the_programs_of_a_mesh(eight: dict) -> None:
     assert any(kind == "all-reduce" for kind, *_ in eight["8x1x1"]["collectives"])
     assert eight["2x4x1"]["memory"] < eight["8x1x1"]["memory"]
     assert eight["decoding"]["memory"] > 0 and eight["decoding"]["flops"] > 0
+    # Devices tell each other how many sentences are left, and nothing else.
+    assert eight["decoding"]["sent"] < 64
+
+
+@pytest.mark.slow
+def test_activations_stay_where_they_are(eight: dict) -> None:
+    """Rows lie on their devices; parameters come to them."""
+    D, V = 64, 512
+    for mesh, (_, fsdp, tensor) in {"8x1x1": (8, 1, 1), "2x4x1": (2, 4, 1), "2x2x2": (2, 2, 2)}.items():
+        moved = [one for one in map(Collective._make, eight[mesh]["collectives"]) if one.kind != "all-reduce"]
+        assert not [one for one in moved if one.kind == "all-to-all"], mesh
+        # Of parameters the table of embeddings is the largest.
+        assert all(one.sent / one.times <= V // tensor * D * 4 for one in moved), mesh
+        # The table's gradient: for the loss and for each look-up. Logits are never summed.
+        tables = [one for one in map(Collective._make, eight[mesh]["collectives"]) if f"[{V // tensor}," in one.shape]
+        assert sum(one.times for one in tables) <= 6 + (fsdp > 1) * 6, mesh
 
 
 @pytest.mark.slow

@@ -142,14 +142,24 @@ def advance(
     reorder: Reorder = gather_rows,
     adjust: Adjust | None = None,
     choose: Choose = best_candidates,
+    by_rows: Callable[[Callable], Callable] = lambda function: function,
 ) -> Beams:
-    """One more piece for each live hypothesis."""
+    """One more piece for each live hypothesis. `by_rows` may have what treats each sentence by itself, a function of
+    arrays with B leading rows and scalars, done elsewhere: on the devices that hold them."""
+    B, M, _ = beams.tokens_BML.shape
+    last_BM = jnp.where(beams.at == 0, options.bos, beams.tokens_BML[:, :, jnp.maximum(beams.at - 1, 0)])
+    log_probs_XV, cache = step(last_BM.reshape(-1), beams.cache, beams.at)
+    chosen = by_rows(lambda *of_rows: _chosen(*of_rows, options, adjust, choose))
+    parents_BM, new = chosen(log_probs_XV.reshape(B, M, -1), replace(beams, cache=()))
+    return replace(beams, **new, at=beams.at + 1, cache=reorder(cache, parents_BM))
+
+
+def _chosen(
+    raw_BMV: Array, beams: Beams, options: Options, adjust: Adjust | None, choose: Choose
+) -> tuple[Array, dict[str, Array]]:
+    """Which hypotheses live on, and what changes with them."""
     s, o = beams, options
-    B, M, _ = s.tokens_BML.shape
-    rows = jnp.arange(B)[:, None]
-    last_BM = jnp.where(s.at == 0, o.bos, s.tokens_BML[:, :, jnp.maximum(s.at - 1, 0)])
-    log_probs_XV, cache = step(last_BM.reshape(-1), s.cache, s.at)
-    raw_BMV = log_probs_XV.reshape(B, M, -1)
+    rows, M = jnp.arange(len(raw_BMV))[:, None], raw_BMV.shape[1]
     log_probs_BMV = raw_BMV if adjust is None else adjust(raw_BMV, s)
     # At its limit a sentence can do nothing but end, whatever else is wished for.
     must_end_B = s.at + 1 >= s.limit_B
@@ -172,17 +182,14 @@ def advance(
     frozen = s.stopped_B[:, None]
     done_scores = jnp.where(frozen, s.done_scores_BM, done_scores)
     beaten_B = done_scores[:, o.n_best - 1] >= o.score(live_BM[:, 0], s.limit_B)
-    return replace(
-        s,
-        at=s.at + 1,
-        tokens_BML=tokens_BCL[rows, kept],
-        log_probs_BM=live_BM,
-        done_tokens_BML=jnp.where(frozen[..., None], s.done_tokens_BML, done_tokens),
-        done_scores_BM=done_scores,
-        done_lengths_BM=jnp.where(frozen, s.done_lengths_BM, done_lengths),
-        stopped_B=s.stopped_B | must_end_B | (beaten_B if o.stop_early else jnp.isneginf(live_BM[:, 0])),
-        cache=reorder(cache, parents_BC[rows, kept]),
-    )
+    return parents_BC[rows, kept], {
+        "tokens_BML": tokens_BCL[rows, kept],
+        "log_probs_BM": live_BM,
+        "done_tokens_BML": jnp.where(frozen[..., None], s.done_tokens_BML, done_tokens),
+        "done_scores_BM": done_scores,
+        "done_lengths_BM": jnp.where(frozen, s.done_lengths_BM, done_lengths),
+        "stopped_B": s.stopped_B | must_end_B | (beaten_B if o.stop_early else jnp.isneginf(live_BM[:, 0])),
+    }
 
 
 def run(

@@ -8,6 +8,7 @@ Shapes: B sentences, M beams, S source positions, L capacity in output positions
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -18,6 +19,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from transformer.inference.beam_search import Beams, Hypotheses, Options, best_candidates, hypotheses, run, start
 from transformer.inference.constraints import Constraints
@@ -64,16 +67,56 @@ def log_softmax(logits_XV: Array) -> Array:
     return jax.lax.platform_dependent(logits_XV, cpu=on_cpu, default=jax.nn.log_softmax)
 
 
+def layout(rows: Any) -> NamedSharding | None:
+    """How an array's rows are cut over several devices; None if they are not."""
+    sharding = getattr(rows, "sharding", None)  # NumPy arrays have none
+    cut = isinstance(sharding, NamedSharding) and sharding.mesh.size > 1 and sharding.spec and sharding.spec[0]
+    return NamedSharding(sharding.mesh, P(sharding.spec[0])) if cut else None
+
+
+def divides(over: NamedSharding | None, rows: int) -> bool:
+    """Whether there is a layout, and so many rows can be cut by it."""
+    if over is None:
+        return False
+    axes = over.spec[0] if isinstance(over.spec[0], tuple) else over.spec[:1]
+    return rows % math.prod(over.mesh.shape[axis] for axis in axes) == 0
+
+
+def on_each_device(function: Any, over: NamedSharding | None) -> Any:
+    """`function`, which treats each row by itself, of its arrays' own rows on each device; scalars are for all.
+
+    XLA would gather all rows on all devices where it sorts them.
+    """
+
+    def on_own_rows(*args: Any) -> Any:
+        if not divides(over, next(len(x) for x in jax.tree.leaves(args) if x.ndim)):
+            return function(*args)
+        specs = jax.tree.map(lambda x: over.spec if x.ndim else P(), args)
+        return jax.shard_map(function, mesh=over.mesh, in_specs=specs, out_specs=over.spec)(*args)
+
+    return on_own_rows
+
+
+def laid(tree: Any, over: NamedSharding | None) -> Any:
+    """Arrays with their rows over the devices, where these divide them."""
+    lie = jax.lax.with_sharding_constraint
+    return jax.tree.map(lambda x: lie(x, over) if x.ndim and divides(over, len(x)) else x, tree)
+
+
 def next_log_probs(
-    models: tuple[Model, ...], params: tuple[Params, ...], memories: tuple[Memory, ...]
+    models: tuple[Model, ...],
+    params: tuple[Params, ...],
+    memories: tuple[Memory, ...],
+    over: NamedSharding | None = None,
 ) -> Any:  # a beam_search.Step
     """A step of beam search under one model, or under several whose probabilities are averaged."""
+    normalized = on_each_device(log_softmax, over)
 
     def step(tokens_X: Array, caches: tuple[Cache, ...], at: Array) -> tuple[Array, tuple[Cache, ...]]:
         log_probs, new_caches = [], []
         for model, own, memory, cache in zip(models, params, memories, caches, strict=True):
             logits_X1V, cache, _ = model.apply(own, tokens_X[:, None], memory, cache=cache, at_B=at, method="decode")
-            log_probs.append(log_softmax(logits_X1V[:, 0]))
+            log_probs.append(normalized(logits_X1V[:, 0]))
             new_caches.append(cache)
         log_probs_XV = log_probs[0]
         if len(log_probs) > 1:
@@ -113,7 +156,7 @@ def begin(
     return memories, start(caches, limit_B, length, options, given)
 
 
-@partial(jax.jit, static_argnames="models", donate_argnames="beams")
+@partial(jax.jit, static_argnames=("models", "over"), donate_argnames="beams")
 def proceed(
     params: tuple[Params, ...],
     memories: tuple[Memory, ...],
@@ -123,15 +166,16 @@ def proceed(
     until: Array | int,
     *,
     models: tuple[Model, ...],
+    over: NamedSharding | None = None,
 ) -> tuple[Beams, Array]:
     """Search on until at most `few` sentences are left, or there are `until` pieces; and how many slots of the cache
-    the sentences that are left still need."""
+    the sentences that are left still need. `over` says how rows are laid over several devices."""
     sampler = plan.sampler
     choose = best_candidates
     if sampler is not None:
         choose = sampled(sampler.key, temperature=sampler.temperature, top_k=sampler.top_k, top_p=sampler.top_p)
     beams = run(
-        next_log_probs(models, params, memories),
+        next_log_probs(models, params, memories, over),
         beams,
         plan.options,
         few=few,
@@ -139,13 +183,20 @@ def proceed(
         reorder=lambda caches, parents_BM: tuple(cache.reorder(parents_BM) for cache in caches),
         adjust=None if plan.constraints is None else plan.constraints.adjust,
         choose=choose,
+        by_rows=lambda function: on_each_device(function, over),
     )
     return beams, jnp.max(jnp.where(beams.stopped_B, 0, beams.cache[0].used_B()))
 
 
-@partial(jax.jit, static_argnames=("length", "keep"))
+@partial(jax.jit, static_argnames=("length", "keep", "over"))
 def rearrange(
-    memories: tuple[Memory, ...], beams: Beams, index_B: Array | None, *, length: int, keep: int | None
+    memories: tuple[Memory, ...],
+    beams: Beams,
+    index_B: Array | None,
+    *,
+    length: int,
+    keep: int | None,
+    over: NamedSharding | None = None,
 ) -> tuple[tuple[Memory, ...], Beams]:
     """Only the sentences of these rows; with room for `length` pieces; and, if `keep` is given, with a cache that
     keeps so many slots and has room for another stage."""
@@ -154,9 +205,10 @@ def rearrange(
     if keep is not None:
         beams = replace(beams, cache=tuple(cache.collect(keep, STAGE) for cache in beams.cache))
     more = ((0, 0), (0, 0), (0, length - beams.tokens_BML.shape[2]))
-    return memories, replace(
+    beams = replace(
         beams, tokens_BML=jnp.pad(beams.tokens_BML, more), done_tokens_BML=jnp.pad(beams.done_tokens_BML, more)
     )
+    return laid((memories, beams), over)
 
 
 def size(n: int, ladder: Sequence[int] = SIZES) -> int:
@@ -178,7 +230,7 @@ def decode(
     `source_BS` are pieces with eos, padded with 0; `limit_B` the greatest numbers of pieces, eos included, and 0 for
     rows that are not there: these yield nothing. Ends early once `stop` is set.
     """
-    limits = np.asarray(limit_B)
+    limits, over = np.asarray(limit_B), layout(source_BS)
     length, until, keep = size(STAGE), STAGE, None
     with _dispatching:
         memories, beams = begin(
@@ -198,8 +250,8 @@ def decode(
             number = number[index]
         with _dispatching:
             if index is not None or keep is not None:
-                memories, beams = rearrange(memories, beams, index, length=length, keep=keep)
-            beams, used = proceed(params, memories, beams, plan, half(rows), until, models=models)
+                memories, beams = rearrange(memories, beams, index, length=length, keep=keep, over=over)
+            beams, used = proceed(params, memories, beams, plan, half(rows), until, models=models, over=over)
         done = np.flatnonzero(np.asarray(beams.stopped_B) & (number >= 0))
         if done.size:
             with _dispatching:

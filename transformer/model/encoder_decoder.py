@@ -19,6 +19,7 @@ PAD = 0  # the piece that fills up a batch: never attended to, never learned fro
 
 
 Head = Callable[[Array, Array], Any]
+Between = Callable[[Array], Array]
 
 
 class Memory(NamedTuple):
@@ -113,6 +114,7 @@ class EncoderDecoder(nnx.Module):
         key: Array | None = None,
         remat: bool = False,
         head: Head | None = None,
+        between: Between = lambda x: x,
     ) -> Any:
         """logits_BTV float32: at position t, for the piece that follows `target_BT[:, :t + 1]`.
 
@@ -120,10 +122,13 @@ class EncoderDecoder(nnx.Module):
         A `key` switches dropout on. Where rows hold several sentences, `segments` number them on either side, the same
         number for source and target of a pair, and `positions` restart in each. With `remat` the gradient keeps only
         what goes from layer to layer, and computes the rest once more. A `head` is given what the logits are made of,
-        x_BTD and the table's rows_VD, and its result takes their place.
+        x_BTD and the table's rows_VD, and its result takes their place. `between` is applied to x_BTD wherever one
+        layer hands it to the next, to say where it lies on a mesh, say.
         """
         (places_BS, places_BT), (numbers_BS, numbers_BT) = positions or (None, None), segments or (None, None)
-        memory = self.encode(source_BS, positions_BS=places_BS, segments_BS=numbers_BS, key=fold(key, 0), remat=remat)
+        memory = self.encode(
+            source_BS, positions_BS=places_BS, segments_BS=numbers_BS, key=fold(key, 0), remat=remat, between=between
+        )
         return self.decode(
             target_BT,
             memory,
@@ -132,6 +137,7 @@ class EncoderDecoder(nnx.Module):
             key=fold(key, 1),
             remat=remat,
             head=head,
+            between=between,
         )[0]
 
     def encode(
@@ -142,6 +148,7 @@ class EncoderDecoder(nnx.Module):
         segments_BS: Array | None = None,
         key: Array | None = None,
         remat: bool = False,
+        between: Between = lambda x: x,
     ) -> Memory:
         """The memory of source_BS. When packed, `segments_BS` numbers sentences and `positions_BS` restarts in each."""
         mask_BS = source_BS != PAD
@@ -153,7 +160,7 @@ class EncoderDecoder(nnx.Module):
         mask_BTS = self._within("encoder", mask_BTS, positions_BS, positions_BS)
         table = getattr(self, "source_positions", None)
         x_BSD = self._inputs(self.embedding, table, source_BS, positions_BS, fold(key, 0))
-        x_BSD = self.encoder(x_BSD, mask_BTS, fold(key, 1), remat)
+        x_BSD = self.encoder(between(x_BSD), mask_BTS, fold(key, 1), remat=remat, between=between)
         positions_BS = jnp.broadcast_to(positions_BS, source_BS.shape)
         return Memory(self.decoder.memory(x_BSD), mask_BS, positions_BS, segments_BS)
 
@@ -170,9 +177,10 @@ class EncoderDecoder(nnx.Module):
         want_weights: bool = False,
         remat: bool = False,
         head: Head | None = None,
+        between: Between = lambda x: x,
     ) -> tuple[Any, Cache | None, tuple[Array, ...] | None]:
-        """logits_BTV float32 (or what `head` makes, see `__call__`), the new cache, and a layer's cross-attention
-        weights_BNTS each if wanted.
+        """logits_BTV float32 (or what `head` makes), the new cache, and a layer's cross-attention weights_BNTS each if
+        wanted. `remat`, `head` and `between` are as in `__call__`.
 
         Without a cache, tokens_BT are whole targets, beginning with bos. With one (see `init_cache`), the tokens
         stand at positions `at_B`, `at_B + 1`, … and attend to the cached positions before them; `at_B` is one position
@@ -205,7 +213,7 @@ class EncoderDecoder(nnx.Module):
         table = getattr(self, "target_positions", None)
         x_BTD = self._inputs(embedding, table, tokens_BT, positions_BT, fold(key, 0))
         x_BTD, kv, weights = self.decoder(
-            x_BTD,
+            between(x_BTD),
             mask_BTS,
             memory.kv,
             memory_mask_BTS,
@@ -215,6 +223,7 @@ class EncoderDecoder(nnx.Module):
             key=fold(key, 1),
             want_weights=want_weights,
             remat=remat,
+            between=between,
         )
         output = getattr(self, "output_embedding", embedding)
         logits_BTV = output.logits(x_BTD) if head is None else head(x_BTD, output.table[...])

@@ -104,11 +104,20 @@ class Encoder(nnx.Module):
         self.layers = nnx.List([EncoderLayer(config, i, rngs=rngs) for i in range(config.encoder_layers)])
         self.norm = LayerNorm(config.d_model) if config.pre_norm else None
 
-    def __call__(self, x_BTD: Array, mask_BTS: Array, key: Array | None, remat: bool = False) -> Array:
+    def __call__(
+        self,
+        x_BTD: Array,
+        mask_BTS: Array,
+        key: Array | None,
+        *,
+        remat: bool = False,
+        between: Callable[[Array], Array] = lambda x: x,
+    ) -> Array:
         kv = None
         for i, layer in enumerate(self.layers):
             run = jax.checkpoint(layer.__call__) if remat else layer
             x_BTD, kv = run(x_BTD, kv if i % self.sharing else None, mask_BTS, fold(key, i))
+            x_BTD = between(x_BTD)
         return x_BTD if self.norm is None else self.norm(x_BTD)
 
 
@@ -139,6 +148,7 @@ class Decoder(nnx.Module):
         key: Array | None,
         want_weights: bool,
         remat: bool = False,
+        between: Callable[[Array], Array] = lambda x: x,
     ) -> tuple[Array, tuple[KV, ...], tuple[Array, ...] | None]:
         """x_BTD; keys and values of self-attention, with those of the cache if given; a layer's cross-attention
         weights_BNTS each if wanted. `cache`, `end` and `beams` as in `write`, one cache for each group of layers."""
@@ -169,6 +179,7 @@ class Decoder(nnx.Module):
             x_BTD, used, layer_weights = (jax.checkpoint(step) if remat else step)(
                 x_BTD, None if fresh else kvs[-1], old, memory[i // self.memory_sharing], fold(key, i)
             )
+            x_BTD = between(x_BTD)
             if fresh:
                 kvs.append(used)
             weights.append(layer_weights)

@@ -29,7 +29,7 @@ from transformer.model import Params, encoder_decoder
 from transformer.tasks.sets import read_sides, write_sets
 from transformer.training.loss import cross_entropy
 from transformer.training.processes import gather
-from transformer.training.sharding import batch_sharding, here, place
+from transformer.training.sharding import batch_sharding, here, in_use, lie, place
 from transformer.training.step import Batch, cut
 
 log = logging.getLogger("transformer")
@@ -135,11 +135,17 @@ class Translation:
             yield f"dev set     {name}, {count:,} pairs; {both} of lines survive the tokenizer unchanged"
 
     def loss(
-        self, params: Params, batch: Batch, key: Array | None, *, smoothing: float | None = None, ways: int = 1
+        self,
+        params: Params,
+        batch: Batch,
+        key: Array | None,
+        *,
+        smoothing: float | None = None,
+        mesh: Mesh | None = None,
     ) -> Any:
         """Sum of the label-smoothed losses, and the sums 'weight', 'nll' and 'tokens' (source and target).
 
-        `ways`: over how many devices the rows are laid.
+        `mesh`: the devices over which the rows are laid.
         """
         source_BS, target_BT = batch["source"], batch["target"]
         before_BT = jnp.pad(target_BT[:, :-1], ((0, 0), (1, 0)), constant_values=BOS)
@@ -150,9 +156,9 @@ class Translation:
             packed = {"positions": (places_BS, places_BT), "segments": (numbers_BS, numbers_BT)}
         weights_BT = (target_BT != PAD).astype(jnp.float32)
         smoothing = self.config.train.label_smoothing if smoothing is None else smoothing
-        head = partial(cross_entropy, target_BT=target_BT, weights_BT=weights_BT, smoothing=smoothing, ways=ways)
-        options = {"key": key, "remat": self.config.train.remat, "head": head}
-        loss, nll = self.model.apply(params, source_BS, before_BT, **options, **packed)
+        head = partial(cross_entropy, target_BT=target_BT, weights_BT=weights_BT, smoothing=smoothing, mesh=mesh)
+        options = {"key": key, "remat": self.config.train.remat, "head": head, "between": partial(lie, mesh=mesh)}
+        loss, nll = self.model.apply(in_use(params, mesh), source_BS, before_BT, **options, **packed)
         weight = weights_BT.sum()
         return loss, {"weight": weight, "nll": nll, "tokens": weight + (source_BS != PAD).sum()}
 

@@ -173,7 +173,7 @@ def decoding(config: Config, mesh: Mesh, chip: Chip, sentences: int, length: int
         *(params, source, limit, given),
     )
     memories, beams = jax.tree.map(laid, begun)
-    step = engine.proceed.lower(params, memories, beams, engine.Plan(options), 0, length, models=(model,))
+    step = engine.proceed.lower(params, memories, beams, engine.Plan(options), 0, length, models=(model,), over=cut)
     return estimate(f"decoding step, {rows} sentences", step.compile(), chip, mesh.size)
 
 

@@ -16,8 +16,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
 
 from transformer.model.layers import einsum
+from transformer.training.sharding import BATCH_AXES, batch_ways, lie
 
 PARTS = 8  # at most; as many as divide T
 
@@ -25,7 +28,15 @@ PARTS = 8  # at most; as many as divide T
 class _Options(NamedTuple):
     smoothing: float
     parts: int
-    ways: int
+    mesh: Mesh | None
+
+    @property
+    def ways(self) -> int:
+        return batch_ways(self.mesh)
+
+    def table(self, table_VD: Array, dtype: jnp.dtype) -> Array:
+        """The table as the products take it: of their type, and whole in D, once for all parts."""
+        return lie(table_VD.astype(dtype), self.mesh, P("tensor", None))
 
 
 def cross_entropy(
@@ -36,16 +47,16 @@ def cross_entropy(
     *,
     smoothing: float = 0.0,
     parts: int = PARTS,
-    ways: int = 1,
+    mesh: Mesh | None = None,
 ) -> tuple[Array, Array]:
     """Sums over all positions, in nats: the smoothed loss, and the negative log-likelihood of the targets.
 
     The logits are x_BTD table_VD^T, in float32. The smoothed target distribution is 1 - smoothing on the target plus
     smoothing / V on each of the V pieces, the target included (Szegedy et al. 2016, §7). Differentiable in x and the
     table, through the first sum only. `parts` bounds how many parts the positions are taken in. Where the rows are
-    laid over devices in so many `ways`, their shares of the table's gradient are summed once, after the last part.
+    laid over the devices of a `mesh`, their shares of the table's gradient are summed once, after the last part.
     """
-    options = _Options(smoothing, math.gcd(x_BTD.shape[1], parts), ways)
+    options = _Options(smoothing, math.gcd(x_BTD.shape[1], parts), mesh)
     loss, nll = _summed(options, x_BTD, table_VD, target_BT, weights_BT)
     return loss, jax.lax.stop_gradient(nll)
 
@@ -53,12 +64,13 @@ def cross_entropy(
 def _parts(options: _Options, array: Array) -> Array:
     """(B, T, ...) as (parts, ways, B / ways * T / parts, ...): along T, so that rows stay where they lie."""
     B, T, *rest = array.shape
-    _, n, W = options
-    return (
+    n, W = options.parts, options.ways
+    parts = (
         array.reshape(W, B // W, n, T // n, *rest)
         .transpose(2, 0, 1, 3, *range(4, array.ndim + 2))
         .reshape(n, W, -1, *rest)
     )
+    return lie(parts, options.mesh, P(None, BATCH_AXES))
 
 
 def _part(smoothing: float, x_XD: Array, table_VD: Array, target_X: Array, weights_X: Array) -> tuple:
@@ -77,7 +89,7 @@ def _part(smoothing: float, x_XD: Array, table_VD: Array, target_X: Array, weigh
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _summed(options: _Options, x_BTD: Array, table_VD: Array, target_BT: Array, weights_BT: Array) -> tuple:
-    table_VD = table_VD.astype(x_BTD.dtype)
+    table_VD = options.table(table_VD, x_BTD.dtype)
 
     def own(x_XD: Array, target_X: Array, weights_X: Array) -> tuple[Array, Array]:
         return _part(options.smoothing, x_XD, table_VD, target_X, weights_X)[:2]
@@ -98,9 +110,9 @@ def _each_way(own: Callable, ways: int) -> Callable:
 
 
 def _forward(options: _Options, x_BTD: Array, table_VD: Array, target_BT: Array, weights_BT: Array) -> tuple:
-    smoothing, n, W = options
+    smoothing, n, W = options.smoothing, options.parts, options.ways
     V, dtype = table_VD.shape[0], table_VD.dtype
-    table_VD = table_VD.astype(x_BTD.dtype)  # once, not for each part
+    table_VD = options.table(table_VD, x_BTD.dtype)
 
     def own(x_XD: Array, target_X: Array, weights_X: Array) -> tuple[Array, Array, Array, Array]:
         loss, nll, logits_XV, lse_X = _part(smoothing, x_XD, table_VD, target_X, weights_X)
@@ -114,7 +126,8 @@ def _forward(options: _Options, x_BTD: Array, table_VD: Array, target_BT: Array,
 
     def add(sums: tuple, part: tuple) -> tuple[tuple, Array]:
         *more, dx_WXD = _each_way(own, W)(*part)
-        return jax.tree.map(jnp.add, sums, tuple(more)), dx_WXD
+        loss_W, nll_W, dtable_WVD = jax.tree.map(jnp.add, sums, tuple(more))
+        return (loss_W, nll_W, lie(dtable_WVD, options.mesh, P(BATCH_AXES, "tensor"))), dx_WXD
 
     parts = tuple(_parts(options, array) for array in (x_BTD, target_BT, weights_BT))
     nothing = jnp.zeros(W), jnp.zeros(W), jnp.zeros((W, *table_VD.shape))

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+from jax import Array
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -29,6 +30,7 @@ RULES: tuple[tuple[str, P], ...] = (
 
 # Rows of a batch are cut along these.
 BATCH_AXES = ("data", "fsdp")
+BATCH = P(BATCH_AXES)
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
@@ -79,7 +81,28 @@ def shardings(tree: Any, mesh: Mesh) -> Any:
 
 def batch_sharding(mesh: Mesh, *, micro_batches: bool = False) -> NamedSharding:
     """Rows cut over the mesh; with `micro_batches` a leading axis stands before them, uncut."""
-    return NamedSharding(mesh, P(None, BATCH_AXES) if micro_batches else P(BATCH_AXES))
+    return NamedSharding(mesh, P(None, BATCH_AXES) if micro_batches else BATCH)
+
+
+def lie(x: Array, mesh: Mesh | None, rule: P = BATCH) -> Array:
+    """x, which XLA is told to lay over the mesh by `rule`, by default its rows over devices; without a mesh x itself.
+
+    Told nothing, XLA decides for each array by those next to it, and moves activations to where parameters lie.
+    """
+    return x if mesh is None or mesh.size == 1 else jax.lax.with_sharding_constraint(x, NamedSharding(mesh, rule))
+
+
+def in_use(params: Any, mesh: Mesh | None) -> Any:
+    """Parameters as an update takes them: tables of embeddings whole in D, since rows looked up from parts of it would
+    have to be sent to where their sentences lie. The others XLA gathers itself, each where it is used."""
+    if mesh is None or mesh.shape["fsdp"] == 1:
+        return params
+
+    def leaf(keys: tuple, x: Array) -> Array:
+        rule = spec("/".join(str(key.key) for key in keys))
+        return lie(x, mesh, P(rule[0], None)) if keys[-1].key == "table" else x
+
+    return jax.tree_util.tree_map_with_path(leaf, params)
 
 
 def place(tree: Any, sharding: NamedSharding) -> Any:
@@ -103,6 +126,6 @@ def here(params: Any) -> Any:
     return jax.device_put(jax.tree.map(lambda x: x.addressable_data(0), whole), NamedSharding(own, P()))
 
 
-def batch_ways(mesh: Mesh) -> int:
+def batch_ways(mesh: Mesh | None) -> int:
     """Into how many parts the rows of a batch are cut."""
-    return mesh.shape["data"] * mesh.shape["fsdp"]
+    return 1 if mesh is None else mesh.shape["data"] * mesh.shape["fsdp"]

@@ -81,10 +81,9 @@ def train_step(
 def compiled(loss: Loss, optimizer: optax.GradientTransformation, seed: int, mesh: Mesh, abstract: TrainState) -> Any:
     """`train_step` under jit: state donated, parameters and batch laid out on the mesh.
 
-    On a mesh that cuts rows into several parts the loss is told how many, as `ways`.
+    The loss is told the mesh.
     """
-    if batch_ways(mesh) > 1:
-        loss = partial(loss, ways=batch_ways(mesh))
+    loss = partial(loss, mesh=mesh)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
         return train_step(state, batch, loss=loss, optimizer=optimizer, seed=seed)
