@@ -71,6 +71,47 @@ def test_products_are_counted_as_often_as_they_run() -> None:
     assert Hlo(HLO, 8).flops() == in_loops + convolutions
 
 
+SLICES = """HloModule jit_step
+
+%one_row (a: f32[8,100], i: s32[]) -> f32[1,100] {
+  %a = f32[8,100]{1,0} parameter(0)
+  %i = s32[] parameter(1)
+  ROOT %s = f32[1,100]{1,0} dynamic-slice(f32[8,100]{1,0} %a, s32[] %i, s32[] %i), dynamic_slice_sizes={1,100}
+}
+
+%put (a: f32[8,100], row: f32[1,100], i: s32[]) -> f32[8,100] {
+  %to = f32[8,100]{1,0} parameter(0)
+  %row = f32[1,100]{1,0} parameter(1)
+  %j = s32[] parameter(2)
+  ROOT %u = f32[8,100]{1,0} dynamic-update-slice(f32[8,100]{1,0} %to, f32[1,100]{1,0} %row, s32[] %j, s32[] %j)
+}
+
+%turn (p: (f32[8,100], s32[])) -> (f32[8,100], s32[]) {
+  %x = f32[8,100]{1,0} get-tuple-element(%p), index=0
+  %n = s32[] get-tuple-element(%p), index=1
+  %r = f32[1,100]{1,0} fusion(f32[8,100]{1,0} %x, s32[] %n), kind=kLoop, calls=%one_row
+  %near = f32[1,100]{1,0:T(8,128)S(1)} negate(f32[1,100]{1,0} %r)
+  %w = f32[8,100]{1,0} fusion(f32[8,100]{1,0} %x, f32[1,100]{1,0:T(8,128)S(1)} %near, s32[] %n), calls=%put
+}
+
+ENTRY %main (p0: f32[8,100]) -> f32[8,100] {
+  %p0 = f32[8,100]{1,0} parameter(0)
+  %e = f32[8,100]{1,0} exponential(f32[8,100]{1,0} %p0)
+  %l = (f32[8,100], s32[]) while(%t), condition=%c, body=%turn, backend_config={"known_trip_count":{"n":"5"}}
+  %cs = (f32[8,100]{1,0:S(1)}, f32[8,100]{1,0}, u32[]{:S(2)}) copy-start(f32[8,100]{1,0} %e)
+  %cd = f32[8,100]{1,0:S(1)} copy-done(%cs)
+  %ss = ((f32[8,100]{1,0}), f32[2,100]{1,0:S(1)}, s32[]{:S(2)}) slice-start(f32[8,100]{1,0} %e), slice={[0:2]}
+}
+"""
+
+
+def test_bytes_to_and_from_memory() -> None:
+    """Of slices theirs; nothing for what is kept near the cores; loops as often as they run."""
+    whole, row, number = 3200, 400, 4
+    turn = (row + number + row) + row + (number + row)  # slice read and written; read once more; written in place
+    assert Hlo(SLICES, 1).traffic() == 2 * whole + 5 * turn + whole + (2 * row + number)
+
+
 def test_a_bound_on_the_time() -> None:
     chip = CHIPS["v5e"]
     traffic = (Collective("all-reduce", "f32[4]", 2, 1, 50e9), Collective("all-gather", "f32[4]", 2, 1, 50e9))

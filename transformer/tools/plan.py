@@ -179,15 +179,13 @@ def decoding(config: Config, mesh: Mesh, chip: Chip, sentences: int, length: int
 
 def estimate(name: str, program: jax.stages.Compiled, chip: Chip, devices: int) -> Estimate:
     """What a compiled program takes on each of so many devices."""
-    cost = program.cost_analysis() or {}
     hlo = Hlo(program.as_text(), devices)
     return Estimate(
         name,
         chip,
         bytes_needed(program),
         hlo.flops(),
-        # XLA counts what a loop reads and writes once, however often it runs.
-        float(cost.get("bytes accessed", 0.0)) + hlo.repeated_bytes(),
+        hlo.traffic(),
         tuple(hlo.collectives()),
     )
 
@@ -196,6 +194,7 @@ def estimate(name: str, program: jax.stages.Compiled, chip: Chip, devices: int) 
 
 _KINDS = "all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute|ragged-all-to-all"
 _SIZES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, "f64": 8, "s64": 8, "u64": 8}
+_SLICES = {"dynamic-slice", "slice", "gather", "dynamic-update-slice"}
 _NO_TRAFFIC = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "after-all", "conditional"}
 
 
@@ -227,6 +226,13 @@ class Hlo:
                 inside = rest[: _closing(rest)]
                 operands = [part.split()[-1].lstrip("%") for part in _split(inside) if part.strip()]
                 own[name] = Instruction(shape, opcode, operands, line)
+        self._fused = {
+            name
+            for own in self._computations.values()
+            for one in own.values()
+            if one.opcode == "fusion"
+            for name in self._called(one.line)
+        }
         self.times = self._times()
         """How often each computation runs, those inside fusions included."""
 
@@ -278,22 +284,58 @@ class Hlo:
                     total += count * _convolution_flops(one, self._shape(own, one.operands[1]))
         return total
 
-    def repeated_bytes(self) -> float:
-        """What loops read and write beyond their first turn; of slices their own size."""
+    def traffic(self) -> float:
+        """Bytes to and from memory: what instructions outside fusions read and write, of slices and updates of slices
+        their own size. What XLA keeps next to the cores, in another memory space, does not count."""
+        return sum(
+            count * (self._written(one) + self._read(own, one))
+            for name, count in self.times.items()
+            if name not in self._fused
+            for own in (self._computations[name],)
+            for one in own.values()
+            if one.opcode not in _NO_TRAFFIC
+        )
+
+    def _written(self, one: Instruction) -> float:
+        if one.opcode.endswith("-start"):  # written when done
+            return 0.0
+        made, inside = self._root(one), self._inside(one)
+        if made.opcode == "dynamic-update-slice" and inside:  # done in place
+            return min(_in_memory(one.shape), _bytes(self._shape(inside, made.operands[1])))
+        return _in_memory(one.shape)
+
+    def _read(self, own: dict[str, Instruction], one: Instruction) -> float:
+        if one.opcode.endswith("-done"):
+            return 0.0
         total = 0.0
-        for name, count in self.times.items():
-            if count == 1 or "fused" in name:
-                continue
-            own = self._computations[name]
-            for one in own.values():
-                if one.opcode in _NO_TRAFFIC:
-                    continue
-                size = _bytes(one.shape)
-                for operand in one.operands:
-                    read = _bytes(self._shape(own, operand))
-                    total += (count - 1) * (min(read, size) if "slice" in one.line.split(" = ")[0] else read)
-                total += (count - 1) * size
+        for i, name in enumerate(one.operands):
+            whole = _in_memory(self._shape(own, name))
+            part = self._of_operand(one, i)
+            if one.opcode == "slice-start":  # whose result names its operand, too
+                part = _bytes(one.shape) - _bytes(self._shape(own, name))
+            elif one.opcode in _SLICES and i == 0:
+                part = 0.0 if one.opcode == "dynamic-update-slice" else _bytes(one.shape)
+            total += min(whole, part)
         return total
+
+    def _of_operand(self, one: Instruction, i: int) -> float:
+        """Bytes of its i-th operand that a fusion reads: where it only takes slices, theirs."""
+        inside = self._inside(one)
+        named = (name for name, inner in inside.items() if f" parameter({i})" in inner.line)
+        parameter = next(named, None)
+        users = [user for user in inside.values() if parameter in user.operands]
+        if not users or any(user.opcode not in _SLICES or user.operands[0] != parameter for user in users):
+            return math.inf
+        return sum(0.0 if user.opcode == "dynamic-update-slice" else _bytes(user.shape) for user in users)
+
+    def _inside(self, one: Instruction) -> dict[str, Instruction]:
+        """The computation of a fusion."""
+        called = self._called(one.line) if one.opcode == "fusion" else []
+        return self._computations[called[0]] if called else {}
+
+    def _root(self, one: Instruction) -> Instruction:
+        """What makes a fusion's result, or the instruction itself."""
+        return next((root for root in self._inside(one).values() if root.line.lstrip().startswith("ROOT")), one)
 
     def collectives(self) -> list[Collective]:
         """What the devices send each other, the most traffic first."""
@@ -375,6 +417,12 @@ def _bytes(shapes: str) -> float:
         numbers = math.prod(int(size) for size in sizes.split(",")) if sizes else 1
         total += int(count or 1) * numbers * _SIZES.get(kind, 4)
     return total
+
+
+def _in_memory(shapes: str) -> float:
+    """Bytes of the arrays that lie in the first memory space."""
+    arrays = re.findall(r"\w+\[[\d,]*\](?:\{[^}]*\})?", shapes)
+    return sum(_bytes(array) for array in arrays if not re.search(r"S\([1-9]", array))
 
 
 def _sent(kind: str, shapes: str, group: int) -> float:
