@@ -39,11 +39,15 @@ def start(environment, devices: int, *arguments: object, program: str = "train.p
     )
 
 
-def both(environment, *arguments: object, own=((), ())) -> list[tuple[int, str]]:
-    """Exit code and log of two processes that train together."""
+def both(environment, *arguments: object, own=((), ()), program: str = "train.py") -> list[tuple[int, str]]:
+    """Exit code and log of two processes that work together."""
     meeting = f"127.0.0.1:{port()}"
     running = [
-        start(environment | dict(own[i]), 1, *arguments, "--process", f"{i}/2", "--coordinator", meeting)
+        start(
+            *(environment | dict(own[i]), 1, *arguments),
+            *("--process", f"{i}/2", "--coordinator", meeting),
+            program=program,
+        )
         for i in range(2)
     ]
     with ThreadPoolExecutor(2) as pool:  # at once: either may fill its pipe
@@ -105,8 +109,30 @@ def test_two_processes_are_as_one_with_two_devices(one: Path, two, report) -> No
     assert "loss" not in log[1]  # process 0 tells for all
 
 
-@pytest.mark.parametrize("count", [1, pytest.param(2, marks=pytest.mark.slow)])
-def test_a_run_goes_on_with_another_number_of_processes(one: Path, two, tiny, environment, tmp_path, count) -> None:
+@pytest.mark.slow
+def test_two_processes_evaluate_as_one_does(one: Path, environment) -> None:
+    process = start(environment, 2, "--workdir", one, program="evaluate.py")
+    assert process.communicate(timeout=300) and process.returncode == 0
+    assert [code for code, _ in both(environment, "--workdir", one, program="evaluate.py")] == [0, 0]
+    alone, shared = [json.loads(line) for line in (one / "scores.jsonl").read_text().splitlines()]
+    assert {**alone, "time": shared["time"]} == shared
+    # A mistake of one is told by both, and neither waits for the other.
+    wrong = both(environment, "--workdir", one, "--checkpoint", "7", program="evaluate.py")
+    assert [code for code, _ in wrong] == [2, 2]
+    assert all("checkpoint" in text for _, text in wrong)
+
+
+@pytest.mark.parametrize(
+    ("count", "mesh"),
+    [
+        (1, ""),
+        pytest.param(2, "--mesh.fsdp=2", marks=pytest.mark.slow),
+        pytest.param(2, "--mesh.tensor=2", marks=pytest.mark.slow),
+    ],
+)
+def test_a_run_goes_on_with_another_number_of_processes(
+    one: Path, two, tiny, environment, tmp_path, count, mesh: str
+) -> None:
     half = tmp_path / "half"
     shutil.copytree(one if count == 2 else two[0], half)
     shutil.rmtree(half / "checkpoints" / "00000024")
@@ -117,7 +143,7 @@ def test_a_run_goes_on_with_another_number_of_processes(one: Path, two, tiny, en
         assert process.returncode == 0, told
     else:
         # Here the two share out the parameters, too.
-        done = both(environment, *arguments, "--mesh.fsdp=2")
+        done = both(environment, *arguments, mesh)
         assert [code for code, _ in done] == [0, 0], done
         told = done[0][1]
     assert "resuming from step 12" in told

@@ -120,7 +120,7 @@ def _process_options(parser: Parser) -> None:
     parser.add_argument(
         "--process",
         metavar="I/N",
-        help="this is process I of N (from 0) that train together; jobs of SLURM, Cloud TPU and GKE need not say so",
+        help="this is process I of N (from 0) that work together; jobs of SLURM, Cloud TPU and GKE need not say so",
     )
     parser.add_argument("--coordinator", metavar="HOST:PORT", help="where they meet: a free port of process 0's host")
 
@@ -138,6 +138,7 @@ def evaluate(arguments: Sequence[str]) -> None:
     )
     parser.add_argument("--against", metavar="DIR", help="another workdir: sacreBLEU's paired bootstrap of the two")
     parser.add_argument("--json", action="store_true", help="print one JSON object on standard output")
+    _process_options(parser)
     parser.add_argument("-h", "--help", action="store_true", help="show this and stop")
     own, rest = parser.parse_known_args(arguments)
     if own.help:
@@ -149,6 +150,9 @@ def evaluate(arguments: Sequence[str]) -> None:
     if (own.source is None) != (own.reference is None):
         raise UserError("--source and --reference go together")
 
+    from transformer.training import processes
+
+    processes.start(own.coordinator, own.process)
     set_up_jax()
     from transformer.tasks.scoring import evaluate_workdir, lines_of, store
 
@@ -160,5 +164,6 @@ def evaluate(arguments: Sequence[str]) -> None:
         against=own.against,
         decode=lambda config: decode_options(config, rest, "evaluate.py", parser.options()),
     )
-    store(own.workdir, result)
-    print(json.dumps(result, ensure_ascii=False) if own.json else "\n".join(lines_of(result)))
+    if processes.first():
+        store(own.workdir, result)
+        print(json.dumps(result, ensure_ascii=False) if own.json else "\n".join(lines_of(result)))

@@ -16,7 +16,8 @@ from transformer.config import Config, DecodeConfig, UserError
 from transformer.data.text import Parallel
 from transformer.inference.translator import Translator
 from transformer.tasks.sets import known_sets, read_set, read_sides
-from transformer.tasks.translation import compound_split_bleu, score
+from transformer.tasks.translation import compound_split_bleu, score, together
+from transformer.training.processes import agree, all_or_none
 
 log = logging.getLogger("transformer")
 
@@ -32,22 +33,26 @@ def evaluate_workdir(
 ) -> dict[str, Any]:
     """BLEU and chrF of a workdir's checkpoint on a test set, as evaluate.py prints them.
 
-    `decode` gives the decoding options for a workdir's config; with `against` each of the two has its own.
+    `decode` gives the decoding options for a workdir's config; with `against` each of the two has its own. Of several
+    processes each translates its share, and all have the result.
     """
-    checkpoints = Checkpoints(workdir)
-    name = checkpoints.choose(checkpoint)
-    config = checkpoints.config(name)
-    if source is not None and reference is not None:
-        test_set, (sources, references) = epath.Path(source).name, read_sides(Parallel(source, reference), ("", ""))
-    else:
-        test_set, sources, references = read_set(workdir)
-    options = decode(config)
-    if against is not None:
-        others = Checkpoints(against)
-        other = others.choose()
-        rival = Translator.load(against, str(other), decode(others.config(other)))
+    with all_or_none():
+        checkpoints = Checkpoints(workdir)
+        name = checkpoints.choose(checkpoint)
+        config = checkpoints.config(name)
+        if source is not None and reference is not None:
+            test_set, (sources, references) = epath.Path(source).name, read_sides(Parallel(source, reference), ("", ""))
+        else:
+            test_set, sources, references = read_set(workdir)
+        options = decode(config)
+        if against is not None:
+            others = Checkpoints(against)
+            other = others.choose()
+            rival = Translator.load(against, str(other), decode(others.config(other)))
+        translator = Translator.load(workdir, str(name), options)
+    agree({"the checkpoint": str(name), "the number of sentences": len(sources)})
     log.info("translating %d sentences of %s with checkpoint %s of %s", len(sources), test_set, name, workdir)
-    hypotheses = Translator.load(workdir, str(name), options).translate(sources)
+    hypotheses = together(translator, sources)
     result: dict[str, Any] = {
         "test_set": test_set,
         "sentences": len(sources),
@@ -60,7 +65,7 @@ def evaluate_workdir(
     if config.data.languages == ("en", "de"):
         result["bleu_tokenized_compound_split"] = compound_split_bleu(hypotheses, references)
     if against is not None:
-        test = _paired_bootstrap(workdir, hypotheses, against, rival.translate(sources), references)
+        test = _paired_bootstrap(workdir, hypotheses, against, together(rival, sources), references)
         result["against"] = {"workdir": against, "checkpoint": str(other), **test}
     return result
 

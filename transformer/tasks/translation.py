@@ -28,7 +28,7 @@ from transformer.inference.translator import Translator
 from transformer.model import Params, encoder_decoder
 from transformer.tasks.sets import read_sides, write_sets
 from transformer.training.loss import cross_entropy
-from transformer.training.processes import gather
+from transformer.training.processes import all_or_none, gather
 from transformer.training.sharding import batch_sharding, here, in_use, lie, place
 from transformer.training.step import Batch, cut
 
@@ -221,7 +221,9 @@ class Translation:
 def together(translator: Translator, sources: Sequence[str]) -> list[str]:
     """One translation for each source, in every process, each of which translates its share of them."""
     n, index = jax.process_count(), jax.process_index()
-    shares = [json.loads(text) for text in gather(json.dumps(translator.translate(sources[index::n])))]
+    with all_or_none():
+        own = translator.translate(sources[index::n])
+    shares = [json.loads(text) for text in gather(json.dumps(own))]
     return [shares[i % n][i // n] for i in range(len(sources))]
 
 
