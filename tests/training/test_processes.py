@@ -214,6 +214,18 @@ def test_packed_rows_cut_into_micro_batches(tiny, environment, tmp_path) -> None
     agree(tmp_path / "two", tmp_path / "one")
 
 
+@pytest.mark.slow
+def test_fewer_sentences_to_decode_than_processes_and_a_batch_that_fits(tiny, environment, tmp_path) -> None:
+    """Both find the same number of micro-batches; one of them has no dev sentence to translate."""
+    options = ("--batch", "auto", "--train.eval_sentences=1", *SHORTER)
+    done = both(environment, "--config", tiny.config, "--workdir", tmp_path / "two", *options)
+    assert [code for code, _ in done] == [0, 0], done
+    process = start(environment, 2, "--config", tiny.config, "--workdir", tmp_path / "one", *options)
+    told = process.communicate(timeout=300)[1]
+    assert process.returncode == 0, told
+    agree(tmp_path / "two", tmp_path / "one")
+
+
 def test_what_goes_wrong_in_process_0_ends_the_other(tiny, environment, tmp_path) -> None:
     broken = tmp_path / "config.py"
     broken.write_text(Path(tiny.config).read_text() + "\nimport os\n")
