@@ -127,11 +127,13 @@ def _call(*arguments: Any) -> None:
         raise UserError(f"{' '.join(map(str, arguments[:3]))} failed, see above")
 
 
-def sentences(folders: dict[str, str], work: Path, reference: Decoder, options: Namespace) -> tuple[Ids, Ids]:
+def sentences(folders: dict[str, str], work: Path, judge: Decoder, options: Namespace) -> tuple[Ids, Ids]:
     """Sources of the fixed length and of the spread, as pieces.
 
     Those of the fixed length are chosen so that our output, left free, has this length already: then nothing is cut
-    off or spun out, and the systems can be held to the same output.
+    off or spun out, and the systems can be held to the same output. Where two outputs are nearly as likely, rounding
+    decides between them: so of the former those are taken that are furthest ahead of the second best, and of the
+    spread the clearer of each two neighbours in length. `judge` tells our outputs and how far they are ahead.
     """
     count, length = max(options.batches), options.length
     pieces = Tokenizer.load(Path(folders["run"]) / "tokenizer.model")
@@ -139,14 +141,17 @@ def sentences(folders: dict[str, str], work: Path, reference: Decoder, options: 
         pieces.encode((work / "text" / f"test.{language}").read_text(encoding="utf-8").splitlines())
         for language in ("en", "de")
     )
-    spread = sources[: max(2 * count, 32 if options.quick else 256)]
-    # The references nearest to the length, six times as many as needed; then our outputs nearest to it.
-    near = sorted(range(len(spread), len(sources)), key=lambda i: abs(len(targets[i]) - length))[: 6 * count]
-    found = reference.decode([sources[i] for i in near], 32, options.beam, 0, SPREAD_LONGEST)["outputs"]
-    order = sorted(range(len(near)), key=lambda k: abs(len(found[k]) - length))[:count]
-    exact = sum(len(found[k]) == length for k in order)
+    pool = sources[: 2 * max(2 * count, 32 if options.quick else 256)]
+    # The references nearest to the length, ten times as many as needed; then our outputs nearest to it.
+    near = sorted(range(len(pool), len(sources)), key=lambda i: abs(len(targets[i]) - length))[: 10 * count]
+    found = judge.decode([*pool, *(sources[i] for i in near)], 64, options.beam, 0, SPREAD_LONGEST)["outputs"]
+    of_pool, of_near = found[: len(pool)], found[len(pool) :]
+    by_length = sorted(range(len(pool)), key=lambda i: len(pool[i]))
+    clearer = [max(two, key=lambda i: of_pool[i][1]) for two in zip(by_length[::2], by_length[1::2], strict=True)]
+    order = sorted(range(len(near)), key=lambda k: (abs(len(of_near[k][0]) - length), -of_near[k][1]))[:count]
+    exact = sum(len(of_near[k][0]) == length for k in order)
     log(f"{exact} of {count} sources of the fixed length have an output of {length} pieces when left free")
-    return [sources[near[k]] for k in order], spread
+    return [sources[near[k]] for k in order], [pool[i] for i in sorted(clearer)]
 
 
 # ---- The systems' processes -----------------------------------------------------------------------------------------
@@ -214,9 +219,12 @@ class Bench:
         key = self._key(system, setting)
         if key not in self._workers:
             name, dtype = system
-            settings = {"threads": self.options.threads, "device": self.options.device, "dtype": dtype}
-            self._workers[key] = Decoder(name, **self.folders, **settings, **setting)
+            self._workers[key] = Decoder(name, **self.folders, **self.common(dtype), **setting)
         return self._workers[key]
+
+    def common(self, dtype: str) -> dict[str, Any]:
+        """What all processes are told."""
+        return {"threads": self.options.threads, "device": self.options.device, "dtype": dtype}
 
     def close_others(self, wanted: dict[tuple[str, str], dict[str, Any]]) -> None:
         """End the processes but those of these systems with these settings: memory would not hold all."""
@@ -433,7 +441,9 @@ def main(arguments: list[str]) -> None:
         systems = SYSTEMS[options.device]
         bench = Bench(options, folders)
         try:
-            fixed, spread = sentences(folders, Path(options.workdir), bench.reference(), options)
+            judge = Decoder("margins", **folders, **bench.common("float32"), streams=options.threads)
+            fixed, spread = sentences(folders, Path(options.workdir), judge, options)
+            judge.close()
             log(f"{options.threads} threads each; looking for each system's best setting")
             for system in systems:
                 bench.tune(system, fixed)

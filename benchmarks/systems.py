@@ -32,15 +32,18 @@ class Job(NamedTuple):
     longest: int
 
 
-System = Callable[[Job], Ids]
+System = Callable[[Job], Sequence[Any]]  # pieces of each source's output; of `margins` both, as a pair
 
 
 # ---- Ours -----------------------------------------------------------------------------------------------------------
 
 
-def ours(device: str, dtype: str, run: str = "", config: str = "", streams: int = 1, **_: Any) -> System:
+def ours(
+    device: str, dtype: str, run: str = "", config: str = "", streams: int = 1, n_best: int = 1, **_: Any
+) -> System:
     """Our Translator on the weights of the workdir `run`, or on random ones of a whole `config` as JSON; `streams`
-    batches at a time."""
+    batches at a time. With `n_best` 2 an output comes with its margin: the log-probability by which it is ahead of the
+    second."""
     import jax
 
     from transformer.checkpoint import Checkpoints
@@ -62,9 +65,10 @@ def ours(device: str, dtype: str, run: str = "", config: str = "", streams: int 
     model, params = in_type(model, params, dtype)
     network = encoder_decoder(model, vocab_size)
 
-    def decode(job: Job) -> Ids:
+    def decode(job: Job) -> Sequence[Any]:
         settings = DecodeConfig(
             beam_size=job.beam,
+            n_best=n_best,
             length_normalization="none",
             min_length=job.shortest,
             max_length=job.longest,
@@ -74,9 +78,19 @@ def ours(device: str, dtype: str, run: str = "", config: str = "", streams: int 
             batch_tokens=job.batch * job.beam * 1024,  # no second bound
         )
         found = dict(Translator(network, params, None, settings).search(job.sources))
-        return [found[i][0][0] for i in range(len(job.sources))]
+        if n_best == 1:
+            return [found[i][0][0] for i in range(len(job.sources))]
+        return [
+            (tokens[0], float(scores[0] - scores[1]) if len(scores) > 1 else 1e9)
+            for tokens, scores in ((found[i][0], found[i][1]) for i in range(len(job.sources)))
+        ]
 
     return decode
+
+
+def margins(**settings: Any) -> System:
+    """Ours, which says of each output how clearly it was chosen."""
+    return ours(n_best=2, **settings)
 
 
 def deepen(first: str, start: str, layers: int = 6, **_: Any) -> None:
@@ -268,7 +282,7 @@ def convert(run: str, ctranslate2: str, **_: Any) -> None:
 
 # ---- The process ----------------------------------------------------------------------------------------------------
 
-SYSTEMS = {"ours": ours, "huggingface": huggingface, "ctranslate2": ctranslate2}
+SYSTEMS = {"ours": ours, "margins": margins, "huggingface": huggingface, "ctranslate2": ctranslate2}
 
 
 def _by_length(job: Job) -> Iterator[list[int]]:
