@@ -127,16 +127,16 @@ def _call(*arguments: Any) -> None:
         raise UserError(f"{' '.join(map(str, arguments[:3]))} failed, see above")
 
 
-def sentences(folders: dict[str, str], work: Path, judge: Decoder, options: Namespace) -> tuple[Ids, Ids]:
+def sentences(bench: Bench, work: Path) -> tuple[Ids, Ids]:
     """Sources of the fixed length and of the spread, as pieces.
 
     Those of the fixed length are chosen so that our output, left free, has this length already: then nothing is cut
     off or spun out, and the systems can be held to the same output. Where two outputs are nearly as likely, rounding
     decides between them: so of the former those are taken that are furthest ahead of the second best, and of the
-    spread the clearer of each two neighbours in length. `judge` tells our outputs and how far they are ahead.
+    spread the clearer of each two neighbours in length.
     """
-    count, length = max(options.batches), options.length
-    pieces = Tokenizer.load(Path(folders["run"]) / "tokenizer.model")
+    options, count, length = bench.options, max(bench.options.batches), bench.options.length
+    pieces = Tokenizer.load(Path(bench.folders["run"]) / "tokenizer.model")
     sources, targets = (
         pieces.encode((work / "text" / f"test.{language}").read_text(encoding="utf-8").splitlines())
         for language in ("en", "de")
@@ -144,7 +144,11 @@ def sentences(folders: dict[str, str], work: Path, judge: Decoder, options: Name
     pool = sources[: 2 * max(2 * count, 32 if options.quick else 256)]
     # The references nearest to the length, ten times as many as needed; then our outputs nearest to it.
     near = sorted(range(len(pool), len(sources)), key=lambda i: abs(len(targets[i]) - length))[: 10 * count]
-    found = judge.decode([*pool, *(sources[i] for i in near)], 64, options.beam, 0, SPREAD_LONGEST)["outputs"]
+    asked = [*pool, *(sources[i] for i in near)]
+    dtype, setting = SYSTEMS[options.device][0][1], candidates("ours", options.device, options.threads)[-1]
+    judge = bench.worker(("margins", dtype), setting)  # two hypotheses at least, to have a second
+    found = judge.decode(asked, 64, max(options.beam, 2), 0, SPREAD_LONGEST)["outputs"]
+    bench.close([judge])
     of_pool, of_near = found[: len(pool)], found[len(pool) :]
     by_length = sorted(range(len(pool)), key=lambda i: len(pool[i]))
     clearer = [max(two, key=lambda i: of_pool[i][1]) for two in zip(by_length[::2], by_length[1::2], strict=True)]
@@ -441,9 +445,7 @@ def main(arguments: list[str]) -> None:
         systems = SYSTEMS[options.device]
         bench = Bench(options, folders)
         try:
-            judge = Decoder("margins", **folders, **bench.common("float32"), streams=options.threads)
-            fixed, spread = sentences(folders, Path(options.workdir), judge, options)
-            judge.close()
+            fixed, spread = sentences(bench, Path(options.workdir))
             log(f"{options.threads} threads each; looking for each system's best setting")
             for system in systems:
                 bench.tune(system, fixed)

@@ -213,7 +213,21 @@ def search(dtype, spread):
     found = dict(ours.search(test_engine.TEXTS[:16]))
     rows = [shard.data.shape[0] for shard in placed.addressable_shards] if spread else None
     return rows, [found[i] for i in range(len(found))]
-print(json.dumps([*search("float32", True), search("int8", True)[1], search("int8", False)[1]]))
+def wished(spread):
+    # Sampling; then banned phrases, no n-gram twice, prefixes, several results.
+    wishes = {"n_best": 3, "no_repeat_ngram": 2, "banned": ("5 6", "7")}
+    results = []
+    for options in ({"sample": True, "seed": 5, "top_k": 20}, wishes):
+        ours = test_engine.translator(test_engine.CONFIG, batch_sentences=16, **options)
+        if spread:
+            ours.params = module._everywhere(ours.params)
+            ours.all_params = (ours.params,)
+        begun = None if "sample" in options else [[9, 10][: i % 3] for i in range(16)]
+        found = dict(ours.search(test_engine.TEXTS[:16], prefixes=begun))
+        results += [[found[i][0], found[i][1]] for i in range(16)]
+    return results
+plain = search("float32", True), search("int8", True)[1], search("int8", False)[1]
+print(json.dumps([*plain[0], *plain[1:], wished(True), wished(False)]))
 """
 
 
@@ -225,13 +239,15 @@ def test_eight_devices_change_nothing(environment):
         capture_output=True, text=True, env=environment | {"XLA_FLAGS": "--xla_backend_optimization_level=0"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
-    rows, found, eight, one = json.loads(done.stdout)
+    rows, found, eight, one, wished, alone_wished = json.loads(done.stdout)
     assert rows == [2] * 8 and len(found) == 16
     agreeing = sum(same(own, alone()[i]) for i, own in enumerate(found))
     print(f"{len(found) - agreeing} of {len(found)} differ at a choice closer than 1e-4")
     assert agreeing >= len(found) - 1
     # In 8 bits a rounding may fall the other way.
     np.testing.assert_allclose([own[1][0] for own in eight], [own[1][0] for own in one], rtol=0.01)
+    assert len(wished) == 32
+    assert sum(same(own, other) for own, other in zip(wished, alone_wished, strict=True)) >= 31
 
 
 # ---- Compilations ---------------------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ CONFIG = Config(
     data=DataConfig(vocab_size=512, packing=True),
     train=TrainConfig(batch_tokens=1024),
 )
-SHAPE = (32, 32, 32)
+SHAPE = (32, 24, 24)
 
 
 def planned(mesh: jax.sharding.Mesh, config: Config = CONFIG) -> dict:
@@ -39,6 +39,8 @@ def main() -> None:
     for sizes in ((8, 1, 1), (2, 4, 1), (2, 2, 2), (1, 1, 8)):
         mesh = sharding.make_mesh(MeshConfig(*sizes))
         found["x".join(map(str, sizes))] = planned(mesh)
+    learned = dataclasses.replace(CONFIG, model=dataclasses.replace(CONFIG.model, positions="learned"))
+    found["2x4x1 learned"] = planned(sharding.make_mesh(MeshConfig(2, 4, 1)), learned)
     four = dataclasses.replace(CONFIG, train=dataclasses.replace(CONFIG.train, accumulate=4))
     found["in four"] = planned(sharding.make_mesh(MeshConfig()), four)
     one = decoding(CONFIG, sharding.make_mesh(MeshConfig()), CHIPS["v5e"], 2, 16)

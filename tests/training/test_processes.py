@@ -116,10 +116,30 @@ def test_two_processes_evaluate_as_one_does(one: Path, environment) -> None:
     assert [code for code, _ in both(environment, "--workdir", one, program="evaluate.py")] == [0, 0]
     alone, shared = [json.loads(line) for line in (one / "scores.jsonl").read_text().splitlines()]
     assert {**alone, "time": shared["time"]} == shared
-    # A mistake of one is told by both, and neither waits for the other.
-    wrong = both(environment, "--workdir", one, "--checkpoint", "7", program="evaluate.py")
-    assert [code for code, _ in wrong] == [2, 2]
-    assert all("checkpoint" in text for _, text in wrong)
+    # Draws are those of the sentences' numbers, whoever makes them.
+    sampled = "--workdir", one, "--decode.sample", "True", "--decode.seed", "3"
+    process = start(environment, 2, *sampled, program="evaluate.py")
+    assert process.communicate(timeout=300) and process.returncode == 0
+    assert [code for code, _ in both(environment, *sampled, program="evaluate.py")] == [0, 0]
+    alone, shared = [json.loads(line) for line in (one / "scores.jsonl").read_text().splitlines()[2:]]
+    assert {**alone, "time": shared["time"]} == shared
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("second", "told"),
+    [(("--checkpoint", "7"), "process 1 had to stop"), (("--decode.beam_size", "2"), "decode.beam_size is 2")],
+)
+def test_what_is_wrong_with_one_that_evaluates_ends_both(one: Path, environment, second, told: str) -> None:
+    meeting = f"127.0.0.1:{port()}"
+    arguments = ("--workdir", one, "--coordinator", meeting)
+    running = [
+        start(environment, 1, *arguments, "--process", f"{i}/2", *own, program="evaluate.py")
+        for i, own in enumerate([(), second])
+    ]
+    for process in running:
+        assert process.wait(timeout=300) == 2
+    assert told in running[0].stderr.read()
 
 
 @pytest.mark.parametrize(

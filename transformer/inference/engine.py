@@ -67,9 +67,9 @@ def log_softmax(logits_XV: Array) -> Array:
     return jax.lax.platform_dependent(logits_XV, cpu=on_cpu, default=jax.nn.log_softmax)
 
 
-def layout(rows: Any) -> NamedSharding | None:
+def over_devices(array: Any) -> NamedSharding | None:
     """How an array's rows are cut over several devices; None if they are not."""
-    sharding = getattr(rows, "sharding", None)  # NumPy arrays have none
+    sharding = getattr(array, "sharding", None)  # NumPy arrays have none
     cut = isinstance(sharding, NamedSharding) and sharding.mesh.size > 1 and sharding.spec and sharding.spec[0]
     return NamedSharding(sharding.mesh, P(sharding.spec[0])) if cut else None
 
@@ -88,9 +88,10 @@ def on_each_device(function: Any, over: NamedSharding | None) -> Any:
     XLA would gather all rows on all devices where it sorts them.
     """
 
+    if over is None:
+        return function
+
     def on_own_rows(*args: Any) -> Any:
-        if not divides(over, next(len(x) for x in jax.tree.leaves(args) if x.ndim)):
-            return function(*args)
         specs = jax.tree.map(lambda x: over.spec if x.ndim else P(), args)
         return jax.shard_map(function, mesh=over.mesh, in_specs=specs, out_specs=over.spec)(*args)
 
@@ -134,7 +135,7 @@ def cache_type() -> Any:
     return jnp.float32 if jax.default_backend() == "cpu" else None
 
 
-@partial(jax.jit, static_argnames=("models", "length", "dtype"))
+@partial(jax.jit, static_argnames=("models", "length", "dtype", "over"))
 def begin(
     params: tuple[Params, ...],
     source_BS: Array,
@@ -145,15 +146,16 @@ def begin(
     models: tuple[Model, ...],
     length: int,
     dtype: Any = None,
+    over: NamedSharding | None = None,
 ) -> tuple[tuple[Memory, ...], Beams]:
     """Encode the sources, once; and the state of their search before the first piece, with room for `length` and a
-    cache of type `dtype`, or of the model's own."""
+    cache of type `dtype`, or of the model's own. `over` says how rows are laid over several devices."""
     memories = tuple(model.apply(own, source_BS, method="encode") for model, own in zip(models, params, strict=True))
     caches = tuple(
         model.apply(own, len(source_BS), STAGE, options.beam_size, dtype, method="init_cache")
         for model, own in zip(models, params, strict=True)
     )
-    return memories, start(caches, limit_B, length, options, given)
+    return laid((memories, start(caches, limit_B, length, options, given)), over)
 
 
 @partial(jax.jit, static_argnames=("models", "over"), donate_argnames="beams")
@@ -171,6 +173,7 @@ def proceed(
     """Search on until at most `few` sentences are left, or there are `until` pieces; and how many slots of the cache
     the sentences that are left still need. `over` says how rows are laid over several devices."""
     sampler = plan.sampler
+    over = over if divides(over, len(beams.limit_B)) else None
     choose = best_candidates
     if sampler is not None:
         choose = sampled(sampler.key, temperature=sampler.temperature, top_k=sampler.top_k, top_p=sampler.top_p)
@@ -230,11 +233,12 @@ def decode(
     `source_BS` are pieces with eos, padded with 0; `limit_B` the greatest numbers of pieces, eos included, and 0 for
     rows that are not there: these yield nothing. Ends early once `stop` is set.
     """
-    limits, over = np.asarray(limit_B), layout(source_BS)
+    limits, over = np.asarray(limit_B), over_devices(source_BS)
     length, until, keep = size(STAGE), STAGE, None
     with _dispatching:
         memories, beams = begin(
-            params, source_BS, limit_B, given, plan.options, models=models, length=length, dtype=cache_type()
+            *(params, source_BS, limit_B, given, plan.options),
+            **{"models": models, "length": length, "dtype": cache_type(), "over": over},
         )
     # Which row of the input each row of the batch holds; -1 where it is done with.
     number = np.where(limits > 0, np.arange(len(limits)), -1)

@@ -351,7 +351,7 @@ class Translator:
 
     def _streams(self) -> int:
         """How many batches are decoded at a time."""
-        if jax.device_count() > 1:
+        if jax.local_device_count() > 1:
             return 1  # all devices work on one batch
         if self.config.streams:
             return self.config.streams

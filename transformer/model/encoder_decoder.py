@@ -13,13 +13,12 @@ from jax import Array
 from transformer.config import ModelConfig
 from transformer.model.attention import KV
 from transformer.model.layers import Embedding, dropout, fold, sinusoids
-from transformer.model.stack import Decoder, Encoder
+from transformer.model.stack import Between, Decoder, Encoder
 
 PAD = 0  # the piece that fills up a batch: never attended to, never learned from
 
 
 Head = Callable[[Array, Array], Any]
-Between = Callable[[Array], Array]
 
 
 class Memory(NamedTuple):
@@ -150,7 +149,10 @@ class EncoderDecoder(nnx.Module):
         remat: bool = False,
         between: Between = lambda x: x,
     ) -> Memory:
-        """The memory of source_BS. When packed, `segments_BS` numbers sentences and `positions_BS` restarts in each."""
+        """The memory of source_BS. When packed, `segments_BS` numbers sentences and `positions_BS` restarts in each.
+
+        `key`, `remat` and `between` are as in `__call__`.
+        """
         mask_BS = source_BS != PAD
         mask_BTS = mask_BS[:, None, :]
         if segments_BS is not None:

@@ -13,6 +13,8 @@ from transformer.config import ModelConfig
 from transformer.model.attention import KV, Attention, write
 from transformer.model.layers import FeedForward, LayerNorm, dropout, fold
 
+Between = Callable[[Array], Array]
+
 
 class SublayerNorm(LayerNorm):
     """The norm of a sub-layer, and where it stands.
@@ -111,7 +113,7 @@ class Encoder(nnx.Module):
         key: Array | None,
         *,
         remat: bool = False,
-        between: Callable[[Array], Array] = lambda x: x,
+        between: Between = lambda x: x,
     ) -> Array:
         kv = None
         for i, layer in enumerate(self.layers):
@@ -148,7 +150,7 @@ class Decoder(nnx.Module):
         key: Array | None,
         want_weights: bool,
         remat: bool = False,
-        between: Callable[[Array], Array] = lambda x: x,
+        between: Between = lambda x: x,
     ) -> tuple[Array, tuple[KV, ...], tuple[Array, ...] | None]:
         """x_BTD; keys and values of self-attention, with those of the cache if given; a layer's cross-attention
         weights_BNTS each if wanted. `cache`, `end` and `beams` as in `write`, one cache for each group of layers."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import hashlib
 import json
 import logging
 from collections.abc import Callable, Iterator
@@ -45,12 +46,15 @@ def evaluate_workdir(
         else:
             test_set, sources, references = read_set(workdir)
         options = decode(config)
+        translator = Translator.load(workdir, str(name), options)
+        same = {"--checkpoint": str(name), "--against": against, **_told("decode", options)}
         if against is not None:
             others = Checkpoints(against)
-            other = others.choose()
-            rival = Translator.load(against, str(other), decode(others.config(other)))
-        translator = Translator.load(workdir, str(name), options)
-    agree({"the checkpoint": str(name), "the number of sentences": len(sources)})
+            other, other_options = others.choose(), decode(others.config(others.choose()))
+            rival = Translator.load(against, str(other), other_options)
+            same |= {"the other's checkpoint": str(other), **_told("the other's decode", other_options)}
+        same["sha256 of the test set"] = hashlib.sha256(json.dumps([sources, references]).encode()).hexdigest()
+    agree(same)
     log.info("translating %d sentences of %s with checkpoint %s of %s", len(sources), test_set, name, workdir)
     hypotheses = together(translator, sources)
     result: dict[str, Any] = {
@@ -68,6 +72,10 @@ def evaluate_workdir(
         test = _paired_bootstrap(workdir, hypotheses, against, together(rival, sources), references)
         result["against"] = {"workdir": against, "checkpoint": str(other), **test}
     return result
+
+
+def _told(name: str, options: DecodeConfig) -> dict[str, Any]:
+    return {f"{name}.{field}": value for field, value in json.loads(json.dumps(dataclasses.asdict(options))).items()}
 
 
 def store(workdir: str, result: dict[str, Any]) -> None:

@@ -48,7 +48,7 @@ class Translation:
         }
         self._batches: Batches | None = None
         self._dev: tuple[list[str], list[str], TokenCache] | None = None
-        self._dev_loss = jax.jit(self._unsmoothed)
+        self._dev_loss = jax.jit(self._unsmoothed, static_argnames="mesh")
 
     @classmethod
     def build(cls, config: Config, workdir: str | None = None) -> Translation:
@@ -173,7 +173,7 @@ class Translation:
         nll = weight = 0.0
         for host_batch in evaluation_batches(tokens, batch_tokens=t.batch_tokens, n_buckets=3):
             batch = jax.tree.map(lambda x: x[0], cut(host_batch, mesh, 1))
-            sums = self._dev_loss(params, place(batch, batch_sharding(mesh)))
+            sums = self._dev_loss(params, place(batch, batch_sharding(mesh)), mesh=mesh)
             nll, weight = nll + float(sums["nll"]), weight + float(sums["weight"])
         yield "dev_loss", nll / weight
         yield "dev_perplexity", float(np.exp(min(nll / weight, 700.0)))
@@ -214,17 +214,17 @@ class Translation:
         with cache(d) as folder:
             return tokenize(parallel, self.pieces, fields=d.fields, folder=folder, workers=d.workers)
 
-    def _unsmoothed(self, params: Params, batch: Batch) -> dict[str, Array]:
-        return self.loss(params, batch, None, smoothing=0.0)[1]
+    def _unsmoothed(self, params: Params, batch: Batch, mesh: Mesh) -> dict[str, Array]:
+        return self.loss(params, batch, None, smoothing=0.0, mesh=mesh)[1]
 
 
 def together(translator: Translator, sources: Sequence[str]) -> list[str]:
     """One translation for each source, in every process, each of which translates its share of them."""
     n, index = jax.process_count(), jax.process_index()
+    begin, end = (len(sources) * i // n for i in (index, index + 1))
     with all_or_none():
-        own = translator.translate(sources[index::n])
-    shares = [json.loads(text) for text in gather(json.dumps(own))]
-    return [shares[i % n][i // n] for i in range(len(sources))]
+        own = translator.translate(sources[begin:end], first_line=begin + 1)
+    return [text for share in gather(json.dumps(own)) for text in json.loads(share)]
 
 
 def sentences(tokens_BT: Array) -> tuple[Array, Array]:

@@ -155,24 +155,20 @@ def decoding(config: Config, mesh: Mesh, chip: Chip, sentences: int, length: int
     d = config.decode
     options = Options(d.beam_size, BOS, EOS, PAD, d.length_penalty, d.length_normalization)
     whole, cut = NamedSharding(mesh, P()), NamedSharding(mesh, P(BATCH_AXES))
-
-    def laid(x: Any) -> jax.ShapeDtypeStruct:
-        rowed = x.ndim > 0 and x.shape[0] % rows == 0
-        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=cut if rowed else whole)
-
     params = (
         jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.bfloat16, sharding=whole), model.abstract_params),
     )
-    source = jax.ShapeDtypeStruct((rows, length), jnp.int32)
-    limit = jax.ShapeDtypeStruct((rows,), jnp.int32)
-    given = {"number_B": limit}
-    begun = jax.eval_shape(
-        lambda params, source, limit, given: engine.begin(
-            params, source, limit, given, options, models=(model,), length=length, dtype=jnp.bfloat16
-        ),
-        *(params, source, limit, given),
+    source = jax.ShapeDtypeStruct((rows, length), jnp.int32, sharding=cut)
+    limit = jax.ShapeDtypeStruct((rows,), jnp.int32, sharding=cut)
+    begin = engine.begin.lower(
+        *(params, source, limit, {"number_B": limit}, options),
+        **{"models": (model,), "length": length, "dtype": jnp.bfloat16, "over": cut},
     )
-    memories, beams = jax.tree.map(laid, begun)
+    # The search goes on from where the first program leaves its results.
+    memories, beams = jax.tree.map(
+        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+        *(begin.out_info, begin.compile().output_shardings),
+    )
     step = engine.proceed.lower(params, memories, beams, engine.Plan(options), 0, length, models=(model,), over=cut)
     return estimate(f"decoding step, {rows} sentences", step.compile(), chip, mesh.size)
 
@@ -196,6 +192,7 @@ _KINDS = "all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute|rag
 _SIZES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, "f64": 8, "s64": 8, "u64": 8}
 _SLICES = {"dynamic-slice", "slice", "gather", "dynamic-update-slice"}
 _NO_TRAFFIC = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "after-all", "conditional"}
+_NO_TRAFFIC |= {"call", "opt-barrier", "async-start", "async-update", "async-done", "partition-id", "replica-id"}
 
 
 class Instruction(NamedTuple):
@@ -230,7 +227,7 @@ class Hlo:
             name
             for own in self._computations.values()
             for one in own.values()
-            if one.opcode == "fusion"
+            if one.opcode not in ("while", "conditional", "call", "async-start")  # reducers, too, stay inside
             for name in self._called(one.line)
         }
         self.times = self._times()
@@ -288,7 +285,7 @@ class Hlo:
         """Bytes to and from memory: what instructions outside fusions read and write, of slices and updates of slices
         their own size. What XLA keeps next to the cores, in another memory space, does not count."""
         return sum(
-            count * (self._written(one) + self._read(own, one))
+            count * (self._written(own, one) + self._read(own, one))
             for name, count in self.times.items()
             if name not in self._fused
             for own in (self._computations[name],)
@@ -296,13 +293,20 @@ class Hlo:
             if one.opcode not in _NO_TRAFFIC
         )
 
-    def _written(self, one: Instruction) -> float:
+    def _written(self, own: dict[str, Instruction], one: Instruction) -> float:
         if one.opcode.endswith("-start"):  # written when done
             return 0.0
-        made, inside = self._root(one), self._inside(one)
-        if made.opcode == "dynamic-update-slice" and inside:  # done in place
-            return min(_in_memory(one.shape), _bytes(self._shape(inside, made.operands[1])))
-        return _in_memory(one.shape)
+        inside, whole = self._inside(one), _in_memory(one.shape)
+        if not inside:
+            in_place = one.opcode == "dynamic-update-slice"
+            return min(whole, _bytes(self._shape(own, one.operands[1]))) if in_place else whole
+        root = next((made for made in inside.values() if made.line.lstrip().startswith("ROOT")), one)
+        spared = 0.0
+        for made in [inside.get(name) for name in root.operands] if root.opcode == "tuple" else [root]:
+            # An update of what came in is done in place; of what was made here it goes with the whole.
+            if made is not None and made.opcode == "dynamic-update-slice" and _given(inside, made.operands[0]):
+                spared += _in_memory(made.shape) - _bytes(self._shape(inside, made.operands[1]))
+        return max(whole - spared, 0.0)
 
     def _read(self, own: dict[str, Instruction], one: Instruction) -> float:
         if one.opcode.endswith("-done"):
@@ -311,8 +315,8 @@ class Hlo:
         for i, name in enumerate(one.operands):
             whole = _in_memory(self._shape(own, name))
             part = self._of_operand(one, i)
-            if one.opcode == "slice-start":  # whose result names its operand, too
-                part = _bytes(one.shape) - _bytes(self._shape(own, name))
+            if one.opcode.endswith("slice-start"):  # ((operands), slice, counter)
+                part = max(map(_bytes, re.findall(r"\w+\[[\d,]*\]", one.shape.rpartition("),")[2])), default=0.0)
             elif one.opcode in _SLICES and i == 0:
                 part = 0.0 if one.opcode == "dynamic-update-slice" else _bytes(one.shape)
             total += min(whole, part)
@@ -323,8 +327,10 @@ class Hlo:
         inside = self._inside(one)
         named = (name for name, inner in inside.items() if f" parameter({i})" in inner.line)
         parameter = next(named, None)
-        users = [user for user in inside.values() if parameter in user.operands]
-        if not users or any(user.opcode not in _SLICES or user.operands[0] != parameter for user in users):
+        names = {n for n, inner in inside.items() if inner.opcode == "bitcast" and parameter in inner.operands}
+        names |= {parameter}
+        users = [user for n, user in inside.items() if n not in names and names & set(user.operands)]
+        if not users or any(user.opcode not in _SLICES or user.operands[0] not in names for user in users):
             return math.inf
         return sum(0.0 if user.opcode == "dynamic-update-slice" else _bytes(user.shape) for user in users)
 
@@ -332,10 +338,6 @@ class Hlo:
         """The computation of a fusion."""
         called = self._called(one.line) if one.opcode == "fusion" else []
         return self._computations[called[0]] if called else {}
-
-    def _root(self, one: Instruction) -> Instruction:
-        """What makes a fusion's result, or the instruction itself."""
-        return next((root for root in self._inside(one).values() if root.line.lstrip().startswith("ROOT")), one)
 
     def collectives(self) -> list[Collective]:
         """What the devices send each other, the most traffic first."""
@@ -360,6 +362,13 @@ class Hlo:
         if listed:
             return len(listed[1].split(","))
         return 2 if "source_target_pairs" in line else self.devices
+
+
+def _given(inside: dict[str, Instruction], name: str) -> bool:
+    """Whether a name in a fusion stands for one of its parameters."""
+    while name in inside and inside[name].opcode in ("bitcast", "copy", "get-tuple-element"):
+        name = inside[name].operands[0]
+    return name in inside and inside[name].opcode == "parameter"
 
 
 def _closing(text: str) -> int:

@@ -1,4 +1,4 @@
-"""Several processes that train one model, each on its own devices: who does what alone, and what all must agree on.
+"""Several processes that work on one model, each on its own devices: who does what alone, and what all must agree on.
 
 They talk through JAX's coordination service, which process 0 runs. For a single process all of this is nothing.
 """

@@ -28,6 +28,8 @@ RULES: tuple[tuple[str, P], ...] = (
     (r".*norm/(scale|bias)", P()),
 )
 
+LOOKED_UP = ("table", "source_positions", "target_positions")
+
 # Rows of a batch are cut along these.
 BATCH_AXES = ("data", "fsdp")
 BATCH = P(BATCH_AXES)
@@ -93,14 +95,14 @@ def lie(x: Array, mesh: Mesh | None, rule: P = BATCH) -> Array:
 
 
 def in_use(params: Any, mesh: Mesh | None) -> Any:
-    """Parameters as an update takes them: tables of embeddings whole in D, since rows looked up from parts of it would
-    have to be sent to where their sentences lie. The others XLA gathers itself, each where it is used."""
+    """Parameters as an update takes them: tables whose rows are looked up whole in D, since parts of rows would have to
+    be sent to where their sentences lie. The others XLA gathers itself, each where it is used."""
     if mesh is None or mesh.shape["fsdp"] == 1:
         return params
 
     def leaf(keys: tuple, x: Array) -> Array:
         rule = spec("/".join(str(key.key) for key in keys))
-        return lie(x, mesh, P(rule[0], None)) if keys[-1].key == "table" else x
+        return lie(x, mesh, P(rule[0], None)) if keys[-1].key in LOOKED_UP else x
 
     return jax.tree_util.tree_map_with_path(leaf, params)
 

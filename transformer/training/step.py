@@ -81,7 +81,7 @@ def train_step(
 def compiled(loss: Loss, optimizer: optax.GradientTransformation, seed: int, mesh: Mesh, abstract: TrainState) -> Any:
     """`train_step` under jit: state donated, parameters and batch laid out on the mesh.
 
-    The loss is told the mesh.
+    The loss is told it, as `mesh`.
     """
     loss = partial(loss, mesh=mesh)
 
