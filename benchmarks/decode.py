@@ -289,33 +289,39 @@ class Bench:
 # ---- Measuring ------------------------------------------------------------------------------------------------------
 
 
-def agree(bench: Bench, systems: Sequence[tuple[str, str]], fixed: Ids, spread: Ids) -> dict[tuple[str, str], float]:
-    """Share of outputs of each system, with each setting it is timed with, that are ours; the least of them.
+def agree(
+    bench: Bench, systems: Sequence[tuple[str, str]], fixed: Ids, spread: Ids
+) -> dict[tuple[tuple[str, str], str, str], float]:
+    """Share of outputs that are ours, of each system, in each mode, with each setting it is timed with.
 
     Raises `UserError` where it is below --agree in float32, after telling all: then something is wrong, and no time
-    counts. Other types round the weights; below --agree their own times are marked as not counting.
+    counts. Other types round the weights; below --agree the times they stand for are marked as not counting.
     """
     o = bench.options
-    jobs = [("free", spread, 0, SPREAD_LONGEST), (f"of {o.length} pieces", fixed, o.length, o.length)]
+    jobs = [("spread", spread, 0, SPREAD_LONGEST), ("fixed", fixed, o.length, o.length)]
     batch = min(32, max(o.batches))
-    shares: dict[tuple[str, str], float] = {}
+    shares: dict[tuple[tuple[str, str], str, str], float] = {}
     reference = bench.reference()
     expected = [reference.decode(sources, batch, o.beam, *lengths)["outputs"] for _, sources, *lengths in jobs]
     for system in systems:
         settings = [bench.chosen[system, size] for size in o.batches]
         for setting in [s for i, s in enumerate(settings) if s not in settings[:i]]:
             worker = bench.worker(system, setting)
-            for (what, sources, shortest, longest), outputs in zip(jobs, expected, strict=True):
+            for (mode, sources, shortest, longest), outputs in zip(jobs, expected, strict=True):
                 found = worker.decode(sources, batch, o.beam, shortest, longest)["outputs"]
                 wrong = [n for n in map(len, found) if not shortest <= n <= longest]
                 if wrong:
-                    raise UserError(f"{' '.join(system)}: outputs of {wrong[0]} pieces in the mode '{what}'")
+                    raise UserError(f"{' '.join(system)}: outputs of {wrong[0]} pieces in the mode '{mode}'")
                 share = sum(a == b for a, b in zip(found, outputs, strict=True)) / len(found)
-                shares[system] = min(share, shares.get(system, 1.0))
-                log(f"  {' '.join(system)} ({described(setting)}): {share:.1%} of {len(found)} outputs {what} are ours")
+                shares[system, described(setting), mode] = share
+                log(
+                    f"  {' '.join(system)} ({described(setting)}): {share:.1%} of {len(found)} outputs are ours, {mode}"
+                )
             bench.close([worker])  # all of them at once are more than the memory holds
-    low = {system: f"{' '.join(system)} {share:.1%}" for system, share in shares.items() if share < o.agree}
-    if any(dtype == "float32" for _, dtype in low):
+    low = {
+        key: f"{' '.join(key[0])} ({key[1]}), {key[2]}, {share:.1%}" for key, share in shares.items() if share < o.agree
+    }
+    if any(dtype == "float32" for (_, dtype), *_ in low):
         raise UserError(
             f"outputs differ from ours too often for times to be compared: {', '.join(low.values())}, below --agree "
             f"{o.agree:.0%}; look for what differs, or train longer (--train.steps and another --workdir)"
@@ -340,14 +346,16 @@ def measure(bench: Bench, systems: Sequence[tuple[str, str]], fixed: Ids, spread
         runs = take_turns(workers, [sources, batch, o.beam, *lengths], o.repeats)
         ours = {dtype: speed(runs[name, dtype]) for name, dtype in systems if name == "ours"}
         for name, dtype in systems:
+            setting = described(bench.chosen[(name, dtype), batch])
+            share = shares[(name, dtype), setting, mode]
             yield {
                 **{"system": name, "dtype": dtype, "mode": mode, "batch": batch, "beam": o.beam},
                 "length": o.length if mode == "fixed" else None,
                 **summary(runs[name, dtype]),
                 "ours_is_times": {own: round(fast / speed(runs[name, dtype]), 2) for own, fast in ours.items()},
-                "agreement": round(shares[name, dtype], 4),
-                "counts": shares[name, dtype] >= o.agree,
-                "setting": described(bench.chosen[(name, dtype), batch]),
+                "agreement": round(share, 4),
+                "counts": share >= o.agree,
+                "setting": setting,
             }
 
 
