@@ -14,6 +14,7 @@ import dataclasses
 import hashlib
 import itertools
 import json
+import math
 import os
 import random
 import runpy
@@ -145,7 +146,7 @@ def sentences(bench: Bench, work: Path) -> tuple[Ids, Ids]:
     # The references nearest to the length, ten times as many as needed; then our outputs nearest to it.
     near = sorted(range(len(pool), len(sources)), key=lambda i: abs(len(targets[i]) - length))[: 10 * count]
     asked = [*pool, *(sources[i] for i in near)]
-    dtype, setting = SYSTEMS[options.device][0][1], candidates("ours", options.device, options.threads)[-1]
+    dtype, setting = SYSTEMS[options.device][0][1], candidates("margins", options.device, options.threads)[:2][-1]
     judge = bench.worker(("margins", dtype), setting)  # two hypotheses at least, to have a second
     found = judge.decode(asked, 64, max(options.beam, 2), 0, SPREAD_LONGEST)["outputs"]
     bench.close([judge])
@@ -172,13 +173,19 @@ class Decoder(Worker):
         return self.ask([sources, batch, beam, shortest, longest])
 
 
+ALONE = {"threads": 1}
+
+
 def candidates(name: str, device: str, threads: int) -> list[dict[str, Any]]:
-    """The settings a system is tried with; 'environment' is for its process."""
-    layouts = [1] + [threads] * (threads > 1)
-    if name == "ours":
-        return [{"streams": n} for n in layouts] if device == "cpu" else [{}]
+    """The settings a system is tried with; 'environment' is for its process. What uses one thread of several
+    (`ALONE`) is for single sentences, where threads may cost more than they bring."""
+    several = threads > 1
+    if name in ("ours", "margins"):
+        layouts = [{"streams": 1}, *[{"streams": threads}, {"streams": 1} | ALONE][: 2 * several]]
+        return layouts if device == "cpu" else [{}]
     if name == "huggingface":
-        waits = [{}, {"environment": {"OMP_WAIT_POLICY": "passive"}}] if device == "cpu" else [{}]
+        passive = {"environment": {"OMP_WAIT_POLICY": "passive"}}
+        waits = [{}, passive] + [ALONE] * several if device == "cpu" else [{}]
         return [{"attention": attention} | wait for wait in waits for attention in ("sdpa", "eager")]
     if name != "ctranslate2" or device != "cpu":
         return [{}]
@@ -190,7 +197,8 @@ def candidates(name: str, device: str, threads: int) -> list[dict[str, Any]]:
         {"CT2_USE_MKL": "1", "CT2_USE_EXPERIMENTAL_PACKED_GEMM": "1"},
     ]
     tried = [{}] + [{"CT2_FORCE_CPU_ISA": isa} | product for isa in instructions for product in products]
-    return [{"environment": env, "inter_threads": n} for env in tried for n in layouts]
+    layouts = [{"inter_threads": 1}, *[{"inter_threads": threads}, {"inter_threads": 1} | ALONE][: 2 * several]]
+    return [{"environment": env, **layout} for env in tried for layout in layouts]
 
 
 def described(setting: dict[str, Any]) -> str:
@@ -223,7 +231,7 @@ class Bench:
         key = self._key(system, setting)
         if key not in self._workers:
             name, dtype = system
-            self._workers[key] = Decoder(name, **self.folders, **self.common(dtype), **setting)
+            self._workers[key] = Decoder(name, **self.folders, **self.common(dtype) | setting)
         return self._workers[key]
 
     def common(self, dtype: str) -> dict[str, Any]:
@@ -241,31 +249,45 @@ class Bench:
         return self.worker(system, candidates(system[0], o.device, o.threads)[0])
 
     def tune(self, system: tuple[str, str], sources: Ids) -> None:
-        """Try each setting at each batch size, keep the fastest, and say so."""
+        """Try each setting at each batch size for which none is known, keep the fastest, and say so."""
         o, (name, dtype) = self.options, system
-        if all((system, batch) in self.chosen for batch in o.batches):
+        batches = [batch for batch in o.batches if (system, batch) not in self.chosen]
+        if not batches:
             log(f"  {name} {dtype}: as found before (--tune looks again)")
             return
         tried = candidates(name, o.device, o.threads)
         if o.quick:
             tried = tried[:2]
         seconds: dict[tuple[int, int], float] = {}
-        for k, setting in enumerate(tried):
-            if len(tried) == 1:
-                break
-            worker = self.worker(system, setting)
-            for batch in o.batches:
-                if setting.get("inter_threads", setting.get("streams", 1)) > batch:
-                    continue  # one sentence can't be shared out
+
+        def tell(k: int, batches: Sequence[int], times: int) -> None:
+            worker = self.worker(system, tried[k]) if batches else None
+            for batch in batches:
                 # Not counted: ours compiles, the others set up what they need for the size.
                 worker.decode(sources[:batch], batch, o.beam, o.length, o.length)
-                times = [
-                    worker.decode(sources[:batch], batch, o.beam, o.length, o.length)["seconds"]
-                    for _ in range(3 if batch < 32 else 1)
+                took = [
+                    worker.decode(sources[:batch], batch, o.beam, o.length, o.length)["seconds"] for _ in range(times)
                 ]
-                seconds[k, batch] = min(times)
-            self.close([worker])
-        for batch in o.batches:
+                seconds[k, batch] = min(*took, seconds.get((k, batch), math.inf))
+            self.close([worker] if worker else [])
+
+        def fits(setting: dict[str, Any], batch: int) -> bool:
+            # One sentence can't be shared out; several are.
+            side_by_side = setting.get("inter_threads", setting.get("streams", 1))
+            return side_by_side <= batch and (batch == 1 or "threads" not in setting)
+
+        if len(tried) > 1:
+            for k, setting in enumerate(tried):
+                tell(k, [batch for batch in batches if fits(setting, batch)], 2)
+            # The two best of each size once more: noise shall not choose between them.
+            again: dict[int, list[int]] = {}
+            for batch in batches:
+                of_batch = [k for k in range(len(tried)) if (k, batch) in seconds]
+                for k in sorted(of_batch, key=lambda k: seconds[k, batch])[:2]:
+                    again.setdefault(k, []).append(batch)
+            for k, sizes in again.items():
+                tell(k, sizes, 3)
+        for batch in batches:
             of_batch = [k for k in range(len(tried)) if (k, batch) in seconds]
             best = min(of_batch, key=lambda k: seconds[k, batch], default=0)
             self.chosen[system, batch] = tried[best]
@@ -457,7 +479,7 @@ def main(arguments: list[str]) -> None:
             log(f"{options.threads} threads each; looking for each system's best setting")
             for system in systems:
                 bench.tune(system, fixed)
-            bench.keep()
+                bench.keep()
             log("comparing outputs")
             rows = show(measure(bench, systems, fixed, spread), COLUMNS, options.json)
         finally:
