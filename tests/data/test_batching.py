@@ -18,6 +18,8 @@ from transformer.data.tokenizer import EOS, PAD
 class Pairs:
     """A token cache in memory. Every piece of pair i is first + i, so that a row tells where it came from."""
 
+    path = Path("nowhere")
+
     def __init__(self, source_lengths, target_lengths, first=10):
         self.source_lengths = np.asarray(source_lengths, np.int32)
         self.target_lengths = np.asarray(target_lengths, np.int32)

@@ -9,7 +9,8 @@ import pytest
 from test_batching import Pairs, make, order, random_pairs
 
 from transformer.config import DataConfig, UserError
-from transformer.data.packing import pack, room
+from transformer.data import packing
+from transformer.data.packing import pack, pack_once, room
 from transformer.data.tokenizer import EOS, PAD
 
 
@@ -28,6 +29,40 @@ def test_each_pair_lies_in_one_row_that_has_room_for_it(n, sides):
     for begin, end in itertools.pairwise(starts):
         row = pairs[begin:end]
         assert source[row].sum() <= sides[0] and target[row].sum() <= sides[1]
+
+
+def test_a_large_corpus_is_packed_once(monkeypatch, tmp_path, caplog):
+    source, target = lengths(900)
+    monkeypatch.setattr(packing, "_WORTH_KEEPING", 900)
+    expected = pack(source, target, (64, 64), seed=3)
+    calls = []
+    monkeypatch.setattr(packing, "pack", lambda *given: calls.append(given) or pack(*given))
+
+    def found(source=source, target=target, sides=(64, 64), seed=3, folder=tmp_path):
+        return pack_once(source, target, sides, seed, folder)
+
+    for _ in range(2):
+        for ours, theirs in zip(found(), expected, strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+    assert len(calls) == 1
+    (kept,) = tmp_path.iterdir()
+    # Whatever the rows depend on makes another file.
+    found(seed=4), found(sides=(64, 65)), found(source=target, target=source)
+    longer = source.copy()
+    longer[0] += 1
+    found(source=longer)
+    assert len(calls) == 5 and len(list(tmp_path.iterdir())) == 5
+    # One that is damaged is made again; fewer pairs are not worth it; a folder that can't be written to is told.
+    kept.write_bytes(kept.read_bytes()[:-100])
+    np.testing.assert_array_equal(found()[0], expected[0])
+    assert len(calls) == 6
+    np.testing.assert_array_equal(found()[0], expected[0])
+    assert len(calls) == 6
+    found(source[:800], target[:800])
+    assert len(calls) == 7 and len(list(tmp_path.iterdir())) == 5
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
+    np.testing.assert_array_equal(found(folder=tmp_path / "nowhere")[0], expected[0])
+    assert "not kept for the next run" in caplog.text
 
 
 def test_as_good_as_can_be_where_the_best_is_known():

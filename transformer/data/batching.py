@@ -19,7 +19,7 @@ import numpy as np
 
 from transformer.config import UserError
 from transformer.data.cache import TokenCache
-from transformer.data.packing import pack, room
+from transformer.data.packing import pack_once, room
 from transformer.data.tokenizer import EOS, PAD
 
 Batch = dict[str, np.ndarray]
@@ -253,8 +253,8 @@ class Batches:
         """Pack the kept pairs of each cache into rows of its own; returns the number of each cache's first row."""
         pairs, starts, rows = [], [np.zeros(1, np.int64)], [0]
         bounds = np.searchsorted(kept, self._first)
-        for begin, end in itertools.pairwise(bounds):
-            own, own_starts = pack(source[begin:end], target[begin:end], sides, seed)
+        for cache, (begin, end) in zip(self._caches, itertools.pairwise(bounds), strict=True):
+            own, own_starts = pack_once(source[begin:end], target[begin:end], sides, seed, cache.path)
             pairs.append(kept[begin:end][own])
             starts.append(own_starts[1:] + begin)
             rows.append(rows[-1] + len(own_starts) - 1)

@@ -8,8 +8,20 @@ All in integers and stable sorts: every machine finds the same rows.
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import logging
+import os
+import socket
+import zipfile
+from pathlib import Path
+
 import numpy as np
 
+log = logging.getLogger("transformer")
+
+_FORMAT = 1  # of what is kept: raise it when rows are packed in another way
+_WORTH_KEEPING = 100_000  # pairs; fewer are packed in a moment
 _CHUNK = 16_384  # pairs packed together: more would fit a little better, and take longer
 _UNIT = 1_000  # room is counted in thousandths of a row's side
 _FULL = 20  # so little room left counts as none
@@ -34,6 +46,37 @@ def pack(source: np.ndarray, target: np.ndarray, room: tuple[int, int], seed: in
         rows += count
     by_row = np.argsort(row_of, kind="stable")
     return shuffled[by_row], np.concatenate([[0], np.cumsum(np.bincount(row_of, minlength=rows))])
+
+
+def pack_once(
+    source: np.ndarray, target: np.ndarray, room: tuple[int, int], seed: int, folder: Path
+) -> tuple[np.ndarray, np.ndarray]:
+    """What `pack` gives; of a large corpus it is kept in `folder`, as packing takes longer than reading.
+
+    The file's name is a hash of all that the rows depend on. Where it can't be written a warning says so.
+    """
+    if len(source) < _WORTH_KEEPING:
+        return pack(source, target, room, seed)
+    digest = hashlib.sha256(f"{_FORMAT} {room[0]} {room[1]} {seed} {len(source)}".encode())
+    for lengths in (source, target):
+        digest.update(np.ascontiguousarray(lengths, "<i4").data)
+    path = folder / f"packed.{digest.hexdigest()[:32]}.npz"
+    not_there_or_damaged = contextlib.suppress(OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile)
+    with not_there_or_damaged, path.open("rb") as file, np.load(file, allow_pickle=False) as kept:
+        return kept["pairs"], kept["starts"]
+    log.info("packing %s pairs into rows", f"{len(source):,}")
+    pairs, starts = pack(source, target, room, seed)
+    building = path.with_name(f"{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
+    try:
+        with building.open("wb") as file:
+            np.savez(file, pairs=pairs, starts=starts)
+        os.replace(building, path)
+    except OSError as error:
+        log.warning("%s: packed rows are not kept for the next run (%s)", path, error)
+    finally:
+        with contextlib.suppress(OSError):
+            building.unlink(missing_ok=True)
+    return pairs, starts
 
 
 def _pack(source: np.ndarray, target: np.ndarray, S: int, T: int) -> tuple[np.ndarray, int]:
