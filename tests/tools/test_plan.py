@@ -210,8 +210,7 @@ def test_the_vocabularys_gradient_is_sent_once(eight: dict) -> None:
 
 @pytest.mark.slow
 def test_big_mistakes_show(eight: dict) -> None:
-    (told,) = eight["replicated"]["warnings"]
-    assert "times its share of the model's arithmetic" in told
+    assert any("times its share of the model's arithmetic" in told for told in eight["replicated"]["warnings"])
     assert any("all-gather of" in told and "vocabulary" in told for told in eight["gathered"]["warnings"])
 
 

@@ -128,7 +128,7 @@ def test_two_processes_evaluate_as_one_does(one: Path, environment) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("second", "told"),
-    [(("--checkpoint", "7"), "process 1 had to stop"), (("--decode.beam_size", "2"), "decode.beam_size is 2")],
+    [(("--checkpoint", "7"), "process 1 had to stop"), (("--decode.beam_size", "3"), "decode.beam_size is 3")],
 )
 def test_what_is_wrong_with_one_that_evaluates_ends_both(one: Path, environment, second, told: str) -> None:
     meeting = f"127.0.0.1:{port()}"

@@ -46,15 +46,17 @@ def evaluate_workdir(
         else:
             test_set, sources, references = read_set(workdir)
         options = decode(config)
-        translator = Translator.load(workdir, str(name), options)
         same = {"--checkpoint": str(name), "--against": against, **_told("decode", options)}
         if against is not None:
             others = Checkpoints(against)
             other, other_options = others.choose(), decode(others.config(others.choose()))
-            rival = Translator.load(against, str(other), other_options)
             same |= {"the other's checkpoint": str(other), **_told("the other's decode", other_options)}
         same["sha256 of the test set"] = hashlib.sha256(json.dumps([sources, references]).encode()).hexdigest()
     agree(same)
+    # Orbax has all processes read a checkpoint together: only now, when none has stopped.
+    translator = Translator.load(workdir, str(name), options)
+    if against is not None:
+        rival = Translator.load(against, str(other), other_options)
     log.info("translating %d sentences of %s with checkpoint %s of %s", len(sources), test_set, name, workdir)
     hypotheses = together(translator, sources)
     result: dict[str, Any] = {
