@@ -123,8 +123,8 @@ def test_sentences_that_leave_change_nothing_for_those_that_stay(monkeypatch):
     source, limits = sources(16, 6, seed=2), np.array([*range(1, 9), *range(33, 41)], np.int32)
     stages, rearrange = [], engine.rearrange
 
-    def watched(memories, beams, index_B, *, length, keep):
-        memories, beams = rearrange(memories, beams, index_B, length=length, keep=keep)
+    def watched(memories, beams, index_B, *, length, keep, **over):
+        memories, beams = rearrange(memories, beams, index_B, length=length, keep=keep, **over)
         stages.append((beams.tokens_BML.shape[::2], keep))
         return memories, beams
 

@@ -89,7 +89,9 @@ def test_five_samples_are_shown_always_the_same(task, tiny, trained: Path, caplo
     caplog.set_level(logging.INFO, "transformer")
     shown = []
     for prefix in ("first ", "second "):
-        monkeypatch.setattr(Translator, "translate", lambda self, texts, prefix=prefix: [prefix + t for t in texts])
+        monkeypatch.setattr(
+            Translator, "translate", lambda self, texts, prefix=prefix, **_: [prefix + t for t in texts]
+        )
         caplog.clear()
         list(task.evaluate(Checkpoints(trained).params(120), MESH))
         shown.append([message.split("\n") for message in caplog.messages if "hypothesis" in message])
@@ -109,7 +111,7 @@ def test_five_samples_are_shown_always_the_same(task, tiny, trained: Path, caplo
 @pytest.mark.parametrize(("same", "warned"), [(11, True), (10, False)])
 def test_a_warning_when_most_outputs_are_the_same(task, trained, caplog, monkeypatch, same: int, warned: bool) -> None:
     outputs = ["das ist"] * same + [f"Satz {i}" for i in range(20 - same)]
-    monkeypatch.setattr(Translator, "translate", lambda self, texts: outputs)
+    monkeypatch.setattr(Translator, "translate", lambda self, texts, **_: outputs)
     list(task.evaluate(Checkpoints(trained).params(120), MESH))
     told = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
     assert told == (["11 of 20 translations are the same: 'das ist'"] if warned else [])
