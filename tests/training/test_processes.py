@@ -83,6 +83,16 @@ def agree(ours: Path, theirs: Path) -> bool:
     return mine == other and all((params[path] == x).all() for path, x in others.items())
 
 
+def train_as_one_does(tiny, environment, folder: Path, *options: str) -> None:
+    """Train with two processes, and with one that has two devices: the same comes out."""
+    done = both(environment, "--config", tiny.config, "--workdir", folder / "two", *options)
+    assert [code for code, _ in done] == [0, 0], done
+    process = start(environment, 2, "--config", tiny.config, "--workdir", folder / "one", *options)
+    told = process.communicate(timeout=300)[1]
+    assert process.returncode == 0, told
+    agree(folder / "two", folder / "one")
+
+
 @pytest.fixture(scope="module")
 def one(tiny, environment, tmp_path_factory) -> Path:
     """What one process with two devices makes of it."""
@@ -226,24 +236,14 @@ def test_each_its_own_workdir_is_noticed(tiny, environment, tmp_path) -> None:
 @pytest.mark.slow
 def test_packed_rows_cut_into_micro_batches(tiny, environment, tmp_path) -> None:
     options = ("--data.packing=True", "--train.accumulate=2", "--train.batch_tokens=1024", *SHORTER)
-    done = both(environment, "--config", tiny.config, "--workdir", tmp_path / "two", *options)
-    assert [code for code, _ in done] == [0, 0], done
-    process = start(environment, 2, "--config", tiny.config, "--workdir", tmp_path / "one", *options)
-    told = process.communicate(timeout=300)[1]
-    assert process.returncode == 0, told
-    agree(tmp_path / "two", tmp_path / "one")
+    train_as_one_does(tiny, environment, tmp_path, *options)
 
 
 @pytest.mark.slow
 def test_fewer_sentences_to_decode_than_processes_and_a_batch_that_fits(tiny, environment, tmp_path) -> None:
     """Both find the same number of micro-batches; one of them has no dev sentence to translate."""
     options = ("--batch", "auto", "--train.eval_sentences=1", *SHORTER)
-    done = both(environment, "--config", tiny.config, "--workdir", tmp_path / "two", *options)
-    assert [code for code, _ in done] == [0, 0], done
-    process = start(environment, 2, "--config", tiny.config, "--workdir", tmp_path / "one", *options)
-    told = process.communicate(timeout=300)[1]
-    assert process.returncode == 0, told
-    agree(tmp_path / "two", tmp_path / "one")
+    train_as_one_does(tiny, environment, tmp_path, *options)
 
 
 def test_what_goes_wrong_in_process_0_ends_the_other(tiny, environment, tmp_path) -> None:

@@ -87,7 +87,6 @@ def on_each_device(function: Any, over: NamedSharding | None) -> Any:
 
     XLA would gather all rows on all devices where it sorts them.
     """
-
     if over is None:
         return function
 
