@@ -300,7 +300,16 @@ def test_configs_are_sound_and_survive_json(path: Path) -> None:
 
 RESUMABLE = {
     *("train.steps", "train.log_every", "train.eval_every", "train.checkpoint_every", "train.keep_every"),
-    *("train.keep_last", "train.patience", "train.remat", "train.eval_sentences", "data.cache_dir", "data.workers"),
+    *(
+        "train.non_finite",
+        "train.non_finite_limit",
+        "train.keep_last",
+        "train.patience",
+        "train.remat",
+        "train.eval_sentences",
+        "data.cache_dir",
+        "data.workers",
+    ),
     *(f"mesh.{field.name}" for field in dataclasses.fields(MeshConfig)),
     *(f"decode.{field.name}" for field in dataclasses.fields(DecodeConfig)),
 }

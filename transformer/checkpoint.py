@@ -3,6 +3,7 @@
     workdir/checkpoints/<step>/state/{params,optimizer}   Orbax's arrays
                                config.json, tokenizer.model, progress.json
                                manifest.json              sizes and sha256 of all of these, written last
+    workdir/checkpoints/<step>.interrupted/                the same, where a run was asked to stop
     workdir/checkpoints/average/                           the same without optimizer
 
 A folder without a manifest is a save that did not end, and is passed over.
@@ -26,9 +27,11 @@ from jax.sharding import Sharding
 
 from transformer.config import Config, UserError, from_json
 from transformer.model import Model, Params, encoder_decoder
+from transformer.phases import phase
 
 log = logging.getLogger("transformer")
 AVERAGE = "average"
+_INTERRUPTED = ".interrupted"
 _DAMAGED = "this checkpoint is damaged; choose another with --checkpoint, or remove its folder"
 
 
@@ -69,6 +72,17 @@ class Checkpoints:
             return []
         names = [int(path.name) for path in self.folder.iterdir() if path.name.isdigit()]
         return sorted(step for step in names if self.complete(step))
+
+    def states(self) -> list[int | str]:
+        """Names of all complete checkpoints that training can go on from, by their step: those of `steps`, and those
+        of runs that were interrupted since the last of them."""
+        steps = self.steps()
+        waiting = {}
+        for path in self.folder.glob(f"*{_INTERRUPTED}") if self.folder.exists() else ():
+            number = path.name.removesuffix(_INTERRUPTED)
+            if number.isdigit() and self.complete(path.name) and int(number) > max(steps, default=-1):
+                waiting[int(number)] = path.name
+        return [*steps, *(waiting[step] for step in sorted(waiting))]
 
     def progress(self, name: int | str) -> dict[str, Any]:
         """What was saved beside the arrays: 'step', 'dev_bleu' (None if not evaluated there), 'vocab_size', ..."""
@@ -114,15 +128,16 @@ class Checkpoints:
             if not self.complete(AVERAGE):
                 raise UserError(f"{workdir}: no average yet; make one with: python -m transformer average {workdir}")
             return AVERAGE
-        if not steps:
+        states = self.states()
+        if not states:
             raise UserError(f"{workdir}: no complete checkpoint there; train first, or check the path")
         if checkpoint is None or checkpoint == "best":
             best = self.best()
             if best is None and checkpoint == "best":
                 raise UserError(f"{workdir}: no checkpoint was evaluated on a development set; use --checkpoint last")
-            return steps[-1] if best is None else best
+            return states[-1] if best is None else best
         if checkpoint == "last":
-            return steps[-1]
+            return states[-1]
         if checkpoint.isdigit() and int(checkpoint) in steps:
             return int(checkpoint)
         raise UserError(
@@ -158,7 +173,8 @@ class Checkpoints:
 
         def finish() -> None:
             try:
-                self._orbax.wait_until_finished()
+                with phase(f"saving {path.name}"):
+                    self._orbax.wait_until_finished()
                 if jax.process_index():
                     return
                 for file, content in files.items():
@@ -193,9 +209,9 @@ class Checkpoints:
                 "the same command again: it goes on from the last complete checkpoint"
             ) from failure
 
-    def discard(self, step: int) -> None:
+    def discard(self, name: int | str) -> None:
         """Let a damaged checkpoint no longer count as complete; its other files stay."""
-        (self.path(step) / "manifest.json").replace(self.path(step) / "manifest.json.damaged")
+        (self.path(name) / "manifest.json").replace(self.path(name) / "manifest.json.damaged")
 
     def _prune(self, keep_last: int, keep_every: int | None) -> None:
         steps = self.steps()
@@ -205,6 +221,12 @@ class Checkpoints:
                 # The manifest goes first: what is half removed must not look complete.
                 (self.path(step) / "manifest.json").unlink()
                 self.path(step).rmtree()
+        # Those that a run was interrupted at before the last of these.
+        for path in self.folder.glob(f"*{_INTERRUPTED}"):
+            number = path.name.removesuffix(_INTERRUPTED)
+            if number.isdigit() and int(number) <= steps[-1] and not (path / "manifest.json.damaged").exists():
+                (path / "manifest.json").unlink(missing_ok=True)
+                path.rmtree()
 
     def verify(self, name: int | str) -> str | None:
         """What is wrong with a checkpoint's files against its manifest, or None.
@@ -291,6 +313,11 @@ class Checkpoints:
         return self.restore(name, {"params": with_sharding(model.abstract_params, sharding)})["params"]
 
 
+def interrupted(step: int) -> str:
+    """The name of the checkpoint of a run that was asked to stop after so many updates."""
+    return f"{step:08d}{_INTERRUPTED}"
+
+
 @contextlib.contextmanager
 def writing(path: epath.Path) -> Iterator[None]:
     """For a block that writes to or below `path`: what the disk refuses is told in one line."""
@@ -316,7 +343,8 @@ def replace(path: epath.Path, content: bytes) -> None:
             with contextlib.suppress(OSError):
                 temporary.unlink(missing_ok=True)
             raise
-        temporary.replace(path)
+        with phase(f"renaming {path.name}"):
+            temporary.replace(path)
 
 
 def local(path: Any) -> bool:

@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
-from transformer.config import Config, DecodeConfig, UserError, check, flatten
+from transformer.config import Config, DecodeConfig, Interrupted, UserError, check, flatten
 
 C = TypeVar("C")
 
@@ -34,7 +34,8 @@ class _StandardError(logging.StreamHandler):
 
 
 def run(main: Callable[[list[str]], int | None], *, interrupted: str = "interrupted") -> None:
-    """Call `main` with the command line and exit: 0, 2 on a user's mistake (told in one line), 130 on Ctrl-C."""
+    """Call `main` with the command line and exit: 0, 2 on a user's mistake (told in one line), 130 on Ctrl-C, 143 where
+    SIGTERM ended a run in order."""
     handler = _StandardError()
     handler.setFormatter(_Format())
     log = logging.getLogger("transformer")
@@ -46,6 +47,9 @@ def run(main: Callable[[list[str]], int | None], *, interrupted: str = "interrup
     except UserError as error:
         print("error:", " ".join(str(error).splitlines()), file=sys.stderr)
         code = 2
+    except Interrupted as error:
+        print(error, file=sys.stderr)
+        code = error.code
     except KeyboardInterrupt:
         print(interrupted, file=sys.stderr)
         code = 130

@@ -16,6 +16,14 @@ class UserError(Exception):
     """A user's mistake, told in one line: what is wrong, where, and the fix. Entry points print it and exit 2."""
 
 
+class Interrupted(Exception):
+    """A signal asked the program to stop, and it has done so. Entry points print the message and exit with `code`."""
+
+    def __init__(self, message: str, number: int):
+        super().__init__(message)
+        self.code = 128 + number
+
+
 KINDS = ("encoder", "decoder", "cross")  # of attention
 
 
@@ -187,6 +195,11 @@ class TrainConfig:
     """Archive: also keep every checkpoint whose step is a multiple of this."""
     patience: int | None = None
     """Stop after this many evaluations in a row without a better dev BLEU; None = never."""
+    non_finite: Literal["stop", "skip", "rollback"] = "stop"
+    """An update whose loss or gradient is not finite: 'stop' = end the run; 'skip' = change nothing and go on;
+    'rollback' = go back to the last checkpoint, and leave that update out."""
+    non_finite_limit: int = 20
+    """The run ends after more than so many updates were skipped or left out."""
     init_from: str | None = None
     """Start from the parameters of another workdir's default checkpoint; its vocabulary must be the same. The default
     is, as everywhere, the average if one was made, else the best on dev BLEU: the best model that run has. This is
@@ -275,6 +288,7 @@ RESUMABLE = (
     "train.keep_last",
     "train.patience",
     "train.eval_sentences",
+    "train.non_finite*",
     "decode.*",
     "mesh.*",
     "data.cache_dir",
@@ -417,6 +431,7 @@ def check(config: Config) -> None:
         require(getattr(t, name) >= 1, f"train.{name}", "must be at least 1")
     require(t.seed >= 0, "train.seed", "must be 0 or more")
     require(t.keep_last >= 1, "train.keep_last", "must be at least 1")
+    require(t.non_finite_limit >= 1, "train.non_finite_limit", "must be at least 1")
     for name in ("keep_every", "patience", "eval_sentences"):
         require(getattr(t, name) is None or getattr(t, name) >= 1, f"train.{name}", "must be at least 1, or None")
     require(

@@ -87,9 +87,18 @@ def test_the_log(trained: Path) -> None:
     assert [entry["step"] for entry in scores] == [40, 80, 120]
     steps = [entry["step"] for entry in entries(trained)]
     assert steps == sorted(set(steps))  # one entry a step, also where both are due
-    assert set(training[0]) == {"step", "loss", "nll", "gradient_norm", "tokens_per_second", "learning_rate", "epoch"}
+    assert set(training[0]) == {
+        "step",
+        "time",
+        "loss",
+        "nll",
+        "gradient_norm",
+        "tokens_per_second",
+        "learning_rate",
+        "epoch",
+    }
     of_scores = {"dev_loss", "dev_perplexity", "dev_bleu", "dev_chrf", "dev_bleu_signature"}
-    assert set(scores[0]) == {"step", *of_scores}
+    assert set(scores[0]) == {"step", "time", *of_scores}
     assert set(scores[-1]) == {*training[0], *of_scores}
     assert training[-1]["loss"] < training[0]["loss"] - 2  # it learns
     assert scores[-1]["dev_loss"] < scores[0]["dev_loss"]

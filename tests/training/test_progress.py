@@ -5,6 +5,7 @@ import json
 import logging
 import struct
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,11 @@ from transformer.training.progress import Display, Records, clock
 
 
 def lines(folder: Path) -> list[dict]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    """The entries of metrics.jsonl, without their times."""
+    entries = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    now = time.time()
+    assert all(now - 600 < entry.pop("time") <= now for entry in entries)
+    return entries
 
 
 def scalars(folder: Path) -> list[tuple[int, str, float]]:
@@ -31,7 +36,7 @@ def scalars(folder: Path) -> list[tuple[int, str, float]]:
             event = Event.FromString(content[at + 12 : at + 12 + length])
             found += [(event.wall_time, event.step, value.tag, value.simple_value) for value in event.summary.value]
             at += 16 + length
-    return [event[1:] for event in sorted(found)]
+    return [event[1:] for event in sorted(found, key=lambda event: event[0])]
 
 
 @pytest.fixture

@@ -25,6 +25,7 @@ from transformer.training.sharding import make_mesh
 from transformer.training.step import init_state
 
 TRAIN = str(Path(__file__).parents[2] / "train.py")
+CLOCK = ("time", "tokens_per_second")
 PATIENCE = 300  # seconds for any one thing to happen
 
 
@@ -86,7 +87,7 @@ def kill_during_a_save(process: subprocess.Popen, checkpoints: Path, log: Path) 
 def entries(workdir: Path) -> list[dict]:
     """The log without what depends on the clock."""
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in line.items() if name != "tokens_per_second"} for line in lines]
+    return [{name: value for name, value in line.items() if name not in CLOCK} for line in lines]
 
 
 def state(workdir: Path, step: int) -> list[np.ndarray]:

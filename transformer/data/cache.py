@@ -25,8 +25,10 @@ from pathlib import Path
 
 import numpy as np
 
+from transformer.data.sources import sweep
 from transformer.data.text import Parallel, count_lines, fingerprint, read_pairs
 from transformer.data.tokenizer import Tokenizer
+from transformer.phases import phase
 
 _FORMAT = 1  # part of the key: raise it when the files or the tokenisation change
 _CHUNK = 2_000  # pairs handed to a process at a time
@@ -112,12 +114,15 @@ def tokenize(
             shutil.rmtree(final)
 
     building = final.with_name(f"{key}.{socket.gethostname()}.{os.getpid()}.tmp")
+    sweep(building.parent)
     shutil.rmtree(building, ignore_errors=True)
     building.mkdir(parents=True)
     try:
-        _build(building, parallel, tokenizer, fields, workers or os.cpu_count() or 1)
+        with phase("building the cache of tokens"):
+            _build(building, parallel, tokenizer, fields, workers or os.cpu_count() or 1)
         try:
-            os.replace(building, final)
+            with phase("renaming the cache of tokens"):
+                os.replace(building, final)
         except OSError:
             if not final.exists():  # otherwise another process was faster, with the same result
                 raise

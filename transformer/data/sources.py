@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -115,3 +117,22 @@ def _require_files(config: DataConfig) -> None:
     missing = [f"{path} (data.{name})" for name, path in named if not Path(path).is_file()]
     if missing:
         raise UserError(f"no such file: {', '.join(missing)}; correct the path")
+
+
+def sweep(folder: Path) -> None:
+    """Remove what processes of this machine were making in a cache folder when they were killed: NAME.HOST.PID.tmp."""
+    for path in folder.glob(f"*.{socket.gethostname()}.*.tmp"):
+        process = path.name.split(".")[-2]
+        with contextlib.suppress(OSError):
+            if process.isdigit() and not _runs(int(process)):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def _runs(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # somebody else's
+        pass
+    return True

@@ -14,14 +14,16 @@ import json
 import logging
 import os
 import re
+import socket
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import sentencepiece
 
 from transformer.config import DataConfig, UserError
-from transformer.data.sources import cache
+from transformer.data.sources import cache, sweep
 from transformer.data.text import Parallel, fingerprint, read_pairs
+from transformer.phases import phase
 
 PAD, BOS, EOS, UNK = 0, 1, 2, 3
 SPECIALS = ("<pad>", "<s>", "</s>", "<unk>")
@@ -196,13 +198,16 @@ def _cached(path: Path, config: DataConfig, train: tuple[Parallel, ...]) -> Toke
     log.info("training a tokenizer of %s pieces on %s of %s pairs", f"{config.vocab_size:,}", f"{used:,}", f"{count:,}")
     pairs = itertools.chain.from_iterable(read_pairs(parallel, config.fields) for parallel in train)
     chosen = (pair for i, pair in enumerate(pairs) if (i + 1) * used // count > i * used // count)
-    trained = Tokenizer.train(
-        itertools.chain.from_iterable(chosen),
-        vocab_size=config.vocab_size,
-        normalization=config.normalization,
-    )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.stem}.{os.getpid()}.tmp")
-    temporary.write_bytes(trained.model)
-    os.replace(temporary, path)
+    with phase("building the tokenizer"):
+        trained = Tokenizer.train(
+            itertools.chain.from_iterable(chosen),
+            vocab_size=config.vocab_size,
+            normalization=config.normalization,
+        )
+        path.parent.mkdir(parents=True, exist_ok=True)
+        sweep(path.parent)
+        temporary = path.with_name(f"{path.stem}.{socket.gethostname()}.{os.getpid()}.tmp")
+        temporary.write_bytes(trained.model)
+        with phase("renaming the tokenizer"):
+            os.replace(temporary, path)
     return trained

@@ -199,6 +199,15 @@ class Translation:
         ):
             log.info("decoded     %s -> %s", source, hypothesis)
 
+    def lines(self, step: int) -> str:
+        """The files and the numbers of the lines in them, from 1, that update `step`, from 0, takes its pairs from."""
+        found = self.batches().lines(step)
+        return "; ".join(
+            f"{parallel.source}:{','.join(map(str, 1 + np.sort(found[found[:, 0] == c, 1])))}"
+            for c, parallel in enumerate(self.texts.train)
+            if c in found[:, 0]
+        )
+
     def _development(self) -> tuple[list[str], list[str], TokenCache]:
         if self._dev is None:
             sources, references = read_sides(self.texts.dev, self.config.data.fields)

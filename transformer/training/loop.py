@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import hashlib
 import json
@@ -9,10 +10,11 @@ import logging
 import math
 import os
 import secrets
+import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
-from typing import IO, Any, Protocol
+from collections.abc import Callable, Iterator, Mapping
+from typing import IO, Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -21,17 +23,28 @@ from etils import epath
 from jax import Array
 from jax.sharding import Mesh
 
-from transformer.checkpoint import Checkpoints, local, replace, with_sharding
-from transformer.config import Config, UserError, differences, flatten, from_json, resumable, to_json
+from transformer.checkpoint import Checkpoints, interrupted, local, replace, with_sharding
+from transformer.config import Config, Interrupted, UserError, differences, flatten, from_json, resumable, to_json
 from transformer.data.batching import Batches
 from transformer.model import Model, Params
+from transformer.phases import phase
 from transformer.training.feed import Feed
 from transformer.training.flops import peak, update_flops
 from transformer.training.optimizer import learning_rate, optimizer
 from transformer.training.processes import agree, all_or_none, first, gather
 from transformer.training.progress import Display, Records, clock
 from transformer.training.sharding import batch_sharding, make_mesh, place, shardings
-from transformer.training.step import Batch, TrainState, ahead_of_time, bytes_needed, compiled, cut, init_state
+from transformer.training.step import (
+    Batch,
+    TrainState,
+    ahead_of_time,
+    bytes_needed,
+    compiled,
+    cut,
+    init_state,
+    left_out,
+)
+from transformer.training.stopping import Ask, Asked, Ears
 
 log = logging.getLogger("transformer")
 
@@ -59,6 +72,27 @@ class Task(Protocol):
     def evaluate(self, params: Params, mesh: Mesh) -> Iterator[tuple[str, float | str]]: ...
     def write_sets(self, folder: epath.Path) -> None: ...
     def try_decoding(self, params: Params) -> None: ...
+    def lines(self, step: int) -> str: ...
+
+
+class Ready(NamedTuple):
+    """What a run needs and no update changes."""
+
+    task: Task
+    config: Config
+    folder: epath.Path
+    checkpoints: Checkpoints
+    mesh: Mesh
+    batches: Batches
+    abstract: TrainState
+    update: Any
+
+
+class WentBack(Exception):
+    """An update broke the numbers; the run goes back to its last checkpoint and leaves that update out."""
+
+    def __init__(self, step: int):
+        self.step = step
 
 
 def train(
@@ -66,25 +100,39 @@ def train(
 ) -> dict[str, float | str]:
     """Train until `config.train.steps`, going on from the workdir's last checkpoint; returns the last evaluation.
 
-    Of the updates `profile`, first and last, a trace is written to the workdir.
+    Of the updates `profile`, first and last, a trace is written to the workdir. Sent SIGINT or SIGTERM the run saves
+    its state and raises `Interrupted`.
     """
     t, folder = config.train, epath.Path(workdir)
-    checkpoints = Checkpoints(folder)
-
-    # ---- Devices, data, model ---------------------------------------------------------------------------------------
     mesh = make_mesh(config.mesh)
     batches = task.batches()
     tx = optimizer(t, config.model.d_model)
     abstract = jax.eval_shape(lambda: init_state(task.model.init, tx, t.seed))
-    update = compiled(task.loss, tx, t.seed, mesh, abstract)
-    digest = task.data_digest()
+    update = compiled(task.loss, tx, t.seed, mesh, abstract, skip=t.non_finite == "skip")
     compare(task, config)
     banner(task, config, batches, mesh, abstract)
+    ready = Ready(task, config, folder, Checkpoints(folder), mesh, batches, abstract, update)
+    broken: set[int] = set()
+    while True:
+        try:
+            return updates(ready, profile, broken)
+        except WentBack as back:
+            broken.add(back.step)
+
+
+def updates(ready: Ready, profile: tuple[int, int] | None, broken: set[int]) -> dict[str, float | str]:
+    """From the last checkpoint, or the start, to the end; all but the updates `broken`, which become part of the run.
+
+    Raises `WentBack` where an update breaks the numbers and the config says to go back.
+    """
+    task, config, folder, checkpoints, mesh, batches, abstract, update = ready
+    t = config.train
 
     # ---- State: resume > warm start > scratch -----------------------------------------------------------------------
+    digest = task.data_digest()
     state, progress = restore(checkpoints, abstract, mesh)
     if progress.get("data_digest", digest) != digest:
-        raise UserError(f"the training text is not what {workdir} was trained on; restore it, or use another --workdir")
+        raise UserError(f"the training text is not what {folder} was trained on; restore it, or use another --workdir")
     if state is None:
         state = initial(task, config, mesh, abstract)
     start = int(state.step)
@@ -104,21 +152,28 @@ def train(
             "scores no longer compare, and the best one and train.patience start anew"
         )
         best, stale = None, 0
-    if start >= t.steps or (t.patience is not None and stale >= t.patience):
+    # Where it was interrupted before the evaluation of its last update, that comes first.
+    owed = progress.get("owed")
+    if owed is None and (start >= t.steps or (t.patience is not None and stale >= t.patience)):
         log.info("%s is trained already, to step %d; raise train.steps or train.patience to go on", folder, start)
         return {}
+    broken |= set(progress.get("left_out", []))
 
     # ---- Updates ----------------------------------------------------------------------------------------------------
     feed = Feed(batches, mesh, t.accumulate)
     stream = feed.stream(start, t.steps, PREFETCH)
+    recorded = start if owed is None else start - 1
     with all_or_none():
-        records, display = Records(folder if first() else None, start), Display(start, t.steps)
-    interval = Interval(progress.get("interval", {}))
+        records, display = Records(folder if first() else None, recorded), Display(start, t.steps)
+    interval, watch = Interval(progress.get("interval", {})), Watch()
     scores: dict[str, float | str] = {}
-    pending: tuple[int, Any] | None = None
+    pending: tuple[int, Any, Callable[[], int]] | None = None
     seen: set[tuple] = set()
-    began, stopped, profiling = time.monotonic(), False, False
+    began, stopped, asked, profiling = time.monotonic(), False, 0, False
+    skipped = progress.get("skipped", 0)
     flops_per_s = (peak(mesh.devices.flat[0]) or 0.0) * mesh.size
+    ears = Ears()
+    ask = Ask(mesh, ears)
 
     def shape_flops(step: int) -> float:
         return update_flops(config.model, task.vocab_size, *batches.shape(step - 1))
@@ -128,64 +183,113 @@ def train(
 
         Where an entry of the log is due it is returned, and written unless there is more to come for it.
         """
-        nonlocal pending
+        nonlocal pending, asked, skipped
         if pending is None:
             return {}
-        step, metrics = pending
+        step, metrics, answer = pending
         pending = None
         values = {name: float(value) for name, value in metrics.items()}
-        if not (math.isfinite(values["loss"]) and math.isfinite(values["gradient_norm"])):
-            raise diverged(
-                checkpoints,
-                f"update {step}: the loss is {values['loss']} and the gradient norm {values['gradient_norm']}",
-            )
-        interval.add(values, shape_flops(step))
+        if values and not (math.isfinite(values["loss"]) and math.isfinite(values["gradient_norm"])):
+            skipped += 1
+            not_finite(ready, step, values, skipped + len(broken))
+        elif values:
+            if usual := watch.jump(values["loss"]):
+                log.warning(
+                    "step %d: the loss jumped to %.3f, from some %.3f; its batch: %s",
+                    *(step, values["loss"], usual, task.lines(step - 1)),
+                )
+            interval.add(values, shape_flops(step))
         display.advance(step)
-        if step % t.log_every == 0 or step == t.steps:
+        asked = answer()
+        if (step % t.log_every == 0 or step == t.steps) and interval.sums:
             rate = learning_rate(
                 step, d_model=config.model.d_model, warmup_steps=t.warmup_steps, peak=t.peak_learning_rate
             )
             epoch, _ = batches.locate(step - 1)
             entry = {**interval.close(flops_per_s), "learning_rate": float(rate), "epoch": epoch}
-            display.show(step, entry, (time.monotonic() - began) / (step - start) * (t.steps - step))
+            display.show(step, entry, (time.monotonic() - began) / max(step - start, 1) * (t.steps - step))
             if write:
                 records.write(step, entry)
             return entry
         return {}
 
+    def progress_at(step: int, bleu: float | None, **more: Any) -> dict[str, Any]:
+        epoch, index = batches.locate(step)
+        return {
+            "step": step,
+            "epoch": epoch,
+            "batch_of_epoch": index,
+            "dev_bleu": bleu,
+            "dev_bleu_signature": None if bleu is None else scores.get("dev_bleu_signature"),
+            "dev_digest": dev_digest,
+            "best_bleu": best,
+            "evaluations_without_better": stale,
+            "interval": interval.sums,
+            "skipped": skipped,
+            "left_out": sorted(broken),
+            "vocab_size": task.vocab_size,
+            "data_digest": digest,
+            **more,
+        }
+
+    def save(name: int | str, progress: dict[str, Any], **keep: int | None) -> None:
+        if not finite(state.params):
+            raise diverged(checkpoints, f"update {int(state.step)} made parameters that are not finite")
+        with all_or_none():
+            checkpoints.wait()
+            if first():
+                checkpoints.make_folder(name)
+        items = {"params": state.params, "optimizer": state.optimizer}
+        files = {**task.files, "config.json": to_json(config).encode()}
+        checkpoints.save(name, items, progress=progress, files=files, **keep)
+        records.flush()
+
     try:
-        for step in range(start + 1, t.steps + 1):
-            if profile and first() and step == max(profile[0], start + 1) and step <= profile[1]:
+        ears.__enter__()
+        for step in range(start + (owed is None), t.steps + 1):
+            if step > start:
+                if profile and first() and step == max(profile[0], start + 1) and step <= profile[1]:
+                    settle()
+                    jax.profiler.start_trace(str(folder / "profile"), create_perfetto_trace=True)
+                    profiling = True
+                host_batch = next(stream)
+                shape = tuple(whole for whole, _ in host_batch.values())
+                new = shape not in seen
+                if new:
+                    seen.add(shape)
+                    log.info(
+                        "step %d: compiling batch shape %s (%d of %d)", step, shape[0], len(seen), len(batches.shapes)
+                    )
+                if step in broken:
+                    state, metrics = left_out(state), {}
+                else:
+                    batch, before = feed.place(host_batch), time.monotonic()
+                    state, metrics = update(state, batch)
+                    if new:  # to compile, unlike to run, is waited for
+                        log.info("step %d: compiled in %.1f s", step, time.monotonic() - before)
                 settle()
-                jax.profiler.start_trace(str(folder / "profile"), create_perfetto_trace=True)
-                profiling = True
-            host_batch = next(stream)
-            shape = tuple(whole for whole, _ in host_batch.values())
-            new = shape not in seen
-            if new:
-                seen.add(shape)
-                log.info("step %d: compiling batch shape %s (%d of %d)", step, shape[0], len(seen), len(batches.shapes))
-            batch, before = feed.place(host_batch), time.monotonic()
-            state, metrics = update(state, batch)
-            if new:  # to compile, unlike to run, is waited for
-                log.info("step %d: compiled in %.1f s", step, time.monotonic() - before)
-            settle()
-            pending = (step, metrics)
-            if profiling and step == profile[1]:
-                profiling = False
-                jax.block_until_ready(metrics)
-                jax.profiler.stop_trace()
-                log.info("the trace of updates %d to %d is in %s", *profile, folder / "profile")
-                interval.restart_clock()
+                pending = (step, metrics, ask())
+                if profiling and step == profile[1]:
+                    profiling = False
+                    jax.block_until_ready(metrics)
+                    jax.profiler.stop_trace()
+                    log.info("the trace of updates %d to %d is in %s", *profile, folder / "profile")
+                    interval.restart_clock()
 
             # An evaluation comes before the save that stores its score.
-            evaluated = step % t.eval_every == 0 or step == t.steps
-            if evaluated:
-                entry = settle(write=False)
-                scores = dict(task.evaluate(state.params, mesh))
+            due = step % t.eval_every == 0 or step == t.steps
+            entry = (settle(write=False) if owed is None else owed) if due else {}
+            owed = None
+            if due and not asked:
+                try:
+                    with phase(f"evaluation at step {step}"), ears.at_once():
+                        scores = dict(task.evaluate(state.params, mesh))
+                except Asked as signalled:
+                    asked = signalled.number
                 interval.restart_clock()
-                if entry or scores:
-                    records.write(step, {**entry, **scores})
+            evaluated = due and not asked
+            if evaluated and (entry or scores):
+                records.write(step, {**entry, **scores})
             bleu = scores.get("dev_bleu") if evaluated else None
             better = bleu is not None and (best is None or bleu > best)
             if evaluated and scores:
@@ -194,36 +298,18 @@ def train(
             if bleu is not None:
                 best, stale = (bleu, 0) if better else (best, stale + 1)
                 stopped = t.patience is not None and stale >= t.patience
-            if step % t.checkpoint_every == 0 or better or stopped or step == t.steps:
+            kept = (step % t.checkpoint_every == 0 or better or stopped or step == t.steps) and evaluated == due
+            if kept:
                 settle()
-                if not finite(state.params):
-                    raise diverged(checkpoints, f"update {step} made parameters that are not finite")
-                epoch, index = batches.locate(step)
-                with all_or_none():
-                    checkpoints.wait()
-                    if first():
-                        checkpoints.make_folder(step)
-                checkpoints.save(
-                    step,
-                    {"params": state.params, "optimizer": state.optimizer},
-                    progress={
-                        "step": step,
-                        "epoch": epoch,
-                        "batch_of_epoch": index,
-                        "dev_bleu": bleu,
-                        "dev_bleu_signature": scores.get("dev_bleu_signature") if evaluated else None,
-                        "dev_digest": dev_digest,
-                        "best_bleu": best,
-                        "evaluations_without_better": stale,
-                        "interval": interval.sums,
-                        "vocab_size": task.vocab_size,
-                        "data_digest": digest,
-                    },
-                    files={**task.files, "config.json": to_json(config).encode()},
-                    keep_last=t.keep_last,
-                    keep_every=t.keep_every,
-                )
-                records.flush()
+                save(step, progress_at(step, bleu), keep_last=t.keep_last, keep_every=t.keep_every)
+            if asked:
+                if not kept:
+                    settle()
+                    save(interrupted(step), progress_at(step, None, **({"owed": entry} if due else {})))
+                records.close()
+                checkpoints.wait()
+                name = signal.Signals(asked).name
+                raise Interrupted(f"{name}: stopped after update {step}; the same command goes on from there", asked)
             if stopped:
                 log.info("step %d: no better dev BLEU than %.2f in %d evaluations, stopping early", step, best, stale)
                 break
@@ -235,6 +321,7 @@ def train(
             records.close()
         finally:
             checkpoints.wait()
+            ears.__exit__(None, None, None)
     with all_or_none():  # no process ends while another still writes
         pass
     log.info(
@@ -242,6 +329,42 @@ def train(
         *(clock(time.monotonic() - began), update._cache_size(), len(seen), checkpoints.folder),
     )
     return scores
+
+
+def not_finite(ready: Ready, step: int, values: Mapping[str, float], count: int) -> None:
+    """What the config says of an update whose loss or gradient is not finite, the `count`-th of the run: returns if it
+    was skipped, else raises."""
+    t = ready.config.train
+    what = f"update {step}: the loss is {values['loss']} and the gradient norm {values['gradient_norm']}"
+    if t.non_finite == "stop":
+        raise diverged(ready.checkpoints, what)
+    if count > t.non_finite_limit:
+        raise diverged(
+            ready.checkpoints,
+            f"{what}; that makes {count} such updates (train.non_finite_limit = {t.non_finite_limit})",
+        )
+    log.warning("%s (%d of %d allowed); its batch: %s", what, count, t.non_finite_limit, ready.task.lines(step - 1))
+    if t.non_finite == "rollback":
+        log.warning("going back to the last checkpoint, to leave update %d out", step)
+        raise WentBack(step)
+
+
+class Watch:
+    """Looks out for jumps of the loss."""
+
+    def __init__(self) -> None:
+        self._last: collections.deque[float] = collections.deque(maxlen=50)
+
+    def jump(self, loss: float) -> float | None:
+        """The usual loss, if this one lies a tenth above it, and more than it spreads from update to update by far;
+        else None."""
+        usual = None
+        if len(self._last) >= 20:
+            mean = float(np.mean(list(self._last)[-10:]))
+            spread = float(np.std(np.diff(self._last))) / 2**0.5  # of differences: while the loss falls, too
+            usual = mean if loss > mean + max(6 * spread, 0.1 * mean) else None
+        self._last.append(loss)
+        return usual
 
 
 @jax.jit
@@ -371,18 +494,18 @@ def restore(checkpoints: Checkpoints, abstract: TrainState, mesh: Mesh) -> tuple
     """
     placed = with_sharding(abstract, shardings(abstract, mesh))
     items = {"params": placed.params, "optimizer": placed.optimizer}
-    damaged: list[int] = []
+    damaged: list[int | str] = []
     with all_or_none():
         newest = newest_whole(checkpoints, damaged) if first() else None
-    step = json.loads(gather(json.dumps(newest))[0])
-    if step is None:
+    name = json.loads(gather(json.dumps(newest))[0])
+    if name is None:
         return None, {}
-    restored = checkpoints.restore(step, items, verified=True)
+    restored = checkpoints.restore(name, items, verified=True)
     for other in damaged:
         checkpoints.discard(other)
-    log.info("resuming from step %d", step)
-    state = TrainState(_counter(step, mesh), restored["params"], restored["optimizer"])
-    return state, checkpoints.progress(step)
+    progress = checkpoints.progress(name)
+    log.info("resuming from step %d", progress["step"])
+    return TrainState(_counter(progress["step"], mesh), restored["params"], restored["optimizer"]), progress
 
 
 def compare(task: Task, config: Config) -> None:
@@ -409,15 +532,15 @@ def same_folder(folder: epath.Path) -> None:
         )
 
 
-def newest_whole(checkpoints: Checkpoints, damaged: list[int]) -> int | None:
+def newest_whole(checkpoints: Checkpoints, damaged: list[int | str]) -> int | str | None:
     """The newest checkpoint that is as it was written, None if none was ever saved; adds those passed over to
     `damaged`."""
-    for step in reversed(checkpoints.steps()):
-        wrong = checkpoints.verify(step)
+    for name in reversed(checkpoints.states()):
+        wrong = checkpoints.verify(name)
         if not wrong:
-            return step
+            return name
         log.warning("%s; going back to the checkpoint before", wrong)
-        damaged.append(step)
+        damaged.append(name)
     if damaged:
         raise UserError(
             f"all {len(damaged)} checkpoints in {checkpoints.folder} are damaged; nothing was changed there. Bring "

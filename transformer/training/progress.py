@@ -6,6 +6,7 @@ import json
 import logging
 import sys
 import tempfile
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,7 +18,11 @@ log = logging.getLogger("transformer")
 
 
 class Records:
-    """`metrics.jsonl`, one object an entry, and `tensorboard/` in the workdir; entries after `step` are cut off."""
+    """`metrics.jsonl`, one object an entry, and `tensorboard/` in the workdir; entries after `step` are cut off.
+
+    TensorBoard's files, which can't be cut, are made anew from what is left of the other one: so each step stands in
+    either exactly once, in order.
+    """
 
     def __init__(self, workdir: epath.Path | None, step: int):
         """None: nothing is kept; of several processes one writes."""
@@ -29,7 +34,7 @@ class Records:
         self._path = workdir / "metrics.jsonl"
         self._local = local(workdir)
         text = self._path.read_text() if self._path.exists() else ""
-        self._lines = [line for line in text.splitlines() if _step(line) <= step]
+        self._lines = [line for line in text.split("\n") if _step(line) <= step]
         if text:
             self._rewrite()  # even if no entry goes: a kill may have left the last one without its end of line
         # A bucket can't be appended to: there JSONL is written whole at each flush, and TensorBoard stays local.
@@ -37,20 +42,29 @@ class Records:
         if not self._local:
             log.info("TensorBoard's files of %s are on this machine, in %s", workdir, folder)
         with writing(workdir / "tensorboard"):
-            self._tensorboard = SummaryWriter(str(folder), purge_step=step + 1 if step else None, flush_secs=5)
+            if self._local and folder.exists():
+                for old in folder.glob("events.out.tfevents.*"):
+                    old.unlink()
+            self._tensorboard = SummaryWriter(str(folder), flush_secs=5)
+        for line in self._lines:
+            self._show(json.loads(line))
         self._fresh: list[str] = []
         self._failed = False
 
     def write(self, step: int, values: Mapping[str, float | str]) -> None:
-        """One entry: {"step": step, **values}. TensorBoard gets what are numbers."""
+        """One entry: {"step": step, "time": seconds since 1970, **values}. TensorBoard gets what are numbers."""
         if self._off:
             return
-        self._fresh.append(json.dumps({"step": step, **values}))
+        entry = {"step": step, "time": round(time.time(), 3), **values}
+        self._fresh.append(json.dumps(entry))
         if self._local:
             self.flush()
-        for name, value in values.items():
-            if not isinstance(value, str):
-                self._tensorboard.add_scalar(name, value, step)
+        self._show(entry)
+
+    def _show(self, entry: Mapping[str, float | str]) -> None:
+        for name, value in entry.items():
+            if name not in ("step", "time") and not isinstance(value, str):
+                self._tensorboard.add_scalar(name, value, entry["step"], entry.get("time"))
 
     def flush(self) -> None:
         if self._off:

@@ -67,18 +67,44 @@ def gradients(loss: Loss, params: Params, batch: Batch, key: Array | None) -> tu
 
 
 def train_step(
-    state: TrainState, batch: Batch, *, loss: Loss, optimizer: optax.GradientTransformation, seed: int
+    state: TrainState,
+    batch: Batch,
+    *,
+    loss: Loss,
+    optimizer: optax.GradientTransformation,
+    seed: int,
+    skip: bool = False,
 ) -> tuple[TrainState, dict[str, Array]]:
-    """The state after one more update, and its metrics: 'loss', 'gradient_norm', and the loss's sums."""
+    """The state after one more update, and its metrics: 'loss', 'gradient_norm', and the loss's sums.
+
+    With `skip`, an update whose loss or gradient is not finite changes nothing but the counters (see `left_out`).
+    """
     key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), 1), state.step)
     grads, mean_loss, sums = gradients(loss, state.params, batch, key)
     updates, optimizer_state = optimizer.update(grads, state.optimizer, state.params)
     params = optax.apply_updates(state.params, updates)
     metrics = {"loss": mean_loss, "gradient_norm": optax.tree.norm(grads), **sums}
-    return TrainState(state.step + 1, params, optimizer_state), metrics
+    after = TrainState(state.step + 1, params, optimizer_state)
+    if skip:
+        sound = jnp.isfinite(mean_loss) & jnp.isfinite(metrics["gradient_norm"])
+        after = jax.tree.map(lambda new, old: jnp.where(sound, new, old), after, left_out(state))
+    return after, metrics
 
 
-def compiled(loss: Loss, optimizer: optax.GradientTransformation, seed: int, mesh: Mesh, abstract: TrainState) -> Any:
+def left_out(state: TrainState) -> TrainState:
+    """The state after an update that does nothing: it counts, also for the learning rate, and that is all."""
+    return jax.tree.map(lambda x: x + 1 if jnp.issubdtype(x.dtype, jnp.integer) else x, state)
+
+
+def compiled(
+    loss: Loss,
+    optimizer: optax.GradientTransformation,
+    seed: int,
+    mesh: Mesh,
+    abstract: TrainState,
+    *,
+    skip: bool = False,
+) -> Any:
     """`train_step` under jit: state donated, parameters and batch laid out on the mesh.
 
     The loss is told it, as `mesh`.
@@ -86,7 +112,7 @@ def compiled(loss: Loss, optimizer: optax.GradientTransformation, seed: int, mes
     loss = partial(loss, mesh=mesh)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
-        return train_step(state, batch, loss=loss, optimizer=optimizer, seed=seed)
+        return train_step(state, batch, loss=loss, optimizer=optimizer, seed=seed, skip=skip)
 
     layout = shardings(abstract, mesh)
     return jax.jit(

@@ -1,0 +1,277 @@
+"""Runs that are asked to stop, and runs whose numbers break, in this process: they go on as if nothing had been."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from transformer.checkpoint import Checkpoints, load
+from transformer.tasks import translation
+from transformer.tasks.translation import Translation
+from transformer.training import loop
+from transformer.training.progress import Display
+
+CLOCK = ("time", "tokens_per_second")
+
+
+def entries(workdir: Path) -> list[dict]:
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    return [{name: value for name, value in json.loads(line).items() if name not in CLOCK} for line in lines]
+
+
+def same_run(ours: Path, straight: Path) -> None:
+    """Same checkpoints, bit for bit, and the same log."""
+    one, other = Checkpoints(ours), Checkpoints(straight)
+    assert one.states() == other.states() == other.steps()
+    assert entries(ours) == entries(straight)
+    for step in other.steps():
+        assert one.progress(step) == other.progress(step)
+    for a, b in zip(
+        jax.tree.leaves(load(str(ours), "last")[1]), jax.tree.leaves(load(str(straight), "last")[1]), strict=True
+    ):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.fixture
+def at(monkeypatch) -> Callable[[int, Callable[[], None]], None]:
+    """`at(step, act)`: something happens once, when update `step` is done and the next one runs."""
+
+    def at(step: int, act: Callable[[], None]) -> None:
+        advance, waiting = Display.advance, [act]
+
+        def advanced(self, done: int) -> None:
+            advance(self, done)
+            if done == step and waiting:
+                waiting.pop()()
+
+        monkeypatch.setattr(Display, "advance", advanced)
+
+    return at
+
+
+def send(number: int) -> Callable[[], None]:
+    return lambda: os.kill(os.getpid(), number)
+
+
+# ---- Asked to stop --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)]
+)
+def test_a_run_that_is_asked_to_stop_saves_and_goes_on(
+    call, tiny, trained, tmp_path, at, number: int, code: int
+) -> None:
+    workdir = tmp_path / "run"
+    command = "train.py", "--config", tiny.config, "--workdir", workdir
+    at(60, send(number))
+    done = call(*command)
+    name = signal.Signals(number).name
+    assert done.code == code
+    assert done.err.splitlines()[-1] == f"{name}: stopped after update 61; the same command goes on from there"
+    assert "Traceback" not in done.err
+    checkpoints = Checkpoints(workdir)
+    assert checkpoints.states() == [25, 40, 50, "00000061.interrupted"]
+    assert checkpoints.progress("00000061.interrupted")["step"] == 61
+    assert checkpoints.choose("last") == "00000061.interrupted"  # to be tried by who wonders
+    assert checkpoints.choose() == checkpoints.best() == 40
+    # What listens to signals is what did before.
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    assert signal.getsignal(signal.SIGINT) == signal.default_int_handler
+    again = call(*command)
+    assert again.code == 0
+    assert "resuming from step 61" in again.err
+    same_run(workdir, trained)
+
+
+@pytest.mark.parametrize("where", [pytest.param("before", marks=pytest.mark.slow), "within"])
+def test_asked_to_stop_where_an_evaluation_is_due(call, tiny, trained, tmp_path, at, monkeypatch, where: str) -> None:
+    workdir = tmp_path / "run"
+    command = "train.py", "--config", tiny.config, "--workdir", workdir
+    if where == "before":
+        at(79, send(signal.SIGTERM))
+    else:
+        whole, count = translation.score, []
+
+        def score(*given: object) -> dict:
+            count.append(1)
+            if len(count) == 2:  # the evaluation at 80
+                send(signal.SIGTERM)()
+            return whole(*given)
+
+        monkeypatch.setattr(translation, "score", score)
+    assert call(*command).code == 143
+    checkpoints = Checkpoints(workdir)
+    assert checkpoints.states() == [40, 50, 75, "00000080.interrupted"]
+    assert [entry["step"] for entry in entries(workdir) if "dev_bleu" in entry] == [40]
+    # Once more, in the evaluation that comes first now.
+    assert call(*command).code == 0
+    same_run(workdir, trained)
+
+
+@pytest.mark.slow
+def test_asked_to_stop_twice_between_two_checkpoints(call, tiny, trained, tmp_path, at) -> None:
+    workdir = tmp_path / "run"
+    command = "train.py", "--config", tiny.config, "--workdir", workdir
+    for step in (101, 108):
+        at(step, send(signal.SIGTERM))
+        assert call(*command).code == 143
+    assert Checkpoints(workdir).states()[-2:] == ["00000102.interrupted", "00000109.interrupted"]
+    assert call(*command).code == 0
+    same_run(workdir, trained)
+    assert not list((workdir / "checkpoints").glob("*.interrupted"))
+
+
+@pytest.mark.slow
+def test_a_damaged_interruption_is_passed_over_and_kept(call, tiny, trained, tmp_path, at) -> None:
+    workdir = tmp_path / "run"
+    command = "train.py", "--config", tiny.config, "--workdir", workdir
+    at(60, send(signal.SIGTERM))
+    assert call(*command).code == 143
+    (workdir / "checkpoints/00000061.interrupted/progress.json").write_text("{}")
+    done = call(*command)
+    assert done.code == 0
+    assert "progress.json is not as it was written; going back to the checkpoint before" in done.err
+    assert "resuming from step 50" in done.err
+    same_run(workdir, trained)
+    assert (workdir / "checkpoints/00000061.interrupted/manifest.json.damaged").exists()
+
+
+# ---- Numbers that break ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def planted(monkeypatch, tiny) -> Callable[..., None]:
+    """`planted(30, 31)`: the losses of these updates, told by their batches, are no numbers."""
+
+    def plant(*steps: int) -> None:
+        whole, read = Translation.loss, loop.Feed.read
+        marked = 3_000  # a piece that there is not
+
+        def spoilt(self, params, batch, key, **options):
+            bad = jnp.any(batch["source"] == marked)
+            clean = {**batch, "source": jnp.where(batch["source"] == marked, 5, batch["source"])}
+            loss, sums = whole(self, params, clean, key, **options)
+            return loss * jnp.where(bad, jnp.nan, 1), sums
+
+        def marking(self, step: int):
+            host = read(self, step)
+            if step + 1 in steps:
+                for part in host["source"][1].values():
+                    part[0, 0, 0] = marked
+            return host
+
+        monkeypatch.setattr(Translation, "loss", spoilt)
+        monkeypatch.setattr(loop.Feed, "read", marking)
+
+    return plant
+
+
+@pytest.mark.slow
+def test_what_is_not_finite_is_skipped_and_counted(call, tiny, tmp_path, planted, monkeypatch, at) -> None:
+    planted(30, 31, 90)
+    command = "train.py", "--config", tiny.config, "--train.non_finite", "skip"
+    done = call(*command, "--workdir", tmp_path / "a")
+    assert done.code == 0
+    told = [line for line in done.err.splitlines() if "the loss is nan" in line]
+    assert [line.split(":")[1] for line in told] == [" update 30", " update 31", " update 90"]
+    assert "(3 of 20 allowed); its batch: " in told[2]
+    numbers = told[0].split("train.en:")[1].split(",")
+    assert len(numbers) > 10
+    assert all(1 <= int(number) <= 400 for number in numbers)
+    last = Checkpoints(tmp_path / "a").progress(120)
+    assert last["skipped"] == 3
+    assert last["left_out"] == []
+    assert all(
+        np.isfinite(value) for entry in entries(tmp_path / "a") for value in entry.values() if value != str(value)
+    )
+    assert [entry["step"] for entry in entries(tmp_path / "a")][:5] == [7, 14, 21, 28, 35]
+    # Interrupted in between, the same.
+    at(31, send(signal.SIGTERM))
+    assert call(*command, "--workdir", tmp_path / "b").code == 143
+    assert call(*command, "--workdir", tmp_path / "b").code == 0
+    same_run(tmp_path / "b", tmp_path / "a")
+
+
+def test_a_skipped_update_changes_nothing(tiny, tmp_path, planted, call) -> None:
+    planted(4)
+    command = "train.py", "--config", tiny.config, "--train.non_finite", "skip", "--train.checkpoint_every", 1
+    short = "--train.steps", 5, "--train.keep_last", 9, "--train.eval_sentences", 2
+    assert call(*command, *short, "--workdir", tmp_path / "run").code == 0
+    checkpoints = Checkpoints(tmp_path / "run")
+    params = [jax.tree.leaves(checkpoints.params(step)) for step in (3, 4, 5)]
+    for a, b in zip(params[0], params[1], strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert not all(np.array_equal(a, b) for a, b in zip(params[1], params[2], strict=True))
+
+
+@pytest.mark.slow
+def test_going_back_leaves_the_update_out(call, tiny, tmp_path, planted, at) -> None:
+    planted(60, 110)
+    command = "train.py", "--config", tiny.config, "--train.non_finite", "rollback"
+    done = call(*command, "--workdir", tmp_path / "a")
+    assert done.code == 0
+    assert "going back to the last checkpoint, to leave update 60 out" in done.err
+    assert [line for line in done.err.splitlines() if line.startswith("resuming")] == [
+        "resuming from step 50",
+        "resuming from step 100",
+    ]
+    assert Checkpoints(tmp_path / "a").progress(120)["left_out"] == [60, 110]
+    steps = [entry["step"] for entry in entries(tmp_path / "a")]
+    assert steps == sorted(set(steps))
+    # Interrupted behind that, the same.
+    at(70, send(signal.SIGTERM))
+    assert call(*command, "--workdir", tmp_path / "b").code == 143
+    assert call(*command, "--workdir", tmp_path / "b").code == 0
+    same_run(tmp_path / "b", tmp_path / "a")
+
+
+def test_going_back_to_the_start(call, tiny, tmp_path, planted) -> None:
+    planted(3)
+    command = "train.py", "--config", tiny.config, "--train.non_finite", "rollback", "--workdir", tmp_path / "run"
+    assert call(*command, "--train.steps", 10, "--train.eval_sentences", 2).code == 0
+    assert Checkpoints(tmp_path / "run").progress(10)["left_out"] == [3]
+
+
+@pytest.mark.parametrize("policy", ["skip", pytest.param("rollback", marks=pytest.mark.slow)])
+def test_there_is_a_limit(call, tiny, tmp_path, planted, policy: str) -> None:
+    planted(*range(5, 30))
+    command = "train.py", "--config", tiny.config, "--train.non_finite", policy, "--workdir", tmp_path / "run"
+    done = call(*command, "--train.non_finite_limit", 2)
+    assert done.code == 2
+    error = done.err.splitlines()[-1]
+    assert error.startswith(
+        "error: update 7: the loss is nan and the gradient norm nan; that makes 3 such updates (train.non"
+    )
+    assert "Traceback" not in done.err
+
+
+@pytest.mark.slow
+def test_a_jump_of_the_loss_is_told_with_its_lines(call, tiny, tmp_path, monkeypatch) -> None:
+    read = loop.Feed.read
+
+    def jumping(self, step: int):
+        host = read(self, step)
+        if step + 1 == 60:
+            for part in host["target"][1].values():  # every second word is another one
+                part[:, :, ::2] = np.where(part[:, :, ::2] > 3, 390, part[:, :, ::2])
+        return host
+
+    monkeypatch.setattr(loop.Feed, "read", jumping)
+    done = call("train.py", "--config", tiny.config, "--workdir", tmp_path / "run", "--train.steps", 70)
+    assert done.code == 0
+    told = [line for line in done.err.splitlines() if "jumped" in line]
+    assert len(told) == 1
+    assert told[0].startswith("warning: step 60: the loss jumped to ")
+    expected = Translation.build(loop.from_json((tmp_path / "run/config.json").read_text()), str(tmp_path / "run"))
+    assert told[0].endswith(f"; its batch: {expected.lines(59)}")
+    lines = expected.batches().lines(59)
+    assert set(lines[:, 1] + 1) == {int(n) for n in expected.lines(59).split(":")[1].split(",")}

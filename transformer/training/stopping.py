@@ -1,0 +1,99 @@
+"""Asked to stop: SIGINT (Ctrl-C) and SIGTERM are heard between updates, so that the state is saved first.
+
+Machines that are taken away send SIGTERM some time before; SLURM and Kubernetes do, and Cloud TPU's maintenance.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from types import FrameType, TracebackType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Asked(Exception):
+    """Asked to stop while something ran that is not waited for."""
+
+    def __init__(self, number: int):
+        super().__init__(signal.Signals(number).name)
+        self.number = number
+
+
+class Ears:
+    """While entered, the first SIGINT or SIGTERM is only noted, as `heard`; a second SIGINT ends the process at once.
+
+    Outside the main thread, which alone is told of signals, nothing is ever heard.
+    """
+
+    def __init__(self) -> None:
+        self.heard: int | None = None
+        self._at_once = False
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Ears:
+        if threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.signal(number, self._hear) for number in SIGNALS}
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    @contextlib.contextmanager
+    def at_once(self) -> Iterator[None]:
+        """A block that a signal breaks off: `Asked` is raised in it. Not with several processes, which do it together:
+        there the block is waited for."""
+        if jax.process_count() == 1:
+            if self.heard:
+                raise Asked(self.heard)
+            self._at_once = True
+        try:
+            yield
+        finally:
+            self._at_once = False
+
+    def _hear(self, number: int, frame: FrameType | None) -> None:
+        # Not the log, nor sys.stderr: a handler may run in the middle of another line's writing.
+        if self.heard is not None:
+            if number == signal.SIGINT:
+                os.write(2, b"\ninterrupted; the same command goes on from the last checkpoint\n")
+                os._exit(128 + number)
+            return
+        self.heard = number
+        name = signal.Signals(number).name
+        os.write(2, f"\n{name}: saving the state after this update; Ctrl-C once more stops at once\n".encode())
+        if self._at_once:
+            self._at_once = False
+            raise Asked(number)
+
+
+class Ask:
+    """Whether any process was asked to stop, as all of them learn it after the same update.
+
+    `ask()` is called once an update, by all. What it gives is called once that update is done: the signal that some
+    process had heard, or 0.
+    """
+
+    def __init__(self, mesh: Mesh, ears: Ears):
+        self._ears, self._alone = ears, jax.process_count() == 1
+        self._sharding = NamedSharding(mesh, P(mesh.axis_names))
+        self._shape = (mesh.size,)
+        self._most = jax.jit(jnp.max, out_shardings=NamedSharding(mesh, P()))
+
+    def __call__(self) -> Callable[[], int]:
+        if self._alone:
+            return lambda: self._ears.heard or 0
+        own = np.full(1, self._ears.heard or 0, np.int32)
+        told = self._most(jax.make_array_from_callback(self._shape, self._sharding, lambda index: own))
+        return lambda: int(told)
