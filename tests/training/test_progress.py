@@ -3,14 +3,13 @@ from __future__ import annotations
 import io
 import json
 import logging
-import struct
 import sys
 import time
 from pathlib import Path
 
 import pytest
 from etils import epath
-from tensorboardX.proto.event_pb2 import Event
+from runs import scalars
 
 from transformer.config import UserError
 from transformer.training import loop
@@ -24,19 +23,6 @@ def lines(folder: Path) -> list[dict]:
     now = time.time()
     assert all(now - 600 < entry.pop("time") <= now for entry in entries)
     return entries
-
-
-def scalars(folder: Path) -> list[tuple[int, str, float]]:
-    """(step, name, value) of all TensorBoard files, in the order of time."""
-    found = []
-    for path in sorted((folder / "tensorboard").iterdir()):
-        content, at = path.read_bytes(), 0
-        while at < len(content):
-            (length,) = struct.unpack_from("<Q", content, at)
-            event = Event.FromString(content[at + 12 : at + 12 + length])
-            found += [(event.wall_time, event.step, value.tag, value.simple_value) for value in event.summary.value]
-            at += 16 + length
-    return [event[1:] for event in sorted(found, key=lambda event: event[0])]
 
 
 @pytest.fixture

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
-import random
 import signal
 import subprocess
 import sys
@@ -12,20 +10,14 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import jax
-import numpy as np
 import pytest
+from runs import same_run
 
 from transformer.checkpoint import Checkpoints
-from transformer.config import MeshConfig, from_json
-from transformer.model import encoder_decoder
-from transformer.training.loop import PREFETCH, restore
-from transformer.training.optimizer import optimizer
-from transformer.training.sharding import make_mesh
-from transformer.training.step import init_state
+from transformer.config import from_json
+from transformer.training.loop import PREFETCH
 
 TRAIN = str(Path(__file__).parents[2] / "train.py")
-CLOCK = ("time", "tokens_per_second")
 PATIENCE = 300  # seconds for any one thing to happen
 
 
@@ -84,37 +76,6 @@ def kill_during_a_save(process: subprocess.Popen, checkpoints: Path, log: Path) 
         process.send_signal(signal.SIGCONT)  # it was quicker
 
 
-def entries(workdir: Path) -> list[dict]:
-    """The log without what depends on the clock."""
-    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in line.items() if name not in CLOCK} for line in lines]
-
-
-def state(workdir: Path, step: int) -> list[np.ndarray]:
-    """All numbers of a checkpoint: parameters and optimiser."""
-    checkpoints = Checkpoints(workdir)
-    config = checkpoints.config(step)
-    model = encoder_decoder(config.model, checkpoints.progress(step)["vocab_size"])
-    tx = optimizer(config.train, config.model.d_model)
-    abstract = jax.eval_shape(lambda: init_state(model.init, tx, 0))
-    restored, progress = restore(checkpoints, abstract, make_mesh(MeshConfig(), jax.devices()[:1]))
-    assert progress["step"] == step == int(restored.step)
-    return [np.asarray(x) for x in jax.tree.leaves(restored)]
-
-
-def same_run(ours: Path, straight: Path) -> None:
-    steps = Checkpoints(straight).steps()
-    assert Checkpoints(ours).steps() == steps
-    for one, other in zip(state(ours, steps[-1]), state(straight, steps[-1]), strict=True):
-        assert one.dtype == other.dtype
-        np.testing.assert_array_equal(one, other)
-    assert entries(ours) == entries(straight)
-    for step in steps:
-        assert Checkpoints(ours).progress(step) == Checkpoints(straight).progress(step)
-    for name in ("config.json", "tokenizer.model", "tokenizer.sha256", "sets/dev.source", "sets/sets.json"):
-        assert (ours / name).read_bytes() == (straight / name).read_bytes()
-
-
 def test_the_run_is_one_that_could_go_wrong(trained: Path) -> None:
     config = from_json((trained / "config.json").read_text())
     assert config.train.accumulate == 2
@@ -146,23 +107,3 @@ def test_killed_after_a_save_and_during_one(trained: Path, start, tmp_path: Path
 
 def entries_so_far(workdir: Path) -> list[str]:
     return (workdir / "metrics.jsonl").read_text().splitlines()
-
-
-@pytest.mark.slow
-def test_killed_at_any_time(trained: Path, start, tmp_path: Path) -> None:
-    workdir, log, draw = tmp_path / "run", tmp_path / "log", random.Random(1)
-    kills = 0
-    for _ in range(40):
-        process = start(workdir)
-        # From the first moment on; later on with enough time to get some way.
-        try:
-            assert process.wait(draw.uniform(1, 10 + kills)) == 0, log.read_text()[-3000:]
-            break
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-            kills += 1
-    else:
-        finish(start(workdir), log)
-    assert kills > 0
-    same_run(workdir, trained)

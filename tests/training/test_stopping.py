@@ -2,42 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 from collections.abc import Callable
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from runs import entries, same_run
 
-from transformer.checkpoint import Checkpoints, load
+from transformer.checkpoint import Checkpoints
 from transformer.tasks import translation
 from transformer.tasks.translation import Translation
 from transformer.training import loop
 from transformer.training.progress import Display
-
-CLOCK = ("time", "tokens_per_second")
-
-
-def entries(workdir: Path) -> list[dict]:
-    lines = (workdir / "metrics.jsonl").read_text().splitlines()
-    return [{name: value for name, value in json.loads(line).items() if name not in CLOCK} for line in lines]
-
-
-def same_run(ours: Path, straight: Path) -> None:
-    """Same checkpoints, bit for bit, and the same log."""
-    one, other = Checkpoints(ours), Checkpoints(straight)
-    assert one.states() == other.states() == other.steps()
-    assert entries(ours) == entries(straight)
-    for step in other.steps():
-        assert one.progress(step) == other.progress(step)
-    for a, b in zip(
-        jax.tree.leaves(load(str(ours), "last")[1]), jax.tree.leaves(load(str(straight), "last")[1]), strict=True
-    ):
-        np.testing.assert_array_equal(a, b)
 
 
 @pytest.fixture

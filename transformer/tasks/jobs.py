@@ -70,6 +70,7 @@ def train(arguments: Sequence[str]) -> None:
         dry_run(Translation.build(config), config, own.workdir)
         return
     with contextlib.ExitStack() as stack:
+        stack.enter_context(processes.together())
         kept = accumulation_of(own.workdir) if own.batch else None
         if kept is not None:
             config = cut_into(config, kept)

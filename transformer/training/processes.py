@@ -6,10 +6,13 @@ They talk through JAX's coordination service, which process 0 runs. For a single
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import itertools
 import json
 import logging
 import os
+import signal
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -21,6 +24,8 @@ from transformer.config import UserError
 log = logging.getLogger("transformer")
 
 WAIT = 3_600.0  # seconds that a process waits for another one
+HEARTBEAT = 20  # seconds of silence after which a process is given up
+LOST = 75  # the exit code of a process that has lost the others: to be started again
 _REMIND = 60.0  # seconds between two lines that say so
 _CHUNK = 1 << 20  # characters of a message: a service takes no more than a few million bytes at once
 _meetings = itertools.count()  # in step everywhere, as all processes run the same program
@@ -51,8 +56,11 @@ def start(coordinator: str | None = None, process: str | None = None) -> None:
     sizes = [os.environ.get(name) for name in ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE")]
     if given.get("num_processes") == 1 or (not given and "1" in sizes):
         return
+    # SIGTERM is for `stopping` to hear.
+    jax.config.update("jax_enable_preemption_service", False)
     try:
-        jax.distributed.initialize(**given)
+        with _told_of_losses():
+            jax.distributed.initialize(**given, heartbeat_timeout_seconds=HEARTBEAT)
     except Exception as error:  # what finds a job out raises what it likes
         reason = " ".join(str(error).split())
         if not given and ("coordinator_address should be defined" in reason or "must be called before" in reason):
@@ -65,6 +73,57 @@ def start(coordinator: str | None = None, process: str | None = None) -> None:
         log.setLevel(logging.WARNING)  # process 0 tells for all
         for handler in log.handlers:
             handler.addFilter(_number)
+
+
+@contextlib.contextmanager
+def _told_of_losses() -> Iterator[None]:
+    """A block that joins the others: who loses one of them later ends with a line of ours, and with `LOST`.
+
+    JAX notices, in threads that Python does not hold up, and then ends the process natively. It offers a callback, but
+    shows that nowhere, and in the versions at hand fails to call it and aborts instead: so both are caught.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).signal(signal.SIGABRT, _aborted)
+    try:
+        from jax._src.lib import _jax
+
+        whole = _jax.get_distributed_runtime_client
+    except (ImportError, AttributeError):  # then it ends as JAX sees fit
+        yield
+        return
+
+    def client(*given: Any, **options: Any) -> Any:
+        return whole(*given, **options, missed_heartbeat_callback=_lost)
+
+    _jax.get_distributed_runtime_client = client
+    try:
+        yield
+    finally:
+        _jax.get_distributed_runtime_client = whole
+
+
+def _lost(*reason: Any) -> None:
+    line = (
+        "\nerror: another process of this job was lost, so this one ends, too (the lines above may say more); "
+        "start all of them again: they go on from the last checkpoint\n"
+    )
+    os.write(2, line.encode())
+    os._exit(LOST)
+
+
+_aborted = ctypes.CFUNCTYPE(None, ctypes.c_int)(_lost)
+
+
+@contextlib.contextmanager
+def together() -> Iterator[None]:
+    """A block in which a failure may come of another process's end: then that is what is told, once JAX knows."""
+    try:
+        yield
+    except RuntimeError:  # of a collective, or of the service that all talk through
+        if count() > 1:
+            log.warning("the other processes no longer answer; waiting for what became of them")
+            time.sleep(2 * HEARTBEAT)
+        raise
 
 
 def _number(record: logging.LogRecord) -> bool:

@@ -1,0 +1,165 @@
+"""Training that is killed again and again, at random and in the middle of all that writes, and started again each time,
+ends where training straight through does: bit for bit, with each entry of its logs once."""
+
+from __future__ import annotations
+
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from runs import entries, same_run
+
+from transformer.checkpoint import Checkpoints
+
+pytestmark = pytest.mark.slow
+
+TOLD = str(Path(__file__).with_name("told.py"))
+PATIENCE = 300  # seconds for any one thing to happen
+STAY = 0.4  # seconds that a run stays where a phase begins
+# What a run is killed in, one after the other, and how often.
+PREPARING = {
+    "building the tokenizer": 2,
+    "renaming the tokenizer": 2,
+    "building the cache of tokens": 2,
+    "renaming the cache of tokens": 2,
+}
+TRAINING = {"evaluation": 4, "saving": 4, "renaming manifest.json": 4}
+
+
+@pytest.fixture
+def begin(tiny, environment, tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen]]:
+    """`begin(*arguments)`: train.py with a cache of its own, telling its phases in `tmp_path/phases`."""
+    running = []
+    own = environment | {"TRANSFORMER_CACHE": str(tmp_path / "cache")}
+
+    def begin(*arguments: str) -> subprocess.Popen:
+        (tmp_path / "phases").write_text("")
+        command = [sys.executable, TOLD, str(tmp_path / "phases"), str(STAY), "--config", tiny.config]
+        command += ["--workdir", str(tmp_path / "run"), *arguments]
+        with (tmp_path / "log").open("ab") as log:
+            running.append(subprocess.Popen(command, env=own, stdout=log, stderr=log))
+        return running[-1]
+
+    yield begin
+    for process in running:
+        process.kill()
+        process.wait()
+
+
+def told(folder: Path) -> list[str]:
+    return (folder / "phases").read_text().splitlines()
+
+
+def in_phase(folder: Path, phase: str) -> bool:
+    """Whether what was told last of this phase is that it began."""
+    lines = [line for line in told(folder) if line.partition(" ")[2].startswith(phase)]
+    return bool(lines) and lines[-1].startswith("begin ")
+
+
+def until(process: subprocess.Popen, happened: Callable[[], bool], folder: Path) -> bool:
+    """Wait for it; False if the run ended before."""
+    end = time.monotonic() + PATIENCE
+    while not happened():
+        if process.poll() is not None:
+            assert process.returncode == 0, (folder / "log").read_text()[-3000:]
+            return False
+        assert time.monotonic() < end, (folder / "log").read_text()[-3000:]
+        time.sleep(0.002)
+    return True
+
+
+def test_killed_in_every_phase_and_at_random(trained: Path, begin, tmp_path: Path, report) -> None:
+    draw, inside = random.Random(0), Counter()
+
+    def kill_in(phase: str, times: int) -> None:
+        while inside[phase] < times:
+            process = begin()
+            assert until(process, lambda: in_phase(tmp_path, phase), tmp_path), f"it ended without {phase}"
+            time.sleep(draw.uniform(0, STAY / 2))
+            process.send_signal(signal.SIGSTOP)  # hold it, to look without haste
+            inside[phase] += in_phase(tmp_path, phase)
+            process.kill()
+            process.wait()
+
+    def kill_at_random(longest: float) -> bool:
+        """Whether it had not ended by then."""
+        process = begin()
+        try:
+            assert process.wait(draw.uniform(0.3, longest)) == 0, (tmp_path / "log").read_text()[-3000:]
+            return False
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            inside["at random"] += 1
+            return True
+
+    for phase, times in PREPARING.items():
+        kill_in(phase, times)
+    for _ in range(6):
+        assert kill_at_random(4)
+    for phase, times in TRAINING.items():
+        kill_in(phase, times)
+    for _ in range(10):
+        if not kill_at_random(15):
+            break
+    else:
+        process = begin()
+        assert process.wait(PATIENCE) == 0, (tmp_path / "log").read_text()[-3000:]
+    same_run(tmp_path / "run", trained)
+    assert inside.total() >= 25
+    assert "Traceback" not in (tmp_path / "log").read_text()
+    # What was killed left nothing behind that grows.
+    assert not list((tmp_path / "cache").rglob("*.tmp"))
+    counts = ", ".join(f"{count} {phase}" for phase, count in inside.items())
+    report(f"{inside.total()} kills survived, the end the same bit for bit: {counts}")
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_asked_to_stop_at_random_moments(trained: Path, begin, tmp_path: Path, report, number: int, code: int) -> None:
+    draw, seconds = random.Random(1), []
+    for _ in range(8):
+        process = begin()
+        # Before the first update nothing is heard, and nothing is to be saved.
+        here = sum(1 for _ in (tmp_path / "run").glob("checkpoints/*/manifest.json"))
+        if not until(process, lambda: any("saving" in line for line in told(tmp_path)), tmp_path):
+            break
+        time.sleep(draw.uniform(0, 3))
+        asked = time.monotonic()
+        process.send_signal(number)
+        if process.wait(PATIENCE) == 0:
+            break
+        seconds.append(time.monotonic() - asked)
+        assert process.returncode == code, (tmp_path / "log").read_text()[-3000:]
+        last = (tmp_path / "log").read_text().splitlines()[-1]
+        assert last.startswith(f"{signal.Signals(number).name}: stopped after update ")
+        assert last.endswith("; the same command goes on from there")
+        assert len(list((tmp_path / "run").glob("checkpoints/*/manifest.json"))) >= min(here, 1)
+    process = begin()
+    assert process.wait(PATIENCE) == 0
+    same_run(tmp_path / "run", trained)
+    assert len(seconds) >= 1
+    assert max(seconds) < 10
+    report(f"{signal.Signals(number).name} {len(seconds)} times: saved and ended within {max(seconds):.1f} s")
+
+
+def test_a_second_interrupt_stops_at_once(begin, tmp_path: Path) -> None:
+    process = begin("--train.steps", "100000")
+    until(process, lambda: any("saving" in line for line in told(tmp_path)), tmp_path)
+    process.send_signal(signal.SIGSTOP)  # so that both are there before either is heard
+    process.send_signal(signal.SIGINT)
+    process.send_signal(signal.SIGCONT)
+    time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(5) == 130
+    # Nothing is lost: the run goes on from a checkpoint that is whole.
+    assert Checkpoints(tmp_path / "run").states()
+    process = begin("--train.steps", "130")
+    assert process.wait(PATIENCE) == 0
+    steps = [entry["step"] for entry in entries(tmp_path / "run")]
+    assert steps == sorted(set(steps))

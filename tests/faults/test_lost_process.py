@@ -1,0 +1,73 @@
+"""Of two processes that train together one is killed: the other ends, and told why; started again they go on."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+from runs import same_run
+from two import both, port, start
+
+from transformer.training.processes import LOST
+
+pytestmark = pytest.mark.slow
+PATIENCE = 300  # seconds
+
+
+@pytest.fixture(scope="module")
+def straight(tiny, environment, tmp_path_factory) -> Path:
+    """The workdir of two processes that nothing happens to."""
+    workdir = tmp_path_factory.mktemp("straight") / "run"
+    done = both(environment, "--config", tiny.config, "--workdir", workdir)
+    assert [code for code, _ in done] == [0, 0], done
+    return workdir
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_one_is_killed(straight: Path, tiny, environment, tmp_path: Path, report, victim: int) -> None:
+    workdir, meeting = tmp_path / "run", f"127.0.0.1:{port()}"
+    arguments = ("--config", tiny.config, "--workdir", workdir)
+    running = [start(environment, 1, *arguments, "--process", f"{i}/2", "--coordinator", meeting) for i in range(2)]
+    until = time.monotonic() + PATIENCE
+    while not (workdir / "checkpoints/00000050/manifest.json").exists():
+        assert [process.poll() for process in running] == [None, None], running[0].stderr.read()
+        assert time.monotonic() < until
+        time.sleep(0.01)
+    running[victim].kill()
+    killed = time.monotonic()
+    told = running[1 - victim].communicate(timeout=PATIENCE)[1]
+    seconds = time.monotonic() - killed
+    running[victim].communicate()
+    assert running[1 - victim].returncode == LOST, told
+    assert seconds < 30
+    last = told.splitlines()[-1]
+    assert last.startswith("error: another process of this job was lost, so this one ends, too")
+    assert last.endswith("start all of them again: they go on from the last checkpoint")
+    assert "Traceback" not in told
+    done = both(environment, *arguments)
+    assert [code for code, _ in done] == [0, 0], done
+    assert "resuming from step" in done[0][1]
+    same_run(workdir, straight)
+    report(f"process {victim} of two killed: the other ended after {seconds:.1f} s")
+
+
+@pytest.mark.parametrize("told", [0, 1])
+def test_one_is_asked_to_stop(straight: Path, tiny, environment, tmp_path: Path, told: int) -> None:
+    """Both stop after the same update, and go on from there."""
+    workdir, meeting = tmp_path / "run", f"127.0.0.1:{port()}"
+    arguments = ("--config", tiny.config, "--workdir", workdir)
+    running = [start(environment, 1, *arguments, "--process", f"{i}/2", "--coordinator", meeting) for i in range(2)]
+    until = time.monotonic() + PATIENCE
+    while not (workdir / "checkpoints/00000050/manifest.json").exists():
+        assert time.monotonic() < until
+        time.sleep(0.01)
+    running[told].terminate()
+    logs = [process.communicate(timeout=PATIENCE)[1] for process in running]
+    assert [process.returncode for process in running] == [143, 143], logs
+    last = [log.splitlines()[-1] for log in logs]
+    assert last[0] == last[1]
+    assert last[0].startswith("SIGTERM: stopped after update ")
+    done = both(environment, *arguments)
+    assert [code for code, _ in done] == [0, 0], done
+    same_run(workdir, straight)

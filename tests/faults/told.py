@@ -1,0 +1,35 @@
+"""train.py, telling in a file what it is in the middle of, and staying there for a while: `told.py FILE SECONDS …`."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import time
+
+from transformer.command_line import run
+from transformer.tasks.jobs import train
+
+
+class Told(logging.Handler):
+    """Each phase's begin and end as one line; where one begins, its thread sleeps."""
+
+    def __init__(self, path: str, seconds: float):
+        super().__init__()
+        self._file, self._seconds = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT), seconds
+
+    def emit(self, record: logging.LogRecord) -> None:
+        line = record.getMessage()
+        os.write(self._file, f"{line}\n".encode())
+        if line.startswith("begin "):
+            time.sleep(self._seconds)
+
+
+if __name__ == "__main__":
+    path, seconds = sys.argv[1:3]
+    del sys.argv[1:3]
+    phases = logging.getLogger("transformer.phases")
+    phases.addHandler(Told(path, float(seconds)))
+    phases.setLevel(logging.DEBUG)
+    phases.propagate = False
+    run(train)

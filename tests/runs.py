@@ -1,0 +1,71 @@
+"""What a training run leaves, to be compared bit for bit with what another one left."""
+
+from __future__ import annotations
+
+import json
+import struct
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from transformer.checkpoint import Checkpoints
+from transformer.config import MeshConfig
+from transformer.model import encoder_decoder
+from transformer.training.loop import restore
+from transformer.training.optimizer import optimizer
+from transformer.training.sharding import make_mesh
+from transformer.training.step import init_state
+
+CLOCK = ("time", "tokens_per_second")  # entries of the log that depend on it
+FILES = ("config.json", "tokenizer.model", "tokenizer.sha256", "sets/dev.source", "sets/sets.json")
+
+
+def entries(workdir: Path) -> list[dict]:
+    """The log without what depends on the clock."""
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in line.items() if name not in CLOCK} for line in lines]
+
+
+def scalars(workdir: Path) -> list[tuple[int, str, float]]:
+    """(step, name, value) of all TensorBoard files, in the order of time."""
+    from tensorboardX.proto.event_pb2 import Event
+
+    found = []
+    for path in sorted((workdir / "tensorboard").iterdir()):
+        content, at = path.read_bytes(), 0
+        while at < len(content):
+            (length,) = struct.unpack_from("<Q", content, at)
+            event = Event.FromString(content[at + 12 : at + 12 + length])
+            found += [(event.wall_time, event.step, value.tag, value.simple_value) for value in event.summary.value]
+            at += 16 + length
+    return [event[1:] for event in sorted(found, key=lambda event: event[0])]
+
+
+def state(workdir: Path, step: int) -> list[np.ndarray]:
+    """All numbers of the newest checkpoint, which is that of `step`: parameters and optimiser."""
+    checkpoints = Checkpoints(workdir)
+    config = checkpoints.config(step)
+    model = encoder_decoder(config.model, checkpoints.progress(step)["vocab_size"])
+    tx = optimizer(config.train, config.model.d_model)
+    abstract = jax.eval_shape(lambda: init_state(model.init, tx, 0))
+    restored, progress = restore(checkpoints, abstract, make_mesh(MeshConfig(), jax.devices()[:1]))
+    assert progress["step"] == step == int(restored.step)
+    return [np.asarray(x) for x in jax.tree.leaves(restored)]
+
+
+def same_run(ours: Path, straight: Path) -> None:
+    """Assert that they have the same checkpoints, logs and files, bit for bit, but for times and rates."""
+    one, other = Checkpoints(ours), Checkpoints(straight)
+    steps = other.steps()
+    assert one.states() == other.states() == steps
+    for step in steps:
+        assert one.progress(step) == other.progress(step)
+    for a, b in zip(state(ours, steps[-1]), state(straight, steps[-1]), strict=True):
+        assert a.dtype == b.dtype
+        np.testing.assert_array_equal(a, b)
+    assert entries(ours) == entries(straight)
+    plotted = [[scalar for scalar in scalars(run) if scalar[1] not in CLOCK] for run in (ours, straight)]
+    assert plotted[0] == plotted[1]
+    for name in FILES:
+        assert (ours / name).read_bytes() == (straight / name).read_bytes()
