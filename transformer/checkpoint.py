@@ -13,11 +13,12 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import json
 import logging
 import threading
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -30,9 +31,14 @@ from transformer.model import Model, Params, encoder_decoder
 from transformer.phases import phase
 
 log = logging.getLogger("transformer")
+T = TypeVar("T")
 AVERAGE = "average"
 _INTERRUPTED = ".interrupted"
 _DAMAGED = "this checkpoint is damaged; choose another with --checkpoint, or remove its folder"
+
+
+class Removed(UserError):
+    """A checkpoint that was there is gone."""
 
 
 class Checkpoints:
@@ -97,12 +103,41 @@ class Checkpoints:
             text = path.read_text()
             json.loads(text)
         except (OSError, ValueError) as error:
+            self._still(name)
             raise UserError(f"{path} cannot be read ({error}): {_DAMAGED}") from None
         return text
 
+    def file(self, name: int | str, file: str) -> bytes:
+        """What is in one of the files beside the arrays."""
+        try:
+            return (self.path(name) / file).read_bytes()
+        except OSError as error:
+            self._still(name)
+            raise UserError(f"{self.path(name) / file} cannot be read ({error}): {_DAMAGED}") from None
+
+    def _still(self, name: int | str) -> None:
+        """Raise `Removed` if a checkpoint that was there is no longer."""
+        if not self.complete(name):
+            raise Removed(
+                f"{self.path(name)} was removed meanwhile, as by training, which keeps train.keep_last checkpoints; "
+                "run the command again"
+            )
+
+    def read(self, checkpoint: str | int | None, reader: Callable[[int | str], T]) -> T:
+        """What `reader` makes of the checkpoint that `choose` gives. If training, which may go on all the while,
+        removes it meanwhile, it is what is chosen then."""
+        for _ in range(20):
+            with contextlib.suppress(Removed):
+                return reader(self.choose(checkpoint))
+        return reader(self.choose(checkpoint))
+
     def best(self) -> int | None:
         """The step with the best dev BLEU (the earliest of equals), or None if none was evaluated."""
-        scored = {s: p for s in self.steps() if (p := self.progress(s)).get("dev_bleu") is not None}
+        scored = {}
+        for step in self.steps():
+            with contextlib.suppress(Removed):
+                if (progress := self.progress(step)).get("dev_bleu") is not None:
+                    scored[step] = progress
         # Scores of other sentences than today's do not compare.
         now = scored[max(scored)].get("dev_digest") if scored else None
         comparable = [step for step, progress in scored.items() if progress.get("dev_digest", now) == now]
@@ -210,8 +245,13 @@ class Checkpoints:
             ) from failure
 
     def discard(self, name: int | str) -> None:
-        """Let a damaged checkpoint no longer count as complete; its other files stay."""
-        (self.path(name) / "manifest.json").replace(self.path(name) / "manifest.json.damaged")
+        """Give a damaged checkpoint another name, under which it counts no longer; all of it stays."""
+        path = self.path(name)
+        others = (path.with_name(f"{path.name}.damaged{n}") for n in ("", *(f"-{i}" for i in itertools.count(2))))
+        aside = next(other for other in others if not other.exists())
+        with writing(path):
+            path.rename(aside)
+        log.warning("%s is kept as %s", path, aside.name)
 
     def _prune(self, keep_last: int, keep_every: int | None) -> None:
         steps = self.steps()
@@ -224,7 +264,7 @@ class Checkpoints:
         # Those that a run was interrupted at before the last of these.
         for path in self.folder.glob(f"*{_INTERRUPTED}"):
             number = path.name.removesuffix(_INTERRUPTED)
-            if number.isdigit() and int(number) <= steps[-1] and not (path / "manifest.json.damaged").exists():
+            if number.isdigit() and int(number) <= steps[-1]:
                 (path / "manifest.json").unlink(missing_ok=True)
                 path.rmtree()
 
@@ -257,25 +297,49 @@ class Checkpoints:
         """
         wrong = None if verified else self.verify(name)
         if wrong:
+            self._still(name)
             raise UserError(f"{wrong}: {_DAMAGED}")
-        # Compared here, for one clear line: Orbax stops at the first difference with several tracebacks.
-        there = _shapes(ocp.StandardCheckpointHandler().metadata(self.path(name) / "state" / "params").tree)
-        here = _shapes(items["params"])
-        for path in here | there:
-            if there.get(path) != here.get(path):
-                raise UserError(
-                    f"{self.path(name)} does not fit the model: {path} is {there.get(path, 'missing')} there "
-                    f"and {here.get(path, 'missing')} here"
-                )
         try:
+            # Compared here, for one clear line: Orbax stops at the first difference with several tracebacks.
+            if wrong := self._misfit(name, items["params"]):
+                raise UserError(wrong)
             restored = self._orbax.restore(
                 self.path(name) / "state",
                 args=ocp.args.Composite(**{k: ocp.args.StandardRestore(tree) for k, tree in items.items()}),
             )
-        except (ValueError, KeyError, TypeError) as error:
-            reason = str(error).strip().splitlines()[0]
+        except (ValueError, KeyError, TypeError, OSError) as error:
+            self._still(name)
+            reason = " ".join(str(error).split())[:300]
             raise UserError(f"{self.path(name)} cannot be restored: {reason}") from error
         return {k: restored[k] for k in items}
+
+    def _misfit(self, name: int | str, params: Any) -> str | None:
+        """How the parameters of a checkpoint differ from these abstract ones, or None."""
+        there = _shapes(ocp.StandardCheckpointHandler().metadata(self.path(name) / "state" / "params").tree)
+        here = _shapes(params)
+        for path in here | there:
+            if there.get(path) != here.get(path):
+                return (
+                    f"{self.path(name)} does not fit the model: {path} is {there.get(path, 'missing')} there "
+                    f"and {here.get(path, 'missing')} here"
+                )
+        return None
+
+    def unfit(self, name: int | str, params: Any, tokenizer: bytes | None) -> str | None:
+        """Why training with these abstract parameters can't go on from a checkpoint whose files are whole, or None:
+        it comes from another run, or from another version of this program."""
+        path = self.path(name)
+        try:
+            self.config(name)
+            if not isinstance(self.progress(name).get("step"), int) or not (path / "state" / "optimizer").exists():
+                return f"{path} is not one that training goes on from"
+            if tokenizer is not None and (path / "tokenizer.model").read_bytes() != tokenizer:
+                return f"{path} is that of another tokenizer than {self.folder.parent / 'tokenizer.model'}"
+            return self._misfit(name, params)
+        except UserError as error:
+            return str(error)
+        except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+            return f"{path} is not one of this program ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
 
     def average(self, last: int) -> list[int]:
         """Save the mean of the parameters of the last `last` checkpoints, by step, as 'average'; returns the steps."""
@@ -366,9 +430,12 @@ def load(workdir: str, checkpoint: str | int | None = None) -> tuple[Model, Para
     BLEU. Raises `UserError` where there is none.
     """
     checkpoints = Checkpoints(workdir)
-    name = checkpoints.choose(checkpoint)
-    model = encoder_decoder(checkpoints.config(name).model, checkpoints.progress(name)["vocab_size"])
-    return model, checkpoints.params(name)
+
+    def read(name: int | str) -> tuple[Model, Params]:
+        model = encoder_decoder(checkpoints.config(name).model, checkpoints.progress(name)["vocab_size"])
+        return model, checkpoints.params(name)
+
+    return checkpoints.read(checkpoint, read)
 
 
 def _shapes(params: Any) -> dict[str, tuple[int, ...]]:

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from transformer.config import DecodeConfig, ModelConfig, UserError
+from transformer.config import Config, DecodeConfig, ModelConfig, UserError
 from transformer.inference.beam_search import Hypotheses, Options
 from transformer.inference.constraints import Constraints
 from transformer.inference.engine import BOS, EOS, PAD, Plan, Sampler, decode, size
@@ -111,13 +111,20 @@ class Translator:
         loaded, pieces = [], []
         for folder in workdirs:
             checkpoints = Checkpoints(folder)
-            name = checkpoints.choose(checkpoint)
-            own = checkpoints.config(name)
+
+            def read(name: int | str, of: Checkpoints = checkpoints) -> tuple[Config, int, Params, bytes]:
+                return (
+                    of.config(name),
+                    of.progress(name)["vocab_size"],
+                    of.params(name),
+                    of.file(name, "tokenizer.model"),
+                )
+
+            own, vocab_size, params, tokenizer = checkpoints.read(checkpoint, read)
             config = config or own.decode
-            model_config, params = in_type(own.model, checkpoints.params(name), config.dtype)
-            model = encoder_decoder(model_config, checkpoints.progress(name)["vocab_size"])
-            loaded.append((model, _everywhere(params)))
-            pieces.append((checkpoints.path(name) / "tokenizer.model").read_bytes())
+            model_config, params = in_type(own.model, params, config.dtype)
+            loaded.append((encoder_decoder(model_config, vocab_size), _everywhere(params)))
+            pieces.append(tokenizer)
             if pieces[-1] != pieces[0]:
                 raise UserError(f"{folder} and {workdirs[0]} have different tokenizers; an ensemble needs the same one")
         (model, params), *others = loaded

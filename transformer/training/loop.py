@@ -130,7 +130,7 @@ def updates(ready: Ready, profile: tuple[int, int] | None, broken: set[int]) -> 
 
     # ---- State: resume > warm start > scratch -----------------------------------------------------------------------
     digest = task.data_digest()
-    state, progress = restore(checkpoints, abstract, mesh)
+    state, progress = restore(checkpoints, abstract, mesh, task.files)
     if progress.get("data_digest", digest) != digest:
         raise UserError(f"the training text is not what {folder} was trained on; restore it, or use another --workdir")
     if state is None:
@@ -486,8 +486,11 @@ def _lock(file: IO) -> None:
         log.warning("%s cannot be locked (%s): make sure that no other run trains there", file.name, error.strerror)
 
 
-def restore(checkpoints: Checkpoints, abstract: TrainState, mesh: Mesh) -> tuple[TrainState | None, dict[str, Any]]:
-    """The newest checkpoint that is whole, on this mesh, with its progress; None and {} if none was ever saved.
+def restore(
+    checkpoints: Checkpoints, abstract: TrainState, mesh: Mesh, files: Mapping[str, bytes] | None = None
+) -> tuple[TrainState | None, dict[str, Any]]:
+    """The newest checkpoint that is whole and of this run, on this mesh, with its progress; None and {} if none was
+    ever saved. `files`: those that this run saves with each.
 
     Raises `UserError` if there are some and all are damaged: nobody wants to start afresh without being asked.
     Process 0 looks, and all take what it chose.
@@ -496,7 +499,8 @@ def restore(checkpoints: Checkpoints, abstract: TrainState, mesh: Mesh) -> tuple
     items = {"params": placed.params, "optimizer": placed.optimizer}
     damaged: list[int | str] = []
     with all_or_none():
-        newest = newest_whole(checkpoints, damaged) if first() else None
+        tokenizer = (files or {}).get("tokenizer.model")
+        newest = newest_whole(checkpoints, damaged, abstract.params, tokenizer) if first() else None
     name = json.loads(gather(json.dumps(newest))[0])
     if name is None:
         return None, {}
@@ -532,19 +536,21 @@ def same_folder(folder: epath.Path) -> None:
         )
 
 
-def newest_whole(checkpoints: Checkpoints, damaged: list[int | str]) -> int | str | None:
-    """The newest checkpoint that is as it was written, None if none was ever saved; adds those passed over to
-    `damaged`."""
+def newest_whole(
+    checkpoints: Checkpoints, damaged: list[int | str], params: Any, tokenizer: bytes | None
+) -> int | str | None:
+    """The newest checkpoint that is as it was written, with parameters and a tokenizer like these; None if there is
+    none. Adds those passed over to `damaged`."""
     for name in reversed(checkpoints.states()):
-        wrong = checkpoints.verify(name)
+        wrong = checkpoints.verify(name) or checkpoints.unfit(name, params, tokenizer)
         if not wrong:
             return name
         log.warning("%s; going back to the checkpoint before", wrong)
         damaged.append(name)
     if damaged:
         raise UserError(
-            f"all {len(damaged)} checkpoints in {checkpoints.folder} are damaged; nothing was changed there. Bring "
-            "back a copy of one, or start anew with another --workdir"
+            f"all {len(damaged)} checkpoints in {checkpoints.folder} are damaged or of another run; nothing was "
+            "changed there. Bring back a copy of one, or start anew with another --workdir"
         )
     return None
 

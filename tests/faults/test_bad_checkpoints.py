@@ -1,0 +1,229 @@
+"""Checkpoints harmed in every way we know of: training names what is wrong, goes on from the newest that is good, and
+deletes nothing; disks that are full or can't be written to; readers beside a run that writes."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from runs import same_run
+
+from transformer.checkpoint import Checkpoints, _digest, _files
+from transformer.tasks.jobs import train
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).parents[2]
+
+
+def largest(checkpoint: Path) -> Path:
+    return max((path for path in (checkpoint / "state").rglob("*") if path.is_file()), key=lambda p: p.stat().st_size)
+
+
+def truncate(checkpoint: Path, other: Path) -> None:
+    path = largest(checkpoint)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def empty(checkpoint: Path, other: Path) -> None:
+    largest(checkpoint).write_bytes(b"")
+
+
+def flip(checkpoint: Path, other: Path) -> None:
+    content = bytearray(largest(checkpoint).read_bytes())
+    content[len(content) // 2] ^= 4
+    largest(checkpoint).write_bytes(content)
+
+
+def half_copied(checkpoint: Path, other: Path) -> None:
+    for path in [path for path in (checkpoint / "state").rglob("*") if path.is_file()][::2]:
+        path.unlink()
+
+
+def foreign(checkpoint: Path, other: Path) -> None:
+    """Another model's, whole."""
+    shutil.rmtree(checkpoint)
+    shutil.copytree(other / "checkpoints/00000006", checkpoint)
+
+
+def newer(checkpoint: Path, other: Path) -> None:
+    config = json.loads((checkpoint / "config.json").read_text())
+    (checkpoint / "config.json").write_text(json.dumps(config | {"experts": {"count": 8}}))
+    seal(checkpoint)
+
+
+def other_tokenizer(checkpoint: Path, other: Path) -> None:
+    shutil.copy(other / "tokenizer.model", checkpoint / "tokenizer.model")
+    seal(checkpoint)
+
+
+def an_average(checkpoint: Path, other: Path) -> None:
+    """What training can't go on from: it has no optimiser's state."""
+    shutil.rmtree(checkpoint / "state/optimizer")
+    seal(checkpoint)
+
+
+def something_else(checkpoint: Path, other: Path) -> None:
+    shutil.rmtree(checkpoint)
+    checkpoint.mkdir()
+    (checkpoint / "pytorch_model.bin").write_bytes(b"\x80\x04")
+    seal(checkpoint)
+
+
+def seal(checkpoint: Path) -> None:
+    """A manifest of what is there now."""
+    (checkpoint / "manifest.json").unlink(missing_ok=True)
+    manifest = {str(path.relative_to(checkpoint)): _digest(path) for path in _files(checkpoint)}
+    (checkpoint / "manifest.json").write_text(json.dumps(manifest))
+
+
+@pytest.fixture(scope="module")
+def other(tiny, tmp_path_factory) -> Path:
+    """A run of another model, with another tokenizer."""
+    folder = tmp_path_factory.mktemp("other") / "run"
+    options = "--model.d_ff=48", "--data.vocab_size=350", "--train.steps=6", "--train.eval_sentences=2"
+    train(["--config", tiny.config, "--workdir", str(folder), *options])
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("harm", "told"),
+    [
+        (truncate, "00000120/state/.* is not as it was written"),
+        (empty, "00000120/state/.* is not as it was written"),
+        (flip, "00000120/state/.* is not as it was written"),
+        (half_copied, "00000120/state/.* is missing"),
+        (foreign, "00000120 (is that of another tokenizer|does not fit the model)"),
+        (newer, "config.json: unknown field 'experts'; was it written by a newer version?"),
+        (other_tokenizer, "00000120 is that of another tokenizer than .*/run/tokenizer.model"),
+        (an_average, "00000120 is not one that training goes on from"),
+        (something_else, "00000120/config.json cannot be read"),
+    ],
+)
+def test_harmed(workdir: Path, trained: Path, other: Path, call, tiny, harm: Callable, told: str) -> None:
+    import re
+
+    newest = workdir / "checkpoints/00000120"
+    harm(newest, other)
+    there = {path: path.read_bytes() for path in newest.rglob("*") if path.is_file()}
+    # As the run would find it: the last update is not recorded yet.
+    done = call("train.py", "--config", tiny.config, "--workdir", workdir)
+    assert done.code == 0
+    assert "Traceback" not in done.err
+    warnings = [line for line in done.err.splitlines() if line.startswith("warning:")]
+    assert re.search(told + ".*going back to the checkpoint before", warnings[0]), warnings
+    assert "resuming from step 100" in done.err
+    # It is made anew under the same name: a copy of what was there stays.
+    kept = [path for path in (workdir / "checkpoints").iterdir() if "damaged" in path.name]
+    assert len(kept) == 1
+    for path, content in there.items():
+        assert (kept[0] / path.relative_to(newest)).read_bytes() == content
+    same_run(workdir, trained)
+
+
+def test_evaluation_names_what_is_wrong(workdir: Path, other: Path, call) -> None:
+    for harm in (truncate, newer, something_else):
+        harm(workdir / "checkpoints/00000120", other)
+        done = call("evaluate.py", "--workdir", workdir, "--checkpoint", "last")
+        assert done.code == 2
+        assert "00000120" in done.err.splitlines()[-1]
+        assert "Traceback" not in done.err
+
+
+# ---- Disks ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
+    """`disk(options)`: a file system of its own at `tmp_path/disk`, or the same one with other options."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = []
+
+    def disk(options: str) -> Path:
+        again = ",remount" if mounted else ""
+        done = subprocess.run(["mount", "-t", "tmpfs", "-o", options + again, "tmpfs", folder], capture_output=True)
+        if done.returncode:
+            pytest.skip(f"no file system can be mounted here: {done.stderr.decode().strip()}")
+        mounted.append(options)
+        return folder
+
+    yield disk
+    if mounted:
+        subprocess.run(["umount", "-l", folder], check=True)
+
+
+def test_a_full_disk_stops_training_and_loses_nothing(disk, trained: Path, call, tiny) -> None:
+    each = sum(path.stat().st_size for path in (trained / "checkpoints/00000120").rglob("*") if path.is_file())
+    folder = disk(f"size={each * 5 // 2 // 1024 + 200}k")  # room for two and a half
+    command = "train.py", "--config", tiny.config, "--workdir", folder / "run"
+    done = call(*command)
+    assert done.code == 2
+    error = done.err.splitlines()[-1]
+    assert error.startswith("error: ")
+    assert "No space left on device" in error
+    assert "make room" in error
+    assert "Traceback" not in done.err
+    good = Checkpoints(folder / "run").states()
+    assert good
+    assert all(Checkpoints(folder / "run").verify(name) is None for name in good)
+    Checkpoints(folder / "run").params(good[-1])
+    disk("size=100m")
+    done = call(*command)
+    assert done.code == 0
+    assert f"resuming from step {good[-1]}" in done.err
+    same_run(folder / "run", trained)
+
+
+def test_a_disk_that_becomes_read_only(disk, workdir: Path, trained: Path, call, tiny) -> None:
+    folder = disk("size=100m")
+    shutil.copytree(workdir, folder / "run")
+    shutil.rmtree(folder / "run/checkpoints/00000120")
+    disk("size=100m,ro")
+    command = "train.py", "--config", tiny.config, "--workdir", folder / "run"
+    done = call(*command)
+    assert done.code == 2
+    assert "Read-only file system" in done.err.splitlines()[-1]
+    assert "Traceback" not in done.err
+    assert call("evaluate.py", "--workdir", folder / "run", "--checkpoint", "100").code == 0
+    disk("size=100m,rw")
+    assert call(*command).code == 0
+    same_run(folder / "run", trained)
+
+
+# ---- Readers --------------------------------------------------------------------------------------------------------
+
+
+def test_a_reader_beside_a_run_that_writes(tiny, environment, tmp_path: Path, report) -> None:
+    """Training keeps one checkpoint, and makes another at each update."""
+    workdir = tmp_path / "run"
+    command = [sys.executable, ROOT / "train.py", "--config", tiny.config, "--workdir", workdir]
+    options = ["--train.steps=100000", "--train.checkpoint_every=1", "--train.keep_last=1", "--train.eval_every=99999"]
+    with (tmp_path / "log").open("wb") as log:
+        running = subprocess.Popen(list(map(str, command + options)), env=environment, stdout=log, stderr=log)
+    try:
+        until = time.monotonic() + 300
+        while not (workdir / "checkpoints").exists() or not Checkpoints(workdir).steps():
+            assert running.poll() is None, (tmp_path / "log").read_text()[-2000:]
+            assert time.monotonic() < until
+        steps = set()
+        for _ in range(40):
+            checkpoints = Checkpoints(workdir)
+
+            def read(name: int | str, of: Checkpoints = checkpoints) -> int | str:
+                of.config(name), of.params(name)
+                return name
+
+            steps.add(checkpoints.read("last", read))
+        assert running.poll() is None
+    finally:
+        running.kill()
+        running.wait()
+    assert len(steps) > 3
+    report(f"40 checkpoints read, of {len(steps)} steps, beside a run that keeps one and makes one at each update")
