@@ -20,11 +20,12 @@ MAY_IMPORT = {
     "config": set(),
     "configs": {"config"},
     "model": {"config"},
-    "data": {"config"},
-    "checkpoint": {"config", "model"},
+    "phases": set(),
+    "data": {"config", "phases"},
+    "checkpoint": {"config", "model", "phases"},
     "command_line": {"config", "data"},
     "inference": {"config", "model", "data", "checkpoint"},
-    "training": {"config", "model", "data", "checkpoint", "inference"},
+    "training": {"config", "model", "phases", "data", "checkpoint", "inference"},
     "tasks": {"config", "model", "data", "checkpoint", "inference", "training", "command_line"},
     "tools": {"config", "model", "data", "checkpoint", "inference", "training", "tasks", "command_line"},
 }
@@ -161,3 +162,25 @@ print(transformer.model.__file__, jax.jit(model.apply)(params, source, target).s
     # In a folder of its own, and not found on the path by way of this project.
     out = run(program, tmp_path, PYTHONPATH=str(tmp_path))
     assert out == f"{tmp_path / 'transformer' / 'model' / '__init__.py'} (1, 2, 8)\n"
+
+
+@pytest.mark.parametrize("path", [str(p.relative_to(ROOT)) for p in sorted(PACKAGE.rglob("*.py"))])
+def test_nothing_that_is_loaded_can_run_code(path):
+    """No pickle, and nothing that reads one unless told not to."""
+    for node in ast.walk(ast.parse((ROOT / path).read_text())):
+        names = [alias.name for alias in node.names] if isinstance(node, (ast.Import, ast.ImportFrom)) else []
+        if isinstance(node, ast.ImportFrom):
+            names.append(node.module or "")
+        assert not {name.split(".")[0] for name in names} & {
+            "pickle",
+            "dill",
+            "cloudpickle",
+            "shelve",
+            "marshal",
+            "joblib",
+        }
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in ("np.load", "numpy.load"):
+            options = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
+            assert options.get("allow_pickle") == "False"
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in ("eval", "exec"):
+            raise AssertionError(f"{path}:{node.lineno} runs text")

@@ -277,6 +277,8 @@ class Checkpoints:
         try:
             manifest = json.loads((path / "manifest.json").read_text())
             for file, expected in manifest.items():
+                if file.startswith("/") or ".." in file.split("/"):
+                    return f"{path / 'manifest.json'} names {file}, which is not in the checkpoint"
                 if not (path / file).exists():
                     return f"{path / file} is missing"
                 if _digest(path / file) != expected:

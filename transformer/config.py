@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import fnmatch
 import json
+import math
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -381,6 +382,7 @@ def check(config: Config) -> None:
             else:
                 rule = f"must be of type {hint.__name__ if hint in (int, float, str, bool) else hint}"
             require(_fits(value, hint), prefix + name, rule)
+            require(not isinstance(value, float) or math.isfinite(value), prefix + name, "must be a finite number")
 
     types(config, "")
     for name in ("d_model", "d_ff", "heads", "max_positions", "encoder_layers", "decoder_layers"):

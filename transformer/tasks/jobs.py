@@ -63,7 +63,10 @@ def train(arguments: Sequence[str]) -> None:
     from transformer.tasks.translation import Translation
     from transformer.training.loop import dry_run, hold, refuse_other_config
     from transformer.training.loop import train as run_training
+    from transformer.training.sharding import check_mesh
 
+    with processes.all_or_none():
+        check_mesh(config)
     if own.dry_run:
         if own.batch:
             config = fitting(config, None)

@@ -13,7 +13,8 @@ from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from transformer.config import MeshConfig, UserError
+from transformer.config import Config, MeshConfig, UserError
+from transformer.model import encoder_decoder
 
 # Parameter path -> the mesh axis that each dimension is cut along. The first match wins; no match is an error.
 RULES: tuple[tuple[str, P], ...] = (
@@ -51,6 +52,15 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
     except (NotImplementedError, ValueError, AssertionError) as error:
         raise UserError(f"mesh {shape}: cannot be laid over these devices ({error}); try other sizes") from None
     return Mesh(placed, ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
+
+
+def check_mesh(config: Config) -> None:
+    """Raise `UserError` if the mesh does not fit the devices that are here, or does not divide the model.
+
+    The vocabulary, which no config knows for sure, is left to `shardings`."""
+    mesh = make_mesh(config.mesh)
+    model = encoder_decoder(config.model, 8 * config.mesh.tensor)
+    shardings(model.abstract_params, mesh)
 
 
 def spec(path: str) -> P:
