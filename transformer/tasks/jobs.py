@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import os
 from collections.abc import Sequence
 
 from etils import epath
@@ -34,6 +35,11 @@ def train(arguments: Sequence[str]) -> None:
     parser.add_argument(
         "--profile", metavar="A:B", help="write a trace of updates A to B to WORKDIR/profile, for xprof or Perfetto"
     )
+    parser.add_argument(
+        "--deterministic",
+        action="store_true",
+        help="on a GPU: the same bits each time, by slower kernels; elsewhere they are the same anyway",
+    )
     _process_options(parser)
     parser.add_argument(
         "--wait-minutes", type=int, default=60, help="how long the others wait for process 0 to tokenise (default 60)"
@@ -54,6 +60,8 @@ def train(arguments: Sequence[str]) -> None:
         raise UserError("--batch auto chooses train.accumulate itself; leave one of the two out")
     if own.dry_run and own.process not in (None, "0/1"):
         raise UserError("--dry-run is for a single process; leave out --process and --coordinator")
+    if own.deterministic:  # read when JAX looks for its devices, which is later
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_deterministic_ops=true".strip()
     from transformer.training import processes
 
     processes.start(own.coordinator, own.process)
