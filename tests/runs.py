@@ -28,7 +28,7 @@ def entries(workdir: Path) -> list[dict]:
 
 
 def scalars(workdir: Path) -> list[tuple[int, str, float]]:
-    """(step, name, value) of all TensorBoard files, in the order of time."""
+    """(step, name, value) of all TensorBoard files, in the order that they stand there."""
     from tensorboardX.proto.event_pb2 import Event
 
     found = []
@@ -37,9 +37,9 @@ def scalars(workdir: Path) -> list[tuple[int, str, float]]:
         while at < len(content):
             (length,) = struct.unpack_from("<Q", content, at)
             event = Event.FromString(content[at + 12 : at + 12 + length])
-            found += [(event.wall_time, event.step, value.tag, value.simple_value) for value in event.summary.value]
+            found += [(event.step, value.tag, value.simple_value) for value in event.summary.value]
             at += 16 + length
-    return [event[1:] for event in sorted(found, key=lambda event: event[0])]
+    return found
 
 
 def state(workdir: Path, step: int) -> list[np.ndarray]:

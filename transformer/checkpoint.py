@@ -16,6 +16,7 @@ import hashlib
 import itertools
 import json
 import logging
+import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
@@ -26,7 +27,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 from jax.sharding import Sharding
 
-from transformer.config import Config, UserError, from_json
+from transformer.config import Config, UserError, conflicts, from_json
 from transformer.model import Model, Params, encoder_decoder
 from transformer.phases import phase
 
@@ -210,13 +211,15 @@ class Checkpoints:
             try:
                 with phase(f"saving {path.name}"):
                     self._orbax.wait_until_finished()
-                if jax.process_index():
-                    return
-                for file, content in files.items():
-                    (path / file).write_bytes(content)
-                manifest = {str(f.relative_to(path)): _digest(f) for f in _files(path)}
-                replace(path / "manifest.json", (json.dumps(manifest, indent=2) + "\n").encode())
-                if keep_last is not None:
+                    if jax.process_index():
+                        return
+                    for file, content in files.items():
+                        (path / file).write_bytes(content)
+                    manifest = {str(f.relative_to(path)): _digest(f) for f in _files(path)}
+                    for file in _files(path):
+                        _flush(file)
+                    replace(path / "manifest.json", (json.dumps(manifest, indent=2) + "\n").encode())
+                with phase(f"pruning after {path.name}"):
                     self._prune(keep_last, keep_every)
             except BaseException as error:
                 self._failure = error
@@ -228,7 +231,9 @@ class Checkpoints:
         """An empty folder for a checkpoint."""
         path = self.path(name)
         with writing(path):
-            if path.exists():
+            if (path / "state").exists():  # whole arrays without a manifest: killed a moment too early, or half a copy
+                self.discard(name)
+            elif path.exists():
                 path.rmtree()
             path.mkdir(parents=True)
 
@@ -253,20 +258,25 @@ class Checkpoints:
             path.rename(aside)
         log.warning("%s is kept as %s", path, aside.name)
 
-    def _prune(self, keep_last: int, keep_every: int | None) -> None:
-        steps = self.steps()
-        kept = {*steps[-keep_last:], self.best()} | {s for s in steps if keep_every and s % keep_every == 0}
-        for step in steps:
-            if step not in kept:
-                # The manifest goes first: what is half removed must not look complete.
-                (self.path(step) / "manifest.json").unlink()
-                self.path(step).rmtree()
-        # Those that a run was interrupted at before the last of these.
-        for path in self.folder.glob(f"*{_INTERRUPTED}"):
-            number = path.name.removesuffix(_INTERRUPTED)
-            if number.isdigit() and int(number) <= steps[-1]:
-                (path / "manifest.json").unlink(missing_ok=True)
-                path.rmtree()
+    def _prune(self, keep_last: int | None, keep_every: int | None) -> None:
+        """Remove what is no longer to be kept. What can't be removed stays: the new checkpoint is complete anyway."""
+        try:
+            steps, states = self.steps(), self.states()
+            kept: set[int | str | None] = {states[-1]}
+            if keep_last is None:
+                kept |= set(steps)
+            else:
+                kept |= {*steps[-keep_last:], self.best()}
+                kept |= {step for step in steps if keep_every and step % keep_every == 0}
+            # Of those that a run was interrupted at, all but one that is the newest state of all.
+            waiting = [path.name for path in self.folder.glob(f"*{_INTERRUPTED}") if self.complete(path.name)]
+            for name in [*steps, *waiting]:
+                if name not in kept:
+                    # The manifest goes first: what is half removed must not look complete.
+                    (self.path(name) / "manifest.json").unlink()
+                    self.path(name).rmtree()
+        except (UserError, OSError) as error:
+            log.warning("older checkpoints are not removed: %s", error)
 
     def verify(self, name: int | str) -> str | None:
         """What is wrong with a checkpoint's files against its manifest, or None.
@@ -327,20 +337,25 @@ class Checkpoints:
                 )
         return None
 
-    def unfit(self, name: int | str, params: Any, tokenizer: bytes | None) -> str | None:
-        """Why training with these abstract parameters can't go on from a checkpoint whose files are whole, or None:
-        it comes from another run, or from another version of this program."""
+    def unfit(self, name: int | str, config: Config, params: Any, tokenizer: bytes | None) -> str | None:
+        """Why a run of this config, with these abstract parameters, can't go on from a checkpoint whose files are
+        whole, or None: it is that of another run, or of another version of this program."""
         path = self.path(name)
         try:
-            self.config(name)
-            if not isinstance(self.progress(name).get("step"), int) or not (path / "state" / "optimizer").exists():
+            if changed := conflicts(self.config(name), config):
+                return f"{path} is that of another run: its {', '.join(changed)} is not the same"
+            step = self.progress(name).get("step")
+            if not path.name.startswith(f"{step:08d}") or not (path / "state" / "optimizer").exists():
                 return f"{path} is not one that training goes on from"
-            if tokenizer is not None and (path / "tokenizer.model").read_bytes() != tokenizer:
+            if tokenizer is not None and self.file(name, "tokenizer.model") != tokenizer:
                 return f"{path} is that of another tokenizer than {self.folder.parent / 'tokenizer.model'}"
             return self._misfit(name, params)
         except UserError as error:
             return str(error)
-        except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+        except OSError as error:
+            where, why = error.filename or path, error.strerror or error
+            raise UserError(f"{where} cannot be read ({why}); see to that, then run the same command again") from None
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             return f"{path} is not one of this program ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
 
     def average(self, last: int) -> list[int]:
@@ -405,6 +420,7 @@ def replace(path: epath.Path, content: bytes) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             temporary.write_bytes(content)
+            _flush(temporary)
         except OSError:
             with contextlib.suppress(OSError):
                 temporary.unlink(missing_ok=True)
@@ -450,6 +466,13 @@ def _files(folder: epath.Path) -> Sequence[epath.Path]:
     for path in sorted(folder.iterdir()):
         files += _files(path) if path.is_dir() else [path]
     return files
+
+
+def _flush(path: epath.Path) -> None:
+    """Until a file is on its disk: a machine may lose its power the moment after."""
+    if local(path):
+        with open(path, "rb") as file:
+            os.fsync(file.fileno())
 
 
 def _digest(path: epath.Path) -> dict[str, Any]:

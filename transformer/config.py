@@ -317,6 +317,14 @@ def differences(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
     return {name: (before[name], after[name]) for name in before if before[name] != after[name]}
 
 
+def conflicts(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
+    """Those of the differences with which a run of the one can't go on as the other."""
+    # Of one's own text the languages only say how it is scored.
+    may_change = {"data.languages"} if old.data.corpus == new.data.corpus == "text" else set()
+    changed = differences(old, new)
+    return {name: values for name, values in changed.items() if not resumable(name) and name not in may_change}
+
+
 def to_json(config: Any) -> str:
     """The config as indented JSON, readable by `from_json`."""
     return json.dumps(dataclasses.asdict(config), indent=2) + "\n"

@@ -3,7 +3,9 @@ deletes nothing; disks that are full or can't be written to; readers beside a ru
 
 from __future__ import annotations
 
+import contextlib
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -16,6 +18,8 @@ from runs import same_run
 
 from transformer.checkpoint import Checkpoints, _digest, _files
 from transformer.tasks.jobs import train
+from transformer.training import loop
+from transformer.training.progress import Display
 
 pytestmark = pytest.mark.slow
 
@@ -69,6 +73,19 @@ def an_average(checkpoint: Path, other: Path) -> None:
     seal(checkpoint)
 
 
+def an_earlier_one(checkpoint: Path, other: Path) -> None:
+    """Under another name."""
+    shutil.rmtree(checkpoint)
+    shutil.copytree(checkpoint.with_name("00000100"), checkpoint)
+
+
+def another_seed(checkpoint: Path, other: Path) -> None:
+    config = json.loads((checkpoint / "config.json").read_text())
+    config["train"]["seed"] = 5
+    (checkpoint / "config.json").write_text(json.dumps(config))
+    seal(checkpoint)
+
+
 def something_else(checkpoint: Path, other: Path) -> None:
     shutil.rmtree(checkpoint)
     checkpoint.mkdir()
@@ -99,16 +116,16 @@ def other(tiny, tmp_path_factory) -> Path:
         (empty, "00000120/state/.* is not as it was written"),
         (flip, "00000120/state/.* is not as it was written"),
         (half_copied, "00000120/state/.* is missing"),
-        (foreign, "00000120 (is that of another tokenizer|does not fit the model)"),
+        (foreign, "00000120 is that of another run: its model.d_ff, data.vocab_size is not the same"),
         (newer, "config.json: unknown field 'experts'; was it written by a newer version?"),
         (other_tokenizer, "00000120 is that of another tokenizer than .*/run/tokenizer.model"),
         (an_average, "00000120 is not one that training goes on from"),
+        (an_earlier_one, "00000120 is not one that training goes on from"),
+        (another_seed, "00000120 is that of another run: its train.seed is not the same"),
         (something_else, "00000120/config.json cannot be read"),
     ],
 )
 def test_harmed(workdir: Path, trained: Path, other: Path, call, tiny, harm: Callable, told: str) -> None:
-    import re
-
     newest = workdir / "checkpoints/00000120"
     harm(newest, other)
     there = {path: path.read_bytes() for path in newest.rglob("*") if path.is_file()}
@@ -181,20 +198,61 @@ def test_a_full_disk_stops_training_and_loses_nothing(disk, trained: Path, call,
     same_run(folder / "run", trained)
 
 
-def test_a_disk_that_becomes_read_only(disk, workdir: Path, trained: Path, call, tiny) -> None:
-    folder = disk("size=100m")
-    shutil.copytree(workdir, folder / "run")
-    shutil.rmtree(folder / "run/checkpoints/00000120")
-    disk("size=100m,ro")
+def test_a_disk_that_becomes_read_only(disk, tmp_path: Path, trained: Path, call, tiny, monkeypatch) -> None:
+    folder, advance = disk("size=100m"), Display.advance
     command = "train.py", "--config", tiny.config, "--workdir", folder / "run"
+
+    def advanced(self, step: int) -> None:
+        advance(self, step)
+        if step == 60:
+            subprocess.run(["mount", "-o", "remount,ro,size=100m", folder], check=True)
+
+    monkeypatch.setattr(Display, "advance", advanced)
+    # What is open for writing keeps a file system from becoming read-only.
+    monkeypatch.setattr("tensorboardX.SummaryWriter", Nowhere)
+    monkeypatch.setattr(loop, "hold", contextlib.nullcontext)
     done = call(*command)
     assert done.code == 2
     assert "Read-only file system" in done.err.splitlines()[-1]
     assert "Traceback" not in done.err
-    assert call("evaluate.py", "--workdir", folder / "run", "--checkpoint", "100").code == 0
+    assert call("evaluate.py", "--workdir", folder / "run", "--checkpoint", "50").code == 0
+    monkeypatch.undo()
+    monkeypatch.setenv("TRANSFORMER_CACHE", str(tmp_path / "cache"))
+    done = call(*command)  # still so when it starts
+    assert done.code == 2
+    assert "Read-only file system" in done.err.splitlines()[-1]
     disk("size=100m,rw")
     assert call(*command).code == 0
     same_run(folder / "run", trained)
+
+
+class Nowhere:
+    """A TensorBoard that holds no file open."""
+
+    def __init__(self, *given: object, **options: object):
+        pass
+
+    def __getattr__(self, name: str) -> Callable:
+        return lambda *given: None
+
+
+def test_one_harmed_among_the_older_ones(workdir: Path, call, tiny) -> None:
+    """It is not looked at while there is a newer one, and does not keep the run from saving."""
+    (workdir / "checkpoints/00000080/progress.json").write_text("{")
+    done = call("train.py", "--config", tiny.config, "--workdir", workdir, "--train.steps", 200)
+    assert done.code == 0
+    assert "older checkpoints are not removed: " in done.err
+    assert "00000080/progress.json cannot be read" in done.err
+    steps = Checkpoints(workdir).steps()
+    assert {80, 200} < set(steps)
+
+
+def test_half_a_copy_without_its_manifest_is_kept(workdir: Path, trained: Path, call, tiny) -> None:
+    (workdir / "checkpoints/00000120/manifest.json").unlink()
+    done = call("train.py", "--config", tiny.config, "--workdir", workdir)
+    assert done.code == 0
+    assert "00000120 is kept as 00000120.damaged" in done.err
+    same_run(workdir, trained)
 
 
 # ---- Readers --------------------------------------------------------------------------------------------------------

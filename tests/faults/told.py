@@ -12,7 +12,8 @@ from transformer.tasks.jobs import train
 
 
 class Told(logging.Handler):
-    """Each phase's begin and end as one line; where one begins, its thread sleeps."""
+    """Each phase's begin and end as one line. Its thread stays in it for a while, before it does anything and after it
+    has done all."""
 
     def __init__(self, path: str, seconds: float):
         super().__init__()
@@ -20,6 +21,8 @@ class Told(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         line = record.getMessage()
+        if line.startswith("end "):
+            time.sleep(self._seconds)
         os.write(self._file, f"{line}\n".encode())
         if line.startswith("begin "):
             time.sleep(self._seconds)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -82,7 +83,7 @@ def test_asked_to_stop_where_an_evaluation_is_due(call, tiny, trained, tmp_path,
 
         def score(*given: object) -> dict:
             count.append(1)
-            if len(count) == 2:  # the evaluation at 80
+            if len(count) in (2, 3):  # the evaluation at 80, and again when it comes first
                 send(signal.SIGTERM)()
             return whole(*given)
 
@@ -91,7 +92,12 @@ def test_asked_to_stop_where_an_evaluation_is_due(call, tiny, trained, tmp_path,
     checkpoints = Checkpoints(workdir)
     assert checkpoints.states() == [40, 50, 75, "00000080.interrupted"]
     assert [entry["step"] for entry in entries(workdir) if "dev_bleu" in entry] == [40]
-    # Once more, in the evaluation that comes first now.
+    if where == "within":
+        before = contents(workdir / "checkpoints")
+        done = call(*command)
+        assert done.code == 143
+        assert done.err.splitlines()[-1].startswith("SIGTERM: stopped after update 80")
+        assert contents(workdir / "checkpoints") == before
     assert call(*command).code == 0
     same_run(workdir, trained)
 
@@ -103,7 +109,8 @@ def test_asked_to_stop_twice_between_two_checkpoints(call, tiny, trained, tmp_pa
     for step in (101, 108):
         at(step, send(signal.SIGTERM))
         assert call(*command).code == 143
-    assert Checkpoints(workdir).states()[-2:] == ["00000102.interrupted", "00000109.interrupted"]
+    assert Checkpoints(workdir).states() == [75, 80, 100, "00000109.interrupted"]
+    assert not (workdir / "checkpoints/00000102.interrupted").exists()
     assert call(*command).code == 0
     same_run(workdir, trained)
     assert not list((workdir / "checkpoints").glob("*.interrupted"))
@@ -122,6 +129,20 @@ def test_a_damaged_interruption_is_passed_over_and_kept(call, tiny, trained, tmp
     assert "resuming from step 50" in done.err
     same_run(workdir, trained)
     assert (workdir / "checkpoints/00000061.interrupted.damaged/manifest.json").exists()
+
+
+@pytest.mark.slow
+def test_the_entry_of_the_log_is_not_lost_where_no_evaluation_is_due_any_more(call, tiny, tmp_path, at) -> None:
+    command = "train.py", "--config", tiny.config, "--workdir", tmp_path / "run", "--train.log_every", 10
+    at(79, send(signal.SIGTERM))
+    assert call(*command).code == 143
+    assert call(*command, "--train.eval_every", 50).code == 0
+    steps = [entry["step"] for entry in entries(tmp_path / "run")]
+    assert steps == sorted({*range(10, 121, 10), 40, 80, 100, 120})
+
+
+def contents(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 # ---- Numbers that break ---------------------------------------------------------------------------------------------

@@ -14,7 +14,6 @@ import logging
 import multiprocessing
 import os
 import shutil
-import socket
 import sys
 import time
 from collections import deque
@@ -25,7 +24,7 @@ from pathlib import Path
 
 import numpy as np
 
-from transformer.data.sources import sweep
+from transformer.data.sources import owner, sweep
 from transformer.data.text import Parallel, count_lines, fingerprint, read_pairs
 from transformer.data.tokenizer import Tokenizer
 from transformer.phases import phase
@@ -113,7 +112,7 @@ def tokenize(
             log.warning("%s is damaged (%s): tokenising again", final, error)
             shutil.rmtree(final)
 
-    building = final.with_name(f"{key}.{socket.gethostname()}.{os.getpid()}.tmp")
+    building = final.with_name(f"{key}.{owner()}.tmp")
     sweep(building.parent)
     shutil.rmtree(building, ignore_errors=True)
     building.mkdir(parents=True)

@@ -12,11 +12,12 @@ import contextlib
 import hashlib
 import logging
 import os
-import socket
 import zipfile
 from pathlib import Path
 
 import numpy as np
+
+from transformer.data.sources import owner, sweep
 
 log = logging.getLogger("transformer")
 
@@ -66,7 +67,8 @@ def pack_once(
         return kept["pairs"], kept["starts"]
     log.info("packing %s pairs into rows", f"{len(source):,}")
     pairs, starts = pack(source, target, room, seed)
-    building = path.with_name(f"{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
+    sweep(path.parent)
+    building = path.with_name(f"{path.name}.{owner()}.tmp")
     try:
         with building.open("wb") as file:
             np.savez(file, pairs=pairs, starts=starts)

@@ -119,9 +119,19 @@ def _require_files(config: DataConfig) -> None:
         raise UserError(f"no such file: {', '.join(missing)}; correct the path")
 
 
+def owner() -> str:
+    """This process, as part of the name of what it is making: HOST.NAMESPACE.PID. Containers may share a host's name,
+    but not their processes' numbers."""
+    try:
+        namespace = os.stat("/proc/self/ns/pid").st_ino
+    except OSError:  # another system
+        namespace = 0
+    return f"{socket.gethostname()}.{namespace}.{os.getpid()}"
+
+
 def sweep(folder: Path) -> None:
-    """Remove what processes of this machine were making in a cache folder when they were killed: NAME.HOST.PID.tmp."""
-    for path in folder.glob(f"*.{socket.gethostname()}.*.tmp"):
+    """Remove what processes of this machine were making in a cache folder when they were killed: NAME.`owner`.tmp."""
+    for path in folder.glob(f"*.{owner().rpartition('.')[0]}.*.tmp"):
         process = path.name.split(".")[-2]
         with contextlib.suppress(OSError):
             if process.isdigit() and not _runs(int(process)):

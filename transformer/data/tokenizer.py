@@ -14,14 +14,13 @@ import json
 import logging
 import os
 import re
-import socket
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import sentencepiece
 
 from transformer.config import DataConfig, UserError
-from transformer.data.sources import cache, sweep
+from transformer.data.sources import cache, owner, sweep
 from transformer.data.text import Parallel, fingerprint, read_pairs
 from transformer.phases import phase
 
@@ -206,7 +205,7 @@ def _cached(path: Path, config: DataConfig, train: tuple[Parallel, ...]) -> Toke
         )
         path.parent.mkdir(parents=True, exist_ok=True)
         sweep(path.parent)
-        temporary = path.with_name(f"{path.stem}.{socket.gethostname()}.{os.getpid()}.tmp")
+        temporary = path.with_name(f"{path.stem}.{owner()}.tmp")
         temporary.write_bytes(trained.model)
         with phase("renaming the tokenizer"):
             os.replace(temporary, path)

@@ -56,7 +56,7 @@ class Translation:
         texts = corpora(config.data)
         inherited = [path for path in (workdir, config.train.init_from) if path]
         models = [path for path in (_tokenizer_of(folder) for folder in inherited) if path is not None]
-        if workdir and Checkpoints(workdir).steps() and models:
+        if workdir and Checkpoints(workdir).states() and models:
             pieces = Tokenizer(models[0].read_bytes(), str(models[0]))
         elif config.train.init_from:
             if not models:

@@ -24,7 +24,7 @@ from jax import Array
 from jax.sharding import Mesh
 
 from transformer.checkpoint import Checkpoints, interrupted, local, replace, with_sharding
-from transformer.config import Config, Interrupted, UserError, differences, flatten, from_json, resumable, to_json
+from transformer.config import Config, Interrupted, UserError, conflicts, differences, flatten, from_json, to_json
 from transformer.data.batching import Batches
 from transformer.model import Model, Params
 from transformer.phases import phase
@@ -86,6 +86,7 @@ class Ready(NamedTuple):
     batches: Batches
     abstract: TrainState
     update: Any
+    ears: Ears
 
 
 class WentBack(Exception):
@@ -104,20 +105,21 @@ def train(
     its state and raises `Interrupted`.
     """
     t, folder = config.train, epath.Path(workdir)
-    mesh = make_mesh(config.mesh)
-    batches = task.batches()
-    tx = optimizer(t, config.model.d_model)
-    abstract = jax.eval_shape(lambda: init_state(task.model.init, tx, t.seed))
-    update = compiled(task.loss, tx, t.seed, mesh, abstract, skip=t.non_finite == "skip")
-    compare(task, config)
-    banner(task, config, batches, mesh, abstract)
-    ready = Ready(task, config, folder, Checkpoints(folder), mesh, batches, abstract, update)
-    broken: set[int] = set()
-    while True:
-        try:
-            return updates(ready, profile, broken)
-        except WentBack as back:
-            broken.add(back.step)
+    with Ears() as ears:
+        mesh = make_mesh(config.mesh)
+        batches = task.batches()
+        tx = optimizer(t, config.model.d_model)
+        abstract = jax.eval_shape(lambda: init_state(task.model.init, tx, t.seed))
+        update = compiled(task.loss, tx, t.seed, mesh, abstract, skip=t.non_finite == "skip")
+        compare(task, config)
+        banner(task, config, batches, mesh, abstract)
+        ready = Ready(task, config, folder, Checkpoints(folder), mesh, batches, abstract, update, ears)
+        broken: set[int] = set()
+        while True:
+            try:
+                return updates(ready, profile, broken)
+            except WentBack as back:
+                broken.add(back.step)
 
 
 def updates(ready: Ready, profile: tuple[int, int] | None, broken: set[int]) -> dict[str, float | str]:
@@ -125,12 +127,15 @@ def updates(ready: Ready, profile: tuple[int, int] | None, broken: set[int]) -> 
 
     Raises `WentBack` where an update breaks the numbers and the config says to go back.
     """
-    task, config, folder, checkpoints, mesh, batches, abstract, update = ready
+    task, config, folder, checkpoints, mesh, batches, abstract, update, ears = ready
     t = config.train
 
     # ---- State: resume > warm start > scratch -----------------------------------------------------------------------
     digest = task.data_digest()
-    state, progress = restore(checkpoints, abstract, mesh, task.files)
+    state, progress = restore(
+        *(checkpoints, abstract, mesh),
+        lambda name: checkpoints.unfit(name, config, abstract.params, task.files.get("tokenizer.model")),
+    )
     if progress.get("data_digest", digest) != digest:
         raise UserError(f"the training text is not what {folder} was trained on; restore it, or use another --workdir")
     if state is None:
@@ -172,7 +177,6 @@ def updates(ready: Ready, profile: tuple[int, int] | None, broken: set[int]) -> 
     began, stopped, asked, profiling = time.monotonic(), False, 0, False
     skipped = progress.get("skipped", 0)
     flops_per_s = (peak(mesh.devices.flat[0]) or 0.0) * mesh.size
-    ears = Ears()
     ask = Ask(mesh, ears)
 
     def shape_flops(step: int) -> float:
@@ -236,83 +240,94 @@ def updates(ready: Ready, profile: tuple[int, int] | None, broken: set[int]) -> 
         if not finite(state.params):
             raise diverged(checkpoints, f"update {int(state.step)} made parameters that are not finite")
         with all_or_none():
+            records.flush()
             checkpoints.wait()
             if first():
                 checkpoints.make_folder(name)
         items = {"params": state.params, "optimizer": state.optimizer}
         files = {**task.files, "config.json": to_json(config).encode()}
         checkpoints.save(name, items, progress=progress, files=files, **keep)
-        records.flush()
 
-    try:
-        ears.__enter__()
-        for step in range(start + (owed is None), t.steps + 1):
-            if step > start:
-                if profile and first() and step == max(profile[0], start + 1) and step <= profile[1]:
-                    settle()
-                    jax.profiler.start_trace(str(folder / "profile"), create_perfetto_trace=True)
-                    profiling = True
-                host_batch = next(stream)
-                shape = tuple(whole for whole, _ in host_batch.values())
-                new = shape not in seen
-                if new:
-                    seen.add(shape)
-                    log.info(
-                        "step %d: compiling batch shape %s (%d of %d)", step, shape[0], len(seen), len(batches.shapes)
-                    )
-                if step in broken:
-                    state, metrics = left_out(state), {}
-                else:
-                    batch, before = feed.place(host_batch), time.monotonic()
-                    state, metrics = update(state, batch)
-                    if new:  # to compile, unlike to run, is waited for
-                        log.info("step %d: compiled in %.1f s", step, time.monotonic() - before)
-                settle()
-                pending = (step, metrics, ask())
-                if profiling and step == profile[1]:
-                    profiling = False
-                    jax.block_until_ready(metrics)
-                    jax.profiler.stop_trace()
-                    log.info("the trace of updates %d to %d is in %s", *profile, folder / "profile")
-                    interval.restart_clock()
+    def finish(step: int, owed: dict[str, float] | None = None) -> None:
+        """What is due when an update is done: an evaluation, then the save that stores its score.
 
-            # An evaluation comes before the save that stores its score.
-            due = step % t.eval_every == 0 or step == t.steps
-            entry = (settle(write=False) if owed is None else owed) if due else {}
-            owed = None
-            if due and not asked:
-                try:
-                    with phase(f"evaluation at step {step}"), ears.at_once():
-                        scores = dict(task.evaluate(state.params, mesh))
-                except Asked as signalled:
-                    asked = signalled.number
-                interval.restart_clock()
-            evaluated = due and not asked
-            if evaluated and (entry or scores):
-                records.write(step, {**entry, **scores})
-            bleu = scores.get("dev_bleu") if evaluated else None
-            better = bleu is not None and (best is None or bleu > best)
-            if evaluated and scores:
-                shown = {name: value if isinstance(value, str) else f"{value:.4g}" for name, value in scores.items()}
-                log.info("step %d  %s", step, "  ".join(f"{name} {value}" for name, value in shown.items()))
-            if bleu is not None:
-                best, stale = (bleu, 0) if better else (best, stale + 1)
-                stopped = t.patience is not None and stale >= t.patience
-            kept = (step % t.checkpoint_every == 0 or better or stopped or step == t.steps) and evaluated == due
-            if kept:
-                settle()
-                save(step, progress_at(step, bleu), keep_last=t.keep_last, keep_every=t.keep_every)
-            if asked:
-                if not kept:
-                    settle()
-                    save(interrupted(step), progress_at(step, None, **({"owed": entry} if due else {})))
+        `owed`: the entry of the log at an update that is saved already, but whose evaluation was broken off. Raises
+        `Interrupted` where the run is to end here.
+        """
+        nonlocal scores, best, stale, stopped, asked
+        due = owed is not None or step % t.eval_every == 0 or step == t.steps
+        entry = owed if owed is not None else settle(write=False) if due else {}
+        evaluated, bleu, better = False, None, False
+        if due and not asked:
+            try:
+                with phase(f"evaluation at step {step}"), ears.at_once():
+                    found = dict(task.evaluate(state.params, mesh))
+                scores, evaluated = found, True
+            except Asked as signalled:
+                asked = signalled.number
+            interval.restart_clock()
+        if evaluated and (entry or scores):
+            records.write(step, {**entry, **scores})
+        if evaluated and scores:
+            shown = {name: value if isinstance(value, str) else f"{value:.4g}" for name, value in scores.items()}
+            log.info("step %d  %s", step, "  ".join(f"{name} {value}" for name, value in shown.items()))
+            bleu = scores.get("dev_bleu")
+        if bleu is not None:
+            better = best is None or bleu > best
+            best, stale = (bleu, 0) if better else (best, stale + 1)
+            stopped = t.patience is not None and stale >= t.patience
+        complete = evaluated or not due
+        if complete and (step % t.checkpoint_every == 0 or better or stopped or step == t.steps):
+            settle()
+            save(step, progress_at(step, bleu), keep_last=t.keep_last, keep_every=t.keep_every)
+        elif asked and owed is None:
+            settle()
+            save(interrupted(step), progress_at(step, None, **({} if complete else {"owed": entry})))
+        if asked:
+            with all_or_none():
                 records.close()
                 checkpoints.wait()
-                name = signal.Signals(asked).name
-                raise Interrupted(f"{name}: stopped after update {step}; the same command goes on from there", asked)
+            name = signal.Signals(asked).name
+            raise Interrupted(f"{name}: stopped after update {step}; the same command goes on from there", asked)
+        if stopped:
+            log.info("step %d: no better dev BLEU than %.2f in %d evaluations, stopping early", step, best, stale)
+
+    try:
+        if owed is not None:
+            finish(start, owed)
+        for step in range(start + 1, t.steps + 1):
             if stopped:
-                log.info("step %d: no better dev BLEU than %.2f in %d evaluations, stopping early", step, best, stale)
                 break
+            if profile and step == max(profile[0], start + 1) and step <= profile[1]:
+                settle()
+                if first():
+                    jax.profiler.start_trace(str(folder / "profile"), create_perfetto_trace=True)
+                    profiling = True
+            host_batch = next(stream)
+            shape = tuple(whole for whole, _ in host_batch.values())
+            new = shape not in seen and step not in broken
+            if new:
+                seen.add(shape)
+                log.info("step %d: compiling batch shape %s (%d of %d)", step, shape[0], len(seen), len(batches.shapes))
+            if step in broken:
+                state, metrics = left_out(state), {}
+            else:
+                batch, before = feed.place(host_batch), time.monotonic()
+                state, metrics = update(state, batch)
+            if new:  # to compile, unlike to run, is waited for
+                log.info("step %d: compiled in %.1f s", step, time.monotonic() - before)
+            settle()
+            pending = (step, metrics, ask())
+            if profiling and step == profile[1]:
+                profiling = False
+                jax.block_until_ready(metrics)
+                jax.profiler.stop_trace()
+                log.info("the trace of updates %d to %d is in %s", *profile, folder / "profile")
+                interval.restart_clock()
+            finish(step)
+        with all_or_none():  # no process ends while another still writes
+            records.close()
+            checkpoints.wait()
     finally:
         if profiling:
             jax.profiler.stop_trace()
@@ -321,9 +336,6 @@ def updates(ready: Ready, profile: tuple[int, int] | None, broken: set[int]) -> 
             records.close()
         finally:
             checkpoints.wait()
-            ears.__exit__(None, None, None)
-    with all_or_none():  # no process ends while another still writes
-        pass
     log.info(
         "done in %s; %d programs compiled for %d batch shapes; checkpoints in %s",
         *(clock(time.monotonic() - began), update._cache_size(), len(seen), checkpoints.folder),
@@ -376,7 +388,7 @@ def finite(params: Params) -> Array:
 def diverged(checkpoints: Checkpoints, what: str) -> UserError:
     """The end of a run whose numbers are no longer finite."""
     checkpoints.wait()
-    good = checkpoints.steps()
+    good = checkpoints.states()
     where = f"the last good checkpoint is {checkpoints.path(good[-1])}" if good else "no checkpoint was saved yet"
     return UserError(
         f"{what}; training stopped, {where}. Lower train.peak_learning_rate, raise train.warmup_steps or set "
@@ -441,10 +453,7 @@ def refuse_other_config(config: Config, workdir: str) -> None:
                 "training would overwrite; use another --workdir"
             )
         return
-    changed = differences(there, config)
-    # Of one's own text the languages only say how it is scored.
-    may_change = {"data.languages"} if there.data.corpus == config.data.corpus == "text" else set()
-    refused = {name: values for name, values in changed.items() if not resumable(name) and name not in may_change}
+    changed, refused = differences(there, config), conflicts(there, config)
     if refused:
         shown = "; ".join(f"{name} is {old!r} there, {new!r} now" for name, (old, new) in refused.items())
         raise UserError(
@@ -487,10 +496,13 @@ def _lock(file: IO) -> None:
 
 
 def restore(
-    checkpoints: Checkpoints, abstract: TrainState, mesh: Mesh, files: Mapping[str, bytes] | None = None
+    checkpoints: Checkpoints,
+    abstract: TrainState,
+    mesh: Mesh,
+    unfit: Callable[[int | str], str | None] = lambda name: None,
 ) -> tuple[TrainState | None, dict[str, Any]]:
     """The newest checkpoint that is whole and of this run, on this mesh, with its progress; None and {} if none was
-    ever saved. `files`: those that this run saves with each.
+    ever saved. `unfit` says of one that is whole why it is not of this run.
 
     Raises `UserError` if there are some and all are damaged: nobody wants to start afresh without being asked.
     Process 0 looks, and all take what it chose.
@@ -499,14 +511,14 @@ def restore(
     items = {"params": placed.params, "optimizer": placed.optimizer}
     damaged: list[int | str] = []
     with all_or_none():
-        tokenizer = (files or {}).get("tokenizer.model")
-        newest = newest_whole(checkpoints, damaged, abstract.params, tokenizer) if first() else None
+        newest = newest_whole(checkpoints, damaged, unfit) if first() else None
     name = json.loads(gather(json.dumps(newest))[0])
     if name is None:
         return None, {}
     restored = checkpoints.restore(name, items, verified=True)
-    for other in damaged:
-        checkpoints.discard(other)
+    with all_or_none():
+        for other in damaged:
+            checkpoints.discard(other)
     progress = checkpoints.progress(name)
     log.info("resuming from step %d", progress["step"])
     return TrainState(_counter(progress["step"], mesh), restored["params"], restored["optimizer"]), progress
@@ -537,12 +549,12 @@ def same_folder(folder: epath.Path) -> None:
 
 
 def newest_whole(
-    checkpoints: Checkpoints, damaged: list[int | str], params: Any, tokenizer: bytes | None
+    checkpoints: Checkpoints, damaged: list[int | str], unfit: Callable[[int | str], str | None]
 ) -> int | str | None:
-    """The newest checkpoint that is as it was written, with parameters and a tokenizer like these; None if there is
-    none. Adds those passed over to `damaged`."""
+    """The newest checkpoint that is as it was written, and not `unfit`; None if there is none. Adds those passed over
+    to `damaged`."""
     for name in reversed(checkpoints.states()):
-        wrong = checkpoints.verify(name) or checkpoints.unfit(name, params, tokenizer)
+        wrong = checkpoints.verify(name) or unfit(name)
         if not wrong:
             return name
         log.warning("%s; going back to the checkpoint before", wrong)
@@ -625,7 +637,7 @@ def accumulation(task_of: Callable[[int], Task], config: Config, limit: int | No
             continue  # its micro-batches, of whole rows, make up too little of the batch
         tx = optimizer(config.train, config.model.d_model)
         abstract = jax.eval_shape(lambda task=task, tx=tx: init_state(task.model.init, tx, config.train.seed))
-        update = compiled(task.loss, tx, config.train.seed, mesh, abstract)
+        update = compiled(task.loss, tx, config.train.seed, mesh, abstract, skip=config.train.non_finite == "skip")
         try:
             need = max(bytes_needed(ahead_of_time(update, abstract, shape, mesh, count)) for shape in set(shapes))
         except jax.errors.JaxRuntimeError as error:  # the compiler itself finds out on some devices
@@ -664,7 +676,7 @@ def dry_run(task: Task, config: Config, workdir: str) -> None:
     tx = optimizer(config.train, config.model.d_model)
     abstract = jax.eval_shape(lambda: init_state(task.model.init, tx, config.train.seed))
     banner(task, config, batches, mesh, abstract)
-    update = compiled(task.loss, tx, config.train.seed, mesh, abstract)
+    update = compiled(task.loss, tx, config.train.seed, mesh, abstract, skip=config.train.non_finite == "skip")
     largest, longest = extremes(batches)
     for shape in dict.fromkeys((longest, largest)):
         began = time.monotonic()

@@ -26,6 +26,18 @@ log = logging.getLogger("transformer")
 WAIT = 3_600.0  # seconds that a process waits for another one
 HEARTBEAT = 20  # seconds of silence after which a process is given up
 LOST = 75  # the exit code of a process that has lost the others: to be started again
+# What JAX's errors say when another process is gone.
+_OF_OTHERS = (
+    "UNAVAILABLE",
+    "DEADLINE_EXCEEDED",
+    "CANCELLED",
+    "ABORTED",
+    "oordination",
+    "Gloo",
+    "gloo",
+    "NCCL",
+    "onnection",
+)
 _REMIND = 60.0  # seconds between two lines that say so
 _CHUNK = 1 << 20  # characters of a message: a service takes no more than a few million bytes at once
 _meetings = itertools.count()  # in step everywhere, as all processes run the same program
@@ -82,8 +94,6 @@ def _told_of_losses() -> Iterator[None]:
     JAX notices, in threads that Python does not hold up, and then ends the process natively. It offers a callback, but
     shows that nowhere, and in the versions at hand fails to call it and aborts instead: so both are caught.
     """
-    if sys.platform == "linux":
-        ctypes.CDLL(None).signal(signal.SIGABRT, _aborted)
     try:
         from jax._src.lib import _jax
 
@@ -98,14 +108,16 @@ def _told_of_losses() -> Iterator[None]:
     _jax.get_distributed_runtime_client = client
     try:
         yield
+        if sys.platform == "linux":
+            ctypes.CDLL(None).signal(signal.SIGABRT, _aborted)
     finally:
         _jax.get_distributed_runtime_client = whole
 
 
 def _lost(*reason: Any) -> None:
     line = (
-        "\nerror: another process of this job was lost, so this one ends, too (the lines above may say more); "
-        "start all of them again: they go on from the last checkpoint\n"
+        "\nerror: another process of this job was lost, so this one ends, too, unless the lines above say that it "
+        "failed itself; start all of them again: they go on from the last checkpoint\n"
     )
     os.write(2, line.encode())
     os._exit(LOST)
@@ -116,11 +128,20 @@ _aborted = ctypes.CFUNCTYPE(None, ctypes.c_int)(_lost)
 
 @contextlib.contextmanager
 def together() -> Iterator[None]:
-    """A block in which a failure may come of another process's end: then that is what is told, once JAX knows."""
+    """A block of work that several processes share, for errors that only one of them has.
+
+    Where a collective fails as another process has ended, that is what is told, once JAX knows. An error that the
+    others were not told of ends this process without waiting for them; they find it gone.
+    """
     try:
         yield
-    except RuntimeError:  # of a collective, or of the service that all talk through
-        if count() > 1:
+    except UserError as error:
+        if count() > 1 and not getattr(error, "told", False):
+            print("error:", " ".join(str(error).splitlines()), file=sys.stderr, flush=True)
+            os._exit(2)
+        raise
+    except RuntimeError as error:
+        if count() > 1 and any(word in str(error) for word in _OF_OTHERS):
             log.warning("the other processes no longer answer; waiting for what became of them")
             time.sleep(2 * HEARTBEAT)
         raise
@@ -180,11 +201,11 @@ def all_or_none() -> Iterator[None]:
             _say(f"transformer/gather/{next(_meetings)}", json.dumps(f"{type(error).__name__}: {error}"))
         raise
     told = [json.loads(one) for one in gather(json.dumps(failure))]
-    if failure:
-        raise UserError(failure)
     for index, other in enumerate(told):
-        if other:
-            raise UserError(f"process {index} had to stop: {other}")
+        if failure or other:
+            error = UserError(failure or f"process {index} had to stop: {other}")
+            error.told = True  # to all
+            raise error
 
 
 def gather(text: str) -> list[str]:

@@ -42,10 +42,11 @@ class Records:
         if not self._local:
             log.info("TensorBoard's files of %s are on this machine, in %s", workdir, folder)
         with writing(workdir / "tensorboard"):
-            if self._local and folder.exists():
+            if self._local and self._lines:
                 for old in folder.glob("events.out.tfevents.*"):
                     old.unlink()
-            self._tensorboard = SummaryWriter(str(folder), flush_secs=5)
+            purge = None if self._lines or not step else step + 1  # without the other file there is nothing better
+            self._tensorboard = SummaryWriter(str(folder), purge_step=purge, flush_secs=5)
         for line in self._lines:
             self._show(json.loads(line))
         self._fresh: list[str] = []

@@ -22,8 +22,8 @@ from jax.sharding import PartitionSpec as P
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
-class Asked(Exception):
-    """Asked to stop while something ran that is not waited for."""
+class Asked(BaseException):
+    """Asked to stop while something ran that is not waited for. Like KeyboardInterrupt nothing else catches it."""
 
     def __init__(self, number: int):
         super().__init__(signal.Signals(number).name)
@@ -31,7 +31,7 @@ class Asked(Exception):
 
 
 class Ears:
-    """While entered, the first SIGINT or SIGTERM is only noted, as `heard`; a second SIGINT ends the process at once.
+    """While entered, the first SIGINT or SIGTERM is only noted, as `heard`; a SIGINT after it ends the process at once.
 
     Outside the main thread, which alone is told of signals, nothing is ever heard.
     """
@@ -43,10 +43,19 @@ class Ears:
 
     def __enter__(self) -> Ears:
         if threading.current_thread() is threading.main_thread():
+            # Python's handlers wait for whatever runs, a compilation, say. A thread that reads numbers from a pipe
+            # does not.
+            reading, self._pipe = os.pipe()
+            os.set_blocking(self._pipe, False)
+            threading.Thread(target=_watch, args=(reading,), daemon=True).start()
             self._before = {number: signal.signal(number, self._hear) for number in SIGNALS}
+            self._other = signal.set_wakeup_fd(self._pipe, warn_on_full_buffer=False)
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._before:
+            signal.set_wakeup_fd(self._other)
+            os.close(self._pipe)
         for number, handler in self._before.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
@@ -64,18 +73,26 @@ class Ears:
             self._at_once = False
 
     def _hear(self, number: int, frame: FrameType | None) -> None:
-        # Not the log, nor sys.stderr: a handler may run in the middle of another line's writing.
-        if self.heard is not None:
-            if number == signal.SIGINT:
+        if self.heard is None:
+            self.heard = number
+            # Not by the log, nor by sys.stderr: a handler may run in the middle of another line's writing.
+            line = f"\n{signal.Signals(number).name}: saving the state after this update; Ctrl-C then stops at once\n"
+            os.write(2, line.encode())
+            if self._at_once:
+                self._at_once = False
+                raise Asked(number)
+
+
+def _watch(pipe: int) -> None:
+    """End the process at the first SIGINT that is not the first signal."""
+    heard = 0
+    while number := os.read(pipe, 1):
+        if number[0] in SIGNALS:
+            if heard and number[0] == signal.SIGINT:
                 os.write(2, b"\ninterrupted; the same command goes on from the last checkpoint\n")
-                os._exit(128 + number)
-            return
-        self.heard = number
-        name = signal.Signals(number).name
-        os.write(2, f"\n{name}: saving the state after this update; Ctrl-C once more stops at once\n".encode())
-        if self._at_once:
-            self._at_once = False
-            raise Asked(number)
+                os._exit(128 + signal.SIGINT)
+            heard += 1
+    os.close(pipe)
 
 
 class Ask:
