@@ -409,7 +409,10 @@ def variants(options: Namespace, overrides: Sequence[str]) -> Iterator[dict[str,
     sources = [[draw.randrange(4, config.data.vocab_size) for _ in range(32)] for _ in range(options.variant_batch)]
     common = {"threads": options.threads, "device": options.device, "dtype": SYSTEMS[options.device][0][1]}
     workers = {}
-    for kind, fields in kinds.items():
+    for kind in options.kinds or kinds:
+        if kind not in kinds:
+            raise UserError(f"--kinds {kind}: not one of {', '.join(kinds)}")
+        fields = kinds[kind]
         own = dataclasses.replace(config, model=dataclasses.replace(config.model, **fields))
         check(own)
         workers[kind] = Decoder("ours", **common, config=to_json(own))
@@ -420,7 +423,7 @@ def variants(options: Namespace, overrides: Sequence[str]) -> Iterator[dict[str,
                 **{"system": "ours", "variant": kind, "dtype": common["dtype"], "batch": len(sources)},
                 **{"beam": options.beam, "mode": "fixed", "length": length},
                 **summary(runs[kind]),
-                "times_mha": round(speed(runs[kind]) / speed(runs["MHA"]), 3),
+                "times_mha": round(speed(runs[kind]) / speed(runs["MHA"]), 3) if "MHA" in runs else None,
             }
     for worker in workers.values():
         worker.close()
@@ -454,6 +457,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--tune", action="store_true", help="look for the best settings again, though they are known")
     parser.add_argument("--agree", type=float, default=0.99, help="least share of equal outputs (default 0.99)")
     parser.add_argument("--variants", action="store_true", help="ours alone, kinds of attention at growing length")
+    parser.add_argument("--kinds", nargs="+", help="with --variants: only these, such as MHA MQA+CLA2")
     parser.add_argument("--lengths", type=int, nargs="+", help="pieces of output with --variants (default 64 ... 512)")
     parser.add_argument("--variant-batch", type=int, help="sentences at a time with --variants (default 32)")
     parser.add_argument("--quick", action="store_true", help="a toy model and little work: a few minutes")
