@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
+from jax.experimental.layout import Layout, with_layout_constraint
 
 from transformer.model.rounding import Rounded, rounded_product
 
@@ -56,7 +57,7 @@ def _narrow_einsum(subscripts: str, a: Array, b: Array) -> Array:
     # JAX's own gradient of a product of 16-bit numbers with a float32 result is a product of float32 with 16-bit ones,
     # which no matrix unit does; here all three products are 16-bit, summed in float32. XLA on CPU has AMX for these
     # alone: with a 16-bit result they take four to eight times as long.
-    return jnp.einsum(subscripts, a, b.astype(a.dtype), preferred_element_type=jnp.float32)
+    return _narrow_product(subscripts, a, b.astype(a.dtype))
 
 
 def _narrow_forward(subscripts: str, a: Array, b: Array) -> tuple[Array, tuple[Array, Array]]:
@@ -65,11 +66,35 @@ def _narrow_forward(subscripts: str, a: Array, b: Array) -> tuple[Array, tuple[A
 
 def _narrow_backward(subscripts: str, kept: tuple[Array, Array], dc: Array) -> tuple[Array, Array]:
     a, b = kept
-    of_a, of_b, of_c = subscripts.replace("->", ",").split(",")
+    of_a, of_b, of_c = _indices(subscripts)
     dc = dc.astype(a.dtype)
-    da = jnp.einsum(f"{of_c},{of_b}->{of_a}", dc, b.astype(a.dtype), preferred_element_type=jnp.float32)
-    db = jnp.einsum(f"{of_a},{of_c}->{of_b}", a, dc, preferred_element_type=jnp.float32)
+    da = _narrow_product(f"{of_c},{of_b}->{of_a}", dc, b.astype(a.dtype))
+    db = _narrow_product(f"{of_a},{of_c}->{of_b}", a, dc)
     return da.astype(a.dtype), db.astype(b.dtype)
+
+
+def _narrow_product(subscripts: str, a: Array, b: Array) -> Array:
+    of_a, of_b, of_c = _indices(subscripts)
+    (summed,) = set(of_a) - set(of_c)
+
+    def product(a: Array, b: Array) -> Array:
+        return jnp.einsum(subscripts, a, b, preferred_element_type=jnp.float32)
+
+    def turned_round(a: Array, b: Array) -> Array:
+        # Laid out so that what is summed over comes last: else XLA turns the product into one of float32 numbers, a
+        # fourth as fast. The constraint is for XLA not to undo it.
+        order = of_a.replace(summed, "") + summed
+        a = with_layout_constraint(jnp.einsum(f"{of_a}->{order}", a), Layout(tuple(range(a.ndim))))
+        return jnp.einsum(f"{order},{of_b}->{of_c}", a, b, preferred_element_type=jnp.float32)
+
+    if of_a[-1] == summed:
+        return product(a, b)
+    return jax.lax.platform_dependent(a, b, cpu=turned_round, default=product)
+
+
+def _indices(subscripts: str) -> tuple[str, str, str]:
+    a, b, c = subscripts.replace("->", ",").split(",")
+    return a, b, c
 
 
 _narrow_einsum.defvjp(_narrow_forward, _narrow_backward)
