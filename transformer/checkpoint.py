@@ -16,7 +16,6 @@ import hashlib
 import itertools
 import json
 import logging
-import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
@@ -216,11 +215,9 @@ class Checkpoints:
                     for file, content in files.items():
                         (path / file).write_bytes(content)
                     manifest = {str(f.relative_to(path)): _digest(f) for f in _files(path)}
-                    for file in _files(path):
-                        _flush(file)
                     replace(path / "manifest.json", (json.dumps(manifest, indent=2) + "\n").encode())
                 with phase(f"pruning after {path.name}"):
-                    self._prune(keep_last, keep_every)
+                    self.prune(keep_last, keep_every)
             except BaseException as error:
                 self._failure = error
 
@@ -252,16 +249,18 @@ class Checkpoints:
     def discard(self, name: int | str) -> None:
         """Give a damaged checkpoint another name, under which it counts no longer; all of it stays."""
         path = self.path(name)
-        others = (path.with_name(f"{path.name}.damaged{n}") for n in ("", *(f"-{i}" for i in itertools.count(2))))
+        others = (path.with_name(f"{path.name}.damaged{'' if n == 1 else f'-{n}'}") for n in itertools.count(1))
         aside = next(other for other in others if not other.exists())
         with writing(path):
             path.rename(aside)
         log.warning("%s is kept as %s", path, aside.name)
 
-    def _prune(self, keep_last: int | None, keep_every: int | None) -> None:
+    def prune(self, keep_last: int | None, keep_every: int | None) -> None:
         """Remove what is no longer to be kept. What can't be removed stays: the new checkpoint is complete anyway."""
         try:
             steps, states = self.steps(), self.states()
+            if not states:
+                return
             kept: set[int | str | None] = {states[-1]}
             if keep_last is None:
                 kept |= set(steps)
@@ -272,9 +271,11 @@ class Checkpoints:
             waiting = [path.name for path in self.folder.glob(f"*{_INTERRUPTED}") if self.complete(path.name)]
             for name in [*steps, *waiting]:
                 if name not in kept:
-                    # The manifest goes first: what is half removed must not look complete.
-                    (self.path(name) / "manifest.json").unlink()
-                    self.path(name).rmtree()
+                    # What is half removed must not look complete.
+                    path = self.path(name)
+                    path.rename(path.with_name(f"{path.name}.removed"))
+            for path in self.folder.glob("*.removed"):
+                path.rmtree()
         except (UserError, OSError) as error:
             log.warning("older checkpoints are not removed: %s", error)
 
@@ -319,7 +320,9 @@ class Checkpoints:
                 self.path(name) / "state",
                 args=ocp.args.Composite(**{k: ocp.args.StandardRestore(tree) for k, tree in items.items()}),
             )
-        except (ValueError, KeyError, TypeError, OSError) as error:
+        except UserError:
+            raise
+        except Exception as error:  # which is what Orbax raises, among others
             self._still(name)
             reason = " ".join(str(error).split())[:300]
             raise UserError(f"{self.path(name)} cannot be restored: {reason}") from error
@@ -420,7 +423,6 @@ def replace(path: epath.Path, content: bytes) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             temporary.write_bytes(content)
-            _flush(temporary)
         except OSError:
             with contextlib.suppress(OSError):
                 temporary.unlink(missing_ok=True)
@@ -466,13 +468,6 @@ def _files(folder: epath.Path) -> Sequence[epath.Path]:
     for path in sorted(folder.iterdir()):
         files += _files(path) if path.is_dir() else [path]
     return files
-
-
-def _flush(path: epath.Path) -> None:
-    """Until a file is on its disk: a machine may lose its power the moment after."""
-    if local(path):
-        with open(path, "rb") as file:
-            os.fsync(file.fileno())
 
 
 def _digest(path: epath.Path) -> dict[str, Any]:

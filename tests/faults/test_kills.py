@@ -153,7 +153,7 @@ def test_asked_to_stop_at_random_moments(trained: Path, begin, tmp_path: Path, r
 
 def test_a_second_interrupt_stops_at_once(begin, tmp_path: Path) -> None:
     process = begin("--train.steps", "100000")
-    until(process, lambda: any("saving" in line for line in told(tmp_path)), tmp_path)
+    until(process, lambda: any("end saving" in line for line in told(tmp_path)), tmp_path)
     process.send_signal(signal.SIGINT)
     time.sleep(0.1)  # the save that the first one asks for stays in its phases for longer
     process.send_signal(signal.SIGINT)

@@ -1,5 +1,7 @@
 import math
+import re
 from functools import partial
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -196,3 +198,21 @@ def test_fold_gives_different_keys_and_keeps_none():
     assert fold(None, 3) is None
     folded = {tuple(jax.random.key_data(k).tolist()) for k in (key, fold(key, 0), fold(key, 1), fold(fold(key, 0), 0))}
     assert len(folded) == 4
+
+
+@pytest.mark.skipif(
+    not Path("/proc/cpuinfo").exists() or "amx_bf16" not in Path("/proc/cpuinfo").read_text(),
+    reason="this processor has no matrix units for bfloat16: XLA multiplies in float32 anyway",
+)
+@pytest.mark.parametrize("subscripts", ["XD,DE->XE", "XD,ED->XE", "XV,XD->VD"])
+def test_products_of_16_bits_stay_so_in_their_gradients(subscripts):
+    """XLA turns those that its matrix units can't take into products of float32 numbers, four times as slow."""
+    sizes = {"X": 256, "D": 128, "E": 384, "V": 512}
+    of_a, of_b = subscripts.split("->")[0].split(",")
+    a, b = (normal(*(sizes[i] for i in of)).astype(jnp.bfloat16) for of in (of_a, of_b))
+    loss = jax.jit(jax.grad(lambda a, b: jnp.sum(jnp.square(einsum(subscripts, a, b))), argnums=(0, 1)))
+    program = loss.lower(a, b).compile().as_text()
+    types = dict(re.findall(r"%([\w.-]+) = (\w+)\[", program))
+    operands = re.findall(r" dot\(%([\w.-]+), %([\w.-]+)\)", program)
+    assert len(operands) == 3
+    assert {types[name] for pair in operands for name in pair} == {"bf16"}

@@ -75,6 +75,8 @@ def _narrow_backward(subscripts: str, kept: tuple[Array, Array], dc: Array) -> t
 
 def _narrow_product(subscripts: str, a: Array, b: Array) -> Array:
     of_a, of_b, of_c = _indices(subscripts)
+    if of_c[-1] in of_a:  # so that einsum won't swap them itself
+        return _narrow_product(f"{of_b},{of_a}->{of_c}", b, a)
     (summed,) = set(of_a) - set(of_c)
 
     def product(a: Array, b: Array) -> Array:

@@ -157,6 +157,8 @@ def updates(ready: Ready, profile: tuple[int, int] | None, broken: set[int]) -> 
             "scores no longer compare, and the best one and train.patience start anew"
         )
         best, stale = None, 0
+    if first():  # which a run that was killed may not have come to
+        checkpoints.prune(t.keep_last, t.keep_every)
     # Where it was interrupted before the evaluation of its last update, that comes first.
     owed = progress.get("owed")
     if owed is None and (start >= t.steps or (t.patience is not None and stale >= t.patience)):
