@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 import time
 
@@ -31,6 +32,7 @@ class Told(logging.Handler):
 if __name__ == "__main__":
     path, seconds = sys.argv[1:3]
     del sys.argv[1:3]
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # the tests may run in the background, where it is ignored
     phases = logging.getLogger("transformer.phases")
     phases.addHandler(Told(path, float(seconds)))
     phases.setLevel(logging.DEBUG)

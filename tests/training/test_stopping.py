@@ -6,6 +6,7 @@ import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from signal import SIGINT, SIGTERM
 
 import jax
 import jax.numpy as jnp
@@ -44,14 +45,14 @@ def send(number: int) -> Callable[[], None]:
 # ---- Asked to stop --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("number", "code"), [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize(("number", "code"), [(SIGTERM, 143), pytest.param(SIGINT, 130, marks=pytest.mark.slow)])
 def test_a_run_that_is_asked_to_stop_saves_and_goes_on(
-    call, tiny, trained, tmp_path, at, number: int, code: int
+    call, tiny, trained, tmp_path, at, request, number: int, code: int
 ) -> None:
     workdir = tmp_path / "run"
     command = "train.py", "--config", tiny.config, "--workdir", workdir
+    before = {SIGTERM: signal.getsignal(SIGTERM), SIGINT: signal.signal(SIGINT, signal.default_int_handler)}
+    request.addfinalizer(lambda: signal.signal(SIGINT, before[SIGINT]))
     at(60, send(number))
     done = call(*command)
     name = signal.Signals(number).name
@@ -64,8 +65,8 @@ def test_a_run_that_is_asked_to_stop_saves_and_goes_on(
     assert checkpoints.choose("last") == "00000061.interrupted"  # to be tried by who wonders
     assert checkpoints.choose() == checkpoints.best() == 40
     # What listens to signals is what did before.
-    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
-    assert signal.getsignal(signal.SIGINT) == signal.default_int_handler
+    assert signal.getsignal(SIGTERM) == before[SIGTERM]
+    assert signal.getsignal(SIGINT) == signal.default_int_handler
     again = call(*command)
     assert again.code == 0
     assert "resuming from step 61" in again.err
@@ -77,14 +78,14 @@ def test_asked_to_stop_where_an_evaluation_is_due(call, tiny, trained, tmp_path,
     workdir = tmp_path / "run"
     command = "train.py", "--config", tiny.config, "--workdir", workdir
     if where == "before":
-        at(79, send(signal.SIGTERM))
+        at(79, send(SIGTERM))
     else:
         whole, count = translation.score, []
 
         def score(*given: object) -> dict:
             count.append(1)
             if len(count) in (2, 3):  # the evaluation at 80, and again when it comes first
-                send(signal.SIGTERM)()
+                send(SIGTERM)()
             return whole(*given)
 
         monkeypatch.setattr(translation, "score", score)
@@ -107,7 +108,7 @@ def test_asked_to_stop_twice_between_two_checkpoints(call, tiny, trained, tmp_pa
     workdir = tmp_path / "run"
     command = "train.py", "--config", tiny.config, "--workdir", workdir
     for step in (101, 108):
-        at(step, send(signal.SIGTERM))
+        at(step, send(SIGTERM))
         assert call(*command).code == 143
     assert Checkpoints(workdir).states() == [75, 80, 100, "00000109.interrupted"]
     assert not (workdir / "checkpoints/00000102.interrupted").exists()
@@ -120,7 +121,7 @@ def test_asked_to_stop_twice_between_two_checkpoints(call, tiny, trained, tmp_pa
 def test_a_damaged_interruption_is_passed_over_and_kept(call, tiny, trained, tmp_path, at) -> None:
     workdir = tmp_path / "run"
     command = "train.py", "--config", tiny.config, "--workdir", workdir
-    at(60, send(signal.SIGTERM))
+    at(60, send(SIGTERM))
     assert call(*command).code == 143
     (workdir / "checkpoints/00000061.interrupted/progress.json").write_text("{}")
     done = call(*command)
@@ -134,7 +135,7 @@ def test_a_damaged_interruption_is_passed_over_and_kept(call, tiny, trained, tmp
 @pytest.mark.slow
 def test_the_entry_of_the_log_is_not_lost_where_no_evaluation_is_due_any_more(call, tiny, tmp_path, at) -> None:
     command = "train.py", "--config", tiny.config, "--workdir", tmp_path / "run", "--train.log_every", 10
-    at(79, send(signal.SIGTERM))
+    at(79, send(SIGTERM))
     assert call(*command).code == 143
     assert call(*command, "--train.eval_every", 50).code == 0
     steps = [entry["step"] for entry in entries(tmp_path / "run")]
@@ -195,7 +196,7 @@ def test_what_is_not_finite_is_skipped_and_counted(call, tiny, tmp_path, planted
     )
     assert [entry["step"] for entry in entries(tmp_path / "a")][:5] == [7, 14, 21, 28, 35]
     # Interrupted in between, the same.
-    at(31, send(signal.SIGTERM))
+    at(31, send(SIGTERM))
     assert call(*command, "--workdir", tmp_path / "b").code == 143
     assert call(*command, "--workdir", tmp_path / "b").code == 0
     same_run(tmp_path / "b", tmp_path / "a")
@@ -228,7 +229,7 @@ def test_going_back_leaves_the_update_out(call, tiny, tmp_path, planted, at) -> 
     steps = [entry["step"] for entry in entries(tmp_path / "a")]
     assert steps == sorted(set(steps))
     # Interrupted behind that, the same.
-    at(70, send(signal.SIGTERM))
+    at(70, send(SIGTERM))
     assert call(*command, "--workdir", tmp_path / "b").code == 143
     assert call(*command, "--workdir", tmp_path / "b").code == 0
     same_run(tmp_path / "b", tmp_path / "a")

@@ -138,6 +138,8 @@ def together() -> Iterator[None]:
     except UserError as error:
         if count() > 1 and not getattr(error, "told", False):
             print("error:", " ".join(str(error).splitlines()), file=sys.stderr, flush=True)
+            # Where all have the same error each shall end with it, and not with the loss of process 0, who goes last.
+            time.sleep(1 if jax.process_index() else 4)
             os._exit(2)
         raise
     except RuntimeError as error:
@@ -203,9 +205,14 @@ def all_or_none() -> Iterator[None]:
     told = [json.loads(one) for one in gather(json.dumps(failure))]
     for index, other in enumerate(told):
         if failure or other:
-            error = UserError(failure or f"process {index} had to stop: {other}")
-            error.told = True  # to all
-            raise error
+            raise _told(failure or f"process {index} had to stop: {other}")
+
+
+def _told(message: str) -> UserError:
+    """An error that all processes raise."""
+    error = UserError(message)
+    error.told = True
+    return error
 
 
 def gather(text: str) -> list[str]:
@@ -246,7 +253,7 @@ def agree(values: Mapping[str, Any]) -> None:
     for index, other in enumerate(told):
         for name, value in told[0].items():
             if other.get(name) != value:
-                raise UserError(
+                raise _told(
                     f"{name} is {other.get(name)!r} in process {index} and {value!r} in process 0; all must see the "
                     "same: give them the same files and options, then start them anew"
                 )

@@ -48,12 +48,14 @@ class Ears:
             reading, self._pipe = os.pipe()
             os.set_blocking(self._pipe, False)
             threading.Thread(target=_watch, args=(reading,), daemon=True).start()
-            self._before = {number: signal.signal(number, self._hear) for number in SIGNALS}
+            # One that is ignored, as Ctrl-C is by what a shell runs in the background, stays so.
+            heard = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+            self._before = {number: signal.signal(number, self._hear) for number in heard}
             self._other = signal.set_wakeup_fd(self._pipe, warn_on_full_buffer=False)
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if self._before:
+        if threading.current_thread() is threading.main_thread():
             signal.set_wakeup_fd(self._other)
             os.close(self._pipe)
         for number, handler in self._before.items():
