@@ -156,6 +156,7 @@ def test_bad_json_is_told_in_one_line(text: str, told: str) -> None:
         ("model__positions", "rotary"),
         ("model__tied_embeddings", "some"),
         ("model__dtype", "float16"),
+        ("model__attention_kernel", "flash"),
         ("data__corpus", "wmt15"),
         ("data__normalization", "nfc"),
         ("decode__length_normalization", "google"),
@@ -182,6 +183,8 @@ def test_bad_json_is_told_in_one_line(text: str, told: str) -> None:
         ("data__tokenizer_sentences", 0),
         ("data__workers", -1),
         ("data__phrases", 0),
+        ("data__fields", ("text", "text")),
+        ("data__fields", ("text",)),
         # training
         ("train__steps", 0),
         ("train__batch_tokens", 0),
@@ -203,6 +206,10 @@ def test_bad_json_is_told_in_one_line(text: str, told: str) -> None:
         ("train__adam_b1", 1.0),
         ("train__adam_b2", -0.1),
         ("train__adam_eps", 0.0),
+        ("train__seed", -1),
+        ("train__seed", 2**32),
+        ("train__non_finite", "ignore"),
+        ("train__non_finite_limit", 0),
         # the mesh
         ("mesh__data", 0),
         ("mesh__data", -2),
@@ -229,6 +236,8 @@ def test_bad_json_is_told_in_one_line(text: str, told: str) -> None:
         ("decode__top_p", 0.0),
         ("decode__top_p", 1.1),
         ("decode__seed", -1),
+        ("decode__seed", 2**32),
+        ("decode__streams", -1),
         ("decode__dtype", "float16"),
         # each kind of attention
         ("model__kv_sharing", 0),
@@ -243,6 +252,14 @@ def test_check_names_the_field_and_its_value(name: str, value: Any) -> None:
         check(changed(**{name: value}))
     assert str(error.value).startswith(f"{name.replace('__', '.')} = {value!r}: must ")
     assert "\n" not in str(error.value)
+
+
+def test_check_knows_the_type_of_every_field() -> None:
+    for name in flatten(Config()):
+        for wrong in ({}, [1], b"x"):  # no field holds such
+            with pytest.raises(UserError) as error:
+                check(changed(**{name.replace(".", "__"): wrong}))
+            assert str(error.value).startswith(f"{name} = {wrong!r}: must be "), name
 
 
 @pytest.mark.parametrize(

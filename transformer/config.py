@@ -119,7 +119,7 @@ class DataConfig:
     weights: tuple[float, ...] = ()
     """How often each file of `source` is seen in an epoch (2 = twice, 0.5 = a fresh half each time); default 1 each."""
     fields: tuple[str, str] = ("source", "target")
-    """Names of the two fields in .jsonl files."""
+    """Names of the two fields in .jsonl files, source and target; they must differ."""
     dev_source: str | None = None
     """Development set, source side; scored during training."""
     dev_target: str | None = None
@@ -432,6 +432,7 @@ def check(config: Config) -> None:
     require(d.vocab_size >= 8, "data.vocab_size", "must be at least 8")
     require(d.max_length >= 2, "data.max_length", "must be at least 2")
     require(d.max_ratio >= 1, "data.max_ratio", "must be at least 1")
+    require(d.fields[0] != d.fields[1], "data.fields", "must be two names, that of the source and that of the target")
     require(d.length_buckets >= 1, "data.length_buckets", "must be at least 1")
     require(d.tokenizer_sentences >= 1, "data.tokenizer_sentences", "must be at least 1")
     require(d.workers >= 0, "data.workers", "must be 0 or more")
@@ -439,7 +440,8 @@ def check(config: Config) -> None:
 
     for name in ("steps", "batch_tokens", "accumulate", "warmup_steps", "log_every", "eval_every", "checkpoint_every"):
         require(getattr(t, name) >= 1, f"train.{name}", "must be at least 1")
-    require(t.seed >= 0, "train.seed", "must be 0 or more")
+    for name, seed in (("train.seed", t.seed), ("decode.seed", decode.seed)):
+        require(0 <= seed < 2**32, name, "must be 0 or more and below 2**32")  # JAX forgets what is above
     require(t.keep_last >= 1, "train.keep_last", "must be at least 1")
     require(t.non_finite_limit >= 1, "train.non_finite_limit", "must be at least 1")
     for name in ("keep_every", "patience", "eval_sentences"):
@@ -470,7 +472,7 @@ def check(config: Config) -> None:
     if not decode.sample:
         require(decode.n_best <= decode.beam_size, "decode.n_best", f"at most decode.beam_size ({decode.beam_size})")
     require(decode.max_length is None or decode.max_length >= 1, "decode.max_length", "must be at least 1, or None")
-    for name in ("min_length", "no_repeat_ngram", "top_k", "seed", "streams"):
+    for name in ("min_length", "no_repeat_ngram", "top_k", "streams"):
         require(getattr(decode, name) >= 0, f"decode.{name}", "must be 0 or more")
     longest = decode.max_length
     require(
