@@ -11,7 +11,9 @@ import io
 import logging
 import os
 import runpy
+import signal
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -41,6 +43,7 @@ def run(main: Callable[[list[str]], int | None], *, interrupted: str = "interrup
     log = logging.getLogger("transformer")
     log.handlers[:], log.propagate = [handler], False
     log.setLevel(logging.INFO)
+    before = _end_by_sigterm(interrupted)
     try:
         code = main(sys.argv[1:]) or 0
         sys.stdout.flush()
@@ -57,7 +60,22 @@ def run(main: Callable[[list[str]], int | None], *, interrupted: str = "interrup
         # Whoever read our output has gone; the interpreter must not try to flush it at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 141
+    finally:
+        if before is not None:
+            signal.signal(signal.SIGTERM, before)
     sys.exit(code)
+
+
+def _end_by_sigterm(message: str) -> Any:
+    """From here on SIGTERM raises `Interrupted`, so that what runs is cleaned up; returns what it did before, or None
+    where that is left as it is."""
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
+        return None
+
+    def end(number: int, frame: Any) -> NoReturn:
+        raise Interrupted(f"SIGTERM: {message}", number)
+
+    return signal.signal(signal.SIGTERM, end)
 
 
 class _Format(logging.Formatter):

@@ -17,10 +17,12 @@ import sacrebleu
 from transformer.checkpoint import Checkpoints
 from transformer.command_line import config_file
 from transformer.config import UserError, from_json
+from transformer.data.batching import Batches
 from transformer.data.tokenizer import Tokenizer
 from transformer.tasks.jobs import train
 from transformer.tasks.sets import read_set
 from transformer.tasks.translation import Translation
+from transformer.training import loop
 from transformer.training.feed import Feed
 from transformer.training.loop import accumulation, extremes, hold, refuse_other_config
 from transformer.training.optimizer import optimizer
@@ -449,7 +451,7 @@ def test_init_from_starts_with_exactly_those_parameters(trained: Path, tiny) -> 
     assert all(not np.any(leaf) for leaf in jax.tree.leaves(state.optimizer))
 
 
-def test_init_from_what_does_not_fit_is_told_in_one_line(tmp_path: Path, run, trained: Path) -> None:
+def test_init_from_what_does_not_fit_is_told_in_one_line(tmp_path: Path, run, trained: Path, monkeypatch) -> None:
     def refused(*arguments: object) -> str:
         with pytest.raises(UserError) as error:
             run(tmp_path / "run", *short("--train.init_from", trained, *arguments))
@@ -462,6 +464,33 @@ def test_init_from_what_does_not_fit_is_told_in_one_line(tmp_path: Path, run, tr
     assert "is not the tokenizer of train.init_from" in refused("--data.tokenizer", other)
     assert "does not fit the model: " in refused("--model.d_ff", 32)
     assert "no tokenizer.model there" in refused("--train.init_from", tmp_path / "nowhere")
+    # Before anything is tokenised.
+    monkeypatch.setattr(Translation, "prepare", None)
+    assert "does not fit the model: " in refused("--model.d_ff", 32)
+
+
+def test_a_mesh_that_does_not_fit_is_told_before_any_work(tmp_path: Path, run, trained: Path, monkeypatch) -> None:
+    monkeypatch.setattr(Translation, "build", None)
+    monkeypatch.setattr("transformer.training.sharding.jax.devices", lambda: jax.local_devices() * 3)
+
+    def refused(*arguments: object) -> str:
+        with pytest.raises(UserError) as error:
+            run(tmp_path / "run", *short(*arguments))
+        assert not (tmp_path / "run").exists()
+        return str(error.value)
+
+    assert "mesh.data * mesh.fsdp * mesh.tensor = 2 * 1 * 1 does not match the number of devices, 3" in refused(
+        "--mesh.data", 2
+    )
+    assert "mesh.tensor = 3 does not divide" in refused("--mesh.tensor", 3)
+    assert "mesh.tensor = 3 does not divide embedding/table, which has a dimension of 400" in refused(
+        *("--mesh.tensor", 3, "--model.heads", 3, "--model.d_k", 4, "--model.d_v", 4, "--model.d_ff", 66)
+    )
+    # The size of the vocabulary is that of the tokenizer given, not data.vocab_size.
+    own = "--data.tokenizer", trained / "tokenizer.model", "--data.vocab_size", 300
+    assert "which has a dimension of 400" in refused(
+        *("--mesh.tensor", 3, "--model.heads", 3, "--model.d_k", 4, "--model.d_v", 4, "--model.d_ff", 66, *own)
+    )
 
 
 def test_a_ready_tokenizer(tmp_path: Path, run, trained: Path) -> None:
@@ -471,6 +500,26 @@ def test_a_ready_tokenizer(tmp_path: Path, run, trained: Path) -> None:
     assert "the tokenizer has 400 pieces, and that counts, not data.vocab_size = 9999" in told
     assert (tmp_path / "run/tokenizer.model").read_bytes() == (trained / "tokenizer.model").read_bytes()
     assert Checkpoints(tmp_path / "run").progress(6)["vocab_size"] == 400
+
+
+# ---- The workdir's own files ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "harm", "told"),
+    [
+        ("config.json", lambda content: content[: len(content) // 2], "config.json: "),
+        ("tokenizer.model", lambda content: content[:50] + b"x" + content[51:], "tokenizer.model is not as it was"),
+    ],
+)
+def test_a_damaged_file_is_taken_from_a_checkpoint(tmp_path: Path, run, workdir: Path, name: str, harm, told) -> None:
+    path = workdir / name
+    whole = path.read_bytes()
+    path.write_bytes(harm(whole))
+    said = run(workdir, "--train.steps", 121)
+    assert any(told in line and "taking the one that checkpoint 120 holds" in line for line in said), said
+    assert "resuming from step 120" in said
+    assert path.read_bytes() == (whole if name != "config.json" else whole.replace(b'"steps": 120', b'"steps": 121'))
 
 
 # ---- Dry run --------------------------------------------------------------------------------------------------------
@@ -543,6 +592,10 @@ def test_a_trace(run, tmp_path: Path) -> None:
     (trace,) = (tmp_path / "run" / "profile").rglob("perfetto_trace.json.gz")
     assert whole.stat().st_size > 1000
     assert json.loads(gzip.decompress(trace.read_bytes()))["traceEvents"]
+    told = run(tmp_path / "run", *short(), "--train.steps", 8, "--profile", "2:6")
+    assert "no trace is written: updates 2 to 6 are not among 7 to 8" in told
+    told = run(tmp_path / "run", *short(), "--train.steps", 10, "--profile", "9:99")  # cut short by the end
+    assert any("the trace of updates 9 to 10 is in" in line for line in told)
     for wrong in ("3", "5:2", "0:1", "a:b"):
         with pytest.raises(UserError, match=f"--profile {wrong}: give the first and the last update"):
             run(tmp_path / "run", *short(), "--profile", wrong)
@@ -567,6 +620,17 @@ def test_as_many_micro_batches_as_memory_asks_for(tiny, caplog) -> None:
     assert accumulation(task_of, config, needs[1]) == 1
     assert accumulation(task_of, config, needs[1] - 1) == 2
 
+    # Two make the longest sentences' batches no smaller here, but others: then they are more, and two are passed over.
+    fewer = Batches.__init__
+
+    def shorter(self, *given, accumulate: int, **options) -> None:
+        fewer(self, *given, accumulate=accumulate, **options)
+        self.batches_per_epoch += 5 * (accumulate == 2)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Batches, "__init__", shorter)
+        assert accumulation(task_of, config, needs[1] - 1) > 2
+
     def smallest(count: int) -> Translation:
         if count > 1:
             raise UserError("train.batch_tokens: too small for so many micro-batches")
@@ -576,6 +640,12 @@ def test_as_many_micro_batches_as_memory_asks_for(tiny, caplog) -> None:
         UserError, match=r"--batch auto: an update does not fit .* however it is cut up; share the param"
     ):
         accumulation(smallest, config, 1000)
+
+
+def test_what_batch_auto_finds_is_a_config_that_holds(run, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(loop, "memory_of_a_device", lambda: 100_000)
+    with pytest.raises(UserError, match="an update does not fit"):
+        run(tmp_path / "run", *short(), "--batch", "auto")
 
 
 def test_batch_auto_is_kept_when_training_goes_on(run, tmp_path: Path) -> None:

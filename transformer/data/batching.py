@@ -9,6 +9,7 @@ Lengths are counted with the end of sentence, on both sides, as the model sees t
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import math
 import threading
@@ -246,6 +247,15 @@ class Batches:
         length[kept] = source + target
         self.padding = 1 - int(length[self._in_rows(self._plan(0).rows)[0]].sum(dtype=np.int64)) / positions
         """Share of the first epoch's positions, source and target, that are padding."""
+
+    def digest(self) -> str:
+        """Hex digest of what all batches follow from, but for the tokens: rows, their pairs, shapes and the seed."""
+        digest = hashlib.sha256(f"{self._seed} {self.shapes} {self._full} {self.batches_per_epoch}".encode())
+        rows = [own for strata in self._strata for own, _, _ in strata]
+        packed = [] if self._pairs is None else [self._pairs, self._row_starts]
+        for array in (*rows, *packed):
+            digest.update(np.ascontiguousarray(array).data)
+        return digest.hexdigest()
 
     def _pack(
         self, kept: np.ndarray, source: np.ndarray, target: np.ndarray, sides: tuple[int, int], seed: int

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from etils import epath
 
 from transformer.command_line import Parser, configured, decode_options, set_up_jax
-from transformer.config import Config, UserError, from_json, to_json
+from transformer.config import Config, UserError, check, from_json, to_json
 from transformer.data.sources import cache
 
 
@@ -68,13 +68,12 @@ def train(arguments: Sequence[str]) -> None:
     with processes.all_or_none(), cache(config.data):
         pass  # one that can't be made is told before anything begins
     set_up_jax()
-    from transformer.tasks.translation import Translation
-    from transformer.training.loop import dry_run, hold, refuse_other_config
+    from transformer.tasks.translation import Translation, vocabulary
+    from transformer.training.loop import check_start, dry_run, hold, refuse_other_config
     from transformer.training.loop import train as run_training
-    from transformer.training.sharding import check_mesh
 
     with processes.all_or_none():
-        check_mesh(config)
+        check_start(config, own.workdir, vocabulary(config, own.workdir))
     if own.dry_run:
         if own.batch:
             config = fitting(config, None)
@@ -90,10 +89,12 @@ def train(arguments: Sequence[str]) -> None:
             if processes.first():
                 stack.enter_context(hold(own.workdir))
         with processes.in_turn("the tokenizer and the tokenised text", 60.0 * own.wait_minutes):
-            Translation.build(config, own.workdir).prepare()
+            task = Translation.build(config, own.workdir)
+            task.prepare()
         if own.batch and kept is None:
             config = fitting(config, own.workdir)
-        run_training(Translation.build(config, own.workdir), config, own.workdir, profile=profile)
+            task = Translation.build(config, own.workdir)
+        run_training(task, config, own.workdir, profile=profile)
 
 
 def fitting(config: Config, workdir: str | None) -> Config:
@@ -106,8 +107,10 @@ def fitting(config: Config, workdir: str | None) -> Config:
 
 
 def cut_into(config: Config, count: int) -> Config:
-    """The config with so many micro-batches."""
-    return dataclasses.replace(config, train=dataclasses.replace(config.train, accumulate=count))
+    """The config with so many micro-batches, checked."""
+    config = dataclasses.replace(config, train=dataclasses.replace(config.train, accumulate=count))
+    check(config)
+    return config
 
 
 def accumulation_of(workdir: str) -> int | None:

@@ -24,7 +24,7 @@ from transformer.data.cache import TokenCache, tokenize
 from transformer.data.sources import cache, corpora
 from transformer.data.text import Corpora, Parallel, read_pairs
 from transformer.data.tokenizer import BOS, EOS, PAD, Tokenizer, tokenizer
-from transformer.inference.translator import Translator
+from transformer.inference.translator import Translator, in_type
 from transformer.model import Params, encoder_decoder
 from transformer.tasks.sets import read_sides, write_sets
 from transformer.training.loss import cross_entropy
@@ -54,18 +54,15 @@ class Translation:
     def build(cls, config: Config, workdir: str | None = None) -> Translation:
         """The task, with the workdir's tokenizer where a run goes on, else that of `train.init_from`, else its own."""
         texts = corpora(config.data)
-        inherited = [path for path in (workdir, config.train.init_from) if path]
-        models = [path for path in (_tokenizer_of(folder) for folder in inherited) if path is not None]
-        if workdir and Checkpoints(workdir).states() and models:
-            pieces = Tokenizer(models[0].read_bytes(), str(models[0]))
-        elif config.train.init_from:
-            if not models:
-                raise UserError(f"train.init_from = {config.train.init_from!r}: no tokenizer.model there")
-            pieces = Tokenizer(models[-1].read_bytes(), str(models[-1]))
+        start = config.train.init_from
+        if workdir and Checkpoints(workdir).states() and (found := tokenizer_of(workdir)):
+            pieces = found
+        elif start:
+            pieces = _tokenizer_to_start_from(start)
             if config.data.tokenizer and Tokenizer.load(config.data.tokenizer).sha256 != pieces.sha256:
                 raise UserError(
                     f"data.tokenizer = {config.data.tokenizer!r} is not the tokenizer of train.init_from = "
-                    f"{config.train.init_from!r}; leave data.tokenizer out to use that one"
+                    f"{start!r}; leave data.tokenizer out to use that one"
                 )
         else:
             pieces = tokenizer(config.data, texts.train)
@@ -96,13 +93,17 @@ class Translation:
         return self._batches
 
     def prepare(self) -> None:
-        """Tokenise all that a run reads, if that was not done before."""
-        if self._train and self.texts.dev is not None:
+        """Tokenise all that a run reads and put its batches in order, if that was not done before."""
+        self.batches()
+        if self.texts.dev is not None:
             self._development()
 
     def content_digests(self) -> dict[str, str]:
-        """sha256 of the training text's tokens, by file."""
-        return {str(tokens.path.name): tokens.sha256() for tokens in self._train}
+        """sha256 of the tokens of each file of training text."""
+        return {
+            f"sha256 of the tokens of {epath.Path(parallel.source).name} (data.source, {i})": tokens.sha256()
+            for i, (parallel, tokens) in enumerate(zip(self.texts.train, self._train, strict=True), 1)
+        }
 
     def data_digest(self) -> str:
         """Says whether the training text and its tokens are still the same."""
@@ -178,7 +179,7 @@ class Translation:
         yield "dev_loss", nll / weight
         yield "dev_perplexity", float(np.exp(min(nll / weight, 700.0)))
         sources, references = sources[: t.eval_sentences], references[: t.eval_sentences]
-        hypotheses = together(Translator(self.model, here(params), self.pieces, self.config.decode), sources)
+        hypotheses = together(self._translator(here(params)), sources)
         scores = score(hypotheses, references)
         yield "dev_bleu", scores["bleu"]
         yield "dev_chrf", scores["chrf"]
@@ -194,9 +195,7 @@ class Translation:
         """Translate two sentences, for a dry run."""
         pair = self.texts.dev or self.texts.train[0]
         sources = [source for source, _ in zip_first(read_pairs(pair, self.config.data.fields), 2)]
-        for source, hypothesis in zip(
-            sources, Translator(self.model, params, self.pieces, self.config.decode).translate(sources), strict=True
-        ):
+        for source, hypothesis in zip(sources, self._translator(params).translate(sources), strict=True):
             log.info("decoded     %s -> %s", source, hypothesis)
 
     def lines(self, step: int) -> str:
@@ -207,6 +206,11 @@ class Translation:
             for c, parallel in enumerate(self.texts.train)
             if c in found[:, 0]
         )
+
+    def _translator(self, params: Params) -> Translator:
+        """As evaluate.py has it, in the type that decode.dtype names."""
+        model, params = in_type(self.config.model, params, self.config.decode.dtype)
+        return Translator(encoder_decoder(model, self.vocab_size), params, self.pieces, self.config.decode)
 
     def _development(self) -> tuple[list[str], list[str], TokenCache]:
         if self._dev is None:
@@ -283,6 +287,35 @@ def compound_split_bleu(hypotheses: Sequence[str], references: Sequence[str]) ->
     return sacrebleu.BLEU(tokenize="none", force=True).corpus_score(split(hypotheses), [split(references)]).score
 
 
-def _tokenizer_of(folder: str) -> epath.Path | None:
-    path = epath.Path(folder) / "tokenizer.model"
-    return path if path.exists() else None
+def vocabulary(config: Config, workdir: str) -> int:
+    """How many pieces the vocabulary of a run in this workdir has, or will have once its tokenizer is trained."""
+    if Checkpoints(workdir).states() and (found := tokenizer_of(workdir)):
+        return found.vocab_size
+    if config.train.init_from:
+        return _tokenizer_to_start_from(config.train.init_from).vocab_size
+    return Tokenizer.load(config.data.tokenizer).vocab_size if config.data.tokenizer else config.data.vocab_size
+
+
+def _tokenizer_to_start_from(workdir: str) -> Tokenizer:
+    """That of `train.init_from`."""
+    found = tokenizer_of(workdir)
+    if found is None:
+        raise UserError(f"train.init_from = {workdir!r}: no tokenizer.model there")
+    return found
+
+
+def tokenizer_of(workdir: str) -> Tokenizer | None:
+    """The tokenizer of a run, or None; where the workdir's own file is damaged, that of the newest whole checkpoint."""
+    path = epath.Path(workdir) / "tokenizer.model"
+    said = path.with_name("tokenizer.sha256")
+    if not path.exists():
+        return None
+    model = path.read_bytes()
+    if said.exists() and said.read_text().split()[:1] != [hashlib.sha256(model).hexdigest()]:
+        checkpoints = Checkpoints(workdir)
+        whole = next((name for name in reversed(checkpoints.states()) if not checkpoints.verify(name)), None)
+        if whole is None:
+            raise UserError(f"{path} is not as it was written, as {said} tells; bring back a copy of it")
+        log.warning("%s is not as it was written; taking the one that checkpoint %s holds", path, whole)
+        model = checkpoints.file(whole, path.name)
+    return Tokenizer(model, str(path))

@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 
 from transformer.data.batching import Batches, iterate
 from transformer.training.sharding import batch_sharding
-from transformer.training.step import Batch, micro_batch_rows
+from transformer.training.step import Batch, dealt, micro_batch_rows
 
 # For each array its shape on all devices together, and what lies where: (first row, last row) -> values.
 HostBatch = dict[str, tuple[tuple[int, ...], dict[tuple[int, int], np.ndarray]]]
@@ -20,9 +20,8 @@ HostBatch = dict[str, tuple[tuple[int, ...], dict[tuple[int, int], np.ndarray]]]
 class Feed:
     """Reads and places batches for a mesh, cut into micro-batches of shape (micro-batches, rows, length).
 
-    Row r of a batch goes to micro-batch r mod `micro_batches`, so neighbours in length stay together with their likes.
-    Empty rows are added where the mesh does not divide. What a process reads depends on its devices alone, and all
-    take the same number of batches.
+    Rows are dealt out to the micro-batches as by `dealt`. Empty rows are added where the mesh does not divide. What a
+    process reads depends on its devices alone, and all take the same number of batches.
     """
 
     def __init__(self, batches: Batches, mesh: Mesh, micro_batches: int = 1):
@@ -41,7 +40,7 @@ class Feed:
         for begin, end in sorted(self._own(rows)):
             part = self.batches.read(step, begin * m, end * m)
             for name, (_, parts) in host.items():
-                parts[begin, end] = part[name].reshape(end - begin, m, -1).swapaxes(0, 1)
+                parts[begin, end] = dealt(part[name], m)
         return host
 
     def _own(self, rows: int) -> set[tuple[int, int]]:

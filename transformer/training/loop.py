@@ -14,6 +14,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import IO, Any, NamedTuple, Protocol
 
 import jax
@@ -26,14 +27,14 @@ from jax.sharding import Mesh
 from transformer.checkpoint import Checkpoints, interrupted, local, replace, with_sharding
 from transformer.config import Config, Interrupted, UserError, conflicts, differences, flatten, from_json, to_json
 from transformer.data.batching import Batches
-from transformer.model import Model, Params
+from transformer.model import Model, Params, encoder_decoder
 from transformer.phases import phase
 from transformer.training.feed import Feed
 from transformer.training.flops import peak, update_flops
 from transformer.training.optimizer import learning_rate, optimizer
 from transformer.training.processes import agree, all_or_none, first, gather
 from transformer.training.progress import Display, Records, clock
-from transformer.training.sharding import batch_sharding, make_mesh, place, shardings
+from transformer.training.sharding import batch_sharding, check_mesh, make_mesh, place, shardings
 from transformer.training.step import (
     Batch,
     TrainState,
@@ -49,6 +50,12 @@ from transformer.training.stopping import Ask, Asked, Ears
 log = logging.getLogger("transformer")
 
 PREFETCH = 4  # batches made ahead, by two threads
+# What --batch auto tries; the last one no batch can be cut into.
+MICRO_BATCHES = (*range(1, 9), 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 64, 96, 128, 192, 256, 2**30)
+TOO_MUCH = 2**62  # bytes
+# Each of several hosts may have its own cache, and its text elsewhere: the contents are compared.
+OWN = ("data.cache_dir", "data.workers", "data.source", "data.target", "data.tokenizer", "data.tfds_dir")
+OWN += ("data.dev_source", "data.dev_target", "data.test_source", "data.test_target")
 # What a run makes in its workdir after config.json, which comes first and tells a workdir from other folders.
 MADE = ("checkpoints", "metrics.jsonl", "scores.jsonl", "sets", "tensorboard", "tokenizer.model", "tokenizer.sha256")
 
@@ -180,6 +187,8 @@ def updates(ready: Ready, profile: tuple[int, int] | None, broken: set[int]) -> 
     skipped = progress.get("skipped", 0)
     flops_per_s = (peak(mesh.devices.flat[0]) or 0.0) * mesh.size
     ask = Ask(mesh, ears)
+    if profile and not (start < profile[1] and profile[0] <= t.steps):
+        log.warning("no trace is written: updates %d to %d are not among %d to %d", *profile, start + 1, t.steps)
 
     def shape_flops(step: int) -> float:
         return update_flops(config.model, task.vocab_size, *batches.shape(step - 1))
@@ -250,6 +259,12 @@ def updates(ready: Ready, profile: tuple[int, int] | None, broken: set[int]) -> 
         files = {**task.files, "config.json": to_json(config).encode()}
         checkpoints.save(name, items, progress=progress, files=files, **keep)
 
+    def stop_profiling(step: int) -> None:
+        nonlocal profiling
+        profiling = False
+        jax.profiler.stop_trace()
+        log.info("the trace of updates %d to %d is in %s", max(profile[0], start + 1), step, folder / "profile")
+
     def finish(step: int, owed: dict[str, float] | None = None) -> None:
         """What is due when an update is done: an evaluation, then the save that stores its score.
 
@@ -309,6 +324,10 @@ def updates(ready: Ready, profile: tuple[int, int] | None, broken: set[int]) -> 
             shape = tuple(whole for whole, _ in host_batch.values())
             new = shape not in seen and step not in broken
             if new:
+                if pending:  # who is asked to stop shall not wait for a compilation
+                    settle()
+                    if asked:
+                        finish(step - 1)
                 seen.add(shape)
                 log.info("step %d: compiling batch shape %s (%d of %d)", step, shape[0], len(seen), len(batches.shapes))
             if step in broken:
@@ -317,14 +336,14 @@ def updates(ready: Ready, profile: tuple[int, int] | None, broken: set[int]) -> 
                 batch, before = feed.place(host_batch), time.monotonic()
                 state, metrics = update(state, batch)
             if new:  # to compile, unlike to run, is waited for
-                log.info("step %d: compiled in %.1f s", step, time.monotonic() - before)
+                took = time.monotonic() - before
+                log.info("step %d: compiled in %.1f s", step, took)
+                interval.leave_out(took)
             settle()
             pending = (step, metrics, ask())
             if profiling and step == profile[1]:
-                profiling = False
                 jax.block_until_ready(metrics)
-                jax.profiler.stop_trace()
-                log.info("the trace of updates %d to %d is in %s", *profile, folder / "profile")
+                stop_profiling(step)
                 interval.restart_clock()
             finish(step)
         with all_or_none():  # no process ends while another still writes
@@ -332,7 +351,7 @@ def updates(ready: Ready, profile: tuple[int, int] | None, broken: set[int]) -> 
             checkpoints.wait()
     finally:
         if profiling:
-            jax.profiler.stop_trace()
+            stop_profiling(step)
         display.close()
         try:
             records.close()
@@ -409,6 +428,10 @@ class Interval:
         """Leave out of the rates what wasn't training."""
         self._began, self._tokens, self._flops = time.monotonic(), 0.0, 0.0
 
+    def leave_out(self, seconds: float) -> None:
+        """Leave so many seconds out of the rates."""
+        self._began += seconds
+
     def add(self, values: dict[str, float], flops: float = 0.0) -> None:
         for name in ("loss", "nll"):
             mean = values[name] if name == "loss" else values[name] / max(values["weight"], 1.0)
@@ -444,7 +467,11 @@ def refuse_other_config(config: Config, workdir: str) -> None:
         try:
             there = from_json(path.read_text(), str(path))
         except (UserError, OSError, UnicodeDecodeError) as error:
-            raise UserError(f"{workdir} is not a workdir of train.py ({error}); use another --workdir") from None
+            whole = next((name for name in reversed(checkpoints.states()) if not checkpoints.verify(name)), None)
+            if whole is None:
+                raise UserError(f"{workdir} is not a workdir of train.py ({error}); use another --workdir") from None
+            log.warning("%s; taking the one that checkpoint %s holds", error, whole)
+            there = checkpoints.config(whole)
     elif steps:
         there = checkpoints.config(steps[-1])
     else:
@@ -530,10 +557,11 @@ def compare(task: Task, config: Config) -> None:
     """Raise `UserError` in all processes if they do not see the same config, text and tokenizer."""
     if jax.process_count() == 1:
         return
-    elsewhere = ("data.cache_dir", "data.workers")  # each host may have its own
-    fields = {name: value for name, value in flatten(config).items() if name not in elsewhere}
-    hashes = {name: hashlib.sha256(content).hexdigest() for name, content in task.files.items()}
-    agree(json.loads(json.dumps({**fields, **hashes, **task.content_digests(), "dev set": task.dev_digest()})))
+    fields = {name: value for name, value in flatten(config).items() if name not in OWN}
+    hashes = {f"sha256 of {name}": hashlib.sha256(content).hexdigest() for name, content in task.files.items()}
+    texts = {**task.content_digests(), "sha256 of the development set": task.dev_digest()}
+    batches = {"sha256 of the order of batches": task.batches().digest(), "version of JAX": jax.__version__}
+    agree(json.loads(json.dumps({**fields, **hashes, **texts, **batches})))
 
 
 def same_folder(folder: epath.Path) -> None:
@@ -575,13 +603,27 @@ def initial(task: Task, config: Config, mesh: Mesh, abstract: TrainState) -> Tra
     source = config.train.init_from
     if source is None:
         return jax.jit(lambda: init_state(task.model.init, tx, config.train.seed), out_shardings=layout)()
-    other = Checkpoints(source)
-    name = other.choose()
-    if other.progress(name)["vocab_size"] != task.vocab_size:
-        raise UserError(f"train.init_from = {source!r}: its vocabulary has {other.progress(name)['vocab_size']} pieces")
+    other, name = starting_point(source, abstract.params)
     params = other.restore(name, {"params": with_sharding(abstract.params, layout.params)})["params"]
     log.info("starting from the parameters of %s", other.path(name))
     return TrainState(_counter(0, mesh), params, jax.jit(tx.init, out_shardings=layout.optimizer)(params))
+
+
+def starting_point(source: str, abstract_params: Params) -> tuple[Checkpoints, int | str]:
+    """The checkpoint that `train.init_from` means. Raises `UserError` if there is none, or it is of another model."""
+    checkpoints = Checkpoints(source)
+    name = checkpoints.choose()
+    if wrong := checkpoints.misfit(name, abstract_params):
+        raise UserError(f"train.init_from = {source!r}: {wrong}")
+    return checkpoints, name
+
+
+def check_start(config: Config, workdir: str, vocab_size: int) -> None:
+    """Raise `UserError` if the mesh does not fit the devices or divide the model, or a new run can't start from
+    `train.init_from`: all of it before any text is read."""
+    check_mesh(config, vocab_size)
+    if config.train.init_from and not Checkpoints(workdir).states():
+        starting_point(config.train.init_from, encoder_decoder(config.model, vocab_size).abstract_params)
 
 
 def _counter(step: int, mesh: Mesh) -> Array:
@@ -621,11 +663,13 @@ def accumulation(task_of: Callable[[int], Task], config: Config, limit: int | No
     """
     mesh = make_mesh(config.mesh)
     limit = min(map(int, gather(str(limit or memory_of_a_device() * 9 // 10))))
-    whole = 0
-    for count in (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 256, 2**30):
+    whole, updates_an_epoch, at_least = 0, 0, 1
+    for count in MICRO_BATCHES:
+        if count < at_least:
+            continue
         try:
             task = task_of(count)
-            shapes = extremes(task.batches())
+            batches = task.batches()
         except UserError:
             if count == 1:
                 raise
@@ -633,9 +677,10 @@ def accumulation(task_of: Callable[[int], Task], config: Config, limit: int | No
                 f"--batch auto: an update does not fit {limit / 2**30:.1f} GiB a device, however it is cut up; share "
                 "the parameters over more devices (mesh.fsdp, mesh.tensor), or set --train.remat True"
             ) from None
+        shapes = extremes(batches)
         positions = shapes[0][0] * sum(shapes[0][1:])
-        whole = whole or positions
-        if positions < 0.97 * whole:
+        whole, updates_an_epoch = whole or positions, updates_an_epoch or batches.batches_per_epoch
+        if positions < 0.97 * whole or batches.batches_per_epoch > 1.03 * updates_an_epoch + 1:
             continue  # its micro-batches, of whole rows, make up too little of the batch
         tx = optimizer(config.train, config.model.d_model)
         abstract = jax.eval_shape(lambda task=task, tx=tx: init_state(task.model.init, tx, config.train.seed))
@@ -645,19 +690,31 @@ def accumulation(task_of: Callable[[int], Task], config: Config, limit: int | No
         except jax.errors.JaxRuntimeError as error:  # the compiler itself finds out on some devices
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
-            need = 2**62
+            need = TOO_MUCH
+        need = max(map(int, gather(str(need))))
         if not need:
             raise UserError(
                 "--batch auto: JAX can't tell what memory a program takes on these devices; set train.accumulate"
             )
         fits = need <= limit
         log.info(
-            "batch auto  %d micro-batches %s: %.2f of %.2f GiB a device",
-            *(count, "fit" if fits else "do not fit", min(need, 2**50) / 2**30, limit / 2**30),
+            "batch auto  %d micro-batches %s%s GiB a device",
+            *(count, "fit: " if fits else "do not fit: " if need < TOO_MUCH else "do not fit "),
+            f"{need / 2**30:.2f} of {limit / 2**30:.2f}" if need < TOO_MUCH else f"{limit / 2**30:.2f}",
         )
         if fits:
             return count
+        # All but the state shrinks with the micro-batches at most: fewer of them than this need not be tried.
+        state = bytes_of(abstract, mesh)
+        if state < limit and need < TOO_MUCH:
+            at_least = math.ceil(count * (need - state) / (limit - state))
     raise AssertionError("no batch can be cut into so many")
+
+
+def bytes_of(abstract: Any, mesh: Mesh) -> int:
+    """What a state takes on each device."""
+    laid = zip(jax.tree.leaves(abstract), jax.tree.leaves(shardings(abstract, mesh)), strict=True)
+    return sum(math.prod(sharding.shard_shape(x.shape)) * x.dtype.itemsize for x, sharding in laid)
 
 
 def memory_of_a_device() -> int:
@@ -666,7 +723,11 @@ def memory_of_a_device() -> int:
     stats = device.memory_stats()
     if stats and "bytes_limit" in stats:
         return stats["bytes_limit"]
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // jax.local_device_count()
+    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):  # of a container
+        with contextlib.suppress(OSError, ValueError):
+            limits.append(int(Path(path).read_text()))
+    return min(limits) // jax.local_device_count()
 
 
 def dry_run(task: Task, config: Config, workdir: str) -> None:

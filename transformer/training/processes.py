@@ -87,6 +87,10 @@ def start(coordinator: str | None = None, process: str | None = None) -> None:
             handler.addFilter(_number)
 
 
+class Waited(UserError):
+    """Another process took too long. Who says so can't wait for what the others say to it."""
+
+
 @contextlib.contextmanager
 def _told_of_losses() -> Iterator[None]:
     """A block that joins the others: who loses one of them later ends with a line of ours, and with `LOST`.
@@ -169,9 +173,9 @@ def in_turn(what: str, timeout: float | None = None) -> Iterator[None]:
     """The block runs in process 0 first, and in all others once it is done there.
 
     So what it leaves in a folder that all can see is made once; who can't see it makes its own. If it fails in one of
-    them, or takes longer than `timeout` seconds (default: `WAIT`), all raise `UserError`.
+    them all raise `UserError`; who waits for another longer than `timeout` seconds (default: `WAIT`) raises it alone.
     """
-    with all_or_none():
+    with all_or_none(timeout):
         key = f"transformer/turn/{next(_meetings)}"
         if count() == 1:
             yield
@@ -189,11 +193,16 @@ def in_turn(what: str, timeout: float | None = None) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def all_or_none() -> Iterator[None]:
-    """If the block raises `UserError` in some of the processes, all raise it behind the block: none goes on alone."""
+def all_or_none(timeout: float | None = None) -> Iterator[None]:
+    """If the block raises `UserError` in some of the processes, all raise it behind the block: none goes on alone.
+
+    There each waits for the others for `timeout` seconds at most (default: `WAIT`).
+    """
     failure = None
     try:
         yield
+    except Waited:
+        raise
     except UserError as error:
         failure = str(error)
         if count() == 1:
@@ -202,7 +211,7 @@ def all_or_none() -> Iterator[None]:
         if count() > 1:  # the others shall not wait for this one
             _say(f"transformer/gather/{next(_meetings)}", json.dumps(f"{type(error).__name__}: {error}"))
         raise
-    told = [json.loads(one) for one in gather(json.dumps(failure))]
+    told = [json.loads(one) for one in gather(json.dumps(failure), timeout)]
     for index, other in enumerate(told):
         if failure or other:
             raise _told(failure or f"process {index} had to stop: {other}")
@@ -215,8 +224,11 @@ def _told(message: str) -> UserError:
     return error
 
 
-def gather(text: str) -> list[str]:
-    """The texts of all processes, in their order; each must call this at the same point."""
+def gather(text: str, timeout: float | None = None) -> list[str]:
+    """The texts of all processes, in their order; each must call this at the same point.
+
+    Raises `Waited` if one of them does not come within `timeout` seconds (default: `WAIT`).
+    """
     n = count()
     if n == 1:
         return [text]
@@ -226,7 +238,7 @@ def gather(text: str) -> list[str]:
     for index in range(n):
         whole = ""
         for part in itertools.count():
-            left, _, content = _get(f"{key}/{index}/{part}", f"process {index}").partition(" ")
+            left, _, content = _get(f"{key}/{index}/{part}", f"process {index}", timeout).partition(" ")
             whole += content
             if left == "0":
                 break
@@ -280,6 +292,6 @@ def _get(key: str, whom: str, timeout: float | None = None) -> str:
                 raise
             if left > _REMIND:
                 log.warning("waiting for %s (%.0f s)", whom, time.monotonic() - began)
-    raise UserError(
+    raise Waited(
         f"process {jax.process_index()} waited {timeout:.0f} s for {whom}; see what holds it up, then start all anew"
     )

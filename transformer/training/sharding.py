@@ -54,13 +54,9 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
     return Mesh(placed, ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
 
 
-def check_mesh(config: Config) -> None:
-    """Raise `UserError` if the mesh does not fit the devices that are here, or does not divide the model.
-
-    The vocabulary, which no config knows for sure, is left to `shardings`."""
-    mesh = make_mesh(config.mesh)
-    model = encoder_decoder(config.model, 8 * config.mesh.tensor)
-    shardings(model.abstract_params, mesh)
+def check_mesh(config: Config, vocab_size: int) -> None:
+    """Raise `UserError` if the mesh does not fit the devices that are here, or does not divide the model."""
+    shardings(encoder_decoder(config.model, vocab_size).abstract_params, make_mesh(config.mesh))
 
 
 def spec(path: str) -> P:

@@ -155,14 +155,12 @@ def bytes_needed(program: jax.stages.Compiled) -> int:
 
 
 def cut(batch: dict[str, np.ndarray], mesh: Mesh, micro_batches: int) -> dict[str, np.ndarray]:
-    """A batch of (rows, length) as (micro-batches, rows, length), empty rows added where the mesh does not divide.
-
-    Row r goes to micro-batch r mod `micro_batches`: neighbours in length stay together with their likes.
-    """
+    """A batch of (rows, length) as (micro-batches, rows, length), empty rows added where the mesh does not divide."""
     ways = batch_ways(mesh) * micro_batches
+    return {name: dealt(np.pad(x, ((0, -len(x) % ways), (0, 0))), micro_batches) for name, x in batch.items()}
 
-    def array(x: np.ndarray) -> np.ndarray:
-        x = np.pad(x, ((0, -len(x) % ways), (0, 0)))
-        return x.reshape(-1, micro_batches, x.shape[1]).swapaxes(0, 1)
 
-    return {name: array(x) for name, x in batch.items()}
+def dealt(rows: np.ndarray, micro_batches: int) -> np.ndarray:
+    """Rows as (micro-batches, rows, length): row r goes to micro-batch r mod `micro_batches`, so that neighbours in
+    length stay together with their likes."""
+    return rows.reshape(-1, micro_batches, rows.shape[1]).swapaxes(0, 1)

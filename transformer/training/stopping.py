@@ -66,9 +66,10 @@ class Ears:
         """A block that a signal breaks off: `Asked` is raised in it. Not with several processes, which do it together:
         there the block is waited for."""
         if jax.process_count() == 1:
+            self._at_once = True  # first, so that no signal falls in between
             if self.heard:
+                self._at_once = False
                 raise Asked(self.heard)
-            self._at_once = True
         try:
             yield
         finally:
