@@ -17,8 +17,11 @@ class UserError(Exception):
     """A user's mistake, told in one line: what is wrong, where, and the fix. Entry points print it and exit 2."""
 
 
-class Interrupted(Exception):
-    """A signal asked the program to stop, and it has done so. Entry points print the message and exit with `code`."""
+class Interrupted(BaseException):
+    """A signal asked the program to stop, and it has done so. Entry points print the message and exit with `code`.
+
+    Like KeyboardInterrupt it is no error that others may catch.
+    """
 
     def __init__(self, message: str, number: int):
         super().__init__(message)
