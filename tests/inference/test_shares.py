@@ -1,6 +1,8 @@
 import io
+import resource
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -52,13 +54,117 @@ def test_a_share_that_broke_is_done_again_and_the_others_are_not(tmp_path: Path)
 
     with pytest.raises(KeyboardInterrupt):
         translate_share(breaks, source, target, 1, 2)
-    assert not target.exists()
+    assert not target.exists() and not list(tmp_path.glob("*.unfinished"))
+    # One that is killed can't clear up; the one that puts the output together does.
+    (part,) = tmp_path.glob("out.*.0-of-2")
+    part.with_name(part.name.replace("0-of-2", "1-of-2.x.unfinished")).write_bytes(b"half a li")
     translate_share(lambda *_: pytest.fail("done already"), source, target, 0, 2)
     # Of another model or with other options it is another thing.
     translate_share(numbered, source, target, 1, 2, "beam 8")
     assert not target.exists()
     translate_share(numbered, source, target, 1, 2)
     assert target.read_bytes() == b"1 A\n2 B\n"
+    (other,) = (path.name for path in tmp_path.iterdir() if path not in (source, target))
+    assert other.endswith(".1-of-2") and not part.name.startswith(other[:16])
+
+
+@pytest.fixture
+def one_number(monkeypatch):
+    """All processes have the same number, as those of several hosts or containers may."""
+    monkeypatch.setattr("os.getpid", lambda: 7)
+
+
+def test_two_at_the_same_share_do_not_write_into_one_file(tmp_path: Path, one_number):
+    source, target = tmp_path / "in", tmp_path / "out"
+    source.write_bytes(b"a\nb\n")
+
+    def slow(lines, out, first_line):
+        out.write(b"1 ")
+        out.flush()
+        translate_share(numbered, source, target, 0, 2)  # another process, from beginning to end
+        out.write(b"A\n")
+
+    translate_share(slow, source, target, 0, 2)
+    (part,) = (path for path in tmp_path.iterdir() if path != source)
+    assert part.read_bytes() == b"1 A\n"
+
+    def slower(lines, out, first_line):
+        out.write(b"2 B\n")
+        translate_share(numbered, source, target, 1, 2)  # this one puts the output together, too
+
+    translate_share(slower, source, target, 1, 2)
+    assert target.read_bytes() == b"1 A\n2 B\n"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "out"]
+
+
+def test_two_that_put_the_output_together_do_not_write_into_one_file(tmp_path: Path, one_number, monkeypatch):
+    """One has written it; before it has its name, the other begins, and finds the parts gone when it would read on."""
+    source, target = tmp_path / "in", tmp_path / "out"
+    source.write_bytes(b"a\nb\n")
+    translate_share(numbered, source, target, 0, 2)
+    replace, read, begun, complete = Path.replace, Path.read_bytes, threading.Event(), threading.Event()
+    other = threading.Thread(target=translate_share, args=(numbered, source, target, 1, 2))
+
+    def before_it_has_its_name(path, name):
+        if path.name.endswith(".together") and not other.ident:
+            other.start()
+            assert begun.wait(10)
+        return replace(path, name)
+
+    def when_it_would_read(path):
+        if threading.current_thread() is other and path != source:
+            begun.set()
+            assert complete.wait(10)
+        return read(path)
+
+    monkeypatch.setattr(Path, "replace", before_it_has_its_name)
+    monkeypatch.setattr(Path, "read_bytes", when_it_would_read)
+    translate_share(numbered, source, target, 1, 2)
+    complete.set()
+    other.join(10)
+    assert target.read_bytes() == b"1 A\n2 B\n"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "out"]
+
+
+def test_what_cannot_be_read_or_written_is_told_in_one_line(tmp_path: Path):
+    source, target = tmp_path / "in", tmp_path / "out"
+    with pytest.raises(UserError, match=r"^--input \S+/in: No such file or directory$"):
+        translate_share(numbered, source, target, 0, 1)
+    source.write_bytes(b"a\n")
+    with pytest.raises(UserError, match=r"^--output \S+/none/out: there is no folder \S+/none$"):
+        translate_share(numbered, source, tmp_path / "none/out", 0, 1)
+    with pytest.raises(UserError, match=r"^--output \S+: File name too long$"):
+        translate_share(numbered, source, tmp_path / ("x" * 200), 0, 1)
+
+
+@pytest.fixture
+def small_files():
+    """No file may have more than 1,000 bytes."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("size", [2_000, 1_000_000])  # told when the file is closed, or already when it is written to
+def test_a_full_disk_is_a_matter_of_the_output(tmp_path: Path, small_files, size):
+    source, target = tmp_path / "in", tmp_path / "out"
+    source.write_bytes(b"a\n")
+    with pytest.raises(UserError, match=r"^--output \S+/out: File too large$"):
+        translate_share(lambda lines, out, first_line: out.write(b"x" * size), source, target, 0, 1)
+    assert list(tmp_path.iterdir()) == [source]
+
+
+def test_errors_of_the_translator_are_not(tmp_path: Path):
+    source, target = tmp_path / "in", tmp_path / "out"
+    source.write_bytes(b"a\n")
+
+    def fails(lines, out, first_line):
+        raise PermissionError(13, "Permission denied", "a library's own file")
+
+    with pytest.raises(PermissionError, match="a library's own file"):
+        translate_share(fails, source, target, 0, 1)
+    assert list(tmp_path.iterdir()) == [source]
 
 
 def test_another_source_does_not_take_the_old_parts(tmp_path: Path):

@@ -3,13 +3,15 @@ lines, and whichever is the last to finish puts the parts together."""
 
 from __future__ import annotations
 
+import contextlib
+import glob
 import hashlib
 import io
 import logging
-import os
-from collections.abc import Callable
+import uuid
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from transformer.config import UserError
 
@@ -22,6 +24,18 @@ def parse(text: str) -> tuple[int, int]:
     if not (share.isdecimal() and shares.isdecimal() and int(share) < int(shares)):
         raise UserError(f"--share {text}: must be I/N with I from 0 to N - 1, such as 0/4")
     return int(share), int(shares)
+
+
+def refuse(source: Path, target: Path) -> None:
+    """Raise `UserError` for an input that can't be read, or an output that can't be written."""
+    try:
+        source.open("rb").close()
+    except OSError as error:
+        raise UserError(f"--input {source}: {error.strerror}") from None
+    if target.exists():
+        raise UserError(f"--output {target} exists; name another file, or remove it")
+    if not target.parent.is_dir():
+        raise UserError(f"--output {target}: there is no folder {target.parent}")
 
 
 def translate_share(
@@ -37,45 +51,73 @@ def translate_share(
     `answer(lines in, lines out, number of the first line)` is what one process would call for the whole file. A part is
     written beside the target, under a name that holds the digest of the source and of `about`, which says all else that
     the output depends on; it counts once it is complete: after an interruption only the missing shares need to run
-    again.
+    again. Several processes may be at the same share.
     """
-    try:
-        content = source.read_bytes()
-    except OSError as error:
-        raise UserError(f"--input {source}: {error.strerror}") from None
-    if target.exists():
-        raise UserError(f"--output {target} exists; name another file, or remove it")
+    refuse(source, target)
+    content = source.read_bytes()
     lines = content.split(b"\n")
     if lines[-1] == b"":
         lines.pop()
     digest = hashlib.sha256(content + about.encode()).hexdigest()[:12]
     parts = [target.parent / f"{target.name}.{digest}.{i}-of-{shares}" for i in range(shares)]
     first, last = (len(lines) * i // shares for i in (share, share + 1))
+    own = uuid.uuid4().hex  # number of a process: those of several machines or containers may be the same
     if parts[share].exists():
         log.info("share %d of %d is there already", share, shares)
     else:
-        unfinished = parts[share].with_name(parts[share].name + ".unfinished")
+        unfinished = parts[share].with_name(f"{parts[share].name}.{own}.unfinished")
         try:
-            with unfinished.open("wb") as file:
+            with io.BufferedWriter(_Output(unfinished, target)) as file:
                 answer(io.BytesIO(b"".join(line + b"\n" for line in lines[first:last])), file, first + 1)
-        except OSError as error:
-            raise UserError(f"--output {target}: {error.strerror}") from None
-        unfinished.replace(parts[share])
+            # It is gone where others, who had this share too, have completed the output meanwhile.
+            with _told(target), contextlib.suppress(FileNotFoundError):
+                unfinished.replace(parts[share])
+        finally:
+            with contextlib.suppress(OSError):
+                unfinished.unlink(missing_ok=True)
         log.info("share %d of %d: lines %d to %d are done", share, shares, first + 1, last)
     missing = [i for i, part in enumerate(parts) if not part.exists()]
     if missing and not target.exists():
         log.info("the output follows when these shares are done: %s", ", ".join(map(str, missing)))
         return
-    together = target.with_name(f"{target.name}.{os.getpid()}.together")
+    together = target.with_name(f"{target.name}.{digest}.{own}.together")
     try:
-        with together.open("wb") as file:
+        with together.open("xb") as file:
             for part in parts:
                 file.write(part.read_bytes())
-    except FileNotFoundError:
-        # Another process was as quick, and has put them together.
+        together.replace(target)
+    except OSError as error:
+        if isinstance(error, FileNotFoundError) and target.exists():
+            return  # another process was as quick, and has put them together
+        raise UserError(f"--output {target}: {error.strerror}") from None
+    finally:
         together.unlink(missing_ok=True)
-        return
-    together.replace(target)
-    for part in parts:
-        part.unlink(missing_ok=True)
+    # The parts, and what processes left that were killed.
+    for path in target.parent.glob(f"{glob.escape(target.name)}.{digest}.*"):
+        path.unlink(missing_ok=True)
     log.info("%s is complete", target)
+
+
+class _Output(io.FileIO):
+    """A new file. What the disk refuses is told in one line; other errors of whoever writes to it stay as they are."""
+
+    def __init__(self, path: Path, target: Path):
+        self._target = target
+        with _told(target):
+            super().__init__(path, "x")
+
+    def write(self, data: Any) -> int:
+        with _told(self._target):
+            return super().write(data)
+
+    def close(self) -> None:
+        with _told(self._target):
+            super().close()
+
+
+@contextlib.contextmanager
+def _told(target: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"--output {target}: {error.strerror}") from None
