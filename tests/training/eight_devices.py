@@ -1,11 +1,12 @@
 """Ten updates and a search on meshes of 1 and 8 virtual devices, run by test_step.py in a process of its own.
 
 python eight_devices.py FOLDER MESH MICRO-BATCHES [MESH MICRO-BATCHES ...]: writes FOLDER/results.json, and a checkpoint
-of the last case there. A mesh is given as 2x4x1: data, fsdp, tensor.
+of the last case there. A mesh is given as 2x4x1 (data, fsdp, tensor), or as 2x4x1-remat, -packing or -bfloat16.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import sys
@@ -16,13 +17,13 @@ import jax
 import numpy as np
 
 from transformer.checkpoint import Checkpoints
-from transformer.config import Config, DecodeConfig, MeshConfig, ModelConfig, TrainConfig
+from transformer.config import Config, DataConfig, DecodeConfig, MeshConfig, ModelConfig, TrainConfig
 from transformer.inference.translator import Translator
 from transformer.tasks.translation import Translation
-from transformer.training.loop import restore
+from transformer.training.loop import bytes_of, restore
 from transformer.training.optimizer import optimizer
 from transformer.training.sharding import batch_sharding, make_mesh, shardings
-from transformer.training.step import TrainState, compiled, cut, init_state
+from transformer.training.step import TrainState, ahead_of_time, bytes_needed, compiled, cut, init_state
 
 MODEL = ModelConfig(encoder_layers=1, decoder_layers=1, d_model=32, d_ff=32, heads=8, dropout=0.1)
 TRAIN = TrainConfig(warmup_steps=20, peak_learning_rate=0.002, seed=3)
@@ -31,14 +32,18 @@ VOCABULARY, UPDATES = 48, 10
 ROWS = {1: 13, 2: 22}
 
 
-def task() -> Translation:
+def task(variant: str = "") -> Translation:
     """The model and loss of training, without text."""
-    config = Config(model=MODEL, train=TRAIN)
+    config = Config(
+        model=dataclasses.replace(MODEL, dtype="bfloat16" if variant == "bfloat16" else "float32"),
+        data=DataConfig(packing=variant == "packing"),
+        train=dataclasses.replace(TRAIN, remat=variant == "remat"),
+    )
     return Translation(config, SimpleNamespace(vocab_size=VOCABULARY, model=b"", sha256=""), None)
 
 
-def batches(accumulate: int) -> list[dict[str, np.ndarray]]:
-    """A batch for each update: sentences of 2 to 9 pieces."""
+def batches(accumulate: int, variant: str = "") -> list[dict[str, np.ndarray]]:
+    """A batch for each update: sentences of 2 to 9 pieces, packed two to a row."""
     rng = np.random.default_rng(0)
     made = []
     for _ in range(UPDATES + 2):
@@ -48,6 +53,11 @@ def batches(accumulate: int) -> list[dict[str, np.ndarray]]:
             lengths = rng.integers(2, width, len(ids))
             ids[np.arange(width) > lengths[:, None]] = 0
             ids[np.arange(len(ids)), lengths] = 2
+            if variant == "packing":
+                further = np.roll(ids, 1, axis=0)
+                ids = np.pad(ids, ((0, 0), (0, width)))
+                for row, second, end in zip(ids, further, lengths + 1, strict=True):
+                    row[end : end + width] = second
             batch[side] = ids
         made.append(batch)
     return made
@@ -56,12 +66,14 @@ def batches(accumulate: int) -> list[dict[str, np.ndarray]]:
 class Run:
     """Updates on one mesh."""
 
-    def __init__(self, mesh: jax.sharding.Mesh, accumulate: int):
-        self.mesh, self.accumulate, self.task = mesh, accumulate, task()
+    def __init__(self, mesh: jax.sharding.Mesh, accumulate: int, variant: str = ""):
+        self.mesh, self.accumulate, self.task = mesh, accumulate, task(variant)
         self.tx = optimizer(TRAIN, MODEL.d_model)
         self.abstract = jax.eval_shape(lambda: init_state(self.task.model.init, self.tx, TRAIN.seed))
         self.layout = shardings(self.abstract, mesh)
-        self.update = compiled(self.task.loss, self.tx, TRAIN.seed, mesh, self.abstract)
+        update = compiled(self.task.loss, self.tx, TRAIN.seed, mesh, self.abstract)
+        shapes = [array.shape for array in batches(accumulate, variant)[0].values()]
+        self.update = ahead_of_time(update, self.abstract, (*shapes[0], shapes[1][1]), mesh, accumulate)
 
     def start(self) -> TrainState:
         init = jax.jit(lambda: init_state(self.task.model.init, self.tx, TRAIN.seed), out_shardings=self.layout)
@@ -104,11 +116,12 @@ def digest(state: TrainState) -> str:
 
 def main(folder: Path, cases: list[tuple[str, int]]) -> None:
     devices, results = jax.devices(), {"devices": len(jax.devices())}
-    singles: dict[int, Run] = {}
+    singles: dict[tuple[int, str], Run] = {}
     for name, accumulate in cases:
-        some = batches(accumulate)
-        if accumulate not in singles:
-            single = singles[accumulate] = Run(make_mesh(MeshConfig(), devices[:1]), accumulate)
+        sizes, _, variant = name.partition("-")
+        some, case = batches(accumulate, variant), (accumulate, variant)
+        if case not in singles:
+            single = singles[case] = Run(make_mesh(MeshConfig(), devices[:1]), accumulate, variant)
             start = single.start()
             begun = digest(start)
             state, expected = single.train(start, some[:1])
@@ -118,7 +131,7 @@ def main(folder: Path, cases: list[tuple[str, int]]) -> None:
             if "decoded on 1" not in results:
                 learned = jax.tree.map(np.asarray, state.params)
                 results["decoded on 1"] = decoded(jax.device_put(learned, single.layout.params))
-        run = Run(make_mesh(MeshConfig(*map(int, name.split("x"))), devices), accumulate)
+        run = Run(make_mesh(MeshConfig(*map(int, sizes.split("x"))), devices), accumulate, variant)
         start = run.start()
         same = digest(start) == begun
         state, losses = run.train(start, some[:1])
@@ -131,6 +144,10 @@ def main(folder: Path, cases: list[tuple[str, int]]) -> None:
             "expected": expected,
             "decoded": decoded(jax.device_put(learned, run.layout.params)),
         }
+        batch = sum(x.addressable_shards[0].data.nbytes for x in run.place(some[0]).values())
+        result["planned"] = bytes_of(run.abstract, run.mesh) + batch
+        result["arguments"] = run.update.memory_analysis().argument_size_in_bytes
+        result["needed"] = bytes_needed(run.update), bytes_needed(single.update)
         state, more = run.train(state, some[1:UPDATES])
         result["losses"] = losses + more
 
@@ -141,8 +158,8 @@ def main(folder: Path, cases: list[tuple[str, int]]) -> None:
     checkpoints.wait()
     results["digest"] = digest(state)
     _, results["goes on"] = run.train(state, some[UPDATES:])
-    four = Run(make_mesh(MeshConfig(fsdp=2, tensor=2), devices[:4]), accumulate)
-    for name, other in (("1", singles[accumulate]), ("4", four)):
+    four = Run(make_mesh(MeshConfig(fsdp=2, tensor=2), devices[:4]), accumulate, variant)
+    for name, other in (("1", singles[case]), ("4", four)):
         state, _ = restore(checkpoints, other.abstract, other.mesh)
         placed = jax.tree.map(lambda x, layout: x.sharding.is_equivalent_to(layout, x.ndim), state, other.layout)
         result = results[f"restored on {name}"] = {

@@ -13,6 +13,7 @@ from two import both, port, start
 
 from transformer.checkpoint import Checkpoints
 from transformer.config import UserError
+from transformer.data.tokenizer import Tokenizer
 from transformer.training import processes
 
 SHORTER = ("--train.steps=24", "--train.eval_every=12", "--train.checkpoint_every=12", "--train.log_every=4")
@@ -154,18 +155,65 @@ def test_each_host_makes_its_own_cache_and_they_are_compared(tiny, environment, 
     made = [sorted(os.listdir(folder["TRANSFORMER_CACHE"] + "/tokens")) for folder in own]
     assert made[0] == made[1] and len(made[0]) == 2  # training and development text
 
-    # Another text in the same place on the second host.
-    other = tmp_path / "other"
-    shutil.copytree(tiny.folder, other)
-    text = Path(tiny.config).read_text()
-    (other / "config.py").write_text(text.replace(repr(str(tiny.folder)), "__import__('os').environ['TEXT']"))
-    (other / "train.de").write_text((other / "train.de").read_text().replace("Hund", "Mund", 1))
-    own = [{**own[i], "TEXT": str(folder)} for i, folder in enumerate((tiny.folder, other))]
-    done = both(environment, "--config", other / "config.py", *SHORTER, "--workdir", tmp_path / "second", own=own)
-    for code, told in done:
+
+def test_other_text_in_the_same_place_is_found_by_its_contents(tiny, environment, tmp_path) -> None:
+    """Each process sees a folder of its own, where one word differs."""
+    hosts = [tmp_path / "host0", tmp_path / "host1"]
+    for host in hosts:
+        shutil.copytree(tiny.folder, host)
+    text = Path(tiny.config).read_text().replace(repr(str(tiny.folder)), "__import__('os').environ['HOST']")
+    (tmp_path / "config.py").write_text(text)
+    words = (hosts[1] / "train.de").read_text()
+    (hosts[1] / "train.de").write_text(words.replace("Hund", "Haus", 1))
+    own = [{"HOST": str(host), "TRANSFORMER_CACHE": str(host / "cache")} for host in hosts]
+    model = "--data.tokenizer", given_tokenizer(tiny, tmp_path)
+    arguments = "--config", tmp_path / "config.py", *SHORTER, *model, "--workdir", tmp_path / "run"
+    for code, told in both(environment, *arguments, own=own):
         assert code == 2, told
+        assert "error: sha256 of the tokens of train.en (data.source, 1) is " in told.splitlines()[-1]
         assert "in process 1" in told and "in process 0" in told and "Traceback" not in told
-    assert not (tmp_path / "second" / "config.json").exists()
+    assert not (tmp_path / "run" / "config.json").exists()
+    # The same text elsewhere on each host is the same text.
+    (hosts[1] / "train.de").write_text(words)
+    assert [code for code, _ in both(environment, *arguments, own=own)] == [0, 0]
+
+
+def given_tokenizer(tiny, folder: Path) -> Path:
+    model = Tokenizer.train((tiny.folder / "train.en").read_text().splitlines(), vocab_size=300)
+    (folder / "given.model").write_bytes(model.model)
+    return folder / "given.model"
+
+
+@pytest.mark.slow
+def test_who_waits_for_too_long_says_so(tiny, environment, tmp_path) -> None:
+    arguments = "--config", tiny.config, "--workdir", tmp_path / "run", "--coordinator", f"127.0.0.1:{port()}"
+    # Process 0 takes some time to train a tokenizer of its own cache; process 1 does not wait at all.
+    fresh = environment | {"TRANSFORMER_CACHE": str(tmp_path / "cache")}
+    running = [start(fresh, 1, *arguments, "--process", "0/2"), None]
+    running[1] = start(fresh, 1, *arguments, "--process", "1/2", "--wait-minutes", "0")
+    told = running[1].communicate(timeout=300)[1]
+    assert running[1].returncode == 2, told
+    assert told.splitlines()[-1].startswith(
+        "error: process 1 waited 0 s for process 0 to make the tokenizer and the tokenised text; see what holds it up"
+    )
+    told = running[0].communicate(timeout=300)[1]  # which does not wait for an hour either
+    assert running[0].returncode in (2, processes.LOST), told
+    assert "Traceback" not in told
+
+
+@pytest.mark.slow
+def test_a_job_of_slurm_is_found_by_itself(one: Path, tiny, environment, tmp_path) -> None:
+    """By what SLURM tells each of its tasks, and no option of ours."""
+    job = {"SLURM_JOB_ID": str(port()), "SLURM_STEP_NODELIST": "127.0.0.1", "SLURM_NTASKS": "2"}
+    job |= {"SLURM_STEP_NUM_NODES": "1"}
+    arguments = "--config", tiny.config, "--workdir", tmp_path / "run", *SHORTER
+    running = [
+        start(environment | job | {"SLURM_PROCID": str(i), "SLURM_LOCALID": str(i)}, 1, *arguments) for i in range(2)
+    ]
+    told = [process.communicate(timeout=300)[1] for process in running]
+    assert [process.returncode for process in running] == [0, 0], told
+    assert "devices     2 x cpu" in told[0]
+    agree(tmp_path / "run", one)
 
 
 def test_other_options_are_named(tiny, environment, tmp_path) -> None:
