@@ -11,8 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from transformer.checkpoint import Checkpoints
 from transformer.command_line import Parser, config_file, decode_options, override
 from transformer.config import Config, DecodeConfig, UserError, flatten, from_json, to_json
+from transformer.inference import shares
+from transformer.inference.translator import Translator
 
 ROOT = Path(__file__).parents[1]
 QUICKSTART = str(ROOT / "configs/quickstart.py")
@@ -201,6 +204,12 @@ def test_help_of_the_commands_that_translate_names_every_option(call, program, v
     assert (done.code, done.err) == (0, "")
     for option in [*options.split(), *(f"--decode.{name}" for name in flatten(DecodeConfig()))]:
         assert option in done.out
+    said = " ".join(done.out.replace("│", " ").split())
+    # How a score is made of log-probability and length.
+    assert "'paper' = ((5 + length) / 6)^alpha, 'fairseq' = length^alpha, 'none' = 1." in said
+    # Which weights an alignment is read off.
+    aligned = "cross-attention of the last decoder layer but one, averaged over its heads"
+    assert (aligned in said) == (program == "transformer")
 
 
 def test_help_of_describe_names_every_field(call) -> None:
@@ -322,6 +331,8 @@ def test_translate_json_lines(give, trained) -> None:
         assert len(record["n_best"]) == 2
         assert record["n_best"][0] == {"translation": record["translation"], "score": record["score"]}
         assert len(record["pieces"]) == len(record["log_probs"]) == len(record["alignment"])
+        assert "".join(record["source_pieces"]).replace("\u2581", " ") == f" {record['source']}</s>"
+        assert set(record["alignment"]) <= set(range(len(record["source_pieces"])))
         length = len(record["pieces"])
         over = ((5 + length) / 6) ** 0.6
         assert sum(record["log_probs"]) / over == pytest.approx(record["score"], rel=1e-4)
@@ -330,7 +341,7 @@ def test_translate_json_lines(give, trained) -> None:
     pairs = [{"source": record["source"], "target": record["translation"]} for record in found]
     scored = give(pairs, "score", trained)
     assert [list(record) for record in scored] == [
-        ["source", "target", "score", "pieces", "log_probs", "alignment"]
+        ["source", "target", "score", "pieces", "log_probs", "source_pieces", "alignment"]
     ] * 3
     for i in (0, 2):
         if scored[i]["pieces"] == found[i]["pieces"]:
@@ -340,10 +351,50 @@ def test_translate_json_lines(give, trained) -> None:
     assert twice["translation"] == found[0]["translation"]
 
 
-def test_lines_of_text_have_no_room_for_more(call, trained) -> None:
-    for arguments in (("--details",), ("--decode.n_best", 2)):
-        told = refused_after_log(call, "transformer", "translate", trained, *arguments)
-        assert told == "error: --details and --decode.n_best need --jsonl: a line of text has no room for them"
+def test_mistakes_are_told_before_the_model_is_loaded(call, trained, monkeypatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(Translator, "load", lambda *_: pytest.fail("it is loaded"))
+    no_room = "error: --details and --decode.n_best need --jsonl: a line of text has no room for them"
+    assert refused(call, "transformer", "translate", trained, "--details") == f"{no_room}\n"
+    # For this the workdir's config is read.
+    assert refused_after_log(call, "transformer", "translate", trained, "--decode.n_best", 2) == no_room
+    (tmp_path / "in").write_text("a\n")
+    files = ("--input", tmp_path / "in", "--output", tmp_path / "out")
+    for arguments, told in (
+        (files[:2], "--input and --output go together"),
+        (("--share", "0/2"), "--share needs both"),
+        ((*files, "--share", "2/2"), "--share 2/2: must be I/N"),
+        (("--input", tmp_path / "no", *files[2:]), "/no: No such file or directory"),
+        ((*files[:3], tmp_path / "in"), "/in exists; name another file"),
+        ((*files[:3], tmp_path / "no/out"), "/no/out: there is no folder"),
+    ):
+        assert told in refused(call, "transformer", "translate", trained, *arguments)
+
+
+def test_shares_of_one_job_are_those_of_the_same_models_and_options(call, trained, workdir, monkeypatch) -> None:
+    """Each model of an ensemble counts, by its content: not by where it is."""
+    asked = []
+    monkeypatch.setattr(Translator, "load", lambda workdirs, names, options: (names, options))
+    monkeypatch.setattr(shares, "translate_share", lambda *given: asked.append((given[-1], given[0].args[0][0])))
+    files = ("--input", trained / "config.json", "--output", workdir.parent / "out", "--share", "0/2")
+
+    def about(first: Path, *arguments: object) -> str:
+        done = call("transformer", "translate", first, *files, *arguments)
+        assert done.code == 0, done.err
+        told, names = asked.pop()
+        # The log has each model.
+        lines = [line for line in done.err.splitlines() if line.startswith("using checkpoint ")]
+        assert [line.split()[2] for line in lines] == [str(name) for name in names]
+        return told
+
+    elsewhere = workdir.rename(workdir.with_name("elsewhere"))
+    same, both = about(trained), about(trained, "--ensemble", elsewhere)
+    assert len({same, both, about(trained, "--decode.beam_size", 3), about(trained, "--jsonl")}) == 4
+    assert about(elsewhere) == same and about(elsewhere, "--ensemble", trained) == both
+    assert about(trained, "--decode.streams", 1) == same
+    Checkpoints(elsewhere).average(2)
+    now = about(trained, "--ensemble", elsewhere)
+    Checkpoints(elsewhere).average(1)
+    assert len({both, now, about(trained, "--ensemble", elsewhere)}) == 3
 
 
 def test_a_broken_json_line_is_told_in_one_line(call, trained, monkeypatch) -> None:

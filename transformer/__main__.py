@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import logging
 import sys
+from argparse import Namespace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, NamedTuple
 
 from transformer.command_line import Parser, configured, decode_options, run, set_up_jax
-from transformer.config import KINDS, Config, UserError, check
+from transformer.config import KINDS, Config, DecodeConfig, UserError, check
+
+if TYPE_CHECKING:
+    from transformer.inference.translator import Translator
 
 log = logging.getLogger("transformer")
+
+DETAILS = (
+    "pieces, log_probs, source_pieces and alignment: for each piece the number, from 0, of the one of source_pieces "
+    "(the end of sentence is the last) with the greatest weight in the cross-attention of the last decoder layer but "
+    "one, averaged over its heads; of an ensemble, in that of the first model"
+)
 
 
 def translate(arguments: list[str]) -> None:
@@ -21,7 +32,7 @@ def translate(arguments: list[str]) -> None:
     parser.add_argument(
         "--jsonl", action="store_true", help="lines are JSON objects with a field source; see the README"
     )
-    parser.add_argument("--details", action="store_true", help="with --jsonl: also pieces, log_probs and alignment")
+    parser.add_argument("--details", action="store_true", help=f"with --jsonl: also {DETAILS}")
     parser.add_argument("--input", metavar="FILE", help="read this instead of standard input")
     parser.add_argument("--output", metavar="FILE", help="write this instead of standard output")
     parser.add_argument(
@@ -29,38 +40,48 @@ def translate(arguments: list[str]) -> None:
         metavar="I/N",
         help="with both: translate the I-th of N shares (from 0); the last to finish joins them",
     )
-    translator, own = _translator(parser, arguments)
-    from transformer.inference import shares, stream
-
-    if not own.jsonl and (own.details or translator.config.n_best > 1):
-        raise UserError("--details and --decode.n_best need --jsonl: a line of text has no room for them")
+    own, rest = _parsed(parser, arguments)
+    # What can be told is told before a model is loaded.
+    no_room = UserError("--details and --decode.n_best need --jsonl: a line of text has no room for them")
+    if own.details and not own.jsonl:
+        raise no_room
     if (own.input is None) != (own.output is None) or (own.share and own.input is None):
         raise UserError("--input and --output go together, and --share needs both")
+    from transformer.inference import shares
+
+    share = shares.parse(own.share or "0/1")
+    if own.input is not None:
+        shares.refuse(Path(own.input), Path(own.output))
+    models, options = _chosen(parser, own, rest)
+    if options.n_best > 1 and not own.jsonl:
+        raise no_room
+    translator = _load(models, options)
+    from transformer.inference import stream
+
     answer = partial(stream.translate_stream, translator)
     if own.jsonl:
         answer = partial(stream.translate_jsonl, translator, details=own.details)
     if own.input is None:
         answer(sys.stdin.buffer, sys.stdout.buffer)
     else:
-        # What an output depends on: shares of other models or options are not put together. Of a workdir its last name,
-        # as machines may see it under different paths.
-        names = [Path(workdir).name for workdir in (own.workdir, *own.ensemble)]
-        options = {**vars(translator.config), "batch_sentences": 0, "batch_tokens": 0, "streams": 0}
-        about = repr((names, own.checkpoint, own.jsonl, own.details, sorted(options.items())))
-        share = shares.parse(own.share or "0/1")
+        # What an output depends on: shares of other models or options are not put together. Of models their content, as
+        # machines may see them under different paths.
+        fields = {**vars(options), "batch_sentences": 0, "batch_tokens": 0, "streams": 0}
+        about = repr(([model.digest for model in models], own.jsonl, own.details, sorted(fields.items())))
         shares.translate_share(answer, Path(own.input), Path(own.output), *share, about)
 
 
 def score(arguments: list[str]) -> None:
     """Score given translations: JSON objects with source and target, line by line."""
-    translator, _ = _translator(Parser("python -m transformer score", score.__doc__, add_help=False), arguments)
+    parser = Parser("python -m transformer score", score.__doc__, add_help=False, epilog=f"Gives score, {DETAILS}.")
+    translator = _load(*_chosen(parser, *_parsed(parser, arguments)))
     from transformer.inference.stream import score_jsonl
 
     score_jsonl(translator, sys.stdin.buffer, sys.stdout.buffer)
 
 
-def _translator(parser: Parser, arguments: list[str]) -> tuple[Any, Any]:
-    """The translator that a command line names, and the parsed options."""
+def _parsed(parser: Parser, arguments: list[str]) -> tuple[Namespace, list[str]]:
+    """The program's own options with those that name models, and the rest. --help shows them all, and stops."""
     parser.add_argument("workdir", nargs="?", help="the workdir of a training run")
     parser.add_argument("--checkpoint", help="best, last, average or a step; default: the average if made, else best")
     parser.add_argument(
@@ -79,18 +100,38 @@ def _translator(parser: Parser, arguments: list[str]) -> tuple[Any, Any]:
     # What follows an option of --decode is its value, but the parser, which knows none of them, would take it.
     if not own.workdir or any("--decode" in argument for argument in arguments[: arguments.index(own.workdir)]):
         raise UserError(f"the workdir comes first: {parser.prog} runs/quickstart < in.txt > out.txt")
+    return own, rest
+
+
+class _Chosen(NamedTuple):
+    """A checkpoint that a command line names."""
+
+    workdir: str
+    name: int | str
+    config: Config
+    digest: str
+    """Of its manifest, and so of all that is in it."""
+
+
+def _chosen(parser: Parser, own: Namespace, rest: list[str]) -> tuple[list[_Chosen], DecodeConfig]:
+    """The models that a command line names, and how to decode."""
     set_up_jax()
     from transformer.checkpoint import Checkpoints
+
+    models = []
+    for workdir in (own.workdir, *own.ensemble):
+        checkpoints = Checkpoints(workdir)
+        name = checkpoints.choose(own.checkpoint)
+        log.info("using checkpoint %s of %s", name, workdir)
+        digest = hashlib.sha256(checkpoints.file(name, "manifest.json")).hexdigest()
+        models.append(_Chosen(workdir, name, checkpoints.config(name), digest))
+    return models, decode_options(models[0].config, rest, parser.prog, parser.options())
+
+
+def _load(models: list[_Chosen], options: DecodeConfig) -> Translator:
     from transformer.inference.translator import Translator
 
-    checkpoints = Checkpoints(own.workdir)
-    name = checkpoints.choose(own.checkpoint)
-    log.info("using checkpoint %s of %s", name, own.workdir)
-    asked, own.checkpoint = own.checkpoint, str(name)
-    options = decode_options(checkpoints.config(name), rest, parser.prog, parser.options())
-    if not own.ensemble:
-        return Translator.load(own.workdir, own.checkpoint, options), own
-    return Translator.load([own.workdir, *own.ensemble], asked, options), own
+    return Translator.load([model.workdir for model in models], [model.name for model in models], options)
 
 
 def average(arguments: list[str]) -> None:
@@ -170,6 +211,7 @@ def plan(arguments: list[str]) -> None:
     parser.add_argument("--config", metavar="FILE", help="a config file, such as configs/wmt14_en_de.py")
     parser.add_argument("--topology", help="chips and how they are wired, such as v5e:16x16, v5p:4x4x4 or v6e:4x4")
     parser.add_argument("--mesh", metavar="D,F,T", help="devices along data, fsdp and tensor, such as 64,2,2")
+    parser.add_argument("--only", choices=["training", "decoding"], help="compile one of the two; default: both")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     own, _, config = configured(parser, arguments)
     for name in ("config", "topology", "mesh"):
@@ -180,7 +222,7 @@ def plan(arguments: list[str]) -> None:
         raise UserError(f"--mesh {own.mesh}: give three numbers, devices along data, fsdp and tensor, such as 64,2,2")
     from transformer.tools import plan as planning
 
-    result = planning.plan(config, own.topology, [int(size) for size in sizes])
+    result = planning.plan(config, own.topology, [int(size) for size in sizes], own.only)
     print(planning.to_json(result) if own.json else "\n".join(planning.lines(result)))
 
 

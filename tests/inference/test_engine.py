@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import json
 import logging
+import re
 import subprocess
 import sys
 import threading
@@ -13,7 +14,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from whole_passes import CONFIG, EOS, SOURCE_LENGTH, Numbers, expected, same, sources, tiny, translator
+from whole_passes import (
+    CONFIG,
+    EOS,
+    SOURCE_LENGTH,
+    VOCABULARY,
+    Numbers,
+    expected,
+    same,
+    sources,
+    tiny,
+    translator,
+)
 
 from transformer.checkpoint import Checkpoints
 from transformer.config import AttentionConfig, Config, DecodeConfig, UserError, to_json
@@ -125,6 +137,24 @@ def test_an_ensemble_of_workdirs(tmp_path):
         Translator.load([*folders, other])
 
 
+@pytest.mark.parametrize("backend", ["cpu", "gpu", "tpu"])
+@pytest.mark.parametrize("trained", ["float32", "bfloat16"])
+def test_the_type_of_decoding(monkeypatch, backend, trained):
+    """'auto' is bfloat16 but on a CPU, where it is the model's own."""
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    model, params = dataclasses.replace(CONFIG, dtype=trained), {"w1": jnp.ones((2, 3)), "scale": jnp.ones(3)}
+    fast = "float32" if backend == "cpu" else "bfloat16"
+    for dtype, products, matrices in (
+        ("auto", *[trained if backend == "cpu" else "bfloat16"] * 2),
+        ("float32", "float32", "float32"),
+        ("bfloat16", "bfloat16", "bfloat16"),
+        ("int8", fast, "int8"),
+    ):
+        found, rounded = translator_module.in_type(model, params, dtype)
+        assert found == dataclasses.replace(model, dtype=products)
+        assert jax.tree.leaves(rounded["w1"])[0].dtype == matrices and rounded["scale"].dtype == "float32"
+
+
 @pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
 def test_a_workdir_in_fewer_bits(tmp_path, dtype):
     """A search with a cache finds what forced scoring without one gives the same score, within the type's rounding."""
@@ -189,8 +219,8 @@ def test_collecting_the_cache_changes_nothing(monkeypatch):
     calls, rearrange = [], engine.rearrange
     monkeypatch.setattr(engine, "rearrange", lambda *a, **k: calls.append(a) or rearrange(*a, **k))
     # STAGE is no argument of the compiled programs: a model of its own keeps them from being mistaken.
-    config = translator(EACH_ITS_OWN, **LONG).config
-    found = dict(Translator(*tiny.__wrapped__(EACH_ITS_OWN, 0), Numbers(), config).search(TEXTS))
+    own, config = encoder_decoder.__wrapped__(EACH_ITS_OWN, VOCABULARY), translator(EACH_ITS_OWN, **LONG).config
+    found = dict(Translator(own, tiny(EACH_ITS_OWN, 0)[1], Numbers(), config).search(TEXTS))
     assert not calls
     assert sum(same(found[i], alone()[i]) for i in range(len(TEXTS))) >= len(TEXTS) - 1
 
@@ -285,6 +315,18 @@ def test_once_compiled_it_serves_all_sentences_and_numbers(compilations):
     assert compilations == []
     run(texts, beam_size=2)
     assert compilations
+
+
+def test_a_second_translator_of_the_same_config_compiles_nothing(compilations, tmp_path):
+    """Another run's, too: programs are of shapes and options, not of parameters."""
+    found = []
+    for seed in (0, 1):
+        ours = Translator.load(workdir(tmp_path / str(seed), seed, "the dog sees a cat"))
+        del compilations[:]
+        found.append(dict(ours.search([[4, 5, 6]])))
+        found.append(ours.score_pieces([[4, 5, 6]], [[7, 8]]))
+    assert compilations == []
+    assert found[:2] != found[2:]
 
 
 def test_threads_do_not_compile_what_another_compiles(compilations):
@@ -393,6 +435,65 @@ def test_what_does_not_fit_is_halved(monkeypatch, caplog):
     del tried[:]
     found = dict(ours.search(texts, prefixes=prefixes))
     assert set(tried) <= {1, 4} and all(found[i][0][0][0] == 3 + i % 9 for i in range(35))
+
+
+@pytest.mark.parametrize(
+    ("ways", "most", "told"),
+    [
+        # Rows that the devices divide take a share of memory on each, others all of it on all of them.
+        (3, 2, ["12 sentences at once do not fit into memory; going on with 6"]),
+        (3, 1, ["12 sentences at once do not fit into memory; going on with 6", "6 .* with 3", "6 .* with 3"]),
+        (8, 1, ["16 sentences at once do not fit into memory; going on with 8"]),
+    ],
+)
+def test_halves_lie_on_all_devices(monkeypatch, caplog, ways, most, told):
+    ours, tried = translator(batch_sentences=16, streams=1), []
+    monkeypatch.setattr(ours, "_ways", lambda: ways)
+
+    def limited(models, params, source_BS, *rest):
+        rows = len(source_BS)
+        tried.append(rows)
+        if (rows // ways if rows % ways == 0 else rows) > most:
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.")
+        yield from engine.decode(models, params, source_BS, *rest)
+
+    texts = [[5, 6, 7]] * ours._rows(8)
+    monkeypatch.setattr(translator_module, "decode", limited)
+    caplog.set_level(logging.WARNING, logger="transformer")
+    assert len(list(ours.search(texts))) == len(texts)
+    said = [record.getMessage() for record in caplog.records]
+    assert len(said) == len(told) and all(map(re.fullmatch, told, said))
+    assert all(rows % ways == 0 for rows in tried) and ours._rows(8) == most * ways
+    # Less than one row on each device there is not.
+    most, tried[:] = 0, []
+    with pytest.raises(jax.errors.JaxRuntimeError):
+        list(ours.search(texts))
+    assert tried[-1] == ways
+
+
+@pytest.mark.parametrize("ways", [1, 3, 8])
+def test_each_half_takes_less_memory(monkeypatch, ways):
+    ours = translator()
+    monkeypatch.setattr(ours, "_ways", lambda: ways)
+
+    def on_a_device(rows):
+        return rows // ways if rows % ways == 0 else rows
+
+    for rows in range(1, 50):
+        first = ours._half(rows)
+        if first:
+            assert 0 < first < rows and max(on_a_device(first), on_a_device(rows - first)) < on_a_device(rows)
+        else:
+            assert on_a_device(rows) == 1
+
+
+def test_a_batch_that_shrinks_stays_on_all_devices():
+    """Four rows of four devices lie on one each; of eight devices they would be on every one of them."""
+    for devices, halves in ((4, [8, 4, 0]), (8, [8, 0, 0])):
+        mesh = jax.sharding.AbstractMesh((devices,), ("data",))
+        over = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
+        assert [engine.half(rows, over) for rows in (16, 8, 4)] == halves
+    assert [engine.half(rows, None) for rows in (16, 8, 7, 4)] == [8, 4, 0, 0]
 
 
 def test_scoring_that_does_not_fit_is_halved(monkeypatch, caplog):

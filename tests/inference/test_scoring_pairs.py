@@ -31,7 +31,8 @@ def test_scores_by_hand(seeds, form, alpha):
         over = {"paper": ((5 + n) / 6) ** alpha, "fairseq": n**alpha, "none": 1}[form]
         assert own.score == pytest.approx(sum(wanted) / over, rel=1e-5)
         assert own.pieces == tuple(f"<{piece}>" for piece in [*target, EOS])
-        assert len(own.alignment) == n and set(own.alignment) <= set(range(len(source) + 1))
+        assert own.source_pieces == tuple(f"<{piece}>" for piece in [*source, EOS])
+        assert len(own.alignment) == n and set(own.alignment) <= set(range(len(own.source_pieces)))
     assert ours.score_pieces([], []) == []
 
 

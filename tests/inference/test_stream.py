@@ -175,7 +175,7 @@ class Scoring(Capitals):
 
     def score_pieces(self, sources, targets):
         return [
-            Scored(tuple(t), (-0.5,) * len(t), -float(len(t)), tuple(range(len(s))))
+            Scored(tuple(t), (-0.5,) * len(t), -float(len(t)), (*s, "</s>"), tuple(range(len(s))))
             for s, t in zip(sources, targets, strict=True)
         ]
 
@@ -215,7 +215,8 @@ def test_n_best_and_details_of_json_lines():
     assert (found[0]["translation"], found[0]["score"]) == ("A B", -0.5)
     assert found[1] == {"source": "", "translation": "", "score": None, "n_best": []}
     found = answered(translate_jsonl, [{"source": "a b"}, {"source": ""}, {"source": "c"}], details=True)
-    assert found[0] | {"pieces": ["a", "b"], "log_probs": [-0.5, -0.5], "alignment": [0, 1]} == found[0]
+    details = {"pieces": ["a", "b"], "log_probs": [-0.5] * 2, "source_pieces": ["a", "b", "</s>"], "alignment": [0, 1]}
+    assert found[0] | details == found[0]
     assert not {"pieces", "n_best"} & set(found[1])
     assert found[2]["pieces"] == ["c"]
 
@@ -232,8 +233,10 @@ def test_prefixes_of_json_lines():
 def test_pairs_of_json_lines_are_scored():
     records = [{"target": "x y", "source": "a", "id": 1}, {"source": "", "target": ""}]
     found = answered(score_jsonl, records)
-    assert found[0] == records[0] | {"score": -2.0, "pieces": ["x", "y"], "log_probs": [-0.5, -0.5], "alignment": [0]}
-    assert found[1] == records[1] | {"score": 0.0, "pieces": [], "log_probs": [], "alignment": []}
+    details = {"pieces": ["x", "y"], "log_probs": [-0.5, -0.5], "source_pieces": ["a", "</s>"], "alignment": [0]}
+    assert found[0] == records[0] | {"score": -2.0} | details
+    nothing = {"pieces": [], "log_probs": [], "source_pieces": ["</s>"], "alignment": []}
+    assert found[1] == records[1] | {"score": 0.0} | nothing
 
 
 @pytest.mark.parametrize(

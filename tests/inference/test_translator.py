@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from quick import jit
 
-from transformer.config import DecodeConfig, ModelConfig
+from transformer.config import DecodeConfig, ModelConfig, UserError
 from transformer.data.tokenizer import BOS, EOS, PAD, Tokenizer
 from transformer.inference import translator as translator_module
 from transformer.inference.beam_search import Hypotheses
@@ -223,6 +223,21 @@ def test_full_batches_lie_evenly_on_the_devices(monkeypatch, devices, sentences,
     ours = copier(batch_sentences=sentences)
     monkeypatch.setattr(ours, "_ways", lambda: devices)
     assert ours._rows(16) == rows
+
+
+@pytest.mark.parametrize("phrases", [("\u0001",), ("dog", "\u0001")])
+def test_a_banned_phrase_that_the_tokenizer_drops_is_told_of(monkeypatch, phrases):
+    """Its normalisation leaves nothing, or a space. Of no pieces at all nothing could be banned, but of a space much."""
+    dropping = Tokenizer.train(sentences(400, seed=9), vocab_size=330, normalization="nmt_nfkc")
+    assert [dropping.piece(i) for i in dropping.encode(["\u0001"])[0]] == ["▁"]
+    ours = Translator(None, {"w": np.zeros(1)}, dropping, DecodeConfig(banned=phrases))
+    told = r"^decode.banned: this model's tokenizer sees nothing in '.x01'; leave it out$"
+    with pytest.raises(UserError, match=told):
+        list(ours.search([[5]]))
+    # A SentencePiece model of the user's own may put no space before a line.
+    monkeypatch.setattr(dropping, "encode", lambda lines: [[5] if line == "dog" else [] for line in lines])
+    with pytest.raises(UserError, match=told):
+        list(ours.search([[5]]))
 
 
 def test_translations_are_what_the_search_found():

@@ -167,5 +167,9 @@ def test_apply_changes_nothing_and_takes_numpy_params():
 
 
 def test_a_model_is_a_static_argument():
+    """Of the same config and vocabulary it is the same one, for which nothing is compiled anew."""
     model, _ = tiny()
     assert hash(model) == hash(model) and model == model
+    again = encoder_decoder(ModelConfig(**vars(SHALLOW)), 13)
+    assert again is encoder_decoder(SHALLOW, 13)
+    assert again not in (encoder_decoder(SHALLOW, 14), encoder_decoder(dataclasses.replace(SHALLOW, kv_heads=1), 13))

@@ -245,7 +245,7 @@ def decode(
         if stop is not None and stop.is_set():
             return
         rows, index = len(number), None
-        while half(rows) >= len(left):
+        while half(rows, over) >= len(left):
             rows //= 2
         if rows < len(number):
             # Filled up with sentences that are done with, which stay stopped.
@@ -254,7 +254,7 @@ def decode(
         with _dispatching:
             if index is not None or keep is not None:
                 memories, beams = rearrange(memories, beams, index, length=length, keep=keep, over=over)
-            beams, used = proceed(params, memories, beams, plan, half(rows), until, models=models, over=over)
+            beams, used = proceed(params, memories, beams, plan, half(rows, over), until, models=models, over=over)
         done = np.flatnonzero(np.asarray(beams.stopped_B) & (number >= 0))
         if done.size:
             with _dispatching:
@@ -269,6 +269,8 @@ def decode(
             length = size(until)
 
 
-def half(rows: int) -> int:
+def half(rows: int, over: NamedSharding | None) -> int:
     """At how many sentences a batch of so many rows is cut in half; 0 = never."""
-    return rows // 2 if rows > FEWEST_ROWS and rows % 2 == 0 else 0
+    if rows <= FEWEST_ROWS or rows % 2:
+        return 0
+    return rows // 2 if over is None or divides(over, rows // 2) else 0  # else each device would have all of them

@@ -13,7 +13,7 @@ def filtered(logits_XV: Array, *, top_k: Array | int, top_p: Array | float) -> A
     """Logits with -inf at what is not to be drawn.
 
     `top_k`: only the k likeliest (0 = all). `top_p`: only the likeliest that together have at least this probability
-    (Holtzman et al. 2020), after the first filter; the likeliest of all always stays.
+    (Holtzman et al. 2020), after the first filter; the likeliest of all always stays. Of equals the first stay.
     """
     V = logits_XV.shape[-1]
     ordered_XV = jnp.flip(jnp.sort(logits_XV, axis=-1), axis=-1)
@@ -22,7 +22,10 @@ def filtered(logits_XV: Array, *, top_k: Array | int, top_p: Array | float) -> A
     before_XV = jnp.cumsum(probs_XV, axis=-1) - probs_XV
     kept_XV = kept_V & (before_XV < top_p)
     lowest_X1 = jnp.min(jnp.where(kept_XV, ordered_XV, jnp.inf), axis=-1, keepdims=True)
-    return jnp.where(logits_XV >= lowest_X1, logits_XV, -jnp.inf)
+    above_XV, equal_XV = logits_XV > lowest_X1, logits_XV == lowest_X1
+    room_X1 = jnp.sum(kept_XV, axis=-1, keepdims=True) - jnp.sum(above_XV, axis=-1, keepdims=True)
+    stays_XV = above_XV | (equal_XV & (jnp.cumsum(equal_XV, axis=-1) <= room_X1))
+    return jnp.where(stays_XV, logits_XV, -jnp.inf)
 
 
 def sampled(key: Array, *, temperature: Array | float, top_k: Array | int, top_p: Array | float) -> Choose:

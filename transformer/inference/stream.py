@@ -33,7 +33,7 @@ def translate_jsonl(
 
     - `translation` and `score` (what beam search ranks by);
     - `n_best`, if decode.n_best is more than 1: a list of such pairs, best first;
-    - with `details`, of the best: `pieces`, `log_probs` of each, and `alignment` (see `Translator.score`).
+    - with `details`, of the best: `pieces`, `log_probs` of each, `source_pieces`, and `alignment` (see `Scored`).
 
     A blank source has the translation "" and the score null.
     """
@@ -62,7 +62,8 @@ def translate_jsonl(
 
 def score_jsonl(translator: Translator, source: BinaryIO, target: BinaryIO) -> int:
     """The model's opinion of given translations: each line, a JSON object with the fields `source` and `target`, comes
-    out again with all its fields and with `score`, `pieces`, `log_probs` and `alignment` (see `Translator.score`)."""
+    out again with all its fields and with `score`, `pieces`, `log_probs`, `source_pieces` and `alignment` (see
+    `Scored`)."""
 
     def answer(lines: Sequence[str], first: int) -> Iterator[str]:
         records = list(_records(lines, first, ("source", "target"), ()))
@@ -111,7 +112,7 @@ def _records(
 
 
 def _details(scored: Scored) -> dict[str, Any]:
-    return {"pieces": scored.pieces, "log_probs": scored.log_probs, "alignment": scored.alignment}
+    return {name: getattr(scored, name) for name in ("pieces", "log_probs", "source_pieces", "alignment")}
 
 
 def _json(record: dict[str, Any]) -> str:

@@ -59,8 +59,10 @@ class Scored:
     """The log-probability of each piece after those before it, in nats."""
     score: float
     """Their sum over the length penalty: what beam search would have ranked it by."""
+    source_pieces: tuple[str, ...]
+    """The pieces of the source, eos at the end."""
     alignment: tuple[int, ...]
-    """For each piece the source piece it looks at most, eos of the source counted too (see `Translator.score`)."""
+    """For each piece the number, from 0, of the source piece that it looks at most (see `Translator.score`)."""
 
 
 class Translator:
@@ -97,19 +99,24 @@ class Translator:
 
     @classmethod
     def load(
-        cls, workdir: str | Sequence[str], checkpoint: str | int | None = None, config: DecodeConfig | None = None
+        cls,
+        workdir: str | Sequence[str],
+        checkpoint: str | int | Sequence[str | int] | None = None,
+        config: DecodeConfig | None = None,
     ) -> Translator:
         """The translator of a workdir, or of several as an ensemble.
 
-        `checkpoint` as in `transformer.load`; `config` overrides the (first) workdir's own. Where there are several
-        devices, batches are laid over all of them.
+        `checkpoint` as in `transformer.load`, or one for each workdir; `config` overrides the (first) workdir's own.
+        Where there are several devices, batches are laid over all of them.
         """
         from transformer.checkpoint import Checkpoints
         from transformer.data.tokenizer import Tokenizer
 
         workdirs = [workdir] if isinstance(workdir, str) or not isinstance(workdir, Sequence) else list(workdir)
+        single = isinstance(checkpoint, str) or not isinstance(checkpoint, Sequence)
+        names = [checkpoint] * len(workdirs) if single else checkpoint
         loaded, pieces = [], []
-        for folder in workdirs:
+        for folder, name in zip(workdirs, names, strict=True):
             checkpoints = Checkpoints(folder)
 
             def read(name: int | str, of: Checkpoints = checkpoints) -> tuple[Config, int, Params, bytes]:
@@ -120,7 +127,7 @@ class Translator:
                     of.file(name, "tokenizer.model"),
                 )
 
-            own, vocab_size, params, tokenizer = checkpoints.read(checkpoint, read)
+            own, vocab_size, params, tokenizer = checkpoints.read(name, read)
             config = config or own.decode
             model_config, params = in_type(own.model, params, config.dtype)
             loaded.append((encoder_decoder(model_config, vocab_size), _everywhere(params)))
@@ -255,6 +262,7 @@ class Translator:
                     tuple(self.tokenizer.piece(piece) for piece in target_BT[row, :n].tolist()),
                     tuple(log_probs[row, :n].tolist()),
                     float(options.score(log_probs[row, :n].sum(), n)),
+                    tuple(self.tokenizer.piece(piece) for piece in [*sources[i], EOS]),
                     tuple(alignment[row, :n].tolist()),
                 )
         return results
@@ -281,6 +289,9 @@ class Translator:
         banned = None
         if c.banned:
             phrases = self.tokenizer.encode(list(c.banned))
+            for phrase, own in zip(c.banned, phrases, strict=True):
+                if not own or not self.tokenizer.decode([own])[0].strip():
+                    raise UserError(f"decode.banned: this model's tokenizer sees nothing in {phrase!r}; leave it out")
             banned = np.full((len(phrases), max(map(len, phrases))), -1, np.int32)
             for row, phrase in zip(banned, phrases, strict=True):
                 row[len(row) - len(phrase) :] = phrase
@@ -314,20 +325,28 @@ class Translator:
         waiting, done = [slice(0, rows)], []
         while waiting:
             own = waiting.pop()
-            middle = (own.start + own.stop) // 2
+            rows = own.stop - own.start
+            count = self._half(rows)
             try:
                 done.append(part(own))
                 continue
             except jax.errors.JaxRuntimeError as error:
-                if "RESOURCE_EXHAUSTED" not in str(error) or middle == own.start:
+                if "RESOURCE_EXHAUSTED" not in str(error) or not count:
                     raise
             # Outside of the handler, which would keep the failed attempt's arrays alive.
-            count = middle - own.start
-            with self._lock:
-                self._rows_that_fit = min(self._rows_that_fit, count)
-            log.warning("%d sentences at once do not fit into memory; going on with %d", own.stop - own.start, count)
+            with self._lock:  # fewer than the devices take no less
+                self._rows_that_fit = min(self._rows_that_fit, max(count, self._ways()))
+            log.warning("%d sentences at once do not fit into memory; going on with %d", rows, count)
+            middle = own.start + count
             waiting += [slice(middle, own.stop), slice(own.start, middle)]
         return done
+
+    def _half(self, rows: int) -> int:
+        """How many of so many rows go first where they are too many; 0 if neither part would take less memory."""
+        ways = self._ways()
+        if rows % ways == 0:  # so they lie on all devices, and both parts are to
+            return rows // ways // 2 * ways
+        return rows // ways * ways or rows // 2
 
     def _batches(self, lengths: Sequence[int], *, longest: int | None = None) -> Iterator[tuple[list[int], int, int]]:
         """Indices of sentences that are decoded together, and the shape: rows, length with eos.

@@ -8,6 +8,7 @@ NNX modules hold their parameters; optimisers, checkpoints, sharding and other p
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import cache
 from typing import Any
 
 import jax
@@ -60,8 +61,9 @@ class Model:
         return getattr(nnx.merge(self._graph, state), method)(*args, **kwargs)
 
 
+@cache  # programs are compiled for a model, so that a second one of the same config would compile them anew
 def encoder_decoder(config: ModelConfig, vocab_size: int) -> Model:
-    """The paper's Transformer over a vocabulary of `vocab_size` pieces."""
+    """The paper's Transformer over a vocabulary of `vocab_size` pieces; the same arguments give the same model."""
     return Model(lambda rngs: EncoderDecoder(config, vocab_size, rngs=rngs))
 
 
