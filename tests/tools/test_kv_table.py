@@ -3,9 +3,10 @@ import dataclasses
 import jax
 import pytest
 
-from transformer.config import AttentionConfig, Config, DataConfig, ModelConfig
+from transformer.config import AttentionConfig, ModelConfig, UserError
 from transformer.model import encoder_decoder
-from transformer.tools.kv_table import cache_bytes, kv_table, variants
+from transformer.tools import kv_table as kv_table_module
+from transformer.tools.kv_table import cache_bytes, decode_seconds, variants
 
 # Brandon et al. 2024 (2405.12981), their 1B models: 20 layers of width 2,048 and heads of 128, 16-bit numbers.
 PUBLISHED = ModelConfig(decoder_layers=20, d_model=2048, heads=16, dtype="bfloat16")
@@ -16,7 +17,7 @@ def test_published_bytes_of_cache_a_token(name, expected):
     assert cache_bytes(variants(PUBLISHED)[name])[0] == expected
 
 
-@pytest.mark.parametrize("name", ["MHA", "GQA-2", "MQA", "MHA+CLA2", "MQA+CLA2"])
+@pytest.mark.parametrize("name", ["as it is", "MHA", "GQA-2", "MQA", "MHA+CLA2", "MQA+CLA2"])
 def test_the_formula_is_what_the_model_holds(name):
     """Three decoder layers in groups of two, keys and values of different sizes, cross-attention on its own."""
     small = ModelConfig(encoder_layers=1, decoder_layers=3, d_model=16, d_ff=16, heads=8, d_k=3, d_v=5)
@@ -33,11 +34,64 @@ def test_the_formula_is_what_the_model_holds(name):
     assert size == {"own": token * 2 * 3 * 7, "cross": source * 2 * 11}
 
 
-def test_the_table_prints_every_variant():
-    model = ModelConfig(encoder_layers=1, decoder_layers=2, d_model=16, d_ff=16, heads=8)
-    config = Config(model=model, data=DataConfig(vocab_size=32))
-    lines = list(kv_table(config, sentences=2, length=3))
-    rows = [line.split() for line in lines[2:-2]]
-    assert [row[0] for row in rows] == ["MHA", "GQA-2", "MQA", "MHA+CLA2", "MQA+CLA2"]
-    assert [row[1] for row in rows] == ["256", "64", "32", "128", "16"]
-    assert all(float(row[-1]) > 0 for row in rows)
+CONFIG = """
+from transformer.config import AttentionConfig, Config, DataConfig, DecodeConfig, ModelConfig
+
+config = Config(
+    model=ModelConfig(
+        encoder_layers=3, decoder_layers=3, d_model=16, d_ff=24, heads=8, positions="learned", max_positions=30,
+        encoder_attention=AttentionConfig(window=2),
+        decoder_attention=AttentionConfig(kv_heads=2, kv_sharing=2, window=5),
+        cross_attention=AttentionConfig(kv_heads=4),
+    ),
+    data=DataConfig(vocab_size=32, max_length=30),
+    decode=DecodeConfig(beam_size=3, max_source_length=20, max_extra_length=9),
+)
+"""
+
+# Key/value heads in encoder, decoder and cross-attention; and how many of the three layers have some of their own.
+GROUPS = {
+    "as it is": ((8, 2, 4), (3, 2, 3)),
+    "MHA": ((8, 8, 8), (3, 3, 3)),
+    "GQA-2": ((2, 2, 2), (3, 3, 3)),
+    "MQA": ((1, 1, 1), (3, 3, 3)),
+    "MHA+CLA2": ((8, 8, 8), (2, 2, 2)),
+    "MQA+CLA2": ((1, 1, 1), (2, 2, 2)),
+}
+# Numbers in the tables of pieces and of positions, queries and outputs, feed-forwards, norms.
+ELSEWHERE = 32 * 16 + 2 * 30 * 16 + 9 * 2 * 16 * 16 + 6 * (2 * 16 * 24 + 24 + 16) + 15 * 2 * 16
+
+
+def test_the_table_by_hand(call, tmp_path, monkeypatch):
+    """With fewer learned positions than are decoded by default."""
+    seconds = iter([0.58, 0.29, *[0.0] * 4])
+    monkeypatch.setattr(kv_table_module, "decode_seconds", lambda *_, **given: asked.append(given) or next(seconds))
+    asked = []
+    (tmp_path / "mine.py").write_text(CONFIG)
+    done = call("transformer", "describe", "--kv", "--config", tmp_path / "mine.py")
+    assert (done.code, done.err) == (0, "")
+    title, head, *rows = done.out.splitlines()[:-2]
+    assert title.startswith(
+        "8 sentences, beam 3, 29 pieces out, sources of 24 pieces, decode.dtype auto, cache in float32"
+    )
+    assert head.split() == ["variant", "bytes/token", "bytes/source", "bytes/sentence", "parameters", "ms/token"]
+    assert [row[:10].strip() for row in rows] == list(GROUPS)
+    for row, (heads, groups) in zip(rows, GROUPS.values(), strict=True):
+        (_, own, cross), (_, decoder, memory) = heads, groups
+        token, source = decoder * own * (2 + 2) * 4, memory * cross * (2 + 2) * 4
+        numbers = ELSEWHERE + sum(n * 2 * 16 * 2 * g for n, g in zip(heads, groups, strict=True))
+        found = [int(word.replace(",", "")) for word in row[10:].split()[:-1]]
+        assert found == [token, source, token * 3 * 29 + source * 24, numbers]
+    assert [row.split()[-1] for row in rows] == ["2.50", "1.25", *["0.00"] * 4]
+    assert asked == [{"sentences": 8, "beam_size": 3, "source": 24, "length": 29, "dtype": "auto"}] * 6
+
+
+def test_what_is_timed_is_what_was_asked_for():
+    """Outputs and sources of these lengths, and no more positions than they need."""
+    model = ModelConfig(
+        encoder_layers=1, decoder_layers=1, d_model=16, d_ff=16, heads=2, positions="learned", max_positions=7
+    )
+    sizes = {"sentences": 2, "beam_size": 2, "source": 6, "length": 6}
+    assert decode_seconds(model, 32, **sizes) > 0
+    with pytest.raises(UserError, match="model has learned ones for 6"):
+        decode_seconds(dataclasses.replace(model, max_positions=6), 32, **sizes)

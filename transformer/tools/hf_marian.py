@@ -64,7 +64,10 @@ TIED = ("model.encoder.embed_tokens.weight", "model.decoder.embed_tokens.weight"
 # Computed when a model is built, never saved.
 POSITIONS = ("model.encoder.embed_positions.weight", "model.decoder.embed_positions.weight")
 # What Marian can express; every other field of the model must have its default, the paper's.
-FREE = ("encoder_layers", "decoder_layers", "d_model", "d_ff", "heads", "dropout", "max_positions", "dtype")
+FREE = (
+    *("encoder_layers", "decoder_layers", "d_model", "d_ff", "heads", "dropout", "max_positions"),
+    *("attention_kernel", "dtype"),
+)
 
 
 def table(config: ModelConfig) -> list[Row]:

@@ -17,6 +17,7 @@ from transformer.inference.translator import Translator, in_type
 from transformer.model import encoder_decoder
 
 BYTES = {"float32": 4, "bfloat16": 2}
+SOURCE_LENGTH = 24  # pieces, end of sentence included
 
 
 def cache_bytes(model: ModelConfig) -> tuple[int, int]:
@@ -32,8 +33,8 @@ def cache_bytes(model: ModelConfig) -> tuple[int, int]:
 
 
 def variants(model: ModelConfig) -> Mapping[str, ModelConfig]:
-    """The model with keys and values shared in the usual ways; MHA multi-head, GQA grouped-query with a quarter of the
-    heads, MQA multi-query, CLA2 with two neighbouring layers on one set."""
+    """The model as it is, and without windows and with keys and values shared in the usual ways: MHA multi-head, GQA
+    grouped-query with a quarter of the heads, MQA multi-query, CLA2 with two neighbouring layers on one set."""
 
     def shared(heads: int, layers: int = 1) -> ModelConfig:
         same = AttentionConfig()
@@ -46,25 +47,37 @@ def variants(model: ModelConfig) -> Mapping[str, ModelConfig]:
             cross_attention=same,
         )
 
-    rows = {"MHA": shared(model.heads)}
+    rows = {"as it is": model, "MHA": shared(model.heads)}
     if model.heads % 4 == 0 and model.heads > 4:
         rows[f"GQA-{model.heads // 4}"] = shared(model.heads // 4)
     return rows | {"MQA": shared(1), "MHA+CLA2": shared(model.heads, 2), "MQA+CLA2": shared(1, 2)}
 
 
 def decode_seconds(
-    model: ModelConfig, vocab_size: int, *, sentences: int, beam_size: int, length: int, dtype: str = "auto"
+    model: ModelConfig,
+    vocab_size: int,
+    *,
+    sentences: int,
+    beam_size: int,
+    source: int,
+    length: int,
+    dtype: str = "auto",
 ) -> float:
     """Seconds that beam search takes, once compiled, for `sentences` outputs of exactly `length` pieces under random
-    parameters, in the type that `decode.dtype` names; the sources have 24 pieces."""
+    parameters, in the type that `decode.dtype` names; the sources have `source` pieces, end of sentence included."""
     random = encoder_decoder(model, vocab_size).init(jax.random.key(0))
     model, params = in_type(dataclasses.replace(model, dropout=0.0), random, dtype)
     built = encoder_decoder(model, vocab_size)
     fixed = DecodeConfig(
-        beam_size=beam_size, min_length=length, max_length=length, max_extra_length=length, batch_sentences=sentences
+        beam_size=beam_size,
+        min_length=length,
+        max_length=length,
+        max_extra_length=length,
+        max_source_length=source - 1,
+        batch_sentences=sentences,
     )
     translator = Translator(built, params, None, fixed)
-    sources = np.random.default_rng(0).integers(4, vocab_size, (sentences, 23)).tolist()
+    sources = np.random.default_rng(0).integers(4, vocab_size, (sentences, source - 1)).tolist()
     seconds = []
     for _ in range(3):  # the first compiles
         began = time.perf_counter()
@@ -76,14 +89,17 @@ def decode_seconds(
 
 def kv_table(config: Config, *, sentences: int = 8, length: int = 64) -> Iterator[str]:
     """Lines of the table for a config's model."""
-    beams = config.decode.beam_size
+    beams, source_length = config.decode.beam_size, SOURCE_LENGTH
+    if config.model.positions == "learned":
+        length = min(length, config.model.max_positions - 1)  # one is for end of sentence
+        source_length = min(source_length, config.model.max_positions - 1)
     kind = jax.devices()[0].device_kind
     dtype = config.decode.dtype
     decoded, _ = in_type(config.model, {}, dtype)
     cache = jnp.dtype(cache_type() or decoded.dtype).name
     yield (
-        f"{sentences} sentences, beam {beams}, {length} pieces out, sources of 24 pieces, decode.dtype {dtype}, cache "
-        f"in {cache}, random parameters, {kind}"
+        f"{sentences} sentences, beam {beams}, {length} pieces out, sources of {source_length} pieces, decode.dtype "
+        f"{dtype}, cache in {cache}, random parameters, {kind}"
     )
     heads = ("bytes/token", 12), ("bytes/source", 13), ("bytes/sentence", 15), ("parameters", 12), ("ms/token", 9)
     yield " ".join([f"{'variant':10}", *(f"{head:>{width}}" for head, width in heads)])
@@ -92,10 +108,16 @@ def kv_table(config: Config, *, sentences: int = 8, length: int = 64) -> Iterato
         _, source = cache_bytes(dataclasses.replace(model, dtype=decoded.dtype))
         shapes = jax.tree.leaves(encoder_decoder(model, config.data.vocab_size).abstract_params)
         seconds = decode_seconds(
-            model, config.data.vocab_size, sentences=sentences, beam_size=beams, length=length, dtype=dtype
+            model,
+            config.data.vocab_size,
+            sentences=sentences,
+            beam_size=beams,
+            source=source_length,
+            length=length,
+            dtype=dtype,
         )
         yield (
-            f"{name:10} {token:12,} {source:13,} {token * beams * length + source * 24:15,} "
+            f"{name:10} {token:12,} {source:13,} {token * beams * length + source * source_length:15,} "
             f"{sum(math.prod(x.shape) for x in shapes):12,} {1e3 * seconds / (sentences * length):9.2f}"
         )
     yield "bytes/token: of one hypothesis; bytes/sentence: all beams at full length and the source, before what beams"
