@@ -2,6 +2,7 @@
 
     pip install -r benchmarks/requirements.txt
     python benchmarks/train.py                        # updates of the paper's base and big model
+    python benchmarks/train.py --part dropout         # what dropout costs
     python benchmarks/train.py --part pipeline        # tokenising and batches
     python benchmarks/train.py --part scaling         # more virtual devices on the same processors
     python benchmarks/train.py --quick                # a toy, for a smoke test
@@ -29,19 +30,21 @@ from side_by_side import Worker, log, machine, require, show, take_turns
 
 from transformer.command_line import Parser, run
 from transformer.data import phrases
+from transformer.data.text import Parallel, read_pairs
 
 SYSTEMS = ("ours", "pytorch", "pytorch-compile")
 COLUMNS = {
     **{"part": -10, "system": -15, "model": -5, "dtype": -8, "devices": 7, "rows": 5, "length": 6, "workers": 7},
+    **{"dropout": 7, "of_a_step": 9},
     **{"shapes": 6, "padding": 7, "tokens_per_s": 12, "tokens_per_s_range": 18, "pairs_per_s": 11, "ours_is_times": 13},
     **{"of_matrix_rate": 14, "compile_s": 9, "cached_compile_s": 16, "peak_mib": 8, "loss": 7},
 }
 
 
 def script(name: str, options: Namespace, environment: dict[str, str] | None = None, **settings: Any) -> Worker:
-    common = {"threads": options.threads, "device": options.device, "vocab_size": options.vocab_size}
+    common = {"threads": options.threads, "device": options.device, "vocab_size": options.vocab_size} | settings
     memory = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}  # several processes share a GPU
-    return Worker("train_systems.py", name, memory | (environment or {}), **common, **settings)
+    return Worker("train_systems.py", name, memory | (environment or {}), **common)
 
 
 def speeds(runs: list[dict], amount: float | str) -> dict[str, Any]:
@@ -86,6 +89,25 @@ def steps(o: Namespace) -> Iterator[dict[str, Any]]:
                 worker.close()
 
 
+def dropout(o: Namespace) -> Iterator[dict[str, Any]]:
+    """Rows of ours as it is, and without dropout."""
+    for model, dtype in itertools.product(o.models, o.dtypes):
+        settings = {"model": model, "dtype": dtype, "rows": o.rows, "length": o.length}
+        workers = {rate: script("ours", o, **settings, dropout=rate) for rate in (None, 0.0)}
+        runs = take_turns(workers, o.updates, o.repeats)
+        for rate, worker in workers.items():
+            # Of the same turn: a machine's speed changes from one to the next.
+            share = statistics.median(
+                1 - b["seconds"] / a["seconds"] for a, b in zip(runs[None], runs[0.0], strict=True)
+            )
+            yield {
+                **{"part": "dropout", "system": "ours", **settings, "dropout": worker.ready["dropout"]},
+                **speeds(runs[rate], o.rows * o.length * o.updates),
+                "of_a_step": f"{share:.1%}" if rate is None else None,
+            }
+            worker.close()
+
+
 def scaling(o: Namespace) -> Iterator[dict[str, Any]]:
     """Rows of ours with 1, 2, 4 and 8 virtual devices on the same processors, and the same batch."""
     for devices in (1, 2, 4, 8):
@@ -106,7 +128,8 @@ def pipeline(o: Namespace) -> Iterator[dict[str, Any]]:
     """Rows of tokenising by one and by all processes, and of batches packed and bucketed."""
     with tempfile.TemporaryDirectory() as folder:
         write_text(Path(folder), o.pairs, o.text)
-        tokenising = script("tokenising", o, workdir=folder)
+        text = {"workdir": folder, "vocab_size": o.pieces}
+        tokenising = script("tokenising", o, **text)
         once = {}
         for workers in dict.fromkeys((1, o.threads)):
             runs = [tokenising.ask(workers) for _ in range(o.repeats)]
@@ -117,7 +140,7 @@ def pipeline(o: Namespace) -> Iterator[dict[str, Any]]:
             }
         tokenising.close()
         for packing in (True, False):
-            worker = script("pipeline", o, workdir=folder, packing=packing, batch_tokens=o.batch_tokens)
+            worker = script("pipeline", o, **text, packing=packing, batch_tokens=o.batch_tokens)
             runs = take_turns({"ours": worker}, o.batches, o.repeats)["ours"]
             yield {
                 **{"part": "batches", "system": "ours", "packing": packing, "shapes": worker.ready["shapes"]},
@@ -130,8 +153,8 @@ def pipeline(o: Namespace) -> Iterator[dict[str, Any]]:
 def write_text(folder: Path, pairs: int, text: list[str] | None) -> None:
     """train.en and train.de: the given files, repeated as often as needed, or generated phrases, a few a line."""
     if text:
-        lines = [Path(path).read_text(encoding="utf-8").splitlines() for path in text]
-        sides = [(own * -(-pairs // len(own)))[:pairs] for own in lines]
+        own = list(read_pairs(Parallel(*text)))
+        sides = zip(*itertools.islice(itertools.cycle(own), pairs), strict=True)
     else:
         made, draw = phrases.pairs("train", ("en", "de")), random.Random(0)
         rows = []
@@ -146,16 +169,20 @@ def write_text(folder: Path, pairs: int, text: list[str] | None) -> None:
         (folder / f"train.{language}").write_text("".join(f"{line}\n" for line in side), encoding="utf-8")
 
 
+PARTS = {"steps": steps, "dropout": dropout, "pipeline": pipeline, "scaling": scaling}
+
+
 # ---- The command -----------------------------------------------------------------------------------------------------
 def main(arguments: list[str]) -> None:
     parser = Parser("benchmarks/train.py", __doc__.splitlines()[0])
-    parser.add_argument("--part", choices=["steps", "pipeline", "scaling"], default="steps")
+    parser.add_argument("--part", choices=[*PARTS, "all"], default="steps")
     parser.add_argument("--models", nargs="+", choices=["base", "big", "small"], help="default: base big")
     parser.add_argument("--dtypes", nargs="+", choices=["float32", "bfloat16"], default=["float32", "bfloat16"])
     parser.add_argument("--systems", nargs="+", choices=SYSTEMS, default=list(SYSTEMS))
     parser.add_argument("--rows", type=int, default=64, help="sentences of an update (default 64)")
     parser.add_argument("--length", type=int, default=32, help="pieces of each, on either side (default 32)")
-    parser.add_argument("--vocab-size", type=int, help="pieces in the vocabulary (default 37,000; pipeline 8,000)")
+    parser.add_argument("--vocab-size", type=int, default=37_000, help="pieces in the vocabulary (default 37,000)")
+    parser.add_argument("--pieces", type=int, default=8_000, help="pieces in the pipeline's (default 8,000)")
     parser.add_argument("--updates", type=int, help="updates of a timed run (default 3)")
     parser.add_argument("--repeats", type=int, help="timed runs (default 5)")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="of each system")
@@ -174,19 +201,18 @@ def main(arguments: list[str]) -> None:
     for name, value in (quick if o.quick else full).items():
         if getattr(o, name) is None:
             setattr(o, name, value)
-    if o.vocab_size is None:
-        o.vocab_size = 8_000 if o.part == "pipeline" else 37_000
     if o.quick:
-        o.rows, o.length, o.vocab_size = 4, 8, 1_000
-    if o.part == "steps" and set(o.systems) - {"ours"}:
+        o.rows, o.length, o.vocab_size, o.pieces = 4, 8, 1_000, 1_000
+    if o.part in ("steps", "all") and set(o.systems) - {"ours"}:
         require(["torch"])
-    if o.part == "steps" and "ours" not in o.systems:
+    if "ours" not in o.systems:
         o.systems = ["ours", *o.systems]
     log(machine(("jax", "torch")))
-    rows = show({"steps": steps, "pipeline": pipeline, "scaling": scaling}[o.part](o), COLUMNS, o.json)
+    parts = PARTS.values() if o.part == "all" else [PARTS[o.part]]
+    rows = show(itertools.chain.from_iterable(part(o) for part in parts), COLUMNS, o.json)
     if o.json:
         print(json.dumps(rows))
-    elif o.part == "steps":
+    elif o.part in ("steps", "all"):
         print(f"medians of target pieces a second over {o.updates} updates; one run before each is left out")
 
 

@@ -29,8 +29,10 @@ def pieces(rows: int, length: int, vocab_size: int) -> tuple[np.ndarray, np.ndar
     return source, target
 
 
-def ours(model: str, dtype: str, rows: int, length: int, vocab_size: int, device: str, **_: Any) -> Any:
-    """An update as train.py does it."""
+def ours(
+    model: str, dtype: str, rows: int, length: int, vocab_size: int, device: str, dropout: float | None = None, **_: Any
+) -> Any:
+    """An update as train.py does it; with another rate of dropout, if one is given."""
     import dataclasses
     from types import SimpleNamespace
 
@@ -49,7 +51,10 @@ def ours(model: str, dtype: str, rows: int, length: int, vocab_size: int, device
         raise SystemExit("--device cuda: this JAX sees no GPU")
     shape = {"base": BASE, "big": BIG, "small": dataclasses.replace(BASE, **SMALL)}[model]
     kernel = "cudnn" if device == "cuda" and dtype == "bfloat16" else "plain"
-    config = Config(model=dataclasses.replace(shape, dtype=dtype, attention_kernel=kernel), train=TrainConfig())
+    shape = dataclasses.replace(shape, dtype=dtype, attention_kernel=kernel)
+    config = Config(
+        model=shape if dropout is None else dataclasses.replace(shape, dropout=dropout), train=TrainConfig()
+    )
     task = Translation(config, SimpleNamespace(vocab_size=vocab_size, model=b"", sha256=""), None)
     mesh = make_mesh(MeshConfig())
     tx = optimizer(config.train, config.model.d_model)
@@ -64,6 +69,7 @@ def ours(model: str, dtype: str, rows: int, length: int, vocab_size: int, device
         "compile_s": time.perf_counter() - began,
         "parameters": sum(x.size for x in jax.tree.leaves(abstract.params)),
         "flops": update_flops(config.model, vocab_size, rows, length, length),
+        "dropout": config.model.dropout,
     }
 
     def updates(count: int) -> dict[str, Any]:

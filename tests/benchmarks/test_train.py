@@ -1,5 +1,6 @@
 """benchmarks/train.py from end to end on a toy: whether all systems do the same work, not how fast they are."""
 
+import gzip
 import importlib.util
 import json
 import subprocess
@@ -34,11 +35,17 @@ def test_all_systems_do_the_same_updates(environment) -> None:
 
 
 @pytest.mark.slow
-def test_the_pipeline_and_virtual_devices(environment) -> None:
-    found = rows(environment, "--part", "pipeline")
+def test_the_pipeline_dropout_and_virtual_devices(environment, tmp_path: Path) -> None:
+    for name in ("a.en", "a.de"):  # a line more for str.splitlines
+        with gzip.open(tmp_path / f"{name}.gz", "wt", encoding="utf-8") as file:
+            file.write("".join(f"line {i} of some text\u2028and {i * 7919 % 10007:x} more\n" for i in range(2_000)))
+    found = rows(environment, "--part", "pipeline", "--text", tmp_path / "a.en.gz", tmp_path / "a.de.gz")
     assert {r["part"] for r in found} == {"tokenising", "batches"}
     packed, bucketed = (r for r in found if r["part"] == "batches")
     assert packed["packing"] and float(packed["padding"][:-1]) < float(bucketed["padding"][:-1])
+    found = rows(environment, "--part", "dropout", "--dtypes", "float32")
+    assert [r["dropout"] for r in found] == [0.1, 0.0]
+    assert found[0]["of_a_step"].endswith("%")
     found = rows(environment, "--part", "scaling", "--dtypes", "float32")
     assert [r["devices"] for r in found] == [1, 2, 4, 8]
     assert all(r["tokens_per_s"] > 0 for r in found)
