@@ -364,6 +364,7 @@ def test_mistakes_are_told_before_the_model_is_loaded(call, trained, monkeypatch
         (("--share", "0/2"), "--share needs both"),
         ((*files, "--share", "2/2"), "--share 2/2: must be I/N"),
         (("--input", tmp_path / "no", *files[2:]), "/no: No such file or directory"),
+        (("--input", tmp_path / "in.gz", *files[2:]), "/in.gz: packed; unpack it first, with gunzip -k "),
         ((*files[:3], tmp_path / "in"), "/in exists; name another file"),
         ((*files[:3], tmp_path / "no/out"), "/no/out: there is no folder"),
     ):

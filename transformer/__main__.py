@@ -51,6 +51,8 @@ def translate(arguments: list[str]) -> None:
 
     share = shares.parse(own.share or "0/1")
     if own.input is not None:
+        if own.input.lower().endswith(".gz"):
+            raise UserError(f"--input {own.input}: packed; unpack it first, with gunzip -k {own.input}")
         shares.refuse(Path(own.input), Path(own.output))
     models, options = _chosen(parser, own, rest)
     if options.n_best > 1 and not own.jsonl:

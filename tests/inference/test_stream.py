@@ -44,11 +44,20 @@ def translated(source):
         (b"a\r\nb\r\n\r\n", b"A\nB\n\n"),
         ("ä\u2028b\u0085c\x0cd\re\n".encode(), "Ä\u2028B\u0085C\x0cD\rE\n".encode()),
         (b"a\xff\xc3\nb\n", "A\ufffd\ufffd\nB\n".encode()),
-        ("\ufeffa\n".encode(), "\ufeffA\n".encode()),
+        ("\ufeffa\n\ufeffb\n".encode(), "A\n\ufeffB\n".encode()),  # a mark before the first line is no text
+        (b"a\r\r\n", b"A\r\n"),
     ],
 )
 def test_as_many_lines_out_as_in(source, expected):
     assert translated(source)[0] == expected
+
+
+def test_what_is_not_utf8_is_told_once_and_counted(caplog):
+    translated("a\n\ufffd\n".encode() + b"b\xff\nc\n\xc3\n")
+    assert caplog.messages == [
+        "line 3: not valid UTF-8; what cannot be read is taken as U+FFFD",
+        "2 of 5 lines were not valid UTF-8",
+    ]
 
 
 def test_a_file_goes_in_large_runs_that_know_their_line_numbers(monkeypatch):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import queue
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -10,6 +11,8 @@ from typing import Any, BinaryIO
 
 from transformer.config import UserError
 from transformer.inference.translator import Scored, Translator
+
+log = logging.getLogger("transformer")
 
 CHUNK_LINES = 10_000
 CHUNK_SECONDS = 0.05  # how long to wait for a line that follows at once
@@ -19,7 +22,8 @@ def translate_stream(translator: Translator, source: BinaryIO, target: BinaryIO,
     """Write one translation for each line of `source`, in order; returns their number.
 
     Lines end with "\n" alone; the last may lack it. Whatever has arrived is translated together, so a file goes in
-    large batches, and somebody who types gets an answer after each line. Bytes that are not UTF-8 are read as U+FFFD.
+    large batches, and somebody who types gets an answer after each line. Bytes that are not UTF-8 are read as U+FFFD,
+    with a warning that names the first such line and one that counts them.
     `first_line` is the number of the first line, where `source` is a part of something.
     """
     return _answer(source, target, lambda lines, first: translator.translate(lines, first_line=first), first_line)
@@ -78,13 +82,22 @@ def _answer(
     source: BinaryIO, target: BinaryIO, answer: Callable[[Sequence[str], int], Iterable[str]], first_line: int
 ) -> int:
     """Write a line for each line; `answer(lines, number of the first)` gives them for those that arrived together."""
-    done = 0
+    done = broken = 0
     for lines in _chunks(source):
-        texts = [line.decode("utf-8", errors="replace").rstrip("\r") for line in lines]
+        if done == 0 and first_line == 1:
+            lines[0] = lines[0].removeprefix(b"\xef\xbb\xbf")
+        texts = [line.removesuffix(b"\r").decode("utf-8", errors="replace") for line in lines]
+        for number, (line, text) in enumerate(zip(lines, texts, strict=True), first_line + done):
+            if "\ufffd" in text and "\ufffd".encode() not in line:
+                broken += 1
+                if broken == 1:
+                    log.warning("line %d: not valid UTF-8; what cannot be read is taken as U+FFFD", number)
         for text in answer(texts, first_line + done):
             target.write(text.encode("utf-8", errors="replace") + b"\n")
         target.flush()
         done += len(lines)
+    if broken > 1:
+        log.warning("%d of %d lines were not valid UTF-8", broken, done)
     return done
 
 
