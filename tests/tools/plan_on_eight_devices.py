@@ -9,7 +9,7 @@ import jax
 from jax.sharding import PartitionSpec as P
 
 from transformer.config import Config, DataConfig, MeshConfig, ModelConfig, TrainConfig
-from transformer.tools.plan import CHIPS, decoding, training, warnings
+from transformer.tools.plan import CHIPS, decoding, planned, training, warnings
 from transformer.training import sharding
 from transformer.training.flops import update_flops
 
@@ -21,7 +21,7 @@ CONFIG = Config(
 SHAPE = (32, 24, 24)
 
 
-def planned(mesh: jax.sharding.Mesh, config: Config = CONFIG) -> dict:
+def update(mesh: jax.sharding.Mesh, config: Config = CONFIG) -> dict:
     (one,) = training(config, mesh, CHIPS["v5e"], [SHAPE])
     model = update_flops(CONFIG.model, 512, *SHAPE) / mesh.size
     return {
@@ -30,7 +30,7 @@ def planned(mesh: jax.sharding.Mesh, config: Config = CONFIG) -> dict:
         "memory": one.needed,
         "traffic": one.traffic,
         "collectives": one.collectives,
-        "warnings": list(warnings(one, model, 512 * 64, mesh)),
+        "warnings": list(warnings(one, model, config, mesh)),
     }
 
 
@@ -38,21 +38,32 @@ def main() -> None:
     found = {}
     for sizes in ((8, 1, 1), (2, 4, 1), (2, 2, 2), (1, 1, 8)):
         mesh = sharding.make_mesh(MeshConfig(*sizes))
-        found["x".join(map(str, sizes))] = planned(mesh)
+        found["x".join(map(str, sizes))] = update(mesh)
     learned = dataclasses.replace(CONFIG, model=dataclasses.replace(CONFIG.model, positions="learned"))
-    found["2x4x1 learned"] = planned(sharding.make_mesh(MeshConfig(2, 4, 1)), learned)
+    found["2x4x1 learned"] = update(sharding.make_mesh(MeshConfig(2, 4, 1)), learned)
     four = dataclasses.replace(CONFIG, train=dataclasses.replace(CONFIG.train, accumulate=4))
-    found["in four"] = planned(sharding.make_mesh(MeshConfig()), four)
-    one = decoding(CONFIG, sharding.make_mesh(MeshConfig()), CHIPS["v5e"], 2, 16)
-    found["decoding"] = {"flops": one.flops, "memory": one.needed, "sent": sum(c.sent for c in one.collectives)}
+    found["in four"] = update(sharding.make_mesh(MeshConfig()), four)
+    for length in (16, 64):
+        encoding, step = decoding(CONFIG, sharding.make_mesh(MeshConfig(2, 2, 2)), CHIPS["v5e"], 2, length)
+        found[f"decoding {length}"] = {
+            "encoding_flops": encoding.flops,
+            "flops": step.flops,
+            "state": step.state,
+            "traffic": step.traffic,
+            "sent": sum(one.sent for one in step.collectives),
+        }
+    # 4 rows over 8 devices: half of what is compiled is empty.
+    small = dataclasses.replace(CONFIG, data=dataclasses.replace(CONFIG.data, max_length=256))
+    found["plan"] = planned(small, "eight of these", sharding.make_mesh(MeshConfig()), CHIPS["v5e"])
 
     # Mistakes: no parameter cut along the tensor axis; the vocabulary's matrix cut, and needed whole.
     mesh = sharding.make_mesh(MeshConfig(1, 1, 8))
     right = sharding.RULES
-    sharding.RULES = ((".*", P()),)
-    found["replicated"] = planned(mesh)
+    sharding.RULES = ((r".*table", P(None, None)), (r".*", P()))
+    found["replicated"] = update(mesh)
+    found["replicated over fsdp"] = update(sharding.make_mesh(MeshConfig(1, 8, 1)))
     sharding.RULES = ((r"(.*_)?embedding/table", P("data")), *right[1:])
-    found["gathered"] = planned(sharding.make_mesh(MeshConfig(8, 1, 1)))
+    found["gathered"] = update(sharding.make_mesh(MeshConfig(8, 1, 1)))
     print(json.dumps(found))
 
 

@@ -6,12 +6,27 @@ import json
 import re
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
+import jax
 import pytest
 
-from transformer.config import UserError
-from transformer.tools.plan import CHIPS, Collective, Estimate, Hlo, topology_mesh
+from transformer.config import Config, UserError
+from transformer.tools.plan import (
+    CHIPS,
+    Collective,
+    Estimate,
+    Hlo,
+    TooBig,
+    _told,
+    estimate,
+    lines,
+    to_json,
+    topology_mesh,
+    warnings,
+)
 
 HLO = """HloModule jit_step, entry_computation_layout={()->f32[]}
 
@@ -138,6 +153,93 @@ def test_bytes_to_and_from_memory() -> None:
     assert Hlo(SLICES, 1).traffic() == 2 * whole + 5 * turn + copied + sliced + in_place + made_anew
 
 
+ASYNC = """HloModule jit_step
+
+%add (a: f32[], b: f32[]) -> f32[] {
+  ROOT %sum = f32[] add(f32[] %a, f32[] %b)
+}
+
+%begin (p: f32[10,64]) -> (f32[10,64], f32[20,64], u32[]) {
+  %p = f32[10,64]{1,0} parameter(0)
+  %ag = f32[20,64]{1,0} all-gather(%p), channel_id=5, replica_groups=[4,2]<=[8], dimensions={0}, backend_config={"async_collective_fusion_config":{"flag_start":"-1"}}
+  ROOT %start = (f32[10,64]{1,0}, f32[20,64]{1,0}, u32[]) custom-call(%ag), custom_call_target="AsyncCollectiveStart"
+}
+
+%beside (own: f32[10,64], result: f32[20,64], flag: u32[], x: f32[8,64]) -> (f32[10,64], f32[20,64], f32[20,64], u32[], f32[8,64]) {
+  %own = f32[10,64]{1,0} parameter(0)
+  %result = f32[20,64]{1,0} parameter(1)
+  %flag = u32[] parameter(2)
+  %x = f32[8,64]{1,0} parameter(3)
+  %twice = f32[8,64]{1,0} add(%x, %x)
+  %ag2 = f32[20,64]{1,0} all-gather(%own), channel_id=5, replica_groups=[4,2]<=[8], dimensions={0}, backend_config={"async_collective_fusion_config":{"flag_start":"1"}}
+  ROOT %all = (f32[10,64]{1,0}, f32[20,64]{1,0}, f32[20,64]{1,0}, u32[], f32[8,64]{1,0}) tuple(%own, %result, %ag2, %flag, /*index=4*/%twice)
+}
+
+%end (own: f32[10,64], result: f32[20,64], flag: u32[]) -> f32[20,64] {
+  %own3 = f32[10,64]{1,0} parameter(0)
+  %result3 = f32[20,64]{1,0} parameter(1)
+  %flag3 = u32[] parameter(2)
+  %ag3 = f32[20,64]{1,0} all-gather(%own3), channel_id=5, replica_groups=[4,2]<=[8], dimensions={0}, backend_config={"async_collective_fusion_config":{"flag_start":"2"}}
+  ROOT %done = f32[20,64]{1,0} custom-call(%own3, %result3, %ag3, %flag3), custom_call_target="AsyncCollectiveDone"
+}
+
+%all-reduce-scatter.1 (input_0: f32[512,64], input_1: f32[64,512]) -> (f32[128,64], f32[64,128]) {
+  %input_0 = f32[512,64]{1,0} parameter(0)
+  %input_1 = f32[64,512]{1,0} parameter(1)
+  %ar = (f32[512,64]{1,0}, f32[64,512]{1,0}) all-reduce(%input_0, %input_1), channel_id=1, replica_groups={{0,2,4,6},{1,3,5,7}}, to_apply=%add
+  %first = f32[512,64]{1,0} get-tuple-element(%ar), index=0
+  %second = f32[64,512]{1,0} get-tuple-element(%ar), index=1
+  %i = u32[] partition-id()
+  %s0 = f32[128,64]{1,0} dynamic-slice(%first, %i, %i), dynamic_slice_sizes={128,64}
+  %s1 = f32[64,128]{1,0} dynamic-slice(%second, %i, %i), dynamic_slice_sizes={64,128}
+  ROOT %parts = (f32[128,64]{1,0}, f32[64,128]{1,0}) tuple(%s0, %s1)
+}
+
+%called (c: f32[4]) -> f32[4] {
+  %c = f32[4]{0} parameter(0)
+  ROOT %sum4 = f32[4]{0} all-reduce(%c), channel_id=2, replica_groups={{0,1},{2,3},{4,5},{6,7}}, to_apply=%add
+}
+
+ENTRY %main (p0: f32[10,64]) -> f32[8,64] {
+  %p0 = f32[10,64]{1,0} parameter(0)
+  %x0 = f32[8,64]{1,0:S(1)} parameter(1)
+  %g = (f32[10,64]{1,0}, f32[20,64]{1,0}, u32[]{:S(2)}) fusion(%p0), kind=kCustom, calls=%begin
+  %own0 = f32[10,64]{1,0} get-tuple-element(%g), index=0
+  %result0 = f32[20,64]{1,0} get-tuple-element(%g), index=1
+  %flag0 = u32[]{:S(2)} get-tuple-element(%g), index=2
+  %w = (f32[10,64]{1,0}, f32[20,64]{1,0}, f32[20,64]{1,0}, u32[]{:S(2)}, /*index=4*/f32[8,64]{1,0}) fusion(%own0, %result0, %flag0, /*index=3*/%x0), kind=kOutput, calls=%beside
+  %own1 = f32[10,64]{1,0} get-tuple-element(%w), index=0
+  %result1 = f32[20,64]{1,0} get-tuple-element(%w), index=2
+  %flag1 = u32[]{:S(2)} get-tuple-element(%w), index=3
+  %e = f32[20,64]{1,0} fusion(%own1, %result1, %flag1), kind=kCustom, calls=%end
+  %grad = f32[512,64]{1,0:S(1)} parameter(2)
+  %grad2 = f32[64,512]{1,0:S(1)} parameter(3)
+  %rs = (f32[128,64]{1,0:S(1)}, f32[64,128]{1,0:S(1)}) fusion(%grad, %grad2), kind=kCustom, calls=%all-reduce-scatter.1
+  %four = f32[4]{0:S(1)} parameter(4)
+  %as = ((f32[4]{0:S(1)}), f32[4]{0:S(1)}, u32[]{:S(2)}) async-start(%four), calls=%called
+  %au = ((f32[4]{0:S(1)}), f32[4]{0:S(1)}, u32[]{:S(2)}) async-update(%as), calls=%called
+  %ad = f32[4]{0:S(1)} async-done(%au), calls=%called
+  %m = f32[2]{0:S(1)} all-reduce(%near), channel_id=3, replica_groups=mesh['axis_0'=4,'axis_1'=2] {'axis_0'}, to_apply=%add
+  %n = f32[3]{0:S(1)} all-reduce(%near), channel_id=4, replica_groups=mesh['a'=2,'b'=8] {'a','b':(1)4}, to_apply=%add
+}
+"""  # noqa: E501
+
+
+def test_collectives_as_tpus_overlap_and_fuse_them() -> None:
+    """One beside other work counts once, in links and in memory; a sum of which each device takes its part is a
+    reduce-scatter."""
+    program = Hlo(ASYNC, 16)
+    found = {(one.kind, one.shape, one.group): one for one in program.collectives()}
+    gathered = found["all-gather", "f32[20,64]", 2]
+    assert (gathered.times, gathered.sent) == (1, 20 * 64 * 4 / 2)
+    assert found["reduce-scatter", "f32[128,64] f32[64,128]", 4].sent == 2 * 128 * 64 * 4 * 3
+    assert found["all-reduce", "f32[4]", 2].times == 1
+    assert ("all-reduce", "f32[2]", 4) in found and ("all-reduce", "f32[3]", 8) in found
+    assert len(found) == 5
+    read, written, doubled, summed = 10 * 64 * 4, 20 * 64 * 4, 8 * 64 * 4, 2 * 4 * 4
+    assert program.traffic() == read + written + doubled + summed
+
+
 def test_a_bound_on_the_time() -> None:
     chip = CHIPS["v5e"]
     traffic = (Collective("all-reduce", "f32[4]", 2, 1, 50e9), Collective("all-gather", "f32[4]", 2, 1, 50e9))
@@ -146,12 +248,34 @@ def test_a_bound_on_the_time() -> None:
     assert dataclasses.replace(one, flops=2 * 197e12).bound == pytest.approx(2.0)
 
 
+def test_a_program_that_does_not_fit() -> None:
+    """As libtpu says it, at compile time."""
+
+    def fail(message: str) -> None:
+        raise jax.errors.JaxRuntimeError(message)
+
+    told = (
+        "RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory space hbm. Used 23.50G of "
+        "15.75G hbm. Exceeded hbm capacity by 7.75G."
+    )
+    found = estimate("update", partial(fail, told), CHIPS["v5e"], 8)
+    assert found == TooBig("update", CHIPS["v5e"], int(23.5 * 2**30))
+    result = {"topology": "v5e:2x4", "mesh": {"data": 8, "fsdp": 1, "tensor": 1}, "update": _told(found)}
+    mesh = SimpleNamespace(shape=result["mesh"])
+    result["warnings"] = list(warnings(found, 1.0, Config(), mesh))
+    assert result["warnings"] == ["23.5 GiB do not fit the 16 GiB of a chip"]
+    assert list(lines(result))[2:4] == ["update, on each device", "  memory      23.50 of 16 GiB: does not fit"]
+    with pytest.raises(UserError, match=r"^update: does not compile for these devices \(INTERNAL: two lines\)$"):
+        estimate("update", partial(fail, "INTERNAL: two\nlines"), CHIPS["v5e"], 8)
+
+
 @pytest.mark.parametrize(
     ("topology", "sizes", "told"),
     [
         ("v5e", (2, 1, 1), "--topology v5e: give it as v4|v5e|v5p|v6e:AxB"),
         ("h100:8x8", (64, 1, 1), "--topology h100:8x8: give it as"),
         ("v5e:4x4", (4, 2, 1), "--mesh 4,2,1 has 8 devices, v5e:4x4 16"),
+        ("v6e:32x32", (1024, 1, 1), "--topology v6e:32x32: a pod of v6e has 256 chips, not 1,024"),
     ],
 )
 def test_a_topology_or_mesh_that_cannot_be(topology: str, sizes: tuple[int, ...], told: str) -> None:
@@ -178,9 +302,41 @@ def test_the_programs_of_a_mesh(eight: dict) -> None:
     # Gradients of copies are summed; with fsdp there is less memory.
     assert any(kind == "all-reduce" for kind, *_ in eight["8x1x1"]["collectives"])
     assert eight["2x4x1"]["memory"] < eight["8x1x1"]["memory"]
-    assert eight["decoding"]["memory"] > 0 and eight["decoding"]["flops"] > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("length", "slots"), [(16, 16 * 4), (64, (48 + 16) * 4)])
+def test_decoding_with_the_cache_of_the_last_stage(eight: dict, length: int, slots: int) -> None:
+    """By hand: two sentences of four beams on each device, whatever the mesh is for training."""
+    found = eight[f"decoding {length}"]
+    B, X, D, F, V = 2, 8, 64, 128, 512
+    attention = 4 * X * D * (slots + length)  # its own past, and the source
+    assert found["flops"] == pytest.approx(2 * X * (6 * D * D + 2 * D * F + D * V) + attention, rel=0.01)
+    encoder = 2 * B * length * (4 * D * D + 2 * D * F) + 4 * B * length * length * D
+    assert found["encoding_flops"] == pytest.approx(encoder + 2 * B * length * 2 * D * D, rel=0.01)
+    # In 16 bits: matrices, and keys and values of the cache and the source.
+    table, matrices, kv = V * D, 6 * D * D + 2 * D * F, 2 * B * D * (slots + length)
+    assert found["state"] == pytest.approx(2 * (table + matrices + kv), rel=0.1)
     # Devices tell each other how many sentences are left, and nothing else.
-    assert eight["decoding"]["sent"] < 64
+    assert found["sent"] < 64
+
+
+@pytest.mark.slow
+def test_a_plan_is_told(eight: dict) -> None:
+    told = "\n".join(lines(eight["plan"]))
+    assert "eight of these, mesh data 8, fsdp 1, tensor 1: compiled for it, not run on it" in told
+    assert "batch of 4 rows of 256 source and 256 target positions" in told
+    assert (
+        "padding: 8 rows are compiled, for the mesh to cut them evenly, 50.0% of them empty; of the others 3%" in told
+    )
+    assert not eight["plan"]["warnings"]  # not "computed on several": empty rows are arithmetic, too
+    tokens = eight["plan"]["tokens_per_s"]
+    assert tokens == pytest.approx(4 * 256 * 0.97 / eight["plan"]["update"]["bound"])
+    assert f"{tokens:,.0f} target tokens/s at most, padding and empty rows left out" in told
+    step, encoding = eight["plan"]["decoding"], eight["plan"]["encoding"]
+    assert step["pieces_per_s"] == pytest.approx(8 * 32 * 64 / (encoding["bound"] + 64 * step["bound"]))
+    assert f"{step['pieces_per_s']:,.0f} target pieces/s on all devices" in told
+    assert json.loads(to_json(eight["plan"])) == eight["plan"]
 
 
 @pytest.mark.slow
@@ -210,6 +366,8 @@ def test_the_vocabularys_gradient_is_sent_once(eight: dict) -> None:
 
 @pytest.mark.slow
 def test_big_mistakes_show(eight: dict) -> None:
+    for mesh in ("replicated", "replicated over fsdp"):
+        assert any("times its share of parameters" in told for told in eight[mesh]["warnings"]), mesh
     assert any("times its share of the model's arithmetic" in told for told in eight["replicated"]["warnings"])
     assert any("all-gather of" in told and "vocabulary" in told for told in eight["gathered"]["warnings"])
 

@@ -10,14 +10,17 @@ import dataclasses
 import json
 import logging
 import math
+import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -25,15 +28,18 @@ from transformer.config import Config, MeshConfig, UserError
 from transformer.data.tokenizer import BOS, EOS, PAD
 from transformer.inference import engine
 from transformer.inference.beam_search import Options
+from transformer.model.rounding import rounded
 from transformer.tasks.translation import Translation
 from transformer.training.flops import update_flops
 from transformer.training.optimizer import optimizer
-from transformer.training.sharding import BATCH_AXES, batch_ways, make_mesh
-from transformer.training.step import ahead_of_time, bytes_needed, compiled, init_state
+from transformer.training.sharding import make_mesh
+from transformer.training.step import ahead_of_time, bytes_needed, compiled, init_state, micro_batch_rows
 
 log = logging.getLogger("transformer")
 
 GIB = 2**30
+PADDING = 0.03  # of the positions of packed rows, as data/packing.py makes them
+SENTENCES, PIECES = 32, 64  # decoded at a time on each device, and in each
 
 
 class Chip(NamedTuple):
@@ -46,13 +52,15 @@ class Chip(NamedTuple):
     links: float
     axes: int
     """Dimensions of the torus: a collective along one of them has its share of the links."""
+    pod: int
+    """The most chips that are wired together."""
 
 
 CHIPS = {
-    "v4": Chip(275e12, 32 * GIB, 1_228e9, 300e9, 3),
-    "v5e": Chip(197e12, 16 * GIB, 819e9, 200e9, 2),
-    "v5p": Chip(459e12, 95 * GIB, 2_765e9, 600e9, 3),
-    "v6e": Chip(918e12, 32 * GIB, 1_640e9, 448e9, 2),
+    "v4": Chip(275e12, 32 * GIB, 1_228e9, 300e9, 3, 4_096),
+    "v5e": Chip(197e12, 16 * GIB, 819e9, 200e9, 2, 256),
+    "v5p": Chip(459e12, 95 * GIB, 2_765e9, 600e9, 3, 8_960),
+    "v6e": Chip(918e12, 32 * GIB, 1_640e9, 448e9, 2, 256),
 }
 
 
@@ -82,6 +90,8 @@ class Estimate:
     traffic: float
     """Bytes to and from memory."""
     collectives: tuple[Collective, ...]
+    state: int = 0
+    """Bytes of the arguments: an update's parameters, optimiser state and batch."""
 
     @property
     def seconds(self) -> dict[str, float]:
@@ -99,6 +109,15 @@ class Estimate:
         return max(self.seconds.values())
 
 
+class TooBig(NamedTuple):
+    """A program that the compiler gave up on, since it does not fit the memory: no more is known of it."""
+
+    name: str
+    chip: Chip
+    needed: int
+    """Bytes, as the compiler says."""
+
+
 def topology_mesh(topology: str, sizes: Sequence[int]) -> tuple[Mesh, Chip]:
     """The mesh (data, fsdp, tensor) over the chips of a topology such as 'v5e:4x4'.
 
@@ -110,6 +129,8 @@ def topology_mesh(topology: str, sizes: Sequence[int]) -> tuple[Mesh, Chip]:
     chips = math.prod(map(int, shape.split("x")))
     if math.prod(sizes) != chips:
         raise UserError(f"--mesh {','.join(map(str, sizes))} has {math.prod(sizes)} devices, {topology} {chips}")
+    if chips > CHIPS[kind].pod:
+        raise UserError(f"--topology {topology}: a pod of {kind} has {CHIPS[kind].pod:,} chips, not {chips:,}")
     devices = _devices(topology)
     if len(devices) != chips:
         raise UserError(f"--topology {topology}: libtpu makes {len(devices)} devices of it, not {chips}")
@@ -119,8 +140,15 @@ def topology_mesh(topology: str, sizes: Sequence[int]) -> tuple[Mesh, Chip]:
 def _devices(topology: str) -> Sequence[Any]:
     from jax.experimental import topologies
 
+    # libtpu is for one process at a time, since it takes the machine's TPUs; here it takes none.
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+    options = (
+        {"chip_config_name": "megacore"} if topology.startswith("v4:") else {}
+    )  # one device a chip, not one a core
+    x, y, *_ = map(int, topology.partition(":")[2].split("x"))
+    options["chips_per_host_bounds"] = (min(x, 2), min(y, 2), 1)  # hosts have four chips, or all there are
     try:
-        return topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
+        return topologies.get_topology_desc(platform="tpu", topology_name=topology, **options).devices
     except Exception as error:  # XLA's own, and others when libtpu is missing
         reason = " ".join(str(error).split())[:200]
         raise UserError(
@@ -131,51 +159,80 @@ def _devices(topology: str) -> Sequence[Any]:
 # ---- Programs --------------------------------------------------------------------------------------------------------
 
 
-def training(config: Config, mesh: Mesh, chip: Chip, shapes: Sequence[tuple[int, int, int]]) -> Iterator[Estimate]:
+def training(
+    config: Config, mesh: Mesh, chip: Chip, shapes: Sequence[tuple[int, int, int]]
+) -> Iterator[Estimate | TooBig]:
     """An update for batches of each shape (rows, source, target)."""
-    task = Translation(config, SimpleNamespace(vocab_size=config.data.vocab_size, model=b"", sha256=""), None)
-    tx = optimizer(config.train, config.model.d_model)
+    task, tx = _task(config), optimizer(config.train, config.model.d_model)
     abstract = jax.eval_shape(lambda: init_state(task.model.init, tx, config.train.seed))
     update = compiled(task.loss, tx, config.train.seed, mesh, abstract)
-    for rows, source, target in shapes:
-        program = ahead_of_time(update, abstract, (rows, source, target), mesh, config.train.accumulate)
-        yield estimate(f"update {rows}x{source}+{target}", program, chip, mesh.size)
+    for shape in shapes:
+        make = partial(ahead_of_time, update, abstract, shape, mesh, config.train.accumulate)
+        yield estimate("update {}x{}+{}".format(*shape), make, chip, mesh.size)
 
 
-def decoding(config: Config, mesh: Mesh, chip: Chip, sentences: int, length: int) -> Estimate:
-    """A step of beam search for so many sentences a device, with outputs of up to `length` pieces; all devices hold all
-    parameters."""
-    model_config = dataclasses.replace(config.model, dtype="bfloat16")
-    task = Translation(
-        dataclasses.replace(config, model=model_config),
-        SimpleNamespace(vocab_size=config.data.vocab_size, model=b"", sha256=""),
-        None,
-    )
-    model, rows = task.model, sentences * batch_ways(mesh)
+def decoding(config: Config, mesh: Mesh, chip: Chip, sentences: int, length: int) -> Iterator[Estimate | TooBig]:
+    """Encoding, and a step of beam search, of so many sentences a device, with up to `length` pieces on either side.
+
+    As `Translator` does it: each host by itself, with a copy of all parameters on each device, in the type of
+    `decode.dtype`. The step is one of the last stage, of sentences whose beams have no past in common: never is the
+    cache larger.
+    """
     d = config.decode
-    options = Options(d.beam_size, BOS, EOS, PAD, d.length_penalty, d.length_normalization)
-    whole, cut = NamedSharding(mesh, P()), NamedSharding(mesh, P(BATCH_AXES))
-    params = (
-        jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.bfloat16, sharding=whole), model.abstract_params),
-    )
+    dtype = "bfloat16" if d.dtype == "auto" else d.dtype
+    own = "bfloat16" if dtype == "int8" else dtype  # as `translator.in_type` has it on accelerators
+    model = _task(dataclasses.replace(config, model=dataclasses.replace(config.model, dtype=own))).model
+    host = mesh.devices.flat[0].process_index
+    mesh = Mesh(np.array([device for device in mesh.devices.flat if device.process_index == host]), ("data",))
+    whole, cut = NamedSharding(mesh, P()), NamedSharding(mesh, P("data"))
+    rows = sentences * mesh.size
     source = jax.ShapeDtypeStruct((rows, length), jnp.int32, sharding=cut)
     limit = jax.ShapeDtypeStruct((rows,), jnp.int32, sharding=cut)
+    params = (_lying(jax.eval_shape(partial(rounded, dtype=dtype), model.abstract_params), lambda x: whole),)
+    options = Options(d.beam_size, BOS, EOS, PAD, d.length_penalty, d.length_normalization)
+    same = {"models": (model,), "over": engine.over_devices(source)}
     begin = engine.begin.lower(
-        *(params, source, limit, {"number_B": limit}, options),
-        **{"models": (model,), "length": length, "dtype": jnp.bfloat16, "over": cut},
+        *(params, source, limit, {"number_B": limit}, options), length=engine.size(engine.STAGE), **same
     )
-    # The search goes on from where the first program leaves its results.
-    memories, beams = jax.tree.map(
-        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
-        *(begin.out_info, begin.compile().output_shardings),
+    yield estimate(f"encoding of {rows} sentences", begin.compile, chip, mesh.size)
+    # What `engine.decode` has before the last stage; its programs leave rows on their devices.
+    found, last = begin.out_info, -(-length // engine.STAGE) * engine.STAGE
+    if last > engine.STAGE:
+        slots = engine.size((last - engine.STAGE) * d.beam_size)
+        grow = partial(engine.rearrange, length=engine.size(last), keep=slots, over=same["over"])
+        found = jax.eval_shape(grow, *_lying(found, lambda x: None), None)
+    memories, beams = _lying(found, lambda x: cut if x.ndim and engine.divides(cut, len(x)) else whole)
+    step = engine.proceed.lower(
+        params, memories, beams, engine.Plan(options), engine.half(rows, same["over"]), last, **same
     )
-    step = engine.proceed.lower(params, memories, beams, engine.Plan(options), 0, length, models=(model,), over=cut)
-    return estimate(f"decoding step, {rows} sentences", step.compile(), chip, mesh.size)
+    yield estimate(f"decoding step of {rows} sentences", step.compile, chip, mesh.size)
 
 
-def estimate(name: str, program: jax.stages.Compiled, chip: Chip, devices: int) -> Estimate:
-    """What a compiled program takes on each of so many devices."""
+def _task(config: Config) -> Translation:
+    """The task without its data."""
+    return Translation(config, SimpleNamespace(vocab_size=config.data.vocab_size, model=b"", sha256=""), None)
+
+
+def _lying(tree: Any, where: Callable[[Any], NamedSharding | None]) -> Any:
+    """Abstract arrays, each with the sharding that `where` says."""
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where(x)), tree)
+
+
+def estimate(name: str, make: Callable[[], jax.stages.Compiled], chip: Chip, devices: int) -> Estimate | TooBig:
+    """What the program that `make` compiles takes on each of so many devices.
+
+    Raises `UserError` if it does not compile, other than for its size.
+    """
+    try:
+        program = make()
+    except jax.errors.JaxRuntimeError as error:
+        used = re.search(r"Used ([\d.]+)([KMGT]?) of [\d.]+[KMGT]? hbm", str(error))
+        if "RESOURCE_EXHAUSTED" in str(error) and used:
+            return TooBig(name, chip, int(float(used[1]) * 1024 ** " KMGT".index(used[2] or " ")))
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(f"{name}: does not compile for these devices ({reason})") from None
     hlo = Hlo(program.as_text(), devices)
+    memory = program.memory_analysis()
     return Estimate(
         name,
         chip,
@@ -183,6 +240,7 @@ def estimate(name: str, program: jax.stages.Compiled, chip: Chip, devices: int) 
         hlo.flops(),
         hlo.traffic(),
         tuple(hlo.collectives()),
+        0 if memory is None else memory.argument_size_in_bytes,
     )
 
 
@@ -210,25 +268,29 @@ class Hlo:
     def __init__(self, text: str, devices: int):
         self.devices = devices
         self._computations: dict[str, dict[str, Instruction]] = {}
-        self._entry = ""
-        own: dict[str, Instruction] = {}
-        for line in text.splitlines():
+        self._roots: dict[str, Instruction] = {}
+        """The last instruction of each, which makes its result."""
+        name = self._entry = ""
+        for line in re.sub(r"/\*index=\d+\*/", "", text).splitlines():
             head = re.match(r"(ENTRY )?%?([\w.-]+) \(.*\) -> .*\{$", line)
             if head:
-                own = self._computations[head[2]] = {}
-                self._entry = head[2] if head[1] else self._entry
-            elif found := re.match(r"\s+(?:ROOT )?%?([\w.-]+) = (\(.*?\)|\S+) ([\w-]+)\((.*)", line):
-                name, shape, opcode, rest = found.groups()
+                name = head[2]
+                self._computations[name] = {}
+                self._entry = name if head[1] else self._entry
+            elif found := re.match(r"\s+(ROOT )?%?([\w.-]+) = (\(.*?\)|\S+) ([\w-]+)\((.*)", line):
+                root, own, shape, opcode, rest = found.groups()
                 # Operands end at the first bracket that closes more than was opened; shapes may stand before names.
                 inside = rest[: _closing(rest)]
                 operands = [part.split()[-1].lstrip("%") for part in _split(inside) if part.strip()]
-                own[name] = Instruction(shape, opcode, operands, line)
+                self._computations[name][own] = made = Instruction(shape, opcode, operands, line)
+                if root:
+                    self._roots[name] = made
         self._fused = {
             name
             for own in self._computations.values()
             for one in own.values()
             if one.opcode not in ("while", "conditional", "call", "async-start")  # reducers, too, stay inside
-            for name in self._called(one.line)
+            for name in self._called(one)
         }
         self.times = self._times()
         """How often each computation runs, those inside fusions included."""
@@ -240,7 +302,7 @@ class Hlo:
             times[name] += count
             for one in self._computations[name].values():
                 turns = self._turns(one.line) if one.opcode == "while" else 1
-                for called in self._called(one.line):
+                for called in self._called(one):
                     walk(called, count * turns)
 
         walk(self._entry, 1)
@@ -257,12 +319,14 @@ class Hlo:
             for one in self._computations.get(waiting.pop(), {}).values():
                 number = re.search(r"= [su]32\[\]\S* constant\((\d+)\)", one.line)
                 numbers += [int(number[1])] if number else []
-                waiting += self._called(one.line)
+                waiting += self._called(one)
         return max(numbers)
 
-    def _called(self, line: str) -> list[str]:
-        names = re.findall(r"(?:body|to_apply|calls)=%?([\w.-]+)", line)
-        for several in re.findall(r"(?:branch_computations|called_computations)=\{(.*?)\}", line):
+    def _called(self, one: Instruction) -> list[str]:
+        if one.opcode in ("async-update", "async-done"):  # of what the start called
+            return []
+        names = re.findall(r"(?:body|to_apply|calls)=%?([\w.-]+)", one.line)
+        for several in re.findall(r"(?:branch_computations|called_computations)=\{(.*?)\}", one.line):
             names += [name.strip().lstrip("%") for name in several.split(",")]
         return [name for name in names if name in self._computations]
 
@@ -290,7 +354,7 @@ class Hlo:
             if name not in self._fused
             for own in (self._computations[name],)
             for one in own.values()
-            if one.opcode not in _NO_TRAFFIC
+            if one.opcode not in _NO_TRAFFIC and 'custom_call_target="AllocateBuffer"' not in one.line
         )
 
     def _written(self, own: dict[str, Instruction], one: Instruction) -> float:
@@ -300,12 +364,18 @@ class Hlo:
         if not inside:
             in_place = one.opcode == "dynamic-update-slice"
             return min(whole, _bytes(self._shape(own, one.operands[1]))) if in_place else whole
-        root = next((made for made in inside.values() if made.line.lstrip().startswith("ROOT")), one)
+        root = self._roots[self._called(one)[0]]
+        if _begins(root):
+            return 0.0
+        results = zip(root.operands, _arrays(one.shape), strict=False) if root.opcode == "tuple" else [("", one.shape)]
         spared = 0.0
-        for made in [inside.get(name) for name in root.operands] if root.opcode == "tuple" else [root]:
+        for name, shape in results:
+            made = inside.get(name, root)
+            if made.opcode == "parameter" or _overlapped(made):  # handed on
+                spared += _in_memory(shape)
             # An update of what came in is done in place; of what was made here it goes with the whole.
-            if made is not None and made.opcode == "dynamic-update-slice" and _given(inside, made.operands[0]):
-                spared += _in_memory(made.shape) - _bytes(self._shape(inside, made.operands[1]))
+            elif made.opcode == "dynamic-update-slice" and _given(inside, made.operands[0]):
+                spared += _in_memory(shape) - _bytes(self._shape(inside, made.operands[1]))
         return max(whole - spared, 0.0)
 
     def _read(self, own: dict[str, Instruction], one: Instruction) -> float:
@@ -330,23 +400,33 @@ class Hlo:
         names = {n for n, inner in inside.items() if inner.opcode == "bitcast" and parameter in inner.operands}
         names |= {parameter}
         users = [user for n, user in inside.items() if n not in names and names & set(user.operands)]
+        root = self._roots[self._called(one)[0]] if inside else None
+        handed_on = [_overlapped(user) or (user is root and _hands_on(user)) for user in users]
+        if users and all(handed_on) and not _begins(root):
+            return 0.0  # what is a collective's was read by the fusion that began it
         if not users or any(user.opcode not in _SLICES or user.operands[0] not in names for user in users):
             return math.inf
         return sum(0.0 if user.opcode == "dynamic-update-slice" else _bytes(user.shape) for user in users)
 
     def _inside(self, one: Instruction) -> dict[str, Instruction]:
         """The computation of a fusion."""
-        called = self._called(one.line) if one.opcode == "fusion" else []
+        called = self._called(one) if one.opcode == "fusion" else []
         return self._computations[called[0]] if called else {}
 
     def collectives(self) -> list[Collective]:
         """What the devices send each other, the most traffic first."""
         found: Counter[tuple[str, str, int]] = Counter()
         for name, count in self.times.items():
-            for one in self._computations[name].values():
+            own = self._computations[name]
+            begun = {operand for one in own.values() if _begins(one) for operand in one.operands}
+            for result, one in own.items():
                 match = re.fullmatch(rf"({_KINDS})(-start)?", one.opcode)
-                if match:
-                    found[match[1], _result(one.shape, match[1], bool(match[2])), self._group(one.line)] += count
+                if not match or (_overlapped(one) and result not in begun):
+                    continue  # in fusions that go on with a collective, and in the one that ends it, it is named again
+                kind, shape = match[1], one.shape
+                if kind == "all-reduce" and name.startswith("all-reduce-scatter"):
+                    kind, shape = "reduce-scatter", self._roots[name].shape  # TPUs take only their own part of the sum
+                found[kind, _result(shape, kind, bool(match[2])), self._group(one.line)] += count
         made = [Collective(*key, times, times * _sent(*key)) for key, times in found.items()]
         return sorted(made, key=lambda one: -one.sent)
 
@@ -361,7 +441,27 @@ class Hlo:
         listed = re.search(r"replica_groups=\{\{([\d,]*)\}", line)
         if listed:
             return len(listed[1].split(","))
+        along = re.search(r"replica_groups=mesh\[(.*?)\] *\{(.*?)\}", line)
+        if along:  # mesh['a'=4,'b'=8] {'a','b':(1)2}: along a, and along a part of b of size 2
+            sizes = dict(re.findall(r"('\w+')=(\d+)", along[1]))
+            named = re.findall(r"('\w+')(?::\(\d+\)(\d+))?", along[2])
+            return math.prod(int(part or sizes[axis]) for axis, part in named)
         return 2 if "source_target_pairs" in line else self.devices
+
+
+def _begins(one: Instruction | None) -> bool:
+    """Whether it begins a collective that goes on beside other fusions' work."""
+    return one is not None and 'custom_call_target="AsyncCollectiveStart"' in one.line
+
+
+def _overlapped(one: Instruction) -> bool:
+    """Whether it is such a collective."""
+    return "async_collective_fusion_config" in one.line
+
+
+def _hands_on(root: Instruction) -> bool:
+    """Whether a fusion's result holds its operands themselves, or what a collective has brought."""
+    return root.opcode == "tuple" or 'custom_call_target="AsyncCollectiveDone"' in root.line
 
 
 def _given(inside: dict[str, Instruction], name: str) -> bool:
@@ -420,6 +520,11 @@ def _result(shapes: str, kind: str, started: bool) -> str:
     return " ".join(f"{n} x {shape}" if n > 1 else shape for shape, n in Counter(plain).items())
 
 
+def _arrays(shapes: str) -> list[str]:
+    """Each array's shape with its layout."""
+    return re.findall(r"\w+\[[\d,]*\](?:\{[^}]*\})?", shapes)
+
+
 def _bytes(shapes: str) -> float:
     total = 0.0
     for count, kind, sizes in re.findall(r"(?:(\d+) x )?(\w+)\[([\d,]*)\]", shapes):
@@ -430,8 +535,7 @@ def _bytes(shapes: str) -> float:
 
 def _in_memory(shapes: str) -> float:
     """Bytes of the arrays that lie in the first memory space."""
-    arrays = re.findall(r"\w+\[[\d,]*\](?:\{[^}]*\})?", shapes)
-    return sum(_bytes(array) for array in arrays if not re.search(r"S\([1-9]", array))
+    return sum(_bytes(array) for array in _arrays(shapes) if not re.search(r"S\([1-9]", array))
 
 
 def _sent(kind: str, shapes: str, group: int) -> float:
@@ -453,27 +557,44 @@ def _sent(kind: str, shapes: str, group: int) -> float:
 # ---- Telling ---------------------------------------------------------------------------------------------------------
 
 
-def plan(config: Config, topology: str, sizes: Sequence[int], padding: float = 0.03) -> dict[str, Any]:
-    """Everything about a config on a topology, as plain values, for packed rows of which `padding` is padding."""
-    config = dataclasses.replace(config, data=dataclasses.replace(config.data, packing=True))
+def plan(config: Config, topology: str, sizes: Sequence[int], only: str | None = None) -> dict[str, Any]:
+    """Everything about a config on a topology, as plain values; `only` 'training' or 'decoding'."""
     mesh, chip = topology_mesh(topology, sizes)
-    shape = batch_shape(config)
+    return planned(config, topology, mesh, chip, only)
+
+
+def planned(config: Config, where: str, mesh: Mesh, chip: Chip, only: str | None = None) -> dict[str, Any]:
+    """As `plan`, on the devices of a mesh, which are named `where`."""
+    result = {"topology": where, "mesh": dict(mesh.shape), "warnings": []}
+    if only != "decoding":
+        result |= _planned_training(config, mesh, chip)
+    if only != "training":
+        encoding, step = decoding(config, mesh, chip, SENTENCES, PIECES)
+        result |= {"encoding": _told(encoding), "decoding": _told(step) | {"sentences": SENTENCES, "length": PIECES}}
+        if isinstance(encoding, Estimate) and isinstance(step, Estimate):
+            seconds = encoding.bound + PIECES * step.bound
+            result["decoding"]["pieces_per_s"] = mesh.size * SENTENCES * PIECES / seconds
+    return result
+
+
+def _planned_training(config: Config, mesh: Mesh, chip: Chip) -> dict[str, Any]:
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, packing=True))
+    rows, source, target = shape = batch_shape(config)
+    count = config.train.accumulate
+    in_all = micro_batch_rows(rows, mesh, count) * count
     (update,) = training(config, mesh, chip, [shape])
-    step = decoding(config, mesh, chip, 32, 64)
-    model = update_flops(config.model, config.data.vocab_size, *shape) / mesh.size
-    rows, source, target = shape
-    table = config.data.vocab_size * config.model.d_model
-    return {
-        "topology": topology,
-        "mesh": dict(mesh.shape),
-        "batch": {"rows": rows, "source": source, "target": target, "micro_batches": config.train.accumulate},
+    model = update_flops(config.model, config.data.vocab_size, in_all, source, target) / mesh.size
+    batch = {"rows": rows, "source": source, "target": target, "micro_batches": count}
+    told = {
+        "batch": batch | {"compiled_rows": in_all, "padding": PADDING},
         "update": _told(update) | {"model_flops": model},
-        "decoding": _told(step),
-        "tokens_per_s": rows * target * (1 - padding) / update.bound,
-        "days": update.bound * config.train.steps / 86_400,
         "steps": config.train.steps,
-        "warnings": list(warnings(update, model, table, mesh)),
+        "warnings": list(warnings(update, model, config, mesh)),
     }
+    if isinstance(update, Estimate):
+        told["tokens_per_s"] = rows * target * (1 - PADDING) / update.bound
+        told["days"] = update.bound * config.train.steps / 86_400
+    return told
 
 
 def batch_shape(config: Config) -> tuple[int, int, int]:
@@ -484,28 +605,52 @@ def batch_shape(config: Config) -> tuple[int, int, int]:
     return max(rows // step, 1) * step, d.max_length, d.max_length
 
 
-def warnings(update: Estimate, model_flops: float, table: int, mesh: Mesh) -> Iterator[str]:
-    """Mistakes in sharding that show in the program; `table` is how many numbers the vocabulary's matrix holds."""
-    if update.needed > update.chip.memory:
+def warnings(update: Estimate | TooBig, model_flops: float, config: Config, mesh: Mesh) -> Iterator[str]:
+    """What is wrong with an update, mistakes in sharding above all; `model_flops` is each device's share of the
+    model's own arithmetic, empty rows included."""
+    if isinstance(update, TooBig) or update.needed > update.chip.memory:
         yield f"{update.needed / GIB:.1f} GiB do not fit the {update.chip.memory / GIB:.0f} GiB of a chip"
+    if isinstance(update, TooBig):
+        return
     if update.flops > 1.5 * model_flops:
         yield (
             f"each device does {update.flops / model_flops:.1f} times its share of the model's arithmetic: something "
             "is computed on several of them"
         )
+    share = state_share(config, mesh)
+    if update.state > 1.3 * share:
+        yield (
+            f"each device holds {update.state / share:.1f} times its share of parameters and optimiser state: "
+            "something lies whole on several of them"
+        )
     if mesh.shape["fsdp"] > 1 and mesh.shape["tensor"] == 1:
         return  # there the whole matrix is gathered by design, as all others are
+    table = config.data.vocab_size * config.model.d_model
     for one in update.collectives:
         biggest = max((math.prod(_numbers(shape)) for shape in one.shape.split(" ")), default=0)
         if one.kind == "all-gather" and biggest >= table:
             yield f"all-gather of {one.shape}, as large as the vocabulary's matrix, {one.times} times an update"
 
 
-def _told(one: Estimate) -> dict[str, Any]:
-    return {
+def state_share(config: Config, mesh: Mesh) -> float:
+    """Bytes of parameters and optimiser state on each device where all matrices are cut along fsdp and tensor."""
+    tx = optimizer(config.train, config.model.d_model)
+    state = jax.eval_shape(lambda: init_state(_task(config).model.init, tx, config.train.seed))
+    ways = mesh.shape["fsdp"] * mesh.shape["tensor"]
+    return sum(x.size * x.dtype.itemsize / (ways if x.ndim > 1 else 1) for x in jax.tree.leaves(state))
+
+
+def _told(one: Estimate | TooBig) -> dict[str, Any]:
+    told = {
         "name": one.name,
         "memory_gib": one.needed / GIB,
         "limit_gib": one.chip.memory / GIB,
+        "fits": isinstance(one, Estimate) and one.needed <= one.chip.memory,
+    }
+    if isinstance(one, TooBig):
+        return told
+    return told | {
+        "state_gib": one.state / GIB,
         "flops": one.flops,
         "traffic": one.traffic,
         "seconds": one.seconds,
@@ -517,38 +662,62 @@ def _told(one: Estimate) -> dict[str, Any]:
 def lines(result: dict[str, Any], most: int = 8) -> Iterator[str]:
     """The plan for people; at most so many kinds of collectives of each program."""
     mesh = ", ".join(f"{axis} {size}" for axis, size in result["mesh"].items())
-    batch = result["batch"]
     yield f"{result['topology']}, mesh {mesh}: compiled for it, not run on it"
-    yield (
-        f"batch of {batch['rows']} rows of {batch['source']} source and {batch['target']} target positions, in "
-        f"{batch['micro_batches']} micro-batches"
-    )
-    for part in (result["update"], result["decoding"]):
-        seconds = part["seconds"]
-        yield ""
-        yield f"{part['name']}, on each device"
-        yield f"  memory      {part['memory_gib']:.2f} of {part['limit_gib']:.0f} GiB"
-        own = f", the model's own share {part['model_flops']:.3g}" if "model_flops" in part else ""
-        yield f"  arithmetic  {part['flops']:.3g} FLOPs{own}: {1e3 * seconds['arithmetic']:.2f} ms at peak"
-        yield f"  memory      {part['traffic']:.3g} bytes: {1e3 * seconds['memory']:.2f} ms"
-        sent = sum(one["sent"] for one in part["collectives"])
-        yield f"  links       {sent:.3g} bytes sent: {1e3 * seconds['links']:.2f} ms"
-        for one in part["collectives"][:most]:
-            yield (
-                f"    {one['kind']:18} {one['times']:4} x {one['shape']} over {one['group']}: "
-                f"{one['sent'] / 2**20:.1f} MiB"
-            )
-        if len(part["collectives"]) > most:
-            yield f"    and {len(part['collectives']) - most} more kinds"
-    whole = sum(result["update"]["seconds"].values())
+    if "batch" in result:
+        batch = result["batch"]
+        empty = 1 - batch["rows"] / batch["compiled_rows"]
+        yield (
+            f"batch of {batch['rows']} rows of {batch['source']} source and {batch['target']} target positions, in "
+            f"{batch['micro_batches']} micro-batches"
+        )
+        yield (
+            f"padding: {batch['compiled_rows']} rows are compiled, for the mesh to cut them evenly, {empty:.1%} of "
+            f"them empty; of the others {batch['padding']:.0%} is assumed to be padding"
+        )
+    for name in ("update", "encoding", "decoding"):
+        if name in result:
+            yield ""
+            yield from _program(result[name], most)
     yield ""
-    yield (
-        f"an update takes {1e3 * result['update']['bound']:.1f} ms at least, {1e3 * whole:.1f} ms if nothing overlaps; "
-        f"{result['steps']:,} updates {result['days'] * 24:.2f} hours at least; "
-        f"{result['tokens_per_s']:,.0f} target tokens/s at most, padding left out"
-    )
+    if "tokens_per_s" in result:
+        yield (
+            f"an update takes {_at_least(result['update'])}; {result['steps']:,} updates {result['days'] * 24:.2f} "
+            f"hours at least; {result['tokens_per_s']:,.0f} target tokens/s at most, padding and empty rows left out"
+        )
+    own = result.get("decoding", {})
+    if "pieces_per_s" in own:
+        yield (
+            f"a step of decoding takes {_at_least(own)}; {own['pieces_per_s']:,.0f} target pieces/s on all devices, "
+            f"with {own['sentences']} sentences of {own['length']} pieces on each, their encoding included, if every "
+            "step is like this last one"
+        )
     for warning in result["warnings"]:
         yield f"warning: {warning}"
+
+
+def _program(part: dict[str, Any], most: int) -> Iterator[str]:
+    yield f"{part['name']}, on each device"
+    fits = "" if part["fits"] else ": does not fit"
+    yield f"  memory      {part['memory_gib']:.2f} of {part['limit_gib']:.0f} GiB{fits}"
+    if "seconds" not in part:
+        return
+    seconds = part["seconds"]
+    own = f", the model's own share {part['model_flops']:.3g}" if "model_flops" in part else ""
+    yield f"  arithmetic  {part['flops']:.3g} FLOPs{own}: {1e3 * seconds['arithmetic']:.2f} ms at peak"
+    yield f"  memory      {part['traffic']:.3g} bytes: {1e3 * seconds['memory']:.2f} ms"
+    sent = sum(one["sent"] for one in part["collectives"])
+    yield f"  links       {sent:.3g} bytes sent: {1e3 * seconds['links']:.2f} ms"
+    for one in part["collectives"][:most]:
+        yield (
+            f"    {one['kind']:18} {one['times']:4} x {one['shape']} over {one['group']}: {one['sent'] / 2**20:.1f} MiB"
+        )
+    if len(part["collectives"]) > most:
+        yield f"    and {len(part['collectives']) - most} more kinds"
+
+
+def _at_least(part: dict[str, Any]) -> str:
+    whole = sum(part["seconds"].values())
+    return f"{1e3 * part['bound']:.2f} ms at least, {1e3 * whole:.2f} ms if nothing overlaps"
 
 
 def to_json(result: dict[str, Any]) -> str:
