@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from runs import entries, same_run
+from runs import entries, leftovers, same_run
 
 from transformer.checkpoint import Checkpoints
 
@@ -87,31 +87,41 @@ def test_killed_in_every_phase_and_at_random(trained: Path, begin, tmp_path: Pat
             process.kill()
             process.wait()
 
-    def kill_at_random(longest: float) -> bool:
-        """Whether it had not ended by then."""
+    def kill_at_random(longest: float, what: str, after: str = "") -> bool:
+        """Kill it so many seconds after its start, or after the log says this; whether it had not ended by then."""
+        said = (tmp_path / "log").read_text().count(after) if after and (tmp_path / "log").exists() else 0
         process = begin()
         try:
-            assert process.wait(draw.uniform(0.3, longest)) == 0, (tmp_path / "log").read_text()[-3000:]
+            if after and not until(process, lambda: (tmp_path / "log").read_text().count(after) > said, tmp_path):
+                return False
+            assert process.wait(draw.uniform(0.0 if after else 0.3, longest)) == 0, log()
             return False
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-            inside["at random"] += 1
+            inside[what] += 1
             return True
+
+    def log() -> str:
+        return (tmp_path / "log").read_text()[-3000:]
 
     for phase, times in PREPARING.items():
         kill_in(phase, times)
-    for _ in range(5):
-        assert kill_at_random(6)
+    for _ in range(2):
+        assert kill_at_random(6, "at random while it starts")
+    for _ in range(4):
+        kill_at_random(1, "at random among updates", after="compiled in")
     for phase, times in TRAINING.items():
         kill_in(phase, times)
-    for _ in range(10):
-        if not kill_at_random(15):
+    for _ in range(8):
+        if not kill_at_random(2, "at random among updates", after="compiled in"):
             break
     else:
         process = begin()
-        assert process.wait(PATIENCE) == 0, (tmp_path / "log").read_text()[-3000:]
+        assert process.wait(PATIENCE) == 0, log()
     same_run(tmp_path / "run", trained)
+    assert inside["at random among updates"] >= 3
+    assert leftovers(tmp_path / "run") == []
     assert inside.total() >= 25
     assert "Traceback" not in (tmp_path / "log").read_text()
     # What was killed left nothing behind that grows.
