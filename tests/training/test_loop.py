@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 import gzip
 import hashlib
+import itertools
 import json
 import logging
 import shutil
@@ -583,6 +584,40 @@ def test_each_shape_is_compiled_once(tiny, packing: bool) -> None:
     for host in feed.stream(0, 3 * batches.batches_per_epoch, 2):
         state, _ = update(state, feed.place(host))
     assert update._cache_size() == len(batches.shapes) == (1 if packing else 2)
+
+
+def test_metrics_are_waited_for_behind_the_next_update(run, tmp_path: Path, monkeypatch) -> None:
+    """So the device always has work; who was asked to stop does not wait for a new shape to be compiled, though."""
+    real, happened = loop.compiled, []
+
+    class Watched:
+        def __init__(self, value, step: int):
+            self.value, self.step = value, step
+
+        def __float__(self) -> float:
+            happened.append(f"fetched {self.step}")
+            return float(self.value)
+
+    def watched(*given, **options):
+        update, steps = real(*given, **options), itertools.count(1)
+
+        def one(state, batch):
+            step = next(steps)
+            happened.append(f"given {step}")
+            state, metrics = update(state, batch)
+            return state, {name: Watched(value, step) if name == "loss" else value for name, value in metrics.items()}
+
+        one._cache_size = update._cache_size
+        return one
+
+    monkeypatch.setattr(loop, "compiled", watched)
+    run(tmp_path / "run", *short("--train.checkpoint_every", 99, "--data.length_buckets", 1))
+    order = "given 1, given 2, fetched 1, given 3, fetched 2, given 4, fetched 3, given 5, fetched 4, given 6, fetched 5"
+    assert happened == [*order.split(", "), "fetched 6"]
+    happened.clear()
+    told = run(tmp_path / "other", *short("--train.checkpoint_every", 99))
+    (second,) = (int(line.split()[1][:-1]) for line in told if "compiling batch shape" in line and "(2 of 2)" in line)
+    assert happened.index(f"fetched {second - 1}") < happened.index(f"given {second}")
 
 
 def test_a_trace(run, tmp_path: Path) -> None:
