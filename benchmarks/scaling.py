@@ -1,23 +1,28 @@
-"""The tables of docs/scaling.md: training compiled for TPUs from one chip to 512, none of which need be here.
+"""The tables of docs/scaling.md: training and decoding, compiled for TPUs from one chip to 512 that need not be here.
 
     pip install -e '.[plan]'
-    python benchmarks/scaling.py --rows scaling.jsonl            # hours; goes on where it stopped
+    python benchmarks/scaling.py --rows scaling.jsonl            # an hour or more on one core; goes on where it stopped
     python benchmarks/scaling.py --rows scaling.jsonl --tables   # what there is so far, as Markdown
 
-Each row is one `python -m transformer plan`, in bfloat16. Strong scaling keeps the paper's batch of 25,000 tokens, weak
-scaling 8,192 tokens a chip. What comes out is compiled and estimated by data sheets, not run.
+Each row is one `python -m transformer plan`, training in bfloat16. Strong scaling keeps the paper's batch of 25,000
+tokens, weak scaling gives each chip 8,192 tokens. What comes out is compiled and estimated by data sheets, not run.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import re
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
 
+# Pods of v5e and v6e end at 256 chips.
 TOPOLOGIES = {
     "v5e": {1: "1x1", 8: "2x4", 64: "8x8", 256: "16x16"},
     "v6e": {1: "1x1", 8: "2x4", 64: "8x8", 256: "16x16"},
@@ -26,36 +31,48 @@ TOPOLOGIES = {
 CONFIGS = {"base": "configs/wmt14_en_de.py", "big": "configs/wmt14_en_de_big.py"}
 ROOT = Path(__file__).resolve().parents[1]
 PAPER, EACH = 25_000, 8_192  # tokens a batch, and a chip
+MESHES = ((64, 1, 1), (1, 64, 1), (8, 8, 1), (8, 4, 2), (8, 1, 8))  # of the big model, on 64 v5e
 
 
 class Case(NamedTuple):
+    part: str
+    """'strong', 'weak', 'meshes' or 'decoding'."""
     model: str
     kind: str
     chips: int
-    scaling: str
+    mesh: str
+    """Devices along data, fsdp and tensor."""
 
     def command(self) -> list[str]:
-        # The paper's batch is 96 rows of 256 positions: 32 devices cut it evenly, more of them share the model, as far
-        # as its 8 heads go; then some devices have rows of padding only.
-        ways = max(min(self.chips, 32), self.chips // 8) if self.scaling == "strong" else self.chips
-        tokens = PAPER if self.scaling == "strong" else EACH * self.chips
         plan = [sys.executable, "-m", "transformer", "plan", "--config", CONFIGS[self.model], "--json"]
-        where = f"--topology={self.kind}:{TOPOLOGIES[self.kind][self.chips]}", f"--mesh={ways},1,{self.chips // ways}"
+        where = f"--topology={self.kind}:{TOPOLOGIES[self.kind][self.chips]}", f"--mesh={self.mesh}"
+        if self.part == "decoding":
+            return [*plan, *where, "--only=decoding"]
+        tokens = EACH * self.chips if self.part == "weak" else PAPER
         # One chip takes the paper's batch in four parts.
-        parts = 4 if self.chips == 1 and self.scaling == "strong" else 1
+        parts = 4 if self.chips == 1 and self.part == "strong" else 1
         sizes = f"--train.batch-tokens={tokens}", f"--train.accumulate={parts}", "--model.dtype=bfloat16"
-        return [*plan, *where, *sizes]
+        return [*plan, *where, "--only=training", *sizes]
 
 
 def cases() -> Iterator[Case]:
-    """All, those with fewer chips first."""
-    sizes = sorted({chips for sizes in TOPOLOGIES.values() for chips in sizes})
-    for chips in sizes:
-        for kind, topologies in TOPOLOGIES.items():
-            for model in CONFIGS:
-                for scaling in ("strong", "weak"):
-                    if chips in topologies:
-                        yield Case(model, kind, chips, scaling)
+    """All; those that tell the most first."""
+    for kind in TOPOLOGIES:
+        for model in CONFIGS:
+            yield Case("decoding", model, kind, 1, "1,1,1")
+    for kind, topologies in TOPOLOGIES.items():
+        for model in CONFIGS:
+            for chips in topologies:
+                # The paper's batch is 96 rows of 256 positions: 32 devices cut it evenly, more of them share the model,
+                # as far as its 8 heads go; then some devices have rows of padding only.
+                ways = max(min(chips, 32), chips // 8)
+                yield Case("strong", model, kind, chips, f"{ways},1,{chips // ways}")
+    for mesh in MESHES:
+        yield Case("meshes", "big", "v5e", 64, ",".join(map(str, mesh)))
+    for kind, topologies in TOPOLOGIES.items():
+        for model in CONFIGS:
+            for chips in (min(topologies), max(topologies)):
+                yield Case("weak", model, kind, chips, f"{chips},1,1")
 
 
 def main() -> None:
@@ -70,51 +87,128 @@ def main() -> None:
         return
     for case in cases():
         if "error" in found.get(case, {"error": "not tried"}):
-            done = subprocess.run(case.command(), capture_output=True, text=True, cwd=ROOT)
-            failed = {"error": next(iter(done.stderr.splitlines()[::-1]), "no message")}
+            row = tried(case)
             with own.rows.open("a") as file:
-                row = failed if done.returncode else json.loads(done.stdout.splitlines()[-1])
-                file.write(json.dumps({"case": case, **row}) + "\n")
-            print(*case, failed["error"] if done.returncode else "", flush=True)
+                file.write(json.dumps(row) + "\n")
+            print(*case, f"{row['seconds']:.0f} s", row.get("error", ""), flush=True)
 
 
-def tables(found: dict[Case, dict]) -> Iterator[str]:
-    """A table for each model and scaling."""
-    for scaling, told in (
-        ("strong", "the paper's 25,000 tokens a batch on all chips"),
-        ("weak", "8,192 tokens a chip"),
-    ):
+def tried(case: Case) -> dict:
+    """The plan of a case, or why there is none."""
+    began = time.perf_counter()
+    done = subprocess.run(case.command(), capture_output=True, text=True, cwd=ROOT)
+    row = {"case": case, "seconds": time.perf_counter() - began}
+    row |= {package: metadata.version(package) for package in ("jax", "libtpu")}
+    if done.returncode:
+        return row | {"error": reason(done.stderr, done.returncode)}
+    return row | json.loads(done.stdout.splitlines()[-1])
+
+
+def reason(stderr: str, code: int) -> str:
+    """Why a command failed: its own line, or an exception's, among whatever libraries print."""
+    lines = [line.strip() for line in stderr.splitlines() if line.strip()]
+    own = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+    exceptions = [line for line in lines if re.match(r"[\w.]*(Error|Exception|Interrupt)\b", line)]
+    return next(iter(own[-1:] + exceptions[-1:]), f"exit code {code}")
+
+
+# ---- Tables ----------------------------------------------------------------------------------------------------------
+
+
+def tables(found: Mapping[Case, dict]) -> Iterator[str]:
+    """A table for each model and kind of scaling, one of meshes, one of decoding; what the plans warn of below each."""
+    for part, title in {
+        "strong": "strong scaling: the paper's 25,000 tokens a side on all chips",
+        "weak": "weak scaling: 8,192 tokens a side on each chip",
+        "meshes": "other meshes at the paper's batch",
+    }.items():
         for model in CONFIGS:
-            yield f"### The {model} model, {scaling} scaling: {told}\n"
-            yield (
-                "| chips | mesh (data, tensor) | GiB a chip | arithmetic | memory | links | step, at least | "
-                "if nothing overlaps | tokens/s at most | paper's steps, at least |"
-            )
-            yield "|---|---|---|---|---|---|---|---|---|---|"
-            for case in sorted(found, key=lambda case: (list(TOPOLOGIES).index(case.kind), case.chips)):
-                if (case.scaling, case.model) == (scaling, model):
-                    yield _row(case, found[case])
-            yield ""
+            rows = {case: row for case, row in found.items() if (case.part, case.model) == (part, model)}
+            if part == "meshes":  # beside the one of strong scaling
+                same = {case[1:4] for case in rows}
+                rows |= {case: row for case, row in found.items() if case.part == "strong" and case[1:4] in same}
+            if rows:
+                yield f"### The {model} model, {title}\n"
+                yield from _table(TRAINING, training_cells, rows)
+    rows = {case: row for case, row in found.items() if case.part == "decoding"}
+    if rows:
+        yield "### Decoding\n"
+        yield from _table(DECODING, decoding_cells, rows)
 
 
-def _row(case: Case, row: dict) -> str:
-    if "error" in row:
-        return f"| {case.chips} {case.kind} | not compiled: {row['error'][:200]} |"
-    update, mesh = row["update"], row["mesh"]
-    times = [update["seconds"][name] for name in ("arithmetic", "memory", "links")]
-    cells = (
-        f"{case.chips} {case.kind}",
-        f"{mesh['data']}, {mesh['tensor']}",
-        f"{update['memory_gib']:.1f} of {update['limit_gib']:.0f}" + (" (does not fit)" if too_big(update) else ""),
-        *(f"{1e3 * seconds:.2f} ms" for seconds in (*times, update["bound"], sum(times))),
-        f"{row['tokens_per_s']:,.0f}",
-        f"{24 * row['days']:.1f} h",
-    )
+TRAINING = (
+    *("chips", "mesh", "rows (empty)", "GiB a chip", "arithmetic", "memory", "links", "sent a chip"),
+    *("update, at least", "nothing overlaps", "tokens/s, at most", "paper's updates, at least"),
+)
+DECODING = (
+    *("model", "chip", "GiB", "encoding", "arithmetic of a step", "memory", "step, at least", "pieces/s a chip"),
+)
+
+
+def _table(columns: tuple[str, ...], cells: Callable, rows: Mapping[Case, dict]) -> Iterator[str]:
+    yield _line(columns)
+    yield "|" + "---|" * len(columns)
+    kinds, warned = list(TOPOLOGIES), []
+    for case in sorted(rows, key=lambda case: (kinds.index(case.kind), case.model, case.chips)):
+        row = rows[case]
+        begin = cells(case, row)
+        yield _line((*begin, *("" for _ in columns[len(begin) :])))
+        warned += [f"{case.chips} {case.kind}, mesh {case.mesh}: {told}" for told in row.get("warnings", ())]
+    yield ""
+    for told in warned:
+        yield f"- {told}"
+    if warned:
+        yield ""
+
+
+def _line(cells: tuple[str, ...]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def too_big(update: dict) -> bool:
-    return update["memory_gib"] > update["limit_gib"]
+def training_cells(case: Case, row: dict) -> tuple[str, ...]:
+    begin = f"{case.chips} {case.kind}", case.mesh.replace(",", ", ")
+    if "error" in row:
+        return *begin, f"not compiled: {row['error'][:200]}"
+    update, batch = row["update"], row["batch"]
+    empty = 1 - batch["rows"] / batch["compiled_rows"]
+    parts = f" in {batch['micro_batches']}" if batch["micro_batches"] > 1 else ""
+    begin += f"{batch['compiled_rows']}{parts} ({empty:.0%})", memory(update)
+    if "seconds" not in update:
+        return begin
+    sent: Counter[str] = Counter()
+    for one in update["collectives"]:
+        sent[one["kind"]] += one["sent"] / 2**20
+    times = [update["seconds"][name] for name in ("arithmetic", "memory", "links")]
+    return (
+        *begin,
+        *map(milliseconds, times),
+        ", ".join(f"{kind} {mib:,.0f} MiB" for kind, mib in sent.most_common() if mib >= 1) or "nothing",
+        *map(milliseconds, (update["bound"], sum(times))),
+        f"{row['tokens_per_s']:,.0f}",
+        f"{24 * row['days']:.2f} h" if case.part != "weak" else "",
+    )
+
+
+def decoding_cells(case: Case, row: dict) -> tuple[str, ...]:
+    begin = case.model, case.kind
+    if "error" in row:
+        return *begin, f"not compiled: {row['error'][:200]}"
+    step, encoding = row["decoding"], row["encoding"]
+    if "pieces_per_s" not in step:
+        return *begin, memory(step)
+    return (
+        *(*begin, memory(step), milliseconds(encoding["bound"])),
+        *(milliseconds(step["seconds"][name]) for name in ("arithmetic", "memory")),
+        *(milliseconds(step["bound"]), f"{step['pieces_per_s']:,.0f}"),
+    )
+
+
+def memory(part: dict) -> str:
+    return f"{part['memory_gib']:.1f} of {part['limit_gib']:.0f}" + ("" if part["fits"] else " (does not fit)")
+
+
+def milliseconds(seconds: float) -> str:
+    return f"{1e3 * seconds:.2f} ms"
 
 
 if __name__ == "__main__":

@@ -152,7 +152,7 @@ def _devices(topology: str) -> Sequence[Any]:
     except Exception as error:  # XLA's own, and others when libtpu is missing
         reason = " ".join(str(error).split())[:200]
         raise UserError(
-            f"--topology {topology}: cannot be compiled for ({reason}); it needs libtpu: pip install -e '.[plan]'"
+            f"--topology {topology}: cannot be compiled for ({reason}); it needs libtpu: pip install 'jax[tpu]'"
         ) from None
 
 
@@ -225,13 +225,17 @@ def estimate(name: str, make: Callable[[], jax.stages.Compiled], chip: Chip, dev
     """
     try:
         program = make()
+        text = program.as_text()
     except jax.errors.JaxRuntimeError as error:
         used = re.search(r"Used ([\d.]+)([KMGT]?) of [\d.]+[KMGT]? hbm", str(error))
         if "RESOURCE_EXHAUSTED" in str(error) and used:
             return TooBig(name, chip, int(float(used[1]) * 1024 ** " KMGT".index(used[2] or " ")))
         reason = " ".join(str(error).split())[:300]
-        raise UserError(f"{name}: does not compile for these devices ({reason})") from None
-    hlo = Hlo(program.as_text(), devices)
+        raise UserError(
+            f"{name}: does not compile for these devices ({reason}); libtpu must be the one that this JAX asks for: "
+            "pip install 'jax[tpu]'"
+        ) from None
+    hlo = Hlo(text, devices)
     memory = program.memory_analysis()
     return Estimate(
         name,
