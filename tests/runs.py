@@ -69,3 +69,17 @@ def same_run(ours: Path, straight: Path) -> None:
     assert plotted[0] == plotted[1]
     for name in FILES:
         assert (ours / name).read_bytes() == (straight / name).read_bytes()
+
+
+def leftovers(workdir: Path) -> list[str]:
+    """What there is in a workdir beyond its own files and complete checkpoints, as of saves that did not end."""
+    found = [str(path.relative_to(workdir)) for path in workdir.rglob("*.tmp")]
+    for path in sorted((workdir / "checkpoints").iterdir()):
+        number = path.name.removesuffix(".interrupted")
+        if not (number.isdecimal() or path.name == "average") or not (path / "manifest.json").exists():
+            found.append(f"checkpoints/{path.name}")
+            continue
+        listed = {"manifest.json", *json.loads((path / "manifest.json").read_text())}
+        files = (str(file.relative_to(path)) for file in path.rglob("*") if file.is_file())
+        found += [f"checkpoints/{path.name}/{file}" for file in files if file not in listed]
+    return found

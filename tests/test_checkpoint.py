@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import itertools
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +16,11 @@ import optax
 import pytest
 from etils import epath
 from quick import jit
+from runs import leftovers
 
 import transformer.checkpoint
-from transformer.checkpoint import Checkpoints, load, replace, with_sharding
-from transformer.config import Config, MeshConfig, ModelConfig, UserError, to_json
+from transformer.checkpoint import Checkpoints, interrupted, load, replace, with_sharding
+from transformer.config import Config, DataConfig, MeshConfig, ModelConfig, UserError, conflicts, to_json
 from transformer.model import encoder_decoder
 from transformer.training.loop import restore
 from transformer.training.sharding import make_mesh
@@ -36,11 +40,22 @@ def state(step: int) -> TrainState:
     return TrainState(jnp.int32(step), full.params, full.optimizer)
 
 
-def save(checkpoints: Checkpoints, step: int, bleu: float | None = None, wait: bool = True, **keep: Any) -> TrainState:
+def save(
+    checkpoints: Checkpoints,
+    step: int,
+    bleu: float | None = None,
+    *,
+    name: str = "",
+    small: bool = False,
+    wait: bool = True,
+    **keep: Any,
+) -> TrainState:
+    """A checkpoint; a `small` one, which takes less time, holds no state."""
     made = state(step)
     progress = {"step": step, "dev_bleu": bleu, "vocab_size": 20}
     items = {"params": made.params, "optimizer": made.optimizer}
-    checkpoints.save(step, items, progress=progress, files=FILES, **keep)
+    items = {"params": {"x": np.full(3, step)}} if small else items
+    checkpoints.save(name or step, items, progress=progress, files=FILES, **keep)
     if wait:
         checkpoints.wait()
     return made
@@ -57,6 +72,35 @@ def equal(one: Any, other: Any) -> bool:
 
 def files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def seal(checkpoint: Path) -> None:
+    """As if what is there now had been saved."""
+    (checkpoint / "manifest.json").unlink(missing_ok=True)
+    manifest = {str(path.relative_to(checkpoint)): transformer.checkpoint._digest(path) for path in files(checkpoint)}
+    (checkpoint / "manifest.json").write_text(json.dumps(manifest))
+
+
+class Killed(BaseException):
+    pass
+
+
+@contextlib.contextmanager
+def broken_off(checkpoints: Checkpoints, function: str, *, after: bool = False) -> Iterator[None]:
+    """A block in which a save is broken off where it calls this function, or when that is done."""
+    owner = transformer.checkpoint if function.startswith("_") else type(checkpoints.folder)
+    whole = getattr(owner, function)
+
+    def killed(*given: Any) -> None:
+        if after:
+            whole(*given)
+        raise Killed
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(owner, function, killed)
+        yield
+        with pytest.raises(UserError, match="saving a checkpoint"):
+            checkpoints.wait()
 
 
 @pytest.fixture
@@ -108,7 +152,7 @@ def test_a_save_survives_that_its_arrays_are_given_away(checkpoints) -> None:
 def test_a_save_that_did_not_end_is_passed_over_and_made_anew(checkpoints, folder: Path) -> None:
     save(checkpoints, 5)
     save(checkpoints, 10)
-    (folder / "00000010/manifest.json").unlink()  # what is written last
+    (folder / "00000010/manifest.json").rename(folder / "00000010/unfinished")  # what is written last
     (folder / "00000099").mkdir()
     (folder / "00000042/state.orbax-checkpoint-tmp").mkdir(parents=True)
     (folder / "notes").mkdir()
@@ -119,6 +163,74 @@ def test_a_save_that_did_not_end_is_passed_over_and_made_anew(checkpoints, folde
     made = save(checkpoints, 10)
     assert checkpoints.steps() == [5, 10]
     assert equal(resumed(checkpoints)[0], made)
+
+
+@pytest.mark.parametrize("at", ["_seal", "_digest", "replace"])
+def test_saves_that_did_not_end_leave_nothing_that_grows(checkpoints, folder: Path, at: str) -> None:
+    save(checkpoints, 5, small=True)
+    for name in ("", interrupted(10)):
+        with broken_off(checkpoints, at):
+            save(checkpoints, 10, name=name, small=True, wait=False)
+    assert (folder / "00000010/state").exists()
+    assert (folder / "00000010.interrupted/unfinished").exists()
+    assert checkpoints.states() == [5]
+    checkpoints = Checkpoints(folder.parent)
+    made = save(checkpoints, 10)  # in its place
+    assert equal(resumed(checkpoints)[0], made)
+    assert leftovers(folder.parent) == []  # the other one is gone, too
+
+
+def test_half_a_copy_is_kept_under_another_name(checkpoints, folder: Path) -> None:
+    save(checkpoints, 5, small=True)
+    save(checkpoints, 10, small=True)
+    (folder / "00000010/manifest.json").unlink()  # what a copy had not come to
+    before = {path.relative_to(folder / "00000010"): path.read_bytes() for path in files(folder / "00000010")}
+    save(checkpoints, 7, keep_last=1, small=True)  # which removes what it may
+    save(checkpoints, 10, keep_last=1, small=True)
+    kept = folder / "00000010.damaged"
+    assert {path.relative_to(kept): path.read_bytes() for path in files(kept)} == before
+    assert leftovers(folder.parent) == ["checkpoints/00000010.damaged"]
+
+
+@pytest.mark.parametrize("after", [False, True])
+def test_a_removal_that_did_not_end_is_ended(checkpoints, folder: Path, monkeypatch, after: bool) -> None:
+    whole = type(checkpoints.folder).rmtree
+
+    def killed(path: epath.Path) -> None:
+        if after:
+            whole(path)
+        raise Killed
+
+    save(checkpoints, 5, small=True)
+    save(checkpoints, 10, small=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(type(checkpoints.folder), "rmtree", killed)
+        with pytest.raises(Killed):
+            checkpoints.prune(1, None)
+    assert leftovers(folder.parent) == ["checkpoints/00000005"]  # no longer complete
+    checkpoints.prune(1, None)
+    assert leftovers(folder.parent) == []
+    assert checkpoints.steps() == [10]
+
+
+def test_all_of_a_checkpoint_is_on_the_disk_before_its_manifest_and_older_ones_go(
+    checkpoints, folder: Path, monkeypatch
+) -> None:
+    save(checkpoints, 5, small=True)
+    synced, path = [], folder / "00000010"
+
+    def sync(at: Any) -> None:
+        assert (folder / "00000005").exists()
+        synced.append((str(at), (path / "manifest.json").exists()))
+
+    monkeypatch.setattr(transformer.checkpoint, "synced", sync)
+    save(checkpoints, 10, keep_last=1, small=True)
+    assert checkpoints.steps() == [10]
+    before = {at for at, complete in synced if not complete}
+    there = {str(at) for at in path.rglob("*")} - {str(path / "manifest.json")}
+    assert there | {str(path), str(path / "unfinished")} == before
+    assert synced.index((str(path / "unfinished"), False)) < len(synced) - 3  # once more with what it then holds
+    assert [at for at, complete in synced if complete] == [str(path), str(folder)]
 
 
 def test_a_failing_save_is_told_by_the_next_wait(checkpoints, folder: Path, monkeypatch) -> None:
@@ -227,18 +339,53 @@ def test_a_file_that_cannot_be_read_just_now_is_not_damaged(checkpoints, folder:
 
 
 @pytest.mark.parametrize("file", ["progress.json", "config.json"])
-@pytest.mark.parametrize("harm", ["missing", "no JSON", "no text"])
+@pytest.mark.parametrize("harm", ["missing", "another digit", "no JSON", "no text", "a list"])
 def test_damaged_files_beside_the_arrays_are_told_in_one_line(checkpoints, folder: Path, file: str, harm: str) -> None:
     save(checkpoints, 5)
+    path = folder / "00000005" / file
+    content = {"no JSON": b'{"step":', "no text": b"\xff\xfe", "a list": b"[]"}
     if harm == "missing":
-        (folder / "00000005" / file).unlink()
-    else:
-        (folder / "00000005" / file).write_bytes(b'{"step":' if harm == "no JSON" else b"\xff\xfe")
+        path.unlink()
+    else:  # 20 pieces or 2 heads become others: still a config, but not the one that was saved
+        path.write_bytes(content.get(harm, path.read_bytes().replace(b"2", b"4")))
     with pytest.raises(UserError) as error:
         load(str(folder.parent), "last")
-    assert f"00000005/{file} cannot be read (" in str(error.value)
+    assert f"00000005/{file} {'cannot be read (' if harm == 'missing' else 'is not as it was written: '}" in str(
+        error.value
+    )
     assert "choose another with --checkpoint" in str(error.value)
     assert "\n" not in str(error.value)
+    if harm in content:  # another program's, sealed
+        seal(path.parent)
+        with pytest.raises(UserError, match=f"00000005/{file}") as error:
+            load(str(folder.parent), "last")
+        assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("manifest", "told"),
+    [
+        ("[]", "it names no files"),
+        ("{}", "it names no files"),
+        ('["config.json"]', "it names no files"),
+        ('{"../../../secret": {"size": 6, "sha256": ""}}', "it names ../../../secret, which is not in the checkpoint"),
+        ('{"state/../../x": 1}', "it names state/../../x, which is not in the checkpoint"),
+        ('{"/etc/passwd": {}}', "it names /etc/passwd, which is not in the checkpoint"),
+        ('{"config.json": null}', "config.json is not as it was written"),
+        ('{"nothing": {}}', "nothing is missing"),
+        ("[" * 100_000, "nested too deeply"),
+    ],
+)
+def test_manifests_of_nothing_or_of_files_outside_are_refused(checkpoints, folder: Path, manifest, told: str) -> None:
+    save(checkpoints, 5, small=True)
+    (folder.parent.parent / "secret").write_text("secret")
+    (folder / "00000005/manifest.json").write_text(manifest)
+    assert told in checkpoints.verify(5)
+    with pytest.raises(UserError, match=r"00000005/.*: this checkpoint is damaged; choose another") as error:
+        load(str(folder.parent), "last")
+    assert "\n" not in str(error.value)
+    with pytest.raises(UserError, match=r"all 1 checkpoints in .* are damaged"):
+        resumed(checkpoints)
 
 
 @pytest.mark.parametrize(
@@ -312,6 +459,48 @@ def test_replace_leaves_the_old_file_or_the_new_one(tmp_path: Path, monkeypatch)
     assert [p.name for p in (tmp_path / "some").iterdir()] == ["file"]
 
 
+# ---- Links ----------------------------------------------------------------------------------------------------------
+
+
+def test_nothing_is_written_through_a_link(checkpoints, folder: Path, tmp_path: Path, monkeypatch) -> None:
+    outside, run = tmp_path / "outside", folder.parent
+    outside.mkdir()
+    (outside / "file").write_text("mine")
+    told = "is a link, and what is written there would lie outside the workdir; remove it"
+    run.mkdir()
+    folder.symlink_to(outside)
+    for write in (
+        lambda: save(checkpoints, 5, small=True),
+        lambda: checkpoints.prune(1, None),
+        lambda: checkpoints.discard(5),
+    ):
+        with pytest.raises(UserError, match=f"^{folder} {told}"):
+            write()
+    folder.unlink()
+    for name in ("config.json", "config.json.tmp"):
+        for target in (outside / "file", outside / "nowhere"):
+            (run / name).symlink_to(target)
+            with pytest.raises(UserError, match=f"^{run}/{name} {told}"):
+                replace(epath.Path(run / "config.json"), b"content")
+            (run / name).unlink()
+    # A checkpoint that is a link goes without what it names.
+    save(checkpoints, 5, small=True)
+    (folder / "00000005").rename(outside / "five")
+    (folder / "00000005").symlink_to(outside / "five")
+    assert checkpoints.verify(5) is None
+    save(checkpoints, 10, keep_last=1, small=True)
+    assert [path.name for path in folder.iterdir()] == ["00000010"]
+    assert (outside / "five/manifest.json").exists()
+    assert [path.name for path in outside.iterdir() if path.is_file()] == ["file"]
+    assert (outside / "file").read_text() == "mine"
+    # The workdir itself may be one.
+    (tmp_path / "link").symlink_to(run)
+    linked = Checkpoints(tmp_path / "link")
+    save(linked, 15, small=True)
+    replace(epath.Path(tmp_path / "link/config.json"), b"content")
+    assert checkpoints.steps() == [10, 15]
+
+
 # ---- Which are kept, which is taken ---------------------------------------------------------------------------------
 
 
@@ -327,11 +516,40 @@ def test_replace_leaves_the_old_file_or_the_new_one(tmp_path: Path, monkeypatch)
 def test_the_last_the_best_and_every_nth_are_kept(checkpoints, folder: Path, keep: dict, kept: list[int]) -> None:
     scores = {10: 1.0, 20: None, 30: 9.0, 40: 9.0, 50: None, 60: 8.0}
     for step, bleu in scores.items():
-        save(checkpoints, step, bleu, **keep)
+        save(checkpoints, step, bleu, small=True, **keep)
     assert checkpoints.steps() == kept
     assert sorted(int(path.name) for path in folder.iterdir()) == kept  # the others are gone
     assert checkpoints.best() == 30  # the earliest of equals
     assert all(checkpoints.verify(step) is None for step in kept)
+
+
+def test_one_whose_score_cannot_be_read_is_kept_and_the_others_are_not(checkpoints, folder: Path, caplog) -> None:
+    for step in (10, 20, 30):
+        save(checkpoints, step, float(step), small=True)
+    (folder / "00000020/progress.json").write_text("{")
+    for step in (40, 50, 60):
+        save(checkpoints, step, 1.0, keep_last=1, small=True)
+    assert checkpoints.steps() == [20, 30, 60]  # 30 is the best of those that are known
+    told = "00000020 is kept, as its score is not known: "
+    assert [message.startswith(told) for message in caplog.messages] == [True]
+    with pytest.raises(UserError, match=r"00000020/progress.json is not as it was written"):
+        checkpoints.best()
+
+
+def test_what_cannot_be_removed_does_not_keep_the_others(checkpoints, folder: Path, monkeypatch, caplog) -> None:
+    remove = transformer.checkpoint._remove
+
+    def stuck(path: epath.Path) -> None:
+        if path.name == "00000010":
+            raise OSError(13, "Permission denied", str(path))
+        remove(path)
+
+    monkeypatch.setattr(transformer.checkpoint, "_remove", stuck)
+    for step in (10, 20, 30):
+        save(checkpoints, step, small=True)
+    checkpoints.prune(1, None)
+    assert checkpoints.steps() == [10, 30]
+    assert caplog.messages == [f"older checkpoints are not removed: [Errno 13] Permission denied: '{folder}/00000010'"]
 
 
 def test_choose(checkpoints, folder: Path) -> None:
@@ -358,6 +576,9 @@ def test_choose(checkpoints, folder: Path) -> None:
     assert checkpoints.choose() == checkpoints.choose("average") == "average"
     assert checkpoints.choose("best") == 30
     assert checkpoints.choose("last") == 40
+    # Where a run was interrupted, by the name that it has there.
+    save(checkpoints, 45, name=interrupted(45))
+    assert checkpoints.choose("last") == checkpoints.choose(interrupted(45)) == "00000045.interrupted"
 
 
 def test_scores_of_other_sentences_do_not_compare(checkpoints) -> None:
@@ -394,7 +615,7 @@ def test_an_average_of_earlier_checkpoints_is_warned_of(checkpoints, folder: Pat
 # ---- The average ----------------------------------------------------------------------------------------------------
 
 
-def test_the_average_is_the_mean_of_the_last_ones(checkpoints, folder: Path) -> None:
+def test_the_average_is_the_mean_of_the_last_ones(checkpoints, folder: Path, caplog) -> None:
     made = [save(checkpoints, step, 1.0) for step in (10, 20, 30, 40)]
 
     def is_mean_of(states: list[TrainState]) -> None:
@@ -412,10 +633,69 @@ def test_the_average_is_the_mean_of_the_last_ones(checkpoints, folder: Path) -> 
     assert checkpoints.verify("average") is None
     assert (folder / "average/tokenizer.model").read_bytes() == b"pieces"
     assert not (folder / "average/state/optimizer").exists()
-    # A second one, of all there are, takes its place.
+    # A second one, of all there are, takes its place; nothing is left of the first.
     assert checkpoints.average(9) == [10, 20, 30, 40]
     assert checkpoints.progress("average")["averaged_steps"] == [10, 20, 30, 40]
     is_mean_of(made)
+    assert leftovers(folder.parent) == []
+    assert caplog.messages == []
+
+
+@pytest.mark.parametrize(
+    ("at", "after", "counts"),
+    [
+        ("_seal", False, [10, 20]),
+        ("_seal", True, [10, 20]),
+        ("_remove", False, [10, 20]),
+        ("_remove", True, [20, 30]),
+    ],
+)
+def test_one_average_counts_at_each_moment(checkpoints, folder: Path, caplog, at: str, after: bool, counts) -> None:
+    for step in (10, 20):
+        save(checkpoints, step, 1.0)
+    checkpoints.average(2)
+    save(checkpoints, 30, 1.0)
+    with broken_off(checkpoints, at, after=after), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoints, "wait", lambda: None)
+        checkpoints.average(2)
+    checkpoints = Checkpoints(folder.parent)
+    assert checkpoints.choose() == "average"
+    assert checkpoints.progress("average")["averaged_steps"] == counts
+    assert checkpoints.verify("average") is None
+    checkpoints.params("average")
+    caplog.clear()
+    assert checkpoints.average(3) == [10, 20, 30]
+    assert checkpoints.progress("average")["averaged_steps"] == [10, 20, 30]
+    assert leftovers(folder.parent) == []
+    assert caplog.messages == []
+
+
+def test_who_reads_while_an_average_is_made_anew_reads_one_of_the_two(checkpoints, folder: Path) -> None:
+    for step in (10, 20):
+        save(checkpoints, step)
+    checkpoints.average(1)
+    reader, found = Checkpoints(folder.parent), []
+
+    def read(name: int | str) -> tuple[list[int], Any]:
+        steps = reader.progress(name)["averaged_steps"]
+        if not found:
+            checkpoints.average(2)
+        found.append(steps)
+        return steps, reader.params(name)
+
+    steps, params = reader.read(None, read)
+    assert found == [[20], [10, 20]]
+    assert steps == [10, 20]
+    assert equal(params, checkpoints.params("average"))
+
+
+def test_half_a_copy_of_an_average_is_kept(checkpoints, folder: Path) -> None:
+    save(checkpoints, 10)
+    checkpoints.average(1)
+    (folder / "average/manifest.json").unlink()
+    checkpoints.average(1)
+    assert checkpoints.verify("average") is None
+    assert leftovers(folder.parent) == ["checkpoints/average.damaged"]
 
 
 def test_the_average_is_not_trained_on(checkpoints) -> None:
@@ -444,6 +724,70 @@ def test_checkpoints_of_other_shapes_are_not_averaged(checkpoints, folder: Path)
     flip(max(files(folder / "00000010/state"), key=lambda path: path.stat().st_size))
     with pytest.raises(UserError, match="damaged"):
         checkpoints.average(2)
+
+
+# ---- Readers, and runs that go on -----------------------------------------------------------------------------------
+
+
+def test_what_is_removed_while_it_is_read_is_chosen_anew(checkpoints, folder: Path) -> None:
+    save(checkpoints, 10)
+    reader, found, steps = Checkpoints(folder.parent), [], itertools.count(20)
+
+    def read(name: int | str) -> tuple[int | str, Any]:
+        config = reader.config(name)
+        if len(found) < 2:
+            save(checkpoints, next(steps), keep_last=1)
+        found.append(name)
+        # As `Translator.load` reads: by the name that was chosen.
+        return name, config, reader.read(str(name), reader.params)
+
+    assert reader.read("last", read)[0] == 21
+    assert found == [10, 20, 21]
+    found.clear()
+    with pytest.raises(UserError, match="--checkpoint 21: not in"):  # one that was asked for by its step
+        reader.read(21, read)
+    # The mean of those that are there.
+    params, gone = Checkpoints.params, []
+
+    def slow(self: Checkpoints, name: int | str) -> Any:
+        if not gone:
+            gone.append(save(checkpoints, 40, keep_last=1))
+        return params(self, name)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Checkpoints, "params", slow)
+        assert reader.average(5) == [40]
+
+
+def test_files_may_lie_elsewhere_as_many_as_they_were() -> None:
+    def refused(**new: Any) -> list[str]:
+        old = DataConfig(source=("a.en", "b.en"), target=("a.de", "b.de"), weights=(1.0, 2.0), dev_source="dev.tsv")
+        return list(conflicts(Config(data=old), Config(data=dataclasses.replace(old, **new))))
+
+    assert refused(source=("/x/a", "/x/b"), target=("/y/a", "/y/b"), dev_source="/x/dev.tsv", tfds_dir="/x") == []
+    assert refused(source=("a.en",), target=("a.de",), weights=(1.0,)) == ["data.source", "data.target", "data.weights"]
+    assert refused(weights=(2.0, 1.0)) == ["data.weights"]
+    assert refused(dev_source=None) == ["data.dev_source"]
+    assert refused(dev_target="dev.de") == ["data.dev_target"]
+    assert refused(test_source="test.tsv", fields=("a", "b")) == ["data.fields", "data.test_source"]
+
+
+def test_another_tokenizer_is_told_in_one_line(checkpoints, folder: Path, tmp_path: Path) -> None:
+    save(checkpoints, 5)
+    (tmp_path / "spm.model").write_bytes(b"pieces")
+
+    def unfit(path: str) -> str | None:
+        config = dataclasses.replace(CONFIG, data=dataclasses.replace(CONFIG.data, tokenizer=path))
+        with pytest.MonkeyPatch.context() as patch:  # as if the run had been given one from the start
+            patch.setattr(checkpoints, "config", lambda name: config)
+            return checkpoints.unfit(5, config, MODEL.abstract_params, b"pieces")
+
+    assert unfit(str(tmp_path / "spm.model")) is None
+    (tmp_path / "spm.model").write_bytes(b"others")
+    with pytest.raises(UserError, match=f"is not the tokenizer that {folder.parent} was trained with, .*; give that"):
+        unfit(str(tmp_path / "spm.model"))
+    with pytest.raises(UserError, match="cannot be read"):
+        unfit(str(tmp_path))
 
 
 # ---- In Python ------------------------------------------------------------------------------------------------------

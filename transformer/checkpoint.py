@@ -6,7 +6,8 @@
     workdir/checkpoints/<step>.interrupted/                the same, where a run was asked to stop
     workdir/checkpoints/average/                           the same without optimizer
 
-A folder without a manifest is a save that did not end, and is passed over.
+A folder that is being written or removed has a file `unfinished` instead of a manifest. Without either it is half a
+copy that somebody made. Both are passed over; only the first kind is ever removed.
 """
 
 from __future__ import annotations
@@ -16,8 +17,12 @@ import hashlib
 import itertools
 import json
 import logging
+import os
+import socket
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
@@ -27,18 +32,22 @@ from etils import epath
 from jax.sharding import Sharding
 
 from transformer.config import Config, UserError, conflicts, from_json
+from transformer.durable import synced
 from transformer.model import Model, Params, encoder_decoder
 from transformer.phases import phase
 
 log = logging.getLogger("transformer")
 T = TypeVar("T")
 AVERAGE = "average"
+_NEXT = "average.next"  # a new average, until it has taken the place of the old one
 _INTERRUPTED = ".interrupted"
+_MANIFEST = "manifest.json"
+_UNFINISHED = "unfinished"
 _DAMAGED = "this checkpoint is damaged; choose another with --checkpoint, or remove its folder"
 
 
 class Removed(UserError):
-    """A checkpoint that was there is gone."""
+    """A checkpoint that was there is gone, or another one has taken its place."""
 
 
 class Checkpoints:
@@ -65,12 +74,16 @@ class Checkpoints:
         self._orbax = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler())
         self._finishing: threading.Thread | None = None
         self._failure: BaseException | None = None
+        self._warned: set[int] = set()
 
     def path(self, name: int | str) -> epath.Path:
-        return self.folder / (name if isinstance(name, str) else f"{name:08d}")
+        path = self.folder / (name if isinstance(name, str) else f"{name:08d}")
+        if name == AVERAGE and not _complete(path) and _complete(self.folder / _NEXT):
+            return self.folder / _NEXT
+        return path
 
     def complete(self, name: int | str) -> bool:
-        return (self.path(name) / "manifest.json").exists()
+        return _complete(self.path(name))
 
     def steps(self) -> list[int]:
         """Steps of the complete checkpoints, ascending."""
@@ -92,28 +105,36 @@ class Checkpoints:
 
     def progress(self, name: int | str) -> dict[str, Any]:
         """What was saved beside the arrays: 'step', 'dev_bleu' (None if not evaluated there), 'vocab_size', ..."""
-        return json.loads(self._json(name, "progress.json"))
+        progress = json.loads(self._json(name, "progress.json"))
+        if not isinstance(progress, dict):
+            raise UserError(f"{self.path(name) / 'progress.json'} is not one of this program: {_DAMAGED}")
+        return progress
 
     def config(self, name: int | str) -> Config:
         return from_json(self._json(name, "config.json"), str(self.path(name) / "config.json"))
 
     def _json(self, name: int | str, file: str) -> str:
-        path = self.path(name) / file
         try:
-            text = path.read_text()
+            text = self.file(name, file).decode()
             json.loads(text)
-        except (OSError, ValueError) as error:
-            self._still(name)
-            raise UserError(f"{path} cannot be read ({error}): {_DAMAGED}") from None
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{self.path(name) / file} cannot be read ({error}): {_DAMAGED}") from None
         return text
 
     def file(self, name: int | str, file: str) -> bytes:
-        """What is in one of the files beside the arrays."""
+        """What is in one of the files beside the arrays, as it was written."""
+        path = self.path(name) / file
         try:
-            return (self.path(name) / file).read_bytes()
+            content = path.read_bytes()
+            wrong = file != _MANIFEST and _manifest(path.parent).get(file) != _entry(content)
         except OSError as error:
             self._still(name)
-            raise UserError(f"{self.path(name) / file} cannot be read ({error}): {_DAMAGED}") from None
+            raise UserError(f"{path} cannot be read ({error}): {_DAMAGED}") from None
+        except ValueError as error:
+            raise UserError(f"{path.parent / _MANIFEST} is not as it was written ({error}): {_DAMAGED}") from None
+        if wrong:
+            raise UserError(f"{path} is not as it was written: {_DAMAGED}")
+        return content
 
     def _still(self, name: int | str) -> None:
         """Raise `Removed` if a checkpoint that was there is no longer."""
@@ -124,20 +145,57 @@ class Checkpoints:
             )
 
     def read(self, checkpoint: str | int | None, reader: Callable[[int | str], T]) -> T:
-        """What `reader` makes of the checkpoint that `choose` gives. If training, which may go on all the while,
-        removes it meanwhile, it is what is chosen then."""
-        for _ in range(20):
-            with contextlib.suppress(Removed):
-                return reader(self.choose(checkpoint))
-        return reader(self.choose(checkpoint))
+        """What `reader` makes of the checkpoint that `choose` gives. If that goes meanwhile, as training, which may go
+        on, removes it, or a new average is made, it is what is chosen then."""
 
-    def best(self) -> int | None:
-        """The step with the best dev BLEU (the earliest of equals), or None if none was evaluated."""
+        def read() -> T:
+            name = self.choose(checkpoint)
+            with self._the_same(name):
+                return reader(name)
+
+        return _again(read)
+
+    @contextlib.contextmanager
+    def _the_same(self, name: int | str) -> Iterator[None]:
+        """A block that reads a checkpoint; raises `Removed` if it failed, or read of two, as that was replaced."""
+        if (before := self._sealed(name)) is None:
+            self._still(name)
+        try:
+            yield
+        except UserError:
+            if self._sealed(name) != before:
+                self._still(name)
+                raise Removed(f"{self.path(name)} was written anew meanwhile; run the command again") from None
+            raise
+        if name == AVERAGE and self._sealed(name) != before:
+            raise Removed(f"{self.path(name)} was written anew meanwhile; run the command again")
+
+    def _sealed(self, name: int | str) -> bytes | None:
+        """The manifest, which tells one checkpoint from another of the same name."""
+        try:
+            return (self.path(name) / _MANIFEST).read_bytes()
+        except OSError:
+            return None
+
+    def best(self, unreadable: set[int] | None = None) -> int | None:
+        """The step with the best dev BLEU (the earliest of equals), or None if none was evaluated.
+
+        Steps whose score can't be read are added to `unreadable`, with a warning; without it they raise `UserError`.
+        """
         scored = {}
         for step in self.steps():
-            with contextlib.suppress(Removed):
+            try:
                 if (progress := self.progress(step)).get("dev_bleu") is not None:
                     scored[step] = progress
+            except Removed:
+                pass
+            except UserError as error:
+                if unreadable is None:
+                    raise
+                if step not in self._warned:
+                    log.warning("%s is kept, as its score is not known: %s", self.path(step).name, error)
+                self._warned.add(step)
+                unreadable.add(step)
         # Scores of other sentences than today's do not compare.
         now = scored[max(scored)].get("dev_digest") if scored else None
         comparable = [step for step, progress in scored.items() if progress.get("dev_digest", now) == now]
@@ -175,6 +233,8 @@ class Checkpoints:
             return states[-1]
         if checkpoint.isdigit() and int(checkpoint) in steps:
             return int(checkpoint)
+        if checkpoint in states:
+            return checkpoint
         raise UserError(
             f"--checkpoint {checkpoint}: not in {workdir}; it has {', '.join(map(str, steps))}, best, last and average"
         )
@@ -199,7 +259,7 @@ class Checkpoints:
         self.wait()
         if jax.process_count() == 1:
             self.make_folder(name)
-        path = self.path(name)
+        path = self.folder / _NEXT if name == AVERAGE else self.path(name)
         # Written down now: the caller goes on counting while the arrays are being saved.
         files = {**files, "progress.json": (json.dumps(dict(progress), indent=2) + "\n").encode()}
         trees = ocp.args.Composite(**{k: ocp.args.StandardSave(tree) for k, tree in items.items()})
@@ -214,10 +274,12 @@ class Checkpoints:
                         return
                     for file, content in files.items():
                         (path / file).write_bytes(content)
-                    manifest = {str(f.relative_to(path)): _digest(f) for f in _files(path)}
-                    replace(path / "manifest.json", (json.dumps(manifest, indent=2) + "\n").encode())
-                with phase(f"pruning after {path.name}"):
-                    self.prune(keep_last, keep_every)
+                    _seal(path)
+                if name == AVERAGE:
+                    self._replace_average()
+                else:
+                    with phase(f"pruning after {path.name}"):
+                        self.prune(keep_last, keep_every)
             except BaseException as error:
                 self._failure = error
 
@@ -225,14 +287,45 @@ class Checkpoints:
         self._finishing.start()
 
     def make_folder(self, name: int | str) -> None:
-        """An empty folder for a checkpoint."""
+        """An empty folder for a checkpoint, marked as unfinished. A new average is written beside the old one."""
+        refuse_links(self.folder)
         path = self.path(name)
         with writing(path):
-            if (path / "state").exists():  # whole arrays without a manifest: killed a moment too early, or half a copy
-                self.discard(name)
-            elif path.exists():
-                path.rmtree()
+            if name == AVERAGE:
+                self._replace_average()
+                path = self.folder / _NEXT
+            self._clear(path)
             path.mkdir(parents=True)
+            (path / _UNFINISHED).write_bytes(f"{socket.gethostname()} {os.getpid()}\n".encode())
+
+    def _replace_average(self) -> None:
+        """Put a new average, if there is a complete one, where the old one is. At each moment either of them counts;
+        where that is broken off, making the next one ends it."""
+        path, new = self.folder / AVERAGE, self.folder / _NEXT
+        if not _complete(new):
+            if not _complete(path):
+                self._clear(path)
+            return
+        if _complete(path):
+            _remove(path)
+        self._clear(path)
+        if local(path):
+            new.rename(path)
+            synced(self.folder)
+            return
+        # A bucket has no folders to rename.
+        for file in (_UNFINISHED, *(str(f.relative_to(new)) for f in _files(new) if f.name != _MANIFEST), _MANIFEST):
+            (path / file).write_bytes(b"" if file == _UNFINISHED else (new / file).read_bytes())
+        (path / _UNFINISHED).unlink()
+        _remove(new)
+
+    def _clear(self, path: epath.Path) -> None:
+        """Make room for a checkpoint: remove what was left unfinished there, and keep anything else under another name,
+        as whole arrays without a manifest that may be half a copy."""
+        if _unfinished(path):
+            _remove(path)
+        elif path.exists():
+            self._set_aside(path)
 
     def wait(self) -> None:
         """Until the last save is complete; raises if it failed."""
@@ -248,7 +341,10 @@ class Checkpoints:
 
     def discard(self, name: int | str) -> None:
         """Give a damaged checkpoint another name, under which it counts no longer; all of it stays."""
-        path = self.path(name)
+        refuse_links(self.folder)
+        self._set_aside(self.path(name))
+
+    def _set_aside(self, path: epath.Path) -> None:
         others = (path.with_name(f"{path.name}.damaged{'' if n == 1 else f'-{n}'}") for n in itertools.count(1))
         aside = next(other for other in others if not other.exists())
         with writing(path):
@@ -256,28 +352,28 @@ class Checkpoints:
         log.warning("%s is kept as %s", path, aside.name)
 
     def prune(self, keep_last: int | None, keep_every: int | None) -> None:
-        """Remove what is no longer to be kept. What can't be removed stays: the new checkpoint is complete anyway."""
+        """Remove what is no longer to be kept, and saves that did not end. What can't be removed stays, with a warning:
+        the new checkpoint is complete anyway. Only for the one run that saves here, between its saves."""
+        refuse_links(self.folder)
         try:
-            steps, states = self.steps(), self.states()
-            if not states:
-                return
-            kept: set[int | str | None] = {states[-1]}
-            if keep_last is None:
-                kept |= set(steps)
-            else:
-                kept |= {*steps[-keep_last:], self.best()}
-                kept |= {step for step in steps if keep_every and step % keep_every == 0}
-            # Of those that a run was interrupted at, all but one that is the newest state of all.
-            waiting = [path.name for path in self.folder.glob(f"*{_INTERRUPTED}") if self.complete(path.name)]
-            for name in [*steps, *waiting]:
-                if name not in kept:
-                    # What is half removed must not look complete.
-                    path = self.path(name)
-                    path.rename(path.with_name(f"{path.name}.removed"))
-            for path in self.folder.glob("*.removed"):
-                path.rmtree()
+            steps, states, unreadable = self.steps(), self.states(), set()
+            kept = {*states[-1:], *(steps if keep_last is None else steps[-keep_last:])}
+            if keep_last is not None:
+                kept |= {self.best(unreadable), *unreadable}
+            kept |= {step for step in steps if keep_every and step % keep_every == 0}
+            # Of those that a run was interrupted at, all but one that is the newest state of all go.
+            needed = {self.path(name).name for name in kept if name is not None}
+            there = list(self.folder.iterdir()) if self.folder.exists() else []
+            unneeded = [path for path in there if _of_training(path.name) and path.name not in needed]
+            unneeded = [path for path in unneeded if _complete(path) or _unfinished(path)]
         except (UserError, OSError) as error:
             log.warning("older checkpoints are not removed: %s", error)
+            return
+        for path in unneeded:
+            try:
+                _remove(path)
+            except OSError as error:
+                log.warning("older checkpoints are not removed: %s", error)
 
     def verify(self, name: int | str) -> str | None:
         """What is wrong with a checkpoint's files against its manifest, or None.
@@ -286,16 +382,13 @@ class Checkpoints:
         """
         path = self.path(name)
         try:
-            manifest = json.loads((path / "manifest.json").read_text())
-            for file, expected in manifest.items():
-                if file.startswith("/") or ".." in file.split("/"):
-                    return f"{path / 'manifest.json'} names {file}, which is not in the checkpoint"
+            for file, expected in _manifest(path).items():
                 if not (path / file).exists():
                     return f"{path / file} is missing"
                 if _digest(path / file) != expected:
                     return f"{path / file} is not as it was written"
         except ValueError as error:
-            return f"{path / 'manifest.json'} is not as it was written ({error})"
+            return f"{path / _MANIFEST} is not as it was written ({error})"
         except FileNotFoundError as error:
             return f"{error.filename or path} is missing"
         except OSError as error:
@@ -314,7 +407,7 @@ class Checkpoints:
             raise UserError(f"{wrong}: {_DAMAGED}")
         try:
             # Compared here, for one clear line: Orbax stops at the first difference with several tracebacks.
-            if wrong := self._misfit(name, items["params"]):
+            if wrong := self.misfit(name, items["params"]):
                 raise UserError(wrong)
             restored = self._orbax.restore(
                 self.path(name) / "state",
@@ -328,7 +421,7 @@ class Checkpoints:
             raise UserError(f"{self.path(name)} cannot be restored: {reason}") from error
         return {k: restored[k] for k in items}
 
-    def _misfit(self, name: int | str, params: Any) -> str | None:
+    def misfit(self, name: int | str, params: Any) -> str | None:
         """How the parameters of a checkpoint differ from these abstract ones, or None."""
         there = _shapes(ocp.StandardCheckpointHandler().metadata(self.path(name) / "state" / "params").tree)
         here = _shapes(params)
@@ -342,8 +435,13 @@ class Checkpoints:
 
     def unfit(self, name: int | str, config: Config, params: Any, tokenizer: bytes | None) -> str | None:
         """Why a run of this config, with these abstract parameters, can't go on from a checkpoint whose files are
-        whole, or None: it is that of another run, or of another version of this program."""
+        whole, or None: it is that of another run, or of another version of this program.
+
+        Raises `UserError` where the config names another tokenizer than the one it is trained with.
+        """
         path = self.path(name)
+        if config.data.tokenizer is not None and tokenizer is not None:
+            self._refuse_other_tokenizer(config.data.tokenizer, tokenizer)
         try:
             if changed := conflicts(self.config(name), config):
                 return f"{path} is that of another run: its {', '.join(changed)} is not the same"
@@ -352,7 +450,7 @@ class Checkpoints:
                 return f"{path} is not one that training goes on from"
             if tokenizer is not None and self.file(name, "tokenizer.model") != tokenizer:
                 return f"{path} is that of another tokenizer than {self.folder.parent / 'tokenizer.model'}"
-            return self._misfit(name, params)
+            return self.misfit(name, params)
         except UserError as error:
             return str(error)
         except OSError as error:
@@ -361,8 +459,26 @@ class Checkpoints:
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             return f"{path} is not one of this program ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
 
+    def _refuse_other_tokenizer(self, given: str, tokenizer: bytes) -> None:
+        try:
+            same = Path(given).read_bytes() == tokenizer
+        except OSError as error:
+            raise UserError(f"data.tokenizer = {given!r} cannot be read ({error.strerror or error})") from None
+        if not same:
+            ours = self.folder.parent / "tokenizer.model"
+            raise UserError(
+                f"data.tokenizer = {given!r} is not the tokenizer that {self.folder.parent} was trained with, {ours}; "
+                "give that one, or use another --workdir"
+            )
+
     def average(self, last: int) -> list[int]:
-        """Save the mean of the parameters of the last `last` checkpoints, by step, as 'average'; returns the steps."""
+        """Save the mean of the parameters of the last `last` checkpoints, by step, as 'average'; returns the steps.
+
+        Training may go on meanwhile: if it removes one of them, they are the last ones there are then.
+        """
+        return _again(lambda: self._average(last))
+
+    def _average(self, last: int) -> list[int]:
         steps = self.steps()[-last:]
         if not steps:
             raise UserError(f"{self.folder.parent}: no complete checkpoint to average")
@@ -379,7 +495,7 @@ class Checkpoints:
             else:
                 total = jax.tree.map(np.add, total, params)
         mean = jax.tree.map(lambda x: np.asarray(x / len(steps), np.float32), total)
-        files = {f: (self.path(steps[-1]) / f).read_bytes() for f in ("config.json", "tokenizer.model")}
+        files = {f: self.file(steps[-1], f) for f in ("config.json", "tokenizer.model")}
         progress = {
             "step": steps[-1],
             "vocab_size": self.progress(steps[-1])["vocab_size"],
@@ -417,18 +533,34 @@ def writing(path: epath.Path) -> Iterator[None]:
 def replace(path: epath.Path, content: bytes) -> None:
     """Give a file this content, whole or not at all; one that has it already is left alone."""
     temporary = path.parent / f"{path.name}.tmp"
+    refuse_links(path, temporary)
     with writing(path):
         if path.exists() and path.read_bytes() == content:
             return
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             temporary.write_bytes(content)
+            if local(path):
+                synced(temporary)
         except OSError:
             with contextlib.suppress(OSError):
                 temporary.unlink(missing_ok=True)
             raise
         with phase(f"renaming {path.name}"):
             temporary.replace(path)
+        if local(path):
+            synced(path.parent)
+
+
+def refuse_links(*paths: Any) -> None:
+    """Raise `UserError` if one of these, where a workdir has a file or folder of its own, is a link: what is written
+    there would lie outside the workdir. The workdir itself may be one."""
+    for path in paths:
+        if os.path.islink(path):
+            raise UserError(
+                f"{path} is a link, and what is written there would lie outside the workdir; remove it, and move there "
+                "what it names, or make the whole workdir a link"
+            )
 
 
 def local(path: Any) -> bool:
@@ -463,6 +595,76 @@ def _shapes(params: Any) -> dict[str, tuple[int, ...]]:
     return {"/".join(key.key for key in keys): tuple(leaf.shape) for keys, leaf in leaves}
 
 
+def _again(read: Callable[[], T]) -> T:
+    """What `read` returns, which is called anew where a checkpoint was removed meanwhile."""
+    for _ in range(20):
+        with contextlib.suppress(Removed):
+            return read()
+    return read()
+
+
+# ---- A checkpoint's folder ------------------------------------------------------------------------------------------
+
+
+def _complete(path: epath.Path) -> bool:
+    return (path / _MANIFEST).exists()
+
+
+def _unfinished(path: epath.Path) -> bool:
+    """Whether this program was writing or removing it; an empty one it may have been about to write."""
+    if not path.is_dir() or _complete(path):
+        return False
+    return (path / _UNFINISHED).exists() or not any(path.iterdir())
+
+
+def _of_training(name: str) -> bool:
+    """Whether this is the name of a checkpoint that training saves."""
+    number = name.removesuffix(_INTERRUPTED)
+    return number.isdecimal() and number == f"{int(number):08d}"
+
+
+def _seal(path: epath.Path) -> None:
+    """Make an unfinished checkpoint a complete one. All else is on the disk before its manifest is."""
+    manifest = {str(f.relative_to(path)): _digest(f) for f in _files(path) if f != path / _UNFINISHED}
+    if local(path):
+        with ThreadPoolExecutor(8) as pool:  # each waits for the disk, which takes them together
+            list(pool.map(synced, [path, *Path(path).rglob("*")]))
+    (path / _UNFINISHED).write_bytes((json.dumps(manifest, indent=2) + "\n").encode())
+    if local(path):
+        synced(path / _UNFINISHED)
+    with phase(f"renaming {_MANIFEST}"):
+        (path / _UNFINISHED).replace(path / _MANIFEST)
+    if local(path):
+        for folder in (path, path.parent):
+            synced(folder)
+
+
+def _remove(path: epath.Path) -> None:
+    """Remove a checkpoint; where that is broken off, what is left is an unfinished one."""
+    if os.path.islink(path):  # what it names is another's
+        return path.unlink()
+    if _complete(path):
+        (path / _MANIFEST).replace(path / _UNFINISHED)
+    for inside in path.iterdir():
+        if inside.name != _UNFINISHED:
+            inside.rmtree()
+    path.rmtree()
+
+
+def _manifest(path: epath.Path) -> dict[str, Any]:
+    """Size and sha256 of each file of a checkpoint. Raises `ValueError` where its manifest is none."""
+    try:
+        manifest = json.loads((path / _MANIFEST).read_bytes())
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    if not isinstance(manifest, dict) or not manifest:
+        raise ValueError("it names no files")
+    for file in manifest:
+        if file.startswith("/") or ".." in file.split("/"):
+            raise ValueError(f"it names {file}, which is not in the checkpoint")
+    return manifest
+
+
 def _files(folder: epath.Path) -> Sequence[epath.Path]:
     files: list[epath.Path] = []
     for path in sorted(folder.iterdir()):
@@ -477,3 +679,8 @@ def _digest(path: epath.Path) -> dict[str, Any]:
             digest.update(block)
             size += len(block)
     return {"size": size, "sha256": digest.hexdigest()}
+
+
+def _entry(content: bytes) -> dict[str, Any]:
+    """As `_digest`, of what was read already."""
+    return {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}

@@ -299,6 +299,17 @@ RESUMABLE = (
     "data.workers",
 )
 
+# Files that may lie elsewhere then, as many as they were: what is in them is compared.
+MOVABLE = (
+    "data.source",
+    "data.target",
+    "data.dev_source",
+    "data.dev_target",
+    "data.test_source",
+    "data.test_target",
+    "data.tokenizer",
+)
+
 
 def resumable(name: str) -> bool:
     """Whether the field of this dotted name may differ from the workdir's when training goes on."""
@@ -322,10 +333,15 @@ def differences(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
 
 def conflicts(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
     """Those of the differences with which a run of the one can't go on as the other."""
-    # Of one's own text the languages only say how it is scored.
-    may_change = {"data.languages"} if old.data.corpus == new.data.corpus == "text" else set()
-    changed = differences(old, new)
-    return {name: values for name, values in changed.items() if not resumable(name) and name not in may_change}
+
+    def may_change(name: str, before: Any, after: Any) -> bool:
+        if name == "data.languages":  # of one's own text they only say how it is scored
+            return old.data.corpus == new.data.corpus == "text"
+        if name in MOVABLE:
+            return type(before) is type(after) and (isinstance(before, str) or len(before) == len(after))
+        return name == "data.tfds_dir" or resumable(name)
+
+    return {name: values for name, values in differences(old, new).items() if not may_change(name, *values)}
 
 
 def to_json(config: Any) -> str:
