@@ -3,6 +3,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+import struct
 import sys
 import time
 from pathlib import Path
@@ -17,11 +18,15 @@ from transformer.training.loop import Interval
 from transformer.training.progress import Display, Records, clock
 
 
+def lines_as_written(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
 def lines(folder: Path) -> list[dict]:
     """The entries of metrics.jsonl, without their times."""
-    entries = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    entries = lines_as_written(folder)
     now = time.time()
-    assert all(now - 600 < entry.pop("time") <= now for entry in entries)
+    assert all(now - 600 < entry.pop("time") <= now + 0.001 for entry in entries)  # which are rounded
     return entries
 
 
@@ -33,14 +38,31 @@ def folder(tmp_path: Path) -> epath.Path:
 # ---- Records --------------------------------------------------------------------------------------------------------
 
 
-def test_entries_are_on_disk_at_once_and_in_tensorboard_at_the_end(folder) -> None:
+def test_entries_are_in_both_files_at_once(folder) -> None:
     records = Records(folder, 0)
     records.write(10, {"loss": 2.5, "epoch": 0})
     assert lines(folder) == [{"step": 10, "loss": 2.5, "epoch": 0}]
+    assert scalars(folder) == [(10, "loss", 2.5), (10, "epoch", 0.0)]
     records.write(20, {"dev_bleu": 12.25})
     assert lines(folder)[1] == {"step": 20, "dev_bleu": 12.25}
-    records.close()  # tensorboardX writes in a thread of its own
     assert scalars(folder) == [(10, "loss", 2.5), (10, "epoch", 0.0), (20, "dev_bleu", 12.25)]
+    records.close()
+
+
+def test_tensorboard_reads_what_is_written(folder) -> None:
+    """The framing and its checksums, as tensorboardX writes them."""
+    from tensorboardX.event_file_writer import EventsWriter
+    from tensorboardX.proto.event_pb2 import Event
+    from tensorboardX.summary import scalar
+
+    Records(folder, 0).write(10, {"loss": 2.5})
+    (ours,) = (folder / "tensorboard").iterdir()
+    theirs = EventsWriter(str(folder / "theirs"))
+    theirs.write_event(Event(step=10, wall_time=lines_as_written(folder)[0]["time"], summary=scalar("loss", 2.5)))
+    theirs.close()
+    (other,) = folder.glob("theirs*")
+    size = struct.unpack_from("<Q", other.read_bytes())[0] + 16  # the first event, which says when the file was begun
+    assert ours.read_bytes()[size:] == other.read_bytes()[size:]
 
 
 def test_entries_after_the_step_of_resuming_are_cut_off(folder) -> None:
@@ -54,8 +76,87 @@ def test_entries_after_the_step_of_resuming_are_cut_off(folder) -> None:
     records.write(30, {"loss": 31.0})
     records.close()
     assert [line["loss"] for line in lines(folder)] == [10, 20, 20, 31]
+    assert scalars(folder) == [(10, "loss", 10), (20, "loss", 20), (20, "loss", 20), (30, "loss", 31)]
     Records(folder, 0).close()
-    assert lines(folder) == []
+    assert lines(folder) == scalars(folder) == []
+
+
+@pytest.mark.parametrize("step", [0, 5])
+def test_each_step_stands_once_where_a_run_was_killed_before_its_next_checkpoint(folder, step: int) -> None:
+    for _ in range(3):
+        records = Records(folder, step)  # and gone, without a word
+        records.write(7, {"loss": 7.0})
+        records.write(14, {"loss": 14.0})
+    assert [line["step"] for line in lines(folder)] == [7, 14]
+    assert scalars(folder) == [(7, "loss", 7.0), (14, "loss", 14.0)]
+
+
+def test_without_its_log_tensorboard_is_told_from_where_it_begins_anew(folder) -> None:
+    records = Records(folder, 0)
+    records.write(7, {"loss": 7.0})
+    (folder / "metrics.jsonl").unlink()
+    records = Records(folder, 7)
+    records.write(14, {"loss": 14.0})
+    assert scalars(folder) == [(7, "loss", 7.0), (14, "loss", 14.0)]
+    (_, newer) = sorted((folder / "tensorboard").iterdir())
+    assert b"\x10\x08" in newer.read_bytes()  # a step of 8, from which the older file no longer counts
+
+
+def test_a_log_that_is_damaged_within_is_told(folder, caplog) -> None:
+    records = Records(folder, 0)
+    for step in (10, 20, 30):
+        records.write(step, {"loss": 1.0})
+    path = folder / "metrics.jsonl"
+    path.write_text(path.read_text().replace('{"step": 20', "\0\0\0") + '{"step"')
+    Records(folder, 30)
+    assert [line["step"] for line in lines(folder)] == [10, 30]
+    assert caplog.messages == [f"{path}: 1 lines that are no entries are left out"]
+
+
+@pytest.mark.parametrize("harm", ["no text", "a folder"])
+def test_a_log_that_cannot_be_read_is_told_in_one_line_and_left_alone(folder, harm: str) -> None:
+    Records(folder, 0).write(10, {"loss": 1.0})
+    path = folder / "metrics.jsonl"
+    path.unlink()
+    if harm == "no text":
+        path.write_bytes(b"\xff\xfe{}\n")
+    else:
+        path.mkdir()
+    before = scalars(folder)
+    with pytest.raises(UserError, match=rf"^{path} cannot be read \(.*\); mend it, or move it away") as error:
+        Records(folder, 10)
+    assert "\n" not in str(error.value)
+    assert path.is_dir() or path.read_bytes() == b"\xff\xfe{}\n"
+    assert scalars(folder) == before
+
+
+def test_nothing_is_written_through_a_link(folder, tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    for name in ("events.out.tfevents.1", "metrics.jsonl"):
+        (outside / name).write_text("mine")
+    run = epath.Path(tmp_path / "run")
+    run.mkdir()
+    for name, target in (("tensorboard", outside), ("metrics.jsonl", outside / "metrics.jsonl")):
+        (tmp_path / "run" / name).symlink_to(target)
+        with pytest.raises(UserError, match=f"^{run}/{name} is a link, and what is written there would lie outside"):
+            Records(run, 0)
+        (tmp_path / "run" / name).unlink()
+    assert {path.name: path.read_text() for path in outside.iterdir()} == {
+        "events.out.tfevents.1": "mine",
+        "metrics.jsonl": "mine",
+    }
+
+
+def test_a_flush_waits_for_the_disk(folder, monkeypatch) -> None:
+    synced = []
+    records = Records(folder, 0)
+    monkeypatch.setattr("transformer.training.progress.synced", synced.append)
+    records.flush()  # nothing to wait for
+    records.write(10, {"loss": 1.0})
+    assert synced == []
+    records.flush()
+    assert synced == [folder / "metrics.jsonl"]
 
 
 def test_what_is_no_number_is_for_the_log_only(folder) -> None:
@@ -77,9 +178,21 @@ def test_a_full_disk_is_told_in_one_line_and_once(folder, monkeypatch) -> None:
         with pytest.raises(UserError, match=r"^\S+/metrics.jsonl cannot be written \(No space left on device\); make"):
             records.write(20, {"loss": 2.0})
         records.close()  # and does not hide the error under another
-    monkeypatch.setattr("tensorboardX.SummaryWriter", full)
-    with pytest.raises(UserError, match=r"^\S+/tensorboard cannot be written \(No space left"):
-        Records(folder, 10)
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", full)
+        with pytest.raises(UserError, match=r"^\S+/tensorboard cannot be written \(No space left"):
+            Records(folder, 10)
+    assert lines(folder) == [{"step": 10, "loss": 1.0}]
+
+
+def test_a_tensorboard_that_cannot_be_written_is_told_at_once(folder) -> None:
+    records = Records(folder, 0)
+    (path,) = (folder / "tensorboard").iterdir()
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(UserError, match=f"^{path} cannot be written \\(Is a directory\\); make room or mend"):
+        records.write(10, {"loss": 1.0})
+    records.close()
     assert lines(folder) == [{"step": 10, "loss": 1.0}]
 
 

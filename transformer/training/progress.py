@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
+import os
+import socket
+import struct
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from etils import epath
 
-from transformer.checkpoint import local, replace, writing
+from transformer.checkpoint import local, refuse_links, replace, writing
+from transformer.config import UserError
+from transformer.durable import synced
 
 log = logging.getLogger("transformer")
 
@@ -29,64 +36,78 @@ class Records:
         self._off = workdir is None
         if workdir is None:
             return
-        from tensorboardX import SummaryWriter
-
         self._path = workdir / "metrics.jsonl"
-        self._local = local(workdir)
-        text = self._path.read_text() if self._path.exists() else ""
-        self._lines = [line for line in text.split("\n") if _step(line) <= step]
+        self._local, self._failed = local(workdir), False
+        refuse_links(self._path, workdir / "tensorboard")
+        text = self._read()
+        lines = text.split("\n")
+        self._lines = [line for line in lines if _step(line) <= step]
+        if lost := sum(_step(line) == sys.maxsize for line in lines[:-1]):
+            log.warning("%s: %d lines that are no entries are left out", self._path, lost)
         if text:
             self._rewrite()  # even if no entry goes: a kill may have left the last one without its end of line
         # A bucket can't be appended to: there JSONL is written whole at each flush, and TensorBoard stays local.
-        folder = workdir / "tensorboard" if self._local else tempfile.mkdtemp(prefix="tensorboard-")
+        folder = Path(workdir / "tensorboard" if self._local else tempfile.mkdtemp(prefix="tensorboard-"))
         if not self._local:
             log.info("TensorBoard's files of %s are on this machine, in %s", workdir, folder)
-        with writing(workdir / "tensorboard"):
-            if self._local and self._lines:
+        with self._writing(workdir / "tensorboard"):
+            os.makedirs(folder, exist_ok=True)
+            if self._local and (text or not step):
                 for old in folder.glob("events.out.tfevents.*"):
                     old.unlink()
-            purge = None if self._lines or not step else step + 1  # without the other file there is nothing better
-            self._tensorboard = SummaryWriter(str(folder), purge_step=purge, flush_secs=5)
-        for line in self._lines:
-            self._show(json.loads(line))
+            # Without the other file there is nothing better than to say from where the old ones no longer count.
+            purged = step + 1 if step and not text else None
+            self._plots = folder / f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}"
+            with self._plots.open("xb") as file:
+                file.write(_begin(purged) + b"".join(_scalars(json.loads(line)) for line in self._lines))
         self._fresh: list[str] = []
-        self._failed = False
 
     def write(self, step: int, values: Mapping[str, float | str]) -> None:
         """One entry: {"step": step, "time": seconds since 1970, **values}. TensorBoard gets what are numbers."""
         if self._off:
             return
         entry = {"step": step, "time": round(time.time(), 3), **values}
-        self._fresh.append(json.dumps(entry))
+        line = json.dumps(entry)
         if self._local:
-            self.flush()
-        self._show(entry)
-
-    def _show(self, entry: Mapping[str, float | str]) -> None:
-        for name, value in entry.items():
-            if name not in ("step", "time") and not isinstance(value, str):
-                self._tensorboard.add_scalar(name, value, entry["step"], entry.get("time"))
+            with self._writing(self._path), self._path.open("a") as file:
+                file.write(line + "\n")
+        else:
+            self._fresh.append(line)
+        with self._writing(self._plots), self._plots.open("ab") as file:
+            file.write(_scalars(entry))
 
     def flush(self) -> None:
+        """What was written is on the disk, or in the bucket, when this returns."""
         if self._off:
             return
-        # TensorBoard's thread dies of a full disk, and who goes on to write waits for it: our own file fails first.
-        self._failed = True
-        with writing(self._path):
-            if self._local:
-                with self._path.open("a") as file:
-                    file.write("".join(line + "\n" for line in self._fresh))
-            else:
+        with self._writing(self._path):
+            if not self._local:
                 self._lines += self._fresh
+                self._fresh = []
                 self._rewrite()
-            self._fresh = []
-            self._tensorboard.flush()
-        self._failed = False
+            elif self._path.exists():
+                synced(self._path)
 
     def close(self) -> None:
         if not self._off and not self._failed:
             self.flush()
-            self._tensorboard.close()
+
+    @contextlib.contextmanager
+    def _writing(self, path: Any) -> Iterator[None]:
+        """As `writing`; after an error `close` leaves it at that."""
+        self._failed = True
+        with writing(path):
+            yield
+        self._failed = False
+
+    def _read(self) -> str:
+        try:
+            return self._path.read_bytes().decode() if self._path.exists() else ""
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(
+                f"{self._path} cannot be read ({error}); mend it, or move it away: then the log begins where training "
+                "goes on"
+            ) from None
 
     def _rewrite(self) -> None:
         replace(self._path, "".join(line + "\n" for line in self._lines).encode())
@@ -97,6 +118,46 @@ def _step(line: str) -> int:
         return int(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError):
         return sys.maxsize  # half a line, left by a kill: cut
+
+
+# ---- TensorBoard's files --------------------------------------------------------------------------------------------
+# tensorboardX offers a writer, too: in a thread of its own, which dies of a full disk, and then training waits for it.
+
+
+def _begin(purged: int | None) -> bytes:
+    """What comes first. From the step `purged` on, what other files of the folder say does not count."""
+    from tensorboardX.proto.event_pb2 import Event, SessionLog
+
+    events = [Event(wall_time=time.time(), file_version="brain.Event:2")]
+    if purged is not None:
+        events.append(Event(wall_time=time.time(), step=purged, session_log=SessionLog(status=SessionLog.START)))
+    return b"".join(map(_record, events))
+
+
+def _scalars(entry: Mapping[str, Any]) -> bytes:
+    """An entry's numbers."""
+    from tensorboardX.proto.event_pb2 import Event
+    from tensorboardX.proto.summary_pb2 import Summary
+
+    when = {"step": entry["step"], "wall_time": entry.get("time", time.time())}
+    return b"".join(
+        _record(Event(**when, summary=Summary(value=[Summary.Value(tag=name, simple_value=value)])))
+        for name, value in entry.items()
+        if name not in ("step", "time") and isinstance(value, (int, float))
+    )
+
+
+def _record(event: Any) -> bytes:
+    """TFRecord's framing: length, its checksum, content, its checksum."""
+    from tensorboardX.record_writer import masked_crc32c
+
+    content = event.SerializeToString()
+    length = struct.pack("<Q", len(content))
+    checks = (struct.pack("<I", masked_crc32c(part)) for part in (length, content))
+    return length + next(checks) + content + next(checks)
+
+
+# ---- The terminal ---------------------------------------------------------------------------------------------------
 
 
 class Display:
