@@ -68,6 +68,11 @@ def test_results_are_stored_in_the_workdir(call, workdir: Path) -> None:
     assert (done.code, json.loads(done.out)) == (0, results[0])
     told = f"warning: this score is not stored: {workdir}/scores.jsonl cannot be written (Is a directory); make room"
     assert [line.startswith(told) for line in done.err.splitlines() if "warning" in line] == [True]
+    # Nor is it stored where a link leads.
+    (workdir / "scores.jsonl").rmdir()
+    (workdir / "scores.jsonl").symlink_to(workdir.parent / "elsewhere")
+    scoring.store(str(workdir), results[0])
+    assert not (workdir.parent / "elsewhere").exists()
 
 
 def test_the_commands_agree(call, trained: Path, tiny, monkeypatch) -> None:
@@ -186,6 +191,12 @@ def test_a_damaged_checkpoint_is_named_and_another_can_be_chosen(call, workdir: 
     assert "Traceback" not in done.err
     assert f"error: {data} is not as it was written: this checkpoint is damaged; choose another" in done.err
     assert evaluate(call, "--workdir", workdir, "--checkpoint", 100)["checkpoint"] == "100"
+
+
+def test_where_a_run_was_interrupted(call, workdir: Path) -> None:
+    (workdir / "checkpoints/00000120").rename(workdir / "checkpoints/00000120.interrupted")
+    result = evaluate(call, "--workdir", workdir, "--checkpoint", "last")
+    assert result["checkpoint"] == "00000120.interrupted"
 
 
 def test_people_get_lines(call, trained: Path) -> None:
@@ -319,6 +330,10 @@ def test_sets_are_copied_line_by_line_and_their_digests_told(tmp_path: Path, cap
     assert f"test set    a.de, reference: 4 lines, sha256 {digest}" in caplog.messages
     with pytest.raises(UserError, match="has no test or dev set"):
         read_set(str(tmp_path / "run"), "dev")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/sets").symlink_to(tmp_path / "run/sets")
+    with pytest.raises(UserError, match=f"^{tmp_path}/other/sets is a link"):
+        write_sets(epath.Path(tmp_path / "other"), texts, ("", ""))
     # Another text under the same name is no secret.
     caplog.clear()
     (tmp_path / "a.en").write_text("one\ntwo\n\nfive\n")

@@ -8,19 +8,29 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 from etils import epath
 
-from transformer.checkpoint import AVERAGE, Checkpoints, local, replace, writing
+from transformer.checkpoint import AVERAGE, Checkpoints, local, refuse_links, replace, writing
 from transformer.config import Config, DecodeConfig, UserError
 from transformer.data.text import Parallel
 from transformer.inference.translator import Translator
 from transformer.tasks.sets import known_sets, read_set, read_sides
 from transformer.tasks.translation import compound_split_bleu, score, together
-from transformer.training.processes import agree, all_or_none
+from transformer.training.processes import agree, all_or_none, count
 
 log = logging.getLogger("transformer")
+
+
+class _Loaded(NamedTuple):
+    """A checkpoint that is to be scored."""
+
+    name: int | str
+    config: Config
+    options: DecodeConfig
+    averaged_steps: list[int] | None
+    translator: Translator
 
 
 def evaluate_workdir(
@@ -39,41 +49,61 @@ def evaluate_workdir(
     """
     with all_or_none():
         checkpoints = Checkpoints(workdir)
-        name = checkpoints.choose(checkpoint)
-        config = checkpoints.config(name)
+        others = None if against is None else Checkpoints(against)
         if source is not None and reference is not None:
             test_set, (sources, references) = epath.Path(source).name, read_sides(Parallel(source, reference), ("", ""))
         else:
             test_set, sources, references = read_set(workdir)
-        options = decode(config)
-        same = {"--checkpoint": str(name), "--against": against, **_told("decode", options)}
-        if against is not None:
-            others = Checkpoints(against)
-            other, other_options = others.choose(), decode(others.config(others.choose()))
-            same |= {"the other's checkpoint": str(other), **_told("the other's decode", other_options)}
-        same["sha256 of the test set"] = hashlib.sha256(json.dumps([sources, references]).encode()).hexdigest()
-    agree(same)
-    # Orbax has all processes read a checkpoint together: only now, when none has stopped.
-    translator = Translator.load(workdir, str(name), options)
-    if against is not None:
-        rival = Translator.load(against, str(other), other_options)
-    log.info("translating %d sentences of %s with checkpoint %s of %s", len(sources), test_set, name, workdir)
-    hypotheses = together(translator, sources)
+
+    def load(name: int | str, other: int | str | None) -> tuple[_Loaded, _Loaded | None]:
+        with all_or_none():
+            ours, theirs = _options(checkpoints, name, decode), None
+            same = {"--checkpoint": str(name), "--against": against, **_told("decode", ours[1])}
+            if others is not None:
+                theirs = _options(others, other, decode)
+                same |= {"the other's checkpoint": str(other), **_told("the other's decode", theirs[1])}
+            same["sha256 of the test set"] = hashlib.sha256(json.dumps([sources, references]).encode()).hexdigest()
+        agree(same)
+        # Orbax has all processes read a checkpoint together: only now, when none has stopped.
+        loaded = _Loaded(name, *ours, Translator.load(workdir, str(name), ours[1]))
+        if theirs is None:
+            return loaded, None
+        return loaded, _Loaded(other, *theirs, Translator.load(against, str(other), theirs[1]))
+
+    def load_both(name: int | str) -> tuple[_Loaded, _Loaded | None]:
+        return load(name, None) if others is None else others.read(None, lambda other: load(name, other))
+
+    if count() == 1:
+        ours, theirs = checkpoints.read(checkpoint, load_both)
+    else:  # which can't each choose another one when it is gone
+        with all_or_none():
+            chosen = checkpoints.choose(checkpoint), None if others is None else others.choose()
+        ours, theirs = load(*chosen)
+    log.info("translating %d sentences of %s with checkpoint %s of %s", len(sources), test_set, ours.name, workdir)
+    hypotheses = together(ours.translator, sources)
     result: dict[str, Any] = {
         "test_set": test_set,
         "sentences": len(sources),
-        "checkpoint": str(name),
+        "checkpoint": str(ours.name),
         **score(hypotheses, references),
-        "decode": dataclasses.asdict(options),
+        "decode": dataclasses.asdict(ours.options),
     }
-    if name == AVERAGE:
-        result["averaged_steps"] = checkpoints.progress(name)["averaged_steps"]
-    if config.data.languages == ("en", "de"):
+    if ours.averaged_steps is not None:
+        result["averaged_steps"] = ours.averaged_steps
+    if ours.config.data.languages == ("en", "de"):
         result["bleu_tokenized_compound_split"] = compound_split_bleu(hypotheses, references)
-    if against is not None:
-        test = _paired_bootstrap(workdir, hypotheses, against, together(rival, sources), references)
-        result["against"] = {"workdir": against, "checkpoint": str(other), **test}
+    if theirs is not None:
+        test = _paired_bootstrap(workdir, hypotheses, against, together(theirs.translator, sources), references)
+        result["against"] = {"workdir": against, "checkpoint": str(theirs.name), **test}
     return result
+
+
+def _options(
+    checkpoints: Checkpoints, name: int | str, decode: Callable[[Config], DecodeConfig]
+) -> tuple[Config, DecodeConfig, list[int] | None]:
+    """A checkpoint's config, how it is decoded, and of what it is the average."""
+    config = checkpoints.config(name)
+    return config, decode(config), checkpoints.progress(name)["averaged_steps"] if name == AVERAGE else None
 
 
 def _told(name: str, options: DecodeConfig) -> dict[str, Any]:
@@ -86,6 +116,7 @@ def store(workdir: str, result: dict[str, Any]) -> None:
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     line = json.dumps({"time": now, **result}, ensure_ascii=False) + "\n"
     try:
+        refuse_links(path)
         if local(workdir):
             with writing(path), path.open("a") as file:
                 file.write(line)
@@ -98,7 +129,7 @@ def store(workdir: str, result: dict[str, Any]) -> None:
 def average(workdir: str, last: int) -> Iterator[str]:
     """Average the last checkpoints and tell dev BLEU before and after; evaluation uses the average from then on."""
     checkpoints = Checkpoints(workdir)
-    before = checkpoints.choose("last")
+    checkpoints.choose("last")  # which says what to do where there is none
     steps = checkpoints.average(last)
     yield f"averaged {len(steps)} checkpoints: {', '.join(map(str, steps))}"
     if len(steps) < last:
@@ -107,8 +138,10 @@ def average(workdir: str, last: int) -> Iterator[str]:
         yield "no development set to score it on"
         return
     test_set, sources, references = read_set(workdir, "dev")
-    for name, text in ((str(before), f"before, step {before}"), (AVERAGE, "after")):
-        scores = score(Translator.load(workdir, name).translate(sources), references)
+    for checkpoint in ("last", AVERAGE):
+        name, translator = checkpoints.read(checkpoint, lambda name: (name, Translator.load(workdir, str(name))))
+        scores = score(translator.translate(sources), references)
+        text = "after" if name == AVERAGE else f"before, step {name}"
         yield f"BLEU on {test_set}, {text}: {scores['bleu']:.2f}   {scores['signature']}"
 
 

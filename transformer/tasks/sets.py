@@ -13,7 +13,7 @@ from typing import Any
 
 from etils import epath
 
-from transformer.checkpoint import replace
+from transformer.checkpoint import refuse_links, replace
 from transformer.config import UserError
 from transformer.data.text import Corpora, Parallel, read_pairs
 
@@ -34,6 +34,7 @@ def read_sides(parallel: Parallel, fields: tuple[str, str]) -> tuple[list[str], 
 def write_sets(folder: epath.Path, texts: Corpora, fields: tuple[str, str]) -> None:
     """Copy dev and test into `folder`/sets."""
     known = {}
+    refuse_links(folder / "sets")
     for kind, parallel, name in (("dev", texts.dev, texts.dev_name), ("test", texts.test, texts.test_name)):
         if parallel is None:
             continue
