@@ -16,16 +16,23 @@ def layer_norm(p, x):
     return (x - x.mean(-1, keepdims=True)) / deviation * p["scale"] + p["bias"]
 
 
-def attention(p, x, memory, causal=False):
-    """§3.2: Concat(head_1, ..., head_h) W^O, head_i = softmax(Q K^T / sqrt(d_k)) V; and each head's weights."""
+def attention(p, x, memory, causal=False, window=None, maker=None):
+    """§3.2: Concat(head_1, ..., head_h) W^O, head_i = softmax(Q K^T / sqrt(d_k)) V; and each head's weights.
+
+    `window`: only positions at most so far away. `maker`: the parameters of the attention whose keys and values these
+    are, if another's.
+    """
     heads, d_k = p["query"].shape[1:]
-    group = heads // p["key"].shape[1]
+    maker = p if maker is None else maker
+    group = heads // maker["key"].shape[1]
     outputs, all_weights = [], []
     for n in range(heads):
-        q, k, v = x @ p["query"][:, n], memory @ p["key"][:, n // group], memory @ p["value"][:, n // group]
+        q, k, v = x @ p["query"][:, n], memory @ maker["key"][:, n // group], memory @ maker["value"][:, n // group]
         scores = q @ k.T / np.sqrt(d_k)
-        if causal:
-            scores = np.where(np.tri(len(x), dtype=bool), scores, -np.inf)
+        for t in range(len(x)):
+            for s in range(len(memory)):
+                if (causal and s > t) or (window is not None and abs(t - s) > window):
+                    scores[t, s] = -np.inf
         all_weights.append(softmax(scores))
         outputs.append(all_weights[-1] @ v)
     w_o = p["output"].reshape(-1, p["output"].shape[-1])
@@ -48,7 +55,10 @@ def position_encoding(position, d_model):
 
 
 class Reference:
-    """`drop` is put where the paper puts dropout: on sub-layer outputs and on sums of embeddings and positions."""
+    """`drop` is put where the paper puts dropout: on sub-layer outputs and on sums of embeddings and positions.
+
+    With keys and values shared by n layers, layer i uses those of layer i - i % n: of what that layer saw.
+    """
 
     def __init__(self, config, params, drop=lambda x: x):
         self.config, self.drop = config, drop
@@ -58,6 +68,21 @@ class Reference:
         if self.config.pre_norm:
             return x + self.drop(f(layer_norm(norm, x)))
         return layer_norm(norm, x + self.drop(f(x)))
+
+    def attention(self, kind, layers, i, x, seen):
+        """That of layer i, whose queries are made of x; `seen` is what each layer makes keys and values of, up to this
+        one."""
+        own = getattr(self.config, f"{kind}_attention")
+        first = i - i % (own.kv_sharing or self.config.kv_sharing)
+        name = "cross_attention" if kind == "cross" else "self_attention"
+        return attention(
+            layers[str(i)][name],
+            x,
+            seen[first],
+            causal=kind == "decoder",
+            window=own.window,
+            maker=layers[str(first)][name],
+        )
 
     def inputs(self, table, positions, tokens):
         d_model = self.config.d_model
@@ -75,30 +100,32 @@ class Reference:
         target_table = source_table if tying == "all" else p["target_embedding"]["table"]
         output_table = p["output_embedding"]["table"] if tying == "none" else target_table
 
-        memory = self.inputs(source_table, p.get("source_positions"), source)
+        def self_attention(kind, i, h, seen):
+            seen.append(h)
+            return self.attention(kind, p[kind]["layers"], i, h, seen)[0]
+
+        memory, seen = self.inputs(source_table, p.get("source_positions"), source), []
         for i in range(self.config.encoder_layers):
             q = p["encoder"]["layers"][str(i)]
             memory = self.sublayer(
-                q["self_attention_norm"], memory, lambda h, q=q: attention(q["self_attention"], h, h)[0]
+                q["self_attention_norm"], memory, lambda h, i=i: self_attention("encoder", i, h, seen)
             )
             memory = self.sublayer(q["feed_forward_norm"], memory, lambda h, q=q: feed_forward(q["feed_forward"], h))
         if self.config.pre_norm:
             memory = layer_norm(p["encoder"]["norm"], memory)
 
-        weights = []
+        weights, memories = [], [memory] * self.config.decoder_layers
 
-        def cross(q, h):
-            y, w = attention(q["cross_attention"], h, memory)
+        def cross(i, h):
+            y, w = self.attention("cross", p["decoder"]["layers"], i, h, memories)
             weights.append(w)
             return y
 
-        x = self.inputs(target_table, p.get("target_positions"), target)
+        x, seen_here = self.inputs(target_table, p.get("target_positions"), target), []
         for i in range(self.config.decoder_layers):
             q = p["decoder"]["layers"][str(i)]
-            x = self.sublayer(
-                q["self_attention_norm"], x, lambda h, q=q: attention(q["self_attention"], h, h, causal=True)[0]
-            )
-            x = self.sublayer(q["cross_attention_norm"], x, lambda h, q=q: cross(q, h))
+            x = self.sublayer(q["self_attention_norm"], x, lambda h, i=i: self_attention("decoder", i, h, seen_here))
+            x = self.sublayer(q["cross_attention_norm"], x, lambda h, i=i: cross(i, h))
             x = self.sublayer(q["feed_forward_norm"], x, lambda h, q=q: feed_forward(q["feed_forward"], h))
         if self.config.pre_norm:
             x = layer_norm(p["decoder"]["norm"], x)

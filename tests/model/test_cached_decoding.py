@@ -11,6 +11,7 @@ from quick import jit
 from tiny import BOS, SOURCE, TINY, VOCABULARY, tiny
 
 from transformer.config import AttentionConfig
+from transformer.model import attention
 
 CONFIGS = {
     "multi-head": dataclasses.replace(TINY, encoder_layers=1),
@@ -26,9 +27,25 @@ CONFIGS = {
         decoder_attention=AttentionConfig(kv_heads=1, kv_sharing=3, window=2),
         cross_attention=AttentionConfig(kv_sharing=2, window=1),
     ),
+    "fused": dataclasses.replace(
+        TINY,
+        encoder_layers=1,
+        kv_heads=2,
+        decoder_attention=AttentionConfig(kv_heads=1, kv_sharing=2, window=2),
+        attention_kernel="cudnn",
+    ),
 }
 GROUPED = "grouped-query, learned positions"
 TARGET = np.array([[BOS, 9, 4, 7, 12, 3, 5], [BOS, 6, 6, 8, 10, 11, 4], [BOS, 3, 8, 5, 9, 9, 7]])
+
+
+@pytest.fixture(autouse=True)
+def fused(monkeypatch):
+    """Models that ask for a fused kernel have one, as XLA does it; the shapes of its queries, call by call."""
+    calls, kernel = [], attention.fused
+    monkeypatch.setattr(attention, "fusible", lambda q_BTNH, kv: True)
+    monkeypatch.setattr(attention, "fused", lambda q, *rest: calls.append(q.shape) or kernel(q, *rest, "xla"))
+    return calls
 
 
 @functools.cache
@@ -65,6 +82,42 @@ def test_step_by_step_with_rows_at_different_places(name):
         np.testing.assert_allclose(logits[:, 0], whole[rows, at], atol=1e-5)
         seen[rows, at] += 1
     assert seen.all()
+
+
+def test_a_fused_kernel_finds_the_same(fused):
+    """Logits and gradients of whole passes, and steps of beams; where weights are asked for there is no such kernel."""
+    (model, params), (plain, _) = (
+        tiny(CONFIGS["fused"]),
+        tiny(dataclasses.replace(CONFIGS["fused"], attention_kernel="plain")),
+    )
+
+    @functools.partial(jit, static_argnums=0)
+    def gradient(model, params):
+        def loss(params):
+            logits = model.apply(params, SOURCE, TARGET)
+            return jnp.sin(logits).sum(), logits
+
+        return jax.value_and_grad(loss, has_aux=True)(params)
+
+    ((_, logits), grads), ((_, others), other_grads) = (gradient(own, params) for own in (plain, model))
+    assert fused == [(3, 6, 4, 4)] + [(3, 7, 4, 4)] * 4
+    np.testing.assert_allclose(others, logits, atol=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), other_grads, grads)
+
+    @functools.partial(jit, static_argnums=(0, 3))
+    def step(model, params, tokens, want_weights=False):
+        memory = model.apply(params, SOURCE, method="encode")
+        cache = model.apply(params, 3, 2, 2, method="init_cache")
+        options = {"cache": cache, "method": "decode", "want_weights": want_weights}
+        return model.apply(params, tokens, memory, **options)[0]
+
+    del fused[:]
+    tokens = np.random.default_rng(0).integers(3, VOCABULARY, size=(6, 2))
+    found = step(model, params, tokens)
+    assert fused == [(3, 6, 4, 4)] + [(3, 4, 4, 4)] * 4  # two pieces of a sentence's two beams are four queries
+    np.testing.assert_allclose(found, step(plain, params, tokens), atol=1e-5)
+    np.testing.assert_allclose(step(model, params, tokens, True), found, atol=1e-5)
+    assert fused[5:] == [(3, 6, 4, 4)] + [(3, 4, 4, 4)] * 2  # cross-attention gives weights, the others none
 
 
 def test_chunks_of_several_pieces():

@@ -9,6 +9,7 @@ from quick import jit
 from reference import Reference
 from tiny import BOS, EOS, SHALLOW, SOURCE, TARGET, TINY, VOCABULARY, forward, lengths, random_params, tiny
 
+from transformer.config import AttentionConfig
 from transformer.model import encoder_decoder
 
 CONFIGS = {
@@ -20,11 +21,29 @@ CONFIGS = {
         SHALLOW, kv_heads=1, positions="none", tied_embeddings="none"
     ),
 }
+SHARING = {
+    "shared": dataclasses.replace(TINY, encoder_layers=3, decoder_layers=3, kv_sharing=2, kv_heads=2),
+    "windows": dataclasses.replace(
+        SHALLOW,
+        encoder_attention=AttentionConfig(window=2),
+        decoder_attention=AttentionConfig(window=1),
+        cross_attention=AttentionConfig(window=0),
+    ),
+    "each its own": dataclasses.replace(
+        TINY,
+        encoder_layers=4,
+        decoder_layers=4,
+        pre_norm=True,
+        encoder_attention=AttentionConfig(kv_heads=2, kv_sharing=3, window=1),
+        decoder_attention=AttentionConfig(kv_heads=1, kv_sharing=2, window=2),
+        cross_attention=AttentionConfig(kv_sharing=3, window=3),
+    ),
+}
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", [*CONFIGS, *SHARING])
 def test_forward_equals_plain_numpy(name):
-    config = CONFIGS[name]
+    config = (CONFIGS | SHARING)[name]
     model, params = tiny(config)
 
     @jit
