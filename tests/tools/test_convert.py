@@ -50,7 +50,7 @@ def test_each_head_is_the_mean_of_its_neighbours():
         mean_pool(params, OLD, dataclasses.replace(OLD, kv_heads=3))
 
 
-def test_a_converted_workdir_translates_and_starts_a_training(trained: Path, tmp_path: Path):
+def test_a_converted_workdir_translates(trained: Path, tmp_path: Path):
     out = tmp_path / "multi-query"
     old = Checkpoints(str(trained)).config(Checkpoints(str(trained)).choose()).model
     new = dataclasses.replace(old, kv_heads=1)
@@ -59,8 +59,37 @@ def test_a_converted_workdir_translates_and_starts_a_training(trained: Path, tmp
     assert params["encoder"]["layers"]["0"]["self_attention"]["key"].shape[1] == 1
     assert len(transformer.Translator.load(str(out)).translate(["one two"])) == 1
     assert Checkpoints(str(out)).progress("average")["trainable"] is False
-    for taken in (out, out / "config.json"):
+    for taken in (out, out / "tokenizer.model"):
         with pytest.raises(UserError, match="is not an empty folder"):
             convert(str(trained), str(taken), new)
     with pytest.raises(UserError, match=r"^model.d_ff: only the numbers of key/value heads"):
         convert(str(trained), str(tmp_path / "other"), dataclasses.replace(old, d_ff=7))
+
+
+def test_up_training_by_the_command_line(call, trained: Path, tiny, tmp_path: Path):
+    """Convert, train on; and not in the folder itself, where it would begin with nothing."""
+    start, on = tmp_path / "start", tmp_path / "on"
+    done = call("transformer", "convert", trained, start, "--kv-heads", 1, "--checkpoint", "best")
+    assert (done.code, done.out) == (0, "")
+    assert f"to train it on: --model.kv_heads 1 --train.init_from {start}" in done.err
+    files = sorted(path for path in start.rglob("*") if path.is_file())
+    train = ("train.py", "--config", tiny.config, "--model.kv_heads", 1)
+    done = call(*train, "--workdir", start)
+    assert (done.code, done.out) == (2, "")
+    (line,) = done.err.splitlines()
+    assert line.startswith(f"error: {start} is not a workdir of train.py: it has no config.json, but checkpoints")
+    assert sorted(path for path in start.rglob("*") if path.is_file()) == files
+
+    options = ("--train.steps", 2, "--train.peak_learning_rate", 1e-6, "--train.eval_sentences", 1)
+    options += ("--data.length_buckets", 1)
+    done = call(*train, "--workdir", on, "--train.init_from", start, *options)
+    assert done.code == 0, done.err
+    assert f"starting from the parameters of {start}/checkpoints/average" in done.err
+    assert Checkpoints(on).steps() == [2] and Checkpoints(on).config(2).model.kv_heads == 1
+    (_, before), (_, after) = transformer.load(str(start)), transformer.load(str(on))
+    # Adam's first steps are of about the learning rate, wherever there is a gradient.
+    moved = jax.tree.map(lambda a, b: float(abs(a - b).max()), before, after)
+    assert all(0 < far < 1e-5 for far in jax.tree.leaves(moved))
+    best = transformer.load(str(trained), "best")[1]
+    key = [tree["decoder"]["layers"]["0"]["cross_attention"]["key"] for tree in (best, before)]
+    np.testing.assert_allclose(key[1], key[0].mean(axis=1, keepdims=True), rtol=1e-6)

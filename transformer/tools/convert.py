@@ -50,8 +50,8 @@ def mean_pool(params: Params, old: ModelConfig, new: ModelConfig) -> Params:
 def convert(workdir: str, out: str, model: ModelConfig, checkpoint: str | None = None) -> None:
     """Write a workdir with the checkpoint of another one, mean-pooled to the key/value heads of `model`.
 
-    It can be evaluated and translated with, and is what `train.init_from` of an up-training names; it holds no
-    optimiser's state, so it can't be trained on itself.
+    It can be evaluated and translated with, and is what `train.init_from` of an up-training names. It can't be trained
+    on itself: it holds no optimiser's state, nor the config.json of a run, without which train.py refuses the folder.
     """
     checkpoints = Checkpoints(workdir)
     name = checkpoints.choose(checkpoint)
@@ -76,8 +76,7 @@ def write_start(checkpoints: Checkpoints, name: str, out: str, params: Params, m
     files = {"config.json": config, "tokenizer.model": (checkpoints.path(name) / "tokenizer.model").read_bytes()}
     progress = checkpoints.progress(name)
     kept = {key: progress[key] for key in ("step", "vocab_size")}
-    for file, content in files.items():
-        replace(folder / file, content)
+    replace(folder / "tokenizer.model", files["tokenizer.model"])
     if (sets := checkpoints.folder.parent / "sets").exists():
         for path in sets.iterdir():
             replace(folder / "sets" / path.name, path.read_bytes())
