@@ -6,6 +6,7 @@ import pytest
 from transformer.config import BASE, BIG, AttentionConfig, ModelConfig
 from transformer.model import encoder_decoder
 from transformer.training.flops import peak, update_flops
+from transformer.training.loop import Interval
 
 
 def test_by_hand():
@@ -40,6 +41,21 @@ def test_shared_keys_and_values_cost_less():
     assert whole - update_flops(one, 8_000, 8, 32, 32) == saved
 
 
+def test_the_log_has_the_share_of_the_peak_rate_that_the_arithmetic_takes(monkeypatch):
+    clock = iter([0.0, 100.0, 105.0, 200.0, 201.0, 202.0])
+    monkeypatch.setattr("transformer.training.loop.time", SimpleNamespace(monotonic=lambda: next(clock)))
+    interval = Interval({})
+    values = {"loss": 2.0, "nll": 8.0, "weight": 4.0, "gradient_norm": 1.0, "tokens": 40.0}
+    interval.add(values, 3e12)
+    interval.leave_out(95.0)  # of compiling
+    interval.add(values, 1e12)
+    entry = interval.close(2e12)
+    assert entry["mfu"] == pytest.approx(4e12 / 5 / 2e12)
+    assert entry["tokens_per_second"] == pytest.approx(80 / 5)
+    assert "mfu" not in Interval({"updates": 1.0}).close(0.0)
+
+
 def test_known_chips():
-    rates = {kind: peak(SimpleNamespace(device_kind=kind)) for kind in ("TPU v5 lite", "TPU v6e", "NVIDIA H200", "cpu")}
-    assert rates == {"TPU v5 lite": 197e12, "TPU v6e": 918e12, "NVIDIA H200": 989e12, "cpu": None}
+    kinds = ("TPU v5 lite", "TPU v6e", "NVIDIA H200", "NVIDIA H100 PCIe", "cpu")
+    rates = [peak(SimpleNamespace(device_kind=kind)) for kind in kinds]
+    assert rates == [197e12, 918e12, 989e12, 756e12, None]
