@@ -48,6 +48,21 @@ def test_missing_folder_and_damaged_files(tmp_path):
             list(read_lines(tmp_path / name))
 
 
+def test_a_file_cut_short_names_the_line_that_it_ends_in(tmp_path):
+    lines = [f"line {i} {i * 7919 % 10_007}" for i in range(2_000)]
+    whole = gzip.compress("".join(f"{line}\n" for line in lines).encode())
+    for size in (20, len(whole) // 3, len(whole) - 4):
+        (tmp_path / "cut.gz").write_bytes(whole[:size])
+        read = []
+        with pytest.raises(UserError, match=r"cut\.gz:\d+: damaged or not a gzip file") as error:
+            for line in read_lines(tmp_path / "cut.gz"):
+                read.append(line)
+        assert read == lines[: len(read)]
+        assert f"cut.gz:{len(read) + 1}: " in str(error.value)
+        assert "\n" not in str(error.value)
+    assert read == lines  # only the sum at the end was missing
+
+
 @pytest.mark.parametrize(("n_source", "n_target"), [(3, 5), (5, 3), (0, 2), (4, 3)])
 def test_unequal_counts_name_both_files_and_counts(tmp_path, n_source, n_target):
     source = write(tmp_path / "a.en", "x\n" * n_source)
@@ -66,7 +81,7 @@ def test_a_separator_inside_a_line_does_not_shift_the_pairs(tmp_path):
 
 @pytest.mark.parametrize("end", ["", ".gz"])
 def test_tsv_and_jsonl(tmp_path, end):
-    tsv = write(tmp_path / f"a.tsv{end}", 'a "b\tc\n\tx\textra\n')
+    tsv = write(tmp_path / f"a.tsv{end}", 'a "b\tc\n\tx\n')
     assert list(read_pairs(Parallel(tsv))) == [('a "b', "c"), ("", "x")]
     rows = [{"en": "a\tb", "de": "ä", "id": 1}, {"de": "two\nlines", "en": "x\u2028y"}]
     jsonl = write(tmp_path / f"a.jsonl{end}", "".join(json.dumps(row) + "\n" for row in rows))
@@ -78,17 +93,27 @@ def test_tsv_and_jsonl(tmp_path, end):
     [
         ("a.tsv", "a\tb\nno tab here\n", r"a\.tsv:2: no tab"),
         ("a.tsv.gz", "a\tb\n\n", r"a\.tsv\.gz:2: no tab"),
+        (
+            "a.tsv",
+            "1\ta\tb\n2\tc\td\n",
+            r"a\.tsv:1: 3 columns, but each line must hold source, a tab, target; .*cut -f2,3",
+        ),
+        ("a.tsv", "a\tb\nc\td\te f\tg\n", r"a\.tsv:2: 4 columns, but .*; remove a stray tab, or cut"),
+        ("a.tsv", "a\tb\t\n", r"a\.tsv:1: 3 columns"),
         ("a.jsonl", '{"source": "a", "target": "b"}\n{"source": \n', r"a\.jsonl:2: not a JSON object"),
         ("a.jsonl", '["a", "b"]\n', r"a\.jsonl:1: not a JSON object"),
+        ("a.jsonl", f'{{"source": "a", "target": "b", "id": {"9" * 5_000}}}', r"a\.jsonl:1: not a JSON object"),
         ("a.jsonl", "[" * 100_000, r"a\.jsonl:1: not a JSON object"),
         ("a.jsonl", '{"source": "a", "german": "b"}\n', r"a\.jsonl:1: no field 'target' \(it has source, german\)"),
+        ("a.jsonl", '{"a\\nb": "", "größe": ""}\n', r'a\.jsonl:1: no field \'source\' \(it has "a\\nb", größe\)'),
         ("a.jsonl", '{"source": "a", "target": 3}\n', r"a\.jsonl:1: field 'target' must be a string, not 3"),
         ("a.jsonl", '{"source": "a\\ud800", "target": "b"}\n', r"a\.jsonl:1: field 'source' holds half a surrogate"),
     ],
 )
 def test_wrong_rows_name_file_and_line(tmp_path, name, data, message):
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(UserError, match=message) as error:
         list(read_pairs(Parallel(write(tmp_path / name, data))))
+    assert "\n" not in str(error.value)
 
 
 def test_files_that_do_not_go_together(tmp_path):

@@ -52,6 +52,7 @@ def read_lines(path: str | Path) -> Iterator[str]:
     Raises `UserError` for a missing or damaged file, and naming the line that is not UTF-8.
     """
     opener = gzip.open if str(path).lower().endswith(".gz") else open
+    number = 0
     try:
         with opener(path, "rb") as file:
             for number, line in enumerate(file, 1):
@@ -67,7 +68,8 @@ def read_lines(path: str | Path) -> Iterator[str]:
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise UserError(f"{path}: damaged or not a gzip file ({error}); fetch or compress it again") from None
+        reason = f"damaged or not a gzip file ({error}); fetch or compress it again"
+        raise UserError(f"{path}:{number + 1}: {reason}") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
 
@@ -88,9 +90,9 @@ def count_lines(path: str | Path) -> int:
 def read_pairs(parallel: Parallel, fields: tuple[str, str] = ("source", "target")) -> Iterator[tuple[str, str]]:
     """The (source, target) lines of a corpus.
 
-    Two files are read side by side and must have equally many lines. A .tsv holds source and target in its first two
-    columns, without quoting; a .jsonl one object a line with the two `fields`, in which a line break becomes a space,
-    because a sentence is one line everywhere else. Raises `UserError` naming file and line.
+    Two files are read side by side and must have equally many lines. A .tsv holds two columns, source and target,
+    without quoting; a .jsonl one object a line with the two `fields`, in which a line break becomes a space, because a
+    sentence is one line everywhere else. Raises `UserError` naming file and line.
     """
     kind = form(parallel.source)
     if kind == "text" and parallel.target is None:
@@ -123,8 +125,13 @@ def _text(parallel: Parallel, fields: tuple[str, str]) -> Iterator[tuple[str, st
 def _tsv(parallel: Parallel, fields: tuple[str, str]) -> Iterator[tuple[str, str]]:
     for number, line in enumerate(read_lines(parallel.source), 1):
         columns = line.split("\t")
-        if len(columns) < 2:
+        if len(columns) == 1:
             raise UserError(f"{parallel.source}:{number}: no tab; each line must hold source, a tab, target")
+        if len(columns) > 2:
+            raise UserError(
+                f"{parallel.source}:{number}: {len(columns)} columns, but each line must hold source, a tab, target; "
+                "remove a stray tab, or cut out the two that are meant, such as: cut -f2,3 OLD.tsv > NEW.tsv"
+            )
         yield columns[0], columns[1]
 
 
@@ -133,13 +140,14 @@ def _jsonl(parallel: Parallel, fields: tuple[str, str]) -> Iterator[tuple[str, s
         where = f"{parallel.source}:{number}"
         try:
             row = json.loads(line)
-        except (json.JSONDecodeError, RecursionError):
+        except (ValueError, RecursionError):  # not only JSONDecodeError: Python takes no integer of 5,000 digits
             row = None
         if not isinstance(row, dict):
             raise UserError(f"{where}: not a JSON object; each line must be one, with '{fields[0]}' and '{fields[1]}'")
         for field in fields:
             if field not in row:
-                raise UserError(f"{where}: no field '{field}' (it has {', '.join(row) or 'none'}); set data.fields")
+                named = ", ".join(name if name.isprintable() else json.dumps(name) for name in row)
+                raise UserError(f"{where}: no field '{field}' (it has {named or 'none'}); set data.fields")
             if not isinstance(row[field], str):
                 raise UserError(f"{where}: field '{field}' must be a string, not {json.dumps(row[field])[:40]}")
             if any("\ud800" <= char <= "\udfff" for char in row[field]):
