@@ -1,6 +1,12 @@
 import json
 import logging
+import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -97,19 +103,159 @@ def test_errors_leave_nothing_behind(tokenizer, parallel, tmp_path):
     assert list((tmp_path / "cache/tokens").iterdir()) == []
 
 
-@pytest.mark.parametrize("damage", ["cut", "gone", "mark"])
-def test_a_damaged_cache_is_made_again(tokenizer, parallel, tmp_path, caplog, damage):
+def test_pairs_of_the_same_text_are_counted(tokenizer, tmp_path):
+    (tmp_path / "a.tsv").write_text("the dog\tthe dog\na house\tein Haus\n\t\n \t \nder Hund\tder Hund\n")
+    made = tokenize(Parallel(str(tmp_path / "a.tsv")), tokenizer, folder=tmp_path)
+    assert len(made) == 5
+    assert made.same == 2  # blank ones are nothing
+
+
+def flip(path, at, bit=1):
+    content = bytearray(path.read_bytes())
+    content[at] ^= bit
+    path.write_bytes(content)
+
+
+HARM = {
+    "cut": lambda folder: (folder / "target.tokens").write_bytes((folder / "target.tokens").read_bytes()[:-2]),
+    "zeros": lambda folder: (folder / "target.tokens").write_bytes(bytes((folder / "target.tokens").stat().st_size)),
+    "a piece": lambda folder: flip(folder / "source.tokens", 40),
+    "an offset": lambda folder: flip(
+        folder / "source.offsets.npy", -80
+    ),  # shifts a pair's end, and the next one's start
+    "gone": lambda folder: (folder / "source.offsets.npy").unlink(),
+    "no meta": lambda folder: (folder / "meta.json").unlink(),
+    "empty meta": lambda folder: (folder / "meta.json").write_bytes(b""),
+    "other meta": lambda folder: (folder / "meta.json").write_text("[]"),
+    # One bit: "<u2" becomes ">u2".
+    "byte order": lambda folder: flip(folder / "meta.json", (folder / "meta.json").read_bytes().index(b"<"), 2),
+}
+
+
+@pytest.mark.parametrize("damage", HARM)
+def test_a_damaged_cache_is_made_again(tokenizer, parallel, tmp_path, caplog, monkeypatch, damage):
     made = tokenize(parallel, tokenizer, folder=tmp_path)
     expected = contents(made)
-    if damage == "cut":
-        tokens = made.path / "target.tokens"
-        tokens.write_bytes(tokens.read_bytes()[:-2])
-    elif damage == "gone":
-        (made.path / "source.offsets.npy").unlink()
-    else:
-        (made.path / "meta.json").unlink()
+    HARM[damage](made.path)
+    monkeypatch.setattr(cache, "_verified", {})  # as in the next process
     with caplog.at_level(logging.WARNING, "transformer"):
         again = tokenize(parallel, tokenizer, folder=tmp_path)
     assert "damaged" in caplog.text
     assert contents(again) == expected == contents(TokenCache(again.path))
     assert json.loads((again.path / "meta.json").read_text())["pairs"] == len(SOURCE)
+
+
+def test_files_are_looked_through_once_a_process(tokenizer, parallel, tmp_path, monkeypatch):
+    path = tokenize(parallel, tokenizer, folder=tmp_path).path
+    whole, read = cache.hashlib.file_digest, []
+    monkeypatch.setattr(cache.hashlib, "file_digest", lambda file, name: read.append(file.name) or whole(file, name))
+    TokenCache(path)
+    assert read == []
+    monkeypatch.setattr(cache, "_verified", {})
+    TokenCache(path)
+    assert sorted(Path(name).name for name in read) == [
+        *("source.offsets.npy", "source.tokens", "target.offsets.npy", "target.tokens")
+    ]
+
+
+def test_all_is_on_the_disk_before_it_has_its_name(tokenizer, parallel, tmp_path, monkeypatch):
+    done, rename = [], os.replace
+    monkeypatch.setattr(cache, "synced", lambda path: done.append(Path(path).name))
+    monkeypatch.setattr(cache.os, "replace", lambda old, new: done.append("renamed") or rename(old, new))
+    made = tokenize(parallel, tokenizer, folder=tmp_path)
+    *files, folder, last = done
+    assert last == "renamed"
+    assert folder.startswith(made.path.name)  # the folder's own list of names, after what it lists
+    assert sorted(files) == sorted(path.name for path in made.path.iterdir())
+
+
+# ---- Processes ------------------------------------------------------------------------------------------------------
+
+TOKENISES = """
+import itertools, sys
+from transformer.data import cache
+from transformer.data.text import Parallel
+from transformer.data.tokenizer import Tokenizer
+
+if __name__ == "__main__":
+    cache.read_pairs = lambda *_: itertools.cycle([("the dog runs", "der Hund")])  # text without an end
+    try:
+        cache.tokenize(Parallel(sys.argv[1]), Tokenizer.load(sys.argv[2]), folder=sys.argv[3], workers=2)
+    except KeyboardInterrupt:
+        sys.exit(130)
+"""
+
+
+def children(process: int) -> set[int]:
+    found = set()
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            if int(stat.read_text().rpartition(")")[2].split()[1]) == process:
+                found.add(int(stat.parent.name))
+        except OSError:  # it has ended meanwhile
+            pass
+    return found
+
+
+def ended(process: int) -> bool:
+    try:
+        return (
+            Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+        )  # nobody asks for its code
+    except OSError:
+        return True
+
+
+def until(happened, seconds=60.0):
+    end = time.monotonic() + seconds
+    while not happened():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="processes are found in /proc")
+@pytest.mark.parametrize(("number", "when"), [("SIGKILL", "at work"), ("SIGINT", "at work"), ("SIGINT", "starting")])
+def test_processes_end_with_the_one_that_started_them(tokenizer, parallel, tmp_path, number, when):
+    (tmp_path / "program.py").write_text(TOKENISES)
+    (tmp_path / "spm.model").write_bytes(tokenizer.model)
+    command = [sys.executable, tmp_path / "program.py", parallel.source, tmp_path / "spm.model", tmp_path / "cache"]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    running = subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
+    )
+    try:
+        if when == "at work":
+            until(lambda: any(path.stat().st_size for path in tmp_path.glob("cache/tokens/*.tmp/source.tokens")))
+        else:
+            until(lambda: len(children(running.pid)) >= 2)  # one of them is multiprocessing's own
+        started = children(running.pid)
+        assert started
+        if number == "SIGKILL":
+            running.kill()
+        else:
+            os.killpg(running.pid, signal.SIGINT)  # as a terminal sends Ctrl-C
+        out, err = running.communicate(timeout=30)
+        until(lambda: all(map(ended, started)), seconds=5)
+        assert (running.returncode, out) == (-9 if number == "SIGKILL" else 130, b"")
+        assert b"Traceback" not in err
+    finally:
+        for process in [running.pid, *children(running.pid)]:
+            if not ended(process):
+                os.kill(process, signal.SIGKILL)
+        running.wait()
+
+
+def die(chunk):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_process_that_is_killed_is_told_in_one_line(tokenizer, parallel, tmp_path, monkeypatch):
+    monkeypatch.setattr(cache, "_CHUNK", 3)
+    monkeypatch.setattr(cache, "_SMALL", 6)
+    monkeypatch.setattr(cache, "_work", die)
+    with pytest.raises(
+        UserError, match=r"^data\.workers: one of 2 processes that tokenise was killed.*memory"
+    ) as error:
+        tokenize(parallel, tokenizer, folder=tmp_path / "cache", workers=2)
+    assert "\n" not in str(error.value)
+    assert list((tmp_path / "cache/tokens").iterdir()) == []

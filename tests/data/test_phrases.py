@@ -2,15 +2,18 @@ import hashlib
 import importlib.metadata
 import json
 import re
+import subprocess
+import sys
 from datetime import date
 from itertools import islice
+from pathlib import Path
 
 import pytest
 from num2words import num2words
 
 from transformer.config import UserError
 from transformer.data import phrase_wording as wording
-from transformer.data import phrases
+from transformer.data import phrases, sources
 
 EN_DE, EN_FR = ("en", "de"), ("en", "fr")
 
@@ -257,6 +260,17 @@ def test_write_that_is_interrupted_leaves_no_mark(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="no space"):
         phrases.write(tmp_path, EN_DE, 30)
     assert not (tmp_path / "phrases.json").exists()
+
+
+def test_what_killed_processes_were_writing_is_swept(tmp_path, monkeypatch):
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    left, names = sources.owner().rpartition(".")[0], []
+    (tmp_path / f"train.en.{left}.{gone.pid}.tmp").touch()
+    monkeypatch.setattr(phrases, "synced", lambda path: names.append(path.name))
+    made = phrases.write(tmp_path, EN_DE, 5)
+    assert len(names) == 7 and all(name.endswith(f".{sources.owner()}.tmp") for name in names)
+    assert not list(tmp_path.glob("*.tmp")) and Path(made.train[0].source).exists()
 
 
 @pytest.mark.parametrize("languages", [("en", "es"), ("de", "fr"), ("en", "en"), ("en",)])

@@ -1,11 +1,16 @@
 import dataclasses
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from transformer.config import DataConfig, UserError
+from transformer.data import sources
 from transformer.data.sources import cache_dir, corpora
 from transformer.data.text import Parallel
+from transformer.data.tokenizer import Tokenizer
 
 
 @pytest.fixture
@@ -13,6 +18,7 @@ def files(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("a.en", "a.de", "b.en.gz", "b.de.gz", "c.tsv", "d.jsonl", "dev.en", "dev.de"):
         Path(name).touch()
+    Path("link.en").symlink_to("dev.en")
 
 
 def test_text_files(files):
@@ -57,6 +63,18 @@ def test_files_that_hold_both_sides(files):
         ({"corpus": "phrases", "source": ("a.en",)}, r"data\.source: data\.corpus = 'phrases' brings its own"),
         ({"corpus": "wmt14", "weights": (1.0,)}, r"data\.weights: data\.corpus = 'wmt14' brings its own"),
         ({"corpus": "phrases", "test_source": "gone.tsv"}, r"no such file: gone\.tsv \(data\.test_source\)"),
+        ({"source": ("a.en",), "target": ("a.en",)}, r"data\.target: a\.en is the source, too"),
+        (
+            {"source": ("a.en", "dev.en"), "target": ("a.de", "./dev.en")},
+            r"data\.target: \./dev\.en is the source, too",
+        ),
+        (
+            {"source": ("c.tsv",), "dev_source": "dev.en", "dev_target": "link.en"},
+            r"data\.dev_target: link\.en is the s",
+        ),
+        ({"source": ("c.tsv",), "test_source": "a.de", "test_target": "a.de"}, r"data\.test_target: a\.de is the sou"),
+        ({"source": ("c.tsv",), "vocab_size": 260}, r"data\.vocab_size = 260: must be at least 261"),
+        ({"corpus": "phrases", "vocab_size": 260}, r"data\.vocab_size = 260: must be at least 261"),
     ],
 )
 def test_mistakes(files, fields, message):
@@ -73,6 +91,46 @@ def test_generated_phrases_with_the_users_own_test_set(files, tmp_path):
     own = corpora(dataclasses.replace(config, test_source="c.tsv"))
     assert own.test == Parallel("c.tsv") and own.test_name == "c.tsv"
     assert own.train == made.train and own.dev == made.dev and own.dev_name == made.dev_name
+
+
+def test_one_file_may_be_the_source_here_and_the_target_there(files):
+    made = corpora(DataConfig(source=("a.en", "a.de"), target=("a.de", "a.en")))  # both directions
+    assert [parallel.target for parallel in made.train] == ["a.de", "a.en"]
+
+
+def test_the_size_of_a_ready_vocabulary_is_its_own(files):
+    Path("ready.model").touch()
+    assert corpora(DataConfig(source=("c.tsv",), tokenizer="ready.model", vocab_size=8)).train
+
+
+def test_no_vocabulary_is_smaller_than_the_smallest():
+    assert Tokenizer.train([" "], vocab_size=sources._SMALLEST_VOCABULARY).vocab_size == sources._SMALLEST_VOCABULARY
+    with pytest.raises(UserError, match="smallest possible is 261"):
+        Tokenizer.train([" "], vocab_size=sources._SMALLEST_VOCABULARY - 1)
+
+
+@pytest.fixture
+def dead() -> int:
+    """The number of a process that has ended."""
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    return ended.pid
+
+
+def test_what_killed_processes_were_making_is_swept(tmp_path, dead):
+    here, own = sources.owner().rpartition(".")[0], os.getpid()
+    left = [f"a.{here}.{dead}.tmp", f"b.{here}.{dead}.tmp", f"c.{here}.{own}.tmp", f"d.elsewhere.1.{dead}.tmp", "e.tmp"]
+    for name in left[1:]:
+        (tmp_path / name).touch()
+    (tmp_path / left[0]).mkdir()
+    (tmp_path / left[0] / "file").touch()
+    with sources.temporary(tmp_path, "new") as folder:
+        assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*left[2:], folder.name])
+        assert folder.name == f"new.{here}.{own}.tmp"
+        (folder / "file").touch()
+    with pytest.raises(KeyError), sources.temporary(tmp_path, "new"):
+        raise KeyError
+    assert sorted(path.name for path in tmp_path.iterdir()) == left[2:]
 
 
 def test_cache_dir(monkeypatch, tmp_path):

@@ -1,4 +1,5 @@
 import io
+import logging
 import os
 import random
 import subprocess
@@ -11,6 +12,7 @@ import sentencepiece
 
 import transformer
 from transformer.config import DataConfig, UserError
+from transformer.data import tokenizer as module
 from transformer.data.text import Parallel
 from transformer.data.tokenizer import BOS, EOS, PAD, UNK, Tokenizer, tokenizer
 
@@ -125,12 +127,43 @@ def test_cache_is_keyed_by_content(tmp_path):
     a = (Parallel(str(tmp_path / "a.en"), str(tmp_path / "a.de")),)
     made = tokenizer(config, a)
     [kept] = (tmp_path / "cache/tokenizers").iterdir()
-    marked = Tokenizer.train(text(300, seed=9), vocab_size=310).model
-    kept.write_bytes(marked)
+    other = Tokenizer.train(text(300, seed=9), vocab_size=310)
+    marked = other.model
+    kept.rename(kept.with_name(f"{kept.name.split('.')[0]}.{other.sha256}.model")).write_bytes(marked)
     assert tokenizer(config, a).model == marked  # read, not trained again
     assert tokenizer(config, (Parallel(a[0].source, str(tmp_path / "b.de")),)).model not in (marked, made.model)
     for other in ({"vocab_size": 321}, {"normalization": "nfkc"}, {"tokenizer_sentences": 100}):
         assert tokenizer(DataConfig(**{"vocab_size": 320, "cache_dir": config.cache_dir} | other), a).model != marked
+
+
+@pytest.mark.parametrize("harm", ["a bit", "cut", "empty", "zeros"])
+def test_a_damaged_one_is_trained_again(tmp_path, caplog, harm):
+    (tmp_path / "a.tsv").write_text("".join(f"{line}\t{line}\n" for line in text(300)), encoding="utf-8")
+    config, corpora = DataConfig(vocab_size=320, cache_dir=str(tmp_path)), (Parallel(str(tmp_path / "a.tsv")),)
+    made = tokenizer(config, corpora)
+    [kept] = (tmp_path / "tokenizers").iterdir()
+    piece = next(made.piece(i).encode() for i in range(260, 320) if made.piece(i).isascii() and len(made.piece(i)) > 1)
+    kept.write_bytes(
+        {
+            "a bit": made.model.replace(piece, bytes([piece[0] ^ 1]) + piece[1:], 1),  # still a model, but another one
+            "cut": made.model[:-100],
+            "empty": b"",
+            "zeros": bytes(len(made.model)),
+        }[harm]
+    )
+    with caplog.at_level(logging.WARNING, "transformer"):
+        assert tokenizer(config, corpora).model == made.model
+    assert f"{kept} is damaged" in caplog.text
+    assert [path.read_bytes() for path in (tmp_path / "tokenizers").iterdir()] == [made.model]
+
+
+def test_it_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    (tmp_path / "a.tsv").write_text("".join(f"{line}\t{line}\n" for line in text(300)), encoding="utf-8")
+    done, rename = [], os.replace
+    monkeypatch.setattr(module, "synced", lambda path: done.append(path))
+    monkeypatch.setattr(module.os, "replace", lambda old, new: done.append(old) or rename(old, new))
+    tokenizer(DataConfig(vocab_size=320, cache_dir=str(tmp_path)), (Parallel(str(tmp_path / "a.tsv")),))
+    assert len(done) == 2 and done[0] == done[1]
 
 
 def test_tokenizer_sentences_are_spread_over_the_whole_text(tmp_path, monkeypatch):

@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 import tarfile
 from collections import Counter
 from pathlib import Path
@@ -17,7 +18,7 @@ import wmt_archives
 from wmt_archives import COMMONCRAWL, DEV, EUROPARL, GIGA_FREN, NEWS_COMMENTARY, UN, files, pack, serve
 
 from transformer.config import UserError
-from transformer.data import wmt
+from transformer.data import sources, wmt
 
 ROOT = Path(__file__).parents[2]
 
@@ -301,3 +302,17 @@ def test_archives_cannot_write_or_point_outside(tmp_path, name, link):
     with pytest.raises(UserError, match=r"evil\.tgz: cannot be unpacked"):
         wmt._unpack(archive, inner / "TAR_GZ.evil.tgz")
     assert [path for path in tmp_path.rglob("*") if path.is_file() or path.is_symlink()] == [archive]
+
+
+def test_what_killed_processes_were_unpacking_is_swept(tmp_path):
+    archive, inner = tmp_path / "a.tgz", tmp_path / "extracted"
+    with tarfile.open(archive, "w:gz") as tar:
+        tar.addfile(tarfile.TarInfo("dev/a.de"))
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    left = inner / f"incomplete.{sources.owner().rpartition('.')[0]}.{gone.pid}.tmp"
+    left.mkdir(parents=True)
+    wmt._unpack(archive, inner / "TAR_GZ.a.tgz")
+    assert [str(path.relative_to(inner)) for path in sorted(inner.rglob("*"))] == [
+        *("TAR_GZ.a.tgz", "TAR_GZ.a.tgz/dev", "TAR_GZ.a.tgz/dev/a.de")
+    ]

@@ -1,7 +1,8 @@
 """Text tokenised once, kept as flat arrays that are memory-mapped: a corpus costs no memory and no time to reopen.
 
 A cache lies at `<folder>/tokens/<key>/`, the key being a hash of text, tokenizer and format. It is built under another
-name and renamed when complete, so whatever stands there is whole.
+name and renamed when all of it is on the disk, so whatever stands there is whole; that it still is, is seen from the
+sha256 of its files when it is opened.
 """
 
 from __future__ import annotations
@@ -12,40 +13,51 @@ import itertools
 import json
 import logging
 import multiprocessing
+import multiprocessing.connection
 import os
 import shutil
+import signal
 import sys
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from transformer.data.sources import owner, sweep
-from transformer.data.text import Parallel, count_lines, fingerprint, read_pairs
+from transformer.config import UserError
+from transformer.data.sources import temporary
+from transformer.data.text import Parallel, count_lines, fingerprint, read_pairs, sha256
 from transformer.data.tokenizer import Tokenizer
+from transformer.durable import synced
 from transformer.phases import phase
 
-_FORMAT = 1  # part of the key: raise it when the files or the tokenisation change
+_FORMAT = 2  # part of the key: raise it when the files or the tokenisation change
 _CHUNK = 2_000  # pairs handed to a process at a time
 _SMALL = 20_000  # below so many pairs, processes take longer to start than to work
 
 log = logging.getLogger("transformer")
 
 Pair = tuple[str, str]
-Tokens = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]  # source ids, lengths; target ids, lengths
+# Source ids and lengths, target ids and lengths, number of pairs whose sides are the same text.
+Tokens = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, int]
 
 
 class TokenCache:
     """Tokenised pairs 0 .. len-1, in the order of the text, opened from a folder that `tokenize` made."""
 
     def __init__(self, folder: str | Path):
+        """Raises OSError or ValueError if the files are not as they were written."""
         folder = Path(folder)
-        meta = json.loads((folder / "meta.json").read_text())
+        meta = _meta(folder)
         self.path = folder
+        self.same: int = meta["same"]
+        """Number of pairs whose two sides are the same text, blank ones not counted."""
         self.source_tokens, self.source_offsets = _open(folder, "source", meta)
         """Flat ids of one side; pair i has those from offsets[i] up to offsets[i + 1], without BOS and EOS."""
         self.target_tokens, self.target_offsets = _open(folder, "target", meta)
@@ -79,14 +91,35 @@ class TokenCache:
         return self.target_tokens[self.target_offsets[i] : self.target_offsets[i + 1]]
 
 
-def _open(folder: Path, side: str, meta: dict) -> tuple[np.ndarray, np.ndarray]:
+_verified: dict[tuple[str, int, int], str] = {}  # sha256 of a file, by path, size and time of the last change
+
+
+def _meta(folder: Path) -> dict[str, Any]:
+    """What meta.json says, if it and the files that it names are as they were written: looked at once a process."""
+    meta = json.loads((folder / "meta.json").read_text())
+    if not isinstance(meta, dict) or meta.pop("sha256", None) != _digest(meta):
+        raise ValueError("meta.json is not as it was written")
+    for name, digest in meta["files"].items():
+        path = folder / name
+        found = path.stat()
+        key = str(path), found.st_size, found.st_mtime_ns
+        if key not in _verified:
+            with path.open("rb") as file:
+                _verified[key] = hashlib.file_digest(file, "sha256").hexdigest()
+        if _verified[key] != digest:
+            raise ValueError(f"{name} is not as it was written")
+    return meta
+
+
+def _digest(meta: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(meta).encode()).hexdigest()
+
+
+def _open(folder: Path, side: str, meta: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
     # np.asarray: a plain array over the map, which indexes faster than np.memmap. An empty file cannot be mapped.
     path, dtype = folder / f"{side}.tokens", np.dtype(meta["dtype"])
     tokens = np.asarray(np.memmap(path, dtype, "r")) if meta[f"{side}_pieces"] else np.zeros(0, dtype)
-    offsets = np.asarray(np.load(folder / f"{side}.offsets.npy", mmap_mode="r", allow_pickle=False))
-    if len(tokens) != meta[f"{side}_pieces"] or len(offsets) != meta["pairs"] + 1:
-        raise ValueError(f"{path}: not the size that meta.json states")
-    return tokens, offsets
+    return tokens, np.asarray(np.load(folder / f"{side}.offsets.npy", mmap_mode="r", allow_pickle=False))
 
 
 def tokenize(
@@ -100,7 +133,7 @@ def tokenize(
     """The tokens of a corpus, from the cache in `folder` or made now by so many processes (0 = one a processor).
 
     Blank lines (nothing but white space) become no pieces at all. The result does not depend on `workers`.
-    Raises what reading the text raises.
+    Raises what reading the text raises, and `UserError` if one of the processes is killed.
     """
     depends_on = [_FORMAT, fingerprint(parallel), tokenizer.sha256, fields]
     key = hashlib.sha256(json.dumps(depends_on).encode()).hexdigest()[:32]
@@ -108,15 +141,11 @@ def tokenize(
     if final.exists():
         try:
             return TokenCache(final)
-        except (OSError, ValueError, KeyError) as error:  # cut off by a full disk or a crash of the machine
+        except (OSError, ValueError) as error:  # cut off or filled with zeros by a crash of the machine, or aged
             log.warning("%s is damaged (%s): tokenising again", final, error)
             shutil.rmtree(final)
 
-    building = final.with_name(f"{key}.{owner()}.tmp")
-    sweep(building.parent)
-    shutil.rmtree(building, ignore_errors=True)
-    building.mkdir(parents=True)
-    try:
+    with temporary(final.parent, key) as building:
         with phase("building the cache of tokens"):
             _build(building, parallel, tokenizer, fields, workers or os.cpu_count() or 1)
         try:
@@ -125,8 +154,6 @@ def tokenize(
         except OSError:
             if not final.exists():  # otherwise another process was faster, with the same result
                 raise
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
     return TokenCache(final)
 
 
@@ -134,27 +161,30 @@ def _build(folder: Path, parallel: Parallel, tokenizer: Tokenizer, fields: tuple
     dtype = np.dtype("<u2" if tokenizer.vocab_size <= 1 << 16 else "<u4")
     lengths: dict[str, list[np.ndarray]] = {"source": [], "target": []}
     started = time.monotonic()
-    pairs = 0
+    pairs = same = 0
     with (
         open(folder / "source.tokens", "wb") as source_file,
         open(folder / "target.tokens", "wb") as target_file,
         _progress(f"tokenising {parallel.source}", parallel.source) as show,
     ):
-        for source, source_lengths, target, target_lengths in _encoded(parallel, tokenizer, fields, workers):
+        for source, source_lengths, target, target_lengths, alike in _encoded(parallel, tokenizer, fields, workers):
             source.astype(dtype).tofile(source_file)
             target.astype(dtype).tofile(target_file)
             lengths["source"].append(source_lengths)
             lengths["target"].append(target_lengths)
-            pairs += len(source_lengths)
+            pairs, same = pairs + len(source_lengths), same + alike
             show(pairs)
 
-    meta = {"pairs": pairs, "dtype": dtype.str}
+    meta = {"pairs": pairs, "same": same, "dtype": dtype.str}
     for side, parts in lengths.items():
         offsets = np.zeros(pairs + 1, "<i8")
         np.cumsum(np.concatenate([*parts, np.zeros(0, np.int32)]), out=offsets[1:])
         np.save(folder / f"{side}.offsets.npy", offsets, allow_pickle=False)
         meta[f"{side}_pieces"] = int(offsets[-1])
-    (folder / "meta.json").write_text(json.dumps(meta) + "\n")
+    meta["files"] = {path.name: sha256(path) for path in sorted(folder.iterdir())}
+    (folder / "meta.json").write_text(json.dumps({**meta, "sha256": _digest(meta)}) + "\n")
+    for path in (*folder.iterdir(), folder):
+        synced(path)
     log.info(
         "tokenised %s: %s pairs, %s source and %s target pieces, in %.1f s",
         parallel.source,
@@ -203,8 +233,29 @@ def _encoded(parallel: Parallel, tokenizer: Tokenizer, fields: tuple[str, str], 
         return
     # Spawned, not forked: JAX's threads may hold locks that a forked child would wait for for ever.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, context, _start_worker, (tokenizer.model,)) as pool:
-        yield from _in_order(pool.submit, itertools.chain(first, chunks), ahead=4 * workers)
+    pool = ProcessPoolExecutor(workers, context, _start_worker, (tokenizer.model,))
+    try:
+        yield from _in_order(_deaf(pool.submit), itertools.chain(first, chunks), ahead=4 * workers)
+    except BrokenProcessPool:
+        raise UserError(
+            f"data.workers: one of {workers} processes that tokenise was killed, perhaps as memory ran out; set it to "
+            "fewer, 1 = this process alone"
+        ) from None
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _deaf(submit: Callable) -> Callable:
+    """`submit`, whose processes hear no Ctrl-C from their very start: it is for this one alone."""
+
+    def submit_deaf(*given: Any) -> Any:
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # which a process has from its parent
+        try:
+            return submit(*given)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+    return submit_deaf if hasattr(signal, "pthread_sigmask") else submit
 
 
 def _in_order(submit: Callable, chunks: Iterable[list[Pair]], ahead: int) -> Iterator[Tokens]:
@@ -219,8 +270,15 @@ def _in_order(submit: Callable, chunks: Iterable[list[Pair]], ahead: int) -> Ite
 
 
 def _start_worker(model: bytes) -> None:
+    threading.Thread(target=_end_with, args=(multiprocessing.parent_process().sentinel,), daemon=True).start()
     global _tokenizer
     _tokenizer = Tokenizer(model)
+
+
+def _end_with(parent: int) -> None:
+    """End this process with its parent, which may have been killed: there is nobody left to ask for anything."""
+    multiprocessing.connection.wait([parent])
+    os._exit(1)
 
 
 def _work(chunk: list[Pair]) -> Tokens:
@@ -233,4 +291,4 @@ def _encode(tokenizer: Tokenizer, chunk: list[Pair]) -> Tokens:
         ids = tokenizer.encode([line if line.strip() else "" for line in side])
         arrays.append(np.fromiter(itertools.chain.from_iterable(ids), np.int32))
         arrays.append(np.fromiter(map(len, ids), np.int32))
-    return tuple(arrays)
+    return *arrays, sum(source == target and not (source == "" or source.isspace()) for source, target in chunk)

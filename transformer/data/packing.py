@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from transformer.data.sources import owner, sweep
+from transformer.durable import synced
 
 log = logging.getLogger("transformer")
 
@@ -72,6 +73,7 @@ def pack_once(
     try:
         with building.open("wb") as file:
             np.savez(file, pairs=pairs, starts=starts)
+        synced(building)
         os.replace(building, path)
     except OSError as error:
         log.warning("%s: packed rows are not kept for the next run (%s)", path, error)

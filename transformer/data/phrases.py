@@ -31,7 +31,9 @@ from typing import Any, NamedTuple
 from transformer.config import UserError
 from transformer.data import phrase_wording as wording
 from transformer.data.phrase_templates import TEMPLATES
+from transformer.data.sources import owner, sweep
 from transformer.data.text import Corpora, Parallel
+from transformer.durable import synced
 
 VERSION = 1  # raise it with every change of the sentences, templates and wording included: other files are replaced
 SUPPORTED = (("en", "de"), ("de", "en"), ("en", "fr"), ("fr", "en"))
@@ -308,6 +310,7 @@ def write(folder: Path, languages: tuple[str, str], train_pairs: int, seed: int 
     if not _complete(mark, made_of):
         logger.info("writing %s generated %s pairs to %s", f"{train_pairs:,}", "-".join(languages), folder)
         folder.mkdir(parents=True, exist_ok=True)
+        sweep(folder)
         mark.unlink(missing_ok=True)
         sizes = {}
         for split, count in made_of["pairs"].items():
@@ -339,7 +342,8 @@ def _distinct(made: Iterator[tuple[str, str]]) -> Iterator[tuple[str, str]]:
 
 def _write(path: Path, text: str) -> int:
     """The number of bytes written."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f"{path.name}.{owner()}.tmp")
     size = temporary.write_bytes(text.encode())
+    synced(temporary)
     os.replace(temporary, path)
     return size

@@ -12,6 +12,9 @@ from pathlib import Path
 from transformer.config import DataConfig, UserError
 from transformer.data.text import Corpora, Parallel, form
 
+# Special pieces, bytes and one character: SentencePiece takes no fewer where a character may be spelt in bytes.
+_SMALLEST_VOCABULARY = 4 + 256 + 1
+
 
 def cache_dir(config: DataConfig) -> Path:
     """The local folder of generated corpora, tokenizers and tokenised text (not created here)."""
@@ -40,6 +43,11 @@ def corpora(config: DataConfig) -> Corpora:
     The user's development and test files, where named, replace those of 'phrases' and 'wmt14'. Raises `UserError` for
     fields that contradict each other, and names every missing file at once, before any work is done.
     """
+    if config.tokenizer is None and config.vocab_size < _SMALLEST_VOCABULARY:
+        raise UserError(
+            f"data.vocab_size = {config.vocab_size}: must be at least {_SMALLEST_VOCABULARY}, for 4 special pieces, "
+            "256 bytes and the characters of the text"
+        )
     dev = _held_out(config, "dev")
     test = _held_out(config, "test")
     train = _train(config)
@@ -117,6 +125,14 @@ def _require_files(config: DataConfig) -> None:
     missing = [f"{path} (data.{name})" for name, path in named if not Path(path).is_file()]
     if missing:
         raise UserError(f"no such file: {', '.join(missing)}; correct the path")
+    both = [("target", *sides) for sides in zip(config.source, config.target, strict=False)]
+    both += [
+        ("dev_target", config.dev_source, config.dev_target),
+        ("test_target", config.test_source, config.test_target),
+    ]
+    for name, source, target in both:
+        if target and os.path.samefile(source, target):
+            raise UserError(f"data.{name}: {target} is the source, too; name the file of its translations")
 
 
 def owner() -> str:
@@ -127,6 +143,19 @@ def owner() -> str:
     except OSError:  # another system
         namespace = 0
     return f"{socket.gethostname()}.{namespace}.{os.getpid()}"
+
+
+@contextlib.contextmanager
+def temporary(folder: Path, name: str) -> Iterator[Path]:
+    """A folder in `folder` for the length of a block, of a name that `sweep` knows; what others left there is swept."""
+    sweep(folder)
+    path = folder / f"{name}.{owner()}.tmp"
+    shutil.rmtree(path, ignore_errors=True)
+    path.mkdir(parents=True)
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def sweep(folder: Path) -> None:

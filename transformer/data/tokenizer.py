@@ -22,6 +22,7 @@ import sentencepiece
 from transformer.config import DataConfig, UserError
 from transformer.data.sources import cache, owner, sweep
 from transformer.data.text import Parallel, fingerprint, read_pairs
+from transformer.durable import synced
 from transformer.phases import phase
 
 PAD, BOS, EOS, UNK = 0, 1, 2, 3
@@ -185,13 +186,16 @@ def tokenizer(config: DataConfig, train: tuple[Parallel, ...]) -> Tokenizer:
     ]
     key = hashlib.sha256(json.dumps(depends_on).encode()).hexdigest()[:32]
     with cache(config) as folder:
-        return _cached(folder / "tokenizers" / f"{key}.model", config, train)
+        return _cached(folder / "tokenizers", key, config, train)
 
 
-def _cached(path: Path, config: DataConfig, train: tuple[Parallel, ...]) -> Tokenizer:
-    """The tokenizer kept at `path`, or trained now and kept there."""
-    if path.exists():
-        return Tokenizer.load(path)
+def _cached(folder: Path, key: str, config: DataConfig, train: tuple[Parallel, ...]) -> Tokenizer:
+    """The tokenizer kept under a key, or trained now and kept there, as KEY.SHA256.model: so damage shows."""
+    for path in folder.glob(f"{key}.*.model"):
+        model = path.read_bytes()
+        if path.suffixes[-2] == f".{hashlib.sha256(model).hexdigest()}":
+            return Tokenizer(model, path)
+        log.warning("%s is damaged: training the tokenizer again", path)
     count = sum(1 for parallel in train for _ in read_pairs(parallel, config.fields))
     used = min(count, config.tokenizer_sentences)
     log.info("training a tokenizer of %s pieces on %s of %s pairs", f"{config.vocab_size:,}", f"{used:,}", f"{count:,}")
@@ -203,10 +207,11 @@ def _cached(path: Path, config: DataConfig, train: tuple[Parallel, ...]) -> Toke
             vocab_size=config.vocab_size,
             normalization=config.normalization,
         )
-        path.parent.mkdir(parents=True, exist_ok=True)
-        sweep(path.parent)
-        temporary = path.with_name(f"{path.stem}.{owner()}.tmp")
-        temporary.write_bytes(trained.model)
+        folder.mkdir(parents=True, exist_ok=True)
+        sweep(folder)
+        building = folder / f"{key}.{owner()}.tmp"
+        building.write_bytes(trained.model)
+        synced(building)
         with phase("renaming the tokenizer"):
-            os.replace(temporary, path)
+            os.replace(building, folder / f"{key}.{trained.sha256}.model")
     return trained

@@ -21,7 +21,6 @@ import re
 import shutil
 import sys
 import tarfile
-import tempfile
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -31,7 +30,9 @@ from types import SimpleNamespace
 from typing import Any
 
 from transformer.config import UserError
+from transformer.data.sources import temporary
 from transformer.data.text import Corpora, Parallel
+from transformer.durable import synced
 
 logger = logging.getLogger("transformer")
 
@@ -81,7 +82,7 @@ def _prepare(folder: Path, foreign: str, tfds_dir: str | None) -> dict[str, Any]
     """Downloads and prepares what is not there yet, writes the text, and returns what is now in contents.json."""
     pair = (foreign, "en")
     folder.mkdir(parents=True, exist_ok=True)
-    with _tfds(), tempfile.TemporaryDirectory(dir=folder, prefix="incomplete.") as temporary:
+    with _tfds(), temporary(folder, "incomplete") as new:
         from tensorflow_datasets.translate.wmt import DATASET_MAP
         from tensorflow_datasets.translate.wmt14 import Wmt14Translate
 
@@ -105,7 +106,6 @@ def _prepare(folder: Path, foreign: str, tfds_dir: str | None) -> dict[str, Any]
                     raise
                 builder = wmt14()  # another process was faster
 
-        new = Path(temporary)
         size = builder.info.splits["train"].num_examples
         logger.info("WMT14 %s-%s: writing %s training pairs to %s", *pair, f"{size:,}", folder)
         _write_pairs(new / "train", pair, _prepared_pairs(builder, "train", pair))
@@ -121,6 +121,8 @@ def _prepare(folder: Path, foreign: str, tfds_dir: str | None) -> dict[str, Any]
 
         contents = {path.name: _describe(path) for path in sorted(new.iterdir())}
         (new / "contents.json").write_text(json.dumps(contents, indent=2) + "\n", encoding="utf-8")
+        for path in new.iterdir():
+            synced(path)
         (folder / "contents.json").unlink(missing_ok=True)
         for name in (*contents, "contents.json"):  # contents.json last: it says that the others are complete
             os.replace(new / name, folder / name)
@@ -166,13 +168,16 @@ def _download(builder: Any, urls: Iterable[str]) -> dict[str, Path]:
 
 def _unpack(archive: Path, folder: Path) -> None:
     """Unpacks a .tar or .tgz to `folder`, whole or not at all. Raises `UserError` where it would write elsewhere."""
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix="incomplete.") as temporary:
-        files = Path(temporary) / "files"
+    with temporary(folder.parent, "incomplete") as beside:
+        files = beside / "files"
         try:
             with tarfile.open(archive) as tar:
                 tar.extractall(files, filter="data")  # refuses absolute paths, .., devices and links that lead out
         except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
             raise UserError(f"{archive}: cannot be unpacked ({error}); delete it and run again") from None
+        for path in files.rglob("*"):
+            if path.is_file():
+                synced(path)
         try:
             os.replace(files, folder)
         except OSError:
