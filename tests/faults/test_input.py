@@ -8,7 +8,6 @@ import gzip
 import io
 import json
 import random
-import string
 from pathlib import Path
 
 import jax
@@ -20,7 +19,8 @@ from transformer.config import DecodeConfig, ModelConfig, UserError
 from transformer.data.cache import tokenize
 from transformer.data.text import Parallel, count_lines, read_lines, read_pairs
 from transformer.data.tokenizer import Tokenizer
-from transformer.inference.stream import translate_stream
+from transformer.inference.shares import translate_share
+from transformer.inference.stream import translate_jsonl, translate_stream
 from transformer.inference.translator import Translator
 from transformer.model import encoder_decoder
 
@@ -102,7 +102,7 @@ def test_an_archive_cut_short_is_named(tmp_path: Path) -> None:
         if size == 0:  # nothing at all is no lines
             assert list(read_lines(tmp_path / "a.en.gz")) == []
             continue
-        with pytest.raises(UserError, match=r"a\.en\.gz: damaged or not a gzip file"):
+        with pytest.raises(UserError, match=r"a\.en\.gz:\d+: damaged or not a gzip file"):
             list(read_lines(tmp_path / "a.en.gz"))
 
 
@@ -111,10 +111,13 @@ def test_an_archive_cut_short_is_named(tmp_path: Path) -> None:
     [
         ("a.tsv", "one\teins\ntwo zwei\n", r"a\.tsv:2: no tab"),
         ("a.tsv", "one\teins\n\n", r"a\.tsv:2: no tab"),
+        ("a.tsv", "1\tone\teins\n", r"a\.tsv:1: 3 columns, but each line must hold source, a tab, target; .*cut -f2,3"),
+        ("a.tsv", "one\teins\ntwo\tzw\tei\n", r"a\.tsv:2: 3 columns"),
         ("a.jsonl", '{"source": "a", "target": "b"}\n{"source": "a"}\n', r"a\.jsonl:2: no field 'target'"),
         ("a.jsonl", '{"en": "a", "de": "b"}\n', r"a\.jsonl:1: no field 'source' \(it has en, de\); set data.fields"),
         ("a.jsonl", '{"source": "a", "target": "b"\n', r"a\.jsonl:1: not a JSON object"),
         ("a.jsonl", '{"source": "a", "target": "b"}\n\n', r"a\.jsonl:2: not a JSON object"),
+        ("a.jsonl", f'{{"source": "a", "target": "b", "id": {"9" * 5_000}}}\n', r"a\.jsonl:1: not a JSON object"),
     ],
 )
 def test_wrong_rows_are_named(tmp_path: Path, name: str, content: str, told: str) -> None:
@@ -122,6 +125,31 @@ def test_wrong_rows_are_named(tmp_path: Path, name: str, content: str, told: str
     with pytest.raises(UserError, match=told) as error:
         list(read_pairs(Parallel(str(tmp_path / name))))
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("kind", ["two files", "tsv", "dev"])
+def test_exchanged_languages_end_in_one_line(call, tiny, tmp_path: Path, kind: str) -> None:
+    config, own = Path(tiny.config).read_text(), tiny.folder
+    if kind == "two files":
+        named = f"{own}/train.de and {own}/train.en"
+        config = (
+            config.replace("/train.en", "/train.xx").replace("/train.de", "/train.en").replace("/train.xx", "/train.de")
+        )
+    elif kind == "tsv":
+        named = str(tmp_path / "train.tsv")
+        sides = [(own / f"train.{side}").read_text().splitlines() for side in ("de", "en")]
+        Path(named).write_text("".join("\t".join(pair) + "\n" for pair in zip(*sides, strict=True)))
+        config = config.replace('source=(f"{folder}/train.en",)', f"source=({named!r},)")
+        config = config.replace('        target=(f"{folder}/train.de",),\n', "")
+    else:
+        named = f"{own}/train.en and {own}/train.de"
+        config = config.replace("/dev.en", "/dev.xx").replace("/dev.de", "/dev.en").replace("/dev.xx", "/dev.de")
+    (tmp_path / "config.py").write_text(config)
+    done = call("train.py", "--config", tmp_path / "config.py", "--workdir", tmp_path / "run")
+    assert done.code == 2
+    assert done.err.splitlines()[-1].startswith(f"error: {named}: its source reads like the target of {own}/dev.")
+    assert "Traceback" not in done.err
+    assert not (tmp_path / "run/config.json").exists()
 
 
 @pytest.mark.slow
@@ -163,19 +191,95 @@ LINES = st.lists(TEXT, min_size=100, max_size=100)
 HEALTH = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.large_base_example]
 
 
-@pytest.mark.slow
-@settings(max_examples=100, deadline=None, database=None, suppress_health_check=HEALTH, derandomize=True)
-@given(lines=LINES)
-@example(lines=["x" * 100_000, "", " ", "🙂" * 25_000, "a b " * 25_000, "\u202e" + "ש" * 100_000, "\u00a0", "\u3000"])
-def test_as_many_translations_as_lines(lines: list[str]) -> None:
-    """10,000 random texts, through a real tokenizer, model and search."""
-    target = io.BytesIO()
-    count = translate_stream(translator(), io.BytesIO("".join(f"{line}\n" for line in lines).encode()), target)
-    translations = target.getvalue().decode().split("\n")
+def content_of(lines: list[str]) -> bytes:
+    return "".join(f"{line}\n" for line in lines).encode()
+
+
+def answers(content: bytes, lines: list[str]) -> list[str]:
+    """The lines that came out, once there are as many as went in, in their order: blank where those are."""
+    translations = content.decode().split("\n")
     assert translations.pop() == ""
-    assert count == len(translations) == len(lines)
-    # In their order: a line alone, or a blank one, gives what it gives among the others.
-    assert [not text for text, line in zip(translations, lines, strict=True) if not line.strip()].count(False) == 0
+    assert len(translations) == len(lines)
+    assert not any(text for text, line in zip(translations, lines, strict=True) if not line.strip())
+    return translations
+
+
+@pytest.mark.slow
+def test_as_many_translations_as_lines(report) -> None:
+    """10,000 random texts, through a real tokenizer, model and search."""
+    tried, longest = 0, 0
+
+    @settings(max_examples=110, deadline=None, database=None, suppress_health_check=HEALTH, derandomize=True)
+    @given(lines=LINES)
+    @example(
+        lines=["x" * 100_000, "", " ", "🙂" * 25_000, "a b " * 25_000, "\u202e" + "ש" * 100_000, "\u00a0", "\u3000"]
+    )
+    def translate(lines: list[str]) -> None:
+        nonlocal tried, longest
+        target = io.BytesIO()
+        assert translate_stream(translator(), io.BytesIO(content_of(lines)), target) == len(lines)
+        answers(target.getvalue(), lines)
+        tried, longest = tried + len(lines), max(longest, *map(len, lines))
+
+    translate()
+    report(f"{tried:,} random texts translated, the longest of {longest:,} characters: as many lines out as in")
+    assert tried >= 10_000
+    assert longest >= 100_000
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | TEXT,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXT, inner, max_size=3),
+    max_leaves=5,
+)
+OURS = ("source", "prefix", "translation", "score")
+
+
+@pytest.mark.slow
+@settings(max_examples=25, deadline=None, database=None, suppress_health_check=HEALTH, derandomize=True)
+@given(
+    records=st.lists(
+        st.builds(
+            lambda others, given: {name: value for name, value in others.items() if name not in OURS} | given,
+            st.dictionaries(TEXT, JSON, max_size=3),
+            st.fixed_dictionaries({"source": TEXT}, optional={"prefix": TEXT}),
+        ),
+        max_size=10,
+    ),
+    spelt=st.booleans(),
+)
+def test_objects_come_out_with_all_their_fields(records: list[dict], spelt: bool) -> None:
+    target = io.BytesIO()
+    content = content_of([json.dumps(record, ensure_ascii=spelt) for record in records])
+    assert translate_jsonl(translator(), io.BytesIO(content), target) == len(records)
+    answered = [json.loads(line) for line in target.getvalue().decode().split("\n")[:-1]]
+    assert len(answered) == len(records)
+    for record, answer in zip(records, answered, strict=True):
+        assert isinstance(answer.pop("translation"), str)
+        score = answer.pop("score")
+        assert isinstance(score, float) if record["source"].strip() else score is None
+        assert answer == record
+
+
+@pytest.mark.slow
+@settings(max_examples=15, deadline=None, database=None, suppress_health_check=HEALTH, derandomize=True)
+@given(lines=st.lists(TEXT, max_size=12), number=st.integers(1, 4), data=st.data())
+def test_shares_are_put_together_in_order(tmp_path_factory, lines: list[str], number: int, data: st.DataObject) -> None:
+    folder = tmp_path_factory.mktemp("shares")
+    (folder / "in").write_bytes(content_of(lines))
+    firsts = []
+
+    def answer(source: io.BytesIO, target: io.BytesIO, first: int) -> int:
+        firsts.append(first)
+        return translate_stream(translator(), source, target, first)
+
+    order = data.draw(st.permutations(range(number)))
+    for share in order:
+        assert not (folder / "out").exists()
+        translate_share(answer, folder / "in", folder / "out", share, number)
+    answers((folder / "out").read_bytes(), lines)
+    assert sorted(firsts) == [1 + len(lines) * i // number for i in range(number)]
+    assert sorted(path.name for path in folder.iterdir()) == ["in", "out"]
 
 
 @settings(max_examples=30, deadline=None, database=None, suppress_health_check=HEALTH, derandomize=True)
@@ -219,4 +323,4 @@ def test_any_bytes_are_read_or_named(tmp_path_factory, junk: bytes, kind: str) -
             assert all(isinstance(side, str) and "\n" not in side for side in pair)
     except UserError as error:
         assert f"a.{kind}" in str(error)
-        assert not set(str(error)) - set(string.printable) or "a.jsonl" in str(error)
+        assert str(error).isprintable()  # on one line, too

@@ -14,7 +14,7 @@ from quick import jit
 import transformer
 from transformer.checkpoint import Checkpoints
 from transformer.command_line import config_file
-from transformer.config import AttentionConfig, Config, MeshConfig
+from transformer.config import AttentionConfig, Config, MeshConfig, UserError
 from transformer.data.tokenizer import BOS, EOS
 from transformer.inference.translator import Translator
 from transformer.tasks.translation import Translation, compound_split_bleu
@@ -200,3 +200,24 @@ def test_packed_sentences_learn_what_they_learn_alone(task, config: Config, wind
         for key in path:
             got = got[key.key]
         assert np.linalg.norm(got - expected) <= 1e-5 * np.linalg.norm(expected), path
+
+
+def test_pairs_of_the_same_text_are_shown_and_warned_of(tiny, config, tmp_path: Path, caplog) -> None:
+    def banner(count: int) -> tuple[str, list[str]]:
+        """The line on the data, and the warnings, where so many of 400 pairs are the same on both sides."""
+        (tmp_path / "train.de").write_text("\n".join([*english[:count], *german[count:]]) + "\n")
+        caplog.clear()
+        told = list(Translation.build(dataclasses.replace(config, data=data)).describe())
+        return told[0], [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+
+    english, german = (lines(tiny.folder / f"train.{side}") for side in ("en", "de"))
+    source, target = str(tiny.folder / "train.en"), str(tmp_path / "train.de")
+    data = dataclasses.replace(config.data, source=(source,), target=(target,), vocab_size=350)
+    line, warnings = banner(0)
+    assert line.endswith(" updates an epoch") and warnings == []
+    line, warnings = banner(7)
+    assert line.endswith(" updates an epoch; 7 are the same text on both sides") and warnings == []
+    _, warnings = banner(201)
+    assert warnings == [f"{source} and {target}: 201 of 400 pairs are the same text on both sides"]
+    with pytest.raises(UserError, match="are the same text in all 400 pairs"):
+        banner(400)

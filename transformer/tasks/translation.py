@@ -21,6 +21,7 @@ from transformer.checkpoint import Checkpoints
 from transformer.config import Config, UserError
 from transformer.data.batching import Batches, evaluation_batches
 from transformer.data.cache import TokenCache, tokenize
+from transformer.data.languages import Named, doubts
 from transformer.data.sources import cache, corpora
 from transformer.data.text import Corpora, Parallel, read_pairs
 from transformer.data.tokenizer import BOS, EOS, PAD, Tokenizer, tokenizer
@@ -47,6 +48,7 @@ class Translation:
             "tokenizer.sha256": f"{pieces.sha256}  tokenizer.model\n".encode(),
         }
         self._batches: Batches | None = None
+        self._doubts: list[str] = []
         self._dev: tuple[list[str], list[str], TokenCache] | None = None
         self._dev_loss = jax.jit(self._unsmoothed, static_argnames="mesh")
 
@@ -79,6 +81,9 @@ class Translation:
         """The training batches; tokenises the text if that was not done before."""
         if self._batches is None:
             d, t = self.config.data, self.config.train
+            train = [Named(_name(parallel), own) for parallel, own in zip(self.texts.train, self._train, strict=True)]
+            dev = Named(_name(self.texts.dev), self._development()[2]) if self.texts.dev is not None else None
+            self._doubts = doubts(train, dev)
             self._batches = Batches(
                 self._train,
                 weights=[parallel.weight for parallel in self.texts.train],
@@ -123,10 +128,15 @@ class Translation:
         write_sets(folder, self.texts, self.config.data.fields)
 
     def describe(self) -> Iterator[str]:
-        """Lines for the banner: data and tokenizer."""
+        """Lines for the banner: data and tokenizer. What seems wrong with the text's languages is told as a warning."""
         b = self.batches()
         dropped = ", ".join(f"{n:,} {reason}" for reason, n in b.dropped.items() if n) or "none"
-        yield f"data        {b.kept:,} pairs kept, dropped: {dropped}; {b.batches_per_epoch:,} updates an epoch"
+        same = sum(tokens.same for tokens in self._train)
+        alike = f"; {same:,} are the same text on both sides" if same else ""
+        yield f"data        {b.kept:,} pairs kept, dropped: {dropped}; {b.batches_per_epoch:,} updates an epoch{alike}"
+        if jax.process_index() == 0:
+            for doubt in self._doubts:
+                log.warning(doubt)
         yield f"padding     {b.padding:.1%} of positions"
         yield f"tokenizer   {self.pieces.vocab_size:,} pieces, sha256 {self.pieces.sha256[:16]}"
         if self.texts.dev is not None:
@@ -229,6 +239,10 @@ class Translation:
 
     def _unsmoothed(self, params: Params, batch: Batch, mesh: Mesh) -> dict[str, Array]:
         return self.loss(params, batch, None, smoothing=0.0, mesh=mesh)[1]
+
+
+def _name(parallel: Parallel) -> str:
+    return parallel.source if parallel.target is None else f"{parallel.source} and {parallel.target}"
 
 
 def together(translator: Translator, sources: Sequence[str]) -> list[str]:
