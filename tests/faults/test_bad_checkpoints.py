@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from runs import same_run
+from runs import entries, leftovers, same_run, state
 
 from transformer.checkpoint import Checkpoints, _digest, _files
 from transformer.tasks.jobs import train
@@ -185,8 +185,8 @@ def apart(environment) -> Callable[..., tuple[int, str]]:
     """
 
     def apart(program: str, *arguments: object, **variables: str) -> tuple[int, str]:
-        command = [sys.executable, str(ROOT / program), *map(str, arguments)]
-        done = subprocess.run(command, env=environment | variables, capture_output=True, text=True)
+        command = [sys.executable, program, *map(str, arguments)]
+        done = subprocess.run(command, env=environment | variables, cwd=ROOT, capture_output=True, text=True)
         return done.returncode, done.stderr
 
     return apart
@@ -212,6 +212,7 @@ def test_a_full_disk_stops_training_and_loses_nothing(disk, trained: Path, call,
     assert code == 0, told[-3000:]
     assert f"resuming from step {good[-1]}" in told
     same_run(folder / "run", trained)
+    assert leftovers(folder / "run") == []
 
 
 def test_a_disk_that_becomes_read_only(disk, tmp_path: Path, trained: Path, call, apart, tiny, monkeypatch) -> None:
@@ -224,9 +225,7 @@ def test_a_disk_that_becomes_read_only(disk, tmp_path: Path, trained: Path, call
             subprocess.run(["mount", "-o", "remount,ro,size=100m", folder], check=True)
 
     monkeypatch.setattr(Display, "advance", advanced)
-    # What is open for writing keeps a file system from becoming read-only.
-    monkeypatch.setattr("tensorboardX.SummaryWriter", Nowhere)
-    monkeypatch.setattr(loop, "hold", contextlib.nullcontext)
+    monkeypatch.setattr(loop, "hold", contextlib.nullcontext)  # whose open file would keep it from becoming so
     done = call(*command)
     assert done.code == 2
     assert "Read-only file system" in done.err.splitlines()[-1]
@@ -241,27 +240,20 @@ def test_a_disk_that_becomes_read_only(disk, tmp_path: Path, trained: Path, call
     code, told = apart(*command, TRANSFORMER_CACHE=cache)
     assert code == 0, told[-3000:]
     same_run(folder / "run", trained)
-
-
-class Nowhere:
-    """A TensorBoard that holds no file open."""
-
-    def __init__(self, *given: object, **options: object):
-        pass
-
-    def __getattr__(self, name: str) -> Callable:
-        return lambda *given: None
+    assert leftovers(folder / "run") == []
 
 
 def test_one_harmed_among_the_older_ones(workdir: Path, call, tiny) -> None:
-    """It is not looked at while there is a newer one, and does not keep the run from saving."""
+    """It is not looked at while there is a newer one, and does not keep the run from saving and removing others."""
     (workdir / "checkpoints/00000080/progress.json").write_text("{")
     done = call("train.py", "--config", tiny.config, "--workdir", workdir, "--train.steps", 200)
     assert done.code == 0
-    assert "older checkpoints are not removed: " in done.err
-    assert "00000080/progress.json cannot be read" in done.err
-    steps = Checkpoints(workdir).steps()
-    assert {80, 200} < set(steps)
+    told = [line for line in done.err.splitlines() if line.startswith("warning: 00000080 is kept, as its score is not")]
+    assert len(told) == 1
+    assert "00000080/progress.json is not as it was written" in told[0]
+    checkpoints = Checkpoints(workdir)
+    best = checkpoints.best(set())
+    assert checkpoints.steps() == sorted({80, best, 160, 175, 200})
 
 
 def test_half_a_copy_without_its_manifest_is_kept(workdir: Path, trained: Path, call, tiny) -> None:
@@ -272,11 +264,52 @@ def test_half_a_copy_without_its_manifest_is_kept(workdir: Path, trained: Path, 
     same_run(workdir, trained)
 
 
+# ---- Moved ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_goes_on_elsewhere_with_the_same_text(workdir: Path, trained: Path, call, tiny, tmp_path: Path) -> None:
+    """The workdir and the text were copied to another place, and those of before are there no more."""
+    shutil.rmtree(workdir / "checkpoints/00000120")
+    moved = tmp_path / "moved"
+    shutil.copytree(tiny.folder, moved)
+    names = ("source", "target", "dev_source", "dev_target", "test_source", "test_target")
+    files = ("train.en", "train.de", "dev.en", "dev.de", "test.en", "test.de")
+    paths = [f"--data.{name}={moved / file}" for name, file in zip(names, files, strict=True)]
+    command = "train.py", "--config", tiny.config, "--workdir", workdir, *paths
+    # Other text is refused, and nothing is touched.
+    before = {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file()}
+    source = moved / "train.en"
+    for changed in (source.read_text().replace("red", "blue", 1), source.read_text().replace("red", "blue")):
+        source.write_text(changed)
+        done = call(*command)
+        assert done.code == 2
+        assert done.err.splitlines()[-1].startswith(f"error: the training text is not what {workdir} was trained on")
+        assert {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file()} == before
+    done = call(*command, "--data.weights=2")
+    assert (done.code, "data.weights is () there, (2.0,) now" in done.err) == (2, True)
+    shutil.copy(tiny.folder / "train.en", moved)
+    done = call(*command)
+    assert done.code == 0
+    assert f"resuming with data.source changed from ('{tiny.folder}/train.en',) to ('{moved}/train.en',)" in done.err
+    assert "resuming from step 100" in done.err
+    assert "warning" not in done.err
+    for one, other in zip(state(workdir, 120), state(trained, 120), strict=True):
+        assert one.tobytes() == other.tobytes()
+    assert entries(workdir) == entries(trained)
+    assert Checkpoints(workdir).progress(120) == Checkpoints(trained).progress(120)
+    # Another development set is told, and what is the best begins anew.
+    (moved / "dev.en").write_text((moved / "dev.en").read_text().replace("red", "blue"))
+    done = call(*command, "--train.steps=121")
+    assert done.code == 0
+    assert "dev BLEU is taken on other sentences than before" in done.err
+
+
 # ---- Readers --------------------------------------------------------------------------------------------------------
 
 
-def test_a_reader_beside_a_run_that_writes(tiny, environment, tmp_path: Path, report) -> None:
-    """Training keeps one checkpoint, and makes another at each update."""
+@pytest.fixture
+def writer(tiny, environment, tmp_path: Path) -> Iterator[Path]:
+    """The workdir of a run that keeps one checkpoint, and makes another at each update."""
     workdir = tmp_path / "run"
     command = [sys.executable, ROOT / "train.py", "--config", tiny.config, "--workdir", workdir]
     options = ["--train.steps=100000", "--train.checkpoint_every=1", "--train.keep_last=1", "--train.eval_every=99999"]
@@ -287,18 +320,34 @@ def test_a_reader_beside_a_run_that_writes(tiny, environment, tmp_path: Path, re
         while not (workdir / "checkpoints").exists() or not Checkpoints(workdir).steps():
             assert running.poll() is None, (tmp_path / "log").read_text()[-2000:]
             assert time.monotonic() < until
-        steps = set()
-        for _ in range(40):
-            checkpoints = Checkpoints(workdir)
-
-            def read(name: int | str, of: Checkpoints = checkpoints) -> int | str:
-                of.config(name), of.params(name)
-                return name
-
-            steps.add(checkpoints.read("last", read))
-        assert running.poll() is None
+        yield workdir
+        assert running.poll() is None, (tmp_path / "log").read_text()[-2000:]
     finally:
         running.kill()
         running.wait()
+
+
+def test_a_reader_beside_a_run_that_writes(writer: Path, report) -> None:
+    steps = set()
+    for _ in range(40):
+        checkpoints = Checkpoints(writer)
+
+        def read(name: int | str, of: Checkpoints = checkpoints) -> int | str:
+            of.config(name), of.params(name)
+            return name
+
+        steps.add(checkpoints.read("last", read))
     assert len(steps) > 3
     report(f"40 checkpoints read, of {len(steps)} steps, beside a run that keeps one and makes one at each update")
+
+
+def test_the_commands_beside_a_run_that_writes(writer: Path, apart, report) -> None:
+    steps = set()
+    for _ in range(2):
+        code, told = apart("evaluate.py", "--workdir", writer, "--checkpoint", "last", "--decode.beam_size", 1)
+        assert code == 0, told[-3000:]
+        steps.add(re.search(r"sentences of test.en with checkpoint (\d+) of", told)[1])
+        code, told = apart("-m", "transformer", "average", writer, "--last", 3)
+        assert code == 0, told[-3000:]
+    assert len(steps) == 2
+    report(f"evaluate.py and average twice beside a run that keeps one checkpoint, of steps {', '.join(steps)}")

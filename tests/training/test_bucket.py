@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -22,9 +23,14 @@ def test_what_is_missing_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch) ->
         Checkpoints("gs://bucket/run")
 
 
-@pytest.mark.slow
-def test_train_resume_average_and_evaluate_in_a_bucket(tiny, trained: Path, environment, tmp_path: Path) -> None:
-    server = FakeStorage()
+@pytest.fixture
+def server() -> FakeStorage:
+    return FakeStorage()
+
+
+@pytest.fixture
+def call(server: FakeStorage, environment, tmp_path: Path) -> Callable[..., subprocess.CompletedProcess]:
+    """`call("train.py", ...)`: a command in a process of its own, that finds the server."""
     environment = {name: value for name, value in environment.items() if "proxy" not in name.lower()} | {
         "STORAGE_EMULATOR_HOST": server.url,
         "TENSORSTORE_GCS_HTTP_URL": server.url,
@@ -38,12 +44,36 @@ def test_train_resume_average_and_evaluate_in_a_bucket(tiny, trained: Path, envi
         command = [sys.executable, *map(str, command)]
         return subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
 
-    train = (ROOT / "train.py", "--config", tiny.config, "--workdir", "gs://bucket/runs/one")
-    done = call(*train, "--train.steps", 25, "--train.eval_every", 40)
+    return call
+
+
+def folders(server: FakeStorage, run: str) -> set[str]:
+    """What there is in a run's checkpoints."""
+    start = f"{run}/checkpoints/"
+    return {name.removeprefix(start).partition("/")[0] for name in server.objects if name.startswith(start)}
+
+
+@pytest.mark.slow
+def test_saves_and_removals_that_are_broken_off_in_a_bucket(server: FakeStorage, call) -> None:
+    for harm, left in (
+        ("killed", {"00000015", "00000017.interrupted", "average"}),
+        ("killed in an average", {"00000020", "average.next"}),
+        ("mended", {"00000025.damaged", "average"}),
+    ):
+        done = call(Path(__file__).with_name("saves_in_a_bucket.py"), harm)
+        assert done.returncode == (9 if "killed" in harm else 0), done.stderr[-3000:]
+        assert folders(server, "run") == left
+    assert not [name for name in server.objects if name.endswith("unfinished")]
+
+
+@pytest.mark.slow
+def test_train_resume_average_and_evaluate_in_a_bucket(tiny, trained: Path, server, call, tmp_path: Path) -> None:
+    train = (ROOT / "train.py", "--config", tiny.config, "--workdir", "gs://bucket/runs/one", "--train.keep_last", 2)
+    done = call(*train, "--train.steps", 25, "--train.eval_every", 40, "--train.checkpoint_every", 10)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "TensorBoard's files of gs://bucket/runs/one are on this machine, in /" in done.stderr
     assert "runs/one/checkpoints/00000025/manifest.json" in server.objects
-    before = set(server.objects)
+    assert folders(server, "runs/one") == {"00000020", "00000025"}  # of three, the last two
     done = call(*train, "--train.steps", 41, "--train.eval_every", 40)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "resuming from step 25" in done.stderr
@@ -52,7 +82,8 @@ def test_train_resume_average_and_evaluate_in_a_bucket(tiny, trained: Path, envi
     local = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
     assert [entry["loss"] for entry in ours if entry["step"] in (7, 14, 21)] == [entry["loss"] for entry in local[:3]]
     assert [entry["dev_loss"] for entry in ours if entry["step"] == 40] == [local[5]["dev_loss"]]
-    assert before - set(server.objects) == set()
+    left = folders(server, "runs/one")
+    assert {"00000041"} < left <= {"00000025", "00000040", "00000041"}  # 40 is one if its score is better
 
     done = call(*train, "--train.steps", 41, "--train.seed", 3)
     assert done.returncode == 2

@@ -1,0 +1,60 @@
+"""What `test_bucket` does to the checkpoints of gs://bucket/run, in a process that may be killed: `… killed|mended`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any
+
+import jax
+import numpy as np
+
+import transformer.checkpoint
+from transformer.checkpoint import Checkpoints, interrupted
+from transformer.config import Config, to_json
+
+FILES = {"config.json": to_json(Config()).encode(), "tokenizer.model": b"pieces"}
+
+
+def save(checkpoints: Checkpoints, step: int, name: str = "") -> None:
+    items = {"params": {"x": np.full(3, float(step))}}
+    progress = {"step": step, "vocab_size": 20, "dev_bleu": None}
+    checkpoints.save(name or step, items, progress=progress, files=FILES, keep_last=1)
+    checkpoints.wait()
+
+
+def params(self: Checkpoints, name: int | str) -> Any:
+    return self.restore(name, {"params": {"x": jax.ShapeDtypeStruct((3,), np.float64)}})["params"]
+
+
+def killed(*_: object) -> None:
+    os._exit(9)
+
+
+if __name__ == "__main__":
+    jax.config.update("jax_enable_x64", True)
+    Checkpoints.params = params
+    checkpoints = Checkpoints("gs://bucket/run")
+    if sys.argv[1] == "killed":
+        for step in (5, 10, 15):
+            save(checkpoints, step)
+        checkpoints.average(1)
+        assert checkpoints.steps() == [15]
+        transformer.checkpoint._seal = killed
+        save(checkpoints, 17, interrupted(17))
+    if sys.argv[1] == "killed in an average":
+        save(checkpoints, 20)
+        assert checkpoints.choose() == "average"
+        remove = transformer.checkpoint._remove
+        transformer.checkpoint._remove = lambda path: (remove(path), killed())
+        checkpoints.average(1)
+    if sys.argv[1] == "mended":
+        assert checkpoints.progress("average")["averaged_steps"] == [20]  # the one that was ready
+        assert checkpoints.params("average")["x"].tolist() == [20.0] * 3
+        save(checkpoints, 25)
+        assert checkpoints.average(1) == [25]
+        assert checkpoints.steps() == [25]
+        assert [checkpoints.verify(name) for name in (25, "average")] == [None, None]
+        assert checkpoints.params("average")["x"].tolist() == [25.0] * 3
+        checkpoints.discard(25)
+        assert checkpoints.steps() == []
