@@ -71,6 +71,26 @@ def test_dev_scores_are_sacrebleus(task, tiny, trained: Path, scores) -> None:
     assert scores["dev_bleu"] > 1  # of nothing, anything would do
 
 
+def test_dev_scores_are_taken_in_the_type_of_decoding(task, trained: Path, monkeypatch) -> None:
+    """As evaluate.py takes them; by default, on a CPU, that is the model's own."""
+    used, params = [], Checkpoints(trained).params(120)
+    monkeypatch.setattr(Translator, "translate", lambda self, texts, **_: used.append(self) or ["x"] * len(texts))
+    for dtype in ("auto", "int8"):
+        decode = dataclasses.replace(task.config.decode, dtype=dtype)
+        own = Translation(dataclasses.replace(task.config, decode=decode), task.pieces, task.texts)
+        own._dev_loss = lambda *_, **__: {"nll": 1.0, "weight": 1.0}
+        list(own.evaluate(params, MESH))
+        own.try_decoding(params)
+        loaded = Translator.load(str(trained), "last", decode)
+        for translator in used:
+            assert translator.model is loaded.model and translator.config == decode
+            jax.tree.map(np.testing.assert_array_equal, translator.params, loaded.params)
+        assert len(used) == 2
+        del used[:]
+    assert {x.dtype.name for x in jax.tree.leaves(loaded.params)} == {"int8", "float32"}
+    assert loaded.model is task.model
+
+
 def test_eval_sentences_limits_what_is_translated_not_the_loss(task, trained: Path, scores, monkeypatch) -> None:
     asked = []
     monkeypatch.setattr(
