@@ -246,18 +246,26 @@ def test_a_bound_on_the_time() -> None:
     one = Estimate("", chip, 0, 197e12, 819e8, traffic)
     assert one.seconds == pytest.approx({"arithmetic": 1.0, "memory": 0.1, "links": 1.0})
     assert dataclasses.replace(one, flops=2 * 197e12).bound == pytest.approx(2.0)
+    # Sixteen devices lie along both dimensions where none is longer than eight, and so have all links.
+    wide = dataclasses.replace(one, chip=chip._replace(side=8), collectives=(traffic[0]._replace(group=16),))
+    assert wide.seconds["links"] == pytest.approx(0.25)
 
 
-def test_a_program_that_does_not_fit() -> None:
+@pytest.mark.parametrize(
+    "told",
+    [
+        "RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory space hbm. Used 23.50G of "
+        "15.75G hbm. Exceeded hbm capacity by 7.75G.",
+        "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries (23.50G) exceeds "
+        "available HBM (15.75G).",
+    ],
+)
+def test_a_program_that_does_not_fit(told: str) -> None:
     """As libtpu says it, at compile time."""
 
     def fail(message: str) -> None:
         raise jax.errors.JaxRuntimeError(message)
 
-    told = (
-        "RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory space hbm. Used 23.50G of "
-        "15.75G hbm. Exceeded hbm capacity by 7.75G."
-    )
     found = estimate("update", partial(fail, told), CHIPS["v5e"], 8)
     assert found == TooBig("update", CHIPS["v5e"], int(23.5 * 2**30))
     result = {"topology": "v5e:2x4", "mesh": {"data": 8, "fsdp": 1, "tensor": 1}, "update": _told(found)}
@@ -372,8 +380,13 @@ def test_big_mistakes_show(eight: dict) -> None:
     assert any("all-gather of" in told and "vocabulary" in told for told in eight["gathered"]["warnings"])
 
 
+needs_libtpu = pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None, reason="needs libtpu: pip install 'jax[tpu]'"
+)
+
+
 @pytest.mark.slow
-@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu: pip install -e '.[plan]'")
+@needs_libtpu
 def test_for_a_real_topology(environment) -> None:
     command = ("-m", "transformer", "plan", "--config", "configs/wmt14_en_de.py", "--json")
     small = ("--model.encoder_layers=1", "--model.decoder_layers=1")
@@ -384,3 +397,29 @@ def test_for_a_real_topology(environment) -> None:
     assert 0 < result["update"]["memory_gib"] < 16
     assert 0.9 < result["update"]["flops"] / result["update"]["model_flops"] < 1.6
     assert result["update"]["collectives"] and not result["warnings"]
+    # Each matrix is gathered over fsdp for the forward and for the backward pass, at most: none counts several times.
+    times = [one["times"] for one in result["update"]["collectives"] if one["kind"] == "all-gather"]
+    assert times and sum(times) <= 2 * (4 * 3 + 2 * 2 + 1)
+    assert any(one["kind"] == "reduce-scatter" for one in result["update"]["collectives"])
+    assert result["decoding"]["pieces_per_s"] > 0 and len("\n".join(lines(result))) > 1000
+
+
+@pytest.mark.slow
+@needs_libtpu
+def test_too_big_for_a_real_chip(environment) -> None:
+    command = ("-m", "transformer", "plan", "--config", "configs/wmt14_en_de.py", "--only", "training")
+    small = ("--model.encoder_layers=1", "--model.decoder_layers=1")
+    where = ("--topology", "v5e:1x1", "--mesh", "1,1,1", "--train.batch_tokens", "1000000")
+    done = subprocess.run([sys.executable, *command, *where, *small], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert re.search(r"memory +[\d.]+ of 16 GiB: does not fit", done.stdout)
+    assert "GiB do not fit the 16 GiB of a chip" in done.stdout
+
+
+@needs_libtpu
+def test_topologies_of_every_kind(environment) -> None:
+    script = "import sys; from transformer.tools.plan import topology_mesh as m\n"
+    script += "for t in sys.argv[1:]: print(m(t, (eval(t.partition(':')[2].replace('x', '*')), 1, 1))[0].size)"
+    kinds = ("v4:1x1x1", "v4:2x2x1", "v5e:1x1", "v5e:1x2", "v5p:1x1x1", "v5p:2x2x1", "v6e:1x1", "v6e:16x16")
+    done = subprocess.run([sys.executable, "-c", script, *kinds], env=environment, capture_output=True, text=True)
+    assert done.stdout.split() == ["1", "4", "1", "2", "1", "4", "1", "256"], done.stderr[-3000:]

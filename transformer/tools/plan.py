@@ -51,9 +51,11 @@ class Chip(NamedTuple):
     bandwidth: float
     links: float
     axes: int
-    """Dimensions of the torus: a collective along one of them has its share of the links."""
+    """Dimensions of the torus: a collective has the links of those that it goes along."""
     pod: int
     """The most chips that are wired together."""
+    side: int = 16
+    """How many lie along one dimension, the longest."""
 
 
 CHIPS = {
@@ -96,12 +98,12 @@ class Estimate:
     @property
     def seconds(self) -> dict[str, float]:
         """What arithmetic, memory and links would each take at their peak rates."""
-        sent = sum(one.sent for one in self.collectives)
-        return {
-            "arithmetic": self.flops / self.chip.flops,
-            "memory": self.traffic / self.chip.bandwidth,
-            "links": sent / (self.chip.links / self.chip.axes),
-        }
+        chip = self.chip
+        links = 0.0
+        for one in self.collectives:
+            along = next(n for n in range(1, chip.axes + 1) if n == chip.axes or chip.side**n >= one.group)
+            links += one.sent / (chip.links * along / chip.axes)
+        return {"arithmetic": self.flops / chip.flops, "memory": self.traffic / chip.bandwidth, "links": links}
 
     @property
     def bound(self) -> float:
@@ -126,7 +128,8 @@ def topology_mesh(topology: str, sizes: Sequence[int]) -> tuple[Mesh, Chip]:
     kind, _, shape = topology.partition(":")
     if kind not in CHIPS or not re.fullmatch(r"\d+(x\d+)+", shape):
         raise UserError(f"--topology {topology}: give it as {'|'.join(CHIPS)}:AxB or AxBxC, such as v5e:16x16")
-    chips = math.prod(map(int, shape.split("x")))
+    sides = [int(side) for side in shape.split("x")]
+    chips = math.prod(sides)
     if math.prod(sizes) != chips:
         raise UserError(f"--mesh {','.join(map(str, sizes))} has {math.prod(sizes)} devices, {topology} {chips}")
     if chips > CHIPS[kind].pod:
@@ -134,14 +137,17 @@ def topology_mesh(topology: str, sizes: Sequence[int]) -> tuple[Mesh, Chip]:
     devices = _devices(topology)
     if len(devices) != chips:
         raise UserError(f"--topology {topology}: libtpu makes {len(devices)} devices of it, not {chips}")
-    return make_mesh(MeshConfig(*sizes), devices), CHIPS[kind]
+    return make_mesh(MeshConfig(*sizes), devices), CHIPS[kind]._replace(side=max(sides))
 
 
 def _devices(topology: str) -> Sequence[Any]:
     from jax.experimental import topologies
 
-    # libtpu is for one process at a time, since it takes the machine's TPUs; here it takes none.
-    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+    # libtpu is for one process at a time, since it takes the machine's TPUs, and asks the cloud who it is. Here it takes
+    # none and is nobody.
+    alone = {"ALLOW_MULTIPLE_LIBTPU_LOAD": "1", "TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost"}
+    for name, value in alone.items():
+        os.environ.setdefault(name, value)
     options = (
         {"chip_config_name": "megacore"} if topology.startswith("v4:") else {}
     )  # one device a chip, not one a core
@@ -227,9 +233,10 @@ def estimate(name: str, make: Callable[[], jax.stages.Compiled], chip: Chip, dev
         program = make()
         text = program.as_text()
     except jax.errors.JaxRuntimeError as error:
-        used = re.search(r"Used ([\d.]+)([KMGT]?) of [\d.]+[KMGT]? hbm", str(error))
-        if "RESOURCE_EXHAUSTED" in str(error) and used:
-            return TooBig(name, chip, int(float(used[1]) * 1024 ** " KMGT".index(used[2] or " ")))
+        # "Used 23.50G of 15.75G hbm", "HLO temporaries (72.78G) exceeds available HBM (15.75G)", and then its parts.
+        sizes = re.findall(r"\b([\d.]+)([KMGT])\b", str(error)) if "hbm" in str(error).lower() else []
+        if "RESOURCE_EXHAUSTED" in str(error) and sizes:
+            return TooBig(name, chip, int(max(float(n) * 1024 ** " KMGT".index(unit) for n, unit in sizes)))
         reason = " ".join(str(error).split())[:300]
         raise UserError(
             f"{name}: does not compile for these devices ({reason}); libtpu must be the one that this JAX asks for: "
