@@ -143,8 +143,8 @@ def topology_mesh(topology: str, sizes: Sequence[int]) -> tuple[Mesh, Chip]:
 def _devices(topology: str) -> Sequence[Any]:
     from jax.experimental import topologies
 
-    # libtpu is for one process at a time, since it takes the machine's TPUs, and asks the cloud who it is. Here it takes
-    # none and is nobody.
+    # libtpu is for one process at a time, since it takes the machine's TPUs, and asks the cloud who it is. Here it
+    # takes none and is nobody.
     alone = {"ALLOW_MULTIPLE_LIBTPU_LOAD": "1", "TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost"}
     for name, value in alone.items():
         os.environ.setdefault(name, value)
