@@ -317,6 +317,61 @@ def test_once_compiled_it_serves_all_sentences_and_numbers(compilations):
     assert compilations
 
 
+@pytest.fixture
+def stages(monkeypatch, compilations):
+    """A list to which each call of one of the engine's programs adds what that is compiled for, its static arguments
+    and the shapes and types of the others, and how many compilations there were."""
+    calls = []
+
+    def watched(name):
+        program = getattr(engine, name)
+
+        def call(*args, **static):
+            leaves, tree = jax.tree.flatten(args)
+            types = tuple((np.shape(leaf), str(jnp.asarray(leaf).dtype)) for leaf in leaves)
+            before = len(compilations)
+            result = program(*args, **static)
+            calls.append(((name, tuple(sorted(static.items())), str(tree), types), len(compilations) - before))
+            return result
+
+        return call
+
+    for name in ("begin", "proceed", "rearrange"):
+        monkeypatch.setattr(engine, name, watched(name))
+    return calls
+
+
+def test_each_shape_is_compiled_once_however_long_the_outputs(stages, compilations, report):
+    """Batches of several shapes, cut in half and again, their caches collected and enlarged."""
+    config = dataclasses.replace(CONFIG, encoder_layers=1, decoder_layers=1, pre_norm=True)
+    own, params = encoder_decoder.__wrapped__(config, VOCABULARY), tiny(config, 2)[1]
+    decode = translator(**LONG | {"min_length": 8}, batch_sentences=16, streams=1).config
+    texts = sources(50, seed=4)
+
+    def run(order):
+        del stages[:], compilations[:]
+        found = dict(Translator(own, params, Numbers(), decode).search([texts[i] for i in order]))
+        lengths = [len(tokens[0]) for tokens, _ in found.values()]
+        assert len(found) == len(texts) and min(lengths) < 17 and max(lengths) > 32
+        return {shape for shape, _ in stages}, sum(count for _, count in stages)
+
+    shapes, count = run(range(len(texts)))
+    names = [name for name, *_ in shapes]
+    static = [dict(options) for name, options, *_ in shapes if name == "rearrange"]
+    assert names.count("begin") >= 2 and names.count("proceed") >= 8
+    for name in ("keep", "length"):
+        sizes = {options[name] for options in static} - {None}
+        assert len(sizes) >= 2 and sizes <= set(engine.SIZES)
+    assert count == len(shapes)
+    again, count = run(range(len(texts)))
+    assert again == shapes and count == 0 and compilations == []
+    # Other neighbours: how many slots of a cache are kept depends on what its beams have in common.
+    others, count = run(np.random.default_rng(0).permutation(len(texts)))
+    assert count == len(others - shapes)
+    report(f"the same {len(texts)} sentences with other neighbours: {count} programs more than {len(shapes)}")
+    assert count < len(shapes) / 4
+
+
 def test_a_second_translator_of_the_same_config_compiles_nothing(compilations, tmp_path):
     """Another run's, too: programs are of shapes and options, not of parameters."""
     found = []

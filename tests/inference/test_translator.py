@@ -227,7 +227,7 @@ def test_full_batches_lie_evenly_on_the_devices(monkeypatch, devices, sentences,
 
 @pytest.mark.parametrize("phrases", [("\u0001",), ("dog", "\u0001")])
 def test_a_banned_phrase_that_the_tokenizer_drops_is_told_of(monkeypatch, phrases):
-    """Its normalisation leaves nothing, or a space. Of no pieces at all nothing could be banned, but of a space much."""
+    """Its normalisation leaves no piece, so that nothing could be banned, or a space, so that much would be."""
     dropping = Tokenizer.train(sentences(400, seed=9), vocab_size=330, normalization="nmt_nfkc")
     assert [dropping.piece(i) for i in dropping.encode(["\u0001"])[0]] == ["▁"]
     ours = Translator(None, {"w": np.zeros(1)}, dropping, DecodeConfig(banned=phrases))
