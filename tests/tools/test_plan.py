@@ -220,7 +220,7 @@ ENTRY %main (p0: f32[10,64]) -> f32[8,64] {
   %au = ((f32[4]{0:S(1)}), f32[4]{0:S(1)}, u32[]{:S(2)}) async-update(%as), calls=%called
   %ad = f32[4]{0:S(1)} async-done(%au), calls=%called
   %m = f32[2]{0:S(1)} all-reduce(%near), channel_id=3, replica_groups=mesh['axis_0'=4,'axis_1'=2] {'axis_0'}, to_apply=%add
-  %n = f32[3]{0:S(1)} all-reduce(%near), channel_id=4, replica_groups=mesh['a'=2,'b'=8] {'a','b':(1)4}, to_apply=%add
+  %n = f32[3]{0:S(1)} all-reduce(%near), channel_id=4, replica_groups=mesh['a'=2,'b'=8], device_ids=([8,2]T(1,0)) {'a','b':(1)4}, to_apply=%add
 }
 """  # noqa: E501
 

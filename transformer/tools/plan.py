@@ -452,12 +452,16 @@ class Hlo:
         listed = re.search(r"replica_groups=\{\{([\d,]*)\}", line)
         if listed:
             return len(listed[1].split(","))
-        along = re.search(r"replica_groups=mesh\[(.*?)\] *\{(.*?)\}", line)
-        if along:  # mesh['a'=4,'b'=8] {'a','b':(1)2}: along a, and along a part of b of size 2
+        along = re.search(r"replica_groups=mesh\[(.*?)\][^{]*\{(.*?)\}", line)
+        if along:  # mesh['a'=4,'b'=8], device_ids=([8,4]T(1,0)) {'a','b':(1)2}: along a, and a part of b of size 2
             sizes = dict(re.findall(r"('\w+')=(\d+)", along[1]))
             named = re.findall(r"('\w+')(?::\(\d+\)(\d+))?", along[2])
             return math.prod(int(part or sizes[axis]) for axis, part in named)
-        return 2 if "source_target_pairs" in line else self.devices
+        if "source_target_pairs" in line:
+            return 2
+        if unknown := re.search(r"replica_groups=(?!\{\})\S*", line):
+            log.warning("%s is taken to be all devices", unknown[0])
+        return self.devices
 
 
 def _begins(one: Instruction | None) -> bool:
