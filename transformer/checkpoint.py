@@ -303,8 +303,6 @@ class Checkpoints:
         where that is broken off, making the next one ends it."""
         path, new = self.folder / AVERAGE, self.folder / _NEXT
         if not _complete(new):
-            if not _complete(path):
-                self._clear(path)
             return
         if _complete(path):
             _remove(path)

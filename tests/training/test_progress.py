@@ -137,7 +137,8 @@ def test_nothing_is_written_through_a_link(folder, tmp_path: Path) -> None:
         (outside / name).write_text("mine")
     run = epath.Path(tmp_path / "run")
     run.mkdir()
-    for name, target in (("tensorboard", outside), ("metrics.jsonl", outside / "metrics.jsonl")):
+    metrics = [("metrics.jsonl", outside / name) for name in ("metrics.jsonl", "nowhere")]
+    for name, target in (("tensorboard", outside), *metrics):
         (tmp_path / "run" / name).symlink_to(target)
         with pytest.raises(UserError, match=f"^{run}/{name} is a link, and what is written there would lie outside"):
             Records(run, 0)
