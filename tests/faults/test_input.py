@@ -236,7 +236,7 @@ OURS = ("source", "prefix", "translation", "score")
 
 
 @pytest.mark.slow
-@settings(max_examples=25, deadline=None, database=None, suppress_health_check=HEALTH, derandomize=True)
+@settings(max_examples=12, deadline=None, database=None, suppress_health_check=HEALTH, derandomize=True)
 @given(
     records=st.lists(
         st.builds(

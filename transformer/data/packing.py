@@ -12,12 +12,13 @@ import contextlib
 import hashlib
 import logging
 import os
-import zipfile
 from pathlib import Path
 
 import numpy as np
 
-from transformer.data.sources import owner, sweep
+from transformer.config import UserError
+from transformer.data.sources import kept, owner, sweep
+from transformer.data.text import sha256
 from transformer.durable import synced
 
 log = logging.getLogger("transformer")
@@ -55,28 +56,31 @@ def pack_once(
 ) -> tuple[np.ndarray, np.ndarray]:
     """What `pack` gives; of a large corpus it is kept in `folder`, as packing takes longer than reading.
 
-    The file's name is a hash of all that the rows depend on. Where it can't be written a warning says so.
+    The file's name holds a hash of all that the rows depend on, and that of its content. Where it can't be written a
+    warning says so.
     """
     if len(source) < _WORTH_KEEPING:
         return pack(source, target, room, seed)
     digest = hashlib.sha256(f"{_FORMAT} {room[0]} {room[1]} {seed} {len(source)}".encode())
     for lengths in (source, target):
         digest.update(np.ascontiguousarray(lengths, "<i4").data)
-    path = folder / f"packed.{digest.hexdigest()[:32]}.npz"
-    not_there_or_damaged = contextlib.suppress(OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile)
-    with not_there_or_damaged, path.open("rb") as file, np.load(file, allow_pickle=False) as kept:
-        return kept["pairs"], kept["starts"]
+    key = f"packed-{digest.hexdigest()[:32]}"
+    with contextlib.suppress(OSError, UserError):  # then it is made anew
+        if path := kept(folder, key):
+            with path.open("rb") as file:
+                return np.load(file, allow_pickle=False), np.load(file, allow_pickle=False)
     log.info("packing %s pairs into rows", f"{len(source):,}")
     pairs, starts = pack(source, target, room, seed)
-    sweep(path.parent)
-    building = path.with_name(f"{path.name}.{owner()}.tmp")
+    sweep(folder)
+    building = folder / f"{key}.{owner()}.tmp"
     try:
         with building.open("wb") as file:
-            np.savez(file, pairs=pairs, starts=starts)
+            for array in (pairs, starts):
+                np.save(file, array, allow_pickle=False)
         synced(building)
-        os.replace(building, path)
+        os.replace(building, folder / f"{key}.{sha256(building)}.npy")
     except OSError as error:
-        log.warning("%s: packed rows are not kept for the next run (%s)", path, error)
+        log.warning("%s: packed rows are not kept for the next run (%s)", building, error)
     finally:
         with contextlib.suppress(OSError):
             building.unlink(missing_ok=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import shutil
 import socket
@@ -10,7 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from transformer.config import DataConfig, UserError
-from transformer.data.text import Corpora, Parallel, form
+from transformer.data.text import Corpora, Parallel, form, sha256
+
+log = logging.getLogger("transformer")
 
 # Special pieces, bytes and one character: SentencePiece takes no fewer where a character may be spelt in bytes.
 _SMALLEST_VOCABULARY = 4 + 256 + 1
@@ -156,6 +159,17 @@ def temporary(folder: Path, name: str) -> Iterator[Path]:
         yield path
     finally:
         shutil.rmtree(path, ignore_errors=True)
+
+
+def kept(folder: Path, key: str) -> Path | None:
+    """The file KEY.SHA256.ENDING in a cache folder whose content still has that digest; damaged ones are told of."""
+    for path in folder.glob(f"{key}.*"):
+        if path.suffix == ".tmp":  # somebody is making it
+            continue
+        if path.suffixes[-2] == f".{sha256(path)}":
+            return path
+        log.warning("%s is damaged: making it again", path)
+    return None
 
 
 def sweep(folder: Path) -> None:

@@ -20,7 +20,7 @@ from pathlib import Path
 import sentencepiece
 
 from transformer.config import DataConfig, UserError
-from transformer.data.sources import cache, owner, sweep
+from transformer.data.sources import cache, kept, owner, sweep
 from transformer.data.text import Parallel, fingerprint, read_pairs
 from transformer.durable import synced
 from transformer.phases import phase
@@ -191,11 +191,8 @@ def tokenizer(config: DataConfig, train: tuple[Parallel, ...]) -> Tokenizer:
 
 def _cached(folder: Path, key: str, config: DataConfig, train: tuple[Parallel, ...]) -> Tokenizer:
     """The tokenizer kept under a key, or trained now and kept there, as KEY.SHA256.model: so damage shows."""
-    for path in folder.glob(f"{key}.*.model"):
-        model = path.read_bytes()
-        if path.suffixes[-2] == f".{hashlib.sha256(model).hexdigest()}":
-            return Tokenizer(model, path)
-        log.warning("%s is damaged: training the tokenizer again", path)
+    if path := kept(folder, key):
+        return Tokenizer.load(path)
     count = sum(1 for parallel in train for _ in read_pairs(parallel, config.fields))
     used = min(count, config.tokenizer_sentences)
     log.info("training a tokenizer of %s pieces on %s of %s pairs", f"{config.vocab_size:,}", f"{used:,}", f"{count:,}")
