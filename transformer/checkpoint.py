@@ -150,14 +150,15 @@ class Checkpoints:
 
         def read() -> T:
             name = self.choose(checkpoint)
-            with self._the_same(name):
+            with self.the_same(name):
                 return reader(name)
 
-        return _again(read)
+        return again(read)
 
     @contextlib.contextmanager
-    def _the_same(self, name: int | str) -> Iterator[None]:
-        """A block that reads a checkpoint; raises `Removed` if it failed, or read of two, as that was replaced."""
+    def the_same(self, name: int | str) -> Iterator[None]:
+        """A block that reads a checkpoint by its name, for what `again` calls: raises `Removed` if it failed as that is
+        gone, or may have read of two, as another one took its place."""
         if (before := self._sealed(name)) is None:
             self._still(name)
         try:
@@ -474,7 +475,7 @@ class Checkpoints:
 
         Training may go on meanwhile: if it removes one of them, they are the last ones there are then.
         """
-        return _again(lambda: self._average(last))
+        return again(lambda: self._average(last))
 
     def _average(self, last: int) -> list[int]:
         steps = self.steps()[-last:]
@@ -593,8 +594,8 @@ def _shapes(params: Any) -> dict[str, tuple[int, ...]]:
     return {"/".join(key.key for key in keys): tuple(leaf.shape) for keys, leaf in leaves}
 
 
-def _again(read: Callable[[], T]) -> T:
-    """What `read` returns, which is called anew where a checkpoint was removed meanwhile."""
+def again(read: Callable[[], T]) -> T:
+    """What `read` returns, which is called anew while it raises `Removed`."""
     for _ in range(20):
         with contextlib.suppress(Removed):
             return read()
