@@ -430,6 +430,38 @@ def test_scoring_compiles_once_a_shape(compilations):
     assert compilations == []
 
 
+KEPT = """
+import collections, json, sys
+import jax
+sys.path[:0] = sys.argv[1:]
+from transformer.command_line import set_up_jax
+set_up_jax()
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+counts = collections.Counter()
+jax.monitoring.register_event_listener(lambda event, **_: counts.update([event.rpartition("/")[2]]))
+from transformer.model import encoder_decoder
+from whole_passes import sources, translator
+ours = translator()
+found = dict(ours.search(sources(3)))
+print(json.dumps([found[0], counts["cache_hits"], counts["cache_misses"]]))
+"""
+
+
+def test_compiled_programs_are_kept_for_the_next_process(environment, tmp_path):
+    here, cache = Path(__file__).parent, str(tmp_path / "cache")
+    hurried, results = "--xla_backend_optimization_level=0", []
+    for _ in range(2):
+        done = subprocess.run(
+            [sys.executable, "-c", KEPT, str(here), str(here.parent)],
+            capture_output=True, text=True, env=environment | {"TRANSFORMER_CACHE": cache, "XLA_FLAGS": hurried},
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr[-3000:]
+        results.append(json.loads(done.stdout))
+    (first, hits, misses), (again, kept, missing) = results
+    assert first == again and hits == missing == 0 and kept == misses > 3
+    assert (tmp_path / "cache/compiled").is_dir()
+
+
 def exponentials(jaxpr):
     """How often `exp` stands in a program and the programs it holds."""
     count = 0

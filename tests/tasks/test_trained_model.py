@@ -1,46 +1,118 @@
-"""What only a trained model can show: how often its outputs depend on the batch they were found in."""
+"""What only a trained model can show: how often its outputs depend on the batch they were found in, or on devices."""
 
 from __future__ import annotations
 
 import dataclasses
+import json
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
-from transformer.inference.translator import Translator
+from transformer.inference.translator import Found, Translator
 from transformer.tasks.jobs import train
 from transformer.tasks.sets import read_set
 
+pytestmark = pytest.mark.slow
 
-@pytest.mark.slow
-def test_at_most_one_sentence_in_a_thousand_depends_on_its_batch(tmp_path, report) -> None:
-    """The quickstart's model, trained for less long, on its 1,000 test lines: batches of other sizes, neighbours and
-    padding, hence other compiled shapes."""
-    workdir = str(tmp_path / "run")
+
+@pytest.fixture(scope="module")
+def quickstart(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The workdir of the quickstart's model, trained for less long."""
+    workdir = str(tmp_path_factory.mktemp("quickstart") / "run")
     shorter = ("train.steps=800", "train.eval_every=800", "train.eval_sentences=20", "train.checkpoint_every=800")
     train(["--config", "configs/quickstart.py", "--workdir", workdir, *(f"--{value}" for value in shorter)])
-    translator = Translator.load(workdir)
-    _, lines, _ = read_set(workdir, "test")
-    sources = translator.tokenizer.encode(lines)
-    assert len(sources) == 1_000
+    return workdir
 
-    def found(order: np.ndarray, **options) -> dict[int, tuple]:
+
+@pytest.fixture(scope="module")
+def translator(quickstart: str) -> Translator:
+    return Translator.load(quickstart)
+
+
+@pytest.fixture(scope="module")
+def sources(quickstart: str, translator: Translator) -> list[list[int]]:
+    """The pieces of its 1,000 test lines."""
+    _, lines, _ = read_set(quickstart, "test")
+    assert len(lines) == 1_000
+    return translator.tokenizer.encode(lines)
+
+
+@pytest.fixture(scope="module")
+def expected(translator: Translator, sources: list[list[int]]) -> dict[int, Found]:
+    return dict(translator.search(sources))
+
+
+def different(found: Mapping[int, Found], expected: Mapping[int, Found]) -> int:
+    """How many have other pieces; only where the search was as good as undecided may they."""
+    assert found.keys() == expected.keys()
+    count = 0
+    for i, (pieces, scores) in found.items():
+        wanted, wanted_scores = expected[i]
+        if pieces[0] == wanted[0]:
+            np.testing.assert_allclose(scores[0], wanted_scores[0], rtol=1e-5, atol=1e-5)
+        else:
+            count += 1
+            # Excused only where some hypotheses of the search itself stood that close.
+            assert min(*-np.diff(scores), *-np.diff(wanted_scores)) <= 1e-4, (i, scores, wanted_scores)
+    return count
+
+
+def test_at_most_one_sentence_in_a_thousand_depends_on_its_batch(translator, sources, expected, report) -> None:
+    """Batches of other sizes, neighbours and padding, hence other compiled shapes; the same ones compile nothing."""
+    compiled = []
+
+    def listen(event: str, _: float, **__: object) -> None:
+        if event == "/jax/core/compile/backend_compile_duration":
+            compiled.append(event)
+
+    def found(order: np.ndarray, **options: object) -> dict[int, Found]:
         own = dataclasses.replace(translator.config, **options)
         search = Translator(translator.model, translator.params, translator.tokenizer, own).search
         return {int(order[i]): best for i, best in search([sources[i] for i in order])}
 
     order = np.arange(len(sources))
-    expected = found(order)
-    for case in (found(order[::-1], batch_sentences=5), found(np.random.default_rng(0).permutation(order), streams=1)):
-        assert case.keys() == expected.keys()
-        different = 0
-        for i, (pieces, scores) in case.items():
-            wanted, wanted_scores = expected[i]
-            if pieces[0] == wanted[0]:
-                np.testing.assert_allclose(scores[0], wanted_scores[0], rtol=1e-5, atol=1e-5)
-            else:
-                different += 1
-                # Excused only where some hypotheses of the search itself stood that close.
-                assert min(*-np.diff(scores), *-np.diff(wanted_scores)) <= 1e-4, (i, scores, wanted_scores)
-        report(f"{different} of 1,000 translations of a trained model depend on their batch")
-        assert different <= 1
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        assert found(order) == expected
+        assert compiled == []
+        shuffled = found(np.random.default_rng(0).permutation(order), streams=1)
+        report(f"1,000 lines in another order: {len(compiled)} compilations more")
+        assert len(compiled) <= 20
+        del compiled[:]
+        few = found(order[::-1], batch_sentences=5)
+        assert compiled  # it does count
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+    for case in (few, shuffled):
+        count = different(case, expected)
+        report(f"{count} of 1,000 translations of a trained model depend on their batch")
+        assert count <= 1
+
+
+FOUR = """
+import json, sys
+import jax
+jax.config.update("jax_num_cpu_devices", 4)
+from transformer.inference.translator import Translator
+translator = Translator.load(sys.argv[1])
+assert translator._ways() == 4
+print(json.dumps(sorted(translator.search(json.load(sys.stdin)))))
+"""
+
+
+def test_four_devices_find_the_same(quickstart, sources, expected, environment, report) -> None:
+    first = sources[:300]
+    done = subprocess.run(
+        [sys.executable, "-c", FOUR, quickstart], input=json.dumps(first), capture_output=True, text=True,
+        env=environment, cwd=Path(__file__).parents[2],
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = {i: (pieces, scores) for i, (pieces, scores) in json.loads(done.stdout)}
+    count = different(found, {i: expected[i] for i in range(len(first))})
+    report(f"{count} of {len(first)} translations of a trained model depend on the number of devices")
+    assert count <= 1
