@@ -13,6 +13,7 @@ copy that somebody made. Both are passed over; only the first kind is ever remov
 from __future__ import annotations
 
 import contextlib
+import gc
 import hashlib
 import itertools
 import json
@@ -599,6 +600,9 @@ def again(read: Callable[[], T]) -> T:
     for _ in range(20):
         with contextlib.suppress(Removed):
             return read()
+        # Orbax's reads that failed log with a traceback when they are collected. In CPython 3.11 that must not come
+        # while source is parsed, as tyro does: now, then.
+        gc.collect()
     return read()
 
 

@@ -4,6 +4,7 @@ deletes nothing; disks that are full or can't be written to; readers beside a ru
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import re
 import shutil
@@ -176,13 +177,17 @@ def disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
         subprocess.run(["umount", "-l", folder], check=True)
 
 
+@pytest.fixture(autouse=True)
+def nothing_left() -> Iterator[None]:
+    """What failed leaves futures that log with a traceback when they are collected: now, and not in another test, while
+    tyro parses source there. CPython 3.11 can't do one within the other, and raises SystemError."""
+    yield
+    gc.collect()
+
+
 @pytest.fixture
 def apart(environment) -> Callable[..., tuple[int, str]]:
-    """`apart("train.py", ...)`: a command in a process of its own, with what it exits with and logs.
-
-    A save that failed leaves this process futures that log as they are collected, with a traceback. If that happens
-    while tyro parses source, CPython 3.11 raises SystemError: it can't do one within the other.
-    """
+    """`apart("train.py", ...)`: a command in a process of its own, with what it exits with and logs."""
 
     def apart(program: str, *arguments: object, **variables: str) -> tuple[int, str]:
         command = [sys.executable, program, *map(str, arguments)]
