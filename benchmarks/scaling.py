@@ -11,6 +11,7 @@ tokens, weak scaling gives each chip 8,192 tokens. What comes out is compiled an
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import re
 import subprocess
@@ -96,7 +97,9 @@ def tried(case: Case) -> dict:
     began = time.perf_counter()
     done = subprocess.run(case.command(), capture_output=True, text=True, cwd=ROOT)
     row = {"case": case, "seconds": time.perf_counter() - began}
-    row |= {package: metadata.version(package) for package in ("jax", "libtpu")}
+    for package in ("jax", "libtpu"):
+        with contextlib.suppress(metadata.PackageNotFoundError):  # which the plan tells
+            row[package] = metadata.version(package)
     if done.returncode:
         return row | {"error": reason(done.stderr, done.returncode)}
     return row | json.loads(done.stdout.splitlines()[-1])

@@ -145,6 +145,10 @@ class Checkpoints:
                 "run the command again"
             )
 
+    def newest_whole(self) -> int | str | None:
+        """The newest checkpoint that training saved and that is as it was written, or None."""
+        return next((name for name in reversed(self.states()) if not self.verify(name)), None)
+
     def read(self, checkpoint: str | int | None, reader: Callable[[int | str], T]) -> T:
         """What `reader` makes of the checkpoint that `choose` gives. If that goes meanwhile, as training, which may go
         on, removes it, or a new average is made, it is what is chosen then."""
@@ -422,8 +426,16 @@ class Checkpoints:
         return {k: restored[k] for k in items}
 
     def misfit(self, name: int | str, params: Any) -> str | None:
-        """How the parameters of a checkpoint differ from these abstract ones, or None."""
-        there = _shapes(ocp.StandardCheckpointHandler().metadata(self.path(name) / "state" / "params").tree)
+        """How the parameters of a checkpoint differ from these abstract ones, or None. Raises `UserError` if there are
+        none to be read."""
+        try:
+            there = _shapes(ocp.StandardCheckpointHandler().metadata(self.path(name) / "state" / "params").tree)
+        except Exception as error:  # which is what Orbax raises, among others
+            self._still(name)
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(
+                f"{self.path(name)} cannot be read ({type(error).__name__}: {reason}): {_DAMAGED}"
+            ) from None
         here = _shapes(params)
         for path in here | there:
             if there.get(path) != here.get(path):

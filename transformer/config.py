@@ -297,6 +297,7 @@ RESUMABLE = (
     "mesh.*",
     "data.cache_dir",
     "data.workers",
+    "data.tfds_dir",
 )
 
 # Files that may lie elsewhere then, as many as they were: what is in them is compared.
@@ -339,7 +340,7 @@ def conflicts(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
             return old.data.corpus == new.data.corpus == "text"
         if name in MOVABLE:
             return type(before) is type(after) and (isinstance(before, str) or len(before) == len(after))
-        return name == "data.tfds_dir" or resumable(name)
+        return resumable(name)
 
     return {name: values for name, values in differences(old, new).items() if not may_change(name, *values)}
 

@@ -1,4 +1,5 @@
 import contextlib
+import hashlib
 import json
 import logging
 import os
@@ -15,7 +16,7 @@ import pytest
 from transformer.config import UserError
 from transformer.data import cache
 from transformer.data.cache import TokenCache, tokenize
-from transformer.data.text import Parallel
+from transformer.data.text import Parallel, fingerprint
 from transformer.data.tokenizer import Tokenizer
 
 SOURCE = ["the dog runs", "", "a house", "  \u3000 ", "the red dog 😀 sees a house", "x"] * 10
@@ -265,3 +266,14 @@ def test_a_process_that_is_killed_is_told_in_one_line(tokenizer, parallel, tmp_p
         tokenize(parallel, tokenizer, folder=tmp_path / "cache", workers=2)
     assert "\n" not in str(error.value)
     assert list((tmp_path / "cache/tokens").iterdir()) == []
+
+
+def test_what_says_which_text_it_is_outlives_formats_of_the_files(tokenizer, parallel, tmp_path, monkeypatch):
+    """A run compares it with that of its checkpoints."""
+    made = tokenize(parallel, tokenizer, folder=tmp_path)
+    told = [1, fingerprint(parallel), tokenizer.sha256, ("source", "target")]
+    assert made.text == hashlib.sha256(json.dumps(told).encode()).hexdigest()[:32]
+    monkeypatch.setattr(cache, "_FORMAT", 99)
+    again = tokenize(parallel, tokenizer, folder=tmp_path)
+    assert again.path != made.path
+    assert (again.text, again.sha256()) == (made.text, made.sha256())

@@ -157,6 +157,16 @@ def test_a_damaged_one_is_trained_again(tmp_path, caplog, harm):
     assert [path.read_bytes() for path in (tmp_path / "tokenizers").iterdir()] == [made.model]
 
 
+def test_one_of_an_older_version_is_left_alone(tmp_path):
+    (tmp_path / "a.tsv").write_text("".join(f"{line}\t{line}\n" for line in text(300)), encoding="utf-8")
+    config, corpora = DataConfig(vocab_size=320, cache_dir=str(tmp_path)), (Parallel(str(tmp_path / "a.tsv")),)
+    made = tokenizer(config, corpora)
+    [kept] = (tmp_path / "tokenizers").iterdir()
+    old = kept.rename(kept.with_name(f"{kept.name.split('.')[0]}.model"))  # without the sha256 in its name
+    assert tokenizer(config, corpora).model == made.model
+    assert set((tmp_path / "tokenizers").iterdir()) == {kept, old}
+
+
 def test_it_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
     (tmp_path / "a.tsv").write_text("".join(f"{line}\t{line}\n" for line in text(300)), encoding="utf-8")
     done, rename = [], os.replace

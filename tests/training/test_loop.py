@@ -612,7 +612,9 @@ def test_metrics_are_waited_for_behind_the_next_update(run, tmp_path: Path, monk
 
     monkeypatch.setattr(loop, "compiled", watched)
     run(tmp_path / "run", *short("--train.checkpoint_every", 99, "--data.length_buckets", 1))
-    order = "given 1, given 2, fetched 1, given 3, fetched 2, given 4, fetched 3, given 5, fetched 4, given 6, fetched 5"
+    order = (
+        "given 1, given 2, fetched 1, given 3, fetched 2, given 4, fetched 3, given 5, fetched 4, given 6, fetched 5"
+    )
     assert happened == [*order.split(", "), "fetched 6"]
     happened.clear()
     told = run(tmp_path / "other", *short("--train.checkpoint_every", 99))

@@ -1,4 +1,4 @@
-"""Text tokenised once, kept as flat arrays that are memory-mapped: a corpus costs no memory and no time to reopen.
+"""Text tokenised once, kept as flat arrays that are memory-mapped: a corpus costs no memory.
 
 A cache lies at `<folder>/tokens/<key>/`, the key being a hash of text, tokenizer and format. It is built under another
 name and renamed when all of it is on the disk, so whatever stands there is whole; that it still is, is seen from the
@@ -37,7 +37,8 @@ from transformer.data.tokenizer import Tokenizer
 from transformer.durable import synced
 from transformer.phases import phase
 
-_FORMAT = 2  # part of the key: raise it when the files or the tokenisation change
+_FORMAT = 2  # part of the key: raise it when the files change
+_TOKENISATION = 1  # part of `TokenCache.text`: raise it when the tokens of the same text change
 _CHUNK = 2_000  # pairs handed to a process at a time
 _SMALL = 20_000  # below so many pairs, processes take longer to start than to work
 
@@ -56,6 +57,9 @@ class TokenCache:
         folder = Path(folder)
         meta = _meta(folder)
         self.path = folder
+        self._sha256 = _digest(meta["files"])
+        self.text: str = meta["text"]
+        """Says which text this is, tokenised by what: the same in all formats of the files."""
         self.same: int = meta["same"]
         """Number of pairs whose two sides are the same text, blank ones not counted."""
         self.source_tokens, self.source_offsets = _open(folder, "source", meta)
@@ -77,10 +81,7 @@ class TokenCache:
 
     def sha256(self) -> str:
         """Hex digest of all pieces and lengths."""
-        digest = hashlib.sha256()
-        for array in (self.source_tokens, self.source_offsets, self.target_tokens, self.target_offsets):
-            digest.update(np.ascontiguousarray(array).data)
-        return digest.hexdigest()
+        return self._sha256
 
     def source(self, i: int) -> np.ndarray:
         """The source ids of pair i, a view into the file."""
@@ -135,19 +136,19 @@ def tokenize(
     Blank lines (nothing but white space) become no pieces at all. The result does not depend on `workers`.
     Raises what reading the text raises, and `UserError` if one of the processes is killed.
     """
-    depends_on = [_FORMAT, fingerprint(parallel), tokenizer.sha256, fields]
-    key = hashlib.sha256(json.dumps(depends_on).encode()).hexdigest()[:32]
+    text = _key(_TOKENISATION, fingerprint(parallel), tokenizer.sha256, fields)
+    key = _key(_FORMAT, text)
     final = Path(folder) / "tokens" / key
     if final.exists():
         try:
             return TokenCache(final)
-        except (OSError, ValueError) as error:  # cut off or filled with zeros by a crash of the machine, or aged
+        except (FileNotFoundError, ValueError, KeyError) as error:  # cut off or zeros after a crash, or aged
             log.warning("%s is damaged (%s): tokenising again", final, error)
             shutil.rmtree(final)
 
     with temporary(final.parent, key) as building:
         with phase("building the cache of tokens"):
-            _build(building, parallel, tokenizer, fields, workers or os.cpu_count() or 1)
+            _build(building, text, parallel, tokenizer, fields, workers or os.cpu_count() or 1)
         try:
             with phase("renaming the cache of tokens"):
                 os.replace(building, final)
@@ -157,7 +158,13 @@ def tokenize(
     return TokenCache(final)
 
 
-def _build(folder: Path, parallel: Parallel, tokenizer: Tokenizer, fields: tuple[str, str], workers: int) -> None:
+def _key(*depends_on: Any) -> str:
+    return hashlib.sha256(json.dumps(depends_on).encode()).hexdigest()[:32]
+
+
+def _build(
+    folder: Path, text: str, parallel: Parallel, tokenizer: Tokenizer, fields: tuple[str, str], workers: int
+) -> None:
     dtype = np.dtype("<u2" if tokenizer.vocab_size <= 1 << 16 else "<u4")
     lengths: dict[str, list[np.ndarray]] = {"source": [], "target": []}
     started = time.monotonic()
@@ -175,7 +182,7 @@ def _build(folder: Path, parallel: Parallel, tokenizer: Tokenizer, fields: tuple
             pairs, same = pairs + len(source_lengths), same + alike
             show(pairs)
 
-    meta = {"pairs": pairs, "same": same, "dtype": dtype.str}
+    meta = {"text": text, "pairs": pairs, "same": same, "dtype": dtype.str}
     for side, parts in lengths.items():
         offsets = np.zeros(pairs + 1, "<i8")
         np.cumsum(np.concatenate([*parts, np.zeros(0, np.int32)]), out=offsets[1:])

@@ -32,9 +32,10 @@ class Named(NamedTuple):
 def doubts(train: Sequence[Named], dev: Named | None) -> list[str]:
     """What seems wrong with the languages of a run's text, a line for each corpus.
 
-    Raises `UserError`, naming the corpus, where source and target are exchanged, as against the development set, or
-    without one the largest corpus; and where all the training text is the same on both sides, but the development set
-    is not. Where sides can hardly be told apart, as in copying or reversing, nothing is said of their languages.
+    Raises `UserError`, naming the corpus, where source and target are exchanged in all of the training text, as against
+    the development set; and where all of it is the same on both sides, but the development set is not. A corpus that is
+    exchanged among others, which may be meant, is told; without a development set as against the largest one. Where
+    sides can hardly be told apart, as in copying or reversing, nothing is said of their languages.
     """
     known = dev or max(train, key=lambda corpus: len(corpus.tokens))
     if dev and _copied(dev) <= 0.5 and all(_copied(corpus) == 1 for corpus in train):
@@ -42,18 +43,22 @@ def doubts(train: Sequence[Named], dev: Named | None) -> list[str]:
             f"{train[0].name}: source and target are the same text in all {train[0].tokens.same:,} pairs, unlike in "
             f"{dev.name}; give its translations as target"
         )
-    found = []
+    found, exchanged = [], []
     for corpus in train if dev else [corpus for corpus in train if corpus is not known]:
         # The larger one knows more of its languages.
         larger, smaller = sorted((known.tokens, corpus.tokens), key=_pieces, reverse=True)
         if _belong(larger, smaller) == ["target", "source"]:
-            raise UserError(
+            exchanged.append(
                 f"{corpus.name}: its source reads like the target of {known.name}, and its target like the source "
-                "there; exchange the two in one of them, or, if both directions are meant, put all text into one file"
+                "there; exchange the two in one of them"
             )
+            continue
         source, target = _belong(known.tokens, corpus.tokens)
         if source == target != "" and _copied(corpus) <= 0.5:
             found.append(f"{corpus.name}: its source and its target both read like the {source} of {known.name}")
+    if dev and len(exchanged) == len(train):
+        raise UserError(exchanged[0])
+    found += [f"{told}, unless both directions are meant" for told in exchanged]
     for corpus in (*train, *([dev] if dev else [])):
         if _copied(corpus) > 0.5:
             found.append(

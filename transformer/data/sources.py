@@ -163,7 +163,7 @@ def temporary(folder: Path, name: str) -> Iterator[Path]:
 
 def kept(folder: Path, key: str) -> Path | None:
     """The file KEY.SHA256.ENDING in a cache folder whose content still has that digest; damaged ones are told of."""
-    for path in folder.glob(f"{key}.*"):
+    for path in folder.glob(f"{key}.*.*"):  # KEY.ENDING is that of an older version
         if path.suffix == ".tmp":  # somebody is making it
             continue
         if path.suffixes[-2] == f".{sha256(path)}":

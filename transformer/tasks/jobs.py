@@ -8,10 +8,8 @@ import json
 import os
 from collections.abc import Sequence
 
-from etils import epath
-
 from transformer.command_line import Parser, configured, decode_options, set_up_jax
-from transformer.config import Config, UserError, check, from_json, to_json
+from transformer.config import Config, UserError, check, to_json
 from transformer.data.sources import cache
 
 
@@ -115,9 +113,12 @@ def cut_into(config: Config, count: int) -> Config:
 
 def accumulation_of(workdir: str) -> int | None:
     """How many micro-batches the run in a workdir has; None if there is none, or nothing readable."""
-    path = epath.Path(workdir) / "config.json"
-    with contextlib.suppress(OSError, UserError, UnicodeDecodeError):
-        return from_json(path.read_text(), str(path)).train.accumulate
+    from transformer.checkpoint import Checkpoints
+    from transformer.training.loop import config_of
+
+    with contextlib.suppress(UserError):
+        if (there := config_of(Checkpoints(workdir))) is not None:
+            return there.train.accumulate
     return None
 
 

@@ -56,18 +56,7 @@ class Translation:
     def build(cls, config: Config, workdir: str | None = None) -> Translation:
         """The task, with the workdir's tokenizer where a run goes on, else that of `train.init_from`, else its own."""
         texts = corpora(config.data)
-        start = config.train.init_from
-        if workdir and Checkpoints(workdir).states() and (found := tokenizer_of(workdir)):
-            pieces = found
-        elif start:
-            pieces = _tokenizer_to_start_from(start)
-            if config.data.tokenizer and Tokenizer.load(config.data.tokenizer).sha256 != pieces.sha256:
-                raise UserError(
-                    f"data.tokenizer = {config.data.tokenizer!r} is not the tokenizer of train.init_from = "
-                    f"{start!r}; leave data.tokenizer out to use that one"
-                )
-        else:
-            pieces = tokenizer(config.data, texts.train)
+        pieces = inherited(config, workdir) or tokenizer(config.data, texts.train)
         if pieces.vocab_size != config.data.vocab_size:
             log.info(
                 "the tokenizer has %d pieces, and that counts, not data.vocab_size = %d",
@@ -112,8 +101,7 @@ class Translation:
 
     def data_digest(self) -> str:
         """Says whether the training text and its tokens are still the same."""
-        names = [tokens.path.name for tokens in self._train]
-        return hashlib.sha256(" ".join(names).encode()).hexdigest()
+        return hashlib.sha256(" ".join(tokens.text for tokens in self._train).encode()).hexdigest()
 
     def dev_digest(self) -> str:
         """Says whether the sentences that dev BLEU is taken on are still the same; "" without any."""
@@ -303,18 +291,27 @@ def compound_split_bleu(hypotheses: Sequence[str], references: Sequence[str]) ->
 
 def vocabulary(config: Config, workdir: str) -> int:
     """How many pieces the vocabulary of a run in this workdir has, or will have once its tokenizer is trained."""
-    if Checkpoints(workdir).states() and (found := tokenizer_of(workdir)):
-        return found.vocab_size
-    if config.train.init_from:
-        return _tokenizer_to_start_from(config.train.init_from).vocab_size
-    return Tokenizer.load(config.data.tokenizer).vocab_size if config.data.tokenizer else config.data.vocab_size
+    pieces = inherited(config, workdir)
+    if pieces is None and config.data.tokenizer:
+        pieces = Tokenizer.load(config.data.tokenizer)
+    return pieces.vocab_size if pieces else config.data.vocab_size
 
 
-def _tokenizer_to_start_from(workdir: str) -> Tokenizer:
-    """That of `train.init_from`."""
-    found = tokenizer_of(workdir)
+def inherited(config: Config, workdir: str | None) -> Tokenizer | None:
+    """The tokenizer that a run takes over: the workdir's where it goes on, else that of `train.init_from`, if any."""
+    if workdir and Checkpoints(workdir).states() and (found := tokenizer_of(workdir)):
+        return found
+    start, given = config.train.init_from, config.data.tokenizer
+    if start is None:
+        return None
+    found = tokenizer_of(start)
     if found is None:
-        raise UserError(f"train.init_from = {workdir!r}: no tokenizer.model there")
+        raise UserError(f"train.init_from = {start!r}: no tokenizer.model there")
+    if given and Tokenizer.load(given).sha256 != found.sha256:
+        raise UserError(
+            f"data.tokenizer = {given!r} is not the tokenizer of train.init_from = {start!r}; leave data.tokenizer "
+            "out to use that one"
+        )
     return found
 
 
@@ -327,7 +324,7 @@ def tokenizer_of(workdir: str) -> Tokenizer | None:
     model = path.read_bytes()
     if said.exists() and said.read_text().split()[:1] != [hashlib.sha256(model).hexdigest()]:
         checkpoints = Checkpoints(workdir)
-        whole = next((name for name in reversed(checkpoints.states()) if not checkpoints.verify(name)), None)
+        whole = checkpoints.newest_whole()
         if whole is None:
             raise UserError(f"{path} is not as it was written, as {said} tells; bring back a copy of it")
         log.warning("%s is not as it was written; taking the one that checkpoint %s holds", path, whole)

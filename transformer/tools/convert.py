@@ -73,7 +73,7 @@ def write_start(checkpoints: Checkpoints, name: str, out: str, params: Params, m
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{out} is not an empty folder; name a new one")
     config = to_json(dataclasses.replace(checkpoints.config(name), model=model)).encode()
-    files = {"config.json": config, "tokenizer.model": (checkpoints.path(name) / "tokenizer.model").read_bytes()}
+    files = {"config.json": config, "tokenizer.model": checkpoints.file(name, "tokenizer.model")}
     progress = checkpoints.progress(name)
     kept = {key: progress[key] for key in ("step", "vocab_size")}
     replace(folder / "tokenizer.model", files["tokenizer.model"])

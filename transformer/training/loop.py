@@ -25,7 +25,17 @@ from jax import Array
 from jax.sharding import Mesh
 
 from transformer.checkpoint import Checkpoints, interrupted, local, replace, with_sharding
-from transformer.config import Config, Interrupted, UserError, conflicts, differences, flatten, from_json, to_json
+from transformer.config import (
+    MOVABLE,
+    Config,
+    Interrupted,
+    UserError,
+    conflicts,
+    differences,
+    flatten,
+    from_json,
+    to_json,
+)
 from transformer.data.batching import Batches
 from transformer.model import Model, Params, encoder_decoder
 from transformer.phases import phase
@@ -54,8 +64,7 @@ PREFETCH = 4  # batches made ahead, by two threads
 MICRO_BATCHES = (*range(1, 9), 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 64, 96, 128, 192, 256, 2**30)
 TOO_MUCH = 2**62  # bytes
 # Each of several hosts may have its own cache, and its text elsewhere: the contents are compared.
-OWN = ("data.cache_dir", "data.workers", "data.source", "data.target", "data.tokenizer", "data.tfds_dir")
-OWN += ("data.dev_source", "data.dev_target", "data.test_source", "data.test_target")
+OWN = ("data.cache_dir", "data.workers", "data.tfds_dir", *MOVABLE)
 # What a run makes in its workdir after config.json, which comes first and tells a workdir from other folders.
 MADE = ("checkpoints", "metrics.jsonl", "scores.jsonl", "sets", "tensorboard", "tokenizer.model", "tokenizer.sha256")
 
@@ -462,19 +471,8 @@ def refuse_other_config(config: Config, workdir: str) -> None:
     """
     checkpoints = Checkpoints(workdir)
     folder, steps = checkpoints.folder.parent, checkpoints.steps()
-    path = folder / "config.json"
-    if path.exists():
-        try:
-            there = from_json(path.read_text(), str(path))
-        except (UserError, OSError, UnicodeDecodeError) as error:
-            whole = next((name for name in reversed(checkpoints.states()) if not checkpoints.verify(name)), None)
-            if whole is None:
-                raise UserError(f"{workdir} is not a workdir of train.py ({error}); use another --workdir") from None
-            log.warning("%s; taking the one that checkpoint %s holds", error, whole)
-            there = checkpoints.config(whole)
-    elif steps:
-        there = checkpoints.config(steps[-1])
-    else:
+    there = config_of(checkpoints)
+    if there is None:
         found = [name for name in MADE if (folder / name).exists()]
         if found:
             raise UserError(
@@ -491,6 +489,26 @@ def refuse_other_config(config: Config, workdir: str) -> None:
     if steps:
         for name, (old, new) in changed.items():
             log.info("resuming with %s changed from %r to %r", name, old, new)
+
+
+def config_of(checkpoints: Checkpoints) -> Config | None:
+    """The config of a workdir; where its own file is damaged or gone, that of a checkpoint. None if there is neither.
+
+    Raises `UserError` if there is something else.
+    """
+    path = checkpoints.folder.parent / "config.json"
+    if not path.exists():
+        steps = checkpoints.steps()
+        return checkpoints.config(steps[-1]) if steps else None
+    try:
+        return from_json(path.read_text(), str(path))
+    except (UserError, OSError, UnicodeDecodeError) as error:
+        whole = checkpoints.newest_whole()
+        if whole is None:
+            workdir = checkpoints.folder.parent
+            raise UserError(f"{workdir} is not a workdir of train.py ({error}); use another --workdir") from None
+        log.warning("%s; taking the one that checkpoint %s holds", error, whole)
+        return checkpoints.config(whole)
 
 
 @contextlib.contextmanager
@@ -603,7 +621,10 @@ def initial(task: Task, config: Config, mesh: Mesh, abstract: TrainState) -> Tra
     source = config.train.init_from
     if source is None:
         return jax.jit(lambda: init_state(task.model.init, tx, config.train.seed), out_shardings=layout)()
-    other, name = starting_point(source, abstract.params)
+    with all_or_none():
+        other, name = starting_point(source, abstract.params)
+    # A run that still trains may have another one by now: all processes take that of process 0.
+    name = json.loads(gather(json.dumps(name))[0])
     params = other.restore(name, {"params": with_sharding(abstract.params, layout.params)})["params"]
     log.info("starting from the parameters of %s", other.path(name))
     return TrainState(_counter(0, mesh), params, jax.jit(tx.init, out_shardings=layout.optimizer)(params))
@@ -663,6 +684,10 @@ def accumulation(task_of: Callable[[int], Task], config: Config, limit: int | No
     """
     mesh = make_mesh(config.mesh)
     limit = min(map(int, gather(str(limit or memory_of_a_device() * 9 // 10))))
+    never = UserError(
+        f"--batch auto: an update does not fit {limit / 2**30:.1f} GiB a device, however it is cut up; share the "
+        "parameters over more devices (mesh.fsdp, mesh.tensor), or set --train.remat True"
+    )
     whole, updates_an_epoch, at_least = 0, 0, 1
     for count in MICRO_BATCHES:
         if count < at_least:
@@ -673,10 +698,7 @@ def accumulation(task_of: Callable[[int], Task], config: Config, limit: int | No
         except UserError:
             if count == 1:
                 raise
-            raise UserError(
-                f"--batch auto: an update does not fit {limit / 2**30:.1f} GiB a device, however it is cut up; share "
-                "the parameters over more devices (mesh.fsdp, mesh.tensor), or set --train.remat True"
-            ) from None
+            raise never from None
         shapes = extremes(batches)
         positions = shapes[0][0] * sum(shapes[0][1:])
         whole, updates_an_epoch = whole or positions, updates_an_epoch or batches.batches_per_epoch
@@ -706,7 +728,9 @@ def accumulation(task_of: Callable[[int], Task], config: Config, limit: int | No
             return count
         # All but the state shrinks with the micro-batches at most: fewer of them than this need not be tried.
         state = bytes_of(abstract, mesh)
-        if state < limit and need < TOO_MUCH:
+        if state >= limit:
+            raise never
+        if need < TOO_MUCH:
             at_least = math.ceil(count * (need - state) / (limit - state))
     raise AssertionError("no batch can be cut into so many")
 
