@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import logging
 import sys
 from argparse import Namespace
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -54,10 +56,12 @@ def translate(arguments: list[str]) -> None:
         if own.input.lower().endswith(".gz"):
             raise UserError(f"--input {own.input}: packed; unpack it first, with gunzip -k {own.input}")
         shares.refuse(Path(own.input), Path(own.output))
-    models, options = _chosen(parser, own, rest)
-    if options.n_best > 1 and not own.jsonl:
-        raise no_room
-    translator = _load(models, options)
+
+    def refuse(options: DecodeConfig) -> None:
+        if options.n_best > 1 and not own.jsonl:
+            raise no_room
+
+    models, options, translator = _loaded(parser, own, rest, refuse)
     from transformer.inference import stream
 
     answer = partial(stream.translate_stream, translator)
@@ -76,7 +80,7 @@ def translate(arguments: list[str]) -> None:
 def score(arguments: list[str]) -> None:
     """Score given translations: JSON objects with source and target, line by line."""
     parser = Parser("python -m transformer score", score.__doc__, add_help=False, epilog=f"Gives score, {DETAILS}.")
-    translator = _load(*_chosen(parser, *_parsed(parser, arguments)))
+    _, _, translator = _loaded(parser, *_parsed(parser, arguments))
     from transformer.inference.stream import score_jsonl
 
     score_jsonl(translator, sys.stdin.buffer, sys.stdout.buffer)
@@ -130,10 +134,25 @@ def _chosen(parser: Parser, own: Namespace, rest: list[str]) -> tuple[list[_Chos
     return models, decode_options(models[0].config, rest, parser.prog, parser.options())
 
 
-def _load(models: list[_Chosen], options: DecodeConfig) -> Translator:
-    from transformer.inference.translator import Translator
+def _loaded(
+    parser: Parser, own: Namespace, rest: list[str], refuse: Callable[[DecodeConfig], None] = lambda options: None
+) -> tuple[list[_Chosen], DecodeConfig, Translator]:
+    """The models that a command line names, how to decode, and both as a translator; `refuse` sees the options before
+    anything is loaded. Training, which may go on, may remove what was chosen: then it is chosen anew."""
+    from transformer.checkpoint import Checkpoints, again
 
-    return Translator.load([model.workdir for model in models], [model.name for model in models], options)
+    def load() -> tuple[list[_Chosen], DecodeConfig, Translator]:
+        models, options = _chosen(parser, own, rest)
+        refuse(options)
+        from transformer.inference.translator import Translator
+
+        with contextlib.ExitStack() as stack:
+            for model in models:
+                stack.enter_context(Checkpoints(model.workdir).the_same(model.name))
+            folders, names = [model.workdir for model in models], [model.name for model in models]
+            return models, options, Translator.load(folders, names, options)
+
+    return again(load)
 
 
 def average(arguments: list[str]) -> None:

@@ -426,16 +426,17 @@ class Checkpoints:
         return {k: restored[k] for k in items}
 
     def misfit(self, name: int | str, params: Any) -> str | None:
-        """How the parameters of a checkpoint differ from these abstract ones, or None. Raises `UserError` if there are
-        none to be read."""
+        """How the parameters of a checkpoint differ from these abstract ones, or None. Raises OSError or `UserError` if
+        there are none to be read."""
         try:
             there = _shapes(ocp.StandardCheckpointHandler().metadata(self.path(name) / "state" / "params").tree)
+        except OSError:
+            self._still(name)
+            raise
         except Exception as error:  # which is what Orbax raises, among others
             self._still(name)
-            reason = " ".join(str(error).split())[:200]
-            raise UserError(
-                f"{self.path(name)} cannot be read ({type(error).__name__}: {reason}): {_DAMAGED}"
-            ) from None
+            why = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            raise UserError(f"{self.path(name)} cannot be read ({why}): {_DAMAGED}") from None
         here = _shapes(params)
         for path in here | there:
             if there.get(path) != here.get(path):

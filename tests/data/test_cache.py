@@ -241,8 +241,8 @@ def test_processes_end_with_the_one_that_started_them(tokenizer, parallel, tmp_p
             running.kill()
         else:
             os.killpg(running.pid, number)
-        out, err = running.communicate(timeout=30)
-        until(lambda: all(map(ended, started)), seconds=5)
+        out, err = running.communicate(timeout=120)
+        until(lambda: all(map(ended, started)), seconds=20)
         assert (running.returncode, out) == (-9 if number == signal.SIGKILL else 130, b"")
         assert b"Traceback" not in err
     finally:

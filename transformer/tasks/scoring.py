@@ -49,6 +49,7 @@ def evaluate_workdir(
     """
     with all_or_none():
         checkpoints = Checkpoints(workdir)
+        checkpoints.choose(checkpoint)  # before anything is asked of its sets
         others = None if against is None else Checkpoints(against)
         if source is not None and reference is not None:
             test_set, (sources, references) = epath.Path(source).name, read_sides(Parallel(source, reference), ("", ""))

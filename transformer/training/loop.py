@@ -24,7 +24,7 @@ from etils import epath
 from jax import Array
 from jax.sharding import Mesh
 
-from transformer.checkpoint import Checkpoints, interrupted, local, replace, with_sharding
+from transformer.checkpoint import Checkpoints, interrupted, local, refuse_links, replace, with_sharding
 from transformer.config import (
     MOVABLE,
     Config,
@@ -521,6 +521,7 @@ def hold(workdir: str) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         try:
             folder.mkdir(parents=True, exist_ok=True)
+            refuse_links(*(folder / name for name in (".lock", "config.json", "profile", *MADE)))
             if local(workdir) and sys.platform != "win32":
                 _lock(stack.enter_context((folder / ".lock").open("a")))
         except BlockingIOError:
@@ -634,7 +635,11 @@ def starting_point(source: str, abstract_params: Params) -> tuple[Checkpoints, i
     """The checkpoint that `train.init_from` means. Raises `UserError` if there is none, or it is of another model."""
     checkpoints = Checkpoints(source)
     name = checkpoints.choose()
-    if wrong := checkpoints.misfit(name, abstract_params):
+    try:
+        wrong = checkpoints.misfit(name, abstract_params)
+    except OSError as error:
+        wrong = f"{checkpoints.path(name)} cannot be read ({error.strerror or error})"
+    if wrong:
         raise UserError(f"train.init_from = {source!r}: {wrong}")
     return checkpoints, name
 
