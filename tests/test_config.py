@@ -326,6 +326,7 @@ RESUMABLE = {
         "train.eval_sentences",
         "data.cache_dir",
         "data.workers",
+        "data.tfds_dir",
     ),
     *(f"mesh.{field.name}" for field in dataclasses.fields(MeshConfig)),
     *(f"decode.{field.name}" for field in dataclasses.fields(DecodeConfig)),
