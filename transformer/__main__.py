@@ -24,7 +24,7 @@ log = logging.getLogger("transformer")
 DETAILS = (
     "pieces, log_probs, source_pieces and alignment: for each piece the number, from 0, of the one of source_pieces "
     "(the end of sentence is the last) with the greatest weight in the cross-attention of the last decoder layer but "
-    "one, averaged over its heads; of an ensemble, in that of the first model"
+    "one, averaged over its heads (of a single layer, in its own; of an ensemble, in the first model's)"
 )
 
 
