@@ -174,12 +174,13 @@ def test_all_is_on_the_disk_before_it_has_its_name(tokenizer, parallel, tmp_path
 # ---- Processes ------------------------------------------------------------------------------------------------------
 
 TOKENISES = """
-import itertools, sys
+import itertools, signal, sys
 from transformer.data import cache
 from transformer.data.text import Parallel
 from transformer.data.tokenizer import Tokenizer
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # the tests may run in the background, where it is ignored
     cache.read_pairs = lambda *_: itertools.cycle([("the dog runs", "der Hund")])  # text without an end
     try:
         cache.tokenize(Parallel(sys.argv[1]), Tokenizer.load(sys.argv[2]), folder=sys.argv[3], workers=2)
