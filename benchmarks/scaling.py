@@ -130,7 +130,7 @@ def tables(found: Mapping[Case, dict]) -> Iterator[str]:
                 rows |= {case: row for case, row in found.items() if case.part == "strong" and case[1:4] in same}
             if rows:
                 yield f"### The {model} model, {title}\n"
-                yield from _table(TRAINING, training_cells, rows)
+                yield from _table(WEAK if part == "weak" else TRAINING, training_cells, rows)
     rows = {case: row for case, row in found.items() if case.part == "decoding"}
     if rows:
         yield "### Decoding\n"
@@ -141,6 +141,7 @@ TRAINING = (
     *("chips", "mesh", "rows (empty)", "GiB a chip", "arithmetic", "memory", "links", "sent a chip"),
     *("update, at least", "nothing overlaps", "tokens/s, at most", "paper's updates, at least"),
 )
+WEAK = *TRAINING[:-1], "tokens/s a chip"
 DECODING = (
     *("model", "chip", "GiB", "encoding", "arithmetic of a step", "memory", "step, at least", "pieces/s a chip"),
 )
@@ -186,7 +187,7 @@ def training_cells(case: Case, row: dict) -> tuple[str, ...]:
         ", ".join(f"{kind} {mib:,.0f} MiB" for kind, mib in sent.most_common() if mib >= 1) or "nothing",
         *map(milliseconds, (update["bound"], sum(times))),
         f"{row['tokens_per_s']:,.0f}",
-        f"{24 * row['days']:.2f} h" if case.part != "weak" else "",
+        f"{row['tokens_per_s'] / case.chips:,.0f}" if case.part == "weak" else f"{24 * row['days']:.2f} h",
     )
 
 
