@@ -724,10 +724,10 @@ def accumulation(task_of: Callable[[int], Task], config: Config, limit: int | No
                 "--batch auto: JAX can't tell what memory a program takes on these devices; set train.accumulate"
             )
         fits = need <= limit
+        memory = f"{need / 2**30:.2f} of" if need < TOO_MUCH else "more than"
         log.info(
-            "batch auto  %d micro-batches %s%s GiB a device",
-            *(count, "fit: " if fits else "do not fit: " if need < TOO_MUCH else "do not fit "),
-            f"{need / 2**30:.2f} of {limit / 2**30:.2f}" if need < TOO_MUCH else f"{limit / 2**30:.2f}",
+            "batch auto  %d micro-batches %s: %s %.2f GiB a device",
+            *(count, "fit" if fits else "do not fit", memory, limit / 2**30),
         )
         if fits:
             return count
