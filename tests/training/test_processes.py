@@ -290,3 +290,16 @@ def test_alone_all_of_it_is_nothing() -> None:
     with processes.all_or_none():
         pass
     processes.agree({"text": "digest"})
+
+
+@pytest.mark.parametrize("kind", [RuntimeError, ValueError])  # JAX raises either, by where it notices
+@pytest.mark.parametrize(
+    "told, waits",
+    [("UNKNOWN: Gloo all-reduce failed: Read error: Connection reset by peer", True), ("shapes differ", False)],
+)
+def test_a_collective_that_fails_waits_for_what_became_of_the_others(monkeypatch, caplog, kind, told, waits) -> None:
+    monkeypatch.setattr(processes, "count", lambda: 2)
+    monkeypatch.setattr(processes, "HEARTBEAT", 0.001)
+    with pytest.raises(kind, match=told.split()[0]), processes.together():
+        raise kind(told)
+    assert ("no longer answer" in caplog.text) == waits

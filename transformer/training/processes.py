@@ -146,7 +146,7 @@ def together() -> Iterator[None]:
             time.sleep(1 if jax.process_index() else 4)
             os._exit(2)
         raise
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:  # a collective of jit's dispatch raises ValueError, as it fails at once
         if count() > 1 and any(word in str(error) for word in _OF_OTHERS):
             log.warning("the other processes no longer answer; waiting for what became of them")
             time.sleep(2 * HEARTBEAT)
