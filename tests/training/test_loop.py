@@ -20,6 +20,7 @@ from transformer.command_line import config_file
 from transformer.config import UserError, from_json
 from transformer.data.batching import Batches
 from transformer.data.tokenizer import Tokenizer
+from transformer.tasks import translation
 from transformer.tasks.jobs import train
 from transformer.tasks.sets import read_set
 from transformer.tasks.translation import Translation
@@ -680,6 +681,22 @@ def test_as_many_micro_batches_as_memory_asks_for(tiny, caplog) -> None:
         UserError, match=r"--batch auto: an update does not fit .* however it is cut up; share the param"
     ):
         accumulation(smallest, config, 1000)
+
+
+def test_other_micro_batches_read_nothing_again(tiny, monkeypatch) -> None:
+    task = Translation.build(config_file(tiny.config))
+    task.prepare()
+    read = []
+    monkeypatch.setattr(translation, "tokenize", lambda parallel, *_, **__: read.append(parallel))
+    monkeypatch.setattr(translation, "read_sides", lambda parallel, *_: read.append(parallel))
+    other = task.cut_into(4)
+    other.prepare()
+    assert (other.config.train.accumulate, task.config.train.accumulate) == (4, 2)
+    assert all(shape[0] % 4 == 0 for shape in other.batches().shapes)
+    assert list(other.describe())[2:] == list(task.describe())[2:]
+    assert not read
+    with pytest.raises(UserError, match=r"train\.accumulate"):
+        task.cut_into(0)
 
 
 def test_what_batch_auto_finds_is_a_config_that_holds(run, tmp_path: Path, monkeypatch) -> None:

@@ -7,10 +7,14 @@ import dataclasses
 import json
 import os
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from transformer.command_line import Parser, configured, decode_options, set_up_jax
 from transformer.config import Config, UserError, check, to_json
 from transformer.data.sources import cache
+
+if TYPE_CHECKING:
+    from transformer.tasks.translation import Translation
 
 
 def train(arguments: Sequence[str]) -> None:
@@ -73,15 +77,17 @@ def train(arguments: Sequence[str]) -> None:
     with processes.all_or_none():
         check_start(config, own.workdir, vocabulary(config, own.workdir))
     if own.dry_run:
+        task = Translation.build(config)
         if own.batch:
-            config = fitting(config, None)
-        dry_run(Translation.build(config), config, own.workdir)
+            task = fitting(task)
+        dry_run(task, task.config, own.workdir)
         return
     with contextlib.ExitStack() as stack:
         stack.enter_context(processes.together())
         kept = accumulation_of(own.workdir) if own.batch else None
         if kept is not None:
-            config = cut_into(config, kept)
+            config = dataclasses.replace(config, train=dataclasses.replace(config.train, accumulate=kept))
+            check(config)
         with processes.all_or_none():
             refuse_other_config(config, own.workdir)
             if processes.first():
@@ -90,25 +96,15 @@ def train(arguments: Sequence[str]) -> None:
             task = Translation.build(config, own.workdir)
             task.prepare()
         if own.batch and kept is None:
-            config = fitting(config, own.workdir)
-            task = Translation.build(config, own.workdir)
-        run_training(task, config, own.workdir, profile=profile)
+            task = fitting(task)
+        run_training(task, task.config, own.workdir, profile=profile)
 
 
-def fitting(config: Config, workdir: str | None) -> Config:
-    """The config with as many micro-batches as memory asks for."""
-    from transformer.tasks.translation import Translation
+def fitting(task: Translation) -> Translation:
+    """The task with as many micro-batches as memory asks for."""
     from transformer.training.loop import accumulation
 
-    count = accumulation(lambda count: Translation.build(cut_into(config, count), workdir), config)
-    return cut_into(config, count)
-
-
-def cut_into(config: Config, count: int) -> Config:
-    """The config with so many micro-batches, checked."""
-    config = dataclasses.replace(config, train=dataclasses.replace(config.train, accumulate=count))
-    check(config)
-    return config
+    return task.cut_into(accumulation(task.cut_into, task.config))
 
 
 def accumulation_of(workdir: str) -> int | None:

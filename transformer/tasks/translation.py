@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import logging
@@ -18,7 +19,7 @@ from jax import Array
 from jax.sharding import Mesh
 
 from transformer.checkpoint import Checkpoints
-from transformer.config import Config, UserError
+from transformer.config import Config, UserError, check
 from transformer.data.batching import Batches, evaluation_batches
 from transformer.data.cache import TokenCache, tokenize
 from transformer.data.languages import Named, doubts
@@ -48,7 +49,6 @@ class Translation:
             "tokenizer.sha256": f"{pieces.sha256}  tokenizer.model\n".encode(),
         }
         self._batches: Batches | None = None
-        self._doubts: list[str] = []
         self._dev: tuple[list[str], list[str], TokenCache] | None = None
         self._dev_loss = jax.jit(self._unsmoothed, static_argnames="mesh")
 
@@ -64,15 +64,20 @@ class Translation:
             )
         return cls(config, pieces, texts)
 
+    def cut_into(self, micro_batches: int) -> Translation:
+        """The same task with its batches in so many micro-batches; what this one has read is not read again."""
+        train = dataclasses.replace(self.config.train, accumulate=micro_batches)
+        other = Translation(dataclasses.replace(self.config, train=train), self.pieces, self.texts)
+        check(other.config)
+        other._train, other._dev, other._doubts = self._train, self._dev, self._doubts
+        return other
+
     # ---- Training ---------------------------------------------------------------------------------------------------
 
     def batches(self) -> Batches:
         """The training batches; tokenises the text if that was not done before."""
         if self._batches is None:
             d, t = self.config.data, self.config.train
-            train = [Named(_name(parallel), own) for parallel, own in zip(self.texts.train, self._train, strict=True)]
-            dev = Named(_name(self.texts.dev), self._development()[2]) if self.texts.dev is not None else None
-            self._doubts = doubts(train, dev)
             self._batches = Batches(
                 self._train,
                 weights=[parallel.weight for parallel in self.texts.train],
@@ -88,7 +93,7 @@ class Translation:
 
     def prepare(self) -> None:
         """Tokenise all that a run reads and put its batches in order, if that was not done before."""
-        self.batches()
+        _ = self._doubts, self.batches()
         if self.texts.dev is not None:
             self._development()
 
@@ -215,6 +220,13 @@ class Translation:
             sources, references = read_sides(self.texts.dev, self.config.data.fields)
             self._dev = sources, references, self._tokens(self.texts.dev)
         return self._dev
+
+    @cached_property
+    def _doubts(self) -> list[str]:
+        """What seems wrong with the languages of the text."""
+        train = [Named(_name(parallel), own) for parallel, own in zip(self.texts.train, self._train, strict=True)]
+        dev = Named(_name(self.texts.dev), self._development()[2]) if self.texts.dev is not None else None
+        return doubts(train, dev)
 
     @cached_property
     def _train(self) -> list[TokenCache]:
