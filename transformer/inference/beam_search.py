@@ -154,6 +154,7 @@ def advance(
     return replace(beams, **new, at=beams.at + 1, cache=reorder(cache, parents_BM))
 
 
+@jax.named_scope("choose")
 def _chosen(
     raw_BMV: Array, beams: Beams, options: Options, adjust: Adjust | None, choose: Choose
 ) -> tuple[Array, dict[str, Array]]:

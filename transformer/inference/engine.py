@@ -56,6 +56,7 @@ class Plan:
     sampler: Sampler | None = None
 
 
+@jax.named_scope("softmax")
 def log_softmax(logits_XV: Array) -> Array:
     """As `jax.nn.log_softmax`, but on a CPU the maximum is found by top_k: a plain one XLA fuses there into the product
     that makes the logits, which then takes twice as long."""

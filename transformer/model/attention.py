@@ -32,6 +32,7 @@ class KV(NamedTuple):
     v_BKSH: Array
 
 
+@jax.named_scope("attend")
 def attend(q_BTNH: Array, kv: KV, mask_BTS: Array, *, want_weights: bool = False) -> tuple[Array, Array | None]:
     """softmax(q k^T / sqrt(H)) v (paper §3.2.1, eq. 1), the softmax in float32.
 
@@ -53,6 +54,7 @@ def attend(q_BTNH: Array, kv: KV, mask_BTS: Array, *, want_weights: bool = False
     return y_BTNH, weights_BNTS if want_weights else None
 
 
+@jax.named_scope("attend")
 def fused(q_BTNH: Array, kv: KV, mask_BTS: Array, implementation: str = "cudnn") -> Array:
     """y_BTNH as `attend` gives it, by one kernel that never holds the weights (Dao et al. 2022), in q's type."""
     B, T, _, _ = q_BTNH.shape
@@ -72,6 +74,7 @@ def fusible(q_BTNH: Array, kv: KV) -> bool:
     return jax.default_backend() == "gpu" and q_BTNH.dtype.itemsize == 2 and sizes
 
 
+@jax.named_scope("write_cache")
 def write(cache: KV, new: KV, end: Array | int, beams: int = 1) -> KV:
     """The cache with T new positions of each of its M = `beams` beams a sentence, written from slot `end` on.
 

@@ -139,6 +139,7 @@ class EncoderDecoder(nnx.Module):
             between=between,
         )[0]
 
+    @jax.named_scope("encode")
     def encode(
         self,
         source_BS: Array,
@@ -166,6 +167,7 @@ class EncoderDecoder(nnx.Module):
         positions_BS = jnp.broadcast_to(positions_BS, source_BS.shape)
         return Memory(self.decoder.memory(x_BSD), mask_BS, positions_BS, segments_BS)
 
+    @jax.named_scope("decode")
     def decode(
         self,
         tokens_BT: Array,

@@ -134,12 +134,14 @@ class Embedding(nnx.Module):
         # Standard deviation D^-0.5: unit variance after the scaling by sqrt(D), and small initial logits.
         self.table = nnx.Param(jax.random.normal(rngs.params(), (vocab_size, d_model)) * d_model**-0.5)
 
+    @jax.named_scope("embed")
     def embed(self, tokens_BT: Array) -> Array:
         """Rows of the table times sqrt(D), float32: x_BTD."""
         table_VD = self.table[...]
         rows_BTD = table_VD.lookup(tokens_BT) if isinstance(table_VD, Rounded) else table_VD[tokens_BT]
         return rows_BTD * table_VD.shape[1] ** 0.5
 
+    @jax.named_scope("logits")
     def logits(self, x_BTD: Array) -> Array:
         """Unnormalised log-probabilities over the vocabulary, float32: logits_BTV."""
         B, T, D = x_BTD.shape
@@ -153,6 +155,7 @@ class LayerNorm(nnx.Module):
         self.scale = nnx.Param(jnp.ones(d_model))
         self.bias = nnx.Param(jnp.zeros(d_model))
 
+    @jax.named_scope("norm")
     def __call__(self, x_BTD: Array) -> Array:
         x = x_BTD.astype(jnp.float32)
         centred = x - jnp.mean(x, axis=-1, keepdims=True)
@@ -171,6 +174,7 @@ class FeedForward(nnx.Module):
         self.w2 = nnx.Param(jax.random.uniform(rngs.params(), (d_ff, d_model), jnp.float32, -limit, limit))
         self.b2 = nnx.Param(jnp.zeros(d_model))
 
+    @jax.named_scope("feed_forward")
     def __call__(self, x_BTD: Array) -> Array:
         # Biases are added in float32, and their gradients summed in it, before anything is rounded.
         h_BTF = product(x_BTD, self.w1[...], dtype=jnp.float32) + self.b1[...]

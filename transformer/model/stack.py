@@ -57,8 +57,9 @@ class EncoderLayer(nnx.Module):
     def __call__(self, x_BTD: Array, shared: KV | None, mask_BTS: Array, key: Array | None) -> tuple[Array, KV]:
         """x_BTD, and the keys and values used: this layer's own, or those `shared` by the layer before."""
         h = self.self_attention_norm.enter(x_BTD)
-        kv = self.self_attention.kv(h) if shared is None else shared
-        y, _ = self.self_attention(h, kv, mask_BTS)
+        with jax.named_scope("self_attention"):
+            kv = self.self_attention.kv(h) if shared is None else shared
+            y, _ = self.self_attention(h, kv, mask_BTS)
         x_BTD = self.self_attention_norm.leave(x_BTD, y, fold(key, 0))
         y = self.feed_forward(self.feed_forward_norm.enter(x_BTD))
         return self.feed_forward_norm.leave(x_BTD, y, fold(key, 1)), kv
@@ -89,10 +90,12 @@ class DecoderLayer(nnx.Module):
         """x_BTD and the cross-attention's weights_BNTS. `kv_of` gives the keys and values of self-attention for its
         input: fresh, written to a cache, or another layer's."""
         h = self.self_attention_norm.enter(x_BTD)
-        y, _ = self.self_attention(h, kv_of(self.self_attention, h), mask_BTS)
+        with jax.named_scope("self_attention"):
+            y, _ = self.self_attention(h, kv_of(self.self_attention, h), mask_BTS)
         x_BTD = self.self_attention_norm.leave(x_BTD, y, fold(key, 0))
         h = self.cross_attention_norm.enter(x_BTD)
-        y, weights = self.cross_attention(h, memory, memory_mask_BTS, want_weights=want_weights)
+        with jax.named_scope("cross_attention"):
+            y, weights = self.cross_attention(h, memory, memory_mask_BTS, want_weights=want_weights)
         x_BTD = self.cross_attention_norm.leave(x_BTD, y, fold(key, 1))
         y = self.feed_forward(self.feed_forward_norm.enter(x_BTD))
         return self.feed_forward_norm.leave(x_BTD, y, fold(key, 2)), weights

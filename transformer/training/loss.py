@@ -39,6 +39,7 @@ class _Options(NamedTuple):
         return lie(table_VD.astype(dtype), self.mesh, P("tensor", None))
 
 
+@jax.named_scope("cross_entropy")
 def cross_entropy(
     x_BTD: Array,
     table_VD: Array,
