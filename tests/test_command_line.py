@@ -9,6 +9,7 @@ import sys
 import warnings
 from pathlib import Path
 
+import jax
 import pytest
 
 from transformer.checkpoint import Checkpoints
@@ -392,6 +393,10 @@ def test_shares_of_one_job_are_those_of_the_same_models_and_options(call, traine
     assert len({same, both, about(trained, "--decode.beam_size", 3), about(trained, "--jsonl")}) == 4
     assert about(elsewhere) == same and about(elsewhere, "--ensemble", trained) == both
     assert about(trained, "--decode.streams", 1) == same
+    assert len({same, about(trained, "--decode.dtype", "float32"), about(trained, "--decode.dtype", "int8")}) == 3
+    with monkeypatch.context() as patch:  # on a GPU 'auto' is another type, in which its shares are not those of a CPU
+        patch.setattr(jax, "default_backend", lambda: "gpu")
+        assert about(trained) != same
     Checkpoints(elsewhere).average(2)
     now = about(trained, "--ensemble", elsewhere)
     Checkpoints(elsewhere).average(1)

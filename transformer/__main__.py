@@ -63,6 +63,7 @@ def translate(arguments: list[str]) -> None:
 
     models, options, translator = _loaded(parser, own, rest, refuse)
     from transformer.inference import stream
+    from transformer.inference.translator import in_type
 
     answer = partial(stream.translate_stream, translator)
     if own.jsonl:
@@ -70,10 +71,11 @@ def translate(arguments: list[str]) -> None:
     if own.input is None:
         answer(sys.stdin.buffer, sys.stdout.buffer)
     else:
-        # What an output depends on: shares of other models or options are not put together. Of models their content, as
-        # machines may see them under different paths.
+        # What an output depends on: shares of other models, options or types are not put together. Of models their
+        # content, as machines may see them under different paths; of types what they come to on this machine.
         fields = {**vars(options), "batch_sentences": 0, "batch_tokens": 0, "streams": 0}
-        about = repr(([model.digest for model in models], own.jsonl, own.details, sorted(fields.items())))
+        types = [in_type(model.config.model, {}, options.dtype)[0].dtype for model in models]
+        about = repr(([model.digest for model in models], types, own.jsonl, own.details, sorted(fields.items())))
         shares.translate_share(answer, Path(own.input), Path(own.output), *share, about)
 
 
