@@ -225,6 +225,18 @@ def test_full_batches_lie_evenly_on_the_devices(monkeypatch, devices, sentences,
     assert ours._rows(16) == rows
 
 
+@pytest.mark.parametrize(
+    ("devices", "left", "rows"),
+    [(1, 1, 1), (1, 3, 8), (1, 20, 64), (3, 2, 3), (3, 5, 9), (4, 3, 4), (16, 1, 16), (16, 20, 64)],
+)
+def test_what_is_left_over_lies_evenly_on_the_devices(monkeypatch, devices, left, rows):
+    ours = copier(batch_sentences=64)
+    monkeypatch.setattr(ours, "_ways", lambda: devices)
+    full = ours._rows(16)
+    found = [(len(indices), shape) for indices, shape, _ in ours._batches([10] * (full + left))]
+    assert found == [(full, full), (left, rows)]
+
+
 @pytest.mark.parametrize("phrases", [("\u0001",), ("dog", "\u0001")])
 def test_a_banned_phrase_that_the_tokenizer_drops_is_told_of(monkeypatch, phrases):
     """Its normalisation leaves no piece, so that nothing could be banned, or a space, so that much would be."""

@@ -360,7 +360,7 @@ class Translator:
             longest = min(size(longest + 1, SOURCE_LENGTHS), self._positions or math.inf)
         buckets = [n for n in SOURCE_LENGTHS if n < longest] + [longest]
         order = sorted((i for i, n in enumerate(lengths) if n), key=lambda i: lengths[i])
-        at, waiting = 0, []
+        at, waiting, ways = 0, [], self._ways()
         for b, bucket in enumerate(buckets):
             while at < len(order) and lengths[order[at]] + 1 <= bucket:
                 waiting.append(order[at])
@@ -372,7 +372,8 @@ class Translator:
                 upper = buckets[b + 1] if b + 1 < len(buckets) else 0
                 follows = at < len(order) and lengths[order[at]] + 1 <= upper <= 2 * bucket
                 if not follows:
-                    yield waiting, min(n for n in (1, 8, full) if n >= len(waiting)), bucket
+                    few = ways, -(-8 // ways) * ways  # so many that the devices divide them
+                    yield waiting, min(n for n in (*few, full) if len(waiting) <= n <= full), bucket
                     waiting = []
 
     def _streams(self) -> int:
