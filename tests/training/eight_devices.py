@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import re
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -109,6 +110,13 @@ def farthest(ours: dict, theirs: dict) -> float:
     return max(jax.tree.leaves(distances))
 
 
+def table_sums(run: Run) -> int:
+    """How many arrays of the shape of the vocabulary's table, whole in D or not, an update sums over devices."""
+    rows, D = VOCABULARY // run.mesh.shape["tensor"], MODEL.d_model
+    sums = re.findall(r"= (.*) (?:all-reduce|reduce-scatter)(?:-start)?\(", run.update.as_text())
+    return len(re.findall(rf"\[(?:1,)?{rows},(?:{D}|{D // run.mesh.shape['fsdp']})\]", " ".join(sums)))
+
+
 def digest(state: TrainState) -> str:
     """The same for states that are equal bit for bit."""
     return hashlib.sha256(b"".join(np.asarray(x).tobytes() for x in jax.tree.leaves(state))).hexdigest()
@@ -141,6 +149,8 @@ def main(folder: Path, cases: list[tuple[str, int]]) -> None:
             "gradients": farthest(gradients(state), reference),
             "devices": min(len(x.sharding.device_set) for x in jax.tree.leaves(state)),
             "largest share": max(shares),
+            "table sums": table_sums(run),
+            "axes": sum(run.mesh.shape[axis] > 1 for axis in ("data", "fsdp")),
             "expected": expected,
             "decoded": decoded(jax.device_put(learned, run.layout.params)),
         }

@@ -208,6 +208,8 @@ def agree(result: dict, share: float, within: float = 1e-5) -> None:
     assert result["arguments"] == result["planned"]  # what each device holds is what the table says
     assert result["needed"][0] < result["needed"][1]
     assert result["gradients"] < within
+    # The logits' share of the vocabulary's gradient and those of both inputs are summed in one, over each axis.
+    assert result["table sums"] == result["axes"]
     assert len(result["losses"]) == 10
     assert result["losses"] == pytest.approx(result["expected"], rel=within)
     assert len(set(result["losses"])) == 10

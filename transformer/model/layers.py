@@ -138,7 +138,8 @@ class Embedding(nnx.Module):
     def embed(self, tokens_BT: Array) -> Array:
         """Rows of the table times sqrt(D), float32: x_BTD."""
         table_VD = self.table[...]
-        rows_BTD = table_VD.lookup(tokens_BT) if isinstance(table_VD, Rounded) else table_VD[tokens_BT]
+        # Other forms of a table (`Rounded`, the copies that training has) know how to look up themselves.
+        rows_BTD = table_VD.lookup(tokens_BT) if hasattr(table_VD, "lookup") else table_VD[tokens_BT]
         return rows_BTD * table_VD.shape[1] ** 0.5
 
     @jax.named_scope("logits")

@@ -160,7 +160,7 @@ class Translation:
             packed = {"positions": (places_BS, places_BT), "segments": (numbers_BS, numbers_BT)}
         weights_BT = (target_BT != PAD).astype(jnp.float32)
         smoothing = self.config.train.label_smoothing if smoothing is None else smoothing
-        head = partial(cross_entropy, target_BT=target_BT, weights_BT=weights_BT, smoothing=smoothing, mesh=mesh)
+        head = partial(cross_entropy, target_BT=target_BT, weights_BT=weights_BT, smoothing=smoothing)
         options = {"key": key, "remat": self.config.train.remat, "head": head, "between": partial(lie, mesh=mesh)}
         loss, nll = self.model.apply(in_use(params, mesh), source_BS, before_BT, **options, **packed)
         weight = weights_BT.sum()

@@ -3,7 +3,8 @@
 Logits are made here, a few positions at a time, and each part's share of the gradient at once: an array of all
 positions by all pieces, the largest of a training step by far, never exists.
 
-Shapes: B batch, T positions, C positions of a part, D model, V vocabulary, X all positions of a part.
+Shapes: B batch, T positions, D model, V vocabulary, W ways in which rows are cut over devices, X positions of a part
+on one of them.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from transformer.model.layers import einsum
-from transformer.training.sharding import BATCH_AXES, batch_ways, lie
+from transformer.training.sharding import BATCH_AXES, Copies, batch_ways, lie
 
 PARTS = 8  # at most; as many as divide T
 
@@ -34,31 +35,31 @@ class _Options(NamedTuple):
     def ways(self) -> int:
         return batch_ways(self.mesh)
 
-    def table(self, table_VD: Array, dtype: jnp.dtype) -> Array:
-        """The table as the products take it: of their type, and whole in D, once for all parts."""
-        return lie(table_VD.astype(dtype), self.mesh, P("tensor", None))
+    def table(self, table_WVD: Array, dtype: jnp.dtype) -> Array:
+        """The table as the products take it: of their type, once for all parts."""
+        return lie(table_WVD.astype(dtype), self.mesh, P(BATCH_AXES, "tensor"))
 
 
 @jax.named_scope("cross_entropy")
 def cross_entropy(
     x_BTD: Array,
-    table_VD: Array,
+    table: Array | Copies,
     target_BT: Array,
     weights_BT: Array,
     *,
     smoothing: float = 0.0,
     parts: int = PARTS,
-    mesh: Mesh | None = None,
 ) -> tuple[Array, Array]:
     """Sums over all positions, in nats: the smoothed loss, and the negative log-likelihood of the targets.
 
     The logits are x_BTD table_VD^T, in float32. The smoothed target distribution is 1 - smoothing on the target plus
     smoothing / V on each of the V pieces, the target included (Szegedy et al. 2016, §7). Differentiable in x and the
     table, through the first sum only. `parts` bounds how many parts the positions are taken in. Where the rows are
-    laid over the devices of a `mesh`, their shares of the table's gradient are summed once, after the last part.
+    laid over the devices of a mesh the table comes as `Copies` on it.
     """
-    options = _Options(smoothing, math.gcd(x_BTD.shape[1], parts), mesh)
-    loss, nll = _summed(options, x_BTD, table_VD, target_BT, weights_BT)
+    copies = table if isinstance(table, Copies) else Copies(table[None], None)
+    options = _Options(smoothing, math.gcd(x_BTD.shape[1], parts), copies.mesh)
+    loss, nll = _summed(options, x_BTD, copies.table_WVD, target_BT, weights_BT)
     return loss, jax.lax.stop_gradient(nll)
 
 
@@ -89,14 +90,14 @@ def _part(smoothing: float, x_XD: Array, table_VD: Array, target_X: Array, weigh
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _summed(options: _Options, x_BTD: Array, table_VD: Array, target_BT: Array, weights_BT: Array) -> tuple:
-    table_VD = options.table(table_VD, x_BTD.dtype)
+def _summed(options: _Options, x_BTD: Array, table_WVD: Array, target_BT: Array, weights_BT: Array) -> tuple:
+    table_WVD = options.table(table_WVD, x_BTD.dtype)
 
-    def own(x_XD: Array, target_X: Array, weights_X: Array) -> tuple[Array, Array]:
+    def own(table_VD: Array, x_XD: Array, target_X: Array, weights_X: Array) -> tuple[Array, Array]:
         return _part(options.smoothing, x_XD, table_VD, target_X, weights_X)[:2]
 
     def add(sums: tuple, part: tuple) -> tuple[tuple, None]:
-        return jax.tree.map(jnp.add, sums, _each_way(own, options.ways)(*part)), None
+        return jax.tree.map(jnp.add, sums, _each_way(own, options.ways)(table_WVD, *part)), None
 
     parts = tuple(_parts(options, array) for array in (x_BTD, target_BT, weights_BT))
     sums, _ = jax.lax.scan(add, (jnp.zeros(options.ways),) * 2, parts)
@@ -110,12 +111,12 @@ def _each_way(own: Callable, ways: int) -> Callable:
     return lambda *arrays: jax.tree.map(lambda x: x[None], own(*(array[0] for array in arrays)))
 
 
-def _forward(options: _Options, x_BTD: Array, table_VD: Array, target_BT: Array, weights_BT: Array) -> tuple:
+def _forward(options: _Options, x_BTD: Array, table_WVD: Array, target_BT: Array, weights_BT: Array) -> tuple:
     smoothing, n, W = options.smoothing, options.parts, options.ways
-    V, dtype = table_VD.shape[0], table_VD.dtype
-    table_VD = options.table(table_VD, x_BTD.dtype)
+    V, dtype = table_WVD.shape[1], table_WVD.dtype
+    table_WVD = options.table(table_WVD, x_BTD.dtype)
 
-    def own(x_XD: Array, target_X: Array, weights_X: Array) -> tuple[Array, Array, Array, Array]:
+    def own(table_VD: Array, x_XD: Array, target_X: Array, weights_X: Array) -> tuple[Array, Array, Array, Array]:
         loss, nll, logits_XV, lse_X = _part(smoothing, x_XD, table_VD, target_X, weights_X)
         # The softmax minus the smoothed distribution. A comparison fuses into the pass; a gather's own gradient would
         # be a scatter.
@@ -126,22 +127,21 @@ def _forward(options: _Options, x_BTD: Array, table_VD: Array, target_BT: Array,
         return loss, nll, einsum("XV,XD->VD", dlogits_XV, x_XD), dx_XD
 
     def add(sums: tuple, part: tuple) -> tuple[tuple, Array]:
-        *more, dx_WXD = _each_way(own, W)(*part)
+        *more, dx_WXD = _each_way(own, W)(table_WVD, *part)
         loss_W, nll_W, dtable_WVD = jax.tree.map(jnp.add, sums, tuple(more))
         return (loss_W, nll_W, lie(dtable_WVD, options.mesh, P(BATCH_AXES, "tensor"))), dx_WXD
 
     parts = tuple(_parts(options, array) for array in (x_BTD, target_BT, weights_BT))
-    nothing = jnp.zeros(W), jnp.zeros(W), jnp.zeros((W, *table_VD.shape))
+    nothing = jnp.zeros(W), jnp.zeros(W), jnp.zeros(table_WVD.shape)
     (loss_W, nll_W, dtable_WVD), dx_nWXD = jax.lax.scan(add, nothing, parts)
     B, T, D = x_BTD.shape
     dx_BTD = dx_nWXD.reshape(n, W, B // W, T // n, D).transpose(1, 2, 0, 3, 4).reshape(B, T, D)
-    dtable_VD = dtable_WVD[0] if W == 1 else jnp.sum(dtable_WVD, axis=0)
-    return (jnp.sum(loss_W), jnp.sum(nll_W)), (dx_BTD, dtable_VD.astype(dtype))
+    return (jnp.sum(loss_W), jnp.sum(nll_W)), (dx_BTD, dtable_WVD.astype(dtype))
 
 
 def _backward(options: _Options, kept: tuple[Array, Array], cotangents: tuple[Array, Array]) -> tuple:
-    dx_BTD, dtable_VD = kept
-    return dx_BTD * cotangents[0].astype(dx_BTD.dtype), dtable_VD * cotangents[0], None, None
+    dx_BTD, dtable_WVD = kept
+    return dx_BTD * cotangents[0].astype(dx_BTD.dtype), dtable_WVD * cotangents[0], None, None
 
 
 _summed.defvjp(_forward, _backward)

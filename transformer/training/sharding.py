@@ -5,9 +5,11 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax import Array
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
@@ -29,7 +31,7 @@ RULES: tuple[tuple[str, P], ...] = (
     (r".*norm/(scale|bias)", P()),
 )
 
-LOOKED_UP = ("table", "source_positions", "target_positions")
+LOOKED_UP = ("source_positions", "target_positions")
 
 # Rows of a batch are cut along these.
 BATCH_AXES = ("data", "fsdp")
@@ -100,14 +102,52 @@ def lie(x: Array, mesh: Mesh | None, rule: P = BATCH) -> Array:
     return x if mesh is None or mesh.size == 1 else jax.lax.with_sharding_constraint(x, NamedSharding(mesh, rule))
 
 
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["table_WVD"], meta_fields=["mesh"])
+@dataclass(frozen=True)
+class Copies:
+    """A table as the W parts of a batch use it: a copy for each, which lies where its rows lie.
+
+    What the copies' gradients come to, those of looking up and those of the logits, is summed over devices once, where
+    they were made. Summed by XLA each use of the one table would be by itself.
+    """
+
+    table_WVD: Array
+    mesh: Mesh
+
+    @classmethod
+    def of(cls, table_VD: Array, mesh: Mesh, rule: P) -> Copies:
+        """Copies of a table that lies by `rule`; whole in D, since parts of rows would have to be sent to where their
+        sentences lie. Made in two steps, and so summed: over fsdp each device gets its part alone."""
+        data, fsdp = mesh.shape["data"], mesh.shape["fsdp"]
+        of_data = lie(jnp.broadcast_to(table_VD, (data, *table_VD.shape)), mesh, P("data", *rule))
+        copies = jnp.broadcast_to(of_data[:, None], (data, fsdp, *table_VD.shape))
+        copies = lie(copies, mesh, P("data", "fsdp", rule[0], None))
+        return cls(lie(copies.reshape(-1, *table_VD.shape), mesh, P(BATCH_AXES, rule[0], None)), mesh)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.table_WVD.shape[1:]
+
+    def __getitem__(self, everything: Any) -> Copies:
+        return self  # as an array's `[...]`
+
+    def lookup(self, index_BT: Array) -> Array:
+        """Rows of the table, x_BTD; B is a multiple of W."""
+        index_WXT = index_BT.reshape(len(self.table_WVD), -1, *index_BT.shape[1:])
+        rows_WXTD = jax.vmap(lambda table_VD, index_XT: table_VD[index_XT])(self.table_WVD, index_WXT)
+        return lie(rows_WXTD, self.mesh).reshape(*index_BT.shape, -1)
+
+
 def in_use(params: Any, mesh: Mesh | None) -> Any:
-    """Parameters as an update takes them: tables whose rows are looked up whole in D, since parts of rows would have to
-    be sent to where their sentences lie. The others XLA gathers itself, each where it is used."""
-    if mesh is None or mesh.shape["fsdp"] == 1:
+    """Parameters as an update takes them: of each table of pieces the `Copies`. XLA gathers the others itself, each
+    where it is used."""
+    if mesh is None or mesh.size == 1:
         return params
 
-    def leaf(keys: tuple, x: Array) -> Array:
+    def leaf(keys: tuple, x: Array) -> Any:
         rule = spec("/".join(str(key.key) for key in keys))
+        if keys[-1].key == "table":
+            return Copies.of(x, mesh, rule)
         return lie(x, mesh, P(rule[0], None)) if keys[-1].key in LOOKED_UP else x
 
     return jax.tree_util.tree_map_with_path(leaf, params)
