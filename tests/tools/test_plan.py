@@ -367,9 +367,10 @@ def test_micro_batches_make_the_same_arithmetic(eight: dict) -> None:
 
 @pytest.mark.slow
 def test_the_vocabularys_gradient_is_sent_once(eight: dict) -> None:
-    """Not with each part of the loss."""
+    """Not with each part of the loss, nor the inputs' shares apart."""
     sums = [one for one in eight["8x1x1"]["collectives"] if "f32[512,64]" in one[1]]
     assert [one[3] for one in sums] == [1]
+    assert not re.search(r"\d x f32\[512,64\]", sums[0][1])
 
 
 @pytest.mark.slow
