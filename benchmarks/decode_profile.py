@@ -9,7 +9,6 @@ the last of them belongs.
 
 from __future__ import annotations
 
-import bisect
 import contextlib
 import json
 import os
@@ -30,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from side_by_side import Worker, answer_requests, log, machine
 
 from transformer.command_line import Parser, config_file, override, run
-from transformer.config import UserError, to_json
+from transformer.config import UserError, check, to_json
 from transformer.data.tokenizer import Tokenizer
 
 HERE = Path(__file__).resolve().parent
@@ -38,6 +37,7 @@ DTYPES = ("float32", "bfloat16", "int8")
 QUICK = ("--model.d_model=64", "--model.d_ff=128", "--model.heads=4", "--data.vocab_size=1000")
 
 BETWEEN, HOST, REST = "between operations", "host: nothing runs", "masks, embedding, residuals, copies"
+OTHERS = "other programs: hypotheses (once)"
 # What stands in an operation's name, by the scopes of the model; the first that fits counts.
 PARTS = {
     "feed_forward": "feed-forward",
@@ -55,7 +55,7 @@ PROGRAMS = {
     "begin": "encoder, keys and values of the source (once)",
     "rearrange": "smaller batch, cache collected (between stages)",
 }
-ORDER = (*PARTS.values(), REST, *PROGRAMS.values(), "hypotheses (once)", BETWEEN, HOST)
+ORDER = (*PARTS.values(), REST, *PROGRAMS.values(), OTHERS, BETWEEN, HOST)
 
 
 # ---- Taking a trace apart --------------------------------------------------------------------------------------------
@@ -71,10 +71,10 @@ class Span(NamedTuple):
 
 def part_of(module: str, path: str, opcode: str) -> str:
     """What an operation is for. `path` is its name with the model's scopes, "" if XLA made it up."""
-    if opcode in ("while", "conditional", "call"):  # what is inside is told apart
+    if opcode in ("while", "conditional"):  # what is inside is told apart
         return BETWEEN
     if module != "jit_proceed":
-        return PROGRAMS.get(module.removeprefix("jit_"), "hypotheses (once)")
+        return PROGRAMS.get(module.removeprefix("jit_"), OTHERS)
     return next((part for scope, part in PARTS.items() if scope in path), REST)
 
 
@@ -111,6 +111,8 @@ def spans(trace: Path, dump: Path) -> Iterator[Span]:
         program = stats["program_id"]
         if program not in known:
             known[program] = instructions(dump, program)
+            if stats["hlo_module"] == "jit_proceed" and not known[program]:
+                raise RuntimeError(f"XLA wrote nothing down of program {program}, {stats['hlo_module']}")
         end = max(event.end_ns, ends.get(stats.get("_p"), 0))
         both = programs.setdefault((program, stats["run_id"]), [event.start_ns, end])
         both[:] = min(both[0], event.start_ns), max(both[1], end)
@@ -125,13 +127,13 @@ def shared_out(running: Iterable[Span]) -> Counter[str]:
     seconds: Counter[str] = Counter()
     # The programs' own spans begin with their first operation: the longer one first, so that it is the outer.
     todo = sorted(running, key=lambda span: (span.begin, -span.end))
-    active: list[tuple[int, Span]] = []  # by number, so by begin
+    active: list[Span] = []  # by begin
     now = 0.0
 
     def pass_until(time: float) -> None:
         nonlocal now
         while active and now < time:
-            _, last = active[-1]
+            last = active[-1]
             until = min(last.end, time)
             if until > now:
                 seconds[last.part] += (until - now) / 1e9
@@ -140,9 +142,9 @@ def shared_out(running: Iterable[Span]) -> Counter[str]:
                 active.pop()
         now = max(now, time)
 
-    for number, span in enumerate(todo):
+    for span in todo:
         pass_until(span.begin)
-        bisect.insort(active, (number, span))
+        active.append(span)
     pass_until(max((span.end for span in todo), default=0.0))
     return seconds
 
@@ -190,6 +192,11 @@ def sources_of(work: Path, batch: int, length: int) -> list[list[int]]:
     return [sources[i] for i in sorted(range(len(sources)), key=lambda i: abs(len(targets[i]) - length))[:batch]]
 
 
+def steps(options: Namespace) -> int:
+    """How many steps a search takes: the last one finds eos."""
+    return options.length + 1
+
+
 def rows(options: Namespace, found: Mapping[str, Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
     """A row for each type and part: milliseconds a step, and the share of the time."""
     for dtype, answer in found.items():
@@ -197,7 +204,7 @@ def rows(options: Namespace, found: Mapping[str, Mapping[str, Any]]) -> Iterator
         for part in ORDER:
             if part in parts:
                 share = parts[part] / sum(parts.values())
-                milliseconds = 1e3 * share * answer["took"] / options.length
+                milliseconds = 1e3 * share * answer["took"] / steps(options)
                 yield {"dtype": dtype, "part": part, "share": round(share, 4), "ms_a_step": round(milliseconds, 3)}
 
 
@@ -211,7 +218,7 @@ def table(options: Namespace, found: Mapping[str, Mapping[str, Any]]) -> Iterato
         own = [cells.get((part, dtype), {"ms_a_step": 0, "share": 0}) for dtype in found]
         texts = [f"{one['ms_a_step']:.2f} ({one['share']:.0%})" for one in own]
         yield f"| {part} | {' | '.join(texts)} |"
-    whole = " | ".join(f"{1e3 * answer['took'] / options.length:.2f}" for answer in found.values())
+    whole = " | ".join(f"{1e3 * answer['took'] / steps(options):.2f}" for answer in found.values())
     yield f"| whole, without a trace | {whole} |"
 
 
@@ -229,16 +236,22 @@ def main(arguments: list[str]) -> None:
     options, overrides = parser.parse_known_args(arguments)
     if options.workdir:
         work = Path(options.workdir)
-        if overrides:
-            raise UserError(f"{overrides[0]}: the model is that of --workdir; leave one of the two out")
+        if overrides or options.quick:
+            what = overrides[0] if overrides else "--quick"
+            raise UserError(f"{what}: not an option here, or not beside --workdir, whose model it is")
         if not (work / "run/tokenizer.model").exists():
             raise UserError(f"--workdir {work}: no model of benchmarks/decode.py there; run that first")
         weights, sources = {"run": str(work / "run")}, sources_of(work, options.batch, options.length)
     else:
+        for argument in overrides:
+            if argument.startswith("--") and not argument.startswith(("--model.", "--data.vocab_size")):
+                raise UserError(f"{argument}: not an option; of the model --model.* and --data.vocab_size are")
         config = override(config_file(str(HERE / "model.py")), [*QUICK * options.quick, *overrides], parser.prog)
+        check(config)
         draw = random.Random(0)
         sources = [[draw.randrange(4, config.data.vocab_size) for _ in range(32)] for _ in range(options.batch)]
         weights = {"config": to_json(config)}
+    options.batch = len(sources)
     log(machine(("jax",)))
     job = [sources, options.batch, options.beam, options.length, options.length]
     found = {}
@@ -249,7 +262,7 @@ def main(arguments: list[str]) -> None:
             variables = {"XLA_FLAGS": flags.strip(), "TRANSFORMER_CACHE": f"{folder}/cache"}
             settings = {"threads": options.threads, "device": "cpu", "dtype": dtype, "repeats": options.repeats}
             settings |= {"dump": f"{folder}/hlo", "job": job, **weights}
-            worker = Worker("decode_profile.py", "--traced", variables, **settings)
+            worker = Worker("decode_profile.py", dtype, variables, **settings)
             stack.callback(worker.close)
             found[dtype] = worker.ask(None)
     if options.json:
@@ -259,7 +272,7 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--traced"]:
+    if sys.argv[1:] and sys.argv[1] in DTYPES:
         answer_requests(traced, json.loads(sys.argv[2]))
     else:
         run(main)

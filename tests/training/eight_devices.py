@@ -1,7 +1,8 @@
 """Ten updates and a search on meshes of 1 and 8 virtual devices, run by test_step.py in a process of its own.
 
 python eight_devices.py FOLDER MESH MICRO-BATCHES [MESH MICRO-BATCHES ...]: writes FOLDER/results.json, and a checkpoint
-of the last case there. A mesh is given as 2x4x1 (data, fsdp, tensor), or as 2x4x1-remat, -packing or -bfloat16.
+of the last case there. A mesh is given as 2x4x1 (data, fsdp, tensor), or as 2x4x1-remat, -packing, -bfloat16 or
+-untied (three tables, and learned positions).
 """
 
 from __future__ import annotations
@@ -36,7 +37,11 @@ ROWS = {1: 13, 2: 22}
 def task(variant: str = "") -> Translation:
     """The model and loss of training, without text."""
     config = Config(
-        model=dataclasses.replace(MODEL, dtype="bfloat16" if variant == "bfloat16" else "float32"),
+        model=dataclasses.replace(
+            MODEL,
+            dtype="bfloat16" if variant == "bfloat16" else "float32",
+            **{"tied_embeddings": "none", "positions": "learned"} if variant == "untied" else {},
+        ),
         data=DataConfig(packing=variant == "packing"),
         train=dataclasses.replace(TRAIN, remat=variant == "remat"),
     )
@@ -91,10 +96,11 @@ class Run:
         return state, losses
 
 
-def decoded(params: dict) -> list[tuple[list[int], float]]:
+def decoded(params: dict, variant: str) -> list[tuple[list[int], float]]:
     """The best translation of each of some sentences with its score, searched for where the parameters lie."""
     rows = [row for batch in batches(1) for row in batch["source"]]
-    translator = Translator(task().model, params, None, DecodeConfig(beam_size=4, max_extra_length=6))
+    model = task(variant if variant == "untied" else "").model
+    translator = Translator(model, params, None, DecodeConfig(beam_size=4, max_extra_length=6, max_source_length=64))
     found = dict(translator.search([row[: row.tolist().index(2)].tolist() for row in rows]))
     return [(found[i][0][0], found[i][1][0]) for i in range(len(rows))]
 
@@ -138,7 +144,7 @@ def main(folder: Path, cases: list[tuple[str, int]]) -> None:
             expected += more
             if "decoded on 1" not in results:
                 learned = jax.tree.map(np.asarray, state.params)
-                results["decoded on 1"] = decoded(jax.device_put(learned, single.layout.params))
+                results["decoded on 1"] = decoded(jax.device_put(learned, single.layout.params), variant)
         run = Run(make_mesh(MeshConfig(*map(int, sizes.split("x"))), devices), accumulate, variant)
         start = run.start()
         same = digest(start) == begun
@@ -152,7 +158,7 @@ def main(folder: Path, cases: list[tuple[str, int]]) -> None:
             "table sums": table_sums(run),
             "axes": sum(run.mesh.shape[axis] > 1 for axis in ("data", "fsdp")),
             "expected": expected,
-            "decoded": decoded(jax.device_put(learned, run.layout.params)),
+            "decoded": decoded(jax.device_put(learned, run.layout.params), variant),
         }
         batch = sum(x.addressable_shards[0].data.nbytes for x in run.place(some[0]).values())
         result["planned"] = bytes_of(run.abstract, run.mesh) + batch

@@ -691,18 +691,32 @@ def test_other_micro_batches_read_nothing_again(tiny, monkeypatch) -> None:
     monkeypatch.setattr(translation, "read_sides", lambda parallel, *_: read.append(parallel))
     other = task.cut_into(4)
     other.prepare()
+    assert not read
     assert (other.config.train.accumulate, task.config.train.accumulate) == (4, 2)
-    assert all(shape[0] % 4 == 0 for shape in other.batches().shapes)
     assert list(other.describe())[2:] == list(task.describe())[2:]
     assert not read
     with pytest.raises(UserError, match=r"train\.accumulate"):
         task.cut_into(0)
+    monkeypatch.undo()
+    four = config_file(tiny.config)
+    four = dataclasses.replace(four, train=dataclasses.replace(four.train, accumulate=4))
+    anew = Translation.build(four).batches()
+    assert other.batches().shapes == anew.shapes
+    for ours, theirs in zip(other.batches()[3], anew[3], strict=True):
+        np.testing.assert_array_equal(ours, theirs)
 
 
 def test_what_batch_auto_finds_is_a_config_that_holds(run, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(loop, "memory_of_a_device", lambda: 100_000)
     with pytest.raises(UserError, match="an update does not fit"):
         run(tmp_path / "run", *short(), "--batch", "auto")
+
+
+def test_batch_auto_in_a_dry_run(run, tmp_path: Path) -> None:
+    told = run(tmp_path / "run", *short(), "--batch", "auto", "--dry-run")
+    assert any(line.startswith("batch auto  1 micro-batches fit") for line in told)
+    assert any(line.startswith("decoded ") for line in told)
+    assert not (tmp_path / "run").exists()
 
 
 def test_batch_auto_is_kept_when_training_goes_on(run, tmp_path: Path) -> None:

@@ -201,7 +201,7 @@ def eight(folder: Path, environment: dict[str, str], *cases: object) -> dict:
     return results
 
 
-def agree(result: dict, share: float, within: float = 1e-5) -> None:
+def agree(result: dict, share: float, within: float = 1e-5, tables: int = 1) -> None:
     assert result["same start"]
     assert result["devices"] == 8
     assert result["largest share"] == share
@@ -209,7 +209,7 @@ def agree(result: dict, share: float, within: float = 1e-5) -> None:
     assert result["needed"][0] < result["needed"][1]
     assert result["gradients"] < within
     # The logits' share of the vocabulary's gradient and those of both inputs are summed in one, over each axis.
-    assert result["table sums"] == result["axes"]
+    assert result["table sums"] == tables * result["axes"]
     assert len(result["losses"]) == 10
     assert result["losses"] == pytest.approx(result["expected"], rel=within)
     assert len(set(result["losses"])) == 10
@@ -259,6 +259,14 @@ def test_rematerialisation_packed_rows_and_sixteen_bits_on_eight_devices(environ
     found = eight(tmp_path, environment, *" ".join(cases).split())
     for case, within in cases.items():
         agree(found[case], 0.25 if case.startswith("2x2x2") else 0.125, within)
+
+
+@pytest.mark.slow
+def test_three_tables_and_learned_positions_on_eight_devices(environment, tmp_path: Path) -> None:
+    found = eight(tmp_path, environment, "2x2x2-untied", 1, "8x1x1-untied", 1)
+    # Learned positions are not cut along the tensor axis.
+    agree(found["2x2x2-untied 1"], 0.5, tables=3)
+    agree(found["8x1x1-untied 1"], 1.0, tables=3)
 
 
 @pytest.mark.parametrize("count", [1, 4])

@@ -79,6 +79,9 @@ def translate_share(
     missing = [i for i, part in enumerate(parts) if not part.exists()]
     if missing and not target.exists():
         log.info("the output follows when these shares are done: %s", ", ".join(map(str, missing)))
+        every = target.parent.glob(f"{glob.escape(target.name)}.*-of-{shares}")
+        if others := sorted(path.name for path in every if path not in parts):
+            log.warning("not put together with these, of another input, model, options or type: %s", ", ".join(others))
         return
     together = target.with_name(f"{target.name}.{digest}.{own}.together")
     try:

@@ -372,7 +372,8 @@ class Translator:
                 upper = buckets[b + 1] if b + 1 < len(buckets) else 0
                 follows = at < len(order) and lengths[order[at]] + 1 <= upper <= 2 * bucket
                 if not follows:
-                    few = ways, -(-8 // ways) * ways  # so many that the devices divide them
+                    own = ways if full % ways == 0 else 1
+                    few = own, -(-8 // own) * own  # so many that the devices divide them
                     yield waiting, min(n for n in (*few, full) if len(waiting) <= n <= full), bucket
                     waiting = []
 

@@ -18,7 +18,7 @@ from transformer.model.stack import Between, Decoder, Encoder
 PAD = 0  # the piece that fills up a batch: never attended to, never learned from
 
 
-Head = Callable[[Array, Array], Any]
+Head = Callable[[Array, Any], Any]
 
 
 class Memory(NamedTuple):
@@ -121,8 +121,8 @@ class EncoderDecoder(nnx.Module):
         A `key` switches dropout on. Where rows hold several sentences, `segments` number them on either side, the same
         number for source and target of a pair, and `positions` restart in each. With `remat` the gradient keeps only
         what goes from layer to layer, and computes the rest once more. A `head` is given what the logits are made of,
-        x_BTD and the table's rows_VD, and its result takes their place. `between` is applied to x_BTD wherever one
-        layer hands it to the next, to say where it lies on a mesh, say.
+        x_BTD and the table as the parameters have it, and its result takes their place. `between` is applied to x_BTD
+        wherever one layer hands it to the next, to say where it lies on a mesh, say.
         """
         (places_BS, places_BT), (numbers_BS, numbers_BT) = positions or (None, None), segments or (None, None)
         memory = self.encode(

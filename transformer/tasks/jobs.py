@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import json
 import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from transformer.command_line import Parser, configured, decode_options, set_up_jax
-from transformer.config import Config, UserError, check, to_json
+from transformer.config import Config, UserError, to_json
 from transformer.data.sources import cache
 
 if TYPE_CHECKING:
@@ -70,7 +69,7 @@ def train(arguments: Sequence[str]) -> None:
     with processes.all_or_none(), cache(config.data):
         pass  # one that can't be made is told before anything begins
     set_up_jax()
-    from transformer.tasks.translation import Translation, vocabulary
+    from transformer.tasks.translation import Translation, cut_into, vocabulary
     from transformer.training.loop import check_start, dry_run, hold, refuse_other_config
     from transformer.training.loop import train as run_training
 
@@ -86,8 +85,7 @@ def train(arguments: Sequence[str]) -> None:
         stack.enter_context(processes.together())
         kept = accumulation_of(own.workdir) if own.batch else None
         if kept is not None:
-            config = dataclasses.replace(config, train=dataclasses.replace(config.train, accumulate=kept))
-            check(config)
+            config = cut_into(config, kept)
         with processes.all_or_none():
             refuse_other_config(config, own.workdir)
             if processes.first():
@@ -104,6 +102,7 @@ def fitting(task: Translation) -> Translation:
     """The task with as many micro-batches as memory asks for."""
     from transformer.training.loop import accumulation
 
+    task.prepare()
     return task.cut_into(accumulation(task.cut_into, task.config))
 
 

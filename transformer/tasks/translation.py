@@ -48,8 +48,6 @@ class Translation:
             "tokenizer.model": pieces.model,
             "tokenizer.sha256": f"{pieces.sha256}  tokenizer.model\n".encode(),
         }
-        self._batches: Batches | None = None
-        self._dev: tuple[list[str], list[str], TokenCache] | None = None
         self._dev_loss = jax.jit(self._unsmoothed, static_argnames="mesh")
 
     @classmethod
@@ -66,36 +64,26 @@ class Translation:
 
     def cut_into(self, micro_batches: int) -> Translation:
         """The same task with its batches in so many micro-batches; what this one has read is not read again."""
-        train = dataclasses.replace(self.config.train, accumulate=micro_batches)
-        other = Translation(dataclasses.replace(self.config, train=train), self.pieces, self.texts)
-        check(other.config)
-        other._train, other._dev, other._doubts = self._train, self._dev, self._doubts
+        other = Translation(cut_into(self.config, micro_batches), self.pieces, self.texts)
+        read = ("_train", "_development", "_doubts")
+        vars(other).update((name, value) for name, value in vars(self).items() if name in read)
         return other
 
     # ---- Training ---------------------------------------------------------------------------------------------------
 
     def batches(self) -> Batches:
         """The training batches; tokenises the text if that was not done before."""
-        if self._batches is None:
-            d, t = self.config.data, self.config.train
-            self._batches = Batches(
-                self._train,
-                weights=[parallel.weight for parallel in self.texts.train],
-                batch_tokens=t.batch_tokens,
-                accumulate=t.accumulate,
-                max_length=d.max_length,
-                max_ratio=d.max_ratio,
-                n_buckets=d.length_buckets,
-                packing=d.packing,
-                seed=t.seed,
-            )
         return self._batches
 
+    def language_doubts(self) -> list[str]:
+        """What seems wrong with the languages of the text. Raises `UserError` where all of it is exchanged."""
+        return self._doubts
+
     def prepare(self) -> None:
-        """Tokenise all that a run reads and put its batches in order, if that was not done before."""
-        _ = self._doubts, self.batches()
-        if self.texts.dev is not None:
-            self._development()
+        """Tokenise all that a run reads, look at its languages and put its batches in order, if that was not done
+        before."""
+        self.language_doubts()
+        self.batches()
 
     def content_digests(self) -> dict[str, str]:
         """sha256 of the tokens of each file of training text."""
@@ -113,7 +101,7 @@ class Translation:
         if self.texts.dev is None:
             return ""
         n = self.config.train.eval_sentences
-        judged = [side[:n] for side in self._development()[:2]]
+        judged = [side[:n] for side in self._development[:2]]
         return hashlib.sha256(json.dumps(judged).encode()).hexdigest()
 
     def write_sets(self, folder: epath.Path) -> None:
@@ -128,12 +116,12 @@ class Translation:
         alike = f"; {same:,} are the same text on both sides" if same else ""
         yield f"data        {b.kept:,} pairs kept, dropped: {dropped}; {b.batches_per_epoch:,} updates an epoch{alike}"
         if jax.process_index() == 0:
-            for doubt in self._doubts:
+            for doubt in self.language_doubts():
                 log.warning(doubt)
         yield f"padding     {b.padding:.1%} of positions"
         yield f"tokenizer   {self.pieces.vocab_size:,} pieces, sha256 {self.pieces.sha256[:16]}"
         if self.texts.dev is not None:
-            sources, references, _ = self._development()
+            sources, references, _ = self._development
             rates = [f"{self.pieces.round_trip_rate(lines):.2%}" for lines in (sources, references)]
             name, count, both = self.texts.dev_name, len(sources), " and ".join(rates)
             yield f"dev set     {name}, {count:,} pairs; {both} of lines survive the tokenizer unchanged"
@@ -172,7 +160,7 @@ class Translation:
         """Development loss (nats a target piece with eos, unsmoothed), its perplexity, BLEU, chrF, BLEU's signature."""
         if self.texts.dev is None:
             return
-        sources, references, tokens = self._development()
+        sources, references, tokens = self._development
         t = self.config.train
         nll = weight = 0.0
         for host_batch in evaluation_batches(tokens, batch_tokens=t.batch_tokens, n_buckets=3):
@@ -215,17 +203,30 @@ class Translation:
         model, params = in_type(self.config.model, params, self.config.decode.dtype)
         return Translator(encoder_decoder(model, self.vocab_size), params, self.pieces, self.config.decode)
 
+    @cached_property
+    def _batches(self) -> Batches:
+        d, t = self.config.data, self.config.train
+        return Batches(
+            self._train,
+            weights=[parallel.weight for parallel in self.texts.train],
+            batch_tokens=t.batch_tokens,
+            accumulate=t.accumulate,
+            max_length=d.max_length,
+            max_ratio=d.max_ratio,
+            n_buckets=d.length_buckets,
+            packing=d.packing,
+            seed=t.seed,
+        )
+
+    @cached_property
     def _development(self) -> tuple[list[str], list[str], TokenCache]:
-        if self._dev is None:
-            sources, references = read_sides(self.texts.dev, self.config.data.fields)
-            self._dev = sources, references, self._tokens(self.texts.dev)
-        return self._dev
+        sources, references = read_sides(self.texts.dev, self.config.data.fields)
+        return sources, references, self._tokens(self.texts.dev)
 
     @cached_property
     def _doubts(self) -> list[str]:
-        """What seems wrong with the languages of the text."""
         train = [Named(_name(parallel), own) for parallel, own in zip(self.texts.train, self._train, strict=True)]
-        dev = Named(_name(self.texts.dev), self._development()[2]) if self.texts.dev is not None else None
+        dev = Named(_name(self.texts.dev), self._development[2]) if self.texts.dev is not None else None
         return doubts(train, dev)
 
     @cached_property
@@ -239,6 +240,13 @@ class Translation:
 
     def _unsmoothed(self, params: Params, batch: Batch, mesh: Mesh) -> dict[str, Array]:
         return self.loss(params, batch, None, smoothing=0.0, mesh=mesh)[1]
+
+
+def cut_into(config: Config, micro_batches: int) -> Config:
+    """The config with so many micro-batches, checked."""
+    config = dataclasses.replace(config, train=dataclasses.replace(config.train, accumulate=micro_batches))
+    check(config)
+    return config
 
 
 def _name(parallel: Parallel) -> str:

@@ -55,7 +55,7 @@ def cross_entropy(
     The logits are x_BTD table_VD^T, in float32. The smoothed target distribution is 1 - smoothing on the target plus
     smoothing / V on each of the V pieces, the target included (Szegedy et al. 2016, §7). Differentiable in x and the
     table, through the first sum only. `parts` bounds how many parts the positions are taken in. Where the rows are
-    laid over the devices of a mesh the table comes as `Copies` on it.
+    laid over the devices of a mesh the table comes as `Copies` on it, and B is a multiple of their number.
     """
     copies = table if isinstance(table, Copies) else Copies(table[None], None)
     options = _Options(smoothing, math.gcd(x_BTD.shape[1], parts), copies.mesh)

@@ -27,16 +27,10 @@ WAIT = 3_600.0  # seconds that a process waits for another one
 HEARTBEAT = 20  # seconds of silence after which a process is given up
 LOST = 75  # the exit code of a process that has lost the others: to be started again
 # What JAX's errors say when another process is gone.
+_OF_COLLECTIVES = ("Gloo", "gloo", "NCCL")
 _OF_OTHERS = (
-    "UNAVAILABLE",
-    "DEADLINE_EXCEEDED",
-    "CANCELLED",
-    "ABORTED",
-    "oordination",
-    "Gloo",
-    "gloo",
-    "NCCL",
-    "onnection",
+    *_OF_COLLECTIVES,
+    *("UNAVAILABLE", "DEADLINE_EXCEEDED", "CANCELLED", "ABORTED", "oordination", "onnection"),
 )
 _REMIND = 60.0  # seconds between two lines that say so
 _CHUNK = 1 << 20  # characters of a message: a service takes no more than a few million bytes at once
@@ -146,8 +140,10 @@ def together() -> Iterator[None]:
             time.sleep(1 if jax.process_index() else 4)
             os._exit(2)
         raise
-    except (RuntimeError, ValueError) as error:  # a collective of jit's dispatch raises ValueError, as it fails at once
-        if count() > 1 and any(word in str(error) for word in _OF_OTHERS):
+    except (RuntimeError, ValueError) as error:
+        # A collective that fails while it is dispatched raises ValueError.
+        words = _OF_OTHERS if isinstance(error, RuntimeError) else _OF_COLLECTIVES
+        if count() > 1 and any(word in str(error) for word in words):
             log.warning("the other processes no longer answer; waiting for what became of them")
             time.sleep(2 * HEARTBEAT)
         raise

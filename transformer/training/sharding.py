@@ -112,7 +112,7 @@ class Copies:
     """
 
     table_WVD: Array
-    mesh: Mesh
+    mesh: Mesh | None
 
     @classmethod
     def of(cls, table_VD: Array, mesh: Mesh, rule: P) -> Copies:
