@@ -195,3 +195,16 @@ def test_two_processes_at_once_translate_as_one_does(trained: Path, environment,
     expected = transformer.Translator.load(str(trained)).translate(lines)
     assert (tmp_path / "out").read_text().split("\n") == [*expected, ""]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "out"]
+
+
+def test_shares_of_another_job_are_named(tmp_path: Path, caplog) -> None:
+    source, target = tmp_path / "in", tmp_path / "out"
+    source.write_bytes(b"a\nb\n")
+    translate_share(numbered, source, target, 0, 2, "float32")
+    assert "not put together" not in caplog.text
+    translate_share(numbered, source, target, 1, 2, "bfloat16")
+    (other,) = tmp_path.glob("out.*.0-of-2")
+    assert f"not put together with these, of another input, model, options or type: {other.name}" in caplog.text
+    assert not target.exists()
+    translate_share(numbered, source, target, 0, 2, "bfloat16")
+    assert target.read_bytes() == b"1 A\n2 B\n" and other.exists()
