@@ -449,6 +449,8 @@ def main(arguments: list[str]) -> None:
     parser = Parser("benchmarks/decode.py", __doc__.splitlines()[0])
     parser.add_argument("--workdir", default="runs/decode_benchmark", help="weights and text are made and kept here")
     parser.add_argument("--batches", type=int, nargs="+", help="sentences at a time (default 1 8 32 128)")
+    every = list(dict.fromkeys(name for systems in SYSTEMS.values() for name, _ in systems))
+    parser.add_argument("--systems", nargs="+", choices=every, default=every, help="only these; ours is always there")
     parser.add_argument("--beam", type=int, default=4, help="beam size (default 4)")
     parser.add_argument("--length", type=int, help="pieces of every output in the fixed mode (default 48)")
     parser.add_argument("--repeats", type=int, help="timed runs of a system in a cell (default 5)")
@@ -476,7 +478,7 @@ def main(arguments: list[str]) -> None:
         rows = show(variants(options, overrides), COLUMNS, options.json)
     else:
         folders = prepare(options, overrides)
-        systems = SYSTEMS[options.device]
+        systems = [system for system in SYSTEMS[options.device] if system[0] in ("ours", *options.systems)]
         bench = Bench(options, folders)
         try:
             fixed, spread = sentences(bench, Path(options.workdir))
