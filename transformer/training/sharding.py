@@ -139,8 +139,8 @@ class Copies:
 
 
 def in_use(params: Any, mesh: Mesh | None) -> Any:
-    """Parameters as an update takes them: of each table of pieces the `Copies`. XLA gathers the others itself, each
-    where it is used."""
+    """Parameters as an update takes them: of each table of pieces the `Copies`; learned positions, which are looked up,
+    too, whole in D. XLA gathers the others itself, each where it is used."""
     if mesh is None or mesh.size == 1:
         return params
 
