@@ -82,6 +82,10 @@ class ModelConfig:
     """Normalise each sub-layer's input instead of its residual sum (and the stack's output once)."""
     tied_embeddings: Literal["all", "target", "none"] = "all"
     """Which matrices are one table: 'all' = source, target and output (paper §3.4), 'target' = target and output."""
+    initializer: Literal["scaled", "glorot", "fairseq"] = "scaled"
+    """How matrices start. 'scaled' = with variance 1 / fan-in, that of each sub-layer's last matrix divided by the
+    number of sub-layers in the stack, as in GPT-2; 'glorot' = by Glorot and Bengio 2010, from which post-norm models
+    may not take off; 'fairseq' = as fairseq's Transformer does. See transformer/model/initializers.py."""
     attention_kernel: Literal["plain", "cudnn"] = "plain"
     """'cudnn' = its fused kernel on NVIDIA GPUs, in bfloat16, wherever it does the same; elsewhere as 'plain'."""
     dtype: Literal["float32", "bfloat16"] = "float32"

@@ -15,8 +15,10 @@ import transformer
 from transformer.checkpoint import Checkpoints
 from transformer.command_line import config_file
 from transformer.config import AttentionConfig, Config, MeshConfig, UserError
-from transformer.data.tokenizer import BOS, EOS
+from transformer.data.batching import evaluation_batches
+from transformer.data.tokenizer import BOS, EOS, PAD
 from transformer.inference.translator import Translator
+from transformer.tasks import translation
 from transformer.tasks.translation import Translation, compound_split_bleu
 from transformer.training.sharding import make_mesh
 
@@ -41,7 +43,7 @@ def task(trained: Path, config: Config) -> Translation:
 @pytest.fixture(scope="module")
 def scores(task: Translation, trained: Path) -> dict[str, float]:
     """What evaluation during training finds for the last parameters."""
-    return dict(task.evaluate(Checkpoints(trained).params(120), MESH))
+    return dict(task.evaluate(Checkpoints(trained).params(120), MESH, 120))
 
 
 def log_probabilities(task: Translation, params, source: str, target: str) -> np.ndarray:
@@ -79,7 +81,7 @@ def test_dev_scores_are_taken_in_the_type_of_decoding(task, trained: Path, monke
         decode = dataclasses.replace(task.config.decode, dtype=dtype)
         own = Translation(dataclasses.replace(task.config, decode=decode), task.pieces, task.texts)
         own._dev_loss = lambda *_, **__: {"nll": 1.0, "weight": 1.0}
-        list(own.evaluate(params, MESH))
+        list(own.evaluate(params, MESH, 120))
         own.try_decoding(params)
         loaded = Translator.load(str(trained), "last", decode)
         for translator in used:
@@ -100,7 +102,7 @@ def test_eval_sentences_limits_what_is_translated_not_the_loss(task, trained: Pa
         dataclasses.replace(task.config, train=dataclasses.replace(task.config.train, eval_sentences=3)),
         *(task.pieces, task.texts),
     )
-    found = dict(limited.evaluate(Checkpoints(trained).params(120), MESH))
+    found = dict(limited.evaluate(Checkpoints(trained).params(120), MESH, 120))
     assert [len(texts) for texts in asked] == [3]
     assert found["dev_loss"] == pytest.approx(scores["dev_loss"], rel=1e-6)
 
@@ -113,7 +115,7 @@ def test_five_samples_are_shown_always_the_same(task, tiny, trained: Path, caplo
             Translator, "translate", lambda self, texts, prefix=prefix, **_: [prefix + t for t in texts]
         )
         caplog.clear()
-        list(task.evaluate(Checkpoints(trained).params(120), MESH))
+        list(task.evaluate(Checkpoints(trained).params(120), MESH, 120))
         shown.append([message.split("\n") for message in caplog.messages if "hypothesis" in message])
     sources, references = lines(tiny.folder / "dev.en"), lines(tiny.folder / "dev.de")
     assert len(shown[0]) == 5
@@ -132,9 +134,38 @@ def test_five_samples_are_shown_always_the_same(task, tiny, trained: Path, caplo
 def test_a_warning_when_most_outputs_are_the_same(task, trained, caplog, monkeypatch, same: int, warned: bool) -> None:
     outputs = ["das ist"] * same + [f"Satz {i}" for i in range(20 - same)]
     monkeypatch.setattr(Translator, "translate", lambda self, texts, **_: outputs)
-    list(task.evaluate(Checkpoints(trained).params(120), MESH))
-    told = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+    list(task.evaluate(Checkpoints(trained).params(120), MESH, 120))
+    told = [line for line in map(logging.LogRecord.getMessage, caplog.records) if "are the same" in line]
     assert told == (["11 of 20 translations are the same: 'das ist'"] if warned else [])
+
+
+def test_dev_loss_exchanged_is_that_of_other_sources(task, trained: Path, scores, monkeypatch) -> None:
+    """Each sentence gets the source of another one; a batch of one sentence says nothing."""
+    params = Checkpoints(trained).params(120)
+    nll = weight = 0.0
+    for batch in evaluation_batches(task._development[2], batch_tokens=task.config.train.batch_tokens, n_buckets=3):
+        real = batch["target"][:, 0] != PAD
+        other = {**batch, "source": batch["source"].copy()}
+        other["source"][real] = batch["source"][np.roll(np.flatnonzero(real), 1)]
+        assert (other["source"][~real] == PAD).all()
+        sums = task.loss(params, other, None, smoothing=0.0)[1]
+        nll, weight = nll + float(sums["nll"]), weight + float(sums["weight"])
+    assert scores["dev_loss_exchanged"] == pytest.approx(nll / weight, rel=1e-5)
+    assert scores["dev_loss_exchanged"] > scores["dev_loss"] + 0.5  # it has learnt something
+    alone = {side: np.where(np.arange(len(ids))[:, None] == 0, ids, PAD) for side, ids in batch.items()}
+    monkeypatch.setattr(translation, "evaluation_batches", lambda *_, **__: iter([alone]))
+    assert "dev_loss_exchanged" not in dict(task.evaluate(params, MESH, 120))
+
+
+@pytest.mark.parametrize(("step", "gain", "warned"), [(20, 0.9, True), (19, 0.9, False), (20, 1.1, False)])
+def test_a_warning_where_the_source_hardly_helps(task, trained, caplog, monkeypatch, step, gain, warned) -> None:
+    """After the 20 updates of warmup, where exchanging sources costs less than what is left to learn."""
+    monkeypatch.setattr(Translation, "_losses", lambda *_: (2.0, 2.0 * gain))
+    monkeypatch.setattr(Translator, "translate", lambda self, texts, **_: [f"Satz {text}" for text in texts])
+    found = dict(task.evaluate(Checkpoints(trained).params(120), MESH, step))
+    assert found["dev_loss_exchanged"] == pytest.approx(2.0 + 2.0 * gain)
+    told = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+    assert [line.split(":")[1] for line in told] == ([" the source hardly helps"] if warned else [])
 
 
 def test_the_loss_counts_what_is_no_padding(task, trained: Path) -> None:

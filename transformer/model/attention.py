@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
+from transformer.model.initializers import GLOROT, Matrices, matrix
 from transformer.model.layers import einsum, product
 
 MASKED = -1e30  # finite, so that a fully masked row has a finite softmax and finite gradients
@@ -108,18 +109,15 @@ class Attention(nnx.Module):
         *,
         own_kv: bool = True,
         kernel: str = "plain",
+        start: Matrices = GLOROT,
         rngs: nnx.Rngs,
     ):
-        def glorot(fan_in: int, fan_out: int, shape: tuple[int, ...]) -> nnx.Param:
-            limit = (6 / (fan_in + fan_out)) ** 0.5
-            return nnx.Param(jax.random.uniform(rngs.params(), shape, jnp.float32, -limit, limit))
-
         self.kernel = kernel
-        self.query = glorot(d_model, heads * d_k, (d_model, heads, d_k))
+        self.query = matrix(start["query"], rngs, (d_model, heads, d_k))
         if own_kv:
-            self.key = glorot(d_model, kv_heads * d_k, (d_model, kv_heads, d_k))
-            self.value = glorot(d_model, kv_heads * d_v, (d_model, kv_heads, d_v))
-        self.output = glorot(heads * d_v, d_model, (heads, d_v, d_model))
+            self.key = matrix(start["key"], rngs, (d_model, kv_heads, d_k))
+            self.value = matrix(start["value"], rngs, (d_model, kv_heads, d_v))
+        self.output = matrix(start["output"], rngs, (heads, d_v, d_model), inner=2)
 
     def kv(self, x_BSD: Array) -> KV:
         """Keys and values of x, to be attended to now or later."""

@@ -12,6 +12,7 @@ from jax import Array
 
 from transformer.config import ModelConfig
 from transformer.model.attention import KV
+from transformer.model.initializers import normal
 from transformer.model.layers import Embedding, dropout, fold, sinusoids
 from transformer.model.stack import Between, Decoder, Encoder
 
@@ -87,8 +88,8 @@ class EncoderDecoder(nnx.Module):
         def table() -> Embedding:
             return Embedding(vocab_size, config.d_model, rngs=rngs)
 
-        def positions() -> Array:
-            return jax.random.normal(rngs.params(), (config.max_positions, config.d_model)) * 0.02
+        def positions() -> nnx.Param:
+            return normal(0.02, rngs, (config.max_positions, config.d_model))
 
         self.config = config
         # One module owns a table and offers both its uses: aliases would split its gradient in two.
@@ -98,8 +99,8 @@ class EncoderDecoder(nnx.Module):
         if config.tied_embeddings == "none":
             self.output_embedding = table()
         if config.positions == "learned":
-            self.source_positions = nnx.Param(positions())
-            self.target_positions = nnx.Param(positions())
+            self.source_positions = positions()
+            self.target_positions = positions()
         self.encoder = Encoder(config, rngs=rngs)
         self.decoder = Decoder(config, rngs=rngs)
 

@@ -34,6 +34,11 @@ class Model:
         """Shapes and types of the parameters, nothing allocated."""
         return _nest({path: jax.ShapeDtypeStruct(v.shape, v.dtype) for path, v in self._variables.items()})
 
+    @property
+    def starts(self) -> Mapping[str, str]:
+        """How each parameter starts, in words, by its path."""
+        return {"/".join(map(str, path)): v.get_metadata()["start"] for path, v in self._variables.items()}
+
     def init(self, key: Array) -> Params:
         """Fresh float32 parameters; the same key gives the same values."""
         state = nnx.state(self._build(nnx.Rngs(params=key)))

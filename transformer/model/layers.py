@@ -15,6 +15,7 @@ from flax import nnx
 from jax import Array
 from jax.experimental.layout import Layout, with_layout_constraint
 
+from transformer.model.initializers import GLOROT, Matrices, constant, matrix, normal
 from transformer.model.rounding import Rounded, rounded_product
 
 
@@ -132,7 +133,7 @@ class Embedding(nnx.Module):
 
     def __init__(self, vocab_size: int, d_model: int, *, rngs: nnx.Rngs):
         # Standard deviation D^-0.5: unit variance after the scaling by sqrt(D), and small initial logits.
-        self.table = nnx.Param(jax.random.normal(rngs.params(), (vocab_size, d_model)) * d_model**-0.5)
+        self.table = normal(d_model**-0.5, rngs, (vocab_size, d_model))
 
     @jax.named_scope("embed")
     def embed(self, tokens_BT: Array) -> Array:
@@ -153,8 +154,8 @@ class LayerNorm(nnx.Module):
     """Normalises the last axis to mean 0 and variance 1, then scales and shifts it (Ba et al. 2016)."""
 
     def __init__(self, d_model: int):
-        self.scale = nnx.Param(jnp.ones(d_model))
-        self.bias = nnx.Param(jnp.zeros(d_model))
+        self.scale = constant(1, d_model)
+        self.bias = constant(0, d_model)
 
     @jax.named_scope("norm")
     def __call__(self, x_BTD: Array) -> Array:
@@ -168,12 +169,11 @@ class LayerNorm(nnx.Module):
 class FeedForward(nnx.Module):
     """max(0, x W1 + b1) W2 + b2 (paper §3.3, eq. 2)."""
 
-    def __init__(self, d_model: int, d_ff: int, *, rngs: nnx.Rngs):
-        limit = (6 / (d_model + d_ff)) ** 0.5
-        self.w1 = nnx.Param(jax.random.uniform(rngs.params(), (d_model, d_ff), jnp.float32, -limit, limit))
-        self.b1 = nnx.Param(jnp.zeros(d_ff))
-        self.w2 = nnx.Param(jax.random.uniform(rngs.params(), (d_ff, d_model), jnp.float32, -limit, limit))
-        self.b2 = nnx.Param(jnp.zeros(d_model))
+    def __init__(self, d_model: int, d_ff: int, *, start: Matrices = GLOROT, rngs: nnx.Rngs):
+        self.w1 = matrix(start["w1"], rngs, (d_model, d_ff))
+        self.b1 = constant(0, d_ff)
+        self.w2 = matrix(start["w2"], rngs, (d_ff, d_model))
+        self.b2 = constant(0, d_model)
 
     @jax.named_scope("feed_forward")
     def __call__(self, x_BTD: Array) -> Array:

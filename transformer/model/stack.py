@@ -11,6 +11,7 @@ from jax import Array
 
 from transformer.config import ModelConfig
 from transformer.model.attention import KV, Attention, write
+from transformer.model.initializers import Matrices, matrices
 from transformer.model.layers import FeedForward, LayerNorm, dropout, fold
 
 Between = Callable[[Array], Array]
@@ -37,21 +38,22 @@ class SublayerNorm(LayerNorm):
         return joined if self.pre_norm else self(joined)
 
 
-def _attention(config: ModelConfig, kind: str, layer: int, rngs: nnx.Rngs) -> Attention:
+def _attention(config: ModelConfig, kind: str, layer: int, start: Matrices, rngs: nnx.Rngs) -> Attention:
     """That of one layer; the first of each `kv_sharing` neighbours makes keys and values for all of them."""
     c, own = config, config.attention(kind)
     first = layer % own.kv_sharing == 0
     sizes = c.d_model, c.heads, own.kv_heads, c.key_size, c.value_size
-    return Attention(*sizes, own_kv=first, kernel=c.attention_kernel, rngs=rngs)
+    return Attention(*sizes, own_kv=first, kernel=c.attention_kernel, start=start, rngs=rngs)
 
 
 class EncoderLayer(nnx.Module):
     """Self-attention and feed-forward."""
 
     def __init__(self, config: ModelConfig, layer: int, *, rngs: nnx.Rngs):
-        self.self_attention = _attention(config, "encoder", layer, rngs)
+        start = matrices(config.initializer, 2 * config.encoder_layers)
+        self.self_attention = _attention(config, "encoder", layer, start, rngs)
         self.self_attention_norm = SublayerNorm(config)
-        self.feed_forward = FeedForward(config.d_model, config.d_ff, rngs=rngs)
+        self.feed_forward = FeedForward(config.d_model, config.d_ff, start=start, rngs=rngs)
         self.feed_forward_norm = SublayerNorm(config)
 
     def __call__(self, x_BTD: Array, shared: KV | None, mask_BTS: Array, key: Array | None) -> tuple[Array, KV]:
@@ -69,11 +71,12 @@ class DecoderLayer(nnx.Module):
     """Masked self-attention, attention over the encoder's output, and feed-forward."""
 
     def __init__(self, config: ModelConfig, layer: int, *, rngs: nnx.Rngs):
-        self.self_attention = _attention(config, "decoder", layer, rngs)
+        start = matrices(config.initializer, 3 * config.decoder_layers)
+        self.self_attention = _attention(config, "decoder", layer, start, rngs)
         self.self_attention_norm = SublayerNorm(config)
-        self.cross_attention = _attention(config, "cross", layer, rngs)
+        self.cross_attention = _attention(config, "cross", layer, start, rngs)
         self.cross_attention_norm = SublayerNorm(config)
-        self.feed_forward = FeedForward(config.d_model, config.d_ff, rngs=rngs)
+        self.feed_forward = FeedForward(config.d_model, config.d_ff, start=start, rngs=rngs)
         self.feed_forward_norm = SublayerNorm(config)
 
     def __call__(

@@ -36,6 +36,9 @@ from transformer.training.step import Batch, cut
 
 log = logging.getLogger("transformer")
 
+# The right source, instead of another sentence's, must save so many times the loss that is left, or it hardly helps.
+LEAST_GAIN = 1.0
+
 
 class Translation:
     """The task behind train.py and evaluate.py: model, batches, loss and evaluation of one config."""
@@ -156,19 +159,28 @@ class Translation:
 
     # ---- Evaluation -------------------------------------------------------------------------------------------------
 
-    def evaluate(self, params: Params, mesh: Mesh) -> Iterator[tuple[str, float | str]]:
-        """Development loss (nats a target piece with eos, unsmoothed), its perplexity, BLEU, chrF, BLEU's signature."""
+    def evaluate(self, params: Params, mesh: Mesh, step: int) -> Iterator[tuple[str, float | str]]:
+        """Development loss (nats a target piece with eos, unsmoothed), its perplexity, the loss with sources exchanged
+        among sentences, BLEU, chrF, BLEU's signature.
+
+        Logs a warning where, after the warmup, the source hardly helps: the model has not taken off.
+        """
         if self.texts.dev is None:
             return
         sources, references, tokens = self._development
         t = self.config.train
-        nll = weight = 0.0
-        for host_batch in evaluation_batches(tokens, batch_tokens=t.batch_tokens, n_buckets=3):
-            batch = jax.tree.map(lambda x: x[0], cut(host_batch, mesh, 1))
-            sums = self._dev_loss(params, place(batch, batch_sharding(mesh)), mesh=mesh)
-            nll, weight = nll + float(sums["nll"]), weight + float(sums["weight"])
-        yield "dev_loss", nll / weight
-        yield "dev_perplexity", float(np.exp(min(nll / weight, 700.0)))
+        loss, gain = self._losses(params, mesh, tokens)
+        yield "dev_loss", loss
+        yield "dev_perplexity", float(np.exp(min(loss, 700.0)))
+        if gain is not None:
+            yield "dev_loss_exchanged", loss + gain
+            if step >= t.warmup_steps and gain < LEAST_GAIN * loss:
+                log.warning(
+                    "step %d: the source hardly helps: dev loss is %.2f, and %.2f with sources exchanged among "
+                    "sentences. If that stays so, start anew with a lower train.peak_learning_rate, a longer "
+                    "train.warmup_steps or another train.seed",
+                    *(step, loss, loss + gain),
+                )
         sources, references = sources[: t.eval_sentences], references[: t.eval_sentences]
         hypotheses = together(self._translator(here(params)), sources)
         scores = score(hypotheses, references)
@@ -181,6 +193,25 @@ class Translation:
         text, count = Counter(hypotheses).most_common(1)[0]
         if len(hypotheses) >= 10 and count > len(hypotheses) / 2:
             log.warning("%d of %d translations are the same: %r", count, len(hypotheses), text)
+
+    def _losses(self, params: Params, mesh: Mesh, tokens: TokenCache) -> tuple[float, float | None]:
+        """The development loss, and how much it grows where each sentence has the source of its neighbour in a batch.
+
+        The second is None where no batch has two sentences.
+        """
+
+        def sums(batch: dict[str, np.ndarray]) -> np.ndarray:
+            rows = jax.tree.map(lambda x: x[0], cut(batch, mesh, 1))
+            found = self._dev_loss(params, place(rows, batch_sharding(mesh)), mesh=mesh)
+            return np.array([float(found["nll"]), float(found["weight"])])
+
+        whole, grown = np.zeros(2), np.zeros(2)
+        for batch in evaluation_batches(tokens, batch_tokens=self.config.train.batch_tokens, n_buckets=3):
+            own = sums(batch)
+            whole += own
+            if (other := exchanged(batch)) is not None:
+                grown += sums(other)[0] - own[0], own[1]
+        return float(whole[0] / whole[1]), float(grown[0] / grown[1]) if grown[1] else None
 
     def try_decoding(self, params: Params) -> None:
         """Translate two sentences, for a dry run."""
@@ -240,6 +271,19 @@ class Translation:
 
     def _unsmoothed(self, params: Params, batch: Batch, mesh: Mesh) -> dict[str, Array]:
         return self.loss(params, batch, None, smoothing=0.0, mesh=mesh)[1]
+
+
+def exchanged(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray] | None:
+    """The batch with the source of each sentence replaced by that of the row before; None with fewer than two rows.
+
+    Rows of padding, which stand last, stay where they are.
+    """
+    n = int((batch["target"][:, 0] != PAD).sum())
+    if n < 2:
+        return None
+    source = batch["source"].copy()
+    source[:n] = np.roll(source[:n], 1, axis=0)
+    return {**batch, "source": source}
 
 
 def cut_into(config: Config, micro_batches: int) -> Config:

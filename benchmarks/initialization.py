@@ -1,0 +1,187 @@
+"""Which initialisation takes off: fresh models measured, and the dev loss of trained ones, seed by seed.
+
+    python benchmarks/initialization.py start                                # a minute or two
+    python benchmarks/initialization.py seeds --seeds 0 1 2                  # ten minutes a seed on 2 cores
+
+benchmarks/README.md says what is measured and how.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import itertools
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from rows import Rows
+from side_by_side import HERE, environment, log
+
+from transformer.command_line import Parser, run
+from transformer.config import BASE, BIG, ModelConfig, UserError
+
+TINY = ModelConfig(encoder_layers=4, decoder_layers=4, d_model=128, d_ff=256, heads=4, dropout=0.2)
+SIZES = {"tiny": TINY, "base": BASE, "big": BIG}
+INITIALIZERS = get_args(get_type_hints(ModelConfig)["initializer"])
+CONFIG = HERE.parent / "configs" / "multi30k_en_de.py"
+PIECES = 4_000
+
+
+# ---- Fresh models ----------------------------------------------------------------------------------------------------
+def start(o: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Rows: what `fresh` finds, as means over the seeds."""
+    for size, depth, initializer in itertools.product(o.sizes, o.depths, o.initializers):
+        layers = {"encoder_layers": depth, "decoder_layers": depth, "pre_norm": o.pre_norm}
+        model = dataclasses.replace(SIZES[size], **layers, initializer=initializer, dropout=0.0)
+        found = [fresh(model, seed) for seed in o.seeds]
+        yield {
+            **{"part": "start", "size": size, "depth": depth, "initializer": initializer, "pre_norm": o.pre_norm},
+            "seeds": o.seeds,
+            **{name: float(f"{sum(one[name] for one in found) / len(found):.3g}") for name in found[0]},
+        }
+
+
+def fresh(model: ModelConfig, seed: int) -> dict[str, float]:
+    """What a fresh model does to 16 pairs of 16 random pieces.
+
+    `*_share`: the mean share of a sub-layer's output in the variance of its residual sum. `likeness`: the mean cosine
+    between the encoder's outputs at two positions of a sentence. `gradient_*`: the norm of the gradient of the loss,
+    in nats a piece, for all parameters of one layer.
+    """
+    import jax
+    import jax.numpy as jnp
+
+    from transformer.model import encoder_decoder
+
+    built = encoder_decoder(model, PIECES)
+    params = built.init(jax.random.key(seed))
+    source, target = jax.random.randint(jax.random.key(seed + 1), (2, 16, 16), 4, PIECES)
+
+    def loss(params: Any) -> Any:
+        log_probs = jax.nn.log_softmax(built.apply(params, source, target[:, :-1]))
+        return -jnp.take_along_axis(log_probs, target[:, 1:, None], axis=-1).mean()
+
+    with recorded() as sums:
+        built.apply(params, source, target)
+    shares = [float(jnp.mean(y**2) / (jnp.mean(x**2) + jnp.mean(y**2))) for x, y, _ in sums]
+    encoder, decoder = shares[: 2 * model.encoder_layers], shares[2 * model.encoder_layers :]
+    groups = {
+        "encoder_attention_share": encoder[::2],
+        "decoder_self_attention_share": decoder[::3],
+        "cross_attention_share": decoder[1::3],
+        "feed_forward_share": encoder[1::2] + decoder[2::3],
+    }
+    memory_BSD = sums[2 * model.encoder_layers - 1][2]
+    unit_BSD = memory_BSD / jnp.linalg.norm(memory_BSD, axis=-1, keepdims=True)
+    cosines_BST = unit_BSD @ unit_BSD.swapaxes(1, 2)
+    S = cosines_BST.shape[1]
+    grads = jax.jit(jax.grad(loss))(params)
+
+    def norm(stack: str, layer: int) -> float:
+        leaves = jax.tree.leaves(grads[stack]["layers"][str(layer)])
+        return float(jnp.sqrt(sum(jnp.sum(x**2) for x in leaves)))
+
+    return {
+        **{name: sum(group) / len(group) for name, group in groups.items()},
+        "likeness": float((cosines_BST.sum((1, 2)) - S).mean() / (S * (S - 1))),
+        "gradient_encoder_first": norm("encoder", 0),
+        "gradient_encoder_last": norm("encoder", model.encoder_layers - 1),
+        "gradient_decoder_first": norm("decoder", 0),
+        "gradient_decoder_last": norm("decoder", model.decoder_layers - 1),
+    }
+
+
+@contextlib.contextmanager
+def recorded() -> Iterator[list[tuple[Any, Any, Any]]]:
+    """For each sub-layer that runs in the block: its input to the residual sum, its output, and the norm of the sum."""
+    from transformer.model.stack import SublayerNorm
+
+    sums: list[tuple[Any, Any, Any]] = []
+    plain = SublayerNorm.leave
+
+    def leave(self: SublayerNorm, x_BTD: Any, y_BTD: Any, key: Any) -> Any:
+        z_BTD = plain(self, x_BTD, y_BTD, key)
+        sums.append((x_BTD, y_BTD, z_BTD))
+        return z_BTD
+
+    SublayerNorm.leave = leave
+    try:
+        yield sums
+    finally:
+        SublayerNorm.leave = plain
+
+
+# ---- Trained models --------------------------------------------------------------------------------------------------
+def seeds(o: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Rows: the evaluations of each training, as soon as it is done; `--jobs` trainings at a time."""
+    wanted = itertools.product(o.sizes, o.depths, o.initializers, o.seeds)
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(o.jobs) as pool:
+        for done in as_completed([pool.submit(trained, o, Path(folder), *one) for one in wanted]):
+            yield from done.result()
+
+
+def trained(
+    o: argparse.Namespace, folder: Path, size: str, depth: int, initializer: str, seed: int
+) -> list[dict[str, Any]]:
+    """Train by train.py, and read its log; a training that breaks off gives a last row that tells why."""
+    model = SIZES[size]
+    workdir = folder / f"{size}-{depth}-{initializer}-{seed}"
+    fields = {
+        **{f"model.{name}": getattr(model, name) for name in ("d_model", "d_ff", "heads", "dropout")},
+        **{"model.encoder_layers": depth, "model.decoder_layers": depth},
+        **{"model.initializer": initializer, "train.seed": seed, "train.steps": o.updates},
+        **{"train.eval_every": o.eval_every, "train.eval_sentences": o.eval_sentences},
+        "train.checkpoint_every": o.updates,
+    }
+    options = [f"--{name}={value}" for name, value in fields.items()] + o.overrides
+    command = [sys.executable, str(HERE.parent / "train.py"), "--config", o.config, "--workdir", str(workdir), *options]
+    # Several share a GPU: none takes all of its memory.
+    shared = environment(XLA_PYTHON_CLIENT_PREALLOCATE="false")
+    done = subprocess.run(command, env=shared, capture_output=True, text=True)
+    about = {"part": "seeds", "config": Path(o.config).name, "size": size, "depth": depth, "initializer": initializer}
+    about |= {"seed": seed, "overrides": o.overrides}
+    metrics = workdir / "metrics.jsonl"
+    entries = [json.loads(line) for line in metrics.read_text().splitlines()] if metrics.exists() else []
+    kept = ("step", "dev_loss", "dev_loss_exchanged", "dev_bleu", "dev_bleu_signature")
+    rows = [{**about, **{n: entry[n] for n in kept if n in entry}} for entry in entries if "dev_loss" in entry]
+    if done.returncode:
+        rows.append({**about, "failed": done.stderr.strip().splitlines()[-1]})
+    return rows
+
+
+# ---- The command -----------------------------------------------------------------------------------------------------
+def main(arguments: list[str]) -> None:
+    parser = Parser("benchmarks/initialization.py", __doc__.splitlines()[0])
+    parser.add_argument("part", choices=["start", "seeds"])
+    parser.add_argument("--sizes", nargs="+", choices=SIZES, default=["tiny"])
+    parser.add_argument("--depths", nargs="+", type=int, help="layers a side (default: 2 4 6 12 at the start, else 4)")
+    parser.add_argument("--initializers", nargs="+", choices=INITIALIZERS, default=list(INITIALIZERS))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--pre-norm", action="store_true", help="start: of pre-norm models")
+    parser.add_argument("--config", default=str(CONFIG), help="seeds: what is trained (default: Multi30k's)")
+    parser.add_argument("--updates", type=int, default=1_000, help="seeds: updates of a training (default 1,000)")
+    parser.add_argument("--eval-every", type=int, default=250, help="seeds: updates between evaluations (default 250)")
+    parser.add_argument("--eval-sentences", type=int, default=50, help="seeds: for dev BLEU (default 50)")
+    parser.add_argument("--jobs", type=int, default=1, help="seeds: trainings at a time (default 1)")
+    parser.add_argument("--rows", default="results/initialization.jsonl", help="rows are added to this file")
+    o, o.overrides = parser.parse_known_args(arguments)
+    o.depths = o.depths or ([2, 4, 6, 12] if o.part == "start" else [4])
+    if o.overrides and o.part == "start":
+        raise UserError(f"unknown option {o.overrides[0]}; --help names every option")
+    rows = Rows(o.rows)
+    for row in {"start": start, "seeds": seeds}[o.part](o):
+        rows.add(row)
+        log("  ".join(f"{name} {value}" for name, value in row.items()))
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,60 @@
+"""Rows of figures in `results/*.jsonl`, each with what it takes to measure it again."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from side_by_side import HERE, machine
+
+
+class Rows:
+    """A file of rows, one JSON object a line; each is on the disk as soon as it is added."""
+
+    def __init__(self, path: str, *, device: str | None = None, commit: str | None = None):
+        """`device`: the name of what computes; by default that of JAX's first device, or of the processor."""
+        self._path = Path(path)
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        script = os.path.relpath(sys.argv[0], HERE.parent)
+        self._about = {
+            "command": shlex.join(["python", script, *sys.argv[1:]]),
+            "commit": commit or head(),
+            "device": device or device_name(),
+        }
+
+    def add(self, row: dict[str, Any]) -> dict[str, Any]:
+        """Append the row with command, commit, device and date; returns it so."""
+        row = {**row, **self._about, "date": datetime.date.today().isoformat()}
+        with self._path.open("a") as file:
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        return row
+
+
+def head() -> str:
+    """The commit of this checkout, with "-dirty" where files differ from it; "unknown" without git."""
+    try:
+        done = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],
+            cwd=HERE, capture_output=True, text=True,
+        )  # fmt: skip
+    except OSError:
+        return "unknown"
+    return done.stdout.strip() or "unknown"
+
+
+def device_name() -> str:
+    """JAX's first device and how many there are; on a CPU the processor's name and the cores this process may use."""
+    import jax
+
+    device = jax.devices()[0]
+    if device.platform == "cpu":
+        return f"{machine(('jax',))}, {len(os.sched_getaffinity(0))} cores"
+    return f"{jax.device_count()} x {device.device_kind}, {machine(('jax',))}"

@@ -1,0 +1,83 @@
+"""How fresh parameters lie, and what the start of a deep post-norm model does to the positions of a sentence."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from quick import jit
+
+from transformer.config import ModelConfig
+from transformer.model import encoder_decoder
+
+SMALL = ModelConfig(encoder_layers=2, decoder_layers=3, d_model=32, d_ff=48, heads=4, kv_heads=2, d_k=6, d_v=10)
+V = 500
+
+
+def flat(params) -> dict[str, np.ndarray]:
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    return {"/".join(key.key for key in keys): np.asarray(leaf) for keys, leaf in leaves}
+
+
+# Variance of each matrix, by hand. Query (32, 4 x 6), key (32, 2 x 6), value (32, 2 x 10), output (4 x 10, 32),
+# w1 (32, 48), w2 (48, 32); 4 sub-layers in the encoder, 9 in the decoder.
+VARIANCES = {
+    "scaled": {"query": 1 / 32, "key": 1 / 32, "value": 1 / 32, "w1": 1 / 32, "output": 1 / 40, "w2": 1 / 48},
+    "glorot": {"query": 2 / 56, "key": 2 / 44, "value": 2 / 52, "w1": 2 / 80, "output": 2 / 72, "w2": 2 / 80},
+    "fairseq": {"query": 1 / 56, "key": 1 / 44, "value": 1 / 52, "w1": 1 / 96, "output": 2 / 72, "w2": 1 / 144},
+}
+
+
+@pytest.mark.parametrize("initializer", VARIANCES)
+@pytest.mark.parametrize("pre_norm", [False, True])
+def test_every_parameter_starts_as_its_initializer_says(initializer: str, pre_norm: bool) -> None:
+    config = dataclasses.replace(SMALL, initializer=initializer, pre_norm=pre_norm, positions="learned")
+    model = encoder_decoder(config, V)
+    params = flat(jit(model.init)(jax.random.key(0)))
+    assert params.keys() == model.starts.keys()
+    for path, values in params.items():
+        stack, name = path.split("/")[0], path.split("/")[-1]
+        if name in VARIANCES[initializer]:
+            variance = VARIANCES[initializer][name]
+            if initializer == "scaled" and name in ("output", "w2"):
+                variance /= {"encoder": 4, "decoder": 9}[stack]
+            limit = math.sqrt(3 * variance)
+            assert model.starts[path] == f"uniform, +-{limit:.4f}", path
+            assert abs(values).max() == pytest.approx(limit, rel=0.03) and abs(values).max() <= limit, path
+            assert values.std() == pytest.approx(math.sqrt(variance), rel=0.1), path
+        elif name == "table" or name.endswith("_positions"):
+            deviation = 32**-0.5 if name == "table" else 0.02
+            assert model.starts[path] == f"normal, {deviation:.4f}"
+            assert values.std() == pytest.approx(deviation, rel=0.02) and abs(values.mean()) < deviation / 20
+        else:
+            expected = 1 if name == "scale" else 0
+            assert model.starts[path] == str(expected) and (values == expected).all()
+
+
+def likeness(config: ModelConfig) -> float:
+    """The mean cosine between the outputs of a fresh encoder at two positions of a sentence."""
+    model = encoder_decoder(config, V)
+
+    def outputs(key):
+        memory = model.apply(model.init(key), jax.random.randint(key, (8, 16), 4, V), method="encode")
+        # Cross-attention's keys are the outputs times one matrix, which keeps angles for the most part.
+        return memory.kv[0].k_BKHS
+
+    k_BKHS = jit(outputs)(jax.random.key(0))
+    k_BSX = jnp.moveaxis(k_BKHS, -1, 1).reshape(8, 16, -1)
+    unit_BSX = k_BSX / jnp.linalg.norm(k_BSX, axis=-1, keepdims=True)
+    cosines_BST = np.asarray(unit_BSX @ unit_BSX.swapaxes(1, 2))
+    return float((cosines_BST.sum() / 8 - 16) / (16 * 15))
+
+
+def test_positions_stay_apart_behind_a_deep_encoder() -> None:
+    """Under 'scaled' depth changes nothing; under 'glorot' all positions look alike."""
+    config = ModelConfig(encoder_layers=12, decoder_layers=1, d_model=64, d_ff=128, heads=4)
+    shallow = dataclasses.replace(config, encoder_layers=2)
+    scaled, of_two = likeness(config), likeness(shallow)
+    assert scaled < 0.5 and scaled == pytest.approx(of_two, abs=0.1)
+    assert likeness(dataclasses.replace(config, initializer="glorot")) > 0.95
