@@ -12,7 +12,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -29,47 +29,82 @@ def pieces(rows: int, length: int, vocab_size: int) -> tuple[np.ndarray, np.ndar
     return source, target
 
 
-def ours(
-    model: str, dtype: str, rows: int, length: int, vocab_size: int, device: str, dropout: float | None = None, **_: Any
-) -> Any:
-    """An update as train.py does it; with another rate of dropout, if one is given."""
-    import dataclasses
-    from types import SimpleNamespace
+def packed_pieces(rows: int, length: int, vocab_size: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Source and target: in each row several sentences of 20 to 40 random pieces, the last one an eos, then padding.
 
+    As many sentences on either side; 98 % of a row of 256 is filled, and each row ends with padding.
+    """
+    rng = np.random.default_rng(seed)
+    half = max(1, length // 64)
+    free = length - max(1, length // 64)
+    each = free // (2 * half)
+
+    def side() -> np.ndarray:
+        tokens_RT = np.full((rows, length), PAD, np.int32)
+        for row_T in tokens_RT:
+            longer = rng.integers(-(each // 3), each // 3 + 1, half)
+            lengths = rng.permutation(each + np.concatenate([longer, -longer]))
+            lengths[: free - each * 2 * half] += 1
+            row_T[: lengths.sum()] = rng.integers(4, vocab_size, lengths.sum())
+            row_T[np.cumsum(lengths) - 1] = EOS
+        return tokens_RT
+
+    return side(), side()
+
+
+def model_config(model: str, **changes: Any) -> Any:
+    """The paper's base or big model, or a small one, with some fields changed."""
+    import dataclasses
+
+    from transformer.config import BASE, BIG
+
+    shape = {"base": BASE, "big": BIG, "small": dataclasses.replace(BASE, **SMALL)}[model]
+    return dataclasses.replace(shape, **changes)
+
+
+def ours(
+    model: str,
+    dtype: str,
+    rows: int,
+    length: int,
+    vocab_size: int,
+    device: str,
+    dropout: float | None = None,
+    *,
+    changes: dict[str, Any] | None = None,
+    packed: bool = False,
+    seed: int = 0,
+    digest: bool = False,
+    **_: Any,
+) -> Any:
+    """An update as train.py does it; with another rate of dropout, if one is given.
+
+    `changes`: fields of the model that differ. With `packed` a row holds several sentences. With `digest` an answer
+    has the sha256 of the parameters.
+    """
     import jax
 
     from transformer.command_line import set_up_jax
-    from transformer.config import BASE, BIG, Config, MeshConfig, TrainConfig
-    from transformer.tasks.translation import Translation
+    from transformer.config import Config, DataConfig, TrainConfig
     from transformer.training.flops import update_flops
-    from transformer.training.optimizer import optimizer
-    from transformer.training.sharding import batch_sharding, make_mesh, place, shardings
-    from transformer.training.step import compiled, cut, init_state
 
     set_up_jax()
     if device == "cuda" and jax.default_backend() != "gpu":
         raise SystemExit("--device cuda: this JAX sees no GPU")
-    shape = {"base": BASE, "big": BIG, "small": dataclasses.replace(BASE, **SMALL)}[model]
     kernel = "cudnn" if device == "cuda" and dtype == "bfloat16" else "plain"
-    shape = dataclasses.replace(shape, dtype=dtype, attention_kernel=kernel)
-    config = Config(
-        model=shape if dropout is None else dataclasses.replace(shape, dropout=dropout), train=TrainConfig()
-    )
-    task = Translation(config, SimpleNamespace(vocab_size=vocab_size, model=b"", sha256=""), None)
-    mesh = make_mesh(MeshConfig())
-    tx = optimizer(config.train, config.model.d_model)
-    abstract = jax.eval_shape(lambda: init_state(task.model.init, tx, 0))
-    update = compiled(task.loss, tx, 0, mesh, abstract)
-    state = jax.jit(lambda: init_state(task.model.init, tx, 0), out_shardings=shardings(abstract, mesh))()
-    source, target = pieces(rows, length, vocab_size)
-    batch = place(cut({"source": source, "target": target}, mesh, 1), batch_sharding(mesh, micro_batches=True))
+    fields = {"dtype": dtype, "attention_kernel": kernel} | ({} if dropout is None else {"dropout": dropout})
+    shape = model_config(model, **fields | (changes or {}))
+    config = Config(model=shape, data=DataConfig(packing=packed), train=TrainConfig(seed=seed))
+    sides = packed_pieces(rows, length, vocab_size, seed) if packed else pieces(rows, length, vocab_size)
+    update, state, batch = _set_up(config, vocab_size, *sides)
     began = time.perf_counter()
     program = update.lower(state, batch).compile()
     ready = {
         "compile_s": time.perf_counter() - began,
-        "parameters": sum(x.size for x in jax.tree.leaves(abstract.params)),
+        "parameters": sum(x.size for x in jax.tree.leaves(state.params)),
         "flops": update_flops(config.model, vocab_size, rows, length, length),
         "dropout": config.model.dropout,
+        "pieces": int((sides[1] != PAD).sum()),
     }
 
     def updates(count: int) -> dict[str, Any]:
@@ -80,21 +115,58 @@ def ours(
             state, metrics = program(state, batch)
             losses.append(metrics["loss"])
         losses = [float(loss) for loss in losses]
-        return {"seconds": time.perf_counter() - began, "losses": losses}
+        answer = {"seconds": time.perf_counter() - began, "losses": losses}
+        statistics = jax.devices()[0].memory_stats() or {}  # a CPU has none
+        answer["device_peak_mib"] = statistics.get("peak_bytes_in_use", 0) / 2**20
+        return answer | ({"sha256": sha256_of(state.params)} if digest else {})
 
     return ready, updates
 
 
-def matrix(dtype: str, **_: Any) -> Any:
+def _set_up(config: Any, vocab_size: int, source: np.ndarray, target: np.ndarray) -> tuple[Any, Any, Any]:
+    """The update of training, the state before the first, and the batch on the devices."""
+    from types import SimpleNamespace
+
+    import jax
+
+    from transformer.config import MeshConfig
+    from transformer.tasks.translation import Translation
+    from transformer.training.optimizer import optimizer
+    from transformer.training.sharding import batch_sharding, make_mesh, place, shardings
+    from transformer.training.step import compiled, cut, init_state
+
+    task = Translation(config, SimpleNamespace(vocab_size=vocab_size, model=b"", sha256=""), None)
+    mesh, seed = make_mesh(MeshConfig()), config.train.seed
+    tx = optimizer(config.train, config.model.d_model)
+    abstract = jax.eval_shape(lambda: init_state(task.model.init, tx, seed))
+    update = compiled(task.loss, tx, seed, mesh, abstract)
+    state = jax.jit(lambda: init_state(task.model.init, tx, seed), out_shardings=shardings(abstract, mesh))()
+    batch = cut({"source": source, "target": target}, mesh, 1)
+    return update, state, place(batch, batch_sharding(mesh, micro_batches=True))
+
+
+def sha256_of(params: Any) -> str:
+    """The sha256 of all parameters, bit for bit."""
+    import hashlib
+
+    import jax
+
+    total = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        total.update(jax.tree_util.keystr(path).encode() + np.ascontiguousarray(np.asarray(leaf)).tobytes())
+    return total.hexdigest()
+
+
+def matrix(dtype: str, sizes: Sequence[int] = (), **_: Any) -> Any:
     """JAX's rate at products of square matrices, as large as a device still does fast; the best of several sizes."""
     import jax
     import jax.numpy as jnp
 
-    sizes = (1024, 2048) if jax.default_backend() == "cpu" else (4096, 8192)
+    sizes = sizes or ((1024, 2048) if jax.default_backend() == "cpu" else (4096, 8192))
     product = jax.jit(lambda a, b: jnp.matmul(a, b, preferred_element_type=jnp.float32).astype(a.dtype))
 
     def rate(count: int) -> dict[str, Any]:
-        best = 0.0
+        rates = {}
         for size in sizes:
             # Random numbers: ones, or zeros, cost a GPU less power. Scaled so that products keep their size.
             a = jax.random.normal(jax.random.key(0), (size, size), dtype) * size**-0.5
@@ -104,8 +176,8 @@ def matrix(dtype: str, **_: Any) -> Any:
             for _ in range(count):
                 b = product(a, b)
             jax.block_until_ready(b)
-            best = max(best, 2 * size**3 * count / (time.perf_counter() - began))
-        return {"flops_per_s": best}
+            rates[size] = 2 * size**3 * count / (time.perf_counter() - began)
+        return {"flops_per_s": max(rates.values()), "of_sizes": rates}
 
     return {}, rate
 
