@@ -67,9 +67,9 @@ RESERVE = 140  # seconds that are kept for wmt_mini
 LEAST = 25  # seconds; with less a run is not begun
 SLOWER = 3  # times the limits, for toys on a CPU
 SCRIPT = HERE / "gpu_parts.py"
-# These compile dozens of programs: without Triton's products that takes a fraction of the time.
-FLAGS = dict.fromkeys(("kernel", "wmt_mini"), "--xla_gpu_enable_triton_gemm=false")
-UNSHOWN = ("part", "seed", "versions", "command", "commit", "device", "date", "dev_bleu_signature")
+# Products by cuBLAS alone: where XLA tries Triton's as well, it compiles for minutes.
+FLAGS = dict.fromkeys(("kernel", "training", "decoding", "wmt_mini"), "--xla_gpu_enable_triton_gemm=false")
+UNSHOWN = ("part", "xla_flags", "seed", "versions", "command", "commit", "device", "date", "dev_bleu_signature")
 
 
 class Bench:
@@ -96,10 +96,8 @@ class Bench:
         """The process of a run, in a process group of its own."""
         settings = json.dumps(self.settings(limit, run.more)._asdict())
         command = [sys.executable, str(SCRIPT), run.part, settings]
-        flags = {"XLA_FLAGS": gpu_runs.xla_flags(FLAGS[run.part])} if run.part in FLAGS else {}
-        process = subprocess.Popen(
-            command, env=environment(**flags), stdout=subprocess.PIPE, stderr=stderr, text=True, start_new_session=True
-        )
+        pipes = {"stdout": subprocess.PIPE, "stderr": stderr, "text": True, "start_new_session": True}
+        process = subprocess.Popen(command, env=environment(XLA_FLAGS=self.flags(run.part)), **pipes)
         with self._lock:
             self._processes.add(process)
         return process
@@ -122,10 +120,14 @@ class Bench:
         self._rows = Rows(self.o.rows, device=found["device"], commit=self.o.commit)
         self._about = {"seed": self.o.seed, "quick": self.o.quick, "versions": found["versions"]}
 
+    def flags(self, part: str) -> str:
+        """XLA_FLAGS of a part."""
+        return gpu_runs.xla_flags(FLAGS.get(part, "") if not self.o.quick else "")
+
     def add(self, row: dict[str, Any]) -> None:
         """Write a row, show it, and keep what later parts need to know."""
         with self._lock:
-            self._rows.add({**row, **self._about})
+            self._rows.add({**row, "xla_flags": self.flags(row["part"]), **self._about})
             self.failed |= "failed" in row or row.get("ok") is False
             if row["part"] == "products" and "what" in row:
                 figure = row.get("flops_per_s", row.get("bytes_per_s", 0.0))

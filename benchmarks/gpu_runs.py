@@ -44,7 +44,7 @@ DETERMINISTIC = "--xla_gpu_deterministic_ops=true"
 
 # ---- The same bits ---------------------------------------------------------------------------------------------------
 def deterministic(s: Settings, emit: Emit) -> None:
-    """Updates of a small packed model by two processes, with and without deterministic operations and the kernel."""
+    """Updates of a small packed model by two processes, with deterministic operations and without."""
     model, rows, length, updates = ("small", 4, 32, 4) if s.quick else ("base", 32, 256, 30)
     changes = {"encoder_layers": 1, "decoder_layers": 1}
     settings = {"model": model, "rows": rows, "length": length, "vocab_size": 1_000 if s.quick else 8_000}
@@ -64,7 +64,7 @@ def deterministic(s: Settings, emit: Emit) -> None:
         reasons.setdefault(key[:2], reason)
 
     reasons: dict[tuple[str, str], str] = {}
-    kinds = [(DETERMINISTIC, "plain"), (DETERMINISTIC, "cudnn"), ("", "cudnn")]
+    kinds = [(DETERMINISTIC, "plain"), ("", "cudnn")]
     starts = {(*kind, twin): lambda k=(*kind, twin): trained(*k) for kind in kinds for twin in range(2)}
     found = at_once(starts, failed)
     for flags, kernel in kinds:
@@ -241,7 +241,7 @@ def wmt_mini(s: Settings, emit: Emit) -> None:
     if reason := missing(*NEEDED):
         emit({"part": "wmt_mini", "skipped": reason})
         return
-    about = {"part": "wmt_mini", "model": "small" if s.quick else "base", "xla_flags": os.environ.get("XLA_FLAGS", "")}
+    about = {"part": "wmt_mini", "model": "small" if s.quick else "base"}
     workdir, began = Path(s.folder) / "wmt_mini" / "run", time.time()
     # The signal ends the run in order; a checkpoint takes some seconds.
     ending = threading.Timer(max(1.0, s.limit - 20), os.kill, (os.getpid(), signal.SIGTERM))

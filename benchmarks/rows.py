@@ -21,9 +21,8 @@ class Rows:
         """`device`: the name of what computes; by default that of JAX's first device, or of the processor."""
         self._path = Path(path)
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        script = os.path.relpath(sys.argv[0], HERE.parent)
         self._about = {
-            "command": shlex.join(["python", script, *sys.argv[1:]]),
+            "command": command(sys.argv),
             "commit": commit or head(),
             "device": device or device_name(),
         }
@@ -36,6 +35,16 @@ class Rows:
             file.flush()
             os.fsync(file.fileno())
         return row
+
+
+def command(argv: list[str]) -> str:
+    """The command line, without the files that rows and logs go to, and with the last part of absolute paths alone."""
+    kept, skip = [], False
+    for argument in argv[1:]:
+        if not skip and argument not in ("--rows", "--log"):
+            kept.append(os.path.basename(argument) if os.path.isabs(argument) else argument)
+        skip = argument in ("--rows", "--log")
+    return shlex.join(["python", os.path.relpath(argv[0], HERE.parent), *kept])
 
 
 def head() -> str:

@@ -78,7 +78,7 @@ def test_every_part_gives_its_rows(environment, tmp_path: Path) -> None:
     assert {row["batch"] for row in of["decoding"] if row["system"] == "ours"} == {2, 4}
     assert all(row["tokens_per_s"] > 0 and row["of_bandwidth"] > 0 for row in of["decoding"])
     same = {(row["flag"], row["kernel"]): row["equal"] for row in of["deterministic"]}
-    assert same == {(True, "plain"): True, (True, "cudnn"): True, (False, "cudnn"): True}
+    assert same == {(True, "plain"): True, (False, "cudnn"): True}
     (resumed,) = of["resume"]
     assert resumed["equal"] and resumed["exit_code"] == 143 and 0 < resumed["asked_at"] < resumed["updates"]
     assert [row["step"] for row in of["wmt_mini"] if "dev_bleu" in row] == [30, 60]

@@ -63,12 +63,19 @@ def train(arguments: Sequence[str]) -> None:
         raise UserError("--dry-run is for a single process; leave out --process and --coordinator")
     if own.deterministic:  # read when JAX looks for its devices, which is later
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_deterministic_ops=true".strip()
+    import jax
+
     from transformer.training import processes
 
     processes.start(own.coordinator, own.process)
     with processes.all_or_none(), cache(config.data):
         pass  # one that can't be made is told before anything begins
     set_up_jax()
+    if own.deterministic and config.model.attention_kernel == "cudnn" and jax.default_backend() == "gpu":
+        raise UserError(
+            "--deterministic: cuDNN's attention does not run so (JAX 0.11 ends with an error); add "
+            "--model.attention_kernel plain"
+        )
     from transformer.tasks.translation import Translation, cut_into, vocabulary
     from transformer.training.loop import check_start, dry_run, hold, refuse_other_config
     from transformer.training.loop import train as run_training
