@@ -325,7 +325,8 @@ def give(call, monkeypatch):
 
 def test_translate_json_lines(give, trained) -> None:
     lines = [{"id": 1, "source": "the red cat sees"}, {"source": "", "id": 2}, {"source": "a dog", "prefix": "Katze"}]
-    found = give(lines, "translate", trained, "--jsonl", "--details", "--decode.n_best", 2, "--decode.beam_size", 3)
+    beam = ("--decode.beam_size", 3)
+    found = give(lines, "translate", trained, "--jsonl", "--details", "--decode.n_best", 2, *beam)
     assert [{name: record[name] for name in line} for record, line in zip(found, lines, strict=True)] == lines
     assert found[1] == lines[1] | {"translation": "", "score": None, "n_best": []}
     for record in (found[0], found[2]):
@@ -348,7 +349,7 @@ def test_translate_json_lines(give, trained) -> None:
         if scored[i]["pieces"] == found[i]["pieces"]:
             assert scored[i]["score"] == pytest.approx(found[i]["score"], rel=1e-4)
     # An ensemble of twice the same run is that run.
-    (twice,) = give(lines[:1], "translate", trained, "--ensemble", trained, "--jsonl")
+    (twice,) = give(lines[:1], "translate", trained, "--ensemble", trained, "--jsonl", *beam)
     assert twice["translation"] == found[0]["translation"]
 
 

@@ -16,16 +16,16 @@ import pytest
 from transformer.inference.translator import Found, Translator
 from transformer.tasks.jobs import train
 from transformer.tasks.sets import read_set
+from transformer.tasks.translation import score
 
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
 def quickstart(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The workdir of the quickstart's model, trained for less long."""
+    """The workdir of the quickstart."""
     workdir = str(tmp_path_factory.mktemp("quickstart") / "run")
-    shorter = ("train.steps=800", "train.eval_every=800", "train.eval_sentences=20", "train.checkpoint_every=800")
-    train(["--config", "configs/quickstart.py", "--workdir", workdir, *(f"--{value}" for value in shorter)])
+    train(["--config", "configs/quickstart.py", "--workdir", workdir])
     return workdir
 
 
@@ -45,6 +45,14 @@ def sources(quickstart: str, translator: Translator) -> list[list[int]]:
 @pytest.fixture(scope="module")
 def expected(translator: Translator, sources: list[list[int]]) -> dict[int, Found]:
     return dict(translator.search(sources))
+
+
+def test_the_quickstart_reaches_95_bleu(quickstart, translator, expected, report) -> None:
+    _, _, references = read_set(quickstart, "test")
+    found = translator.tokenizer.decode([expected[i][0][0] for i in range(len(references))])
+    bleu = score(found, references)["bleu"]
+    report(f"quickstart: BLEU {bleu:.2f}")
+    assert bleu >= 95
 
 
 def different(found: Mapping[int, Found], expected: Mapping[int, Found]) -> int:

@@ -6,7 +6,11 @@ slow tests, reach what only a model reaches that has taken off.
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 
 import jax
@@ -93,3 +97,29 @@ def test_a_small_language_is_learnt() -> None:
     source, target = sentences(200, np.random.default_rng(1))
     right = (greedy(task, state.params, source) == target).all(axis=1)
     assert right.mean() >= 0.95
+
+
+# ---- Multi30k --------------------------------------------------------------------------------------------------------
+MULTI30K = ("train.steps=300", "train.warmup_steps=200", "train.eval_every=300", "train.eval_sentences=1")
+
+
+@pytest.mark.slow
+def test_multi30k_takes_off_with_two_seeds(environment, tmp_path: Path, report) -> None:
+    """A shorter warmup than its config's, so that 300 updates tell."""
+    text = environment.get("TRANSFORMER_DATA")
+    if not text or not (Path(text) / "multi30k" / "raw").is_dir():
+        pytest.skip("TRANSFORMER_DATA does not name a folder with multi30k/raw")
+    command = [sys.executable, "train.py", "--config", "configs/multi30k_en_de.py", "--train.checkpoint_every=300"]
+    command += [f"--{option}" for option in MULTI30K]
+    root = Path(__file__).parents[2]
+    running = [
+        subprocess.Popen(
+            [*command, "--workdir", str(tmp_path / str(seed)), f"--train.seed={seed}"], env=environment, cwd=root
+        )
+        for seed in range(2)
+    ]
+    assert [process.wait() for process in running] == [0, 0]
+    for seed in range(2):
+        last = json.loads((tmp_path / str(seed) / "metrics.jsonl").read_text().splitlines()[-1])
+        report(f"Multi30k, 300 updates, seed {seed}: dev loss {last['dev_loss']:.3f}")
+        assert last["dev_loss"] <= 4.0

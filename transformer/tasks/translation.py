@@ -37,7 +37,7 @@ from transformer.training.step import Batch, cut
 log = logging.getLogger("transformer")
 
 # The right source, instead of another sentence's, must save so many times the loss that is left, or it hardly helps.
-LEAST_GAIN = 1.0
+LEAST_GAIN = 0.75
 
 
 class Translation:
@@ -174,7 +174,7 @@ class Translation:
         yield "dev_perplexity", float(np.exp(min(loss, 700.0)))
         if gain is not None:
             yield "dev_loss_exchanged", loss + gain
-            if step >= t.warmup_steps and gain < LEAST_GAIN * loss:
+            if jax.process_index() == 0 and step >= t.warmup_steps and gain < LEAST_GAIN * loss:
                 log.warning(
                     "step %d: the source hardly helps: dev loss is %.2f, and %.2f with sources exchanged among "
                     "sentences. If that stays so, start anew with a lower train.peak_learning_rate, a longer "
