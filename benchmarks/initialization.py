@@ -54,8 +54,8 @@ def fresh(model: ModelConfig, seed: int) -> dict[str, float]:
     """What a fresh model does to 16 pairs of 16 random pieces.
 
     `*_share`: the mean share of a sub-layer's output in the variance of its residual sum. `likeness`: the mean cosine
-    between the encoder's outputs at two positions of a sentence. `gradient_*`: the norm of the gradient of the loss,
-    in nats a piece, for all parameters of one layer.
+    between the encoder's outputs at two positions of a sentence. `loss`: in nats a piece. `gradient_*`: the norm of its
+    gradient for all parameters of one layer.
     """
     import jax
     import jax.numpy as jnp
@@ -84,7 +84,7 @@ def fresh(model: ModelConfig, seed: int) -> dict[str, float]:
     unit_BSD = memory_BSD / jnp.linalg.norm(memory_BSD, axis=-1, keepdims=True)
     cosines_BST = unit_BSD @ unit_BSD.swapaxes(1, 2)
     S = cosines_BST.shape[1]
-    grads = jax.jit(jax.grad(loss))(params)
+    value, grads = jax.jit(jax.value_and_grad(loss))(params)
 
     def norm(stack: str, layer: int) -> float:
         leaves = jax.tree.leaves(grads[stack]["layers"][str(layer)])
@@ -92,6 +92,7 @@ def fresh(model: ModelConfig, seed: int) -> dict[str, float]:
 
     return {
         **{name: sum(group) / len(group) for name, group in groups.items()},
+        "loss": float(value),
         "likeness": float((cosines_BST.sum((1, 2)) - S).mean() / (S * (S - 1))),
         "gradient_encoder_first": norm("encoder", 0),
         "gradient_encoder_last": norm("encoder", model.encoder_layers - 1),
