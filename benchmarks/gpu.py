@@ -177,6 +177,8 @@ class Bench:
             code = process.wait()
             timer.cancel()
             kill(process)
+            with self._lock:
+                self._processes.discard(process)
         if over.is_set():
             reason = f"stopped after its limit of {limit:.0f} s"
         elif code:
@@ -281,16 +283,20 @@ def main(arguments: Sequence[str]) -> int:
     folder = tempfile.mkdtemp(prefix="gpu-")
     share_the_gpu(folder)
     bench = Bench(o, folder)
+    if o.quick:
+        os.environ["JAX_PLATFORMS"] = "cpu"
     try:
         found = bench.probe()
         bench.say(f"{found['device']}  {found['versions']}")
-        if found["backend"] != "gpu" and not o.quick:
+        if found["backend"] == "cpu" and not o.quick:
             bench.say("JAX sees no GPU: toy sizes, as with --quick")
             o.quick = True
-        if o.quick:
             os.environ["JAX_PLATFORMS"] = "cpu"
         bench.open_rows(found)
-        bench.all()
+        if found["backend"] == "none":
+            bench.add({"part": "probe", "failed": "JAX does not start"})
+        else:
+            bench.all()
     finally:
         bench.close()
         shutil.rmtree(folder, ignore_errors=True)

@@ -13,6 +13,7 @@ import contextlib
 import dataclasses
 import itertools
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -126,8 +127,13 @@ def seeds(o: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Rows: the evaluations of each training, as soon as it is done; `--jobs` trainings at a time."""
     wanted = itertools.product(o.sizes, o.depths, o.initializers, o.seeds)
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(o.jobs) as pool:
-        for done in as_completed([pool.submit(trained, o, Path(folder), *one) for one in wanted]):
-            yield from done.result()
+        waiting = [pool.submit(trained, o, Path(folder), *one) for one in wanted]
+        try:
+            for done in as_completed(waiting):
+                yield from done.result()
+        finally:  # interrupted: no further training is begun
+            for one in waiting:
+                one.cancel()
 
 
 def trained(
@@ -145,9 +151,7 @@ def trained(
     }
     options = [f"--{name}={value}" for name, value in fields.items()] + o.overrides
     command = [sys.executable, str(HERE.parent / "train.py"), "--config", o.config, "--workdir", str(workdir), *options]
-    # Several share a GPU: none takes all of its memory.
-    shared = environment(XLA_PYTHON_CLIENT_PREALLOCATE="false")
-    done = subprocess.run(command, env=shared, capture_output=True, text=True)
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True)
     about = {"part": "seeds", "config": Path(o.config).name, "size": size, "depth": depth, "initializer": initializer}
     about |= {"seed": seed, "overrides": o.overrides}
     metrics = workdir / "metrics.jsonl"
@@ -155,7 +159,8 @@ def trained(
     kept = ("step", "dev_loss", "dev_loss_exchanged", "dev_bleu", "dev_bleu_signature")
     rows = [{**about, **{n: entry[n] for n in kept if n in entry}} for entry in entries if "dev_loss" in entry]
     if done.returncode:
-        rows.append({**about, "failed": done.stderr.strip().splitlines()[-1]})
+        said = done.stderr.strip().splitlines() or [f"ended with {done.returncode}"]
+        rows.append({**about, "failed": said[-1]})
     return rows
 
 
@@ -178,6 +183,7 @@ def main(arguments: list[str]) -> None:
     o.depths = o.depths or ([2, 4, 6, 12] if o.part == "start" else [4])
     if o.overrides and o.part == "start":
         raise UserError(f"unknown option {o.overrides[0]}; --help names every option")
+    os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"  # trainings share a GPU, with this process, too
     rows = Rows(o.rows)
     for row in {"start": start, "seeds": seeds}[o.part](o):
         rows.add(row)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -22,14 +23,14 @@ class Rows:
         self._path = Path(path)
         self._path.parent.mkdir(parents=True, exist_ok=True)
         self._about = {
-            "command": command(sys.argv),
+            "command": without_paths(command(sys.argv)),
             "commit": commit or head(),
             "device": device or device_name(),
         }
 
     def add(self, row: dict[str, Any]) -> dict[str, Any]:
         """Append the row with command, commit, device and date; returns it so."""
-        row = {**row, **self._about, "date": datetime.date.today().isoformat()}
+        row = {**without_paths(row), **self._about, "date": datetime.date.today().isoformat()}
         with self._path.open("a") as file:
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
             file.flush()
@@ -38,13 +39,22 @@ class Rows:
 
 
 def command(argv: list[str]) -> str:
-    """The command line, without the files that rows and logs go to, and with the last part of absolute paths alone."""
+    """The command line, without the files that rows and logs go to."""
     kept, skip = [], False
     for argument in argv[1:]:
-        if not skip and argument not in ("--rows", "--log"):
-            kept.append(os.path.basename(argument) if os.path.isabs(argument) else argument)
+        if not skip and argument.split("=")[0] not in ("--rows", "--log"):
+            kept.append(argument)
         skip = argument in ("--rows", "--log")
     return shlex.join(["python", os.path.relpath(argv[0], HERE.parent), *kept])
+
+
+def without_paths(value: Any) -> Any:
+    """The value with each absolute path in its texts cut down to the last part: rows go to other machines."""
+    if isinstance(value, str):
+        return re.sub(r"(?<![\w.~/-])/(?:[^\s/,:;'\"]+/)+([^\s/,:;'\"]*)", r"\1", value)
+    if isinstance(value, dict):
+        return {key: without_paths(x) for key, x in value.items()}
+    return [without_paths(x) for x in value] if isinstance(value, list | tuple) else value
 
 
 def head() -> str:

@@ -221,6 +221,16 @@ def test_help_of_describe_names_every_field(call) -> None:
     assert of_quickstart in call("transformer", "describe", "--config", QUICKSTART, "--help").out
 
 
+def test_describe_tells_how_parameters_start(call) -> None:
+    lines = call("transformer", "describe", "--config", QUICKSTART).out.splitlines()
+    assert lines[0].endswith("start (scaled)")
+    starts = {line.split()[0]: line for line in lines[1:] if len(line.split()) > 4}
+    # 512 rows, and 4 sub-layers in the encoder.
+    assert starts["encoder/layers/*/feed_forward/w2"].endswith(f"uniform, +-{(3 / 512 / 4) ** 0.5:.4f}")
+    assert starts["embedding/table"].endswith(f"normal, {128**-0.5:.4f}")
+    assert starts["encoder/layers/*/feed_forward/b1"].endswith("  0")
+
+
 def test_help_of_the_others(call) -> None:
     for verb in ("translate", "average", "describe"):
         assert verb in call("transformer").out

@@ -316,6 +316,7 @@ def test_configs_are_sound_and_survive_json(path: Path) -> None:
 
 
 RESUMABLE = {
+    "model.initializer",
     *("train.steps", "train.log_every", "train.eval_every", "train.checkpoint_every", "train.keep_every"),
     *(
         "train.non_finite",

@@ -83,9 +83,9 @@ class ModelConfig:
     tied_embeddings: Literal["all", "target", "none"] = "all"
     """Which matrices are one table: 'all' = source, target and output (paper §3.4), 'target' = target and output."""
     initializer: Literal["scaled", "glorot", "fairseq"] = "scaled"
-    """How matrices start. 'scaled' = with variance 1 / fan-in, that of each sub-layer's last matrix divided by the
-    number of sub-layers in the stack, as in GPT-2; 'glorot' = by Glorot and Bengio 2010, from which post-norm models
-    may not take off; 'fairseq' = as fairseq's Transformer does. See transformer/model/initializers.py."""
+    """Initial values of the matrices. 'scaled' = with variance 1 / fan-in, in the last matrix of each sub-layer divided
+    by the number of sub-layers in the stack, as in GPT-2; 'glorot' = by Glorot and Bengio 2010, from which post-norm
+    models may not take off; 'fairseq' = as fairseq's Transformer. See transformer/model/initializers.py."""
     attention_kernel: Literal["plain", "cudnn"] = "plain"
     """'cudnn' = its fused kernel on NVIDIA GPUs, in bfloat16, wherever it does the same; elsewhere as 'plain'."""
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -291,6 +291,7 @@ BIG = ModelConfig(d_model=1024, d_ff=4096, heads=16, dropout=0.3)
 
 # Fields that may change when a run is resumed: none of them alters what an update computes.
 RESUMABLE = (
+    "model.initializer",
     "train.steps",
     "train.*_every",
     "train.remat",

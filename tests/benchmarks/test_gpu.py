@@ -96,15 +96,15 @@ def test_a_part_that_hangs_or_fails_costs_only_itself(monkeypatch, capfd, tmp_pa
     script, rows, child = tmp_path / "parts.py", tmp_path / "rows.jsonl", tmp_path / "child"
     script.write_text(SCRIPT.replace("PATH", repr(str(child))))
     parts = ("fine", "hangs", "fails", "last")
-    stages = ((gpu.Run("fine", 60), gpu.Run("hangs", 2)), (gpu.Run("fails", 60),), (gpu.Run("last", 60),))
+    stages = ((gpu.Run("fine", 60), gpu.Run("hangs", 10)), (gpu.Run("fails", 60),), (gpu.Run("last", 60),))
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     for name, value in {"SCRIPT": script, "STAGES": stages, "PARTS": parts, "SLOWER": 1}.items():
         monkeypatch.setattr(gpu, name, value)
     began = time.monotonic()
     assert gpu.main(["--quick", "--rows", str(rows), "--log", str(tmp_path / "log")]) == 1
-    assert time.monotonic() - began < 30
+    assert time.monotonic() - began < 60
     found = [(row["part"], row.get("figure", row.get("failed"))) for row in lines(rows)]
-    assert set(found[:3]) == {("fine", 1), ("hangs", 2), ("hangs", "stopped after its limit of 2 s: compiling")}
+    assert set(found[:3]) == {("fine", 1), ("hangs", 2), ("hangs", "stopped after its limit of 10 s: compiling")}
     assert found[3:] == [("fails", "ended with 1: out of memory"), ("last", 1)]
     assert "no row" in capfd.readouterr().out
     assert "compiling" in (tmp_path / "log").read_text()

@@ -9,6 +9,7 @@ from flax import nnx
 from quick import jit
 
 from transformer.model.attention import KV, Attention, attend, fused, fusible, write
+from transformer.model.initializers import GLOROT
 
 RNG = np.random.default_rng(0)
 
@@ -80,7 +81,7 @@ def test_attention_layer(kv_heads, d_k, d_v):
 
     @jit
     def run(x, memory):
-        layer = Attention(8, 4, kv_heads, d_k, d_v, rngs=nnx.Rngs(0))
+        layer = Attention(8, 4, kv_heads, d_k, d_v, start=GLOROT, rngs=nnx.Rngs(0))
         y, _ = layer(x, layer.kv(memory), jnp.ones((1, 1, 5), bool))
         return y, {name: getattr(layer, name)[...] for name in ("query", "key", "value", "output")}
 
@@ -105,7 +106,7 @@ def test_rows_that_share_a_memory_equal_rows_that_have_their_own():
 
     @jit
     def run(x, memory):
-        layer = Attention(8, 4, 2, 3, 5, rngs=nnx.Rngs(0))
+        layer = Attention(8, 4, 2, 3, 5, start=GLOROT, rngs=nnx.Rngs(0))
         shared = layer(x, layer.kv(memory), mask, want_weights=True)
         return shared, layer(x, layer.kv(jnp.repeat(memory, M, axis=0)), np.repeat(mask, M, axis=0), want_weights=True)
 

@@ -11,6 +11,7 @@ import reference
 from flax import nnx
 
 from transformer.config import ModelConfig
+from transformer.model.initializers import GLOROT
 from transformer.model.layers import (
     Embedding,
     FeedForward,
@@ -88,7 +89,7 @@ def test_sublayer_norm_stands_where_the_config_says(pre_norm):
 
 
 def test_feed_forward():
-    layer = FeedForward(6, 10, rngs=nnx.Rngs(0))
+    layer = FeedForward(6, 10, start=GLOROT, rngs=nnx.Rngs(0))
     p = {"w1": normal(6, 10), "b1": normal(10), "w2": normal(10, 6), "b2": normal(6)}
     for name, value in p.items():
         getattr(layer, name)[...] = jnp.asarray(value)

@@ -133,7 +133,7 @@ def test_what_marian_cannot_express_is_refused(change: dict) -> None:
 def test_a_default_spelt_out_is_no_other_model(params) -> None:
     config = dataclasses.replace(
         CONFIG, kv_heads=4, d_k=4, d_v=4, cross_attention=AttentionConfig(4, 1), dtype="bfloat16", dropout=0.3,
-        attention_kernel="cudnn",
+        attention_kernel="cudnn", initializer="glorot",
     )  # fmt: skip
     assert to_marian(params, config, VOCABULARY).keys() == to_marian(params, CONFIG, VOCABULARY).keys()
 

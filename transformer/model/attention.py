@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from transformer.model.initializers import GLOROT, Matrices, matrix
+from transformer.model.initializers import Matrices, matrix
 from transformer.model.layers import einsum, product
 
 MASKED = -1e30  # finite, so that a fully masked row has a finite softmax and finite gradients
@@ -109,7 +109,7 @@ class Attention(nnx.Module):
         *,
         own_kv: bool = True,
         kernel: str = "plain",
-        start: Matrices = GLOROT,
+        start: Matrices,
         rngs: nnx.Rngs,
     ):
         self.kernel = kernel

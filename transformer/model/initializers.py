@@ -1,11 +1,11 @@
 """How parameters start, all of it in one place; `ModelConfig.initializer` chooses the matrices.
 
 The paper does not say how it initialises. Its post-norm layers, LayerNorm(x + f(x)), shrink x at each of their norms,
-the more the larger f(x) is beside it. Where f(x) is nearly as large as x, as under Glorot and Bengio's rule, attention
-averages the positions of a sentence until they look alike: the cosine between two of them is 0.89 behind an encoder of
-4 layers and 0.999 behind 12 (RESULTS.md). Cross-attention then has nothing to choose from, and learns it late or never.
-So sub-layers start small, by the rule of GPT-2 (Radford et al. 2019, section 2.3): at any depth, all f(x) of a stack
-together stay smaller than x.
+the more the larger f(x) is beside it. By Glorot and Bengio's rule the variance of f(x) is a third of that of x or more.
+Attention then averages the positions of a sentence until they look alike: in RESULTS.md the cosine between two of them
+is 0.89 behind an encoder of 4 layers and 0.999 behind 12. Cross-attention has nothing to choose from, and is learnt
+late or never. So sub-layers start small: as in GPT-2 (Radford et al. 2019, section 2.3) the last matrix of each is
+divided by the square root of their number. Then all f(x) of a stack together have less variance than x, at any depth.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def scaled(sublayers: int) -> Matrices:
 
 def matrices(initializer: Literal["scaled", "glorot", "fairseq"], sublayers: int) -> Matrices:
     """How the matrices of a stack with so many sub-layers start, by their names."""
-    return {"glorot": GLOROT, "fairseq": FAIRSEQ}.get(initializer) or scaled(sublayers)
+    return {"glorot": GLOROT, "fairseq": FAIRSEQ, "scaled": scaled(sublayers)}[initializer]
 
 
 def matrix(start: Uniform, rngs: nnx.Rngs, shape: tuple[int, ...], inner: int = 1) -> nnx.Param:

@@ -15,7 +15,7 @@ from flax import nnx
 from jax import Array
 from jax.experimental.layout import Layout, with_layout_constraint
 
-from transformer.model.initializers import GLOROT, Matrices, constant, matrix, normal
+from transformer.model.initializers import Matrices, constant, matrix, normal
 from transformer.model.rounding import Rounded, rounded_product
 
 
@@ -169,7 +169,7 @@ class LayerNorm(nnx.Module):
 class FeedForward(nnx.Module):
     """max(0, x W1 + b1) W2 + b2 (paper §3.3, eq. 2)."""
 
-    def __init__(self, d_model: int, d_ff: int, *, start: Matrices = GLOROT, rngs: nnx.Rngs):
+    def __init__(self, d_model: int, d_ff: int, *, start: Matrices, rngs: nnx.Rngs):
         self.w1 = matrix(start["w1"], rngs, (d_model, d_ff))
         self.b1 = constant(0, d_ff)
         self.w2 = matrix(start["w2"], rngs, (d_ff, d_model))

@@ -39,7 +39,8 @@ def train(arguments: Sequence[str]) -> None:
     parser.add_argument(
         "--deterministic",
         action="store_true",
-        help="on a GPU: the same bits each time, by slower kernels; elsewhere they are the same anyway",
+        help="on a GPU: the same bits each time, by slower kernels (not with model.attention_kernel cudnn); elsewhere "
+        "they are the same anyway",
     )
     _process_options(parser)
     parser.add_argument(
@@ -63,19 +64,14 @@ def train(arguments: Sequence[str]) -> None:
         raise UserError("--dry-run is for a single process; leave out --process and --coordinator")
     if own.deterministic:  # read when JAX looks for its devices, which is later
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_deterministic_ops=true".strip()
-    import jax
-
     from transformer.training import processes
 
     processes.start(own.coordinator, own.process)
     with processes.all_or_none(), cache(config.data):
         pass  # one that can't be made is told before anything begins
     set_up_jax()
-    if own.deterministic and config.model.attention_kernel == "cudnn" and jax.default_backend() == "gpu":
-        raise UserError(
-            "--deterministic: cuDNN's attention does not run so (JAX 0.11 ends with an error); add "
-            "--model.attention_kernel plain"
-        )
+    if own.deterministic:
+        refuse_indeterminate(config)
     from transformer.tasks.translation import Translation, cut_into, vocabulary
     from transformer.training.loop import check_start, dry_run, hold, refuse_other_config
     from transformer.training.loop import train as run_training
@@ -103,6 +99,18 @@ def train(arguments: Sequence[str]) -> None:
         if own.batch and kept is None:
             task = fitting(task)
         run_training(task, task.config, own.workdir, profile=profile)
+
+
+def refuse_indeterminate(config: Config) -> None:
+    """Raise `UserError` where a model's kernel fails under deterministic operations."""
+    import jax
+
+    model = config.model
+    if model.attention_kernel == "cudnn" and model.dtype == "bfloat16" and jax.default_backend() == "gpu":
+        raise UserError(
+            "--deterministic: cuDNN's attention fails under deterministic operations (seen with JAX 0.11); train with "
+            "--model.attention_kernel plain, in a new workdir"
+        )
 
 
 def fitting(task: Translation) -> Translation:

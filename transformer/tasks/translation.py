@@ -36,8 +36,8 @@ from transformer.training.step import Batch, cut
 
 log = logging.getLogger("transformer")
 
-# The right source, instead of another sentence's, must save so many times the loss that is left, or it hardly helps.
-LEAST_GAIN = 0.75
+# A warning comes where exchanging sources raises dev loss by less than this share of it.
+LEAST_GAIN = 1.0
 
 
 class Translation:
@@ -177,8 +177,8 @@ class Translation:
             if jax.process_index() == 0 and step >= t.warmup_steps and gain < LEAST_GAIN * loss:
                 log.warning(
                     "step %d: the source hardly helps: dev loss is %.2f, and %.2f with sources exchanged among "
-                    "sentences. If that stays so, start anew with a lower train.peak_learning_rate, a longer "
-                    "train.warmup_steps or another train.seed",
+                    "sentences. Check that line n of the source belongs to line n of the target; if so, and if the "
+                    "warning stays, start anew with a lower train.peak_learning_rate or with model.pre_norm",
                     *(step, loss, loss + gain),
                 )
         sources, references = sources[: t.eval_sentences], references[: t.eval_sentences]
@@ -200,18 +200,18 @@ class Translation:
         The second is None where no batch has two sentences.
         """
 
-        def sums(batch: dict[str, np.ndarray]) -> np.ndarray:
+        def nll_and_weight(batch: dict[str, np.ndarray]) -> np.ndarray:
             rows = jax.tree.map(lambda x: x[0], cut(batch, mesh, 1))
-            found = self._dev_loss(params, place(rows, batch_sharding(mesh)), mesh=mesh)
-            return np.array([float(found["nll"]), float(found["weight"])])
+            sums = self._dev_loss(params, place(rows, batch_sharding(mesh)), mesh=mesh)
+            return np.array([float(sums["nll"]), float(sums["weight"])])
 
-        whole, grown = np.zeros(2), np.zeros(2)
+        total, growth = np.zeros(2), np.zeros(2)
         for batch in evaluation_batches(tokens, batch_tokens=self.config.train.batch_tokens, n_buckets=3):
-            own = sums(batch)
-            whole += own
+            nll, weight = nll_and_weight(batch)
+            total += nll, weight
             if (other := exchanged(batch)) is not None:
-                grown += sums(other)[0] - own[0], own[1]
-        return float(whole[0] / whole[1]), float(grown[0] / grown[1]) if grown[1] else None
+                growth += nll_and_weight(other)[0] - nll, weight
+        return float(total[0] / total[1]), float(growth[0] / growth[1]) if growth[1] else None
 
     def try_decoding(self, params: Params) -> None:
         """Translate two sentences, for a dry run."""

@@ -20,15 +20,16 @@ def describe(config: Config) -> Iterator[str]:
     """Lines: each kind of parameter with its shape, how many there are, how many numbers they hold and how they start;
     then the sum."""
     model = encoder_decoder(config.model, config.data.vocab_size)
+    starts = model.starts
     rows: dict[tuple[str, tuple[int, ...], str], int] = {}
     for keys, leaf in jax.tree_util.tree_leaves_with_path(model.abstract_params):
         path = "/".join(key.key for key in keys)
-        row = re.sub(r"/layers/\d+/", "/layers/*/", path), leaf.shape, model.starts[path]
+        row = re.sub(r"/layers/\d+/", "/layers/*/", path), leaf.shape, starts[path]
         rows[row] = rows.get(row, 0) + 1
     total = sum(count * math.prod(shape) for (_, shape, _), count in rows.items())
     width = max(len(path) for path, *_ in rows)
-    start = f"start ({config.model.initializer})"
-    yield f"{'parameter':{width}}  {'shape':>16}  {'times':>5}  {'numbers':>12}  {start}"
+    heading = f"start ({config.model.initializer})"
+    yield f"{'parameter':{width}}  {'shape':>16}  {'times':>5}  {'numbers':>12}  {heading}"
     for (path, shape, start), count in rows.items():
         yield f"{path:{width}}  {'x'.join(map(str, shape)):>16}  {count:5}  {count * math.prod(shape):12,}  {start}"
     yield f"{'total':{width}}  {'':16}  {'':5}  {total:12,}"

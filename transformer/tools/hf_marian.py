@@ -66,7 +66,7 @@ POSITIONS = ("model.encoder.embed_positions.weight", "model.decoder.embed_positi
 # What Marian can express; every other field of the model must have its default, the paper's.
 FREE = (
     *("encoder_layers", "decoder_layers", "d_model", "d_ff", "heads", "dropout", "max_positions"),
-    *("attention_kernel", "dtype"),
+    *("initializer", "attention_kernel", "dtype"),
 )
 
 
