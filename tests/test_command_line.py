@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import logging
@@ -14,9 +15,10 @@ import pytest
 
 from transformer.checkpoint import Checkpoints
 from transformer.command_line import Parser, config_file, decode_options, override
-from transformer.config import Config, DecodeConfig, UserError, flatten, from_json, to_json
+from transformer.config import Config, DecodeConfig, ModelConfig, UserError, flatten, from_json, to_json
 from transformer.inference import shares
 from transformer.inference.translator import Translator
+from transformer.tasks.jobs import refuse_indeterminate
 
 ROOT = Path(__file__).parents[1]
 QUICKSTART = str(ROOT / "configs/quickstart.py")
@@ -229,6 +231,15 @@ def test_describe_tells_how_parameters_start(call) -> None:
     assert starts["encoder/layers/*/feed_forward/w2"].endswith(f"uniform, +-{(3 / 512 / 4) ** 0.5:.4f}")
     assert starts["embedding/table"].endswith(f"normal, {128**-0.5:.4f}")
     assert starts["encoder/layers/*/feed_forward/b1"].endswith("  0")
+
+
+def test_deterministic_refuses_the_kernel_that_cannot_be(monkeypatch) -> None:
+    model = ModelConfig(attention_kernel="cudnn", dtype="bfloat16")
+    refuse_indeterminate(Config(model=model))  # on a CPU it is not used
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    with pytest.raises(UserError, match="--model.attention_kernel plain"):
+        refuse_indeterminate(Config(model=model))
+    refuse_indeterminate(Config(model=dataclasses.replace(model, dtype="float32")))
 
 
 def test_help_of_the_others(call) -> None:
