@@ -237,7 +237,7 @@ def test_deterministic_refuses_the_kernel_that_cannot_be(monkeypatch) -> None:
     model = ModelConfig(attention_kernel="cudnn", dtype="bfloat16")
     refuse_indeterminate(Config(model=model))  # on a CPU it is not used
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    with pytest.raises(UserError, match="--model.attention_kernel plain"):
+    with pytest.raises(UserError, match=r"--model.attention_kernel plain"):
         refuse_indeterminate(Config(model=model))
     refuse_indeterminate(Config(model=dataclasses.replace(model, dtype="float32")))
 
