@@ -297,7 +297,9 @@ def test_a_run_goes_on_elsewhere_with_the_same_text(workdir: Path, trained: Path
     assert done.code == 0
     assert f"resuming with data.source changed from ('{tiny.folder}/train.en',) to ('{moved}/train.en',)" in done.err
     assert "resuming from step 100" in done.err
-    assert "warning" not in done.err
+    # A model this small may have hardly learnt to look at its source; nothing else is warned of.
+    warned = [line for line in done.err.splitlines() if line.startswith("warning")]
+    assert not [line for line in warned if "the source hardly helps" not in line]
     for one, other in zip(state(workdir, 120), state(trained, 120), strict=True):
         assert one.tobytes() == other.tobytes()
     assert entries(workdir) == entries(trained)
