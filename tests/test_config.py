@@ -239,6 +239,24 @@ def test_bad_json_is_told_in_one_line(text: str, told: str) -> None:
         ("decode__seed", 2**32),
         ("decode__streams", -1),
         ("decode__dtype", "float16"),
+        # numbers beyond the arithmetic that they meet
+        ("model__d_model", 2**31),
+        ("data__max_length", 10**20),
+        ("data__weights", (1e9,)),
+        ("data__max_ratio", 1e39),
+        ("data__workers", 10**9),
+        ("train__warmup_steps", 10**13),
+        ("train__steps", 2**31),
+        ("train__peak_learning_rate", 1e39),
+        ("train__adam_eps", 1e-46),
+        ("train__clip_norm", 10**100),
+        ("mesh__fsdp", 2**31),
+        ("decode__max_extra_length", 3 * 10**9),
+        ("decode__max_source_length", 10**7),
+        ("decode__top_k", 10**12),
+        ("decode__temperature", 1e-30),
+        ("decode__length_penalty", 1e3),
+        ("decode__beam_size", 10**6),
         # each kind of attention
         ("model__kv_sharing", 0),
         *((f"model__{kind}_attention__{name}", 0) for kind in KINDS for name in ("kv_heads", "kv_sharing")),
@@ -260,6 +278,16 @@ def test_check_knows_the_type_of_every_field() -> None:
             with pytest.raises(UserError) as error:
                 check(changed(**{name.replace(".", "__"): wrong}))
             assert str(error.value).startswith(f"{name} = {wrong!r}: must be "), name
+
+
+def test_every_number_has_bounds() -> None:
+    extremes = {int: (2**60, 10**6_000), float: (1e300, float("inf"), 10**6_000), type(None): (10**6_000,)}
+    for name, value in flatten(Config()).items():
+        for far in extremes.get(type(value), ()):
+            for extreme in (far, -far):
+                with pytest.raises(UserError, match=rf"^{name} = .*: must be ") as error:
+                    check(changed(**{name.replace(".", "__"): extreme}))
+                assert len(str(error.value)) < 400
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,10 @@ import dataclasses
 import fnmatch
 import json
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 
 class UserError(Exception):
@@ -28,6 +30,41 @@ class Interrupted(BaseException):
         self.code = 128 + number
 
 
+@dataclass(frozen=True)
+class Rule:
+    """Bounds of a number, as part of its field's type; None = no such bound."""
+
+    least: float | None = None
+    above: float | None = None
+    most: float | None = None
+    below: float | None = None
+
+    def broken(self, value: float) -> str | None:
+        """What the value must be, where it is not. A number too small for float32 counts as 0."""
+        value = 0 if abs(value) < _SMALLEST else value
+        if self.least is not None and not value >= self.least:
+            return f"must be at least {self.least:,}"
+        if self.above is not None and not value > self.above:
+            return f"must be above {self.above:,}"
+        if self.most is not None and not value <= self.most:
+            return f"must be at most {self.most:,}"
+        if self.below is not None and not value < self.below:
+            return f"must be below {self.below:,}"
+        return None
+
+
+_SMALLEST, _GREATEST = 1.18e-38, 3.4e38  # of float32, in which the numbers below are used
+_INT32 = 2**31 - 1
+
+Count = Annotated[int, Rule(least=1, most=_INT32)]
+CountOrZero = Annotated[int, Rule(least=0, most=_INT32)]
+Length = Annotated[int, Rule(least=1, most=1_000_000)]
+LengthOrZero = Annotated[int, Rule(least=0, most=1_000_000)]
+Workers = Annotated[int, Rule(least=0, most=1_024)]
+Seed = Annotated[int, Rule(least=0, below=2**32)]  # JAX forgets what is above
+Share = Annotated[float, Rule(least=0, below=1)]
+Positive = Annotated[float, Rule(above=0, most=_GREATEST)]
+
 KINDS = ("encoder", "decoder", "cross")  # of attention
 
 
@@ -35,11 +72,11 @@ KINDS = ("encoder", "decoder", "cross")  # of attention
 class AttentionConfig:
     """One kind of attention, where it differs from the others."""
 
-    kv_heads: int | None = None
+    kv_heads: Count | None = None
     """Number of key/value heads; None = model.kv_heads."""
-    kv_sharing: int | None = None
+    kv_sharing: Count | None = None
     """Neighbouring layers that use one set of keys and values; None = model.kv_sharing."""
-    window: int | None = None
+    window: CountOrZero | None = None
     """Attend only to positions at most this far away; None = no limit. A target position's place in the source is its
     own number."""
 
@@ -48,19 +85,19 @@ class AttentionConfig:
 class ModelConfig:
     """The architecture. The defaults are the base model of Vaswani et al. 2017 (Table 3)."""
 
-    encoder_layers: int = 6
+    encoder_layers: Count = 6
     """Number of encoder layers (the paper's N)."""
-    decoder_layers: int = 6
+    decoder_layers: Count = 6
     """Number of decoder layers (the paper's N)."""
-    d_model: int = 512
+    d_model: Count = 512
     """Width of the residual stream."""
-    d_ff: int = 2048
+    d_ff: Count = 2048
     """Inner width of the feed-forward sub-layer."""
-    heads: int = 8
+    heads: Count = 8
     """Number of query heads (the paper's h)."""
-    kv_heads: int | None = None
+    kv_heads: Count | None = None
     """Number of key/value heads: None = heads (multi-head), 1 = multi-query, in between = grouped-query."""
-    kv_sharing: int = 1
+    kv_sharing: Count = 1
     """Cross-layer attention (Brandon et al. 2024): so many neighbouring layers use one set of keys and values."""
     encoder_attention: AttentionConfig = field(default_factory=AttentionConfig)
     """Self-attention in the encoder."""
@@ -68,15 +105,15 @@ class ModelConfig:
     """Self-attention in the decoder."""
     cross_attention: AttentionConfig = field(default_factory=AttentionConfig)
     """The decoder's attention over the encoder's output."""
-    d_k: int | None = None
+    d_k: Count | None = None
     """Size of one query and key head: None = d_model / heads."""
-    d_v: int | None = None
+    d_v: Count | None = None
     """Size of one value head: None = d_model / heads."""
-    dropout: float = 0.1
+    dropout: Share = 0.1
     """Dropout rate on every sub-layer's output and on the sums of embeddings and positions (paper §5.4)."""
     positions: Literal["sinusoidal", "learned", "none"] = "sinusoidal"
     """Position encoding; 'learned' is row (E) of the paper's Table 3."""
-    max_positions: int = 1024
+    max_positions: Count = 1024
     """Rows of a learned position table; unused otherwise."""
     pre_norm: bool = False
     """Normalise each sub-layer's input instead of its residual sum (and the stack's output once)."""
@@ -123,7 +160,7 @@ class DataConfig:
     """Training text, one sentence a line, as one or several files: plain, .gz, .tsv or .jsonl."""
     target: tuple[str, ...] = ()
     """Translations of `source`, line by line, as many files. Leave out for .tsv and .jsonl, which hold both sides."""
-    weights: tuple[float, ...] = ()
+    weights: tuple[Annotated[float, Rule(above=0, most=1_000)], ...] = ()
     """How often each file of `source` is seen in an epoch (2 = twice, 0.5 = a fresh half each time); default 1 each."""
     fields: tuple[str, str] = ("source", "target")
     """Names of the two fields in .jsonl files, source and target; they must differ."""
@@ -135,30 +172,30 @@ class DataConfig:
     """Test set, source side; what evaluate.py scores by default."""
     test_target: str | None = None
     """Test set, reference side."""
-    phrases: int = 100_000
+    phrases: Count = 100_000
     """Number of generated training pairs (corpus 'phrases' only)."""
     tfds_dir: str | None = None
     """Folder of TFDS's data (corpus 'wmt14' only); None = TFDS's default."""
-    vocab_size: int = 8_000
+    vocab_size: Annotated[int, Rule(least=8, most=_INT32)] = 8_000
     """Pieces in the SentencePiece BPE vocabulary, shared by source and target."""
     tokenizer: str | None = None
     """A ready SentencePiece model to use instead of training one."""
     normalization: Literal["identity", "nfkc", "nmt_nfkc", "nfkc_cf", "nmt_nfkc_cf"] = "identity"
     """SentencePiece's normalisation rule, applied to source and target before training and encoding."""
-    tokenizer_sentences: int = 2_000_000
+    tokenizer_sentences: Count = 2_000_000
     """At most this many lines a side train the tokenizer, taken evenly from the whole text."""
-    max_length: int = 256
+    max_length: Annotated[int, Rule(least=2, most=1_000_000)] = 256
     """Training pairs with more pieces than this on a side, end of sentence included, are dropped and counted."""
-    max_ratio: float = 9.0
+    max_ratio: Annotated[float, Rule(least=1, most=_GREATEST)] = 9.0
     """Training pairs with more than so many times the pieces on one side as on the other are dropped and counted."""
     packing: bool = False
     """Several sentence pairs in a row, none of which sees another: one batch shape, and hardly any padding. For
     accelerators: on a CPU buckets are faster."""
-    length_buckets: int = 8
+    length_buckets: Count = 8
     """Without packing: number of batch shapes; their lengths are chosen from the data to waste the least on padding."""
     cache_dir: str | None = None
     """Local folder of tokenised text and generated corpora; None = $TRANSFORMER_CACHE or ~/.cache/transformer."""
-    workers: int = 0
+    workers: Workers = 0
     """Processes that tokenise; 0 = one a processor."""
 
 
@@ -166,48 +203,48 @@ class DataConfig:
 class TrainConfig:
     """Optimisation (paper §5), evaluation during training, and checkpoints."""
 
-    steps: int = 100_000
+    steps: Count = 100_000
     """Number of updates."""
-    batch_tokens: int = 25_000
+    batch_tokens: Count = 25_000
     """At most this many source and this many target positions an update, end of sentence and padding included."""
-    accumulate: int = 1
+    accumulate: Count = 1
     """Micro-batches an update is cut into, one after the other, to save memory."""
     remat: bool = False
     """Save memory by computing each layer a second time for its gradient, a third more work."""
-    peak_learning_rate: float | None = None
+    peak_learning_rate: Positive | None = None
     """Learning rate at the end of warmup; None = the paper's d_model^-0.5 * warmup_steps^-0.5."""
-    warmup_steps: int = 4_000
+    warmup_steps: Count = 4_000
     """Updates of linear warmup before the inverse square root decay."""
-    adam_b1: float = 0.9
+    adam_b1: Share = 0.9
     """Adam's first decay rate."""
-    adam_b2: float = 0.98
+    adam_b2: Share = 0.98
     """Adam's second decay rate."""
-    adam_eps: float = 1e-9
+    adam_eps: Positive = 1e-9
     """Adam's epsilon."""
-    clip_norm: float | None = None
+    clip_norm: Positive | None = None
     """Clip the global gradient norm to this; None = no clipping (the paper does none)."""
-    label_smoothing: float = 0.1
+    label_smoothing: Share = 0.1
     """Probability taken from the reference piece and spread evenly over the whole vocabulary (paper §5.4)."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of initialisation, data order and dropout."""
-    log_every: int = 100
+    log_every: Count = 100
     """Updates between two lines of the log."""
-    eval_every: int = 1_000
+    eval_every: Count = 1_000
     """Updates between two evaluations on the development set (loss, perplexity, BLEU, samples)."""
-    eval_sentences: int | None = None
+    eval_sentences: Count | None = None
     """Translate only the first so many development sentences during training; None = all."""
-    checkpoint_every: int = 1_000
+    checkpoint_every: Count = 1_000
     """Updates between two checkpoints."""
-    keep_last: int = 5
+    keep_last: Count = 5
     """Number of newest checkpoints to keep. The best on dev BLEU is always kept as well."""
-    keep_every: int | None = None
+    keep_every: Count | None = None
     """Archive: also keep every checkpoint whose step is a multiple of this."""
-    patience: int | None = None
+    patience: Count | None = None
     """Stop after this many evaluations in a row without a better dev BLEU; None = never."""
     non_finite: Literal["stop", "skip", "rollback"] = "stop"
     """An update whose loss or gradient is not finite: 'stop' = end the run; 'skip' = change nothing and go on;
     'rollback' = go back to the last checkpoint, and leave that update out."""
-    non_finite_limit: int = 20
+    non_finite_limit: Count = 20
     """The run ends after more than so many updates were skipped or left out."""
     init_from: str | None = None
     """Start from the parameters of another workdir's default checkpoint; its vocabulary must be the same. The default
@@ -219,11 +256,11 @@ class TrainConfig:
 class MeshConfig:
     """How devices are arranged: data * fsdp * tensor = number of devices."""
 
-    data: int = -1
+    data: Annotated[int, Rule(least=-1, most=_INT32)] = -1
     """Copies of the model, each with its share of the batch; -1 = all devices left over by the other axes."""
-    fsdp: int = 1
+    fsdp: Count = 1
     """Devices that share out parameters and optimiser state as well as the batch."""
-    tensor: int = 1
+    tensor: Count = 1
     """Devices that share out heads, feed-forward width and vocabulary."""
 
 
@@ -231,42 +268,42 @@ class MeshConfig:
 class DecodeConfig:
     """Beam search (paper §6.1), or sampling, and what is demanded of the output."""
 
-    beam_size: int = 4
+    beam_size: Annotated[int, Rule(least=1, most=10_000)] = 4
     """Hypotheses kept a sentence; 1 = greedy."""
-    length_penalty: float = 0.6
+    length_penalty: Annotated[float, Rule(least=0, most=5)] = 0.6
     """Alpha of the length penalty."""
     length_normalization: Literal["paper", "fairseq", "none"] = "paper"
     """Hypothesis score = log-probability / penalty, the length counted with end of sentence:
     'paper' = ((5 + length) / 6)^alpha, 'fairseq' = length^alpha, 'none' = 1."""
-    n_best: int = 1
+    n_best: Annotated[int, Rule(least=1, most=10_000)] = 1
     """Hypotheses given a sentence, where the output has room for several (--jsonl); a search has beam_size at most."""
-    max_extra_length: int = 50
+    max_extra_length: LengthOrZero = 50
     """A translation has at most so many pieces more than its source."""
-    max_length: int | None = None
+    max_length: Length | None = None
     """A translation has at most so many pieces, whatever its source; None = no such limit."""
-    min_length: int = 0
+    min_length: LengthOrZero = 0
     """A translation has at least so many pieces, where the limits above allow it."""
-    no_repeat_ngram: int = 0
+    no_repeat_ngram: LengthOrZero = 0
     """No sequence of so many pieces occurs twice in a translation; 0 = no such rule."""
     banned: tuple[str, ...] = ()
     """Phrases that may not occur in a translation, as the tokenizer cuts them when they stand alone."""
     sample: bool = False
     """Draw n_best translations a sentence at random instead of searching for the best."""
-    temperature: float = 1.0
+    temperature: Annotated[float, Rule(least=1e-6, most=_GREATEST)] = 1.0
     """Sampling: log-probabilities are divided by this; below 1 likely pieces become likelier."""
-    top_k: int = 0
+    top_k: CountOrZero = 0
     """Sampling: draw from the so many likeliest pieces; 0 = from all."""
-    top_p: float = 1.0
+    top_p: Annotated[float, Rule(above=0, most=1)] = 1.0
     """Sampling: draw from the likeliest pieces that together have this probability."""
-    seed: int = 0
+    seed: Seed = 0
     """Sampling: the same seed and input give the same output."""
-    max_source_length: int = 1024
+    max_source_length: Length = 1024
     """Longer inputs, in pieces, are cut and reported."""
-    batch_sentences: int = 64
+    batch_sentences: Count = 64
     """At most so many sentences are decoded together, in each of the streams."""
-    batch_tokens: int = 16_384
+    batch_tokens: Count = 16_384
     """Source positions times beams decoded together, in each of the streams: a bound on memory."""
-    streams: int = 0
+    streams: Workers = 0
     """So many batches are decoded side by side; 0 = one for each core, up to 8, on a CPU, and one elsewhere. Several
     devices share each batch, one at a time."""
     dtype: Literal["auto", "float32", "bfloat16", "int8"] = "auto"
@@ -382,128 +419,129 @@ def _build(kind: Any, values: Any, where: str, prefix: str) -> Any:
     return kind(**built)
 
 
-def _fits(value: Any, hint: Any) -> bool:
-    """Whether a value is of a field's type; an integer is also a float."""
-    kinds = get_args(hint)
-    if get_origin(hint) is Literal:
-        return value in kinds
-    if get_origin(hint) is tuple:
-        kinds = kinds[:1] * len(value) if Ellipsis in kinds and isinstance(value, tuple) else kinds
-        return isinstance(value, tuple) and len(value) == len(kinds) and all(map(_fits, value, kinds))
-    if kinds:
-        return any(_fits(value, kind) for kind in kinds)
-    if hint in (int, float):
-        return isinstance(value, (int, hint)) and not isinstance(value, bool)
-    return isinstance(value, hint)
-
-
 def check(config: Config) -> None:
     """Raise `UserError` naming the first field that breaks a rule."""
-    m, d, t, mesh, decode = config.model, config.data, config.train, config.mesh, config.decode
+    _check_fields(config, "")
+    for relations in (_of_data, _of_training):
+        _require(config, "", relations(config))
+    check_model(config.model)
+    check_decode(config.decode)
 
-    def require(holds: bool, name: str, rule: str) -> None:
-        if not holds:
-            raise UserError(f"{name} = {flatten(config)[name]!r}: {rule}")
 
-    def types(section: Any, prefix: str) -> None:
-        for name, hint in get_type_hints(type(section)).items():
-            value = getattr(section, name)
-            if dataclasses.is_dataclass(hint):
-                types(value, f"{prefix}{name}.")
-                continue
-            if get_origin(hint) is Literal:
-                rule = f"must be one of {', '.join(get_args(hint))}"
-            else:
-                rule = f"must be of type {hint.__name__ if hint in (int, float, str, bool) else hint}"
-            require(_fits(value, hint), prefix + name, rule)
-            require(not isinstance(value, float) or math.isfinite(value), prefix + name, "must be a finite number")
+def check_model(model: ModelConfig) -> None:
+    """Raise `UserError` naming the first field of a model that breaks a rule."""
+    _check_fields(model, "model.")
+    _require(model, "model.", _of_model(model))
 
-    types(config, "")
-    for name in ("d_model", "d_ff", "heads", "max_positions", "encoder_layers", "decoder_layers"):
-        require(getattr(m, name) >= 1, f"model.{name}", "must be at least 1")
-    require(m.kv_sharing >= 1, "model.kv_sharing", "must be at least 1")
-    optional = ["kv_heads", "d_k", "d_v"]
-    optional += [f"{kind}_attention.{name}" for kind in KINDS for name in ("kv_heads", "kv_sharing")]
-    for name in optional:
-        value = flatten(m)[name]
-        require(value is None or value >= 1, f"model.{name}", "must be at least 1, or None")
+
+def check_decode(decode: DecodeConfig) -> None:
+    """Raise `UserError` naming the first field of the decoding options that breaks a rule."""
+    _check_fields(decode, "decode.")
+    _require(decode, "decode.", _of_decoding(decode))
+
+
+# (whether it holds, name of a field, what it must be)
+_Relations = Iterator[tuple[bool, str, str]]
+
+
+def _of_model(m: ModelConfig) -> _Relations:
     if m.d_k is None or m.d_v is None:
-        require(m.d_model % m.heads == 0, "model.heads", f"must divide model.d_model ({m.d_model}), or set d_k and d_v")
+        yield m.d_model % m.heads == 0, "heads", f"must divide model.d_model ({m.d_model}), or set d_k and d_v"
     for kind in KINDS:
-        name, own = f"model.{kind}_attention", m.attention(kind)
-        if getattr(m, f"{kind}_attention").kv_heads is None:
-            require(m.heads % own.kv_heads == 0, "model.kv_heads", f"must divide model.heads ({m.heads})")
-        else:
-            require(m.heads % own.kv_heads == 0, f"{name}.kv_heads", f"must divide model.heads ({m.heads})")
-        require(own.window is None or own.window >= 0, f"{name}.window", "must be 0 or more, or None")
+        name = "kv_heads" if getattr(m, f"{kind}_attention").kv_heads is None else f"{kind}_attention.kv_heads"
+        yield m.heads % m.attention(kind).kv_heads == 0, name, f"must divide model.heads ({m.heads})"
     if m.positions == "sinusoidal":
-        require(m.d_model % 2 == 0, "model.d_model", "must be even for sinusoidal positions")
+        yield m.d_model % 2 == 0, "d_model", "must be even for sinusoidal positions"
+
+
+def _of_data(config: Config) -> _Relations:
+    m, d, decode = config.model, config.data, config.decode
     if m.positions == "learned":
         longest = max(d.max_length, decode.max_source_length + decode.max_extra_length + 1)
-        require(
+        yield (
             m.max_positions >= longest,
             "model.max_positions",
             f"must be at least {longest}, the longest sentence that data.max_length and "
             "decode.max_source_length + decode.max_extra_length + 1 allow",
         )
-    require(0 <= m.dropout < 1, "model.dropout", "must be at least 0 and below 1")
-
-    require(
+    yield (
         d.corpus == "text" or d.languages is not None,
         "data.languages",
         f"must name source and target language for data.corpus = {d.corpus!r}, such as: en de",
     )
-    require(not d.weights or len(d.weights) == len(d.source), "data.weights", "must be as many as data.source")
-    require(all(w > 0 for w in d.weights), "data.weights", "must all be above 0")
-    require(d.fields[0] != d.fields[1], "data.fields", "must be two names, that of the source and that of the target")
-    require(d.vocab_size >= 8, "data.vocab_size", "must be at least 8")
-    require(d.max_length >= 2, "data.max_length", "must be at least 2")
-    require(d.max_ratio >= 1, "data.max_ratio", "must be at least 1")
-    require(d.length_buckets >= 1, "data.length_buckets", "must be at least 1")
-    require(d.tokenizer_sentences >= 1, "data.tokenizer_sentences", "must be at least 1")
-    require(d.workers >= 0, "data.workers", "must be 0 or more")
-    require(d.phrases >= 1, "data.phrases", "must be at least 1")
+    yield not d.weights or len(d.weights) == len(d.source), "data.weights", "must be as many as data.source"
+    yield d.fields[0] != d.fields[1], "data.fields", "must be two names, that of the source and that of the target"
 
-    for name in ("steps", "batch_tokens", "accumulate", "warmup_steps", "log_every", "eval_every", "checkpoint_every"):
-        require(getattr(t, name) >= 1, f"train.{name}", "must be at least 1")
-    for name, seed in (("train.seed", t.seed), ("decode.seed", decode.seed)):
-        require(0 <= seed < 2**32, name, "must be 0 or more and below 2**32")  # JAX forgets what is above
-    require(t.keep_last >= 1, "train.keep_last", "must be at least 1")
-    require(t.non_finite_limit >= 1, "train.non_finite_limit", "must be at least 1")
-    for name in ("keep_every", "patience", "eval_sentences"):
-        require(getattr(t, name) is None or getattr(t, name) >= 1, f"train.{name}", "must be at least 1, or None")
-    require(
-        t.batch_tokens >= d.max_length * t.accumulate,
+
+def _of_training(config: Config) -> _Relations:
+    t, length = config.train, config.data.max_length
+    yield (
+        t.batch_tokens >= length * t.accumulate,
         "train.batch_tokens",
-        f"must hold at least one sentence of data.max_length ({d.max_length}) pieces in each of its "
+        f"must hold at least one sentence of data.max_length ({length}) pieces in each of its "
         f"{t.accumulate} micro-batches; raise it or lower data.max_length",
     )
-    require(t.peak_learning_rate is None or t.peak_learning_rate > 0, "train.peak_learning_rate", "must be above 0")
-    require(t.clip_norm is None or t.clip_norm > 0, "train.clip_norm", "must be above 0, or None")
-    require(0 <= t.label_smoothing < 1, "train.label_smoothing", "must be at least 0 and below 1")
-    for name in ("adam_b1", "adam_b2"):
-        require(0 <= getattr(t, name) < 1, f"train.{name}", "must be at least 0 and below 1")
-    require(t.adam_eps > 0, "train.adam_eps", "must be above 0")
+    yield config.mesh.data != 0, "mesh.data", "must be -1 or at least 1"
 
-    require(mesh.data == -1 or mesh.data >= 1, "mesh.data", "must be -1 or at least 1")
-    for name in ("fsdp", "tensor"):
-        require(getattr(mesh, name) >= 1, f"mesh.{name}", "must be at least 1")
 
-    require(decode.beam_size >= 1, "decode.beam_size", "must be at least 1")
-    require(decode.length_penalty >= 0, "decode.length_penalty", "must be 0 or more")
-    require(decode.max_extra_length >= 0, "decode.max_extra_length", "must be 0 or more")
-    require(decode.max_source_length >= 1, "decode.max_source_length", "must be at least 1")
-    for name in ("batch_sentences", "batch_tokens", "n_best"):
-        require(getattr(decode, name) >= 1, f"decode.{name}", "must be at least 1")
-    if not decode.sample:
-        require(decode.n_best <= decode.beam_size, "decode.n_best", f"at most decode.beam_size ({decode.beam_size})")
-    require(decode.max_length is None or decode.max_length >= 1, "decode.max_length", "must be at least 1, or None")
-    for name in ("min_length", "no_repeat_ngram", "top_k", "streams"):
-        require(getattr(decode, name) >= 0, f"decode.{name}", "must be 0 or more")
-    longest = decode.max_length
-    require(
-        longest is None or decode.min_length <= longest, "decode.min_length", f"at most decode.max_length ({longest})"
-    )
-    require(all(phrase.strip() for phrase in decode.banned), "decode.banned", "an empty phrase can't be banned")
-    require(decode.temperature > 0, "decode.temperature", "must be above 0")
-    require(0 < decode.top_p <= 1, "decode.top_p", "must be above 0 and at most 1")
+def _of_decoding(d: DecodeConfig) -> _Relations:
+    if not d.sample:
+        yield d.n_best <= d.beam_size, "n_best", f"must be at most decode.beam_size ({d.beam_size})"
+    if d.max_length is not None:
+        yield d.min_length <= d.max_length, "min_length", f"must be at most decode.max_length ({d.max_length})"
+    yield all(phrase.strip() for phrase in d.banned), "banned", "must hold no empty phrase"
+
+
+def _require(section: Any, prefix: str, relations: _Relations) -> None:
+    for holds, name, rule in relations:
+        if not holds:
+            raise UserError(f"{prefix}{name} = {_shown(flatten(section)[name])}: {rule}")
+
+
+def _check_fields(section: Any, prefix: str) -> None:
+    """Raise `UserError` for the first field whose value is not of its type, or beyond its bounds."""
+    for name, hint in get_type_hints(type(section), include_extras=True).items():
+        value = getattr(section, name)
+        if dataclasses.is_dataclass(hint) and isinstance(value, hint):
+            _check_fields(value, f"{prefix}{name}.")
+        elif broken := _broken(value, hint):
+            raise UserError(f"{prefix}{name} = {_shown(value)}: {broken}")
+
+
+def _broken(value: Any, hint: Any) -> str | None:
+    """What a value of this type must be, where it is not; an integer is also a float."""
+    kind, kinds = get_origin(hint), get_args(hint)
+    if kind is Annotated:
+        return _broken(value, kinds[0]) or kinds[1].broken(value)
+    if kind is Literal:
+        return None if value in kinds else f"must be one of {', '.join(kinds)}"
+    if kind in (UnionType, Union):
+        broken = [_broken(value, one) for one in kinds]
+        return None if None in broken else f"{broken[0]}, or None"
+    if kind is tuple:
+        kinds = kinds[:1] * len(value) if Ellipsis in kinds and isinstance(value, tuple) else kinds
+        if not isinstance(value, tuple) or len(value) != len(kinds):
+            return f"must be of type {_plain(hint)}"
+        return next((broken for broken in map(_broken, value, kinds) if broken), None)
+    if not isinstance(value, (int, float) if hint is float else hint) or (isinstance(value, bool) and hint is not bool):
+        return f"must be of type {hint.__name__}"
+    return None if not isinstance(value, float) or math.isfinite(value) else "must be a finite number"
+
+
+def _plain(hint: Any) -> str:
+    """A type hint as Python writes it, without bounds."""
+    kinds = get_args(hint)
+    if get_origin(hint) is Annotated:
+        return _plain(kinds[0])
+    if get_origin(hint) is tuple:
+        return f"tuple[{', '.join('...' if kind is Ellipsis else _plain(kind) for kind in kinds)}]"
+    return hint.__name__
+
+
+def _shown(value: Any) -> str:
+    """The value as Python writes it, long ones cut."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError) as error:  # an integer of 5,000 digits
+        return f"({type(error).__name__}: {error})"
+    return text if len(text) <= 200 else f"{text[:200]}..."

@@ -192,6 +192,8 @@ class Batches:
         # The pairs of row r are `_pairs[_row_starts[r]:_row_starts[r + 1]]`; None: each pair is a row, by its number.
         self._pairs: np.ndarray | None = None
         in_epoch = math.ceil(np.dot(weights, np.diff(np.searchsorted(kept, self._first))))
+        if in_epoch >= 2**31:
+            raise UserError(f"data.weights: an epoch would have {in_epoch:,} pairs, at most 2**31 can be; lower them")
         if packing:
             sides = room(source, target, batch_tokens // (8 * accumulate), seed)
             rows_of_cache = self._pack(kept, source, target, sides, seed)
