@@ -2,9 +2,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import gc
 import itertools
 import json
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,8 +21,10 @@ from quick import jit
 from runs import leftovers
 
 import transformer.checkpoint
-from transformer.checkpoint import Checkpoints, interrupted, load, replace, with_sharding
+import transformer.files
+from transformer.checkpoint import Checkpoints, interrupted, load, with_sharding
 from transformer.config import Config, DataConfig, MeshConfig, ModelConfig, UserError, conflicts, to_json
+from transformer.files import Lock, digest, owner, replace
 from transformer.model import encoder_decoder
 from transformer.training.loop import restore
 from transformer.training.sharding import make_mesh
@@ -77,7 +81,7 @@ def files(folder: Path) -> list[Path]:
 def seal(checkpoint: Path) -> None:
     """As if what is there now had been saved."""
     (checkpoint / "manifest.json").unlink(missing_ok=True)
-    manifest = {str(path.relative_to(checkpoint)): transformer.checkpoint._digest(path) for path in files(checkpoint)}
+    manifest = {str(path.relative_to(checkpoint)): digest(path) for path in files(checkpoint)}
     (checkpoint / "manifest.json").write_text(json.dumps(manifest))
 
 
@@ -88,7 +92,9 @@ class Killed(BaseException):
 @contextlib.contextmanager
 def broken_off(checkpoints: Checkpoints, function: str, *, after: bool = False) -> Iterator[None]:
     """A block in which a save is broken off where it calls this function, or when that is done."""
-    owner = transformer.checkpoint if function.startswith("_") else type(checkpoints.folder)
+    owner = {"seal": transformer.checkpoint, "_remove": transformer.checkpoint, "digest": transformer.files}.get(
+        function, type(checkpoints.folder)
+    )
     whole = getattr(owner, function)
 
     def killed(*given: Any) -> None:
@@ -165,7 +171,7 @@ def test_a_save_that_did_not_end_is_passed_over_and_made_anew(checkpoints, folde
     assert equal(resumed(checkpoints)[0], made)
 
 
-@pytest.mark.parametrize("at", ["_seal", "_digest", "replace"])
+@pytest.mark.parametrize("at", ["seal", "digest", "replace"])
 def test_saves_that_did_not_end_leave_nothing_that_grows(checkpoints, folder: Path, at: str) -> None:
     save(checkpoints, 5, small=True)
     for name in ("", interrupted(10)):
@@ -209,9 +215,9 @@ def test_a_removal_that_did_not_end_is_ended(checkpoints, folder: Path, monkeypa
         with monkeypatch.context() as patch:
             patch.setattr(type(checkpoints.folder), "rmtree", killed)
             with pytest.raises(Killed):
-                checkpoints.prune(1, None)
+                checkpoints.prune(1, None, None)
         assert len(leftovers(folder.parent)) == 1  # no longer complete
-        checkpoints.prune(1, None)
+        checkpoints.prune(1, None, None)
         assert leftovers(folder.parent) == []
         assert checkpoints.steps() == [2 * removed + 1]
 
@@ -226,14 +232,151 @@ def test_all_of_a_checkpoint_is_on_the_disk_before_its_manifest_and_older_ones_g
         assert (folder / "00000005").exists()
         synced.append((str(at), (path / "manifest.json").exists()))
 
-    monkeypatch.setattr(transformer.checkpoint, "synced", sync)
+    monkeypatch.setattr(transformer.files, "synced", sync)
     save(checkpoints, 10, keep_last=1, small=True)
     assert checkpoints.steps() == [10]
     before = {at for at, complete in synced if not complete}
     there = {str(at) for at in path.rglob("*")} - {str(path / "manifest.json")}
     assert there | {str(path), str(path / "unfinished")} == before
     assert synced.count((str(path / "unfinished"), False)) == 2  # once more with what it then holds
-    assert [at for at, complete in synced if complete] == [str(path), str(folder)]
+    assert [at for at, complete in synced if complete][:2] == [str(path), str(folder)]
+
+
+def test_a_checkpoint_is_sealed_when_what_comes_after_it_is_good(checkpoints, folder: Path) -> None:
+    save(checkpoints, 5, small=True)
+    for decide, kept in (
+        (checkpoints.confirm, [10]),
+        (checkpoints.abandon, [10]),
+        (checkpoints.wait, [10, 20]),
+    ):
+        save(checkpoints, 10 * len(kept) if decide != checkpoints.abandon else 15, small=True, wait=False, good=False)
+        until_read_back(checkpoints)
+        assert len(checkpoints.steps()) == len(kept) + (decide == checkpoints.abandon)
+        decide()
+        checkpoints.wait()
+        assert checkpoints.steps() == [5, *kept]
+        assert leftovers(folder.parent) == []
+    save(checkpoints, 30, small=True, wait=False, good=False)
+    checkpoints.confirm()
+    checkpoints.abandon()  # too late: something good came after it
+    assert checkpoints.steps() == [5, 10, 20, 30]
+
+
+def until_read_back(checkpoints: Checkpoints) -> None:
+    """Wait until the save in progress has nothing more to do than to be sealed."""
+    while not checkpoints._decided._cond._waiters:  # of threading.Event: nobody else may tell
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("name", ["run [1]", "run*", "r?n", "[", "[!a]"])
+def test_no_name_of_a_users_is_a_pattern(tmp_path: Path, name: str) -> None:
+    checkpoints = Checkpoints(tmp_path / name)
+    for step in (5, 10, 15):
+        made = save(checkpoints, step, keep_last=2)
+    assert equal(resumed(checkpoints)[0], made)
+    save(checkpoints, 20, name=interrupted(20), small=True)
+    there = Checkpoints(tmp_path / name)
+    assert (there.steps(), there.states()) == ([10, 15], [10, 15, interrupted(20)])
+    assert equal(there.params(15), made.params)
+    assert there.average(1) == [15] and equal(there.params("average"), made.params)
+    plain = there._plain
+    del there, checkpoints
+    gc.collect()
+    assert not plain.parent.exists()
+
+
+@pytest.mark.parametrize("harm", ["not merged", "cut off"])
+def test_what_cannot_be_read_back_is_never_sealed(checkpoints, folder: Path, monkeypatch, harm: str) -> None:
+    save(checkpoints, 5, 1.0)
+    whole = type(checkpoints._orbax).wait_until_finished
+
+    def lost(orbax: Any) -> None:
+        whole(orbax)
+        arrays = folder / "00000010/state/params"
+        if not (arrays / "manifest.ocdbt").exists():  # Orbax waits before a save, too
+            return
+        if harm == "not merged":
+            (arrays / "manifest.ocdbt").unlink()
+        else:
+            largest = max(files(arrays), key=lambda path: path.stat().st_size)
+            largest.write_bytes(largest.read_bytes()[:-50])
+
+    monkeypatch.setattr(type(checkpoints._orbax), "wait_until_finished", lost)
+    save(checkpoints, 10, 2.0, keep_last=1, wait=False)
+    with pytest.raises(UserError, match=r"^saving a checkpoint under .* failed \(.*\); make room"):
+        checkpoints.wait()
+    assert checkpoints.steps() == [5]
+
+
+def test_other_spellings_of_a_step_do_not_count(checkpoints, folder: Path, caplog) -> None:
+    save(checkpoints, 20, small=True)
+    for name in ("20", "000000020", "٠٠٠٠٠٠٢٠", "²"):
+        shutil.copytree(folder / "00000020", folder / name)
+    shutil.copytree(folder / "00000020", folder / "30.interrupted")
+    for _ in range(2):
+        assert (checkpoints.steps(), checkpoints.states()) == ([20], [20])
+    told = [f"{folder / name} is passed over: training names" for name in ("20", "000000020", "٠٠٠٠٠٠٢٠")]
+    assert sorted(message[: len(told[0])] for message in caplog.messages) == sorted(t[: len(told[0])] for t in told)
+    save(checkpoints, 30, small=True, keep_last=1)
+    assert (folder / "20").exists()  # nothing is removed that no run has saved
+    for wrong in ("²", "٢٠", "9" * 5_000):
+        with pytest.raises(UserError, match=r"not in .*; it has 30, best, last and average"):
+            checkpoints.choose(wrong)
+
+
+def test_checkpoints_of_another_run_are_not_removed(checkpoints, folder: Path) -> None:
+    def save_of(run: str | None, step: int) -> None:
+        progress = {"step": step, "vocab_size": 20, **({"run": run} if run else {})}
+        checkpoints.save(step, {"params": {"x": np.ones(1)}}, progress=progress, files=FILES, keep_last=1)
+        checkpoints.wait()
+
+    save_of("theirs", 5)
+    save_of(None, 10)  # of an earlier version
+    save_of("ours", 20)
+    save_of("ours", 30)
+    assert checkpoints.steps() == [5, 30]
+
+
+def test_nothing_is_written_to_a_folder_that_is_no_longer_ours(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    lock = Lock(run / ".lock")
+    with lock.held():
+        checkpoints = Checkpoints(run, lock)
+        save(checkpoints, 5, small=True)
+        shutil.rmtree(run)
+        other = Checkpoints(run)
+        for step in (1, 2, 3):
+            save(other, step, small=True)
+        before = files(run)
+        for write in (
+            lambda: save(checkpoints, 10, small=True, keep_last=1),
+            lambda: checkpoints.prune(1, None, None),
+            lambda: checkpoints.discard(1),
+        ):
+            with pytest.raises(UserError, match=f"^{run} is no longer the folder that this run began in"):
+                write()
+        assert files(run) == before
+
+
+def test_two_averages_at_once(checkpoints, folder: Path) -> None:
+    for step in (10, 20, 30):
+        save(checkpoints, step, 1.0)
+    with Lock(folder.parent / ".average.lock").held(), pytest.raises(UserError, match="another process averages there"):
+        checkpoints.average(2)
+    assert checkpoints.average(2) == [20, 30]
+
+
+def test_what_was_saved_is_remembered(checkpoints, folder: Path) -> None:
+    assert checkpoints.once_saved(10) is None
+    (folder.parent).mkdir()
+    (folder.parent / "metrics.jsonl").write_text('{"step": 10}\n{"step": 20}\n')
+    assert checkpoints.once_saved(10) is None  # it may have been killed before its first save was complete
+    (folder.parent / "metrics.jsonl").write_text('{"step": 10}\n{"step": 21}\n')
+    assert "metrics.jsonl reaches step 21" in checkpoints.once_saved(10)
+    save(checkpoints, 5, small=True)
+    shutil.rmtree(folder)
+    assert checkpoints.once_saved(10) == "checkpoint 00000005 was saved"
 
 
 def test_a_failing_save_is_told_by_the_next_wait(checkpoints, folder: Path, monkeypatch) -> None:
@@ -242,7 +385,7 @@ def test_a_failing_save_is_told_by_the_next_wait(checkpoints, folder: Path, monk
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(transformer.checkpoint, "_digest", full)
+    monkeypatch.setattr(transformer.files, "digest", full)
     save(checkpoints, 10, wait=False)
     with pytest.raises(UserError, match=r"failed \(.*No space left on device\); make room"):
         checkpoints.wait()
@@ -334,7 +477,7 @@ def test_a_file_that_cannot_be_read_just_now_is_not_damaged(checkpoints, folder:
         raise OSError(5, "Input/output error", str(path))
 
     with monkeypatch.context() as patch:
-        patch.setattr(transformer.checkpoint, "_digest", fail)
+        patch.setattr(transformer.files, "digest", fail)
         with pytest.raises(UserError, match=r"/00000010/.* cannot be read \(Input/output error\); see to that"):
             resumed(checkpoints)
     assert {path: path.read_bytes() for path in files(folder)} == before
@@ -371,9 +514,9 @@ def test_damaged_files_beside_the_arrays_are_told_in_one_line(checkpoints, folde
         ("[]", "it names no files"),
         ("{}", "it names no files"),
         ('["config.json"]', "it names no files"),
-        ('{"../../../secret": {"size": 6, "sha256": ""}}', "it names ../../../secret, which is not in the checkpoint"),
-        ('{"state/../../x": 1}', "it names state/../../x, which is not in the checkpoint"),
-        ('{"/etc/passwd": {}}', "it names /etc/passwd, which is not in the checkpoint"),
+        ('{"../../../secret": {"size": 6, "sha256": ""}}', "it names ../../../secret, which is not in the folder"),
+        ('{"state/../../x": 1}', "it names state/../../x, which is not in the folder"),
+        ('{"/etc/passwd": {}}', "it names /etc/passwd, which is not in the folder"),
         ('{"config.json": null}', "config.json is not as it was written"),
         ('{"nothing": {}}', "nothing is missing"),
         ("[" * 100_000, "nested too deeply"),
@@ -458,10 +601,10 @@ def test_replace_leaves_the_old_file_or_the_new_one(tmp_path: Path, monkeypatch)
     assert path.read_bytes() == b"old"
     monkeypatch.undo()
     synced = []
-    monkeypatch.setattr(transformer.checkpoint, "synced", lambda at: synced.append((at.name, path.read_bytes())))
+    monkeypatch.setattr(transformer.files, "synced", lambda at: synced.append((at.name, path.read_bytes())))
     replace(path, b"newer")
     assert path.read_bytes() == b"newer"
-    assert synced == [("file.tmp", b"old"), ("some", b"newer")]
+    assert synced == [(f"file.{owner()}.tmp", b"old"), ("some", b"newer")]
     assert [p.name for p in (tmp_path / "some").iterdir()] == ["file"]
 
 
@@ -477,13 +620,13 @@ def test_nothing_is_written_through_a_link(checkpoints, folder: Path, tmp_path: 
     folder.symlink_to(outside)
     for write in (
         lambda: save(checkpoints, 5, small=True),
-        lambda: checkpoints.prune(1, None),
+        lambda: checkpoints.prune(1, None, None),
         lambda: checkpoints.discard(5),
     ):
         with pytest.raises(UserError, match=f"^{folder} {told}"):
             write()
     folder.unlink()
-    for name in ("config.json", "config.json.tmp"):
+    for name in ("config.json", f"config.json.{owner()}.tmp"):
         for target in (outside / "file", outside / "nowhere"):
             (run / name).symlink_to(target)
             with pytest.raises(UserError, match=f"^{run}/{name} {told}"):
@@ -553,7 +696,7 @@ def test_what_cannot_be_removed_does_not_keep_the_others(checkpoints, folder: Pa
     monkeypatch.setattr(transformer.checkpoint, "_remove", stuck)
     for step in (10, 20, 30):
         save(checkpoints, step, small=True)
-    checkpoints.prune(1, None)
+    checkpoints.prune(1, None, None)
     assert checkpoints.steps() == [10, 30]
     assert caplog.messages == [f"older checkpoints are not removed: [Errno 13] Permission denied: '{folder}/00000010'"]
 
@@ -589,8 +732,8 @@ def test_choose(checkpoints, folder: Path) -> None:
 
 def test_scores_of_other_sentences_do_not_compare(checkpoints) -> None:
     items, bests = {"params": state(1).params}, []
-    for step, bleu, digest in ((20, 8.0, "one"), (30, 7.0, "two"), (40, None, "three"), (50, 6.0, "two")):
-        progress = {"step": step, "dev_bleu": bleu, "dev_digest": digest}
+    for step, bleu, of_dev in ((20, 8.0, "one"), (30, 7.0, "two"), (40, None, "three"), (50, 6.0, "two")):
+        progress = {"step": step, "dev_bleu": bleu, "dev_digest": of_dev}
         checkpoints.save(step, items, progress=progress, files=FILES, keep_last=3)
         checkpoints.wait()
         bests.append(checkpoints.best())
@@ -650,8 +793,8 @@ def test_the_average_is_the_mean_of_the_last_ones(checkpoints, folder: Path, cap
 @pytest.mark.parametrize(
     ("at", "after", "counts"),
     [
-        ("_seal", False, [10, 20]),
-        ("_seal", True, [10, 20]),
+        ("seal", False, [10, 20]),
+        ("seal", True, [10, 20]),
         ("_remove", False, [10, 20]),
         ("_remove", True, [20, 30]),
     ],

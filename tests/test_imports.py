@@ -21,14 +21,14 @@ MAY_IMPORT = {
     "configs": {"config"},
     "model": {"config"},
     "phases": set(),
-    "durable": set(),
-    "data": {"config", "phases", "durable"},
-    "checkpoint": {"config", "model", "phases", "durable"},
+    "files": {"config", "phases"},
+    "data": {"config", "phases", "files"},
+    "checkpoint": {"config", "model", "phases", "files"},
     "command_line": {"config", "data"},
-    "inference": {"config", "model", "data", "checkpoint"},
-    "training": {"config", "model", "phases", "durable", "data", "checkpoint", "inference"},
-    "tasks": {"config", "model", "data", "checkpoint", "inference", "training", "command_line"},
-    "tools": {"config", "model", "data", "checkpoint", "inference", "training", "tasks", "command_line"},
+    "inference": {"config", "model", "data", "checkpoint", "files"},
+    "training": {"config", "model", "phases", "files", "data", "checkpoint", "inference"},
+    "tasks": {"config", "model", "data", "checkpoint", "files", "inference", "training", "command_line"},
+    "tools": {"config", "model", "data", "checkpoint", "files", "inference", "training", "tasks", "command_line"},
 }
 ENTRY_POINTS = {"__main__", "train", "evaluate"}
 # What a part may import of other people's, where that is little; and what it may not.

@@ -14,15 +14,17 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import hashlib
+import glob
 import itertools
 import json
 import logging
 import os
+import shutil
 import socket
+import tempfile
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import weakref
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -33,7 +35,22 @@ from etils import epath
 from jax.sharding import Sharding
 
 from transformer.config import Config, UserError, conflicts, from_json
-from transformer.durable import synced
+from transformer.files import (
+    MANIFEST,
+    UNFINISHED,
+    Lock,
+    damage,
+    digest_of,
+    files_in,
+    local,
+    manifest,
+    refuse_links,
+    replace,
+    seal,
+    sealed,
+    synced,
+    writing,
+)
 from transformer.model import Model, Params, encoder_decoder
 from transformer.phases import phase
 
@@ -42,8 +59,7 @@ T = TypeVar("T")
 AVERAGE = "average"
 _NEXT = "average.next"  # a new average, until it has taken the place of the old one
 _INTERRUPTED = ".interrupted"
-_MANIFEST = "manifest.json"
-_UNFINISHED = "unfinished"
+_SAVED = ".saved"  # in the workdir: the name of the last checkpoint that training has sealed
 _DAMAGED = "this checkpoint is damaged; choose another with --checkpoint, or remove its folder"
 
 
@@ -54,7 +70,8 @@ class Removed(UserError):
 class Checkpoints:
     """The checkpoints of one workdir (a local folder, or a bucket such as gs://...)."""
 
-    def __init__(self, workdir: str | epath.Path):
+    def __init__(self, workdir: str | epath.Path, lock: Lock | None = None):
+        """`lock`: held by whoever writes here; checked before each write."""
         workdir = epath.Path(workdir)
         # Orbax takes absolute paths only; `resolve` would take gs:// for a local folder.
         self.folder = (workdir if workdir.is_absolute() else workdir.resolve()) / "checkpoints"
@@ -73,36 +90,56 @@ class Checkpoints:
         finally:
             storage.setLevel(level)
         self._orbax = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler())
+        self._lock = lock
+        self._plain = _plain_name(self)
         self._finishing: threading.Thread | None = None
         self._failure: BaseException | None = None
-        self._warned: set[int] = set()
+        self._decided, self._good = threading.Event(), True
+        self._warned: set[int | str] = set()
 
     def path(self, name: int | str) -> epath.Path:
         path = self.folder / (name if isinstance(name, str) else f"{name:08d}")
-        if name == AVERAGE and not _complete(path) and _complete(self.folder / _NEXT):
+        if name == AVERAGE and not sealed(path) and sealed(self.folder / _NEXT):
             return self.folder / _NEXT
         return path
 
     def complete(self, name: int | str) -> bool:
-        return _complete(self.path(name))
+        return sealed(self.path(name))
 
     def steps(self) -> list[int]:
         """Steps of the complete checkpoints, ascending."""
         if not self.folder.exists():
             return []
-        names = [int(path.name) for path in self.folder.iterdir() if path.name.isdigit()]
-        return sorted(step for step in names if self.complete(step))
+        names = [path.name for path in self.folder.iterdir() if path.name.isdecimal()]
+        for name in names:
+            if not _of_training(name) and name not in self._warned:
+                log.warning("%s is passed over: training names its checkpoints by eight digits", self.folder / name)
+                self._warned.add(name)
+        return sorted(int(name) for name in names if _of_training(name) and self.complete(name))
 
     def states(self) -> list[int | str]:
         """Names of all complete checkpoints that training can go on from, by their step: those of `steps`, and those
         of runs that were interrupted since the last of them."""
         steps = self.steps()
         waiting = {}
-        for path in self.folder.glob(f"*{_INTERRUPTED}") if self.folder.exists() else ():
+        for path in self.folder.iterdir() if self.folder.exists() else ():
             number = path.name.removesuffix(_INTERRUPTED)
-            if number.isdigit() and self.complete(path.name) and int(number) > max(steps, default=-1):
+            interrupted = number != path.name and _of_training(path.name)
+            if interrupted and self.complete(path.name) and int(number) > max(steps, default=-1):
                 waiting[int(number)] = path.name
         return [*steps, *(waiting[step] for step in sorted(waiting))]
+
+    def once_saved(self, every: int) -> str | None:
+        """What shows that a run saved checkpoints, one in so many updates, whether they are there now or not."""
+        workdir = self.folder.parent
+        with contextlib.suppress(OSError, ValueError):
+            return f"checkpoint {(workdir / _SAVED).read_text().strip()} was saved"
+        with contextlib.suppress(OSError, ValueError):
+            for line in reversed((workdir / "metrics.jsonl").read_text().splitlines()):
+                if (step := json.loads(line)["step"]) > 2 * every:  # the second save waits for the first
+                    return f"{workdir / 'metrics.jsonl'} reaches step {step}"
+                return None
+        return None
 
     def progress(self, name: int | str) -> dict[str, Any]:
         """What was saved beside the arrays: 'step', 'dev_bleu' (None if not evaluated there), 'vocab_size', ..."""
@@ -127,12 +164,12 @@ class Checkpoints:
         path = self.path(name) / file
         try:
             content = path.read_bytes()
-            wrong = file != _MANIFEST and _manifest(path.parent).get(file) != _entry(content)
+            wrong = file != MANIFEST and manifest(path.parent).get(file) != digest_of(content)
         except OSError as error:
             self._still(name)
             raise UserError(f"{path} cannot be read ({error}): {_DAMAGED}") from None
         except ValueError as error:
-            raise UserError(f"{path.parent / _MANIFEST} is not as it was written ({error}): {_DAMAGED}") from None
+            raise UserError(f"{path.parent / MANIFEST} is not as it was written ({error}): {_DAMAGED}") from None
         if wrong:
             raise UserError(f"{path} is not as it was written: {_DAMAGED}")
         return content
@@ -179,7 +216,7 @@ class Checkpoints:
     def _sealed(self, name: int | str) -> bytes | None:
         """The manifest, which tells one checkpoint from another of the same name."""
         try:
-            return (self.path(name) / _MANIFEST).read_bytes()
+            return (self.path(name) / MANIFEST).read_bytes()
         except OSError:
             return None
 
@@ -237,7 +274,7 @@ class Checkpoints:
             return states[-1] if best is None else best
         if checkpoint == "last":
             return states[-1]
-        if checkpoint.isdigit() and int(checkpoint) in steps:
+        if checkpoint.isascii() and checkpoint.isdecimal() and int(checkpoint[:20]) in steps:
             return int(checkpoint)
         if checkpoint in states:
             return checkpoint
@@ -254,23 +291,30 @@ class Checkpoints:
         files: Mapping[str, bytes],
         keep_last: int | None = None,
         keep_every: int | None = None,
+        good: bool = True,
     ) -> None:
         """Start saving; returns once the arrays are copied off the devices, so their buffers may be donated.
 
-        With `keep_last`, older checkpoints are removed once this one is complete, but for the best on dev BLEU and
-        those whose step is a multiple of `keep_every`. The failure of a save is raised by the next one, or by `wait`.
+        The checkpoint is sealed once its arrays were read back and `good` is certain. Where it is not yet, `confirm` or
+        `wait` seals it, and `abandon` removes it. With `keep_last`, older checkpoints of the same run are removed then,
+        but for the best and those whose step is a multiple of `keep_every`. The failure of a save is raised by the next
+        one, or by `wait`.
         Of several processes all save, each what lies on its devices, to a folder that all of them see, and that
         process 0 has made (`make_folder`) before the first of them comes here; process 0 does the rest, too.
         """
         self.wait()
+        self._good = True
+        self._decided.set() if good else self._decided.clear()
         if jax.process_count() == 1:
             self.make_folder(name)
         path = self.folder / _NEXT if name == AVERAGE else self.path(name)
         # Written down now: the caller goes on counting while the arrays are being saved.
-        files = {**files, "progress.json": (json.dumps(dict(progress), indent=2) + "\n").encode()}
+        progress = dict(progress)
+        files = {**files, "progress.json": (json.dumps(progress, indent=2) + "\n").encode()}
         trees = ocp.args.Composite(**{k: ocp.args.StandardSave(tree) for k, tree in items.items()})
+        shapes = {k: _shapes(tree) for k, tree in items.items()}
         with writing(path):
-            self._orbax.save(path / "state", args=trees)
+            self._orbax.save(self._orbax_path(path) / "state", args=trees)
 
         def finish() -> None:
             try:
@@ -280,21 +324,62 @@ class Checkpoints:
                         return
                     for file, content in files.items():
                         (path / file).write_bytes(content)
-                    _seal(path)
+                    self._read_back(path, shapes)
+                    self._decided.wait()
+                    self._check_lock()
+                    if not self._good:
+                        return _remove(path)
+                    seal(path)
                 if name == AVERAGE:
                     self._replace_average()
-                else:
-                    with phase(f"pruning after {path.name}"):
-                        self.prune(keep_last, keep_every)
+                    return
+                replace(self.folder.parent / _SAVED, f"{path.name}\n".encode())
+                with phase(f"pruning after {path.name}"):
+                    self.prune(keep_last, keep_every, progress.get("run"))
             except BaseException as error:
                 self._failure = error
 
         self._finishing = threading.Thread(target=finish, name="checkpoint")
         self._finishing.start()
 
+    def confirm(self) -> None:
+        """Let the checkpoint that is being saved be sealed: what came after it was good."""
+        self._decided.set()
+
+    def abandon(self) -> None:
+        """Remove the checkpoint that is being saved, unless `confirm` came first: what came after it was not good."""
+        if not self._decided.is_set():
+            self._good = False
+            self._decided.set()
+        self.wait()
+
+    def _read_back(self, path: epath.Path, shapes: Mapping[str, dict[str, tuple[int, ...]]]) -> None:
+        """Read what was saved, as a reader does. Raises `ValueError` where arrays are missing or of other shapes.
+
+        Several processes save more than one of them can hold: there the arrays' descriptions alone are read.
+        """
+        handler = ocp.PyTreeCheckpointHandler()
+        for item, expected in shapes.items():
+            at = self._orbax_path(path) / "state" / item
+            there = handler.metadata(at).tree
+            if jax.process_count() == 1:
+                arguments = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), there)
+                there = handler.restore(at, args=ocp.args.PyTreeRestore(restore_args=arguments))
+            if _shapes(there) != expected:
+                raise ValueError(f"{path / 'state' / item} does not hold the arrays that were saved")
+
+    def _orbax_path(self, path: epath.Path) -> epath.Path:
+        """The path by which Orbax finds what lies at `path`."""
+        return self._plain / path.relative_to(self.folder)
+
+    def _check_lock(self) -> None:
+        if self._lock is not None:
+            self._lock.check()
+
     def make_folder(self, name: int | str) -> None:
         """An empty folder for a checkpoint, marked as unfinished. A new average is written beside the old one."""
         refuse_links(self.folder)
+        self._check_lock()
         path = self.path(name)
         with writing(path):
             if name == AVERAGE:
@@ -302,15 +387,15 @@ class Checkpoints:
                 path = self.folder / _NEXT
             self._clear(path)
             path.mkdir(parents=True)
-            (path / _UNFINISHED).write_bytes(f"{socket.gethostname()} {os.getpid()}\n".encode())
+            (path / UNFINISHED).write_bytes(f"{socket.gethostname()} {os.getpid()}\n".encode())
 
     def _replace_average(self) -> None:
         """Put a new average, if there is a complete one, where the old one is. At each moment either of them counts;
         where that is broken off, making the next one ends it."""
         path, new = self.folder / AVERAGE, self.folder / _NEXT
-        if not _complete(new):
+        if not sealed(new):
             return
-        if _complete(path):
+        if sealed(path):
             _remove(path)
         self._clear(path)
         if local(path):
@@ -318,9 +403,9 @@ class Checkpoints:
             synced(self.folder)
             return
         # A bucket has no folders to rename.
-        for file in (_UNFINISHED, *(str(f.relative_to(new)) for f in _files(new) if f.name != _MANIFEST), _MANIFEST):
-            (path / file).write_bytes(b"" if file == _UNFINISHED else (new / file).read_bytes())
-        (path / _UNFINISHED).unlink()
+        for file in (UNFINISHED, *(str(f.relative_to(new)) for f in files_in(new) if f.name != MANIFEST), MANIFEST):
+            (path / file).write_bytes(b"" if file == UNFINISHED else (new / file).read_bytes())
+        (path / UNFINISHED).unlink()
         _remove(new)
 
     def _clear(self, path: epath.Path) -> None:
@@ -332,12 +417,15 @@ class Checkpoints:
             self._set_aside(path)
 
     def wait(self) -> None:
-        """Until the last save is complete; raises if it failed."""
+        """Wait until the last save is complete; raises if it failed."""
+        self._decided.set()
         if self._finishing is not None:
             self._finishing.join()
             self._finishing = None
         if self._failure is not None:
             failure, self._failure = self._failure, None
+            if isinstance(failure, UserError):
+                raise failure
             raise UserError(
                 f"saving a checkpoint under {self.folder} failed ({failure}); make room or mend the folder, then run "
                 "the same command again: it goes on from the last complete checkpoint"
@@ -346,6 +434,7 @@ class Checkpoints:
     def discard(self, name: int | str) -> None:
         """Give a damaged checkpoint another name, under which it counts no longer; all of it stays."""
         refuse_links(self.folder)
+        self._check_lock()
         self._set_aside(self.path(name))
 
     def _set_aside(self, path: epath.Path) -> None:
@@ -355,9 +444,12 @@ class Checkpoints:
             path.rename(aside)
         log.warning("%s is kept as %s", path, aside.name)
 
-    def prune(self, keep_last: int | None, keep_every: int | None) -> None:
-        """Remove what is no longer to be kept, and saves that did not end. What can't be removed stays, with a warning:
-        the new checkpoint is complete anyway. Only for the one run that saves here, between its saves."""
+    def prune(self, keep_last: int | None, keep_every: int | None, run: str | None) -> None:
+        """Remove checkpoints of this run that are no longer to be kept, and saves that did not end.
+
+        Checkpoints of another `run` stay. What can't be removed stays, too, with a warning: the new checkpoint is
+        complete anyway. Only for the one run that saves here, between its saves.
+        """
         refuse_links(self.folder)
         try:
             steps, states, unreadable = self.steps(), self.states(), set()
@@ -369,36 +461,27 @@ class Checkpoints:
             needed = {self.path(name).name for name in kept if name is not None}
             there = list(self.folder.iterdir()) if self.folder.exists() else []
             unneeded = [path for path in there if _of_training(path.name) and path.name not in needed]
-            unneeded = [path for path in unneeded if _complete(path) or _unfinished(path)]
+            unneeded = [path for path in unneeded if (sealed(path) and self._of(path, run)) or _unfinished(path)]
         except (UserError, OSError) as error:
             log.warning("older checkpoints are not removed: %s", error)
             return
+        self._check_lock()
         for path in unneeded:
             try:
                 _remove(path)
             except OSError as error:
                 log.warning("older checkpoints are not removed: %s", error)
 
-    def verify(self, name: int | str) -> str | None:
-        """What is wrong with a checkpoint's files against its manifest, or None.
-
-        Raises `UserError` for a file that can't be read at the moment: that says nothing about what is in it.
-        """
-        path = self.path(name)
+    def _of(self, path: epath.Path, run: str | None) -> bool:
+        """Whether a checkpoint is of a run. Those of earlier versions name none, and count as any run's."""
         try:
-            for file, expected in _manifest(path).items():
-                if not (path / file).exists():
-                    return f"{path / file} is missing"
-                if _digest(path / file) != expected:
-                    return f"{path / file} is not as it was written"
-        except ValueError as error:
-            return f"{path / _MANIFEST} is not as it was written ({error})"
-        except FileNotFoundError as error:
-            return f"{error.filename or path} is missing"
-        except OSError as error:
-            where, why = error.filename or path, error.strerror or error
-            raise UserError(f"{where} cannot be read ({why}); see to that, then run the same command again") from None
-        return None
+            return self.progress(path.name).get("run", run) == run
+        except UserError:
+            return False
+
+    def verify(self, name: int | str) -> str | None:
+        """What is wrong with a checkpoint's files against its manifest, or None; see `files.damage`."""
+        return damage(self.path(name))
 
     def restore(self, name: int | str, items: Mapping[str, Any], *, verified: bool = False) -> dict[str, Any]:
         """The trees named in `items`, 'params' among them, each as its abstract tree (shapes, types, shardings) says.
@@ -414,7 +497,7 @@ class Checkpoints:
             if wrong := self.misfit(name, items["params"]):
                 raise UserError(wrong)
             restored = self._orbax.restore(
-                self.path(name) / "state",
+                self._orbax_path(self.path(name)) / "state",
                 args=ocp.args.Composite(**{k: ocp.args.StandardRestore(tree) for k, tree in items.items()}),
             )
         except UserError:
@@ -429,7 +512,8 @@ class Checkpoints:
         """How the parameters of a checkpoint differ from these abstract ones, or None. Raises OSError or `UserError` if
         there are none to be read."""
         try:
-            there = _shapes(ocp.StandardCheckpointHandler().metadata(self.path(name) / "state" / "params").tree)
+            params_path = self._orbax_path(self.path(name)) / "state" / "params"
+            there = _shapes(ocp.StandardCheckpointHandler().metadata(params_path).tree)
         except OSError:
             self._still(name)
             raise
@@ -489,12 +573,14 @@ class Checkpoints:
 
         Training may go on meanwhile: if it removes one of them, they are the last ones there are then.
         """
-        return again(lambda: self._average(last))
+        path = self.folder.parent / ".average.lock"
+        if not self.steps():
+            raise UserError(f"{self.folder.parent}: no complete checkpoint to average")
+        with writing(path), Lock(path, "another process averages there; wait until it is done").held():
+            return again(lambda: self._average(last))
 
     def _average(self, last: int) -> list[int]:
         steps = self.steps()[-last:]
-        if not steps:
-            raise UserError(f"{self.folder.parent}: no complete checkpoint to average")
         total: Any = None
         for step in steps:
             params = self.params(step)
@@ -508,6 +594,8 @@ class Checkpoints:
             else:
                 total = jax.tree.map(np.add, total, params)
         mean = jax.tree.map(lambda x: np.asarray(x / len(steps), np.float32), total)
+        if not all(np.isfinite(x).all() for x in jax.tree.leaves(mean)):
+            raise UserError(f"{self.folder.parent}: the mean of its last {len(steps)} checkpoints holds no numbers")
         files = {f: self.file(steps[-1], f) for f in ("config.json", "tokenizer.model")}
         progress = {
             "step": steps[-1],
@@ -529,56 +617,6 @@ class Checkpoints:
 def interrupted(step: int) -> str:
     """The name of the checkpoint of a run that was asked to stop after so many updates."""
     return f"{step:08d}{_INTERRUPTED}"
-
-
-@contextlib.contextmanager
-def writing(path: epath.Path) -> Iterator[None]:
-    """For a block that writes to or below `path`: what the disk refuses is told in one line."""
-    try:
-        yield
-    except OSError as error:
-        where, why = error.filename or path, error.strerror or error
-        raise UserError(
-            f"{where} cannot be written ({why}); make room or mend the folder, then run the same command again"
-        ) from error
-
-
-def replace(path: epath.Path, content: bytes) -> None:
-    """Give a file this content, whole or not at all; one that has it already is left alone."""
-    temporary = path.parent / f"{path.name}.tmp"
-    refuse_links(path, temporary)
-    with writing(path):
-        if path.exists() and path.read_bytes() == content:
-            return
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            temporary.write_bytes(content)
-            if local(path):
-                synced(temporary)
-        except OSError:
-            with contextlib.suppress(OSError):
-                temporary.unlink(missing_ok=True)
-            raise
-        with phase(f"renaming {path.name}"):
-            temporary.replace(path)
-        if local(path):
-            synced(path.parent)
-
-
-def refuse_links(*paths: Any) -> None:
-    """Raise `UserError` if one of these, where a workdir has a file or folder of its own, is a link: what is written
-    there would lie outside the workdir. The workdir itself may be one."""
-    for path in paths:
-        if os.path.islink(path):
-            raise UserError(
-                f"{path} is a link, and what is written there would lie outside the workdir; remove it, and move there "
-                "what it names, or make the whole workdir a link"
-            )
-
-
-def local(path: Any) -> bool:
-    """Whether a path is on this machine, not in a bucket."""
-    return "://" not in str(path)
 
 
 def with_sharding(abstract: Any, sharding: Any) -> Any:
@@ -603,9 +641,12 @@ def load(workdir: str, checkpoint: str | int | None = None) -> tuple[Model, Para
     return checkpoints.read(checkpoint, read)
 
 
-def _shapes(params: Any) -> dict[str, tuple[int, ...]]:
-    leaves = jax.tree_util.tree_leaves_with_path(params)
-    return {"/".join(key.key for key in keys): tuple(leaf.shape) for keys, leaf in leaves}
+def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    def name(key: Any) -> str:
+        return str(next(getattr(key, kind) for kind in ("key", "name", "idx") if hasattr(key, kind)))
+
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {"/".join(map(name, keys)): tuple(leaf.shape) for keys, leaf in leaves}
 
 
 def again(read: Callable[[], T]) -> T:
@@ -619,18 +660,34 @@ def again(read: Callable[[], T]) -> T:
     return read()
 
 
+def _plain_name(checkpoints: Checkpoints) -> epath.Path:
+    """A path to the folder of checkpoints for Orbax, which takes [, * and ? in a path for a pattern.
+
+    Where the folder's own path has them it is a link in a temporary folder, which goes with `checkpoints`.
+    """
+    folder = checkpoints.folder
+    if not glob.has_magic(str(folder)):
+        return folder
+    if not local(folder) or jax.process_count() > 1 or glob.has_magic(tempfile.gettempdir()):
+        raise UserError(
+            f"{folder.parent}: in a bucket, with several processes, or with such a TMPDIR, a workdir's path can't have "
+            "[, * or ?; rename it"
+        )
+    beside = tempfile.mkdtemp(prefix="transformer-")
+    weakref.finalize(checkpoints, shutil.rmtree, beside, ignore_errors=True)
+    link = epath.Path(beside) / "checkpoints"
+    os.symlink(folder, link)
+    return link
+
+
 # ---- A checkpoint's folder ------------------------------------------------------------------------------------------
-
-
-def _complete(path: epath.Path) -> bool:
-    return (path / _MANIFEST).exists()
 
 
 def _unfinished(path: epath.Path) -> bool:
     """Whether this program was writing or removing it; an empty one it may have been about to write."""
-    if not path.is_dir() or _complete(path):
+    if not path.is_dir() or sealed(path):
         return False
-    return (path / _UNFINISHED).exists() or not any(path.iterdir())
+    return (path / UNFINISHED).exists() or not any(path.iterdir())
 
 
 def _of_training(name: str) -> bool:
@@ -639,64 +696,13 @@ def _of_training(name: str) -> bool:
     return number.isdecimal() and number == f"{int(number):08d}"
 
 
-def _seal(path: epath.Path) -> None:
-    """Make an unfinished checkpoint a complete one. All else is on the disk before its manifest is."""
-    manifest = {str(f.relative_to(path)): _digest(f) for f in _files(path) if f != path / _UNFINISHED}
-    if local(path):
-        with ThreadPoolExecutor(8) as pool:  # each waits for the disk, which takes them together
-            list(pool.map(synced, [path, *Path(path).rglob("*")]))
-    (path / _UNFINISHED).write_bytes((json.dumps(manifest, indent=2) + "\n").encode())
-    if local(path):
-        synced(path / _UNFINISHED)
-    with phase(f"renaming {_MANIFEST}"):
-        (path / _UNFINISHED).replace(path / _MANIFEST)
-    if local(path):
-        for folder in (path, path.parent):
-            synced(folder)
-
-
 def _remove(path: epath.Path) -> None:
     """Remove a checkpoint; where that is broken off, what is left is an unfinished one."""
     if os.path.islink(path):  # what it names is another's
         return path.unlink()
-    if _complete(path):
-        (path / _MANIFEST).replace(path / _UNFINISHED)
+    if sealed(path):
+        (path / MANIFEST).replace(path / UNFINISHED)
     for inside in path.iterdir():
-        if inside.name != _UNFINISHED:
+        if inside.name != UNFINISHED:
             inside.rmtree()
     path.rmtree()
-
-
-def _manifest(path: epath.Path) -> dict[str, Any]:
-    """Size and sha256 of each file of a checkpoint. Raises `ValueError` where its manifest is none."""
-    try:
-        manifest = json.loads((path / _MANIFEST).read_bytes())
-    except RecursionError:
-        raise ValueError("nested too deeply") from None
-    if not isinstance(manifest, dict) or not manifest:
-        raise ValueError("it names no files")
-    for file in manifest:
-        if file.startswith("/") or ".." in file.split("/"):
-            raise ValueError(f"it names {file}, which is not in the checkpoint")
-    return manifest
-
-
-def _files(folder: epath.Path) -> Sequence[epath.Path]:
-    files: list[epath.Path] = []
-    for path in sorted(folder.iterdir()):
-        files += _files(path) if path.is_dir() else [path]
-    return files
-
-
-def _digest(path: epath.Path) -> dict[str, Any]:
-    digest, size = hashlib.sha256(), 0
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-            size += len(block)
-    return {"size": size, "sha256": digest.hexdigest()}
-
-
-def _entry(content: bytes) -> dict[str, Any]:
-    """As `_digest`, of what was read already."""
-    return {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}

@@ -17,7 +17,8 @@ from pathlib import Path
 import pytest
 from runs import entries, leftovers, same_run, state
 
-from transformer.checkpoint import Checkpoints, _digest, _files
+from transformer.checkpoint import Checkpoints
+from transformer.files import digest, files_in
 from transformer.tasks.jobs import train
 from transformer.training import loop
 from transformer.training.progress import Display
@@ -97,7 +98,7 @@ def something_else(checkpoint: Path, other: Path) -> None:
 def seal(checkpoint: Path) -> None:
     """A manifest of what is there now."""
     (checkpoint / "manifest.json").unlink(missing_ok=True)
-    manifest = {str(path.relative_to(checkpoint)): _digest(path) for path in _files(checkpoint)}
+    manifest = {str(path.relative_to(checkpoint)): digest(path) for path in files_in(checkpoint)}
     (checkpoint / "manifest.json").write_text(json.dumps(manifest))
 
 

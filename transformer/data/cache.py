@@ -1,8 +1,6 @@
 """Text tokenised once, kept as flat arrays that are memory-mapped: a corpus costs no memory.
 
-A cache lies at `<folder>/tokens/<key>/`, the key being a hash of text, tokenizer and format. It is built under another
-name and renamed when all of it is on the disk, so whatever stands there is whole; that it still is, is seen from the
-sha256 of its files when it is opened.
+A cache is a sealed folder `<folder>/tokens/<key>/`, the key being a hash of text, tokenizer and format.
 """
 
 from __future__ import annotations
@@ -15,7 +13,6 @@ import logging
 import multiprocessing
 import multiprocessing.connection
 import os
-import shutil
 import signal
 import sys
 import threading
@@ -31,13 +28,11 @@ from typing import Any
 import numpy as np
 
 from transformer.config import UserError
-from transformer.data.sources import temporary
-from transformer.data.text import Parallel, count_lines, fingerprint, read_pairs, sha256
+from transformer.data.text import Parallel, count_lines, fingerprint, read_pairs
 from transformer.data.tokenizer import Tokenizer
-from transformer.durable import synced
-from transformer.phases import phase
+from transformer.files import cached, damage, digest_once, manifest
 
-_FORMAT = 2  # part of the key: raise it when the files change
+_FORMAT = 3  # part of the key: raise it when the files change
 _TOKENISATION = 1  # part of `TokenCache.text`: raise it when the tokens of the same text change
 _CHUNK = 2_000  # pairs handed to a process at a time
 _SMALL = 20_000  # below so many pairs, processes take longer to start than to work
@@ -53,11 +48,13 @@ class TokenCache:
     """Tokenised pairs 0 .. len-1, in the order of the text, opened from a folder that `tokenize` made."""
 
     def __init__(self, folder: str | Path):
-        """Raises OSError or ValueError if the files are not as they were written."""
+        """Raises OSError or ValueError if the files are not as they were written, or not as long as they should be."""
         folder = Path(folder)
-        meta = _meta(folder)
+        if wrong := damage(folder, digest_once):
+            raise ValueError(wrong)
+        meta = json.loads((folder / "meta.json").read_text())
         self.path = folder
-        self._sha256 = _digest(meta["files"])
+        self._sha256 = hashlib.sha256(json.dumps(manifest(folder), sort_keys=True).encode()).hexdigest()
         self.text: str = meta["text"]
         """Says which text this is, tokenised by what: the same in all formats of the files."""
         self.same: int = meta["same"]
@@ -92,35 +89,14 @@ class TokenCache:
         return self.target_tokens[self.target_offsets[i] : self.target_offsets[i + 1]]
 
 
-_verified: dict[tuple[str, int, int], str] = {}  # sha256 of a file, by path, size and time of the last change
-
-
-def _meta(folder: Path) -> dict[str, Any]:
-    """What meta.json says, if it and the files that it names are as they were written: looked at once a process."""
-    meta = json.loads((folder / "meta.json").read_text())
-    if not isinstance(meta, dict) or meta.pop("sha256", None) != _digest(meta):
-        raise ValueError("meta.json is not as it was written")
-    for name, digest in meta["files"].items():
-        path = folder / name
-        found = path.stat()
-        key = str(path), found.st_size, found.st_mtime_ns
-        if key not in _verified:
-            with path.open("rb") as file:
-                _verified[key] = hashlib.file_digest(file, "sha256").hexdigest()
-        if _verified[key] != digest:
-            raise ValueError(f"{name} is not as it was written")
-    return meta
-
-
-def _digest(meta: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(meta).encode()).hexdigest()
-
-
 def _open(folder: Path, side: str, meta: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
     # np.asarray: a plain array over the map, which indexes faster than np.memmap. An empty file cannot be mapped.
     path, dtype = folder / f"{side}.tokens", np.dtype(meta["dtype"])
     tokens = np.asarray(np.memmap(path, dtype, "r")) if meta[f"{side}_pieces"] else np.zeros(0, dtype)
-    return tokens, np.asarray(np.load(folder / f"{side}.offsets.npy", mmap_mode="r", allow_pickle=False))
+    offsets = np.asarray(np.load(folder / f"{side}.offsets.npy", mmap_mode="r", allow_pickle=False))
+    if len(offsets) != meta["pairs"] + 1 or len(tokens) != offsets[-1]:
+        raise ValueError(f"{path.name} has {len(tokens):,} pieces instead of {int(offsets[-1]):,}")
+    return tokens, offsets
 
 
 def tokenize(
@@ -138,24 +114,12 @@ def tokenize(
     """
     text = _key(_TOKENISATION, fingerprint(parallel), tokenizer.sha256, fields)
     key = _key(_FORMAT, text)
-    final = Path(folder) / "tokens" / key
-    if final.exists():
-        try:
-            return TokenCache(final)
-        except (FileNotFoundError, ValueError, KeyError) as error:  # cut off or zeros after a crash, or aged
-            log.warning("%s is damaged (%s): tokenising again", final, error)
-            shutil.rmtree(final)
-
-    with temporary(final.parent, key) as building:
-        with phase("building the cache of tokens"):
-            _build(building, text, parallel, tokenizer, fields, workers or os.cpu_count() or 1)
-        try:
-            with phase("renaming the cache of tokens"):
-                os.replace(building, final)
-        except OSError:
-            if not final.exists():  # otherwise another process was faster, with the same result
-                raise
-    return TokenCache(final)
+    return cached(
+        Path(folder) / "tokens" / key,
+        lambda new: _build(new, text, parallel, tokenizer, fields, workers or os.cpu_count() or 1),
+        TokenCache,
+        "the cache of tokens",
+    )
 
 
 def _key(*depends_on: Any) -> str:
@@ -175,8 +139,8 @@ def _build(
         _progress(f"tokenising {parallel.source}", parallel.source) as show,
     ):
         for source, source_lengths, target, target_lengths, alike in _encoded(parallel, tokenizer, fields, workers):
-            source.astype(dtype).tofile(source_file)
-            target.astype(dtype).tofile(target_file)
+            source_file.write(source.astype(dtype).data)  # `tofile` tells no error at its close
+            target_file.write(target.astype(dtype).data)
             lengths["source"].append(source_lengths)
             lengths["target"].append(target_lengths)
             pairs, same = pairs + len(source_lengths), same + alike
@@ -188,10 +152,7 @@ def _build(
         np.cumsum(np.concatenate([*parts, np.zeros(0, np.int32)]), out=offsets[1:])
         np.save(folder / f"{side}.offsets.npy", offsets, allow_pickle=False)
         meta[f"{side}_pieces"] = int(offsets[-1])
-    meta["files"] = {path.name: sha256(path) for path in sorted(folder.iterdir())}
-    (folder / "meta.json").write_text(json.dumps({**meta, "sha256": _digest(meta)}) + "\n")
-    for path in (*folder.iterdir(), folder):
-        synced(path)
+    (folder / "meta.json").write_text(json.dumps(meta) + "\n")
     log.info(
         "tokenised %s: %s pairs, %s source and %s target pieces, in %.1f s",
         parallel.source,

@@ -8,22 +8,19 @@ All in integers and stable sorts: every machine finds the same rows.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import logging
-import os
 from pathlib import Path
 
 import numpy as np
 
 from transformer.config import UserError
-from transformer.data.sources import kept, owner, sweep
-from transformer.data.text import sha256
-from transformer.durable import synced
+from transformer.files import cached
 
 log = logging.getLogger("transformer")
 
-_FORMAT = 1  # of what is kept: raise it when rows are packed in another way
+_FORMAT = 2  # of what is kept: raise it when rows are packed in another way
+_ARRAYS = ("pairs.npy", "starts.npy")
 _WORTH_KEEPING = 100_000  # pairs; fewer are packed in a moment
 _CHUNK = 16_384  # pairs packed together: more would fit a little better, and take longer
 _UNIT = 1_000  # room is counted in thousandths of a row's side
@@ -56,35 +53,29 @@ def pack_once(
 ) -> tuple[np.ndarray, np.ndarray]:
     """What `pack` gives; of a large corpus it is kept in `folder`, as packing takes longer than reading.
 
-    The file's name holds a hash of all that the rows depend on, and that of its content. Where it can't be written a
-    warning says so.
+    Where it can't be written a warning says so.
     """
     if len(source) < _WORTH_KEEPING:
         return pack(source, target, room, seed)
     digest = hashlib.sha256(f"{_FORMAT} {room[0]} {room[1]} {seed} {len(source)}".encode())
     for lengths in (source, target):
         digest.update(np.ascontiguousarray(lengths, "<i4").data)
-    key = f"packed-{digest.hexdigest()[:32]}"
-    with contextlib.suppress(OSError, UserError):  # then it is made anew
-        if path := kept(folder, key):
-            with path.open("rb") as file:
-                return np.load(file, allow_pickle=False), np.load(file, allow_pickle=False)
-    log.info("packing %s pairs into rows", f"{len(source):,}")
-    pairs, starts = pack(source, target, room, seed)
-    sweep(folder)
-    building = folder / f"{key}.{owner()}.tmp"
+    made: list[tuple[np.ndarray, np.ndarray]] = []
+
+    def make(new: Path) -> None:
+        log.info("packing %s pairs into rows", f"{len(source):,}")
+        made.append(pack(source, target, room, seed))
+        for name, array in zip(_ARRAYS, made[0], strict=True):
+            np.save(new / name, array, allow_pickle=False)
+
+    def read(path: Path) -> tuple[np.ndarray, ...]:
+        return tuple(np.load(path / name, allow_pickle=False) for name in _ARRAYS)
+
     try:
-        with building.open("wb") as file:
-            for array in (pairs, starts):
-                np.save(file, array, allow_pickle=False)
-        synced(building)
-        os.replace(building, folder / f"{key}.{sha256(building)}.npy")
-    except OSError as error:
-        log.warning("%s: packed rows are not kept for the next run (%s)", building, error)
-    finally:
-        with contextlib.suppress(OSError):
-            building.unlink(missing_ok=True)
-    return pairs, starts
+        return cached(folder / f"packed-{digest.hexdigest()[:32]}", make, read, "packed rows")
+    except (OSError, UserError) as error:
+        log.warning("packed rows are not kept for the next run: %s", error)
+        return made[0] if made else pack(source, target, room, seed)
 
 
 def _pack(source: np.ndarray, target: np.ndarray, S: int, T: int) -> tuple[np.ndarray, int]:

@@ -19,7 +19,6 @@ import hashlib
 import importlib.metadata
 import json
 import logging
-import os
 import random
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -31,9 +30,8 @@ from typing import Any, NamedTuple
 from transformer.config import UserError
 from transformer.data import phrase_wording as wording
 from transformer.data.phrase_templates import TEMPLATES
-from transformer.data.sources import owner, sweep
 from transformer.data.text import Corpora, Parallel
-from transformer.durable import synced
+from transformer.files import cached
 
 VERSION = 1  # raise it with every change of the sentences, templates and wording included: other files are replaced
 SUPPORTED = (("en", "de"), ("de", "en"), ("en", "fr"), ("fr", "en"))
@@ -287,18 +285,13 @@ def _check(languages: tuple[str, str]) -> None:
 
 
 def write(folder: Path, languages: tuple[str, str], train_pairs: int, seed: int = 0) -> Corpora:
-    """Write `train.en`, `train.de`, `dev.en`, ... under `folder`: `train_pairs`, 500 and 1,000 pairs.
+    """Write `train.en`, `train.de`, `dev.en`, ... to a sealed folder in `folder`: `train_pairs`, 500 and 1,000 pairs.
 
-    No development or test sentence is repeated, and neither set depends on `train_pairs`. Files that are there already
-    are kept if `phrases.json`, written last, says that they are the same. Two runs that want different files must be
-    given different folders. Raises `UserError` for languages that are not `SUPPORTED`.
+    No development or test sentence is repeated, and neither set depends on `train_pairs`. The sealed folder's name is
+    a hash of all that the text depends on; one that is there is taken. Raises `UserError` for languages that are not
+    `SUPPORTED`.
     """
     _check(languages)
-    folder = Path(folder)
-    corpora = {
-        split: Parallel(*(str(folder / f"{split}.{language}") for language in languages))
-        for split in ("train", "dev", "test")
-    }
     made_of = {
         "version": VERSION,
         "languages": list(languages),
@@ -306,30 +299,25 @@ def write(folder: Path, languages: tuple[str, str], train_pairs: int, seed: int 
         "pairs": {"train": train_pairs, "dev": DEV_PAIRS, "test": TEST_PAIRS},
         "made with": {name: importlib.metadata.version(name) for name in ("babel", "num2words")},
     }
-    mark = folder / "phrases.json"
-    if not _complete(mark, made_of):
-        logger.info("writing %s generated %s pairs to %s", f"{train_pairs:,}", "-".join(languages), folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        sweep(folder)
-        mark.unlink(missing_ok=True)
-        sizes = {}
+    key = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:16]
+    folder = Path(folder) / f"{'-'.join(languages)}-{train_pairs}-{key}"
+
+    def make(new: Path) -> None:
+        logger.info("generating %s %s pairs into %s", f"{train_pairs:,}", "-".join(languages), folder)
         for split, count in made_of["pairs"].items():
             made = pairs(split, languages, seed)
             if split != "train":
                 made = _distinct(made)
-            for path, lines in zip(corpora[split][:2], zip(*islice(made, count), strict=True), strict=True):
-                sizes[Path(path).name] = _write(Path(path), "".join(f"{line}\n" for line in lines))
-        _write(mark, json.dumps(made_of | {"bytes": sizes}, indent=2) + "\n")
+            for language, lines in zip(languages, zip(*islice(made, count), strict=True), strict=True):
+                (new / f"{split}.{language}").write_bytes("".join(f"{line}\n" for line in lines).encode())
+        (new / "phrases.json").write_text(json.dumps(made_of, indent=2) + "\n")
+
+    def read(path: Path) -> dict[str, Parallel]:
+        names = {split: [f"{split}.{language}" for language in languages] for split in made_of["pairs"]}
+        return {split: Parallel(*(str(path / name) for name in both)) for split, both in names.items()}
+
+    corpora = cached(folder, make, read, "the generated phrases")
     return Corpora((corpora["train"],), corpora["dev"], corpora["test"], "phrases dev", "phrases test")
-
-
-def _complete(mark: Path, made_of: dict[str, Any]) -> bool:
-    try:
-        found = json.loads(mark.read_text(encoding="utf-8"))
-        sizes = found.pop("bytes")
-        return found == made_of and all((mark.parent / name).stat().st_size == size for name, size in sizes.items())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return False
 
 
 def _distinct(made: Iterator[tuple[str, str]]) -> Iterator[tuple[str, str]]:
@@ -338,12 +326,3 @@ def _distinct(made: Iterator[tuple[str, str]]) -> Iterator[tuple[str, str]]:
         if pair[0] not in seen:
             seen.add(pair[0])
             yield pair
-
-
-def _write(path: Path, text: str) -> int:
-    """The number of bytes written."""
-    temporary = path.with_name(f"{path.name}.{owner()}.tmp")
-    size = temporary.write_bytes(text.encode())
-    synced(temporary)
-    os.replace(temporary, path)
-    return size

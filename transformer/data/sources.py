@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
-import shutil
-import socket
 from collections.abc import Iterator
 from pathlib import Path
 
 from transformer.config import DataConfig, UserError
-from transformer.data.text import Corpora, Parallel, form, sha256
-
-log = logging.getLogger("transformer")
+from transformer.data.text import Corpora, Parallel, form
 
 # Special pieces, bytes and one character: SentencePiece takes no fewer where a character may be spelt in bytes.
 _SMALLEST_VOCABULARY = 4 + 256 + 1
@@ -63,10 +58,8 @@ def corpora(config: DataConfig) -> Corpora:
     if config.corpus == "phrases":
         from transformer.data import phrases
 
-        # A folder for each, so that runs with other languages or sizes do not overwrite one another's text.
-        name = "-".join((*config.languages, str(config.phrases)))
         with cache(config) as folder:
-            made = phrases.write(folder / "phrases" / name, config.languages, config.phrases)
+            made = phrases.write(folder / "phrases", config.languages, config.phrases)
     else:
         from transformer.data import wmt
 
@@ -136,56 +129,3 @@ def _require_files(config: DataConfig) -> None:
     for name, source, target in both:
         if target and os.path.samefile(source, target):
             raise UserError(f"data.{name}: {target} is the source, too; name the file of its translations")
-
-
-def owner() -> str:
-    """This process, as part of the name of what it is making: HOST.NAMESPACE.PID. Containers may share a host's name,
-    but not their processes' numbers."""
-    try:
-        namespace = os.stat("/proc/self/ns/pid").st_ino
-    except OSError:  # another system
-        namespace = 0
-    return f"{socket.gethostname()}.{namespace}.{os.getpid()}"
-
-
-@contextlib.contextmanager
-def temporary(folder: Path, name: str) -> Iterator[Path]:
-    """A folder in `folder` for the length of a block, of a name that `sweep` knows; what others left there is swept."""
-    sweep(folder)
-    path = folder / f"{name}.{owner()}.tmp"
-    shutil.rmtree(path, ignore_errors=True)
-    path.mkdir(parents=True)
-    try:
-        yield path
-    finally:
-        shutil.rmtree(path, ignore_errors=True)
-
-
-def kept(folder: Path, key: str) -> Path | None:
-    """The file KEY.SHA256.ENDING in a cache folder whose content still has that digest; damaged ones are told of."""
-    for path in folder.glob(f"{key}.*.*"):  # KEY.ENDING is that of an older version
-        if path.suffix == ".tmp":  # somebody is making it
-            continue
-        if path.suffixes[-2] == f".{sha256(path)}":
-            return path
-        log.warning("%s is damaged: making it again", path)
-    return None
-
-
-def sweep(folder: Path) -> None:
-    """Remove what processes of this machine were making in a cache folder when they were killed: NAME.`owner`.tmp."""
-    for path in folder.glob(f"*.{owner().rpartition('.')[0]}.*.tmp"):
-        process = path.name.split(".")[-2]
-        with contextlib.suppress(OSError):
-            if process.isdigit() and not _runs(int(process)):
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
-
-
-def _runs(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:  # somebody else's
-        pass
-    return True

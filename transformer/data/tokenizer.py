@@ -12,7 +12,6 @@ import io
 import itertools
 import json
 import logging
-import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -20,12 +19,12 @@ from pathlib import Path
 import sentencepiece
 
 from transformer.config import DataConfig, UserError
-from transformer.data.sources import cache, kept, owner, sweep
+from transformer.data.sources import cache
 from transformer.data.text import Parallel, fingerprint, read_pairs
-from transformer.durable import synced
-from transformer.phases import phase
+from transformer.files import cached
 
 PAD, BOS, EOS, UNK = 0, 1, 2, 3
+_MODEL = "tokenizer.model"
 SPECIALS = ("<pad>", "<s>", "</s>", "<unk>")
 
 # SentencePiece silently skips lines above 4,192 bytes: longer ones are cut into runs of so many characters.
@@ -186,29 +185,24 @@ def tokenizer(config: DataConfig, train: tuple[Parallel, ...]) -> Tokenizer:
     ]
     key = hashlib.sha256(json.dumps(depends_on).encode()).hexdigest()[:32]
     with cache(config) as folder:
-        return _cached(folder / "tokenizers", key, config, train)
+        return cached(
+            folder / "tokenizers" / key,
+            lambda new: _train(new, config, train),
+            lambda path: Tokenizer.load(path / _MODEL),
+            "the tokenizer",
+        )
 
 
-def _cached(folder: Path, key: str, config: DataConfig, train: tuple[Parallel, ...]) -> Tokenizer:
-    """The tokenizer kept under a key, or trained now and kept there, as KEY.SHA256.model: so damage shows."""
-    if path := kept(folder, key):
-        return Tokenizer.load(path)
+def _train(folder: Path, config: DataConfig, train: tuple[Parallel, ...]) -> None:
+    """Train a tokenizer, and write it to a folder."""
     count = sum(1 for parallel in train for _ in read_pairs(parallel, config.fields))
     used = min(count, config.tokenizer_sentences)
     log.info("training a tokenizer of %s pieces on %s of %s pairs", f"{config.vocab_size:,}", f"{used:,}", f"{count:,}")
     pairs = itertools.chain.from_iterable(read_pairs(parallel, config.fields) for parallel in train)
     chosen = (pair for i, pair in enumerate(pairs) if (i + 1) * used // count > i * used // count)
-    with phase("building the tokenizer"):
-        trained = Tokenizer.train(
-            itertools.chain.from_iterable(chosen),
-            vocab_size=config.vocab_size,
-            normalization=config.normalization,
-        )
-        folder.mkdir(parents=True, exist_ok=True)
-        sweep(folder)
-        building = folder / f"{key}.{owner()}.tmp"
-        building.write_bytes(trained.model)
-        synced(building)
-        with phase("renaming the tokenizer"):
-            os.replace(building, folder / f"{key}.{trained.sha256}.model")
-    return trained
+    trained = Tokenizer.train(
+        itertools.chain.from_iterable(chosen),
+        vocab_size=config.vocab_size,
+        normalization=config.normalization,
+    )
+    (folder / _MODEL).write_bytes(trained.model)

@@ -11,10 +11,8 @@ counted again here). The 2,737 lines on which some score En-De come from WMT14's
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import html
 import io
-import json
 import logging
 import os
 import re
@@ -30,9 +28,8 @@ from types import SimpleNamespace
 from typing import Any
 
 from transformer.config import UserError
-from transformer.data.sources import temporary
 from transformer.data.text import Corpora, Parallel
-from transformer.durable import synced
+from transformer.files import cached, manifest
 
 logger = logging.getLogger("transformer")
 
@@ -57,9 +54,9 @@ def write(folder: Path, languages: tuple[str, str], tfds_dir: str | None = None)
         )
     foreign = next(code for code in languages if code != "en")
     folder = Path(folder) / f"{foreign}-en"
-    contents = _complete(folder) or _prepare(folder, foreign, tfds_dir)
-    for name, file in contents.items():
-        logger.info("%s: %s lines, sha256 %s", folder / name, f"{file['lines']:,}", file["sha256"])
+    digests = cached(folder, lambda new: _prepare(new, folder, foreign, tfds_dir), manifest, "the text of WMT14")
+    for name, file in digests.items():
+        logger.info("%s: %s bytes, sha256 %s", folder / name, f"{file['size']:,}", file["sha256"])
 
     source, target = languages
     train, dev, test = (
@@ -68,21 +65,10 @@ def write(folder: Path, languages: tuple[str, str], tfds_dir: str | None = None)
     return Corpora((train,), dev, test, DEV, f"{TEST} (full)")
 
 
-def _complete(folder: Path) -> dict[str, Any] | None:
-    """What an earlier run wrote, if all of it is there: file name -> lines, bytes, sha256."""
-    try:
-        contents = json.loads((folder / "contents.json").read_text(encoding="utf-8"))
-        same = all((folder / name).stat().st_size == file["bytes"] for name, file in contents.items())
-    except FileNotFoundError:
-        return None
-    return contents if same else None
-
-
-def _prepare(folder: Path, foreign: str, tfds_dir: str | None) -> dict[str, Any]:
-    """Downloads and prepares what is not there yet, writes the text, and returns what is now in contents.json."""
+def _prepare(new: Path, folder: Path, foreign: str, tfds_dir: str | None) -> None:
+    """Download and prepare what is not there yet, and write the text to `new`, which will be `folder`."""
     pair = (foreign, "en")
-    folder.mkdir(parents=True, exist_ok=True)
-    with _tfds(), temporary(folder, "incomplete") as new:
+    with _tfds():
         from tensorflow_datasets.translate.wmt import DATASET_MAP
         from tensorflow_datasets.translate.wmt14 import Wmt14Translate
 
@@ -119,15 +105,6 @@ def _prepare(folder: Path, foreign: str, tfds_dir: str | None) -> dict[str, Any]
                 raise UserError(f"{builder.data_path}: its {name} is not that of {paths[0]}; delete it and run again")
             _write_pairs(new / name, pair, ([_decode(text) for text in texts] for texts in pairs))
 
-        contents = {path.name: _describe(path) for path in sorted(new.iterdir())}
-        (new / "contents.json").write_text(json.dumps(contents, indent=2) + "\n", encoding="utf-8")
-        for path in new.iterdir():
-            synced(path)
-        (folder / "contents.json").unlink(missing_ok=True)
-        for name in (*contents, "contents.json"):  # contents.json last: it says that the others are complete
-            os.replace(new / name, folder / name)
-        return contents
-
 
 def _download(builder: Any, urls: Iterable[str]) -> dict[str, Path]:
     """Downloads and unpacks, one at a time as the servers ask, what is not there yet: URL -> unpacked folder."""
@@ -160,29 +137,22 @@ def _download(builder: Any, urls: Iterable[str]) -> dict[str, Path]:
             ) from None
         # Where TFDS's builder looks for it before it unpacks the archive itself, with TensorFlow.
         unpacked[url] = folder / "extracted" / f"{download.Resource(path=archive).extract_method.name}.{archive.name}"
-        if not unpacked[url].exists():
-            logger.info("unpacking %s", archive)
-            _unpack(archive, unpacked[url])
+        _unpack(archive, unpacked[url])
     return unpacked
 
 
 def _unpack(archive: Path, folder: Path) -> None:
-    """Unpacks a .tar or .tgz to `folder`, whole or not at all. Raises `UserError` where it would write elsewhere."""
-    with temporary(folder.parent, "incomplete") as beside:
-        files = beside / "files"
+    """Unpack a .tar or .tgz to `folder`, whole or not at all. Raises `UserError` where it would write elsewhere."""
+
+    def make(new: Path) -> None:
+        logger.info("unpacking %s", archive)
         try:
             with tarfile.open(archive) as tar:
-                tar.extractall(files, filter="data")  # refuses absolute paths, .., devices and links that lead out
+                tar.extractall(new, filter="data")  # refuses absolute paths, .., devices and links that lead out
         except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
             raise UserError(f"{archive}: cannot be unpacked ({error}); delete it and run again") from None
-        for path in files.rglob("*"):
-            if path.is_file():
-                synced(path)
-        try:
-            os.replace(files, folder)
-        except OSError:
-            if not folder.exists():  # else another process was faster
-                raise
+
+    cached(folder, make, manifest, f"what is unpacked of {archive.name}")
 
 
 @contextlib.contextmanager
@@ -253,12 +223,3 @@ def _write_pairs(stem: Path, pair: tuple[str, str], pairs: Iterable[Iterable[str
                 file.write(text.replace("\n", " ") + "\n")
             if count % 1_000_000 == 0:
                 logger.info("%s: %s pairs written", stem.name, f"{count:,}")
-
-
-def _describe(path: Path) -> dict[str, Any]:
-    digest, lines = hashlib.sha256(), 0
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-            lines += block.count(b"\n")
-    return {"lines": lines, "bytes": path.stat().st_size, "sha256": digest.hexdigest()}

@@ -86,19 +86,20 @@ def train(arguments: Sequence[str]) -> None:
         return
     with contextlib.ExitStack() as stack:
         stack.enter_context(processes.together())
+        lock = None
         kept = accumulation_of(own.workdir) if own.batch else None
         if kept is not None:
             config = cut_into(config, kept)
         with processes.all_or_none():
             refuse_other_config(config, own.workdir)
             if processes.first():
-                stack.enter_context(hold(own.workdir))
+                lock = stack.enter_context(hold(own.workdir))
         with processes.in_turn("the tokenizer and the tokenised text", 60.0 * own.wait_minutes):
             task = Translation.build(config, own.workdir)
             task.prepare()
         if own.batch and kept is None:
             task = fitting(task)
-        run_training(task, task.config, own.workdir, profile=profile)
+        run_training(task, task.config, own.workdir, profile=profile, lock=lock)
 
 
 def refuse_indeterminate(config: Config) -> None:

@@ -12,9 +12,10 @@ from typing import Any, NamedTuple
 
 from etils import epath
 
-from transformer.checkpoint import AVERAGE, Checkpoints, local, refuse_links, replace, writing
+from transformer.checkpoint import AVERAGE, Checkpoints
 from transformer.config import Config, DecodeConfig, UserError
 from transformer.data.text import Parallel
+from transformer.files import local, refuse_links, replace, writing
 from transformer.inference.translator import Translator
 from transformer.tasks.sets import known_sets, read_set, read_sides
 from transformer.tasks.translation import compound_split_bleu, score, together

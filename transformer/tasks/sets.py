@@ -13,9 +13,9 @@ from typing import Any
 
 from etils import epath
 
-from transformer.checkpoint import refuse_links, replace
 from transformer.config import UserError
 from transformer.data.text import Corpora, Parallel, read_pairs
+from transformer.files import refuse_links, replace
 
 log = logging.getLogger("transformer")
 

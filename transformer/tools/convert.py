@@ -10,8 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from transformer.checkpoint import AVERAGE, Checkpoints, replace
+from transformer.checkpoint import AVERAGE, Checkpoints
 from transformer.config import KINDS, Config, ModelConfig, UserError, differences, to_json
+from transformer.files import replace
 from transformer.model import Params
 
 PARTS = {

@@ -11,11 +11,10 @@ import math
 import os
 import secrets
 import signal
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +23,7 @@ from etils import epath
 from jax import Array
 from jax.sharding import Mesh
 
-from transformer.checkpoint import Checkpoints, interrupted, local, refuse_links, replace, with_sharding
+from transformer.checkpoint import Checkpoints, interrupted, with_sharding
 from transformer.config import (
     MOVABLE,
     Config,
@@ -37,6 +36,7 @@ from transformer.config import (
     to_json,
 )
 from transformer.data.batching import Batches
+from transformer.files import Lock, refuse_links, replace
 from transformer.model import Model, Params, encoder_decoder
 from transformer.phases import phase
 from transformer.training.feed import Feed
@@ -98,6 +98,7 @@ class Ready(NamedTuple):
     config: Config
     folder: epath.Path
     checkpoints: Checkpoints
+    lock: Lock | None
     mesh: Mesh
     batches: Batches
     abstract: TrainState
@@ -113,12 +114,12 @@ class WentBack(Exception):
 
 
 def train(
-    task: Task, config: Config, workdir: str, *, profile: tuple[int, int] | None = None
+    task: Task, config: Config, workdir: str, *, profile: tuple[int, int] | None = None, lock: Lock | None = None
 ) -> dict[str, float | str]:
     """Train until `config.train.steps`, going on from the workdir's last checkpoint; returns the last evaluation.
 
     Of the updates `profile`, first and last, a trace is written to the workdir. Sent SIGINT or SIGTERM the run saves
-    its state and raises `Interrupted`.
+    its state and raises `Interrupted`. The workdir's `lock`, as `hold` gives it, is checked before each write.
     """
     t, folder = config.train, epath.Path(workdir)
     with Ears() as ears:
@@ -129,7 +130,7 @@ def train(
         update = compiled(task.loss, tx, t.seed, mesh, abstract, skip=t.non_finite == "skip")
         compare(task, config)
         banner(task, config, batches, mesh, abstract)
-        ready = Ready(task, config, folder, Checkpoints(folder), mesh, batches, abstract, update, ears)
+        ready = Ready(task, config, folder, Checkpoints(folder, lock), lock, mesh, batches, abstract, update, ears)
         broken: set[int] = set()
         while True:
             try:
@@ -143,7 +144,7 @@ def updates(ready: Ready, profile: tuple[int, int] | None, broken: set[int]) -> 
 
     Raises `WentBack` where an update breaks the numbers and the config says to go back.
     """
-    task, config, folder, checkpoints, mesh, batches, abstract, update, ears = ready
+    task, config, folder, checkpoints, lock, mesh, batches, abstract, update, ears = ready
     t = config.train
 
     # ---- State: resume > warm start > scratch -----------------------------------------------------------------------
@@ -157,6 +158,7 @@ def updates(ready: Ready, profile: tuple[int, int] | None, broken: set[int]) -> 
     if state is None:
         state = initial(task, config, mesh, abstract)
     start = int(state.step)
+    run = progress.get("run") or gather(secrets.token_hex(8))[0]
     # Nothing is written before all of the above was found right; config.json first: see `MADE`.
     with all_or_none():
         if first():
@@ -174,7 +176,7 @@ def updates(ready: Ready, profile: tuple[int, int] | None, broken: set[int]) -> 
         )
         best, stale = None, 0
     if first():  # which a run that was killed may not have come to
-        checkpoints.prune(t.keep_last, t.keep_every)
+        checkpoints.prune(t.keep_last, t.keep_every, run)
     # Where it was interrupted before the evaluation of its last update, that comes first.
     owed = progress.get("owed")
     if owed is None and (start >= t.steps or (t.patience is not None and stale >= t.patience)):
@@ -187,7 +189,7 @@ def updates(ready: Ready, profile: tuple[int, int] | None, broken: set[int]) -> 
     stream = feed.stream(start, t.steps, PREFETCH)
     recorded = start if owed is None else start - 1
     with all_or_none():
-        records, display = Records(folder if first() else None, recorded), Display(start, t.steps)
+        records, display = Records(folder if first() else None, recorded, lock), Display(start, t.steps)
     interval, watch = Interval(progress.get("interval", {})), Watch()
     scores: dict[str, float | str] = {}
     pending: tuple[int, Any, Callable[[], int]] | None = None
@@ -217,6 +219,7 @@ def updates(ready: Ready, profile: tuple[int, int] | None, broken: set[int]) -> 
             skipped += 1
             not_finite(ready, step, values, skipped + len(broken))
         elif values:
+            checkpoints.confirm()  # of an earlier step: from what it holds an update was finite
             if usual := watch.jump(values["loss"]):
                 log.warning(
                     "step %d: the loss jumped to %.3f, from some %.3f; its batch: %s",
@@ -253,10 +256,11 @@ def updates(ready: Ready, profile: tuple[int, int] | None, broken: set[int]) -> 
             "left_out": sorted(broken),
             "vocab_size": task.vocab_size,
             "data_digest": digest,
+            "run": run,
             **more,
         }
 
-    def save(name: int | str, progress: dict[str, Any], **keep: int | None) -> None:
+    def save(name: int | str, progress: dict[str, Any], **options: Any) -> None:
         if not finite(state.params):
             raise diverged(checkpoints, f"update {int(state.step)} made parameters that are not finite")
         with all_or_none():
@@ -266,7 +270,7 @@ def updates(ready: Ready, profile: tuple[int, int] | None, broken: set[int]) -> 
                 checkpoints.make_folder(name)
         items = {"params": state.params, "optimizer": state.optimizer}
         files = {**task.files, "config.json": to_json(config).encode()}
-        checkpoints.save(name, items, progress=progress, files=files, **keep)
+        checkpoints.save(name, items, progress=progress, files=files, **options)
 
     def stop_profiling(step: int) -> None:
         nonlocal profiling
@@ -302,10 +306,14 @@ def updates(ready: Ready, profile: tuple[int, int] | None, broken: set[int]) -> 
             better = best is None or bleu > best
             best, stale = (bleu, 0) if better else (best, stale + 1)
             stopped = t.patience is not None and stale >= t.patience
-        complete = evaluated or not due
-        if complete and (step % t.checkpoint_every == 0 or better or stopped or step == t.steps):
+        complete, last = evaluated or not due, stopped or step == t.steps
+        wrong = [name for name, x in scores.items() if evaluated and isinstance(x, float) and not math.isfinite(x)]
+        if wrong and last:
+            raise diverged(checkpoints, f"after update {step} {wrong[0]} is {scores[wrong[0]]}")
+        if complete and (step % t.checkpoint_every == 0 or better or last):
             settle()
-            save(step, progress_at(step, bleu), keep_last=t.keep_last, keep_every=t.keep_every)
+            good = last or (evaluated and bool(scores) and not wrong)
+            save(step, progress_at(step, bleu), keep_last=t.keep_last, keep_every=t.keep_every, good=good)
         elif asked and owed is None:
             settle()
             save(interrupted(step), progress_at(step, None, **({} if complete else {"owed": entry})))
@@ -387,6 +395,7 @@ def not_finite(ready: Ready, step: int, values: Mapping[str, float], count: int)
         )
     log.warning("%s (%d of %d allowed); its batch: %s", what, count, t.non_finite_limit, ready.task.lines(step - 1))
     if t.non_finite == "rollback":
+        ready.checkpoints.abandon()
         log.warning("going back to the last checkpoint, to leave update %d out", step)
         raise WentBack(step)
 
@@ -417,7 +426,7 @@ def finite(params: Params) -> Array:
 
 def diverged(checkpoints: Checkpoints, what: str) -> UserError:
     """The end of a run whose numbers are no longer finite."""
-    checkpoints.wait()
+    checkpoints.abandon()
     good = checkpoints.states()
     where = f"the last good checkpoint is {checkpoints.path(good[-1])}" if good else "no checkpoint was saved yet"
     return UserError(
@@ -486,6 +495,11 @@ def refuse_other_config(config: Config, workdir: str) -> None:
         raise UserError(
             f"{workdir} was trained with another config: {shown}. Use another --workdir, or the same values"
         )
+    if not checkpoints.states() and (saved := checkpoints.once_saved(there.train.checkpoint_every)):
+        raise UserError(
+            f"{workdir}: {saved}, but no complete checkpoint is in {checkpoints.folder}; bring them back, or start "
+            "anew with another --workdir"
+        )
     if steps:
         for name, (old, new) in changed.items():
             log.info("resuming with %s changed from %r to %r", name, old, new)
@@ -512,35 +526,19 @@ def config_of(checkpoints: Checkpoints) -> Config | None:
 
 
 @contextlib.contextmanager
-def hold(workdir: str) -> Iterator[None]:
-    """Make the workdir, and keep other training runs out of it. Who only reads there is not kept from it.
-
-    The lock is the system's: it goes with the process, however that ends. Buckets have none.
-    """
+def hold(workdir: str) -> Iterator[Lock]:
+    """Make the workdir, and keep other training runs out of it. Who only reads there is not kept from it."""
     folder = epath.Path(workdir)
+    lock = Lock(folder / ".lock", "another run trains there; stop it first, or use another --workdir")
     with contextlib.ExitStack() as stack:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             refuse_links(*(folder / name for name in (".lock", "config.json", "profile", *MADE)))
-            if local(workdir) and sys.platform != "win32":
-                _lock(stack.enter_context((folder / ".lock").open("a")))
-        except BlockingIOError:
-            raise UserError(f"{workdir}: another run trains there; stop it first, or use another --workdir") from None
+            stack.enter_context(lock.held())
         except OSError as error:
             reason = error.strerror or error
             raise UserError(f"--workdir {workdir}: {reason}; name a folder that can be written") from None
-        yield
-
-
-def _lock(file: IO) -> None:
-    import fcntl
-
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise
-    except OSError as error:
-        log.warning("%s cannot be locked (%s): make sure that no other run trains there", file.name, error.strerror)
+        yield lock
 
 
 def restore(

@@ -17,9 +17,8 @@ from typing import Any
 
 from etils import epath
 
-from transformer.checkpoint import local, refuse_links, replace, writing
 from transformer.config import UserError
-from transformer.durable import synced
+from transformer.files import Lock, local, refuse_links, replace, synced, writing
 
 log = logging.getLogger("transformer")
 
@@ -31,9 +30,9 @@ class Records:
     either exactly once, in order.
     """
 
-    def __init__(self, workdir: epath.Path | None, step: int):
-        """None: nothing is kept; of several processes one writes."""
-        self._off = workdir is None
+    def __init__(self, workdir: epath.Path | None, step: int, lock: Lock | None = None):
+        """None: nothing is kept; of several processes one writes. The workdir's `lock` is checked before each write."""
+        self._off, self._lock = workdir is None, lock
         if workdir is None:
             return
         self._path = workdir / "metrics.jsonl"
@@ -96,6 +95,8 @@ class Records:
     def _writing(self, path: Any) -> Iterator[None]:
         """As `writing`; after an error `close` leaves it at that."""
         self._failed = True
+        if self._lock is not None:
+            self._lock.check()
         with writing(path):
             yield
         self._failed = False

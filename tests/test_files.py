@@ -1,0 +1,179 @@
+import os
+import stat
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from transformer import files
+from transformer.config import UserError
+from transformer.files import Lock, cached, damage, replace, seal, sealed, synced, temporary
+
+
+def test_files_and_folders_are_synced(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("x")
+    kinds = []
+    monkeypatch.setattr(os, "fsync", lambda at: kinds.append(stat.S_IFMT(os.fstat(at).st_mode)))
+    synced(tmp_path / "file")
+    synced(str(tmp_path))
+    assert kinds == [stat.S_IFREG, stat.S_IFDIR]
+
+
+def test_folders_that_cannot_be_synced_are_left_to_the_system(tmp_path, monkeypatch):
+    def refuse(at):
+        raise OSError(22, "Invalid argument")
+
+    (tmp_path / "file").write_text("x")
+    monkeypatch.setattr(os, "fsync", refuse)
+    synced(tmp_path)
+    with pytest.raises(OSError):  # of a file it says that it may be lost
+        synced(tmp_path / "file")
+    with pytest.raises(FileNotFoundError):
+        synced(tmp_path / "gone")
+
+
+def whole(path: Path) -> str:
+    """What a test's cache holds."""
+    text = (path / "text").read_text()
+    if len(text) != 3:
+        raise ValueError("it is too short")
+    return text
+
+
+def test_a_file_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
+    path = tmp_path / "new" / "file"
+    replace(path, b"first")
+    monkeypatch.setattr(files, "synced", lambda path: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    with pytest.raises(UserError, match=r"file cannot be written \(No space left"):
+        replace(path, b"second")
+    assert path.read_bytes() == b"first" and [p.name for p in path.parent.iterdir()] == ["file"]
+
+
+def test_several_may_replace_a_file_at_once(tmp_path):
+    """Each has a temporary name of its own: what stands there in the end is one of the contents, whole."""
+    script = "import sys; from pathlib import Path; from transformer.files import replace\n"
+    script += "for i in range(200): replace(Path(sys.argv[1]), sys.argv[2].encode() * 5000 + bytes([i]))"
+    there = [subprocess.Popen([sys.executable, "-c", script, str(tmp_path / "x"), letter]) for letter in "ab"]
+    assert [process.wait() for process in there] == [0, 0]
+    assert set((tmp_path / "x").read_bytes()[:-1]) in ({97}, {98}) and len(list(tmp_path.iterdir())) == 1
+
+
+def test_damage_to_a_sealed_folder_is_named(tmp_path):
+    def folder() -> Path:
+        path = tmp_path / str(len(list(tmp_path.iterdir())))
+        (path / "deep").mkdir(parents=True)
+        (path / "a").write_text("a")
+        (path / "deep" / "b").write_text("b")
+        assert not sealed(path)
+        seal(path)
+        assert sealed(path) and damage(path) is None
+        return path
+
+    for harm, told in (
+        (lambda path: (path / "a").write_text("b"), "a is not as it was written"),
+        (lambda path: (path / "a").write_text(""), "a is not as it was written"),
+        (lambda path: (path / "deep" / "b").unlink(), "deep/b is missing"),
+        (lambda path: (path / "manifest.json").write_text("{"), "manifest.json is not as it was written (Exp"),
+        (lambda path: (path / "manifest.json").write_text("{}"), "(it names no files)"),
+        (lambda path: (path / "manifest.json").write_text("[" * 100_000), "(nested too deeply)"),
+        (lambda path: (path / "manifest.json").write_text('{"../a": 1}'), "(it names ../a, which is not in the folder"),
+    ):
+        path = folder()
+        harm(path)
+        assert told in damage(path)
+
+
+def test_a_cache_is_made_once_and_anew_when_it_is_damaged(tmp_path, caplog):
+    made = []
+
+    def make(new: Path) -> None:
+        made.append(new)
+        (new / "text").write_text("abc")
+
+    folder = tmp_path / "cache" / "[key]"
+    for _ in range(2):
+        assert cached(folder, make, whole, "the text") == "abc"
+    assert len(made) == 1
+    for harm in (
+        lambda: (folder / "text").write_text("abd"),
+        lambda: (folder / "text").unlink(),
+        lambda: (folder / "manifest.json").unlink(),
+        lambda: (folder / "manifest.json").write_text("[]"),
+    ):
+        harm()
+        caplog.clear()
+        assert cached(folder, make, whole, "the text") == "abc" and damage(folder) is None
+        assert "making the text again" in caplog.text
+    assert len(made) == 5 and [path.name for path in folder.parent.iterdir()] == ["[key]"]
+
+
+def test_a_cache_that_cannot_be_read_back_is_never_sealed(tmp_path):
+    """As where a limit cuts files short and nobody is told at their close."""
+
+    def short(new: Path) -> None:
+        (new / "text").write_text("ab")
+
+    with pytest.raises(UserError, match=r"the text cannot be read back \(it is too short\); see whether the disk"):
+        cached(tmp_path / "key", short, whole, "the text")
+    assert not list(tmp_path.iterdir())
+
+
+def test_several_may_make_a_cache_at_once(tmp_path):
+    folder, barrier, found = tmp_path / "key", threading.Barrier(4), []
+    folder.mkdir()
+    (folder / "text").write_text("half a copy")
+
+    def make(new: Path) -> None:
+        (new / "text").write_text("abc")
+
+    def work() -> None:
+        barrier.wait()
+        found.append(cached(folder, make, whole, "the text"))
+
+    # Threads of one process would share a temporary name: each pretends to be another process.
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    owners = iter(range(10**6))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(files, "owner", lambda: f"host.0.{next(owners)}")
+        patch.setattr(files, "_runs", lambda process: True)
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert found == ["abc"] * 4 and damage(folder) is None
+    assert [path.name for path in tmp_path.iterdir()] == ["key"]
+
+
+def test_what_killed_processes_were_making_is_swept(tmp_path):
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    machine = files.owner().rpartition(".")[0]
+    theirs, mine = tmp_path / f"x.{machine}.{gone.pid}.tmp", tmp_path / f"x.{machine}.{os.getppid()}.tmp"
+    others = tmp_path / f"x.elsewhere.1.{gone.pid}.tmp", tmp_path / "x.tmp", tmp_path / f"[x].{gone.pid}"
+    theirs.mkdir()
+    for path in (mine, *others):
+        path.touch()
+    with temporary(tmp_path, "y"):
+        assert not theirs.exists()
+    assert {path.name for path in tmp_path.iterdir()} == {path.name for path in (mine, *others)}
+
+
+def test_a_lock_is_held_by_one_and_notices_another_folder(tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    held = Lock(folder / ".lock")
+    with held.held():
+        held.check()
+        with pytest.raises(UserError, match=f"{folder}: another process"), Lock(folder / ".lock").held():
+            pass
+        folder.rename(tmp_path / "moved")
+        for again in (lambda: None, folder.mkdir, (folder / ".lock").touch):
+            again()
+            with pytest.raises(UserError, match=f"{folder} is no longer the folder that this run began in"):
+                held.check()
+        with Lock(folder / ".lock").held():  # which is another one's
+            pass
+    with Lock(tmp_path / "moved" / ".lock").held():
+        pass

@@ -1,0 +1,353 @@
+"""Files and folders that are whole or not there: digests, atomic writes, sealed folders, locks.
+
+A path is a local one or, as etils' epath, one in a bucket. A sealed folder holds a `manifest.json` with the size and
+the sha256 of each of its files. The manifest is written last: a folder without one is unfinished.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import secrets
+import shutil
+import socket
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import IO, Any, TypeVar
+
+from transformer.config import UserError
+from transformer.phases import phase
+
+log = logging.getLogger("transformer")
+T = TypeVar("T")
+
+MANIFEST = "manifest.json"
+UNFINISHED = "unfinished"
+"""The manifest's name while it is written. A folder may have it from its beginning, as a mark."""
+
+
+# ---- Paths ----------------------------------------------------------------------------------------------------------
+
+
+def local(path: Any) -> bool:
+    """Whether a path is on this machine, not in a bucket."""
+    return "://" not in str(path)
+
+
+def refuse_links(*paths: Any) -> None:
+    """Raise `UserError` if one of these files or folders of a workdir is a link: writing there would write elsewhere.
+
+    The workdir itself may be a link.
+    """
+    for path in paths:
+        if os.path.islink(path):
+            raise UserError(
+                f"{path} is a link, and what is written there would lie outside the workdir; remove it, and move there "
+                "what it names, or make the whole workdir a link"
+            )
+
+
+def files_in(folder: Any) -> list[Any]:
+    """All files below a folder, sorted."""
+    files: list[Any] = []
+    for path in sorted(folder.iterdir()):
+        files += files_in(path) if path.is_dir() else [path]
+    return files
+
+
+# ---- Writing --------------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def writing(path: Any) -> Iterator[None]:
+    """A block that writes to or below `path`. An `OSError` in it becomes a `UserError`."""
+    try:
+        yield
+    except OSError as error:
+        where, why = error.filename or path, error.strerror or error
+        raise UserError(
+            f"{where} cannot be written ({why}); make room or mend the folder, then run the same command again"
+        ) from error
+
+
+def synced(path: str | Path) -> None:
+    """Wait until a file's content, or a folder's names, are on the disk.
+
+    Raises `OSError` where a file can't be written. Folders that the system can't sync are left to it.
+    """
+    if os.path.isdir(path):
+        with contextlib.suppress(OSError):
+            _sync(path)
+    else:
+        _sync(path)
+
+
+def _sync(path: str | Path) -> None:
+    at = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(at)
+    finally:
+        os.close(at)
+
+
+def replace(path: Any, content: bytes) -> None:
+    """Give a file this content, whole or not at all. A file that has it already is left alone."""
+    temporary = path.parent / f"{path.name}.{owner()}.tmp"
+    refuse_links(path, temporary)
+    with writing(path):
+        if path.exists() and path.read_bytes() == content:
+            return
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            temporary.write_bytes(content)
+            if local(path):
+                synced(temporary)
+        except OSError:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            raise
+        with phase(f"renaming {path.name}"):
+            temporary.replace(path)
+        if local(path):
+            synced(path.parent)
+
+
+def owner() -> str:
+    """This process, as part of the name of what it is making: HOST.NAMESPACE.PID.
+
+    Containers may share a host's name, but not the numbers of their processes.
+    """
+    try:
+        namespace = os.stat("/proc/self/ns/pid").st_ino
+    except OSError:  # another system
+        namespace = 0
+    return f"{socket.gethostname()}.{namespace}.{os.getpid()}"
+
+
+@contextlib.contextmanager
+def temporary(folder: Path, name: str) -> Iterator[Path]:
+    """A new folder in `folder` for the length of a block. What killed processes left beside it is removed."""
+    sweep(folder)
+    path = folder / f"{name}.{owner()}.tmp"
+    shutil.rmtree(path, ignore_errors=True)
+    path.mkdir(parents=True)
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def sweep(folder: Path) -> None:
+    """Remove what killed processes of this machine left in a folder: NAME.`owner`.tmp."""
+    machine = owner().rpartition(".")[0]
+    for path in folder.iterdir() if folder.is_dir() else ():
+        process = path.name.removesuffix(".tmp").rpartition(".")[2]
+        if path.name.endswith(f".{machine}.{process}.tmp") and process.isdecimal() and not _runs(int(process)):
+            with contextlib.suppress(OSError):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def _runs(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # somebody else's
+        pass
+    return True
+
+
+# ---- Digests and sealed folders -------------------------------------------------------------------------------------
+
+
+def digest(path: Any) -> dict[str, Any]:
+    """Size and sha256 of a file."""
+    sha256, size = hashlib.sha256(), 0
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            sha256.update(block)
+            size += len(block)
+    return {"size": size, "sha256": sha256.hexdigest()}
+
+
+def digest_of(content: bytes) -> dict[str, Any]:
+    """Size and sha256 of a file with this content."""
+    return {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+
+
+def sealed(folder: Any) -> bool:
+    """Whether a folder has a manifest. Whether its files are still as they were written, `damage` finds out."""
+    return (folder / MANIFEST).exists()
+
+
+def seal(folder: Any) -> None:
+    """Write a folder's manifest, once all else in it is on the disk."""
+    manifest = {str(f.relative_to(folder)): digest(f) for f in files_in(folder) if f != folder / UNFINISHED}
+    if local(folder):
+        with ThreadPoolExecutor(8) as pool:  # each waits for the disk, which takes them together
+            list(pool.map(synced, [folder, *Path(folder).rglob("*")]))
+    (folder / UNFINISHED).write_bytes((json.dumps(manifest, indent=2) + "\n").encode())
+    if local(folder):
+        synced(folder / UNFINISHED)
+    with phase(f"renaming {MANIFEST}"):
+        (folder / UNFINISHED).replace(folder / MANIFEST)
+    if local(folder):
+        for path in (folder, folder.parent):
+            synced(path)
+
+
+def manifest(folder: Any) -> dict[str, dict[str, Any]]:
+    """Size and sha256 of each file of a sealed folder. Raises `ValueError` where the manifest itself is damaged."""
+    try:
+        entries = json.loads((folder / MANIFEST).read_bytes())
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    if not isinstance(entries, dict) or not entries:
+        raise ValueError("it names no files")
+    for file in entries:
+        if file.startswith("/") or ".." in file.split("/"):
+            raise ValueError(f"it names {file}, which is not in the folder")
+    return entries
+
+
+def damage(folder: Any, digest_of_file: Callable[[Any], dict[str, Any]] | None = None) -> str | None:
+    """What is wrong with the files of a sealed folder, or None.
+
+    Raises `UserError` for a file that can't be read at the moment: that says nothing about what is in it.
+    """
+    try:
+        for file, expected in manifest(folder).items():
+            if not (folder / file).exists():
+                return f"{folder / file} is missing"
+            if (digest_of_file or digest)(folder / file) != expected:
+                return f"{folder / file} is not as it was written"
+    except ValueError as error:
+        return f"{folder / MANIFEST} is not as it was written ({error})"
+    except FileNotFoundError as error:
+        return f"{error.filename or folder} is missing"
+    except OSError as error:
+        where, why = error.filename or folder, error.strerror or error
+        raise UserError(f"{where} cannot be read ({why}); see to that, then run the same command again") from None
+    return None
+
+
+_digests: dict[tuple[int, ...], dict[str, Any]] = {}
+
+
+def digest_once(path: Path) -> dict[str, Any]:
+    """As `digest`; a file that has not changed since is read once a process."""
+    found = path.stat()
+    key = found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+    if key not in _digests:
+        _digests[key] = digest(path)
+    return _digests[key]
+
+
+def cached(folder: Path, make: Callable[[Path], None], read: Callable[[Path], T], what: str) -> T:
+    """What `read` returns for a sealed folder of a cache: the one that is there, or the one that `make` fills now.
+
+    `make` gets an empty folder. It is sealed, read, and renamed to `folder` when `make` returns. A damaged folder is
+    made anew, with a warning that calls it `what`. `read` raises `ValueError` or `OSError` where files do not fit.
+    """
+    if folder.exists():
+        try:
+            wrong = damage(folder, digest_once) if sealed(folder) else f"{folder} has no {MANIFEST}"
+            if not wrong:
+                return read(folder)
+        except (FileNotFoundError, ValueError, KeyError) as error:
+            wrong = f"{folder}: {error}"
+        log.warning("%s: making %s again", wrong, what)
+    with temporary(folder.parent, folder.name) as new:
+        with phase(f"building {what}"):
+            make(new)
+            seal(new)
+        try:
+            read(new)
+        except (OSError, ValueError, KeyError) as error:
+            raise UserError(
+                f"{folder}: {what} cannot be read back ({error}); see whether the disk is full, or files may not be so "
+                "large (ulimit -f), then run the same command again"
+            ) from error
+        with phase(f"renaming {what}"):
+            _take_place(new, folder)
+    return read(folder)
+
+
+def _take_place(new: Path, folder: Path) -> None:
+    """Rename a sealed folder. A whole one that another process put there meanwhile stays; a damaged one goes."""
+    for _ in range(10):
+        try:
+            return os.rename(new, folder)
+        except OSError:
+            if not folder.exists():
+                raise
+        if sealed(folder) and damage(folder, digest_once) is None:
+            return
+        with temporary(folder.parent, secrets.token_hex(8)) as old, contextlib.suppress(FileNotFoundError):
+            os.rename(folder, old)
+    raise OSError(f"{folder} cannot be replaced")
+
+
+# ---- Locks ----------------------------------------------------------------------------------------------------------
+
+
+class Lock:
+    """The right to write to a folder, while a file in it is locked.
+
+    The lock is the system's: it goes with the process, however that ends. A bucket has none: there the file holds a
+    mark of its last owner, so that the owner before it finds out.
+    """
+
+    def __init__(self, path: Any, busy: str = "another process writes there; wait until it is done"):
+        """`busy`: what a second process is told."""
+        self._path, self._busy, self._file = path, busy, None
+        self._mark = secrets.token_hex(8)
+
+    def check(self) -> None:
+        """Raise `UserError` if the folder was removed or replaced since, or, in a bucket, another process took it."""
+        try:
+            if self._file is None:
+                same = not self._mark or self._path.read_text() == self._mark
+            else:
+                there, held = os.stat(self._path), os.fstat(self._file.fileno())
+                same = (there.st_dev, there.st_ino) == (held.st_dev, held.st_ino)
+        except FileNotFoundError:
+            same = False
+        except OSError as error:
+            raise UserError(f"{self._path} cannot be read ({error.strerror or error})") from None
+        if not same:
+            raise UserError(
+                f"{self._path.parent} is no longer the folder that this run began in: it was removed, replaced or "
+                "taken over by another run; nothing more is written there"
+            )
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[Lock]:
+        """Hold the lock for a block. Raises `UserError` at once where another process holds it."""
+        if not local(self._path):
+            self._path.write_text(self._mark)
+            yield self
+            return
+        with self._path.open("a") as file:
+            if sys.platform != "win32" and not _flock(file):
+                raise UserError(f"{self._path.parent}: {self._busy}")
+            self._file = file
+            yield self
+
+
+def _flock(file: IO) -> bool:
+    """Lock a file. Returns False where another process holds it."""
+    import fcntl
+
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        log.warning("%s cannot be locked (%s): make sure that nobody else writes there", file.name, error.strerror)
+    return True
