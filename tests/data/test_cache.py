@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from transformer import files
 from transformer.config import UserError
 from transformer.data import cache
 from transformer.data.cache import TokenCache, tokenize
@@ -139,42 +140,70 @@ def test_a_damaged_cache_is_made_again(tokenizer, parallel, tmp_path, caplog, mo
     made = tokenize(parallel, tokenizer, folder=tmp_path)
     expected = contents(made)
     HARM[damage](made.path)
-    monkeypatch.setattr(cache, "_verified", {})  # as in the next process
+    monkeypatch.setattr(files, "_digests", {})  # as in the next process
     with caplog.at_level(logging.WARNING, "transformer"):
         again = tokenize(parallel, tokenizer, folder=tmp_path)
-    assert "damaged" in caplog.text
+    assert "making the cache of tokens again" in caplog.text
     assert contents(again) == expected == contents(TokenCache(again.path))
     assert json.loads((again.path / "meta.json").read_text())["pairs"] == len(SOURCE)
 
 
 def test_files_are_looked_through_once_a_process(tokenizer, parallel, tmp_path, monkeypatch):
     path = tokenize(parallel, tokenizer, folder=tmp_path).path
-    whole, read = cache.hashlib.file_digest, []
-    monkeypatch.setattr(cache.hashlib, "file_digest", lambda file, name: read.append(file.name) or whole(file, name))
+    whole, read = files.digest, []
+    monkeypatch.setattr(files, "digest", lambda path: read.append(path.name) or whole(path))
     TokenCache(path)
     assert read == []
-    monkeypatch.setattr(cache, "_verified", {})
+    monkeypatch.setattr(files, "_digests", {})
     TokenCache(path)
-    assert sorted(Path(name).name for name in read) == [
-        *("source.offsets.npy", "source.tokens", "target.offsets.npy", "target.tokens")
+    assert sorted(read) == [
+        *("meta.json", "source.offsets.npy", "source.tokens", "target.offsets.npy", "target.tokens")
     ]
 
 
-def test_all_is_on_the_disk_before_it_has_its_name(tokenizer, parallel, tmp_path, monkeypatch):
-    done, rename = [], os.replace
-    monkeypatch.setattr(cache, "synced", lambda path: done.append(Path(path).name))
-    monkeypatch.setattr(cache.os, "replace", lambda old, new: done.append("renamed") or rename(old, new))
-    made = tokenize(parallel, tokenizer, folder=tmp_path)
-    *files, folder, last = done
-    assert last == "renamed"
-    assert folder.startswith(made.path.name)  # the folder's own list of names, after what it lists
-    assert sorted(files) == sorted(path.name for path in made.path.iterdir())
+TOO_LARGE = """
+import resource, signal, sys
+from transformer.data.cache import tokenize
+from transformer.data.text import Parallel
+from transformer.data.tokenizer import Tokenizer
+
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[4]),) * 2)
+tokenize(Parallel(*sys.argv[1:3]), Tokenizer.load(sys.argv[3]), folder=sys.argv[5], workers=1)
+"""
+
+
+@pytest.mark.parametrize("limit", [50, 300, 600])
+def test_files_that_may_not_be_so_large_are_never_sealed(tokenizer, parallel, tmp_path, limit):
+    (tmp_path / "program.py").write_text(TOO_LARGE)
+    (tmp_path / "spm.model").write_bytes(tokenizer.model)
+    command = [sys.executable, tmp_path / "program.py", *parallel[:2], tmp_path / "spm.model", str(limit)]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run([*command, tmp_path / "cache"], env=environment, capture_output=True, text=True)
+    assert done.returncode and "File too large" in done.stderr
+    assert not list((tmp_path / "cache/tokens").iterdir())
+
+
+def test_tokens_too_few_are_never_sealed(tokenizer, parallel, tmp_path, monkeypatch):
+    """As where an error at a file's close is lost."""
+    whole = cache._build
+
+    def lost(folder, *given):
+        whole(folder, *given)
+        path = folder / "source.tokens"
+        path.write_bytes(path.read_bytes()[:-2])
+
+    monkeypatch.setattr(cache, "_build", lost)
+    with pytest.raises(UserError, match=r"the cache of tokens cannot be read back \(source.tokens has"):
+        tokenize(parallel, tokenizer, folder=tmp_path)
+    assert list((tmp_path / "tokens").iterdir()) == []
 
 
 # ---- Processes ------------------------------------------------------------------------------------------------------
 
 TOKENISES = """
 import itertools, signal, sys
+from transformer import files
 from transformer.data import cache
 from transformer.data.text import Parallel
 from transformer.data.tokenizer import Tokenizer

@@ -1,7 +1,4 @@
 import dataclasses
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -107,30 +104,6 @@ def test_no_vocabulary_is_smaller_than_the_smallest():
     assert Tokenizer.train([" "], vocab_size=sources._SMALLEST_VOCABULARY).vocab_size == sources._SMALLEST_VOCABULARY
     with pytest.raises(UserError, match="smallest possible is 261"):
         Tokenizer.train([" "], vocab_size=sources._SMALLEST_VOCABULARY - 1)
-
-
-@pytest.fixture
-def dead() -> int:
-    """The number of a process that has ended."""
-    ended = subprocess.Popen([sys.executable, "-c", ""])
-    ended.wait()
-    return ended.pid
-
-
-def test_what_killed_processes_were_making_is_swept(tmp_path, dead):
-    here, own = sources.owner().rpartition(".")[0], os.getpid()
-    left = [f"a.{here}.{dead}.tmp", f"b.{here}.{dead}.tmp", f"c.{here}.{own}.tmp", f"d.elsewhere.1.{dead}.tmp", "e.tmp"]
-    for name in left[1:]:
-        (tmp_path / name).touch()
-    (tmp_path / left[0]).mkdir()
-    (tmp_path / left[0] / "file").touch()
-    with sources.temporary(tmp_path, "new") as folder:
-        assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*left[2:], folder.name])
-        assert folder.name == f"new.{here}.{own}.tmp"
-        (folder / "file").touch()
-    with pytest.raises(KeyError), sources.temporary(tmp_path, "new"):
-        raise KeyError
-    assert sorted(path.name for path in tmp_path.iterdir()) == left[2:]
 
 
 def test_cache_dir(monkeypatch, tmp_path):

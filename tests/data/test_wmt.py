@@ -8,7 +8,6 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 import tarfile
 from collections import Counter
 from pathlib import Path
@@ -18,7 +17,7 @@ import wmt_archives
 from wmt_archives import COMMONCRAWL, DEV, EUROPARL, GIGA_FREN, NEWS_COMMENTARY, UN, files, pack, serve
 
 from transformer.config import UserError
-from transformer.data import sources, wmt
+from transformer.data import wmt
 
 ROOT = Path(__file__).parents[2]
 
@@ -129,7 +128,7 @@ def test_german_whole(run):
         assert dev == [str(folder / "newstest2013.en"), str(folder / "newstest2013.de"), 1.0]
         assert test == [str(folder / "newstest2014.en"), str(folder / "newstest2014.de"), 1.0]
         names = [f"{stem}.{language}" for stem in ("train", dev_name, "newstest2014") for language in ("de", "en")]
-        assert sorted(path.name for path in folder.iterdir()) == sorted([*names, "contents.json"])
+        assert sorted(path.name for path in folder.iterdir()) == sorted([*names, "lines.json", "manifest.json"])
 
         # Every training pair but the one without an English side, shuffled together.
         pairs = list(zip(lines(folder / "train.de"), lines(folder / "train.en"), strict=True))
@@ -165,7 +164,7 @@ def test_german_whole(run):
 
         # Of deleted archives only the one with the order of the held-out sets is needed again.
         shutil.rmtree(run.tfds / "downloads")
-        (folder / "contents.json").unlink()
+        (folder / "manifest.json").unlink()
         run(server, "de-en")
         assert {name: (folder / name).read_bytes() for name in names} == written
         assert server.requests == [DEV]
@@ -304,15 +303,15 @@ def test_archives_cannot_write_or_point_outside(tmp_path, name, link):
     assert [path for path in tmp_path.rglob("*") if path.is_file() or path.is_symlink()] == [archive]
 
 
-def test_what_killed_processes_were_unpacking_is_swept(tmp_path):
-    archive, inner = tmp_path / "a.tgz", tmp_path / "extracted"
+def test_what_is_unpacked_is_digested(tmp_path):
+    archive, inner = tmp_path / "a.tgz", tmp_path / "extracted" / "TAR_GZ.a.tgz"
     with tarfile.open(archive, "w:gz") as tar:
-        tar.addfile(tarfile.TarInfo("dev/a.de"))
-    gone = subprocess.Popen([sys.executable, "-c", ""])
-    gone.wait()
-    left = inner / f"incomplete.{sources.owner().rpartition('.')[0]}.{gone.pid}.tmp"
-    left.mkdir(parents=True)
-    wmt._unpack(archive, inner / "TAR_GZ.a.tgz")
-    assert [str(path.relative_to(inner)) for path in sorted(inner.rglob("*"))] == [
-        *("TAR_GZ.a.tgz", "TAR_GZ.a.tgz/dev", "TAR_GZ.a.tgz/dev/a.de")
-    ]
+        member = tarfile.TarInfo("dev/a.de")
+        member.size = 4
+        tar.addfile(member, io.BytesIO(b"text"))
+    wmt._unpack(archive, inner)
+    for harm in (lambda: (inner / "dev/a.de").write_text("tex"), (inner / "manifest.json").unlink):
+        harm()
+        wmt._unpack(archive, inner)
+        assert (inner / "dev/a.de").read_text() == "text"
+    assert [path.name for path in inner.parent.iterdir()] == ["TAR_GZ.a.tgz"]

@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import html
 import io
+import json
 import logging
 import os
 import re
@@ -28,12 +29,13 @@ from types import SimpleNamespace
 from typing import Any
 
 from transformer.config import UserError
-from transformer.data.text import Corpora, Parallel
+from transformer.data.text import Corpora, Parallel, count_lines
 from transformer.files import cached, manifest
 
 logger = logging.getLogger("transformer")
 
 DEV, TEST = "newstest2013", "newstest2014"
+_COUNTS = "lines.json"
 SEGMENTS = {DEV: 3_000, TEST: 3_003}
 
 
@@ -55,8 +57,8 @@ def write(folder: Path, languages: tuple[str, str], tfds_dir: str | None = None)
     foreign = next(code for code in languages if code != "en")
     folder = Path(folder) / f"{foreign}-en"
     digests = cached(folder, lambda new: _prepare(new, folder, foreign, tfds_dir), manifest, "the text of WMT14")
-    for name, file in digests.items():
-        logger.info("%s: %s bytes, sha256 %s", folder / name, f"{file['size']:,}", file["sha256"])
+    for name, count in json.loads((folder / _COUNTS).read_text()).items():
+        logger.info("%s: %s lines, sha256 %s", folder / name, f"{count:,}", digests[name]["sha256"])
 
     source, target = languages
     train, dev, test = (
@@ -104,6 +106,9 @@ def _prepare(new: Path, folder: Path, foreign: str, tfds_dir: str | None) -> Non
             if Counter(_prepared_pairs(builder, split, pair)) - Counter(pairs):
                 raise UserError(f"{builder.data_path}: its {name} is not that of {paths[0]}; delete it and run again")
             _write_pairs(new / name, pair, ([_decode(text) for text in texts] for texts in pairs))
+
+    counts = {path.name: count_lines(path) for path in sorted(new.iterdir())}
+    (new / _COUNTS).write_text(json.dumps(counts, indent=2) + "\n")
 
 
 def _download(builder: Any, urls: Iterable[str]) -> dict[str, Path]:
