@@ -12,8 +12,10 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import optax
 import pytest
 import sacrebleu
+from runs import leftovers
 
 from transformer.checkpoint import Checkpoints
 from transformer.command_line import config_file
@@ -302,14 +304,30 @@ def test_what_may_change_is_told_and_training_goes_on(workdir: Path, run) -> Non
 def test_a_run_killed_before_its_first_checkpoint_starts_afresh(tmp_path: Path, run, trained: Path) -> None:
     workdir = tmp_path / "run"
     (workdir / "checkpoints/00000003").mkdir(parents=True)
-    for file in ("metrics.jsonl", "config.json"):
-        shutil.copy(trained / file, workdir)
+    shutil.copy(trained / "config.json", workdir)
+    lines = (trained / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (workdir / "metrics.jsonl").write_text("".join(line for line in lines if json.loads(line)["step"] < 50))
     told = run(workdir, *short())
     assert not any("resuming" in line for line in told)
     assert Checkpoints(workdir).steps() == [3, 6]
     assert [entry["step"] for entry in entries(workdir)] == [2, 4, 6]
     # The first updates do not depend on what comes after them.
     assert entries(workdir)[2]["loss"] < entries(workdir)[0]["loss"]
+
+
+@pytest.mark.parametrize("what", ["remembered", "logged"])
+def test_a_run_whose_checkpoints_are_gone_does_not_begin_anew(tmp_path: Path, call, tiny, trained, what: str) -> None:
+    workdir = tmp_path / "run"
+    shutil.copytree(trained, workdir)
+    (workdir / "checkpoints").rename(tmp_path / "moved")
+    if what == "logged":  # by an earlier version
+        (workdir / ".saved").unlink()
+    before = contents(workdir)
+    done = call("train.py", "--config", tiny.config, "--workdir", workdir)
+    told = "checkpoint 00000120 was saved" if what == "remembered" else f"{workdir / 'metrics.jsonl'} reaches step 120"
+    assert done.code == 2
+    assert f"error: {workdir}: {told}, but no complete checkpoint is in {workdir / 'checkpoints'}; bring" in done.err
+    assert contents(workdir) == before
 
 
 def test_the_first_file_of_a_run_says_whose_the_folder_is(tmp_path: Path, run, monkeypatch, tiny) -> None:
@@ -396,25 +414,35 @@ def test_a_loss_that_is_not_finite_stops(workdir: Path, call, tiny, monkeypatch)
     assert Checkpoints(workdir).steps() == [80, 100, 120]
 
 
-def test_parameters_that_are_not_finite_are_not_saved(tmp_path: Path, run) -> None:
+def test_parameters_that_are_not_finite_are_not_saved(tmp_path: Path, run, monkeypatch) -> None:
     # The very first update overflows, though its loss was fine.
+    monkeypatch.setattr(loop, "optimizer", lambda *given: optax.chain(optimizer(*given), optax.scale(1e30)))
     with pytest.raises(UserError) as error:
-        run(tmp_path / "run", *short("--train.checkpoint_every", 1), "--train.peak_learning_rate", 1e38 * 21)
+        run(tmp_path / "run", *short("--train.checkpoint_every", 1), "--train.peak_learning_rate", 1e30)
     assert str(error.value).startswith("update 1 made parameters that are not finite; training stopped, no checkpoint")
     assert Checkpoints(tmp_path / "run").steps() == []
 
 
-@pytest.mark.slow
-def test_a_learning_rate_far_too_high(tmp_path: Path, run) -> None:
-    workdir = tmp_path / "run"
+@pytest.mark.parametrize("non_finite", ["stop", "rollback"])
+def test_a_checkpoint_from_which_no_update_is_finite_is_not_kept(tmp_path: Path, run, non_finite: str) -> None:
+    """The first update makes parameters of 1e30: numbers, but with them the next loss is none."""
+    options = "--train.peak_learning_rate", 1e30, "--train.warmup_steps", 1, "--train.non_finite_limit", 2
+    with pytest.raises(UserError, match=r"^update \d: the loss is nan.*stopped, no checkpoint was saved yet. Lower"):
+        run(tmp_path / "run", *short("--train.checkpoint_every", 1, *options, "--train.non_finite", non_finite))
+    assert Checkpoints(tmp_path / "run").states() == []
+    assert leftovers(tmp_path / "run") == []
+
+
+def test_the_end_of_a_run_is_good_when_its_evaluation_is(tmp_path: Path, run, monkeypatch) -> None:
+    real = Translation.evaluate
+    monkeypatch.setattr(
+        Translation, "evaluate", lambda *given: {**dict(real(*given)), "dev_loss": float("nan")}.items()
+    )
     with pytest.raises(
-        UserError, match=r"^update \d+: the loss is .*the last good checkpoint is .*Lower train.peak_lea"
+        UserError, match=r"^after update 6 dev_loss is nan; training stopped, the last good .*/00000003"
     ):
-        run(workdir, *short("--train.checkpoint_every", 1, "--train.peak_learning_rate", 1e30))
-    checkpoints = Checkpoints(workdir)
-    assert checkpoints.steps()
-    for step in checkpoints.steps():
-        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(checkpoints.params(step)))
+        run(tmp_path / "run", *short())
+    assert Checkpoints(tmp_path / "run").states() == [3]
 
 
 # ---- Warm start -----------------------------------------------------------------------------------------------------

@@ -265,7 +265,7 @@ def updates(ready: Ready, profile: tuple[int, int] | None, broken: set[int]) -> 
             raise diverged(checkpoints, f"update {int(state.step)} made parameters that are not finite")
         with all_or_none():
             records.flush()
-            checkpoints.wait()
+            checkpoints.abandon()  # one after which no update was finite
             if first():
                 checkpoints.make_folder(name)
         items = {"params": state.params, "optimizer": state.optimizer}
