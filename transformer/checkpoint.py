@@ -424,6 +424,7 @@ class Checkpoints:
             self._finishing = None
         if self._failure is not None:
             failure, self._failure = self._failure, None
+            self._check_lock()  # where that is lost, it is the cause
             if isinstance(failure, UserError):
                 raise failure
             raise UserError(

@@ -315,6 +315,30 @@ def test_a_run_killed_before_its_first_checkpoint_starts_afresh(tmp_path: Path, 
     assert entries(workdir)[2]["loss"] < entries(workdir)[0]["loss"]
 
 
+def test_a_workdir_may_have_any_name(tmp_path: Path, run) -> None:
+    workdir = tmp_path / "run [1] *?"
+    run(workdir, *short())
+    told = run(workdir, *short("--train.steps", 8))
+    assert "resuming from step 6" in told
+    assert (Checkpoints(workdir).steps(), leftovers(workdir)) == ([3, 6, 8], [])
+
+
+def test_a_run_writes_nothing_to_a_folder_that_is_no_longer_its_own(tmp_path: Path, run, trained, monkeypatch) -> None:
+    """Somebody removes the workdir, and another run trains there."""
+    workdir, show = tmp_path / "run", loop.Display.show
+
+    def replaced(display, step: int, *given) -> None:
+        show(display, step, *given)
+        if step == 4:
+            shutil.rmtree(workdir)
+            shutil.copytree(trained, workdir)
+
+    monkeypatch.setattr(loop.Display, "show", replaced)
+    with pytest.raises(UserError, match=f"^{workdir} is no longer the folder that this run began in: it was removed"):
+        run(workdir, *short("--train.keep_last", 1, "--train.checkpoint_every", 6))
+    assert contents(workdir) == contents(trained)
+
+
 @pytest.mark.parametrize("what", ["remembered", "logged"])
 def test_a_run_whose_checkpoints_are_gone_does_not_begin_anew(tmp_path: Path, call, tiny, trained, what: str) -> None:
     workdir = tmp_path / "run"
