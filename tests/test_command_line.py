@@ -381,13 +381,14 @@ def test_mistakes_are_told_before_the_model_is_loaded(call, trained, monkeypatch
     # For this the workdir's config is read.
     assert refused_after_log(call, "transformer", "translate", trained, "--decode.n_best", 2) == no_room
     (tmp_path / "in").write_text("a\n")
+    (tmp_path / "in.zst").write_bytes(b"\x28\xb5\x2f\xfd")
     files = ("--input", tmp_path / "in", "--output", tmp_path / "out")
     for arguments, told in (
         (files[:2], "--input and --output go together"),
         (("--share", "0/2"), "--share needs both"),
         ((*files, "--share", "2/2"), "--share 2/2: must be I/N"),
         (("--input", tmp_path / "no", *files[2:]), "/no: No such file or directory"),
-        (("--input", tmp_path / "in.gz", *files[2:]), "/in.gz: packed; unpack it first, with gunzip -k "),
+        (("--input", tmp_path / "in.zst", *files[2:]), "/in.zst: packed by zstd, not plain text; unpack it first: "),
         ((*files[:3], tmp_path / "in"), "/in exists; name another file"),
         ((*files[:3], tmp_path / "no/out"), "/no/out: there is no folder"),
     ):

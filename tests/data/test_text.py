@@ -40,8 +40,8 @@ def test_missing_folder_and_damaged_files(tmp_path):
     whole = gzip.compress("\n".join(map(str, range(10_000))).encode())
     for name, data in (
         ("cut.gz", whole[: len(whole) // 2]),
-        ("plain.gz", b"not gzip"),
         ("bad.gz", whole[:200] + b"xx"),
+        ("junk.gz", whole + b"junk"),
     ):
         (tmp_path / name).write_bytes(data)
         with pytest.raises(UserError, match=name):
