@@ -3,37 +3,25 @@ of another kind is refused, with the tool that makes text of it."""
 
 from __future__ import annotations
 
-import bz2
 import io
-import lzma
 import re
 import shlex
-import zlib
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from transformer.config import UserError
 from transformer.data import sgml
+from transformer.data.unpacking import Damaged, Unpacked, packing_of, undecided, unpacked_name
 
 _BLOCK = 1 << 16
 _HEAD = 4096
 """Bytes of a file that say what it is."""
 
 _STREAM = "standard input"
-_GZIP, _XZ, _BZIP2 = "gzip", "xz", "bzip2"
-_MAGIC = {
-    b"\x1f\x8b\x08": _GZIP,
-    b"\xfd7zXZ\0": _XZ,
-    b"]\0\0": _XZ,  # .lzma, its predecessor
-    # The first block begins with the digits of pi; without a block, those of its square root follow.
-    **{b"BZh%d%b" % (level, block): _BZIP2 for level in range(1, 10) for block in (b"1AY&SY", b"\x17rE8P")},
-}
-_ENDINGS = {".gz": _GZIP, ".xz": _XZ, ".bz2": _BZIP2, ".lzma": _XZ}
-
 # Offset, bytes there, what such a file is, what to do. {} is the path.
 _FOREIGN = (
     (0, b"\x28\xb5\x2f\xfd", "packed by zstd", "unpack it first: zstd -d {}"),
+    (0, b"\x50\x2a\x4d\x18", "packed by zstd", "unpack it first: zstd -d {}"),
     (0, b"\x04\x22\x4d\x18", "packed by lz4", "unpack it first: lz4 -d {}"),
     (0, b"\x89LZO\0", "packed by lzop", "unpack it first: lzop -d {}"),
     (0, b"LZIP\x01", "packed by lzip", "unpack it first: lzip -d {}"),
@@ -55,10 +43,6 @@ _FOREIGN = (
     (0, b"{\\rtf", "an RTF document", "save it as text in UTF-8 first"),
     (0, b"version https://git-lfs.github.com/spec/", "a pointer of Git LFS", "fetch the file itself: git lfs pull"),
 )
-
-
-class Damaged(OSError):
-    """What a file is packed in breaks off, or is not as it was written."""
 
 
 class Opened(io.BufferedReader):
@@ -111,24 +95,15 @@ def read_all(path: str | Path) -> bytes:
         return _read_all(opened, str(path))
 
 
-def unpacked_name(path: str | Path) -> str:
-    """A file's name in small letters, without the ending of what it is packed by."""
-    name = str(path).lower()
-    return next((name.removesuffix(ending) for ending in _ENDINGS if name.endswith(ending)), name)
-
-
 def _unpacked(raw: Any, name: str, enough: int) -> Opened:
     head = _head(raw, name, enough)
-    packing = next((kind for magic, kind in _MAGIC.items() if head.startswith(magic)), None)
-    for ending, kind in _ENDINGS.items():  # it breaks off within its first bytes
-        if packing is None and head and name.lower().endswith(ending):
-            packing = next((kind for magic, own in _MAGIC.items() if own == kind and magic.startswith(head)), None)
+    packing = packing_of(head, name)
     found: io.RawIOBase = _Prefixed(head, raw)
     if packing is not None:
-        unpacked = _Unpacked(found, packing)
+        unpacked = Unpacked(found, packing)
         head = _head(unpacked, name, enough)
         found = _Prefixed(head, unpacked)
-        if any(head.startswith(magic) for magic in _MAGIC):
+        if packing_of(head) is not None:
             raise UserError(f"{name}: packed twice; unpack it once, e.g. with {packing} -d")
     _refuse_foreign(head, name)
     opened = Opened(found, _BLOCK)
@@ -172,7 +147,7 @@ def _head(raw: Any, name: str, enough: int) -> bytes:
     """At least so many first bytes, if there are, and so many that it is clear whether they are packed."""
     head = b""
     try:
-        while len(head) < enough or any(len(head) < len(magic) and magic.startswith(head) for magic in _MAGIC):
+        while len(head) < enough or undecided(head):
             if not (block := raw.read(_HEAD)):
                 break
             head += block
@@ -229,8 +204,11 @@ def not_utf8(path: str | Path, number: int, line: bytes, at: int, head: bytes, u
     both = head + near
     letters = len(re.findall(rb"[A-Za-z]", near))
     high = len(re.findall(rb"[\x80-\xff]", near))
-    if utf8 or sum(char > "\x7f" for char in near.decode("utf-8", "ignore")) > 2:
-        fix = f"other letters are UTF-8, so correct this line, or drop such bytes: iconv -c -f utf-8 -t utf-8 FILE"
+    text = near.decode("utf-8", "replace")
+    broken = text.count("\ufffd")
+    whole = sum(char > "\x7f" for char in text) - broken
+    if utf8 or whole > max(2, 3 * broken):
+        fix = "other letters are UTF-8, so correct this line, or drop such bytes: iconv -c -f utf-8 -t utf-8 FILE"
     elif len(re.findall(rb"[\0-\x08\x0e-\x1a\x1c-\x1f\x7f]", both)) > len(both) // 50:
         fix = "the file is binary; give a text file"
     elif letters >= 3 * high:
@@ -274,84 +252,3 @@ class _Borrowed(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         return self._raw.readinto(buffer)
-
-
-class _Gzip:
-    """zlib's decompressor of a gzip member, with the methods that those of bz2 and lzma have."""
-
-    def __init__(self) -> None:
-        self._inner = zlib.decompressobj(wbits=31)
-        self._full = False
-
-    eof = property(lambda self: self._inner.eof)
-    unused_data = property(lambda self: self._inner.unused_data)
-    needs_input = property(lambda self: not self._full)
-
-    def decompress(self, data: bytes, size: int) -> bytes:
-        found = self._inner.decompress(self._inner.unconsumed_tail + data, size)
-        self._full = len(found) == size or bool(self._inner.unconsumed_tail)
-        return found
-
-
-_DECOMPRESSORS: dict[str, Callable[[], Any]] = {
-    _GZIP: _Gzip,
-    _XZ: lzma.LZMADecompressor,
-    _BZIP2: bz2.BZ2Decompressor,
-}
-
-
-class _Unpacked(io.RawIOBase):
-    """What is packed in one or several streams, one behind the other. The modules gzip, lzma and bz2 are not used: the
-    latter two take whatever follows a stream and is none for the end of the file."""
-
-    def __init__(self, packed: io.RawIOBase, kind: str):
-        self._packed, self._kind = packed, kind
-        self._stream = _DECOMPRESSORS[kind]()
-        self._waiting = b""
-        self._failure: Damaged | None = None
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        if self._failure is not None:
-            raise self._failure
-        data = self._some(len(buffer))
-        buffer[: len(data)] = data
-        return len(data)
-
-    def _some(self, size: int) -> bytes:
-        while True:
-            if self._stream.eof and not self._next_stream():
-                return b""
-            block = b""
-            if self._stream.needs_input:
-                block = self._waiting or self._packed.read(_BLOCK)
-                self._waiting = b""
-                if not block:
-                    raise self._damaged("it breaks off")
-            try:
-                data = self._stream.decompress(block, size)
-            except (OSError, ValueError, EOFError, zlib.error, lzma.LZMAError) as error:
-                raise self._damaged(error) from None
-            if data:
-                return data
-
-    def _next_stream(self) -> bool:
-        """Begin with the stream behind the one that has ended, and behind zeros; False at the end of the file."""
-        self._waiting = self._stream.unused_data.lstrip(b"\0")
-        while not self._waiting:
-            if not (block := self._packed.read(_BLOCK)):
-                return False
-            self._waiting = block.lstrip(b"\0")
-        self._stream = _DECOMPRESSORS[self._kind]()
-        return True
-
-    def _damaged(self, why: object) -> Damaged:
-        self._failure = Damaged(f"damaged or not a {self._kind} file ({why}); fetch or compress it again")
-        return self._failure
-
-    def close(self) -> None:
-        if not self.closed:
-            self._packed.close()
-        super().close()

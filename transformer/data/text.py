@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from transformer.config import UserError
-from transformer.data.opening import Damaged, not_utf8, open_text, unpacked_name
+from transformer.data.opening import not_utf8, open_text
 from transformer.data.sgml import Segment, compare
+from transformer.data.unpacking import Damaged, unpacked_name
 
 _NAMED = 12  # fields that an error names
 _BOTH_SIDES = {".tsv": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl"}

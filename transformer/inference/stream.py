@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, BinaryIO
 
 from transformer.config import UserError
-from transformer.data.opening import Damaged
 from transformer.data.text import RepeatedKey, read_json
+from transformer.data.unpacking import Damaged
 from transformer.inference.translator import Scored, Translator
 
 log = logging.getLogger("transformer")
