@@ -118,10 +118,10 @@ def test_it_is_damaged_for_ever(tmp_path):
                     pass
 
 
-def zipped() -> bytes:
+def zipped(name: str = "a.en", text: str = "text") -> bytes:
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
-        archive.writestr("a.en", "text")
+        archive.writestr(name, text)
     return buffer.getvalue()
 
 
@@ -141,6 +141,8 @@ WMT21 = b"""<?xml version='1.0' encoding='utf-8'?>
 FOREIGN = {
     "zstd": (b"\x28\xb5\x2f\xfd\x04\x00", r"packed by zstd, not plain text; unpack it first: zstd -d .+$"),
     "zip": (zipped(), r"a zip archive, not plain text; unpack it first \(unzip .+\), and name a text file of it$"),
+    "docx": (zipped("[Content_Types].xml"), r"a document of Microsoft Office, not plain text; save it as text"),
+    "odt": (zipped("mimetype", "application/vnd.oasis.opendocument.text"), r"a document of an office program"),
     "tar": (tarred(), r"a tar archive, not plain text; unpack it first \(tar -xf "),
     "7z": (b"7z\xbc\xaf\x27\x1c\0\4", r"a 7z archive, .*7z x "),
     "utf-16": ("Ein Gruß\n".encode("utf-16"), r"UTF-16, not plain text; convert it first: iconv -f utf-16 -t utf-8 "),

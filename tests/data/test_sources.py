@@ -50,7 +50,11 @@ def test_files_that_hold_both_sides(files):
     ("fields", "message"),
     [
         ({}, r"data\.source: name at least one"),
-        ({"source": ("a.en",)}, r"data\.target: missing; a\.en holds one side"),
+        ({"source": ("a.en",)}, r"data\.target: missing; a\.en holds one side only, unlike a \.tsv or \.jsonl$"),
+        (
+            {"source": ("a.csv.gz",)},
+            r"data\.target: missing; a\.csv\.gz holds one side .*; make a \.tsv of a \.csv first",
+        ),
         ({"source": ("a.en", "b.en.gz"), "target": ("a.de",)}, r"data\.target: 1 given for 2 in data\.source"),
         ({"source": ("a.en", "c.tsv"), "target": ("a.de", "b.de.gz")}, r"data\.target: c\.tsv holds both sides"),
         ({"source": ("c.tsv",), "weights": (1.0, 2.0)}, r"data\.weights: 2 given for 1"),

@@ -26,6 +26,8 @@ _FOREIGN = (
     (0, b"\x89LZO\0", "packed by lzop", "unpack it first: lzop -d {}"),
     (0, b"LZIP\x01", "packed by lzip", "unpack it first: lzip -d {}"),
     (0, b"\x1f\x9d", "packed by compress", "unpack it first: uncompress {}"),
+    (30, b"[Content_Types].xml", "a document of Microsoft Office", "save it as text in UTF-8 first"),
+    (30, b"mimetypeapplication/", "a document of an office program", "save it as text in UTF-8 first"),
     (0, b"PK\x03\x04", "a zip archive", "unpack it first (unzip {}), and name a text file of it"),
     (0, b"PK\x05\x06", "an empty zip archive", "make it again"),
     (0, b"7z\xbc\xaf\x27\x1c", "a 7z archive", "unpack it first (7z x {}), and name a text file of it"),

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from transformer.config import DataConfig, UserError
-from transformer.data.text import Corpora, Parallel, form, sha256
+from transformer.data.text import Corpora, Parallel, form, of_csv, sha256
 
 log = logging.getLogger("transformer")
 
@@ -97,7 +97,8 @@ def _train(config: DataConfig) -> tuple[Parallel, ...]:
     if not config.target:
         for path in config.source:
             if form(path) == "text":
-                raise UserError(f"data.target: missing; {path} holds one side only, unlike a .tsv or .jsonl")
+                reason = f"missing; {path} holds one side only, unlike a .tsv or .jsonl{of_csv(path)}"
+                raise UserError(f"data.target: {reason}")
         return tuple(Parallel(path, None, weight) for path, weight in zip(config.source, weights, strict=True))
     both = [path for path in (*config.source, *config.target) if form(path) != "text"]
     if both:

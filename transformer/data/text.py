@@ -55,6 +55,12 @@ def form(path: str | Path) -> str:
     return next((kind for ending, kind in _BOTH_SIDES.items() if name.endswith(ending)), "text")
 
 
+def of_csv(path: str | Path) -> str:
+    """What to do with a .csv, as part of a message; "" for other files."""
+    fix = "; make a .tsv of a .csv first, e.g. with csvformat -T of csvkit"
+    return fix if unpacked_name(path).endswith(".csv") else ""
+
+
 def read_lines(path: str | Path, segments: list[Segment] | None = None) -> Iterator[str]:
     """The lines of a text, without line ends; a last line without "\\n" counts. The file is read once.
 
@@ -104,7 +110,8 @@ def read_pairs(parallel: Parallel, fields: tuple[str, str] = ("source", "target"
     """
     kind = form(parallel.source)
     if kind == "text" and parallel.target is None:
-        raise UserError(f"{parallel.source}: no target given; name its file of translations, or use a .tsv or .jsonl")
+        reason = f"no target given; name its file of translations, or use a .tsv or .jsonl{of_csv(parallel.source)}"
+        raise UserError(f"{parallel.source}: {reason}")
     if kind != "text" and parallel.target is not None:
         raise UserError(f"{parallel.source}: holds both sides, so leave out its target {parallel.target}")
     if kind == "text" and form(parallel.target) != "text":
