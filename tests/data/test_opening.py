@@ -109,6 +109,13 @@ def test_a_damaged_file_is_named(tmp_path, packing):
         assert str(error.value).isprintable()
 
 
+@pytest.mark.parametrize("packing", PACKED)
+def test_few_bytes_may_hold_many_lines(tmp_path, packing):
+    """All of them come out, a part at a time."""
+    (tmp_path / "a").write_bytes(PACKED[packing](b"x\n" * 5_000_000))
+    assert count_lines(tmp_path / "a") == 5_000_000
+
+
 def test_it_is_damaged_for_ever(tmp_path):
     (tmp_path / "a").write_bytes(gzip.compress(b"a\n" * 1000)[:-10])
     with open_text(tmp_path / "a") as file:

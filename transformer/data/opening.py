@@ -155,6 +155,8 @@ def _head(raw: Any, name: str, enough: int) -> bytes:
             head += block
     except Damaged:
         return head  # told when this place is read
+    except UserError:  # a stream that tells itself what is wrong with it
+        raise
     except OSError as error:
         raise UserError(f"{name}: cannot be read ({error.strerror or error})") from None
     return head

@@ -55,16 +55,13 @@ class _Gzip:
 
     def __init__(self) -> None:
         self._inner = zlib.decompressobj(wbits=31)
-        self._full = False
 
     eof = property(lambda self: self._inner.eof)
     unused_data = property(lambda self: self._inner.unused_data)
-    needs_input = property(lambda self: not self._full)
+    needs_input = property(lambda self: not self._inner.unconsumed_tail)
 
     def decompress(self, data: bytes, size: int) -> bytes:
-        found = self._inner.decompress(self._inner.unconsumed_tail + data, size)
-        self._full = len(found) == size or bool(self._inner.unconsumed_tail)
-        return found
+        return self._inner.decompress(self._inner.unconsumed_tail + data, size)
 
 
 _DECOMPRESSORS: dict[str, Callable[[], Any]] = {
