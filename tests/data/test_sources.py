@@ -17,7 +17,7 @@ from transformer.data.tokenizer import Tokenizer
 @pytest.fixture
 def files(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for name in ("a.en", "a.de", "b.en.gz", "b.de.gz", "c.tsv", "d.jsonl", "dev.en", "dev.de"):
+    for name in ("a.en", "a.de", "a.csv.gz", "b.en.gz", "b.de.gz", "c.tsv", "d.jsonl", "dev.en", "dev.de"):
         Path(name).touch()
     Path("link.en").symlink_to("dev.en")
     Path("folder").mkdir()

@@ -53,10 +53,10 @@ def corpora(config: DataConfig) -> Corpora:
             f"data.vocab_size = {config.vocab_size}: must be at least {_SMALLEST_VOCABULARY}, for 4 special pieces, "
             "256 bytes and the characters of the text"
         )
+    _require_files(config)
     dev = _held_out(config, "dev")
     test = _held_out(config, "test")
     train = _train(config)
-    _require_files(config)
     _tell_repeated(train, dev, test)
 
     dev_name = Path(dev.source).name if dev else ""
@@ -153,7 +153,7 @@ def _require_files(config: DataConfig) -> None:
         ("test_target", config.test_source, config.test_target),
     ]
     for name, source, target in both:
-        if target and os.path.samefile(source, target):
+        if source and target and os.path.samefile(source, target):
             raise UserError(f"data.{name}: {target} is the source, too; name the file of its translations")
 
 

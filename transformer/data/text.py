@@ -205,8 +205,11 @@ def _field(row: dict[str, Any], field: str, where: str) -> str:
         inner = next((name for name in _names(value) if name.isprintable()), None) if isinstance(value, dict) else None
         fix = "" if inner is None else f"; name what it holds, such as {field}.{inner}"
         raise UserError(f"{where}: field '{field}' must be a string, not {shown}{fix}")
-    if any("\ud800" <= char <= "\udfff" for char in value):
-        raise UserError(f"{where}: field '{field}' holds half a surrogate pair, which is not text; correct it")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        reason = "holds half a surrogate pair, which is not text; correct it"
+        raise UserError(f"{where}: field '{field}' {reason}") from None
     return value.replace("\r\n", " ").replace("\n", " ")
 
 
