@@ -1,12 +1,17 @@
 from __future__ import annotations
 
+import bz2
 import dataclasses
+import gzip
 import io
 import json
 import logging
+import lzma
+import os
 import runpy
 import subprocess
 import sys
+import threading
 import warnings
 from pathlib import Path
 
@@ -327,6 +332,76 @@ def test_a_reader_that_leaves_is_no_error(environment) -> None:
     assert help.wait() in (0, 141)  # 0 if all was said before
 
 
+# ---- Text of other forms --------------------------------------------------------------------------------------------
+
+
+def sgml(path: Path, kind: str, lines: list[str]) -> Path:
+    segments = "\n".join(f'<seg id="{i}">{line}</seg>' for i, line in enumerate(lines, 1))
+    path.write_text(f'<{kind} setid="t"><doc sysid="ref" docid="d1">\n<p>\n{segments}\n</p>\n</doc></{kind}>\n')
+    return path
+
+
+def test_a_test_set_is_scored_whatever_it_is_packed_in(call, trained, tiny, tmp_path: Path) -> None:
+    """Plain, in SGML, packed under any name, or through a pipe: its scores are the same."""
+    sides = {side: (tiny.folder / f"test.{side}").read_text() for side in ("en", "de")}
+    for side, text in sides.items():
+        (tmp_path / f"t.{side}").write_text(text)
+        (tmp_path / f"packed.{side}").write_bytes(lzma.compress(text.encode()))
+        sgml(tmp_path / f"t.{side}.sgm", {"en": "srcset", "de": "refset"}[side], text.splitlines())
+
+    def scores(source: Path, reference: Path) -> tuple:
+        done = call("evaluate.py", "--workdir", trained, "--source", source, "--reference", reference, "--json")
+        assert done.code == 0, done.err
+        result = json.loads(done.out)
+        return tuple(result[name] for name in ("sentences", "bleu", "chrf", "signature"))
+
+    expected = scores(tmp_path / "t.en", tmp_path / "t.de")
+    assert expected[0] == 20 and expected[1] > 0
+    for name in ("t.{}.sgm", "packed.{}"):
+        assert scores(*(tmp_path / name.format(side) for side in ("en", "de"))) == expected
+    for side in sides:
+        os.mkfifo(tmp_path / f"pipe.{side}")
+        thread = threading.Thread(target=(tmp_path / f"pipe.{side}").write_text, args=(sides[side],), daemon=True)
+        thread.start()
+    assert scores(tmp_path / "pipe.en", tmp_path / "pipe.de") == expected
+    sgml(tmp_path / "t.de.sgm", "refset", sides["de"].splitlines()[1:])
+    done = call(
+        *("evaluate.py", "--workdir", trained),
+        *("--source", tmp_path / "t.en.sgm", "--reference", tmp_path / "t.de.sgm"),
+    )
+    assert done.code == 2
+    assert done.err.splitlines()[-1].startswith(f"error: {tmp_path / 't.en.sgm'} has 20 lines but ")
+
+
+def test_standard_input_is_opened_by_its_content(call, trained, monkeypatch, tmp_path: Path) -> None:
+    lines = ["the red cat sees", "a dog"]
+    text = "".join(f"{line}\n" for line in lines).encode()
+    out = []
+    for content in (
+        text,
+        gzip.compress(text),
+        bz2.compress(text),
+        sgml(tmp_path / "t.sgm", "srcset", lines).read_bytes(),
+    ):
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
+        done = call("transformer", "translate", trained)
+        assert done.code == 0, done.err
+        out.append(done.out)
+    assert out[0].count("\n") == 2 and out == out[:1] * 4
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\x28\xb5\x2f\xfd" + bytes(100))))
+    told = refused_after_log(call, "transformer", "translate", trained)
+    assert told == "error: standard input: packed by zstd, not plain text; unpack it first: zstd -d FILE"
+
+
+def test_training_refuses_a_pipe_at_once(call, tiny, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    arguments = ("--config", tiny.config, "--workdir", tmp_path / "run", "--data.source", tmp_path / "pipe")
+    done = call("train.py", *arguments)
+    assert done.code == 2
+    assert done.err.splitlines()[-1].startswith(f"error: data.source: {tmp_path / 'pipe'} is a pipe or a device, but ")
+    assert not (tmp_path / "run/config.json").exists()
+
+
 # ---- JSON lines -----------------------------------------------------------------------------------------------------
 
 
@@ -381,13 +456,14 @@ def test_mistakes_are_told_before_the_model_is_loaded(call, trained, monkeypatch
     # For this the workdir's config is read.
     assert refused_after_log(call, "transformer", "translate", trained, "--decode.n_best", 2) == no_room
     (tmp_path / "in").write_text("a\n")
+    (tmp_path / "in.zst").write_bytes(b"\x28\xb5\x2f\xfd")
     files = ("--input", tmp_path / "in", "--output", tmp_path / "out")
     for arguments, told in (
         (files[:2], "--input and --output go together"),
         (("--share", "0/2"), "--share needs both"),
         ((*files, "--share", "2/2"), "--share 2/2: must be I/N"),
         (("--input", tmp_path / "no", *files[2:]), "/no: No such file or directory"),
-        (("--input", tmp_path / "in.gz", *files[2:]), "/in.gz: packed; unpack it first, with gunzip -k "),
+        (("--input", tmp_path / "in.zst", *files[2:]), "/in.zst: packed by zstd, not plain text; unpack it first: "),
         ((*files[:3], tmp_path / "in"), "/in exists; name another file"),
         ((*files[:3], tmp_path / "no/out"), "/no/out: there is no folder"),
     ):

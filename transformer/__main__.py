@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from transformer.command_line import Parser, configured, decode_options, run, set_up_jax
 from transformer.config import KINDS, Config, DecodeConfig, UserError, check
+from transformer.data.opening import open_stream
 
 if TYPE_CHECKING:
     from transformer.inference.translator import Translator
@@ -53,9 +54,7 @@ def translate(arguments: list[str]) -> None:
 
     share = shares.parse(own.share or "0/1")
     if own.input is not None:
-        if own.input.lower().endswith(".gz"):
-            raise UserError(f"--input {own.input}: packed; unpack it first, with gunzip -k {own.input}")
-        shares.refuse(Path(own.input), Path(own.output))
+        shares.refuse(Path(own.input), Path(own.output), share[1])
 
     def refuse(options: DecodeConfig) -> None:
         if options.n_best > 1 and not own.jsonl:
@@ -69,7 +68,7 @@ def translate(arguments: list[str]) -> None:
     if own.jsonl:
         answer = partial(stream.translate_jsonl, translator, details=own.details)
     if own.input is None:
-        answer(sys.stdin.buffer, sys.stdout.buffer)
+        answer(open_stream(sys.stdin.buffer), sys.stdout.buffer)
     else:
         # What an output depends on: shares of other models, options or types are not put together. Of models their
         # content, as machines may see them under different paths; of types what they come to on this machine.
@@ -85,7 +84,7 @@ def score(arguments: list[str]) -> None:
     _, _, translator = _loaded(parser, *_parsed(parser, arguments))
     from transformer.inference.stream import score_jsonl
 
-    score_jsonl(translator, sys.stdin.buffer, sys.stdout.buffer)
+    score_jsonl(translator, open_stream(sys.stdin.buffer), sys.stdout.buffer)
 
 
 def _parsed(parser: Parser, arguments: list[str]) -> tuple[Namespace, list[str]]:

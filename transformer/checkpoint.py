@@ -296,9 +296,9 @@ class Checkpoints:
         """Start saving; returns once the arrays are copied off the devices, so their buffers may be donated.
 
         The checkpoint is sealed once its arrays were read back and `good` is certain. Where it is not yet, `confirm` or
-        `wait` seals it, and `abandon` or the next save removes it. With `keep_last`, older checkpoints of the same run are removed then,
-        but for the best and those whose step is a multiple of `keep_every`. The failure of a save is raised by the next
-        one, or by `wait`.
+        `wait` seals it, and `abandon` or the next save removes it. With `keep_last`, older checkpoints of the same run
+        are removed then, but for the best and those whose step is a multiple of `keep_every`. The failure of a save is
+        raised by the next one, or by `wait`.
         Of several processes all save, each what lies on its devices, to a folder that all of them see, and that
         process 0 has made (`make_folder`) before the first of them comes here; process 0 does the rest, too.
         """

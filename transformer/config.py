@@ -157,13 +157,13 @@ class DataConfig:
     """Source and target language codes, which 'phrases' and 'wmt14' need. With your own text they only say whether
     evaluate.py also prints the paper's compound-split BLEU: for en de."""
     source: tuple[str, ...] = ()
-    """Training text, one sentence a line, as one or several files: plain, .gz, .tsv or .jsonl."""
+    """Training text, one sentence a line, as one or several files: plain, SGML, .tsv or .jsonl, packed or not."""
     target: tuple[str, ...] = ()
     """Translations of `source`, line by line, as many files. Leave out for .tsv and .jsonl, which hold both sides."""
     weights: tuple[Annotated[float, Rule(above=0, most=1_000)], ...] = ()
     """How often each file of `source` is seen in an epoch (2 = twice, 0.5 = a fresh half each time); default 1 each."""
     fields: tuple[str, str] = ("source", "target")
-    """Names of the two fields in .jsonl files, source and target; they must differ."""
+    """Names of the fields in .jsonl files, source and target, which must differ; a.b is the field b of an object a."""
     dev_source: str | None = None
     """Development set, source side; scored during training."""
     dev_target: str | None = None

@@ -1,4 +1,6 @@
 import dataclasses
+import os
+import re
 from pathlib import Path
 
 import pytest
@@ -13,9 +15,11 @@ from transformer.data.tokenizer import Tokenizer
 @pytest.fixture
 def files(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for name in ("a.en", "a.de", "b.en.gz", "b.de.gz", "c.tsv", "d.jsonl", "dev.en", "dev.de"):
+    for name in ("a.en", "a.de", "a.csv.gz", "b.en.gz", "b.de.gz", "c.tsv", "d.jsonl", "dev.en", "dev.de"):
         Path(name).touch()
     Path("link.en").symlink_to("dev.en")
+    Path("folder").mkdir()
+    os.mkfifo("pipe.en")
 
 
 def test_text_files(files):
@@ -44,7 +48,11 @@ def test_files_that_hold_both_sides(files):
     ("fields", "message"),
     [
         ({}, r"data\.source: name at least one"),
-        ({"source": ("a.en",)}, r"data\.target: missing; a\.en holds one side"),
+        ({"source": ("a.en",)}, r"data\.target: missing; a\.en holds one side only, unlike a \.tsv or \.jsonl$"),
+        (
+            {"source": ("a.csv.gz",)},
+            r"data\.target: missing; a\.csv\.gz holds one side .*; make a \.tsv of a \.csv first",
+        ),
         ({"source": ("a.en", "b.en.gz"), "target": ("a.de",)}, r"data\.target: 1 given for 2 in data\.source"),
         ({"source": ("a.en", "c.tsv"), "target": ("a.de", "b.de.gz")}, r"data\.target: c\.tsv holds both sides"),
         ({"source": ("c.tsv",), "weights": (1.0, 2.0)}, r"data\.weights: 2 given for 1"),
@@ -70,6 +78,18 @@ def test_files_that_hold_both_sides(files):
             r"data\.dev_target: link\.en is the s",
         ),
         ({"source": ("c.tsv",), "test_source": "a.de", "test_target": "a.de"}, r"data\.test_target: a\.de is the sou"),
+        (
+            {"source": ("pipe.en",), "target": ("a.de",)},
+            r"data\.source: pipe\.en is a pipe or a device.*write it to a file",
+        ),
+        (
+            {"source": ("c.tsv",), "dev_source": "/dev/null", "dev_target": "dev.de"},
+            r"data\.dev_source: /dev/null is a pi",
+        ),
+        ({"source": ("folder",), "target": ("a.de",)}, r"data\.source: folder is a folder; name a file in it"),
+        ({"source": ("a\0.en",), "target": ("a.de",)}, r"no such file: a\0\.en \(data\.source\)"),
+        ({"source": ("a" * 300,), "target": ("a.de",)}, r"data\.source: a+ cannot be read \(File name too long\)"),
+        ({"source": ("a.en/b",), "target": ("a.de",)}, r"no such file: a\.en/b \(data\.source\)"),
         ({"source": ("c.tsv",), "vocab_size": 260}, r"data\.vocab_size = 260: must be at least 261"),
         ({"corpus": "phrases", "vocab_size": 260}, r"data\.vocab_size = 260: must be at least 261"),
     ],
@@ -88,6 +108,46 @@ def test_generated_phrases_with_the_users_own_test_set(files, tmp_path):
     own = corpora(dataclasses.replace(config, test_source="c.tsv"))
     assert own.test == Parallel("c.tsv") and own.test_name == "c.tsv"
     assert own.train == made.train and own.dev == made.dev and own.dev_name == made.dev_name
+
+
+REPEATED = r"data\.source: %s is given twice, so that its pairs count twice"
+
+
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ({"source": ("c.tsv", "d.jsonl", "./c.tsv")}, [REPEATED % r"\./c\.tsv"]),
+        ({"source": ("a.en", "a.en"), "target": ("a.de", "a.de")}, [REPEATED % r"a\.en"]),
+        ({"source": ("a.en", "copy.en"), "target": ("a.de", "copy.de")}, [REPEATED % r"copy\.en"]),
+        ({"source": ("a.en", "a.en"), "target": ("a.de", "dev.de")}, []),  # two translations of it
+        ({"source": ("a.en", "a.de"), "target": ("a.de", "a.en")}, []),  # both directions
+        (
+            {"source": ("c.tsv",), "dev_source": "dev.en", "dev_target": "dev.de", "test_source": "link.en"}
+            | {"test_target": "dev.de"},
+            [r"data\.test_source: link\.en is the development set, too; it chooses the checkpoint"],
+        ),
+        ({"source": ("c.tsv",), "dev_source": "d.jsonl", "test_source": "e.jsonl"}, []),
+        (
+            {
+                "corpus": "phrases",
+                "languages": ("en", "de"),
+                "phrases": 50,
+                "dev_source": "c.tsv",
+                "test_source": "c.tsv",
+            },
+            [r"data\.test_source: c\.tsv is the development set, too"],
+        ),
+    ],
+)
+def test_text_that_is_given_twice_is_told(files, tmp_path, fields, told, caplog):
+    for name in ("a.en", "a.de", "dev.en", "dev.de", "c.tsv", "d.jsonl", "e.jsonl"):
+        Path(name).write_text(name)  # all of them differ, some in their size
+    for side in ("en", "de"):
+        Path(f"copy.{side}").write_text(f"a.{side}")
+    corpora(DataConfig(**fields, cache_dir=str(tmp_path / "cache")))
+    warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    for message, pattern in zip(warnings, told, strict=True):
+        assert re.match(pattern, message)
 
 
 def test_one_file_may_be_the_source_here_and_the_target_there(files):

@@ -2,8 +2,11 @@ import gzip
 import json
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from transformer.config import UserError
+from transformer.data import text
 from transformer.data.text import Parallel, count_lines, fingerprint, read_lines, read_pairs, sha256
 
 
@@ -40,8 +43,8 @@ def test_missing_folder_and_damaged_files(tmp_path):
     whole = gzip.compress("\n".join(map(str, range(10_000))).encode())
     for name, data in (
         ("cut.gz", whole[: len(whole) // 2]),
-        ("plain.gz", b"not gzip"),
         ("bad.gz", whole[:200] + b"xx"),
+        ("junk.gz", whole + b"junk"),
     ):
         (tmp_path / name).write_bytes(data)
         with pytest.raises(UserError, match=name):
@@ -107,6 +110,38 @@ def test_tsv_and_jsonl(tmp_path, end):
         ("a.jsonl", '{"source": "a", "german": "b"}\n', r"a\.jsonl:1: no field 'target' \(it has source, german\)"),
         ("a.jsonl", '{"a\\nb": "", "größe": ""}\n', r'a\.jsonl:1: no field \'source\' \(it has "a\\nb", größe\)'),
         ("a.jsonl", '{"source": "a", "target": 3}\n', r"a\.jsonl:1: field 'target' must be a string, not 3"),
+        ("a.jsonl", '[{"source": "a", "target": "b"}]', r"a\.jsonl:1: not a JSON object; .*jq -c '\.\[\]'"),
+        (
+            "a.jsonl",
+            '{"source": "a", "target": "b", "source": "c"}\n',
+            r'a\.jsonl:1: the key "source" stands twice in one object; remove the one that is not meant',
+        ),
+        (
+            "a.jsonl",
+            '{"source": "a", "target": "b", "x": [{"y": 1, "y": 1}]}\n',
+            r'a\.jsonl:1: the key "y" stands twice',
+        ),
+        (
+            "a.jsonl",
+            '{"x": {"en": "a", "de": "b"}, "id": 1}',
+            r"a\.jsonl:1: no field 'source' \(it has id, x\.en, x\.de\)",
+        ),
+        (
+            "a.jsonl",
+            json.dumps({f"k{i}": i for i in range(1000)}),
+            r"a\.jsonl:1: no field 'source' \(it has k0, k1, .*, k11, \.\.\.\); set data\.fields",
+        ),
+        (
+            "a.jsonl",
+            '{"source": {"en": "a"}, "target": "b"}',
+            r"a\.jsonl:1: field 'source' must be a string, not an object; name what it holds, such as source\.en",
+        ),
+        ("a.jsonl", '{"source": ["a"], "target": "b"}', r"a\.jsonl:1: field 'source' must be a string, not a list$"),
+        (
+            "a.jsonl",
+            '{"source": ' + '{"x": ' * 400 + "1" + "}" * 401,
+            r"a\.jsonl:1: field 'source' must be a string, not an",
+        ),
         ("a.jsonl", '{"source": "a\\ud800", "target": "b"}\n', r"a\.jsonl:1: field 'source' holds half a surrogate"),
     ],
 )
@@ -114,6 +149,48 @@ def test_wrong_rows_name_file_and_line(tmp_path, name, data, message):
     with pytest.raises(UserError, match=message) as error:
         list(read_pairs(Parallel(write(tmp_path / name, data))))
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("row", "fields", "expected"),
+    [
+        ({"translation": {"en": "a", "zh": "b"}}, ("translation.en", "translation.zh"), ("a", "b")),
+        ({"t.en": "flat", "t": {"en": "a", "de": "b"}}, ("t.en", "t.de"), ("flat", "b")),
+        ({"a": {"b.c": "x", "b": {"c": "y"}}, "a.b": {"c": "z"}}, ("a.b.c", "a"), ("x", None)),
+        ({"a": {"b": 1}, "a.b": {"c": "z"}, "s": "q"}, ("a.b.c", "s"), ("z", "q")),
+        ({"a": {"": "x"}, "": {"b": "y"}}, ("a.", ".b"), ("x", "y")),
+        ({"a": ["x", "y"]}, ("a.0", "a.1"), (None, None)),
+        ({"a": {"b": None}, "s": "q"}, ("a.b", "s"), (None, "q")),
+        ({"a": {}}, ("a.b", "a."), (None, None)),
+    ],
+)
+def test_nested_fields(tmp_path, row, fields, expected):
+    path = write(tmp_path / "a.jsonl", json.dumps(row) + "\n")
+    if None in expected:
+        with pytest.raises(UserError, match=r"a\.jsonl:1: (no field|field) '"):
+            list(read_pairs(Parallel(path), fields))
+    else:
+        assert list(read_pairs(Parallel(path), fields)) == [expected]
+
+
+JSON = st.recursive(
+    st.none() | st.integers() | st.text(max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=2) | st.dictionaries(st.sampled_from(["a", "b", "a.b", "", "."]), inner, max_size=3)
+    ),
+    max_leaves=8,
+)
+
+
+@settings(max_examples=300, deadline=None, database=None, derandomize=True)
+@given(row=st.dictionaries(st.sampled_from(["a", "b", "a.b", "", "."]), JSON, max_size=3))
+def test_each_field_that_an_error_names_can_be_read(row):
+    """Of all that an object holds; where two have the same name, the flat one."""
+    assert text.read_json(json.dumps(row)) == row
+    for name in text._names(row):
+        text._value(row, name)  # raises no KeyError
+    for name, value in row.items():
+        assert text._value(row, name) is value
 
 
 def test_files_that_do_not_go_together(tmp_path):
@@ -124,6 +201,8 @@ def test_files_that_do_not_go_together(tmp_path):
         read_pairs(Parallel(tsv, plain))
     with pytest.raises(UserError, match="holds both sides"):
         read_pairs(Parallel(plain, tsv))
+    with pytest.raises(UserError, match=r"a\.en: is the source, too; name the file of its translations"):
+        read_pairs(Parallel(plain, str(tmp_path / "." / "a.en")))
 
 
 def test_fingerprint_is_of_the_content_and_how_it_is_read(tmp_path):

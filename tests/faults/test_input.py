@@ -83,7 +83,7 @@ def test_odd_text_keeps_its_lines(tmp_path: Path, source: bytes, expected: list[
     [
         (b"one\ntwo \xff\nthree\n", r"a\.en:2: byte 0xff is not valid UTF-8; convert the file first"),
         (b"one\n\xed\xa0\x80\n", r"a\.en:2: byte 0xed is not valid UTF-8"),  # half of a surrogate pair
-        ("one\ntwo\n".encode("utf-16"), r"a\.en:1: byte 0xff is not valid UTF-8"),
+        ("one\ntwo\n".encode("utf-16"), r"a\.en: UTF-16, not plain text; convert it first: iconv -f utf-16 -t utf-8 "),
         ("ein Gru\u00df\n".encode("latin1"), r"a\.en:1: byte 0xdf is not valid UTF-8"),
         (b"one\ntwo\n", r"a\.en has 2 lines but \S+a\.de has 3; line n of one must be the translation"),
         (b"", r"a\.en has 0 lines but \S+a\.de has 3"),

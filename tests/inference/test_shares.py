@@ -1,4 +1,8 @@
+import bz2
+import gzip
 import io
+import lzma
+import os
 import resource
 import subprocess
 import sys
@@ -131,10 +135,59 @@ def test_what_cannot_be_read_or_written_is_told_in_one_line(tmp_path: Path):
     with pytest.raises(UserError, match=r"^--input \S+/in: No such file or directory$"):
         translate_share(numbered, source, target, 0, 1)
     source.write_bytes(b"a\n")
+    for content, told in (
+        (b"\x28\xb5\x2f\xfd", "packed by zstd, not plain text"),
+        (b"\xff\xfea\0", "UTF-16, not plain text"),
+    ):
+        (tmp_path / "other").write_bytes(content)
+        with pytest.raises(UserError, match=rf"^--input \S+/other: {told}"):
+            translate_share(numbered, tmp_path / "other", target, 0, 1)
+    with pytest.raises(UserError, match=r"^--input \S+: cannot be read \(Is a directory\)$"):
+        translate_share(numbered, tmp_path, target, 0, 1)
     with pytest.raises(UserError, match=r"^--output \S+/none/out: there is no folder \S+/none$"):
         translate_share(numbered, source, tmp_path / "none/out", 0, 1)
     with pytest.raises(UserError, match=r"^--output \S+: File name too long$"):
         translate_share(numbered, source, tmp_path / ("x" * 200), 0, 1)
+
+
+PACKINGS = {"plain": bytes, "gzip": gzip.compress, "xz": lzma.compress, "bzip2": bz2.compress}
+
+
+@pytest.mark.parametrize("packing", PACKINGS)
+def test_the_input_is_opened_by_its_content(tmp_path: Path, packing):
+    """Its shares are those of the same lines in another file."""
+    for name in ("in", "in.gz", "in.sgm"):
+        content = b"a\nb\nc\n"
+        if name == "in.sgm":
+            content = b"<srcset><doc><seg id=1>a</seg><seg id=2>b</seg>\n<seg id=3>c</seg></doc></srcset>"
+        (tmp_path / name).write_bytes(PACKINGS[packing](content))
+        translate_share(numbered, tmp_path / name, tmp_path / "out", 0, 2)
+        (tmp_path / "plain").write_bytes(b"a\nb\nc\n")
+        translate_share(numbered, tmp_path / "plain", tmp_path / "out", 1, 2)
+        assert (tmp_path / "out").read_bytes() == b"1 A\n2 B\n3 C\n"
+        (tmp_path / "out").unlink()
+
+
+@pytest.mark.parametrize("packing", PACKINGS)
+def test_a_pipe_is_read_once(tmp_path: Path, packing):
+    source, target = tmp_path / "in", tmp_path / "out"
+    os.mkfifo(source)
+    content = PACKINGS[packing](b"a\nb\n" + b"c\n" * 100_000)
+    writer = threading.Thread(target=source.write_bytes, args=(content,), daemon=True)
+    writer.start()
+    translate_share(numbered, source, target, 0, 1)
+    writer.join(10)
+    assert not writer.is_alive()
+    assert target.read_bytes().startswith(b"1 A\n2 B\n3 C\n") and target.read_bytes().count(b"\n") == 100_002
+
+
+def test_a_pipe_has_one_share(tmp_path: Path):
+    """Nobody waits for what somebody else has read."""
+    os.mkfifo(tmp_path / "in")
+    with pytest.raises(
+        UserError, match=r"^--input \S+/in: a pipe or a device, which 2 shares can't each read; write it to"
+    ):
+        translate_share(numbered, tmp_path / "in", tmp_path / "out", 0, 2)
 
 
 @pytest.fixture

@@ -1,3 +1,4 @@
+import gzip
 import io
 import json
 import os
@@ -5,11 +6,15 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from whole_passes import translator
 
 from transformer.config import DecodeConfig, UserError
+from transformer.data.opening import open_stream
 from transformer.inference import stream
 from transformer.inference.stream import score_jsonl, translate_jsonl, translate_stream
 from transformer.inference.translator import Scored, Translation
@@ -120,6 +125,54 @@ def test_input_that_cannot_be_read_is_an_error():
     with pytest.raises(OSError, match="the disk is gone"):
         translate_stream(Capitals(), io.BufferedReader(Broken()), target)
     assert target.getvalue() == b"A\nB\n"
+
+
+def test_packed_input_that_breaks_off_ends_in_one_line():
+    """What was whole before is translated, half a line is not."""
+    packed = gzip.compress("".join(f"line {i}\n" for i in range(20_000)).encode())[:-20]
+    target = io.BytesIO()
+    with pytest.raises(UserError, match=r"the input is damaged or not a gzip file \(it breaks off\)"):
+        translate_stream(Capitals(), open_stream(io.BytesIO(packed)), target)
+    lines = target.getvalue().decode().split("\n")
+    assert 10_000 < len(lines) <= 20_000
+    assert lines == [*(f"LINE {i}" for i in range(len(lines) - 1)), ""]
+
+
+def seconds(line: bytes) -> float:
+    """How long it takes to read one line, at best."""
+
+    def read() -> float:
+        began = time.perf_counter()
+        assert list(stream._chunks(io.BytesIO(line))) == [[line]]
+        return time.perf_counter() - began
+
+    return min(read() for _ in range(3))
+
+
+def test_a_line_takes_time_in_proportion_to_its_length(monkeypatch):
+    monkeypatch.setattr(stream, "CHUNK_SECONDS", 0.0)
+    short, long = seconds(b"x" * (1 << 21)), seconds(b"x" * (1 << 25))
+    assert long < 4 * 16 * short + 0.5  # quadratic time is 256 times as long
+
+
+@given(st.lists(st.sampled_from([b"\n", b"", b"a", b"\r", b"bc\n"]), max_size=12))
+@settings(deadline=None, database=None, derandomize=True)
+def test_lines_do_not_depend_on_how_they_arrive(parts):
+    class Parts(io.RawIOBase):
+        def readinto(self, buffer):
+            while left:
+                if part := left.pop(0):
+                    buffer[: len(part)] = part
+                    return len(part)
+            return 0
+
+        def readable(self):
+            return True
+
+    left, content = list(parts), b"".join(parts)
+    expected = content.split(b"\n")
+    expected = expected if expected[-1] else expected[:-1]
+    assert [line for lines in stream._chunks(io.BufferedReader(Parts())) for line in lines] == expected
 
 
 PROGRAM = """
@@ -256,6 +309,9 @@ def test_pairs_of_json_lines_are_scored():
         (translate_jsonl, '{"source": "a", "x": NaN}', "not JSON"),
         (translate_jsonl, '{"source": "a", "x": 1e999}', "not JSON"),
         (translate_jsonl, '{"source": ' + "[" * 100_000 + "]" * 100_000 + "}", "not JSON"),
+        (translate_jsonl, '{"source": "a", "source": "b"}', 'the key "source" stands twice in one object'),
+        (translate_jsonl, '{"source": "a", "x": {"ä": 1, "ä": 1}}', 'the key "\\u00e4" stands twice in one object'),
+        (score_jsonl, '{"source": "a", "target": "b", "target": "b"}', 'the key "target" stands twice in one object'),
         (translate_jsonl, '["a"]', "not a JSON object"),
         (translate_jsonl, "3", "not a JSON object"),
         (translate_jsonl, "{}", "no field 'source'; each object needs source"),

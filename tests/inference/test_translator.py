@@ -2,6 +2,7 @@ import dataclasses
 import functools
 import logging
 import random
+import re
 import threading
 import time
 
@@ -84,6 +85,33 @@ def test_long_input_is_cut_and_its_line_named(shapes, caplog):
     assert translated[1] == tokenizer().decode([pieces[1][:longest]])[0]
     (record,) = caplog.records
     assert record.getMessage() == f"line 102: {len(pieces[1])} pieces, cut to decode.max_source_length = {longest}"
+
+
+@pytest.mark.parametrize(
+    "unit", ["the dog ", "x", "🙂", "thedoghouse", "a  b", "\t", "\u00a0house", "the\u3000dog", "ab" * 50 + " "]
+)
+def test_a_very_long_line_is_cut_to_the_same_pieces(unit, caplog, monkeypatch):
+    """Its pieces beyond those are not looked for."""
+    caplog.set_level(logging.WARNING, logger="transformer")
+    translator, asked = copier(max_source_length=20), []
+    encode = translator.tokenizer.encode
+    monkeypatch.setattr(translator.tokenizer, "encode", lambda lines: asked.extend(lines) or encode(lines))
+    for lead in ("", " " * 60_000, "house " * 3):
+        line = lead + unit * (200_000 // len(unit))
+        (whole,) = encode([line])
+        asked.clear()
+        (found,) = translator.encode([line], 7)
+        if not line.strip():
+            assert found == []
+            continue
+        assert found == whole[:20]
+        assert len(max(asked, key=len)) < len(line) or lead.isspace()
+    if unit.strip():
+        messages = [record.getMessage() for record in caplog.records]
+        assert all(
+            re.match(r"line 7: (more than )?\d+ pieces, cut to decode.max_source_length = 20$", m) for m in messages
+        )
+        assert len(messages) == 3 and messages[0].startswith("line 7: more than ")
 
 
 @pytest.mark.parametrize("decode", [{}, {"beam_size": 1, "max_source_length": 90}, {"batch_tokens": 1}])

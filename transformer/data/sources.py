@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import filecmp
+import logging
 import os
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
 from transformer.config import DataConfig, UserError
-from transformer.data.text import Corpora, Parallel, form
+from transformer.data.text import Corpora, Parallel, form, of_csv
+
+log = logging.getLogger("transformer")
 
 # Special pieces, bytes and one character: SentencePiece takes no fewer where a character may be spelt in bytes.
 _SMALLEST_VOCABULARY = 4 + 256 + 1
@@ -46,10 +51,11 @@ def corpora(config: DataConfig) -> Corpora:
             f"data.vocab_size = {config.vocab_size}: must be at least {_SMALLEST_VOCABULARY}, for 4 special pieces, "
             "256 bytes and the characters of the text"
         )
+    _require_files(config)
     dev = _held_out(config, "dev")
     test = _held_out(config, "test")
     train = _train(config)
-    _require_files(config)
+    _tell_repeated(train, dev, test)
 
     dev_name = Path(dev.source).name if dev else ""
     test_name = Path(test.source).name if test else ""
@@ -87,7 +93,8 @@ def _train(config: DataConfig) -> tuple[Parallel, ...]:
     if not config.target:
         for path in config.source:
             if form(path) == "text":
-                raise UserError(f"data.target: missing; {path} holds one side only, unlike a .tsv or .jsonl")
+                reason = f"missing; {path} holds one side only, unlike a .tsv or .jsonl{of_csv(path)}"
+                raise UserError(f"data.target: {reason}")
         return tuple(Parallel(path, None, weight) for path, weight in zip(config.source, weights, strict=True))
     both = [path for path in (*config.source, *config.target) if form(path) != "text"]
     if both:
@@ -118,7 +125,22 @@ def _require_files(config: DataConfig) -> None:
     named = [("source", path) for path in config.source] + [("target", path) for path in config.target]
     names = ("dev_source", "dev_target", "test_source", "test_target", "tokenizer")
     named += [(name, getattr(config, name)) for name in names if getattr(config, name) is not None]
-    missing = [f"{path} (data.{name})" for name, path in named if not Path(path).is_file()]
+    missing = []
+    for name, path in named:
+        try:
+            mode = os.stat(path).st_mode
+        except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a NUL in its name
+            missing.append(f"{path} (data.{name})")
+            continue
+        except OSError as error:
+            raise UserError(f"data.{name}: {path} cannot be read ({error.strerror})") from None
+        if stat.S_ISDIR(mode):
+            raise UserError(f"data.{name}: {path} is a folder; name a file in it")
+        if not stat.S_ISREG(mode):  # such as what <(zcat FILE) stands for
+            raise UserError(
+                f"data.{name}: {path} is a pipe or a device, but text is read several times; write it to a file first "
+                "(.gz, .xz and .bz2 are read as they are)"
+            )
     if missing:
         raise UserError(f"no such file: {', '.join(missing)}; correct the path")
     both = [("target", *sides) for sides in zip(config.source, config.target, strict=False)]
@@ -127,5 +149,29 @@ def _require_files(config: DataConfig) -> None:
         ("test_target", config.test_source, config.test_target),
     ]
     for name, source, target in both:
-        if target and os.path.samefile(source, target):
+        if source and target and os.path.samefile(source, target):
             raise UserError(f"data.{name}: {target} is the source, too; name the file of its translations")
+
+
+def _tell_repeated(train: tuple[Parallel, ...], dev: Parallel | None, test: Parallel | None) -> None:
+    """Warn of text that is given twice."""
+    for i, parallel in enumerate(train):
+        if any(_same_text(parallel, other) for other in train[:i]):
+            log.warning(
+                "data.source: %s is given twice, so that its pairs count twice; where that is meant, give it once with "
+                "a weight in data.weights",
+                parallel.source,
+            )
+    if dev is not None and test is not None and _same_text(dev, test):
+        log.warning(
+            "data.test_source: %s is the development set, too; it chooses the checkpoint, so its score is no test",
+            test.source,
+        )
+
+
+def _same_text(one: Parallel, other: Parallel) -> bool:
+    """Whether two corpora have the same bytes, under whatever names."""
+    sides = ((one.source, other.source), (one.target, other.target))
+    with contextlib.suppress(OSError):  # told by whoever reads it
+        return all(a == b or (None not in (a, b) and filecmp.cmp(a, b, shallow=False)) for a, b in sides)
+    return False

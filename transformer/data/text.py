@@ -1,21 +1,30 @@
-"""Parallel text on disk: lines of plain or gzipped files, and pairs of two such files, a .tsv or a .jsonl.
+"""Parallel text on disk: lines of plain files, packed ones and SGML sets, and pairs of two such files, a .tsv or a
+.jsonl.
 
 A line ends at "\\n" and nowhere else: U+0085, U+2028, "\\r" or a form feed inside a line are text, so that every file
 has as many lines here as `wc -l` counts. Files are UTF-8; a byte order mark and the "\\r" of Windows line ends are
-not text.
+not text. A NUL is a character like any other.
 """
 
 from __future__ import annotations
 
-import gzip
+import contextlib
 import hashlib
+import itertools
 import json
-import zlib
+import os
+from collections import Counter, deque
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from transformer.config import UserError
+from transformer.data.opening import not_utf8, open_text
+from transformer.data.sgml import Segment, compare
+from transformer.data.unpacking import Damaged, unpacked_name
+
+_NAMED = 12  # fields that an error names
+_BOTH_SIDES = {".tsv": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl"}
 
 
 class Parallel(NamedTuple):
@@ -41,48 +50,52 @@ class Corpora(NamedTuple):
 
 
 def form(path: str | Path) -> str:
-    """Kind of file: "tsv" or "jsonl" holds both sides, "text" (any other) one; a final .gz does not count."""
-    name = str(path).lower().removesuffix(".gz")
-    return next((kind for kind in ("tsv", "jsonl") if name.endswith("." + kind)), "text")
+    """Kind of file, by its name: "tsv" or "jsonl" holds both sides, "text" (any other) one."""
+    name = unpacked_name(path)
+    return next((kind for ending, kind in _BOTH_SIDES.items() if name.endswith(ending)), "text")
 
 
-def read_lines(path: str | Path) -> Iterator[str]:
-    """The lines of a plain or .gz file, without line ends; a last line without "\\n" counts.
+def of_csv(path: str | Path) -> str:
+    """What to do with a .csv, as part of a message; "" for other files."""
+    fix = "; make a .tsv of a .csv first, e.g. with csvformat -T of csvkit"
+    return fix if unpacked_name(path).endswith(".csv") else ""
 
-    Raises `UserError` for a missing or damaged file, and naming the line that is not UTF-8.
+
+def read_lines(path: str | Path, segments: list[Segment] | None = None) -> Iterator[str]:
+    """The lines of a text, without line ends; a last line without "\\n" counts. The file is read once.
+
+    Of an SGML set they are its segments, which are added to `segments`, too, before the first line.
+    Raises `UserError` for a missing or damaged file, or one that is no text, and naming the line that is not UTF-8.
     """
-    opener = gzip.open if str(path).lower().endswith(".gz") else open
-    number = 0
+    number, utf8 = 0, False
     try:
-        with opener(path, "rb") as file:
+        with open_text(path) as file:
+            if segments is not None and file.segments is not None:
+                segments.extend(file.segments)
             for number, line in enumerate(file, 1):
                 if number == 1:
                     line = line.removeprefix(b"\xef\xbb\xbf")
+                line = line.removesuffix(b"\n").removesuffix(b"\r")
                 try:
-                    yield line.removesuffix(b"\n").removesuffix(b"\r").decode("utf-8")
+                    text = line.decode("utf-8")
                 except UnicodeDecodeError as error:
-                    raise UserError(
-                        f"{path}:{number}: byte 0x{line[error.start]:02x} is not valid UTF-8; "
-                        "convert the file first, e.g. with iconv -f latin1 -t utf-8"
-                    ) from None
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        reason = f"damaged or not a gzip file ({error}); fetch or compress it again"
-        raise UserError(f"{path}:{number + 1}: {reason}") from None
+                    raise not_utf8(path, number, line, error.start, file.head, utf8) from None
+                utf8 = utf8 or not text.isascii()
+                yield text
+    except Damaged as error:
+        raise UserError(f"{path}:{number + 1}: {error}") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
 
 
 def count_lines(path: str | Path) -> int:
     """How many lines `read_lines` finds in a file; raises as it does."""
-    opener = gzip.open if str(path).lower().endswith(".gz") else open
     count, last = 0, b"\n"
     try:
-        with opener(path, "rb") as file:
-            while block := file.read(1 << 20):
+        with open_text(path) as file:
+            while block := file.read1(1 << 20):
                 count, last = count + block.count(b"\n"), block[-1:]
-    except (OSError, EOFError, zlib.error):
+    except OSError:
         return sum(1 for _ in read_lines(path))  # which tells what is wrong
     return count + (last != b"\n")
 
@@ -92,23 +105,33 @@ def read_pairs(parallel: Parallel, fields: tuple[str, str] = ("source", "target"
 
     Two files are read side by side and must have equally many lines. A .tsv holds two columns, source and target,
     without quoting; a .jsonl one object a line with the two `fields`, in which a line break becomes a space, because a
-    sentence is one line everywhere else. Raises `UserError` naming file and line.
+    sentence is one line everywhere else. A field a.b is the key "a.b", else the key "b" of the object "a".
+    Raises `UserError` naming file and line.
     """
     kind = form(parallel.source)
     if kind == "text" and parallel.target is None:
-        raise UserError(f"{parallel.source}: no target given; name its file of translations, or use a .tsv or .jsonl")
+        reason = f"no target given; name its file of translations, or use a .tsv or .jsonl{of_csv(parallel.source)}"
+        raise UserError(f"{parallel.source}: {reason}")
     if kind != "text" and parallel.target is not None:
         raise UserError(f"{parallel.source}: holds both sides, so leave out its target {parallel.target}")
     if kind == "text" and form(parallel.target) != "text":
         raise UserError(f"{parallel.target}: holds both sides; give it as the source, without a target")
+    with contextlib.suppress(OSError):  # told by whoever reads it
+        if kind == "text" and os.path.samefile(parallel.source, parallel.target):
+            raise UserError(f"{parallel.target}: is the source, too; name the file of its translations")
     return {"text": _text, "tsv": _tsv, "jsonl": _jsonl}[kind](parallel, fields)
 
 
 def _text(parallel: Parallel, fields: tuple[str, str]) -> Iterator[tuple[str, str]]:
-    sources, targets = read_lines(parallel.source), read_lines(parallel.target)
+    segments: tuple[list[Segment], list[Segment]] = [], []
+    sources, targets = read_lines(parallel.source, segments[0]), read_lines(parallel.target, segments[1])
+    if not os.path.isfile(parallel.source):  # whoever writes into two pipes may write into one after the other
+        sources = iter(list(sources))
     count = 0
     while True:
         source, target = next(sources, None), next(targets, None)
+        if count == 0:
+            compare(*segments, parallel.source, parallel.target)
         if source is None or target is None:
             break
         count += 1
@@ -135,25 +158,87 @@ def _tsv(parallel: Parallel, fields: tuple[str, str]) -> Iterator[tuple[str, str
         yield columns[0], columns[1]
 
 
+class RepeatedKey(ValueError):
+    """An object in JSON has a key twice."""
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        name = Counter(name for name, _ in pairs).most_common(1)[0][0]
+        raise RepeatedKey(f"the key {json.dumps(name)} stands twice in one object; remove the one that is not meant")
+    return found
+
+
+read_json = json.JSONDecoder(object_pairs_hook=_object).decode
+"""As json.loads, but for keys that stand twice in an object: of their values other programs take the first, the last or
+none, so `RepeatedKey` is raised."""
+
+
 def _jsonl(parallel: Parallel, fields: tuple[str, str]) -> Iterator[tuple[str, str]]:
     for number, line in enumerate(read_lines(parallel.source), 1):
         where = f"{parallel.source}:{number}"
         try:
-            row = json.loads(line)
+            row = read_json(line)
+        except RepeatedKey as error:
+            raise UserError(f"{where}: {error}") from None
         except (ValueError, RecursionError):  # not only JSONDecodeError: Python takes no integer of 5,000 digits
             row = None
         if not isinstance(row, dict):
-            raise UserError(f"{where}: not a JSON object; each line must be one, with '{fields[0]}' and '{fields[1]}'")
-        for field in fields:
-            if field not in row:
-                named = ", ".join(name if name.isprintable() else json.dumps(name) for name in row)
-                raise UserError(f"{where}: no field '{field}' (it has {named or 'none'}); set data.fields")
-            if not isinstance(row[field], str):
-                raise UserError(f"{where}: field '{field}' must be a string, not {json.dumps(row[field])[:40]}")
-            if any("\ud800" <= char <= "\udfff" for char in row[field]):
-                raise UserError(f"{where}: field '{field}' holds half a surrogate pair, which is not text; correct it")
-        source, target = (row[field].replace("\r\n", " ").replace("\n", " ") for field in fields)
+            fix = "; of a list of objects make lines with jq -c '.[]'" if line.lstrip().startswith("[") else ""
+            needed = f"each line must be one, with '{fields[0]}' and '{fields[1]}'"
+            raise UserError(f"{where}: not a JSON object; {needed}{fix}")
+        source, target = (_field(row, field, where) for field in fields)
         yield source, target
+
+
+def _field(row: dict[str, Any], field: str, where: str) -> str:
+    """The string in a field, in which a line break becomes a space."""
+    try:
+        value = _value(row, field)
+    except KeyError:
+        names = [name if name.isprintable() else json.dumps(name) for name in itertools.islice(_names(row), _NAMED + 1)]
+        named = ", ".join([*names[:_NAMED], *(["..."] if len(names) > _NAMED else [])])
+        raise UserError(f"{where}: no field '{field}' (it has {named or 'none'}); set data.fields") from None
+    if not isinstance(value, str):
+        shown = {dict: "an object", list: "a list"}.get(type(value)) or json.dumps(value)[:40]
+        inner = next((name for name in _names(value) if name.isprintable()), None) if isinstance(value, dict) else None
+        fix = "" if inner is None else f"; name what it holds, such as {field}.{inner}"
+        raise UserError(f"{where}: field '{field}' must be a string, not {shown}{fix}")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        reason = "holds half a surrogate pair, which is not text; correct it"
+        raise UserError(f"{where}: field '{field}' {reason}") from None
+    return value.replace("\r\n", " ").replace("\n", " ")
+
+
+def _value(row: dict[str, Any], field: str) -> Any:
+    """What a field holds: that of its whole name, else that of the rest of its name in the object behind one of its
+    dots. Raises KeyError if there is none."""
+    if field in row:
+        return row[field]
+    parts = field.split(".")
+    for i in range(1, len(parts)):
+        inner = row.get(".".join(parts[:i]))
+        if isinstance(inner, dict):
+            try:
+                return _value(inner, ".".join(parts[i:]))
+            except KeyError:
+                pass
+    raise KeyError(field)
+
+
+def _names(row: dict[str, Any]) -> Iterator[str]:
+    """The names of all fields of an object and of those in it, the outer ones first."""
+    rows = deque([("", row)])
+    while rows:
+        before, row = rows.popleft()
+        for name, value in row.items():
+            if isinstance(value, dict) and value:
+                rows.append((f"{before}{name}.", value))
+            else:
+                yield before + name
 
 
 def sha256(path: str | Path) -> str:
@@ -169,9 +254,10 @@ def sha256(path: str | Path) -> str:
 
 def fingerprint(parallel: Parallel) -> str:
     """Hex digest of a corpus's content: the bytes of its files and how they are read, not where they lie."""
-    parts = [
-        (form(path), str(path).lower().endswith(".gz"), sha256(path))
-        for path in (parallel.source, parallel.target)
-        if path is not None
-    ]
+    parts = []
+    for path in (parallel.source, parallel.target):
+        if path is not None:
+            with open_text(path) as file:
+                kind = form(path) if file.segments is None else "sgml"
+                parts.append((kind, file.packing == "gzip", sha256(path)))
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()

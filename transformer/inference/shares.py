@@ -8,12 +8,14 @@ import glob
 import hashlib
 import io
 import logging
+import stat
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from transformer.config import UserError
+from transformer.data.opening import open_text, read_all
 
 log = logging.getLogger("transformer")
 
@@ -26,10 +28,17 @@ def parse(text: str) -> tuple[int, int]:
     return int(share), int(shares)
 
 
-def refuse(source: Path, target: Path) -> None:
+def refuse(source: Path, target: Path, shares: int) -> None:
     """Raise `UserError` for an input that can't be read, or an output that can't be written."""
     try:
-        source.open("rb").close()
+        if not stat.S_ISREG(source.stat().st_mode) and not source.is_dir():  # a pipe can be opened only once
+            if shares > 1:
+                reason = f"a pipe or a device, which {shares} shares can't each read"
+                raise UserError(f"{source}: {reason}; write it to a file first, or leave out --share")
+        else:
+            open_text(source).close()
+    except UserError as error:
+        raise UserError(f"--input {error}") from None
     except OSError as error:
         raise UserError(f"--input {source}: {error.strerror}") from None
     if target.exists():
@@ -46,15 +55,16 @@ def translate_share(
     shares: int,
     about: str = "",
 ) -> None:
-    """Translate one share of the lines of `source`; write `target` if no other share is missing.
+    """Translate one share of the lines of `source`; write `target` if no other share is missing. `source` is opened by
+    its content (see `open_text`); a pipe is read once, so it has one share.
 
     `answer(lines in, lines out, number of the first line)` is what one process would call for the whole file. A part is
     written beside the target, under a name that holds the digest of the source and of `about`, which says all else that
     the output depends on; it counts once it is complete: after an interruption only the missing shares need to run
     again. Several processes may be at the same share.
     """
-    refuse(source, target)
-    content = source.read_bytes()
+    refuse(source, target, shares)
+    content = read_all(source)
     lines = content.split(b"\n")
     if lines[-1] == b"":
         lines.pop()

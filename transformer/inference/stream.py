@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, BinaryIO
 
 from transformer.config import UserError
+from transformer.data.text import RepeatedKey, read_json
+from transformer.data.unpacking import Damaged
 from transformer.inference.translator import Scored, Translator
 
 log = logging.getLogger("transformer")
@@ -106,9 +108,11 @@ def _records(
 ) -> Iterator[dict[str, Any]]:
     for number, line in enumerate(lines, first):
         try:
-            record = json.loads(line)
+            record = read_json(line)
             # Python reads NaN and 1e999, and would write what no other reader takes.
             json.dumps(record, allow_nan=False)
+        except RepeatedKey as error:
+            raise UserError(f"line {number}: {error}") from None
         except (ValueError, RecursionError) as error:
             raise UserError(f"line {number}: not JSON ({error}); --jsonl takes one object a line") from None
         if not isinstance(record, dict):
@@ -142,16 +146,18 @@ def _chunks(source: BinaryIO) -> Iterator[list[bytes]]:
     failure: list[OSError] = []
 
     def read() -> None:
-        rest = b""
+        line: list[bytes] = []  # parts of a line whose end has not arrived
         try:
             while block := raw.read(1 << 16):
-                *lines, rest = (rest + block).split(b"\n")
-                for line in lines:
-                    arrived.put(line)
+                part, *parts = block.split(b"\n")
+                line.append(part)
+                for part in parts:
+                    arrived.put(b"".join(line))
+                    line = [part]
         except OSError as error:
             failure.append(error)
-        if rest:
-            arrived.put(rest)
+        if any(line) and not failure:
+            arrived.put(b"".join(line))
         arrived.put(None)
 
     threading.Thread(target=read, daemon=True).start()
@@ -168,5 +174,5 @@ def _chunks(source: BinaryIO) -> Iterator[list[bytes]]:
         yield lines
         if line is not None:
             line = arrived.get()
-    if failure:
-        raise failure[0]
+    for error in failure:
+        raise UserError(f"the input is {error}") if isinstance(error, Damaged) else error

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("transformer")
 J, R = TypeVar("J"), TypeVar("R")
 
+_NEIGHBOURHOOD = 256  # pieces
 MOST_STREAMS = 8  # on a CPU of many cores
 SOURCE_LENGTHS = (8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
 
@@ -170,18 +171,33 @@ class Translator:
 
     def encode(self, sentences: Sequence[str], first_line: int | None = 1) -> list[list[int]]:
         """Pieces of the sentences, blank ones emptied, long ones cut; with None without a warning."""
-        pieces = self.tokenizer.encode(list(sentences))
+        heads = [self._head(sentence) for sentence in sentences]
+        pieces = self.tokenizer.encode(heads)
         for i, ids in enumerate(pieces):
-            if not sentences[i].strip():
+            if not heads[i].strip():
                 ids.clear()
             elif len(ids) > self.config.max_source_length:
                 if first_line is not None:
+                    more = "more than " if len(heads[i]) < len(sentences[i]) else ""
                     log.warning(
-                        "line %d: %d pieces, cut to decode.max_source_length = %d",
-                        *(first_line + i, len(ids), self.config.max_source_length),
+                        "line %d: %s%d pieces, cut to decode.max_source_length = %d",
+                        *(first_line + i, more, len(ids), self.config.max_source_length),
                     )
                 del ids[self.config.max_source_length :]
         return pieces
+
+    def _head(self, sentence: str) -> str:
+        """So much of a very long sentence that its first `config.max_source_length` pieces stay the same, as those of
+        a book need not be looked for. Pieces end at spaces, and elsewhere depend on their neighbourhood alone."""
+        enough = self.config.max_source_length + _NEIGHBOURHOOD
+        size = 16 * enough
+        while 2 * size < len(sentence):
+            space = sentence.rfind(" ", size // 2, size)
+            head = sentence[: size if space < 0 else space]
+            if len(self.tokenizer.encode([head])[0]) >= enough and head.strip():
+                return head
+            size *= 4
+        return sentence
 
     def search(
         self, sources: Sequence[Sequence[int]], *, prefixes: Sequence[Sequence[int]] | None = None, first: int = 0

@@ -1,0 +1,128 @@
+"""Unpack gzip, xz and bzip2, which the first bytes of a file show."""
+
+from __future__ import annotations
+
+import bz2
+import io
+import lzma
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+_BLOCK = 1 << 16
+
+_GZIP, _XZ, _BZIP2 = "gzip", "xz", "bzip2"
+_MAGIC = {
+    b"\x1f\x8b\x08": _GZIP,
+    b"\xfd7zXZ\0": _XZ,
+    b"]\0\0": _XZ,  # .lzma, its predecessor
+    # The first block begins with the digits of pi; without a block, those of its square root follow.
+    **{b"BZh%d%b" % (level, block): _BZIP2 for level in range(1, 10) for block in (b"1AY&SY", b"\x17rE8P")},
+}
+_ENDINGS = {".gz": _GZIP, ".xz": _XZ, ".bz2": _BZIP2, ".lzma": _XZ}
+
+
+class Damaged(OSError):
+    """A packed file breaks off, or is not as it was written."""
+
+
+def unpacked_name(path: str | Path) -> str:
+    """A file's name in small letters, without the ending of what it is packed by."""
+    name = str(path).lower()
+    return next((name.removesuffix(ending) for ending in _ENDINGS if name.endswith(ending)), name)
+
+
+def packing_of(head: bytes, name: str = "") -> str | None:
+    """What packed a file with these first bytes: gzip, xz, bzip2 or None.
+
+    The name decides for a file that breaks off within its first bytes.
+    """
+    for magic, kind in _MAGIC.items():
+        ends = head and len(head) < len(magic) and name.lower().endswith(tuple(_ENDINGS))
+        if head.startswith(magic) or (ends and magic.startswith(head)):
+            return kind
+    return None
+
+
+def undecided(head: bytes) -> bool:
+    """Whether more bytes may show that a file is packed."""
+    return any(len(head) < len(magic) and magic.startswith(head) for magic in _MAGIC)
+
+
+class _Gzip:
+    """zlib's decompressor of a gzip member, with the methods that those of bz2 and lzma have."""
+
+    def __init__(self) -> None:
+        self._inner = zlib.decompressobj(wbits=31)
+
+    eof = property(lambda self: self._inner.eof)
+    unused_data = property(lambda self: self._inner.unused_data)
+    needs_input = property(lambda self: not self._inner.unconsumed_tail)
+
+    def decompress(self, data: bytes, size: int) -> bytes:
+        return self._inner.decompress(self._inner.unconsumed_tail + data, size)
+
+
+_DECOMPRESSORS: dict[str, Callable[[], Any]] = {
+    _GZIP: _Gzip,
+    _XZ: lzma.LZMADecompressor,
+    _BZIP2: bz2.BZ2Decompressor,
+}
+
+
+class Unpacked(io.RawIOBase):
+    """The content of a packed file, which holds one or several streams. Python's own readers of xz and bzip2 are not
+    used, because they take a second stream whose first bytes are damaged for the end of the file."""
+
+    def __init__(self, packed: io.RawIOBase, kind: str):
+        self._packed, self._kind = packed, kind
+        self._stream = _DECOMPRESSORS[kind]()
+        self._waiting = b""
+        self._failure: Damaged | None = None
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        if self._failure is not None:
+            raise self._failure
+        data = self._some(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+    def _some(self, size: int) -> bytes:
+        while True:
+            if self._stream.eof and not self._next_stream():
+                return b""
+            block = b""
+            if self._stream.needs_input:
+                block = self._waiting or self._packed.read(_BLOCK)
+                self._waiting = b""
+                if not block:
+                    raise self._damaged("it breaks off")
+            try:
+                data = self._stream.decompress(block, size)
+            except (OSError, ValueError, EOFError, zlib.error, lzma.LZMAError) as error:
+                raise self._damaged(error) from None
+            if data:
+                return data
+
+    def _next_stream(self) -> bool:
+        """Begin with the stream behind the one that has ended, and behind zeros; False at the end of the file."""
+        self._waiting = self._stream.unused_data.lstrip(b"\0")
+        while not self._waiting:
+            if not (block := self._packed.read(_BLOCK)):
+                return False
+            self._waiting = block.lstrip(b"\0")
+        self._stream = _DECOMPRESSORS[self._kind]()
+        return True
+
+    def _damaged(self, why: object) -> Damaged:
+        self._failure = Damaged(f"damaged or not a {self._kind} file ({why}); fetch or compress it again")
+        return self._failure
+
+    def close(self) -> None:
+        if not self.closed:
+            self._packed.close()
+        super().close()
