@@ -1,7 +1,10 @@
+import bz2
 import contextlib
+import gzip
 import hashlib
 import json
 import logging
+import lzma
 import os
 import shutil
 import signal
@@ -14,10 +17,11 @@ import numpy as np
 import pytest
 
 from transformer import files
-from transformer.config import UserError
+from transformer.config import DataConfig, UserError
 from transformer.data import cache
+from transformer.data import tokenizer as tokenizer_module
 from transformer.data.cache import TokenCache, tokenize
-from transformer.data.text import Parallel, fingerprint
+from transformer.data.text import Parallel, fingerprint, read_lines
 from transformer.data.tokenizer import Tokenizer
 
 SOURCE = ["the dog runs", "", "a house", "  \u3000 ", "the red dog 😀 sees a house", "x"] * 10
@@ -184,6 +188,44 @@ def test_files_that_may_not_be_so_large_are_never_sealed(tokenizer, parallel, tm
     assert not list((tmp_path / "cache/tokens").iterdir())
 
 
+def test_text_that_changes_while_it_is_read_is_told(tokenizer, tmp_path, monkeypatch):
+    """Lines are added after the first ones were read, and are gone again in the end."""
+    parallel = Parallel(str(tmp_path / "a.en"), str(tmp_path / "a.de"))
+    for path, line in zip(parallel[:2], ("the dog runs\n", "der Hund\n"), strict=True):
+        Path(path).write_text(line * 20_000)
+    whole = cache.read_pairs
+
+    def changing(*given):
+        pairs = whole(*given)
+        yield next(pairs)
+        before = [Path(path).read_bytes() for path in parallel[:2]]
+        for path, content in zip(parallel[:2], before, strict=True):
+            Path(path).write_bytes(content + b"one more\n")
+        yield from pairs
+        for path, content in zip(parallel[:2], before, strict=True):
+            Path(path).write_bytes(content)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cache, "read_pairs", changing)
+        with pytest.raises(UserError, match=f"^{parallel.source} or {parallel.target} changed while it was read; run"):
+            tokenize(parallel, tokenizer, folder=tmp_path / "cache", workers=1)
+    assert len(tokenize(parallel, tokenizer, folder=tmp_path / "cache", workers=1)) == 20_000
+    with monkeypatch.context() as patch:
+        patch.setattr(tokenizer_module, "read_pairs", changing)
+        with pytest.raises(UserError, match="changed while it was read"):
+            tokenizer_module.tokenizer(DataConfig(vocab_size=280, cache_dir=str(tmp_path / "cache")), (parallel,))
+
+
+@pytest.mark.parametrize("ending", ["", ".gz", ".xz", ".bz2"])
+def test_the_digest_is_that_of_the_bytes_that_were_read(tmp_path, ending):
+    pack = {"": bytes, ".gz": gzip.compress, ".xz": lzma.compress, ".bz2": bz2.compress}[ending]
+    content = pack(("".join(f"line {i}\n" for i in range(50_000))).encode())
+    (tmp_path / f"a{ending}").write_bytes(content)
+    digests = {}
+    assert sum(1 for _ in read_lines(tmp_path / f"a{ending}", digests=digests)) == 50_000
+    assert digests == {str(tmp_path / f"a{ending}"): hashlib.sha256(content).hexdigest()}
+
+
 def test_tokens_too_few_are_never_sealed(tokenizer, parallel, tmp_path, monkeypatch):
     """As where an error at a file's close is lost."""
     whole = cache._build
@@ -205,6 +247,7 @@ TOKENISES = """
 import itertools, signal, sys
 from transformer import files
 from transformer.data import cache
+from transformer.data import tokenizer as tokenizer_module
 from transformer.data.text import Parallel
 from transformer.data.tokenizer import Tokenizer
 

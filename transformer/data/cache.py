@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 
 from transformer.config import UserError
-from transformer.data.text import Parallel, count_lines, fingerprint, read_pairs
+from transformer.data.text import Parallel, count_lines, fingerprint, read_pairs, require_same
 from transformer.data.tokenizer import Tokenizer
 from transformer.files import cached, damage, digest_once, manifest
 
@@ -112,11 +112,12 @@ def tokenize(
     Blank lines (nothing but white space) become no pieces at all. The result does not depend on `workers`.
     Raises what reading the text raises, and `UserError` if one of the processes is killed.
     """
-    text = _key(_TOKENISATION, fingerprint(parallel), tokenizer.sha256, fields)
+    digest = fingerprint(parallel)
+    text = _key(_TOKENISATION, digest, tokenizer.sha256, fields)
     key = _key(_FORMAT, text)
     return cached(
         Path(folder) / "tokens" / key,
-        lambda new: _build(new, text, parallel, tokenizer, fields, workers or os.cpu_count() or 1),
+        lambda new: _build(new, text, parallel, digest, tokenizer, fields, workers or os.cpu_count() or 1),
         TokenCache,
         "the cache of tokens",
     )
@@ -127,24 +128,34 @@ def _key(*depends_on: Any) -> str:
 
 
 def _build(
-    folder: Path, text: str, parallel: Parallel, tokenizer: Tokenizer, fields: tuple[str, str], workers: int
+    folder: Path,
+    text: str,
+    parallel: Parallel,
+    digest: str,
+    tokenizer: Tokenizer,
+    fields: tuple[str, str],
+    workers: int,
 ) -> None:
     dtype = np.dtype("<u2" if tokenizer.vocab_size <= 1 << 16 else "<u4")
     lengths: dict[str, list[np.ndarray]] = {"source": [], "target": []}
     started = time.monotonic()
     pairs = same = 0
+    digests: dict[str, str] = {}
     with (
         open(folder / "source.tokens", "wb") as source_file,
         open(folder / "target.tokens", "wb") as target_file,
         _progress(f"tokenising {parallel.source}", parallel.source) as show,
     ):
-        for source, source_lengths, target, target_lengths, alike in _encoded(parallel, tokenizer, fields, workers):
+        for source, source_lengths, target, target_lengths, alike in _encoded(
+            parallel, tokenizer, fields, workers, digests
+        ):
             source_file.write(source.astype(dtype).data)  # `tofile` tells no error at its close
             target_file.write(target.astype(dtype).data)
             lengths["source"].append(source_lengths)
             lengths["target"].append(target_lengths)
             pairs, same = pairs + len(source_lengths), same + alike
             show(pairs)
+    require_same(parallel, digest, digests)
 
     meta = {"text": text, "pairs": pairs, "same": same, "dtype": dtype.str}
     for side, parts in lengths.items():
@@ -191,8 +202,10 @@ def _progress(what: str, path: str) -> Iterator[Callable[[int], None]]:
     yield tell
 
 
-def _encoded(parallel: Parallel, tokenizer: Tokenizer, fields: tuple[str, str], workers: int) -> Iterator[Tokens]:
-    rows = read_pairs(parallel, fields)
+def _encoded(
+    parallel: Parallel, tokenizer: Tokenizer, fields: tuple[str, str], workers: int, digests: dict[str, str]
+) -> Iterator[Tokens]:
+    rows = read_pairs(parallel, fields, digests)
     chunks = iter(lambda: list(itertools.islice(rows, _CHUNK)), [])
     first = list(itertools.islice(chunks, _SMALL // _CHUNK))
     if workers == 1 or len(first) < _SMALL // _CHUNK:

@@ -3,6 +3,7 @@ of another kind is refused, with the tool that makes text of it."""
 
 from __future__ import annotations
 
+import hashlib
 import io
 import re
 import shlex
@@ -56,6 +57,8 @@ class Opened(io.BufferedReader):
     """What it was packed by."""
     segments: list[sgml.Segment] | None = None
     """Of an SGML set; its lines are their texts."""
+    file: Hashed
+    """The file itself."""
 
 
 def open_text(path: str | Path) -> Opened:
@@ -65,7 +68,7 @@ def open_text(path: str | Path) -> Opened:
     """
     name = str(path)
     try:
-        raw = io.FileIO(path)
+        raw = Hashed(path)
     except FileNotFoundError:
         raise UserError(f"{name}: no such file") from None
     except (OSError, ValueError) as error:  # ValueError: a NUL in its name
@@ -75,7 +78,9 @@ def open_text(path: str | Path) -> Opened:
         named_sgml = unpacked_name(name).endswith((".sgm", ".sgml"))
         if not named_sgml and not sgml.is_set(opened.head):
             _refuse_markup(opened.head, name)
-        return _unwrapped(opened, name) if named_sgml or sgml.is_set(opened.head) else opened
+        opened = _unwrapped(opened, name) if named_sgml or sgml.is_set(opened.head) else opened
+        opened.file = raw
+        return opened
     except BaseException:
         raw.close()
         raise
@@ -221,6 +226,28 @@ def not_utf8(path: str | Path, number: int, line: bytes, at: int, head: bytes, u
     else:
         fix = "convert the file first, with iconv -f ENCODING -t utf-8 FILE; uchardet FILE guesses the encoding"
     return UserError(f"{path}:{number}: byte 0x{line[at]:02x} is not valid UTF-8; {fix}")
+
+
+class Hashed(io.FileIO):
+    """A file whose digest is taken of what was read, while it was read."""
+
+    def __init__(self, path: str | Path):
+        super().__init__(path)
+        self._sha256 = hashlib.sha256()
+
+    def readinto(self, buffer: Any) -> int:
+        count = super().readinto(buffer)
+        self._sha256.update(memoryview(buffer)[:count])
+        return count
+
+    def read(self, size: int = -1) -> bytes:
+        block = super().read(size)
+        self._sha256.update(block)
+        return block
+
+    def sha256(self) -> str:
+        """Hex digest of what was read."""
+        return self._sha256.hexdigest()
 
 
 class _Prefixed(io.RawIOBase):

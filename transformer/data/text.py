@@ -14,7 +14,7 @@ import itertools
 import json
 import os
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -61,10 +61,13 @@ def of_csv(path: str | Path) -> str:
     return fix if unpacked_name(path).endswith(".csv") else ""
 
 
-def read_lines(path: str | Path, segments: list[Segment] | None = None) -> Iterator[str]:
+def read_lines(
+    path: str | Path, segments: list[Segment] | None = None, digests: dict[str, str] | None = None
+) -> Iterator[str]:
     """The lines of a text, without line ends; a last line without "\\n" counts. The file is read once.
 
-    Of an SGML set they are its segments, which are added to `segments`, too, before the first line.
+    Of an SGML set they are its segments, which are added to `segments`, too, before the first line. Behind the last
+    line, `digests` gets the sha256 of the file as it was read, under its path.
     Raises `UserError` for a missing or damaged file, or one that is no text, and naming the line that is not UTF-8.
     """
     number, utf8 = 0, False
@@ -82,6 +85,8 @@ def read_lines(path: str | Path, segments: list[Segment] | None = None) -> Itera
                     raise not_utf8(path, number, line, error.start, file.head, utf8) from None
                 utf8 = utf8 or not text.isascii()
                 yield text
+            if digests is not None:
+                digests[str(path)] = file.file.sha256()
     except Damaged as error:
         raise UserError(f"{path}:{number + 1}: {error}") from None
     except OSError as error:
@@ -100,13 +105,15 @@ def count_lines(path: str | Path) -> int:
     return count + (last != b"\n")
 
 
-def read_pairs(parallel: Parallel, fields: tuple[str, str] = ("source", "target")) -> Iterator[tuple[str, str]]:
+def read_pairs(
+    parallel: Parallel, fields: tuple[str, str] = ("source", "target"), digests: dict[str, str] | None = None
+) -> Iterator[tuple[str, str]]:
     """The (source, target) lines of a corpus.
 
     Two files are read side by side and must have equally many lines. A .tsv holds two columns, source and target,
     without quoting; a .jsonl one object a line with the two `fields`, in which a line break becomes a space, because a
     sentence is one line everywhere else. A field a.b is the key "a.b", else the key "b" of the object "a".
-    Raises `UserError` naming file and line.
+    `digests` is as in `read_lines`. Raises `UserError` naming file and line.
     """
     kind = form(parallel.source)
     if kind == "text" and parallel.target is None:
@@ -119,12 +126,16 @@ def read_pairs(parallel: Parallel, fields: tuple[str, str] = ("source", "target"
     with contextlib.suppress(OSError):  # told by whoever reads it
         if kind == "text" and os.path.samefile(parallel.source, parallel.target):
             raise UserError(f"{parallel.target}: is the source, too; name the file of its translations")
-    return {"text": _text, "tsv": _tsv, "jsonl": _jsonl}[kind](parallel, fields)
+    return {"text": _text, "tsv": _tsv, "jsonl": _jsonl}[kind](parallel, fields, digests)
 
 
-def _text(parallel: Parallel, fields: tuple[str, str]) -> Iterator[tuple[str, str]]:
+_Digests = dict[str, str] | None
+
+
+def _text(parallel: Parallel, fields: tuple[str, str], digests: _Digests) -> Iterator[tuple[str, str]]:
     segments: tuple[list[Segment], list[Segment]] = [], []
-    sources, targets = read_lines(parallel.source, segments[0]), read_lines(parallel.target, segments[1])
+    sources = read_lines(parallel.source, segments[0], digests)
+    targets = read_lines(parallel.target, segments[1], digests)
     if not os.path.isfile(parallel.source):  # whoever writes into two pipes may write into one after the other
         sources = iter(list(sources))
     count = 0
@@ -145,8 +156,8 @@ def _text(parallel: Parallel, fields: tuple[str, str]) -> Iterator[tuple[str, st
         )
 
 
-def _tsv(parallel: Parallel, fields: tuple[str, str]) -> Iterator[tuple[str, str]]:
-    for number, line in enumerate(read_lines(parallel.source), 1):
+def _tsv(parallel: Parallel, fields: tuple[str, str], digests: _Digests) -> Iterator[tuple[str, str]]:
+    for number, line in enumerate(read_lines(parallel.source, digests=digests), 1):
         columns = line.split("\t")
         if len(columns) == 1:
             raise UserError(f"{parallel.source}:{number}: no tab; each line must hold source, a tab, target")
@@ -175,8 +186,8 @@ read_json = json.JSONDecoder(object_pairs_hook=_object).decode
 none, so `RepeatedKey` is raised."""
 
 
-def _jsonl(parallel: Parallel, fields: tuple[str, str]) -> Iterator[tuple[str, str]]:
-    for number, line in enumerate(read_lines(parallel.source), 1):
+def _jsonl(parallel: Parallel, fields: tuple[str, str], digests: _Digests) -> Iterator[tuple[str, str]]:
+    for number, line in enumerate(read_lines(parallel.source, digests=digests), 1):
         where = f"{parallel.source}:{number}"
         try:
             row = read_json(line)
@@ -252,12 +263,22 @@ def sha256(path: str | Path) -> str:
         raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
 
 
-def fingerprint(parallel: Parallel) -> str:
-    """Hex digest of a corpus's content: the bytes of its files and how they are read, not where they lie."""
+def fingerprint(parallel: Parallel, digests: Mapping[str, str] | None = None) -> str:
+    """Hex digest of a corpus's content: the bytes of its files and how they are read, not where they lie.
+
+    `digests`: the sha256 of the files by their paths, where they were read already.
+    """
     parts = []
     for path in (parallel.source, parallel.target):
         if path is not None:
             with open_text(path) as file:
                 kind = form(path) if file.segments is None else "sgml"
-                parts.append((kind, file.packing == "gzip", sha256(path)))
+                parts.append((kind, file.packing == "gzip", sha256(path) if digests is None else digests[str(path)]))
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def require_same(parallel: Parallel, expected: str, digests: Mapping[str, str]) -> None:
+    """Raise `UserError` if a corpus was not read as its `fingerprint` was taken: somebody wrote to it meanwhile."""
+    if fingerprint(parallel, digests) != expected:
+        names = " or ".join(path for path in parallel[:2] if path)
+        raise UserError(f"{names} changed while it was read; run the same command again when nobody writes there")

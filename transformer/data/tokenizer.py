@@ -20,7 +20,7 @@ import sentencepiece
 
 from transformer.config import DataConfig, UserError
 from transformer.data.sources import cache
-from transformer.data.text import Parallel, fingerprint, read_pairs
+from transformer.data.text import Parallel, fingerprint, read_pairs, require_same
 from transformer.files import cached
 
 PAD, BOS, EOS, UNK = 0, 1, 2, 3
@@ -174,6 +174,7 @@ def tokenizer(config: DataConfig, train: tuple[Parallel, ...]) -> Tokenizer:
     """
     if config.tokenizer is not None:
         return Tokenizer.load(config.tokenizer)
+    digests = [fingerprint(parallel) for parallel in train]
     depends_on = [
         _FORMAT,
         sentencepiece.__version__,
@@ -181,28 +182,31 @@ def tokenizer(config: DataConfig, train: tuple[Parallel, ...]) -> Tokenizer:
         config.normalization,
         config.tokenizer_sentences,
         config.fields,
-        [fingerprint(parallel) for parallel in train],
+        digests,
     ]
     key = hashlib.sha256(json.dumps(depends_on).encode()).hexdigest()[:32]
     with cache(config) as folder:
         return cached(
             folder / "tokenizers" / key,
-            lambda new: _train(new, config, train),
+            lambda new: _train(new, config, train, digests),
             lambda path: Tokenizer.load(path / _MODEL),
             "the tokenizer",
         )
 
 
-def _train(folder: Path, config: DataConfig, train: tuple[Parallel, ...]) -> None:
-    """Train a tokenizer, and write it to a folder."""
+def _train(folder: Path, config: DataConfig, train: tuple[Parallel, ...], digests: Sequence[str]) -> None:
+    """Train a tokenizer on corpora of these fingerprints, and write it to a folder."""
     count = sum(1 for parallel in train for _ in read_pairs(parallel, config.fields))
     used = min(count, config.tokenizer_sentences)
     log.info("training a tokenizer of %s pieces on %s of %s pairs", f"{config.vocab_size:,}", f"{used:,}", f"{count:,}")
-    pairs = itertools.chain.from_iterable(read_pairs(parallel, config.fields) for parallel in train)
+    found: dict[str, str] = {}
+    pairs = itertools.chain.from_iterable(read_pairs(parallel, config.fields, found) for parallel in train)
     chosen = (pair for i, pair in enumerate(pairs) if (i + 1) * used // count > i * used // count)
     trained = Tokenizer.train(
         itertools.chain.from_iterable(chosen),
         vocab_size=config.vocab_size,
         normalization=config.normalization,
     )
+    for parallel, digest in zip(train, digests, strict=True):
+        require_same(parallel, digest, found)
     (folder / _MODEL).write_bytes(trained.model)
