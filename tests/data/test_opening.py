@@ -158,6 +158,8 @@ FOREIGN = {
     "utf-16be": ("Ein alter Gruss\n".encode("utf-16be"), r"seems to be UTF-16BE, .* iconv -f utf-16be -t utf-8 "),
     "utf-32le": ("Ein alter Gruss\n".encode("utf-32le"), r"seems to be UTF-32LE, .* iconv -f utf-32le -t utf-8 "),
     "utf-32be": ("Ein alter Gruss\n".encode("utf-32be"), r"seems to be UTF-32BE, .* iconv -f utf-32be -t utf-8 "),
+    "utf-16le, Cyrillic": ("Я вижу собаку\n".encode("utf-16le"), r"seems to be UTF-16LE"),
+    "utf-16be, Greek": ("Βλέπω το σκύλο\n".encode("utf-16be"), r"seems to be UTF-16BE"),
     "sqlite": (b"SQLite format 3\0\x10\0", r"an SQLite database, .*sqlite3 "),
     "parquet": (b"PAR1\x15\x04\x15", r"a Parquet file, .*\.jsonl"),
     "arrow": (b"ARROW1\0\0\xff\xff\xff\xff", r"an Arrow file, .*\.jsonl"),

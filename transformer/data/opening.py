@@ -18,6 +18,8 @@ _BLOCK = 1 << 16
 _HEAD = 4096
 """Bytes of a file that say what it is."""
 
+_CONTROL = bytes(byte for byte in range(32) if byte not in b"\t\n\v\f\r\x1b")
+"""Characters that text seldom has."""
 _STREAM = "standard input"
 # Offset, bytes there, what such a file is, what to do. {} is the path.
 _FOREIGN = (
@@ -87,9 +89,9 @@ def open_text(path: str | Path) -> Opened:
 
 
 def open_stream(stream: Any) -> Opened:
-    """As `open_text`, of standard input, say: a stream that is open and stays so.
+    """As `open_text`, of a stream, such as standard input. It is not closed.
 
-    Waits for its first bytes, but for no more than it takes to see what it is: each line can be read once it is there.
+    Waits for its first bytes, but for no more than show what it is: each line can be read once it is there.
     """
     # Below its buffer: a thread that waits while holding the buffer's lock would keep Python from ending.
     opened = _unpacked(_Borrowed(getattr(stream, "raw", stream)), _STREAM, 1)
@@ -193,15 +195,18 @@ def _refuse_markup(head: bytes, name: str) -> None:
 
 
 def _wide(head: bytes) -> str | None:
-    """UTF-16 or UTF-32 without a byte order mark: zeros at all the same places. Single zeros are text."""
+    """UTF-16 or UTF-32 without a byte order mark, or None.
+
+    The upper bytes of most alphabets are control characters, and so stand at the same places everywhere. Single ones
+    are text.
+    """
     size = len(head) // 4
-    zeros = [head[i::4].count(0) for i in range(4)]
-    if size < 4 or sum(zeros) < 8:
+    places = [head[i : 4 * size : 4] for i in range(4)]
+    counts = [len(place) - len(place.translate(None, _CONTROL)) for place in places]
+    if size < 4 or sum(counts) < 8 or any(0.1 * size < count < 0.9 * size for count in counts):
         return None
-    if any(0.1 * size < count < 0.9 * size for count in zeros):
-        return None
-    shapes = {"\1\0\0\0": "UTF-32LE", "\0\0\0\1": "UTF-32BE", "\1\0\1\0": "UTF-16LE", "\0\1\0\1": "UTF-16BE"}
-    return shapes.get("".join("\0" if count >= 0.9 * size else "\1" for count in zeros))
+    shape = "".join("-" if count >= 0.9 * size else "x" for count in counts)
+    return {"x---": "UTF-32LE", "---x": "UTF-32BE", "x-x-": "UTF-16LE", "-x-x": "UTF-16BE"}.get(shape)
 
 
 def not_utf8(path: str | Path, number: int, line: bytes, at: int, head: bytes, utf8: bool) -> UserError:
@@ -218,7 +223,7 @@ def not_utf8(path: str | Path, number: int, line: bytes, at: int, head: bytes, u
     whole = sum(char > "\x7f" for char in text) - broken
     if utf8 or whole > max(2, 3 * broken):
         fix = "other letters are UTF-8, so correct this line, or drop such bytes: iconv -c -f utf-8 -t utf-8 FILE"
-    elif len(re.findall(rb"[\0-\x08\x0e-\x1a\x1c-\x1f\x7f]", both)) > len(both) // 50:
+    elif len(both) - len(both.translate(None, _CONTROL)) > len(both) // 50:
         fix = "the file is binary; give a text file"
     elif letters >= 3 * high:
         encoding = "cp1252" if re.search(rb"[\x80-\x9f]", near) else "latin1"
