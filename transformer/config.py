@@ -9,12 +9,16 @@ import dataclasses
 import fnmatch
 import json
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 
-class UserError(Exception):
-    """A user's mistake, told in one line: what is wrong, where, and the fix. Entry points print it and exit 2."""
+class UserError(ValueError):
+    """A user's mistake, told in one line: what is wrong, where, and the fix. Entry points print it and exit 2.
+
+    From Python it is a ValueError like any other.
+    """
 
 
 class Interrupted(BaseException):
@@ -285,6 +289,8 @@ class Config:
     decode: DecodeConfig = field(default_factory=DecodeConfig)
 
 
+SEEDS = 2**32  # JAX forgets what is above
+
 # The two models of the paper (Table 3). Big drops 0.3 of activations, except for English-French (0.1).
 BASE = ModelConfig()
 BIG = ModelConfig(d_model=1024, d_ff=4096, heads=16, dropout=0.3)
@@ -397,56 +403,24 @@ def _fits(value: Any, hint: Any) -> bool:
     return isinstance(value, hint)
 
 
+Require = Callable[[bool, str, str], None]
+"""(holds, dotted name of a field, rule) -> None; raises `UserError` unless the rule holds."""
+
+
 def check(config: Config) -> None:
     """Raise `UserError` naming the first field that breaks a rule."""
-    m, d, t, mesh, decode = config.model, config.data, config.train, config.mesh, config.decode
-
-    def require(holds: bool, name: str, rule: str) -> None:
-        if not holds:
-            raise UserError(f"{name} = {flatten(config)[name]!r}: {rule}")
-
-    def types(section: Any, prefix: str) -> None:
-        for name, hint in get_type_hints(type(section)).items():
-            value = getattr(section, name)
-            if dataclasses.is_dataclass(hint):
-                types(value, f"{prefix}{name}.")
-                continue
-            if get_origin(hint) is Literal:
-                rule = f"must be one of {', '.join(get_args(hint))}"
-            else:
-                rule = f"must be of type {hint.__name__ if hint in (int, float, str, bool) else hint}"
-            require(_fits(value, hint), prefix + name, rule)
-            require(not isinstance(value, float) or math.isfinite(value), prefix + name, "must be a finite number")
-
-    types(config, "")
-    for name in ("d_model", "d_ff", "heads", "max_positions", "encoder_layers", "decoder_layers"):
-        require(getattr(m, name) >= 1, f"model.{name}", "must be at least 1")
-    require(m.kv_sharing >= 1, "model.kv_sharing", "must be at least 1")
-    optional = ["kv_heads", "d_k", "d_v"]
-    optional += [f"{kind}_attention.{name}" for kind in KINDS for name in ("kv_heads", "kv_sharing")]
-    for name in optional:
-        value = flatten(m)[name]
-        require(value is None or value >= 1, f"model.{name}", "must be at least 1, or None")
-    if m.d_k is None or m.d_v is None:
-        require(m.d_model % m.heads == 0, "model.heads", f"must divide model.d_model ({m.d_model}), or set d_k and d_v")
-    for kind in KINDS:
-        name, own = f"model.{kind}_attention", m.attention(kind)
-        if getattr(m, f"{kind}_attention").kv_heads is None:
-            require(m.heads % own.kv_heads == 0, "model.kv_heads", f"must divide model.heads ({m.heads})")
-        else:
-            require(m.heads % own.kv_heads == 0, f"{name}.kv_heads", f"must divide model.heads ({m.heads})")
-        require(own.window is None or own.window >= 0, f"{name}.window", "must be 0 or more, or None")
-    if m.positions == "sinusoidal":
-        require(m.d_model % 2 == 0, "model.d_model", "must be even for sinusoidal positions")
-    if m.positions == "learned":
-        longest = max(d.max_length, decode.max_source_length + decode.max_extra_length + 1)
+    require = _rules(config, "", Config)
+    check_model(config.model)
+    check_decode(config.decode)
+    d, t, mesh = config.data, config.train, config.mesh
+    if config.model.positions == "learned":
+        longest = max(d.max_length, config.decode.max_source_length + config.decode.max_extra_length + 1)
         require(
-            m.max_positions >= longest,
+            config.model.max_positions >= longest,
             "model.max_positions",
             f"must be at least {longest}, the longest sentence that data.max_length and "
             "decode.max_source_length + decode.max_extra_length + 1 allow",
         )
-    require(0 <= m.dropout < 1, "model.dropout", "must be at least 0 and below 1")
 
     require(
         d.corpus == "text" or d.languages is not None,
@@ -466,8 +440,7 @@ def check(config: Config) -> None:
 
     for name in ("steps", "batch_tokens", "accumulate", "warmup_steps", "log_every", "eval_every", "checkpoint_every"):
         require(getattr(t, name) >= 1, f"train.{name}", "must be at least 1")
-    for name, seed in (("train.seed", t.seed), ("decode.seed", decode.seed)):
-        require(0 <= seed < 2**32, name, "must be 0 or more and below 2**32")  # JAX forgets what is above
+    require(0 <= t.seed < SEEDS, "train.seed", "must be 0 or more and below 2**32")
     require(t.keep_last >= 1, "train.keep_last", "must be at least 1")
     require(t.non_finite_limit >= 1, "train.non_finite_limit", "must be at least 1")
     for name in ("keep_every", "patience", "eval_sentences"):
@@ -489,10 +462,40 @@ def check(config: Config) -> None:
     for name in ("fsdp", "tensor"):
         require(getattr(mesh, name) >= 1, f"mesh.{name}", "must be at least 1")
 
+
+def check_model(model: ModelConfig) -> None:
+    """Raise `UserError` naming the first field of a model that breaks a rule, whatever it is trained on."""
+    m, require = model, _rules(model, "model.", ModelConfig)
+    for name in ("d_model", "d_ff", "heads", "max_positions", "encoder_layers", "decoder_layers"):
+        require(getattr(m, name) >= 1, f"model.{name}", "must be at least 1")
+    require(m.kv_sharing >= 1, "model.kv_sharing", "must be at least 1")
+    optional = ["kv_heads", "d_k", "d_v"]
+    optional += [f"{kind}_attention.{name}" for kind in KINDS for name in ("kv_heads", "kv_sharing")]
+    for name in optional:
+        value = flatten(m)[name]
+        require(value is None or value >= 1, f"model.{name}", "must be at least 1, or None")
+    if m.d_k is None or m.d_v is None:
+        require(m.d_model % m.heads == 0, "model.heads", f"must divide model.d_model ({m.d_model}), or set d_k and d_v")
+    for kind in KINDS:
+        name, own = f"model.{kind}_attention", m.attention(kind)
+        if getattr(m, f"{kind}_attention").kv_heads is None:
+            require(m.heads % own.kv_heads == 0, "model.kv_heads", f"must divide model.heads ({m.heads})")
+        else:
+            require(m.heads % own.kv_heads == 0, f"{name}.kv_heads", f"must divide model.heads ({m.heads})")
+        require(own.window is None or own.window >= 0, f"{name}.window", "must be 0 or more, or None")
+    if m.positions == "sinusoidal":
+        require(m.d_model % 2 == 0, "model.d_model", "must be even for sinusoidal positions")
+    require(0 <= m.dropout < 1, "model.dropout", "must be at least 0 and below 1")
+
+
+def check_decode(decode: DecodeConfig) -> None:
+    """Raise `UserError` naming the first field of decoding that breaks a rule, whatever the model."""
+    require = _rules(decode, "decode.", DecodeConfig)
     require(decode.beam_size >= 1, "decode.beam_size", "must be at least 1")
     require(decode.length_penalty >= 0, "decode.length_penalty", "must be 0 or more")
     require(decode.max_extra_length >= 0, "decode.max_extra_length", "must be 0 or more")
     require(decode.max_source_length >= 1, "decode.max_source_length", "must be at least 1")
+    require(0 <= decode.seed < SEEDS, "decode.seed", "must be 0 or more and below 2**32")
     for name in ("batch_sentences", "batch_tokens", "n_best"):
         require(getattr(decode, name) >= 1, f"decode.{name}", "must be at least 1")
     if not decode.sample:
@@ -507,3 +510,39 @@ def check(config: Config) -> None:
     require(all(phrase.strip() for phrase in decode.banned), "decode.banned", "an empty phrase can't be banned")
     require(decode.temperature > 0, "decode.temperature", "must be above 0")
     require(0 < decode.top_p <= 1, "decode.top_p", "must be above 0 and at most 1")
+
+
+def _rules(section: Any, prefix: str, kind: type) -> Require:
+    """Raise `UserError` where a field has another type than it declares; returns what checks the other rules.
+
+    `prefix` stands before the names of the section's fields.
+    """
+    if not isinstance(section, kind):
+        raise UserError(f"{prefix.rstrip('.') or 'config'}: must be a {kind.__name__}, not {_shown(section)}")
+
+    def require(holds: bool, name: str, rule: str) -> None:
+        if not holds:
+            raise UserError(f"{name} = {flatten(section, prefix)[name]!r}: {rule}")
+
+    def types(part: Any, prefix: str) -> None:
+        for name, hint in get_type_hints(type(part)).items():
+            value = getattr(part, name)
+            if dataclasses.is_dataclass(hint):
+                if not isinstance(value, hint):
+                    raise UserError(f"{prefix}{name}: must be a {hint.__name__}, not {_shown(value)}")
+                types(value, f"{prefix}{name}.")
+                continue
+            if get_origin(hint) is Literal:
+                rule = f"must be one of {', '.join(get_args(hint))}"
+            else:
+                rule = f"must be of type {hint.__name__ if hint in (int, float, str, bool) else hint}"
+            require(_fits(value, hint), prefix + name, rule)
+            require(not isinstance(value, float) or math.isfinite(value), prefix + name, "must be a finite number")
+
+    types(section, prefix)
+    return require
+
+
+def _shown(value: Any) -> str:
+    """A value of a wrong type, and that type, in a few words."""
+    return f"{type(value).__name__} {repr(value)[:50]}"

@@ -787,7 +787,8 @@ def dry_run(task: Task, config: Config, workdir: str) -> None:
     with tempfile.TemporaryDirectory(prefix="transformer-dry-run-") as folder:
         checkpoints = Checkpoints(folder)
         items = {"params": state.params, "optimizer": state.optimizer}
-        checkpoints.save(1, items, progress={"step": 1, "vocab_size": task.vocab_size}, files=task.files)
+        files = {**task.files, "config.json": to_json(config).encode()}
+        checkpoints.save(1, items, progress={"step": 1, "vocab_size": task.vocab_size}, files=files)
         checkpoints.wait()
         placed = with_sharding(abstract, shardings(abstract, mesh))
         restored = checkpoints.restore(1, {"params": placed.params, "optimizer": placed.optimizer})
