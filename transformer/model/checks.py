@@ -44,22 +44,22 @@ def check_sizes(config: ModelConfig, vocab_size: int) -> None:
 
 
 def check_integers(name: str, x_BT: Any) -> None:
-    """Raise `UserError` unless this is an array of integers of shape (rows, positions), with one position at least."""
+    """Raise `UserError` unless this is an array of integers of shape (rows, positions), with one of each at least."""
     if not hasattr(x_BT, "shape") or not hasattr(x_BT, "dtype"):
         raise UserError(f"{name} is a {type(x_BT).__name__}: give an array of integers, such as jnp.array({name})")
     if not jnp.issubdtype(x_BT.dtype, jnp.integer):
         raise UserError(f"{name} is of type {x_BT.dtype}: give integers")
     if x_BT.ndim != 2:
         raise UserError(f"{name} has the shape {x_BT.shape}: give (rows, positions), so {name}[None] for one sentence")
-    if not x_BT.shape[1]:
-        raise UserError(f"{name} has the shape {x_BT.shape}: give one position at least")
+    if 0 in x_BT.shape:
+        raise UserError(f"{name} has the shape {x_BT.shape}: give one row and one position at least")
 
 
 def check_ids(name: str, ids_BT: Any, vocab_size: int) -> None:
     """Raise `UserError` unless these are ids of pieces, of shape (rows, positions)."""
     check_integers(name, ids_BT)
     ids = value_of(ids_BT)
-    if ids is not None and ids.size and not (ids.min() >= 0 and ids.max() < vocab_size):
+    if ids is not None and not (ids.min() >= 0 and ids.max() < vocab_size):
         row, place = np.argwhere((ids < 0) | (ids >= vocab_size))[0]
         raise UserError(
             f"{name}[{row}, {place}] = {ids[row, place]}: ids must be 0 or more and below vocab_size, {vocab_size}"
@@ -103,10 +103,10 @@ def check_sources(mask_BS: Any, ids_BT: Any) -> None:
     Rows without pieces on both sides may fill up a batch.
     """
     sentences, rows = len(mask_BS), len(ids_BT)
-    if rows % max(sentences, 1) or (rows and not sentences):
+    if rows % sentences:
         raise UserError(f"{rows} targets for {sentences} sources: give one for each, or M beams for each")
     mask, ids = value_of(mask_BS), value_of(ids_BT)
-    if mask is None or ids is None or not rows:
+    if mask is None or ids is None:
         return
     wrong = np.repeat(~mask.any(axis=1), rows // sentences) & (ids != PAD).any(axis=1)
     if wrong.any():
