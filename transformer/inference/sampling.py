@@ -22,8 +22,7 @@ def filtered(logits_XV: Array, *, top_k: Array | int, top_p: Array | float) -> A
     (Holtzman et al. 2020), after the first filter; the likeliest of all always stays. Of equals the first stay.
     Raises `UserError` for values that leave nothing, where they are known: inside `jax.jit` they are not.
     """
-    _check("top_k", top_k, "an integer, 0 or more", lambda k: k.dtype.kind in "iu" and k >= 0)
-    _check("top_p", top_p, "above 0 and at most 1", lambda p: p.dtype.kind in "iuf" and 0 < p <= 1)
+    _check_filter(top_k, top_p)
     V = logits_XV.shape[-1]
     ordered_XV = jnp.flip(jnp.sort(logits_XV, axis=-1), axis=-1)
     kept_V = jnp.arange(V) < jnp.where(top_k > 0, top_k, V)
@@ -46,6 +45,7 @@ def sampled(key: Array, *, temperature: Array | float, top_k: Array | int, top_p
     Raises `UserError` as `filtered` does, and for a temperature that is not above 0.
     """
     positive = "a finite number above 0; for the likeliest piece alone: top_k = 1"
+    _check_filter(top_k, top_p)
     _check("temperature", temperature, positive, lambda t: t.dtype.kind in "iuf" and 0 < t < jnp.inf)
 
     def choose(log_probs_BMV: Array, beams: Beams) -> tuple[Array, Array, Array]:
@@ -66,6 +66,11 @@ def sampled(key: Array, *, temperature: Array | float, top_k: Array | int, top_p
         return jnp.take_along_axis(beams.log_probs_BM, parents_BM, axis=1) + drawn_BM, parents_BM, pieces_BM
 
     return choose
+
+
+def _check_filter(top_k: Any, top_p: Any) -> None:
+    _check("top_k", top_k, "an integer, 0 or more", lambda k: k.dtype.kind in "iu" and k >= 0)
+    _check("top_p", top_p, "a number above 0 and at most 1", lambda p: p.dtype.kind in "iuf" and 0 < p <= 1)
 
 
 def _check(name: str, number: Any, rule: str, holds: Callable[[np.ndarray], Any]) -> None:
