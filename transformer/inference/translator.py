@@ -339,14 +339,15 @@ class Translator:
     def _check_ids(self, what: str, lists: Sequence[Sequence[int]]) -> None:
         """Raise `UserError` unless these are lists of ids of the vocabulary."""
 
-        def fit(ids: np.ndarray) -> bool:
-            beyond = math.inf if self._vocab_size is None else self._vocab_size
-            return not ids.size or (ids.ndim == 1 and ids.dtype.kind in "iu" and ids.min() >= 0 and ids.max() < beyond)
+        beyond = math.inf if self._vocab_size is None else self._vocab_size
 
-        if not fit(np.asarray([*itertools.chain(*lists)])):
-            i = next((i for i, ids in enumerate(lists) if not fit(np.asarray(ids))), 0)
+        def fit(ids: Iterable[Any]) -> bool:
+            return all(isinstance(i, (int, np.integer)) and not isinstance(i, bool) and 0 <= i < beyond for i in ids)
+
+        if not fit(itertools.chain(*lists)):
+            number = next(i for i, ids in enumerate(lists) if not fit(ids))
             below = "" if self._vocab_size is None else f" and below the size of the vocabulary, {self._vocab_size}"
-            raise UserError(f"{what} {i}: ids must be integers, 0 or more{below}")
+            raise UserError(f"{what} {number}: ids must be integers, 0 or more{below}")
 
     def _check_positions(self, pieces: Sequence[Sequence[int]], first_line: int, what: str) -> None:
         for i, own in enumerate(pieces):
@@ -369,7 +370,7 @@ class Translator:
         )
         banned = None
         if c.banned:
-            phrases = self.tokenizer.encode(list(c.banned))
+            phrases = self.tokenizer.encode(_texts("decode.banned", c.banned))
             for phrase, own in zip(c.banned, phrases, strict=True):
                 if not own or not self.tokenizer.decode([own])[0].strip():
                     raise UserError(f"decode.banned: this model's tokenizer sees nothing in {phrase!r}; leave it out")
@@ -465,8 +466,7 @@ class Translator:
         if self.config.streams:
             return self.config.streams
         # What is small in a step runs on one core: another batch uses the others meanwhile.
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        return min(MOST_STREAMS, cores) if jax.default_backend() == "cpu" else 1
+        return min(MOST_STREAMS, cores()) if jax.default_backend() == "cpu" else 1
 
     def _rows(self, length: int) -> int:
         """Rows of a full batch of sources of this length, within `decode.batch_tokens`: a power of two, on each of
@@ -495,15 +495,21 @@ class Translator:
         return [jax.device_put(array, jax.sharding.NamedSharding(mesh, spec)) for array in arrays]
 
 
+def cores() -> int:
+    """How many processor cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def _texts(name: str, texts: Iterable[str]) -> list[str]:
-    """The texts as a list. Raises `UserError` for anything else than strings."""
+    """The texts as a list, with "?" for half a character, which no tokenizer takes. Raises `UserError` for anything else
+    than strings."""
     if isinstance(texts, (str, bytes)) or not isinstance(texts, Iterable):
         raise UserError(f"{name} is a {type(texts).__name__}: give a list of strings")
     texts = list(texts)
     for i, text in enumerate(texts):
         if not isinstance(text, str):
             raise UserError(f"{name}[{i}] is a {type(text).__name__}: give strings")
-    return texts
+    return [text.encode("utf-8", errors="replace").decode() for text in texts]
 
 
 @partial(jax.jit, static_argnames="models")

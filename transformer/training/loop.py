@@ -37,6 +37,7 @@ from transformer.config import (
     to_json,
 )
 from transformer.data.batching import Batches
+from transformer.inference.translator import cores
 from transformer.model import Model, Params, encoder_decoder
 from transformer.phases import phase
 from transformer.training.feed import Feed
@@ -157,6 +158,9 @@ def updates(ready: Ready, profile: tuple[int, int] | None, broken: set[int]) -> 
     if state is None:
         state = initial(task, config, mesh, abstract)
     start = int(state.step)
+    machine = machine_of(mesh)
+    if changed := other_machine(progress.get("machine"), machine):
+        log.info("resuming on another machine (%s): sums may be rounded differently from here on", changed)
     # Nothing is written before all of the above was found right; config.json first: see `MADE`.
     with all_or_none():
         if first():
@@ -253,6 +257,7 @@ def updates(ready: Ready, profile: tuple[int, int] | None, broken: set[int]) -> 
             "left_out": sorted(broken),
             "vocab_size": task.vocab_size,
             "data_digest": digest,
+            "machine": machine,
             **more,
         }
 
@@ -371,6 +376,19 @@ def updates(ready: Ready, profile: tuple[int, int] | None, broken: set[int]) -> 
         *(clock(time.monotonic() - began), update._cache_size(), len(seen), checkpoints.folder),
     )
     return scores
+
+
+def machine_of(mesh: Mesh) -> dict[str, int | str]:
+    """What sums are taken on. The bits of an update are the same only where all of this is."""
+    return {"cores": cores(), "device": mesh.devices.flat[0].device_kind}
+
+
+def other_machine(before: Any, now: Mapping[str, int | str]) -> str:
+    """How a run's machine differs from the one that it was saved on, in words; "" where it does not, or where a
+    checkpoint of an older version does not say."""
+    before = before if isinstance(before, dict) else {}
+    changed = [name for name in now if name in before and before[name] != now[name]]
+    return ", ".join(f"{name}: {before[name]!r} before, {now[name]!r} now" for name in changed)
 
 
 def not_finite(ready: Ready, step: int, values: Mapping[str, float], count: int) -> None:
