@@ -622,7 +622,7 @@ def test_choose(checkpoints, folder: Path) -> None:
 def test_scores_of_other_sentences_do_not_compare(checkpoints) -> None:
     items, bests = {"params": state(1).params}, []
     for step, bleu, digest in ((20, 8.0, "one"), (30, 7.0, "two"), (40, None, "three"), (50, 6.0, "two")):
-        progress = {"step": step, "dev_bleu": bleu, "dev_digest": digest}
+        progress = {"step": step, "dev_bleu": bleu, "dev_digest": digest, "vocab_size": 20}
         checkpoints.save(step, items, progress=progress, files=FILES, keep_last=3)
         checkpoints.wait()
         bests.append(checkpoints.best())

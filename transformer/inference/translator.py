@@ -501,8 +501,10 @@ def cores() -> int:
 
 
 def _texts(name: str, texts: Iterable[str]) -> list[str]:
-    """The texts as a list, with "?" for half a character, which no tokenizer takes. Raises `UserError` for anything else
-    than strings."""
+    """The texts as a list, with "?" for half a character, which no tokenizer takes.
+
+    Raises `UserError` for anything else than strings.
+    """
     if isinstance(texts, (str, bytes)) or not isinstance(texts, Iterable):
         raise UserError(f"{name} is a {type(texts).__name__}: give a list of strings")
     texts = list(texts)
