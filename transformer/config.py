@@ -263,7 +263,7 @@ class DecodeConfig:
     top_p: float = 1.0
     """Sampling: draw from the likeliest pieces that together have this probability."""
     seed: int = 0
-    """Sampling: the same seed and input give the same output."""
+    """Sampling: the same seed and input give the same output, on the same machine."""
     max_source_length: int = 1024
     """Longer inputs, in pieces, are cut and reported."""
     batch_sentences: int = 64

@@ -85,8 +85,10 @@ class Tally:
 
 
 class Translator:
-    """Translates sentences with one model, or with several that vote. Its results do not depend on how the sentences
-    are grouped into batches. `tally` counts what it has done so far.
+    """Translates sentences with one model, or with several that vote. `tally` counts what it has done so far.
+
+    Results do not depend on how the sentences are grouped into batches, but for rounding: of two hypotheses whose
+    scores differ in the last digits, another batch may prefer the other.
 
     Arguments are checked as on the command line: all methods raise `UserError` (a ValueError) before they compute.
     """
