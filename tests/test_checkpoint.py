@@ -138,6 +138,38 @@ def test_what_is_saved_comes_back_bit_for_bit(checkpoints, folder: Path) -> None
     assert any(name.startswith("state/optimizer/") for name in manifest)
 
 
+@pytest.mark.parametrize(
+    ("lacking", "told"),
+    [
+        ({"files": ("config.json",)}, "config.json in files"),
+        ({"files": ("tokenizer.model",)}, "tokenizer.model in files"),
+        ({"progress": ("step",)}, "step in progress"),
+        ({"progress": ("vocab_size",)}, "vocab_size in progress"),
+        ({"items": ("params",)}, "params in items"),
+        (
+            {"files": ("config.json", "tokenizer.model", "tokenizer.sha256"), "progress": ("step", "vocab_size")},
+            "config.json in files, step in progress, tokenizer.model in files, vocab_size in progress",
+        ),
+    ],
+    ids=str,
+)
+def test_a_save_without_what_readers_need_is_refused_at_once(checkpoints, folder: Path, lacking, told: str) -> None:
+    """By name, and before a folder is made or an older checkpoint goes."""
+    save(checkpoints, 1, small=True)
+    before = files(folder)
+    whole = {"files": FILES, "progress": {"step": 2, "vocab_size": 20}, "items": {"params": {"x": np.zeros(3)}}}
+    given = {
+        what: {name: v for name, v in of.items() if name not in lacking.get(what, ())} for what, of in whole.items()
+    }
+    with pytest.raises(ValueError, match=f"^a checkpoint can't be read without {told}; give save these, too$"):
+        checkpoints.save(2, given["items"], progress=given["progress"], files=given["files"], keep_last=1)
+    checkpoints.wait()
+    assert files(folder) == before
+    checkpoints.save(2, whole["items"], progress=whole["progress"], files=whole["files"])
+    checkpoints.wait()
+    assert checkpoints.steps() == [1, 2]
+
+
 def test_a_save_survives_that_its_arrays_are_given_away(checkpoints) -> None:
     # As training does: the next update takes over the buffers while the save is still going on.
     made = state(3)
@@ -733,7 +765,7 @@ def test_choose(checkpoints, folder: Path) -> None:
 def test_scores_of_other_sentences_do_not_compare(checkpoints) -> None:
     items, bests = {"params": state(1).params}, []
     for step, bleu, of_dev in ((20, 8.0, "one"), (30, 7.0, "two"), (40, None, "three"), (50, 6.0, "two")):
-        progress = {"step": step, "dev_bleu": bleu, "dev_digest": of_dev}
+        progress = {"step": step, "dev_bleu": bleu, "dev_digest": of_dev, "vocab_size": 20}
         checkpoints.save(step, items, progress=progress, files=FILES, keep_last=3)
         checkpoints.wait()
         bests.append(checkpoints.best())

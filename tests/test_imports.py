@@ -35,7 +35,7 @@ ENTRY_POINTS = {"__main__", "train", "evaluate"}
 THEIRS = {
     "config": set(),
     "configs": set(),
-    "model": {"jax", "flax"},
+    "model": {"jax", "flax", "numpy"},
     "inference": {"jax", "numpy"},
 }
 NEVER = {

@@ -76,6 +76,7 @@ def translate(arguments: list[str]) -> None:
         types = [in_type(model.config.model, {}, options.dtype)[0].dtype for model in models]
         about = repr(([model.digest for model in models], types, own.jsonl, own.details, sorted(fields.items())))
         shares.translate_share(answer, Path(own.input), Path(own.output), *share, about)
+    translator.tally.refuse()
 
 
 def score(arguments: list[str]) -> None:
@@ -85,6 +86,7 @@ def score(arguments: list[str]) -> None:
     from transformer.inference.stream import score_jsonl
 
     score_jsonl(translator, open_stream(sys.stdin.buffer), sys.stdout.buffer)
+    translator.tally.refuse()
 
 
 def _parsed(parser: Parser, arguments: list[str]) -> tuple[Namespace, list[str]]:

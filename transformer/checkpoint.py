@@ -60,6 +60,8 @@ AVERAGE = "average"
 _NEXT = "average.next"  # a new average, until it has taken the place of the old one
 _INTERRUPTED = ".interrupted"
 _SAVED = ".saved"  # in the workdir: the name of the last checkpoint that training has sealed
+# What `load`, `Translator.load` and a resumed run look for.
+NEEDED = {"progress": {"step", "vocab_size"}, "files": {"config.json", "tokenizer.model"}, "items": {"params"}}
 _DAMAGED = "this checkpoint is damaged; choose another with --checkpoint, or remove its folder"
 
 
@@ -152,8 +154,9 @@ class Checkpoints:
         return from_json(self._json(name, "config.json"), str(self.path(name) / "config.json"))
 
     def _json(self, name: int | str, file: str) -> str:
+        content = self.file(name, file)
         try:
-            text = self.file(name, file).decode()
+            text = content.decode()
             json.loads(text)
         except (ValueError, RecursionError) as error:
             raise UserError(f"{self.path(name) / file} cannot be read ({error}): {_DAMAGED}") from None
@@ -301,7 +304,12 @@ class Checkpoints:
         raised by the next one, or by `wait`.
         Of several processes all save, each what lies on its devices, to a folder that all of them see, and that
         process 0 has made (`make_folder`) before the first of them comes here; process 0 does the rest, too.
+
+        Raises `ValueError`, before anything is written, where `progress`, `files` or `items` lacks what readers need.
         """
+        given = {"progress": progress, "files": files, "items": items}
+        if lacking := [f"{name} in {where}" for where, names in NEEDED.items() for name in names - given[where].keys()]:
+            raise ValueError(f"a checkpoint can't be read without {', '.join(sorted(lacking))}; give save these, too")
         self.abandon()
         self._good = True
         self._decided.set() if good else self._decided.clear()

@@ -15,8 +15,11 @@ from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 
-class UserError(Exception):
-    """A user's mistake, told in one line: what is wrong, where, and the fix. Entry points print it and exit 2."""
+class UserError(ValueError):
+    """A user's mistake, told in one line: what is wrong, where, and the fix. Entry points print it and exit 2.
+
+    From Python it is a ValueError like any other.
+    """
 
 
 class Interrupted(BaseException):
@@ -296,7 +299,7 @@ class DecodeConfig:
     top_p: Annotated[float, Rule(above=0, most=1)] = 1.0
     """Sampling: draw from the likeliest pieces that together have this probability."""
     seed: Seed = 0
-    """Sampling: the same seed and input give the same output."""
+    """Sampling: the same seed and input give the same output, on the same machine."""
     max_source_length: Length = 1024
     """Longer inputs, in pieces, are cut and reported."""
     batch_sentences: Count = 64
@@ -321,6 +324,8 @@ class Config:
     mesh: MeshConfig = field(default_factory=MeshConfig)
     decode: DecodeConfig = field(default_factory=DecodeConfig)
 
+
+SEEDS = 2**32  # JAX forgets what is above
 
 # The two models of the paper (Table 3). Big drops 0.3 of activations, except for English-French (0.1).
 BASE = ModelConfig()
@@ -421,7 +426,7 @@ def _build(kind: Any, values: Any, where: str, prefix: str) -> Any:
 
 def check(config: Config) -> None:
     """Raise `UserError` naming the first field that breaks a rule."""
-    _check_fields(config, "")
+    _check_fields(config, Config, "")
     for relations in (_of_data, _of_training):
         _require(config, "", relations(config))
     check_model(config.model)
@@ -429,14 +434,14 @@ def check(config: Config) -> None:
 
 
 def check_model(model: ModelConfig) -> None:
-    """Raise `UserError` naming the first field of a model that breaks a rule."""
-    _check_fields(model, "model.")
+    """Raise `UserError` naming the first field of a model that breaks a rule, whatever it is trained on."""
+    _check_fields(model, ModelConfig, "model.")
     _require(model, "model.", _of_model(model))
 
 
 def check_decode(decode: DecodeConfig) -> None:
-    """Raise `UserError` naming the first field of the decoding options that breaks a rule."""
-    _check_fields(decode, "decode.")
+    """Raise `UserError` naming the first field of decoding that breaks a rule, whatever the model."""
+    _check_fields(decode, DecodeConfig, "decode.")
     _require(decode, "decode.", _of_decoding(decode))
 
 
@@ -498,12 +503,15 @@ def _require(section: Any, prefix: str, relations: _Relations) -> None:
             raise UserError(f"{prefix}{name} = {_shown(flatten(section)[name])}: {rule}")
 
 
-def _check_fields(section: Any, prefix: str) -> None:
+def _check_fields(section: Any, kind: type, prefix: str) -> None:
     """Raise `UserError` for the first field whose value is not of its type, or beyond its bounds."""
-    for name, hint in get_type_hints(type(section), include_extras=True).items():
+    if not isinstance(section, kind):
+        what = f"{type(section).__name__} {_shown(section)}"
+        raise UserError(f"{prefix.rstrip('.') or 'config'}: must be a {kind.__name__}, not {what}")
+    for name, hint in get_type_hints(kind, include_extras=True).items():
         value = getattr(section, name)
-        if dataclasses.is_dataclass(hint) and isinstance(value, hint):
-            _check_fields(value, f"{prefix}{name}.")
+        if dataclasses.is_dataclass(hint):
+            _check_fields(value, hint, f"{prefix}{name}.")
         elif broken := _broken(value, hint):
             raise UserError(f"{prefix}{name} = {_shown(value)}: {broken}")
 

@@ -215,3 +215,85 @@ def test_step_sees_bos_and_then_what_it_chose():
     jax.effects_barrier()
     assert seen == [(0, [BOS, BOS]), (1, [4, 4])]
     assert np.asarray(found.tokens_BML).tolist() == [[[4, EOS]]] * 2
+
+
+# ---- Mistakes in a call ---------------------------------------------------------------------------------------------
+
+RIGHT = {"max_length": 3, "beam_size": 2, "bos": BOS, "eos": EOS, "pad": PAD}
+
+
+def plain(limits=(3,), rows=2, columns=VOCABULARY, **options):
+    """A search of one sentence with two beams over a constant, under right or wrong options."""
+    step = lambda tokens_X, cache, at: (jnp.full((rows, columns), -1.8), cache)  # noqa: E731
+    limits = jnp.array(limits) if isinstance(limits, tuple) else limits
+    return beam_search(step, options.pop("cache", ()), limits, **RIGHT | options)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"beam_size": 0}, "beam_size = 0: must be at least 1"),
+        ({"beam_size": "2"}, "beam_size = '2': must be an integer"),
+        ({"beam_size": 2.0}, "beam_size = 2.0: must be an integer"),
+        ({"n_best": 0}, "n_best = 0: must be at least 1, at most 2"),
+        ({"n_best": 3}, "n_best = 3: must be at least 1, at most 2"),
+        ({"n_best": True}, "n_best = True: must be an integer"),
+        ({"max_length": 0}, "max_length = 0: must be at least 1"),
+        ({"eos": -1}, "eos = -1: must be at least 0"),
+        ({"bos": None}, "bos = None: must be an integer"),
+        ({"pad": 1.5}, "pad = 1.5: must be an integer"),
+        ({"length_penalty": -0.1}, "length_penalty = -0.1: must be a finite number, 0 or more"),
+        ({"length_penalty": float("nan")}, "length_penalty = nan"),
+        ({"length_penalty": "0.6"}, "length_penalty = '0.6'"),
+        ({"length_penalty": None}, "length_penalty = None"),
+        ({"length_normalization": "google"}, "length_normalization = 'google': must be one of paper, fairseq, none"),
+        ({"limits": (4,)}, "limit_B has 4: must be at most max_length, 3"),
+        ({"limits": (1.5,)}, "limit_B must be an array of integers"),
+        ({"limits": ((3,),)}, "limit_B must be an array of integers"),
+        ({"limits": [3]}, "limit_B must be an array of integers"),
+        ({"limits": 3}, "limit_B must be an array of integers"),
+        ({"rows": 1}, "the step gives log-probabilities of shape (1, 6): it must give 2 rows"),
+        ({"columns": 2}, "the step gives log-probabilities of shape (2, 2): it must give 2 rows"),
+        ({"eos": 6}, "the step gives log-probabilities of shape (2, 6): it must give 2 rows"),
+        ({"cache": jnp.zeros(1)}, "the cache holds an array of shape (1,): each needs 2 leading rows"),
+        ({"cache": {"at": jnp.int32(0)}}, "the cache holds an array of shape (): each needs 2 leading rows"),
+    ],
+    ids=str,
+)
+def test_options_that_make_no_search_are_named(wrong, message):
+    """XLA would have taken the last row or the first hypothesis, or stopped before anything had ended."""
+    with pytest.raises(ValueError) as error:
+        plain(**wrong)
+    assert str(error.value).startswith(message) and "\n" not in str(error.value)
+
+
+def test_right_options_in_other_forms_are_taken():
+    wanted = plain()
+    for options in (
+        {"length_penalty": np.float32(0.6)},
+        {"length_penalty": jnp.float32(0.6)},
+        {"beam_size": np.int8(2)},
+    ):
+        jax.tree.map(np.testing.assert_array_equal, plain(**options), wanted)
+    # Inside jit the values of arrays are not known, and not looked at.
+    inside = jit(lambda limits, alpha: plain(limits, length_penalty=alpha))(jnp.array([3]), 0.6)
+    jax.tree.map(np.testing.assert_array_equal, inside, wanted)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_scores_tell_where_log_probabilities_are_no_numbers(value):
+    """NaN instead of -inf where hypotheses are missing; a single piece that is no number is only forbidden."""
+    tables = random_tables(4, 3, seed=7)
+    tables[1] = value  # everywhere
+    tables[2, 1:] = value  # after the first piece
+    tables[3, :, 3] = value  # one piece
+    found = search(tables, [3, 3, 3, 3], 0.6, M=3, form="paper", length=3, stop_early=False)
+    lengths, scores = np.asarray(found.lengths_BM), np.asarray(found.scores_BM)
+    assert (lengths[0] > 0).all() and np.isfinite(scores[0]).all()
+    assert (lengths[1] == 0).all() and np.isnan(scores[1]).all()
+    assert lengths[2].tolist() == [1, 0, 0] and np.isfinite(scores[2, 0]) and np.isnan(scores[2, 1:]).all()
+    assert (lengths[3] > 0).all() and np.isfinite(scores[3]).all()
+    assert not (np.asarray(found.tokens_BML)[3] == 3).any()
+    # What is forbidden everywhere is no fault of numbers.
+    nothing = search(np.full_like(tables, -np.inf), [3] * 4, 0.6, M=3, form="paper", length=3)
+    assert (np.asarray(nothing.scores_BM) == -np.inf).all()

@@ -32,7 +32,7 @@ from transformer.config import AttentionConfig, Config, DecodeConfig, UserError,
 from transformer.inference import engine
 from transformer.inference import translator as translator_module
 from transformer.inference.translator import Translator
-from transformer.model import encoder_decoder
+from transformer.model import EncoderDecoder, Model, encoder_decoder
 from transformer.model.attention import KV, attend
 
 VARIANTS = {
@@ -172,6 +172,11 @@ def test_a_workdir_in_fewer_bits(tmp_path, dtype):
     assert np.median(off) < 0.05
 
 
+def fresh(config):
+    """A model that no program was compiled for yet, unlike that of `encoder_decoder`, which is kept."""
+    return Model(lambda rngs: EncoderDecoder(config, VOCABULARY, rngs=rngs))
+
+
 # ---- Whatever the batch ---------------------------------------------------------------------------------------------
 
 TEXTS = sources(19, seed=3, longest=12)
@@ -219,7 +224,7 @@ def test_collecting_the_cache_changes_nothing(monkeypatch):
     calls, rearrange = [], engine.rearrange
     monkeypatch.setattr(engine, "rearrange", lambda *a, **k: calls.append(a) or rearrange(*a, **k))
     # STAGE is no argument of the compiled programs: a model of its own keeps them from being mistaken.
-    own, config = encoder_decoder.__wrapped__(EACH_ITS_OWN, VOCABULARY), translator(EACH_ITS_OWN, **LONG).config
+    own, config = fresh(EACH_ITS_OWN), translator(EACH_ITS_OWN, **LONG).config
     found = dict(Translator(own, tiny(EACH_ITS_OWN, 0)[1], Numbers(), config).search(TEXTS))
     assert not calls
     assert sum(same(found[i], alone()[i]) for i in range(len(TEXTS))) >= len(TEXTS) - 1
@@ -344,7 +349,7 @@ def stages(monkeypatch, compilations):
 def test_each_shape_is_compiled_once_however_long_the_outputs(stages, compilations, report):
     """Batches of several shapes, cut in half and again, their caches collected and enlarged."""
     config = dataclasses.replace(CONFIG, encoder_layers=1, decoder_layers=1, pre_norm=True)
-    own, params = encoder_decoder.__wrapped__(config, VOCABULARY), tiny(config, 2)[1]
+    own, params = fresh(config), tiny(config, 2)[1]
     decode = translator(**LONG | {"min_length": 8}, batch_sentences=16, streams=1).config
     texts = sources(50, seed=4)
 

@@ -43,10 +43,11 @@ def test_filtered_by_hand(top_k, top_p):
         assert set(np.flatnonzero(kept)) == {i for i in plain_filter(own, top_k, top_p) if np.isfinite(own[i])}
 
 
-@functools.partial(jit, static_argnames="sentences")
-def draw(table, temperature, top_k, top_p, sentences):
+@functools.partial(jit, static_argnames=("sentences", "options"))
+def draw(table, temperature, top_k, top_p, sentences, options=None):
     """DRAWS samples of up to 3 pieces, which after each piece are distributed as table[piece]."""
     samples = DRAWS // sentences
+    options = {"n_best": samples, "stop_early": False} if options is None else dict(options)
     return beam_search(
         lambda tokens_X, cache, at: (table[tokens_X], cache), (), jnp.full(sentences, 3), max_length=3,
         beam_size=samples, bos=BOS, eos=EOS, pad=PAD, length_penalty=0.0, n_best=samples, stop_early=False,
@@ -55,22 +56,16 @@ def draw(table, temperature, top_k, top_p, sentences):
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("sentences", [1, DRAWS])
-@pytest.mark.parametrize(
-    ("temperature", "top_k", "top_p"), [(1.0, 0, 1.0), (0.5, 0, 1.0), (3.0, 0, 1.0), (1.0, 2, 1.0), (2.0, 3, 0.6)]
-)
-def test_frequencies_are_probabilities(temperature, top_k, top_p, sentences):
-    """Of the first two pieces together: a draw depends on the pieces before it, and on no draw otherwise. All draws
-    of one sentence, or one of each of many."""
+def peaked():
+    """Log-probabilities of the next piece after each piece; pad and bos are never drawn."""
     logits = np.random.default_rng(1).normal(size=(VOCABULARY, VOCABULARY)).astype(np.float32) * 1.5
     logits[:, [PAD, BOS]] = -np.inf
-    log_probs = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
-    probs = np.zeros((VOCABULARY, VOCABULARY))
-    for row, own in zip(probs, log_probs.astype(np.float64), strict=True):
-        kept = [i for i in plain_filter(own / temperature, top_k, top_p) if np.isfinite(own[i])]
-        row[kept] = np.exp(own[kept] / temperature)
-        row /= row.sum()
-    found = draw(jnp.asarray(log_probs), temperature, top_k, top_p, sentences)
+    return logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+
+
+def assert_fair(found, log_probs, probs):
+    """All DRAWS samples are there, and their first two pieces together as often as `probs` says: a draw depends on the
+    pieces before it, and on no draw otherwise."""
     tokens, lengths = np.asarray(found.tokens_BML).reshape(DRAWS, 3), np.asarray(found.lengths_BM).reshape(DRAWS)
     assert (lengths > 0).all() and (lengths <= 3).all()
     together = probs[BOS][:, None] * probs
@@ -86,6 +81,56 @@ def test_frequencies_are_probabilities(temperature, top_k, top_p, sentences):
     previous = np.concatenate([np.full((DRAWS, 1), BOS), tokens[:, :-1]], axis=1)
     own = np.where(np.arange(3) < lengths[:, None], log_probs[previous, tokens], 0.0).sum(axis=1)
     np.testing.assert_allclose(np.ravel(found.scores_BM), own, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("sentences", [1, DRAWS])
+@pytest.mark.parametrize(
+    ("temperature", "top_k", "top_p"), [(1.0, 0, 1.0), (0.5, 0, 1.0), (3.0, 0, 1.0), (1.0, 2, 1.0), (2.0, 3, 0.6)]
+)
+def test_frequencies_are_probabilities(temperature, top_k, top_p, sentences):
+    """All draws of one sentence, or one of each of many."""
+    log_probs = peaked()
+    probs = np.zeros((VOCABULARY, VOCABULARY))
+    for row, own in zip(probs, log_probs.astype(np.float64), strict=True):
+        kept = [i for i in plain_filter(own / temperature, top_k, top_p) if np.isfinite(own[i])]
+        row[kept] = np.exp(own[kept] / temperature)
+        row /= row.sum()
+    assert_fair(draw(jnp.asarray(log_probs), temperature, top_k, top_p, sentences), log_probs, probs)
+
+
+@pytest.mark.parametrize("options", [{}, {"n_best": 1}, {"n_best": 3}, {"n_best": 4}, {"stop_early": False}], ids=str)
+def test_no_draw_is_lost_whatever_is_wanted_of_a_search(options):
+    """Four samples a sentence under the options of a search, its defaults among them: what ends late or is unlikely is
+    drawn to its end, and as often as it should be."""
+    log_probs = peaked()
+    found = draw(jnp.asarray(log_probs), 1.0, 0, 1.0, DRAWS // 4, tuple(options.items()))
+    assert_fair(found, log_probs, np.exp(log_probs.astype(np.float64)))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"temperature": t} for t in (0, 0.0, -1.0, float("nan"), float("inf"), "1", None, [1.0])]
+    + [{"top_k": k} for k in (-1, 2.0, "3", None)]
+    + [{"top_p": p} for p in (0, 0.0, -0.5, 1.1, float("nan"), "1", None)],
+    ids=str,
+)
+def test_what_leaves_nothing_to_draw_is_refused(options):
+    (name,) = options
+    options = {"temperature": 1.0, "top_k": 0, "top_p": 1.0} | options
+    with pytest.raises(ValueError, match=rf"^{name} = .*: must be "):
+        beam_search(
+            lambda tokens_X, cache, at: (jnp.asarray(peaked())[tokens_X], cache), (), jnp.array([3]), max_length=3,
+            beam_size=2, bos=BOS, eos=EOS, pad=PAD, choose=sampled(jax.random.key(0), **options),
+            given={"number_B": jnp.arange(1)},
+        )  # fmt: skip
+
+
+def test_draws_need_the_numbers_of_sentences():
+    with pytest.raises(ValueError, match="sampling needs the numbers of the sentences"):
+        beam_search(
+            lambda tokens_X, cache, at: (jnp.asarray(peaked())[tokens_X], cache), (), jnp.array([3]), max_length=3,
+            beam_size=2, bos=BOS, eos=EOS, choose=sampled(jax.random.key(0), temperature=1.0, top_k=0, top_p=1.0),
+        )  # fmt: skip
 
 
 SAMPLE = {"sample": True, "n_best": 3}

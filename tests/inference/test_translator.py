@@ -339,3 +339,11 @@ def test_prefixes_without_pieces_are_none():
     translator = random_translator()
     lines = ["the dog", "a cat", ""]
     assert translator.translate(lines, prefixes=[""] * 3) == translator.translate(lines)
+
+
+def test_half_a_character_is_a_question_mark():
+    """JSON and Python can spell it, and no tokenizer takes it."""
+    translator = random_translator()
+    assert translator.translate(["the \ud800 dog"]) == translator.translate(["the ? dog"])
+    (half,), (mark,) = (translator.score(["a"], [text]) for text in ("\udfff", "?"))
+    assert half == mark

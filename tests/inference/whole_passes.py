@@ -25,6 +25,8 @@ SPREAD = {"table": 0.6, "query": 0.5, "key": 0.5, "value": 0.5, "output": 0.5, "
 class Numbers:
     """A tokenizer whose text is the numbers of its pieces."""
 
+    vocab_size = VOCABULARY
+
     def encode(self, lines):
         return [[int(word) for word in line.split()] for line in lines]
 

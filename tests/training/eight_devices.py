@@ -170,7 +170,8 @@ def main(folder: Path, cases: list[tuple[str, int]]) -> None:
     # ---- A checkpoint saved on eight devices ------------------------------------------------------------------------
     checkpoints = Checkpoints(folder / "run")
     items = {"params": state.params, "optimizer": state.optimizer}
-    checkpoints.save(UPDATES, items, progress={"step": UPDATES, "vocab_size": VOCABULARY}, files={})
+    files = {"config.json": b"{}", "tokenizer.model": b""}
+    checkpoints.save(UPDATES, items, progress={"step": UPDATES, "vocab_size": VOCABULARY}, files=files)
     checkpoints.wait()
     results["digest"] = digest(state)
     _, results["goes on"] = run.train(state, some[UPDATES:])

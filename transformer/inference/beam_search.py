@@ -18,6 +18,11 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from transformer.config import UserError
+from transformer.model.checks import value_of, whole
+
+NORMALIZATIONS = ("paper", "fairseq", "none")
+
 # (last pieces_X, cache, position) -> log-probabilities_XV of the next piece, cache.
 Step = Callable[[Array, Any, Array], tuple[Array, Any]]
 # (cache, parents_BM) -> the cache after beam m of sentence b has become a continuation of its beam parents_BM[b, m].
@@ -32,7 +37,8 @@ class Hypotheses(NamedTuple):
     lengths_BM: Array
     """Number of pieces, eos included; 0 where fewer than M hypotheses exist."""
     scores_BM: Array
-    """Log-probability divided by the length penalty; -inf where fewer than M hypotheses exist."""
+    """Log-probability divided by the length penalty; -inf where fewer than M hypotheses exist, and NaN where fewer
+    exist as the log-probabilities were no numbers."""
 
 
 @partial(
@@ -74,6 +80,8 @@ class Beams:
     """Scores of the finished hypotheses, best first."""
     done_lengths_BM: Array
     stopped_B: Array
+    broken_B: Array
+    """Whether the log-probabilities after some live hypothesis were no numbers."""
     limit_B: Array
     given: Any
     """Whatever else a hook wants to know of each sentence: any tree of arrays with B leading rows."""
@@ -98,12 +106,18 @@ def penalty(length: Array | int, alpha: float | Array, form: str) -> Array:
         return length**alpha
     if form == "none":
         return jnp.ones_like(length)
-    raise ValueError(f"length_normalization {form!r}: must be 'paper', 'fairseq' or 'none'")
+    raise UserError(f"length_normalization = {form!r}: must be one of {', '.join(NORMALIZATIONS)}")
 
 
 def gather_rows(cache: Any, parents_BM: Array) -> Any:
     """Reorder a cache that has X leading rows, by moving them."""
     B, M = parents_BM.shape
+    for leaf in jax.tree.leaves(cache) if M > 1 else ():
+        if jnp.shape(leaf)[:1] != (B * M,):
+            raise UserError(
+                f"the cache holds an array of shape {jnp.shape(leaf)}: each needs {B * M} leading rows, a row for each "
+                "beam, or give beam_search a `reorder` of your own"
+            )
     rows_X = (jnp.arange(B)[:, None] * M + parents_BM).reshape(-1)
     return cache if M == 1 else jax.tree.map(lambda leaf: leaf[rows_X], cache)
 
@@ -128,6 +142,7 @@ def start(cache: Any, limit_B: Array, length: int, options: Options, given: Any 
         done_scores_BM=jnp.full((B, M), -jnp.inf),
         done_lengths_BM=jnp.zeros((B, M), jnp.int32),
         stopped_B=limit_B <= 0,
+        broken_B=jnp.zeros(B, bool),
         limit_B=limit_B,
         given=given,
         cache=cache,
@@ -149,6 +164,11 @@ def advance(
     B, M, _ = beams.tokens_BML.shape
     last_BM = jnp.where(beams.at == 0, options.bos, beams.tokens_BML[:, :, jnp.maximum(beams.at - 1, 0)])
     log_probs_XV, cache = step(last_BM.reshape(-1), beams.cache, beams.at)
+    if log_probs_XV.ndim != 2 or len(log_probs_XV) != B * M or log_probs_XV.shape[1] <= options.eos:
+        raise UserError(
+            f"the step gives log-probabilities of shape {log_probs_XV.shape}: it must give {B * M} rows, one for each "
+            f"hypothesis, with a column for each piece, eos = {options.eos} among them"
+        )
     chosen = by_rows(lambda *of_rows: _chosen(*of_rows, options, adjust, choose))
     parents_BM, new = chosen(log_probs_XV.reshape(B, M, -1), replace(beams, cache=()))
     return replace(beams, **new, at=beams.at + 1, cache=reorder(cache, parents_BM))
@@ -161,6 +181,9 @@ def _chosen(
     """Which hypotheses live on, and what changes with them."""
     s, o = beams, options
     rows, M = jnp.arange(len(raw_BMV))[:, None], raw_BMV.shape[1]
+    # Softmax makes all of a row NaN or nothing of it, so one column tells. What is no number leads nowhere.
+    broken_BM = ~(raw_BMV[:, :, o.eos] < jnp.inf) & (s.log_probs_BM > -jnp.inf) & ~s.stopped_B[:, None]
+    raw_BMV = jnp.where(raw_BMV < jnp.inf, raw_BMV, -jnp.inf)
     log_probs_BMV = raw_BMV if adjust is None else adjust(raw_BMV, s)
     # At its limit a sentence can do nothing but end, whatever else is wished for.
     must_end_B = s.at + 1 >= s.limit_B
@@ -182,14 +205,19 @@ def _chosen(
     # A stopped sentence keeps what it had, whatever its neighbours still do.
     frozen = s.stopped_B[:, None]
     done_scores = jnp.where(frozen, s.done_scores_BM, done_scores)
-    beaten_B = done_scores[:, o.n_best - 1] >= o.score(live_BM[:, 0], s.limit_B)
+    # That nothing better follows is proved for a search. What is drawn is drawn to its end, however likely it is.
+    if o.stop_early and choose is best_candidates:
+        over_B = done_scores[:, o.n_best - 1] >= o.score(live_BM[:, 0], s.limit_B)
+    else:
+        over_B = jnp.isneginf(live_BM[:, 0])
     return parents_BC[rows, kept], {
         "tokens_BML": tokens_BCL[rows, kept],
         "log_probs_BM": live_BM,
         "done_tokens_BML": jnp.where(frozen[..., None], s.done_tokens_BML, done_tokens),
         "done_scores_BM": done_scores,
         "done_lengths_BM": jnp.where(frozen, s.done_lengths_BM, done_lengths),
-        "stopped_B": s.stopped_B | must_end_B | (beaten_B if o.stop_early else jnp.isneginf(live_BM[:, 0])),
+        "stopped_B": s.stopped_B | must_end_B | over_B,
+        "broken_B": s.broken_B | jnp.any(broken_BM, axis=1),
     }
 
 
@@ -208,10 +236,11 @@ def run(
 def hypotheses(beams: Beams, options: Options) -> Hypotheses:
     """What has been finished."""
     exists_BM = jnp.isfinite(beams.done_scores_BM)
+    scores_BM = jnp.where(exists_BM | ~beams.broken_B[:, None], beams.done_scores_BM, jnp.nan)
     return Hypotheses(
         jnp.where(exists_BM[..., None], beams.done_tokens_BML, options.pad),
         jnp.where(exists_BM, beams.done_lengths_BM, 0),
-        beams.done_scores_BM,
+        scores_BM,
     )
 
 
@@ -249,8 +278,37 @@ def beam_search(
 
     A sentence stops when no live beam can still beat its `n_best`-th finished hypothesis, however long it gets: since
     log-probabilities only fall and penalties only rise, its score is at most the present log-probability over the
-    penalty of the limit. So stopping (`stop_early`) changes no result among the `n_best`.
+    penalty of the limit. So stopping (`stop_early`) changes no result among the `n_best`. With a `choose` of your own,
+    such as sampling, all hypotheses go on until they end.
+
+    Raises `UserError` (a ValueError) for options that make no search. Of `limit_B` and `length_penalty` the values are
+    checked where they are known, so not inside `jax.jit`.
     """
+    _check(limit_B, max_length, beam_size, (bos, eos, pad), length_penalty, length_normalization, n_best)
     options = Options(beam_size, bos, eos, pad, length_penalty, length_normalization, n_best, stop_early)
     beams = start(cache, limit_B, max_length, options, given)
     return hypotheses(run(step, beams, options, reorder=reorder, adjust=adjust, choose=choose), options)
+
+
+def _check(
+    limit_B: Any,
+    max_length: int,
+    beam_size: int,
+    special: tuple[int, int, int],
+    length_penalty: Any,
+    length_normalization: str,
+    n_best: int,
+) -> None:
+    """Raise `UserError` naming the first option of `beam_search` that makes no search."""
+    whole("max_length", max_length, 1)
+    whole("beam_size", beam_size, 1)
+    whole("n_best", n_best, 1, beam_size)
+    for name, piece in zip(("bos", "eos", "pad"), special, strict=True):
+        whole(name, piece, 0)
+    penalty(1, 0.0, length_normalization)
+    if (alpha := value_of(length_penalty)) is not None and not (alpha.dtype.kind in "iuf" and 0 <= alpha < jnp.inf):
+        raise UserError(f"length_penalty = {length_penalty!r}: must be a finite number, 0 or more")
+    if not hasattr(limit_B, "dtype") or not jnp.issubdtype(limit_B.dtype, jnp.integer) or limit_B.ndim != 1:
+        raise UserError("limit_B must be an array of integers, the most pieces of each sentence")
+    if (limits := value_of(limit_B)) is not None and limits.size and limits.max() > max_length:
+        raise UserError(f"limit_B has {limits.max()}: must be at most max_length, {max_length}")

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from typing import Any
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
+from transformer.config import UserError
 from transformer.inference.beam_search import Beams, Choose
+from transformer.model.checks import value_of
 
 
 def filtered(logits_XV: Array, *, top_k: Array | int, top_p: Array | float) -> Array:
@@ -14,7 +20,9 @@ def filtered(logits_XV: Array, *, top_k: Array | int, top_p: Array | float) -> A
 
     `top_k`: only the k likeliest (0 = all). `top_p`: only the likeliest that together have at least this probability
     (Holtzman et al. 2020), after the first filter; the likeliest of all always stays. Of equals the first stay.
+    Raises `UserError` for values that leave nothing, where they are known: inside `jax.jit` they are not.
     """
+    _check_filter(top_k, top_p)
     V = logits_XV.shape[-1]
     ordered_XV = jnp.flip(jnp.sort(logits_XV, axis=-1), axis=-1)
     kept_V = jnp.arange(V) < jnp.where(top_k > 0, top_k, V)
@@ -33,10 +41,17 @@ def sampled(key: Array, *, temperature: Array | float, top_k: Array | int, top_p
 
     Draws depend on the key, on `beams.given["number_B"]` (the sentence's number), on the hypothesis and its length:
     not on which sentences share a batch. Scores stay the model's own log-probabilities, whatever the temperature.
+    With it `beam_search` ends each of the M hypotheses, whatever its `n_best` and `stop_early`: all are fair draws.
+    Raises `UserError` as `filtered` does, and for a temperature that is not above 0.
     """
+    positive = "a finite number above 0; for the likeliest piece alone: top_k = 1"
+    _check_filter(top_k, top_p)
+    _check("temperature", temperature, positive, lambda t: t.dtype.kind in "iuf" and 0 < t < jnp.inf)
 
     def choose(log_probs_BMV: Array, beams: Beams) -> tuple[Array, Array, Array]:
         B, M, V = log_probs_BMV.shape
+        if not isinstance(beams.given, Mapping) or "number_B" not in beams.given:
+            raise UserError("sampling needs the numbers of the sentences: beam_search(..., given={'number_B': ...})")
 
         def noise(number: Array) -> Array:
             return jax.random.gumbel(jax.random.fold_in(jax.random.fold_in(key, number), beams.at), (M, V))
@@ -51,3 +66,15 @@ def sampled(key: Array, *, temperature: Array | float, top_k: Array | int, top_p
         return jnp.take_along_axis(beams.log_probs_BM, parents_BM, axis=1) + drawn_BM, parents_BM, pieces_BM
 
     return choose
+
+
+def _check_filter(top_k: Any, top_p: Any) -> None:
+    _check("top_k", top_k, "an integer, 0 or more", lambda k: k.dtype.kind in "iu" and k >= 0)
+    _check("top_p", top_p, "a number above 0 and at most 1", lambda p: p.dtype.kind in "iuf" and 0 < p <= 1)
+
+
+def _check(name: str, number: Any, rule: str, holds: Callable[[np.ndarray], Any]) -> None:
+    """Raise `UserError` where a number whose value is known breaks its rule."""
+    value = value_of(number)
+    if value is not None and (value.ndim or not holds(value)):
+        raise UserError(f"{name} = {number!r}: must be {rule}")

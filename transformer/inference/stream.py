@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import queue
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -12,7 +13,7 @@ from typing import Any, BinaryIO
 from transformer.config import UserError
 from transformer.data.text import RepeatedKey, read_json
 from transformer.data.unpacking import Damaged
-from transformer.inference.translator import Scored, Translator
+from transformer.inference.translator import Scored, Translation, Translator
 
 log = logging.getLogger("transformer")
 
@@ -41,7 +42,7 @@ def translate_jsonl(
     - `n_best`, if decode.n_best is more than 1: a list of such pairs, best first;
     - with `details`, of the best: `pieces`, `log_probs` of each, `source_pieces`, and `alignment` (see `Scored`).
 
-    A blank source has the translation "" and the score null.
+    A blank source has the translation "" and the score null, as has one for which the model's scores are no numbers.
     """
 
     def answer(lines: Sequence[str], first: int) -> Iterator[str]:
@@ -51,15 +52,17 @@ def translate_jsonl(
         found = translator.translate_n_best(sources, first_line=first, prefixes=prefixes if any(prefixes) else None)
         scored = iter(())
         if details:
-            best = [(text, own[0].tokens) for text, own in zip(sources, found, strict=True) if own]
+            best = [(text, own[0].tokens) for text, own in zip(sources, found, strict=True) if _scored(own)]
             # Their warnings have been given.
             again = translator.encode([text for text, _ in best], None)
             scored = iter(translator.score_pieces(again, [tokens for _, tokens in best]))
         for record, own in zip(records, found, strict=True):
-            record |= {"translation": own[0].text, "score": own[0].score} if own else {"translation": "", "score": None}
+            record |= {"translation": "", "score": None}
+            if _scored(own):
+                record |= {"translation": own[0].text, "score": own[0].score}
             if translator.config.n_best > 1:
-                record["n_best"] = [{"translation": t.text, "score": t.score} for t in own]
-            if details and own:
+                record["n_best"] = [{"translation": t.text, "score": t.score} for t in own if _scored(own)]
+            if details and _scored(own):
                 record |= _details(next(scored))
             yield _json(record)
 
@@ -69,13 +72,13 @@ def translate_jsonl(
 def score_jsonl(translator: Translator, source: BinaryIO, target: BinaryIO) -> int:
     """The model's opinion of given translations: each line, a JSON object with the fields `source` and `target`, comes
     out again with all its fields and with `score`, `pieces`, `log_probs`, `source_pieces` and `alignment` (see
-    `Scored`)."""
+    `Scored`). Scores and log-probabilities that are no numbers are null."""
 
     def answer(lines: Sequence[str], first: int) -> Iterator[str]:
         records = list(_records(lines, first, ("source", "target"), ()))
         sides = [[record[side] for record in records] for side in ("source", "target")]
         for record, scored in zip(records, translator.score(*sides, first_line=first), strict=True):
-            yield _json(record | {"score": scored.score} | _details(scored))
+            yield _json(record | {"score": _number(scored.score)} | _details(scored))
 
     return _answer(source, target, answer, 1)
 
@@ -128,8 +131,19 @@ def _records(
         yield record
 
 
+def _scored(found: Sequence[Translation]) -> bool:
+    """Whether there is a translation, with a score that is a number."""
+    return bool(found) and math.isfinite(found[0].score)
+
+
+def _number(x: float) -> float | None:
+    """x, or None where it is no number: JSON has only numbers."""
+    return x if math.isfinite(x) else None
+
+
 def _details(scored: Scored) -> dict[str, Any]:
-    return {name: getattr(scored, name) for name in ("pieces", "log_probs", "source_pieces", "alignment")}
+    details = {name: getattr(scored, name) for name in ("pieces", "log_probs", "source_pieces", "alignment")}
+    return details | {"log_probs": tuple(map(_number, scored.log_probs))}
 
 
 def _json(record: dict[str, Any]) -> str:

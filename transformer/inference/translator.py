@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import itertools
 import logging
 import math
 import os
@@ -19,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from transformer.config import Config, DecodeConfig, ModelConfig, UserError
+from transformer.config import Config, DecodeConfig, ModelConfig, UserError, check_decode
 from transformer.inference.beam_search import Hypotheses, Options
 from transformer.inference.constraints import Constraints
 from transformer.inference.engine import BOS, EOS, PAD, Plan, Sampler, decode, size
@@ -37,7 +38,8 @@ MOST_STREAMS = 8  # on a CPU of many cores
 SOURCE_LENGTHS = (8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
 
 Found = tuple[list[list[int]], list[float]]
-"""Hypotheses of a sentence as pieces without eos, best first, and their scores."""
+"""Hypotheses of a sentence as pieces without eos, best first, and their scores. Where the model's log-probabilities are
+no numbers, one hypothesis without pieces, whose score is NaN."""
 
 
 class Translation(NamedTuple):
@@ -45,7 +47,7 @@ class Translation(NamedTuple):
 
     text: str
     score: float
-    """Log-probability over the length penalty."""
+    """Log-probability over the length penalty; NaN, with an empty text, where the model's are no numbers."""
     tokens: list[int]
     """Its pieces, without eos."""
 
@@ -66,9 +68,31 @@ class Scored:
     """For each piece the number, from 0, of the source piece that it looks at most (see `Translator.score`)."""
 
 
+@dataclass
+class Tally:
+    """How many sentences a translator has translated or scored, blank ones not counted."""
+
+    all: int = 0
+    broken: int = 0
+    """Those whose scores are no numbers."""
+
+    def refuse(self) -> None:
+        """Raise `UserError` if there were sentences, and all of their scores are no numbers."""
+        if self.all and self.broken == self.all:
+            raise UserError(
+                f"no score of {self.all} sentences is a number: the parameters of this model are broken; choose "
+                "another checkpoint (--checkpoint), or train again with a lower train.peak_learning_rate"
+            )
+
+
 class Translator:
-    """Translates sentences with one model, or with several that vote. Its results do not depend on how the sentences
-    are grouped into batches."""
+    """Translates sentences with one model, or with several that vote. `tally` counts what it has done so far.
+
+    Results do not depend on how the sentences are grouped into batches, but for rounding: of two hypotheses whose
+    scores differ in the last digits, another batch may prefer the other.
+
+    Arguments are checked as on the command line: all methods raise `UserError` (a ValueError) before they compute.
+    """
 
     def __init__(
         self,
@@ -78,14 +102,23 @@ class Translator:
         config: DecodeConfig | None = None,
         others: Sequence[tuple[Model, Params]] = (),
     ):
-        """`others` are further models over the same pieces: at each step probabilities are averaged over all."""
+        """`others` are further models over the same pieces: at each step probabilities are averaged over all.
+
+        `config.dtype` is for `load`: here parameters stay as they are (see `in_type`).
+        """
         self.model, self.params, self.tokenizer = model, params, tokenizer
-        self.config = config or DecodeConfig()
+        self.config = DecodeConfig() if config is None else config
+        check_decode(self.config)
+        self.tally = Tally()
         self.models = (model, *(other for other, _ in others))
         self.all_params = (params, *(own for _, own in others))
         self.beams = self.config.n_best if self.config.sample else self.config.beam_size
         self._rows_that_fit = self.config.batch_sentences
         self._lock = threading.Lock()
+        sizes = {own["embedding"]["table"].shape[0] for own in self.all_params if "embedding" in own}
+        if len(sizes) > 1:
+            raise UserError(f"the models have vocabularies of {sorted(sizes)} pieces; an ensemble needs the same one")
+        self._vocab_size = max(sizes, default=None)
         tables = [own.get(f"{side}_positions") for own in self.all_params for side in ("source", "target")]
         # None where positions are computed, and so without end.
         self._positions = min((table.shape[0] for table in tables if table is not None), default=None)
@@ -110,12 +143,16 @@ class Translator:
         `checkpoint` as in `transformer.load`, or one for each workdir; `config` overrides the (first) workdir's own.
         Where there are several devices, batches are laid over all of them.
         """
+        if config is not None:
+            check_decode(config)
         from transformer.checkpoint import Checkpoints
         from transformer.data.tokenizer import Tokenizer
 
         workdirs = [workdir] if isinstance(workdir, str) or not isinstance(workdir, Sequence) else list(workdir)
         single = isinstance(checkpoint, str) or not isinstance(checkpoint, Sequence)
-        names = [checkpoint] * len(workdirs) if single else checkpoint
+        names = [checkpoint] * len(workdirs) if single else list(checkpoint)
+        if not workdirs or len(names) != len(workdirs):
+            raise UserError(f"{len(workdirs)} workdirs and {len(names)} checkpoints: give one, or as many as workdirs")
         loaded, pieces = [], []
         for folder, name in zip(workdirs, names, strict=True):
             checkpoints = Checkpoints(folder)
@@ -129,7 +166,9 @@ class Translator:
                 )
 
             own, vocab_size, params, tokenizer = checkpoints.read(name, read)
-            config = config or own.decode
+            if config is None:
+                config = own.decode
+                check_decode(config)
             model_config, params = in_type(own.model, params, config.dtype)
             loaded.append((encoder_decoder(model_config, vocab_size), _everywhere(params)))
             pieces.append(tokenizer)
@@ -144,7 +183,8 @@ class Translator:
         """One translation, without line breaks, for each sentence; a blank one gives an empty one.
 
         A sentence of more than `config.max_source_length` pieces is cut, with a warning that names its line, counted
-        from `first_line`. With `prefixes`, each translation begins with the pieces of its own.
+        from `first_line`. With `prefixes`, each translation begins with the pieces of its own. Where the model's scores
+        are no numbers the translation is empty; a warning names the first such line and counts them.
         """
         found = self.translate_n_best(sentences, first_line=first_line, prefixes=prefixes)
         return [own[0].text if own else "" for own in found]
@@ -153,24 +193,30 @@ class Translator:
         self, sentences: Sequence[str], *, first_line: int = 1, prefixes: Sequence[str] | None = None
     ) -> list[list[Translation]]:
         """For each sentence up to `config.n_best` translations, best first; none for a blank one. As `translate`."""
-        if isinstance(sentences, str):
-            raise TypeError("translate takes a list of sentences, not one string")
         pieces = self.encode(sentences, first_line)
         begun = None
         if prefixes is not None:
-            begun = self.tokenizer.encode([prefix if prefix.strip() else "" for prefix in prefixes])
+            begun = self.tokenizer.encode([text if text.strip() else "" for text in _texts("prefixes", prefixes)])
+            if len(begun) != len(pieces):
+                raise UserError(f"{len(pieces)} sentences and {len(begun)} prefixes: give as many")
             self._check_positions(begun, first_line, "the prefix")
-        # A model whose log-probabilities are not numbers finds nothing.
         n_best = self.config.n_best
-        results: list[list[Translation]] = [[] for _ in sentences]
+        results: list[list[Translation]] = [[] for _ in pieces]
         for i, (tokens, scores) in self.search(pieces, prefixes=begun, first=first_line - 1):
             # Byte pieces can spell a line break; a translation is one line.
             texts = [" ".join(text.split("\n")) for text in self.tokenizer.decode(tokens[:n_best])]
             results[i] = [Translation(*own) for own in zip(texts, scores, tokens, strict=False)]
+        self._count([own[0].score if own else None for own in results], first_line)
         return results
 
     def encode(self, sentences: Sequence[str], first_line: int | None = 1) -> list[list[int]]:
         """Pieces of the sentences, blank ones emptied, long ones cut; with None without a warning."""
+        sentences = _texts("sentences", sentences)
+        if self._vocab_size not in (None, self.tokenizer.vocab_size):
+            raise UserError(
+                f"the model has a vocabulary of {self._vocab_size} pieces, and the tokenizer one of "
+                f"{self.tokenizer.vocab_size}; give the tokenizer that it was trained with"
+            )
         heads = [self._head(sentence) for sentence in sentences]
         pieces = self.tokenizer.encode(heads)
         for i, ids in enumerate(pieces):
@@ -208,6 +254,10 @@ class Translator:
         the number of the first sentence in the whole input, which sampling depends on.
         """
         c = self.config
+        self._check_ids("source", sources)
+        self._check_ids("prefix", prefixes or ())
+        if (most := max(map(len, sources), default=0)) > c.max_source_length:
+            raise UserError(f"a source has {most} pieces, and decode.max_source_length = {c.max_source_length}; cut it")
         plan = self._plan(prefixes is not None)
         limits = [len(source) + c.max_extra_length for source in sources]
         if c.max_length is not None:
@@ -234,7 +284,9 @@ class Translator:
             for row, found in self._decode(source_BS, limit_B, plan, given, stop):
                 lengths = [int(n) for n in found.lengths_BM if n > 0]
                 tokens = [found.tokens_BML[m, : n - 1].tolist() for m, n in enumerate(lengths)]
-                results.append((indices[row], (tokens, found.scores_BM[: len(lengths)].tolist())))
+                if not tokens and np.isnan(found.scores_BM[0]):
+                    tokens = [[]]
+                results.append((indices[row], (tokens, found.scores_BM[: len(tokens)].tolist())))
             return results
 
         for results in side_by_side(work, self._batches([len(source) for source in sources]), self._streams()):
@@ -246,17 +298,24 @@ class Translator:
         The alignment is read off the cross-attention of the last layer but one (of the only one, if there is but one),
         averaged over its heads: for each target piece the source position with the greatest weight when that piece is
         predicted (after Garg et al. 2019, who found that layer to align best). With several models, the first aligns.
+        Of scores that are no numbers a warning tells as `translate` does.
         """
-        if len(sentences) != len(translations):
-            raise ValueError(f"{len(sentences)} sentences and {len(translations)} translations")
-        pieces = self.encode(sentences, first_line), self.tokenizer.encode(list(translations))
+        pieces = self.encode(sentences, first_line), self.tokenizer.encode(_texts("translations", translations))
+        if len(pieces[0]) != len(pieces[1]):
+            raise UserError(f"{len(pieces[0])} sentences and {len(pieces[1])} translations: give as many")
         for own, what in zip(pieces, ("the source", "the translation"), strict=True):
             self._check_positions(own, first_line, what)
-        return self.score_pieces(*pieces)
+        results = self.score_pieces(*pieces)
+        self._count([own.score for own in results], first_line)
+        return results
 
     def score_pieces(self, sources: Sequence[Sequence[int]], targets: Sequence[Sequence[int]]) -> list[Scored]:
         """As `score`, for pieces without eos."""
         c = self.config
+        self._check_ids("source", sources)
+        self._check_ids("target", targets)
+        if len(sources) != len(targets):
+            raise UserError(f"{len(sources)} sources and {len(targets)} targets: give as many")
         results: list[Any] = [None] * len(sources)
         longest = [max(len(s), len(t)) for s, t in zip(sources, targets, strict=True)]
         # At least 1, so that an empty sentence is scored like any other.
@@ -283,6 +342,31 @@ class Translator:
                 )
         return results
 
+    def _count(self, scores: Sequence[float | None], first_line: int) -> None:
+        """Count sentences by their scores, None for a blank one, and warn of scores that are no numbers."""
+        broken = [i for i, score in enumerate(scores) if score is not None and not math.isfinite(score)]
+        self.tally.all += sum(score is not None for score in scores)
+        self.tally.broken += len(broken)
+        if broken:
+            log.warning(
+                "line %d: the model's scores are no numbers, so there is no translation or score; so it is with %d of "
+                "%d lines",
+                *(first_line + broken[0], len(broken), len(scores)),
+            )
+
+    def _check_ids(self, what: str, lists: Sequence[Sequence[int]]) -> None:
+        """Raise `UserError` unless these are lists of ids of the vocabulary."""
+
+        beyond = math.inf if self._vocab_size is None else self._vocab_size
+
+        def fit(ids: Iterable[Any]) -> bool:
+            return all(isinstance(i, (int, np.integer)) and not isinstance(i, bool) and 0 <= i < beyond for i in ids)
+
+        if not fit(itertools.chain(*lists)):
+            number = next(i for i, ids in enumerate(lists) if not fit(ids))
+            below = "" if self._vocab_size is None else f" and below the size of the vocabulary, {self._vocab_size}"
+            raise UserError(f"{what} {number}: ids must be integers, 0 or more{below}")
+
     def _check_positions(self, pieces: Sequence[Sequence[int]], first_line: int, what: str) -> None:
         for i, own in enumerate(pieces):
             if self._positions is not None and len(own) >= self._positions:
@@ -304,7 +388,7 @@ class Translator:
         )
         banned = None
         if c.banned:
-            phrases = self.tokenizer.encode(list(c.banned))
+            phrases = self.tokenizer.encode(_texts("decode.banned", c.banned))
             for phrase, own in zip(c.banned, phrases, strict=True):
                 if not own or not self.tokenizer.decode([own])[0].strip():
                     raise UserError(f"decode.banned: this model's tokenizer sees nothing in {phrase!r}; leave it out")
@@ -400,8 +484,7 @@ class Translator:
         if self.config.streams:
             return self.config.streams
         # What is small in a step runs on one core: another batch uses the others meanwhile.
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        return min(MOST_STREAMS, cores) if jax.default_backend() == "cpu" else 1
+        return min(MOST_STREAMS, cores()) if jax.default_backend() == "cpu" else 1
 
     def _rows(self, length: int) -> int:
         """Rows of a full batch of sources of this length, within `decode.batch_tokens`: a power of two, on each of
@@ -428,6 +511,25 @@ class Translator:
         axes = tuple(axis for axis in mesh.axis_names if axis != "tensor")
         spec = jax.sharding.PartitionSpec(axes if len(arrays[0]) % self._ways() == 0 else None)
         return [jax.device_put(array, jax.sharding.NamedSharding(mesh, spec)) for array in arrays]
+
+
+def cores() -> int:
+    """How many processor cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _texts(name: str, texts: Iterable[str]) -> list[str]:
+    """The texts as a list, with "?" for half a character, which no tokenizer takes.
+
+    Raises `UserError` for anything else than strings.
+    """
+    if isinstance(texts, (str, bytes)) or not isinstance(texts, Iterable):
+        raise UserError(f"{name} is a {type(texts).__name__}: give a list of strings")
+    texts = list(texts)
+    for i, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise UserError(f"{name}[{i}] is a {type(text).__name__}: give strings")
+    return [text.encode("utf-8", errors="replace").decode() for text in texts]
 
 
 @partial(jax.jit, static_argnames="models")

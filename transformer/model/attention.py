@@ -43,6 +43,8 @@ def attend(q_BTNH: Array, kv: KV, mask_BTS: Array, *, want_weights: bool = False
     """
     B, T, N, H = q_BTNH.shape
     K = kv.k_BKHS.shape[1]
+    if N % K:  # the reshape below would mix positions
+        raise ValueError(f"{N} query heads can't share {K} key/value heads: the first number must be a multiple")
     # The G heads that share keys are further queries of one head: X = G * T.
     q_BKXH = q_BTNH.swapaxes(1, 2).reshape(B, K, -1, H)
     logits_BKXS = einsum("BKXH,BKHS->BKXS", q_BKXH.astype(kv.k_BKHS.dtype), kv.k_BKHS)

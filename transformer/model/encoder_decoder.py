@@ -10,14 +10,22 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from transformer.config import ModelConfig
+from transformer.config import ModelConfig, UserError
 from transformer.model.attention import KV
+from transformer.model.checks import (
+    PAD,
+    check_ids,
+    check_like,
+    check_pair,
+    check_places,
+    check_sizes,
+    check_sources,
+    value_of,
+    whole,
+)
 from transformer.model.initializers import normal
 from transformer.model.layers import Embedding, dropout, fold, sinusoids
 from transformer.model.stack import Between, Decoder, Encoder
-
-PAD = 0  # the piece that fills up a batch: never attended to, never learned from
-
 
 Head = Callable[[Array, Any], Any]
 
@@ -82,16 +90,22 @@ class Cache(NamedTuple):
 
 
 class EncoderDecoder(nnx.Module):
-    """Encoder, decoder, and the tables of embeddings they share."""
+    """Encoder, decoder, and the tables of embeddings they share.
+
+    The padding piece, id 0, fills up a batch: it is never attended to and never learned from.
+    """
 
     def __init__(self, config: ModelConfig, vocab_size: int, *, rngs: nnx.Rngs):
+        """Raises `UserError` (a ValueError) where config or vocabulary break a rule."""
+        check_sizes(config, vocab_size)
+
         def table() -> Embedding:
             return Embedding(vocab_size, config.d_model, rngs=rngs)
 
         def positions() -> nnx.Param:
             return normal(0.02, rngs, (config.max_positions, config.d_model))
 
-        self.config = config
+        self.config, self.vocab_size = config, vocab_size
         # One module owns a table and offers both its uses: aliases would split its gradient in two.
         self.embedding = table()
         if config.tied_embeddings != "all":
@@ -124,8 +138,18 @@ class EncoderDecoder(nnx.Module):
         what goes from layer to layer, and computes the rest once more. A `head` is given what the logits are made of,
         x_BTD and the table as the parameters have it, and its result takes their place. `between` is applied to x_BTD
         wherever one layer hands it to the next, to say where it lies on a mesh, say.
+
+        Raises `UserError` (a ValueError) for arrays of other types or shapes, and, outside of `jax.jit`, for ids that
+        the vocabulary does not have, a target whose source is all padding, and positions that were not learned.
         """
-        (places_BS, places_BT), (numbers_BS, numbers_BT) = positions or (None, None), segments or (None, None)
+        check_ids("source_BS", source_BS, self.vocab_size)
+        check_ids("target_BT", target_BT, self.vocab_size)
+        if len(source_BS) != len(target_BT):
+            raise UserError(
+                f"source_BS has {len(source_BS)} rows and target_BT {len(target_BT)}: give one target for each source"
+            )
+        places_BS, places_BT = check_pair("positions", positions)
+        numbers_BS, numbers_BT = check_pair("segments", segments)
         memory = self.encode(
             source_BS, positions_BS=places_BS, segments_BS=numbers_BS, key=fold(key, 0), remat=remat, between=between
         )
@@ -153,8 +177,12 @@ class EncoderDecoder(nnx.Module):
     ) -> Memory:
         """The memory of source_BS. When packed, `segments_BS` numbers sentences and `positions_BS` restarts in each.
 
-        `key`, `remat` and `between` are as in `__call__`.
+        `key`, `remat` and `between` are as in `__call__`, and so is what is checked.
         """
+        check_ids("source_BS", source_BS, self.vocab_size)
+        for name, given in (("positions_BS", positions_BS), ("segments_BS", segments_BS)):
+            if given is not None:
+                check_like(name, given, source_BS)
         mask_BS = source_BS != PAD
         mask_BTS = mask_BS[:, None, :]
         if segments_BS is not None:
@@ -163,6 +191,8 @@ class EncoderDecoder(nnx.Module):
             positions_BS = jnp.arange(source_BS.shape[1])[None]
         mask_BTS = self._within("encoder", mask_BTS, positions_BS, positions_BS)
         table = getattr(self, "source_positions", None)
+        if table is not None:
+            check_places("source_BS", source_BS, positions_BS, len(table[...]))
         x_BSD = self._inputs(self.embedding, table, source_BS, positions_BS, fold(key, 0))
         x_BSD = self.encoder(between(x_BSD), mask_BTS, fold(key, 1), remat=remat, between=between)
         positions_BS = jnp.broadcast_to(positions_BS, source_BS.shape)
@@ -191,7 +221,10 @@ class EncoderDecoder(nnx.Module):
         stand at positions `at_B`, `at_B + 1`, … and attend to the cached positions before them; `at_B` is one position
         for all, or one for each sentence of the cache. `tokens_BT` may have M times the rows of `memory`, and of the
         cache if that was made for M beams: the M beams of a sentence, side by side.
+
+        Raises `UserError` as `__call__` does, and where the cache has no room for the tokens.
         """
+        self._check_decoding(tokens_BT, memory, cache, at_B, positions_BT, segments_BT)
         rows, T = tokens_BT.shape
         beams = 1
         if cache is not None:
@@ -216,6 +249,8 @@ class EncoderDecoder(nnx.Module):
             memory_mask_BTS = self._within("cross", memory_mask_BTS, places, memory.positions_BS)
         embedding = getattr(self, "target_embedding", self.embedding)
         table = getattr(self, "target_positions", None)
+        if table is not None:
+            check_places("tokens_BT", tokens_BT, positions_BT, len(table[...]))
         x_BTD = self._inputs(embedding, table, tokens_BT, positions_BT, fold(key, 0))
         x_BTD, kv, weights = self.decoder(
             between(x_BTD),
@@ -239,6 +274,8 @@ class EncoderDecoder(nnx.Module):
     def init_cache(self, rows: int, length: int, beams: int = 1, dtype: jnp.dtype | None = None) -> Cache:
         """An empty cache for `rows` sentences of `beams` hypotheses each, with room for `length` positions; of the
         model's own type, or of `dtype`."""
+        for name, number in (("rows", rows), ("length", length), ("beams", beams)):
+            whole(name, number, 1)
         c, own = self.config, self.config.attention("decoder")
         S, K, dtype = length * beams, own.kv_heads, jnp.dtype(dtype or c.dtype)
         kv = tuple(
@@ -246,6 +283,38 @@ class EncoderDecoder(nnx.Module):
             for _ in range(0, c.decoder_layers, own.kv_sharing)
         )
         return Cache(kv, jnp.zeros((rows, beams, S), bool), jnp.zeros((rows, S), jnp.int32), jnp.int32(0))
+
+    def _check_decoding(
+        self,
+        tokens_BT: Array,
+        memory: Memory,
+        cache: Cache | None,
+        at_B: Array | None,
+        positions_BT: Array | None,
+        segments_BT: Array | None,
+    ) -> None:
+        """Raise `UserError` for what `decode` can't be given."""
+        check_ids("tokens_BT", tokens_BT, self.vocab_size)
+        if not isinstance(memory, Memory):
+            raise UserError(f"memory is a {type(memory).__name__}: give what `encode` returns")
+        check_sources(memory.mask_BS, tokens_BT)
+        if (segments_BT is None) != (memory.segments_BS is None):
+            raise UserError("segments: give them for source and target, or for neither; else one sentence sees others")
+        if cache is None:
+            for name, given in (("positions_BT", positions_BT), ("segments_BT", segments_BT)):
+                if given is not None:
+                    check_like(name, given, tokens_BT)
+            return
+        if positions_BT is not None or segments_BT is not None:
+            raise UserError("with a cache, at_B says where the tokens stand; leave positions_BT and segments_BT out")
+        (rows, T), (B, M, S) = tokens_BT.shape, cache.seen_BMS.shape
+        if rows != B * M:
+            raise UserError(f"tokens_BT has {rows} rows: the cache is for {B} sentences of {M} beams")
+        if at_B is not None and jnp.shape(at_B) not in ((), (B,)):
+            raise UserError(f"at_B has the shape {jnp.shape(at_B)}: give one position, or one for each sentence, {B}")
+        end = value_of(cache.end)
+        if end is not None and end + T * M > S:
+            raise UserError(f"the cache has room for {S // M} positions and holds {end // M} already: no room for {T}")
 
     def _past(self, cache: Cache, at: Array, T: int) -> tuple[Array, Array, Array]:
         """Which slots T new pieces of each beam may attend to, as mask_BTS of M * T queries a sentence; and seen_BMS

@@ -16,6 +16,7 @@ from flax import nnx
 from jax import Array
 
 from transformer.config import ModelConfig
+from transformer.model.checks import check_sizes
 from transformer.model.encoder_decoder import EncoderDecoder
 
 Params = Mapping[str, Any]
@@ -49,16 +50,19 @@ class Model:
 
         For the encoder-decoder: `logits_BTV = model.apply(params, source_BS, target_BT)`, see
         `EncoderDecoder.__call__`; `key=` switches dropout on; `method="encode"`, `"decode"` and `"init_cache"` give its
-        parts. Raises ValueError naming every parameter that is missing, unknown or misshapen.
+        parts. Raises ValueError naming every parameter that is missing, unknown or misshapen, and for ids and shapes
+        that the model does not take (see there).
         """
+        if not isinstance(params, Mapping):
+            raise ValueError(f"params is a {type(params).__name__}: give a nested dict of arrays, as `init` returns")
         flat = _flatten(params)
         expected = {tuple(map(str, path)): path for path in self._variables}
         wrong = [f"missing {'/'.join(p)}" for p in expected if p not in flat]
         wrong += [f"unknown {'/'.join(p)}" for p in flat if p not in expected]
         wrong += [
-            f"{'/'.join(p)} has shape {flat[p].shape}, not {self._variables[path].shape}"
+            f"{'/'.join(p)} has shape {_shape(flat[p])}, not {self._variables[path].shape}"
             for p, path in expected.items()
-            if p in flat and flat[p].shape != self._variables[path].shape
+            if p in flat and _shape(flat[p]) != self._variables[path].shape
         ]
         if wrong:
             raise ValueError("parameters do not fit the model: " + "; ".join(wrong))
@@ -66,10 +70,23 @@ class Model:
         return getattr(nnx.merge(self._graph, state), method)(*args, **kwargs)
 
 
-@cache  # programs are compiled for a model, so that a second one of the same config would compile them anew
 def encoder_decoder(config: ModelConfig, vocab_size: int) -> Model:
-    """The paper's Transformer over a vocabulary of `vocab_size` pieces; the same arguments give the same model."""
+    """The paper's Transformer over a vocabulary of `vocab_size` pieces; the same arguments give the same model.
+
+    Raises `UserError` (a ValueError) where the config breaks a rule that holds on the command line, too, or the
+    vocabulary has no room for the special ids 0 to 3.
+    """
+    check_sizes(config, vocab_size)
+    return _built(config, int(vocab_size))
+
+
+@cache  # programs are compiled for a model, so that a second one of the same config would compile them anew
+def _built(config: ModelConfig, vocab_size: int) -> Model:
     return Model(lambda rngs: EncoderDecoder(config, vocab_size, rngs=rngs))
+
+
+def _shape(leaf: Any) -> tuple[int, ...] | str:
+    return getattr(leaf, "shape", f"none, as a {type(leaf).__name__}")
 
 
 def _nest(flat: Mapping[tuple, Any]) -> dict[str, Any]:

@@ -39,8 +39,8 @@ def train(arguments: Sequence[str]) -> None:
     parser.add_argument(
         "--deterministic",
         action="store_true",
-        help="on a GPU: the same bits each time, by slower kernels (not with model.attention_kernel cudnn); elsewhere "
-        "they are the same anyway",
+        help="on a GPU: the same bits each time, by slower kernels (not with model.attention_kernel cudnn); on a CPU "
+        "they are the same anyway, with the same number of cores",
     )
     _process_options(parser)
     parser.add_argument(

@@ -18,7 +18,7 @@ from transformer.data.text import Parallel
 from transformer.files import local, refuse_links, replace, writing
 from transformer.inference.translator import Translator
 from transformer.tasks.sets import known_sets, read_set, read_sides
-from transformer.tasks.translation import compound_split_bleu, score, together
+from transformer.tasks.translation import compound_split_bleu, refuse_broken, score, together
 from transformer.training.processes import agree, all_or_none, count
 
 log = logging.getLogger("transformer")
@@ -83,6 +83,7 @@ def evaluate_workdir(
         ours, theirs = load(*chosen)
     log.info("translating %d sentences of %s with checkpoint %s of %s", len(sources), test_set, ours.name, workdir)
     hypotheses = together(ours.translator, sources)
+    broken = refuse_broken(ours.translator)
     result: dict[str, Any] = {
         "test_set": test_set,
         "sentences": len(sources),
@@ -90,12 +91,16 @@ def evaluate_workdir(
         **score(hypotheses, references),
         "decode": dataclasses.asdict(ours.options),
     }
+    if broken:
+        result["scores_not_numbers"] = broken
     if ours.averaged_steps is not None:
         result["averaged_steps"] = ours.averaged_steps
     if ours.config.data.languages == ("en", "de"):
         result["bleu_tokenized_compound_split"] = compound_split_bleu(hypotheses, references)
     if theirs is not None:
-        test = _paired_bootstrap(workdir, hypotheses, against, together(theirs.translator, sources), references)
+        theirs_too = together(theirs.translator, sources)
+        refuse_broken(theirs.translator)
+        test = _paired_bootstrap(workdir, hypotheses, against, theirs_too, references)
         result["against"] = {"workdir": against, "checkpoint": str(theirs.name), **test}
     return result
 

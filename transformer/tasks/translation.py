@@ -26,7 +26,7 @@ from transformer.data.languages import Named, doubts
 from transformer.data.sources import cache, corpora
 from transformer.data.text import Corpora, Parallel, read_pairs
 from transformer.data.tokenizer import BOS, EOS, PAD, Tokenizer, tokenizer
-from transformer.inference.translator import Translator, in_type
+from transformer.inference.translator import Tally, Translator, in_type
 from transformer.model import Params, encoder_decoder
 from transformer.tasks.sets import read_sides, write_sets
 from transformer.training.loss import cross_entropy
@@ -304,6 +304,14 @@ def together(translator: Translator, sources: Sequence[str]) -> list[str]:
     with all_or_none():
         own = translator.translate(sources[begin:end], first_line=begin + 1)
     return [text for share in gather(json.dumps(own)) for text in json.loads(share)]
+
+
+def refuse_broken(translator: Translator) -> int:
+    """How many translations of all processes have scores that are no numbers. Raises `UserError` if all have."""
+    each = [json.loads(one) for one in gather(json.dumps([translator.tally.all, translator.tally.broken]))]
+    tally = Tally(*map(sum, zip(*each, strict=True)))
+    tally.refuse()
+    return tally.broken
 
 
 def sentences(tokens_BT: Array) -> tuple[Array, Array]:

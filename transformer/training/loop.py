@@ -37,6 +37,7 @@ from transformer.config import (
 )
 from transformer.data.batching import Batches
 from transformer.files import Lock, refuse_links, replace
+from transformer.inference.translator import cores
 from transformer.model import Model, Params, encoder_decoder
 from transformer.phases import phase
 from transformer.training.feed import Feed
@@ -159,6 +160,9 @@ def updates(ready: Ready, profile: tuple[int, int] | None, broken: set[int]) -> 
         state = initial(task, config, mesh, abstract)
     start = int(state.step)
     run = progress.get("run") or gather(secrets.token_hex(8))[0]
+    machine = machine_of(mesh)
+    if changed := other_machine(progress.get("machine"), machine):
+        log.info("resuming on another machine (%s): sums may be rounded differently from here on", changed)
     # Nothing is written before all of the above was found right; config.json first: see `MADE`.
     with all_or_none():
         if first():
@@ -257,6 +261,7 @@ def updates(ready: Ready, profile: tuple[int, int] | None, broken: set[int]) -> 
             "vocab_size": task.vocab_size,
             "data_digest": digest,
             "run": run,
+            "machine": machine,
             **more,
         }
 
@@ -379,6 +384,19 @@ def updates(ready: Ready, profile: tuple[int, int] | None, broken: set[int]) -> 
         *(clock(time.monotonic() - began), update._cache_size(), len(seen), checkpoints.folder),
     )
     return scores
+
+
+def machine_of(mesh: Mesh) -> dict[str, int | str]:
+    """What sums are taken on. The bits of an update are the same only where all of this is."""
+    return {"cores": cores(), "device": mesh.devices.flat[0].device_kind}
+
+
+def other_machine(before: Any, now: Mapping[str, int | str]) -> str:
+    """How a run's machine differs from the one that it was saved on, in words; "" where it does not, or where a
+    checkpoint of an older version does not say."""
+    before = before if isinstance(before, dict) else {}
+    changed = [name for name in now if name in before and before[name] != now[name]]
+    return ", ".join(f"{name}: {before[name]!r} before, {now[name]!r} now" for name in changed)
 
 
 def not_finite(ready: Ready, step: int, values: Mapping[str, float], count: int) -> None:
@@ -785,7 +803,8 @@ def dry_run(task: Task, config: Config, workdir: str) -> None:
     with tempfile.TemporaryDirectory(prefix="transformer-dry-run-") as folder:
         checkpoints = Checkpoints(folder)
         items = {"params": state.params, "optimizer": state.optimizer}
-        checkpoints.save(1, items, progress={"step": 1, "vocab_size": task.vocab_size}, files=task.files)
+        files = {**task.files, "config.json": to_json(config).encode()}
+        checkpoints.save(1, items, progress={"step": 1, "vocab_size": task.vocab_size}, files=files)
         checkpoints.wait()
         placed = with_sharding(abstract, shardings(abstract, mesh))
         restored = checkpoints.restore(1, {"params": placed.params, "optimizer": placed.optimizer})

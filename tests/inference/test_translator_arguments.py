@@ -1,0 +1,133 @@
+"""What a translator is given from Python is checked as the command line checks it, before anything is computed."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from whole_passes import CONFIG, VOCABULARY, Numbers, tiny, translator
+
+import transformer
+from transformer.config import Config, DecodeConfig, UserError, check
+from transformer.inference.translator import Translator
+
+WRONG = [
+    ({"temperature": 0.0}, "decode.temperature = 0.0: must be at least 1e-06"),
+    ({"temperature": 0.0, "sample": True}, "decode.temperature = 0.0: must be at least 1e-06"),
+    ({"beam_size": 0}, "decode.beam_size = 0: must be at least 1"),
+    ({"beam_size": "4"}, "decode.beam_size = '4': must be of type int"),
+    ({"n_best": 5}, "decode.n_best = 5: must be at most decode.beam_size (4)"),
+    ({"n_best": 0, "sample": True}, "decode.n_best = 0"),
+    ({"length_normalization": "google"}, "decode.length_normalization = 'google'"),
+    ({"length_penalty": -1.0}, "decode.length_penalty = -1.0"),
+    ({"dtype": "float16"}, "decode.dtype = 'float16'"),
+    ({"top_p": 0.0}, "decode.top_p = 0.0"),
+    ({"top_k": -1}, "decode.top_k = -1"),
+    ({"banned": ["a"]}, "decode.banned = ['a']"),
+    ({"banned": (" ",)}, "decode.banned = (' ',)"),
+    ({"max_length": 0}, "decode.max_length = 0"),
+    ({"min_length": 9, "max_length": 3}, "decode.min_length = 9"),
+    ({"max_source_length": 0}, "decode.max_source_length = 0"),
+    ({"batch_tokens": 0}, "decode.batch_tokens = 0"),
+    ({"seed": -1}, "decode.seed = -1"),
+    ({"seed": 2**32}, "decode.seed = 4294967296"),
+]
+
+
+def refused(function, *args, **kwargs):
+    """The message of the one ValueError that a call ends in."""
+    with pytest.raises(ValueError) as error:
+        function(*args, **kwargs)
+    assert isinstance(error.value, UserError) and "\n" not in str(error.value)
+    return str(error.value)
+
+
+@pytest.mark.parametrize(("fields", "message"), WRONG, ids=lambda value: str(value)[:50])
+def test_options_that_break_a_rule_are_named(fields, message, tmp_path):
+    """With the words of the command line, and before a workdir is looked at."""
+    model, params = tiny(CONFIG, 0)
+    decode = DecodeConfig(**fields)
+    told = refused(Translator, model, params, Numbers(), decode)
+    assert told.startswith(message)
+    assert refused(Translator.load, str(tmp_path / "nowhere"), config=decode) == told
+    assert refused(check, Config(decode=decode)) == told
+
+
+def test_what_is_no_decode_config_is_named(tmp_path):
+    model, params = tiny(CONFIG, 0)
+    for config in (Config(), {"beam_size": 4}, 4, False):
+        told = refused(Translator, model, params, Numbers(), config)
+        assert told.startswith(f"decode: must be a DecodeConfig, not {type(config).__name__}")
+        assert refused(Translator.load, str(tmp_path), config=config) == told
+
+
+def test_workdirs_and_checkpoints_are_as_many(tmp_path):
+    assert refused(Translator.load, []).startswith("0 workdirs and 0 checkpoints")
+    assert refused(Translator.load, ["a", "b"], ["last"]).startswith("2 workdirs and 1 checkpoints")
+    assert refused(Translator.load, str(tmp_path), ["last", "best"]).startswith("1 workdirs and 2 checkpoints")
+    assert "no complete checkpoint there" in refused(Translator.load, tmp_path)
+    assert "no complete checkpoint there" in refused(transformer.load, tmp_path)
+
+
+def test_models_and_tokenizer_have_one_vocabulary():
+    (model, params), other = tiny(CONFIG, 0), transformer.encoder_decoder(CONFIG, VOCABULARY + 1)
+    bigger = {**params, "embedding": {"table": np.zeros((VOCABULARY + 1, 16))}}
+    config = translator().config
+    told = refused(Translator, model, params, Numbers(), config, [(other, bigger)])
+    assert told == "the models have vocabularies of [14, 15] pieces; an ensemble needs the same one"
+    ours = Translator(other, bigger, Numbers(), config)
+    for call in (lambda: ours.translate(["4"]), lambda: ours.score(["4"], ["4"])):
+        assert refused(call).startswith("the model has a vocabulary of 15 pieces, and the tokenizer one of 14")
+
+
+@pytest.mark.parametrize("method", ["translate", "translate_n_best", "encode", "score"])
+@pytest.mark.parametrize(
+    ("sentences", "message"),
+    [
+        ("4 5", "sentences is a str: give a list of strings"),
+        (b"4 5", "sentences is a bytes"),
+        (None, "sentences is a NoneType"),
+        (4, "sentences is a int"),
+        (["4", None], "sentences[1] is a NoneType: give strings"),
+        (["4", "5", b"6"], "sentences[2] is a bytes"),
+        ([["4"]], "sentences[0] is a list"),
+        (np.array([1.5]), "sentences[0] is a float64"),
+    ],
+    ids=repr,
+)
+def test_sentences_are_lists_of_strings(method, sentences, message):
+    more = (["4"],) if method == "score" else ()
+    assert refused(getattr(translator(), method), sentences, *more).startswith(message)
+
+
+def test_prefixes_and_translations_are_as_many_strings():
+    ours = translator()
+    assert refused(ours.translate, ["4", "5"], prefixes=["4"]).startswith("2 sentences and 1 prefixes")
+    assert refused(ours.translate, ["4"], prefixes=["4", "5"]).startswith("1 sentences and 2 prefixes")
+    assert refused(ours.translate, ["4"], prefixes="4").startswith("prefixes is a str")
+    assert refused(ours.translate, ["4"], prefixes=[None]).startswith("prefixes[0] is a NoneType")
+    assert refused(ours.score, ["4"], [4]).startswith("translations[0] is a int")
+    assert refused(ours.score, ["4"], "4").startswith("translations is a str")
+
+
+def test_any_series_of_strings_will_do():
+    ours, lines = translator(), ["4 5", "", "6"]
+    wanted = ours.translate(lines)
+    for given in (tuple(lines), iter(lines), np.array(lines), dict.fromkeys(lines)):
+        assert ours.translate(given) == wanted
+
+
+@pytest.mark.parametrize("ids", [[VOCABULARY], [4, -1], [4.5], ["4"], [[4]]], ids=str)
+def test_pieces_are_ids_of_the_vocabulary(ids):
+    ours = translator()
+    assert refused(lambda: list(ours.search([[4], ids]))).startswith(
+        "source 1: ids must be integers, 0 or more and below"
+    )
+    assert refused(lambda: list(ours.search([[4], [4]], prefixes=[[4], ids]))).startswith("prefix 1: ids must be")
+    assert refused(ours.score_pieces, [[4], [4]], [[4], ids]).startswith("target 1: ids must be")
+    assert refused(ours.score_pieces, [[4]], []).startswith("1 sources and 0 targets")
+
+
+def test_a_source_too_long_is_not_left_out():
+    ours = translator(dataclasses.replace(CONFIG, positions="sinusoidal"), max_source_length=4)
+    assert refused(lambda: list(ours.search([[4], [4] * 5]))).startswith("a source has 5 pieces, and decode.max_source")
+    assert len(dict(ours.search([[4], [4] * 4]))) == 2

@@ -1,0 +1,275 @@
+"""What a call from Python may get wrong ends in one ValueError before anything is computed, as on the command line."""
+
+import dataclasses
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from quick import jit
+from tiny import SHALLOW, SOURCE, TARGET, TINY, VOCABULARY, forward, tiny
+
+import transformer
+from transformer.config import AttentionConfig, Config, DecodeConfig, ModelConfig, UserError, check, check_model
+from transformer.model.attention import KV, attend
+
+LEARNED = dataclasses.replace(SHALLOW, positions="learned")  # for 12 positions
+
+
+# ---- Building a model -----------------------------------------------------------------------------------------------
+
+WRONG = [
+    ({"heads": 4, "kv_heads": 8}, "model.kv_heads = 8: must divide model.heads (4)"),
+    ({"kv_heads": 3}, "model.kv_heads = 3"),
+    ({"cross_attention": AttentionConfig(kv_heads=8)}, "model.cross_attention.kv_heads = 8"),
+    ({"encoder_attention": AttentionConfig(window=-1)}, "model.encoder_attention.window = -1"),
+    ({"decoder_attention": {"window": 1}}, "model.decoder_attention: must be a AttentionConfig, not dict"),
+    ({"positions": "rope"}, "model.positions = 'rope': must be one of sinusoidal, learned, none"),
+    ({"tied_embeddings": "some"}, "model.tied_embeddings = 'some'"),
+    ({"initializer": None}, "model.initializer = None"),
+    ({"dtype": "float16"}, "model.dtype = 'float16'"),
+    ({"attention_kernel": ["plain"]}, "model.attention_kernel = ['plain']"),
+    ({"encoder_layers": "6"}, "model.encoder_layers = '6': must be of type int"),
+    ({"d_model": 16.0}, "model.d_model = 16.0: must be of type int"),
+    ({"pre_norm": 1}, "model.pre_norm = 1: must be of type bool"),
+    ({"d_model": 0}, "model.d_model = 0: must be at least 1"),
+    ({"d_ff": -24}, "model.d_ff = -24: must be at least 1"),
+    ({"decoder_layers": 0}, "model.decoder_layers = 0: must be at least 1"),
+    ({"kv_sharing": 0}, "model.kv_sharing = 0: must be at least 1"),
+    ({"d_k": 0}, "model.d_k = 0"),
+    ({"heads": 3}, "model.heads = 3: must divide model.d_model (16)"),
+    ({"d_model": 15, "heads": 3}, "model.d_model = 15: must be even"),
+    ({"dropout": 1.0}, "model.dropout = 1.0"),
+    ({"dropout": float("nan")}, "model.dropout = nan: must be a finite number"),
+    ({"max_positions": 0, "positions": "learned"}, "model.max_positions = 0"),
+]
+
+
+def refused(function, *args, **kwargs):
+    """The message of the one ValueError that a call ends in."""
+    with pytest.raises(ValueError) as error:
+        function(*args, **kwargs)
+    assert isinstance(error.value, UserError) and "\n" not in str(error.value)
+    return str(error.value)
+
+
+@pytest.mark.parametrize(("fields", "message"), WRONG, ids=lambda value: str(value)[:40])
+def test_a_config_that_breaks_a_rule_builds_no_model(fields, message):
+    """With the words of the command line: the check is the same."""
+    config = dataclasses.replace(TINY, **fields)
+    told = refused(transformer.encoder_decoder, config, VOCABULARY)
+    assert told.startswith(message)
+    assert refused(transformer.EncoderDecoder, config, VOCABULARY, rngs=nnx.Rngs(0)) == told
+    assert refused(check, Config(model=config)) == told
+
+
+@pytest.mark.parametrize("size", [0, -1, 3, 2**31, 8.0, "8000", True, None, np.float32(8)], ids=repr)
+def test_a_vocabulary_has_room_for_the_special_ids(size):
+    assert refused(transformer.encoder_decoder, SHALLOW, size).startswith(f"vocab_size = {size!r}".replace("'", "'"))
+
+
+def test_what_is_no_model_config_is_named():
+    assert refused(transformer.encoder_decoder, Config(), 20).startswith("model: must be a ModelConfig, not Config")
+    assert refused(check_model, ModelConfig).startswith("model: must be a ModelConfig, not type")
+    assert refused(check, Config(decode=None)).startswith("decode: must be a DecodeConfig, not NoneType")
+
+
+def test_numpy_sizes_are_sizes():
+    assert transformer.encoder_decoder(SHALLOW, np.int64(13)) is transformer.encoder_decoder(SHALLOW, 13)
+
+
+FIELDS = st.fixed_dictionaries(
+    {},
+    optional={
+        "d_model": st.sampled_from([-2, 0, 1, 6, 7, 8, 12, 16, "8", None]),
+        "heads": st.sampled_from([0, 1, 2, 3, 4, 8, 2.0]),
+        "kv_heads": st.sampled_from([None, 0, 1, 2, 3, 4, 8, -4]),
+        "kv_sharing": st.sampled_from([0, 1, 2, 5, None]),
+        "d_k": st.sampled_from([None, 0, 1, 5]),
+        "d_v": st.sampled_from([None, -1, 3]),
+        "positions": st.sampled_from(["sinusoidal", "learned", "none", "rope", "", None]),
+        "tied_embeddings": st.sampled_from(["all", "target", "none", "both"]),
+        "encoder_attention": st.builds(AttentionConfig, kv_heads=st.sampled_from([None, 1, 2, 3]), window=st.none()),
+        "decoder_attention": st.builds(AttentionConfig, kv_sharing=st.sampled_from([None, 0, 2]), window=st.none()),
+        "pre_norm": st.sampled_from([True, False, "no"]),
+        "dropout": st.sampled_from([0, 0.5, -0.1, 1]),
+    },
+)
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(FIELDS)
+def test_any_config_is_refused_or_computes_what_it_says(fields):
+    """What is not refused has no later piece in earlier logits, by shapes alone, and no error of JAX's."""
+    config = dataclasses.replace(SHALLOW, **fields)
+    try:
+        model = transformer.encoder_decoder(config, VOCABULARY)
+    except UserError:
+        return
+    logits = jax.eval_shape(model.apply, model.abstract_params, SOURCE, TARGET)
+    assert logits.shape == (*TARGET.shape, VOCABULARY)
+    assert ("source_positions" in model.abstract_params) == (config.positions == "learned")
+    for kind in ("encoder", "decoder", "cross"):
+        assert config.heads % config.attention(kind).kv_heads == 0
+
+
+def test_attention_itself_refuses_heads_that_do_not_divide():
+    """Its reshape would have mixed positions."""
+    kv = KV(jnp.zeros((1, 8, 4, 3)), jnp.zeros((1, 8, 3, 4)))
+    with pytest.raises(ValueError, match="4 query heads can't share 8 key/value heads"):
+        attend(jnp.zeros((1, 2, 4, 4)), kv, jnp.ones((1, 2, 3), bool))
+
+
+# ---- Applying it ----------------------------------------------------------------------------------------------------
+
+
+def changed(array, place, value):
+    array = np.array(array)
+    array[place] = value
+    return array
+
+
+EMPTY = changed(SOURCE, 1, 0)
+CALLS = [
+    ((changed(SOURCE, (1, 0), 13), TARGET), "source_BS[1, 0] = 13: ids must be 0 or more and below vocab_size, 13"),
+    ((changed(SOURCE, (2, 5), -1), TARGET), "source_BS[2, 5] = -1"),
+    ((SOURCE, changed(TARGET, (0, 4), 10**6)), "target_BT[0, 4] = 1000000"),
+    ((SOURCE, changed(TARGET, (0, 1), -(2**40))), f"target_BT[0, 1] = {-(2**40)}"),
+    ((SOURCE[:2], TARGET), "source_BS has 2 rows and target_BT 3"),
+    ((SOURCE, TARGET[:1]), "source_BS has 3 rows and target_BT 1"),
+    ((SOURCE[:1], TARGET), "source_BS has 1 rows and target_BT 3"),  # not beams of one
+    ((SOURCE.tolist(), TARGET), "source_BS is a list"),
+    ((SOURCE, TARGET.tolist()), "target_BT is a list"),
+    ((None, TARGET), "source_BS is a NoneType"),
+    ((SOURCE.astype(np.float32), TARGET), "source_BS is of type float32"),
+    ((SOURCE, TARGET > 0), "target_BT is of type bool"),
+    ((SOURCE.astype(str), TARGET), "source_BS is of type <U21"),
+    ((SOURCE[0], TARGET[0]), "source_BS has the shape (6,)"),
+    ((SOURCE, TARGET[0]), "target_BT has the shape (5,)"),
+    ((SOURCE[None], TARGET), "source_BS has the shape (1, 3, 6)"),
+    ((SOURCE[:, :0], TARGET), "source_BS has the shape (3, 0)"),
+    ((SOURCE, TARGET[:, :0]), "target_BT has the shape (3, 0)"),
+    ((SOURCE[:0], TARGET[:0]), "source_BS has the shape (0, 6)"),
+    ((EMPTY, TARGET), "row 1 has a target, but nothing but padding as its source"),
+]
+
+
+@pytest.mark.parametrize("kind", [np.asarray, jnp.asarray], ids=["numpy", "jax"])
+@pytest.mark.parametrize(("sides", "message"), CALLS, ids=[message[:40] for _, message in CALLS])
+def test_arrays_that_are_no_pieces_are_named(sides, message, kind):
+    model, params = tiny(SHALLOW)
+    if all(
+        isinstance(side, np.ndarray) and side.dtype.kind != "U" and abs(side).max(initial=0) < 2**31 for side in sides
+    ):
+        sides = [kind(side) for side in sides]
+    assert refused(model.apply, params, *sides).startswith(message)
+
+
+def test_the_last_id_and_numbers_of_any_width_are_taken():
+    model, params = tiny(SHALLOW)
+    source, target = changed(SOURCE, (0, 0), 12), changed(TARGET, (0, 1), 12)
+    for dtype in (np.int8, np.uint8, np.int32, np.uint32):
+        sides = source.astype(dtype), target.astype(dtype)
+        # Known values are looked at while a program is traced, too.
+        assert jax.eval_shape(lambda params: model.apply(params, *sides), params).shape == (*TARGET.shape, VOCABULARY)  # noqa: B023
+
+
+def test_rows_of_padding_on_both_sides_fill_up_a_batch():
+    model, params = tiny(SHALLOW)
+    logits = model.apply(params, EMPTY, changed(TARGET, 1, 0))
+    assert np.isfinite(logits).all()
+    wanted = forward(SHALLOW)(params, SOURCE, TARGET)
+    np.testing.assert_allclose(np.delete(logits, 1, 0), np.delete(wanted, 1, 0), atol=2e-6)
+
+
+def test_positions_that_were_not_learned_are_refused():
+    """Padding may stand beyond them; XLA takes the last one there."""
+    model, params = tiny(LEARNED)
+    long, wide = np.full((1, 13), 5), np.pad(SOURCE, ((0, 0), (0, 9)))
+    assert "[0, 12] stands at position 12, counted from 0: this model has learned 12" in refused(
+        model.apply, params, long, TARGET[:1]
+    )
+    assert refused(model.apply, params, SOURCE[:1], long).startswith("tokens_BT[0, 12] stands at position 12")
+    assert model.apply(params, wide[:1], long[:, :12]).shape == (1, 12, VOCABULARY)
+    places = np.tile(np.arange(6), (3, 1))
+    for value in (12, -1):
+        given = changed(places, (0, 2), value), np.arange(5)[None]
+        assert f"stands at position {value}" in refused(model.apply, params, SOURCE, TARGET, positions=given)
+
+
+S, T = np.ones_like(SOURCE), np.ones_like(TARGET)
+EXTRAS = [
+    ({"positions": (S[:, :5], T)}, "positions_BS has the shape (3, 5)"),
+    ({"positions": (S, T[:2])}, "positions_BT has the shape (2, 5)"),
+    ({"positions": (S[0], T)}, "positions_BS has the shape (6,)"),
+    ({"positions": (S * 1.0, T)}, "positions_BS is of type float64"),
+    ({"positions": (S.tolist(), T)}, "positions_BS is a list"),
+    ({"positions": S}, "positions must be two arrays"),
+    ({"segments": (S, T, T)}, "segments must be two arrays"),
+    ({"segments": (S, T[:, :4])}, "segments_BT has the shape (3, 4)"),
+    ({"segments": (S, None)}, "segments: give them for source and target, or for neither"),
+    ({"segments": (None, T)}, "segments: give them for source and target, or for neither"),
+]
+
+
+@pytest.mark.parametrize(("extra", "message"), EXTRAS, ids=[message[:40] for _, message in EXTRAS])
+def test_positions_and_segments_belong_to_pieces(extra, message):
+    """Segments of one side alone would let sentences of a row see one another."""
+    model, params = tiny(SHALLOW)
+    assert refused(model.apply, params, SOURCE, TARGET, **extra).startswith(message)
+    # Types and shapes are known when a program is traced, too.
+    assert refused(jax.eval_shape, lambda: model.apply(params, SOURCE, TARGET, **extra)).startswith(message)
+
+
+def test_decoding_with_a_cache_has_room_and_rows():
+    model, params = tiny(SHALLOW)
+    memory = jit(lambda params: model.apply(params, SOURCE, method="encode"))(params)
+    cache = model.apply(params, 3, 4, method="init_cache")
+    three = jit(lambda params, cache: model.apply(params, TARGET[:, :3], memory, cache=cache, method="decode")[1])
+
+    def decode(tokens, memory=memory, cache=cache, **more):
+        return model.apply(params, tokens, memory, cache=cache, method="decode", **more)
+
+    assert refused(decode, TARGET).startswith("the cache has room for 4 positions and holds 0 already: no room for 5")
+    full = three(params, cache)
+    assert refused(decode, TARGET[:, 3:], cache=full, at_B=3).startswith(
+        "the cache has room for 4 positions and holds 3"
+    )
+    assert refused(decode, TARGET[:2, :1]).startswith("2 targets for 3 sources")
+    assert refused(decode, np.repeat(TARGET[:, :1], 2, axis=0)).startswith("tokens_BT has 6 rows: the cache is for 3")
+    assert refused(decode, TARGET[:, :1], at_B=np.zeros(2, int)).startswith("at_B has the shape (2,)")
+    assert refused(decode, TARGET[:, :1], segments_BT=T[:, :1]).startswith("segments")
+    assert refused(decode, TARGET[:, :1], positions_BT=T[:, :1]).startswith("with a cache, at_B says")
+    assert refused(decode, TARGET[:, :1], memory=SOURCE).startswith("memory is a ndarray: give what `encode` returns")
+    for sizes in ((0, 4), (3, -1), (3, 4, 0), (3, 4.0)):
+        refused(model.apply, params, *sizes, method="init_cache")
+
+
+def test_inside_jit_nothing_is_looked_at():
+    """Traced ids have no values: a program is the same with the checks as without, and takes what it is given."""
+    _, params = tiny(SHALLOW)
+    assert forward(SHALLOW)(params, changed(SOURCE, (0, 0), 99), TARGET).shape == (*TARGET.shape, VOCABULARY)
+    model, _ = tiny(SHALLOW)
+    grads = jit(jax.grad(lambda params, source: model.apply(params, source, TARGET).sum()))(params, SOURCE)
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(grads))
+    # An array that is known while a program is traced is looked at.
+    source = jnp.asarray(changed(SOURCE, (0, 0), 99))
+    assert refused(jit(lambda params: model.apply(params, source, TARGET)), params).startswith("source_BS[0, 0] = 99")
+
+
+def test_parameters_that_are_no_dict_of_arrays_are_named():
+    model, params = tiny(SHALLOW)
+    with pytest.raises(ValueError, match="params is a tuple: give a nested dict of arrays"):
+        model.apply((model, params), SOURCE, TARGET)
+    listed = {**params, "embedding": {"table": np.asarray(params["embedding"]["table"]).tolist()}}
+    with pytest.raises(ValueError, match=re.escape("embedding/table has shape none, as a list, not (13, 16)")):
+        model.apply(listed, SOURCE, TARGET)
+
+
+def test_a_user_error_is_a_value_error():
+    with pytest.raises(ValueError, match=r"^decode\.temperature = 0\.0: must be at least 1e-06$"):
+        check(Config(decode=DecodeConfig(temperature=0.0)))

@@ -1,0 +1,114 @@
+"""A checkpoint whose scores are no numbers, as the commands meet it: told, counted, exit code 2 where all are."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from transformer.checkpoint import AVERAGE, Checkpoints
+from transformer.command_line import config_file
+from transformer.config import MeshConfig
+from transformer.tasks.translation import Translation
+from transformer.training.sharding import make_mesh
+
+ERROR = (
+    "error: no score of {} sentences is a number: the parameters of this model are broken; choose another checkpoint"
+)
+
+
+def break_(params, value: float):
+    return jax.tree.map(lambda x: np.full_like(x, value), params)
+
+
+@pytest.fixture(scope="module")
+def broken(trained: Path, tmp_path_factory) -> Path:
+    """A copy of the finished run with an average, the default of all that read, of parameters that overflow."""
+    folder = Path(shutil.copytree(trained, tmp_path_factory.mktemp("broken") / "run"))
+    checkpoints = Checkpoints(folder)
+    files = {name: checkpoints.file(120, name) for name in ("config.json", "tokenizer.model")}
+    progress = {"step": 120, "vocab_size": checkpoints.progress(120)["vocab_size"], "averaged_steps": [120]}
+    checkpoints.save(AVERAGE, {"params": break_(checkpoints.params(120), 1e30)}, progress=progress, files=files)
+    checkpoints.wait()
+    return folder
+
+
+@pytest.fixture
+def given(monkeypatch) -> Callable[[str], None]:
+    """`given(text)`: what standard input holds."""
+    return lambda text: monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text.encode())))
+
+
+def test_translate_ends_with_2_and_as_many_lines(call, broken: Path, given, tmp_path: Path) -> None:
+    given("the red cat\n\nsees\n")
+    done = call("transformer", "translate", broken)
+    assert (done.code, done.out) == (2, "\n\n\n")
+    warning, error = done.err.splitlines()[-2:]
+    assert warning.startswith("warning: line 1: the model's scores are no numbers") and "2 of 3 lines" in warning
+    assert error.startswith(ERROR.format(2))
+    given('{"source": "the red cat"}\n')
+    done = call("transformer", "translate", broken, "--jsonl")
+    assert (done.code, json.loads(done.out)["score"]) == (2, None)
+    (tmp_path / "in").write_text("the red cat\n")
+    done = call("transformer", "translate", broken, "--input", tmp_path / "in", "--output", tmp_path / "out")
+    assert (done.code, (tmp_path / "out").read_text()) == (2, "\n")
+    # A blank input has no score that could be one, and another checkpoint translates.
+    given("\n\n")
+    assert call("transformer", "translate", broken)[:2] == (0, "\n\n")
+    given("red cat\n")
+    done = call("transformer", "translate", broken, "--checkpoint", "last")
+    assert done.code == 0
+
+
+def test_score_ends_with_2_and_null(call, broken: Path, given) -> None:
+    given('{"source": "red", "target": "rot"}\n')
+    done = call("transformer", "score", broken)
+    record = json.loads(done.out)
+    assert done.code == 2 and record["score"] is None and set(record["log_probs"]) == {None}
+    assert done.err.splitlines()[-1].startswith(ERROR.format(1))
+
+
+def test_evaluate_ends_with_2_and_stores_nothing(call, broken: Path) -> None:
+    done = call("evaluate.py", "--workdir", broken)
+    assert (done.code, done.out) == (2, "")
+    assert done.err.splitlines()[-1].startswith(ERROR.format(20))
+    assert not (broken / "scores.jsonl").exists()
+    # So does a comparison with it.
+    done = call("evaluate.py", "--workdir", broken, "--checkpoint", "last", "--against", broken)
+    assert (done.code, done.out) == (2, "")
+
+
+def test_evaluate_counts_those_of_some_sentences(call, workdir: Path, monkeypatch) -> None:
+    """Of two sentences in each batch the encoder's output is broken by hand."""
+    from transformer.inference import engine
+
+    whole = engine.begin
+
+    def begin(params, source_BS, *rest, **more):
+        memories, beams = whole(params, source_BS, *rest, **more)
+        hurt = [m._replace(kv=jax.tree.map(lambda x: x.at[:2].set(jnp.nan), m.kv)) for m in memories]
+        return tuple(hurt), beams
+
+    monkeypatch.setattr(engine, "begin", begin)
+    done = call("evaluate.py", "--workdir", workdir, "--json")
+    result = json.loads(done.out)
+    assert done.code == 0 and 0 < result["scores_not_numbers"] < 20
+    assert f"so it is with {result['scores_not_numbers']} of 20 lines" in done.err
+    assert json.loads((workdir / "scores.jsonl").read_text().splitlines()[-1])["scores_not_numbers"] > 0
+
+
+def test_in_training_it_is_a_warning(trained: Path, tiny, caplog) -> None:
+    """Beside which the other scores stand."""
+    task = Translation.build(config_file(tiny.config), str(trained))
+    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
+    scores = dict(task.evaluate(break_(Checkpoints(trained).params(120), np.nan), mesh, 120))
+    assert scores["dev_bleu"] == 0 and "dev_chrf" in scores
+    assert any("scores are no numbers" in line and "20 of 20 lines" in line for line in caplog.messages)
