@@ -22,13 +22,18 @@ MAY_IMPORT = {
     "model": {"config"},
     "phases": set(),
     "durable": set(),
-    "data": {"config", "phases", "durable"},
-    "checkpoint": {"config", "model", "phases", "durable"},
-    "command_line": {"config", "data"},
-    "inference": {"config", "model", "data", "checkpoint"},
-    "training": {"config", "model", "phases", "durable", "data", "checkpoint", "inference"},
-    "tasks": {"config", "model", "data", "checkpoint", "inference", "training", "command_line"},
-    "tools": {"config", "model", "data", "checkpoint", "inference", "training", "tasks", "command_line"},
+    "memory": {"config"},
+    "streams": {"config"},
+    "data": {"config", "phases", "durable", "memory", "streams"},
+    "checkpoint": {"config", "model", "phases", "durable", "memory", "streams"},
+    "command_line": {"config", "data", "memory", "streams"},
+    "inference": {"config", "model", "data", "checkpoint", "memory", "streams"},
+    "training": {"config", "model", "phases", "durable", "memory", "streams", "data", "checkpoint", "inference"},
+    "tasks": {
+        *("config", "model", "durable", "memory", "streams", "data", "checkpoint"),
+        *("inference", "training", "command_line"),
+    },
+    "tools": {"config", "model", "streams", "data", "checkpoint", "inference", "training", "tasks", "command_line"},
 }
 ENTRY_POINTS = {"__main__", "train", "evaluate"}
 # What a part may import of other people's, where that is little; and what it may not.

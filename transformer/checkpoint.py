@@ -32,7 +32,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 from jax.sharding import Sharding
 
-from transformer.config import Config, UserError, conflicts, from_json
+from transformer.config import Config, UserError, conflicts, from_json, whole_number
 from transformer.durable import synced
 from transformer.model import Model, Params, encoder_decoder
 from transformer.phases import phase
@@ -90,8 +90,8 @@ class Checkpoints:
         """Steps of the complete checkpoints, ascending."""
         if not self.folder.exists():
             return []
-        names = [int(path.name) for path in self.folder.iterdir() if path.name.isdigit()]
-        return sorted(step for step in names if self.complete(step))
+        numbers = [whole_number(path.name) for path in self.folder.iterdir()]
+        return sorted(step for step in numbers if step is not None and self.complete(step))
 
     def states(self) -> list[int | str]:
         """Names of all complete checkpoints that training can go on from, by their step: those of `steps`, and those
@@ -99,9 +99,9 @@ class Checkpoints:
         steps = self.steps()
         waiting = {}
         for path in self.folder.glob(f"*{_INTERRUPTED}") if self.folder.exists() else ():
-            number = path.name.removesuffix(_INTERRUPTED)
-            if number.isdigit() and self.complete(path.name) and int(number) > max(steps, default=-1):
-                waiting[int(number)] = path.name
+            number = whole_number(path.name.removesuffix(_INTERRUPTED))
+            if number is not None and self.complete(path.name) and number > max(steps, default=-1):
+                waiting[number] = path.name
         return [*steps, *(waiting[step] for step in sorted(waiting))]
 
     def progress(self, name: int | str) -> dict[str, Any]:
@@ -237,8 +237,8 @@ class Checkpoints:
             return states[-1] if best is None else best
         if checkpoint == "last":
             return states[-1]
-        if checkpoint.isdigit() and int(checkpoint) in steps:
-            return int(checkpoint)
+        if (step := whole_number(checkpoint)) in steps:
+            return step
         if checkpoint in states:
             return checkpoint
         raise UserError(

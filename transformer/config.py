@@ -360,7 +360,7 @@ def from_json(text: str, where: str = "config.json") -> Config:
     """The config that `to_json` wrote. Fields left out take their defaults; an unknown one is a `UserError`."""
     try:
         values = json.loads(text)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:  # of 6,000 digits, of 200,000 brackets
         raise UserError(f"{where}: not valid JSON ({error})") from None
     return _build(Config, values, where, "")
 
@@ -382,11 +382,26 @@ def _build(kind: Any, values: Any, where: str, prefix: str) -> Any:
     return kind(**built)
 
 
+def whole_number(text: str) -> int | None:
+    """The number that up to 18 of the digits 0 to 9 spell; None for any other text, such as '²', which Python calls a
+    digit, or 5,000 digits, which it does not read."""
+    return int(text) if text.isascii() and text.isdigit() and len(text) <= 18 else None
+
+
+def shown(value: Any) -> str:
+    """A value as a message shows it, whatever it is: cut where it is long."""
+    try:
+        text = repr(value)
+    except Exception as error:  # a number of 6,000 digits; an object of the user's own
+        return f"<{type(value).__name__} that cannot be shown: {error}>"
+    return text if len(text) <= 200 else f"{text[:200]}..."
+
+
 def _fits(value: Any, hint: Any) -> bool:
     """Whether a value is of a field's type; an integer is also a float."""
     kinds = get_args(hint)
     if get_origin(hint) is Literal:
-        return value in kinds
+        return isinstance(value, str) and value in kinds
     if get_origin(hint) is tuple:
         kinds = kinds[:1] * len(value) if Ellipsis in kinds and isinstance(value, tuple) else kinds
         return isinstance(value, tuple) and len(value) == len(kinds) and all(map(_fits, value, kinds))
@@ -397,28 +412,33 @@ def _fits(value: Any, hint: Any) -> bool:
     return isinstance(value, hint)
 
 
+def check_types(section: Any, prefix: str = "", kind: Any = Config) -> None:
+    """Raise `UserError` naming the first field of a section whose value is not of its type. `prefix` stands before the
+    names of its fields."""
+    if not isinstance(section, kind):
+        raise UserError(f"{prefix.rstrip('.') or 'config'} = {shown(section)}: must be {kind.__name__}(...)")
+    for name, hint in get_type_hints(kind).items():
+        value = getattr(section, name)
+        if dataclasses.is_dataclass(hint):
+            check_types(value, f"{prefix}{name}.", hint)
+        elif not _fits(value, hint):
+            rule = f"must be of type {hint.__name__ if hint in (int, float, str, bool) else hint}"
+            if get_origin(hint) is Literal:
+                rule = f"must be one of {', '.join(get_args(hint))}"
+            raise UserError(f"{prefix}{name} = {shown(value)}: {rule}")
+        elif isinstance(value, float) and not math.isfinite(value):
+            raise UserError(f"{prefix}{name} = {value}: must be a finite number")
+
+
 def check(config: Config) -> None:
     """Raise `UserError` naming the first field that breaks a rule."""
+    check_types(config)
     m, d, t, mesh, decode = config.model, config.data, config.train, config.mesh, config.decode
 
     def require(holds: bool, name: str, rule: str) -> None:
         if not holds:
-            raise UserError(f"{name} = {flatten(config)[name]!r}: {rule}")
+            raise UserError(f"{name} = {shown(flatten(config)[name])}: {rule}")
 
-    def types(section: Any, prefix: str) -> None:
-        for name, hint in get_type_hints(type(section)).items():
-            value = getattr(section, name)
-            if dataclasses.is_dataclass(hint):
-                types(value, f"{prefix}{name}.")
-                continue
-            if get_origin(hint) is Literal:
-                rule = f"must be one of {', '.join(get_args(hint))}"
-            else:
-                rule = f"must be of type {hint.__name__ if hint in (int, float, str, bool) else hint}"
-            require(_fits(value, hint), prefix + name, rule)
-            require(not isinstance(value, float) or math.isfinite(value), prefix + name, "must be a finite number")
-
-    types(config, "")
     for name in ("d_model", "d_ff", "heads", "max_positions", "encoder_layers", "decoder_layers"):
         require(getattr(m, name) >= 1, f"model.{name}", "must be at least 1")
     require(m.kv_sharing >= 1, "model.kv_sharing", "must be at least 1")

@@ -168,15 +168,14 @@ def test_what_is_no_number_is_for_the_log_only(folder) -> None:
     assert scalars(folder) == [(10, "dev_bleu", 12.25)]
 
 
-def test_a_full_disk_is_told_in_one_line_and_once(folder, monkeypatch) -> None:
+def test_a_full_disk_is_told_in_one_line_and_once(folder, monkeypatch, full_after) -> None:
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
     records = Records(folder, 0)
     records.write(10, {"loss": 1.0})
-    with monkeypatch.context() as patch:
-        patch.setattr(type(folder), "open", full)
-        with pytest.raises(UserError, match=r"^\S+/metrics.jsonl cannot be written \(No space left on device\); make"):
+    with full_after((folder / "metrics.jsonl").stat().length + 20):
+        with pytest.raises(UserError, match=r"^\S+/metrics.jsonl cannot be written \(File too large\); make"):
             records.write(20, {"loss": 2.0})
         records.close()  # and does not hide the error under another
     with monkeypatch.context() as patch:

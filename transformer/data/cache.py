@@ -253,10 +253,12 @@ def _encoded(parallel: Parallel, tokenizer: Tokenizer, fields: tuple[str, str], 
 
 
 def _deaf(submit: Callable) -> Callable:
-    """`submit`, whose processes hear no Ctrl-C from their very start: it is for this one alone."""
+    """`submit`, whose processes hear neither Ctrl-C nor a terminal's end from their very start: both are for this one
+    alone."""
+    unheard = {getattr(signal, name) for name in ("SIGINT", "SIGHUP") if hasattr(signal, name)}
 
     def submit_deaf(*given: Any) -> Any:
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # which a process has from its parent
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, unheard)  # which a process has from its parent
         try:
             return submit(*given)
         finally:

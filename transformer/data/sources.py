@@ -10,7 +10,7 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 
-from transformer.config import DataConfig, UserError
+from transformer.config import DataConfig, UserError, whole_number
 from transformer.data.text import Corpora, Parallel, form, sha256
 
 log = logging.getLogger("transformer")
@@ -22,7 +22,13 @@ _SMALLEST_VOCABULARY = 4 + 256 + 1
 def cache_dir(config: DataConfig) -> Path:
     """The local folder of generated corpora, tokenizers and tokenised text (not created here)."""
     folder = config.cache_dir or os.environ.get("TRANSFORMER_CACHE") or "~/.cache/transformer"
-    return Path(folder).expanduser()
+    try:
+        return Path(folder).expanduser()
+    except RuntimeError:  # HOME is not set, and the system knows no user of this number
+        raise UserError(
+            f"the cache would be in {folder}, but your home folder is not known; set HOME, or TRANSFORMER_CACHE to a "
+            "folder"
+        ) from None
 
 
 @contextlib.contextmanager
@@ -177,7 +183,7 @@ def sweep(folder: Path) -> None:
     for path in folder.glob(f"*.{owner().rpartition('.')[0]}.*.tmp"):
         process = path.name.split(".")[-2]
         with contextlib.suppress(OSError):
-            if process.isdigit() and not _runs(int(process)):
+            if (number := whole_number(process)) is not None and not _runs(number):
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 

@@ -11,6 +11,7 @@ from typing import Any, BinaryIO
 
 from transformer.config import UserError
 from transformer.inference.translator import Scored, Translator
+from transformer.streams import to_json
 
 log = logging.getLogger("transformer")
 
@@ -129,7 +130,7 @@ def _details(scored: Scored) -> dict[str, Any]:
 
 
 def _json(record: dict[str, Any]) -> str:
-    return json.dumps(record, ensure_ascii=False)
+    return to_json(record)
 
 
 def _chunks(source: BinaryIO) -> Iterator[list[bytes]]:
