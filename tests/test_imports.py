@@ -33,7 +33,10 @@ MAY_IMPORT = {
         *("config", "model", "durable", "memory", "streams", "data", "checkpoint"),
         *("inference", "training", "command_line"),
     },
-    "tools": {"config", "model", "streams", "data", "checkpoint", "inference", "training", "tasks", "command_line"},
+    "tools": {
+        *("config", "model", "durable", "memory", "streams", "data", "checkpoint"),
+        *("inference", "training", "tasks", "command_line"),
+    },
 }
 ENTRY_POINTS = {"__main__", "train", "evaluate"}
 # What a part may import of other people's, where that is little; and what it may not.

@@ -34,6 +34,7 @@ from jax.sharding import Sharding
 
 from transformer.config import Config, UserError, conflicts, from_json, whole_number
 from transformer.durable import synced
+from transformer.memory import OutOfMemory, ran_out, short
 from transformer.model import Model, Params, encoder_decoder
 from transformer.phases import phase
 
@@ -58,6 +59,13 @@ class Checkpoints:
         workdir = epath.Path(workdir)
         # Orbax takes absolute paths only; `resolve` would take gs:// for a local folder.
         self.folder = (workdir if workdir.is_absolute() else workdir.resolve()) / "checkpoints"
+        try:
+            str(self.folder).encode()
+        except UnicodeEncodeError:
+            raise UserError(
+                f"{workdir}: its name, or a folder's above it, is not valid UTF-8, and no arrays can be stored under "
+                "such a name; rename it"
+            ) from None
         storage = logging.getLogger("gcsfs")  # which logs a traceback of whatever it raises
         level = storage.level
         try:
@@ -421,6 +429,7 @@ class Checkpoints:
             raise
         except Exception as error:  # which is what Orbax raises, among others
             self._still(name)
+            _refuse_no_memory(error, self.path(name))
             reason = " ".join(str(error).split())[:300]
             raise UserError(f"{self.path(name)} cannot be restored: {reason}") from error
         return {k: restored[k] for k in items}
@@ -435,6 +444,7 @@ class Checkpoints:
             raise
         except Exception as error:  # which is what Orbax raises, among others
             self._still(name)
+            _refuse_no_memory(error, self.path(name))
             why = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
             raise UserError(f"{self.path(name)} cannot be read ({why}): {_DAMAGED}") from None
         here = _shapes(params)
@@ -464,6 +474,8 @@ class Checkpoints:
             if tokenizer is not None and self.file(name, "tokenizer.model") != tokenizer:
                 return f"{path} is that of another tokenizer than {self.folder.parent / 'tokenizer.model'}"
             return self.misfit(name, params)
+        except OutOfMemory:
+            raise
         except UserError as error:
             return str(error)
         except OSError as error:
@@ -524,6 +536,12 @@ class Checkpoints:
         model = encoder_decoder(self.config(name).model, self.progress(name)["vocab_size"])
         sharding = sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         return self.restore(name, {"params": with_sharding(model.abstract_params, sharding)})["params"]
+
+
+def _refuse_no_memory(error: Exception, path: epath.Path) -> None:
+    """Raise `UserError` if a checkpoint could not be read as memory ran out: it may be whole."""
+    if ran_out(error):
+        raise short(error, f"{path} was not read; end other programs, or raise the limit (ulimit -v)") from None
 
 
 def interrupted(step: int) -> str:

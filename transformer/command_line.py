@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar, get_args, get_type_hints
 
 from transformer.config import Config, DecodeConfig, Interrupted, UserError, check, check_types, flatten, whole_number
-from transformer.memory import ran_out, short
+from transformer.memory import address_space, ran_out, short
 from transformer.streams import ReaderGone, one_line, open_streams, plain
 
 C = TypeVar("C")
@@ -66,6 +66,9 @@ def run(main: Callable[[list[str]], int | None], *, interrupted: str = "interrup
     log = logging.getLogger("transformer")
     log.handlers[:], log.propagate = [handler], False
     log.setLevel(logging.INFO)
+    logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax logs tracebacks of what it raises
+    if sys.unraisablehook is sys.__unraisablehook__:
+        sys.unraisablehook = _unraisable
     with _ended_by_signals(interrupted):
         code = _outcome(main, interrupted)
     sys.exit(code)
@@ -96,6 +99,14 @@ def _outcome(main: Callable[[list[str]], int | None], interrupted: str) -> int:
             raise
         print("error:", one_line(trouble), file=sys.stderr)
         return 2
+
+
+def _unraisable(info: Any) -> None:
+    """Show an error that no code can handle, as of a destructor; but not those that follow an error told already."""
+    error = info.exc_value
+    # Tensorstore calls loops that Orbax closed when a save had failed.
+    if error is None or not (str(error) == "Event loop is closed" or ran_out(error)):
+        sys.__unraisablehook__(info)
 
 
 # What an operating system refuses whatever the program does; other errors of it are this program's own.
@@ -204,6 +215,13 @@ def set_up_jax() -> None:
     import jax
 
     from transformer.data.sources import cache
+
+    if (limit := address_space()) is not None and limit < 8 * 2**30:
+        logging.getLogger("transformer").warning(
+            "memory is limited to %.2f GiB (ulimit -v). If JAX needs more, it ends this program at once, with exit code "
+            "134 or 139; then raise the limit",
+            limit / 2**30,
+        )
 
     try:
         with cache(Config().data) as folder:

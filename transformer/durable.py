@@ -5,6 +5,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
+import time
+import uuid
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +23,41 @@ def synced(path: str | Path) -> None:
             _sync(path)
     else:
         _sync(path)
+
+
+@contextlib.contextmanager
+def new_folder(out: Path) -> Iterator[Path]:
+    """A folder for a block to fill. Once the block is done, and all of it is on the disk, it becomes `out`, which must
+    be new or empty. If the block fails, nothing of it stays.
+
+    Raises `OSError` where the disk refuses something.
+    """
+    made = [folder for folder in out.parents if not folder.exists()]
+    there = out.exists()
+    # A folder that is there may be a mount: it is filled, not replaced.
+    building = (out if there else out.parent) / f".{out.name}.{uuid.uuid4().hex}.tmp"
+    try:
+        building.mkdir(parents=True)
+        yield building
+        for path in (*building.rglob("*"), building):
+            synced(path)
+        if there:
+            for path in sorted(building.iterdir()):
+                path.rename(out / path.name)
+            building.rmdir()
+        else:
+            building.rename(out)
+        synced(out.parent)
+    except BaseException:
+        for _ in range(50):  # while threads of a library may still write there
+            shutil.rmtree(building, ignore_errors=True)
+            if not building.exists():
+                break
+            time.sleep(0.1)
+        with contextlib.suppress(OSError):  # others may use them by now
+            for folder in made:
+                folder.rmdir()
+        raise
 
 
 def append(path: Any, line: str) -> bool:

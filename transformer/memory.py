@@ -25,10 +25,26 @@ def ran_out(error: BaseException) -> bool:
     """Whether an error says that memory ran out."""
     if isinstance(error, MemoryError):
         return True
+    if isinstance(error, SystemError):  # of an extension that did not get any, and does not say so
+        return address_space() is not None
     if isinstance(error, OSError) and error.errno is not None:
         return error.errno == errno.ENOMEM
     text = str(error)
     return any(words in text for words in _SAID) and not any(words in text for words in _DISK)
+
+
+def address_space() -> int | None:
+    """The bytes that this process may use at most, where its user set a limit (ulimit -v)."""
+    try:
+        import resource
+    except ImportError:  # another system
+        return None
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    return None if limit == resource.RLIM_INFINITY else limit
+
+
+class OutOfMemory(UserError):
+    """Memory ran out. That says nothing about what was being read."""
 
 
 @contextlib.contextmanager
@@ -44,7 +60,7 @@ def enough_memory(fix: str) -> Iterator[None]:
         raise short(error, fix) from error
 
 
-def short(error: BaseException, fix: str) -> UserError:
+def short(error: BaseException, fix: str) -> OutOfMemory:
     """The error for a user whose memory ran out."""
     reason = " ".join(f"{type(error).__name__}: {error}".rstrip(": ").split())
-    return UserError(f"memory ran out ({reason[:200]}); {fix}")
+    return OutOfMemory(f"memory ran out ({reason[:200]}); {fix}")

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import re
+from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from transformer.checkpoint import AVERAGE, Checkpoints, replace
+from transformer.checkpoint import AVERAGE, Checkpoints, local, replace, writing
 from transformer.config import KINDS, Config, ModelConfig, UserError, differences, to_json
+from transformer.durable import new_folder
 from transformer.model import Params
 
 PARTS = {
@@ -72,6 +75,14 @@ def write_start(checkpoints: Checkpoints, name: str, out: str, params: Params, m
     folder = epath.Path(out)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{out} is not an empty folder; name a new one")
+    with contextlib.ExitStack() as stack:
+        if local(out):
+            stack.enter_context(writing(folder))
+            folder = stack.enter_context(new_folder(Path(out)))
+        _write_start(checkpoints, name, epath.Path(folder), params, model)
+
+
+def _write_start(checkpoints: Checkpoints, name: str, folder: epath.Path, params: Params, model: ModelConfig) -> None:
     config = to_json(dataclasses.replace(checkpoints.config(name), model=model)).encode()
     files = {"config.json": config, "tokenizer.model": checkpoints.file(name, "tokenizer.model")}
     progress = checkpoints.progress(name)
@@ -80,7 +91,7 @@ def write_start(checkpoints: Checkpoints, name: str, out: str, params: Params, m
     if (sets := checkpoints.folder.parent / "sets").exists():
         for path in sets.iterdir():
             replace(folder / "sets" / path.name, path.read_bytes())
-    target = Checkpoints(out)
+    target = Checkpoints(folder)
     converted = {"averaged_steps": progress.get("averaged_steps", [progress["step"]]), "trainable": False}
     target.save(AVERAGE, {"params": params}, progress=kept | converted, files=files)
     target.wait()
