@@ -47,6 +47,8 @@ _MANIFEST = "manifest.json"
 _UNFINISHED = "unfinished"
 _DAMAGED = "this checkpoint is damaged; choose another with --checkpoint, or remove its folder"
 
+GOES_ON = "then run the same command again: it goes on from the last complete checkpoint"
+
 
 class Removed(UserError):
     """A checkpoint that was there is gone, or another one has taken its place."""
@@ -346,9 +348,10 @@ class Checkpoints:
             self._finishing = None
         if self._failure is not None:
             failure, self._failure = self._failure, None
+            if ran_out(failure):
+                raise short(failure, f"no checkpoint was saved in {self.folder}; {GOES_ON}") from failure
             raise UserError(
-                f"saving a checkpoint under {self.folder} failed ({failure}); make room or mend the folder, then run "
-                "the same command again: it goes on from the last complete checkpoint"
+                f"saving a checkpoint under {self.folder} failed ({failure}); make room or mend the folder; {GOES_ON}"
             ) from failure
 
     def discard(self, name: int | str) -> None:

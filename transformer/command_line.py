@@ -218,8 +218,8 @@ def set_up_jax() -> None:
 
     if (limit := address_space()) is not None and limit < 8 * 2**30:
         logging.getLogger("transformer").warning(
-            "memory is limited to %.2f GiB (ulimit -v). If JAX needs more, it ends this program at once, with exit code "
-            "134 or 139; then raise the limit",
+            "memory is limited to %.2f GiB (ulimit -v). If JAX needs more, it may end this program by itself, with "
+            "exit code 134 or 139, or stand still: then raise the limit",
             limit / 2**30,
         )
 

@@ -57,7 +57,7 @@ def known_sets(workdir: str) -> dict[str, Any]:
     path = epath.Path(workdir) / "sets" / "sets.json"
     try:
         known = json.loads(path.read_bytes()) if path.exists() else {}
-        return {kind: {"name": str(entry["name"]), **entry} for kind, entry in known.items()}
+        return {kind: {**entry, "name": str(entry["name"])} for kind, entry in known.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise _damaged(path, f"cannot be read ({type(error).__name__}: {error})") from None
 

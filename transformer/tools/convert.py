@@ -75,6 +75,7 @@ def write_start(checkpoints: Checkpoints, name: str, out: str, params: Params, m
     folder = epath.Path(out)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{out} is not an empty folder; name a new one")
+    Checkpoints(out)  # refuses names under which no arrays can be stored
     with contextlib.ExitStack() as stack:
         if local(out):
             stack.enter_context(writing(folder))
