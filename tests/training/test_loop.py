@@ -35,12 +35,19 @@ from transformer.training.step import ahead_of_time, bytes_needed, compiled, ini
 
 @pytest.fixture
 def run(tiny, caplog) -> Callable[..., list[str]]:
-    """`run(workdir, "--train.steps", 50)`: train.py in this process; what it logs. Raises what it raises."""
+    """`run(workdir, "--train.steps", 50)`: train.py in this process; what it logs. Raises what it raises. Of an option
+    that is given twice the last one counts."""
 
     def run(workdir: Path, *arguments: object) -> list[str]:
         caplog.clear()
         caplog.set_level(logging.INFO, "transformer")
-        train(["--config", tiny.config, "--workdir", str(workdir), *map(str, arguments)])
+        options: dict[str, list[str]] = {}
+        for argument in map(str, arguments):
+            if argument.startswith("--"):
+                options[argument] = name = [argument]
+            else:
+                name.append(argument)
+        train(["--config", tiny.config, "--workdir", str(workdir), *itertools.chain(*options.values())])
         return list(caplog.messages)
 
     return run
