@@ -130,6 +130,7 @@ def test_a_pipe_that_does_not_wait_loses_nothing(environment, tmp_path: Path) ->
         ("PermissionError(errno.EACCES, 'Permission denied', 'a')", 2, "error: a: Permission denied; mend that"),
         ("MemoryError()", 2, "error: memory ran out (MemoryError); end other programs"),
         ('RuntimeError("can\'t start new thread")', 2, "error: memory ran out (RuntimeError: can't start new thread)"),
+        ("__import__('pathlib').Path('~no-such-user/x').expanduser()", 2, "error: a path begins with ~, but that home"),
         ("UserError('a\\nb\\x1b[2J')", 2, "error: a b\\x1b[2J"),
         ("SystemExit(0)", 0, ""),
         ("FileNotFoundError(errno.ENOENT, 'No such file', 'a')", 1, None),

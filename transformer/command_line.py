@@ -118,6 +118,8 @@ def _trouble(error: Exception) -> str | None:
     """What is wrong with the machine, if that is what an error says."""
     if ran_out(error):
         return str(short(error, "end other programs, or ask for less at a time"))
+    if isinstance(error, RuntimeError) and "home directory" in str(error):  # of pathlib
+        return "a path begins with ~, but that home folder is not known; set HOME, or write the path out"
     if isinstance(error, OSError) and error.errno in _ERRNOS:
         return f"{error.filename or 'a file'}: {error.strerror or error}; mend that, then run the same command again"
     return None

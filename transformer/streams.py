@@ -53,7 +53,11 @@ def open_streams() -> None:
 def _number(stream: Any, flags: int) -> int:
     """The file descriptor of a standard stream. In the place of one that was closed a new one, the lowest that is
     free; whoever uses it as a stream, against its flags, is told that this is a bad descriptor."""
-    return os.open(os.devnull, flags) if stream is None else stream.fileno()
+    if stream is not None:
+        return stream.fileno()
+    number = os.open(os.devnull, flags)
+    os.set_inheritable(number, True)  # by the processes that this one starts
+    return number
 
 
 def _encoding(stream: Any) -> str:

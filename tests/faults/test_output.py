@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 
 from transformer.checkpoint import Checkpoints
 from transformer.config import UserError, from_json
-from transformer.streams import _Output
+from transformer.data import cache
+from transformer.streams import _Output, plain
 from transformer.tasks.sets import known_sets, read_set
 
 ROOT = Path(__file__).parents[2]
@@ -158,6 +159,24 @@ def test_training_shows_text_from_outside_harmlessly(call, tiny, tmp_path: Path)
     assert "  source      \\x1b[2J\\r\\x9b31m\\u202e\\u2028step 99 done" in done.err
     assert all(char.isprintable() or char == "\n" for char in done.err)
     assert read_set(str(tmp_path / "run"), "dev")[0] == "\x1b[1m\ndev.en"
+
+
+@pytest.mark.parametrize("name", ["a{b}.en", "{0}", "[bold]x[/]", "[/]", "\x1b[2Jx"])
+def test_a_bar_shows_any_name_of_a_file(monkeypatch, tmp_path: Path, name: str) -> None:
+    """In a format or a markup some would mean something."""
+
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text("a\n")
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "200")
+    with cache._progress(f"tokenising {name}", str(tmp_path / name)) as show:
+        show(1)
+    assert f"tokenising {plain(name)}" in sys.stderr.getvalue()
 
 
 # ---- Folders that are made ------------------------------------------------------------------------------------------

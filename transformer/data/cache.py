@@ -36,6 +36,7 @@ from transformer.data.text import Parallel, count_lines, fingerprint, read_pairs
 from transformer.data.tokenizer import Tokenizer
 from transformer.durable import synced
 from transformer.phases import phase
+from transformer.streams import plain
 
 _FORMAT = 2  # part of the key: raise it when the files change
 _TOKENISATION = 1  # part of `TokenCache.text`: raise it when the tokens of the same text change
@@ -208,9 +209,11 @@ def _progress(what: str, path: str) -> Iterator[Callable[[int], None]]:
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-        columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"))
+        # As a field: in a format, or as markup, a file's name could mean something.
+        named = TextColumn("{task.fields[what]}", markup=False)
+        columns = (named, BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"))
         with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as bar:
-            task = bar.add_task("", total=total)
+            task = bar.add_task("", total=total, what=plain(what))
 
             def draw(done: int) -> None:
                 rate = done / max(time.monotonic() - began, 1e-9)
