@@ -239,12 +239,12 @@ NESTED = [
 
 
 @pytest.mark.parametrize("content", [*NESTED, '{"dev": 3}', '{"dev": {"name": "x"}, "test": []}', '{"test": {}}'])
-def test_sets_of_any_content_end_in_one_line(call, workdir: Path, content: str) -> None:
-    (workdir / "sets/sets.json").write_text(content)
-    done = call("evaluate.py", "--workdir", workdir)
-    error = done.err.splitlines()[-1]
-    assert done.code == 2 and error.startswith("error: ") and "give --source FILE --reference FILE" in error
-    assert len(error) < 500
+def test_sets_of_any_content_end_in_one_line(tmp_path: Path, content: str) -> None:
+    (tmp_path / "sets").mkdir()
+    (tmp_path / "sets/sets.json").write_text(content)
+    with pytest.raises(UserError, match="give --source FILE --reference FILE") as error:
+        read_set(str(tmp_path))
+    assert len(str(error.value)) < 500
 
 
 @pytest.mark.parametrize("content", NESTED)

@@ -520,7 +520,7 @@ def test_a_checkpoint_that_memory_does_not_hold_is_no_damaged_one(workdir: Path,
     """Else training would put it aside, and go back further and further."""
     import orbax.checkpoint
 
-    def short_of_memory(*_: object) -> None:
+    def short_of_memory(*_: object, **__: object) -> None:
         raise RuntimeError("can't start new thread")
 
     before = contents(workdir)
