@@ -5,12 +5,15 @@ The corpus is a made-up language: each English word has one German word, in the 
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import random
+import resource
 import shutil
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -133,6 +136,22 @@ def environment(cache: Path) -> dict[str, str]:
     """For commands in processes of their own: the project importable, one device, this cache."""
     environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
     return environment | {"PYTHONPATH": str(Path(__file__).parents[1]), "JAX_PLATFORMS": "cpu"}
+
+
+@pytest.fixture
+def full_after() -> Callable[[int], AbstractContextManager[None]]:
+    """`with full_after(n)`: no file can grow beyond n bytes, as on a disk that is full then; a last write is cut."""
+
+    @contextlib.contextmanager
+    def full_after(size: int) -> Iterator[None]:
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+    return full_after
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ import pytest
 
 from transformer.checkpoint import Checkpoints
 from transformer.command_line import Parser, config_file, decode_options, override
-from transformer.config import Config, DecodeConfig, ModelConfig, UserError, flatten, from_json, to_json
+from transformer.config import Config, DecodeConfig, ModelConfig, UserError, flatten, from_json, to_json, whole_number
 from transformer.inference import shares
 from transformer.inference.translator import Translator
 from transformer.tasks.jobs import refuse_indeterminate
@@ -77,7 +77,11 @@ def test_print_config_prints_the_config_as_json(call) -> None:
         ("--train.init_from runs/other", "train.init_from", "runs/other"),
         ("--mesh.data -1", "mesh.data", -1),
         ("--decode.length_normalization none", "decode.length_normalization", "none"),
-        ("--train.seed 3 --train.seed 4", "train.seed", 4),
+        ("--data.source a b --data.target x --data.source c", "data.source", ("a", "b", "c")),
+        ("--data.source=a --data.source b --data.source=-c", "data.source", ("a", "b", "-c")),
+        ("--data.source --data.source a", "data.source", ("a",)),
+        ("--data.source a b c --data.weights 2 --data.weights 0.5 1", "data.weights", (2.0, 0.5, 1.0)),
+        ("--decode.banned x --decode.banned=--y", "decode.banned", ("x", "--y")),
     ],
 )
 def test_overrides_by_dotted_name(call, arguments: str, name: str, value: object) -> None:
@@ -130,7 +134,12 @@ def test_a_wrong_value_is_told_in_one_line(call, arguments: str, told: str) -> N
         ("train.py", "--config configs/quickstart.py", "--workdir is missing"),
         ("train.py", "--config configs/quickstrat.py --workdir x", "no such file; did you mean configs/quickstart.py?"),
         ("train.py", "--config nowhere/at_all.py --workdir x", "--config nowhere/at_all.py: no such file"),
-        ("train.py", "--config configs --workdir x", "--config configs: no such file"),
+        (
+            "train.py",
+            "--config configs --workdir x",
+            "--config configs: a folder; name a config file, such as",
+        ),
+        ("train.py", "--config /dev/null --workdir x", "--config /dev/null: no regular file"),
         ("evaluate.py", "", "--workdir is missing"),
         ("evaluate.py", "--workdir nowhere", "nowhere: no complete checkpoint there"),
         ("evaluate.py", "--workdir nowhere --source a", "--source and --reference go together"),
@@ -140,7 +149,9 @@ def test_a_wrong_value_is_told_in_one_line(call, arguments: str, told: str) -> N
         ("transformer", "translate --decode.beam_size 1 nowhere", "the workdir comes first"),
         ("transformer", "average", "workdir"),
         ("transformer", "average nowhere", "nowhere: no complete checkpoint there"),
-        ("transformer", "average nowhere --last 0", "--last 0: must be at least 1"),
+        ("transformer", "average nowhere --last 0", "argument --last: '0' is no whole number from 1 to 1000000; "),
+        ("transformer", "average nowhere --last 99999999", "argument --last: '99999999' is no whole number from 1 to"),
+        ("transformer", "translate nowhere --checkpoint ² --checkpoint 3", "--checkpoint is given twice"),
         ("transformer", "average nowhere --last two", "'two'"),
         ("transformer", "describe", "--config is missing"),
         ("transformer", "describe --config configs/quickstart.py --model.d_modle 3", "did you mean --model.d_model"),
@@ -151,6 +162,68 @@ def test_a_wrong_value_is_told_in_one_line(call, arguments: str, told: str) -> N
 def test_a_users_mistake_is_one_line(call, monkeypatch, program: str, arguments: str, told: str) -> None:
     monkeypatch.chdir(ROOT)
     assert told in refused(call, program, *arguments.split())
+
+
+@pytest.mark.parametrize("first", ["--{} 1", "--{}=1", "--{dashed} 1"])
+@pytest.mark.parametrize("second", ["--{} 1", "--{}=2", "--{dashed}=2"])
+@pytest.mark.parametrize("name", ["train.batch_tokens", "decode.beam_size"])
+def test_an_option_that_is_no_list_is_refused_when_given_twice(call, name: str, first: str, second: str) -> None:
+    """Tyro would take the last one without a word."""
+    given = " ".join((first, second)).format(*(name, name), dashed=name.replace("_", "-")).split()
+    told = refused(call, "train.py", "--config", QUICKSTART, "--workdir", "x", *given)
+    assert told == f"error: --{name} is given twice; leave one of the two out\n"
+
+
+@pytest.mark.parametrize("name", flatten(Config()))
+def test_each_field_adds_up_or_is_refused(name: str) -> None:
+    """By its type: lists are tuples of any length."""
+    value = {"data.weights": "1.5"}.get(name, "a")
+    given = [f"--{name}", value, f"--{name}", value]
+    if name in ("data.source", "data.target", "data.weights", "decode.banned"):
+        assert len(flatten(override(Config(), given, "x"))[name]) == 2
+    else:
+        with pytest.raises(UserError, match=f"^--{name} is given twice"):
+            override(Config(), given, "x")
+
+
+@pytest.mark.parametrize(
+    ("program", "arguments", "name"),
+    [
+        ("train.py", "--config a --config a", "--config"),
+        ("train.py", f"--config {QUICKSTART} --workdir a --workdir=b", "--workdir"),
+        ("train.py", f"--config {QUICKSTART} --dry-run --dry-run", "--dry-run"),
+        ("train.py", f"--config {QUICKSTART} --wait-minutes 60 --wait-minutes 60", "--wait-minutes"),
+        ("train.py", f"--config {QUICKSTART} --batch auto --batch auto", "--batch"),
+        ("evaluate.py", "--workdir a --workdir b", "--workdir"),
+        ("evaluate.py", "--workdir a --source b --source c --reference d", "--source"),
+        ("evaluate.py", "--workdir a --json --json", "--json"),
+        ("transformer", "translate a --jsonl --jsonl", "--jsonl"),
+        ("transformer", "translate a --input b --output c --input b", "--input"),
+        ("transformer", "score a --checkpoint 3 --checkpoint 3", "--checkpoint"),
+        ("transformer", "average a --last 5 --last 5", "--last"),
+        ("transformer", "describe --config a --config b", "--config"),
+        ("transformer", "convert a b --kv-heads 1 --kv-heads 1", "--kv-heads"),
+        ("transformer", "export a b --to hf-marian --to hf-marian", "--to"),
+        ("transformer", "plan --mesh 1,1,1 --mesh 1,1,1", "--mesh"),
+    ],
+)
+def test_a_programs_own_option_is_refused_when_given_twice(call, program: str, arguments: str, name: str) -> None:
+    told = refused(call, program, *arguments.split())
+    assert told == f"error: {name} is given twice; leave one of the two out\n"
+
+
+@pytest.mark.parametrize("text", ["²", "٣", "9" * 5000, "-1", "1e3", "1_0", "0x1", " 1", "1.0", ""])
+def test_what_only_looks_like_a_number_is_told_in_one_line(call, trained, text: str) -> None:
+    assert whole_number(text) is None
+    assert "--last" in refused(call, "transformer", "average", trained, f"--last={text}")
+    assert f"--checkpoint {text}: not in {trained}" in refused(
+        call, "transformer", "translate", trained, f"--checkpoint={text}"
+    )
+    for option, told in (("--profile={}:3", "--profile"), ("--profile=3:{}", "--profile"), ("--process={}/2", "-")):
+        arguments = ("--config", QUICKSTART, "--workdir", "x", option.format(text), "--coordinator", "localhost:1")
+        assert told in refused(call, "train.py", *arguments)
+    with pytest.raises(UserError, match=r"--share .*must be I/N"):
+        shares.parse(f"{text}/4")
 
 
 # ---- Config files ---------------------------------------------------------------------------------------------------
@@ -166,6 +239,34 @@ def test_a_users_mistake_is_one_line(call, monkeypatch, program: str, arguments:
         ("def broken(:", "SyntaxError"),
         ("from transformer.config import *\nconfig = Config(model=ModelConfig(d_modle=3))", "d_modle"),
         ("raise ValueError('two\\nlines')", "ValueError: two lines"),
+        ("import sys\nsys.exit(0)", "it ends the program (SystemExit: 0); it must only define `config`"),
+        ("exit('over')", "it ends the program (SystemExit: over)"),
+        ("raise BaseException('x')", "BaseException: x"),
+        ("raise GeneratorExit", "GeneratorExit"),
+        ("f = lambda: f()\nf()", "RecursionError"),
+        ("import runpy\nrunpy.run_path(__file__)", "RecursionError"),
+        ("config = [0] * 10**15", "MemoryError"),
+        ("\0", "null bytes"),
+        ("raise OSError(28, 'No space left', 'x')", "OSError: [Errno 28] No space left: 'x'"),
+        ("raise ValueError('\\x1b[2J\\r')", "ValueError: \\x1b[2J"),
+        ("from transformer.config import *\nconfig = Config(model=None)", "model = None: must be ModelConfig("),
+        ("from transformer.config import *\nconfig = Config(train=DataConfig())", "must be TrainConfig(...)"),
+        (
+            "from transformer.config import *\nconfig = Config(model=ModelConfig(cross_attention=3))",
+            "model.cross_attention = 3: must be AttentionConfig(...)",
+        ),
+        (
+            "import numpy\nfrom transformer.config import *\nconfig = Config(model=ModelConfig(dtype=numpy.ones(3)))",
+            "model.dtype = array([1., 1., 1.]): must be one of",
+        ),
+        (
+            "from transformer.config import *\nconfig = Config(train=TrainConfig(log_every=-10**6000))",
+            "train.log_every = <int that cannot be shown: ",
+        ),
+        (
+            "from transformer.config import *\nconfig = Config(data=DataConfig(source='a' * 10_000))",
+            "data.source = 'aaa",
+        ),
         ("from transformer.config import *\nconfig = Config(train=TrainConfig(steps='9'))", "train.steps = '9'"),
         ("from transformer.config import *\nconfig = Config(data=DataConfig(source='a'))", "data.source = 'a'"),
     ],
@@ -175,6 +276,13 @@ def test_a_broken_config_file_is_told_in_one_line(call, tmp_path: Path, text: st
     warnings.simplefilter("error")  # a warning would be a second line
     assert told in refused(call, "train.py", "--config", tmp_path / "mine.py", "--workdir", tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_what_a_config_file_prints_goes_to_standard_error(call, tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text("from transformer.config import Config\nprint('hello')\nconfig = Config()")
+    done = call("train.py", "--config", tmp_path / "mine.py", "--print-config")
+    assert (done.code, done.err) == (0, "hello\n")
+    assert from_json(done.out) == Config()
 
 
 def test_a_users_mistake_in_a_config_file_keeps_its_own_words(tmp_path: Path) -> None:

@@ -22,13 +22,21 @@ MAY_IMPORT = {
     "model": {"config"},
     "phases": set(),
     "files": {"config", "phases"},
-    "data": {"config", "phases", "files"},
-    "checkpoint": {"config", "model", "phases", "files"},
-    "command_line": {"config", "data"},
-    "inference": {"config", "model", "data", "checkpoint", "files"},
-    "training": {"config", "model", "phases", "files", "data", "checkpoint", "inference"},
-    "tasks": {"config", "model", "data", "checkpoint", "files", "inference", "training", "command_line"},
-    "tools": {"config", "model", "data", "checkpoint", "files", "inference", "training", "tasks", "command_line"},
+    "memory": {"config"},
+    "streams": {"config"},
+    "data": {"config", "phases", "files", "memory", "streams"},
+    "checkpoint": {"config", "model", "phases", "files", "memory", "streams"},
+    "command_line": {"config", "data", "memory", "streams"},
+    "inference": {"config", "model", "data", "checkpoint", "files", "memory", "streams"},
+    "training": {"config", "model", "phases", "files", "memory", "streams", "data", "checkpoint", "inference"},
+    "tasks": {
+        *("config", "model", "files", "memory", "streams", "data", "checkpoint"),
+        *("inference", "training", "command_line"),
+    },
+    "tools": {
+        *("config", "model", "files", "memory", "streams", "data", "checkpoint"),
+        *("inference", "training", "tasks", "command_line"),
+    },
 }
 ENTRY_POINTS = {"__main__", "train", "evaluate"}
 # What a part may import of other people's, where that is little; and what it may not.

@@ -13,15 +13,18 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from transformer.command_line import Parser, configured, decode_options, run, set_up_jax
-from transformer.config import KINDS, Config, DecodeConfig, UserError, check
+from transformer.command_line import Parser, configured, decode_options, run, set_up_jax, whole
+from transformer.config import KINDS, Config, DecodeConfig, UserError, check, whole_number
 from transformer.data.opening import open_stream
+from transformer.memory import enough_memory
 
 if TYPE_CHECKING:
     from transformer.inference.translator import Translator
 
 log = logging.getLogger("transformer")
 
+LESS = "give lower --decode.batch_tokens, --decode.batch_sentences or --decode.streams"
+MORE = "it holds all parameters at once: end other programs, or use a machine with more memory"
 DETAILS = (
     "pieces, log_probs, source_pieces and alignment: for each piece the number, from 0, of the one of source_pieces "
     "(the end of sentence is the last) with the greatest weight in the cross-attention of the last decoder layer but "
@@ -29,6 +32,7 @@ DETAILS = (
 )
 
 
+@enough_memory(LESS)
 def translate(arguments: list[str]) -> None:
     """Translate standard input to standard output, line by line."""
     parser = Parser("python -m transformer translate", translate.__doc__, add_help=False)
@@ -79,6 +83,7 @@ def translate(arguments: list[str]) -> None:
     translator.tally.refuse()
 
 
+@enough_memory(LESS)
 def score(arguments: list[str]) -> None:
     """Score given translations: JSON objects with source and target, line by line."""
     parser = Parser("python -m transformer score", score.__doc__, add_help=False, epilog=f"Gives score, {DETAILS}.")
@@ -158,14 +163,13 @@ def _loaded(
     return again(load)
 
 
+@enough_memory(MORE)
 def average(arguments: list[str]) -> None:
     """Average the parameters of the last checkpoints, and score the result on the development set."""
     parser = Parser("python -m transformer average", average.__doc__)
     parser.add_argument("workdir", help="the workdir of a training run")
-    parser.add_argument("--last", type=int, default=5, help="how many checkpoints, by step (default 5)")
+    parser.add_argument("--last", type=whole(1), default=5, help="how many checkpoints, by step (default 5)")
     own = parser.parse_args(arguments)
-    if own.last < 1:
-        raise UserError(f"--last {own.last}: must be at least 1")
     set_up_jax()
     from transformer.tasks.scoring import average as average_workdir
 
@@ -173,6 +177,7 @@ def average(arguments: list[str]) -> None:
         print(line, flush=True)
 
 
+@enough_memory(MORE)
 def describe(arguments: list[str]) -> None:
     """Print the parameters of a config, matrix by matrix, beside the paper's."""
     parser = Parser("python -m transformer describe", describe.__doc__, add_help=False)
@@ -191,13 +196,14 @@ def describe(arguments: list[str]) -> None:
         print(line, flush=True)
 
 
+@enough_memory(MORE)
 def convert(arguments: list[str]) -> None:
     """Give a trained model fewer key/value heads, by mean-pooling, as the start of up-training."""
     parser = Parser("python -m transformer convert", convert.__doc__)
     parser.add_argument("workdir", help="the workdir of a training run")
     parser.add_argument("out", help="the folder to write; must be new or empty")
     parser.add_argument(
-        "--kv-heads", type=int, required=True, help="key/value heads of every attention: 1 = multi-query"
+        "--kv-heads", type=whole(1), required=True, help="key/value heads of every attention: 1 = multi-query"
     )
     parser.add_argument("--checkpoint", help="best, last, average or a step; default: the average if made, else best")
     own = parser.parse_args(arguments)
@@ -216,6 +222,7 @@ def convert(arguments: list[str]) -> None:
     log.info("wrote %s; to train it on: --model.kv_heads %d --train.init_from %s", own.out, own.kv_heads, own.out)
 
 
+@enough_memory(MORE)
 def export(arguments: list[str]) -> None:
     """Write a trained model as a folder that another library loads."""
     parser = Parser("python -m transformer export", export.__doc__)
@@ -229,6 +236,7 @@ def export(arguments: list[str]) -> None:
     print(hf_marian.export(own.workdir, own.out, own.checkpoint))
 
 
+@enough_memory(MORE)
 def plan(arguments: list[str]) -> None:
     """Compile training and decoding for TPUs that are not here, and print what they would take."""
     parser = Parser("python -m transformer plan", plan.__doc__, add_help=False)
@@ -241,12 +249,12 @@ def plan(arguments: list[str]) -> None:
     for name in ("config", "topology", "mesh"):
         if getattr(own, name) is None:
             raise UserError(f"--{name} is missing; {parser.prog} --help shows an example")
-    sizes = own.mesh.split(",")
-    if len(sizes) != 3 or not all(size.isdigit() and int(size) for size in sizes):
+    sizes = [whole_number(size) for size in own.mesh.split(",")]
+    if len(sizes) != 3 or not all(sizes):
         raise UserError(f"--mesh {own.mesh}: give three numbers, devices along data, fsdp and tensor, such as 64,2,2")
     from transformer.tools import plan as planning
 
-    result = planning.plan(config, own.topology, [int(size) for size in sizes], own.only)
+    result = planning.plan(config, own.topology, sizes, own.only)
     print(planning.to_json(result) if own.json else "\n".join(planning.lines(result)))
 
 

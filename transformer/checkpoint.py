@@ -34,7 +34,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 from jax.sharding import Sharding
 
-from transformer.config import Config, UserError, conflicts, from_json
+from transformer.config import Config, UserError, conflicts, from_json, whole_number
 from transformer.files import (
     MANIFEST,
     UNFINISHED,
@@ -51,6 +51,7 @@ from transformer.files import (
     synced,
     writing,
 )
+from transformer.memory import OutOfMemory, ran_out, short
 from transformer.model import Model, Params, encoder_decoder
 from transformer.phases import phase
 
@@ -63,6 +64,8 @@ _SAVED = ".saved"  # in the workdir: the name of the last checkpoint that traini
 # What `load`, `Translator.load` and a resumed run look for.
 NEEDED = {"progress": {"step", "vocab_size"}, "files": {"config.json", "tokenizer.model"}, "items": {"params"}}
 _DAMAGED = "this checkpoint is damaged; choose another with --checkpoint, or remove its folder"
+
+GOES_ON = "then run the same command again: it goes on from the last complete checkpoint"
 
 
 class Removed(UserError):
@@ -77,6 +80,13 @@ class Checkpoints:
         workdir = epath.Path(workdir)
         # Orbax takes absolute paths only; `resolve` would take gs:// for a local folder.
         self.folder = (workdir if workdir.is_absolute() else workdir.resolve()) / "checkpoints"
+        try:
+            str(self.folder).encode()
+        except UnicodeEncodeError:
+            raise UserError(
+                f"{workdir}: its name, or a folder's above it, is not valid UTF-8, and no arrays can be stored under "
+                "such a name; rename it"
+            ) from None
         storage = logging.getLogger("gcsfs")  # which logs a traceback of whatever it raises
         level = storage.level
         try:
@@ -277,8 +287,8 @@ class Checkpoints:
             return states[-1] if best is None else best
         if checkpoint == "last":
             return states[-1]
-        if checkpoint.isascii() and checkpoint.isdecimal() and int(checkpoint[:20]) in steps:
-            return int(checkpoint)
+        if (step := whole_number(checkpoint)) in steps:
+            return step
         if checkpoint in states:
             return checkpoint
         raise UserError(
@@ -435,9 +445,10 @@ class Checkpoints:
             self._check_lock()  # where that is lost, it is the cause
             if isinstance(failure, UserError):
                 raise failure
+            if ran_out(failure):
+                raise short(failure, f"no checkpoint was saved in {self.folder}; {GOES_ON}") from failure
             raise UserError(
-                f"saving a checkpoint under {self.folder} failed ({failure}); make room or mend the folder, then run "
-                "the same command again: it goes on from the last complete checkpoint"
+                f"saving a checkpoint under {self.folder} failed ({failure}); make room or mend the folder; {GOES_ON}"
             ) from failure
 
     def discard(self, name: int | str) -> None:
@@ -513,6 +524,7 @@ class Checkpoints:
             raise
         except Exception as error:  # which is what Orbax raises, among others
             self._still(name)
+            _refuse_no_memory(error, self.path(name))
             reason = " ".join(str(error).split())[:300]
             raise UserError(f"{self.path(name)} cannot be restored: {reason}") from error
         return {k: restored[k] for k in items}
@@ -528,6 +540,7 @@ class Checkpoints:
             raise
         except Exception as error:  # which is what Orbax raises, among others
             self._still(name)
+            _refuse_no_memory(error, self.path(name))
             why = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
             raise UserError(f"{self.path(name)} cannot be read ({why}): {_DAMAGED}") from None
         here = _shapes(params)
@@ -557,6 +570,8 @@ class Checkpoints:
             if tokenizer is not None and self.file(name, "tokenizer.model") != tokenizer:
                 return f"{path} is that of another tokenizer than {self.folder.parent / 'tokenizer.model'}"
             return self.misfit(name, params)
+        except OutOfMemory:
+            raise
         except UserError as error:
             return str(error)
         except OSError as error:
@@ -621,6 +636,12 @@ class Checkpoints:
         model = encoder_decoder(self.config(name).model, self.progress(name)["vocab_size"])
         sharding = sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         return self.restore(name, {"params": with_sharding(model.abstract_params, sharding)})["params"]
+
+
+def _refuse_no_memory(error: Exception, path: epath.Path) -> None:
+    """Raise `UserError` if a checkpoint could not be read as memory ran out: it may be whole."""
+    if ran_out(error):
+        raise short(error, f"{path} was not read; end other programs, or raise the limit (ulimit -v)") from None
 
 
 def interrupted(step: int) -> str:

@@ -402,7 +402,7 @@ def from_json(text: str, where: str = "config.json") -> Config:
     """The config that `to_json` wrote. Fields left out take their defaults; an unknown one is a `UserError`."""
     try:
         values = json.loads(text)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:  # of 6,000 digits, of 200,000 brackets
         raise UserError(f"{where}: not valid JSON ({error})") from None
     return _build(Config, values, where, "")
 
@@ -426,7 +426,7 @@ def _build(kind: Any, values: Any, where: str, prefix: str) -> Any:
 
 def check(config: Config) -> None:
     """Raise `UserError` naming the first field that breaks a rule."""
-    _check_fields(config, Config, "")
+    check_fields(config)
     for relations in (_of_data, _of_training):
         _require(config, "", relations(config))
     check_model(config.model)
@@ -435,13 +435,13 @@ def check(config: Config) -> None:
 
 def check_model(model: ModelConfig) -> None:
     """Raise `UserError` naming the first field of a model that breaks a rule, whatever it is trained on."""
-    _check_fields(model, ModelConfig, "model.")
+    check_fields(model, ModelConfig, "model.")
     _require(model, "model.", _of_model(model))
 
 
 def check_decode(decode: DecodeConfig) -> None:
     """Raise `UserError` naming the first field of decoding that breaks a rule, whatever the model."""
-    _check_fields(decode, DecodeConfig, "decode.")
+    check_fields(decode, DecodeConfig, "decode.")
     _require(decode, "decode.", _of_decoding(decode))
 
 
@@ -500,20 +500,23 @@ def _of_decoding(d: DecodeConfig) -> _Relations:
 def _require(section: Any, prefix: str, relations: _Relations) -> None:
     for holds, name, rule in relations:
         if not holds:
-            raise UserError(f"{prefix}{name} = {_shown(flatten(section)[name])}: {rule}")
+            raise UserError(f"{prefix}{name} = {shown(flatten(section)[name])}: {rule}")
 
 
-def _check_fields(section: Any, kind: type, prefix: str) -> None:
-    """Raise `UserError` for the first field whose value is not of its type, or beyond its bounds."""
+def check_fields(section: Any, kind: type = Config, prefix: str = "") -> None:
+    """Raise `UserError` for the first field whose value is not of its type, or beyond its bounds.
+
+    `prefix` stands before the names of the fields of a section.
+    """
     if not isinstance(section, kind):
-        what = f"{type(section).__name__} {_shown(section)}"
+        what = f"{type(section).__name__} {shown(section)}"
         raise UserError(f"{prefix.rstrip('.') or 'config'}: must be a {kind.__name__}, not {what}")
     for name, hint in get_type_hints(kind, include_extras=True).items():
         value = getattr(section, name)
         if dataclasses.is_dataclass(hint):
-            _check_fields(value, hint, f"{prefix}{name}.")
+            check_fields(value, hint, f"{prefix}{name}.")
         elif broken := _broken(value, hint):
-            raise UserError(f"{prefix}{name} = {_shown(value)}: {broken}")
+            raise UserError(f"{prefix}{name} = {shown(value)}: {broken}")
 
 
 def _broken(value: Any, hint: Any) -> str | None:
@@ -522,7 +525,7 @@ def _broken(value: Any, hint: Any) -> str | None:
     if kind is Annotated:
         return _broken(value, kinds[0]) or kinds[1].broken(value)
     if kind is Literal:
-        return None if value in kinds else f"must be one of {', '.join(kinds)}"
+        return None if isinstance(value, str) and value in kinds else f"must be one of {', '.join(kinds)}"
     if kind in (UnionType, Union):
         broken = [_broken(value, one) for one in kinds]
         return None if None in broken else f"{broken[0]}, or None"
@@ -546,10 +549,16 @@ def _plain(hint: Any) -> str:
     return hint.__name__
 
 
-def _shown(value: Any) -> str:
-    """The value as Python writes it, long ones cut."""
+def whole_number(text: str) -> int | None:
+    """The number that up to 18 of the digits 0 to 9 spell; None for any other text, such as '²', which Python calls a
+    digit, or 5,000 digits, which it does not read."""
+    return int(text) if text.isascii() and text.isdigit() and len(text) <= 18 else None
+
+
+def shown(value: Any) -> str:
+    """A value as a message shows it, whatever it is: cut where it is long."""
     try:
         text = repr(value)
-    except (ValueError, RecursionError) as error:  # an integer of 5,000 digits
-        return f"({type(error).__name__}: {error})"
+    except Exception as error:  # a number of 6,000 digits; an object of the user's own
+        return f"<{type(value).__name__} that cannot be shown: {error}>"
     return text if len(text) <= 200 else f"{text[:200]}..."

@@ -162,14 +162,14 @@ def test_asked_to_stop_at_random_moments(trained: Path, begin, tmp_path: Path, r
     report(f"{signal.Signals(number).name} {len(seconds)} times: saved and ended within {max(seconds):.1f} s")
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)])
 def test_asked_to_stop_before_there_is_anything_to_save(begin, tmp_path: Path, number: int, code: int) -> None:
     process = begin()
     until(process, lambda: in_phase(tmp_path, "building the cache of tokens"), tmp_path)
     process.send_signal(number)
     assert process.wait(PATIENCE) == code
     last = (tmp_path / "log").read_text().splitlines()[-1]
-    assert last == ("interrupted" if number == signal.SIGINT else "SIGTERM: interrupted")
+    assert last == ("interrupted" if number == signal.SIGINT else f"{signal.Signals(number).name}: interrupted")
     assert not list((tmp_path / "cache").rglob("*.tmp"))
     assert not (tmp_path / "run" / "config.json").exists()
 

@@ -334,10 +334,12 @@ def test_errors_name_the_line(monkeypatch, function, line, told):
     assert target.getvalue().count(b"\n") == 2
 
 
-def test_half_a_character_in_json_is_a_question_mark():
+def test_half_a_character_in_json_is_a_question_mark_where_it_is_translated():
+    """Elsewhere it is handed on as it came."""
     line = '{"source": "a\\ud800", "x": "\\udfff", "target": "\\udc00", "prefix": "\\ud800"}'
     (found,) = answered(translate_jsonl, [line])
-    assert found == {"source": "a?", "x": "?", "target": "?", "prefix": "?", "translation": "?A?", "score": -0.5}
+    handed_on = {"x": "\udfff", "target": "\udc00"}
+    assert found == {"source": "a?", "prefix": "?", "translation": "?A?", "score": -0.5} | handed_on
     assert answered(score_jsonl, [line])[0]["pieces"] == ["?"]
 
 

@@ -19,16 +19,17 @@ from runs import leftovers
 
 from transformer.checkpoint import Checkpoints
 from transformer.command_line import config_file
-from transformer.config import UserError, from_json
+from transformer.config import AttentionConfig, ModelConfig, UserError, from_json
 from transformer.data.batching import Batches
 from transformer.data.tokenizer import Tokenizer
+from transformer.model import encoder_decoder
 from transformer.tasks import translation
 from transformer.tasks.jobs import train
 from transformer.tasks.sets import read_set
 from transformer.tasks.translation import Translation
 from transformer.training import loop
 from transformer.training.feed import Feed
-from transformer.training.loop import accumulation, extremes, hold, refuse_other_config
+from transformer.training.loop import accumulation, extremes, hold, other_shapes, refuse_other_config
 from transformer.training.optimizer import optimizer
 from transformer.training.sharding import make_mesh, shardings
 from transformer.training.step import ahead_of_time, bytes_needed, compiled, init_state
@@ -36,12 +37,19 @@ from transformer.training.step import ahead_of_time, bytes_needed, compiled, ini
 
 @pytest.fixture
 def run(tiny, caplog) -> Callable[..., list[str]]:
-    """`run(workdir, "--train.steps", 50)`: train.py in this process; what it logs. Raises what it raises."""
+    """`run(workdir, "--train.steps", 50)`: train.py in this process; what it logs. Raises what it raises. Of an option
+    that is given twice the last one counts."""
 
     def run(workdir: Path, *arguments: object) -> list[str]:
         caplog.clear()
         caplog.set_level(logging.INFO, "transformer")
-        train(["--config", tiny.config, "--workdir", str(workdir), *map(str, arguments)])
+        options: dict[str, list[str]] = {}
+        for argument in map(str, arguments):
+            if argument.startswith("--"):
+                options[argument] = name = [argument]
+            else:
+                name.append(argument)
+        train(["--config", tiny.config, "--workdir", str(workdir), *itertools.chain(*options.values())])
         return list(caplog.messages)
 
     return run
@@ -516,11 +524,66 @@ def test_init_from_what_does_not_fit_is_told_in_one_line(tmp_path: Path, run, tr
     other = tmp_path / "other.model"
     other.write_bytes(Tokenizer.train(["completely other words that were never seen"] * 9, vocab_size=300).model)
     assert "is not the tokenizer of train.init_from" in refused("--data.tokenizer", other)
-    assert "does not fit the model: " in refused("--model.d_ff", 32)
+    both = "--model.d_model is 32 there, 64 here; --model.d_ff is 64 there, 32 here. Give the values of there, or leave"
+    assert both in refused("--model.d_ff", 32, "--model.d_model", 64, "--model.dropout", 0.3)
     assert "no tokenizer.model there" in refused("--train.init_from", tmp_path / "nowhere")
     # Before anything is tokenised.
     monkeypatch.setattr(Translation, "prepare", None)
-    assert "does not fit the model: " in refused("--model.d_ff", 32)
+    assert "--model.d_ff is 64 there, 32 here. Give" in refused("--model.d_ff", 32)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({}, {}),
+        ({"dropout": 0.5, "dtype": "bfloat16", "initializer": "glorot", "attention_kernel": "cudnn"}, {}),
+        ({"kv_heads": 8, "d_k": 64, "d_v": 64}, {}),  # what they come to anyway
+        ({"max_positions": 2048, "cross_attention": AttentionConfig(window=3)}, {}),
+        ({"d_model": 256}, {"d_model": (512, 256)}),
+        ({"heads": 4}, {"heads": (8, 4)}),
+        ({"kv_heads": 2}, {"kv_heads": (None, 2)}),
+        ({"pre_norm": True, "decoder_layers": 3}, {"pre_norm": (False, True), "decoder_layers": (6, 3)}),
+        ({"tied_embeddings": "none"}, {"tied_embeddings": ("all", "none")}),
+        ({"cross_attention": AttentionConfig(kv_sharing=2)}, {"cross_attention.kv_sharing": (None, 2)}),
+        (
+            {"positions": "learned", "max_positions": 9},
+            {"positions": ("sinusoidal", "learned"), "max_positions": (1024, 9)},
+        ),
+    ],
+)
+def test_the_options_that_give_parameters_other_shapes(change: dict, named: dict) -> None:
+    there, here = ModelConfig(), dataclasses.replace(ModelConfig(), **change)
+    assert other_shapes(there, here) == named
+    shapes = [jax.tree.map(np.shape, encoder_decoder(model, 8).abstract_params) for model in (there, here)]
+    assert (shapes[0] == shapes[1]) == (named == {})
+
+
+DAMAGED = ["[" * 200_000, "9" * 6_000, '{"train": {"seed": ' + "9" * 6_000, "\xff", "", "null", '{"no_field": 1}']
+
+
+@pytest.mark.parametrize("content", DAMAGED)
+def test_a_damaged_config_is_taken_from_a_checkpoint(workdir: Path, tiny, caplog, content: str) -> None:
+    (workdir / "config.json").write_text(content, encoding="latin-1")
+    refuse_other_config(config_file(tiny.config), str(workdir))
+    assert "taking the one that checkpoint 120 holds" in caplog.text
+
+
+def test_a_checkpoint_that_memory_does_not_hold_is_no_damaged_one(workdir: Path, run, monkeypatch) -> None:
+    """Else training would put it aside, and go back further and further."""
+    import orbax.checkpoint
+
+    def short_of_memory(*_: object, **__: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    before = contents(workdir)
+    for name in ("metadata", "restore"):
+        with monkeypatch.context() as patch:
+            owner = {"metadata": "StandardCheckpointHandler", "restore": "AsyncCheckpointer"}[name]
+            patch.setattr(getattr(orbax.checkpoint, owner), name, short_of_memory)
+            told = r"^memory ran out \(RuntimeError: can't start new thread\); .*00000120 was not read"
+            with pytest.raises(UserError, match=told):
+                run(workdir, "--train.steps", 130)
+    assert contents(workdir) == before
 
 
 def test_a_mesh_that_does_not_fit_is_told_before_any_work(tmp_path: Path, run, trained: Path, monkeypatch) -> None:

@@ -10,10 +10,12 @@ from pathlib import Path
 
 import pytest
 from etils import epath
+from hypothesis import given
+from hypothesis import strategies as st
 from runs import scalars
 
 from transformer.config import UserError
-from transformer.training import loop
+from transformer.training import loop, progress
 from transformer.training.loop import Interval
 from transformer.training.progress import Display, Records, clock
 
@@ -113,6 +115,44 @@ def test_a_log_that_is_damaged_within_is_told(folder, caplog) -> None:
     assert caplog.messages == [f"{path}: 1 lines that are no entries are left out"]
 
 
+BAD = [
+    *('{"step": 1e999}', '{"step": 3.0}', '{"step": "3"}', '{"step": true}', '{"step": -1}', '{"step": null}', "{}"),
+    *(
+        '{"step": ' + "9" * 6_000 + "}",
+        "[" * 200_000,
+        "9" * 6_000,
+        "null",
+        "[]",
+        "\0",
+        '{"step": 1, "loss": ' + "9" * 400,
+    ),
+    *('{"step": 1, "loss": ' + "9" * 400 + "}", '{"step": 1, "time": "x", "loss": 1}', '{"step": 1, "\\ud800": 1}'),
+]
+
+
+@pytest.mark.parametrize("line", BAD)
+def test_a_line_that_is_no_entry_is_left_out_and_counted(folder, caplog, line: str) -> None:
+    Records(folder, 0).write(10, {"loss": 1.0})
+    path = folder / "metrics.jsonl"
+    path.write_text(f"{line}\n{path.read_text()}{line}\n")
+    Records(folder, 10).write(20, {"loss": 2.0})
+    assert [line["step"] for line in lines(folder)] == [10, 20]
+    assert scalars(folder) == [(10, "loss", 1.0), (20, "loss", 2.0)]
+    assert caplog.messages == [f"{path}: 2 lines that are no entries are left out"]
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters(codec=None)),
+    lambda inner: st.lists(inner) | st.dictionaries(st.sampled_from(["step", "time", "loss", "\ud800"]), inner),
+)
+
+
+@given(JSON.map(json.dumps) | st.text())
+def test_any_line_is_an_entry_or_is_not(line: str) -> None:
+    entry = progress._entry(line)
+    assert entry is None or (entry["step"] >= 0 and progress._scalars(entry) is not None)
+
+
 @pytest.mark.parametrize("harm", ["no text", "a folder"])
 def test_a_log_that_cannot_be_read_is_told_in_one_line_and_left_alone(folder, harm: str) -> None:
     Records(folder, 0).write(10, {"loss": 1.0})
@@ -168,15 +208,14 @@ def test_what_is_no_number_is_for_the_log_only(folder) -> None:
     assert scalars(folder) == [(10, "dev_bleu", 12.25)]
 
 
-def test_a_full_disk_is_told_in_one_line_and_once(folder, monkeypatch) -> None:
+def test_a_full_disk_is_told_in_one_line_and_once(folder, monkeypatch, full_after) -> None:
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
     records = Records(folder, 0)
     records.write(10, {"loss": 1.0})
-    with monkeypatch.context() as patch:
-        patch.setattr(type(folder), "open", full)
-        with pytest.raises(UserError, match=r"^\S+/metrics.jsonl cannot be written \(No space left on device\); make"):
+    with full_after((folder / "metrics.jsonl").stat().length + 20):
+        with pytest.raises(UserError, match=r"^\S+/metrics.jsonl cannot be written \(File too large\); make"):
             records.write(20, {"loss": 2.0})
         records.close()  # and does not hide the error under another
     with monkeypatch.context() as patch:

@@ -6,7 +6,7 @@ import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
-from signal import SIGINT, SIGTERM
+from signal import SIGHUP, SIGINT, SIGTERM
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,7 @@ from transformer.tasks import translation
 from transformer.tasks.translation import Translation
 from transformer.training import loop
 from transformer.training.progress import Display
+from transformer.training.stopping import Ears
 
 
 @pytest.fixture
@@ -45,7 +46,40 @@ def send(number: int) -> Callable[[], None]:
 # ---- Asked to stop --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("number", "code"), [(SIGTERM, 143), pytest.param(SIGINT, 130, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("number", [SIGTERM, SIGHUP])
+def test_what_is_heard_and_what_stays_ignored(number: int, monkeypatch, capfd) -> None:
+    """Under nohup SIGHUP is ignored."""
+    before = signal.getsignal(number)
+    with Ears() as ears:
+        send(number)()
+        assert ears.heard == number
+    assert signal.getsignal(number) == before
+    assert f"{signal.Signals(number).name}: saving the state" in capfd.readouterr().err
+    try:
+        signal.signal(number, signal.SIG_IGN)
+        with Ears() as ears:
+            send(number)()
+            assert ears.heard is None
+    finally:
+        signal.signal(number, before)
+
+
+def test_a_signal_is_heard_where_nothing_can_be_written(monkeypatch) -> None:
+    """As where the terminal is gone, whose end the signal tells."""
+
+    def gone(*_: object) -> None:
+        raise OSError(5, "Input/output error")
+
+    with Ears() as ears, monkeypatch.context() as patch:
+        patch.setattr(os, "write", gone)
+        send(SIGHUP)()
+        assert ears.heard == SIGHUP
+
+
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [(SIGTERM, 143), *(pytest.param(*given, marks=pytest.mark.slow) for given in ((SIGINT, 130), (SIGHUP, 129)))],
+)
 def test_a_run_that_is_asked_to_stop_saves_and_goes_on(
     call, tiny, trained, tmp_path, at, request, number: int, code: int
 ) -> None:

@@ -31,6 +31,7 @@ from transformer.config import UserError
 from transformer.data.text import Parallel, count_lines, fingerprint, read_pairs, require_same
 from transformer.data.tokenizer import Tokenizer
 from transformer.files import cached, damage, digest_once, manifest
+from transformer.streams import plain
 
 _FORMAT = 3  # part of the key: raise it when the files change
 _TOKENISATION = 1  # part of `TokenCache.text`: raise it when the tokens of the same text change
@@ -180,9 +181,11 @@ def _progress(what: str, path: str) -> Iterator[Callable[[int], None]]:
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-        columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"))
+        # As a field: in a format, or as markup, a file's name could mean something.
+        named = TextColumn("{task.fields[what]}", markup=False)
+        columns = (named, BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"))
         with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as bar:
-            task = bar.add_task("", total=total)
+            task = bar.add_task("", total=total, what=plain(what))
 
             def draw(done: int) -> None:
                 rate = done / max(time.monotonic() - began, 1e-9)
@@ -227,10 +230,12 @@ def _encoded(
 
 
 def _deaf(submit: Callable) -> Callable:
-    """`submit`, whose processes hear no Ctrl-C from their very start: it is for this one alone."""
+    """`submit`, whose processes hear neither Ctrl-C nor a terminal's end from their very start: both are for this one
+    alone."""
+    unheard = {getattr(signal, name) for name in ("SIGINT", "SIGHUP") if hasattr(signal, name)}
 
     def submit_deaf(*given: Any) -> Any:
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # which a process has from its parent
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, unheard)  # which a process has from its parent
         try:
             return submit(*given)
         finally:

@@ -22,7 +22,19 @@ _SMALLEST_VOCABULARY = 4 + 256 + 1
 def cache_dir(config: DataConfig) -> Path:
     """The local folder of generated corpora, tokenizers and tokenised text (not created here)."""
     folder = config.cache_dir or os.environ.get("TRANSFORMER_CACHE") or "~/.cache/transformer"
-    return Path(folder).expanduser()
+    try:
+        folder.encode()
+        return Path(folder).expanduser()
+    except UnicodeEncodeError:
+        raise UserError(
+            f"the cache would be in {folder}, whose name is not valid UTF-8, as JAX asks of it; rename it, or set "
+            "TRANSFORMER_CACHE to another folder"
+        ) from None
+    except RuntimeError:  # HOME is not set, and the system knows no user of this number
+        raise UserError(
+            f"the cache would be in {folder}, but your home folder is not known; set HOME, or TRANSFORMER_CACHE to a "
+            "folder"
+        ) from None
 
 
 @contextlib.contextmanager

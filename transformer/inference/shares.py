@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from transformer.config import UserError
+from transformer.config import UserError, whole_number
 from transformer.data.opening import open_text, read_all
 
 log = logging.getLogger("transformer")
@@ -22,10 +22,10 @@ log = logging.getLogger("transformer")
 
 def parse(text: str) -> tuple[int, int]:
     """'2/8' as (2, 8): the third of eight shares."""
-    share, _, shares = text.partition("/")
-    if not (share.isdecimal() and shares.isdecimal() and int(share) < int(shares)):
+    numbers = [whole_number(number) for number in text.split("/")]
+    if len(numbers) != 2 or None in numbers or not numbers[0] < numbers[1]:
         raise UserError(f"--share {text}: must be I/N with I from 0 to N - 1, such as 0/4")
-    return int(share), int(shares)
+    return numbers[0], numbers[1]
 
 
 def refuse(source: Path, target: Path, shares: int) -> None:
@@ -68,7 +68,7 @@ def translate_share(
     lines = content.split(b"\n")
     if lines[-1] == b"":
         lines.pop()
-    digest = hashlib.sha256(content + about.encode()).hexdigest()[:12]
+    digest = hashlib.sha256(content + about.encode("utf-8", "backslashreplace")).hexdigest()[:12]
     parts = [target.parent / f"{target.name}.{digest}.{i}-of-{shares}" for i in range(shares)]
     first, last = (len(lines) * i // shares for i in (share, share + 1))
     own = uuid.uuid4().hex  # number of a process: those of several machines or containers may be the same

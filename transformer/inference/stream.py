@@ -14,6 +14,7 @@ from transformer.config import UserError
 from transformer.data.text import RepeatedKey, read_json
 from transformer.data.unpacking import Damaged
 from transformer.inference.translator import Scored, Translation, Translator
+from transformer.streams import to_json
 
 log = logging.getLogger("transformer")
 
@@ -147,7 +148,7 @@ def _details(scored: Scored) -> dict[str, Any]:
 
 
 def _json(record: dict[str, Any]) -> str:
-    return json.dumps(record, ensure_ascii=False)
+    return to_json(record)
 
 
 def _chunks(source: BinaryIO) -> Iterator[list[bytes]]:

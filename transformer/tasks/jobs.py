@@ -3,19 +3,32 @@
 from __future__ import annotations
 
 import contextlib
-import json
+import logging
 import os
+import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from transformer.command_line import Parser, configured, decode_options, set_up_jax
-from transformer.config import Config, UserError, to_json
+from transformer.command_line import Parser, configured, decode_options, set_up_jax, whole
+from transformer.config import Config, UserError, to_json, whole_number
 from transformer.data.sources import cache
+from transformer.memory import enough_memory
+from transformer.streams import print_json
 
 if TYPE_CHECKING:
     from transformer.tasks.translation import Translation
 
+log = logging.getLogger("transformer")
 
+
+SMALLER = (
+    "lower train.batch_tokens in a new run; or, for the same updates, raise train.accumulate (--batch auto finds how "
+    "far) or set --train.remat True, which a run may go on with; if it came while tokenising, set --data.workers 1"
+)
+LESS = "give lower --decode.batch_tokens, --decode.batch_sentences or --decode.streams"
+
+
+@enough_memory(SMALLER)
 def train(arguments: Sequence[str]) -> None:
     """train.py: train, or with --print-config or --dry-run only show what would run."""
     parser = Parser("train.py", "Train a model, or go on with one: the same command again resumes.", add_help=False)
@@ -44,7 +57,10 @@ def train(arguments: Sequence[str]) -> None:
     )
     _process_options(parser)
     parser.add_argument(
-        "--wait-minutes", type=int, default=60, help="how long the others wait for process 0 to tokenise (default 60)"
+        "--wait-minutes",
+        type=whole(1),
+        default=60,
+        help="how long the others wait for process 0 to tokenise (default 60)",
     )
     own, rest, config = configured(parser, arguments)
     if config is None:
@@ -87,6 +103,7 @@ def train(arguments: Sequence[str]) -> None:
     with contextlib.ExitStack() as stack:
         stack.enter_context(processes.together())
         lock = None
+        stack.enter_context(enough_memory(SMALLER))  # inside, as the other processes are to be told
         kept = accumulation_of(own.workdir) if own.batch else None
         if kept is not None:
             config = cut_into(config, kept)
@@ -137,10 +154,10 @@ def _span(text: str | None) -> tuple[int, int] | None:
     """'10:15' as two numbers."""
     if text is None:
         return None
-    first, _, last = text.partition(":")
-    if not (first.isdigit() and last.isdigit() and 1 <= int(first) <= int(last)):
+    numbers = [whole_number(number) for number in text.split(":")]
+    if len(numbers) != 2 or None in numbers or not 1 <= numbers[0] <= numbers[1]:
         raise UserError(f"--profile {text}: give the first and the last update, such as 10:15")
-    return int(first), int(last)
+    return numbers[0], numbers[1]
 
 
 def _process_options(parser: Parser) -> None:
@@ -152,6 +169,7 @@ def _process_options(parser: Parser) -> None:
     parser.add_argument("--coordinator", metavar="HOST:PORT", help="where they meet: a free port of process 0's host")
 
 
+@enough_memory(LESS)
 def evaluate(arguments: Sequence[str]) -> None:
     """evaluate.py: translate a test set and score it."""
     parser = Parser("evaluate.py", "Translate a test set by beam search and score it with sacreBLEU.", add_help=False)
@@ -191,6 +209,16 @@ def evaluate(arguments: Sequence[str]) -> None:
         against=own.against,
         decode=lambda config: decode_options(config, rest, "evaluate.py", parser.options()),
     )
-    if processes.first():
-        store(own.workdir, result)
-        print(json.dumps(result, ensure_ascii=False) if own.json else "\n".join(lines_of(result)))
+    if not processes.first():
+        return
+    printed = False
+    try:
+        if own.json:
+            print_json(result)
+        else:
+            print("\n".join(lines_of(result)))
+        sys.stdout.flush()
+        printed = True
+    finally:  # neither is lost where the other fails
+        if store(own.workdir, result) and not printed:
+            log.info("the scores are stored in %s/scores.jsonl", own.workdir)

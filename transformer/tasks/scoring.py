@@ -15,8 +15,9 @@ from etils import epath
 from transformer.checkpoint import AVERAGE, Checkpoints
 from transformer.config import Config, DecodeConfig, UserError
 from transformer.data.text import Parallel
-from transformer.files import local, refuse_links, replace, writing
+from transformer.files import append, local, refuse_links, replace, writing
 from transformer.inference.translator import Translator
+from transformer.streams import plain, to_json
 from transformer.tasks.sets import known_sets, read_set, read_sides
 from transformer.tasks.translation import compound_split_bleu, refuse_broken, score, together
 from transformer.training.processes import agree, all_or_none, count
@@ -117,20 +118,27 @@ def _told(name: str, options: DecodeConfig) -> dict[str, Any]:
     return {f"{name}.{field}": value for field, value in json.loads(json.dumps(dataclasses.asdict(options))).items()}
 
 
-def store(workdir: str, result: dict[str, Any]) -> None:
-    """Append a result to `scores.jsonl` in the workdir; one that can't be written to is warned of."""
+def store(workdir: str, result: dict[str, Any]) -> bool:
+    """Append a result to `scores.jsonl` in the workdir, as a line of its own. Returns whether that worked; if not, a
+    warning says why."""
     path = epath.Path(workdir) / "scores.jsonl"
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    line = json.dumps({"time": now, **result}, ensure_ascii=False) + "\n"
+    line = to_json({"time": now, **result})
     try:
         refuse_links(path)
-        if local(workdir):
-            with writing(path), path.open("a") as file:
-                file.write(line)
-        else:  # a bucket can't be appended to
-            replace(path, (path.read_bytes() if path.exists() else b"") + line.encode())
+        with writing(path):
+            if local(workdir):
+                half = append(path, line)
+            else:  # a bucket can't be appended to
+                before = path.read_bytes() if path.exists() else b""
+                half = before != b"" and not before.endswith(b"\n")
+                replace(path, before + b"\n" * half + line.encode() + b"\n")
     except UserError as error:
         log.warning("this score is not stored: %s", error)
+        return False
+    if half:
+        log.warning("%s ended in half a line, as a full disk leaves; it is passed over", path)
+    return True
 
 
 def average(workdir: str, last: int) -> Iterator[str]:
@@ -149,12 +157,12 @@ def average(workdir: str, last: int) -> Iterator[str]:
         name, translator = checkpoints.read(checkpoint, lambda name: (name, Translator.load(workdir, str(name))))
         scores = score(translator.translate(sources), references)
         text = "after" if name == AVERAGE else f"before, step {name}"
-        yield f"BLEU on {test_set}, {text}: {scores['bleu']:.2f}   {scores['signature']}"
+        yield f"BLEU on {plain(test_set)}, {text}: {scores['bleu']:.2f}   {scores['signature']}"
 
 
 def lines_of(result: dict[str, Any]) -> Iterator[str]:
     """The result for people."""
-    yield f"{result['test_set']}: {result['sentences']} sentences, checkpoint {result['checkpoint']}"
+    yield f"{plain(result['test_set'])}: {result['sentences']} sentences, checkpoint {result['checkpoint']}"
     yield f"BLEU {result['bleu']:.2f}   {result['signature']}"
     yield f"chrF {result['chrf']:.2f}   {result['chrf_signature']}"
     if "bleu_tokenized_compound_split" in result:
@@ -163,7 +171,7 @@ def lines_of(result: dict[str, Any]) -> Iterator[str]:
             "2017 paper; not comparable with the line above"
         )
     for row in result.get("against", {}).get("rows", []):
-        yield f"{row['system']}: BLEU {row['bleu']:.2f} (mean {row['mean']:.2f} +- {row['ci']:.2f})" + (
+        yield f"{plain(row['system'])}: BLEU {row['bleu']:.2f} (mean {row['mean']:.2f} +- {row['ci']:.2f})" + (
             "" if row["p_value"] is None else f", p = {row['p_value']:.4f}"
         )
     if "against" in result:

@@ -16,6 +16,7 @@ from etils import epath
 from transformer.config import UserError
 from transformer.data.text import Corpora, Parallel, read_pairs
 from transformer.files import refuse_links, replace
+from transformer.streams import to_json
 
 log = logging.getLogger("transformer")
 
@@ -48,16 +49,16 @@ def write_sets(folder: epath.Path, texts: Corpora, fields: tuple[str, str]) -> N
             known[kind] |= {"lines": len(lines), f"{side}_sha256": digest}
             log.info("%-4s set    %s, %s: %d lines, sha256 %s", kind, name, side, len(lines), digest)
     if known:
-        replace(folder / "sets" / "sets.json", (json.dumps(known, indent=2, ensure_ascii=False) + "\n").encode())
+        replace(folder / "sets" / "sets.json", (to_json(known, indent=2) + "\n").encode())
 
 
 def known_sets(workdir: str) -> dict[str, Any]:
     """What sets.json says of 'dev' and 'test'; empty if the workdir has neither."""
     path = epath.Path(workdir) / "sets" / "sets.json"
     try:
-        known = json.loads(path.read_text()) if path.exists() else {}
-        return {kind: {"name": str(entry["name"]), **entry} for kind, entry in known.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        known = json.loads(path.read_bytes()) if path.exists() else {}
+        return {kind: {**entry, "name": str(entry["name"])} for kind, entry in known.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise _damaged(path, f"cannot be read ({type(error).__name__}: {error})") from None
 
 

@@ -394,7 +394,7 @@ def tokenizer_of(workdir: str) -> Tokenizer | None:
     if not path.exists():
         return None
     model = path.read_bytes()
-    if said.exists() and said.read_text().split()[:1] != [hashlib.sha256(model).hexdigest()]:
+    if said.exists() and said.read_bytes().split()[:1] != [hashlib.sha256(model).hexdigest().encode()]:
         checkpoints = Checkpoints(workdir)
         whole = checkpoints.newest_whole()
         if whole is None:

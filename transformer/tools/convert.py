@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import re
+from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
@@ -12,7 +14,7 @@ from etils import epath
 
 from transformer.checkpoint import AVERAGE, Checkpoints
 from transformer.config import KINDS, Config, ModelConfig, UserError, differences, to_json
-from transformer.files import replace
+from transformer.files import local, new_folder, replace, writing
 from transformer.model import Params
 
 PARTS = {
@@ -73,6 +75,15 @@ def write_start(checkpoints: Checkpoints, name: str, out: str, params: Params, m
     folder = epath.Path(out)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{out} is not an empty folder; name a new one")
+    Checkpoints(out)  # refuses names under which no arrays can be stored
+    with contextlib.ExitStack() as stack:
+        if local(out):
+            stack.enter_context(writing(folder))
+            folder = stack.enter_context(new_folder(Path(out)))
+        _write_start(checkpoints, name, epath.Path(folder), params, model)
+
+
+def _write_start(checkpoints: Checkpoints, name: str, folder: epath.Path, params: Params, model: ModelConfig) -> None:
     config = to_json(dataclasses.replace(checkpoints.config(name), model=model)).encode()
     files = {"config.json": config, "tokenizer.model": checkpoints.file(name, "tokenizer.model")}
     progress = checkpoints.progress(name)
@@ -81,7 +92,7 @@ def write_start(checkpoints: Checkpoints, name: str, out: str, params: Params, m
     if (sets := checkpoints.folder.parent / "sets").exists():
         for path in sets.iterdir():
             replace(folder / "sets" / path.name, path.read_bytes())
-    target = Checkpoints(out)
+    target = Checkpoints(folder)
     converted = {"averaged_steps": progress.get("averaged_steps", [progress["step"]]), "trainable": False}
     target.save(AVERAGE, {"params": params}, progress=kept | converted, files=files)
     target.wait()

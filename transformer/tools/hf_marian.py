@@ -20,9 +20,10 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from transformer.checkpoint import Checkpoints
+from transformer.checkpoint import Checkpoints, writing
 from transformer.config import Config, ModelConfig, UserError, flatten
 from transformer.data.tokenizer import BOS, EOS, PAD, SPECIALS, Tokenizer
+from transformer.files import new_folder
 from transformer.model import Params
 
 Arrays = Mapping[str, np.ndarray]
@@ -207,6 +208,7 @@ def export(workdir: str, out: str, checkpoint: str | None = None) -> Path:
     Raises `UserError` where it is missing, where `out` holds something, and as `to_marian` does.
     """
     try:
+        from safetensors import SafetensorError
         from safetensors.numpy import save_file
     except ImportError:
         raise UserError("export --to hf-marian needs safetensors: pip install 'transformer[export]'") from None
@@ -220,19 +222,22 @@ def export(workdir: str, out: str, checkpoint: str | None = None) -> Path:
     state = to_marian(checkpoints.params(name), config.model, vocab_size)
     pieces = Tokenizer((checkpoints.path(name) / "tokenizer.model").read_bytes())
 
-    folder.mkdir(parents=True, exist_ok=True)
-    for side in ("source", "target"):
-        (folder / f"{side}.spm").write_bytes(pieces.model)
-    _write(folder / "vocab.json", {pieces.piece(i): i for i in range(vocab_size)})
-    _write(
-        folder / "tokenizer_config.json",
-        {"tokenizer_class": "MarianTokenizer"}
-        | dict(zip(("source_lang", "target_lang"), config.data.languages or (), strict=False))
-        | dict(zip(("pad_token", "bos_token", "eos_token", "unk_token"), SPECIALS, strict=True)),
-    )
-    _write(folder / "generation_config.json", generation_config(config))
-    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
-    _write(folder / "config.json", marian_config(config, vocab_size))
+    with writing(folder), new_folder(folder) as building:
+        for side in ("source", "target"):
+            (building / f"{side}.spm").write_bytes(pieces.model)
+        _write(building / "vocab.json", {pieces.piece(i): i for i in range(vocab_size)})
+        _write(
+            building / "tokenizer_config.json",
+            {"tokenizer_class": "MarianTokenizer"}
+            | dict(zip(("source_lang", "target_lang"), config.data.languages or (), strict=False))
+            | dict(zip(("pad_token", "bos_token", "eos_token", "unk_token"), SPECIALS, strict=True)),
+        )
+        _write(building / "generation_config.json", generation_config(config))
+        try:
+            save_file(state, building / "model.safetensors", metadata={"format": "pt"})
+        except SafetensorError as error:
+            raise OSError(f"model.safetensors: {error}") from error
+        _write(building / "config.json", marian_config(config, vocab_size))
     return folder
 
 

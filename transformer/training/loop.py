@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import dataclasses
 import hashlib
 import json
 import logging
@@ -25,9 +26,11 @@ from jax.sharding import Mesh
 
 from transformer.checkpoint import Checkpoints, interrupted, with_sharding
 from transformer.config import (
+    KINDS,
     MOVABLE,
     Config,
     Interrupted,
+    ModelConfig,
     UserError,
     conflicts,
     differences,
@@ -68,6 +71,9 @@ TOO_MUCH = 2**62  # bytes
 OWN = ("data.cache_dir", "data.workers", "data.tfds_dir", *MOVABLE)
 # What a run makes in its workdir after config.json, which comes first and tells a workdir from other folders.
 MADE = ("checkpoints", "metrics.jsonl", "scores.jsonl", "sets", "tensorboard", "tokenizer.model", "tokenizer.sha256")
+
+# Fields of a model that change none of its parameters' shapes.
+SHAPELESS = ("dropout", "initializer", "attention_kernel", "dtype", "window")
 
 
 class Task(Protocol):
@@ -119,8 +125,8 @@ def train(
 ) -> dict[str, float | str]:
     """Train until `config.train.steps`, going on from the workdir's last checkpoint; returns the last evaluation.
 
-    Of the updates `profile`, first and last, a trace is written to the workdir. Sent SIGINT or SIGTERM the run saves
-    its state and raises `Interrupted`. The workdir's `lock`, as `hold` gives it, is checked before each write.
+    Of the updates `profile`, first and last, a trace is written to the workdir. Sent SIGINT, SIGTERM or SIGHUP the
+    run saves its state and raises `Interrupted`. The workdir's `lock` (see `hold`) is checked before each write.
     """
     t, folder = config.train, epath.Path(workdir)
     with Ears() as ears:
@@ -533,7 +539,7 @@ def config_of(checkpoints: Checkpoints) -> Config | None:
         steps = checkpoints.steps()
         return checkpoints.config(steps[-1]) if steps else None
     try:
-        return from_json(path.read_text(), str(path))
+        return from_json(path.read_bytes().decode(), str(path))
     except (UserError, OSError, UnicodeDecodeError) as error:
         whole = checkpoints.newest_whole()
         if whole is None:
@@ -639,7 +645,7 @@ def initial(task: Task, config: Config, mesh: Mesh, abstract: TrainState) -> Tra
     if source is None:
         return jax.jit(lambda: init_state(task.model.init, tx, config.train.seed), out_shardings=layout)()
     with all_or_none():
-        other, name = starting_point(source, abstract.params)
+        other, name = starting_point(config, abstract.params)
     # A run that still trains may have another one by now: all processes take that of process 0.
     name = json.loads(gather(json.dumps(name))[0])
     params = other.restore(name, {"params": with_sharding(abstract.params, layout.params)})["params"]
@@ -647,17 +653,41 @@ def initial(task: Task, config: Config, mesh: Mesh, abstract: TrainState) -> Tra
     return TrainState(_counter(0, mesh), params, jax.jit(tx.init, out_shardings=layout.optimizer)(params))
 
 
-def starting_point(source: str, abstract_params: Params) -> tuple[Checkpoints, int | str]:
-    """The checkpoint that `train.init_from` means. Raises `UserError` if there is none, or it is of another model."""
+def starting_point(config: Config, abstract_params: Params) -> tuple[Checkpoints, int | str]:
+    """The checkpoint that `train.init_from` means. Raises `UserError` if there is none, or if it is of another model:
+    then with the options in which the two differ."""
+    source = config.train.init_from
     checkpoints = Checkpoints(source)
     name = checkpoints.choose()
     try:
         wrong = checkpoints.misfit(name, abstract_params)
+        there = checkpoints.config(name) if wrong else config
     except OSError as error:
-        wrong = f"{checkpoints.path(name)} cannot be read ({error.strerror or error})"
+        wrong, there = f"{checkpoints.path(name)} cannot be read ({error.strerror or error})", config
+    if unlike := other_shapes(there.model, config.model):
+        shown = "; ".join(f"--model.{field} is {old!r} there, {new!r} here" for field, (old, new) in unlike.items())
+        wrong = f"{shown}. Give the values of there, or leave train.init_from out"
     if wrong:
         raise UserError(f"train.init_from = {source!r}: {wrong}")
     return checkpoints, name
+
+
+def other_shapes(there: ModelConfig, here: ModelConfig) -> dict[str, tuple[Any, Any]]:
+    """The fields, as far as they give parameters their shapes, in which two models differ, with both values."""
+
+    def filled_in(model: ModelConfig) -> dict[str, Any]:
+        """What a field comes to that is left to its default."""
+        own = {f"{kind}_attention": model.attention(kind) for kind in KINDS}
+        kv_heads = model.kv_heads or model.heads
+        return flatten(dataclasses.replace(model, kv_heads=kv_heads, d_k=model.key_size, d_v=model.value_size, **own))
+
+    free = [*SHAPELESS, *(["max_positions"] if "learned" not in (there.positions, here.positions) else [])]
+    meant, before, after = (filled_in(there), filled_in(here)), flatten(there), flatten(here)
+    return {
+        field: (before[field], after[field])
+        for field in before
+        if before[field] != after[field] and meant[0][field] != meant[1][field] and field.split(".")[-1] not in free
+    }
 
 
 def check_start(config: Config, workdir: str, vocab_size: int) -> None:
@@ -665,7 +695,7 @@ def check_start(config: Config, workdir: str, vocab_size: int) -> None:
     `train.init_from`: all of it before any text is read."""
     check_mesh(config, vocab_size)
     if config.train.init_from and not Checkpoints(workdir).states():
-        starting_point(config.train.init_from, encoder_decoder(config.model, vocab_size).abstract_params)
+        starting_point(config, encoder_decoder(config.model, vocab_size).abstract_params)
 
 
 def _counter(step: int, mesh: Mesh) -> Array:
@@ -686,7 +716,7 @@ def banner(task: Task, config: Config, batches: Batches, mesh: Mesh, abstract: T
         *(f"{config.train.batch_tokens:,}", config.train.accumulate),
     )
     for line in task.describe():
-        log.info(line)
+        log.info("%s", line)
     shapes = ", ".join(f"{rows}x{source}+{target}" for rows, source, target in batches.shapes)
     log.info("shapes      %d to compile: %s", len(batches.shapes), shapes)
 

@@ -19,7 +19,8 @@ from typing import Any
 
 import jax
 
-from transformer.config import UserError
+from transformer.config import UserError, whole_number
+from transformer.streams import one_line, tell
 
 log = logging.getLogger("transformer")
 
@@ -48,15 +49,15 @@ def start(coordinator: str | None = None, process: str | None = None) -> None:
         raise UserError("--coordinator HOST:PORT and --process I/N go together; leave both out for a single process")
     given: dict[str, Any] = {}
     if coordinator is not None and process is not None:
-        index, _, number = process.partition("/")
-        if not (index.isdigit() and number.isdigit() and int(index) < int(number)):
+        index, number = map(whole_number, process.partition("/")[::2])
+        if index is None or number is None or not index < number:
             raise UserError(f"--process {process}: give it as I/N, such as 0/2 for the first of two")
-        if not coordinator.rpartition(":")[2].isdigit() or ":" not in coordinator:
+        if whole_number(coordinator.rpartition(":")[2]) is None or ":" not in coordinator:
             raise UserError(f"--coordinator {coordinator}: give it as HOST:PORT, the same for all processes")
         given = {
             "coordinator_address": coordinator,
-            "num_processes": int(number),
-            "process_id": int(index),
+            "num_processes": number,
+            "process_id": index,
             "cluster_detection_method": "deactivate",
         }
     sizes = [os.environ.get(name) for name in ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE")]
@@ -117,7 +118,7 @@ def _lost(*reason: Any) -> None:
         "\nerror: another process of this job was lost, so this one ends, too, unless the lines above say that it "
         "failed itself; start all of them again: they go on from the last checkpoint\n"
     )
-    os.write(2, line.encode())
+    tell(line)
     os._exit(LOST)
 
 
@@ -135,7 +136,7 @@ def together() -> Iterator[None]:
         yield
     except UserError as error:
         if count() > 1 and not getattr(error, "told", False):
-            print("error:", " ".join(str(error).splitlines()), file=sys.stderr, flush=True)
+            print("error:", one_line(error), file=sys.stderr, flush=True)
             # Where all have the same error each shall end with it, and not with the loss of process 0, who goes last.
             time.sleep(1 if jax.process_index() else 4)
             os._exit(2)

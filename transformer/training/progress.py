@@ -18,7 +18,7 @@ from typing import Any
 from etils import epath
 
 from transformer.config import UserError
-from transformer.files import Lock, local, refuse_links, replace, synced, writing
+from transformer.files import Lock, append, local, refuse_links, replace, synced, writing
 
 log = logging.getLogger("transformer")
 
@@ -39,10 +39,11 @@ class Records:
         self._local, self._failed = local(workdir), False
         refuse_links(self._path, workdir / "tensorboard")
         text = self._read()
-        lines = text.split("\n")
-        self._lines = [line for line in lines if _step(line) <= step]
-        if lost := sum(_step(line) == sys.maxsize for line in lines[:-1]):
+        *lines, last = text.split("\n")
+        entries = {line: _entry(line) for line in (*lines, last)}
+        if lost := sum(entries[line] is None for line in lines):  # half a line at the end was left by a kill
             log.warning("%s: %d lines that are no entries are left out", self._path, lost)
+        self._lines = [line for line in (*lines, last) if (entry := entries[line]) and entry["step"] <= step]
         if text:
             self._rewrite()  # even if no entry goes: a kill may have left the last one without its end of line
         # A bucket can't be appended to: there JSONL is written whole at each flush, and TensorBoard stays local.
@@ -58,7 +59,7 @@ class Records:
             purged = step + 1 if step and not text else None
             self._plots = folder / f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}"
             with self._plots.open("xb") as file:
-                file.write(_begin(purged) + b"".join(_scalars(json.loads(line)) for line in self._lines))
+                file.write(_begin(purged) + b"".join(_scalars(entries[line]) for line in self._lines))
         self._fresh: list[str] = []
 
     def write(self, step: int, values: Mapping[str, float | str]) -> None:
@@ -68,8 +69,8 @@ class Records:
         entry = {"step": step, "time": round(time.time(), 3), **values}
         line = json.dumps(entry)
         if self._local:
-            with self._writing(self._path), self._path.open("a") as file:
-                file.write(line + "\n")
+            with self._writing(self._path):
+                append(self._path, line)
         else:
             self._fresh.append(line)
         with self._writing(self._plots), self._plots.open("ab") as file:
@@ -114,11 +115,16 @@ class Records:
         replace(self._path, "".join(line + "\n" for line in self._lines).encode())
 
 
-def _step(line: str) -> int:
+def _entry(line: str) -> dict[str, Any] | None:
+    """The entry that a line holds; None for any other text, which nobody can go on from."""
     try:
-        return int(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):
-        return sys.maxsize  # half a line, left by a kill: cut
+        entry = json.loads(line)
+        if not isinstance(entry, dict) or type(entry.get("step")) is not int or entry["step"] < 0:
+            return None
+        _scalars(entry)  # which takes no numbers beyond its own
+    except (ValueError, TypeError, OverflowError, RecursionError):
+        return None
+    return entry
 
 
 # ---- TensorBoard's files --------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
-"""Asked to stop: SIGINT (Ctrl-C) and SIGTERM are heard between updates, so that the state is saved first.
+"""Asked to stop: SIGINT (Ctrl-C), SIGTERM and SIGHUP are heard between updates, so that the state is saved first.
 
-Machines that are taken away send SIGTERM some time before; SLURM and Kubernetes do, and Cloud TPU's maintenance.
+Machines that are taken away send SIGTERM some time before; SLURM and Kubernetes do, and Cloud TPU's maintenance. A
+terminal that is closed, or a connection that breaks, sends SIGHUP; under nohup it is ignored.
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+from transformer.streams import tell
+
+SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 
 
 class Asked(BaseException):
@@ -31,7 +34,7 @@ class Asked(BaseException):
 
 
 class Ears:
-    """While entered, the first SIGINT or SIGTERM is only noted, as `heard`; a SIGINT after it ends the process at once.
+    """While entered, the first of `SIGNALS` is only noted, as `heard`; a SIGINT after it ends the process at once.
 
     Outside the main thread, which alone is told of signals, nothing is ever heard.
     """
@@ -79,8 +82,7 @@ class Ears:
         if self.heard is None:
             self.heard = number
             # Not by the log, nor by sys.stderr: a handler may run in the middle of another line's writing.
-            line = f"\n{signal.Signals(number).name}: saving the state after this update; Ctrl-C then stops at once\n"
-            os.write(2, line.encode())
+            tell(f"\n{signal.Signals(number).name}: saving the state after this update; Ctrl-C then stops at once\n")
             if self._at_once:
                 self._at_once = False
                 raise Asked(number)
@@ -92,7 +94,7 @@ def _watch(pipe: int) -> None:
     while number := os.read(pipe, 1):
         if number[0] in SIGNALS:
             if heard and number[0] == signal.SIGINT:
-                os.write(2, b"\ninterrupted; the same command goes on from the last checkpoint\n")
+                tell("\ninterrupted; the same command goes on from the last checkpoint\n")
                 os._exit(128 + signal.SIGINT)
             heard += 1
     os.close(pipe)
