@@ -98,7 +98,10 @@ _verified: dict[tuple[str, int, int], str] = {}  # sha256 of a file, by path, si
 
 def _meta(folder: Path) -> dict[str, Any]:
     """What meta.json says, if it and the files that it names are as they were written: looked at once a process."""
-    meta = json.loads((folder / "meta.json").read_text())
+    try:
+        meta = json.loads((folder / "meta.json").read_bytes())
+    except RecursionError:
+        raise ValueError("meta.json is nested too deeply") from None
     if not isinstance(meta, dict) or meta.pop("sha256", None) != _digest(meta):
         raise ValueError("meta.json is not as it was written")
     for name, digest in meta["files"].items():

@@ -328,7 +328,7 @@ def _complete(mark: Path, made_of: dict[str, Any]) -> bool:
         found = json.loads(mark.read_text(encoding="utf-8"))
         sizes = found.pop("bytes")
         return found == made_of and all((mark.parent / name).stat().st_size == size for name, size in sizes.items())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return False
 
 

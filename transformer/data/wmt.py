@@ -73,9 +73,10 @@ def _complete(folder: Path) -> dict[str, Any] | None:
     try:
         contents = json.loads((folder / "contents.json").read_text(encoding="utf-8"))
         same = all((folder / name).stat().st_size == file["bytes"] for name, file in contents.items())
-    except FileNotFoundError:
+        told = {name: {key: file[key] for key in ("lines", "sha256")} for name, file in contents.items()}
+    except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
-    return contents if same else None
+    return contents if same and told else None
 
 
 def _prepare(folder: Path, foreign: str, tfds_dir: str | None) -> dict[str, Any]:
