@@ -57,6 +57,8 @@ class Checkpoints:
     """The checkpoints of one workdir (a local folder, or a bucket such as gs://...)."""
 
     def __init__(self, workdir: str | epath.Path):
+        if not isinstance(workdir, (str, os.PathLike)):
+            raise UserError(f"the workdir is a {type(workdir).__name__}: give a path")
         workdir = epath.Path(workdir)
         # Orbax takes absolute paths only; `resolve` would take gs:// for a local folder.
         self.folder = (workdir if workdir.is_absolute() else workdir.resolve()) / "checkpoints"
