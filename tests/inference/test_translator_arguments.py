@@ -66,6 +66,9 @@ def test_workdirs_and_checkpoints_are_as_many(tmp_path):
     assert refused(Translator.load, str(tmp_path), ["last", "best"]).startswith("1 workdirs and 2 checkpoints")
     assert "no complete checkpoint there" in refused(Translator.load, tmp_path)
     assert "no complete checkpoint there" in refused(transformer.load, tmp_path)
+    for wrong in (None, 1, ["a"], b"a"):
+        assert refused(transformer.load, wrong) == f"the workdir is a {type(wrong).__name__}: give a path"
+    assert refused(Translator.load, None) == "the workdir is a NoneType: give a path"
 
 
 def test_models_and_tokenizer_have_one_vocabulary():

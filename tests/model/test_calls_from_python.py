@@ -180,7 +180,9 @@ def test_the_last_id_and_numbers_of_any_width_are_taken():
 
 def test_rows_of_padding_on_both_sides_fill_up_a_batch():
     model, params = tiny(SHALLOW)
-    logits = model.apply(params, EMPTY, changed(TARGET, 1, 0))
+    filled = changed(TARGET, 1, 0)
+    filled[1, 0] = TARGET[1, 0]  # bos, as training puts it before each row
+    logits = model.apply(params, EMPTY, filled)
     assert np.isfinite(logits).all()
     wanted = forward(SHALLOW)(params, SOURCE, TARGET)
     np.testing.assert_allclose(np.delete(logits, 1, 0), np.delete(wanted, 1, 0), atol=2e-6)

@@ -207,6 +207,13 @@ class Translator:
             texts = [" ".join(text.split("\n")) for text in self.tokenizer.decode(tokens[:n_best])]
             results[i] = [Translation(*own) for own in zip(texts, scores, tokens, strict=False)]
         self._count([own[0].score if own else None for own in results], first_line)
+        nothing = [i for i, own in enumerate(results) if pieces[i] and not own]
+        if nothing:
+            log.warning(
+                "line %d: no translation obeys decode.banned, no_repeat_ngram and min_length together, so it stays "
+                "empty; so it is with %d of %d lines",
+                *(first_line + nothing[0], len(nothing), len(results)),
+            )
         return results
 
     def encode(self, sentences: Sequence[str], first_line: int | None = 1) -> list[list[int]]:

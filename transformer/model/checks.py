@@ -18,7 +18,7 @@ import numpy as np
 from transformer.config import ModelConfig, UserError, check_model
 
 SPECIAL = 4  # ids that every vocabulary has: pad, bos, eos and unk
-PAD = 0
+PAD, BOS = 0, 1
 
 
 def value_of(x: Any) -> np.ndarray | None:
@@ -100,7 +100,7 @@ def check_sources(mask_BS: Any, ids_BT: Any) -> None:
     """Raise `UserError` unless there are as many targets as sources, or M times as many, and each target of at least
     one piece has a source of at least one.
 
-    Rows without pieces on both sides may fill up a batch.
+    Rows without pieces on both sides may fill up a batch. A bos alone is no piece: training puts it before each row.
     """
     sentences, rows = len(mask_BS), len(ids_BT)
     if rows % sentences:
@@ -108,6 +108,6 @@ def check_sources(mask_BS: Any, ids_BT: Any) -> None:
     mask, ids = value_of(mask_BS), value_of(ids_BT)
     if mask is None or ids is None:
         return
-    wrong = np.repeat(~mask.any(axis=1), rows // sentences) & (ids != PAD).any(axis=1)
+    wrong = np.repeat(~mask.any(axis=1), rows // sentences) & (ids > BOS).any(axis=1)
     if wrong.any():
         raise UserError(f"row {np.argmax(wrong)} has a target, but nothing but padding as its source; leave it out")
