@@ -22,12 +22,13 @@ MAY_IMPORT = {
     "model": {"config"},
     "phases": set(),
     "durable": set(),
+    "judging": {"config"},
     "data": {"config", "phases", "durable"},
-    "checkpoint": {"config", "model", "phases", "durable"},
+    "checkpoint": {"config", "model", "phases", "durable", "judging"},
     "command_line": {"config", "data"},
     "inference": {"config", "model", "data", "checkpoint"},
-    "training": {"config", "model", "phases", "durable", "data", "checkpoint", "inference"},
-    "tasks": {"config", "model", "data", "checkpoint", "inference", "training", "command_line"},
+    "training": {"config", "model", "phases", "durable", "judging", "data", "checkpoint", "inference"},
+    "tasks": {"config", "model", "judging", "data", "checkpoint", "inference", "training", "command_line"},
     "tools": {"config", "model", "data", "checkpoint", "inference", "training", "tasks", "command_line"},
 }
 ENTRY_POINTS = {"__main__", "train", "evaluate"}
@@ -36,6 +37,7 @@ THEIRS = {
     "config": set(),
     "configs": set(),
     "model": {"jax", "flax"},
+    "judging": set(),
     "inference": {"jax", "numpy"},
 }
 NEVER = {

@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
-from transformer.config import Config, DecodeConfig, Interrupted, UserError, check, flatten
+from transformer.config import Config, DecodeConfig, EvaluateConfig, Interrupted, UserError, check, flatten
 
 C = TypeVar("C")
 
@@ -200,6 +200,23 @@ def configured(parser: Parser, arguments: Sequence[str]) -> tuple[argparse.Names
 
 
 @dataclasses.dataclass(frozen=True)
+class Fields:
+    """Where a file that holds both sides has them."""
+
+    fields: tuple[str, str]
+    """Names of the two fields in .jsonl files, source and target."""
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluateOptions:
+    """The options of evaluate.py."""
+
+    data: Fields
+    decode: DecodeConfig
+    evaluate: EvaluateConfig
+
+
+@dataclasses.dataclass(frozen=True)
 class DecodeOptions:
     """The options of commands that translate."""
 
@@ -211,3 +228,14 @@ def decode_options(config: Config, arguments: Sequence[str], program: str, optio
     decode = override(DecodeOptions(config.decode), arguments, program, options).decode
     check(dataclasses.replace(config, decode=decode))
     return decode
+
+
+def evaluate_options(config: Config, arguments: Sequence[str], program: str, options: Sequence[str] = ()) -> Config:
+    """`config` with `--decode.name`, `--evaluate.name` and `--data.fields` of the arguments, checked."""
+    given = override(
+        EvaluateOptions(Fields(config.data.fields), config.decode, config.evaluate), arguments, program, options
+    )
+    data = dataclasses.replace(config.data, fields=given.data.fields)
+    config = dataclasses.replace(config, data=data, decode=given.decode, evaluate=given.evaluate)
+    check(config)
+    return config

@@ -152,7 +152,7 @@ def test_a_workdir_is_scored_wherever_it_lies(call, workdir: Path, tmp_path: Pat
     elsewhere.parent.mkdir()
     workdir.rename(elsewhere)
     # Where it was trained, and on what, counts no more.
-    monkeypatch.setattr(scoring, "read_sides", lambda *_: pytest.fail("the text was asked for"))
+    monkeypatch.setattr(scoring, "read_given", lambda *_: pytest.fail("the text was asked for"))
     monkeypatch.chdir(elsewhere.parent)
     assert evaluate(call, "--workdir", "where") == expected
 

@@ -119,9 +119,9 @@ def test_a_score_is_stored_with_the_checkpoint_that_it_is_of(trained: Path) -> N
     signature = checkpoints.progress(80)["dev_bleu_signature"]
     assert signature == f"nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp|version:{sacrebleu.__version__}"
     assert {entry["dev_bleu_signature"] for entry in entries(trained) if "dev_bleu" in entry} == {signature}
-    assert checkpoints.progress(100)["dev_bleu_signature"] is None
+    assert "dev_bleu_signature" not in checkpoints.progress(100)
     assert checkpoints.progress(100)["dev_bleu"] is None
-    assert checkpoints.progress(100)["best_bleu"] == max(scores[40], scores[80])
+    assert checkpoints.progress(100)["best"]["dev_bleu"] == max(scores[40], scores[80])
     assert checkpoints.progress(120)["dev_bleu"] == scores[120]
     assert checkpoints.best() == max(scores, key=scores.get)
 
@@ -169,20 +169,23 @@ def test_other_text_is_refused(workdir: Path, run, monkeypatch) -> None:
 def test_other_dev_sentences_start_the_best_score_anew(workdir: Path, run, monkeypatch) -> None:
     from transformer.tasks.translation import Translation
 
-    best = Checkpoints(workdir).progress(120)["best_bleu"]
+    best = Checkpoints(workdir).progress(120)["best"]["dev_bleu"]
     monkeypatch.setattr(Translation, "evaluate", lambda *_: iter([("dev_bleu", best / 2)]))
     more = ("--train.eval_every", 1, "--train.patience", 4)
     told = run(workdir, *more, "--train.steps", 121)
-    assert not any("dev BLEU is taken on other sentences" in line for line in told)
+    assert not any("scores do not compare" in line for line in told)
     progress = Checkpoints(workdir).progress(121)
-    assert (progress["best_bleu"], progress["evaluations_without_better"]) == (best, 1)
+    assert (progress["best"]["dev_bleu"], progress["evaluations_without_better"]) == (best, 1)
     told = run(workdir, *more, "--train.steps", 122, "--train.eval_sentences", 7)
-    assert len([line for line in told if "dev BLEU is taken on other sentences than before" in line]) == 1
+    assert (
+        len([line for line in told if "scores do not compare with those before step 121, as the development" in line])
+        == 1
+    )
     progress = Checkpoints(workdir).progress(122)
-    assert (progress["best_bleu"], progress["evaluations_without_better"]) == (best / 2, 0)
+    assert (progress["best"]["dev_bleu"], progress["evaluations_without_better"]) == (best / 2, 0)
     assert Checkpoints(workdir).best() == 122
     told = run(workdir, *more, "--train.steps", 123, "--train.eval_sentences", 7)
-    assert not any("dev BLEU is taken on other sentences" in line for line in told)
+    assert not any("scores do not compare" in line for line in told)
 
 
 def test_the_digest_of_dev_follows_its_text(tiny, tmp_path: Path) -> None:
@@ -338,7 +341,7 @@ def test_patience_stops_early_and_stays_stopped(tmp_path: Path, run, monkeypatch
     monkeypatch.setattr(Translation, "evaluate", lambda *_: iter([("dev_bleu", next(scores))]))
     every = ("--train.steps", 30, "--train.eval_every", 2, "--train.checkpoint_every", 100, "--train.patience", 2)
     told = run(tmp_path / "run", *every)
-    assert "step 8: no better dev BLEU than 5.00 in 2 evaluations, stopping early" in told
+    assert "step 8: nothing better than dev_bleu 5 in 2 evaluations, stopping early" in told
     checkpoints = Checkpoints(tmp_path / "run")
     assert checkpoints.steps() == [2, 4, 8]  # each that was better, and the last
     assert checkpoints.best() == checkpoints.choose() == 4
@@ -349,7 +352,10 @@ def test_patience_stops_early_and_stays_stopped(tmp_path: Path, run, monkeypatch
     assert checkpoints.steps() == [2, 4, 8]
     run(tmp_path / "run", *every[:-1], 4, "--train.steps", 12)
     assert checkpoints.steps() == [4, 8, 12]  # none at 10, where 4.5 was no better; of the others the last three
-    assert (checkpoints.progress(12)["best_bleu"], checkpoints.progress(12)["evaluations_without_better"]) == (9.0, 0)
+    assert (checkpoints.progress(12)["best"]["dev_bleu"], checkpoints.progress(12)["evaluations_without_better"]) == (
+        9.0,
+        0,
+    )
 
 
 def test_without_a_dev_set_there_is_no_best(tmp_path: Path, run, tiny) -> None:
