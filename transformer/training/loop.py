@@ -169,7 +169,8 @@ def updates(ready: Ready, profile: tuple[int, int] | None, broken: set[int]) -> 
             task.write_sets(folder)
     with all_or_none():
         same_folder(folder)
-    judge = Judge(task.judged, {"dev_digest": task.dev_digest(), "scored_with": task.scored_with()}, progress)
+    now = {"dev_digest": task.dev_digest(), "scored_with": task.scored_with()}
+    judge = Judge(task.judged, now, upgraded(progress, lambda: checkpoints.config(checkpoints.states()[-1])))
     if judge.begun_anew:
         log.warning(
             "scores do not compare with those before step %d, as %s; the best checkpoint and train.patience begin anew",
@@ -563,7 +564,7 @@ def restore(
     with all_or_none():
         for other in damaged:
             checkpoints.discard(other)
-    progress = upgraded(checkpoints.progress(name), lambda: checkpoints.config(name))
+    progress = checkpoints.progress(name)
     log.info("resuming from step %d", progress["step"])
     return TrainState(_counter(progress["step"], mesh), restored["params"], restored["optimizer"]), progress
 
