@@ -55,16 +55,17 @@ TEXT = st.lists(st.tuples(SIDE, SIDE), min_size=1, max_size=12)
 @given(TEXT, TEXT, TEXT)
 def test_shared_pairs_are_those_that_occur(made, one: Pairs, other: Pairs, text: Pairs) -> None:
     known = {pair for pair in one + other if all(pair)}
-    assert shared([made(one), made(other)], made(text)) == sum(pair in known for pair in text)
-    assert shared([], made(text)) == 0
+    counts = [sum(pair in known for pair in text), sum(all(pair) for pair in one)]
+    assert shared([made(one), made(other)], [made(text), made(one)]) == counts
+    assert shared([], [made(text)]) == [0] and shared([made(text)], []) == []
 
 
 def test_shared_pairs_are_found_in_parts_of_a_large_text(made, monkeypatch) -> None:
     monkeypatch.setattr("transformer.data.held_out._CHUNK", 7)
     train = pairs(100)
     text = [train[99], train[0], *pairs(20, 5), train[50]]
-    assert shared([made(train)], made(text)) == sum(pair in set(train) for pair in text) == 3
-    assert shared([made(pairs(30, 1)), made(train)], made(train)) == 100
+    assert shared([made(train)], [made(text)]) == [sum(pair in set(train) for pair in text)] == [3]
+    assert shared([made(pairs(30, 1)), made(train)], [made(train)]) == [100]
 
 
 def test_nothing_is_said_of_other_text(made) -> None:
@@ -80,7 +81,6 @@ def test_sets_that_were_trained_on_are_told(made, part: int) -> None:
     train = [Named("other", made(pairs(30, 7))), Named("train", made(pairs(300)))]
     text = [*pairs(part), *pairs(20 - part, 1)]
     told = f"{part} of 20 pairs of the development set are in the training text, too, so its scores tell little"
-    assert [line.startswith(f"dev.en: {told}") for line in held_out_doubts(train, held_out(made, "dev.en", text), None)]
     (line,) = held_out_doubts(train, held_out(made, "dev.en", text), held_out(made, "test.en", pairs(20, 2)))
     assert line.startswith(f"dev.en: {told}") and "\n" not in line
     (line,) = held_out_doubts(train, None, held_out(made, "test.en", text))

@@ -27,19 +27,18 @@ class HeldOut(NamedTuple):
 
 def held_out_doubts(train: Sequence[Named], dev: HeldOut | None, test: HeldOut | None) -> Iterator[str]:
     """What seems wrong with the sets, a line for each doubt."""
-    for kind, held_out in (("the development set", dev), ("the test set", test)):
-        if held_out is None:
-            continue
-        yield from reference_doubts(held_out.name, held_out.sources, held_out.references)
-        found = shared([corpus.tokens for corpus in train], held_out.tokens)
-        if found >= max(1, _PART * len(held_out.tokens)):
+    sets = [(kind, own) for kind, own in (("development", dev), ("test", test)) if own is not None]
+    trained_on = shared([corpus.tokens for corpus in train], [own.tokens for _, own in sets])
+    for (kind, own), found in zip(sets, trained_on, strict=True):
+        yield from reference_doubts(own.name, own.sources, own.references)
+        if found and found >= _PART * len(own.tokens):
             yield (
-                f"{held_out.name}: {found:,} of {len(held_out.tokens):,} pairs of {kind} are in the training text, "
-                "too, so its scores tell little about other text; take them out of one of the two"
+                f"{own.name}: {found:,} of {len(own.tokens):,} pairs of the {kind} set are in the training text, too, so "
+                "its scores tell little about other text; take them out of one of the two"
             )
     if dev and test:
-        found = shared([dev.tokens], test.tokens)
-        if found >= max(1, _PART * len(test.tokens)):
+        (found,) = shared([dev.tokens], [test.tokens])
+        if found and found >= _PART * len(test.tokens):
             yield (
                 f"{test.name}: {found:,} of {len(test.tokens):,} pairs of the test set are in the development set, "
                 "too, which chooses the checkpoint, so its scores come out too high"
@@ -57,21 +56,25 @@ def reference_doubts(name: str, sources: Sequence[str], references: Sequence[str
         yield f"{name}: {most:,} of {count:,} references are the same, {text[:60]!r}; check that they are translations"
 
 
-def shared(known: Sequence[TokenCache], text: TokenCache) -> int:
-    """How many pairs of `text`, blank ones aside, occur in `known` with the same pieces on both sides."""
-    wanted: dict[tuple[bytes, bytes], int] = Counter(
-        _pair(text, i) for i in range(len(text)) if text.source_lengths[i] and text.target_lengths[i]
-    )
-    whole, found = len(wanted), set()
-    marks = np.unique(_marks(text, 0, len(text)))
+def shared(known: Sequence[TokenCache], texts: Sequence[TokenCache]) -> list[int]:
+    """How many pairs of each of the texts, blank ones aside, occur in `known` with the same pieces on both sides."""
+    pairs = [
+        Counter(_pair(text, i) for i in range(len(text)) if text.source_lengths[i] and text.target_lengths[i])
+        for text in texts
+    ]
+    missing = {pair for text in pairs for pair in text}
+    marks = np.unique(np.concatenate([np.zeros(0, np.uint64), *(_marks(text, 0, len(text)) for text in texts)]))
+    found: set[tuple[bytes, bytes]] = set()
     for tokens in known:
         for begin in range(0, len(tokens), _CHUNK):
             near = np.isin(_marks(tokens, begin, min(begin + _CHUNK, len(tokens))), marks)
             for i in begin + np.flatnonzero(near):
-                if len(found) == whole:
+                if not missing:
                     break
-                found |= {_pair(tokens, i)} & wanted.keys()
-    return sum(wanted[pair] for pair in found)
+                if (pair := _pair(tokens, i)) in missing:
+                    missing.remove(pair)
+                    found.add(pair)
+    return [sum(count for pair, count in text.items() if pair in found) for text in pairs]
 
 
 def _pair(tokens: TokenCache, i: int) -> tuple[bytes, bytes]:
