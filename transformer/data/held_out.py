@@ -33,8 +33,8 @@ def held_out_doubts(train: Sequence[Named], dev: HeldOut | None, test: HeldOut |
         yield from reference_doubts(own.name, own.sources, own.references)
         if found and found >= _PART * len(own.tokens):
             yield (
-                f"{own.name}: {found:,} of {len(own.tokens):,} pairs of the {kind} set are in the training text, too, so "
-                "its scores tell little about other text; take them out of one of the two"
+                f"{own.name}: {found:,} of {len(own.tokens):,} pairs of the {kind} set are in the training text, too, "
+                "so its scores tell little about other text; take them out of one of the two"
             )
     if dev and test:
         (found,) = shared([dev.tokens], [test.tokens])
