@@ -1,4 +1,4 @@
-"""A language without spaces between words: what BLEU's tokeniser does there to scores, and so to the best checkpoint."""
+"""A language without spaces between words: how BLEU's tokeniser decides there which checkpoint is the best."""
 
 from __future__ import annotations
 
@@ -12,10 +12,8 @@ from transformer.checkpoint import Checkpoints
 from transformer.command_line import config_file
 from transformer.tasks.translation import Translation
 
-ENGLISH, DIGITS = (
-    ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"],
-    "零一二三四五六七八九",
-)
+ENGLISH = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
+DIGITS = "零一二三四五六七八九"
 VERBS = [("I see", "我看见"), ("She buys", "她买"), ("We need", "我们需要"), ("He has", "他有")]
 NOUNS = [("apples", "苹果"), ("dogs", "狗"), ("books", "书"), ("cars", "汽车"), ("chairs", "椅子"), ("letters", "信")]
 PLACES = [("in Berlin", "在柏林"), ("at home", "在家"), ("in the garden", "在花园里"), ("at the station", "在车站")]
