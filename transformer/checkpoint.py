@@ -478,6 +478,7 @@ class Checkpoints:
         try:
             if changed := conflicts(self.config(name), config):
                 return f"{path} is that of another run: its {', '.join(changed)} is not the same"
+            self.evaluation(name)
             step = self.progress(name).get("step")
             if not path.name.startswith(f"{step:08d}") or not (path / "state" / "optimizer").exists():
                 return f"{path} is not one that training goes on from"

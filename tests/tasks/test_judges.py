@@ -61,7 +61,7 @@ def test_a_missing_package_is_named_in_one_line(monkeypatch, tokenize: str, extr
     with pytest.raises(UserError) as error:
         bleu(tokenize)
     told = str(error.value)
-    assert told.startswith(f"BLEU's tokeniser {tokenize} cannot be used")
+    assert told.startswith(f"BLEU's tokeniser {tokenize} cannot be used (its packages are not installed)")
     assert told.endswith(
         f"install it with: pip install 'sacrebleu[{extra}]', or choose another one, such as: "
         "--evaluate.bleu_tokenize char"

@@ -58,11 +58,12 @@ def bleu(tokenize: str, **options: Any) -> sacrebleu.BLEU:
     try:
         return sacrebleu.BLEU(tokenize=tokenize, **options)
     except (ImportError, RuntimeError, AssertionError) as error:  # which sacreBLEU's tokenisers raise
-        package = _PACKAGES.get(tokenize, "sacrebleu")
         reason = " ".join(str(error).split()) or type(error).__name__
+        if "extra dependencies" in reason:  # sacreBLEU's own way of saying it takes several lines
+            reason = "its packages are not installed"
         raise UserError(
-            f"BLEU's tokeniser {tokenize} cannot be used ({reason}); install it with: pip install '{package}', or "
-            "choose another one, such as: --evaluate.bleu_tokenize char"
+            f"BLEU's tokeniser {tokenize} cannot be used ({reason}); install it with: pip install "
+            f"'{_PACKAGES.get(tokenize, 'sacrebleu')}', or choose another one, such as: --evaluate.bleu_tokenize char"
         ) from None
 
 
