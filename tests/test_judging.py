@@ -5,7 +5,7 @@ import json
 import math
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from transformer.config import Config, DecodeConfig
@@ -50,6 +50,7 @@ def test_nothing_finite_never_wins() -> None:
     assert judge.better(scores(0, 0, 99.0))
 
 
+@settings(deadline=None)
 @given(st.lists(SCORES, max_size=12))
 def test_the_best_is_the_earliest_of_the_greatest(run: list[dict]) -> None:
     judge, best = Judge(JUDGED, NOW, {}), None
@@ -63,6 +64,7 @@ def test_the_best_is_the_earliest_of_the_greatest(run: list[dict]) -> None:
         assert any(math.isfinite(value) for value in judge.best.values() if value is not None)
 
 
+@settings(deadline=None)
 @given(st.lists(SCORES, max_size=8), st.integers(0, 8))
 def test_what_a_checkpoint_stores_is_enough_to_go_on(run: list[dict], cut: int) -> None:
     straight = Judge(JUDGED, NOW, {})

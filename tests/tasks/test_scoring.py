@@ -262,6 +262,9 @@ def test_several_references(call, trained: Path, tiny, references: list[Path]) -
     one = evaluate(call, "--workdir", trained, *source, *two[:2])
     assert one["signature"].startswith("nrefs:1|")
     assert one["bleu"] != evaluate(call, "--workdir", trained, *source, *two[2:])["bleu"]
+    done = call("evaluate.py", "--workdir", trained, *source, *two, *two[:2])
+    assert (done.code, done.out) == (2, "")
+    assert f"--reference {references[0]} is given twice" in done.err
     # Each is looked at.
     references[1].write_text("x\n" * 19)
     done = call("evaluate.py", "--workdir", trained, *source, *two)

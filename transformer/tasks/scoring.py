@@ -98,9 +98,7 @@ def evaluate_workdir(
         with all_or_none():
             chosen = checkpoints.choose(checkpoint, judged), others and others.choose(None, other_judged)
         ours, theirs = load(*chosen)
-    if first():
-        for doubt in _doubts(test_set, sources, targets, ours.config):
-            log.warning("%s", doubt)
+    _warn(test_set, sources, targets, ours.config)
     log.info("translating %d sentences of %s with checkpoint %s of %s", len(sources), test_set, ours.name, workdir)
     hypotheses = together(ours.translator, sources)
     result = _result(test_set, ours, hypotheses, targets)
@@ -128,13 +126,16 @@ def _result(test_set: str, ours: _Loaded, hypotheses: list[str], targets: Refere
     return result
 
 
-def _doubts(test_set: str, sources: list[str], targets: References, config: Config) -> Iterator[str]:
-    """What seems wrong with a set that is to be scored."""
+def _warn(test_set: str, sources: list[str], targets: References, config: Config) -> None:
+    """Warn of what seems wrong with a set that is to be scored."""
+    if not first():
+        return
     for number, lines in enumerate(targets, 1):
         name = test_set if len(targets) == 1 else f"{test_set}, reference {number}"
-        yield from reference_doubts(name, sources, lines)
-    if told := unsuited(test_set, targets[0], config):
-        yield told
+        for doubt in reference_doubts(name, sources, lines):
+            log.warning("%s", doubt)
+    if doubt := unsuited(test_set, targets[0], config):
+        log.warning("%s", doubt)
 
 
 def _asked(checkpoints: Checkpoints, checkpoint: str | None, options: Options) -> tuple[Config, Judged | None]:

@@ -40,6 +40,9 @@ def read_given(source: str, references: Sequence[str], fields: tuple[str, str]) 
     """
     if len(references) > 1 and not os.path.isfile(source) and os.path.exists(source):
         raise UserError(f"--source {source}: several references need a regular file here: it is read for each of them")
+    if len(set(references)) < len(references):
+        twice = next(reference for reference in references if references.count(reference) > 1)
+        raise UserError(f"--reference {twice} is given twice; each one must be another translation")
     sides = [read_sides(Parallel(source, reference), fields) for reference in references or [None]]
     return sides[0][0], [reference for _, reference in sides]
 
