@@ -197,7 +197,12 @@ def test_help_of_train_names_every_option(call) -> None:
 @pytest.mark.parametrize(
     ("program", "verb", "options"),
     [
-        ("evaluate.py", (), "--workdir --source --reference --checkpoint --against --json"),
+        (
+            "evaluate.py",
+            (),
+            "--workdir --source --reference --checkpoint --against --json --evaluate.bleu_tokenize --evaluate.metric "
+            "--data.fields --data.languages",
+        ),
         ("transformer", ("translate",), "workdir --checkpoint --ensemble --jsonl --details"),
         ("transformer", ("score",), "workdir --checkpoint --ensemble"),
     ],

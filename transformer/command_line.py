@@ -200,9 +200,11 @@ def configured(parser: Parser, arguments: Sequence[str]) -> tuple[argparse.Names
 
 
 @dataclasses.dataclass(frozen=True)
-class Fields:
-    """Where a file that holds both sides has them."""
+class DataOptions:
+    """The text that is scored."""
 
+    languages: tuple[str, str] | None
+    """Source and target language codes, which say how it is scored."""
     fields: tuple[str, str]
     """Names of the two fields in .jsonl files, source and target."""
 
@@ -211,7 +213,7 @@ class Fields:
 class EvaluateOptions:
     """The options of evaluate.py."""
 
-    data: Fields
+    data: DataOptions
     decode: DecodeConfig
     evaluate: EvaluateConfig
 
@@ -231,11 +233,10 @@ def decode_options(config: Config, arguments: Sequence[str], program: str, optio
 
 
 def evaluate_options(config: Config, arguments: Sequence[str], program: str, options: Sequence[str] = ()) -> Config:
-    """`config` with `--decode.name`, `--evaluate.name` and `--data.fields` of the arguments, checked."""
-    given = override(
-        EvaluateOptions(Fields(config.data.fields), config.decode, config.evaluate), arguments, program, options
-    )
-    data = dataclasses.replace(config.data, fields=given.data.fields)
+    """`config` with the options of decoding, scoring and text that the arguments give, checked."""
+    data = DataOptions(config.data.languages, config.data.fields)
+    given = override(EvaluateOptions(data, config.decode, config.evaluate), arguments, program, options)
+    data = dataclasses.replace(config.data, **vars(given.data))
     config = dataclasses.replace(config, data=data, decode=given.decode, evaluate=given.evaluate)
     check(config)
     return config

@@ -312,6 +312,7 @@ def test_the_tokeniser_is_chosen_and_told(call, workdir: Path) -> None:
     assert "|tok:char|" in result["signature"] and "|tok:char|" in result["against"]["signature"]
     assert result["against"]["rows"][0]["bleu"] == pytest.approx(result["bleu"])
     assert result["bleu"] > expected["bleu"] and result["chrf"] == expected["chrf"]
+    assert evaluate(call, "--workdir", workdir, "--data.languages", "en", "th")["bleu"] == result["bleu"]
     # By default it follows the languages that the checkpoint's config names.
     config = workdir / f"checkpoints/{Checkpoints(workdir).best():08d}/config.json"
     values = json.loads(config.read_text())
