@@ -773,6 +773,55 @@ def test_scores_of_other_sentences_do_not_compare(checkpoints) -> None:
     assert checkpoints.steps() == [30, 40, 50]
 
 
+def test_scores_that_tie_are_told_apart_by_the_next_ones(checkpoints) -> None:
+    """Also where checkpoints of an earlier version, which had dev BLEU alone, are among them."""
+    judged = [["dev_bleu", "up"], ["dev_chrf", "up"], ["dev_loss", "down"]]
+    items, bests = {"params": {"x": np.ones(3)}}, []
+    for step, scores in {
+        10: {"dev_bleu": 0.0},
+        20: {"dev_bleu": 0.0, "dev_chrf": 64.8, "dev_loss": 2.0},
+        30: {"dev_bleu": 0.0, "dev_chrf": 98.1, "dev_loss": 1.0},
+        40: {"dev_bleu": 0.0, "dev_chrf": 98.1, "dev_loss": 0.5},
+        50: {"dev_bleu": 0.0, "dev_chrf": 98.1, "dev_loss": 0.5},
+        60: {"dev_bleu": float("nan"), "dev_chrf": float("inf"), "dev_loss": float("nan")},
+        70: {"dev_bleu": 0.1, "dev_chrf": 1.0, "dev_loss": float("nan")},
+    }.items():
+        progress = {"step": step, **scores}
+        if len(scores) > 1:
+            progress |= {"judged": judged, "scored_with": {"bleu_tokenize": "13a"}}
+        checkpoints.save(step, items, progress=progress, files=FILES, keep_last=1)
+        checkpoints.wait()
+        bests.append(checkpoints.best())
+    assert bests == [10, 20, 30, 40, 40, 40, 70]
+    assert checkpoints.best(judged=judged[1:]) == 70
+    assert checkpoints.steps() == [70]
+
+
+def test_scores_taken_otherwise_do_not_compare(checkpoints) -> None:
+    by_bleu, by_loss = [["dev_bleu", "up"], ["dev_loss", "down"]], [["dev_loss", "down"], ["dev_bleu", "up"]]
+    items, bests = {"params": {"x": np.ones(3)}}, []
+    plain, short = {"decode.max_length": None, "bleu_tokenize": "13a"}, {"decode.max_length": 3, "bleu_tokenize": "13a"}
+    for step, bleu, loss, judged, scored_with in (
+        (10, 9.0, 1.0, by_bleu, plain),
+        (20, 5.0, 0.9, by_bleu, short),
+        (30, 4.0, 2.0, by_bleu, short),
+        (40, 8.0, 3.0, by_loss, short),
+        (50, 1.0, 2.5, by_loss, {"decode.max_length": 3, "bleu_tokenize": "zh"}),
+    ):
+        progress = {"step": step, "dev_bleu": bleu, "dev_loss": loss, "judged": judged, "scored_with": scored_with}
+        checkpoints.save(step, items, progress=progress, files=FILES)
+        checkpoints.wait()
+        bests.append(checkpoints.best())
+    assert bests == [10, 20, 20, 40, 50]
+    # Asked to judge by another score all that were scored alike count, whatever judged them.
+    progress = {**progress, "step": 60, "scored_with": short, "dev_bleu": 3.0}
+    checkpoints.save(60, items, progress=progress, files=FILES)
+    checkpoints.wait()
+    assert checkpoints.best() == 60
+    assert checkpoints.best(judged=by_loss) == checkpoints.choose(None, by_loss) == 20
+    assert checkpoints.best(judged=by_bleu) == checkpoints.choose("best", by_bleu) == 40
+
+
 def test_an_average_of_earlier_checkpoints_is_warned_of(checkpoints, folder: Path, caplog) -> None:
     for step in (10, 20):
         save(checkpoints, step, 1.0)

@@ -52,7 +52,7 @@ def refused(call, program: str, *arguments) -> str:
 def test_print_config_prints_the_config_as_json(call) -> None:
     assert show(call) == runpy.run_path(QUICKSTART)["config"]
     done = call("train.py", "--config", QUICKSTART, "--print-config")
-    assert list(json.loads(done.out)) == ["model", "data", "train", "mesh", "decode"]
+    assert list(json.loads(done.out)) == ["model", "data", "train", "mesh", "decode", "evaluate"]
     assert done.out == to_json(runpy.run_path(QUICKSTART)["config"])
 
 
@@ -311,7 +311,12 @@ def test_help_of_train_names_every_option(call) -> None:
 @pytest.mark.parametrize(
     ("program", "verb", "options"),
     [
-        ("evaluate.py", (), "--workdir --source --reference --checkpoint --against --json"),
+        (
+            "evaluate.py",
+            (),
+            "--workdir --source --reference --checkpoint --against --json --evaluate.bleu_tokenize --evaluate.metric "
+            "--data.fields --data.languages",
+        ),
         ("transformer", ("translate",), "workdir --checkpoint --ensemble --jsonl --details"),
         ("transformer", ("score",), "workdir --checkpoint --ensemble"),
     ],

@@ -15,6 +15,7 @@ from transformer.config import (
     Config,
     DataConfig,
     DecodeConfig,
+    EvaluateConfig,
     MeshConfig,
     ModelConfig,
     TrainConfig,
@@ -257,6 +258,8 @@ def test_bad_json_is_told_in_one_line(text: str, told: str) -> None:
         ("decode__temperature", 1e-30),
         ("decode__length_penalty", 1e3),
         ("decode__beam_size", 10**6),
+        ("evaluate__bleu_tokenize", "flores200"),
+        ("evaluate__metric", "ter"),
         # each kind of attention
         ("model__kv_sharing", 0),
         *((f"model__{kind}_attention__{name}", 0) for kind in KINDS for name in ("kv_heads", "kv_sharing")),
@@ -359,11 +362,18 @@ RESUMABLE = {
     ),
     *(f"mesh.{field.name}" for field in dataclasses.fields(MeshConfig)),
     *(f"decode.{field.name}" for field in dataclasses.fields(DecodeConfig)),
+    *(f"evaluate.{field.name}" for field in dataclasses.fields(EvaluateConfig)),
 }
 
 
 def test_only_what_changes_no_update_may_change_when_a_run_goes_on() -> None:
     assert {name for name in flatten(Config()) if resumable(name)} == RESUMABLE
+
+
+def test_a_config_of_an_earlier_version_has_no_section_evaluate() -> None:
+    values = json.loads(to_json(changed(train__seed=3)))
+    del values["evaluate"]
+    assert from_json(json.dumps(values)) == changed(train__seed=3)
 
 
 def test_differences_name_both_values() -> None:

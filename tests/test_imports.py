@@ -24,13 +24,16 @@ MAY_IMPORT = {
     "files": {"config", "phases"},
     "memory": {"config"},
     "streams": {"config"},
+    "judging": {"config"},
     "data": {"config", "phases", "files", "memory", "streams"},
-    "checkpoint": {"config", "model", "phases", "files", "memory", "streams"},
+    "checkpoint": {"config", "model", "phases", "files", "judging", "memory", "streams"},
     "command_line": {"config", "data", "memory", "streams"},
     "inference": {"config", "model", "data", "checkpoint", "files", "memory", "streams"},
-    "training": {"config", "model", "phases", "files", "memory", "streams", "data", "checkpoint", "inference"},
+    "training": {
+        *("config", "model", "phases", "files", "judging", "memory", "streams", "data", "checkpoint", "inference"),
+    },
     "tasks": {
-        *("config", "model", "files", "memory", "streams", "data", "checkpoint"),
+        *("config", "model", "files", "judging", "memory", "streams", "data", "checkpoint"),
         *("inference", "training", "command_line"),
     },
     "tools": {
@@ -44,6 +47,7 @@ THEIRS = {
     "config": set(),
     "configs": set(),
     "model": {"jax", "flax", "numpy"},
+    "judging": set(),
     "inference": {"jax", "numpy"},
 }
 NEVER = {

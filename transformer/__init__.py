@@ -12,7 +12,16 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from transformer.config import Config, DataConfig, DecodeConfig, MeshConfig, ModelConfig, TrainConfig, UserError
+from transformer.config import (
+    Config,
+    DataConfig,
+    DecodeConfig,
+    EvaluateConfig,
+    MeshConfig,
+    ModelConfig,
+    TrainConfig,
+    UserError,
+)
 
 _LAZY = {
     "EncoderDecoder": "transformer.model",
@@ -28,6 +37,7 @@ __all__ = [
     "DataConfig",
     "DecodeConfig",
     "EncoderDecoder",
+    "EvaluateConfig",
     "MeshConfig",
     "Model",
     "ModelConfig",

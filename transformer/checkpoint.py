@@ -51,6 +51,7 @@ from transformer.files import (
     synced,
     writing,
 )
+from transformer.judging import Judged, changes, rank, upgraded
 from transformer.memory import OutOfMemory, ran_out, short
 from transformer.model import Model, Params, encoder_decoder
 from transformer.phases import phase
@@ -156,7 +157,7 @@ class Checkpoints:
         return None
 
     def progress(self, name: int | str) -> dict[str, Any]:
-        """What was saved beside the arrays: 'step', 'dev_bleu' (None if not evaluated there), 'vocab_size', ..."""
+        """What was saved beside the arrays: 'step', 'vocab_size', the scores (see transformer/judging.py), ..."""
         progress = json.loads(self._json(name, "progress.json"))
         if not isinstance(progress, dict):
             raise UserError(f"{self.path(name) / 'progress.json'} is not one of this program: {_DAMAGED}")
@@ -201,12 +202,12 @@ class Checkpoints:
         """The newest checkpoint that training saved and that is as it was written, or None."""
         return next((name for name in reversed(self.states()) if not self.verify(name)), None)
 
-    def read(self, checkpoint: str | int | None, reader: Callable[[int | str], T]) -> T:
+    def read(self, checkpoint: str | int | None, reader: Callable[[int | str], T], judged: Judged | None = None) -> T:
         """What `reader` makes of the checkpoint that `choose` gives. If that goes meanwhile, as training, which may go
         on, removes it, or a new average is made, it is what is chosen then."""
 
         def read() -> T:
-            name = self.choose(checkpoint)
+            name = self.choose(checkpoint, judged)
             with self.the_same(name):
                 return reader(name)
 
@@ -235,15 +236,29 @@ class Checkpoints:
         except OSError:
             return None
 
-    def best(self, unreadable: set[int] | None = None) -> int | None:
-        """The step with the best dev BLEU (the earliest of equals), or None if none was evaluated.
+    def evaluation(self, name: int | str) -> dict[str, Any] | None:
+        """The progress of a checkpoint, in today's form, if it was evaluated with a finite score; else None."""
+        progress = upgraded(self.progress(name), lambda: self.config(name))
+        if "judged" not in progress:  # as that of an average
+            return None
+        try:
+            changes(progress, progress)
+            return progress if rank(progress, progress["judged"]) else None
+        except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+            where, why = self.path(name) / "progress.json", f"{type(error).__name__}: {error}"
+            raise UserError(f"{where} is not one of this program ({why}): {_DAMAGED}") from None
 
-        Steps whose score can't be read are added to `unreadable`, with a warning; without it they raise `UserError`.
+    def best(self, unreadable: set[int] | None = None, judged: Judged | None = None) -> int | None:
+        """The step of the best checkpoint (the earliest of equals), or None if none was evaluated.
+
+        Only checkpoints whose scores compare with those of the newest one count. `judged`: what to judge them by,
+        instead of what training did. Steps whose score can't be read are added to `unreadable`, with a warning; without
+        it they raise `UserError`.
         """
         scored = {}
         for step in self.steps():
             try:
-                if (progress := self.progress(step)).get("dev_bleu") is not None:
+                if (progress := self.evaluation(step)) is not None:
                     scored[step] = progress
             except Removed:
                 pass
@@ -254,15 +269,20 @@ class Checkpoints:
                     log.warning("%s is kept, as its score is not known: %s", self.path(step).name, error)
                 self._warned.add(step)
                 unreadable.add(step)
-        # Scores of other sentences than today's do not compare.
-        now = scored[max(scored)].get("dev_digest") if scored else None
-        comparable = [step for step, progress in scored.items() if progress.get("dev_digest", now) == now]
-        return max(comparable, key=lambda step: (scored[step]["dev_bleu"], -step), default=None)
+        if not scored:
+            return None
+        if judged is not None:  # whatever judged when they were saved
+            scored = {step: {**progress, "judged": judged} for step, progress in scored.items()}
+        now = scored[max(scored)]
+        alike = {step: progress for step, progress in scored.items() if not changes(progress, now)}
+        ranks = {step: rank(progress, now["judged"]) for step, progress in alike.items()}
+        return max((step for step in ranks if ranks[step]), key=lambda step: (ranks[step], -step), default=None)
 
-    def choose(self, checkpoint: str | int | None = None) -> int | str:
+    def choose(self, checkpoint: str | int | None = None, judged: Judged | None = None) -> int | str:
         """The name behind 'best', 'last', 'average' or a step; by default the average if there, else the best.
 
-        Warns where that average, which nobody asked for by name, is of an earlier time than the last checkpoint.
+        `judged`: what to judge by, instead of what training did. Warns where that average, which nobody asked for by
+        name, is of an earlier time than the last checkpoint.
         """
         steps = self.steps()
         workdir = self.folder.parent
@@ -283,7 +303,7 @@ class Checkpoints:
         if not states:
             raise UserError(f"{workdir}: no complete checkpoint there; train first, or check the path")
         if checkpoint is None or checkpoint == "best":
-            best = self.best()
+            best = self.best(judged=judged)
             if best is None and checkpoint == "best":
                 raise UserError(f"{workdir}: no checkpoint was evaluated on a development set; use --checkpoint last")
             return states[-1] if best is None else best
@@ -566,6 +586,7 @@ class Checkpoints:
         try:
             if changed := conflicts(self.config(name), config):
                 return f"{path} is that of another run: its {', '.join(changed)} is not the same"
+            self.evaluation(name)
             step = self.progress(name).get("step")
             if not path.name.startswith(f"{step:08d}") or not (path / "state" / "optimizer").exists():
                 return f"{path} is not one that training goes on from"
@@ -661,8 +682,8 @@ def with_sharding(abstract: Any, sharding: Any) -> Any:
 def load(workdir: str, checkpoint: str | int | None = None) -> tuple[Model, Params]:
     """The model of a workdir and its parameters, ready for `model.apply(params, source_BS, target_BT)`.
 
-    `checkpoint` is 'best', 'last', 'average' or a step; by default the average if one was made, else the best on dev
-    BLEU. Raises `UserError` where there is none.
+    `checkpoint` is 'best', 'last', 'average' or a step; by default the average if one was made, else the best one.
+    Raises `UserError` where there is none.
     """
     checkpoints = Checkpoints(workdir)
 

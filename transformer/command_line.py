@@ -21,7 +21,17 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar, get_args, get_type_hints
 
-from transformer.config import Config, DecodeConfig, Interrupted, UserError, check, check_fields, flatten, whole_number
+from transformer.config import (
+    Config,
+    DecodeConfig,
+    EvaluateConfig,
+    Interrupted,
+    UserError,
+    check,
+    check_fields,
+    flatten,
+    whole_number,
+)
 from transformer.memory import address_space, ran_out, short
 from transformer.streams import ReaderGone, one_line, open_streams, plain
 
@@ -371,6 +381,25 @@ def configured(parser: Parser, arguments: Sequence[str]) -> tuple[argparse.Names
 
 
 @dataclasses.dataclass(frozen=True)
+class DataOptions:
+    """The text that is scored."""
+
+    languages: tuple[str, str] | None
+    """Source and target language codes, which say how it is scored."""
+    fields: tuple[str, str]
+    """Names of the two fields in .jsonl files, source and target."""
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluateOptions:
+    """The options of evaluate.py."""
+
+    data: DataOptions
+    decode: DecodeConfig
+    evaluate: EvaluateConfig
+
+
+@dataclasses.dataclass(frozen=True)
 class DecodeOptions:
     """The options of commands that translate."""
 
@@ -382,3 +411,13 @@ def decode_options(config: Config, arguments: Sequence[str], program: str, optio
     decode = override(DecodeOptions(config.decode), arguments, program, options).decode
     check(dataclasses.replace(config, decode=decode))
     return decode
+
+
+def evaluate_options(config: Config, arguments: Sequence[str], program: str, options: Sequence[str] = ()) -> Config:
+    """`config` with the options of decoding, scoring and text that the arguments give, checked."""
+    data = DataOptions(config.data.languages, config.data.fields)
+    given = override(EvaluateOptions(data, config.decode, config.evaluate), arguments, program, options)
+    data = dataclasses.replace(config.data, **vars(given.data))
+    config = dataclasses.replace(config, data=data, decode=given.decode, evaluate=given.evaluate)
+    check(config)
+    return config

@@ -157,8 +157,9 @@ class DataConfig:
     """'text' = your own files; 'phrases' = generated numbers, dates, times, amounts, measures and names;
     'wmt14' = WMT14 through TFDS (downloads several GB)."""
     languages: tuple[str, str] | None = None
-    """Source and target language codes, which 'phrases' and 'wmt14' need. With your own text they only say whether
-    evaluate.py also prints the paper's compound-split BLEU: for en de."""
+    """Source and target language codes, which 'phrases' and 'wmt14' need. With your own text they say how it is scored:
+    evaluate.bleu_tokenize follows the target language, and for en de evaluate.py also prints the paper's compound-split
+    BLEU."""
     source: tuple[str, ...] = ()
     """Training text, one sentence a line, as one or several files: plain, SGML, .tsv or .jsonl, packed or not."""
     target: tuple[str, ...] = ()
@@ -239,11 +240,11 @@ class TrainConfig:
     checkpoint_every: Count = 1_000
     """Updates between two checkpoints."""
     keep_last: Count = 5
-    """Number of newest checkpoints to keep. The best on dev BLEU is always kept as well."""
+    """Number of newest checkpoints to keep. The best one (evaluate.metric) is always kept as well."""
     keep_every: Count | None = None
     """Archive: also keep every checkpoint whose step is a multiple of this."""
     patience: Count | None = None
-    """Stop after this many evaluations in a row without a better dev BLEU; None = never."""
+    """Stop after this many evaluations in a row none of which was better (evaluate.metric); None = never."""
     non_finite: Literal["stop", "skip", "rollback"] = "stop"
     """An update whose loss or gradient is not finite: 'stop' = end the run; 'skip' = change nothing and go on;
     'rollback' = go back to the last checkpoint, and leave that update out."""
@@ -251,8 +252,8 @@ class TrainConfig:
     """The run ends after more than so many updates were skipped or left out."""
     init_from: str | None = None
     """Start from the parameters of another workdir's default checkpoint; its vocabulary must be the same. The default
-    is, as everywhere, the average if one was made, else the best on dev BLEU: the best model that run has. This is
-    meant: what an average lacks, its optimiser's state, isn't taken over in any case."""
+    is, as everywhere, the average if one was made, else the best: the best model that run has (evaluate.metric). This
+    is meant: what an average lacks, its optimiser's state, isn't taken over in any case."""
 
 
 @dataclass(frozen=True)
@@ -315,6 +316,18 @@ class DecodeConfig:
 
 
 @dataclass(frozen=True)
+class EvaluateConfig:
+    """How translations are scored, and what judges checkpoints."""
+
+    bleu_tokenize: Literal["auto", "13a", "intl", "zh", "ja-mecab", "ko-mecab", "char", "none"] = "auto"
+    """sacreBLEU's tokeniser for BLEU. 'auto' = by the target language in data.languages: 'zh', 'ja-mecab', 'ko-mecab'
+    for Chinese, Japanese and Korean, 'char' for Thai and others without spaces between words, else '13a'."""
+    metric: Literal["bleu", "chrf", "loss"] = "bleu"
+    """What judges checkpoints first, on the development set. Among equals the others count, in the order BLEU, chrF,
+    loss."""
+
+
+@dataclass(frozen=True)
 class Config:
     """One run: what `configs/*.py` hold and `workdir/config.json` records."""
 
@@ -323,6 +336,7 @@ class Config:
     train: TrainConfig = field(default_factory=TrainConfig)
     mesh: MeshConfig = field(default_factory=MeshConfig)
     decode: DecodeConfig = field(default_factory=DecodeConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
 
 
 SEEDS = 2**32  # JAX forgets what is above
@@ -342,6 +356,7 @@ RESUMABLE = (
     "train.eval_sentences",
     "train.non_finite*",
     "decode.*",
+    "evaluate.*",
     "mesh.*",
     "data.cache_dir",
     "data.workers",

@@ -152,7 +152,7 @@ def test_a_workdir_is_scored_wherever_it_lies(call, workdir: Path, tmp_path: Pat
     elsewhere.parent.mkdir()
     workdir.rename(elsewhere)
     # Where it was trained, and on what, counts no more.
-    monkeypatch.setattr(scoring, "read_sides", lambda *_: pytest.fail("the text was asked for"))
+    monkeypatch.setattr(scoring, "read_given", lambda *_: pytest.fail("the text was asked for"))
     monkeypatch.chdir(elsewhere.parent)
     assert evaluate(call, "--workdir", "where") == expected
 
@@ -225,14 +225,127 @@ def test_the_papers_number_is_for_english_german_only(call, workdir: Path) -> No
     assert "not comparable" in line
 
 
-def resign(config: Path) -> None:
-    """As if the checkpoint had been saved with this config."""
+def resign(file: Path) -> None:
+    """As if the checkpoint had been saved with this file."""
     import hashlib
 
-    manifest = json.loads((config.parent / "manifest.json").read_text())
-    content = config.read_bytes()
-    manifest["config.json"] = {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-    (config.parent / "manifest.json").write_text(json.dumps(manifest))
+    manifest = json.loads((file.parent / "manifest.json").read_text())
+    content = file.read_bytes()
+    manifest[file.name] = {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    (file.parent / "manifest.json").write_text(json.dumps(manifest))
+
+
+# ---- References and tokenisers ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def references(tiny, tmp_path: Path) -> list[Path]:
+    """Two references of the test set; the second has other words here and there."""
+    first = lines(tiny.folder / "test.de")
+    second = [line.replace("Katze", "Mieze").replace("groß", "riesig") for line in first]
+    for name, content in (("r1.de", first), ("r2.de", second)):
+        (tmp_path / name).write_text("".join(line + "\n" for line in content))
+    return [tmp_path / "r1.de", tmp_path / "r2.de"]
+
+
+def test_several_references(call, trained: Path, tiny, references: list[Path]) -> None:
+    source = ("--source", tiny.folder / "test.en")
+    two = [x for path in references for x in ("--reference", path)]
+    hypotheses = transformer.Translator.load(str(trained)).translate(lines(tiny.folder / "test.en"))
+    texts = [lines(path) for path in references]
+    result = evaluate(call, "--workdir", trained, *source, *two, "--against", trained)
+    assert result["bleu"] == sacrebleu.corpus_bleu(hypotheses, texts).score
+    assert result["chrf"] == sacrebleu.corpus_chrf(hypotheses, texts).score
+    assert result["signature"].startswith("nrefs:2|") and result["chrf_signature"].startswith("nrefs:2|")
+    assert result["against"]["signature"].startswith("nrefs:2|bs:1000|")
+    assert result["against"]["rows"][0]["bleu"] == pytest.approx(result["bleu"])
+    one = evaluate(call, "--workdir", trained, *source, *two[:2])
+    assert one["signature"].startswith("nrefs:1|")
+    assert one["bleu"] != evaluate(call, "--workdir", trained, *source, *two[2:])["bleu"]
+    done = call("evaluate.py", "--workdir", trained, *source, *two, *two[:2])
+    assert (done.code, done.out) == (2, "")
+    assert f"--reference {references[0]} is given twice" in done.err
+    # Each is looked at.
+    references[1].write_text("x\n" * 19)
+    done = call("evaluate.py", "--workdir", trained, *source, *two)
+    assert (done.code, done.out) == (2, "")
+    assert f"test.en has 20 lines but {references[1]} has 19" in done.err
+    references[1].write_text("\n" * 20)
+    done = call("evaluate.py", "--workdir", trained, *source, *two)
+    assert "warning: test.en, reference 2: 20 of 20 references are blank" in done.err
+
+
+def test_a_source_that_holds_both_sides(call, trained: Path, tiny, tmp_path: Path, references) -> None:
+    pairs = list(zip(lines(tiny.folder / "test.en"), lines(tiny.folder / "test.de"), strict=True))
+    (tmp_path / "test.tsv").write_text("".join(f"{source}\t{target}\n" for source, target in pairs))
+    rows = [{"en": source, "de": target} for source, target in pairs]
+    (tmp_path / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    expected = evaluate(call, "--workdir", trained)
+    for name, fields in (("test.tsv", ()), ("test.jsonl", ("--data.fields", "en", "de"))):
+        result = evaluate(call, "--workdir", trained, "--source", tmp_path / name, *fields)
+        assert result == {**expected, "test_set": name}
+
+    def refused(*arguments: object) -> str:
+        done = call("evaluate.py", "--workdir", trained, *arguments)
+        assert (done.code, done.out, done.err.count("\n")) == (2, "", 1)
+        return done.err
+
+    assert "no field 'source'" in refused("--source", tmp_path / "test.jsonl")
+    assert "holds both sides" in refused("--source", tmp_path / "test.tsv", "--reference", references[0])
+    assert "go together, unless the source is a .tsv or .jsonl" in refused("--source", tiny.folder / "test.en")
+    assert "--source and --reference go together" in refused("--reference", references[0])
+
+
+def test_a_pipe_is_not_read_twice(call, trained: Path, tmp_path: Path, references, monkeypatch) -> None:
+    import os
+
+    os.mkfifo(tmp_path / "pipe")
+    two = [x for path in references for x in ("--reference", path)]
+    done = call("evaluate.py", "--workdir", trained, "--source", tmp_path / "pipe", *two)
+    assert (done.code, done.out) == (2, "")
+    assert "several references need a regular file here" in done.err
+
+
+def test_the_tokeniser_is_chosen_and_told(call, workdir: Path) -> None:
+    expected = evaluate(call, "--workdir", workdir)
+    result = evaluate(call, "--workdir", workdir, "--evaluate.bleu_tokenize", "char", "--against", workdir)
+    assert "|tok:char|" in result["signature"] and "|tok:char|" in result["against"]["signature"]
+    assert result["against"]["rows"][0]["bleu"] == pytest.approx(result["bleu"])
+    assert result["bleu"] > expected["bleu"] and result["chrf"] == expected["chrf"]
+    assert evaluate(call, "--workdir", workdir, "--data.languages", "en", "th")["bleu"] == result["bleu"]
+    # By default it follows the languages that the checkpoint's config names.
+    config = workdir / f"checkpoints/{Checkpoints(workdir).best():08d}/config.json"
+    values = json.loads(config.read_text())
+    values["data"]["languages"] = ("en", "th_TH")
+    config.write_text(json.dumps(values))
+    resign(config)
+    assert evaluate(call, "--workdir", workdir)["bleu"] == result["bleu"]
+
+
+def test_what_is_missing_is_told_before_anything_is_translated(call, trained: Path, monkeypatch) -> None:
+    import sacrebleu.tokenizers.tokenizer_ja_mecab
+
+    monkeypatch.setattr(sacrebleu.tokenizers.tokenizer_ja_mecab, "MeCab", None)
+    monkeypatch.setattr(transformer.Translator, "translate", lambda *_: pytest.fail("translated"))
+    done = call("evaluate.py", "--workdir", trained, "--evaluate.bleu_tokenize", "ja-mecab")
+    assert (done.code, done.out, done.err.count("\n")) == (2, "", 1)
+    assert "pip install 'sacrebleu[ja]'" in done.err
+    done = call("evaluate.py", "--workdir", trained, "--evaluate.bleu_tokenize", "flores200")
+    assert (done.code, done.out) == (2, "")
+    assert "Traceback" not in done.err
+
+
+def test_the_metric_chooses_the_checkpoint(call, workdir: Path) -> None:
+    scores = {80: (12.0, 55.0, 1.0), 100: (11.0, 60.0, 0.9), 120: (10.0, 50.0, 0.8)}
+    for step, values in scores.items():
+        progress = workdir / f"checkpoints/{step:08d}/progress.json"
+        own = json.loads(progress.read_text()) | dict(zip(("dev_bleu", "dev_chrf", "dev_loss"), values, strict=True))
+        progress.write_text(json.dumps(own))
+        resign(progress)
+    for metric, step in (("bleu", 80), ("chrf", 100), ("loss", 120)):
+        result = evaluate(call, "--workdir", workdir, "--evaluate.metric", metric)
+        assert result["checkpoint"] == str(step)
+    assert evaluate(call, "--workdir", workdir, "--checkpoint", "best")["checkpoint"] == "80"
 
 
 # ---- Two systems ----------------------------------------------------------------------------------------------------

@@ -19,7 +19,8 @@ from transformer.data.batching import evaluation_batches
 from transformer.data.tokenizer import BOS, EOS, PAD
 from transformer.inference.translator import Translator
 from transformer.tasks import translation
-from transformer.tasks.translation import Translation, compound_split_bleu
+from transformer.tasks.judges import compound_split_bleu
+from transformer.tasks.translation import Translation
 from transformer.training.sharding import make_mesh
 
 MESH = make_mesh(MeshConfig(), jax.devices()[:1])
@@ -210,15 +211,15 @@ def test_compound_split_bleu_by_hand() -> None:
     assert len(hypothesis_split.split()) == 10
     # One token of ten differs: it touches 1 of 10 unigrams, 2 of 9 bigrams, 3 of 8 trigrams and 4 of 7 4-grams.
     by_hand = 100 * (9 / 10 * 7 / 9 * 5 / 8 * 3 / 7) ** (1 / 4)
-    assert compound_split_bleu(hypothesis, reference) == pytest.approx(by_hand)
+    assert compound_split_bleu(hypothesis, [reference]) == pytest.approx(by_hand)
     split = sacrebleu.BLEU(tokenize="none", force=True).corpus_score([hypothesis_split], [[reference_split]]).score
-    assert compound_split_bleu(hypothesis, reference) == pytest.approx(split)
+    assert compound_split_bleu(hypothesis, [reference]) == pytest.approx(split)
     # Without the split one token of eight differs.
     whole = 100 * (7 / 8 * 5 / 7 * 4 / 6 * 3 / 5) ** (1 / 4)
     assert sacrebleu.corpus_bleu(hypothesis, [reference]).score == pytest.approx(whole)
     # Dashes between words are no compounds, and punctuation is tokenised as ever.
-    assert compound_split_bleu(["er - ja, er - kam."], ["er - ja , er - kam ."]) == pytest.approx(100)
-    assert compound_split_bleu(["a-b-c d e f"], ["a - b - c d e f"]) < 100
+    assert compound_split_bleu(["er - ja, er - kam."], [["er - ja , er - kam ."]]) == pytest.approx(100)
+    assert compound_split_bleu(["a-b-c d e f"], [["a - b - c d e f"]]) < 100
 
 
 @pytest.mark.parametrize("window", [None, 2])

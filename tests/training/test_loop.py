@@ -129,9 +129,9 @@ def test_a_score_is_stored_with_the_checkpoint_that_it_is_of(trained: Path) -> N
     signature = checkpoints.progress(80)["dev_bleu_signature"]
     assert signature == f"nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp|version:{sacrebleu.__version__}"
     assert {entry["dev_bleu_signature"] for entry in entries(trained) if "dev_bleu" in entry} == {signature}
-    assert checkpoints.progress(100)["dev_bleu_signature"] is None
+    assert "dev_bleu_signature" not in checkpoints.progress(100)
     assert checkpoints.progress(100)["dev_bleu"] is None
-    assert checkpoints.progress(100)["best_bleu"] == max(scores[40], scores[80])
+    assert checkpoints.progress(100)["best"]["dev_bleu"] == max(scores[40], scores[80])
     assert checkpoints.progress(120)["dev_bleu"] == scores[120]
     assert checkpoints.best() == max(scores, key=scores.get)
 
@@ -179,20 +179,117 @@ def test_other_text_is_refused(workdir: Path, run, monkeypatch) -> None:
 def test_other_dev_sentences_start_the_best_score_anew(workdir: Path, run, monkeypatch) -> None:
     from transformer.tasks.translation import Translation
 
-    best = Checkpoints(workdir).progress(120)["best_bleu"]
+    best = Checkpoints(workdir).progress(120)["best"]["dev_bleu"]
     monkeypatch.setattr(Translation, "evaluate", lambda *_: iter([("dev_bleu", best / 2)]))
     more = ("--train.eval_every", 1, "--train.patience", 4)
     told = run(workdir, *more, "--train.steps", 121)
-    assert not any("dev BLEU is taken on other sentences" in line for line in told)
+    assert not any("scores do not compare" in line for line in told)
     progress = Checkpoints(workdir).progress(121)
-    assert (progress["best_bleu"], progress["evaluations_without_better"]) == (best, 1)
+    assert (progress["best"]["dev_bleu"], progress["evaluations_without_better"]) == (best, 1)
     told = run(workdir, *more, "--train.steps", 122, "--train.eval_sentences", 7)
-    assert len([line for line in told if "dev BLEU is taken on other sentences than before" in line]) == 1
+    assert (
+        len([line for line in told if "scores do not compare with those before step 121, as the development" in line])
+        == 1
+    )
     progress = Checkpoints(workdir).progress(122)
-    assert (progress["best_bleu"], progress["evaluations_without_better"]) == (best / 2, 0)
+    assert (progress["best"]["dev_bleu"], progress["evaluations_without_better"]) == (best / 2, 0)
     assert Checkpoints(workdir).best() == 122
     told = run(workdir, *more, "--train.steps", 123, "--train.eval_sentences", 7)
-    assert not any("dev BLEU is taken on other sentences" in line for line in told)
+    assert not any("scores do not compare" in line for line in told)
+
+
+@pytest.mark.parametrize(
+    ("option", "told"),
+    [
+        (("--decode.max_length", 3), "decode.max_length is 3 instead of None"),
+        (("--evaluate.metric", "loss"), "dev_loss counts first instead of dev_bleu"),
+        (("--evaluate.bleu_tokenize", "char"), "bleu_tokenize is char instead of 13a"),
+        (("--data.languages", "en", "th"), "bleu_tokenize is char instead of 13a"),
+    ],
+)
+def test_other_judging_starts_the_best_score_anew(workdir: Path, run, monkeypatch, option, told: str) -> None:
+    from transformer.tasks.translation import Translation
+
+    found = iter([("dev_bleu", 1.0), ("dev_chrf", 1.0), ("dev_loss", 9.0)] for _ in range(9))
+    monkeypatch.setattr(Translation, "evaluate", lambda *_: iter(next(found)))
+    more = ("--train.eval_every", 1, "--train.patience", 1, *option)
+    said = run(workdir, *more, "--train.steps", 121)
+    expected = f"scores do not compare with those before step 120, as {told}; the best checkpoint and"
+    assert len([line for line in said if line.startswith(expected)]) == 1
+    checkpoints = Checkpoints(workdir)
+    progress = checkpoints.progress(121)
+    assert (progress["best"]["dev_loss"], progress["evaluations_without_better"]) == (9.0, 0)
+    assert checkpoints.best() == checkpoints.choose() == 121
+    # The same again does not, and patience counts from there.
+    said = run(workdir, *more, "--train.steps", 123)
+    assert not any("scores do not compare" in line for line in said)
+    assert any("step 122: nothing better than dev_" in line for line in said)
+
+
+def test_zeros_neither_choose_nor_stop(tmp_path: Path, run, monkeypatch) -> None:
+    """As where BLEU's tokeniser does not fit the language: chrF decides, then dev loss."""
+    from transformer.tasks.translation import Translation
+
+    values = iter([(0.0, 64.8, 2.0), (0.0, 98.1, 1.0), (0.0, 99.4, 1.0), (0.0, 99.4, 0.9), (0.0, 99.4, 0.9)] * 2)
+    names = ("dev_bleu", "dev_chrf", "dev_loss")
+    monkeypatch.setattr(Translation, "evaluate", lambda *_: zip(names, next(values), strict=True))
+    every = ("--train.steps", 30, "--train.eval_every", 2, "--train.checkpoint_every", 100, "--train.patience", 1)
+    told = run(tmp_path / "run", *every)
+    stopped = "step 10: nothing better than dev_bleu 0, dev_chrf 99.4, dev_loss 0.9 in 1 evaluations, stopping early"
+    assert stopped in told
+    assert Checkpoints(tmp_path / "run").best() == 8
+
+
+def test_a_run_of_an_earlier_version_goes_on(workdir: Path, run, monkeypatch) -> None:
+    """Its checkpoints say dev BLEU alone, and with what they were scored only in their config and signature."""
+    import hashlib
+
+    from transformer.tasks.translation import Translation
+
+    for folder in (workdir / "checkpoints").iterdir():
+        progress, manifest = (json.loads((folder / name).read_text()) for name in ("progress.json", "manifest.json"))
+        config = json.loads((folder / "config.json").read_text())
+        best = progress.pop("best")
+        progress["best_bleu"] = best and best["dev_bleu"]
+        for name in ("judged", "scored_with", "dev_chrf", "dev_loss"):
+            del progress[name]
+        del config["evaluate"]
+        for name, content in (("progress.json", progress), ("config.json", config)):
+            (folder / name).write_text(json.dumps(content))
+            content = (folder / name).read_bytes()
+            manifest[name] = {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+        (folder / "manifest.json").write_text(json.dumps(manifest))
+    (workdir / "config.json").write_text(json.dumps(config))
+    checkpoints = Checkpoints(workdir)
+    best = checkpoints.progress(120)["best_bleu"]
+    before = checkpoints.best()
+    monkeypatch.setattr(Translation, "evaluate", lambda *_: iter([("dev_bleu", best / 2), ("dev_chrf", 99.0)]))
+    told = run(workdir, "--train.eval_every", 1, "--train.steps", 121)
+    assert not any("scores do not compare" in line for line in told)
+    progress = checkpoints.progress(121)
+    assert (progress["best"], progress["evaluations_without_better"]) == ({"dev_bleu": best}, 1)
+    assert checkpoints.best() == before
+    monkeypatch.setattr(Translation, "evaluate", lambda *_: iter([("dev_bleu", best), ("dev_chrf", 99.0)]))
+    run(workdir, "--train.eval_every", 1, "--train.steps", 122)
+    assert checkpoints.best() == 122  # equal in BLEU, and the rest is known
+    told = run(workdir, "--train.eval_every", 1, "--train.steps", 123, "--decode.max_length", 3)
+    assert any("decode.max_length is 3 instead of None" in line for line in told)
+
+
+def test_doubts_about_dev_and_test_are_warned_of(tiny, tmp_path: Path) -> None:
+    config = config_file(tiny.config)
+    (tmp_path / "dev.de").write_text("\n" * 20)
+    folder = tiny.folder
+    data = dataclasses.replace(
+        config.data,
+        dev_target=str(tmp_path / "dev.de"),
+        test_source=f"{folder}/train.en",
+        test_target=f"{folder}/train.de",
+    )
+    assert Translation.build(config).text_doubts() == []
+    blank, trained = Translation.build(dataclasses.replace(config, data=data)).text_doubts()
+    assert blank.startswith("dev.en: 20 of 20 references are blank")
+    assert trained.startswith("train.en: 400 of 400 pairs of the test set are in the training text, too")
 
 
 def test_the_digest_of_dev_follows_its_text(tiny, tmp_path: Path) -> None:
@@ -388,7 +485,7 @@ def test_patience_stops_early_and_stays_stopped(tmp_path: Path, run, monkeypatch
     monkeypatch.setattr(Translation, "evaluate", lambda *_: iter([("dev_bleu", next(scores))]))
     every = ("--train.steps", 30, "--train.eval_every", 2, "--train.checkpoint_every", 100, "--train.patience", 2)
     told = run(tmp_path / "run", *every)
-    assert "step 8: no better dev BLEU than 5.00 in 2 evaluations, stopping early" in told
+    assert "step 8: nothing better than dev_bleu 5 in 2 evaluations, stopping early" in told
     checkpoints = Checkpoints(tmp_path / "run")
     assert checkpoints.steps() == [2, 4, 8]  # each that was better, and the last
     assert checkpoints.best() == checkpoints.choose() == 4
@@ -399,7 +496,10 @@ def test_patience_stops_early_and_stays_stopped(tmp_path: Path, run, monkeypatch
     assert checkpoints.steps() == [2, 4, 8]
     run(tmp_path / "run", *every[:-1], 4, "--train.steps", 12)
     assert checkpoints.steps() == [4, 8, 12]  # none at 10, where 4.5 was no better; of the others the last three
-    assert (checkpoints.progress(12)["best_bleu"], checkpoints.progress(12)["evaluations_without_better"]) == (9.0, 0)
+    assert (checkpoints.progress(12)["best"]["dev_bleu"], checkpoints.progress(12)["evaluations_without_better"]) == (
+        9.0,
+        0,
+    )
 
 
 def test_without_a_dev_set_there_is_no_best(tmp_path: Path, run, tiny) -> None:

@@ -9,9 +9,10 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from transformer.command_line import Parser, configured, decode_options, set_up_jax, whole
+from transformer.command_line import Parser, configured, evaluate_options, set_up_jax, whole
 from transformer.config import Config, UserError, to_json, whole_number
 from transformer.data.sources import cache
+from transformer.data.text import form
 from transformer.memory import enough_memory
 from transformer.streams import print_json
 
@@ -88,12 +89,14 @@ def train(arguments: Sequence[str]) -> None:
     set_up_jax()
     if own.deterministic:
         refuse_indeterminate(config)
+    from transformer.tasks.judges import check_scoring
     from transformer.tasks.translation import Translation, cut_into, vocabulary
     from transformer.training.loop import check_start, dry_run, hold, refuse_other_config
     from transformer.training.loop import train as run_training
 
     with processes.all_or_none():
         check_start(config, own.workdir, vocabulary(config, own.workdir))
+        check_scoring(config)
     if own.dry_run:
         task = Translation.build(config)
         if own.batch:
@@ -177,7 +180,14 @@ def evaluate(arguments: Sequence[str]) -> None:
     parser.add_argument(
         "--source", metavar="FILE", help="sentences to translate; default: the config's test set, else dev"
     )
-    parser.add_argument("--reference", metavar="FILE", help="their reference translations, line by line")
+    parser.add_argument(
+        "--reference",
+        metavar="FILE",
+        action="append",
+        default=[],
+        help="their reference translations, line by line; may be repeated, for several references of each sentence; "
+        "left out if the source is a .tsv or .jsonl with both sides",
+    )
     parser.add_argument(
         "--checkpoint", help="best, last, average or a step; default: the average if made, else the best"
     )
@@ -188,12 +198,14 @@ def evaluate(arguments: Sequence[str]) -> None:
     own, rest = parser.parse_known_args(arguments)
     if own.help:
         parser.print_help()
-        print("\nDecoding, by default as in the workdir's config:\n")
-        decode_options(Config(), ["--help"], "evaluate.py")
+        print("\nDecoding and scoring, by default as in the workdir's config:\n")
+        evaluate_options(Config(), ["--help"], "evaluate.py")
     if not own.workdir:
         raise UserError("--workdir is missing")
-    if (own.source is None) != (own.reference is None):
-        raise UserError("--source and --reference go together")
+    if own.source is None and own.reference:
+        raise UserError("--source and --reference go together; name the sentences that these are translations of")
+    if own.source is not None and not own.reference and form(own.source) == "text":
+        raise UserError("--source and --reference go together, unless the source is a .tsv or .jsonl with both sides")
 
     from transformer.training import processes
 
@@ -204,10 +216,10 @@ def evaluate(arguments: Sequence[str]) -> None:
     result = evaluate_workdir(
         own.workdir,
         source=own.source,
-        reference=own.reference,
+        references=own.reference,
         checkpoint=own.checkpoint,
         against=own.against,
-        decode=lambda config: decode_options(config, rest, "evaluate.py", parser.options()),
+        options=lambda config: evaluate_options(config, rest, "evaluate.py", parser.options()),
     )
     if not processes.first():
         return

@@ -7,20 +7,32 @@ import datetime
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from etils import epath
 
 from transformer.checkpoint import AVERAGE, Checkpoints
-from transformer.config import Config, DecodeConfig, UserError
-from transformer.data.text import Parallel
+from transformer.config import Config, UserError
+from transformer.data.held_out import reference_doubts
 from transformer.files import append, local, refuse_links, replace, writing
 from transformer.inference.translator import Translator
+from transformer.judging import Judged
 from transformer.streams import plain, to_json
-from transformer.tasks.sets import known_sets, read_set, read_sides
-from transformer.tasks.translation import compound_split_bleu, refuse_broken, score, together
-from transformer.training.processes import agree, all_or_none, count
+from transformer.tasks.judges import (
+    JUDGED,
+    References,
+    bleu,
+    bleu_tokenizer,
+    compound_split_bleu,
+    has_compound_split,
+    paired_bootstrap,
+    score,
+    unsuited,
+)
+from transformer.tasks.sets import known_sets, read_given, read_set
+from transformer.tasks.translation import refuse_broken, together
+from transformer.training.processes import agree, all_or_none, count, first
 
 log = logging.getLogger("transformer")
 
@@ -30,92 +42,128 @@ class _Loaded(NamedTuple):
 
     name: int | str
     config: Config
-    options: DecodeConfig
+    """That of the checkpoint, with the options of the command line."""
     averaged_steps: list[int] | None
     translator: Translator
+
+
+Options = Callable[[Config], Config]
 
 
 def evaluate_workdir(
     workdir: str,
     *,
     source: str | None = None,
-    reference: str | None = None,
+    references: Sequence[str] = (),
     checkpoint: str | None = None,
     against: str | None = None,
-    decode: Callable[[Config], DecodeConfig] = lambda config: config.decode,
+    options: Options = lambda config: config,
 ) -> dict[str, Any]:
     """BLEU and chrF of a workdir's checkpoint on a test set, as evaluate.py prints them.
 
-    `decode` gives the decoding options for a workdir's config; with `against` each of the two has its own. Of several
-    processes each translates its share, and all have the result.
+    `references`: one or several files, none for a source that holds both sides. `options` gives a workdir's config with
+    the options of the command line; with `against` each of the two has its own. Of several processes each translates
+    its share, and all have the result.
     """
     with all_or_none():
         checkpoints = Checkpoints(workdir)
-        checkpoints.choose(checkpoint)  # before anything is asked of its sets
         others = None if against is None else Checkpoints(against)
-        if source is not None and reference is not None:
-            test_set, (sources, references) = epath.Path(source).name, read_sides(Parallel(source, reference), ("", ""))
+        asked, judged = _asked(checkpoints, checkpoint, options)  # before anything is asked of its sets
+        other_judged = None if others is None else _asked(others, None, options)[1]
+        if source is None:
+            test_set, sources, *targets = read_set(workdir)
         else:
-            test_set, sources, references = read_set(workdir)
+            test_set, (sources, targets) = epath.Path(source).name, read_given(source, references, asked.data.fields)
 
     def load(name: int | str, other: int | str | None) -> tuple[_Loaded, _Loaded | None]:
         with all_or_none():
-            ours, theirs = _options(checkpoints, name, decode), None
-            same = {"--checkpoint": str(name), "--against": against, **_told("decode", ours[1])}
+            ours, theirs = _options(checkpoints, name, options), None
+            bleu(bleu_tokenizer(ours[0]))  # what it needs may be missing
+            same = {"--checkpoint": str(name), "--against": against, **_told("", ours[0])}
             if others is not None:
-                theirs = _options(others, other, decode)
-                same |= {"the other's checkpoint": str(other), **_told("the other's decode", theirs[1])}
-            same["sha256 of the test set"] = hashlib.sha256(json.dumps([sources, references]).encode()).hexdigest()
+                theirs = _options(others, other, options)
+                same |= {"the other's checkpoint": str(other), **_told("the other's ", theirs[0])}
+            same["sha256 of the test set"] = hashlib.sha256(json.dumps([sources, targets]).encode()).hexdigest()
         agree(same)
         # Orbax has all processes read a checkpoint together: only now, when none has stopped.
-        loaded = _Loaded(name, *ours, Translator.load(workdir, str(name), ours[1]))
+        loaded = _Loaded(name, *ours, Translator.load(workdir, str(name), ours[0].decode))
         if theirs is None:
             return loaded, None
-        return loaded, _Loaded(other, *theirs, Translator.load(against, str(other), theirs[1]))
+        return loaded, _Loaded(other, *theirs, Translator.load(against, str(other), theirs[0].decode))
 
     def load_both(name: int | str) -> tuple[_Loaded, _Loaded | None]:
-        return load(name, None) if others is None else others.read(None, lambda other: load(name, other))
+        return load(name, None) if others is None else others.read(None, lambda other: load(name, other), other_judged)
 
     if count() == 1:
-        ours, theirs = checkpoints.read(checkpoint, load_both)
+        ours, theirs = checkpoints.read(checkpoint, load_both, judged)
     else:  # which can't each choose another one when it is gone
         with all_or_none():
-            chosen = checkpoints.choose(checkpoint), None if others is None else others.choose()
+            chosen = checkpoints.choose(checkpoint, judged), others and others.choose(None, other_judged)
         ours, theirs = load(*chosen)
+    _warn(test_set, sources, targets, ours.config)
     log.info("translating %d sentences of %s with checkpoint %s of %s", len(sources), test_set, ours.name, workdir)
     hypotheses = together(ours.translator, sources)
     broken = refuse_broken(ours.translator)
-    result: dict[str, Any] = {
-        "test_set": test_set,
-        "sentences": len(sources),
-        "checkpoint": str(ours.name),
-        **score(hypotheses, references),
-        "decode": dataclasses.asdict(ours.options),
-    }
+    result = _result(test_set, ours, hypotheses, targets)
     if broken:
         result["scores_not_numbers"] = broken
-    if ours.averaged_steps is not None:
-        result["averaged_steps"] = ours.averaged_steps
-    if ours.config.data.languages == ("en", "de"):
-        result["bleu_tokenized_compound_split"] = compound_split_bleu(hypotheses, references)
     if theirs is not None:
-        theirs_too = together(theirs.translator, sources)
+        systems = [(against, together(theirs.translator, sources)), (workdir, hypotheses)]
         refuse_broken(theirs.translator)
-        test = _paired_bootstrap(workdir, hypotheses, against, theirs_too, references)
+        test = paired_bootstrap(systems, targets, bleu_tokenizer(ours.config))
         result["against"] = {"workdir": against, "checkpoint": str(theirs.name), **test}
     return result
 
 
-def _options(
-    checkpoints: Checkpoints, name: int | str, decode: Callable[[Config], DecodeConfig]
-) -> tuple[Config, DecodeConfig, list[int] | None]:
-    """A checkpoint's config, how it is decoded, and of what it is the average."""
-    config = checkpoints.config(name)
-    return config, decode(config), checkpoints.progress(name)["averaged_steps"] if name == AVERAGE else None
+def _result(test_set: str, ours: _Loaded, hypotheses: list[str], targets: References) -> dict[str, Any]:
+    """The scores of one checkpoint, with what they were taken with."""
+    config = ours.config
+    result: dict[str, Any] = {
+        "test_set": test_set,
+        "sentences": len(hypotheses),
+        "checkpoint": str(ours.name),
+        **score(hypotheses, targets, bleu_tokenizer(config)),
+        "decode": dataclasses.asdict(config.decode),
+    }
+    if ours.averaged_steps is not None:
+        result["averaged_steps"] = ours.averaged_steps
+    if has_compound_split(config.data.languages):
+        result["bleu_tokenized_compound_split"] = compound_split_bleu(hypotheses, targets)
+    return result
 
 
-def _told(name: str, options: DecodeConfig) -> dict[str, Any]:
-    return {f"{name}.{field}": value for field, value in json.loads(json.dumps(dataclasses.asdict(options))).items()}
+def _warn(test_set: str, sources: list[str], targets: References, config: Config) -> None:
+    """Warn of what seems wrong with a set that is to be scored."""
+    if not first():
+        return
+    for number, lines in enumerate(targets, 1):
+        name = test_set if len(targets) == 1 else f"{test_set}, reference {number}"
+        for doubt in reference_doubts(name, sources, lines):
+            log.warning("%s", doubt)
+    if doubt := unsuited(test_set, targets[0], config):
+        log.warning("%s", doubt)
+
+
+def _asked(checkpoints: Checkpoints, checkpoint: str | None, options: Options) -> tuple[Config, Judged | None]:
+    """The config of a workdir with the options of the command line, and what is to choose its best checkpoint where
+    that is not what judged in training."""
+    config = checkpoints.read(checkpoint, checkpoints.config)
+    asked = options(config)
+    metric = asked.evaluate.metric
+    return asked, None if metric == config.evaluate.metric else JUDGED[metric]
+
+
+def _options(checkpoints: Checkpoints, name: int | str, options: Options) -> tuple[Config, list[int] | None]:
+    """A checkpoint's config with the options of the command line, and of what it is the average."""
+    averaged = checkpoints.progress(name)["averaged_steps"] if name == AVERAGE else None
+    return options(checkpoints.config(name)), averaged
+
+
+def _told(whose: str, config: Config) -> dict[str, Any]:
+    """What the processes must agree on."""
+    sections = {"decode": config.decode, "evaluate": config.evaluate}
+    told = {f"{whose}{section}.{name}": x for section, own in sections.items() for name, x in vars(own).items()}
+    return json.loads(json.dumps({**told, f"{whose}data.languages": config.data.languages}))
 
 
 def store(workdir: str, result: dict[str, Any]) -> bool:
@@ -153,9 +201,10 @@ def average(workdir: str, last: int) -> Iterator[str]:
         yield "no development set to score it on"
         return
     test_set, sources, references = read_set(workdir, "dev")
+    tokenize = bleu_tokenizer(checkpoints.config(AVERAGE))
     for checkpoint in ("last", AVERAGE):
         name, translator = checkpoints.read(checkpoint, lambda name: (name, Translator.load(workdir, str(name))))
-        scores = score(translator.translate(sources), references)
+        scores = score(translator.translate(sources), [references], tokenize)
         text = "after" if name == AVERAGE else f"before, step {name}"
         yield f"BLEU on {plain(test_set)}, {text}: {scores['bleu']:.2f}   {scores['signature']}"
 
@@ -176,24 +225,3 @@ def lines_of(result: dict[str, Any]) -> Iterator[str]:
         )
     if "against" in result:
         yield result["against"]["signature"]
-
-
-def _paired_bootstrap(ours: str, hypotheses: list[str], other: str, others: list[str], references: list[str]) -> dict:
-    import sacrebleu
-    from sacrebleu.significance import PairedTest
-
-    metric = sacrebleu.BLEU()
-    test = PairedTest([(other, others), (ours, hypotheses)], {"BLEU": metric}, [references], "bs", 1000)
-    signatures, scores = test()
-    rows = [
-        # Of two outputs that are the same, sacreBLEU says p = 0.001.
-        {
-            "system": name,
-            "bleu": row.score,
-            "mean": row.mean,
-            "ci": row.ci,
-            "p_value": None if hypotheses == others else row.p_value,
-        }
-        for name, row in zip(scores["System"], scores["BLEU"], strict=True)
-    ]
-    return {"rows": rows, "signature": str(signatures["BLEU"])}

@@ -9,6 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
+from collections.abc import Sequence
 from typing import Any
 
 from etils import epath
@@ -30,6 +32,20 @@ def read_sides(parallel: Parallel, fields: tuple[str, str]) -> tuple[list[str], 
         raise UserError(f"{parallel.source}: no sentences in it")
     sources, references = zip(*pairs, strict=True)
     return list(sources), list(references)
+
+
+def read_given(source: str, references: Sequence[str], fields: tuple[str, str]) -> tuple[list[str], list[list[str]]]:
+    """Sources and references of a set that a command line names: each file of references holds one for each sentence.
+
+    A source that holds both sides brings its own references.
+    """
+    if len(references) > 1 and not os.path.isfile(source) and os.path.exists(source):
+        raise UserError(f"--source {source}: several references need a regular file here: it is read for each of them")
+    if len(set(references)) < len(references):
+        twice = next(reference for reference in references if references.count(reference) > 1)
+        raise UserError(f"--reference {twice} is given twice; each one must be another translation")
+    sides = [read_sides(Parallel(source, reference), fields) for reference in references or [None]]
+    return sides[0][0], [reference for _, reference in sides]
 
 
 def write_sets(folder: epath.Path, texts: Corpora, fields: tuple[str, str]) -> None:
@@ -63,7 +79,9 @@ def known_sets(workdir: str) -> dict[str, Any]:
 
 
 def read_set(workdir: str, kind: str | None = None) -> tuple[str, list[str], list[str]]:
-    """Name, sources and references of the workdir's 'test' or 'dev' set; by default test, else dev."""
+    """Name, sources and references of the workdir's 'test' or 'dev' set; by default test, else dev.
+
+    These sets have one reference for each sentence."""
     known = known_sets(workdir)
     kind = kind or ("test" if "test" in known else "dev")
     if kind not in known:

@@ -22,12 +22,15 @@ from transformer.checkpoint import Checkpoints
 from transformer.config import Config, UserError, check
 from transformer.data.batching import Batches, evaluation_batches
 from transformer.data.cache import TokenCache, tokenize
+from transformer.data.held_out import HeldOut, held_out_doubts
 from transformer.data.languages import Named, doubts
 from transformer.data.sources import cache, corpora
 from transformer.data.text import Corpora, Parallel, read_pairs
 from transformer.data.tokenizer import BOS, EOS, PAD, Tokenizer, tokenizer
 from transformer.inference.translator import Tally, Translator, in_type
+from transformer.judging import decoding
 from transformer.model import Params, encoder_decoder
+from transformer.tasks.judges import JUDGED, bleu_tokenizer, score, unsuited
 from transformer.tasks.sets import read_sides, write_sets
 from transformer.training.loss import cross_entropy
 from transformer.training.processes import all_or_none, gather
@@ -51,6 +54,7 @@ class Translation:
             "tokenizer.model": pieces.model,
             "tokenizer.sha256": f"{pieces.sha256}  tokenizer.model\n".encode(),
         }
+        self.judged = JUDGED[config.evaluate.metric]
         self._dev_loss = jax.jit(self._unsmoothed, static_argnames="mesh")
 
     @classmethod
@@ -68,7 +72,7 @@ class Translation:
     def cut_into(self, micro_batches: int) -> Translation:
         """The same task with its batches in so many micro-batches; what this one has read is not read again."""
         other = Translation(cut_into(self.config, micro_batches), self.pieces, self.texts)
-        read = ("_train", "_development", "_doubts")
+        read = ("_train", "_development", "_test", "_doubts")
         vars(other).update((name, value) for name, value in vars(self).items() if name in read)
         return other
 
@@ -78,14 +82,15 @@ class Translation:
         """The training batches; tokenises the text if that was not done before."""
         return self._batches
 
-    def language_doubts(self) -> list[str]:
-        """What seems wrong with the languages of the text. Raises `UserError` where all of it is exchanged."""
+    def text_doubts(self) -> list[str]:
+        """What seems wrong with the text: its languages, the development and the test set. Raises `UserError` where all
+        of it is exchanged."""
         return self._doubts
 
     def prepare(self) -> None:
-        """Tokenise all that a run reads, look at its languages and put its batches in order, if that was not done
+        """Tokenise all that a run reads, look for doubts and put its batches in order, if that was not done
         before."""
-        self.language_doubts()
+        self.text_doubts()
         self.batches()
 
     def content_digests(self) -> dict[str, str]:
@@ -100,27 +105,31 @@ class Translation:
         return hashlib.sha256(" ".join(tokens.text for tokens in self._train).encode()).hexdigest()
 
     def dev_digest(self) -> str:
-        """Says whether the sentences that dev BLEU is taken on are still the same; "" without any."""
+        """Says whether the sentences that scores are taken on are still the same; "" without any."""
         if self.texts.dev is None:
             return ""
         n = self.config.train.eval_sentences
         judged = [side[:n] for side in self._development[:2]]
         return hashlib.sha256(json.dumps(judged).encode()).hexdigest()
 
+    def scored_with(self) -> dict[str, Any]:
+        """What dev scores depend on besides the sentences and the parameters, by name."""
+        return {"bleu_tokenize": bleu_tokenizer(self.config), **decoding(self.config.decode)}
+
     def write_sets(self, folder: epath.Path) -> None:
         """Copy development and test set into the workdir."""
         write_sets(folder, self.texts, self.config.data.fields)
 
     def describe(self) -> Iterator[str]:
-        """Lines for the banner: data and tokenizer. What seems wrong with the text's languages is told as a warning."""
+        """Lines for the banner: data and tokenizer. What seems wrong with the text is told as warnings."""
         b = self.batches()
         dropped = ", ".join(f"{n:,} {reason}" for reason, n in b.dropped.items() if n) or "none"
         same = sum(tokens.same for tokens in self._train)
         alike = f"; {same:,} are the same text on both sides" if same else ""
         yield f"data        {b.kept:,} pairs kept, dropped: {dropped}; {b.batches_per_epoch:,} updates an epoch{alike}"
         if jax.process_index() == 0:
-            for doubt in self.language_doubts():
-                log.warning(doubt)
+            for doubt in self.text_doubts():
+                log.warning("%s", doubt)
         yield f"padding     {b.padding:.1%} of positions"
         yield f"tokenizer   {self.pieces.vocab_size:,} pieces, sha256 {self.pieces.sha256[:16]}"
         if self.texts.dev is not None:
@@ -183,7 +192,7 @@ class Translation:
                 )
         sources, references = sources[: t.eval_sentences], references[: t.eval_sentences]
         hypotheses = together(self._translator(here(params)), sources)
-        scores = score(hypotheses, references)
+        scores = score(hypotheses, [references], bleu_tokenizer(self.config))
         yield "dev_bleu", scores["bleu"]
         yield "dev_chrf", scores["chrf"]
         yield "dev_bleu_signature", scores["signature"]
@@ -255,10 +264,23 @@ class Translation:
         return sources, references, self._tokens(self.texts.dev)
 
     @cached_property
+    def _test(self) -> tuple[list[str], list[str], TokenCache]:
+        sources, references = read_sides(self.texts.test, self.config.data.fields)
+        return sources, references, self._tokens(self.texts.test)
+
+    @cached_property
     def _doubts(self) -> list[str]:
-        train = [Named(_name(parallel), own) for parallel, own in zip(self.texts.train, self._train, strict=True)]
-        dev = Named(_name(self.texts.dev), self._development[2]) if self.texts.dev is not None else None
-        return doubts(train, dev)
+        texts, dev, test = self.texts, None, None
+        train = [Named(_name(parallel), own) for parallel, own in zip(texts.train, self._train, strict=True)]
+        found = doubts(train, Named(_name(texts.dev), self._development[2]) if texts.dev is not None else None)
+        if texts.dev is not None:
+            sources, references, tokens = self._development
+            dev = HeldOut(texts.dev_name, tokens, sources, references)
+            found += [doubt for doubt in [unsuited(texts.dev_name, references, self.config)] if doubt]
+        if texts.test is not None:
+            sources, references, tokens = self._test
+            test = HeldOut(texts.test_name, tokens, sources, references)
+        return [*found, *held_out_doubts(train, dev, test)]
 
     @cached_property
     def _train(self) -> list[TokenCache]:
@@ -327,38 +349,6 @@ def sentences(tokens_BT: Array) -> tuple[Array, Array]:
 def zip_first(pairs: Iterator[tuple[str, str]], n: int) -> list[tuple[str, str]]:
     """The first n pairs."""
     return [pair for pair, _ in zip(pairs, range(n), strict=False)]
-
-
-def score(hypotheses: Sequence[str], references: Sequence[str]) -> dict[str, Any]:
-    """sacreBLEU's BLEU (13a) and chrF2 of detokenised text, each with its signature."""
-    import sacrebleu
-
-    bleu, chrf = sacrebleu.BLEU(), sacrebleu.CHRF()
-    return {
-        "bleu": bleu.corpus_score(hypotheses, [references]).score,
-        "chrf": chrf.corpus_score(hypotheses, [references]).score,
-        "signature": str(bleu.get_signature()),
-        "chrf_signature": str(chrf.get_signature()),
-    }
-
-
-def compound_split_bleu(hypotheses: Sequence[str], references: Sequence[str]) -> float:
-    """BLEU of tokenised text with words split at hyphens, which is how the paper's En-De figures were taken.
-
-    The paper's script splits Moses tokens; here they are sacreBLEU's 13a tokens. Never to be set beside a sacreBLEU
-    figure: it comes out higher.
-    """
-    import re
-
-    import sacrebleu
-    from sacrebleu.tokenizers.tokenizer_13a import Tokenizer13a
-
-    tokens = Tokenizer13a()
-
-    def split(lines: Sequence[str]) -> list[str]:
-        return [re.sub(r"(?<=\S)-(?=\S)", " ##AT##-##AT## ", tokens(line)) for line in lines]
-
-    return sacrebleu.BLEU(tokenize="none", force=True).corpus_score(split(hypotheses), [split(references)]).score
 
 
 def vocabulary(config: Config, workdir: str) -> int:

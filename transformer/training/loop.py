@@ -41,6 +41,7 @@ from transformer.config import (
 from transformer.data.batching import Batches
 from transformer.files import Lock, refuse_links, replace
 from transformer.inference.translator import cores
+from transformer.judging import Judge, Judged, upgraded
 from transformer.model import Model, Params, encoder_decoder
 from transformer.phases import phase
 from transformer.training.feed import Feed
@@ -83,11 +84,14 @@ class Task(Protocol):
     vocab_size: int
     files: dict[str, bytes]
     """Saved with every checkpoint, by file name."""
+    judged: Judged
+    """The scores of `evaluate` that judge checkpoints, in the order that they are compared in."""
 
     def batches(self) -> Batches: ...
     def data_digest(self) -> str: ...
     def content_digests(self) -> dict[str, str]: ...
     def dev_digest(self) -> str: ...
+    def scored_with(self) -> dict[str, Any]: ...
     def describe(self) -> Iterator[str]: ...
     def loss(
         self, params: Params, batch: Batch, key: Array | None, *, mesh: Mesh | None = None
@@ -177,19 +181,18 @@ def updates(ready: Ready, profile: tuple[int, int] | None, broken: set[int]) -> 
             task.write_sets(folder)
     with all_or_none():
         same_folder(folder)
-    best, stale = progress.get("best_bleu"), progress.get("evaluations_without_better", 0)
-    dev_digest = task.dev_digest()
-    if progress.get("dev_digest", dev_digest) != dev_digest:
+    now = {"dev_digest": task.dev_digest(), "scored_with": task.scored_with()}
+    judge = Judge(task.judged, now, upgraded(progress, lambda: checkpoints.config(checkpoints.states()[-1])))
+    if judge.begun_anew:
         log.warning(
-            "dev BLEU is taken on other sentences than before (train.eval_sentences or the text has changed): earlier "
-            "scores no longer compare, and the best one and train.patience start anew"
+            "scores do not compare with those before step %d, as %s; the best checkpoint and train.patience begin anew",
+            *(start, ", ".join(judge.begun_anew)),
         )
-        best, stale = None, 0
     if first():  # which a run that was killed may not have come to
         checkpoints.prune(t.keep_last, t.keep_every, run)
     # Where it was interrupted before the evaluation of its last update, that comes first.
     owed = progress.get("owed")
-    if owed is None and (start >= t.steps or (t.patience is not None and stale >= t.patience)):
+    if owed is None and (start >= t.steps or (t.patience is not None and judge.stale >= t.patience)):
         log.info("%s is trained already, to step %d; raise train.steps or train.patience to go on", folder, start)
         return {}
     broken |= set(progress.get("left_out", []))
@@ -250,17 +253,13 @@ def updates(ready: Ready, profile: tuple[int, int] | None, broken: set[int]) -> 
             return entry
         return {}
 
-    def progress_at(step: int, bleu: float | None, **more: Any) -> dict[str, Any]:
+    def progress_at(step: int, found: dict[str, float | str] | None, **more: Any) -> dict[str, Any]:
         epoch, index = batches.locate(step)
         return {
             "step": step,
             "epoch": epoch,
             "batch_of_epoch": index,
-            "dev_bleu": bleu,
-            "dev_bleu_signature": None if bleu is None else scores.get("dev_bleu_signature"),
-            "dev_digest": dev_digest,
-            "best_bleu": best,
-            "evaluations_without_better": stale,
+            **judge.progress(found),
             "interval": interval.sums,
             "skipped": skipped,
             "left_out": sorted(broken),
@@ -295,10 +294,10 @@ def updates(ready: Ready, profile: tuple[int, int] | None, broken: set[int]) -> 
         `owed`: the entry of the log at an update that is saved already, but whose evaluation was broken off. Raises
         `Interrupted` where the run is to end here.
         """
-        nonlocal scores, best, stale, stopped, asked
+        nonlocal scores, stopped, asked
         due = owed is not None or step % t.eval_every == 0 or step == t.steps
         entry = owed if owed is not None else settle(write=False) if due else {}
-        evaluated, bleu, better = False, None, False
+        evaluated, better = False, False
         if due and not asked:
             try:
                 with phase(f"evaluation at step {step}"), ears.at_once():
@@ -312,11 +311,9 @@ def updates(ready: Ready, profile: tuple[int, int] | None, broken: set[int]) -> 
         if evaluated and scores:
             shown = {name: value if isinstance(value, str) else f"{value:.4g}" for name, value in scores.items()}
             log.info("step %d  %s", step, "  ".join(f"{name} {value}" for name, value in shown.items()))
-            bleu = scores.get("dev_bleu")
-        if bleu is not None:
-            better = best is None or bleu > best
-            best, stale = (bleu, 0) if better else (best, stale + 1)
-            stopped = t.patience is not None and stale >= t.patience
+        if evaluated and judge.judges(scores):
+            better = judge.better(scores)
+            stopped = t.patience is not None and judge.stale >= t.patience
         complete, last = evaluated or not due, stopped or step == t.steps
         wrong = [name for name, x in scores.items() if evaluated and isinstance(x, float) and not math.isfinite(x)]
         if wrong and last:
@@ -324,7 +321,8 @@ def updates(ready: Ready, profile: tuple[int, int] | None, broken: set[int]) -> 
         if complete and (step % t.checkpoint_every == 0 or better or last):
             settle()
             good = last or (evaluated and bool(scores) and not wrong)
-            save(step, progress_at(step, bleu), keep_last=t.keep_last, keep_every=t.keep_every, good=good)
+            progress = progress_at(step, scores if evaluated else None)
+            save(step, progress, keep_last=t.keep_last, keep_every=t.keep_every, good=good)
         elif asked and owed is None:
             settle()
             save(interrupted(step), progress_at(step, None, **({} if complete else {"owed": entry})))
@@ -335,7 +333,7 @@ def updates(ready: Ready, profile: tuple[int, int] | None, broken: set[int]) -> 
             name = signal.Signals(asked).name
             raise Interrupted(f"{name}: stopped after update {step}; the same command goes on from there", asked)
         if stopped:
-            log.info("step %d: no better dev BLEU than %.2f in %d evaluations, stopping early", step, best, stale)
+            log.info("step %d: nothing better than %s in %d evaluations, stopping early", step, judge, judge.stale)
 
     try:
         if owed is not None:

@@ -1,0 +1,101 @@
+"""What is wrong with development and test sets: references that tell nothing, and pairs that were trained on."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from transformer.data.cache import TokenCache
+from transformer.data.languages import Named
+
+_PART = 0.1  # of a set: from here on it is told that so much of it occurs elsewhere
+_CHUNK = 1 << 20  # pairs that are looked at together
+_FEW = 10  # of fewer references more than half may be the same by chance
+
+
+class HeldOut(NamedTuple):
+    """A development or test set."""
+
+    name: str
+    tokens: TokenCache
+    sources: Sequence[str]
+    references: Sequence[str]
+
+
+def held_out_doubts(train: Sequence[Named], dev: HeldOut | None, test: HeldOut | None) -> Iterator[str]:
+    """What seems wrong with the sets, a line for each doubt."""
+    sets = [(kind, own) for kind, own in (("development", dev), ("test", test)) if own is not None]
+    trained_on = shared([corpus.tokens for corpus in train], [own.tokens for _, own in sets])
+    for (kind, own), found in zip(sets, trained_on, strict=True):
+        yield from reference_doubts(own.name, own.sources, own.references)
+        if found and found >= _PART * len(own.tokens):
+            yield (
+                f"{own.name}: {found:,} of {len(own.tokens):,} pairs of the {kind} set are in the training text, too, "
+                "so its scores tell little about other text; take them out of one of the two"
+            )
+    if dev and test:
+        (found,) = shared([dev.tokens], [test.tokens])
+        if found and found >= _PART * len(test.tokens):
+            yield (
+                f"{test.name}: {found:,} of {len(test.tokens):,} pairs of the test set are in the development set, "
+                "too, which chooses the checkpoint, so its scores come out too high"
+            )
+
+
+def reference_doubts(name: str, sources: Sequence[str], references: Sequence[str]) -> Iterator[str]:
+    """What seems wrong with the references of a set that is called `name`, a line for each doubt."""
+    count = len(references)
+    blank = [bool(source.strip()) for source, line in zip(sources, references, strict=True) if not line.strip()]
+    if any(blank) or len(blank) == count:  # a blank line may stand for a blank line
+        yield f"{name}: {len(blank):,} of {count:,} references are blank, and scores count them like any other"
+    text, most = Counter(line.strip() for line in references).most_common(1)[0] if references else ("", 0)
+    if text and (most == count > 1 or (count >= _FEW and most > count / 2)):
+        yield f"{name}: {most:,} of {count:,} references are the same, {text[:60]!r}; check that they are translations"
+
+
+def shared(known: Sequence[TokenCache], texts: Sequence[TokenCache]) -> list[int]:
+    """How many pairs of each of the texts, blank ones aside, occur in `known` with the same pieces on both sides."""
+    pairs = [
+        Counter(_pair(text, i) for i in range(len(text)) if text.source_lengths[i] and text.target_lengths[i])
+        for text in texts
+    ]
+    missing = {pair for text in pairs for pair in text}
+    marks = np.unique(np.concatenate([np.zeros(0, np.uint64), *(_marks(text, 0, len(text)) for text in texts)]))
+    found: set[tuple[bytes, bytes]] = set()
+    for tokens in known:
+        for begin in range(0, len(tokens), _CHUNK):
+            near = np.isin(_marks(tokens, begin, min(begin + _CHUNK, len(tokens))), marks)
+            for i in begin + np.flatnonzero(near):
+                if not missing:
+                    break
+                if (pair := _pair(tokens, i)) in missing:
+                    missing.remove(pair)
+                    found.add(pair)
+    return [sum(count for pair, count in text.items() if pair in found) for text in pairs]
+
+
+def _pair(tokens: TokenCache, i: int) -> tuple[bytes, bytes]:
+    return tokens.source(i).astype(np.int32).tobytes(), tokens.target(i).astype(np.int32).tobytes()
+
+
+def _marks(tokens: TokenCache, begin: int, end: int) -> np.ndarray:
+    """A number for each of these pairs, the same for the same pieces: of lengths and of a few of the pieces.
+
+    It costs little, and tells nearly all pairs apart.
+    """
+    marks = np.zeros(end - begin, np.uint64)
+    for ids, offsets in (
+        (tokens.source_tokens, tokens.source_offsets),
+        (tokens.target_tokens, tokens.target_offsets),
+    ):
+        first, last = (np.asarray(side, np.int64) for side in (offsets[begin:end], offsets[begin + 1 : end + 1]))
+        columns = [last - first]
+        if len(ids):
+            at = (first, (2 * first + last) // 3, (first + 2 * last) // 3, last - 1)
+            columns += [ids[np.clip(places, 0, len(ids) - 1)] for places in at]
+        for column in columns:
+            marks = marks * np.uint64(0x9E3779B97F4A7C15) + column.astype(np.uint64) + np.uint64(1)
+    return marks

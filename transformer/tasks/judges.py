@@ -1,0 +1,145 @@
+"""BLEU and chrF, as sacreBLEU takes them, with the tokeniser that the target language asks for."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from transformer.config import Config, UserError
+
+if TYPE_CHECKING:
+    import sacrebleu
+
+References = Sequence[Sequence[str]]
+"""One or several references of each sentence: references[i][n] is the i-th one of sentence n."""
+
+# evaluate.metric -> the scores that judge checkpoints, in the order that they are compared in.
+JUDGED = {
+    "bleu": (("dev_bleu", "up"), ("dev_chrf", "up"), ("dev_loss", "down")),
+    "chrf": (("dev_chrf", "up"), ("dev_bleu", "up"), ("dev_loss", "down")),
+    "loss": (("dev_loss", "down"), ("dev_bleu", "up"), ("dev_chrf", "up")),
+}
+
+# sacreBLEU's tokenisers by the language, as ISO 639 names it in two or three letters. sacreBLEU recommends those for
+# Chinese, Japanese and Korean. The other languages have no spaces between words, and sacreBLEU nothing for them but
+# single characters. (Its spm and flores tokenisers download a model.)
+_LANGUAGES = {
+    "zh": {"zh", "zho", "chi", "cmn", "yue", "wuu", "lzh", "hak", "gan", "hsn"},
+    "ja-mecab": {"ja", "jpn"},
+    "ko-mecab": {"ko", "kor"},
+    "char": {"th", "tha", "lo", "lao", "km", "khm", "my", "mya", "bur", "bo", "bod", "tib", "dz", "dzo"},
+}
+_PACKAGES = {"ja-mecab": "sacrebleu[ja]", "ko-mecab": "sacrebleu[ko]"}
+# Letters of scripts without spaces between words: Thai, Lao, Tibetan, Burmese, Khmer, kana, Han.
+_UNSPACED = re.compile("[\u0e00-\u0fff\u1000-\u109f\u1780-\u17ff\u3041-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
+                       "\U00020000-\U0003ffff]")  # fmt: skip
+_LOOKED_AT = 1_000  # references
+
+
+def language(code: str) -> str:
+    """The language of a code without its script and region: zh for zh-CN, zh_Hant_TW and ZH."""
+    return re.split(r"[-_@.]", code.strip().lower())[0]
+
+
+def bleu_tokenizer(config: Config) -> str:
+    """The name of sacreBLEU's tokeniser for the target side of a config."""
+    if config.evaluate.bleu_tokenize != "auto":
+        return config.evaluate.bleu_tokenize
+    target = language(config.data.languages[1]) if config.data.languages else ""
+    return next((tokenize for tokenize, languages in _LANGUAGES.items() if target in languages), "13a")
+
+
+def bleu(tokenize: str, **options: Any) -> sacrebleu.BLEU:
+    """sacreBLEU's BLEU with this tokeniser. Raises `UserError` where what the tokeniser needs is not installed."""
+    import sacrebleu
+
+    try:
+        return sacrebleu.BLEU(tokenize=tokenize, **options)
+    except (ImportError, RuntimeError, AssertionError) as error:  # which sacreBLEU's tokenisers raise
+        reason = " ".join(str(error).split()) or type(error).__name__
+        if "extra dependencies" in reason:  # sacreBLEU's own way of saying it takes several lines
+            reason = "its packages are not installed"
+        raise UserError(
+            f"BLEU's tokeniser {tokenize} cannot be used ({reason}); install it with: pip install "
+            f"'{_PACKAGES.get(tokenize, 'sacrebleu')}', or choose another one, such as: --evaluate.bleu_tokenize char"
+        ) from None
+
+
+def check_scoring(config: Config) -> None:
+    """Raise `UserError` if the development set of a run can't be scored, as a package is missing."""
+    if config.data.corpus != "text" or config.data.dev_source is not None:
+        bleu(bleu_tokenizer(config))
+
+
+def unsuited(name: str, references: Sequence[str], config: Config) -> str | None:
+    """A warning where BLEU can tell little, as the references have no spaces between words, but the tokeniser, which
+    nobody chose, needs them; else None.
+
+    The tokeniser itself does not follow the script: a score would depend on the text that it is taken on, and Chinese
+    could not be told from Japanese for certain.
+    """
+    if config.evaluate.bleu_tokenize != "auto" or bleu_tokenizer(config) != "13a":
+        return None
+    letters = [char for line in itertools.islice(references, _LOOKED_AT) for char in line if char.isalpha()]
+    if sum(map(bool, map(_UNSPACED.match, letters))) <= len(letters) / 2:
+        return None
+    return (
+        f"{name}: its references have no spaces between words, which BLEU's tokeniser 13a needs; name the languages, "
+        "such as --data.languages en zh, or the tokeniser: --evaluate.bleu_tokenize zh, ja-mecab or char"
+    )
+
+
+def score(hypotheses: Sequence[str], references: References, tokenize: str) -> dict[str, Any]:
+    """sacreBLEU's BLEU and chrF2 of detokenised text, each with its signature."""
+    import sacrebleu
+
+    metrics = {"bleu": bleu(tokenize), "chrf": sacrebleu.CHRF()}
+    scores = {name: metric.corpus_score(hypotheses, references).score for name, metric in metrics.items()}
+    signatures = {name: str(metric.get_signature()) for name, metric in metrics.items()}
+    return {**scores, "signature": signatures["bleu"], "chrf_signature": signatures["chrf"]}
+
+
+def compound_split_bleu(hypotheses: Sequence[str], references: References) -> float:
+    """BLEU of tokenised text with words split at hyphens, which is how the paper's En-De figures were taken.
+
+    The paper's script splits Moses tokens; here they are sacreBLEU's 13a tokens. Never to be set beside a sacreBLEU
+    figure: it comes out higher.
+    """
+    from sacrebleu.tokenizers.tokenizer_13a import Tokenizer13a
+
+    tokens = Tokenizer13a()
+
+    def split(lines: Sequence[str]) -> list[str]:
+        return [re.sub(r"(?<=\S)-(?=\S)", " ##AT##-##AT## ", tokens(line)) for line in lines]
+
+    return bleu("none", force=True).corpus_score(split(hypotheses), [split(lines) for lines in references]).score
+
+
+def has_compound_split(languages: tuple[str, str] | None) -> bool:
+    """Whether these are the languages that the paper's compound-split BLEU is for."""
+    return languages is not None and tuple(map(language, languages)) == ("en", "de")
+
+
+def paired_bootstrap(
+    systems: Sequence[tuple[str, Sequence[str]]], references: References, tokenize: str
+) -> dict[str, Any]:
+    """sacreBLEU's paired bootstrap of BLEU, of two systems' names and translations; the first one is the baseline."""
+    from sacrebleu.significance import PairedTest
+
+    same = len({tuple(hypotheses) for _, hypotheses in systems}) == 1
+    test = PairedTest(systems, {"BLEU": bleu(tokenize)}, references, "bs", 1000)
+    signatures, scores = test()
+    rows = [
+        # Of two outputs that are the same, sacreBLEU says p = 0.001.
+        {
+            "system": name,
+            "bleu": row.score,
+            "mean": row.mean,
+            "ci": row.ci,
+            "p_value": None if same else row.p_value,
+        }
+        for name, row in zip(scores["System"], scores["BLEU"], strict=True)
+    ]
+    return {"rows": rows, "signature": str(signatures["BLEU"])}
