@@ -786,7 +786,7 @@ def test_scores_that_tie_are_told_apart_by_the_next_ones(checkpoints) -> None:
         60: {"dev_bleu": float("nan"), "dev_chrf": float("inf"), "dev_loss": float("nan")},
         70: {"dev_bleu": 0.1, "dev_chrf": 1.0, "dev_loss": float("nan")},
     }.items():
-        progress = {"step": step, **scores}
+        progress = {"step": step, "vocab_size": 20, **scores}
         if len(scores) > 1:
             progress |= {"judged": judged, "scored_with": {"bleu_tokenize": "13a"}}
         checkpoints.save(step, items, progress=progress, files=FILES, keep_last=1)
@@ -808,7 +808,8 @@ def test_scores_taken_otherwise_do_not_compare(checkpoints) -> None:
         (40, 8.0, 3.0, by_loss, short),
         (50, 1.0, 2.5, by_loss, {"decode.max_length": 3, "bleu_tokenize": "zh"}),
     ):
-        progress = {"step": step, "dev_bleu": bleu, "dev_loss": loss, "judged": judged, "scored_with": scored_with}
+        progress = {"step": step, "vocab_size": 20, "dev_bleu": bleu, "dev_loss": loss}
+        progress |= {"judged": judged, "scored_with": scored_with}
         checkpoints.save(step, items, progress=progress, files=FILES)
         checkpoints.wait()
         bests.append(checkpoints.best())

@@ -126,7 +126,7 @@ def test_without_a_test_set_dev_is_scored_and_named(call, workdir: Path, tiny) -
     ("file", "content", "told"),
     [
         ("sets.json", b'{"test": {', "sets.json cannot be read (JSONDecodeError: "),
-        ("sets.json", b"\xff\xfe", "sets.json cannot be read (UnicodeDecodeError: "),
+        ("sets.json", b"\xff", "sets.json cannot be read (UnicodeDecodeError: "),
         ("sets.json", b"[]", "sets.json cannot be read (AttributeError: "),
         ("sets.json", b'{"test": {"lines": 20}}', "sets.json cannot be read (KeyError: 'name')"),
         ("test.source", None, "test.source cannot be read (No such file or directory)"),
