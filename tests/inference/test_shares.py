@@ -90,7 +90,7 @@ def test_two_at_the_same_share_do_not_write_into_one_file(tmp_path: Path, one_nu
 
     translate_share(slow, source, target, 0, 2)
     (part,) = (path for path in tmp_path.iterdir() if path != source)
-    assert part.read_bytes() == b"1 A\n"
+    assert part.read_bytes()[:-64] == b"1 A\n"
 
     def slower(lines, out, first_line):
         out.write(b"2 B\n")
@@ -261,3 +261,23 @@ def test_shares_of_another_job_are_named(tmp_path: Path, caplog) -> None:
     assert not target.exists()
     translate_share(numbered, source, target, 0, 2, "bfloat16")
     assert target.read_bytes() == b"1 A\n2 B\n" and other.exists()
+
+
+@pytest.mark.parametrize("harm", ["a bit", "cut", "empty", "zeros"])
+def test_a_damaged_part_is_translated_again(tmp_path: Path, harm: str, caplog):
+    source, target = tmp_path / "in", tmp_path / "out"
+    source.write_text("".join(f"{i}\n" for i in range(10)))
+    translate_share(numbered, source, target, 0, 2)
+    (part,) = tmp_path.glob("out.*.0-of-2")
+    whole = part.read_bytes()
+    part.write_bytes(
+        {"a bit": bytes([whole[0] ^ 1]) + whole[1:], "cut": whole[:-3], "empty": b"", "zeros": bytes(90)}[harm]
+    )
+    with pytest.raises(UserError, match=r"out: share 0 is missing; translate it with --share 0/2"):
+        translate_share(numbered, source, target, 1, 2)
+    assert f"{part} is not as it was written" in caplog.text and not target.exists()
+    translate_share(numbered, source, target, 0, 2)
+    expected = io.BytesIO()
+    numbered(io.BytesIO(source.read_bytes()), expected, 1)
+    assert target.read_bytes() == expected.getvalue()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "out"]

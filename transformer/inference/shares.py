@@ -10,14 +10,17 @@ import io
 import logging
 import stat
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from transformer.config import UserError, whole_number
 from transformer.data.opening import open_text, read_all
+from transformer.files import synced
 
 log = logging.getLogger("transformer")
+
+_DIGEST = 64  # bytes at the end of a part: the sha256 of all before them
 
 
 def parse(text: str) -> tuple[int, int]:
@@ -60,8 +63,8 @@ def translate_share(
 
     `answer(lines in, lines out, number of the first line)` is what one process would call for the whole file. A part is
     written beside the target, under a name that holds the digest of the source and of `about`, which says all else that
-    the output depends on; it counts once it is complete: after an interruption only the missing shares need to run
-    again. Several processes may be at the same share.
+    the output depends on. It ends with its own digest, and counts as long as that is right: after an interruption only
+    the missing shares need to run again. Several processes may be at the same share.
     """
     refuse(source, target, shares)
     content = read_all(source)
@@ -71,20 +74,10 @@ def translate_share(
     digest = hashlib.sha256(content + about.encode("utf-8", "backslashreplace")).hexdigest()[:12]
     parts = [target.parent / f"{target.name}.{digest}.{i}-of-{shares}" for i in range(shares)]
     first, last = (len(lines) * i // shares for i in (share, share + 1))
-    own = uuid.uuid4().hex  # number of a process: those of several machines or containers may be the same
-    if parts[share].exists():
+    if _finished(parts[share]) is not None:
         log.info("share %d of %d is there already", share, shares)
     else:
-        unfinished = parts[share].with_name(f"{parts[share].name}.{own}.unfinished")
-        try:
-            with io.BufferedWriter(_Output(unfinished, target)) as file:
-                answer(io.BytesIO(b"".join(line + b"\n" for line in lines[first:last])), file, first + 1)
-            # It is gone where others, who had this share too, have completed the output meanwhile.
-            with _told(target), contextlib.suppress(FileNotFoundError):
-                unfinished.replace(parts[share])
-        finally:
-            with contextlib.suppress(OSError):
-                unfinished.unlink(missing_ok=True)
+        _translate(answer, lines[first:last], first + 1, parts[share], target)
         log.info("share %d of %d: lines %d to %d are done", share, shares, first + 1, last)
     missing = [i for i, part in enumerate(parts) if not part.exists()]
     if missing and not target.exists():
@@ -93,35 +86,88 @@ def translate_share(
         if others := sorted(path.name for path in every if path not in parts):
             log.warning("not put together with these, of another input, model, options or type: %s", ", ".join(others))
         return
-    together = target.with_name(f"{target.name}.{digest}.{own}.together")
-    try:
-        with together.open("xb") as file:
-            for part in parts:
-                file.write(part.read_bytes())
-        together.replace(target)
-    except OSError as error:
-        if isinstance(error, FileNotFoundError) and target.exists():
-            return  # another process was as quick, and has put them together
-        raise UserError(f"--output {target}: {error.strerror}") from None
-    finally:
-        together.unlink(missing_ok=True)
+    if _put_together(parts, target, digest):
+        log.info("%s is complete", target)
     # The parts, and what processes left that were killed.
     for path in target.parent.glob(f"{glob.escape(target.name)}.{digest}.*"):
         path.unlink(missing_ok=True)
-    log.info("%s is complete", target)
+
+
+def _translate(answer: Callable, lines: list[bytes], first: int, part: Path, target: Path) -> None:
+    """Write a part, with its digest at its end."""
+    # A number of a process will not do: those of several machines or containers may be the same.
+    unfinished = part.with_name(f"{part.name}.{uuid.uuid4().hex}.unfinished")
+    try:
+        output = _Output(unfinished, target)
+        with io.BufferedWriter(output) as file:
+            answer(io.BytesIO(b"".join(line + b"\n" for line in lines)), file, first)
+            file.flush()
+            file.write(output.sha256.hexdigest().encode())
+        # It is gone where others, who had this share too, have completed the output meanwhile.
+        with _told(target), contextlib.suppress(FileNotFoundError):
+            synced(unfinished)
+            if _finished(unfinished) is None:
+                raise UserError(f"--output {target}: the disk does not keep what is written; name one on another disk")
+            unfinished.replace(part)
+    finally:
+        with contextlib.suppress(OSError):
+            unfinished.unlink(missing_ok=True)
+
+
+def _finished(part: Path) -> bytes | None:
+    """The translations in a part; None if it is not there. A damaged one is removed, with a warning."""
+    try:
+        content = part.read_bytes()
+    except FileNotFoundError:
+        return None
+    translations, digest = content[:-_DIGEST], content[-_DIGEST:]
+    if hashlib.sha256(translations).hexdigest().encode() == digest:
+        return translations
+    log.warning("%s is not as it was written: its share is to be translated again", part)
+    part.unlink(missing_ok=True)
+    return None
+
+
+def _put_together(parts: Sequence[Path], target: Path, digest: str) -> bool:
+    """Write the output of all parts. Returns False where another process was as quick.
+
+    Raises `UserError` where one of them is not as it was written.
+    """
+    together = target.with_name(f"{target.name}.{digest}.{uuid.uuid4().hex}.together")
+    try:
+        with together.open("xb") as file:
+            for i, part in enumerate(parts):
+                if (translations := _finished(part)) is None:
+                    if target.exists():
+                        return False
+                    raise UserError(
+                        f"--output {target}: share {i} is missing; translate it with --share {i}/{len(parts)}"
+                    )
+                file.write(translations)
+        synced(together)
+        together.replace(target)
+    except OSError as error:
+        if isinstance(error, FileNotFoundError) and target.exists():
+            return False
+        raise UserError(f"--output {target}: {error.strerror}") from None
+    finally:
+        together.unlink(missing_ok=True)
+    return True
 
 
 class _Output(io.FileIO):
     """A new file. What the disk refuses is told in one line; other errors of whoever writes to it stay as they are."""
 
     def __init__(self, path: Path, target: Path):
-        self._target = target
+        self._target, self.sha256 = target, hashlib.sha256()
         with _told(target):
             super().__init__(path, "x")
 
     def write(self, data: Any) -> int:
         with _told(self._target):
-            return super().write(data)
+            count = super().write(data)
+        self.sha256.update(memoryview(data)[:count])
+        return count
 
     def close(self) -> None:
         with _told(self._target):
