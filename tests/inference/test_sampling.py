@@ -50,7 +50,7 @@ def draw(table, temperature, top_k, top_p, sentences, options=None):
     options = {"n_best": samples, "stop_early": False} if options is None else dict(options)
     return beam_search(
         lambda tokens_X, cache, at: (table[tokens_X], cache), (), jnp.full(sentences, 3), max_length=3,
-        beam_size=samples, bos=BOS, eos=EOS, pad=PAD, length_penalty=0.0, n_best=samples, stop_early=False,
+        beam_size=samples, bos=BOS, eos=EOS, pad=PAD, length_penalty=0.0, **options,
         choose=sampled(jax.random.key(0), temperature=temperature, top_k=top_k, top_p=top_p),
         given={"number_B": jnp.arange(sentences)},
     )  # fmt: skip
