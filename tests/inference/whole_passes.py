@@ -25,8 +25,11 @@ SPREAD = {"table": 0.6, "query": 0.5, "key": 0.5, "value": 0.5, "output": 0.5, "
 class Numbers:
     """A tokenizer whose text is the numbers of its pieces."""
 
-    def encode(self, lines):
+    def encode(self, lines, side="source"):
         return [[int(word) for word in line.split()] for line in lines]
+
+    def unknown(self, lines, first_line):
+        return None
 
     def decode(self, pieces):
         return [" ".join(map(str, own)) for own in pieces]

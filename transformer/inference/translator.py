@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import jax
@@ -23,6 +23,7 @@ from transformer.config import Config, DecodeConfig, ModelConfig, UserError
 from transformer.inference.beam_search import Hypotheses, Options
 from transformer.inference.constraints import Constraints
 from transformer.inference.engine import BOS, EOS, PAD, Plan, Sampler, decode, size
+from transformer.inference.prefixes import Prefix, Prefixes
 from transformer.model import Model, Params, encoder_decoder
 from transformer.model.rounding import rounded
 
@@ -143,7 +144,8 @@ class Translator:
         """One translation, without line breaks, for each sentence; a blank one gives an empty one.
 
         A sentence of more than `config.max_source_length` pieces is cut, with a warning that names its line, counted
-        from `first_line`. With `prefixes`, each translation begins with the pieces of its own.
+        from `first_line`. With `prefixes`, each translation begins with its own, cleaned like a source. A prefix may end
+        anywhere, in a word, too; a space at its end says that the word has ended.
         """
         found = self.translate_n_best(sentences, first_line=first_line, prefixes=prefixes)
         return [own[0].text if own else "" for own in found]
@@ -157,19 +159,29 @@ class Translator:
         pieces = self.encode(sentences, first_line)
         begun = None
         if prefixes is not None:
-            begun = self.tokenizer.encode([prefix if prefix.strip() else "" for prefix in prefixes])
-            self._check_positions(begun, first_line, "the prefix")
+            begun = self._prefixes.of(prefixes)
+            self._check_positions([prefix.pieces for prefix in begun], first_line, "the prefix")
         # A model whose log-probabilities are not numbers finds nothing.
         n_best = self.config.n_best
         results: list[list[Translation]] = [[] for _ in sentences]
         for i, (tokens, scores) in self.search(pieces, prefixes=begun, first=first_line - 1):
             # Byte pieces can spell a line break; a translation is one line.
-            texts = [" ".join(text.split("\n")) for text in self.tokenizer.decode(tokens[:n_best])]
+            texts = self.tokenizer.decode(tokens[:n_best])
+            if begun is not None:
+                texts = [self._prefixes.kept(text, begun[i]) for text in texts]
+            texts = [" ".join(text.split("\n")) for text in texts]
             results[i] = [Translation(*own) for own in zip(texts, scores, tokens, strict=False)]
         return results
 
+    @cached_property
+    def _prefixes(self) -> Prefixes:
+        return Prefixes(self.tokenizer)
+
     def encode(self, sentences: Sequence[str], first_line: int | None = 1) -> list[list[int]]:
-        """Pieces of the sentences, blank ones emptied, long ones cut; with None without a warning."""
+        """Pieces of the sentences, blank ones emptied, long ones cut; with None without a warning.
+
+        Characters that no piece holds are counted in a warning.
+        """
         pieces = self.tokenizer.encode(list(sentences))
         for i, ids in enumerate(pieces):
             if not sentences[i].strip():
@@ -181,15 +193,17 @@ class Translator:
                         *(first_line + i, len(ids), self.config.max_source_length),
                     )
                 del ids[self.config.max_source_length :]
+        if first_line is not None and (unknown := self.tokenizer.unknown(sentences, first_line)):
+            log.warning(unknown)
         return pieces
 
     def search(
-        self, sources: Sequence[Sequence[int]], *, prefixes: Sequence[Sequence[int]] | None = None, first: int = 0
+        self, sources: Sequence[Sequence[int]], *, prefixes: Sequence[Prefix] | None = None, first: int = 0
     ) -> Iterator[tuple[int, Found]]:
         """For each non-empty source (pieces without eos): its index and what was found.
 
-        They come in an order that suits the machine. `prefixes` are pieces that the translations begin with; `first` is
-        the number of the first sentence in the whole input, which sampling depends on.
+        They come in an order that suits the machine. `prefixes` say what the translations begin with; `first` is the
+        number of the first sentence in the whole input, which sampling depends on.
         """
         c = self.config
         plan = self._plan(prefixes is not None)
@@ -197,8 +211,8 @@ class Translator:
         if c.max_length is not None:
             limits = [min(limit, c.max_length) for limit in limits]
         if prefixes is not None:
-            limits = [max(limit, len(prefix)) for limit, prefix in zip(limits, prefixes, strict=True)]
-            width = size(max([1, *map(len, prefixes)]))  # the search looks at one column at least
+            limits = [max(limit, len(prefix.pieces)) for limit, prefix in zip(limits, prefixes, strict=True)]
+            longest = max([0, *(len(prefix.spelt) for prefix in prefixes)])
 
         def work(job: tuple[list[int], int, int], stop: threading.Event) -> list[tuple[int, Found]]:
             indices, rows, length = job
@@ -207,13 +221,13 @@ class Translator:
             limit_B = np.zeros(rows, np.int32)
             given = {"number_B": np.zeros(rows, np.int32)}
             if prefixes is not None:
-                given["prefix_BL"] = np.full((rows, width), -1, np.int32)
+                given |= self._prefixes.tables(rows, longest)
             for row, i in enumerate(indices):
                 source_BS[row, : len(sources[i]) + 1] = [*sources[i], EOS]
                 limit_B[row] = limits[i] + 1
                 given["number_B"][row] = first + i
                 if prefixes is not None:
-                    given["prefix_BL"][row, : len(prefixes[i])] = prefixes[i]
+                    self._prefixes.fill(given, row, prefixes[i])
             results = []
             for row, found in self._decode(source_BS, limit_B, plan, given, stop):
                 lengths = [int(n) for n in found.lengths_BM if n > 0]
@@ -233,7 +247,7 @@ class Translator:
         """
         if len(sentences) != len(translations):
             raise ValueError(f"{len(sentences)} sentences and {len(translations)} translations")
-        pieces = self.encode(sentences, first_line), self.tokenizer.encode(list(translations))
+        pieces = self.encode(sentences, first_line), self.tokenizer.encode(list(translations), "target")
         for own, what in zip(pieces, ("the source", "the translation"), strict=True):
             self._check_positions(own, first_line, what)
         return self.score_pieces(*pieces)
@@ -288,7 +302,7 @@ class Translator:
         )
         banned = None
         if c.banned:
-            phrases = self.tokenizer.encode(list(c.banned))
+            phrases = self.tokenizer.encode(list(c.banned), "target")
             for phrase, own in zip(c.banned, phrases, strict=True):
                 if not own or not self.tokenizer.decode([own])[0].strip():
                     raise UserError(f"decode.banned: this model's tokenizer sees nothing in {phrase!r}; leave it out")
@@ -297,7 +311,8 @@ class Translator:
                 row[len(row) - len(phrase) :] = phrase
         constraints = None
         if c.min_length or c.no_repeat_ngram or c.banned or prefix:
-            constraints = Constraints(EOS, c.min_length, banned, c.no_repeat_ngram, prefix)
+            spelling = self._prefixes.spelling if prefix else None
+            constraints = Constraints(EOS, c.min_length, banned, c.no_repeat_ngram, spelling)
         sampler = Sampler(jax.random.key(c.seed), c.temperature, c.top_k, c.top_p) if c.sample else None
         return Plan(options, constraints, sampler)
 

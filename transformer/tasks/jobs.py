@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
+import logging
 import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -14,6 +16,8 @@ from transformer.data.sources import cache
 
 if TYPE_CHECKING:
     from transformer.tasks.translation import Translation
+
+log = logging.getLogger("transformer")
 
 
 def train(arguments: Sequence[str]) -> None:
@@ -86,6 +90,7 @@ def train(arguments: Sequence[str]) -> None:
         return
     with contextlib.ExitStack() as stack:
         stack.enter_context(processes.together())
+        config = with_rule_of(own.workdir, config)
         kept = accumulation_of(own.workdir) if own.batch else None
         if kept is not None:
             config = cut_into(config, kept)
@@ -119,6 +124,20 @@ def fitting(task: Translation) -> Translation:
 
     task.prepare()
     return task.cut_into(accumulation(task.cut_into, task.config))
+
+
+def with_rule_of(workdir: str, config: Config) -> Config:
+    """The config, for a run that may go on. Where "identity" was the default when the workdir was made, and the config
+    has the default of today, "identity" stays."""
+    from transformer.checkpoint import Checkpoints
+    from transformer.training.loop import config_of
+
+    with contextlib.suppress(UserError):
+        there = config_of(Checkpoints(workdir))
+        if there is not None and (there.data.normalization, config.data.normalization) == ("identity", "clean"):
+            log.info("%s keeps data.normalization 'identity', with which it was begun", workdir)
+            return dataclasses.replace(config, data=dataclasses.replace(config.data, normalization="identity"))
+    return config
 
 
 def accumulation_of(workdir: str) -> int | None:

@@ -222,7 +222,7 @@ def export(workdir: str, out: str, checkpoint: str | None = None) -> Path:
 
     folder.mkdir(parents=True, exist_ok=True)
     for side in ("source", "target"):
-        (folder / f"{side}.spm").write_bytes(pieces.model)
+        (folder / f"{side}.spm").write_bytes(pieces.model_of(side))
     _write(folder / "vocab.json", {pieces.piece(i): i for i in range(vocab_size)})
     _write(
         folder / "tokenizer_config.json",
