@@ -1,7 +1,7 @@
 """The normaliser inside a SentencePiece model: read, replaced, compiled from a table of replacements.
 
-A model is one protocol buffer, `ModelProto`; its field 3, `NormalizerSpec`, holds the normaliser. SentencePiece brings no
-reader for it that works without a further package, so its few bytes are read here.
+A model is one protocol buffer, `ModelProto`; its field 3, `NormalizerSpec`, holds the normaliser. SentencePiece's own
+reader needs a further package, so the few bytes are read here.
 """
 
 from __future__ import annotations

@@ -219,8 +219,9 @@ class Tokenizer:
     @cached_property
     def characters(self) -> frozenset[str]:
         """The characters that pieces hold. A model has hardly met any other: they are spelt in bytes, or unknown."""
-        whole = [text.decode(errors="ignore") for text in self.spelling]
-        return frozenset(" ").union(*whole)
+        byte = [inner >= 0 and self._processor.is_byte(inner) for inner in self._inner]
+        whole = [text for text, one in zip(self.spelling, byte, strict=True) if not one]
+        return frozenset(" ").union(*(text.decode(errors="ignore") for text in whole))
 
     def unknown(self, lines: Sequence[str], first_line: int) -> str | None:
         """A warning that counts and names the characters, as cleaned, that no piece holds; None without any.

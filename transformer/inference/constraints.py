@@ -1,7 +1,7 @@
 """What users forbid or demand of an output, as one hook on the scores of a search (`adjust` of `beam_search`).
 
-Shapes: B sentences, M beams, L output positions, V vocabulary, P phrases, W pieces of a phrase; O offsets into a prefix,
-K pieces that one offset may have.
+Shapes: B sentences, M beams, L output positions, V vocabulary, P phrases, W pieces of a phrase, O offsets into a
+prefix, K pieces that one offset may have.
 """
 
 from __future__ import annotations
@@ -84,14 +84,17 @@ def _begins(log_probs_BMV: Array, beams: Beams, spelling: Spelling, eos: int) ->
     unfinished_BM = offset_BM < given["length_B"][:, None]
     of_offset = jnp.arange(B)[:, None], jnp.minimum(offset_BM, given["pieces_BOK"].shape[1] - 1)
     pieces_BMK, fewest_BMK, sure_BMK = (given[name][of_offset] for name in ("pieces_BOK", "fewest_BOK", "sure_BOK"))
-    # With room for the rest of the prefix and eos.
-    fits_BMK = (pieces_BMK >= 0) & (at + 1 + fewest_BMK < beams.limit_B[:, None, None])
+    there_BMK = pieces_BMK >= 0
+    # With room for the rest of the prefix and eos; where there was none from the start, the limit cuts the prefix.
+    room_BMK = there_BMK & (at + 1 + fewest_BMK < beams.limit_B[:, None, None])
+    beyond_BM2 = given["beyond_BO2"][of_offset]
+    a_way_BM1 = room_BMK.any(axis=2, keepdims=True) | (beyond_BM2[..., :1] < beyond_BM2[..., 1:])
+    fits_BMK = jnp.where(a_way_BM1, room_BMK, there_BMK)
     # As many as a search without a prefix would look at.
     ranked_BM1 = jax.lax.top_k(log_probs_BMV, min(2 * M, V) if M > 1 else 1)[0][..., -1:]
     liked_BMK = jnp.take_along_axis(log_probs_BMV, jnp.maximum(pieces_BMK, 0), axis=2) >= ranked_BM1
     sure_BMK &= fits_BMK
     within_BMK = fits_BMK & (sure_BMK | liked_BMK | ~sure_BMK.any(axis=2, keepdims=True))
-    beyond_BM2 = given["beyond_BO2"][of_offset]
     beyond_BMV = (spelling.rank_V >= beyond_BM2[..., :1]) & (spelling.rank_V < beyond_BM2[..., 1:])
     ends_BM1 = (offset_BM >= given["ends_B"][:, None])[..., None]
     beyond_BMV |= (jnp.arange(V) == eos) & ends_BM1

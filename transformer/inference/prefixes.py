@@ -44,6 +44,8 @@ class Prefix(NamedTuple):
     """As the tokenizer cuts it."""
     sure: frozenset[tuple[int, int]]
     """Offsets and pieces that may follow there, whatever the model ranks high."""
+    fewest: list[int]
+    """For each offset the number of pieces that it takes at least from there until the translation may end."""
 
 
 class Prefixes:
@@ -96,7 +98,15 @@ class Prefixes:
             low, high = self._beyond(spelt[len(b"".join(head.spelt)) :])
             if low < high and spelt.startswith(b"".join(head.spelt)):
                 sure |= _offsets(head)
-        return Prefix(text, spelt, ends, cut.pieces, frozenset(sure))
+        return Prefix(text, spelt, ends, cut.pieces, frozenset(sure), self._fewest(spelt, ends))
+
+    def _fewest(self, spelt: bytes, ends: int) -> list[int]:
+        fewest = [_NEVER] * ends + [0] * (len(spelt) + 1 - ends)
+        for offset in reversed(range(ends)):
+            low, high = self._beyond(spelt[offset:])
+            ways = [1 + fewest[offset + n] for _, n in self._within(spelt[offset:])]
+            fewest[offset] = min([*ways, 1] if low < high else [*ways, _NEVER])
+        return fewest
 
     def _within(self, rest: bytes) -> Iterator[tuple[int, int]]:
         """Pieces that spell the beginning of `rest` or all of it, and how many bytes they take."""
@@ -127,23 +137,20 @@ class Prefixes:
 
     def fill(self, tables: dict[str, Any], row: int, prefix: Prefix) -> None:
         """Write a prefix into a row of `tables`."""
-        length = len(prefix.spelt)
-        tables["ends_B"][row], tables["length_B"][row] = prefix.ends, length
-        fewest = np.full(length + 1, _NEVER)
-        fewest[prefix.ends :] = 0
-        for offset in reversed(range(length)):
+        tables["ends_B"][row], tables["length_B"][row] = prefix.ends, len(prefix.spelt)
+        for offset in range(len(prefix.spelt)):
             rest = prefix.spelt[offset:]
-            low, high = self._beyond(rest)
-            tables["beyond_BO2"][row, offset] = low, high
+            tables["beyond_BO2"][row, offset] = self._beyond(rest)
             found = list(self._within(rest))
-            after = [fewest[offset + n] for _, n in found]
-            if offset < prefix.ends:
-                fewest[offset] = min([_NEVER, *(1 + n for n in after), *([1] if low < high else [])])
             sure = [(offset, id) in prefix.sure for id, _ in found]
             tables["pieces_BOK"][row, offset, : len(found)] = [id for id, _ in found]
-            tables["fewest_BOK"][row, offset, : len(found)] = after
+            tables["fewest_BOK"][row, offset, : len(found)] = [prefix.fewest[offset + n] for _, n in found]
             # Where only the model's own choice has led, it goes on choosing.
             tables["sure_BOK"][row, offset, : len(found)] = sure if any(sure) else True
+
+    def limit(self, limit: int, prefix: Prefix) -> int:
+        """How many pieces a translation may have: a limit, or more where the prefix alone needs them."""
+        return limit if prefix.fewest[0] <= limit else len(prefix.pieces)
 
     def kept(self, text: str, prefix: Prefix) -> str:
         """A translation with those characters of its prefix that no piece can spell."""

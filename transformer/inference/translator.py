@@ -144,8 +144,8 @@ class Translator:
         """One translation, without line breaks, for each sentence; a blank one gives an empty one.
 
         A sentence of more than `config.max_source_length` pieces is cut, with a warning that names its line, counted
-        from `first_line`. With `prefixes`, each translation begins with its own, cleaned like a source. A prefix may end
-        anywhere, in a word, too; a space at its end says that the word has ended.
+        from `first_line`. With `prefixes`, each translation begins with its own, cleaned like a source. A prefix may
+        break off anywhere, in a word, too; a space at its end says that the word has ended.
         """
         found = self.translate_n_best(sentences, first_line=first_line, prefixes=prefixes)
         return [own[0].text if own else "" for own in found]
@@ -211,7 +211,7 @@ class Translator:
         if c.max_length is not None:
             limits = [min(limit, c.max_length) for limit in limits]
         if prefixes is not None:
-            limits = [max(limit, len(prefix.pieces)) for limit, prefix in zip(limits, prefixes, strict=True)]
+            limits = [self._prefixes.limit(*row) for row in zip(limits, prefixes, strict=True)]
             longest = max([0, *(len(prefix.spelt) for prefix in prefixes)])
 
         def work(job: tuple[list[int], int, int], stop: threading.Event) -> list[tuple[int, Found]]:
