@@ -184,8 +184,11 @@ class DataConfig:
     """Pieces in the SentencePiece BPE vocabulary, shared by source and target."""
     tokenizer: str | None = None
     """A ready SentencePiece model to use instead of training one."""
-    normalization: Literal["identity", "nfkc", "nmt_nfkc", "nfkc_cf", "nmt_nfkc_cf"] = "identity"
-    """SentencePiece's normalisation rule, applied to source and target before training and encoding."""
+    normalization: Literal["clean", "identity", "nfkc", "nmt_nfkc", "nfkc_cf", "nmt_nfkc_cf"] = "clean"
+    """How text is cleaned, in training and translating alike. 'clean' = sources by NFKC, with each white space as one
+    space and without format characters such as zero-width spaces; targets by NFC and white space alone (see
+    transformer/data/cleaning.py). 'identity' = not at all: every byte counts. The others are SentencePiece's rules, for
+    both sides. A ready tokenizer, and a workdir that is there already, keep their own rule."""
     tokenizer_sentences: Count = 2_000_000
     """At most this many lines a side train the tokenizer, taken evenly from the whole text."""
     max_length: Annotated[int, Rule(least=2, most=1_000_000)] = 256

@@ -87,7 +87,7 @@ def test_large_vocabularies_take_four_bytes(parallel, tmp_path):
     class Wide:
         vocab_size, sha256 = 70_000, "wide"
 
-        def encode(self, lines):
+        def encode(self, lines, side):
             return [[69_999] * len(line.split()) for line in lines]
 
     made = tokenize(parallel, Wide(), folder=tmp_path)

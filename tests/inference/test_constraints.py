@@ -8,8 +8,10 @@ import pytest
 from plain_beam_search import plain_beam_search
 from quick import jit
 
+from transformer.data.tokenizer import Cut
 from transformer.inference.beam_search import Beams, Options, beam_search, start
 from transformer.inference.constraints import Constraints, together
+from transformer.inference.prefixes import Prefixes
 
 PAD, BOS, EOS, VOCABULARY, LONGEST, ROWS = 0, 1, 2, 7, 9, 12
 
@@ -28,8 +30,21 @@ def following(sentence):
     return lambda words: tables()[sentence, len(words), *(BOS, BOS, *words)[-2:]].astype(np.float64)
 
 
+class Letters:
+    """A tokenizer whose pieces each spell a letter of their own."""
+
+    spelling = (b"", b"", b"", *(bytes([65 + i]) for i in range(3, VOCABULARY)))
+
+    def prefix(self, text):
+        return text
+
+    def cut(self, lines):
+        ids = [[ord(c) - 65 for c in line] for line in lines]
+        return [Cut(line, [self.spelling[i] for i in line]) for line in ids]
+
+
 @functools.partial(jit, static_argnames=("M", "form", "n_best"))
-def search(limits, alpha, constraints, prefix, *, M, form, n_best):
+def search(limits, alpha, constraints, given, *, M, form, n_best):
     table = jnp.asarray(tables())
 
     def step(tokens_X, cache, at):
@@ -39,15 +54,15 @@ def search(limits, alpha, constraints, prefix, *, M, form, n_best):
     cache = jnp.repeat(jnp.arange(ROWS), M), jnp.full(ROWS * M, BOS)
     return beam_search(
         step, cache, limits, max_length=LONGEST, beam_size=M, bos=BOS, eos=EOS, pad=PAD, length_penalty=alpha,
-        length_normalization=form, n_best=n_best, adjust=constraints.adjust, given={"prefix_BL": prefix},
+        length_normalization=form, n_best=n_best, adjust=constraints.adjust, given=given,
     )  # fmt: skip
 
 
-def padded(phrases, *, left=False):
-    """-1 where a phrase is shorter than the longest."""
+def padded(phrases):
+    """-1 on the left where a phrase is shorter than the longest."""
     result = np.full((len(phrases), max(map(len, phrases))), -1, np.int32)
     for row, phrase in zip(result, phrases, strict=True):
-        row[len(row) - len(phrase) if left else 0 :][: len(phrase)] = phrase
+        row[len(row) - len(phrase) :] = phrase
     return result
 
 
@@ -58,13 +73,15 @@ PREFIXES = [(), (3,), (4, 4), (5, 4, 5, 4), (6,), (3, 3, 3), (), (4, 5), (3, 4),
 
 def check(M, form, alpha, *, n_best=1, min_length=0, banned=(), no_repeat_ngram=0, prefixes=None):
     """The search finds what the plain one does; returns the best of each sentence, without eos."""
-    constraints = Constraints(
-        EOS, min_length, padded(banned, left=True) if banned else None, no_repeat_ngram, prefixes is not None
-    )
+    letters = Prefixes(Letters())
+    spelling = None if prefixes is None else letters.spelling
+    phrases = padded(banned) if banned else None
+    constraints = Constraints(EOS, min_length, phrases, no_repeat_ngram, spelling)
     prefixes = prefixes or [()] * ROWS
-    # One more column than needed, so that the search goes on beyond it.
-    prefix = np.pad(padded(prefixes), ((0, 0), (0, 1)), constant_values=-1)
-    found = search(LIMITS, alpha, constraints, prefix, M=M, form=form, n_best=n_best)
+    given = letters.tables(ROWS, max(map(len, prefixes)))
+    for row, prefix in enumerate(letters.of(["".join(chr(65 + i) for i in own) for own in prefixes])):
+        letters.fill(given, row, prefix)
+    found = search(LIMITS, alpha, constraints, given, M=M, form=form, n_best=n_best)
     best = []
     for b in range(ROWS):
         expected = plain_beam_search(

@@ -20,6 +20,7 @@ from whole_passes import (
     SOURCE_LENGTH,
     VOCABULARY,
     Numbers,
+    begun,
     expected,
     same,
     sources,
@@ -86,7 +87,7 @@ def test_equals_a_plain_search_whatever_the_options(options):
     """With prefixes of 0 to 9 pieces, some of them longer than the limit."""
     ours = translator(**options)
     texts, prefixes = sources(4, seed=1), [[], [4, 4], [3], [9, 8, 7, 6, 5, 9, 8, 7, 6]]
-    found = dict(ours.search(texts, prefixes=prefixes))
+    found = dict(ours.search(texts, prefixes=begun(ours, prefixes)))
     for i, source in enumerate(texts):
         n = ours.config.n_best
         pieces, scores = expected(ours, source, prefixes[i])
@@ -257,8 +258,8 @@ def wished(spread):
         if spread:
             ours.params = module._everywhere(ours.params)
             ours.all_params = (ours.params,)
-        begun = None if "sample" in options else [[9, 10][: i % 3] for i in range(16)]
-        found = dict(ours.search(test_engine.TEXTS[:16], prefixes=begun))
+        begun = test_engine.begun(ours, [[9, 10][: i % 3] for i in range(16)])
+        found = dict(ours.search(test_engine.TEXTS[:16], prefixes=None if "sample" in options else begun))
         results += [[found[i][0], found[i][1]] for i in range(16)]
     return results
 plain = search("float32", True), search("int8", True)[1], search("int8", False)[1]
@@ -307,7 +308,8 @@ def test_once_compiled_it_serves_all_sentences_and_numbers(compilations):
     options = {"no_repeat_ngram": 3, "banned": ("4 5 6", "7"), "n_best": 2}
 
     def run(texts, **decode):
-        return dict(translator(**options | decode).search(texts, prefixes=prefixes))
+        ours = translator(**options | decode)
+        return dict(ours.search(texts, prefixes=begun(ours, prefixes)))
 
     first = run(texts)
     assert compilations  # it does count
@@ -525,7 +527,7 @@ def test_what_does_not_fit_is_halved(monkeypatch, caplog):
         *["8 sentences at once do not fit into memory; going on with 4"] * 2,
     ]
     del tried[:]
-    found = dict(ours.search(texts, prefixes=prefixes))
+    found = dict(ours.search(texts, prefixes=begun(ours, prefixes)))
     assert set(tried) <= {1, 4} and all(found[i][0][0][0] == 3 + i % 9 for i in range(35))
 
 

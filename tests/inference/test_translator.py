@@ -275,7 +275,7 @@ def test_a_banned_phrase_that_the_tokenizer_drops_is_told_of(monkeypatch, phrase
     with pytest.raises(UserError, match=told):
         list(ours.search([[5]]))
     # A SentencePiece model of the user's own may put no space before a line.
-    monkeypatch.setattr(dropping, "encode", lambda lines: [[5] if line == "dog" else [] for line in lines])
+    monkeypatch.setattr(dropping, "encode", lambda lines, side: [[5] if line == "dog" else [] for line in lines])
     with pytest.raises(UserError, match=told):
         list(ours.search([[5]]))
 

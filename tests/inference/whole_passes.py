@@ -9,6 +9,7 @@ from plain_beam_search import plain_beam_search
 from quick import jit
 
 from transformer.config import DecodeConfig, ModelConfig
+from transformer.data.tokenizer import Cut
 from transformer.inference.translator import Translator
 from transformer.model import encoder_decoder
 
@@ -23,12 +24,23 @@ SPREAD = {"table": 0.6, "query": 0.5, "key": 0.5, "value": 0.5, "output": 0.5, "
 
 
 class Numbers:
-    """A tokenizer whose text is the numbers of its pieces."""
+    """A tokenizer whose text is the numbers of its pieces. To prefixes each piece spells a letter of its own."""
 
     vocab_size = VOCABULARY
+    spelling = (b"", b"", b"", *(bytes([65 + i]) for i in range(3, VOCABULARY)))
 
-    def encode(self, lines):
+    def prefix(self, text):
+        return " ".join(text.split())
+
+    def cut(self, lines):
+        ids = self.encode(lines)
+        return [Cut(line, [bytes([65 + i]) for i in line]) for line in ids]
+
+    def encode(self, lines, side="source"):
         return [[int(word) for word in line.split()] for line in lines]
+
+    def unknown(self, lines, first_line):
+        return None
 
     def decode(self, pieces):
         return [" ".join(map(str, own)) for own in pieces]
@@ -62,6 +74,11 @@ def translator(config=CONFIG, seeds=(0,), **decode):
     }
     (model, params), *others = (tiny(config, seed) for seed in seeds)
     return Translator(model, params, Numbers(), DecodeConfig(**decode), others)
+
+
+def begun(translator, prefixes):
+    """Prefixes, given by their pieces."""
+    return translator._prefixes.of([" ".join(map(str, pieces)) for pieces in prefixes])
 
 
 def sources(count, seed=0, longest=SOURCE_LENGTH - 1):

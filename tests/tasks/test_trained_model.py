@@ -102,6 +102,33 @@ def test_at_most_one_sentence_in_a_thousand_depends_on_its_batch(translator, sou
         assert count <= 1
 
 
+PAID = "He paid 45 dollars."
+SPACES = [
+    *[PAID, f" {PAID}", f"{PAID} ", "He  paid  45  dollars.", "He\u00a0paid 45 dollars.", "He\tpaid 45 dollars."],
+    *[f"\ufeff{PAID}", f"{PAID}\u200e", f"\u2060{PAID}", "He paid 45\u202fdollars.", "\uff28\uff45 paid 45 dollars."],
+]
+
+
+def test_white_space_and_what_shows_nothing_change_no_translation(translator) -> None:
+    assert len(set(translator.translate(SPACES))) == 1
+    prefixes = ["Er hat", "Er hat ", " Er hat", "Er  hat "]
+    (found,) = set(translator.translate([PAID] * 4, prefixes=prefixes))
+    assert found.startswith("Er hat ")
+
+
+def test_its_translations_come_again_under_their_own_beginnings(quickstart, translator, report) -> None:
+    _, lines, _ = read_set(quickstart, "test")
+    draw = np.random.default_rng(0)
+    whole = translator.translate(lines[:100])
+    rows = [i for i in range(100) for _ in range(3)]
+    prefixes = [whole[i][: draw.integers(len(whole[i]) + 1)] for i in rows]
+    found = translator.translate([lines[i] for i in rows], prefixes=prefixes)
+    assert all(f"{text} ".startswith(prefix) for text, prefix in zip(found, prefixes, strict=True))
+    others = sum(text != whole[i] for text, i in zip(found, rows, strict=True))
+    report(f"{others} of {len(rows)} translations of a trained model differ under their own beginning")
+    assert others <= 3
+
+
 FOUR = """
 import json, sys
 import jax

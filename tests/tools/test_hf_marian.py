@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import sentencepiece
 
 from transformer.checkpoint import Checkpoints, load
 from transformer.config import AttentionConfig, Config, DecodeConfig, ModelConfig, UserError
@@ -149,9 +150,13 @@ def test_export_writes_a_folder(call, trained, tmp_path) -> None:
     expected = {"decoder_start_token_id": 1, "eos_token_id": 2, "pad_token_id": 0, "scale_embedding": True}
     assert expected.items() <= config.items()
     assert json.loads((tmp_path / "out/generation_config.json").read_text())["num_beams"] == 2
-    for name in ("source.spm", "target.spm"):
-        assert (tmp_path / "out" / name).read_bytes() == (trained / "tokenizer.model").read_bytes()
     pieces = Tokenizer.load(trained / "tokenizer.model")
+    assert (tmp_path / "out/source.spm").read_bytes() == pieces.model
+    # Both sides are cleaned as ours are, each by its own rule.
+    for side in ("source", "target"):
+        theirs = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / f"out/{side}.spm"))
+        for line in (" the\u00a0red  cat\u200b ", "\uff28u\ufb01 10\u00b2"):
+            assert [theirs.encode(line)] == pieces.encode([line], side)
     vocabulary = json.loads((tmp_path / "out/vocab.json").read_text())
     assert vocabulary == {pieces.piece(i): i for i in range(pieces.vocab_size)}
 

@@ -107,3 +107,19 @@ def test_killed_after_a_save_and_during_one(trained: Path, start, tmp_path: Path
 
 def entries_so_far(workdir: Path) -> list[str]:
     return (workdir / "metrics.jsonl").read_text().splitlines()
+
+
+@pytest.mark.slow
+def test_a_run_from_before_the_default_rule_keeps_its_own(call, tiny, tmp_path) -> None:
+    """The command names no rule; the run was begun when "identity" was the default."""
+    workdir, command = tmp_path / "run", ["--config", tiny.config, "--workdir", tmp_path / "run"]
+    old = ["--data.normalization", "identity"]
+    assert call("train.py", *command, "--train.steps", 2, *old).code == 0
+    model = (workdir / "tokenizer.model").read_bytes()
+    done = call("train.py", *command, "--train.steps", 4)
+    assert done.code == 0 and Checkpoints(workdir).steps()[-1] == 4
+    assert f"{workdir} keeps data.normalization 'identity', with which it was begun" in done.err
+    assert from_json((workdir / "config.json").read_text()).data.normalization == "identity"
+    assert (workdir / "tokenizer.model").read_bytes() == model
+    refused = call("train.py", *command, "--train.steps", 4, "--data.normalization", "nfkc")
+    assert refused.code == 2 and "data.normalization is 'identity' there, 'nfkc' now" in refused.err

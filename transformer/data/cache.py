@@ -273,8 +273,8 @@ def _work(chunk: list[Pair]) -> Tokens:
 
 def _encode(tokenizer: Tokenizer, chunk: list[Pair]) -> Tokens:
     arrays = []
-    for side in zip(*chunk, strict=True):
-        ids = tokenizer.encode([line if line.strip() else "" for line in side])
+    for side, lines in zip(("source", "target"), zip(*chunk, strict=True), strict=True):
+        ids = tokenizer.encode([line if line.strip() else "" for line in lines], side)
         arrays.append(np.fromiter(itertools.chain.from_iterable(ids), np.int32))
         arrays.append(np.fromiter(map(len, ids), np.int32))
     return *arrays, sum(source == target and not (source == "" or source.isspace()) for source, target in chunk)

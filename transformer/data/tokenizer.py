@@ -2,23 +2,33 @@
 
 Ids are always PAD, BOS, EOS, UNK = 0, 1, 2, 3 and then the other pieces, whatever the order inside a ready model. The
 same text gives the same model, byte for byte, wherever it lies: SentencePiece stores file names and the number of
-threads in the model, so it trains from an iterator on one thread.
+threads in the model, so it trains from an iterator on one thread. (Another Python may know more of Unicode, and so
+compile another table for `normalization = "clean"`.)
+
+The model file names its rule, so whoever has the file cleans text as its training did.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import io
 import itertools
 import json
 import logging
 import re
+import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
+from typing import Literal, NamedTuple
 
 import sentencepiece
 
 from transformer.config import DataConfig, UserError
+from transformer.data import cleaning, normalizer
+from transformer.data.normalizer import Normalizer
 from transformer.data.sources import cache
 from transformer.data.text import Parallel, fingerprint, read_pairs, require_same
 from transformer.files import cached
@@ -34,11 +44,29 @@ _LONGEST_RUN = 1_000
 COVERAGE = 0.99995
 _FORMAT = 2  # part of every cache key: raise it when `train` would give another model for the same text
 
+_MOST_SHOWN = 10  # unknown characters in a warning
+
 log = logging.getLogger("transformer")
+
+Side = Literal["source", "target"]
+# Inside a model with `cleaning.RULE`, for text that is clean already: nothing is changed, and each space counts.
+_AS_IT_IS = Normalizer("identity", remove_spaces=False)
+_SPACE = "\u2581"
+
+
+class Cut(NamedTuple):
+    """A text in pieces."""
+
+    pieces: list[int]
+    spelt: list[bytes]
+    """What each piece spells (see `Tokenizer.spelling`)."""
 
 
 class Tokenizer:
     """A SentencePiece model with the special ids at 0..3.
+
+    Text is cleaned by the rule that the model names: by `cleaning` where that is `cleaning.RULE`, else by the model
+    itself, sources and targets alike.
 
     A ready model may keep its own special pieces elsewhere or lack some (SentencePiece's default is unk 0, bos 1,
     eos 2 and no pad); ids are then translated, missing ones are added, and `vocab_size` grows by their number. Our
@@ -55,6 +83,13 @@ class Tokenizer:
             raise UserError(f"{where}: not a SentencePiece model; give the .model file that spm_train wrote")
         self.model = model
         """The model file's bytes."""
+        rule = normalizer.read(model).name
+        self.cleans = rule == cleaning.RULE
+        """Whether text is cleaned by `cleaning`."""
+        if self.cleans:
+            self._processor = sentencepiece.SentencePieceProcessor(model_proto=normalizer.replace(model, _AS_IT_IS))
+        elif rule.startswith(cleaning.RULE.rstrip("0123456789")):
+            raise UserError(f"{where}: its rule {rule!r} is that of another version of this program; use that version")
         p = self._processor
         specials = [p.pad_id(), p.bos_id(), p.eos_id(), p.unk_id()]  # -1: the model has none
         others = [i for i in range(p.get_piece_size()) if i not in specials]
@@ -76,6 +111,7 @@ class Tokenizer:
     def train(cls, lines: Iterable[str], *, vocab_size: int, normalization: str = "identity") -> Tokenizer:
         """Train BPE on `lines`. The text's characters become pieces, but for the rarest (see `COVERAGE`).
 
+        `normalization` as in `DataConfig`. With "clean" the lines must be clean by the rule of their side already.
         Raises `UserError` when the text does not allow `vocab_size` pieces, naming the nearest size that it allows,
         and passes on whatever reading `lines` raises.
         """
@@ -97,7 +133,7 @@ class Tokenizer:
                 model_writer=model,
                 model_type="bpe",
                 vocab_size=vocab_size,
-                normalization_rule_name=normalization,
+                normalization_rule_name="identity" if normalization == "clean" else normalization,
                 character_coverage=COVERAGE,
                 byte_fallback=True,
                 remove_extra_whitespaces=False,  # decoding gives back every space
@@ -121,6 +157,8 @@ class Tokenizer:
             else:
                 raise
             raise UserError(f"data.vocab_size = {vocab_size}: {rule}") from None
+        if normalization == "clean":
+            return cls(normalizer.replace(model.getvalue(), _clean("source")))
         return cls(model.getvalue())
 
     @property
@@ -137,12 +175,78 @@ class Tokenizer:
         """The piece behind an id, with "▁" for a space."""
         return SPECIALS[id] if id < len(SPECIALS) else self._processor.id_to_piece(self._inner[id])
 
-    def encode(self, lines: Sequence[str]) -> list[list[int]]:
-        """One list of ids a line, without BOS and EOS; none for an empty line."""
-        ids = self._processor.encode(list(lines), num_threads=1)
-        if self._outer is not None:
-            ids = [[self._outer[i] for i in line] for line in ids]
-        return ids
+    def model_of(self, side: Side) -> bytes:
+        """The SentencePiece model for one side alone: it cleans text as far as a model without context can."""
+        return normalizer.replace(self.model, _clean("target")) if self.cleans and side == "target" else self.model
+
+    def encode(self, lines: Sequence[str], side: Side = "source") -> list[list[int]]:
+        """One list of ids a line, without BOS and EOS; none for an empty line. Lines are cleaned as text of a side."""
+        return self._ids(self._processor.encode(self._cleaned(lines, side), num_threads=1))
+
+    def _ids(self, lines: list[list[int]]) -> list[list[int]]:
+        if self._outer is None:
+            return lines
+        return [[self._outer[i] for i in line] for line in lines]
+
+    def _cleaned(self, lines: Sequence[str], side: Side) -> list[str]:
+        rule = cleaning.source if side == "source" else cleaning.target
+        return [rule(line) for line in lines] if self.cleans else list(lines)
+
+    def prefix(self, text: str) -> str:
+        """A text that a translation is to begin with, cleaned."""
+        return cleaning.prefix(text, self.characters) if self.cleans else text
+
+    def cut(self, lines: Sequence[str]) -> list[Cut]:
+        """Lines that are clean already, in pieces."""
+        ids = self._ids(self._processor.encode(list(lines), num_threads=1))
+        return [Cut(line, [self.spelling[i] for i in line]) for line in ids]
+
+    @cached_property
+    def spelling(self) -> list[bytes]:
+        """For each id what it spells, as UTF-8 with "▁" for a space; for UNK the byte 0xFF; nothing for other specials
+        and what stands for no text."""
+        p, found = self._processor, []
+        for id, inner in enumerate(self._inner):
+            if id < len(SPECIALS) or p.is_control(inner) or p.is_unused(inner):
+                found.append(b"\xff" if id == UNK else b"")
+            elif p.is_byte(inner):
+                found.append(bytes([int(p.id_to_piece(inner)[3:5], 16)]))
+            else:
+                found.append(p.id_to_piece(inner).encode())
+        return found
+
+    @cached_property
+    def characters(self) -> frozenset[str]:
+        """The characters that pieces hold. A model has hardly met any other: they are spelt in bytes, or unknown."""
+        byte = [inner >= 0 and self._processor.is_byte(inner) for inner in self._inner]
+        whole = [text for text, one in zip(self.spelling, byte, strict=True) if not one]
+        return frozenset(" ").union(*(text.decode(errors="ignore") for text in whole))
+
+    def unknown(self, lines: Sequence[str], first_line: int) -> str | None:
+        """A warning that counts and names the characters, as cleaned, that no piece holds; None without any.
+
+        Lines are sources, counted from `first_line`.
+        """
+        counts: Counter[str] = Counter()
+        numbers = []
+        for number, line in enumerate(self._cleaned(lines, "source"), first_line):
+            if not self.characters.issuperset(line):
+                # What a model's own rule replaces is not unknown.
+                found = [c for c in self._processor.normalize(line) if c not in self.characters and c != _SPACE]
+                counts.update(found)
+                numbers += [number] if found else []
+        if not counts:
+            return None
+        # Shown only where that is harmless on a terminal.
+        names = [
+            f"{c} (U+{ord(c):04X})" if c.isprintable() and not unicodedata.combining(c) else f"U+{ord(c):04X}"
+            for c, _ in counts.most_common(_MOST_SHOWN)
+        ]
+        if len(counts) > _MOST_SHOWN:
+            names.append(f"and {len(counts) - _MOST_SHOWN} more")
+        characters = "1 character was" if counts.total() == 1 else f"{counts.total():,} characters were"
+        lines_told = "" if len(numbers) == 1 else f" the first of {len(numbers):,} such lines;"
+        return f"line {numbers[0]}:{lines_told} {characters} never seen in training: {', '.join(names)}"
 
     def decode(self, ids: Iterable[Iterable[int]]) -> list[str]:
         """One text for each sequence of ids; never raises.
@@ -154,11 +258,18 @@ class Tokenizer:
         lines = [[inner[i] for i in line if len(SPECIALS) <= i < size] for line in _ints(ids)]
         return self._processor.decode(lines) if lines else []  # SentencePiece takes [] for one sequence
 
-    def round_trip_rate(self, lines: Sequence[str]) -> float:
-        """Share of `lines` that decoding gives back unchanged; 1.0 without lines."""
+    def round_trip_rate(self, lines: Sequence[str], side: Side = "source") -> float:
+        """Share of `lines` of a side that decoding gives back unchanged; 1.0 without lines."""
         lines = list(lines)
-        back = self.decode(self.encode(lines))
+        back = self.decode(self.encode(lines, side))
         return sum(a == b for a, b in zip(lines, back, strict=True)) / len(lines) if lines else 1.0
+
+
+@functools.cache
+def _clean(side: Side) -> Normalizer:
+    """`cleaning.RULE` for one side as a SentencePiece model has it, for programs that read the model file alone."""
+    rule = cleaning.source if side == "source" else cleaning.target
+    return Normalizer(cleaning.RULE, normalizer.compiled(cleaning.rows(rule)))
 
 
 def _ints(ids: Iterable[Iterable[int]]) -> Iterator[list[int]]:
@@ -184,6 +295,8 @@ def tokenizer(config: DataConfig, train: tuple[Parallel, ...]) -> Tokenizer:
         config.fields,
         digests,
     ]
+    if config.normalization == "clean":
+        depends_on += [cleaning.RULE, unicodedata.unidata_version]
     key = hashlib.sha256(json.dumps(depends_on).encode()).hexdigest()[:32]
     with cache(config) as folder:
         return cached(
@@ -203,10 +316,14 @@ def _train(folder: Path, config: DataConfig, train: tuple[Parallel, ...], digest
     pairs = itertools.chain.from_iterable(read_pairs(parallel, config.fields, found) for parallel in train)
     chosen = (pair for i, pair in enumerate(pairs) if (i + 1) * used // count > i * used // count)
     trained = Tokenizer.train(
-        itertools.chain.from_iterable(chosen),
+        itertools.chain.from_iterable(_clean_pairs(chosen) if config.normalization == "clean" else chosen),
         vocab_size=config.vocab_size,
         normalization=config.normalization,
     )
     for parallel, digest in zip(train, digests, strict=True):
         require_same(parallel, digest, found)
     (folder / _MODEL).write_bytes(trained.model)
+
+
+def _clean_pairs(pairs: Iterable[tuple[str, str]]) -> Iterator[tuple[str, str]]:
+    return ((cleaning.source(source), cleaning.target(target)) for source, target in pairs)

@@ -1,6 +1,7 @@
 """What users forbid or demand of an output, as one hook on the scores of a search (`adjust` of `beam_search`).
 
-Shapes: B sentences, M beams, L output positions, V vocabulary, P phrases, W pieces of a phrase.
+Shapes: B sentences, M beams, L output positions, V vocabulary, P phrases, W pieces of a phrase, O offsets into a
+prefix, K pieces that one offset may have.
 """
 
 from __future__ import annotations
@@ -15,10 +16,21 @@ from jax import Array
 from transformer.inference.beam_search import Adjust, Beams
 
 
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Spelling:
+    """What pieces spell, in numbers."""
+
+    rank_V: Array
+    """Place of each piece in the order of what they spell; -1 where that is nothing."""
+    bytes_V: Array
+    """Number of bytes that each piece spells."""
+
+
 @partial(
     jax.tree_util.register_dataclass,
-    data_fields=["min_length", "banned_PW"],
-    meta_fields=["eos", "no_repeat_ngram", "prefix"],
+    data_fields=["min_length", "banned_PW", "prefix"],
+    meta_fields=["eos", "no_repeat_ngram"],
 )
 @dataclass(frozen=True)
 class Constraints:
@@ -31,11 +43,12 @@ class Constraints:
     """Phrases that may not occur, padded with -1 on the left."""
     no_repeat_ngram: int = 0
     """No sequence of so many pieces occurs twice; 0 = no such wish."""
-    prefix: bool = False
-    """Each output begins with `beams.given["prefix_BL"]`, pieces padded with -1 on the right."""
+    prefix: Spelling | None = None
+    """Given, each output begins with the text that the tables in `beams.given` demand (see `prefixes.py`)."""
 
     def adjust(self, log_probs_BMV: Array, beams: Beams) -> Array:
-        """The log-probabilities with -inf at what is not allowed next. A forced prefix goes before all other wishes."""
+        """The log-probabilities with -inf at what is not allowed next. A forced prefix goes before all other wishes,
+        but not what a piece adds to it."""
         V = log_probs_BMV.shape[-1]
         pieces_V = jnp.arange(V)
         forbidden = (pieces_V == self.eos) & (beams.at < self.min_length)
@@ -43,11 +56,9 @@ class Constraints:
             forbidden = forbidden | _repeats(beams.tokens_BML, beams.at, self.no_repeat_ngram, V)
         if self.banned_PW is not None:
             forbidden = forbidden | _completes(beams.tokens_BML, beams.at, self.banned_PW, V)
-        if self.prefix:
-            prefix_BL = beams.given["prefix_BL"]
-            piece_B = jnp.where(beams.at < prefix_BL.shape[1], prefix_BL[:, beams.at % prefix_BL.shape[1]], -1)
-            forced_B11 = (piece_B >= 0)[:, None, None]
-            forbidden = jnp.where(forced_B11, pieces_V != piece_B[:, None, None], forbidden)
+        if self.prefix is not None:
+            unfinished_BM1, within_BMV, beyond_BMV = _begins(log_probs_BMV, beams, self.prefix, self.eos)
+            forbidden = jnp.where(unfinished_BM1, ~(within_BMV | (beyond_BMV & ~forbidden)), forbidden)
         return jnp.where(forbidden, -jnp.inf, log_probs_BMV)
 
 
@@ -61,6 +72,33 @@ def together(*hooks: Adjust | None) -> Adjust | None:
         return log_probs_BMV
 
     return adjust if wanted else None
+
+
+def _begins(log_probs_BMV: Array, beams: Beams, spelling: Spelling, eos: int) -> tuple[Array, Array, Array]:
+    """Of hypotheses that have to go on with their prefix: which they are, (B, M, 1); the pieces that may follow within
+    the prefix; and those that complete it and may add to it, eos among them where the prefix may be the whole."""
+    given, at = beams.given, beams.at
+    (B, M, V), L = log_probs_BMV.shape, beams.tokens_BML.shape[2]
+    bytes_BML = jnp.where(jnp.arange(L) < at, jnp.asarray(spelling.bytes_V)[beams.tokens_BML], 0)
+    offset_BM = bytes_BML.sum(axis=2)
+    unfinished_BM = offset_BM < given["length_B"][:, None]
+    of_offset = jnp.arange(B)[:, None], jnp.minimum(offset_BM, given["pieces_BOK"].shape[1] - 1)
+    pieces_BMK, fewest_BMK, sure_BMK = (given[name][of_offset] for name in ("pieces_BOK", "fewest_BOK", "sure_BOK"))
+    there_BMK = pieces_BMK >= 0
+    # With room for the rest of the prefix and eos; where there was none from the start, the limit cuts the prefix.
+    room_BMK = there_BMK & (at + 1 + fewest_BMK < beams.limit_B[:, None, None])
+    beyond_BM2 = given["beyond_BO2"][of_offset]
+    a_way_BM1 = room_BMK.any(axis=2, keepdims=True) | (beyond_BM2[..., :1] < beyond_BM2[..., 1:])
+    fits_BMK = jnp.where(a_way_BM1, room_BMK, there_BMK)
+    # As many as a search without a prefix would look at.
+    ranked_BM1 = jax.lax.top_k(log_probs_BMV, min(2 * M, V) if M > 1 else 1)[0][..., -1:]
+    liked_BMK = jnp.take_along_axis(log_probs_BMV, jnp.maximum(pieces_BMK, 0), axis=2) >= ranked_BM1
+    sure_BMK &= fits_BMK
+    within_BMK = fits_BMK & (sure_BMK | liked_BMK | ~sure_BMK.any(axis=2, keepdims=True))
+    beyond_BMV = (spelling.rank_V >= beyond_BM2[..., :1]) & (spelling.rank_V < beyond_BM2[..., 1:])
+    ends_BM1 = (offset_BM >= given["ends_B"][:, None])[..., None]
+    beyond_BMV |= (jnp.arange(V) == eos) & ends_BM1
+    return unfinished_BM[..., None], _marked(pieces_BMK, within_BMK, V), beyond_BMV
 
 
 def _marked(pieces_BMC: Array, wanted_BMC: Array, V: int) -> Array:

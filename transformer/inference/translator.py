@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import jax
@@ -24,6 +24,7 @@ from transformer.config import Config, DecodeConfig, ModelConfig, UserError, che
 from transformer.inference.beam_search import Hypotheses, Options
 from transformer.inference.constraints import Constraints
 from transformer.inference.engine import BOS, EOS, PAD, Plan, Sampler, decode, size
+from transformer.inference.prefixes import Prefix, Prefixes
 from transformer.model import Model, Params, encoder_decoder
 from transformer.model.rounding import rounded
 
@@ -183,8 +184,9 @@ class Translator:
         """One translation, without line breaks, for each sentence; a blank one gives an empty one.
 
         A sentence of more than `config.max_source_length` pieces is cut, with a warning that names its line, counted
-        from `first_line`. With `prefixes`, each translation begins with the pieces of its own. Where the model's scores
-        are no numbers the translation is empty; a warning names the first such line and counts them.
+        from `first_line`. Where the model's scores are no numbers the translation is empty; a warning names the first
+        such line and counts them. With `prefixes`, each translation begins with its own, cleaned like a source. A
+        prefix may break off anywhere, in a word, too; a space at its end says that the word has ended.
         """
         found = self.translate_n_best(sentences, first_line=first_line, prefixes=prefixes)
         return [own[0].text if own else "" for own in found]
@@ -196,15 +198,18 @@ class Translator:
         pieces = self.encode(sentences, first_line)
         begun = None
         if prefixes is not None:
-            begun = self.tokenizer.encode([text if text.strip() else "" for text in _texts("prefixes", prefixes)])
+            begun = self._prefixes.of(_texts("prefixes", prefixes))
             if len(begun) != len(pieces):
                 raise UserError(f"{len(pieces)} sentences and {len(begun)} prefixes: give as many")
-            self._check_positions(begun, first_line, "the prefix")
+            self._check_positions([prefix.pieces for prefix in begun], first_line, "the prefix")
         n_best = self.config.n_best
         results: list[list[Translation]] = [[] for _ in pieces]
         for i, (tokens, scores) in self.search(pieces, prefixes=begun, first=first_line - 1):
             # Byte pieces can spell a line break; a translation is one line.
-            texts = [" ".join(text.split("\n")) for text in self.tokenizer.decode(tokens[:n_best])]
+            texts = self.tokenizer.decode(tokens[:n_best])
+            if begun is not None:
+                texts = [self._prefixes.kept(text, begun[i]) for text in texts]
+            texts = [" ".join(text.split("\n")) for text in texts]
             results[i] = [Translation(*own) for own in zip(texts, scores, tokens, strict=False)]
         self._count([own[0].score if own else None for own in results], first_line)
         nothing = [i for i, own in enumerate(results) if pieces[i] and not own]
@@ -216,8 +221,15 @@ class Translator:
             )
         return results
 
+    @cached_property
+    def _prefixes(self) -> Prefixes:
+        return Prefixes(self.tokenizer)
+
     def encode(self, sentences: Sequence[str], first_line: int | None = 1) -> list[list[int]]:
-        """Pieces of the sentences, blank ones emptied, long ones cut; with None without a warning."""
+        """Pieces of the sentences, blank ones emptied, long ones cut; with None without a warning.
+
+        Characters that no piece holds are counted in a warning.
+        """
         sentences = _texts("sentences", sentences)
         if self._vocab_size not in (None, self.tokenizer.vocab_size):
             raise UserError(
@@ -237,6 +249,8 @@ class Translator:
                         *(first_line + i, more, len(ids), self.config.max_source_length),
                     )
                 del ids[self.config.max_source_length :]
+        if first_line is not None and (unknown := self.tokenizer.unknown(heads, first_line)):
+            log.warning(unknown)
         return pieces
 
     def _head(self, sentence: str) -> str:
@@ -253,16 +267,16 @@ class Translator:
         return sentence
 
     def search(
-        self, sources: Sequence[Sequence[int]], *, prefixes: Sequence[Sequence[int]] | None = None, first: int = 0
+        self, sources: Sequence[Sequence[int]], *, prefixes: Sequence[Prefix] | None = None, first: int = 0
     ) -> Iterator[tuple[int, Found]]:
         """For each non-empty source (pieces without eos): its index and what was found.
 
-        They come in an order that suits the machine. `prefixes` are pieces that the translations begin with; `first` is
-        the number of the first sentence in the whole input, which sampling depends on.
+        They come in an order that suits the machine. `prefixes` say what the translations begin with; `first` is the
+        number of the first sentence in the whole input, which sampling depends on.
         """
         c = self.config
         self._check_ids("source", sources)
-        self._check_ids("prefix", prefixes or ())
+        self._check_ids("prefix", [prefix.pieces for prefix in prefixes or ()])
         if (most := max(map(len, sources), default=0)) > c.max_source_length:
             raise UserError(f"a source has {most} pieces, and decode.max_source_length = {c.max_source_length}; cut it")
         plan = self._plan(prefixes is not None)
@@ -270,8 +284,8 @@ class Translator:
         if c.max_length is not None:
             limits = [min(limit, c.max_length) for limit in limits]
         if prefixes is not None:
-            limits = [max(limit, len(prefix)) for limit, prefix in zip(limits, prefixes, strict=True)]
-            width = size(max([1, *map(len, prefixes)]))  # the search looks at one column at least
+            limits = [self._prefixes.limit(*row) for row in zip(limits, prefixes, strict=True)]
+            longest = max([0, *(len(prefix.spelt) for prefix in prefixes)])
 
         def work(job: tuple[list[int], int, int], stop: threading.Event) -> list[tuple[int, Found]]:
             indices, rows, length = job
@@ -280,13 +294,13 @@ class Translator:
             limit_B = np.zeros(rows, np.int32)
             given = {"number_B": np.zeros(rows, np.int32)}
             if prefixes is not None:
-                given["prefix_BL"] = np.full((rows, width), -1, np.int32)
+                given |= self._prefixes.tables(rows, longest)
             for row, i in enumerate(indices):
                 source_BS[row, : len(sources[i]) + 1] = [*sources[i], EOS]
                 limit_B[row] = limits[i] + 1
                 given["number_B"][row] = first + i
                 if prefixes is not None:
-                    given["prefix_BL"][row, : len(prefixes[i])] = prefixes[i]
+                    self._prefixes.fill(given, row, prefixes[i])
             results = []
             for row, found in self._decode(source_BS, limit_B, plan, given, stop):
                 lengths = [int(n) for n in found.lengths_BM if n > 0]
@@ -307,7 +321,10 @@ class Translator:
         predicted (after Garg et al. 2019, who found that layer to align best). With several models, the first aligns.
         Of scores that are no numbers a warning tells as `translate` does.
         """
-        pieces = self.encode(sentences, first_line), self.tokenizer.encode(_texts("translations", translations))
+        pieces = (
+            self.encode(sentences, first_line),
+            self.tokenizer.encode(_texts("translations", translations), "target"),
+        )
         if len(pieces[0]) != len(pieces[1]):
             raise UserError(f"{len(pieces[0])} sentences and {len(pieces[1])} translations: give as many")
         for own, what in zip(pieces, ("the source", "the translation"), strict=True):
@@ -395,7 +412,7 @@ class Translator:
         )
         banned = None
         if c.banned:
-            phrases = self.tokenizer.encode(_texts("decode.banned", c.banned))
+            phrases = self.tokenizer.encode(_texts("decode.banned", c.banned), "target")
             for phrase, own in zip(c.banned, phrases, strict=True):
                 if not own or not self.tokenizer.decode([own])[0].strip():
                     raise UserError(f"decode.banned: this model's tokenizer sees nothing in {phrase!r}; leave it out")
@@ -404,7 +421,8 @@ class Translator:
                 row[len(row) - len(phrase) :] = phrase
         constraints = None
         if c.min_length or c.no_repeat_ngram or c.banned or prefix:
-            constraints = Constraints(EOS, c.min_length, banned, c.no_repeat_ngram, prefix)
+            spelling = self._prefixes.spelling if prefix else None
+            constraints = Constraints(EOS, c.min_length, banned, c.no_repeat_ngram, spelling)
         sampler = Sampler(jax.random.key(c.seed), c.temperature, c.top_k, c.top_p) if c.sample else None
         return Plan(options, constraints, sampler)
 

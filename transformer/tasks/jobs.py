@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
 import os
 import sys
@@ -107,6 +108,7 @@ def train(arguments: Sequence[str]) -> None:
         stack.enter_context(processes.together())
         lock = None
         stack.enter_context(enough_memory(SMALLER))  # inside, as the other processes are to be told
+        config = with_rule_of(own.workdir, config)
         kept = accumulation_of(own.workdir) if own.batch else None
         if kept is not None:
             config = cut_into(config, kept)
@@ -140,6 +142,20 @@ def fitting(task: Translation) -> Translation:
 
     task.prepare()
     return task.cut_into(accumulation(task.cut_into, task.config))
+
+
+def with_rule_of(workdir: str, config: Config) -> Config:
+    """The config, for a run that may go on. Where "identity" was the default when the workdir was made, and the config
+    has the default of today, "identity" stays."""
+    from transformer.checkpoint import Checkpoints
+    from transformer.training.loop import config_of
+
+    with contextlib.suppress(UserError):
+        there = config_of(Checkpoints(workdir))
+        if there is not None and (there.data.normalization, config.data.normalization) == ("identity", "clean"):
+            log.info("%s keeps data.normalization 'identity', with which it was begun", workdir)
+            return dataclasses.replace(config, data=dataclasses.replace(config.data, normalization="identity"))
+    return config
 
 
 def accumulation_of(workdir: str) -> int | None:

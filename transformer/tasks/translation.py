@@ -134,7 +134,8 @@ class Translation:
         yield f"tokenizer   {self.pieces.vocab_size:,} pieces, sha256 {self.pieces.sha256[:16]}"
         if self.texts.dev is not None:
             sources, references, _ = self._development
-            rates = [f"{self.pieces.round_trip_rate(lines):.2%}" for lines in (sources, references)]
+            sides = (("source", sources), ("target", references))
+            rates = [f"{self.pieces.round_trip_rate(lines, side):.2%}" for side, lines in sides]
             name, count, both = self.texts.dev_name, len(sources), " and ".join(rates)
             yield f"dev set     {name}, {count:,} pairs; {both} of lines survive the tokenizer unchanged"
 

@@ -224,7 +224,7 @@ def export(workdir: str, out: str, checkpoint: str | None = None) -> Path:
 
     with writing(folder), new_folder(folder) as building:
         for side in ("source", "target"):
-            (building / f"{side}.spm").write_bytes(pieces.model)
+            (building / f"{side}.spm").write_bytes(pieces.model_of(side))
         _write(building / "vocab.json", {pieces.piece(i): i for i in range(vocab_size)})
         _write(
             building / "tokenizer_config.json",

@@ -1,0 +1,120 @@
+"""The default rule by which text is cleaned before it is cut into pieces (`data.normalization = "clean"`).
+
+- Sources: Unicode's compatibility form (NFKC). White space of any kind becomes one space, and none at the ends. Format
+  and control characters, which show nothing, are removed. U+200C, U+200D and U+180E stay where a script or an emoji
+  needs them, and so do the tags of a flag.
+- Targets: composed form (NFC) and white space, nothing else. What a model learns to write is never distorted.
+- Prefixes, which a translation is to begin with: like sources, but a character that the model itself writes stays, and
+  so does one space at the end, which says that a word has ended.
+
+Training and translating call the same functions. `rows` gives the rule as SentencePiece's table of replacements, which
+has no context: it keeps every joiner and every tag. Both are tested to agree on all other text.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+import sys
+import unicodedata
+from collections.abc import Callable, Collection, Iterator
+
+RULE = "transformer.clean.1"
+"""Name of the rule inside a SentencePiece model. The number is raised when the rule changes."""
+
+_SHOWS_NOTHING = (
+    "\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f"  # controls; the others are white space
+    "\u00ad\u061c\u200b\u200e\u200f\u202a-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"
+    "\U0001bca0-\U0001bca3\U0001d173-\U0001d17a"
+)
+_TAG = "\U000e0001\U000e0020-\U000e007f"
+_JOINER = "\u200c\u200d\u180e"
+_FORMAT = re.compile(f"[{_SHOWS_NOTHING}]")
+# A flag such as Scotland's is a black flag, the letters of its name as tags, and a last tag.
+_TAGS = re.compile(f"(\U0001f3f4[\U000e0020-\U000e007e]+\U000e007f)|[{_TAG}]")
+_JOINERS = re.compile(f"[{_JOINER}]+")
+# Arabic and its relatives, the scripts of India and those that come from them, Mongolian.
+_SCRIPTS = re.compile(
+    "[\u0600-\u0dff\u0f00-\u109f\u1780-\u18af\u1a20-\u1c4f\ua800-\ua82f\ua840-\ua8ff\ua930-\ua9ff\uaa00-\uaaff\uabc0-\uabff"
+    "\ufb50-\ufdff\ufe70-\ufefc\U00010a00-\U00010aff\U00010d00-\U00010d3f\U00010f30-\U00010fdf\U00011000-\U00011fff"
+    "\U0001e900-\U0001e95f]"
+)
+_MONGOLIAN = re.compile("[\u1800-\u18af]")
+_PICTURE = re.compile("[\u00a9\u00ae\u2190-\u2bff\u3030\u303d\U0001f000-\U0001faff]")
+_PICTURE_ENDS = "\ufe0f\u20e3\U000e007f"
+
+
+def source(text: str) -> str:
+    """A source, cleaned. To clean it once more changes nothing."""
+    if text.isascii() and text.isprintable():
+        return spaces(text)
+    while (cleaned := _once(text)) != text:
+        text = cleaned
+    return text
+
+
+def target(text: str) -> str:
+    """A target, cleaned: composed, and its white space. To clean it once more changes nothing."""
+    return spaces(unicodedata.normalize("NFC", text))
+
+
+def prefix(text: str, known: Collection[str]) -> str:
+    """What a translation is to begin with, cleaned; characters that are `known` stay as they are."""
+    words = target(text)
+    rest = "".join({c for c in words if c not in known})
+    if rest:
+        # Runs, so that what belongs together is composed. Spaces at the ends of a run are no ends of the text.
+        runs = re.compile(f"[{re.escape(rest)}]+")
+        words = target(runs.sub(lambda run: source(f"|{run[0]}|")[1:-1], words))
+    return f"{words} " if words and text[-1].isspace() else words
+
+
+def spaces(text: str) -> str:
+    """White space of any kind as one space, and none at the ends."""
+    return " ".join(text.split())
+
+
+def _once(text: str) -> str:
+    text = _FORMAT.sub("", unicodedata.normalize("NFKC", text))
+    text = _TAGS.sub(lambda found: found[1] or "", text)
+    return spaces(_JOINERS.sub(_needed, text))
+
+
+def _needed(found: re.Match[str]) -> str:
+    """Of some joiners in a row those that the characters around them need, each once."""
+    before, after = found.string[max(0, found.start() - 1) : found.start()], found.string[found.end() : found.end() + 1]
+    between = bool(_SCRIPTS.match(before) and _SCRIPTS.match(after))
+    beside = bool(_SCRIPTS.match(before) or _SCRIPTS.match(after))
+    pictures = bool((_PICTURE.match(before) or before in [*_PICTURE_ENDS]) and _PICTURE.match(after))
+    mongolian = bool(_MONGOLIAN.match(before) and _MONGOLIAN.match(after))
+    stays = {"\u200c": between, "\u200d": beside or pictures, "\u180e": mongolian}
+    return "".join(joiner for joiner in dict.fromkeys(found[0]) if stays[joiner])
+
+
+def rows(rule: Callable[[str], str]) -> Iterator[tuple[str, str]]:
+    """`source` or `target` as replacements of single characters and of sequences that are composed.
+
+    White space is left to SentencePiece's `remove_extra_whitespaces`. Its tables cannot hold U+0000.
+    """
+    kept = re.compile(f"[{_JOINER}{_TAG}]")
+    for c in map(chr, itertools.chain(range(1, 0xD800), range(0xE000, sys.maxunicode + 1))):
+        if unicodedata.category(c) in ("Cn", "Co") or kept.match(c):
+            continue
+        # The letters keep spaces at both ends; no rule changes them.
+        cleaned = rule(f"a{c}a")[1:-1] if unicodedata.combining(c) == 0 else rule(c)
+        if cleaned != c:
+            yield c, cleaned
+        if unicodedata.normalize("NFC", c) == c:
+            yield from ((sequence, cleaned) for sequence in _sequences(c))
+
+
+def _sequences(c: str) -> Iterator[str]:
+    """Sequences of characters whose composed form is c."""
+    parts = unicodedata.normalize("NFD", c)
+    if parts == c:
+        return
+    found = {parts}
+    for marks in itertools.permutations(parts[1:]):
+        for i in range(len(marks)):
+            found.add(unicodedata.normalize("NFC", parts[0] + "".join(marks[:i])) + "".join(marks[i:]))
+    yield from sorted(s for s in found if s != c and unicodedata.normalize("NFC", s) == c)

@@ -1,0 +1,169 @@
+"""Translations that begin with a given text, wherever it breaks off.
+
+The tokenizer cuts half a word in other pieces than the whole one, and a space belongs to the word behind it. A search
+that is held to the pieces of a prefix is therefore led where training never was. So it is held to the prefix's bytes
+instead (token healing): after so many bytes of it, these pieces may follow:
+
+- the pieces in which the tokenizer cuts the prefix;
+- at its end also those that go beyond it, and the pieces that lead there;
+- everywhere other pieces that spell the same, where the model itself ranks them high.
+
+This file prepares the tables that say so; `constraints.py` reads them at each step. They have a row for each offset,
+counted in bytes. Shapes: B sentences, O offsets, K pieces that one offset may have, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from transformer.inference.constraints import Spelling
+from transformer.inference.engine import size
+
+if TYPE_CHECKING:
+    from transformer.data.tokenizer import Cut, Tokenizer
+
+_SPACE = "\u2581".encode()
+_UNKNOWN = b"\xff"  # in no UTF-8
+_NEVER = 1 << 20  # more pieces than any output has
+
+
+class Prefix(NamedTuple):
+    """A text that a translation is to begin with."""
+
+    text: str
+    """As cleaned."""
+    spelt: bytes
+    """As pieces spell it."""
+    ends: int
+    """From this offset on the translation may end: before a space at the end of the text."""
+    pieces: list[int]
+    """As the tokenizer cuts it."""
+    sure: frozenset[tuple[int, int]]
+    """Offsets and pieces that may follow there, whatever the model ranks high."""
+    fewest: list[int]
+    """For each offset the number of pieces that it takes at least from there until the translation may end."""
+
+
+class Prefixes:
+    """The pieces of a tokenizer by what they spell."""
+
+    def __init__(self, tokenizer: Tokenizer):
+        self._tokenizer = tokenizer
+        spelling = tokenizer.spelling
+        self._ids: dict[bytes, list[int]] = {}
+        for id, spelt in enumerate(spelling):
+            if spelt:
+                self._ids.setdefault(spelt, []).append(id)
+        self._sorted = sorted(spelt for spelt in self._ids if spelt != _UNKNOWN)
+        rank = {spelt: i for i, spelt in enumerate(self._sorted)}
+        self.spelling = Spelling(
+            np.array([rank.get(spelt, -1) for spelt in spelling], np.int32),
+            np.array([len(spelt) for spelt in spelling], np.int32),
+        )
+        self._longest = max([1, *map(len, self._sorted)])
+        # The same for all prefixes, so that one compiled program serves them.
+        self._most = max([1, *(sum(1 for _ in self._within(spelt)) for spelt in self._ids)])
+
+    def of(self, texts: Sequence[str]) -> list[Prefix]:
+        """Texts as prefixes; a blank one demands nothing."""
+        texts = [self._tokenizer.prefix(text) if text.strip() else "" for text in texts]
+        cuts = self._tokenizer.cut(texts)
+        parts = [self._parts(text) for text in texts]
+        heads = iter(self._tokenizer.cut([part for own in parts for part in own]))
+        return [
+            self._prefix(text, cut, [next(heads) for _ in own])
+            for text, cut, own in zip(texts, cuts, parts, strict=True)
+        ]
+
+    def _parts(self, text: str) -> list[str]:
+        """The text broken off at each character of its last word, as far as a piece can reach."""
+        spaces = [i for i, c in enumerate(text) if c.isspace()]
+        start = max(len(text) - self._longest, spaces[-1] if spaces else 0, 0)
+        return [text[:i] for i in range(start, len(text))]
+
+    def _prefix(self, text: str, cut: Cut, heads: Sequence[Cut]) -> Prefix:
+        spelt = b"".join(cut.spelt)
+        ends = len(spelt)
+        if text[-1:].isspace():
+            if spelt.endswith(_SPACE):
+                ends -= len(_SPACE)
+            else:  # the model's own rule took the space away
+                spelt += _SPACE
+        sure = set(_offsets(cut))
+        for head in heads:
+            low, high = self._beyond(spelt[len(b"".join(head.spelt)) :])
+            if low < high and spelt.startswith(b"".join(head.spelt)):
+                sure |= _offsets(head)
+        return Prefix(text, spelt, ends, cut.pieces, frozenset(sure), self._fewest(spelt, ends))
+
+    def _fewest(self, spelt: bytes, ends: int) -> list[int]:
+        fewest = [_NEVER] * ends + [0] * (len(spelt) + 1 - ends)
+        for offset in reversed(range(ends)):
+            low, high = self._beyond(spelt[offset:])
+            ways = [1 + fewest[offset + n] for _, n in self._within(spelt[offset:])]
+            fewest[offset] = min([*ways, 1] if low < high else [*ways, _NEVER])
+        return fewest
+
+    def _within(self, rest: bytes) -> Iterator[tuple[int, int]]:
+        """Pieces that spell the beginning of `rest` or all of it, and how many bytes they take."""
+        for n in range(1, len(rest) + 1):
+            spelt = rest[:n]
+            for id in self._ids.get(spelt, ()):
+                yield id, n
+            at = bisect.bisect_left(self._sorted, spelt)
+            if at == len(self._sorted) or not self._sorted[at].startswith(spelt):
+                return
+
+    def _beyond(self, rest: bytes) -> tuple[int, int]:
+        """From which rank, and up to which, pieces begin with `rest`."""
+        # No piece has the byte 0xFF.
+        return bisect.bisect_left(self._sorted, rest), bisect.bisect_left(self._sorted, rest + _UNKNOWN)
+
+    def tables(self, rows: int, longest: int) -> dict[str, np.ndarray]:
+        """Room for so many prefixes, the longest of so many bytes; they demand nothing yet."""
+        B, O, K = rows, size(longest + 1), self._most  # noqa: E741
+        return {
+            "pieces_BOK": np.full((B, O, K), -1, np.int32),  # that lie within the prefix
+            "fewest_BOK": np.full((B, O, K), _NEVER, np.int32),  # pieces that it takes to its end after each of them
+            "sure_BOK": np.zeros((B, O, K), bool),
+            "beyond_BO2": np.zeros((B, O, 2), np.int32),  # ranks of the pieces that reach its end
+            "ends_B": np.zeros(B, np.int32),
+            "length_B": np.zeros(B, np.int32),
+        }
+
+    def fill(self, tables: dict[str, Any], row: int, prefix: Prefix) -> None:
+        """Write a prefix into a row of `tables`."""
+        tables["ends_B"][row], tables["length_B"][row] = prefix.ends, len(prefix.spelt)
+        for offset in range(len(prefix.spelt)):
+            rest = prefix.spelt[offset:]
+            tables["beyond_BO2"][row, offset] = self._beyond(rest)
+            found = list(self._within(rest))
+            sure = [(offset, id) in prefix.sure for id, _ in found]
+            tables["pieces_BOK"][row, offset, : len(found)] = [id for id, _ in found]
+            tables["fewest_BOK"][row, offset, : len(found)] = [prefix.fewest[offset + n] for _, n in found]
+            # Where only the model's own choice has led, it goes on choosing.
+            tables["sure_BOK"][row, offset, : len(found)] = sure if any(sure) else True
+
+    def limit(self, limit: int, prefix: Prefix) -> int:
+        """How many pieces a translation may have: a limit, or more where the prefix alone needs them."""
+        return limit if prefix.fewest[0] <= limit else len(prefix.pieces)
+
+    def kept(self, text: str, prefix: Prefix) -> str:
+        """A translation with those characters of its prefix that no piece can spell."""
+        if _UNKNOWN not in prefix.spelt:
+            return text
+        (shown,) = self._tokenizer.decode([prefix.pieces])
+        return prefix.text + text.removeprefix(shown)
+
+
+def _offsets(cut: Cut) -> set[tuple[int, int]]:
+    """Where each piece begins, and the piece."""
+    found, offset = set(), 0
+    for piece, spelt in zip(cut.pieces, cut.spelt, strict=True):
+        found.add((offset, piece))
+        offset += len(spelt)
+    return found
