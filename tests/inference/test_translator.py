@@ -108,6 +108,7 @@ def test_a_very_long_line_is_cut_to_the_same_pieces(unit, caplog, monkeypatch):
         assert len(max(asked, key=len)) < len(line) or lead.isspace()
     if unit.strip():
         messages = [record.getMessage() for record in caplog.records]
+        messages = [message for message in messages if "never seen in training" not in message]
         assert all(
             re.match(r"line 7: (more than )?\d+ pieces, cut to decode.max_source_length = 20$", m) for m in messages
         )

@@ -125,7 +125,6 @@ def test_pieces_are_ids_of_the_vocabulary(ids):
     assert refused(lambda: list(ours.search([[4], ids]))).startswith(
         "source 1: ids must be integers, 0 or more and below"
     )
-    assert refused(lambda: list(ours.search([[4], [4]], prefixes=[[4], ids]))).startswith("prefix 1: ids must be")
     assert refused(ours.score_pieces, [[4], [4]], [[4], ids]).startswith("target 1: ids must be")
     assert refused(ours.score_pieces, [[4]], []).startswith("1 sources and 0 targets")
 

@@ -276,7 +276,6 @@ class Translator:
         """
         c = self.config
         self._check_ids("source", sources)
-        self._check_ids("prefix", [prefix.pieces for prefix in prefixes or ()])
         if (most := max(map(len, sources), default=0)) > c.max_source_length:
             raise UserError(f"a source has {most} pieces, and decode.max_source_length = {c.max_source_length}; cut it")
         plan = self._plan(prefixes is not None)
