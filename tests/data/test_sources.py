@@ -121,22 +121,6 @@ REPEATED = r"data\.source: %s is given twice, so that its pairs count twice"
         ({"source": ("a.en", "copy.en"), "target": ("a.de", "copy.de")}, [REPEATED % r"copy\.en"]),
         ({"source": ("a.en", "a.en"), "target": ("a.de", "dev.de")}, []),  # two translations of it
         ({"source": ("a.en", "a.de"), "target": ("a.de", "a.en")}, []),  # both directions
-        (
-            {"source": ("c.tsv",), "dev_source": "dev.en", "dev_target": "dev.de", "test_source": "link.en"}
-            | {"test_target": "dev.de"},
-            [r"data\.test_source: link\.en is the development set, too; it chooses the checkpoint"],
-        ),
-        ({"source": ("c.tsv",), "dev_source": "d.jsonl", "test_source": "e.jsonl"}, []),
-        (
-            {
-                "corpus": "phrases",
-                "languages": ("en", "de"),
-                "phrases": 50,
-                "dev_source": "c.tsv",
-                "test_source": "c.tsv",
-            },
-            [r"data\.test_source: c\.tsv is the development set, too"],
-        ),
     ],
 )
 def test_text_that_is_given_twice_is_told(files, tmp_path, fields, told, caplog):

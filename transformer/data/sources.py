@@ -67,7 +67,7 @@ def corpora(config: DataConfig) -> Corpora:
     dev = _held_out(config, "dev")
     test = _held_out(config, "test")
     train = _train(config)
-    _tell_repeated(train, dev, test)
+    _tell_repeated(train)
 
     dev_name = Path(dev.source).name if dev else ""
     test_name = Path(test.source).name if test else ""
@@ -165,8 +165,8 @@ def _require_files(config: DataConfig) -> None:
             raise UserError(f"data.{name}: {target} is the source, too; name the file of its translations")
 
 
-def _tell_repeated(train: tuple[Parallel, ...], dev: Parallel | None, test: Parallel | None) -> None:
-    """Warn of text that is given twice."""
+def _tell_repeated(train: tuple[Parallel, ...]) -> None:
+    """Warn of training text that is given twice."""
     for i, parallel in enumerate(train):
         if any(_same_text(parallel, other) for other in train[:i]):
             log.warning(
@@ -174,11 +174,6 @@ def _tell_repeated(train: tuple[Parallel, ...], dev: Parallel | None, test: Para
                 "a weight in data.weights",
                 parallel.source,
             )
-    if dev is not None and test is not None and _same_text(dev, test):
-        log.warning(
-            "data.test_source: %s is the development set, too; it chooses the checkpoint, so its score is no test",
-            test.source,
-        )
 
 
 def _same_text(one: Parallel, other: Parallel) -> bool:
