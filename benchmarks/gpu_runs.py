@@ -161,7 +161,7 @@ def resume(s: Settings, emit: Emit) -> None:
 def last_params(workdir: Path, step: int) -> str:
     from transformer.checkpoint import Checkpoints
 
-    return sha256_of(Checkpoints(str(workdir)).params(step))
+    return sha256_of(Checkpoints(str(workdir)).at(step).params())
 
 
 def ended(process: subprocess.Popen, end: float) -> int:

@@ -58,10 +58,8 @@ def ours(
         model, vocab_size = whole.model, whole.data.vocab_size
         params = encoder_decoder(model, vocab_size).init(jax.random.key(0))
     else:
-        checkpoints = Checkpoints(run)
-        name = checkpoints.choose("last")
-        model, vocab_size = checkpoints.config(name).model, checkpoints.progress(name)["vocab_size"]
-        params = checkpoints.params(name)
+        opened = Checkpoints(run).open("last")
+        model, vocab_size, params = opened.config.model, opened.progress["vocab_size"], opened.params()
     model, params = in_type(model, params, dtype)
     network = encoder_decoder(model, vocab_size)
 
@@ -108,11 +106,10 @@ def deepen(first: str, start: str, layers: int = 6, **_: Any) -> None:
     from transformer.model import encoder_decoder
     from transformer.tools.convert import write_start
 
-    checkpoints = Checkpoints(first)
-    name = checkpoints.choose("last")
-    old, params = checkpoints.config(name).model, checkpoints.params(name)
+    opened = Checkpoints(first).open("last")
+    old, params = opened.config.model, opened.params()
     model = dataclasses.replace(old, encoder_layers=layers, decoder_layers=layers)
-    fresh = encoder_decoder(model, checkpoints.progress(name)["vocab_size"]).init(jax.random.key(1))
+    fresh = encoder_decoder(model, opened.progress["vocab_size"]).init(jax.random.key(1))
     deeper = {**params}
     for side in ("encoder", "decoder"):
         trained = params[side]["layers"]
@@ -131,7 +128,7 @@ def deepen(first: str, start: str, layers: int = 6, **_: Any) -> None:
                     zero = {"output", "w2", "b2"} & set(own)
                     layer[part] = {n: np.zeros_like(x) if n in zero else x for n, x in own.items()}
         deeper[side] = {**params[side], "layers": grown}
-    write_start(checkpoints, name, start, deeper, model)
+    write_start(opened, start, deeper, model)
 
 
 # ---- Hugging Face ---------------------------------------------------------------------------------------------------
@@ -229,11 +226,10 @@ def convert(run: str, ctranslate2: str, **_: Any) -> None:
     from transformer.model.layers import sinusoids
     from transformer.tools.hf_marian import refuse_inexpressible
 
-    checkpoints = Checkpoints(run)
-    name = checkpoints.choose("last")
-    config, vocab_size = checkpoints.config(name).model, checkpoints.progress(name)["vocab_size"]
+    opened = Checkpoints(run).open("last")
+    config, vocab_size = opened.config.model, opened.progress["vocab_size"]
     refuse_inexpressible(config)
-    params = jax.tree.map(np.asarray, checkpoints.params(name))
+    params = jax.tree.map(np.asarray, opened.params())
     positions = np.asarray(sinusoids(jnp.arange(1024)[None], config.d_model)[0])
 
     def linear(spec: Any, *matrices: Any, bias: Any = None) -> None:

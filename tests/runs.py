@@ -45,8 +45,8 @@ def scalars(workdir: Path) -> list[tuple[int, str, float]]:
 def state(workdir: Path, step: int) -> list[np.ndarray]:
     """All numbers of the newest checkpoint, which is that of `step`: parameters and optimiser."""
     checkpoints = Checkpoints(workdir)
-    config = checkpoints.config(step)
-    model = encoder_decoder(config.model, checkpoints.progress(step)["vocab_size"])
+    config = checkpoints.at(step).config
+    model = encoder_decoder(config.model, checkpoints.at(step).progress["vocab_size"])
     tx = optimizer(config.train, config.model.d_model)
     abstract = jax.eval_shape(lambda: init_state(model.init, tx, 0))
     restored, progress = restore(checkpoints, abstract, make_mesh(MeshConfig(), jax.devices()[:1]))
@@ -60,7 +60,7 @@ def same_run(ours: Path, straight: Path) -> None:
     steps = other.steps()
     assert one.states() == other.states() == steps
     for step in steps:
-        assert {**one.progress(step), "run": None} == {**other.progress(step), "run": None}
+        assert {**one.at(step).progress, "run": None} == {**other.at(step).progress, "run": None}
     for a, b in zip(state(ours, steps[-1]), state(straight, steps[-1]), strict=True):
         assert a.dtype == b.dtype
         np.testing.assert_array_equal(a, b)

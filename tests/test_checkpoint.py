@@ -22,7 +22,7 @@ from runs import leftovers
 
 import transformer.checkpoint
 import transformer.files
-from transformer.checkpoint import Checkpoints, interrupted, load, with_sharding
+from transformer.checkpoint import Checkpoint, Checkpoints, interrupted, load, with_sharding
 from transformer.config import Config, DataConfig, MeshConfig, ModelConfig, UserError, conflicts, to_json
 from transformer.files import Lock, digest, owner, replace
 from transformer.model import encoder_decoder
@@ -128,7 +128,7 @@ def test_what_is_saved_comes_back_bit_for_bit(checkpoints, folder: Path) -> None
     assert equal(back, made)
     assert int(back.step) == 7
     assert progress == {"step": 7, "dev_bleu": 12.5, "vocab_size": 20}
-    assert checkpoints.config(7) == CONFIG
+    assert checkpoints.at(7).config == CONFIG
     assert (folder / "00000007/tokenizer.model").read_bytes() == b"pieces"
     manifest = json.loads((folder / "00000007/manifest.json").read_text())
     on_disk = {str(path.relative_to(folder / "00000007")): path.stat().st_size for path in files(folder / "00000007")}
@@ -309,8 +309,8 @@ def test_no_name_of_a_users_is_a_pattern(tmp_path: Path, name: str) -> None:
     save(checkpoints, 20, name=interrupted(20), small=True)
     there = Checkpoints(tmp_path / name)
     assert (there.steps(), there.states()) == ([10, 15], [10, 15, interrupted(20)])
-    assert equal(there.params(15), made.params)
-    assert there.average(1) == [15] and equal(there.params("average"), made.params)
+    assert equal(there.at(15).params(), made.params)
+    assert there.average(1) == [15] and equal(there.at("average").params(), made.params)
     plain = there._plain
     del there, checkpoints
     gc.collect()
@@ -452,14 +452,14 @@ def test_one_flipped_bit_in_any_file_is_found(checkpoints, folder: Path, tmp_pat
     assert len(damaged) > 10
     for name in damaged:
         flip(folder / "00000001" / name)
-        wrong = checkpoints.verify(1)
+        wrong = checkpoints.at(1).damage()
         assert wrong, name
         if name.name != "manifest.json":
             assert str(name) in wrong
         with pytest.raises(UserError, match="this checkpoint is damaged; choose another"):
-            checkpoints.restore(1, {"params": MODEL.abstract_params})
+            checkpoints.at(1).restore({"params": MODEL.abstract_params})
         shutil.copy(whole / name, folder / "00000001" / name)
-    assert checkpoints.verify(1) is None
+    assert checkpoints.at(1).damage() is None
 
 
 @pytest.mark.parametrize("harm", ["flipped", "truncated", "missing", "no JSON"])
@@ -558,7 +558,7 @@ def test_manifests_of_nothing_or_of_files_outside_are_refused(checkpoints, folde
     save(checkpoints, 5, small=True)
     (folder.parent.parent / "secret").write_text("secret")
     (folder / "00000005/manifest.json").write_text(manifest)
-    assert told in checkpoints.verify(5)
+    assert told in checkpoints.at(5).damage()
     with pytest.raises(UserError, match=r"00000005/.*: this checkpoint is damaged; choose another") as error:
         load(str(folder.parent), "last")
     assert "\n" not in str(error.value)
@@ -578,7 +578,7 @@ def test_parameters_that_do_not_fit_are_told_in_one_line(checkpoints, change: di
     save(checkpoints, 5)
     other = encoder_decoder(dataclasses.replace(CONFIG.model, **change), 20).abstract_params
     with pytest.raises(UserError, match=f"00000005 does not fit the model: .*{told}"):
-        checkpoints.restore(5, {"params": with_sharding(other, jax.sharding.SingleDeviceSharding(jax.devices()[0]))})
+        checkpoints.at(5).restore({"params": with_sharding(other, jax.sharding.SingleDeviceSharding(jax.devices()[0]))})
     assert caplog.records == []
 
 
@@ -668,7 +668,7 @@ def test_nothing_is_written_through_a_link(checkpoints, folder: Path, tmp_path: 
     save(checkpoints, 5, small=True)
     (folder / "00000005").rename(outside / "five")
     (folder / "00000005").symlink_to(outside / "five")
-    assert checkpoints.verify(5) is None
+    assert checkpoints.at(5).damage() is None
     save(checkpoints, 10, keep_last=1, small=True)
     assert [path.name for path in folder.iterdir()] == ["00000010"]
     assert (outside / "five/manifest.json").exists()
@@ -701,7 +701,7 @@ def test_the_last_the_best_and_every_nth_are_kept(checkpoints, folder: Path, kee
     assert checkpoints.steps() == kept
     assert sorted(int(path.name) for path in folder.iterdir()) == kept  # the others are gone
     assert checkpoints.best() == 30  # the earliest of equals
-    assert all(checkpoints.verify(step) is None for step in kept)
+    assert all(checkpoints.at(step).damage() is None for step in kept)
 
 
 def test_one_whose_score_cannot_be_read_is_kept_and_the_others_are_not(checkpoints, folder: Path, caplog) -> None:
@@ -851,22 +851,22 @@ def test_the_average_is_the_mean_of_the_last_ones(checkpoints, folder: Path, cap
 
     def is_mean_of(states: list[TrainState]) -> None:
         mean = jax.tree.map(lambda *xs: np.mean(np.stack(xs, dtype=np.float64), 0), *[s.params for s in states])
-        ours = checkpoints.params("average")
+        ours = checkpoints.at("average").params()
         for one, exact in zip(jax.tree.leaves(ours), jax.tree.leaves(mean), strict=True):
             assert one.dtype == np.float32
             np.testing.assert_allclose(one, exact, rtol=1e-7)
 
     assert checkpoints.average(3) == [20, 30, 40]
     is_mean_of(made[1:])
-    progress = checkpoints.progress("average")
+    progress = checkpoints.at("average").progress
     assert progress["averaged_steps"] == [20, 30, 40]
     assert progress["trainable"] is False
-    assert checkpoints.verify("average") is None
+    assert checkpoints.at("average").damage() is None
     assert (folder / "average/tokenizer.model").read_bytes() == b"pieces"
     assert not (folder / "average/state/optimizer").exists()
     # A second one, of all there are, takes its place; nothing is left of the first.
     assert checkpoints.average(9) == [10, 20, 30, 40]
-    assert checkpoints.progress("average")["averaged_steps"] == [10, 20, 30, 40]
+    assert checkpoints.at("average").progress["averaged_steps"] == [10, 20, 30, 40]
     is_mean_of(made)
     assert leftovers(folder.parent) == []
     assert caplog.messages == []
@@ -891,12 +891,12 @@ def test_one_average_counts_at_each_moment(checkpoints, folder: Path, caplog, at
         checkpoints.average(2)
     checkpoints = Checkpoints(folder.parent)
     assert checkpoints.choose() == "average"
-    assert checkpoints.progress("average")["averaged_steps"] == counts
-    assert checkpoints.verify("average") is None
-    checkpoints.params("average")
+    assert checkpoints.at("average").progress["averaged_steps"] == counts
+    assert checkpoints.at("average").damage() is None
+    checkpoints.at("average").params()
     caplog.clear()
     assert checkpoints.average(3) == [10, 20, 30]
-    assert checkpoints.progress("average")["averaged_steps"] == [10, 20, 30]
+    assert checkpoints.at("average").progress["averaged_steps"] == [10, 20, 30]
     assert leftovers(folder.parent) == []
     assert caplog.messages == []
 
@@ -907,17 +907,17 @@ def test_who_reads_while_an_average_is_made_anew_reads_one_of_the_two(checkpoint
     checkpoints.average(1)
     reader, found = Checkpoints(folder.parent), []
 
-    def read(name: int | str) -> tuple[list[int], Any]:
-        steps = reader.progress(name)["averaged_steps"]
+    def read(opened: Checkpoint) -> tuple[list[int], Any]:
+        steps = opened.progress["averaged_steps"]
         if not found:
             checkpoints.average(2)
         found.append(steps)
-        return steps, reader.params(name)
+        return steps, opened.params()
 
     steps, params = reader.read(None, read)
     assert found == [[20], [10, 20]]
     assert steps == [10, 20]
-    assert equal(params, checkpoints.params("average"))
+    assert equal(params, checkpoints.at("average").params())
 
 
 def test_half_a_copy_of_an_average_is_kept(checkpoints, folder: Path) -> None:
@@ -925,7 +925,7 @@ def test_half_a_copy_of_an_average_is_kept(checkpoints, folder: Path) -> None:
     checkpoints.average(1)
     (folder / "average/manifest.json").unlink()
     checkpoints.average(1)
-    assert checkpoints.verify("average") is None
+    assert checkpoints.at("average").damage() is None
     assert leftovers(folder.parent) == ["checkpoints/average.damaged"]
 
 
@@ -937,7 +937,7 @@ def test_the_average_is_not_trained_on(checkpoints) -> None:
     assert equal(resumed(checkpoints)[0], made)
     with pytest.raises(UserError, match="average cannot be restored"):  # it has no optimiser
         items = {"params": made.params, "optimizer": made.optimizer}
-        checkpoints.restore("average", jax.eval_shape(lambda: items))
+        checkpoints.at("average").restore(jax.eval_shape(lambda: items))
 
 
 def test_checkpoints_of_other_shapes_are_not_averaged(checkpoints, folder: Path) -> None:
@@ -964,13 +964,11 @@ def test_what_is_removed_while_it_is_read_is_chosen_anew(checkpoints, folder: Pa
     save(checkpoints, 10)
     reader, found, steps = Checkpoints(folder.parent), [], itertools.count(20)
 
-    def read(name: int | str) -> tuple[int | str, Any]:
-        config = reader.config(name)
+    def read(opened: Checkpoint) -> tuple[int | str, Any]:
         if len(found) < 2:
             save(checkpoints, next(steps), keep_last=1)
-        found.append(name)
-        # As `Translator.load` reads: by the name that was chosen.
-        return name, config, reader.read(str(name), reader.params)
+        found.append(opened.name)
+        return opened.name, opened.config, opened.params()
 
     assert reader.read("last", read)[0] == 21
     assert found == [10, 20, 21]
@@ -978,15 +976,15 @@ def test_what_is_removed_while_it_is_read_is_chosen_anew(checkpoints, folder: Pa
     with pytest.raises(UserError, match="--checkpoint 21: not in"):  # one that was asked for by its step
         reader.read(21, read)
     # The mean of those that are there.
-    params, gone = Checkpoints.params, []
+    params, gone = Checkpoint.params, []
 
-    def slow(self: Checkpoints, name: int | str) -> Any:
+    def slow(self: Checkpoint) -> Any:
         if not gone:
             gone.append(save(checkpoints, 40, keep_last=1))
-        return params(self, name)
+        return params(self)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Checkpoints, "params", slow)
+        patch.setattr(Checkpoint, "params", slow)
         assert reader.average(5) == [40]
 
 
@@ -1011,7 +1009,7 @@ def test_another_tokenizer_is_told_in_one_line(checkpoints, folder: Path, tmp_pa
         config = dataclasses.replace(CONFIG, data=dataclasses.replace(CONFIG.data, tokenizer=path))
         with pytest.MonkeyPatch.context() as patch:  # as if the run had been given one from the start
             patch.setattr(checkpoints, "config", lambda name: config)
-            return checkpoints.unfit(5, config, MODEL.abstract_params, b"pieces")
+            return checkpoints.at(5).unfit(config, MODEL.abstract_params, b"pieces")
 
     assert unfit(str(tmp_path / "spm.model")) is None
     (tmp_path / "spm.model").write_bytes(b"others")
@@ -1041,6 +1039,6 @@ def test_load_gives_a_pure_function_and_a_nested_dict(checkpoints, folder: Path)
     assert equal(transformer.load(str(folder.parent), 20)[1], params)
     _, best = transformer.load(str(folder.parent))
     assert not equal(best, params)
-    assert equal(best, checkpoints.params(10))
+    assert equal(best, checkpoints.at(10).params())
     with pytest.raises(UserError, match="no complete checkpoint"):
         transformer.load(str(folder.parent / "elsewhere"))

@@ -564,7 +564,7 @@ def test_translate_json_lines(give, trained) -> None:
 
 
 def test_mistakes_are_told_before_the_model_is_loaded(call, trained, monkeypatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(Translator, "load", lambda *_: pytest.fail("it is loaded"))
+    monkeypatch.setattr(Translator, "of", lambda *_: pytest.fail("it is loaded"))
     no_room = "error: --details and --decode.n_best need --jsonl: a line of text has no room for them"
     assert refused(call, "transformer", "translate", trained, "--details") == f"{no_room}\n"
     # For this the workdir's config is read.
@@ -587,7 +587,8 @@ def test_mistakes_are_told_before_the_model_is_loaded(call, trained, monkeypatch
 def test_shares_of_one_job_are_those_of_the_same_models_and_options(call, trained, workdir, monkeypatch) -> None:
     """Each model of an ensemble counts, by its content: not by where it is."""
     asked, tally = [], Tally()
-    monkeypatch.setattr(Translator, "load", lambda _, names, options: SimpleNamespace(names=names, tally=tally))
+    of = lambda chosen, options: SimpleNamespace(names=[one.name for one in chosen], tally=tally)  # noqa: E731
+    monkeypatch.setattr(Translator, "of", of)
     monkeypatch.setattr(shares, "translate_share", lambda *given: asked.append((given[-1], given[0].args[0].names)))
     files = ("--input", trained / "config.json", "--output", workdir.parent / "out", "--share", "0/2")
 

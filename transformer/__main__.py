@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import hashlib
 import logging
 import sys
 from argparse import Namespace
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from transformer.command_line import Parser, configured, decode_options, run, set_up_jax, whole
 from transformer.config import KINDS, Config, DecodeConfig, UserError, check, whole_number
@@ -19,6 +17,7 @@ from transformer.data.opening import open_stream
 from transformer.memory import enough_memory
 
 if TYPE_CHECKING:
+    from transformer.checkpoint import Checkpoint
     from transformer.inference.translator import Translator
 
 log = logging.getLogger("transformer")
@@ -117,48 +116,23 @@ def _parsed(parser: Parser, arguments: list[str]) -> tuple[Namespace, list[str]]
     return own, rest
 
 
-class _Chosen(NamedTuple):
-    """A checkpoint that a command line names."""
-
-    workdir: str
-    name: int | str
-    config: Config
-    digest: str
-    """Of its manifest, and so of all that is in it."""
-
-
-def _chosen(parser: Parser, own: Namespace, rest: list[str]) -> tuple[list[_Chosen], DecodeConfig]:
-    """The models that a command line names, and how to decode."""
-    set_up_jax()
-    from transformer.checkpoint import Checkpoints
-
-    models = []
-    for workdir in (own.workdir, *own.ensemble):
-        checkpoints = Checkpoints(workdir)
-        name = checkpoints.choose(own.checkpoint)
-        log.info("using checkpoint %s of %s", name, workdir)
-        digest = hashlib.sha256(checkpoints.file(name, "manifest.json")).hexdigest()
-        models.append(_Chosen(workdir, name, checkpoints.config(name), digest))
-    return models, decode_options(models[0].config, rest, parser.prog, parser.options())
-
-
 def _loaded(
     parser: Parser, own: Namespace, rest: list[str], refuse: Callable[[DecodeConfig], None] = lambda options: None
-) -> tuple[list[_Chosen], DecodeConfig, Translator]:
-    """The models that a command line names, how to decode, and both as a translator; `refuse` sees the options before
-    anything is loaded. Training, which may go on, may remove what was chosen: then it is chosen anew."""
+) -> tuple[list[Checkpoint], DecodeConfig, Translator]:
+    """The checkpoints that a command line names, how to decode, and both as a translator; `refuse` sees the options
+    before anything is loaded. Training, which may go on, may remove what was chosen: then it is chosen anew."""
+    set_up_jax()
     from transformer.checkpoint import Checkpoints, again
+    from transformer.inference.translator import Translator
 
-    def load() -> tuple[list[_Chosen], DecodeConfig, Translator]:
-        models, options = _chosen(parser, own, rest)
+    def load() -> tuple[list[Checkpoint], DecodeConfig, Translator]:
+        chosen = []
+        for workdir in (own.workdir, *own.ensemble):
+            chosen.append(Checkpoints(workdir).open(own.checkpoint))
+            log.info("using checkpoint %s of %s", chosen[-1].name, workdir)
+        options = decode_options(chosen[0].config, rest, parser.prog, parser.options())
         refuse(options)
-        from transformer.inference.translator import Translator
-
-        with contextlib.ExitStack() as stack:
-            for model in models:
-                stack.enter_context(Checkpoints(model.workdir).the_same(model.name))
-            folders, names = [model.workdir for model in models], [model.name for model in models]
-            return models, options, Translator.load(folders, names, options)
+        return chosen, options, Translator.of(chosen, options)
 
     return again(load)
 
@@ -211,8 +185,7 @@ def convert(arguments: list[str]) -> None:
     from transformer.checkpoint import Checkpoints
     from transformer.tools.convert import convert as convert_workdir
 
-    checkpoints = Checkpoints(own.workdir)
-    config = checkpoints.config(checkpoints.choose(own.checkpoint))
+    config = Checkpoints(own.workdir).read(own.checkpoint, lambda opened: opened.config)
     model = dataclasses.replace(config.model, kv_heads=own.kv_heads)
     for kind in KINDS:
         same = dataclasses.replace(getattr(model, f"{kind}_attention"), kv_heads=None)

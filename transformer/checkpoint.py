@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import glob
+import hashlib
 import itertools
 import json
 import logging
@@ -24,7 +25,8 @@ import socket
 import tempfile
 import threading
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -156,97 +158,24 @@ class Checkpoints:
                 return None
         return None
 
-    def progress(self, name: int | str) -> dict[str, Any]:
-        """What was saved beside the arrays: 'step', 'vocab_size', the scores (see transformer/judging.py), ..."""
-        progress = json.loads(self._json(name, "progress.json"))
-        if not isinstance(progress, dict):
-            raise UserError(f"{self.path(name) / 'progress.json'} is not one of this program: {_DAMAGED}")
-        return progress
+    def open(self, checkpoint: str | int | None = None, judged: Judged | None = None) -> Checkpoint:
+        """The checkpoint that `choose` gives."""
+        return self.at(self.choose(checkpoint, judged))
 
-    def config(self, name: int | str) -> Config:
-        return from_json(self._json(name, "config.json"), str(self.path(name) / "config.json"))
+    def at(self, name: int | str) -> Checkpoint:
+        """The checkpoint of this name. Raises `Removed` if it is not there."""
+        return Checkpoint(name, self.path(name), self._orbax_path(self.path(name)) / "state", self._orbax)
 
-    def _json(self, name: int | str, file: str) -> str:
-        content = self.file(name, file)
-        try:
-            text = content.decode()
-            json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"{self.path(name) / file} cannot be read ({error}): {_DAMAGED}") from None
-        return text
+    def read(self, checkpoint: str | int | None, reader: Callable[[Checkpoint], T], judged: Judged | None = None) -> T:
+        """What `reader` makes of the checkpoint that `choose` gives.
 
-    def file(self, name: int | str, file: str) -> bytes:
-        """What is in one of the files beside the arrays, as it was written."""
-        path = self.path(name) / file
-        try:
-            content = path.read_bytes()
-            wrong = file != MANIFEST and manifest(path.parent).get(file) != digest_of(content)
-        except OSError as error:
-            self._still(name)
-            raise UserError(f"{path} cannot be read ({error}): {_DAMAGED}") from None
-        except ValueError as error:
-            raise UserError(f"{path.parent / MANIFEST} is not as it was written ({error}): {_DAMAGED}") from None
-        if wrong:
-            raise UserError(f"{path} is not as it was written: {_DAMAGED}")
-        return content
+        If it goes meanwhile, as training, which may go on, removes it, or a new average is made, another one is chosen.
+        """
+        return again(lambda: reader(self.open(checkpoint, judged)))
 
-    def _still(self, name: int | str) -> None:
-        """Raise `Removed` if a checkpoint that was there is no longer."""
-        if not self.complete(name):
-            raise Removed(
-                f"{self.path(name)} was removed meanwhile, as by training, which keeps train.keep_last checkpoints; "
-                "run the command again"
-            )
-
-    def newest_whole(self) -> int | str | None:
+    def newest_whole(self) -> Checkpoint | None:
         """The newest checkpoint that training saved and that is as it was written, or None."""
-        return next((name for name in reversed(self.states()) if not self.verify(name)), None)
-
-    def read(self, checkpoint: str | int | None, reader: Callable[[int | str], T], judged: Judged | None = None) -> T:
-        """What `reader` makes of the checkpoint that `choose` gives. If that goes meanwhile, as training, which may go
-        on, removes it, or a new average is made, it is what is chosen then."""
-
-        def read() -> T:
-            name = self.choose(checkpoint, judged)
-            with self.the_same(name):
-                return reader(name)
-
-        return again(read)
-
-    @contextlib.contextmanager
-    def the_same(self, name: int | str) -> Iterator[None]:
-        """A block that reads a checkpoint by its name, for what `again` calls: raises `Removed` if it failed as that is
-        gone, or may have read of two, as another one took its place."""
-        if (before := self._sealed(name)) is None:
-            self._still(name)
-        try:
-            yield
-        except UserError:
-            if self._sealed(name) != before:
-                self._still(name)
-                raise Removed(f"{self.path(name)} was written anew meanwhile; run the command again") from None
-            raise
-        if name == AVERAGE and self._sealed(name) != before:
-            raise Removed(f"{self.path(name)} was written anew meanwhile; run the command again")
-
-    def _sealed(self, name: int | str) -> bytes | None:
-        """The manifest, which tells one checkpoint from another of the same name."""
-        try:
-            return (self.path(name) / MANIFEST).read_bytes()
-        except OSError:
-            return None
-
-    def evaluation(self, name: int | str) -> dict[str, Any] | None:
-        """The progress of a checkpoint, in today's form, if it was evaluated with a finite score; else None."""
-        progress = upgraded(self.progress(name), lambda: self.config(name))
-        if "judged" not in progress:  # as that of an average
-            return None
-        try:
-            changes(progress, progress)
-            return progress if rank(progress, progress["judged"]) else None
-        except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
-            where, why = self.path(name) / "progress.json", f"{type(error).__name__}: {error}"
-            raise UserError(f"{where} is not one of this program ({why}): {_DAMAGED}") from None
+        return next((there for name in reversed(self.states()) if not (there := self.at(name)).damage()), None)
 
     def best(self, unreadable: set[int] | None = None, judged: Judged | None = None) -> int | None:
         """The step of the best checkpoint (the earliest of equals), or None if none was evaluated.
@@ -258,7 +187,7 @@ class Checkpoints:
         scored = {}
         for step in self.steps():
             try:
-                if (progress := self.evaluation(step)) is not None:
+                if (progress := self.at(step).evaluation) is not None:
                     scored[step] = progress
             except Removed:
                 pass
@@ -287,7 +216,7 @@ class Checkpoints:
         steps = self.steps()
         workdir = self.folder.parent
         if checkpoint is None and steps and self.complete(AVERAGE):
-            averaged = self.progress(AVERAGE)["step"]
+            averaged = self.at(AVERAGE).progress["step"]
             if averaged < steps[-1]:
                 log.warning(
                     "%s: its average ends at step %d, but training went on to %d; make it anew with: "
@@ -503,7 +432,7 @@ class Checkpoints:
             needed = {self.path(name).name for name in kept if name is not None}
             there = list(self.folder.iterdir()) if self.folder.exists() else []
             unneeded = [path for path in there if _of_training(path.name) and path.name not in needed]
-            unneeded = [path for path in unneeded if (sealed(path) and self._of(path, run)) or _unfinished(path)]
+            unneeded = [path for path in unneeded if _unfinished(path) or self._of(path, run)]
         except (UserError, OSError) as error:
             log.warning("older checkpoints are not removed: %s", error)
             return
@@ -517,103 +446,9 @@ class Checkpoints:
     def _of(self, path: epath.Path, run: str | None) -> bool:
         """Whether a checkpoint is of a run. Those of earlier versions name none, and count as any run's."""
         try:
-            return self.progress(path.name).get("run", run) == run
+            return self.at(path.name).progress.get("run", run) == run
         except UserError:
             return False
-
-    def verify(self, name: int | str) -> str | None:
-        """What is wrong with a checkpoint's files against its manifest, or None; see `files.damage`."""
-        return damage(self.path(name))
-
-    def restore(self, name: int | str, items: Mapping[str, Any], *, verified: bool = False) -> dict[str, Any]:
-        """The trees named in `items`, 'params' among them, each as its abstract tree (shapes, types, shardings) says.
-
-        Raises `UserError` if the files are not those that were written (unless they are `verified`), or do not fit.
-        """
-        wrong = None if verified else self.verify(name)
-        if wrong:
-            self._still(name)
-            raise UserError(f"{wrong}: {_DAMAGED}")
-        try:
-            # Compared here, for one clear line: Orbax stops at the first difference with several tracebacks.
-            if wrong := self.misfit(name, items["params"]):
-                raise UserError(wrong)
-            restored = self._orbax.restore(
-                self._orbax_path(self.path(name)) / "state",
-                args=ocp.args.Composite(**{k: ocp.args.StandardRestore(tree) for k, tree in items.items()}),
-            )
-        except UserError:
-            raise
-        except Exception as error:  # which is what Orbax raises, among others
-            self._still(name)
-            _refuse_no_memory(error, self.path(name))
-            reason = " ".join(str(error).split())[:300]
-            raise UserError(f"{self.path(name)} cannot be restored: {reason}") from error
-        return {k: restored[k] for k in items}
-
-    def misfit(self, name: int | str, params: Any) -> str | None:
-        """How the parameters of a checkpoint differ from these abstract ones, or None. Raises OSError or `UserError` if
-        there are none to be read."""
-        try:
-            params_path = self._orbax_path(self.path(name)) / "state" / "params"
-            there = _shapes(ocp.StandardCheckpointHandler().metadata(params_path).tree)
-        except OSError:
-            self._still(name)
-            raise
-        except Exception as error:  # which is what Orbax raises, among others
-            self._still(name)
-            _refuse_no_memory(error, self.path(name))
-            why = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-            raise UserError(f"{self.path(name)} cannot be read ({why}): {_DAMAGED}") from None
-        here = _shapes(params)
-        for path in here | there:
-            if there.get(path) != here.get(path):
-                return (
-                    f"{self.path(name)} does not fit the model: {path} is {there.get(path, 'missing')} there "
-                    f"and {here.get(path, 'missing')} here"
-                )
-        return None
-
-    def unfit(self, name: int | str, config: Config, params: Any, tokenizer: bytes | None) -> str | None:
-        """Why a run of this config, with these abstract parameters, can't go on from a checkpoint whose files are
-        whole, or None: it is that of another run, or of another version of this program.
-
-        Raises `UserError` where the config names another tokenizer than the one it is trained with.
-        """
-        path = self.path(name)
-        if config.data.tokenizer is not None and tokenizer is not None:
-            self._refuse_other_tokenizer(config.data.tokenizer, tokenizer)
-        try:
-            if changed := conflicts(self.config(name), config):
-                return f"{path} is that of another run: its {', '.join(changed)} is not the same"
-            self.evaluation(name)
-            step = self.progress(name).get("step")
-            if not path.name.startswith(f"{step:08d}") or not (path / "state" / "optimizer").exists():
-                return f"{path} is not one that training goes on from"
-            if tokenizer is not None and self.file(name, "tokenizer.model") != tokenizer:
-                return f"{path} is that of another tokenizer than {self.folder.parent / 'tokenizer.model'}"
-            return self.misfit(name, params)
-        except OutOfMemory:
-            raise
-        except UserError as error:
-            return str(error)
-        except OSError as error:
-            where, why = error.filename or path, error.strerror or error
-            raise UserError(f"{where} cannot be read ({why}); see to that, then run the same command again") from None
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            return f"{path} is not one of this program ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
-
-    def _refuse_other_tokenizer(self, given: str, tokenizer: bytes) -> None:
-        try:
-            same = Path(given).read_bytes() == tokenizer
-        except OSError as error:
-            raise UserError(f"data.tokenizer = {given!r} cannot be read ({error.strerror or error})") from None
-        if not same:
-            ours = self.folder.parent / "tokenizer.model"
-            raise UserError(
-                f"data.tokenizer = {given!r} is not the tokenizer that {self.folder.parent} was trained with, {ours}; "
-                "give that one, or use another --workdir"
-            )
 
     def average(self, last: int) -> list[int]:
         """Save the mean of the parameters of the last `last` checkpoints, by step, as 'average'; returns the steps.
@@ -630,7 +465,8 @@ class Checkpoints:
         steps = self.steps()[-last:]
         total: Any = None
         for step in steps:
-            params = self.params(step)
+            opened = self.at(step)
+            params = opened.params()
             shapes = jax.tree.map(np.shape, params)
             if total is None:
                 first, total = shapes, jax.tree.map(lambda x: np.asarray(x, np.float64), params)
@@ -643,10 +479,10 @@ class Checkpoints:
         mean = jax.tree.map(lambda x: np.asarray(x / len(steps), np.float32), total)
         if not all(np.isfinite(x).all() for x in jax.tree.leaves(mean)):
             raise UserError(f"{self.folder.parent}: the mean of its last {len(steps)} checkpoints holds no numbers")
-        files = {f: self.file(steps[-1], f) for f in ("config.json", "tokenizer.model")}
+        files = {f: opened.file(f) for f in ("config.json", "tokenizer.model")}
         progress = {
             "step": steps[-1],
-            "vocab_size": self.progress(steps[-1])["vocab_size"],
+            "vocab_size": opened.progress["vocab_size"],
             "averaged_steps": steps,
             "trainable": False,
         }
@@ -654,11 +490,197 @@ class Checkpoints:
         self.wait()
         return steps
 
-    def params(self, name: int | str, sharding: Sharding | None = None) -> Params:
-        """The parameters of a checkpoint; on the first device unless `sharding` says otherwise."""
-        model = encoder_decoder(self.config(name).model, self.progress(name)["vocab_size"])
+
+class Checkpoint:
+    """A sealed checkpoint, pinned to the manifest that it had when it was opened.
+
+    What is read of it is compared with that manifest. Reading raises `UserError` where a file is damaged, and `Removed`
+    where the checkpoint has gone meanwhile, or another one has taken its place.
+    """
+
+    def __init__(self, name: int | str, path: epath.Path, arrays: epath.Path, orbax: ocp.AsyncCheckpointer):
+        """`arrays`: the path by which Orbax finds what it saved."""
+        self.name, self.path = name, path
+        self._arrays, self._orbax = arrays, orbax
+        try:
+            self._sealed: bytes | None = (path / MANIFEST).read_bytes()
+        except OSError as error:
+            if not sealed(path):
+                raise Removed(
+                    f"{path} was removed meanwhile, as by training, which keeps train.keep_last checkpoints; run the "
+                    "command again"
+                ) from None
+            raise UserError(f"{path / MANIFEST} cannot be read ({error}): {_DAMAGED}") from None
+
+    @property
+    def digest(self) -> str:
+        """sha256 of its manifest, and so of all that is in it."""
+        return hashlib.sha256(self._sealed).hexdigest()
+
+    @cached_property
+    def config(self) -> Config:
+        return from_json(self._json("config.json"), str(self.path / "config.json"))
+
+    @cached_property
+    def progress(self) -> dict[str, Any]:
+        """What was saved beside the arrays: 'step', 'vocab_size', the scores (see transformer/judging.py), ..."""
+        progress = json.loads(self._json("progress.json"))
+        if not isinstance(progress, dict):
+            raise UserError(f"{self.path / 'progress.json'} is not one of this program: {_DAMAGED}")
+        return progress
+
+    @cached_property
+    def evaluation(self) -> dict[str, Any] | None:
+        """The progress, in today's form, if it was evaluated with a finite score; else None."""
+        progress = upgraded(self.progress, lambda: self.config)
+        if "judged" not in progress:  # as that of an average
+            return None
+        try:
+            changes(progress, progress)
+            return progress if rank(progress, progress["judged"]) else None
+        except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+            where, why = self.path / "progress.json", f"{type(error).__name__}: {error}"
+            raise UserError(f"{where} is not one of this program ({why}): {_DAMAGED}") from None
+
+    @property
+    def model(self) -> Model:
+        return encoder_decoder(self.config.model, self.progress["vocab_size"])
+
+    def params(self, sharding: Sharding | None = None) -> Params:
+        """The parameters; on the first device unless `sharding` says otherwise."""
         sharding = sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-        return self.restore(name, {"params": with_sharding(model.abstract_params, sharding)})["params"]
+        return self.restore({"params": with_sharding(self.model.abstract_params, sharding)})["params"]
+
+    def file(self, name: str) -> bytes:
+        """What is in one of the files beside the arrays, as it was written."""
+        path = self.path / name
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            self.require_same()
+            raise UserError(f"{path} cannot be read ({error}): {_DAMAGED}") from None
+        try:
+            wrong = manifest(self.path, self._sealed).get(name) != digest_of(content)
+        except ValueError as error:
+            raise UserError(f"{self.path / MANIFEST} is not as it was written ({error}): {_DAMAGED}") from None
+        if wrong:
+            self.require_same()
+            raise UserError(f"{path} is not as it was written: {_DAMAGED}")
+        return content
+
+    def _json(self, name: str) -> str:
+        content = self.file(name)
+        try:
+            text = content.decode()
+            json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{self.path / name} cannot be read ({error}): {_DAMAGED}") from None
+        return text
+
+    def require_same(self) -> None:
+        """Raise `Removed` if the checkpoint has gone since it was opened, or another one has taken its place."""
+        try:
+            same = (self.path / MANIFEST).read_bytes() == self._sealed
+        except OSError:
+            same = sealed(self.path)  # it can't be read just now
+        if not same:
+            what = "written anew" if sealed(self.path) else "removed"
+            raise Removed(f"{self.path} was {what} meanwhile, as by training or averaging; run the command again")
+
+    def damage(self) -> str | None:
+        """What is wrong with its files against its manifest, or None; see `files.damage`."""
+        return damage(self.path)
+
+    def restore(self, items: Mapping[str, Any], *, verified: bool = False) -> dict[str, Any]:
+        """The trees named in `items`, 'params' among them, each as its abstract tree (shapes, types, shardings) says.
+
+        Raises `UserError` if the files are not those that were written (unless they are `verified`), or do not fit.
+        """
+        wrong = None if verified else self.damage()
+        if wrong:
+            self.require_same()
+            raise UserError(f"{wrong}: {_DAMAGED}")
+        try:
+            # Compared here, for one clear line: Orbax stops at the first difference with several tracebacks.
+            if wrong := self.misfit(items["params"]):
+                raise UserError(wrong)
+            restored = self._orbax.restore(
+                self._arrays,
+                args=ocp.args.Composite(**{k: ocp.args.StandardRestore(tree) for k, tree in items.items()}),
+            )
+        except UserError:
+            raise
+        except Exception as error:  # which is what Orbax raises, among others
+            self.require_same()
+            _refuse_no_memory(error, self.path)
+            reason = " ".join(str(error).split())[:300]
+            raise UserError(f"{self.path} cannot be restored: {reason}") from error
+        if self.name == AVERAGE:  # a step, once it is read, is the same whoever has removed it
+            self.require_same()
+        return {k: restored[k] for k in items}
+
+    def misfit(self, params: Any) -> str | None:
+        """How its parameters differ from these abstract ones, or None. Raises OSError or `UserError` if there are none
+        to be read."""
+        try:
+            there = _shapes(ocp.StandardCheckpointHandler().metadata(self._arrays / "params").tree)
+        except OSError:
+            self.require_same()
+            raise
+        except Exception as error:  # which is what Orbax raises, among others
+            self.require_same()
+            _refuse_no_memory(error, self.path)
+            why = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            raise UserError(f"{self.path} cannot be read ({why}): {_DAMAGED}") from None
+        here = _shapes(params)
+        for path in here | there:
+            if there.get(path) != here.get(path):
+                return (
+                    f"{self.path} does not fit the model: {path} is {there.get(path, 'missing')} there "
+                    f"and {here.get(path, 'missing')} here"
+                )
+        return None
+
+    def unfit(self, config: Config, params: Any, tokenizer: bytes | None) -> str | None:
+        """Why a run of this config, with these abstract parameters, can't go on from this checkpoint, whose files are
+        whole, or None: it is that of another run, or of another version of this program.
+
+        Raises `UserError` where the config names another tokenizer than the one it is trained with.
+        """
+        path, ours = self.path, self.path.parent.parent / "tokenizer.model"
+        if config.data.tokenizer is not None and tokenizer is not None:
+            _refuse_other_tokenizer(config.data.tokenizer, tokenizer, ours)
+        try:
+            if changed := conflicts(self.config, config):
+                return f"{path} is that of another run: its {', '.join(changed)} is not the same"
+            _ = self.evaluation
+            step = self.progress.get("step")
+            if not path.name.startswith(f"{step:08d}") or not (path / "state" / "optimizer").exists():
+                return f"{path} is not one that training goes on from"
+            if tokenizer is not None and self.file("tokenizer.model") != tokenizer:
+                return f"{path} is that of another tokenizer than {ours}"
+            return self.misfit(params)
+        except OutOfMemory:
+            raise
+        except UserError as error:
+            return str(error)
+        except OSError as error:
+            where, why = error.filename or path, error.strerror or error
+            raise UserError(f"{where} cannot be read ({why}); see to that, then run the same command again") from None
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            return f"{path} is not one of this program ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
+
+
+def _refuse_other_tokenizer(given: str, tokenizer: bytes, ours: epath.Path) -> None:
+    try:
+        same = Path(given).read_bytes() == tokenizer
+    except OSError as error:
+        raise UserError(f"data.tokenizer = {given!r} cannot be read ({error.strerror or error})") from None
+    if not same:
+        raise UserError(
+            f"data.tokenizer = {given!r} is not the tokenizer that {ours.parent} was trained with, {ours}; give that "
+            "one, or use another --workdir"
+        )
 
 
 def _refuse_no_memory(error: Exception, path: epath.Path) -> None:
@@ -685,13 +707,7 @@ def load(workdir: str, checkpoint: str | int | None = None) -> tuple[Model, Para
     `checkpoint` is 'best', 'last', 'average' or a step; by default the average if one was made, else the best one.
     Raises `UserError` where there is none.
     """
-    checkpoints = Checkpoints(workdir)
-
-    def read(name: int | str) -> tuple[Model, Params]:
-        model = encoder_decoder(checkpoints.config(name).model, checkpoints.progress(name)["vocab_size"])
-        return model, checkpoints.params(name)
-
-    return checkpoints.read(checkpoint, read)
+    return Checkpoints(workdir).read(checkpoint, lambda opened: (opened.model, opened.params()))
 
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:

@@ -269,10 +269,13 @@ def seal(folder: Any) -> None:
             synced(path)
 
 
-def manifest(folder: Any) -> dict[str, dict[str, Any]]:
-    """Size and sha256 of each file of a sealed folder. Raises `ValueError` where the manifest itself is damaged."""
+def manifest(folder: Any, content: bytes | None = None) -> dict[str, dict[str, Any]]:
+    """Size and sha256 of each file of a sealed folder. Raises `ValueError` where the manifest itself is damaged.
+
+    `content`: the manifest, where it was read already.
+    """
     try:
-        entries = json.loads((folder / MANIFEST).read_bytes())
+        entries = json.loads((folder / MANIFEST).read_bytes() if content is None else content)
     except RecursionError:
         raise ValueError("nested too deeply") from None
     if not isinstance(entries, dict) or not entries:

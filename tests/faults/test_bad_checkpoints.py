@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 from runs import entries, leftovers, same_run, state
 
-from transformer.checkpoint import Checkpoints
+from transformer.checkpoint import Checkpoint, Checkpoints
 from transformer.files import digest, files_in
 from transformer.tasks.jobs import train
 from transformer.training import loop
@@ -211,8 +211,8 @@ def test_a_full_disk_stops_training_and_loses_nothing(disk, trained: Path, call,
     assert "Traceback" not in done.err
     good = Checkpoints(folder / "run").states()
     assert good
-    assert all(Checkpoints(folder / "run").verify(name) is None for name in good)
-    Checkpoints(folder / "run").params(good[-1])
+    assert all(Checkpoints(folder / "run").at(name).damage() is None for name in good)
+    Checkpoints(folder / "run").at(good[-1]).params()
     disk("size=100m")
     code, told = apart(*command)
     assert code == 0, told[-3000:]
@@ -304,7 +304,7 @@ def test_a_run_goes_on_elsewhere_with_the_same_text(workdir: Path, trained: Path
     for one, other in zip(state(workdir, 120), state(trained, 120), strict=True):
         assert one.tobytes() == other.tobytes()
     assert entries(workdir) == entries(trained)
-    assert Checkpoints(workdir).progress(120) == Checkpoints(trained).progress(120)
+    assert Checkpoints(workdir).at(120).progress == Checkpoints(trained).at(120).progress
     # Another development set is told, and what is the best begins anew.
     (moved / "dev.en").write_text((moved / "dev.en").read_text().replace("red", "blue"))
     done = call(*command, "--train.steps=121")
@@ -338,13 +338,12 @@ def writer(tiny, environment, tmp_path: Path) -> Iterator[Path]:
 def test_a_reader_beside_a_run_that_writes(writer: Path, report) -> None:
     steps = set()
     for _ in range(40):
-        checkpoints = Checkpoints(writer)
 
-        def read(name: int | str, of: Checkpoints = checkpoints) -> int | str:
-            of.config(name), of.params(name)
-            return name
+        def read(opened: Checkpoint) -> int | str:
+            opened.config, opened.params()
+            return opened.name
 
-        steps.add(checkpoints.read("last", read))
+        steps.add(Checkpoints(writer).read("last", read))
     assert len(steps) > 3
     report(f"40 checkpoints read, of {len(steps)} steps, beside a run that keeps one and makes one at each update")
 

@@ -153,7 +153,7 @@ def test_asked_to_stop_at_random_moments(trained: Path, begin, tmp_path: Path, r
         step, _, rest = said.partition("; ")
         assert rest == "the same command goes on from there"
         saved = Checkpoints(tmp_path / "run")
-        assert saved.progress(saved.states()[-1])["step"] == int(step)
+        assert saved.at(saved.states()[-1]).progress["step"] == int(step)
     process = begin()
     assert process.wait(PATIENCE) == 0
     same_run(tmp_path / "run", trained)

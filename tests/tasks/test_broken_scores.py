@@ -34,9 +34,9 @@ def broken(trained: Path, tmp_path_factory) -> Path:
     """A copy of the finished run with an average, the default of all that read, of parameters that overflow."""
     folder = Path(shutil.copytree(trained, tmp_path_factory.mktemp("broken") / "run"))
     checkpoints = Checkpoints(folder)
-    files = {name: checkpoints.file(120, name) for name in ("config.json", "tokenizer.model")}
-    progress = {"step": 120, "vocab_size": checkpoints.progress(120)["vocab_size"], "averaged_steps": [120]}
-    checkpoints.save(AVERAGE, {"params": break_(checkpoints.params(120), 1e30)}, progress=progress, files=files)
+    files = {name: checkpoints.at(120).file(name) for name in ("config.json", "tokenizer.model")}
+    progress = {"step": 120, "vocab_size": checkpoints.at(120).progress["vocab_size"], "averaged_steps": [120]}
+    checkpoints.save(AVERAGE, {"params": break_(checkpoints.at(120).params(), 1e30)}, progress=progress, files=files)
     checkpoints.wait()
     return folder
 
@@ -109,6 +109,6 @@ def test_in_training_it_is_a_warning(trained: Path, tiny, caplog) -> None:
     """Beside which the other scores stand."""
     task = Translation.build(config_file(tiny.config), str(trained))
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
-    scores = dict(task.evaluate(break_(Checkpoints(trained).params(120), np.nan), mesh, 120))
+    scores = dict(task.evaluate(break_(Checkpoints(trained).at(120).params(), np.nan), mesh, 120))
     assert scores["dev_bleu"] == 0 and "dev_chrf" in scores
     assert any("scores are no numbers" in line and "20 of 20 lines" in line for line in caplog.messages)

@@ -80,9 +80,9 @@ def test_the_best_checkpoint_of_a_chinese_model_is_good(chinese: Path, call, tmp
     assert done.code == 0, done.err
     checkpoints = Checkpoints(tmp_path / "run")
     assert checkpoints.best() >= 300
-    scores = {step: checkpoints.progress(step)["dev_bleu"] for step in checkpoints.steps()}
+    scores = {step: checkpoints.at(step).progress["dev_bleu"] for step in checkpoints.steps()}
     assert scores[100] < scores[checkpoints.best()]
-    assert "|tok:zh|" in checkpoints.progress(100)["dev_bleu_signature"]
+    assert "|tok:zh|" in checkpoints.at(100).progress["dev_bleu_signature"]
     files = ("--source", chinese / "test.en", "--reference", chinese / "test.zh")
     done = call("evaluate.py", "--workdir", tmp_path / "run", *files, "--json")
     assert done.code == 0, done.err

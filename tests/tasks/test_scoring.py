@@ -404,7 +404,9 @@ def test_average_tells_both_scores_and_becomes_the_default(call, workdir: Path, 
     assert (result["checkpoint"], result["averaged_steps"]) == ("average", [100, 120])
     checkpoints = Checkpoints(workdir)
     _, params = transformer.load(str(workdir))
-    mean = jax.tree.map(lambda a, b: (np.float64(a) + b) / 2, checkpoints.params(100), checkpoints.params(120))
+    mean = jax.tree.map(
+        lambda a, b: (np.float64(a) + b) / 2, checkpoints.at(100).params(), checkpoints.at(120).params()
+    )
     for ours, exact in zip(jax.tree.leaves(params), jax.tree.leaves(mean), strict=True):
         np.testing.assert_allclose(ours, exact, rtol=1e-6)
     assert evaluate(call, "--workdir", workdir, "--checkpoint", "best")["checkpoint"] == str(checkpoints.best())

@@ -44,7 +44,7 @@ def task(trained: Path, config: Config) -> Translation:
 @pytest.fixture(scope="module")
 def scores(task: Translation, trained: Path) -> dict[str, float]:
     """What evaluation during training finds for the last parameters."""
-    return dict(task.evaluate(Checkpoints(trained).params(120), MESH, 120))
+    return dict(task.evaluate(Checkpoints(trained).at(120).params(), MESH, 120))
 
 
 def log_probabilities(task: Translation, params, source: str, target: str) -> np.ndarray:
@@ -56,7 +56,7 @@ def log_probabilities(task: Translation, params, source: str, target: str) -> np
 
 
 def test_dev_loss_is_unsmoothed_per_target_piece_with_eos(task, tiny, trained: Path, scores) -> None:
-    params, jitted = Checkpoints(trained).params(120), jit(task.model.apply)
+    params, jitted = Checkpoints(trained).at(120).params(), jit(task.model.apply)
     pairs = zip(lines(tiny.folder / "dev.en"), lines(tiny.folder / "dev.de"), strict=True)
     task = Translation(task.config, task.pieces, task.texts)
     task.model = type("Model", (), {"apply": staticmethod(jitted)})
@@ -76,7 +76,7 @@ def test_dev_scores_are_sacrebleus(task, tiny, trained: Path, scores) -> None:
 
 def test_dev_scores_are_taken_in_the_type_of_decoding(task, trained: Path, monkeypatch) -> None:
     """As evaluate.py takes them; by default, on a CPU, that is the model's own."""
-    used, params = [], Checkpoints(trained).params(120)
+    used, params = [], Checkpoints(trained).at(120).params()
     monkeypatch.setattr(Translator, "translate", lambda self, texts, **_: used.append(self) or ["x"] * len(texts))
     for dtype in ("auto", "int8"):
         decode = dataclasses.replace(task.config.decode, dtype=dtype)
@@ -103,7 +103,7 @@ def test_eval_sentences_limits_what_is_translated_not_the_loss(task, trained: Pa
         dataclasses.replace(task.config, train=dataclasses.replace(task.config.train, eval_sentences=3)),
         *(task.pieces, task.texts),
     )
-    found = dict(limited.evaluate(Checkpoints(trained).params(120), MESH, 120))
+    found = dict(limited.evaluate(Checkpoints(trained).at(120).params(), MESH, 120))
     assert [len(texts) for texts in asked] == [3]
     assert found["dev_loss"] == pytest.approx(scores["dev_loss"], rel=1e-6)
 
@@ -116,7 +116,7 @@ def test_five_samples_are_shown_always_the_same(task, tiny, trained: Path, caplo
             Translator, "translate", lambda self, texts, prefix=prefix, **_: [prefix + t for t in texts]
         )
         caplog.clear()
-        list(task.evaluate(Checkpoints(trained).params(120), MESH, 120))
+        list(task.evaluate(Checkpoints(trained).at(120).params(), MESH, 120))
         shown.append([message.split("\n") for message in caplog.messages if "hypothesis" in message])
     sources, references = lines(tiny.folder / "dev.en"), lines(tiny.folder / "dev.de")
     assert len(shown[0]) == 5
@@ -135,14 +135,14 @@ def test_five_samples_are_shown_always_the_same(task, tiny, trained: Path, caplo
 def test_a_warning_when_most_outputs_are_the_same(task, trained, caplog, monkeypatch, same: int, warned: bool) -> None:
     outputs = ["das ist"] * same + [f"Satz {i}" for i in range(20 - same)]
     monkeypatch.setattr(Translator, "translate", lambda self, texts, **_: outputs)
-    list(task.evaluate(Checkpoints(trained).params(120), MESH, 120))
+    list(task.evaluate(Checkpoints(trained).at(120).params(), MESH, 120))
     told = [line for line in map(logging.LogRecord.getMessage, caplog.records) if "are the same" in line]
     assert told == (["11 of 20 translations are the same: 'das ist'"] if warned else [])
 
 
 def test_dev_loss_exchanged_is_that_of_other_sources(task, trained: Path, scores, monkeypatch) -> None:
     """Each sentence gets the source of another one; a batch of one sentence says nothing."""
-    params = Checkpoints(trained).params(120)
+    params = Checkpoints(trained).at(120).params()
     nll = weight = 0.0
     for batch in evaluation_batches(task._development[2], batch_tokens=task.config.train.batch_tokens, n_buckets=3):
         real = batch["target"][:, 0] != PAD
@@ -163,14 +163,14 @@ def test_a_warning_where_the_source_hardly_helps(task, trained, caplog, monkeypa
     """After the 20 updates of warmup, where exchanging sources does not raise the loss by half."""
     monkeypatch.setattr(Translation, "_losses", lambda *_: (2.0, 2.0 * gain))
     monkeypatch.setattr(Translator, "translate", lambda self, texts, **_: [f"Satz {text}" for text in texts])
-    found = dict(task.evaluate(Checkpoints(trained).params(120), MESH, step))
+    found = dict(task.evaluate(Checkpoints(trained).at(120).params(), MESH, step))
     assert found["dev_loss_exchanged"] == pytest.approx(2.0 + 2.0 * gain)
     told = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
     assert [line.split(":")[1] for line in told] == ([" the source hardly helps"] if warned else [])
 
 
 def test_the_loss_counts_what_is_no_padding(task, trained: Path) -> None:
-    params = Checkpoints(trained).params(120)
+    params = Checkpoints(trained).at(120).params()
     batch = {"source": np.array([[9, 2, 0, 0], [9, 8, 7, 2]]), "target": np.array([[5, 6, 2, 0, 0], [5, 2, 0, 0, 0]])}
     total, sums = jit(lambda params: task.loss(params, batch, None))(params)
     assert float(sums["weight"]) == 5

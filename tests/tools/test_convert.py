@@ -52,13 +52,13 @@ def test_each_head_is_the_mean_of_its_neighbours():
 
 def test_a_converted_workdir_translates(trained: Path, tmp_path: Path):
     out = tmp_path / "multi-query"
-    old = Checkpoints(str(trained)).config(Checkpoints(str(trained)).choose()).model
+    old = Checkpoints(str(trained)).at(Checkpoints(str(trained)).choose()).config.model
     new = dataclasses.replace(old, kv_heads=1)
     convert(str(trained), str(out), new)
     _, params = transformer.load(str(out))
     assert params["encoder"]["layers"]["0"]["self_attention"]["key"].shape[1] == 1
     assert len(transformer.Translator.load(str(out)).translate(["one two"])) == 1
-    assert Checkpoints(str(out)).progress("average")["trainable"] is False
+    assert Checkpoints(str(out)).at("average").progress["trainable"] is False
     for taken in (out, out / "tokenizer.model"):
         with pytest.raises(UserError, match="is not an empty folder"):
             convert(str(trained), str(taken), new)
@@ -85,7 +85,7 @@ def test_up_training_by_the_command_line(call, trained: Path, tiny, tmp_path: Pa
     done = call(*train, "--workdir", on, "--train.init_from", start, *options)
     assert done.code == 0, done.err
     assert f"starting from the parameters of {start}/checkpoints/average" in done.err
-    assert Checkpoints(on).steps() == [2] and Checkpoints(on).config(2).model.kv_heads == 1
+    assert Checkpoints(on).steps() == [2] and Checkpoints(on).at(2).config.model.kv_heads == 1
     (_, before), (_, after) = transformer.load(str(start)), transformer.load(str(on))
     # Adam's first steps are of about the learning rate, wherever there is a gradient.
     moved = jax.tree.map(lambda a, b: float(abs(a - b).max()), before, after)

@@ -161,7 +161,7 @@ def test_export_writes_a_folder(call, trained, tmp_path) -> None:
     assert vocabulary == {pieces.piece(i): i for i in range(pieces.vocab_size)}
 
     state = load_file(tmp_path / "out/model.safetensors")
-    back = flat(from_marian(state, Checkpoints(trained).config(120).model, pieces.vocab_size))
+    back = flat(from_marian(state, Checkpoints(trained).at(120).config.model, pieces.vocab_size))
     for name, array in flat(load(str(trained), "last")[1]).items():
         assert np.array_equal(back[name], array), name
 

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 import transformer.checkpoint
-from transformer.checkpoint import Checkpoints, interrupted
+from transformer.checkpoint import Checkpoint, Checkpoints, interrupted
 from transformer.config import Config, to_json
 
 FILES = {"config.json": to_json(Config()).encode(), "tokenizer.model": b"pieces"}
@@ -23,8 +23,8 @@ def save(checkpoints: Checkpoints, step: int, name: str = "") -> None:
     checkpoints.wait()
 
 
-def params(self: Checkpoints, name: int | str) -> Any:
-    return self.restore(name, {"params": {"x": jax.ShapeDtypeStruct((3,), np.float64)}})["params"]
+def params(self: Checkpoint) -> Any:
+    return self.restore({"params": {"x": jax.ShapeDtypeStruct((3,), np.float64)}})["params"]
 
 
 def killed(*_: object) -> None:
@@ -33,7 +33,7 @@ def killed(*_: object) -> None:
 
 if __name__ == "__main__":
     jax.config.update("jax_enable_x64", True)
-    Checkpoints.params = params
+    Checkpoint.params = params
     checkpoints = Checkpoints("gs://bucket/run")
     if sys.argv[1] == "killed":
         for step in (5, 10, 15):
@@ -49,12 +49,12 @@ if __name__ == "__main__":
         transformer.checkpoint._remove = lambda path: (remove(path), killed())
         checkpoints.average(1)
     if sys.argv[1] == "mended":
-        assert checkpoints.progress("average")["averaged_steps"] == [20]  # the one that was ready
-        assert checkpoints.params("average")["x"].tolist() == [20.0] * 3
+        assert checkpoints.at("average").progress["averaged_steps"] == [20]  # the one that was ready
+        assert checkpoints.at("average").params()["x"].tolist() == [20.0] * 3
         save(checkpoints, 25)
         assert checkpoints.average(1) == [25]
         assert checkpoints.steps() == [25]
-        assert [checkpoints.verify(name) for name in (25, "average")] == [None, None]
-        assert checkpoints.params("average")["x"].tolist() == [25.0] * 3
+        assert [checkpoints.at(name).damage() for name in (25, "average")] == [None, None]
+        assert checkpoints.at("average").params()["x"].tolist() == [25.0] * 3
         checkpoints.discard(25)
         assert checkpoints.steps() == []

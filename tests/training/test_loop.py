@@ -87,10 +87,10 @@ def test_what_a_run_leaves(trained: Path, tiny) -> None:
     # The last three, and the best: here one of them.
     checkpoints = Checkpoints(trained)
     assert checkpoints.steps() == [80, 100, 120]
-    assert all(checkpoints.verify(step) is None for step in checkpoints.steps())
+    assert all(checkpoints.at(step).damage() is None for step in checkpoints.steps())
     for step in checkpoints.steps():
         assert (trained / f"checkpoints/{step:08d}/tokenizer.model").read_bytes() == pieces.model
-        assert checkpoints.config(step) == config_file(tiny.config)
+        assert checkpoints.at(step).config == config_file(tiny.config)
     assert list((trained / "tensorboard").iterdir())
 
 
@@ -125,14 +125,14 @@ def test_the_log(trained: Path) -> None:
 def test_a_score_is_stored_with_the_checkpoint_that_it_is_of(trained: Path) -> None:
     checkpoints = Checkpoints(trained)
     scores = {entry["step"]: entry["dev_bleu"] for entry in entries(trained) if "dev_bleu" in entry}
-    assert checkpoints.progress(80)["dev_bleu"] == scores[80]
-    signature = checkpoints.progress(80)["dev_bleu_signature"]
+    assert checkpoints.at(80).progress["dev_bleu"] == scores[80]
+    signature = checkpoints.at(80).progress["dev_bleu_signature"]
     assert signature == f"nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp|version:{sacrebleu.__version__}"
     assert {entry["dev_bleu_signature"] for entry in entries(trained) if "dev_bleu" in entry} == {signature}
-    assert "dev_bleu_signature" not in checkpoints.progress(100)
-    assert checkpoints.progress(100)["dev_bleu"] is None
-    assert checkpoints.progress(100)["best"]["dev_bleu"] == max(scores[40], scores[80])
-    assert checkpoints.progress(120)["dev_bleu"] == scores[120]
+    assert "dev_bleu_signature" not in checkpoints.at(100).progress
+    assert checkpoints.at(100).progress["dev_bleu"] is None
+    assert checkpoints.at(100).progress["best"]["dev_bleu"] == max(scores[40], scores[80])
+    assert checkpoints.at(120).progress["dev_bleu"] == scores[120]
     assert checkpoints.best() == max(scores, key=scores.get)
 
 
@@ -179,19 +179,19 @@ def test_other_text_is_refused(workdir: Path, run, monkeypatch) -> None:
 def test_other_dev_sentences_start_the_best_score_anew(workdir: Path, run, monkeypatch) -> None:
     from transformer.tasks.translation import Translation
 
-    best = Checkpoints(workdir).progress(120)["best"]["dev_bleu"]
+    best = Checkpoints(workdir).at(120).progress["best"]["dev_bleu"]
     monkeypatch.setattr(Translation, "evaluate", lambda *_: iter([("dev_bleu", best / 2)]))
     more = ("--train.eval_every", 1, "--train.patience", 4)
     told = run(workdir, *more, "--train.steps", 121)
     assert not any("scores do not compare" in line for line in told)
-    progress = Checkpoints(workdir).progress(121)
+    progress = Checkpoints(workdir).at(121).progress
     assert (progress["best"]["dev_bleu"], progress["evaluations_without_better"]) == (best, 1)
     told = run(workdir, *more, "--train.steps", 122, "--train.eval_sentences", 7)
     assert (
         len([line for line in told if "scores do not compare with those before step 121, as the development" in line])
         == 1
     )
-    progress = Checkpoints(workdir).progress(122)
+    progress = Checkpoints(workdir).at(122).progress
     assert (progress["best"]["dev_bleu"], progress["evaluations_without_better"]) == (best / 2, 0)
     assert Checkpoints(workdir).best() == 122
     told = run(workdir, *more, "--train.steps", 123, "--train.eval_sentences", 7)
@@ -217,7 +217,7 @@ def test_other_judging_starts_the_best_score_anew(workdir: Path, run, monkeypatc
     expected = f"scores do not compare with those before step 120, as {told}; the best checkpoint and"
     assert len([line for line in said if line.startswith(expected)]) == 1
     checkpoints = Checkpoints(workdir)
-    progress = checkpoints.progress(121)
+    progress = checkpoints.at(121).progress
     assert (progress["best"]["dev_loss"], progress["evaluations_without_better"]) == (9.0, 0)
     assert checkpoints.best() == checkpoints.choose() == 121
     # The same again does not, and patience counts from there.
@@ -261,12 +261,12 @@ def test_a_run_of_an_earlier_version_goes_on(workdir: Path, run, monkeypatch) ->
         (folder / "manifest.json").write_text(json.dumps(manifest))
     (workdir / "config.json").write_text(json.dumps(config))
     checkpoints = Checkpoints(workdir)
-    best = checkpoints.progress(120)["best_bleu"]
+    best = checkpoints.at(120).progress["best_bleu"]
     before = checkpoints.best()
     monkeypatch.setattr(Translation, "evaluate", lambda *_: iter([("dev_bleu", best / 2), ("dev_chrf", 99.0)]))
     told = run(workdir, "--train.eval_every", 1, "--train.steps", 121)
     assert not any("scores do not compare" in line for line in told)
-    progress = checkpoints.progress(121)
+    progress = checkpoints.at(121).progress
     assert (progress["best"], progress["evaluations_without_better"]) == ({"dev_bleu": best}, 1)
     assert checkpoints.best() == before
     monkeypatch.setattr(Translation, "evaluate", lambda *_: iter([("dev_bleu", best), ("dev_chrf", 99.0)]))
@@ -398,7 +398,7 @@ def test_what_may_change_is_told_and_training_goes_on(workdir: Path, run) -> Non
     assert "resuming from step 120" in told
     best = Checkpoints(workdir).best()
     assert Checkpoints(workdir).steps() == sorted({best, 122, 124})
-    assert Checkpoints(workdir).config(124).decode.beam_size == 1
+    assert Checkpoints(workdir).at(124).config.decode.beam_size == 1
     after = entries(workdir)
     assert after[: len(before)] == before
     assert [entry["step"] for entry in after[len(before) :]] == [124]
@@ -489,14 +489,17 @@ def test_patience_stops_early_and_stays_stopped(tmp_path: Path, run, monkeypatch
     checkpoints = Checkpoints(tmp_path / "run")
     assert checkpoints.steps() == [2, 4, 8]  # each that was better, and the last
     assert checkpoints.best() == checkpoints.choose() == 4
-    assert checkpoints.progress(8)["evaluations_without_better"] == 2
+    assert checkpoints.at(8).progress["evaluations_without_better"] == 2
     # The same command does not train on; more patience does, and the count goes on.
     told = run(tmp_path / "run", *every)
     assert any("is trained already, to step 8; raise train.steps or train.patience" in line for line in told)
     assert checkpoints.steps() == [2, 4, 8]
     run(tmp_path / "run", *every[:-1], 4, "--train.steps", 12)
     assert checkpoints.steps() == [4, 8, 12]  # none at 10, where 4.5 was no better; of the others the last three
-    assert (checkpoints.progress(12)["best"]["dev_bleu"], checkpoints.progress(12)["evaluations_without_better"]) == (
+    assert (
+        checkpoints.at(12).progress["best"]["dev_bleu"],
+        checkpoints.at(12).progress["evaluations_without_better"],
+    ) == (
         9.0,
         0,
     )
@@ -520,7 +523,9 @@ def test_without_a_dev_set_there_is_no_best(tmp_path: Path, run, tiny) -> None:
 def finite(workdir: Path) -> bool:
     checkpoints = Checkpoints(workdir)
     return all(
-        np.isfinite(leaf).all() for step in checkpoints.steps() for leaf in jax.tree.leaves(checkpoints.params(step))
+        np.isfinite(leaf).all()
+        for step in checkpoints.steps()
+        for leaf in jax.tree.leaves(checkpoints.at(step).params())
     )
 
 
@@ -608,7 +613,7 @@ def test_init_from_starts_with_exactly_those_parameters(trained: Path, tiny) -> 
     tx = optimizer(config.train, config.model.d_model)
     abstract = jax.eval_shape(lambda: init_state(task.model.init, tx, 0))
     state = initial(task, config, make_mesh(config.mesh), abstract)
-    assert equal(state.params, Checkpoints(trained).params(Checkpoints(trained).best()))
+    assert equal(state.params, Checkpoints(trained).at(Checkpoints(trained).best()).params())
     assert int(state.step) == 0
     assert all(not np.any(leaf) for leaf in jax.tree.leaves(state.optimizer))
 
@@ -716,7 +721,7 @@ def test_a_ready_tokenizer(tmp_path: Path, run, trained: Path) -> None:
     assert not any("training a tokenizer" in line for line in told)
     assert "the tokenizer has 400 pieces, and that counts, not data.vocab_size = 9999" in told
     assert (tmp_path / "run/tokenizer.model").read_bytes() == (trained / "tokenizer.model").read_bytes()
-    assert Checkpoints(tmp_path / "run").progress(6)["vocab_size"] == 400
+    assert Checkpoints(tmp_path / "run").at(6).progress["vocab_size"] == 400
 
 
 # ---- The workdir's own files ----------------------------------------------------------------------------------------
@@ -761,7 +766,7 @@ def test_a_dry_run_does_everything_once_and_leaves_nothing(tmp_path: Path, run, 
 def test_the_banner(tmp_path: Path, run) -> None:
     told = run(tmp_path / "run", *short())
     text = "\n".join(told)
-    parameters = Checkpoints(tmp_path / "run").params(6)
+    parameters = Checkpoints(tmp_path / "run").at(6).params()
     count = sum(leaf.size for leaf in jax.tree.leaves(parameters))
     assert "devices     1 x " in text
     assert f"model       {count:,} parameters, float32, vocabulary 400" in text

@@ -21,7 +21,7 @@ def test_cores_and_device_are_recorded_and_a_change_is_told(workdir: Path, tiny,
     if len(mine) < 2:
         pytest.skip("a single core")
     recorded = {"cores": len(mine), "device": "cpu"}
-    assert Checkpoints(workdir).progress(120)["machine"] == recorded
+    assert Checkpoints(workdir).at(120).progress["machine"] == recorded
 
     def on(steps: int) -> list[str]:
         caplog.clear()
@@ -37,7 +37,7 @@ def test_cores_and_device_are_recorded_and_a_change_is_told(workdir: Path, tiny,
     finally:
         os.sched_setaffinity(0, mine)
     assert line == (f"{TOLD} (cores: {len(mine)} before, 1 now): sums may be rounded differently from here on")
-    assert Checkpoints(workdir).progress(122)["machine"] == recorded | {"cores": 1}
+    assert Checkpoints(workdir).at(122).progress["machine"] == recorded | {"cores": 1}
 
 
 def test_what_an_older_version_did_not_record_is_no_change() -> None:

@@ -29,7 +29,7 @@ def metrics(workdir: Path) -> list[dict]:
 def leaves(workdir: Path, step: int) -> dict[str, np.ndarray]:
     import jax
 
-    params = Checkpoints(workdir).params(step)
+    params = Checkpoints(workdir).at(step).params()
     return {"/".join(k.key for k in path): np.asarray(x) for path, x in jax.tree_util.tree_leaves_with_path(params)}
 
 

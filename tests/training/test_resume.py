@@ -82,7 +82,7 @@ def test_the_run_is_one_that_could_go_wrong(trained: Path) -> None:
     assert config.model.dropout == 0.1
     assert config.train.eval_every % config.train.checkpoint_every != 0
     assert PREFETCH >= 2
-    progress = Checkpoints(trained).progress(100)
+    progress = Checkpoints(trained).at(100).progress
     assert progress["batch_of_epoch"] != 0  # in the midst of an epoch
     assert progress["epoch"] > 0
     assert progress["interval"]["updates"] == 100 % config.train.log_every != 0  # and of an interval of the log

@@ -95,7 +95,7 @@ def test_a_run_that_is_asked_to_stop_saves_and_goes_on(
     assert "Traceback" not in done.err
     checkpoints = Checkpoints(workdir)
     assert checkpoints.states() == [25, 40, 50, "00000061.interrupted"]
-    assert checkpoints.progress("00000061.interrupted")["step"] == 61
+    assert checkpoints.at("00000061.interrupted").progress["step"] == 61
     assert checkpoints.choose("last") == "00000061.interrupted"  # to be tried by who wonders
     assert checkpoints.choose() == checkpoints.best() == 40
     # What listens to signals is what did before.
@@ -222,7 +222,7 @@ def test_what_is_not_finite_is_skipped_and_counted(call, tiny, tmp_path, planted
     numbers = told[0].split("train.en:")[1].split(",")
     assert len(numbers) > 10
     assert all(1 <= int(number) <= 400 for number in numbers)
-    last = Checkpoints(tmp_path / "a").progress(120)
+    last = Checkpoints(tmp_path / "a").at(120).progress
     assert last["skipped"] == 3
     assert last["left_out"] == []
     assert all(
@@ -242,7 +242,7 @@ def test_a_skipped_update_changes_nothing(tiny, tmp_path, planted, call) -> None
     short = "--train.steps", 5, "--train.keep_last", 9, "--train.eval_sentences", 2
     assert call(*command, *short, "--workdir", tmp_path / "run").code == 0
     checkpoints = Checkpoints(tmp_path / "run")
-    params = [jax.tree.leaves(checkpoints.params(step)) for step in (3, 4, 5)]
+    params = [jax.tree.leaves(checkpoints.at(step).params()) for step in (3, 4, 5)]
     for a, b in zip(params[0], params[1], strict=True):
         np.testing.assert_array_equal(a, b)
     assert not all(np.array_equal(a, b) for a, b in zip(params[1], params[2], strict=True))
@@ -259,7 +259,7 @@ def test_going_back_leaves_the_update_out(call, tiny, tmp_path, planted, at) -> 
         "resuming from step 50",
         "resuming from step 100",
     ]
-    assert Checkpoints(tmp_path / "a").progress(120)["left_out"] == [60, 110]
+    assert Checkpoints(tmp_path / "a").at(120).progress["left_out"] == [60, 110]
     steps = [entry["step"] for entry in entries(tmp_path / "a")]
     assert steps == sorted(set(steps))
     # Interrupted behind that, the same.
@@ -273,7 +273,7 @@ def test_going_back_to_the_start(call, tiny, tmp_path, planted) -> None:
     planted(3)
     command = "train.py", "--config", tiny.config, "--train.non_finite", "rollback", "--workdir", tmp_path / "run"
     assert call(*command, "--train.steps", 10, "--train.eval_sentences", 2).code == 0
-    assert Checkpoints(tmp_path / "run").progress(10)["left_out"] == [3]
+    assert Checkpoints(tmp_path / "run").at(10).progress["left_out"] == [3]
 
 
 @pytest.mark.parametrize("policy", ["skip", pytest.param("rollback", marks=pytest.mark.slow)])

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from transformer.config import Config, DecodeConfig, ModelConfig, UserError, check_decode
+from transformer.config import DecodeConfig, ModelConfig, UserError, check_decode
 from transformer.inference.beam_search import Hypotheses, Options
 from transformer.inference.constraints import Constraints
 from transformer.inference.engine import BOS, EOS, PAD, Plan, Sampler, decode, size
@@ -29,6 +29,7 @@ from transformer.model import Model, Params, encoder_decoder
 from transformer.model.rounding import rounded
 
 if TYPE_CHECKING:
+    from transformer.checkpoint import Checkpoint
     from transformer.data.tokenizer import Tokenizer
 
 log = logging.getLogger("transformer")
@@ -146,37 +147,35 @@ class Translator:
         """
         if config is not None:
             check_decode(config)
-        from transformer.checkpoint import Checkpoints
-        from transformer.data.tokenizer import Tokenizer
+        from transformer.checkpoint import Checkpoints, again
 
         workdirs = [workdir] if isinstance(workdir, str) or not isinstance(workdir, Sequence) else list(workdir)
         single = isinstance(checkpoint, str) or not isinstance(checkpoint, Sequence)
         names = [checkpoint] * len(workdirs) if single else list(checkpoint)
         if not workdirs or len(names) != len(workdirs):
             raise UserError(f"{len(workdirs)} workdirs and {len(names)} checkpoints: give one, or as many as workdirs")
-        loaded, pieces = [], []
-        for folder, name in zip(workdirs, names, strict=True):
-            checkpoints = Checkpoints(folder)
+        folders = [Checkpoints(folder) for folder in workdirs]
+        return again(lambda: cls.of([of.open(name) for of, name in zip(folders, names, strict=True)], config))
 
-            def read(name: int | str, of: Checkpoints = checkpoints) -> tuple[Config, int, Params, bytes]:
-                return (
-                    of.config(name),
-                    of.progress(name)["vocab_size"],
-                    of.params(name),
-                    of.file(name, "tokenizer.model"),
-                )
+    @classmethod
+    def of(cls, checkpoints: Sequence[Checkpoint], config: DecodeConfig | None = None) -> Translator:
+        """The translator of a checkpoint, or of several as an ensemble; `config` as in `load`."""
+        from transformer.data.tokenizer import Tokenizer
 
-            own, vocab_size, params, tokenizer = checkpoints.read(name, read)
-            if config is None:
-                config = own.decode
-                check_decode(config)
-            model_config, params = in_type(own.model, params, config.dtype)
-            loaded.append((encoder_decoder(model_config, vocab_size), _everywhere(params)))
-            pieces.append(tokenizer)
-            if pieces[-1] != pieces[0]:
-                raise UserError(f"{folder} and {workdirs[0]} have different tokenizers; an ensemble needs the same one")
+        first = checkpoints[0]
+        pieces = first.file("tokenizer.model")
+        for other in checkpoints:
+            if other.file("tokenizer.model") != pieces:
+                one, two = (opened.path.parent.parent for opened in (other, first))
+                raise UserError(f"{one} and {two} have different tokenizers; an ensemble needs the same one")
+        config = first.config.decode if config is None else config
+        check_decode(config)
+        loaded = []
+        for opened in checkpoints:
+            model, params = in_type(opened.config.model, opened.params(), config.dtype)
+            loaded.append((encoder_decoder(model, opened.progress["vocab_size"]), _everywhere(params)))
         (model, params), *others = loaded
-        return cls(model, params, Tokenizer(pieces[0]), config, others)
+        return cls(model, params, Tokenizer(pieces), config, others)
 
     def translate(
         self, sentences: Sequence[str], *, first_line: int = 1, prefixes: Sequence[str] | None = None

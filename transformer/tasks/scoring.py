@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from etils import epath
 
-from transformer.checkpoint import AVERAGE, Checkpoints
+from transformer.checkpoint import AVERAGE, Checkpoint, Checkpoints, again
 from transformer.config import Config, UserError
 from transformer.data.held_out import reference_doubts
 from transformer.files import append, local, refuse_links, replace, writing
@@ -40,10 +40,9 @@ log = logging.getLogger("transformer")
 class _Loaded(NamedTuple):
     """A checkpoint that is to be scored."""
 
-    name: int | str
+    checkpoint: Checkpoint
     config: Config
     """That of the checkpoint, with the options of the command line."""
-    averaged_steps: list[int] | None
     translator: Translator
 
 
@@ -75,43 +74,38 @@ def evaluate_workdir(
         else:
             test_set, (sources, targets) = epath.Path(source).name, read_given(source, references, asked.data.fields)
 
-    def load(name: int | str, other: int | str | None) -> tuple[_Loaded, _Loaded | None]:
+    def load() -> list[_Loaded]:
         with all_or_none():
-            ours, theirs = _options(checkpoints, name, options), None
-            bleu(bleu_tokenizer(ours[0]))  # what it needs may be missing
-            same = {"--checkpoint": str(name), "--against": against, **_told("", ours[0])}
-            if others is not None:
-                theirs = _options(others, other, options)
-                same |= {"the other's checkpoint": str(other), **_told("the other's ", theirs[0])}
+            opened = [checkpoints.open(checkpoint, judged)]
+            opened += [] if others is None else [others.open(None, other_judged)]
+            configs = [options(one.config) for one in opened]
+            bleu(bleu_tokenizer(configs[0]))  # what it needs may be missing
+            same = {"--checkpoint": str(opened[0].name), "--against": against, **_told("", configs[0])}
+            for one, config in zip(opened[1:], configs[1:], strict=True):
+                same |= {"the other's checkpoint": str(one.name), **_told("the other's ", config)}
             same["sha256 of the test set"] = hashlib.sha256(json.dumps([sources, targets]).encode()).hexdigest()
         agree(same)
         # Orbax has all processes read a checkpoint together: only now, when none has stopped.
-        loaded = _Loaded(name, *ours, Translator.load(workdir, str(name), ours[0].decode))
-        if theirs is None:
-            return loaded, None
-        return loaded, _Loaded(other, *theirs, Translator.load(against, str(other), theirs[0].decode))
+        translators = [Translator.of([one], config.decode) for one, config in zip(opened, configs, strict=True)]
+        return [_Loaded(*one) for one in zip(opened, configs, translators, strict=True)]
 
-    def load_both(name: int | str) -> tuple[_Loaded, _Loaded | None]:
-        return load(name, None) if others is None else others.read(None, lambda other: load(name, other), other_judged)
-
-    if count() == 1:
-        ours, theirs = checkpoints.read(checkpoint, load_both, judged)
-    else:  # which can't each choose another one when it is gone
-        with all_or_none():
-            chosen = checkpoints.choose(checkpoint, judged), others and others.choose(None, other_judged)
-        ours, theirs = load(*chosen)
+    # Several processes can't each choose another checkpoint when one is gone.
+    ours, *theirs = again(load) if count() == 1 else load()
     _warn(test_set, sources, targets, ours.config)
-    log.info("translating %d sentences of %s with checkpoint %s of %s", len(sources), test_set, ours.name, workdir)
+    log.info(
+        "translating %d sentences of %s with checkpoint %s of %s",
+        *(len(sources), test_set, ours.checkpoint.name, workdir),
+    )
     hypotheses = together(ours.translator, sources)
     broken = refuse_broken(ours.translator)
     result = _result(test_set, ours, hypotheses, targets)
     if broken:
         result["scores_not_numbers"] = broken
-    if theirs is not None:
-        systems = [(against, together(theirs.translator, sources)), (workdir, hypotheses)]
-        refuse_broken(theirs.translator)
+    for other in theirs:
+        systems = [(against, together(other.translator, sources)), (workdir, hypotheses)]
+        refuse_broken(other.translator)
         test = paired_bootstrap(systems, targets, bleu_tokenizer(ours.config))
-        result["against"] = {"workdir": against, "checkpoint": str(theirs.name), **test}
+        result["against"] = {"workdir": against, "checkpoint": str(other.checkpoint.name), **test}
     return result
 
 
@@ -121,12 +115,12 @@ def _result(test_set: str, ours: _Loaded, hypotheses: list[str], targets: Refere
     result: dict[str, Any] = {
         "test_set": test_set,
         "sentences": len(hypotheses),
-        "checkpoint": str(ours.name),
+        "checkpoint": str(ours.checkpoint.name),
         **score(hypotheses, targets, bleu_tokenizer(config)),
         "decode": dataclasses.asdict(config.decode),
     }
-    if ours.averaged_steps is not None:
-        result["averaged_steps"] = ours.averaged_steps
+    if ours.checkpoint.name == AVERAGE:
+        result["averaged_steps"] = ours.checkpoint.progress["averaged_steps"]
     if has_compound_split(config.data.languages):
         result["bleu_tokenized_compound_split"] = compound_split_bleu(hypotheses, targets)
     return result
@@ -147,16 +141,10 @@ def _warn(test_set: str, sources: list[str], targets: References, config: Config
 def _asked(checkpoints: Checkpoints, checkpoint: str | None, options: Options) -> tuple[Config, Judged | None]:
     """The config of a workdir with the options of the command line, and what is to choose its best checkpoint where
     that is not what judged in training."""
-    config = checkpoints.read(checkpoint, checkpoints.config)
+    config = checkpoints.read(checkpoint, lambda opened: opened.config)
     asked = options(config)
     metric = asked.evaluate.metric
     return asked, None if metric == config.evaluate.metric else JUDGED[metric]
-
-
-def _options(checkpoints: Checkpoints, name: int | str, options: Options) -> tuple[Config, list[int] | None]:
-    """A checkpoint's config with the options of the command line, and of what it is the average."""
-    averaged = checkpoints.progress(name)["averaged_steps"] if name == AVERAGE else None
-    return options(checkpoints.config(name)), averaged
 
 
 def _told(whose: str, config: Config) -> dict[str, Any]:
@@ -201,9 +189,9 @@ def average(workdir: str, last: int) -> Iterator[str]:
         yield "no development set to score it on"
         return
     test_set, sources, references = read_set(workdir, "dev")
-    tokenize = bleu_tokenizer(checkpoints.config(AVERAGE))
+    tokenize = bleu_tokenizer(checkpoints.at(AVERAGE).config)
     for checkpoint in ("last", AVERAGE):
-        name, translator = checkpoints.read(checkpoint, lambda name: (name, Translator.load(workdir, str(name))))
+        name, translator = checkpoints.read(checkpoint, lambda opened: (opened.name, Translator.of([opened])))
         scores = score(translator.translate(sources), [references], tokenize)
         text = "after" if name == AVERAGE else f"before, step {name}"
         yield f"BLEU on {plain(test_set)}, {text}: {scores['bleu']:.2f}   {scores['signature']}"

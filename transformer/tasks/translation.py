@@ -386,10 +386,9 @@ def tokenizer_of(workdir: str) -> Tokenizer | None:
         return None
     model = path.read_bytes()
     if said.exists() and said.read_bytes().split()[:1] != [hashlib.sha256(model).hexdigest().encode()]:
-        checkpoints = Checkpoints(workdir)
-        whole = checkpoints.newest_whole()
+        whole = Checkpoints(workdir).newest_whole()
         if whole is None:
             raise UserError(f"{path} is not as it was written, as {said} tells; bring back a copy of it")
-        log.warning("%s is not as it was written; taking the one that checkpoint %s holds", path, whole)
-        model = checkpoints.file(whole, path.name)
+        log.warning("%s is not as it was written; taking the one that checkpoint %s holds", path, whole.name)
+        model = whole.file(path.name)
     return Tokenizer(model, str(path))

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from transformer.checkpoint import AVERAGE, Checkpoints
+from transformer.checkpoint import AVERAGE, Checkpoint, Checkpoints
 from transformer.config import KINDS, Config, ModelConfig, UserError, differences, to_json
 from transformer.files import local, new_folder, replace, writing
 from transformer.model import Params
@@ -56,19 +56,21 @@ def convert(workdir: str, out: str, model: ModelConfig, checkpoint: str | None =
     It can be evaluated and translated with, and is what `train.init_from` of an up-training names. It can't be trained
     on itself: it holds no optimiser's state, nor the config.json of a run, without which train.py refuses the folder.
     """
-    checkpoints = Checkpoints(workdir)
-    name = checkpoints.choose(checkpoint)
-    old = checkpoints.config(name)
+    Checkpoints(workdir).read(checkpoint, lambda opened: _convert(opened, workdir, out, model))
+
+
+def _convert(opened: Checkpoint, workdir: str, out: str, model: ModelConfig) -> None:
+    old = opened.config
     for field in differences(Config(model=old.model), Config(model=model)):
         if not field.endswith("kv_heads"):
             raise UserError(
                 f"{field}: only the numbers of key/value heads can be converted; leave it as {workdir} has it"
             )
-    write_start(checkpoints, name, out, mean_pool(checkpoints.params(name), old.model, model), model)
+    write_start(opened, out, mean_pool(opened.params(), old.model, model), model)
 
 
-def write_start(checkpoints: Checkpoints, name: str, out: str, params: Params, model: ModelConfig) -> None:
-    """Write a workdir with `params` of `model`, made of the checkpoint `name`, for `train.init_from`.
+def write_start(opened: Checkpoint, out: str, params: Params, model: ModelConfig) -> None:
+    """Write a workdir with `params` of `model`, made of a checkpoint, for `train.init_from`.
 
     Raises `UserError` if `out` is not a new or empty folder.
     """
@@ -80,16 +82,16 @@ def write_start(checkpoints: Checkpoints, name: str, out: str, params: Params, m
         if local(out):
             stack.enter_context(writing(folder))
             folder = stack.enter_context(new_folder(Path(out)))
-        _write_start(checkpoints, name, epath.Path(folder), params, model)
+        _write_start(opened, epath.Path(folder), params, model)
 
 
-def _write_start(checkpoints: Checkpoints, name: str, folder: epath.Path, params: Params, model: ModelConfig) -> None:
-    config = to_json(dataclasses.replace(checkpoints.config(name), model=model)).encode()
-    files = {"config.json": config, "tokenizer.model": checkpoints.file(name, "tokenizer.model")}
-    progress = checkpoints.progress(name)
+def _write_start(opened: Checkpoint, folder: epath.Path, params: Params, model: ModelConfig) -> None:
+    config = to_json(dataclasses.replace(opened.config, model=model)).encode()
+    files = {"config.json": config, "tokenizer.model": opened.file("tokenizer.model")}
+    progress = opened.progress
     kept = {key: progress[key] for key in ("step", "vocab_size")}
     replace(folder / "tokenizer.model", files["tokenizer.model"])
-    if (sets := checkpoints.folder.parent / "sets").exists():
+    if (sets := opened.path.parent.parent / "sets").exists():
         for path in sets.iterdir():
             replace(folder / "sets" / path.name, path.read_bytes())
     target = Checkpoints(folder)

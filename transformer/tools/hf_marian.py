@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from transformer.checkpoint import Checkpoints, writing
+from transformer.checkpoint import Checkpoint, Checkpoints, writing
 from transformer.config import Config, ModelConfig, UserError, flatten
 from transformer.data.tokenizer import BOS, EOS, PAD, SPECIALS, Tokenizer
 from transformer.files import new_folder
@@ -209,19 +209,14 @@ def export(workdir: str, out: str, checkpoint: str | None = None) -> Path:
     """
     try:
         from safetensors import SafetensorError
-        from safetensors.numpy import save_file
+        from safetensors.numpy import load_file, save_file
     except ImportError:
         raise UserError("export --to hf-marian needs safetensors: pip install 'transformer[export]'") from None
     folder = Path(out)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{out}: there is something already; name a new folder")
-    checkpoints = Checkpoints(workdir)
-    name = checkpoints.choose(checkpoint)
-    config, vocab_size = checkpoints.config(name), checkpoints.progress(name)["vocab_size"]
-    refuse_inexpressible(config.model)  # before the arrays are read
-    state = to_marian(checkpoints.params(name), config.model, vocab_size)
-    pieces = Tokenizer((checkpoints.path(name) / "tokenizer.model").read_bytes())
-
+    config, state, pieces = Checkpoints(workdir).read(checkpoint, _state)
+    vocab_size = pieces.vocab_size
     with writing(folder), new_folder(folder) as building:
         for side in ("source", "target"):
             (building / f"{side}.spm").write_bytes(pieces.model_of(side))
@@ -238,7 +233,18 @@ def export(workdir: str, out: str, checkpoint: str | None = None) -> Path:
         except SafetensorError as error:
             raise OSError(f"model.safetensors: {error}") from error
         _write(building / "config.json", marian_config(config, vocab_size))
+        back = load_file(building / "model.safetensors")
+        if not all(np.array_equal(back[name], x) for name, x in state.items()):
+            raise OSError("model.safetensors does not hold what was written")
     return folder
+
+
+def _state(opened: Checkpoint) -> tuple[Config, dict[str, np.ndarray], Tokenizer]:
+    """A checkpoint's config, its parameters by Marian's names, and its tokenizer."""
+    config = opened.config
+    refuse_inexpressible(config.model)  # before the arrays are read
+    state = to_marian(opened.params(), config.model, opened.progress["vocab_size"])
+    return config, state, Tokenizer(opened.file("tokenizer.model"))
 
 
 def _write(path: Path, content: Any) -> None:

@@ -24,7 +24,7 @@ from etils import epath
 from jax import Array
 from jax.sharding import Mesh
 
-from transformer.checkpoint import Checkpoints, interrupted, with_sharding
+from transformer.checkpoint import Checkpoint, Checkpoints, interrupted, with_sharding
 from transformer.config import (
     KINDS,
     MOVABLE,
@@ -162,7 +162,7 @@ def updates(ready: Ready, profile: tuple[int, int] | None, broken: set[int]) -> 
     digest = task.data_digest()
     state, progress = restore(
         *(checkpoints, abstract, mesh),
-        lambda name: checkpoints.unfit(name, config, abstract.params, task.files.get("tokenizer.model")),
+        lambda there: there.unfit(config, abstract.params, task.files.get("tokenizer.model")),
     )
     if progress.get("data_digest", digest) != digest:
         raise UserError(f"the training text is not what {folder} was trained on; restore it, or use another --workdir")
@@ -182,7 +182,7 @@ def updates(ready: Ready, profile: tuple[int, int] | None, broken: set[int]) -> 
     with all_or_none():
         same_folder(folder)
     now = {"dev_digest": task.dev_digest(), "scored_with": task.scored_with()}
-    judge = Judge(task.judged, now, upgraded(progress, lambda: checkpoints.config(checkpoints.states()[-1])))
+    judge = Judge(task.judged, now, upgraded(progress, lambda: checkpoints.open("last").config))
     if judge.begun_anew:
         log.warning(
             "scores do not compare with those before step %d, as %s; the best checkpoint and train.patience begin anew",
@@ -535,7 +535,7 @@ def config_of(checkpoints: Checkpoints) -> Config | None:
     path = checkpoints.folder.parent / "config.json"
     if not path.exists():
         steps = checkpoints.steps()
-        return checkpoints.config(steps[-1]) if steps else None
+        return checkpoints.at(steps[-1]).config if steps else None
     try:
         return from_json(path.read_bytes().decode(), str(path))
     except (UserError, OSError, UnicodeDecodeError) as error:
@@ -543,8 +543,8 @@ def config_of(checkpoints: Checkpoints) -> Config | None:
         if whole is None:
             workdir = checkpoints.folder.parent
             raise UserError(f"{workdir} is not a workdir of train.py ({error}); use another --workdir") from None
-        log.warning("%s; taking the one that checkpoint %s holds", error, whole)
-        return checkpoints.config(whole)
+        log.warning("%s; taking the one that checkpoint %s holds", error, whole.name)
+        return whole.config
 
 
 @contextlib.contextmanager
@@ -567,7 +567,7 @@ def restore(
     checkpoints: Checkpoints,
     abstract: TrainState,
     mesh: Mesh,
-    unfit: Callable[[int | str], str | None] = lambda name: None,
+    unfit: Callable[[Checkpoint], str | None] = lambda there: None,
 ) -> tuple[TrainState | None, dict[str, Any]]:
     """The newest checkpoint that is whole and of this run, on this mesh, with its progress; None and {} if none was
     ever saved. `unfit` says of one that is whole why it is not of this run.
@@ -583,11 +583,12 @@ def restore(
     name = json.loads(gather(json.dumps(newest))[0])
     if name is None:
         return None, {}
-    restored = checkpoints.restore(name, items, verified=True)
+    opened = checkpoints.at(name)
+    restored = opened.restore(items, verified=True)
     with all_or_none():
         for other in damaged:
             checkpoints.discard(other)
-    progress = checkpoints.progress(name)
+    progress = opened.progress
     log.info("resuming from step %d", progress["step"])
     return TrainState(_counter(progress["step"], mesh), restored["params"], restored["optimizer"]), progress
 
@@ -618,12 +619,13 @@ def same_folder(folder: epath.Path) -> None:
 
 
 def newest_whole(
-    checkpoints: Checkpoints, damaged: list[int | str], unfit: Callable[[int | str], str | None]
+    checkpoints: Checkpoints, damaged: list[int | str], unfit: Callable[[Checkpoint], str | None]
 ) -> int | str | None:
     """The newest checkpoint that is as it was written, and not `unfit`; None if there is none. Adds those passed over
     to `damaged`."""
     for name in reversed(checkpoints.states()):
-        wrong = checkpoints.verify(name) or unfit(name)
+        there = checkpoints.at(name)
+        wrong = there.damage() or unfit(there)
         if not wrong:
             return name
         log.warning("%s; going back to the checkpoint before", wrong)
@@ -643,31 +645,30 @@ def initial(task: Task, config: Config, mesh: Mesh, abstract: TrainState) -> Tra
     if source is None:
         return jax.jit(lambda: init_state(task.model.init, tx, config.train.seed), out_shardings=layout)()
     with all_or_none():
-        other, name = starting_point(config, abstract.params)
+        name = starting_point(config, abstract.params).name
     # A run that still trains may have another one by now: all processes take that of process 0.
-    name = json.loads(gather(json.dumps(name))[0])
-    params = other.restore(name, {"params": with_sharding(abstract.params, layout.params)})["params"]
-    log.info("starting from the parameters of %s", other.path(name))
+    other = Checkpoints(source).at(json.loads(gather(json.dumps(name))[0]))
+    params = other.restore({"params": with_sharding(abstract.params, layout.params)})["params"]
+    log.info("starting from the parameters of %s", other.path)
     return TrainState(_counter(0, mesh), params, jax.jit(tx.init, out_shardings=layout.optimizer)(params))
 
 
-def starting_point(config: Config, abstract_params: Params) -> tuple[Checkpoints, int | str]:
+def starting_point(config: Config, abstract_params: Params) -> Checkpoint:
     """The checkpoint that `train.init_from` means. Raises `UserError` if there is none, or if it is of another model:
     then with the options in which the two differ."""
     source = config.train.init_from
-    checkpoints = Checkpoints(source)
-    name = checkpoints.choose()
+    opened = Checkpoints(source).open()
     try:
-        wrong = checkpoints.misfit(name, abstract_params)
-        there = checkpoints.config(name) if wrong else config
+        wrong = opened.misfit(abstract_params)
+        there = opened.config if wrong else config
     except OSError as error:
-        wrong, there = f"{checkpoints.path(name)} cannot be read ({error.strerror or error})", config
+        wrong, there = f"{opened.path} cannot be read ({error.strerror or error})", config
     if unlike := other_shapes(there.model, config.model):
         shown = "; ".join(f"--model.{field} is {old!r} there, {new!r} here" for field, (old, new) in unlike.items())
         wrong = f"{shown}. Give the values of there, or leave train.init_from out"
     if wrong:
         raise UserError(f"train.init_from = {source!r}: {wrong}")
-    return checkpoints, name
+    return opened
 
 
 def other_shapes(there: ModelConfig, here: ModelConfig) -> dict[str, tuple[Any, Any]]:
@@ -835,7 +836,7 @@ def dry_run(task: Task, config: Config, workdir: str) -> None:
         checkpoints.save(1, items, progress={"step": 1, "vocab_size": task.vocab_size}, files=files)
         checkpoints.wait()
         placed = with_sharding(abstract, shardings(abstract, mesh))
-        restored = checkpoints.restore(1, {"params": placed.params, "optimizer": placed.optimizer})
+        restored = checkpoints.at(1).restore({"params": placed.params, "optimizer": placed.optimizer})
         log.info("checkpoint  saved and restored")
     task.try_decoding(restored["params"])
     log.info(
