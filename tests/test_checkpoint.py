@@ -1007,9 +1007,9 @@ def test_another_tokenizer_is_told_in_one_line(checkpoints, folder: Path, tmp_pa
 
     def unfit(path: str) -> str | None:
         config = dataclasses.replace(CONFIG, data=dataclasses.replace(CONFIG.data, tokenizer=path))
-        with pytest.MonkeyPatch.context() as patch:  # as if the run had been given one from the start
-            patch.setattr(checkpoints, "config", lambda name: config)
-            return checkpoints.at(5).unfit(config, MODEL.abstract_params, b"pieces")
+        opened = checkpoints.at(5)
+        opened.config = config  # as if the run had been given one from the start
+        return opened.unfit(config, MODEL.abstract_params, b"pieces")
 
     assert unfit(str(tmp_path / "spm.model")) is None
     (tmp_path / "spm.model").write_bytes(b"others")

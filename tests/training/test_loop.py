@@ -297,8 +297,9 @@ def test_the_digest_of_dev_follows_its_text(tiny, tmp_path: Path) -> None:
     from transformer.tasks.translation import Translation
 
     def digest(text: str) -> str:
-        (tmp_path / "dev.en").write_text(text)
-        dev = Parallel(str(tmp_path / "dev.en"), str(tmp_path / "dev.en"))
+        for side in ("en", "de"):
+            (tmp_path / f"dev.{side}").write_text(text)
+        dev = Parallel(str(tmp_path / "dev.en"), str(tmp_path / "dev.de"))
         return Translation(config, pieces, Corpora((), dev, None, "dev", "")).dev_digest()
 
     config, pieces = config_file(tiny.config), Tokenizer.train(["red cat " * 9, "blue dog"], vocab_size=280)

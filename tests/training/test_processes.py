@@ -153,7 +153,7 @@ def test_each_host_makes_its_own_cache_and_they_are_compared(tiny, environment, 
     assert [code for code, _ in done] == [0, 0], done
     agree(tmp_path / "run", two[0])
     made = [sorted(os.listdir(folder["TRANSFORMER_CACHE"] + "/tokens")) for folder in own]
-    assert made[0] == made[1] and len(made[0]) == 2  # training and development text
+    assert made[0] == made[1] and len(made[0]) == 3  # training, development and test text
 
 
 def test_other_text_in_the_same_place_is_found_by_its_contents(tiny, environment, tmp_path) -> None:

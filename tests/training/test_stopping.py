@@ -239,10 +239,13 @@ def test_what_is_not_finite_is_skipped_and_counted(call, tiny, tmp_path, planted
 def test_a_skipped_update_changes_nothing(tiny, tmp_path, planted, call) -> None:
     planted(4)
     command = "train.py", "--config", tiny.config, "--train.non_finite", "skip", "--train.checkpoint_every", 1
-    short = "--train.steps", 5, "--train.keep_last", 9, "--train.eval_sentences", 2
-    assert call(*command, *short, "--workdir", tmp_path / "run").code == 0
-    checkpoints = Checkpoints(tmp_path / "run")
-    params = [jax.tree.leaves(checkpoints.at(step).params()) for step in (3, 4, 5)]
+    runs = []
+    for steps in (3, 5):
+        short = "--train.steps", steps, "--train.keep_last", 9, "--train.eval_sentences", 2
+        assert call(*command, *short, "--workdir", tmp_path / str(steps)).code == 0
+        runs.append(Checkpoints(tmp_path / str(steps)))
+    assert runs[1].steps() == [1, 2, 4, 5]  # none at 3, after which no update was finite until the next save
+    params = [jax.tree.leaves(of.at(step).params()) for of, step in zip((*runs, runs[1]), (3, 4, 5), strict=True)]
     for a, b in zip(params[0], params[1], strict=True):
         np.testing.assert_array_equal(a, b)
     assert not all(np.array_equal(a, b) for a, b in zip(params[1], params[2], strict=True))
