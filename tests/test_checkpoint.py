@@ -307,6 +307,7 @@ def test_no_name_of_a_users_is_a_pattern(tmp_path: Path, name: str) -> None:
         made = save(checkpoints, step, keep_last=2)
     assert equal(resumed(checkpoints)[0], made)
     save(checkpoints, 20, name=interrupted(20), small=True)
+    assert equal(Checkpoints(tmp_path / name).open("15").params(), made.params)
     there = Checkpoints(tmp_path / name)
     assert (there.steps(), there.states()) == ([10, 15], [10, 15, interrupted(20)])
     assert equal(there.at(15).params(), made.params)

@@ -151,7 +151,7 @@ class Checkpoints:
         workdir = self.folder.parent
         with contextlib.suppress(OSError, ValueError):
             return f"checkpoint {(workdir / _SAVED).read_text().strip()} was saved"
-        with contextlib.suppress(OSError, ValueError):
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
             for line in reversed((workdir / "metrics.jsonl").read_text().splitlines()):
                 if (step := json.loads(line)["step"]) > 2 * every:  # the second save waits for the first
                     return f"{workdir / 'metrics.jsonl'} reaches step {step}"
@@ -164,7 +164,7 @@ class Checkpoints:
 
     def at(self, name: int | str) -> Checkpoint:
         """The checkpoint of this name. Raises `Removed` if it is not there."""
-        return Checkpoint(name, self.path(name), self._orbax_path(self.path(name)) / "state", self._orbax)
+        return Checkpoint(self, name)
 
     def read(self, checkpoint: str | int | None, reader: Callable[[Checkpoint], T], judged: Judged | None = None) -> T:
         """What `reader` makes of the checkpoint that `choose` gives.
@@ -498,10 +498,10 @@ class Checkpoint:
     where the checkpoint has gone meanwhile, or another one has taken its place.
     """
 
-    def __init__(self, name: int | str, path: epath.Path, arrays: epath.Path, orbax: ocp.AsyncCheckpointer):
-        """`arrays`: the path by which Orbax finds what it saved."""
-        self.name, self.path = name, path
-        self._arrays, self._orbax = arrays, orbax
+    def __init__(self, checkpoints: Checkpoints, name: int | str):
+        self.name, self.path = name, (path := checkpoints.path(name))
+        self._checkpoints = checkpoints  # kept, as the path by which Orbax finds the arrays goes with it
+        self._arrays = checkpoints._orbax_path(path) / "state"
         try:
             self._sealed: bytes | None = (path / MANIFEST).read_bytes()
         except OSError as error:
@@ -604,7 +604,7 @@ class Checkpoint:
             # Compared here, for one clear line: Orbax stops at the first difference with several tracebacks.
             if wrong := self.misfit(items["params"]):
                 raise UserError(wrong)
-            restored = self._orbax.restore(
+            restored = self._checkpoints._orbax.restore(
                 self._arrays,
                 args=ocp.args.Composite(**{k: ocp.args.StandardRestore(tree) for k, tree in items.items()}),
             )
