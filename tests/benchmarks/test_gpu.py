@@ -85,6 +85,7 @@ def test_every_part_gives_its_rows(environment, tmp_path: Path) -> None:
     assert all("13a" in row["dev_bleu_signature"] for row in of["wmt_mini"] if "dev_bleu" in row)
 
 
+@pytest.mark.slow
 def test_a_part_that_hangs_or_fails_costs_only_itself(monkeypatch, capfd, tmp_path: Path) -> None:
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     import gpu

@@ -844,6 +844,7 @@ def test_metrics_are_waited_for_behind_the_next_update(run, tmp_path: Path, monk
     assert happened.index(f"fetched {second - 1}") < happened.index(f"given {second}")
 
 
+@pytest.mark.slow
 def test_a_trace(run, tmp_path: Path) -> None:
     told = run(tmp_path / "run", *short(), "--profile", "2:3")
     assert any("the trace of updates 2 to 3 is in" in line for line in told)
@@ -940,6 +941,7 @@ def test_batch_auto_in_a_dry_run(run, tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_batch_auto_is_kept_when_training_goes_on(run, tmp_path: Path) -> None:
     run(tmp_path / "run", *short(), "--train.accumulate", 4, "--train.steps", 3)
     told = run(tmp_path / "run", *short(), "--batch", "auto")

@@ -146,6 +146,7 @@ def test_a_run_goes_on_with_another_number_of_processes(
     agree(half, one)
 
 
+@pytest.mark.slow
 def test_each_host_makes_its_own_cache_and_they_are_compared(tiny, environment, two, tmp_path) -> None:
     own = [{"TRANSFORMER_CACHE": str(tmp_path / f"cache{i}")} for i in range(2)]
     arguments = ("--config", tiny.config, *SHORTER)
@@ -156,6 +157,7 @@ def test_each_host_makes_its_own_cache_and_they_are_compared(tiny, environment, 
     assert made[0] == made[1] and len(made[0]) == 3  # training, development and test text
 
 
+@pytest.mark.slow
 def test_other_text_in_the_same_place_is_found_by_its_contents(tiny, environment, tmp_path) -> None:
     """Each process sees a folder of its own, where one word differs."""
     hosts = [tmp_path / "host0", tmp_path / "host1"]
