@@ -231,7 +231,9 @@ def test_a_disk_that_becomes_read_only(disk, tmp_path: Path, trained: Path, call
             subprocess.run(["mount", "-o", "remount,ro,size=100m", folder], check=True)
 
     monkeypatch.setattr(Display, "advance", advanced)
-    monkeypatch.setattr(loop, "hold", contextlib.nullcontext)  # whose open file would keep it from becoming so
+    monkeypatch.setattr(
+        loop, "hold", lambda _: contextlib.nullcontext()
+    )  # whose open file would keep it from becoming so
     done = call(*command)
     assert done.code == 2
     assert "Read-only file system" in done.err.splitlines()[-1]

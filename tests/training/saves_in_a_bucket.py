@@ -40,7 +40,7 @@ if __name__ == "__main__":
             save(checkpoints, step)
         checkpoints.average(1)
         assert checkpoints.steps() == [15]
-        transformer.checkpoint._seal = killed
+        transformer.checkpoint.seal = killed
         save(checkpoints, 17, interrupted(17))
     if sys.argv[1] == "killed in an average":
         save(checkpoints, 20)

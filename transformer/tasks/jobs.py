@@ -60,7 +60,7 @@ def train(arguments: Sequence[str]) -> None:
     _process_options(parser)
     parser.add_argument(
         "--wait-minutes",
-        type=whole(1),
+        type=whole(0),
         default=60,
         help="how long the others wait for process 0 to tokenise (default 60)",
     )
