@@ -398,6 +398,25 @@ def test_two_averages_at_once(checkpoints, folder: Path) -> None:
     with Lock(folder.parent / ".average.lock").held(), pytest.raises(UserError, match="another process averages there"):
         checkpoints.average(2)
     assert checkpoints.average(2) == [20, 30]
+    for wrong in (0, -1, True, 1.5, "2"):
+        with pytest.raises(UserError, match="give a whole number, at least 1"):
+            checkpoints.average(wrong)
+
+
+def test_an_average_is_not_written_into_another_folder(checkpoints, folder: Path, tmp_path: Path, monkeypatch) -> None:
+    save(checkpoints, 10, 1.0)
+    shutil.copytree(folder.parent, tmp_path / "other")
+    make = Checkpoints.make_folder
+
+    def replaced(self: Checkpoints, name: int | str) -> None:
+        folder.parent.rename(tmp_path / "old")
+        (tmp_path / "other").rename(folder.parent)
+        make(self, name)
+
+    monkeypatch.setattr(Checkpoints, "make_folder", replaced)
+    with pytest.raises(UserError, match="is no longer the folder that this run began in"):
+        checkpoints.average(1)
+    assert not (folder / "average").exists() and not (folder / "average.next").exists()
 
 
 def test_what_was_saved_is_remembered(checkpoints, folder: Path) -> None:
@@ -406,6 +425,9 @@ def test_what_was_saved_is_remembered(checkpoints, folder: Path) -> None:
     (folder.parent / "metrics.jsonl").write_text('{"step": 10}\n{"step": 20}\n')
     assert checkpoints.once_saved(10) is None  # it may have been killed before its first save was complete
     (folder.parent / "metrics.jsonl").write_text('{"step": 10}\n{"step": 21}\n')
+    assert "metrics.jsonl reaches step 21" in checkpoints.once_saved(10)
+    with (folder.parent / "metrics.jsonl").open("ab") as file:
+        file.write(b'\xff\n{"step": 2')  # half a line, left by a kill
     assert "metrics.jsonl reaches step 21" in checkpoints.once_saved(10)
     save(checkpoints, 5, small=True)
     shutil.rmtree(folder)

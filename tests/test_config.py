@@ -242,6 +242,8 @@ def test_bad_json_is_told_in_one_line(text: str, told: str) -> None:
         ("decode__dtype", "float16"),
         # numbers beyond the arithmetic that they meet
         ("model__d_model", 2**31),
+        ("model__encoder_layers", 2 * 10**9),
+        ("model__decoder_layers", 1_001),
         ("data__max_length", 10**20),
         ("data__weights", (1e9,)),
         ("data__max_ratio", 1e39),

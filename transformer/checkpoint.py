@@ -151,11 +151,14 @@ class Checkpoints:
         workdir = self.folder.parent
         with contextlib.suppress(OSError, ValueError):
             return f"checkpoint {(workdir / _SAVED).read_text().strip()} was saved"
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            for line in reversed((workdir / "metrics.jsonl").read_text().splitlines()):
+        try:
+            lines = (workdir / "metrics.jsonl").read_bytes().split(b"\n")
+        except OSError:
+            return None
+        for line in reversed(lines):
+            with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):  # of half a line, say
                 if (step := json.loads(line)["step"]) > 2 * every:  # the second save waits for the first
                     return f"{workdir / 'metrics.jsonl'} reaches step {step}"
-                return None
         return None
 
     def open(self, checkpoint: str | int | None = None, judged: Judged | None = None) -> Checkpoint:
@@ -455,11 +458,17 @@ class Checkpoints:
 
         Training may go on meanwhile: if it removes one of them, they are the last ones there are then.
         """
+        if type(last) is not int or last < 1:
+            raise UserError(f"average the last {last!r} checkpoints: give a whole number, at least 1")
         path = self.folder.parent / ".average.lock"
         if not self.steps():
             raise UserError(f"{self.folder.parent}: no complete checkpoint to average")
-        with writing(path), Lock(path, "another process averages there; wait until it is done").held():
-            return again(lambda: self._average(last))
+        before = self._lock
+        with writing(path), Lock(path, "another process averages there; wait until it is done").held() as self._lock:
+            try:
+                return again(lambda: self._average(last))
+            finally:
+                self._lock = before
 
     def _average(self, last: int) -> list[int]:
         steps = self.steps()[-last:]

@@ -61,6 +61,7 @@ _INT32 = 2**31 - 1
 
 Count = Annotated[int, Rule(least=1, most=_INT32)]
 CountOrZero = Annotated[int, Rule(least=0, most=_INT32)]
+Layers = Annotated[int, Rule(least=1, most=1_000)]
 Length = Annotated[int, Rule(least=1, most=1_000_000)]
 LengthOrZero = Annotated[int, Rule(least=0, most=1_000_000)]
 Workers = Annotated[int, Rule(least=0, most=1_024)]
@@ -88,9 +89,9 @@ class AttentionConfig:
 class ModelConfig:
     """The architecture. The defaults are the base model of Vaswani et al. 2017 (Table 3)."""
 
-    encoder_layers: Count = 6
+    encoder_layers: Layers = 6
     """Number of encoder layers (the paper's N)."""
-    decoder_layers: Count = 6
+    decoder_layers: Layers = 6
     """Number of decoder layers (the paper's N)."""
     d_model: Count = 512
     """Width of the residual stream."""

@@ -281,3 +281,9 @@ def test_a_damaged_part_is_translated_again(tmp_path: Path, harm: str, caplog):
     numbered(io.BytesIO(source.read_bytes()), expected, 1)
     assert target.read_bytes() == expected.getvalue()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "out"]
+
+
+def test_there_can_be_so_many_shares():
+    assert parse("9999/10000") == (9_999, 10_000)
+    with pytest.raises(UserError, match="--share 0/1000000000: there can be 10,000 shares at most"):
+        parse("0/1000000000")

@@ -20,6 +20,7 @@ from transformer.files import synced
 
 log = logging.getLogger("transformer")
 
+_MOST = 10_000  # shares
 _DIGEST = 64  # bytes at the end of a part: the sha256 of all before them
 
 
@@ -28,6 +29,8 @@ def parse(text: str) -> tuple[int, int]:
     numbers = [whole_number(number) for number in text.split("/")]
     if len(numbers) != 2 or None in numbers or not numbers[0] < numbers[1]:
         raise UserError(f"--share {text}: must be I/N with I from 0 to N - 1, such as 0/4")
+    if numbers[1] > _MOST:
+        raise UserError(f"--share {text}: there can be {_MOST:,} shares at most")
     return numbers[0], numbers[1]
 
 
