@@ -343,8 +343,6 @@ class Config:
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
 
 
-SEEDS = 2**32  # JAX forgets what is above
-
 # The two models of the paper (Table 3). Big drops 0.3 of activations, except for English-French (0.1).
 BASE = ModelConfig()
 BIG = ModelConfig(d_model=1024, d_ff=4096, heads=16, dropout=0.3)
