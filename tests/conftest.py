@@ -106,8 +106,8 @@ def trained(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def workdir(trained: Path, tmp_path: Path) -> Path:
-    """A copy of the finished run."""
-    return Path(shutil.copytree(trained, tmp_path / "run"))
+    """A copy of the finished run, without the scores that other tests have stored there."""
+    return Path(shutil.copytree(trained, tmp_path / "run", ignore=shutil.ignore_patterns("scores.jsonl")))
 
 
 @pytest.fixture

@@ -32,7 +32,8 @@ def break_(params, value: float):
 @pytest.fixture(scope="module")
 def broken(trained: Path, tmp_path_factory) -> Path:
     """A copy of the finished run with an average, the default of all that read, of parameters that overflow."""
-    folder = Path(shutil.copytree(trained, tmp_path_factory.mktemp("broken") / "run"))
+    folder = tmp_path_factory.mktemp("broken") / "run"
+    shutil.copytree(trained, folder, ignore=shutil.ignore_patterns("scores.jsonl"))
     checkpoints = Checkpoints(folder)
     files = {name: checkpoints.at(120).file(name) for name in ("config.json", "tokenizer.model")}
     progress = {"step": 120, "vocab_size": checkpoints.at(120).progress["vocab_size"], "averaged_steps": [120]}
@@ -77,7 +78,6 @@ def test_score_ends_with_2_and_null(call, broken: Path, given) -> None:
 
 
 def test_evaluate_ends_with_2_and_stores_nothing(call, broken: Path) -> None:
-    (broken / "scores.jsonl").unlink(missing_ok=True)  # of the run that it was made of
     done = call("evaluate.py", "--workdir", broken)
     assert (done.code, done.out) == (2, "")
     assert done.err.splitlines()[-1].startswith(ERROR.format(20))
