@@ -15,6 +15,7 @@ from transformer.command_line import Parser, configured, decode_options, run, se
 from transformer.config import KINDS, Config, DecodeConfig, UserError, check, whole_number
 from transformer.data.opening import open_stream
 from transformer.memory import enough_memory
+from transformer.tasks.jobs import LESS
 
 if TYPE_CHECKING:
     from transformer.checkpoint import Checkpoint
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("transformer")
 
-LESS = "give lower --decode.batch_tokens, --decode.batch_sentences or --decode.streams"
 MORE = "it holds all parameters at once: end other programs, or use a machine with more memory"
 DETAILS = (
     "pieces, log_probs, source_pieces and alignment: for each piece the number, from 0, of the one of source_pieces "

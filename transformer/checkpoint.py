@@ -266,14 +266,13 @@ class Checkpoints:
         `wait` seals it, and `abandon` or the next save removes it. With `keep_last`, older checkpoints of the same run
         are removed then, but for the best and those whose step is a multiple of `keep_every`. The failure of a save is
         raised by the next one, or by `wait`.
+
         Of several processes all save, each what lies on its devices, to a folder that all of them see, and that
         process 0 has made (`make_folder`) before the first of them comes here; process 0 does the rest, too.
 
         Raises `ValueError`, before anything is written, where `progress`, `files` or `items` lacks what readers need.
         """
-        given = {"progress": progress, "files": files, "items": items}
-        if lacking := [f"{name} in {where}" for where, names in NEEDED.items() for name in names - given[where].keys()]:
-            raise ValueError(f"a checkpoint can't be read without {', '.join(sorted(lacking))}; give save these, too")
+        _require_needed({"progress": progress, "files": files, "items": items})
         self.abandon()
         self._good = True
         self._decided.set() if good else self._decided.clear()
@@ -512,7 +511,7 @@ class Checkpoint:
         self._checkpoints = checkpoints  # kept, as the path by which Orbax finds the arrays goes with it
         self._arrays = checkpoints._orbax_path(path) / "state"
         try:
-            self._sealed: bytes | None = (path / MANIFEST).read_bytes()
+            self._sealed = (path / MANIFEST).read_bytes()
         except OSError as error:
             if not sealed(path):
                 raise Removed(
@@ -736,6 +735,12 @@ def again(read: Callable[[], T]) -> T:
         # while source is parsed, as tyro does: now, then.
         gc.collect()
     return read()
+
+
+def _require_needed(given: Mapping[str, Mapping[str, Any]]) -> None:
+    """Raise `ValueError` where a checkpoint would lack what readers need."""
+    if lacking := [f"{name} in {where}" for where, names in NEEDED.items() for name in names - given[where].keys()]:
+        raise ValueError(f"a checkpoint can't be read without {', '.join(sorted(lacking))}; give save these, too")
 
 
 def _plain_name(checkpoints: Checkpoints) -> epath.Path:
