@@ -147,6 +147,35 @@ def test_several_may_make_a_cache_at_once(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["key"]
 
 
+def test_a_whole_folder_is_not_taken_for_the_damaged_one_that_it_replaced(tmp_path, monkeypatch):
+    folder, lasting = tmp_path / "key", []
+    folder.mkdir()
+    (folder / "text").write_text("half a copy")
+
+    def make(new: Path) -> None:
+        (new / "text").write_text("abc")
+
+    def other() -> None:
+        cached(folder, make, whole, "the text")
+        lasting.append(folder.stat().st_ino)
+
+    def slowly_sealed(folder: Path) -> bool:
+        """As `sealed`, with time for another to replace the folder before the answer is used."""
+        answer = sealed(folder)
+        if list(tmp_path.glob("key.*.tmp")) and thread.ident is None:  # the first asks while it takes the place
+            thread.start()
+            thread.join(0.5)
+        return answer
+
+    thread, owners = threading.Thread(target=other), iter(range(100))
+    monkeypatch.setattr(files, "owner", lambda: f"host.0.{next(owners)}")
+    monkeypatch.setattr(files, "_runs", lambda process: True)
+    monkeypatch.setattr(files, "sealed", slowly_sealed)
+    assert cached(folder, make, whole, "the text") == "abc"
+    thread.join()
+    assert lasting == [folder.stat().st_ino]
+
+
 def test_what_killed_processes_were_making_is_swept(tmp_path):
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()

@@ -178,7 +178,7 @@ def append(path: Any, line: str) -> bool:
 
 
 def _alone(file: Any) -> None:
-    """Wait until nobody else appends to a file, where the system knows locks."""
+    """Wait until nobody else writes to a file or folder that is open here, where the system knows locks."""
     with contextlib.suppress(ImportError, OSError):
         import fcntl
 
@@ -350,18 +350,23 @@ def cached(folder: Path, make: Callable[[Path], None], read: Callable[[Path], T]
 
 
 def _take_place(new: Path, folder: Path) -> None:
-    """Rename a sealed folder. A whole one that another process put there meanwhile stays; a damaged one goes."""
-    for _ in range(10):
-        try:
-            return os.rename(new, folder)
-        except OSError:
-            if not folder.exists():
-                raise
-        if sealed(folder) and damage(folder, digest_once) is None:
-            return
-        with temporary(folder.parent, secrets.token_hex(8)) as old, contextlib.suppress(FileNotFoundError):
-            os.rename(folder, old)
-    raise OSError(f"{folder} cannot be replaced")
+    """Rename a sealed folder. A whole one that another process put there meanwhile stays; a damaged one goes.
+
+    One process does so at a time: else a whole folder could be taken for the damaged one that it replaced.
+    """
+    parent = os.open(folder.parent, os.O_RDONLY)
+    try:
+        _alone(parent)
+        if folder.exists():
+            if sealed(folder) and damage(folder, digest_once) is None:
+                return
+            with temporary(folder.parent, secrets.token_hex(8)) as old:
+                os.rename(folder, old)
+                os.rename(new, folder)
+        else:
+            os.rename(new, folder)
+    finally:
+        os.close(parent)
 
 
 # ---- Locks ----------------------------------------------------------------------------------------------------------
