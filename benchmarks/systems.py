@@ -223,7 +223,7 @@ def convert(run: str, ctranslate2: str, **_: Any) -> None:
     import numpy as np
 
     from transformer.checkpoint import Checkpoints
-    from transformer.model.layers import sinusoids
+    from transformer.model.inputs import sinusoids
     from transformer.tools.hf_marian import refuse_inexpressible
 
     opened = Checkpoints(run).open("last")

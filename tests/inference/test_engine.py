@@ -490,13 +490,13 @@ def test_the_one_softmax(want_weights):
     assert exponentials(program.jaxpr) == 1
     model, params = tiny(EACH_ITS_OWN, 0)
     source = np.array([[4, 5, EOS]])
-    encode = functools.partial(model.apply, params, source, method="encode")
+    encode = functools.partial(model.bind(params).encode, source)
     assert exponentials(jax.make_jaxpr(encode)().jaxpr) == 2
-    abstract = jax.eval_shape(encode), jax.eval_shape(lambda: model.apply(params, 1, 4, 3, method="init_cache"))
+    abstract = jax.eval_shape(encode), jax.eval_shape(lambda: model.bind(params).init_cache(1, 4, 3))
 
     def step(memory, cache):
         tokens = np.ones((3, 1), int)
-        return model.apply(params, tokens, memory, cache=cache, at_B=0, method="decode", want_weights=want_weights)
+        return model.bind(params).decode(tokens, memory, cache=cache, at_B=0, want_weights=want_weights)
 
     assert exponentials(jax.make_jaxpr(step)(*abstract).jaxpr) == 4
 

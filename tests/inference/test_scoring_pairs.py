@@ -59,8 +59,8 @@ def test_the_alignment_is_that_of_the_last_layer_but_one(layers, aligns):
 
     @jit
     def weights_of(source, target):
-        memory = ours.model.apply(ours.params, source[None], method="encode")
-        return ours.model.apply(ours.params, target[None], memory, method="decode", want_weights=True)[2]
+        memory = ours.model.bind(ours.params).encode(source[None])
+        return ours.model.bind(ours.params).decode(target[None], memory, want_weights=True)[2]
 
     wanted, other = [], []
     for source, target in zip(SOURCES, TARGETS, strict=True):

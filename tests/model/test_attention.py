@@ -8,6 +8,7 @@ import reference
 from flax import nnx
 from quick import jit
 
+from transformer.config import ModelConfig
 from transformer.model.attention import KV, Attention, attend, fused, fusible, write
 from transformer.model.initializers import GLOROT
 
@@ -78,10 +79,11 @@ def test_the_softmax_is_float32_for_bfloat16_inputs():
 @pytest.mark.parametrize(("kv_heads", "d_k", "d_v"), [(4, 3, 3), (2, 3, 5), (1, 6, 2)])
 def test_attention_layer(kv_heads, d_k, d_v):
     x, memory = normal(2, 3, 8), normal(2, 5, 8)
+    config = ModelConfig(d_model=8, heads=4, kv_heads=kv_heads, d_k=d_k, d_v=d_v)
 
     @jit
     def run(x, memory):
-        layer = Attention(8, 4, kv_heads, d_k, d_v, start=GLOROT, rngs=nnx.Rngs(0))
+        layer = Attention(config, "encoder", start=GLOROT, rngs=nnx.Rngs(0))
         y, _ = layer(x, layer.kv(memory), jnp.ones((1, 1, 5), bool))
         return y, {name: getattr(layer, name)[...] for name in ("query", "key", "value", "output")}
 
@@ -103,10 +105,11 @@ def test_rows_that_share_a_memory_equal_rows_that_have_their_own():
     B, M, T, S = 2, 3, 2, 5
     x, memory = normal(B * M, T, 8), normal(B, S, 8)
     mask = (np.arange(S) < np.array([3, 5])[:, None])[:, None]
+    config = ModelConfig(d_model=8, heads=4, kv_heads=2, d_k=3, d_v=5)
 
     @jit
     def run(x, memory):
-        layer = Attention(8, 4, 2, 3, 5, start=GLOROT, rngs=nnx.Rngs(0))
+        layer = Attention(config, "cross", start=GLOROT, rngs=nnx.Rngs(0))
         shared = layer(x, layer.kv(memory), mask, want_weights=True)
         return shared, layer(x, layer.kv(jnp.repeat(memory, M, axis=0)), np.repeat(mask, M, axis=0), want_weights=True)
 
@@ -122,7 +125,7 @@ def test_write_puts_each_beam_in_its_own_slots():
     M, T, end = 2, 2, 5
     cache = KV(jnp.full((3, 2, 1, 12), 9.0), jnp.full((3, 2, 12, 3), 9.0, jnp.bfloat16))
     k, v = normal(3 * M, T, 2, 1), normal(3 * M, T, 2, 3)
-    written = write(cache, as_kv(k, v), end, beams=M)
+    written = write(cache, end, as_kv(k, v))
     expected_k, expected_v = (np.array(x, np.float32) for x in cache)
     for row in range(3):
         for m in range(M):

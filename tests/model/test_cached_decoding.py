@@ -55,16 +55,16 @@ def programs(name):
 
     @jit
     def whole(source, target):
-        memory = model.apply(params, source, method="encode")
-        return memory, model.apply(params, target, memory, method="decode")[0]
+        memory = model.bind(params).encode(source)
+        return memory, model.bind(params).decode(target, memory)[0]
 
     @jit
     def step(tokens, cache, at):
-        return model.apply(params, tokens, memory, cache=cache, at_B=at, method="decode")[:2]
+        return model.bind(params).decode(tokens, memory, cache=cache, at_B=at)[:2]
 
     memory, logits = whole(SOURCE, TARGET)
     # Room for more positions than are needed.
-    empty = model.apply(params, len(TARGET), 13, method="init_cache")
+    empty = model.bind(params).init_cache(len(TARGET), 13)
     cache = empty._replace(kv=jax.tree.map(lambda x: x + 7.0, empty.kv))
     return np.asarray(logits), step, cache
 
@@ -106,10 +106,9 @@ def test_a_fused_kernel_finds_the_same(fused):
 
     @functools.partial(jit, static_argnums=(0, 3))
     def step(model, params, tokens, want_weights=False):
-        memory = model.apply(params, SOURCE, method="encode")
-        cache = model.apply(params, 3, 2, 2, method="init_cache")
-        options = {"cache": cache, "method": "decode", "want_weights": want_weights}
-        return model.apply(params, tokens, memory, **options)[0]
+        memory = model.bind(params).encode(SOURCE)
+        cache = model.bind(params).init_cache(3, 2, 2)
+        return model.bind(params).decode(tokens, memory, cache=cache, want_weights=want_weights)[0]
 
     del fused[:]
     tokens = np.random.default_rng(0).integers(3, VOCABULARY, size=(6, 2))
@@ -142,12 +141,12 @@ def test_beams_share_one_memory():
 
     @jit
     def decode(source, target):
-        memory = model.apply(params, source, method="encode")
+        memory = model.bind(params).encode(source)
         repeated = jax.tree.map(lambda x: jnp.repeat(x, M, axis=0), memory)
-        cache = model.apply(params, len(target), target.shape[1], method="init_cache")
-        shared = model.apply(params, target, memory, method="decode", want_weights=True)
-        cached = model.apply(params, target, memory, cache=cache, method="decode", want_weights=True)
-        own = model.apply(params, target, repeated, method="decode", want_weights=True)
+        cache = model.bind(params).init_cache(len(target), target.shape[1])
+        shared = model.bind(params).decode(target, memory, want_weights=True)
+        cached = model.bind(params).decode(target, memory, cache=cache, want_weights=True)
+        own = model.bind(params).decode(target, repeated, want_weights=True)
         return [(logits, weights) for logits, _, weights in (shared, cached, own)]
 
     shared, cached, own = jax.tree.map(np.asarray, decode(SOURCE, target))
@@ -168,17 +167,17 @@ def test_reordered_beams_see_their_own_past(name):
 
     @jit
     def start(source):
-        memory = model.apply(params, source, method="encode")
-        return memory, model.apply(params, B, 3, M, method="init_cache")
+        memory = model.bind(params).encode(source)
+        return memory, model.bind(params).init_cache(B, 3, M)
 
     @jit
     def step(tokens, memory, cache, at):
-        return model.apply(params, tokens, memory, cache=cache, at_B=at, method="decode")[:2]
+        return model.bind(params).decode(tokens, memory, cache=cache, at_B=at)[:2]
 
     @jit
     def whole(source, target):
-        memory = model.apply(params, source, method="encode")
-        return model.apply(params, target, memory, method="decode")[0]
+        memory = model.bind(params).encode(source)
+        return model.bind(params).decode(target, memory)[0]
 
     memory, cache = start(SOURCE)
     past = np.full((B, M, 1), BOS)
@@ -198,8 +197,8 @@ def test_reordered_beams_see_their_own_past(name):
 
 def test_init_cache_has_room_for_what_was_asked():
     model, params = tiny(CONFIGS[GROUPED])
-    cache = model.apply(params, 5, 8, 3, method="init_cache")
+    cache = model.bind(params).init_cache(5, 8, 3)
     assert [(kv.k_BKHS.shape, kv.v_BKSH.shape) for kv in cache.kv] == [((5, 2, 6, 24), (5, 2, 24, 3))] * 2
     assert cache.seen_BMS.shape == (5, 3, 24) and not cache.seen_BMS.any()
     shared, shared_params = tiny(CONFIGS["cross-layer"])
-    assert len(shared.apply(shared_params, 5, 8, method="init_cache").kv) == 2
+    assert len(shared.bind(shared_params).init_cache(5, 8).kv) == 2

@@ -229,12 +229,12 @@ def test_positions_and_segments_belong_to_pieces(extra, message):
 
 def test_decoding_with_a_cache_has_room_and_rows():
     model, params = tiny(SHALLOW)
-    memory = jit(lambda params: model.apply(params, SOURCE, method="encode"))(params)
-    cache = model.apply(params, 3, 4, method="init_cache")
-    three = jit(lambda params, cache: model.apply(params, TARGET[:, :3], memory, cache=cache, method="decode")[1])
+    memory = jit(lambda params: model.bind(params).encode(SOURCE))(params)
+    cache = model.bind(params).init_cache(3, 4)
+    three = jit(lambda params, cache: model.bind(params).decode(TARGET[:, :3], memory, cache=cache)[1])
 
     def decode(tokens, memory=memory, cache=cache, **more):
-        return model.apply(params, tokens, memory, cache=cache, method="decode", **more)
+        return model.bind(params).decode(tokens, memory, cache=cache, **more)
 
     assert refused(decode, TARGET).startswith("the cache has room for 4 positions and holds 0 already: no room for 5")
     full = three(params, cache)
@@ -248,7 +248,7 @@ def test_decoding_with_a_cache_has_room_and_rows():
     assert refused(decode, TARGET[:, :1], positions_BT=T[:, :1]).startswith("with a cache, at_B says")
     assert refused(decode, TARGET[:, :1], memory=SOURCE).startswith("memory is a ndarray: give what `encode` returns")
     for sizes in ((0, 4), (3, -1), (3, 4, 0), (3, 4.0)):
-        refused(model.apply, params, *sizes, method="init_cache")
+        refused(model.bind(params).init_cache, *sizes)
 
 
 def test_inside_jit_nothing_is_looked_at():

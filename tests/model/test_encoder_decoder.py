@@ -10,7 +10,7 @@ from reference import Reference
 from tiny import BOS, EOS, SHALLOW, SOURCE, TARGET, TINY, VOCABULARY, forward, lengths, random_params, tiny
 
 from transformer.config import AttentionConfig
-from transformer.model import encoder_decoder
+from transformer.model import Run, encoder_decoder
 
 CONFIGS = {
     "the paper's": TINY,
@@ -48,8 +48,8 @@ def test_forward_equals_plain_numpy(name):
 
     @jit
     def parts(params, source, target):
-        memory = model.apply(params, source, method="encode")
-        logits, cache, weights = model.apply(params, target, memory, method="decode", want_weights=True)
+        memory = model.bind(params).encode(source)
+        logits, cache, weights = model.bind(params).decode(target, memory, want_weights=True)
         assert cache is None
         return logits, weights
 
@@ -161,12 +161,8 @@ def test_packed_sentences_equal_separate_ones():
 
     @jit
     def packed_forward(source, target, source_positions, target_positions, source_segments, target_segments):
-        memory = model.apply(
-            params, source, positions_BS=source_positions, segments_BS=source_segments, method="encode"
-        )
-        return model.apply(
-            params, target, memory, positions_BT=target_positions, segments_BT=target_segments, method="decode"
-        )[0]
+        memory = model.bind(params).encode(source, positions_BS=source_positions, segments_BS=source_segments)
+        return model.bind(params).decode(target, memory, positions_BT=target_positions, segments_BT=target_segments)[0]
 
     def pack(tokens, pairs):
         """A row each for two rows behind each other, padded to 9: pieces, positions, segments."""
@@ -199,7 +195,7 @@ def test_dropout_stands_where_the_paper_puts_it(pre_norm, monkeypatch):
         calls.append((rate, key))
         return x * 1.5 + 0.25
 
-    for module in ("stack", "encoder_decoder"):
+    for module in ("stack", "inputs"):
         monkeypatch.setattr(importlib.import_module(f"transformer.model.{module}"), "dropout", marker)
     config = dataclasses.replace(TINY, decoder_layers=1, pre_norm=pre_norm, dropout=0.3)
     model, params = tiny(config)
@@ -249,8 +245,8 @@ def test_bfloat16_runs_close_to_float32():
     exact = np.asarray(forward(SHALLOW)(params, SOURCE, TARGET))
     distance = abs(np.asarray(logits) - exact)
     assert 1e-4 < distance.max() < 0.05 * abs(exact).max()
-    memory = jax.eval_shape(lambda: model.apply(params, SOURCE, method="encode"))
-    cache = jax.eval_shape(lambda: model.apply(params, 3, 7, method="init_cache"))
+    memory = jax.eval_shape(lambda: model.bind(params).encode(SOURCE))
+    cache = jax.eval_shape(lambda: model.bind(params).init_cache(3, 7))
     assert {x.dtype for x in jax.tree.leaves((memory.kv, cache.kv))} == {jnp.dtype("bfloat16")}
 
 
@@ -263,7 +259,7 @@ def test_remat_computes_the_same_with_less_memory(name):
     source, target = np.tile(SOURCE, (20, 1)), np.tile(TARGET, (20, 1))
 
     def loss(params, remat):
-        logits = model.apply(params, source, target, key=jax.random.key(3), remat=remat)
+        logits = model.apply(params, source, target, key=jax.random.key(3), run=Run(remat))
         return jnp.mean(jnp.sin(logits))
 
     found, kept = [], []

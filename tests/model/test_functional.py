@@ -95,11 +95,11 @@ class Stack(nnx.Module):
 
 
 def test_any_module_and_more_than_ten_layers():
-    """Layer "10" stands behind layer "9", not behind "1"; `method` names what is called."""
+    """Layer "10" stands behind layer "9", not behind layer "1"."""
     model = Model(lambda rngs: Stack(rngs))
     assert set(model.abstract_params["layers"]) == {str(i) for i in range(12)}
     params = {"layers": {str(i): {"bias": np.array([i]), "kernel": np.zeros((1, 1))} for i in range(12)}}
-    assert [int(b) for b in model.apply(params, 2, method="biases")] == list(range(0, 24, 2))
+    assert [int(b) for b in model.bind(params).biases(2)] == list(range(0, 24, 2))
 
 
 def test_init_is_a_pure_function_of_the_key():

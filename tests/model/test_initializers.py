@@ -63,7 +63,7 @@ def likeness(config: ModelConfig) -> float:
     model = encoder_decoder(config, V)
 
     def outputs(key):
-        memory = model.apply(model.init(key), jax.random.randint(key, (8, 16), 4, V), method="encode")
+        memory = model.bind(model.init(key)).encode(jax.random.randint(key, (8, 16), 4, V))
         # Cross-attention's keys are the outputs times one matrix, which keeps angles for the most part.
         return memory.kv[0].k_BKHS
 

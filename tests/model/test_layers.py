@@ -12,17 +12,9 @@ from flax import nnx
 
 from transformer.config import ModelConfig
 from transformer.model.initializers import GLOROT
-from transformer.model.layers import (
-    Embedding,
-    FeedForward,
-    LayerNorm,
-    dropout,
-    einsum,
-    fold,
-    matmul,
-    product,
-    sinusoids,
-)
+from transformer.model.inputs import sinusoids
+from transformer.model.layers import Embedding, FeedForward, LayerNorm, dropout, fold
+from transformer.model.products import einsum, matmul, product
 from transformer.model.stack import SublayerNorm
 
 RNG = np.random.default_rng(0)
@@ -43,7 +35,7 @@ def test_sinusoids_interleave_sin_and_cos():
 
 
 def test_embedding_is_scaled_going_in_and_not_going_out():
-    embedding = Embedding(7, 16, rngs=nnx.Rngs(0))
+    embedding = Embedding(ModelConfig(d_model=16), 7, rngs=nnx.Rngs(0))
     table = normal(7, 16)
     embedding.table[...] = jnp.asarray(table)
     tokens = np.array([[3, 0, 6], [1, 1, 2]])
@@ -53,8 +45,8 @@ def test_embedding_is_scaled_going_in_and_not_going_out():
     assert embedding.logits(jnp.asarray(x, jnp.bfloat16)).dtype == jnp.float32
 
 
-def layer_norm(kind, config_or_size, x):
-    norm = kind(config_or_size)
+def layer_norm(kind, config, x):
+    norm = kind(config)
     p = {"scale": normal(x.shape[-1]), "bias": normal(x.shape[-1])}
     norm.scale[...], norm.bias[...] = jnp.asarray(p["scale"]), jnp.asarray(p["bias"])
     return norm, p
@@ -62,14 +54,14 @@ def layer_norm(kind, config_or_size, x):
 
 def test_layer_norm():
     x = normal(2, 3, 8) * 5 + 3
-    norm, p = layer_norm(LayerNorm, 8, x)
+    norm, p = layer_norm(LayerNorm, ModelConfig(d_model=8), x)
     np.testing.assert_allclose(norm(jnp.asarray(x)), reference.layer_norm(p, x.astype(np.float64)), atol=1e-5)
     assert np.isfinite(np.asarray(norm(jnp.full((1, 1, 8), 7.0)))).all()
 
 
 def test_layer_norm_of_bfloat16_is_computed_in_float32():
     x = jnp.asarray(normal(4, 64) * 0.5 + 100, jnp.bfloat16)  # spacing 0.5 there: bfloat16 sums would be far off
-    norm, p = layer_norm(LayerNorm, 64, x)
+    norm, p = layer_norm(LayerNorm, ModelConfig(d_model=64), x)
     y = norm(x)
     assert y.dtype == jnp.bfloat16
     expected = reference.layer_norm(p, np.asarray(x, np.float64))
@@ -89,7 +81,7 @@ def test_sublayer_norm_stands_where_the_config_says(pre_norm):
 
 
 def test_feed_forward():
-    layer = FeedForward(6, 10, start=GLOROT, rngs=nnx.Rngs(0))
+    layer = FeedForward(ModelConfig(d_model=6, d_ff=10), start=GLOROT, rngs=nnx.Rngs(0))
     p = {"w1": normal(6, 10), "b1": normal(10), "w2": normal(10, 6), "b2": normal(6)}
     for name, value in p.items():
         getattr(layer, name)[...] = jnp.asarray(value)

@@ -8,8 +8,10 @@ from flax import nnx
 from quick import jit
 from tiny import SHALLOW
 
+from transformer.config import ModelConfig
 from transformer.model import encoder_decoder
-from transformer.model.layers import Embedding, product
+from transformer.model.layers import Embedding
+from transformer.model.products import product
 from transformer.model.rounding import INNER, Rounded, rounded
 
 RNG = np.random.default_rng(0)
@@ -66,7 +68,7 @@ def test_a_bfloat16_product_sums_in_float32():
 
 @pytest.mark.parametrize("dtype, tolerance", [("bfloat16", 2**-8), ("int8", 1 / 127)])
 def test_a_table_is_looked_up_and_multiplied_with(dtype, tolerance):
-    embedding = Embedding(20, 16, rngs=nnx.Rngs(0))
+    embedding = Embedding(ModelConfig(d_model=16), 20, rngs=nnx.Rngs(0))
     table = np.asarray(embedding.table[...])
     tokens, x = jnp.asarray([[3, 19], [0, 3]]), jnp.asarray(normal(2, 2, 16))
     rows, logits = embedding.embed(tokens), embedding.logits(x)

@@ -24,9 +24,9 @@ def test_the_formula_is_what_the_model_holds(name):
     config = dataclasses.replace(variants(small)[name], cross_attention=AttentionConfig(kv_heads=4))
     model = encoder_decoder(config, 9)
     params = model.abstract_params
-    cache = jax.eval_shape(lambda p: model.apply(p, 2, 7, 3, method="init_cache"), params)
+    cache = jax.eval_shape(lambda p: model.bind(p).init_cache(2, 7, 3), params)
     source = jax.ShapeDtypeStruct((2, 11), "int32")
-    memory = jax.eval_shape(lambda p, s: model.apply(p, s, method="encode"), params, source)
+    memory = jax.eval_shape(lambda p, s: model.bind(p).encode(s), params, source)
     size = {
         kind: sum(x.size * 4 for x in jax.tree.leaves(kv)) for kind, kv in (("own", cache.kv), ("cross", memory.kv))
     }

@@ -25,8 +25,7 @@ from jax.sharding import PartitionSpec as P
 from transformer.inference.beam_search import Beams, Hypotheses, Options, best_candidates, hypotheses, run, start
 from transformer.inference.constraints import Constraints
 from transformer.inference.sampling import sampled
-from transformer.model import Model, Params
-from transformer.model.encoder_decoder import Cache, Memory
+from transformer.model import Cache, Memory, Model, Params
 
 PAD, BOS, EOS = 0, 1, 2  # as in transformer.data.tokenizer, which needs sentencepiece to import
 FEWEST_ROWS = 4  # below this a smaller batch is hardly faster
@@ -116,7 +115,7 @@ def next_log_probs(
     def step(tokens_X: Array, caches: tuple[Cache, ...], at: Array) -> tuple[Array, tuple[Cache, ...]]:
         log_probs, new_caches = [], []
         for model, own, memory, cache in zip(models, params, memories, caches, strict=True):
-            logits_X1V, cache, _ = model.apply(own, tokens_X[:, None], memory, cache=cache, at_B=at, method="decode")
+            logits_X1V, cache, _ = model.bind(own).decode(tokens_X[:, None], memory, cache=cache, at_B=at)
             log_probs.append(normalized(logits_X1V[:, 0]))
             new_caches.append(cache)
         log_probs_XV = log_probs[0]
@@ -150,9 +149,9 @@ def begin(
 ) -> tuple[tuple[Memory, ...], Beams]:
     """Encode the sources, once; and the state of their search before the first piece, with room for `length` and a
     cache of type `dtype`, or of the model's own. `over` says how rows are laid over several devices."""
-    memories = tuple(model.apply(own, source_BS, method="encode") for model, own in zip(models, params, strict=True))
+    memories = tuple(model.bind(own).encode(source_BS) for model, own in zip(models, params, strict=True))
     caches = tuple(
-        model.apply(own, len(source_BS), STAGE, options.beam_size, dtype, method="init_cache")
+        model.bind(own).init_cache(len(source_BS), STAGE, options.beam_size, dtype)
         for model, own in zip(models, params, strict=True)
     )
     return laid((memories, start(caches, limit_B, length, options, given)), over)

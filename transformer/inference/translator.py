@@ -564,8 +564,8 @@ def forced(
     input_BT = jnp.concatenate([jnp.full_like(target_BT[:, :1], BOS), target_BT[:, :-1]], axis=1)
     log_probs, alignment_BT = [], None
     for model, own in zip(models, params, strict=True):
-        memory = model.apply(own, source_BS, method="encode")
-        logits_BTV, _, weights = model.apply(own, input_BT, memory, method="decode", want_weights=alignment_BT is None)
+        bound = model.bind(own)
+        logits_BTV, _, weights = bound.decode(input_BT, bound.encode(source_BS), want_weights=alignment_BT is None)
         if alignment_BT is None:
             alignment_BT = jnp.argmax(weights[max(0, len(weights) - 2)].mean(axis=1), axis=-1)
         # As the search sees them: see `engine.next_log_probs`.

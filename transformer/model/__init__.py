@@ -1,7 +1,11 @@
 """The Transformer and its parts. Needs only jax (with its numpy), flax and `transformer.config`."""
 
 from transformer.model.attention import KV, Attention, attend
-from transformer.model.encoder_decoder import EncoderDecoder, Memory
+from transformer.model.cache import Cache, Memory
+from transformer.model.encoder_decoder import EncoderDecoder
 from transformer.model.functional import Model, Params, encoder_decoder
+from transformer.model.layers import fold
+from transformer.model.stack import Run
 
-__all__ = ["KV", "Attention", "EncoderDecoder", "Memory", "Model", "Params", "attend", "encoder_decoder"]
+__all__ = ["KV", "Attention", "Cache", "EncoderDecoder", "Memory", "Model", "Params", "Run", "attend"]
+__all__ += ["encoder_decoder", "fold"]

@@ -9,15 +9,16 @@ M beams.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
+from transformer.config import ModelConfig
 from transformer.model.initializers import Matrices, matrix
-from transformer.model.layers import einsum, product
+from transformer.model.products import einsum, product
 
 MASKED = -1e30  # finite, so that a fully masked row has a finite softmax and finite gradients
 
@@ -78,14 +79,14 @@ def fusible(q_BTNH: Array, kv: KV) -> bool:
 
 
 @jax.named_scope("write_cache")
-def write(cache: KV, new: KV, end: Array | int, beams: int = 1) -> KV:
-    """The cache with T new positions of each of its M = `beams` beams a sentence, written from slot `end` on.
+def write(cache: KV, end: Array | int, new: KV) -> KV:
+    """The cache with T new positions of each of its M beams a sentence, written from slot `end` on.
 
     The cache has B rows; `new` has B * M rows, the beams of a sentence side by side. Position t of beam m goes to slot
     end + t * M + m.
     """
-    M = beams
     rows, K, H, T = new.k_BKHS.shape
+    M = rows // len(cache.k_BKHS)
     k_BKHS = new.k_BKHS.reshape(-1, M, K, H, T).transpose(0, 2, 3, 4, 1).reshape(rows // M, K, H, T * M)
     v_BKSH = new.v_BKSH.reshape(rows // M, M, K, T, -1).transpose(0, 2, 3, 1, 4).reshape(rows // M, K, T * M, -1)
 
@@ -103,23 +104,19 @@ class Attention(nnx.Module):
 
     def __init__(
         self,
-        d_model: int,
-        heads: int,
-        kv_heads: int,
-        d_k: int,
-        d_v: int,
+        config: ModelConfig,
+        kind: Literal["encoder", "decoder", "cross"],
         *,
         own_kv: bool = True,
-        kernel: str = "plain",
         start: Matrices,
         rngs: nnx.Rngs,
     ):
-        self.kernel = kernel
-        self.query = matrix(start["query"], rngs, (d_model, heads, d_k))
-        if own_kv:
-            self.key = matrix(start["key"], rngs, (d_model, kv_heads, d_k))
-            self.value = matrix(start["value"], rngs, (d_model, kv_heads, d_v))
-        self.output = matrix(start["output"], rngs, (heads, d_v, d_model), inner=2)
+        c, kv_heads = config, config.attention(kind).kv_heads
+        self.kernel = c.attention_kernel
+        self.query = matrix(start["query"], rngs, (c.d_model, c.heads, c.key_size))
+        self.key = matrix(start["key"], rngs, (c.d_model, kv_heads, c.key_size)) if own_kv else None
+        self.value = matrix(start["value"], rngs, (c.d_model, kv_heads, c.value_size)) if own_kv else None
+        self.output = matrix(start["output"], rngs, (c.heads, c.value_size, c.d_model), inner=2)
 
     def kv(self, x_BSD: Array) -> KV:
         """Keys and values of x, to be attended to now or later."""

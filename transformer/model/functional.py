@@ -23,7 +23,7 @@ Params = Mapping[str, Any]
 
 
 class Model:
-    """Pure `init` and `apply` for the module that `build(rngs)` makes. Hashable, so usable as a static argument."""
+    """Pure functions of parameters for the module that `build(rngs)` makes. Hashable, as static arguments must be."""
 
     def __init__(self, build: Callable[[nnx.Rngs], nnx.Module]):
         self._build = build
@@ -45,13 +45,17 @@ class Model:
         state = nnx.state(self._build(nnx.Rngs(params=key)))
         return _nest({path: variable[...] for path, variable in nnx.to_flat_state(state)})
 
-    def apply(self, params: Params, *args: Any, method: str = "__call__", **kwargs: Any) -> Any:
-        """The module's `method` under `params`.
+    def apply(self, params: Params, *args: Any, **kwargs: Any) -> Any:
+        """`bind(params)(...)`: for the encoder-decoder, `logits_BTV = model.apply(params, source_BS, target_BT)`.
 
-        For the encoder-decoder: `logits_BTV = model.apply(params, source_BS, target_BT)`, see
-        `EncoderDecoder.__call__`; `key=` switches dropout on; `method="encode"`, `"decode"` and `"init_cache"` give its
-        parts. Raises ValueError naming every parameter that is missing, unknown or misshapen, and for ids and shapes
-        that the model does not take (see there).
+        `key=` switches dropout on. See `EncoderDecoder.__call__`.
+        """
+        return self.bind(params)(*args, **kwargs)
+
+    def bind(self, params: Params) -> Any:
+        """The module with these parameters: `model.bind(params).encode(source_BS)`. Use it within one function only.
+
+        Raises ValueError naming every parameter that is missing, unknown or misshapen.
         """
         if not isinstance(params, Mapping):
             raise ValueError(f"params is a {type(params).__name__}: give a nested dict of arrays, as `init` returns")
@@ -67,7 +71,7 @@ class Model:
         if wrong:
             raise ValueError("parameters do not fit the model: " + "; ".join(wrong))
         state = nnx.from_flat_state([(path, self._variables[path].replace(flat[p])) for p, path in expected.items()])
-        return getattr(nnx.merge(self._graph, state), method)(*args, **kwargs)
+        return nnx.merge(self._graph, state)
 
 
 def encoder_decoder(config: ModelConfig, vocab_size: int) -> Model:

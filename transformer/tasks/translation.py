@@ -29,7 +29,7 @@ from transformer.data.text import Corpora, Parallel, read_pairs
 from transformer.data.tokenizer import BOS, EOS, PAD, Tokenizer, tokenizer
 from transformer.inference.translator import Tally, Translator, in_type
 from transformer.judging import decoding
-from transformer.model import Params, encoder_decoder
+from transformer.model import Params, Run, encoder_decoder, fold
 from transformer.tasks.judges import JUDGED, bleu_tokenizer, score, unsuited
 from transformer.tasks.sets import read_sides, write_sets
 from transformer.training.loss import cross_entropy
@@ -154,16 +154,19 @@ class Translation:
         """
         source_BS, target_BT = batch["source"], batch["target"]
         before_BT = jnp.pad(target_BT[:, :-1], ((0, 0), (1, 0)), constant_values=BOS)
-        packed = {}
+        packed_source, packed_target = {}, {}
         if self.config.data.packing:
             (places_BS, numbers_BS), (places_BT, numbers_BT) = sentences(source_BS), sentences(target_BT)
             before_BT = jnp.where(places_BT == 0, BOS, before_BT)
-            packed = {"positions": (places_BS, places_BT), "segments": (numbers_BS, numbers_BT)}
+            packed_source = {"positions_BS": places_BS, "segments_BS": numbers_BS}
+            packed_target = {"positions_BT": places_BT, "segments_BT": numbers_BT}
         weights_BT = (target_BT != PAD).astype(jnp.float32)
         smoothing = self.config.train.label_smoothing if smoothing is None else smoothing
-        head = partial(cross_entropy, target_BT=target_BT, weights_BT=weights_BT, smoothing=smoothing)
-        options = {"key": key, "remat": self.config.train.remat, "head": head, "between": partial(lie, mesh=mesh)}
-        loss, nll = self.model.apply(in_use(params, mesh), source_BS, before_BT, **options, **packed)
+        model, run = self.model.bind(in_use(params, mesh)), Run(self.config.train.remat, partial(lie, mesh=mesh))
+        memory = model.encode(source_BS, key=fold(key, 0), run=run, **packed_source)
+        x_BTD, _, _ = model.hidden(before_BT, memory, key=fold(key, 1), run=run, **packed_target)
+        table_VD = model.output.table[...]
+        loss, nll = cross_entropy(x_BTD, table_VD, target_BT, weights_BT, smoothing=smoothing)
         weight = weights_BT.sum()
         return loss, {"weight": weight, "nll": nll, "tokens": weight + (source_BS != PAD).sum()}
 

@@ -20,7 +20,7 @@ from jax import Array
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from transformer.model.layers import einsum
+from transformer.model.products import einsum
 from transformer.training.sharding import BATCH_AXES, Copies, batch_ways, lie
 
 PARTS = 8  # at most; as many as divide T

@@ -1,0 +1,49 @@
+"""A stack's input: embeddings and positions, summed (paper §3.4, §3.5).
+
+Shapes: B batch, T length, D model, P learned positions.
+"""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+
+from transformer.config import ModelConfig
+from transformer.model.initializers import normal
+from transformer.model.layers import Embedding, dropout
+
+
+def sinusoids(positions_BT: Array, d_model: int) -> Array:
+    """Sinusoidal position encodings (paper §3.5): sin at even, cos at odd dimensions; float32 of shape BTD.
+
+    PE(pos, 2i) = sin(pos / 10000^(2i / d_model)), PE(pos, 2i + 1) = cos(the same angle).
+    """
+    frequencies = 10_000.0 ** (-jnp.arange(0, d_model, 2, dtype=jnp.float32) / d_model)
+    angles = positions_BT[..., None].astype(jnp.float32) * frequencies
+    return jnp.stack([jnp.sin(angles), jnp.cos(angles)], axis=-1).reshape(*positions_BT.shape, d_model)
+
+
+def position_table(config: ModelConfig, *, rngs: nnx.Rngs) -> nnx.Param | None:
+    """A table of learned positions; None where the model has none."""
+    return normal(0.02, rngs, (config.max_positions, config.d_model)) if config.positions == "learned" else None
+
+
+def inputs(
+    config: ModelConfig,
+    embedding: Embedding,
+    table: nnx.Param | None,
+    tokens_BT: Array,
+    positions_BT: Array,
+    key: Array | None,
+) -> Array:
+    """Dropout of the sum of scaled embeddings and positions (paper §5.4), in the model's type: x_BTD.
+
+    `table`: the learned positions, if the model has them.
+    """
+    x_BTD = embedding.embed(tokens_BT)
+    if config.positions == "sinusoidal":
+        x_BTD = x_BTD + sinusoids(positions_BT, config.d_model)
+    elif config.positions == "learned":
+        x_BTD = x_BTD + table[...][positions_BT]
+    return dropout(x_BTD.astype(jnp.dtype(config.dtype)), config.dropout, key)

@@ -1,0 +1,111 @@
+"""Matrix products in the type of their input, with sums in float32; what a product does on each device.
+
+Shapes: X rows, D inputs, E outputs.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+from typing import Any, Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.experimental.layout import Layout, with_layout_constraint
+
+from transformer.model.rounding import Rounded, rounded_product
+
+
+@runtime_checkable
+class Table(Protocol):
+    """A table in another form than an array: in fewer bits, or as copies on several devices."""
+
+    shape: tuple[int, ...]
+
+    def lookup(self, index_BT: Array) -> Array:
+        """Rows of the table, x_BTD."""
+
+
+def lookup(table_VD: Array | Table, index_BT: Array) -> Array:
+    """Rows of a table, x_BTD, in the table's type."""
+    return table_VD.lookup(index_BT) if isinstance(table_VD, Table) else table_VD[index_BT]
+
+
+def product(x: Array, w: Any, axes: int = 1, dtype: jnp.dtype | None = None) -> Array:
+    """x times w, contracted over the last `axes` dimensions of x and the first `axes` of w.
+
+    Multiplies in x's type; the result has that type, too, or `dtype`. One two-dimensional product: XLA on CPU is up to
+    a fifth faster at it, as no gradient needs a transposition.
+    """
+    batch, inner, outer = x.shape[:-axes], w.shape[:axes], w.shape[axes:]
+    size = math.prod(inner)
+    w_DE = w if isinstance(w, Rounded) else w.reshape(size, -1)
+    return matmul(x.reshape(-1, size), w_DE, dtype or x.dtype).reshape(*batch, *outer)
+
+
+def matmul(x_XD: Array, w: Any, dtype: jnp.dtype, w_axis: int = 0) -> Array:
+    """x w, or x w^T where `w_axis`, the axis of w that is summed over, is 1: as `einsum`, of type `dtype`."""
+    if isinstance(w, Rounded):  # its outputs come first in either case
+        return rounded_product(x_XD, w).astype(dtype)
+    return einsum("XD,ED->XE" if w_axis else "XD,DE->XE", x_XD, w).astype(dtype)
+
+
+def einsum(subscripts: str, a: Array, b: Array) -> Array:
+    """A product in the type of a, its sums and its result in float32. Each index stands in at least two of the three.
+
+    The gradient of b, which may be a wider type, is not rounded to that of a.
+    """
+    if a.dtype == jnp.float32:
+        return jnp.einsum(subscripts, a, b, preferred_element_type=jnp.float32)
+    return _narrow_einsum(subscripts, a, b)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _narrow_einsum(subscripts: str, a: Array, b: Array) -> Array:
+    # JAX's own gradient of a product of 16-bit numbers with a float32 result is a product of float32 with 16-bit ones,
+    # which no matrix unit does; here all three products are 16-bit, summed in float32. XLA on CPU has AMX for these
+    # alone: with a 16-bit result they take four to eight times as long.
+    return _narrow_product(subscripts, a, b.astype(a.dtype))
+
+
+def _narrow_forward(subscripts: str, a: Array, b: Array) -> tuple[Array, tuple[Array, Array]]:
+    return _narrow_einsum(subscripts, a, b), (a, b)
+
+
+def _narrow_backward(subscripts: str, kept: tuple[Array, Array], dc: Array) -> tuple[Array, Array]:
+    a, b = kept
+    of_a, of_b, of_c = _indices(subscripts)
+    dc = dc.astype(a.dtype)
+    da = _narrow_product(f"{of_c},{of_b}->{of_a}", dc, b.astype(a.dtype))
+    db = _narrow_product(f"{of_a},{of_c}->{of_b}", a, dc)
+    return da.astype(a.dtype), db.astype(b.dtype)
+
+
+def _narrow_product(subscripts: str, a: Array, b: Array) -> Array:
+    of_a, of_b, of_c = _indices(subscripts)
+    if of_c[-1] in of_a:  # so that einsum won't swap them itself
+        return _narrow_product(f"{of_b},{of_a}->{of_c}", b, a)
+    (summed,) = set(of_a) - set(of_c)
+
+    def product(a: Array, b: Array) -> Array:
+        return jnp.einsum(subscripts, a, b, preferred_element_type=jnp.float32)
+
+    def turned_round(a: Array, b: Array) -> Array:
+        # Laid out so that what is summed over comes last: else XLA turns the product into one of float32 numbers, a
+        # fourth as fast. The constraint is for XLA not to undo it.
+        order = of_a.replace(summed, "") + summed
+        a = with_layout_constraint(jnp.einsum(f"{of_a}->{order}", a), Layout(tuple(range(a.ndim))))
+        return jnp.einsum(f"{order},{of_b}->{of_c}", a, b, preferred_element_type=jnp.float32)
+
+    if of_a[-1] == summed:
+        return product(a, b)
+    return jax.lax.platform_dependent(a, b, cpu=turned_round, default=product)
+
+
+def _indices(subscripts: str) -> tuple[str, str, str]:
+    a, b, c = subscripts.replace("->", ",").split(",")
+    return a, b, c
+
+
+_narrow_einsum.defvjp(_narrow_forward, _narrow_backward)
