@@ -154,7 +154,7 @@ def test_bad_json_is_told_in_one_line(text: str, told: str) -> None:
         ("data__languages", ("en",)),
         ("data__languages", ("en", "de", "fr")),
         # choices
-        ("model__positions", "rotary"),
+        ("model__positions", "alibi"),
         ("model__tied_embeddings", "some"),
         ("model__dtype", "float16"),
         ("model__attention_kernel", "flash"),
@@ -302,6 +302,14 @@ def test_every_number_has_bounds() -> None:
         (changed(model__positions="learned", model__max_positions=1074), "model.max_positions"),
         (changed(model__positions="learned", decode__max_source_length=2000), "model.max_positions"),
         (changed(model__positions="learned", model__max_positions=1500, data__max_length=1501), "model.max_positions"),
+        (
+            changed(model__positions="learned", model__max_positions=1075, model__position_offset=820),
+            "model.max_positions",
+        ),
+        (changed(model__positions="none", model__position_offset=1), "model.position_offset"),
+        (changed(model__positions="rotary", model__d_k=7), "model.d_k"),
+        (changed(model__positions="rotary", model__d_model=24), "model.d_model"),
+        (changed(model__attention_dropout=0.1, model__attention_kernel="cudnn"), "model.attention_kernel"),
         (changed(train__accumulate=100, train__batch_tokens=25_599), "train.batch_tokens"),
         (changed(data__corpus="wmt14"), "data.languages"),
         (changed(data__source=("a",), data__weights=(0.0,)), "data.weights"),

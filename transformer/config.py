@@ -115,18 +115,36 @@ class ModelConfig:
     """Size of one value head: None = d_model / heads."""
     dropout: Share = 0.1
     """Dropout rate on every sub-layer's output and on the sums of embeddings and positions (paper §5.4)."""
-    positions: Literal["sinusoidal", "learned", "none"] = "sinusoidal"
-    """Position encoding; 'learned' is row (E) of the paper's Table 3."""
+    attention_dropout: Share = 0.0
+    """Dropout rate on the weights of attention (BERT, GPT-2: 0.1)."""
+    attention_bias: bool = False
+    """Biases on the queries, keys, values and outputs of attention (BERT, GPT-2, Marian)."""
+    activation: Literal["relu", "gelu", "gelu_tanh", "swish"] = "relu"
+    """Of the feed-forward sub-layer: 'gelu' = with erf, as BERT; 'gelu_tanh' = its approximation, as GPT-2."""
+    norm_eps: Positive = 1e-6
+    """Added to the variance in each norm (BERT: 1e-12; GPT-2, Marian: 1e-5)."""
+    norm_bias: bool = True
+    """Norms shift as well as scale."""
+    embedding_scale: bool = True
+    """Multiply embeddings by the square root of d_model (paper §3.4). BERT and GPT-2 do not."""
+    output_bias: bool = False
+    """A bias on the logits of each piece."""
+    positions: Literal["sinusoidal", "learned", "rotary", "none"] = "sinusoidal"
+    """Position encoding; 'learned' is row (E) of the paper's Table 3; 'rotary' turns queries and keys of self-attention
+    (Su et al. 2021)."""
     max_positions: Count = 1024
     """Rows of a learned position table; unused otherwise."""
+    position_offset: LengthOrZero = 0
+    """In training, the positions of each row begin at a random number from 0 to this, so that more of them are
+    learned than the text is long."""
     pre_norm: bool = False
     """Normalise each sub-layer's input instead of its residual sum (and the stack's output once)."""
     tied_embeddings: Literal["all", "target", "none"] = "all"
     """Which matrices are one table: 'all' = source, target and output (paper §3.4), 'target' = target and output."""
-    initializer: Literal["scaled", "glorot", "fairseq"] = "scaled"
+    initializer: Literal["scaled", "glorot", "fairseq", "gpt2", "bert"] = "scaled"
     """Initial values of the matrices. 'scaled' = with variance 1 / fan-in, in the last matrix of each sub-layer divided
     by the number of sub-layers in the stack, as in GPT-2; 'glorot' = by Glorot and Bengio 2010, from which post-norm
-    models may not take off; 'fairseq' = as fairseq's Transformer. See transformer/model/initializers.py."""
+    models may not take off; 'fairseq', 'gpt2', 'bert' = as these models. See transformer/model/initializers.py."""
     attention_kernel: Literal["plain", "cudnn"] = "plain"
     """'cudnn' = its fused kernel on NVIDIA GPUs, in bfloat16, wherever it does the same; elsewhere as 'plain'."""
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -474,16 +492,24 @@ def _of_model(m: ModelConfig) -> _Relations:
         yield m.heads % m.attention(kind).kv_heads == 0, name, f"must divide model.heads ({m.heads})"
     if m.positions == "sinusoidal":
         yield m.d_model % 2 == 0, "d_model", "must be even for sinusoidal positions"
+    if m.positions == "rotary":
+        field = "d_model" if m.d_k is None else "d_k"
+        yield m.key_size % 2 == 0, field, f"must give heads of an even size, not {m.key_size}, for rotary positions"
+    if m.positions == "none":
+        yield m.position_offset == 0, "position_offset", "must be 0 where model.positions is 'none'"
+    if m.attention_dropout:
+        kernel = m.attention_kernel
+        yield kernel == "plain", "attention_kernel", f"must be 'plain' with model.attention_dropout, not {kernel!r}"
 
 
 def _of_data(config: Config) -> _Relations:
     m, d, decode = config.model, config.data, config.decode
     if m.positions == "learned":
-        longest = max(d.max_length, decode.max_source_length + decode.max_extra_length + 1)
+        longest = max(d.max_length + m.position_offset, decode.max_source_length + decode.max_extra_length + 1)
         yield (
             m.max_positions >= longest,
             "model.max_positions",
-            f"must be at least {longest}, the longest sentence that data.max_length and "
+            f"must be at least {longest}, the longest sentence that data.max_length, model.position_offset and "
             "decode.max_source_length + decode.max_extra_length + 1 allow",
         )
     yield (

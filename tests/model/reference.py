@@ -3,6 +3,8 @@
 No padding, no batches, no cache: what those do in the real model must not show.
 """
 
+import math
+
 import numpy as np
 
 
@@ -11,37 +13,59 @@ def softmax(x):
     return e / e.sum(axis=-1, keepdims=True)
 
 
-def layer_norm(p, x):
-    deviation = np.sqrt(((x - x.mean(-1, keepdims=True)) ** 2).mean(-1, keepdims=True) + 1e-6)
-    return (x - x.mean(-1, keepdims=True)) / deviation * p["scale"] + p["bias"]
+def layer_norm(p, x, eps=1e-6):
+    deviation = np.sqrt(((x - x.mean(-1, keepdims=True)) ** 2).mean(-1, keepdims=True) + eps)
+    return (x - x.mean(-1, keepdims=True)) / deviation * p["scale"] + p.get("bias", 0)
 
 
-def attention(p, x, memory, causal=False, window=None, maker=None):
+def rotate(x, position):
+    """Su et al. 2021, eq. 14: dimensions i and i + H/2 as one complex number, turned by position * theta_i."""
+    half = len(x) // 2
+    turned = (x[:half] + 1j * x[half:]) * np.exp(1j * position * 10_000.0 ** (-2 * np.arange(half) / len(x)))
+    return np.concatenate([turned.real, turned.imag])
+
+
+def attention(p, x, memory, causal=False, window=None, maker=None, rotary=False, drop=lambda x: x):
     """§3.2: Concat(head_1, ..., head_h) W^O, head_i = softmax(Q K^T / sqrt(d_k)) V; and each head's weights.
 
     `window`: only positions at most so far away. `maker`: the parameters of the attention whose keys and values these
-    are, if another's.
+    are, if another's. `drop` is put on the weights.
     """
     heads, d_k = p["query"].shape[1:]
     maker = p if maker is None else maker
     group = heads // maker["key"].shape[1]
+
+    def projected(p, name, x, n):
+        return x @ p[name][:, n] + (p[f"{name}_bias"][n] if f"{name}_bias" in p else 0)
+
     outputs, all_weights = [], []
     for n in range(heads):
-        q, k, v = x @ p["query"][:, n], memory @ maker["key"][:, n // group], memory @ maker["value"][:, n // group]
+        q = projected(p, "query", x, n)
+        k, v = (projected(maker, name, memory, n // group) for name in ("key", "value"))
+        if rotary:
+            q, k = (np.stack([rotate(row, i) for i, row in enumerate(rows)]) for rows in (q, k))
         scores = q @ k.T / np.sqrt(d_k)
         for t in range(len(x)):
             for s in range(len(memory)):
                 if (causal and s > t) or (window is not None and abs(t - s) > window):
                     scores[t, s] = -np.inf
         all_weights.append(softmax(scores))
-        outputs.append(all_weights[-1] @ v)
+        outputs.append(drop(all_weights[-1]) @ v)
     w_o = p["output"].reshape(-1, p["output"].shape[-1])
-    return np.concatenate(outputs, axis=-1) @ w_o, np.stack(all_weights)
+    return np.concatenate(outputs, axis=-1) @ w_o + p.get("output_bias", 0), np.stack(all_weights)
 
 
-def feed_forward(p, x):
+ACTIVATIONS = {
+    "relu": lambda x: np.maximum(0, x),
+    "gelu": lambda x: x * (1 + np.vectorize(math.erf)(x / np.sqrt(2))) / 2,
+    "gelu_tanh": lambda x: x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3))) / 2,
+    "swish": lambda x: x / (1 + np.exp(-x)),
+}
+
+
+def feed_forward(p, x, activation="relu"):
     """§3.3, eq. 2."""
-    return np.maximum(0, x @ p["w1"] + p["b1"]) @ p["w2"] + p["b2"]
+    return ACTIVATIONS[activation](x @ p["w1"] + p["b1"]) @ p["w2"] + p["b2"]
 
 
 def position_encoding(position, d_model):
@@ -55,19 +79,26 @@ def position_encoding(position, d_model):
 
 
 class Reference:
-    """`drop` is put where the paper puts dropout: on sub-layer outputs and on sums of embeddings and positions.
+    """`drop` is put where the paper puts dropout: on sub-layer outputs and on sums of embeddings and positions;
+    `drop_weights` on the weights of attention.
 
     With keys and values shared by n layers, layer i uses those of layer i - i % n: of what that layer saw.
     """
 
-    def __init__(self, config, params, drop=lambda x: x):
-        self.config, self.drop = config, drop
+    def __init__(self, config, params, drop=lambda x: x, drop_weights=lambda x: x):
+        self.config, self.drop, self.drop_weights = config, drop, drop_weights
         self.p = _float64(params)
+
+    def norm(self, p, x):
+        return layer_norm(p, x, self.config.norm_eps)
+
+    def feed_forward(self, p, x):
+        return feed_forward(p, x, self.config.activation)
 
     def sublayer(self, norm, x, f):
         if self.config.pre_norm:
-            return x + self.drop(f(layer_norm(norm, x)))
-        return layer_norm(norm, x + self.drop(f(x)))
+            return x + self.drop(f(self.norm(norm, x)))
+        return self.norm(norm, x + self.drop(f(x)))
 
     def attention(self, kind, layers, i, x, seen):
         """That of layer i, whose queries are made of x; `seen` is what each layer makes keys and values of, up to this
@@ -82,11 +113,13 @@ class Reference:
             causal=kind == "decoder",
             window=own.window,
             maker=layers[str(first)][name],
+            rotary=self.config.positions == "rotary" and kind != "cross",
+            drop=self.drop_weights,
         )
 
     def inputs(self, table, positions, tokens):
         d_model = self.config.d_model
-        x = table[tokens] * np.sqrt(d_model)
+        x = table[tokens] * (np.sqrt(d_model) if self.config.embedding_scale else 1)
         if self.config.positions == "sinusoidal":
             x = x + np.stack([position_encoding(i, d_model) for i in range(len(tokens))])
         if self.config.positions == "learned":
@@ -110,9 +143,11 @@ class Reference:
             memory = self.sublayer(
                 q["self_attention_norm"], memory, lambda h, i=i: self_attention("encoder", i, h, seen)
             )
-            memory = self.sublayer(q["feed_forward_norm"], memory, lambda h, q=q: feed_forward(q["feed_forward"], h))
+            memory = self.sublayer(
+                q["feed_forward_norm"], memory, lambda h, q=q: self.feed_forward(q["feed_forward"], h)
+            )
         if self.config.pre_norm:
-            memory = layer_norm(p["encoder"]["norm"], memory)
+            memory = self.norm(p["encoder"]["norm"], memory)
 
         weights, memories = [], [memory] * self.config.decoder_layers
 
@@ -126,10 +161,10 @@ class Reference:
             q = p["decoder"]["layers"][str(i)]
             x = self.sublayer(q["self_attention_norm"], x, lambda h, i=i: self_attention("decoder", i, h, seen_here))
             x = self.sublayer(q["cross_attention_norm"], x, lambda h, i=i: cross(i, h))
-            x = self.sublayer(q["feed_forward_norm"], x, lambda h, q=q: feed_forward(q["feed_forward"], h))
+            x = self.sublayer(q["feed_forward_norm"], x, lambda h, q=q: self.feed_forward(q["feed_forward"], h))
         if self.config.pre_norm:
-            x = layer_norm(p["decoder"]["norm"], x)
-        return x @ output_table.T, weights
+            x = self.norm(p["decoder"]["norm"], x)
+        return x @ output_table.T + p.get("output_bias", 0), weights
 
 
 def _float64(tree):

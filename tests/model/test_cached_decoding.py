@@ -19,6 +19,9 @@ CONFIGS = {
         TINY, encoder_layers=1, kv_heads=2, d_k=6, d_v=3, positions="learned"
     ),
     "multi-query, pre-norm": dataclasses.replace(TINY, encoder_layers=1, kv_heads=1, pre_norm=True),
+    "rotary, biases": dataclasses.replace(
+        TINY, encoder_layers=1, kv_heads=2, positions="rotary", attention_bias=True, output_bias=True
+    ),
     "cross-layer": dataclasses.replace(TINY, decoder_layers=3, kv_sharing=2),
     "each its own": dataclasses.replace(
         TINY,

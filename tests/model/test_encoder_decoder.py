@@ -21,6 +21,24 @@ CONFIGS = {
         SHALLOW, kv_heads=1, positions="none", tied_embeddings="none"
     ),
 }
+OPTIONS = {
+    "biases, gelu, learned positions, nothing scaled": dataclasses.replace(
+        SHALLOW,
+        attention_bias=True,
+        output_bias=True,
+        activation="gelu",
+        positions="learned",
+        embedding_scale=False,
+        norm_eps=0.5,
+        kv_heads=2,
+    ),
+    "rotary, norms without bias": dataclasses.replace(
+        TINY, positions="rotary", norm_bias=False, activation="swish", kv_sharing=2, kv_heads=1, pre_norm=True
+    ),
+    "rotary, biases shared by layers": dataclasses.replace(
+        TINY, positions="rotary", attention_bias=True, activation="gelu_tanh", kv_sharing=2, d_k=6, d_v=3
+    ),
+}
 SHARING = {
     "shared": dataclasses.replace(TINY, encoder_layers=3, decoder_layers=3, kv_sharing=2, kv_heads=2),
     "windows": dataclasses.replace(
@@ -41,9 +59,9 @@ SHARING = {
 }
 
 
-@pytest.mark.parametrize("name", [*CONFIGS, *SHARING])
+@pytest.mark.parametrize("name", [*CONFIGS, *OPTIONS, *SHARING])
 def test_forward_equals_plain_numpy(name):
-    config = (CONFIGS | SHARING)[name]
+    config = (CONFIGS | OPTIONS | SHARING)[name]
     model, params = tiny(config)
 
     @jit
@@ -63,6 +81,57 @@ def test_forward_equals_plain_numpy(name):
         for layer, expected_layer in zip(weights, expected_weights, strict=True):
             np.testing.assert_allclose(layer[row, :, :T, :S], expected_layer, atol=1e-6)
             assert not np.asarray(layer[row, :, :, S:]).any()
+
+
+@pytest.mark.parametrize("name", ["the paper's", *OPTIONS])
+def test_gradients_equal_plain_numpy(name):
+    """The derivative of one number in a random direction of all parameters, by small steps in float64."""
+    config = (CONFIGS | OPTIONS)[name]
+    model, params = tiny(config)
+    project = projection((5, VOCABULARY))
+    found = jit(jax.grad(lambda params: (model.apply(params, SOURCE[:1], TARGET[:1])[0] * project).sum()))(params)
+    direction = random_params(model, seed=1)
+
+    def value(step):
+        moved = jax.tree.map(
+            lambda p, d: np.asarray(p, np.float64) + step * np.asarray(d, np.float64), params, direction
+        )
+        return (Reference(config, moved).logits(SOURCE[0], TARGET[0])[0] * project).sum()
+
+    for path, gradient in jax.tree_util.tree_leaves_with_path(found):
+        # The same constant on the keys of all positions, or on all logits of a position, changes no probability.
+        assert np.abs(gradient).max() > 1e-3 or path[-1].key == "key_bias", path
+    along = sum(jax.tree.leaves(jax.tree.map(lambda g, d: (np.asarray(g, np.float64) * d).sum(), found, direction)))
+    assert along == pytest.approx((value(1e-6) - value(-1e-6)) / 2e-6, rel=1e-4)
+
+
+def test_random_offsets_of_positions():
+    """In training, each row of each side begins at a position of its own, up to the offset; else all begin at 0."""
+    config = dataclasses.replace(SHALLOW, positions="learned", position_offset=2, dropout=0.0)
+    model, params = tiny(config)
+    apply = jit(model.apply)
+    source, target = np.tile(SOURCE[:1], (64, 1)), np.tile(TARGET[:1], (64, 1))
+    drawn = np.asarray(apply(params, source, target, key=jax.random.key(0)))
+    starts = [(s, t) for s in range(3) for t in range(3)]
+    places = (
+        np.array([s for s, _ in starts])[:, None] + np.arange(6),
+        np.array([t for _, t in starts])[:, None] + np.arange(5),
+    )
+    expected = np.asarray(apply(params, source[:9], target[:9], positions=places))
+    distance = np.abs(drawn[:, None] - expected[None]).max(axis=(2, 3))
+    assert (distance.min(axis=1) < 1e-5).all()
+    assert set(distance.argmin(axis=1)) == set(range(9))  # 64 draws of 9: all but surely
+    plain = apply(params, source[:1], target[:1])
+    np.testing.assert_allclose(plain[0], expected[0], atol=1e-5)
+
+
+def test_rotary_positions_count_distances_only():
+    config = dataclasses.replace(SHALLOW, positions="rotary", position_offset=50, dropout=0.0)
+    apply, (_, params) = forward(config), tiny(config)
+    plain = apply(params, SOURCE, TARGET)
+    np.testing.assert_allclose(apply(params, SOURCE, TARGET, key=jax.random.key(0)), plain, atol=2e-5)
+    swapped = apply(params, SOURCE[:, [1, 0, 2, 3, 4, 5]], TARGET)
+    assert abs(swapped - plain).max() > 1e-2
 
 
 def test_without_positions_order_is_not_seen():
@@ -195,9 +264,9 @@ def test_dropout_stands_where_the_paper_puts_it(pre_norm, monkeypatch):
         calls.append((rate, key))
         return x * 1.5 + 0.25
 
-    for module in ("stack", "inputs"):
+    for module in ("stack", "inputs", "attention"):
         monkeypatch.setattr(importlib.import_module(f"transformer.model.{module}"), "dropout", marker)
-    config = dataclasses.replace(TINY, decoder_layers=1, pre_norm=pre_norm, dropout=0.3)
+    config = dataclasses.replace(TINY, decoder_layers=1, pre_norm=pre_norm, dropout=0.3, attention_dropout=0.2)
     model, params = tiny(config)
     source, target = SOURCE[:1], TARGET[:1]
 
@@ -207,11 +276,12 @@ def test_dropout_stands_where_the_paper_puts_it(pre_norm, monkeypatch):
         return logits, [jax.random.key_data(key) for _, key in calls]
 
     logits, keys = logits_and_keys(jax.random.key(0))
-    expected, _ = Reference(config, params, drop=lambda x: x * 1.5 + 0.25).logits(source[0], target[0])
+    expected, _ = Reference(config, params, *[lambda x: x * 1.5 + 0.25] * 2).logits(source[0], target[0])
     np.testing.assert_allclose(logits[0], expected, atol=1e-5)
-    # Two sums of embeddings, two sub-layers an encoder layer, three a decoder layer: each with a key of its own.
-    assert len(keys) == len({tuple(key.tolist()) for key in keys}) == 2 + 2 * 2 + 3
-    assert {rate for rate, _ in calls} == {0.3}
+    # Two sums of embeddings, two sub-layers an encoder layer, three a decoder layer, and the weights of one or two
+    # attentions a layer: each with a key of its own.
+    assert len(keys) == len({tuple(key.tolist()) for key in keys}) == 2 + 2 * 2 + 3 + 2 * 1 + 2
+    assert [rate for rate, _ in calls].count(0.2) == 4 and {rate for rate, _ in calls} == {0.3, 0.2}
 
 
 def test_dropout_is_a_pure_function_of_the_key():

@@ -32,6 +32,28 @@ VARIANCES = {
 }
 
 
+@pytest.mark.parametrize("initializer", ["gpt2", "bert"])
+def test_as_gpt2_and_bert_start(initializer: str) -> None:
+    """Normal, of deviation 0.02. In GPT-2 the last matrices of sub-layers are divided by the root of their number; in
+    BERT all numbers are within two deviations."""
+    config = dataclasses.replace(SMALL, initializer=initializer, positions="learned", attention_bias=True)
+    model = encoder_decoder(config, V)
+    params = flat(jit(model.init)(jax.random.key(0)))
+    for path, values in params.items():
+        stack, name = path.split("/")[0], path.split("/")[-1]
+        if name == "scale" or name.endswith("bias") or name in ("b1", "b2"):
+            assert (values == (name == "scale")).all() and model.starts[path] == str(int(name == "scale")), path
+            continue
+        deviation = 0.02
+        if initializer == "gpt2" and name in ("output", "w2"):
+            deviation /= {"encoder": 2, "decoder": 3}[stack]
+        cut = initializer == "bert"
+        assert model.starts[path] == f"{'truncated ' * cut}normal, {deviation:.4f}", path
+        error = 5 / math.sqrt(2 * values.size)
+        assert values.std() == pytest.approx(deviation * (0.8796 if cut else 1), rel=error), path
+        assert (abs(values).max() <= 2 * deviation) == cut, path
+
+
 @pytest.mark.parametrize("initializer", VARIANCES)
 @pytest.mark.parametrize("pre_norm", [False, True])
 def test_every_parameter_starts_as_its_initializer_says(initializer: str, pre_norm: bool) -> None:

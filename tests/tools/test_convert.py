@@ -19,22 +19,24 @@ def random_params(model):
     return jax.tree.map(lambda x: rng.normal(size=x.shape).astype(np.float32), model.abstract_params)
 
 
-def test_heads_that_are_alike_are_pooled_without_loss():
+@pytest.mark.parametrize("bias", [False, True])
+def test_heads_that_are_alike_are_pooled_without_loss(bias: bool):
     """Where the heads of a group had the same keys and values, nothing changes but their number."""
-    new = dataclasses.replace(OLD, kv_heads=2, cross_attention=AttentionConfig(kv_heads=1))
+    old = dataclasses.replace(OLD, attention_bias=bias)
+    new = dataclasses.replace(old, kv_heads=2, cross_attention=AttentionConfig(kv_heads=1))
     few = encoder_decoder(new, 13)
     params = random_params(few)
 
     def repeated(path, x):
         name = jax.tree_util.keystr(path)
         if "key" in name or "value" in name:
-            return np.repeat(x, OLD.heads // x.shape[1], axis=1)
+            return np.repeat(x, OLD.heads // x.shape[-2], axis=-2)
         return x
 
     many = jax.tree_util.tree_map_with_path(repeated, params)
     source, target = np.array([[5, 7, 2, 0]]), np.array([[1, 6, 4]])
-    expected = encoder_decoder(OLD, 13).apply(many, source, target)
-    pooled = mean_pool(many, OLD, new)
+    expected = encoder_decoder(old, 13).apply(many, source, target)
+    pooled = mean_pool(many, old, new)
     assert jax.tree.map(np.shape, pooled) == jax.tree.map(lambda x: x.shape, few.abstract_params)
     np.testing.assert_allclose(few.apply(pooled, source, target), expected, atol=1e-5)
 

@@ -26,18 +26,29 @@ from transformer.tools.hf_marian import (
 
 VOCABULARY = 13
 CONFIG = ModelConfig(encoder_layers=2, decoder_layers=3, d_model=16, d_ff=24, heads=4, dropout=0.0)
+# All that is an option of ours and Marian has.
+OPTIONS = dataclasses.replace(
+    CONFIG, attention_bias=True, output_bias=True, activation="swish", embedding_scale=False, norm_eps=1e-5
+)
 SOURCE = np.array([[5, 7, 11, 4, 9, 2], [8, 3, 2, 0, 0, 0], [6, 12, 10, 5, 2, 0]])
 TARGET = np.array([[1, 9, 4, 7, 12], [1, 6, 0, 0, 0], [1, 3, 8, 5, 0]])
 
 
-@pytest.fixture(scope="module")
-def params():
+def random_params(config):
     """Every parameter random: zeros and ones would hide mistakes."""
     rng = np.random.default_rng(0)
     return jax.tree_util.tree_map_with_path(
         lambda path, x: jnp.asarray(rng.normal(size=x.shape) * 0.3 + (path[-1].key == "scale"), x.dtype),
-        encoder_decoder(CONFIG, VOCABULARY).abstract_params,
+        encoder_decoder(config, VOCABULARY).abstract_params,
     )
+
+
+@pytest.fixture(scope="module")
+def params():
+    return random_params(CONFIG)
+
+
+BOTH = pytest.mark.parametrize("config", [CONFIG, OPTIONS], ids=["the paper's", "options"])
 
 
 def complaint(call, *arguments) -> str:
@@ -54,17 +65,20 @@ def flat(tree):
 # ---- Names ----------------------------------------------------------------------------------------------------------
 
 
-def test_there_and_back_is_the_same_bit_for_bit(params) -> None:
-    back = flat(from_marian(to_marian(params, CONFIG, VOCABULARY), CONFIG, VOCABULARY))
+@BOTH
+def test_there_and_back_is_the_same_bit_for_bit(config) -> None:
+    params = random_params(config)
+    back = flat(from_marian(to_marian(params, config, VOCABULARY), config, VOCABULARY))
     ours = flat(params)
     assert list(back) == list(ours)
     for name in ours:
         assert np.array_equal(back[name], ours[name]), name
 
 
-def test_the_table_has_each_parameter_once_on_both_sides() -> None:
-    rows = table(CONFIG)
-    leaves = jax.tree_util.tree_leaves_with_path(encoder_decoder(CONFIG, VOCABULARY).abstract_params)
+@BOTH
+def test_the_table_has_each_parameter_once_on_both_sides(config) -> None:
+    rows = table(config)
+    leaves = jax.tree_util.tree_leaves_with_path(encoder_decoder(config, VOCABULARY).abstract_params)
     assert sorted(row.ours for row in rows) == sorted("/".join(k.key for k in path) for path, _ in leaves)
     assert len({row.theirs for row in rows}) == len(rows)
 
@@ -111,6 +125,10 @@ def test_a_name_matched_twice_is_told(params, monkeypatch) -> None:
         {"pre_norm": True},
         {"positions": "learned"},
         {"positions": "none"},
+        {"positions": "rotary"},
+        {"norm_bias": False},
+        {"norm_eps": 1e-12},
+        {"position_offset": 3},
         {"tied_embeddings": "target"},
         {"tied_embeddings": "none"},
         {"kv_heads": 2},
@@ -194,13 +212,13 @@ def marian():
     return transformers
 
 
-def theirs(marian, params):
-    """A `MarianMTModel` that holds `params`, and its state dict."""
+def theirs(marian, params, model_config=CONFIG):
+    """A `MarianMTModel` that holds `params`."""
     import torch
 
-    config = Config(model=CONFIG, decode=DecodeConfig(max_source_length=60, max_extra_length=3))
+    config = Config(model=model_config, decode=DecodeConfig(max_source_length=60, max_extra_length=3))
     model = marian.MarianMTModel(marian.MarianConfig(**marian_config(config, VOCABULARY))).eval()
-    state = {name: torch.from_numpy(array) for name, array in to_marian(params, CONFIG, VOCABULARY).items()}
+    state = {name: torch.from_numpy(array) for name, array in to_marian(params, model_config, VOCABULARY).items()}
     left = model.load_state_dict(state, strict=False)
     assert left.unexpected_keys == []
     assert set(left.missing_keys) <= {
@@ -217,9 +235,13 @@ def their_logits(model, source, target):
     return model(input_ids=source, attention_mask=source != 0, decoder_input_ids=target).logits
 
 
-def test_their_logits_are_ours(marian, params) -> None:
-    ours = encoder_decoder(CONFIG, VOCABULARY).apply(params, SOURCE, TARGET)
-    logits = their_logits(theirs(marian, params), SOURCE, TARGET).detach().numpy()
+@BOTH
+@pytest.mark.parametrize("activation", ["relu", "gelu", "gelu_tanh", "swish"])
+def test_their_logits_are_ours(marian, config, activation) -> None:
+    config = dataclasses.replace(config, activation=activation)
+    params = random_params(config)
+    ours = encoder_decoder(config, VOCABULARY).apply(params, SOURCE, TARGET)
+    logits = their_logits(theirs(marian, params, config), SOURCE, TARGET).detach().numpy()
     np.testing.assert_allclose(logits[TARGET != 0], np.asarray(ours)[TARGET != 0], atol=1e-4, rtol=0)
     assert np.abs(logits).max() > 1
 

@@ -54,6 +54,24 @@ def test_the_best_loss_is_the_entropy_of_the_smoothed_distribution():
     np.testing.assert_allclose(grad, 0, atol=1e-7)
 
 
+@pytest.mark.parametrize("parts", [1, 4])
+def test_a_bias_is_added_to_the_logits_of_each_position(parts):
+    x, table = RNG.normal(size=(3, 4, 5)).astype(np.float32), RNG.normal(size=(11, 5)).astype(np.float32)
+    bias, weights = RNG.normal(size=11).astype(np.float32), RNG.random((3, 4)).astype(np.float32)
+    target = RNG.integers(0, 11, size=(3, 4))
+
+    def ours(x, table, bias):
+        return cross_entropy(x, table, target, weights, bias, smoothing=0.1, parts=parts)[0]
+
+    def theirs(x, table, bias):
+        logits = (x @ table.T + bias).reshape(12, 11)
+        return naive(logits, target.reshape(-1), weights.reshape(-1), 0.1)
+
+    found, expected = (jax.value_and_grad(loss, argnums=(0, 1, 2))(x, table, bias) for loss in (ours, theirs))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-6), found, expected)
+    np.testing.assert_allclose(ours(x, table, bias), expected[0], rtol=1e-5)  # without a gradient
+
+
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_value_and_gradient_equal_those_of_the_definition(smoothing):
     logits = RNG.normal(size=(3, 4, 11)).astype(np.float32) * 3

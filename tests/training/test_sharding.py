@@ -24,6 +24,8 @@ VARIANTS = [
     {"tied_embeddings": "none"},
     {"kv_heads": 1},
     {"d_k": 6, "d_v": 10},
+    {"attention_bias": True, "output_bias": True, "positions": "rotary"},
+    {"norm_bias": False},
 ]
 
 

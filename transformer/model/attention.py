@@ -9,6 +9,7 @@ M beams.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 import jax
@@ -17,7 +18,8 @@ from flax import nnx
 from jax import Array
 
 from transformer.config import ModelConfig
-from transformer.model.initializers import Matrices, matrix
+from transformer.model.initializers import Matrices, constant, matrix
+from transformer.model.layers import dropout
 from transformer.model.products import einsum, product
 
 MASKED = -1e30  # finite, so that a fully masked row has a finite softmax and finite gradients
@@ -34,13 +36,28 @@ class KV(NamedTuple):
     v_BKSH: Array
 
 
+def dot(q_BKXH: Array, k_BKHS: Array) -> Array:
+    """q k^T / sqrt(H) (paper §3.2.1), float32: logits_BKXS."""
+    return einsum("BKXH,BKHS->BKXS", q_BKXH.astype(k_BKHS.dtype), k_BKHS) * q_BKXH.shape[-1] ** -0.5
+
+
 @jax.named_scope("attend")
-def attend(q_BTNH: Array, kv: KV, mask_BTS: Array, *, want_weights: bool = False) -> tuple[Array, Array | None]:
-    """softmax(q k^T / sqrt(H)) v (paper §3.2.1, eq. 1), the softmax in float32.
+def attend(
+    q_BTNH: Array,
+    kv: KV,
+    mask_BTS: Array,
+    *,
+    logits: Callable[[Array, Array], Array] = dot,
+    dropout_rate: float = 0.0,
+    key: Array | None = None,
+    want_weights: bool = False,
+) -> tuple[Array, Array | None]:
+    """softmax(logits(q, k)) v (paper §3.2.1, eq. 1), the softmax in float32.
 
     `mask_BTS` is boolean, True = may attend, and may have size 1 where it is the same for all. N must be a multiple
-    of K: each key/value head serves N / K neighbouring query heads. A row that may attend nowhere yields zeros.
-    Returns y_BTNH, with H the size of a value head, and weights_BNTS if wanted (else None).
+    of K: each key/value head serves N / K neighbouring query heads. A row that may attend nowhere yields zeros. With
+    a `key`, dropout is applied to the weights. Returns y_BTNH, with H the size of a value head, and weights_BNTS as
+    they are before dropout, if wanted (else None).
     """
     B, T, N, H = q_BTNH.shape
     K = kv.k_BKHS.shape[1]
@@ -48,11 +65,12 @@ def attend(q_BTNH: Array, kv: KV, mask_BTS: Array, *, want_weights: bool = False
         raise ValueError(f"{N} query heads can't share {K} key/value heads: the first number must be a multiple")
     # The G heads that share keys are further queries of one head: X = G * T.
     q_BKXH = q_BTNH.swapaxes(1, 2).reshape(B, K, -1, H)
-    logits_BKXS = einsum("BKXH,BKHS->BKXS", q_BKXH.astype(kv.k_BKHS.dtype), kv.k_BKHS)
+    logits_BKXS = logits(q_BKXH, kv.k_BKHS)
     mask_BNTS = mask_BTS[:, None]
-    logits_BNTS = jnp.where(mask_BNTS, logits_BKXS.reshape(B, N, T, -1) * H**-0.5, MASKED)
+    logits_BNTS = jnp.where(mask_BNTS, logits_BKXS.reshape(B, N, T, -1), MASKED)
     weights_BNTS = jnp.where(mask_BNTS, jax.nn.softmax(logits_BNTS), 0.0)
-    weights_BKXS = weights_BNTS.reshape(logits_BKXS.shape).astype(kv.v_BKSH.dtype)
+    kept_BNTS = dropout(weights_BNTS, dropout_rate, key)
+    weights_BKXS = kept_BNTS.reshape(logits_BKXS.shape).astype(kv.v_BKSH.dtype)
     y_BKXH = einsum("BKXS,BKSH->BKXH", weights_BKXS, kv.v_BKSH)
     y_BTNH = y_BKXH.reshape(B, N, T, -1).swapaxes(1, 2).astype(q_BTNH.dtype)
     return y_BTNH, weights_BNTS if want_weights else None
@@ -96,8 +114,22 @@ def write(cache: KV, end: Array | int, new: KV) -> KV:
     return KV(put(cache.k_BKHS, k_BKHS, 3), put(cache.v_BKSH, v_BKSH, 2))
 
 
+def rotate(x_BTNH: Array, positions_BT: Array) -> Array:
+    """Queries or keys turned by angles proportional to their positions (Su et al. 2021, 2104.09864, eq. 15).
+
+    Dimensions i and i + H/2 are a pair, turned by position / 10000^(2i / H), as in GPT-NeoX and Llama. The product of a
+    query and a key then depends on their distance alone.
+    """
+    half = x_BTNH.shape[-1] // 2
+    frequencies = 10_000.0 ** (-jnp.arange(half, dtype=jnp.float32) / half)
+    angles_BT1H = (positions_BT[..., None].astype(jnp.float32) * frequencies)[:, :, None]
+    cos, sin = jnp.cos(angles_BT1H), jnp.sin(angles_BT1H)
+    a, b = x_BTNH[..., :half].astype(jnp.float32), x_BTNH[..., half:].astype(jnp.float32)
+    return jnp.concatenate([a * cos - b * sin, a * sin + b * cos], axis=-1).astype(x_BTNH.dtype)
+
+
 class Attention(nnx.Module):
-    """Multi-head attention (paper §3.2.2), without biases; grouped-query or multi-query when kv_heads < heads.
+    """Multi-head attention (paper §3.2.2); grouped-query or multi-query when kv_heads < heads.
 
     With `own_kv` false it has no keys and values of its own and is given those of another layer (Brandon et al. 2024).
     """
@@ -112,35 +144,63 @@ class Attention(nnx.Module):
         rngs: nnx.Rngs,
     ):
         c, kv_heads = config, config.attention(kind).kv_heads
-        self.kernel = c.attention_kernel
+
+        def bias(*shape: int, wanted: bool = True) -> nnx.Param | None:
+            return constant(0, shape) if config.attention_bias and wanted else None
+
+        self.kernel, self.dropout_rate = c.attention_kernel, c.attention_dropout
+        self.rotary = c.positions == "rotary" and kind != "cross"
         self.query = matrix(start["query"], rngs, (c.d_model, c.heads, c.key_size))
         self.key = matrix(start["key"], rngs, (c.d_model, kv_heads, c.key_size)) if own_kv else None
         self.value = matrix(start["value"], rngs, (c.d_model, kv_heads, c.value_size)) if own_kv else None
         self.output = matrix(start["output"], rngs, (c.heads, c.value_size, c.d_model), inner=2)
+        self.query_bias = bias(c.heads, c.key_size)
+        self.key_bias = bias(kv_heads, c.key_size, wanted=own_kv)
+        self.value_bias = bias(kv_heads, c.value_size, wanted=own_kv)
+        self.output_bias = bias(c.d_model)
 
-    def kv(self, x_BSD: Array) -> KV:
-        """Keys and values of x, to be attended to now or later."""
-        k_BSKH, v_BSKH = product(x_BSD, self.key[...]), product(x_BSD, self.value[...])
+    def kv(self, x_BSD: Array, positions_BS: Array | None = None) -> KV:
+        """Keys and values of x, to be attended to now or later. `positions_BS`: needed for rotary positions only."""
+        k_BSKH, v_BSKH = affine(x_BSD, self.key, self.key_bias), affine(x_BSD, self.value, self.value_bias)
+        if self.rotary:
+            k_BSKH = rotate(k_BSKH, positions_BS)
         return KV(k_BSKH.transpose(0, 2, 3, 1), v_BSKH.swapaxes(1, 2))
 
     def __call__(
-        self, x_BTD: Array, kv: KV, mask_BTS: Array, *, want_weights: bool = False
+        self,
+        x_BTD: Array,
+        kv: KV,
+        mask_BTS: Array,
+        positions_BT: Array | None = None,
+        *,
+        key: Array | None = None,
+        want_weights: bool = False,
     ) -> tuple[Array, Array | None]:
-        """Attention of x over kv: y_BTD, and weights_BNTS if wanted.
+        """Attention of x over kv: y_BTD, and weights_BNTS if wanted. A `key` switches dropout on.
 
         x may have M times the rows of kv (the M beams of a sentence stand side by side and share its keys and
         values): then they are taken as M * T queries of one sentence, and mask_BTS has M * T queries a row, or 1.
         """
-        q_BTNH = product(x_BTD, self.query[...])
+        q_BTNH = affine(x_BTD, self.query, self.query_bias)
+        if self.rotary:
+            q_BTNH = rotate(q_BTNH, positions_BT)
         rows, T, N, H = q_BTNH.shape
         B = kv.k_BKHS.shape[0]
         q_BTNH = q_BTNH.reshape(B, -1, N, H)
         if self.kernel == "cudnn" and not want_weights and fusible(q_BTNH, kv):
             y_BTNH, weights = fused(q_BTNH, kv, mask_BTS), None
         else:
-            y_BTNH, weights = attend(q_BTNH, kv, mask_BTS, want_weights=want_weights)
+            options = {"dropout_rate": self.dropout_rate, "key": key, "want_weights": want_weights}
+            y_BTNH, weights = attend(q_BTNH, kv, mask_BTS, **options)
         if weights is not None:
             S = weights.shape[-1]
             weights = weights.reshape(B, N, rows // B, T, S).swapaxes(1, 2).reshape(rows, N, T, S)
         y_BTNH = y_BTNH.reshape(rows, T, N, -1)
-        return product(y_BTNH, self.output[...], axes=2), weights
+        return affine(y_BTNH, self.output, self.output_bias, axes=2), weights
+
+
+def affine(x: Array, w: nnx.Param, bias: nnx.Param | None, axes: int = 1) -> Array:
+    """x w + bias, in x's type; the sum in float32. See `product`."""
+    if bias is None:
+        return product(x, w[...], axes)
+    return (product(x, w[...], axes, jnp.float32) + bias[...]).astype(x.dtype)

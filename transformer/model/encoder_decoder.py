@@ -21,7 +21,8 @@ from transformer.model.checks import (
     value_of,
     whole,
 )
-from transformer.model.inputs import inputs, position_table
+from transformer.model.initializers import constant
+from transformer.model.inputs import inputs, position_table, shifted
 from transformer.model.layers import Embedding, fold
 from transformer.model.stack import RUN, Run, Stack
 
@@ -47,6 +48,7 @@ class EncoderDecoder(nnx.Module):
         self.target_positions = position_table(config, rngs=rngs)
         self.encoder = Stack(config, "encoder", rngs=rngs)
         self.decoder = Stack(config, "decoder", cross=True, rngs=rngs)
+        self.output_bias = constant(0, vocab_size) if config.output_bias else None
 
     def __call__(
         self,
@@ -105,11 +107,11 @@ class EncoderDecoder(nnx.Module):
         if positions_BS is None:
             positions_BS = jnp.arange(source_BS.shape[1])[None]
         mask_BTS = within(self.config.attention("encoder").window, mask_BTS, positions_BS, positions_BS)
-        if self.source_positions is not None:
-            check_places("source_BS", source_BS, positions_BS, len(self.source_positions[...]))
-        table = self.source_positions
-        x_BSD = inputs(self.config, self.embedding, table, source_BS, positions_BS, fold(key, 0))
-        x_BSD, _, _ = self.encoder(x_BSD, mask_BTS, key=fold(key, 1), run=run)
+        learned, places_BS = self.source_positions, shifted(self.config, positions_BS, len(source_BS), fold(key, 2))
+        if learned is not None:
+            check_places("source_BS", source_BS, places_BS, len(learned[...]))
+        x_BSD = inputs(self.config, self.embedding, learned, source_BS, places_BS, fold(key, 0))
+        x_BSD, _, _ = self.encoder(x_BSD, mask_BTS, places_BS, key=fold(key, 1), run=run)
         positions_BS = jnp.broadcast_to(positions_BS, source_BS.shape)
         return Memory(self.decoder.memory(x_BSD), mask_BS, positions_BS, segments_BS)
 
@@ -182,12 +184,14 @@ class EncoderDecoder(nnx.Module):
         # M * T queries of each sentence.
         places = jnp.broadcast_to(positions_BT, (rows, T)).reshape(len(memory.mask_BS), -1)
         memory_mask_BTS = memory.mask_BTS(places, segments_BT, self.config.attention("cross").window)
-        if self.target_positions is not None:
-            check_places("tokens_BT", tokens_BT, positions_BT, len(self.target_positions[...]))
+        learned, positions_BT = self.target_positions, shifted(self.config, positions_BT, rows, fold(key, 2))
+        if learned is not None:
+            check_places("tokens_BT", tokens_BT, positions_BT, len(learned[...]))
         embedding = self.target_embedding or self.embedding
         x_BTD, kv, weights = self.decoder(
-            inputs(self.config, embedding, self.target_positions, tokens_BT, positions_BT, fold(key, 0)),
+            inputs(self.config, embedding, learned, tokens_BT, positions_BT, fold(key, 0)),
             mask_BTS,
+            positions_BT,
             memory=memory.kv,
             memory_mask_BTS=memory_mask_BTS,
             cache=cache,
@@ -201,7 +205,8 @@ class EncoderDecoder(nnx.Module):
 
     def logits(self, x_BTD: Array) -> Array:
         """Unnormalised log-probabilities of each piece, float32: logits_BTV."""
-        return self.output.logits(x_BTD)
+        logits_BTV = self.output.logits(x_BTD)
+        return logits_BTV if self.output_bias is None else logits_BTV + self.output_bias[...]
 
     @property
     def output(self) -> Embedding:

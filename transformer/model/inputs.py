@@ -5,12 +5,13 @@ Shapes: B batch, T length, D model, P learned positions.
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
 from transformer.config import ModelConfig
-from transformer.model.initializers import normal
+from transformer.model.initializers import table
 from transformer.model.layers import Embedding, dropout
 
 
@@ -26,24 +27,33 @@ def sinusoids(positions_BT: Array, d_model: int) -> Array:
 
 def position_table(config: ModelConfig, *, rngs: nnx.Rngs) -> nnx.Param | None:
     """A table of learned positions; None where the model has none."""
-    return normal(0.02, rngs, (config.max_positions, config.d_model)) if config.positions == "learned" else None
+    if config.positions != "learned":
+        return None
+    return table(config, rngs, (config.max_positions, config.d_model), deviation=0.02)
+
+
+def shifted(config: ModelConfig, positions_BT: Array, rows: int, key: Array | None) -> Array:
+    """Positions of `rows` rows, each moved by a random number from 0 to `position_offset`; without a key, unchanged."""
+    if key is None or not config.position_offset:
+        return positions_BT
+    return positions_BT + jax.random.randint(key, (rows, 1), 0, config.position_offset + 1)
 
 
 def inputs(
     config: ModelConfig,
     embedding: Embedding,
-    table: nnx.Param | None,
+    learned: nnx.Param | None,
     tokens_BT: Array,
     positions_BT: Array,
     key: Array | None,
 ) -> Array:
-    """Dropout of the sum of scaled embeddings and positions (paper §5.4), in the model's type: x_BTD.
+    """Dropout of the sum of embeddings and positions (paper §5.4), in the model's type: x_BTD.
 
-    `table`: the learned positions, if the model has them.
+    `learned`: the table of positions, if the model has one.
     """
     x_BTD = embedding.embed(tokens_BT)
     if config.positions == "sinusoidal":
         x_BTD = x_BTD + sinusoids(positions_BT, config.d_model)
     elif config.positions == "learned":
-        x_BTD = x_BTD + table[...][positions_BT]
+        x_BTD = x_BTD + learned[...][positions_BT]
     return dropout(x_BTD.astype(jnp.dtype(config.dtype)), config.dropout, key)

@@ -6,14 +6,23 @@ Shapes: B batch, T length, D model, F feed-forward, V vocabulary.
 
 from __future__ import annotations
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
 from transformer.config import ModelConfig
-from transformer.model.initializers import Matrices, constant, matrix, normal
+from transformer.model.initializers import Matrices, constant, matrix, table
 from transformer.model.products import lookup, matmul, product
+
+ACTIVATIONS = {
+    "relu": jax.nn.relu,
+    "gelu": partial(jax.nn.gelu, approximate=False),
+    "gelu_tanh": partial(jax.nn.gelu, approximate=True),
+    "swish": jax.nn.swish,
+}
 
 
 def fold(key: Array | None, i: int) -> Array | None:
@@ -41,13 +50,13 @@ class Embedding(nnx.Module):
 
     def __init__(self, config: ModelConfig, vocab_size: int, *, rngs: nnx.Rngs):
         # Standard deviation D^-0.5: unit variance after the scaling by sqrt(D), and small initial logits.
-        self.table = normal(config.d_model**-0.5, rngs, (vocab_size, config.d_model))
+        self.table = table(config, rngs, (vocab_size, config.d_model), deviation=config.d_model**-0.5)
+        self.scale = config.d_model**0.5 if config.embedding_scale else 1.0
 
     @jax.named_scope("embed")
     def embed(self, tokens_BT: Array) -> Array:
-        """Rows of the table times sqrt(D), float32: x_BTD."""
-        table_VD = self.table[...]
-        return lookup(table_VD, tokens_BT) * table_VD.shape[1] ** 0.5
+        """Rows of the table times sqrt(D), or as they are, float32: x_BTD."""
+        return lookup(self.table[...], tokens_BT) * self.scale
 
     @jax.named_scope("logits")
     def logits(self, x_BTD: Array) -> Array:
@@ -57,23 +66,27 @@ class Embedding(nnx.Module):
 
 
 class LayerNorm(nnx.Module):
-    """Normalises the last axis to mean 0 and variance 1, then scales and shifts it (Ba et al. 2016)."""
+    """Normalises the last axis to mean 0 and variance 1, then scales it, and shifts it if the config says so.
+
+    Ba et al. 2016.
+    """
 
     def __init__(self, config: ModelConfig):
         self.scale = constant(1, config.d_model)
-        self.bias = constant(0, config.d_model)
+        self.bias = constant(0, config.d_model) if config.norm_bias else None
+        self.eps = config.norm_eps
 
     @jax.named_scope("norm")
     def __call__(self, x_BTD: Array) -> Array:
         x = x_BTD.astype(jnp.float32)
         centred = x - jnp.mean(x, axis=-1, keepdims=True)
         variance = jnp.mean(jnp.square(centred), axis=-1, keepdims=True)
-        y = centred * jax.lax.rsqrt(variance + 1e-6) * self.scale[...] + self.bias[...]
-        return y.astype(x_BTD.dtype)
+        y = centred * jax.lax.rsqrt(variance + self.eps) * self.scale[...]
+        return (y if self.bias is None else y + self.bias[...]).astype(x_BTD.dtype)
 
 
 class FeedForward(nnx.Module):
-    """max(0, x W1 + b1) W2 + b2 (paper §3.3, eq. 2)."""
+    """f(x W1 + b1) W2 + b2 (paper §3.3, eq. 2); in the paper f(x) = max(0, x)."""
 
     def __init__(self, config: ModelConfig, *, start: Matrices, rngs: nnx.Rngs):
         D, F = config.d_model, config.d_ff
@@ -81,10 +94,11 @@ class FeedForward(nnx.Module):
         self.b1 = constant(0, F)
         self.w2 = matrix(start["w2"], rngs, (F, D))
         self.b2 = constant(0, D)
+        self.activation = ACTIVATIONS[config.activation]
 
     @jax.named_scope("feed_forward")
     def __call__(self, x_BTD: Array) -> Array:
         # Biases are added in float32, and their gradients summed in it, before anything is rounded.
         h_BTF = product(x_BTD, self.w1[...], dtype=jnp.float32) + self.b1[...]
-        y_BTD = product(jax.nn.relu(h_BTF).astype(x_BTD.dtype), self.w2[...], dtype=jnp.float32) + self.b2[...]
+        y_BTD = product(self.activation(h_BTF).astype(x_BTD.dtype), self.w2[...], dtype=jnp.float32) + self.b2[...]
         return y_BTD.astype(x_BTD.dtype)

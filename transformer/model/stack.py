@@ -77,6 +77,7 @@ class Block(nnx.Module):
         self,
         x_BTD: Array,
         mask_BTS: Array,
+        positions_BT: Array | None = None,
         *,
         shared: KV | None = None,
         slots: tuple[KV, Array] | None = None,
@@ -92,15 +93,15 @@ class Block(nnx.Module):
         weights = None
         h = self.self_attention_norm.enter(x_BTD)
         with jax.named_scope("self_attention"):
-            kv = self.self_attention.kv(h) if shared is None else shared
+            kv = self.self_attention.kv(h, positions_BT) if shared is None else shared
             if slots is not None:
                 kv = write(*slots, kv)
-            y, _ = self.self_attention(h, kv, mask_BTS)
+            y, _ = self.self_attention(h, kv, mask_BTS, positions_BT, key=fold(key, 3))
         x_BTD = self.self_attention_norm.leave(x_BTD, y, fold(key, 0))
         if self.cross_attention is not None:
             h = self.cross_attention_norm.enter(x_BTD)
             with jax.named_scope("cross_attention"):
-                y, weights = self.cross_attention(h, *memory, want_weights=want_weights)
+                y, weights = self.cross_attention(h, *memory, key=fold(key, 4), want_weights=want_weights)
             x_BTD = self.cross_attention_norm.leave(x_BTD, y, fold(key, 1))
         y = self.feed_forward(self.feed_forward_norm.enter(x_BTD))
         last = 1 if self.cross_attention is None else 2
@@ -126,6 +127,7 @@ class Stack(nnx.Module):
         self,
         x_BTD: Array,
         mask_BTS: Array,
+        positions_BT: Array | None = None,
         *,
         memory: Sequence[KV] = (),
         memory_mask_BTS: Array | None = None,
@@ -137,7 +139,7 @@ class Stack(nnx.Module):
         """x_BTD; keys and values of self-attention; the cross-attention's weights_BNTS of each block, if wanted.
 
         Of keys and values there is one `KV` for each group of blocks that shares them, written to the cache if there
-        is one. `memory` is what the method `memory` returns.
+        is one. `memory` is what the method `memory` returns. `positions_BT`: needed for rotary positions only.
         """
         kvs: list[KV] = []
         weights = []
@@ -148,6 +150,7 @@ class Stack(nnx.Module):
             x_BTD, kv, found = (jax.checkpoint(step) if run.remat else step)(
                 x_BTD,
                 mask_BTS,
+                positions_BT,
                 shared=None if fresh else kvs[-1],
                 slots=(cache.kv[len(kvs)], cache.end) if fresh and cache is not None else None,
                 memory=(memory[i // self.memory_sharing], memory_mask_BTS) if memory else None,

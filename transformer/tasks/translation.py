@@ -165,8 +165,8 @@ class Translation:
         model, run = self.model.bind(in_use(params, mesh)), Run(self.config.train.remat, partial(lie, mesh=mesh))
         memory = model.encode(source_BS, key=fold(key, 0), run=run, **packed_source)
         x_BTD, _, _ = model.hidden(before_BT, memory, key=fold(key, 1), run=run, **packed_target)
-        table_VD = model.output.table[...]
-        loss, nll = cross_entropy(x_BTD, table_VD, target_BT, weights_BT, smoothing=smoothing)
+        bias_V = None if model.output_bias is None else model.output_bias[...]
+        loss, nll = cross_entropy(x_BTD, model.output.table[...], target_BT, weights_BT, bias_V, smoothing=smoothing)
         weight = weights_BT.sum()
         return loss, {"weight": weight, "nll": nll, "tokens": weight + (source_BS != PAD).sum()}
 

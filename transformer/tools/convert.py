@@ -27,15 +27,16 @@ PARTS = {
 def mean_pool(params: Params, old: ModelConfig, new: ModelConfig) -> Params:
     """The parameters of `old` for `new`, which has fewer key/value heads: each is the mean of those it stands for.
 
-    Key and value projections have the shape (d_model, heads, size); neighbouring heads are pooled (2305.13245, §2.1).
+    Key and value projections have the shape (d_model, heads, size), their biases (heads, size); neighbouring heads are
+    pooled (2305.13245, §2.1).
     """
 
     def pooled(path: str, x: Any) -> Any:
         for kind, pattern in PARTS.items():
-            if re.fullmatch(pattern + "/(key|value)", path):
-                D, _, H = x.shape
+            if re.fullmatch(pattern + "/(key|value)(_bias)?", path):
+                *D, _, H = x.shape
                 K = new.attention(kind).kv_heads
-                return jnp.asarray(np.asarray(x).reshape(D, K, -1, H).mean(axis=2))
+                return jnp.asarray(np.asarray(x).reshape(*D, K, -1, H).mean(axis=-2))
         return x
 
     def walk(tree: Any, path: str) -> Any:

@@ -1,12 +1,12 @@
 """Our trained model as Hugging Face's `MarianMTModel`, and back, by a table of names.
 
 Marian's is the one layout there that knows the paper's model: post-norm, sinusoids, one tied table, scaled embeddings.
-What differs is told here and nowhere else: it has biases where our attentions have none (they are zero), and its
+What differs is told here and nowhere else: it has biases where ours are an option (they are zero then), and its
 sinusoids keep all sines before all cosines where ours alternate, so every axis over d_model is put in another order.
 
-One difference can't be carried: Marian's norms add 1e-5 to the variance, in its code and not in its config, ours 1e-6.
-At the variances of a post-norm model (about 1 and more) the logits differ by some 1e-5; who wants them closer sets
-`module.eps = 1e-6` on each `torch.nn.LayerNorm` after loading.
+One difference can't be carried: Marian's norms add 1e-5 to the variance, in its code and not in its config, ours 1e-6
+unless `norm_eps` says so. At the variances of a post-norm model (about 1 and more) the logits differ by some 1e-5; who
+wants them closer sets `module.eps = 1e-6` on each `torch.nn.LayerNorm` after loading.
 """
 
 from __future__ import annotations
@@ -59,6 +59,14 @@ LAYER = (
     Row("feed_forward_norm/scale", "final_layer_norm.weight", "D", "D"),
     Row("feed_forward_norm/bias", "final_layer_norm.bias", "D", "D"),
 )
+# With biases of ours.
+BIASES = tuple(
+    Row(f"{theirs}_attention/{ours}_bias", f"{prefix}_attn.{name}_proj.bias", axes, axes)
+    for theirs, prefix in (("self", "self"), ("cross", "encoder"))
+    for ours, name, axes in (("query", "q", "NH"), ("key", "k", "NH"), ("value", "v", "NH"), ("output", "out", "D"))
+)
+OUTPUT_BIAS = Row("output_bias", "final_logits_bias", "V", "V")
+ACTIVATIONS = {"relu": "relu", "gelu": "gelu", "gelu_tanh": "gelu_new", "swish": "swish"}
 SHARED = "model.shared.weight"
 # Other names of the one tied table; saved files leave them out, a model in memory has them.
 TIED = ("model.encoder.embed_tokens.weight", "model.decoder.embed_tokens.weight", "lm_head.weight")
@@ -67,18 +75,19 @@ POSITIONS = ("model.encoder.embed_positions.weight", "model.decoder.embed_positi
 # What Marian can express; every other field of the model must have its default, the paper's.
 FREE = (
     *("encoder_layers", "decoder_layers", "d_model", "d_ff", "heads", "dropout", "max_positions"),
-    *("initializer", "attention_kernel", "dtype"),
+    *("initializer", "attention_kernel", "dtype", "attention_dropout", "attention_bias", "activation"),
+    *("embedding_scale", "output_bias"),
 )
 
 
 def table(config: ModelConfig) -> list[Row]:
     """A row for each parameter of a model of this config."""
-    rows = [Row("embedding/table", SHARED, "VD", "VD")]
+    rows = [Row("embedding/table", SHARED, "VD", "VD")] + [OUTPUT_BIAS] * config.output_bias
     for side, layers in (("encoder", config.encoder_layers), ("decoder", config.decoder_layers)):
         for i in range(layers):
             rows += [
                 row._replace(ours=f"{side}/layers/{i}/{row.ours}", theirs=f"model.{side}.layers.{i}.{row.theirs}")
-                for row in LAYER
+                for row in LAYER + BIASES * config.attention_bias
                 if side == "decoder" or not row.ours.startswith("cross")
             ]
     return rows
@@ -137,7 +146,7 @@ def refuse_inexpressible(config: ModelConfig) -> None:
     """Raise `UserError` naming the first field whose value has no counterpart in Marian."""
     # A size left to its default and the same size spelt out are one thing.
     size = config.d_model / config.heads
-    implied = {"kv_heads": config.heads, "kv_sharing": 1, "d_k": size, "d_v": size}
+    implied = {"kv_heads": config.heads, "kv_sharing": 1, "d_k": size, "d_v": size, "norm_eps": 1e-5}
     default = flatten(ModelConfig())
     for name, value in flatten(config).items():
         if name not in FREE and value not in (default[name], implied.get(name.split(".")[-1], default[name])):
@@ -166,11 +175,11 @@ def marian_config(config: Config, vocab_size: int) -> dict[str, Any]:
         "encoder_layers": m.encoder_layers,
         "decoder_layers": m.decoder_layers,
         **sides,
-        "activation_function": "relu",
+        "activation_function": ACTIVATIONS[m.activation],
         "dropout": m.dropout,
-        "attention_dropout": 0.0,
+        "attention_dropout": m.attention_dropout,
         "activation_dropout": 0.0,
-        "scale_embedding": True,
+        "scale_embedding": m.embedding_scale,
         "share_encoder_decoder_embeddings": True,
         "tie_word_embeddings": True,
         "max_position_embeddings": max(longest, config.data.max_length),
@@ -261,15 +270,17 @@ def _shapes(rows: Iterable[Row], sizes: Mapping[str, int]) -> list[tuple[str, tu
     theirs = []
     for row in rows:
         merged = row.their_axes.replace("NH", "D")  # N * H is D
-        theirs.append((row.theirs, tuple(sizes[a] for a in merged)))
+        shape = tuple(sizes[a] for a in merged)
+        theirs.append((row.theirs, (1, *shape) if row == OUTPUT_BIAS else shape))
     return theirs + _zeros(rows, sizes)
 
 
 def _zeros(rows: Iterable[Row], sizes: Mapping[str, int]) -> list[tuple[str, tuple[int, ...]]]:
     """Names and shapes of the biases that only they have."""
-    projections = [row.theirs for row in rows if "N" in row.their_axes]
+    ours = {row.theirs for row in rows}
+    projections = [row.theirs for row in rows if "N" in row.their_axes and row.theirs.endswith("weight")]
     biases = [(name.removesuffix("weight") + "bias", (sizes["D"],)) for name in projections]
-    return [*biases, ("final_logits_bias", (1, sizes["V"]))]
+    return [(name, shape) for name, shape in [*biases, (OUTPUT_BIAS.theirs, (1, sizes["V"]))] if name not in ours]
 
 
 def _to_theirs(array: np.ndarray, row: Row, sizes: Mapping[str, int]) -> np.ndarray:

@@ -74,7 +74,7 @@ OWN = ("data.cache_dir", "data.workers", "data.tfds_dir", *MOVABLE)
 MADE = ("checkpoints", "metrics.jsonl", "scores.jsonl", "sets", "tensorboard", "tokenizer.model", "tokenizer.sha256")
 
 # Fields of a model that change none of its parameters' shapes.
-SHAPELESS = ("dropout", "initializer", "attention_kernel", "dtype", "window")
+SHAPELESS = ("dropout", "attention_dropout", "initializer", "attention_kernel", "dtype", "window", "position_offset")
 
 
 class Task(Protocol):

@@ -46,20 +46,22 @@ def cross_entropy(
     table: Array | Copies,
     target_BT: Array,
     weights_BT: Array,
+    bias_V: Array | None = None,
     *,
     smoothing: float = 0.0,
     parts: int = PARTS,
 ) -> tuple[Array, Array]:
     """Sums over all positions, in nats: the smoothed loss, and the negative log-likelihood of the targets.
 
-    The logits are x_BTD table_VD^T, in float32. The smoothed target distribution is 1 - smoothing on the target plus
-    smoothing / V on each of the V pieces, the target included (Szegedy et al. 2016, §7). Differentiable in x and the
-    table, through the first sum only. `parts` bounds how many parts the positions are taken in. Where the rows are
-    laid over the devices of a mesh the table comes as `Copies` on it, and B is a multiple of their number.
+    The logits are x_BTD table_VD^T, plus bias_V if given, in float32. The smoothed target distribution is
+    1 - smoothing on the target plus smoothing / V on each of the V pieces, the target included (Szegedy et al. 2016,
+    §7). Differentiable in x, table and bias, through the first sum only. `parts` bounds how many parts the positions
+    are taken in. Where the rows are laid over the devices of a mesh the table comes as `Copies` on it, and B is a
+    multiple of their number.
     """
     copies = table if isinstance(table, Copies) else Copies(table[None], None)
     options = _Options(smoothing, math.gcd(x_BTD.shape[1], parts), copies.mesh)
-    loss, nll = _summed(options, x_BTD, copies.table_WVD, target_BT, weights_BT)
+    loss, nll = _summed(options, x_BTD, copies.table_WVD, bias_V, target_BT, weights_BT)
     return loss, jax.lax.stop_gradient(nll)
 
 
@@ -75,13 +77,17 @@ def _parts(options: _Options, array: Array) -> Array:
     return lie(parts, options.mesh, P(None, BATCH_AXES))
 
 
-def _part(smoothing: float, x_XD: Array, table_VD: Array, target_X: Array, weights_X: Array) -> tuple:
+def _part(
+    smoothing: float, x_XD: Array, table_VD: Array, bias_V: Array | None, target_X: Array, weights_X: Array
+) -> tuple:
     """The two sums of a part, and what its gradient takes: logits and their log-sum-exp.
 
     With lse = log sum exp of the logits, the cross-entropy with the smoothed distribution is
     lse - (1 - smoothing) * logit[target] - smoothing * mean(logits).
     """
     logits_XV = einsum("XD,VD->XV", x_XD, table_VD)
+    if bias_V is not None:
+        logits_XV = logits_XV + bias_V
     largest_X1 = jnp.max(logits_XV, axis=1, keepdims=True)
     lse_X = jnp.log(jnp.sum(jnp.exp(logits_XV - largest_X1), axis=1)) + largest_X1[:, 0]
     target_logit_X = jnp.take_along_axis(logits_XV, target_X[:, None], axis=1)[:, 0]
@@ -90,11 +96,13 @@ def _part(smoothing: float, x_XD: Array, table_VD: Array, target_X: Array, weigh
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _summed(options: _Options, x_BTD: Array, table_WVD: Array, target_BT: Array, weights_BT: Array) -> tuple:
+def _summed(
+    options: _Options, x_BTD: Array, table_WVD: Array, bias_V: Array | None, target_BT: Array, weights_BT: Array
+) -> tuple:
     table_WVD = options.table(table_WVD, x_BTD.dtype)
 
     def own(table_VD: Array, x_XD: Array, target_X: Array, weights_X: Array) -> tuple[Array, Array]:
-        return _part(options.smoothing, x_XD, table_VD, target_X, weights_X)[:2]
+        return _part(options.smoothing, x_XD, table_VD, bias_V, target_X, weights_X)[:2]
 
     def add(sums: tuple, part: tuple) -> tuple[tuple, None]:
         return jax.tree.map(jnp.add, sums, _each_way(own, options.ways)(table_WVD, *part)), None
@@ -111,37 +119,43 @@ def _each_way(own: Callable, ways: int) -> Callable:
     return lambda *arrays: jax.tree.map(lambda x: x[None], own(*(array[0] for array in arrays)))
 
 
-def _forward(options: _Options, x_BTD: Array, table_WVD: Array, target_BT: Array, weights_BT: Array) -> tuple:
+def _forward(
+    options: _Options, x_BTD: Array, table_WVD: Array, bias_V: Array | None, target_BT: Array, weights_BT: Array
+) -> tuple:
     smoothing, n, W = options.smoothing, options.parts, options.ways
     V, dtype = table_WVD.shape[1], table_WVD.dtype
     table_WVD = options.table(table_WVD, x_BTD.dtype)
 
-    def own(table_VD: Array, x_XD: Array, target_X: Array, weights_X: Array) -> tuple[Array, Array, Array, Array]:
-        loss, nll, logits_XV, lse_X = _part(smoothing, x_XD, table_VD, target_X, weights_X)
+    def own(table_VD: Array, x_XD: Array, target_X: Array, weights_X: Array) -> tuple:
+        loss, nll, logits_XV, lse_X = _part(smoothing, x_XD, table_VD, bias_V, target_X, weights_X)
         # The softmax minus the smoothed distribution. A comparison fuses into the pass; a gather's own gradient would
         # be a scatter.
         smoothed_XV = jnp.where(jnp.arange(V) == target_X[:, None], 1 - smoothing, 0.0) + smoothing / V
         dlogits_XV = (jnp.exp(logits_XV - lse_X[:, None]) - smoothed_XV) * weights_X[:, None]
+        dbias_V = None if bias_V is None else jnp.sum(dlogits_XV, axis=0)
         dlogits_XV = dlogits_XV.astype(x_XD.dtype)
         dx_XD = einsum("XV,VD->XD", dlogits_XV, table_VD).astype(x_XD.dtype)
-        return loss, nll, einsum("XV,XD->VD", dlogits_XV, x_XD), dx_XD
+        return loss, nll, dbias_V, einsum("XV,XD->VD", dlogits_XV, x_XD), dx_XD
 
     def add(sums: tuple, part: tuple) -> tuple[tuple, Array]:
         *more, dx_WXD = _each_way(own, W)(table_WVD, *part)
-        loss_W, nll_W, dtable_WVD = jax.tree.map(jnp.add, sums, tuple(more))
-        return (loss_W, nll_W, lie(dtable_WVD, options.mesh, P(BATCH_AXES, "tensor"))), dx_WXD
+        *sums, dtable_WVD = jax.tree.map(jnp.add, sums, tuple(more))
+        return (*sums, lie(dtable_WVD, options.mesh, P(BATCH_AXES, "tensor"))), dx_WXD
 
     parts = tuple(_parts(options, array) for array in (x_BTD, target_BT, weights_BT))
-    nothing = jnp.zeros(W), jnp.zeros(W), jnp.zeros(table_WVD.shape)
-    (loss_W, nll_W, dtable_WVD), dx_nWXD = jax.lax.scan(add, nothing, parts)
+    no_bias = None if bias_V is None else jnp.zeros((W, V))
+    nothing = jnp.zeros(W), jnp.zeros(W), no_bias, jnp.zeros(table_WVD.shape)
+    (loss_W, nll_W, dbias_WV, dtable_WVD), dx_nWXD = jax.lax.scan(add, nothing, parts)
     B, T, D = x_BTD.shape
     dx_BTD = dx_nWXD.reshape(n, W, B // W, T // n, D).transpose(1, 2, 0, 3, 4).reshape(B, T, D)
-    return (jnp.sum(loss_W), jnp.sum(nll_W)), (dx_BTD, dtable_WVD.astype(dtype))
+    dbias_V = None if bias_V is None else jnp.sum(dbias_WV, axis=0)
+    return (jnp.sum(loss_W), jnp.sum(nll_W)), (dx_BTD, dtable_WVD.astype(dtype), dbias_V)
 
 
-def _backward(options: _Options, kept: tuple[Array, Array], cotangents: tuple[Array, Array]) -> tuple:
-    dx_BTD, dtable_WVD = kept
-    return dx_BTD * cotangents[0].astype(dx_BTD.dtype), dtable_WVD * cotangents[0], None, None
+def _backward(options: _Options, kept: tuple[Array, Array, Array | None], cotangents: tuple[Array, Array]) -> tuple:
+    dx_BTD, dtable_WVD, dbias_V = kept
+    dbias_V = None if dbias_V is None else dbias_V * cotangents[0]
+    return dx_BTD * cotangents[0].astype(dx_BTD.dtype), dtable_WVD * cotangents[0], dbias_V, None, None
 
 
 _summed.defvjp(_forward, _backward)

@@ -21,9 +21,12 @@ from transformer.model import encoder_decoder
 # Parameter path -> the mesh axis that each dimension is cut along. The first match wins; no match is an error.
 RULES: tuple[tuple[str, P], ...] = (
     (r"(.*_)?embedding/table", P("tensor", "fsdp")),
+    (r"output_bias", P("tensor")),
     (r"(source|target)_positions", P(None, "fsdp")),
     (r".*_attention/(query|key|value)", P("fsdp", "tensor", None)),
+    (r".*_attention/(query|key|value)_bias", P("tensor", None)),
     (r".*_attention/output", P("tensor", None, "fsdp")),
+    (r".*_attention/output_bias", P()),
     (r".*feed_forward/w1", P("fsdp", "tensor")),
     (r".*feed_forward/b1", P("tensor")),
     (r".*feed_forward/w2", P("tensor", "fsdp")),
