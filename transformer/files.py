@@ -108,7 +108,7 @@ def replace(path: Any, content: bytes) -> None:
             temporary.write_bytes(content)
             if local(path):
                 synced(temporary)
-        except OSError:
+        except BaseException:
             with contextlib.suppress(OSError):
                 temporary.unlink(missing_ok=True)
             raise

@@ -39,7 +39,7 @@ from transformer.config import (
     to_json,
 )
 from transformer.data.batching import Batches
-from transformer.files import Lock, refuse_links, replace
+from transformer.files import Lock, local, refuse_links, replace, sweep
 from transformer.inference.translator import cores
 from transformer.judging import Judge, Judged, upgraded
 from transformer.model import Model, Params, encoder_decoder
@@ -178,6 +178,8 @@ def updates(ready: Ready, profile: tuple[int, int] | None, broken: set[int]) -> 
         if first():
             if lock is not None:
                 lock.check()
+            if local(folder):
+                sweep(Path(folder))
             for name, content in {"config.json": to_json(config).encode(), **task.files}.items():
                 replace(folder / name, content)
             task.write_sets(folder)
@@ -339,8 +341,8 @@ def updates(ready: Ready, profile: tuple[int, int] | None, broken: set[int]) -> 
             progress = progress_at(step, scores if evaluated else None)
             save(step, progress, keep_last=t.keep_last, keep_every=t.keep_every, good=good)
             if last and not good:
-                if wrong := broken_after(step):
-                    raise diverged(checkpoints, f"{wrong} from the parameters that update {step} made", doubtful)
+                if breaks := broken_after(step):
+                    raise diverged(checkpoints, f"{breaks} from the parameters that update {step} made", doubtful)
                 checkpoints.confirm()
         elif asked and owed is None:
             settle()
