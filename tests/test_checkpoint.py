@@ -5,6 +5,7 @@ import dataclasses
 import gc
 import itertools
 import json
+import os
 import shutil
 import time
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import orbax.checkpoint as ocp
 import pytest
 from etils import epath
 from quick import jit
@@ -300,8 +302,32 @@ def until_read_back(checkpoints: Checkpoints) -> None:
         time.sleep(0.01)
 
 
-@pytest.mark.parametrize("name", ["run [1]", "run*", "r?n", "[", "[!a]"])
-def test_no_name_of_a_users_is_a_pattern(tmp_path: Path, name: str) -> None:
+def test_where_nobody_knows_whether_it_is_good_older_ones_stay(checkpoints, folder: Path) -> None:
+    save(checkpoints, 5, small=True)
+    save(checkpoints, 10, small=True, good=False, keep_last=1)  # sealed by `wait`, as where a run is asked to stop
+    assert checkpoints.steps() == [5, 10]
+    save(checkpoints, 15, small=True, good=False, keep_last=1, wait=False)
+    checkpoints.confirm()
+    checkpoints.wait()
+    assert checkpoints.steps() == [15]
+
+
+@pytest.mark.parametrize("file", ["config.json", "progress.json", "tokenizer.model"])
+def test_files_that_are_not_kept_as_they_were_given_are_never_sealed(checkpoints, monkeypatch, file: str) -> None:
+    metadata = ocp.PyTreeCheckpointHandler.metadata
+
+    def lost(handler: Any, at: epath.Path) -> Any:
+        (at.parents[1] / file).write_bytes(b"{")
+        return metadata(handler, at)
+
+    monkeypatch.setattr(ocp.PyTreeCheckpointHandler, "metadata", lost)
+    with pytest.raises(UserError, match=f"{file} does not hold what was saved"):
+        save(checkpoints, 5, small=True)
+    assert checkpoints.steps() == []
+
+
+@pytest.mark.parametrize("name", ["run [1]", "run*", "r?n", "[", "[!a]", "wörk", os.fsdecode(b"w\xf6rk")])
+def test_no_name_of_a_users_is_a_pattern_or_has_to_be_utf8(tmp_path: Path, name: str) -> None:
     checkpoints = Checkpoints(tmp_path / name)
     for step in (5, 10, 15):
         made = save(checkpoints, step, keep_last=2)
@@ -315,7 +341,7 @@ def test_no_name_of_a_users_is_a_pattern(tmp_path: Path, name: str) -> None:
     plain = there._plain
     del there, checkpoints
     gc.collect()
-    assert not plain.parent.exists()
+    assert plain == epath.Path(tmp_path / name / "checkpoints") or not plain.parent.exists()
 
 
 @pytest.mark.parametrize("harm", ["not merged", "cut off"])
@@ -432,6 +458,21 @@ def test_what_was_saved_is_remembered(checkpoints, folder: Path) -> None:
     save(checkpoints, 5, small=True)
     shutil.rmtree(folder)
     assert checkpoints.once_saved(10) == "checkpoint 00000005 was saved"
+
+
+@pytest.mark.parametrize("left", ["average", "00000005", "00000005.damaged", "20", "scores.jsonl"])
+def test_whatever_is_left_of_checkpoints_shows_that_they_were_saved(checkpoints, folder: Path, left: str) -> None:
+    """Where hidden files were not copied, or an earlier version wrote none."""
+    folder.mkdir(parents=True)
+    (folder / "00000010").mkdir()
+    (folder / "00000010/unfinished").touch()  # of a save that was killed
+    (folder / "00000015").mkdir()
+    assert checkpoints.once_saved(10) is None
+    if left == "scores.jsonl":
+        (folder.parent / left).write_text('{"bleu": 1}\n')
+    else:
+        (folder / left / "state").mkdir(parents=True)
+    assert left in checkpoints.once_saved(10)
 
 
 def test_a_failing_save_is_told_by_the_next_wait(checkpoints, folder: Path, monkeypatch) -> None:
@@ -659,7 +700,9 @@ def test_replace_leaves_the_old_file_or_the_new_one(tmp_path: Path, monkeypatch)
     monkeypatch.setattr(transformer.files, "synced", lambda at: synced.append((at.name, path.read_bytes())))
     replace(path, b"newer")
     assert path.read_bytes() == b"newer"
-    assert synced == [(f"file.{owner()}.tmp", b"old"), ("some", b"newer")]
+    (temporary, before), after = synced
+    assert temporary.startswith("file.") and temporary.endswith(f".{owner()}.tmp") and before == b"old"
+    assert after == ("some", b"newer")
     assert [p.name for p in (tmp_path / "some").iterdir()] == ["file"]
 
 
@@ -681,12 +724,11 @@ def test_nothing_is_written_through_a_link(checkpoints, folder: Path, tmp_path: 
         with pytest.raises(UserError, match=f"^{folder} {told}"):
             write()
     folder.unlink()
-    for name in ("config.json", f"config.json.{owner()}.tmp"):
-        for target in (outside / "file", outside / "nowhere"):
-            (run / name).symlink_to(target)
-            with pytest.raises(UserError, match=f"^{run}/{name} {told}"):
-                replace(epath.Path(run / "config.json"), b"content")
-            (run / name).unlink()
+    for target in (outside / "file", outside / "nowhere"):
+        (run / "config.json").symlink_to(target)
+        with pytest.raises(UserError, match=f"^{run}/config.json {told}"):
+            replace(epath.Path(run / "config.json"), b"content")
+        (run / "config.json").unlink()
     # A checkpoint that is a link goes without what it names.
     save(checkpoints, 5, small=True)
     (folder / "00000005").rename(outside / "five")

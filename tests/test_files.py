@@ -10,7 +10,19 @@ import pytest
 
 from transformer import files
 from transformer.config import UserError
-from transformer.files import Lock, append, cached, damage, new_folder, replace, seal, sealed, synced, temporary
+from transformer.files import (
+    Lock,
+    append,
+    cached,
+    damage,
+    new_folder,
+    replace,
+    seal,
+    sealed,
+    synced,
+    temporary,
+    unchanged,
+)
 
 
 def test_files_and_folders_are_synced(tmp_path, monkeypatch):
@@ -121,6 +133,49 @@ def test_a_cache_that_cannot_be_read_back_is_never_sealed(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("kind", ["file", "link", "link to nothing", "folder in the place of a file"])
+def test_what_is_no_folder_of_a_cache_is_made_anew(tmp_path, kind: str):
+    folder, other = tmp_path / "cache/key", tmp_path / "other"
+
+    def make(new: Path) -> None:
+        (new / "text").write_text("abc")
+
+    cached(folder, make, whole, "the text")
+    if kind == "folder in the place of a file":
+        (folder / "text").unlink()
+        (folder / "text").mkdir()
+    else:
+        folder.rename(tmp_path / "before")
+        other.mkdir()
+        (other / "mine").write_text("mine")
+        folder.write_text("x") if kind == "file" else folder.symlink_to(other if kind == "link" else tmp_path / "none")
+    assert cached(folder, make, whole, "the text") == "abc" and damage(folder) is None
+    assert [path.name for path in folder.parent.iterdir()] == ["key"] and not folder.is_symlink()
+    assert not other.exists() or (other / "mine").read_text() == "mine"
+
+
+def test_threads_of_one_process_do_not_share_what_they_make(tmp_path):
+    barrier, found = threading.Barrier(2), []
+
+    def make(new: Path) -> None:
+        barrier.wait()  # both are at it
+        (new / "text").write_text("abc")
+
+    def work() -> None:
+        found.append(cached(tmp_path / "key", make, whole, "the text"))
+        for size in range(1, 50):
+            replace(tmp_path / "file", b"x" * size)
+        found.append("replaced")
+
+    threads = [threading.Thread(target=work) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(found) == ["abc", "abc", "replaced", "replaced"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "key"]
+
+
 def test_several_may_make_a_cache_at_once(tmp_path):
     folder, barrier, found = tmp_path / "key", threading.Barrier(4), []
     folder.mkdir()
@@ -188,6 +243,21 @@ def test_what_killed_processes_were_making_is_swept(tmp_path):
     with temporary(tmp_path, "y"):
         assert not theirs.exists()
     assert {path.name for path in tmp_path.iterdir()} == {path.name for path in (mine, *others)}
+
+
+def test_a_folder_that_was_replaced_or_removed_is_noticed(tmp_path):
+    folder = tmp_path / "run"
+    told = f"^{folder} is no longer the folder that this run began in"
+    for replaced in (True, False):
+        folder.mkdir()
+        with unchanged(folder) as check:
+            check()
+            folder.rmdir()
+            if replaced:
+                folder.mkdir()  # often under the same number
+            with pytest.raises(UserError, match=told):
+                check()
+        folder.exists() and folder.rmdir()
 
 
 def test_a_lock_is_held_by_one_and_notices_another_folder(tmp_path):
@@ -266,9 +336,32 @@ def test_a_folder_is_whole_or_leaves_nothing(tmp_path, out: str, error):
 
 def test_the_folder_of_another_is_left_alone(tmp_path):
     """Which appears meanwhile."""
-    with pytest.raises(OSError), new_folder(tmp_path / "out") as building:
+    told = f"^{tmp_path}/out: something else was written there meanwhile, or it was replaced"
+    for there in (False, True):
+        with pytest.raises(UserError, match=told), new_folder(tmp_path / "out") as building:
+            (building / "file").write_text("mine")
+            (tmp_path / "out").mkdir(exist_ok=there)
+            (tmp_path / "out/file").write_text("theirs")
+        assert [path.name for path in tmp_path.rglob("*")] == ["out", "file"]
+        assert (tmp_path / "out/file").read_text() == "theirs"
+        (tmp_path / "out/file").unlink()
+
+
+def test_an_empty_folder_that_is_replaced_meanwhile_is_left_alone(tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    with pytest.raises(UserError, match="or it was replaced"), new_folder(out) as building:
         (building / "file").write_text("mine")
-        (tmp_path / "out").mkdir()
-        (tmp_path / "out/file").write_text("theirs")
-    assert [path.name for path in tmp_path.iterdir()] == ["out"]
-    assert (tmp_path / "out/file").read_text() == "theirs"
+        out.rename(tmp_path / "old")
+        out.mkdir()
+    assert not list(out.iterdir())
+
+
+def test_two_do_not_fill_one_folder(tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    with new_folder(out) as building:
+        (building / "file").write_text("mine")
+        with pytest.raises(UserError, match=f"{out}: another process writes there"), new_folder(out):
+            pass
+    assert [path.name for path in out.iterdir()] == ["file"]

@@ -15,6 +15,7 @@ from transformer.command_line import Parser, configured, decode_options, run, se
 from transformer.config import KINDS, Config, DecodeConfig, UserError, check, whole_number
 from transformer.data.opening import open_stream
 from transformer.memory import enough_memory
+from transformer.streams import plain
 from transformer.tasks.jobs import LESS
 
 if TYPE_CHECKING:
@@ -206,7 +207,12 @@ def export(arguments: list[str]) -> None:
     own = parser.parse_args(arguments)
     from transformer.tools import hf_marian
 
-    print(hf_marian.export(own.workdir, own.out, own.checkpoint))
+    written = plain(str(hf_marian.export(own.workdir, own.out, own.checkpoint)))
+    try:
+        print(written, flush=True)
+    except OSError:
+        log.info("wrote %s", written)
+        raise
 
 
 @enough_memory(MORE)

@@ -85,13 +85,6 @@ class Checkpoints:
         workdir = epath.Path(workdir)
         # Orbax takes absolute paths only; `resolve` would take gs:// for a local folder.
         self.folder = (workdir if workdir.is_absolute() else workdir.resolve()) / "checkpoints"
-        try:
-            str(self.folder).encode()
-        except UnicodeEncodeError:
-            raise UserError(
-                f"{workdir}: its name, or a folder's above it, is not valid UTF-8, and no arrays can be stored under "
-                "such a name; rename it"
-            ) from None
         storage = logging.getLogger("gcsfs")  # which logs a traceback of whatever it raises
         level = storage.level
         try:
@@ -111,7 +104,7 @@ class Checkpoints:
         self._plain = _plain_name(self)
         self._finishing: threading.Thread | None = None
         self._failure: BaseException | None = None
-        self._decided, self._good = threading.Event(), True
+        self._decided, self._good, self._certain = threading.Event(), True, True
         self._warned: set[int | str] = set()
 
     def path(self, name: int | str) -> epath.Path:
@@ -151,6 +144,12 @@ class Checkpoints:
         workdir = self.folder.parent
         with contextlib.suppress(OSError, ValueError):
             return f"checkpoint {(workdir / _SAVED).read_text().strip()} was saved"
+        for path in sorted(self.folder.iterdir()) if self.folder.exists() else ():
+            if path.is_dir() and not _unfinished(path):  # such as an average, or half a copy
+                return f"{path} is there"
+        with contextlib.suppress(OSError):
+            if (workdir / "scores.jsonl").stat().length:
+                return f"{workdir / 'scores.jsonl'} holds scores of one"
         try:
             lines = (workdir / "metrics.jsonl").read_bytes().split(b"\n")
         except OSError:
@@ -264,8 +263,8 @@ class Checkpoints:
 
         The checkpoint is sealed once its arrays were read back and `good` is certain. Where it is not yet, `confirm` or
         `wait` seals it, and `abandon` or the next save removes it. With `keep_last`, older checkpoints of the same run
-        are removed then, but for the best and those whose step is a multiple of `keep_every`. The failure of a save is
-        raised by the next one, or by `wait`.
+        are removed then, but for the best and those whose step is a multiple of `keep_every`; where `wait` sealed it,
+        uncertain as it is, they stay. The failure of a save is raised by the next one, or by `wait`.
 
         Of several processes all save, each what lies on its devices, to a folder that all of them see, and that
         process 0 has made (`make_folder`) before the first of them comes here; process 0 does the rest, too.
@@ -274,7 +273,7 @@ class Checkpoints:
         """
         _require_needed({"progress": progress, "files": files, "items": items})
         self.abandon()
-        self._good = True
+        self._good, self._certain = True, good
         self._decided.set() if good else self._decided.clear()
         if jax.process_count() == 1:
             self.make_folder(name)
@@ -295,7 +294,7 @@ class Checkpoints:
                         return
                     for file, content in files.items():
                         (path / file).write_bytes(content)
-                    self._read_back(path, shapes)
+                    self._read_back(path, shapes, files)
                     self._decided.wait()
                     self._check_lock()
                     if not self._good:
@@ -305,6 +304,8 @@ class Checkpoints:
                     self._replace_average()
                     return
                 replace(self.folder.parent / _SAVED, f"{path.name}\n".encode())
+                if not self._certain:
+                    return
                 with phase(f"pruning after {path.name}"):
                     self.prune(keep_last, keep_every, progress.get("run"))
             except BaseException as error:
@@ -315,7 +316,9 @@ class Checkpoints:
 
     def confirm(self) -> None:
         """Let the checkpoint that is being saved be sealed: what came after it was good."""
-        self._decided.set()
+        if not self._decided.is_set():
+            self._certain = True
+            self._decided.set()
 
     def abandon(self) -> None:
         """Remove the checkpoint that is being saved, unless `confirm` came first: what came after it was not good."""
@@ -324,8 +327,11 @@ class Checkpoints:
             self._decided.set()
         self.wait()
 
-    def _read_back(self, path: epath.Path, shapes: Mapping[str, dict[str, tuple[int, ...]]]) -> None:
-        """Read what was saved, as a reader does. Raises `ValueError` where arrays are missing or of other shapes.
+    def _read_back(
+        self, path: epath.Path, shapes: Mapping[str, dict[str, tuple[int, ...]]], files: Mapping[str, bytes]
+    ) -> None:
+        """Read what was saved, as a reader does. Raises `ValueError` where arrays are missing or of other shapes, or
+        other files not as they were given.
 
         Several processes save more than one of them can hold: there the arrays' descriptions alone are read.
         """
@@ -338,6 +344,9 @@ class Checkpoints:
                 there = handler.restore(at, args=ocp.args.PyTreeRestore(restore_args=arguments))
             if _shapes(there) != expected:
                 raise ValueError(f"{path / 'state' / item} does not hold the arrays that were saved")
+        for file, content in files.items():
+            if (path / file).read_bytes() != content:
+                raise ValueError(f"{path / file} does not hold what was saved")
 
     def _orbax_path(self, path: epath.Path) -> epath.Path:
         """The path by which Orbax finds what lies at `path`."""
@@ -744,23 +753,32 @@ def _require_needed(given: Mapping[str, Mapping[str, Any]]) -> None:
 
 
 def _plain_name(checkpoints: Checkpoints) -> epath.Path:
-    """A path to the folder of checkpoints for Orbax, which takes [, * and ? in a path for a pattern.
+    """A path to the folder of checkpoints for Orbax, which takes [, * and ? in a path for a pattern, and writes each
+    path as UTF-8, whatever the locale.
 
-    Where the folder's own path has them it is a link in a temporary folder, which goes with `checkpoints`.
+    Where the folder's own path is not so it is a link in a temporary folder, which goes with `checkpoints`.
     """
     folder = checkpoints.folder
-    if not glob.has_magic(str(folder)):
+    if _means_itself(str(folder)):
         return folder
-    if not local(folder) or jax.process_count() > 1 or glob.has_magic(tempfile.gettempdir()):
+    if not local(folder) or jax.process_count() > 1 or not _means_itself(tempfile.gettempdir()):
         raise UserError(
             f"{folder.parent}: in a bucket, with several processes, or with such a TMPDIR, a workdir's path can't have "
-            "[, * or ?; rename it"
+            "[, * or ?, nor letters that are not UTF-8 in this locale; rename it"
         )
     beside = tempfile.mkdtemp(prefix="transformer-")
     weakref.finalize(checkpoints, shutil.rmtree, beside, ignore_errors=True)
     link = epath.Path(beside) / "checkpoints"
     os.symlink(folder, link)
     return link
+
+
+def _means_itself(path: str) -> bool:
+    """Whether Orbax finds by this path what this program does."""
+    try:
+        return not glob.has_magic(path) and (not local(path) or os.fsencode(path) == path.encode())
+    except UnicodeEncodeError:
+        return False
 
 
 # ---- A checkpoint's folder ------------------------------------------------------------------------------------------

@@ -130,9 +130,20 @@ def _trouble(error: Exception) -> str | None:
         return str(short(error, "end other programs, or ask for less at a time"))
     if isinstance(error, RuntimeError) and "home directory" in str(error):  # of pathlib
         return "a path begins with ~, but that home folder is not known; set HOME, or write the path out"
+    if isinstance(error, FileNotFoundError) and _gone():
+        return "the folder that this command runs in was removed; go to one that is there (cd), then run it again"
     if isinstance(error, OSError) and error.errno in _ERRNOS:
         return f"{error.filename or 'a file'}: {error.strerror or error}; mend that, then run the same command again"
     return None
+
+
+def _gone() -> bool:
+    """Whether the folder that this process runs in was removed."""
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        return True
+    return False
 
 
 @contextlib.contextmanager

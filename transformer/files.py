@@ -14,7 +14,6 @@ import os
 import secrets
 import shutil
 import socket
-import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -99,8 +98,8 @@ def _sync(path: str | Path) -> None:
 
 def replace(path: Any, content: bytes) -> None:
     """Give a file this content, whole or not at all. A file that has it already is left alone."""
-    temporary = path.parent / f"{path.name}.{owner()}.tmp"
-    refuse_links(path, temporary)
+    temporary = path.parent / own_name(path.name)
+    refuse_links(path)
     with writing(path):
         if path.exists() and path.read_bytes() == content:
             return
@@ -109,7 +108,7 @@ def replace(path: Any, content: bytes) -> None:
             temporary.write_bytes(content)
             if local(path):
                 synced(temporary)
-        except OSError:
+        except BaseException:
             with contextlib.suppress(OSError):
                 temporary.unlink(missing_ok=True)
             raise
@@ -124,7 +123,7 @@ def new_folder(out: Path) -> Iterator[Path]:
     """A folder for a block to fill. Once the block is done, and all of it is on the disk, it becomes `out`, which must
     be new or empty. If the block fails, nothing of it stays.
 
-    Raises `OSError` where the disk refuses something.
+    Raises `OSError` where the disk refuses something, and `UserError` where something else came to `out` meanwhile.
     """
     made = [folder for folder in out.parents if not folder.exists()]
     there = out.exists()
@@ -132,16 +131,19 @@ def new_folder(out: Path) -> Iterator[Path]:
     building = (out if there else out.parent) / f".{out.name}.{uuid.uuid4().hex}.tmp"
     try:
         building.mkdir(parents=True)
-        yield building
-        for path in (*building.rglob("*"), building):
-            synced(path)
-        if there:
-            for path in sorted(building.iterdir()):
-                path.rename(out / path.name)
-            building.rmdir()
-        else:
-            building.rename(out)
-        synced(out.parent)
+        with _only_writer(out) if there else contextlib.nullcontext():
+            yield building
+            _require_free(out, building, there)
+            for path in (*building.rglob("*"), building):
+                synced(path)
+            _require_free(out, building, there)
+            if there:
+                for path in sorted(building.iterdir()):
+                    path.rename(out / path.name)
+                building.rmdir()
+            else:
+                building.rename(out)
+            synced(out.parent)
     except BaseException:
         for _ in range(50):  # while threads of a library may still write there
             shutil.rmtree(building, ignore_errors=True)
@@ -152,6 +154,25 @@ def new_folder(out: Path) -> Iterator[Path]:
             for folder in made:
                 folder.rmdir()
         raise
+
+
+@contextlib.contextmanager
+def _only_writer(folder: Path) -> Iterator[None]:
+    """A block in which this process alone fills a folder. Raises `UserError` where another one does."""
+    with _opened(folder) as at:
+        if not _flock(at, folder):
+            raise UserError(f"{folder}: another process writes there; wait until it is done, or name another folder")
+        yield
+
+
+def _require_free(out: Path, building: Path, there: bool) -> None:
+    """Raise `UserError` unless `out` is still as it was when `building` was begun: empty, or not there."""
+    free = out.is_dir() and list(out.iterdir()) == [building] if there else not os.path.lexists(out)
+    if not free:
+        raise UserError(
+            f"{out}: something else was written there meanwhile, or it was replaced; that stays as it is: name a new "
+            "folder, then run the command again"
+        )
 
 
 def append(path: Any, line: str) -> bool:
@@ -185,6 +206,11 @@ def _alone(file: Any) -> None:
         fcntl.flock(file, fcntl.LOCK_EX)
 
 
+def own_name(name: str) -> str:
+    """A name for what is being made, which no other thread or process uses. `sweep` removes what a killed one left."""
+    return f"{name}.{secrets.token_hex(4)}.{owner()}.tmp"
+
+
 def owner() -> str:
     """This process, as part of the name of what it is making: HOST.NAMESPACE.PID.
 
@@ -201,8 +227,7 @@ def owner() -> str:
 def temporary(folder: Path, name: str) -> Iterator[Path]:
     """A new folder in `folder` for the length of a block. What killed processes left beside it is removed."""
     sweep(folder)
-    path = folder / f"{name}.{owner()}.tmp"
-    shutil.rmtree(path, ignore_errors=True)
+    path = folder / own_name(name)
     path.mkdir(parents=True)
     try:
         yield path
@@ -211,7 +236,7 @@ def temporary(folder: Path, name: str) -> Iterator[Path]:
 
 
 def sweep(folder: Path) -> None:
-    """Remove what killed processes of this machine left in a folder: NAME.`owner`.tmp."""
+    """Remove what killed processes of this machine left in a folder: what `own_name` named."""
     machine = owner().rpartition(".")[0]
     for path in folder.iterdir() if folder.is_dir() else ():
         process = path.name.removesuffix(".tmp").rpartition(".")[2]
@@ -301,6 +326,8 @@ def damage(folder: Any, digest_of_file: Callable[[Any], dict[str, Any]] | None =
         return f"{folder / MANIFEST} is not as it was written ({error})"
     except FileNotFoundError as error:
         return f"{error.filename or folder} is missing"
+    except IsADirectoryError as error:
+        return f"{error.filename or folder} is a folder"
     except OSError as error:
         where, why = error.filename or folder, error.strerror or error
         raise UserError(f"{where} cannot be read ({why}); see to that, then run the same command again") from None
@@ -350,23 +377,31 @@ def cached(folder: Path, make: Callable[[Path], None], read: Callable[[Path], T]
 
 
 def _take_place(new: Path, folder: Path) -> None:
-    """Rename a sealed folder. A whole one that another process put there meanwhile stays; a damaged one goes.
+    """Rename a sealed folder. A whole one that another process put there meanwhile stays; a damaged one, or anything
+    else, goes.
 
     One process does so at a time: else a whole folder could be taken for the damaged one that it replaced.
     """
-    parent = os.open(folder.parent, os.O_RDONLY)
-    try:
+    with _opened(folder.parent) as parent:
         _alone(parent)
-        if folder.exists():
+        if os.path.lexists(folder):
             if sealed(folder) and damage(folder, digest_once) is None:
                 return
-            with temporary(folder.parent, secrets.token_hex(8)) as old:
-                os.rename(folder, old)
+            with temporary(folder.parent, "replaced") as old:
+                os.rename(folder, old / folder.name)
                 os.rename(new, folder)
         else:
             os.rename(new, folder)
+
+
+@contextlib.contextmanager
+def _opened(folder: Any) -> Iterator[int]:
+    """The descriptor of an open folder."""
+    at = os.open(folder, os.O_RDONLY)
+    try:
+        yield at
     finally:
-        os.close(parent)
+        os.close(at)
 
 
 # ---- Locks ----------------------------------------------------------------------------------------------------------
@@ -390,17 +425,13 @@ class Lock:
             if self._file is None:
                 same = not self._mark or self._path.read_text() == self._mark
             else:
-                there, held = os.stat(self._path), os.fstat(self._file.fileno())
-                same = (there.st_dev, there.st_ino) == (held.st_dev, held.st_ino)
+                same = _same(self._path, self._file.fileno())
         except FileNotFoundError:
             same = False
         except OSError as error:
             raise UserError(f"{self._path} cannot be read ({error.strerror or error})") from None
         if not same:
-            raise UserError(
-                f"{self._path.parent} is no longer the folder that this run began in: it was removed, replaced or "
-                "taken over by another run; nothing more is written there"
-            )
+            raise _no_longer(self._path.parent)
 
     @contextlib.contextmanager
     def held(self) -> Iterator[Lock]:
@@ -410,20 +441,57 @@ class Lock:
             yield self
             return
         with self._path.open("a") as file:
-            if sys.platform != "win32" and not _flock(file):
+            if not _flock(file, self._path):
                 raise UserError(f"{self._path.parent}: {self._busy}")
             self._file = file
             yield self
 
 
-def _flock(file: IO) -> bool:
-    """Lock a file. Returns False where another process holds it."""
-    import fcntl
+@contextlib.contextmanager
+def unchanged(folder: Any) -> Iterator[Callable[[], None]]:
+    """A block with a function to call before each write. It raises `UserError` if another folder, or none, lies at this
+    path by then.
 
+    For whoever adds to a folder without a lock. Of one in a bucket nothing can be told.
+    """
+    with contextlib.ExitStack() as stack:
+        at = None
+        with contextlib.suppress(OSError):  # told by whoever reads there
+            at = stack.enter_context(_opened(folder)) if local(folder) else None
+
+        def check() -> None:
+            with contextlib.suppress(OSError):
+                if at is None or _same(folder, at):
+                    return
+            raise _no_longer(folder)
+
+        yield check
+
+
+def _same(path: Any, at: int) -> bool:
+    """Whether what lies at a path is what is open under a descriptor. (As long as it is open, nothing else gets its
+    number.)"""
+    there, held = os.stat(path), os.fstat(at)
+    return (there.st_dev, there.st_ino) == (held.st_dev, held.st_ino)
+
+
+def _no_longer(folder: Any) -> UserError:
+    return UserError(
+        f"{folder} is no longer the folder that this run began in: it was removed, replaced or taken over by another "
+        "run; nothing more is written there"
+    )
+
+
+def _flock(file: IO | int, path: Any) -> bool:
+    """Lock an open file or folder. Returns False where another process holds it."""
+    try:
+        import fcntl
+    except ImportError:  # another system
+        return True
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     except OSError as error:
-        log.warning("%s cannot be locked (%s): make sure that nobody else writes there", file.name, error.strerror)
+        log.warning("%s cannot be locked (%s): make sure that nobody else writes there", path, error.strerror)
     return True

@@ -6,10 +6,12 @@ import contextlib
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -19,9 +21,12 @@ from transformer.checkpoint import Checkpoints
 from transformer.config import UserError, from_json
 from transformer.data import cache
 from transformer.streams import _Output, plain
+from transformer.tasks import scoring
 from transformer.tasks.sets import known_sets, read_set
 
 ROOT = Path(__file__).parents[2]
+# To Python names of files are ASCII then.
+ASCII = "ln -s $W ö; export W=$PWD/ö LC_ALL=C PYTHONUTF8=0 PYTHONCOERCECLOCALE=0;"
 NAMES = [b"gr\xf6\xdfe.en", b"a\x1b[2J\nwarning: forged\r.en", "\u202eab.en".encode(), b"[1]*?.en"]
 
 
@@ -72,6 +77,56 @@ def test_a_score_that_cannot_be_printed_is_stored(call, workdir: Path, full_stdo
     assert error.startswith("error: standard output cannot be written (No space left on device)")
 
 
+def test_a_score_that_can_be_neither_printed_nor_stored_is_told_in_the_log(call, workdir: Path, full_stdout) -> None:
+    (workdir / "scores.jsonl").mkdir()
+    full_stdout()
+    done = call("evaluate.py", "--workdir", workdir)
+    assert (done.code, done.out) == (2, "")
+    assert "warning: this score is not stored: " in done.err
+    assert [line.split()[0] for line in done.err.splitlines()[-4:]] == ["test.en:", "BLEU", "chrF", "error:"]
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_score_is_not_stored_in_another_workdir(call, workdir: Path, monkeypatch, there: bool) -> None:
+    """Which takes the place of the one that is being evaluated."""
+    other = Path(shutil.copytree(workdir, workdir.with_name("other")))
+    translate = scoring.together
+
+    def slowly(*given: Any) -> list[str]:
+        shutil.rmtree(workdir)
+        if there:
+            other.rename(workdir)
+        return translate(*given)
+
+    monkeypatch.setattr(scoring, "together", slowly)
+    done = call("evaluate.py", "--workdir", workdir)
+    assert done.code == 0 and done.out.startswith("test.en: 20 sentences")
+    assert f"warning: this score is not stored: {workdir} is no longer the folder" in done.err
+    assert workdir.exists() == there and not (workdir / "scores.jsonl").exists()
+
+
+def test_a_folder_that_was_removed_is_told_in_one_line(call, tmp_path: Path, monkeypatch) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    for program, *arguments in (("evaluate.py", "--workdir", "run"), ("transformer", "translate", "run")):
+        done = call(program, *arguments)
+        assert done.code == 2
+        assert done.err.splitlines()[-1].startswith("error: the folder that this command runs in was removed; go to")
+
+
+def test_an_export_is_told_harmlessly_even_where_it_cannot_be_printed(
+    call, trained, tmp_path: Path, full_stdout
+) -> None:
+    pytest.importorskip("safetensors")
+    for name in ("a\x1b[2J", "b\nwarning: forged"):
+        done = call("transformer", "export", trained, tmp_path / name, "--to", "hf-marian")
+        assert done.code == 0 and done.out == f"{tmp_path}/{plain(name)}\n"
+    full_stdout()
+    done = call("transformer", "export", trained, tmp_path / "c", "--to", "hf-marian")
+    assert done.code == 2 and done.err.splitlines()[-2] == f"wrote {tmp_path}/c"
+
+
 def test_each_score_stands_alone_after_a_full_disk(call, workdir: Path, full_after) -> None:
     call("evaluate.py", "--workdir", workdir)
     size = (workdir / "scores.jsonl").stat().st_size
@@ -110,6 +165,8 @@ def test_translations_that_cannot_be_written_are_told_in_one_line(
         ("PYTHONIOENCODING=ascii evaluate.py --workdir $W --source gr*.en --reference de", 0, None),
         ("PYTHONIOENCODING=ascii evaluate.py --workdir $W --source gr*.en --reference de --json", 0, None),
         ("LC_ALL=C evaluate.py --workdir $W --source gr*.en --reference de", 0, None),
+        (f"{ASCII} evaluate.py --workdir $W --source gr*.en --reference de", 0, None),
+        (f"{ASCII} -m transformer export $W out.ö --to hf-marian", 0, None),
         ("evaluate.py --workdir $W --source gr*.en --reference de >&-", 2, "standard output cannot be written (Bad"),
         ("-m transformer translate $W < en > /dev/full", 2, "standard output cannot be written (No space left"),
         ("-m transformer translate $W <&-", 2, "standard input cannot be read (Bad file descriptor)"),
@@ -201,17 +258,19 @@ def test_a_full_disk_leaves_no_half_folder(call, trained: Path, tmp_path: Path, 
             (tmp_path / "new").rename(tmp_path.parent / f"{tmp_path.name}-{verb}")
 
 
-def test_a_workdir_whose_name_is_no_utf8_is_told_in_one_line(call, trained: Path, tiny, tmp_path: Path) -> None:
-    name = os.fsdecode(os.fsencode(tmp_path) + b"/w\xf6")
+def test_a_workdir_may_have_a_name_that_is_no_utf8(call, workdir: Path, tmp_path: Path) -> None:
+    name, other, third = (os.fsdecode(os.fsencode(tmp_path) + b"/w\xf6" + end) for end in (b"", b".1", b".2"))
+    workdir.rename(name)
     for command in (
-        ("train.py", "--config", tiny.config, "--workdir", name),
-        ("transformer", "translate", name),
-        ("transformer", "convert", trained, name, "--kv-heads", 1),
+        ("evaluate.py", "--workdir", name),
+        ("transformer", "average", name, "--last", 2),
+        ("transformer", "convert", name, other, "--kv-heads", 1),
+        ("transformer", "export", name, third, "--to", "hf-marian"),
     ):
         done = call(*command)
-        assert (done.code, done.err.count("\n")) == (2, 1)
-        assert "/w\\udcf6: its name, or a folder's above it, is not valid UTF-8" in done.err
-    assert not Path(name).exists()
+        assert done.code == 0, done.err
+    assert Checkpoints(other).complete("average") and (Path(third) / "model.safetensors").exists()
+    assert not list(tmp_path.rglob("*.tmp"))
 
 
 @pytest.mark.parametrize("home", [None, "~nobody-of-this-name"])

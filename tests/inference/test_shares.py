@@ -4,6 +4,7 @@ import io
 import lzma
 import os
 import resource
+import shutil
 import subprocess
 import sys
 import threading
@@ -106,14 +107,14 @@ def test_two_that_put_the_output_together_do_not_write_into_one_file(tmp_path: P
     source, target = tmp_path / "in", tmp_path / "out"
     source.write_bytes(b"a\nb\n")
     translate_share(numbered, source, target, 0, 2)
-    replace, read, begun, complete = Path.replace, Path.read_bytes, threading.Event(), threading.Event()
+    link, read, begun, complete = os.link, Path.read_bytes, threading.Event(), threading.Event()
     other = threading.Thread(target=translate_share, args=(numbered, source, target, 1, 2))
 
     def before_it_has_its_name(path, name):
         if path.name.endswith(".together") and not other.ident:
             other.start()
             assert begun.wait(10)
-        return replace(path, name)
+        return link(path, name)
 
     def when_it_would_read(path):
         if threading.current_thread() is other and path != source:
@@ -121,7 +122,7 @@ def test_two_that_put_the_output_together_do_not_write_into_one_file(tmp_path: P
             assert complete.wait(10)
         return read(path)
 
-    monkeypatch.setattr(Path, "replace", before_it_has_its_name)
+    monkeypatch.setattr(os, "link", before_it_has_its_name)
     monkeypatch.setattr(Path, "read_bytes", when_it_would_read)
     translate_share(numbered, source, target, 1, 2)
     complete.set()
@@ -287,3 +288,70 @@ def test_there_can_be_so_many_shares():
     assert parse("9999/10000") == (9_999, 10_000)
     with pytest.raises(UserError, match="--share 0/1000000000: there can be 10,000 shares at most"):
         parse("0/1000000000")
+
+
+def test_a_part_of_another_share_is_not_taken(tmp_path: Path, caplog):
+    source, target = tmp_path / "in", tmp_path / "out"
+    source.write_bytes(b"a\nb\n")
+    translate_share(numbered, source, target, 1, 2)
+    (part,) = tmp_path.glob("out.*.1-of-2")
+    shutil.copy(part, str(part).replace("1-of-2", "0-of-2"))
+    translate_share(numbered, source, target, 0, 2)
+    assert "0-of-2 is not as it was written: its share is to be translated again" in caplog.text
+    assert target.read_bytes() == b"1 A\n2 B\n"
+
+
+@pytest.mark.parametrize("content", [b"", b"1 A\n2 C\n", b"mine", None])
+@pytest.mark.parametrize("shares", [1, 2])
+def test_a_file_that_came_meanwhile_is_not_overwritten(tmp_path: Path, content: bytes | None, shares: int):
+    """Nor are the parts removed, which it is not made of. (None: a folder.)"""
+    source, target = tmp_path / "in", tmp_path / "out"
+    source.write_bytes(b"a\nb\n")
+
+    def slowly(lines, out, first_line):
+        target.mkdir() if content is None else target.write_bytes(content)
+        return numbered(lines, out, first_line)
+
+    with pytest.raises(UserError, match=f"^--output {target}: another file came there meanwhile, and it stays"):
+        translate_share(slowly, source, target, shares - 1, shares)
+    assert content is None or target.read_bytes() == content
+    assert [path.name.rpartition(".")[2] for path in tmp_path.glob("out.*")] == [f"{shares - 1}-of-{shares}"]
+    target.rename(tmp_path / "moved")
+    for i in range(shares):
+        translate_share(numbered, source, target, i, shares)
+    assert target.read_bytes() == b"1 A\n2 B\n"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "moved", "out"]
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_a_file_that_comes_while_the_output_is_put_together_is_not_overwritten(tmp_path: Path, monkeypatch, links):
+    source, target = tmp_path / "in", tmp_path / "out"
+    source.write_bytes(b"a\nb\n")
+
+    def late(path):
+        if path.name.endswith(".together"):
+            target.write_bytes(b"mine")
+
+    def refuse(*paths):
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr(transformer.inference.shares, "synced", late)
+    if not links:
+        monkeypatch.setattr(os, "link", refuse)
+    with pytest.raises(UserError, match="another file came there meanwhile"):
+        translate_share(numbered, source, target, 0, 1)
+    assert target.read_bytes() == b"mine"
+    monkeypatch.setattr(transformer.inference.shares, "synced", lambda path: None)
+    target.unlink()
+    translate_share(numbered, source, target, 0, 1)
+    assert target.read_bytes() == b"1 A\n2 B\n"
+
+
+def test_an_output_that_the_disk_does_not_keep_is_told(tmp_path: Path, monkeypatch):
+    source, target = tmp_path / "in", tmp_path / "out"
+    source.write_bytes(b"a\nb\n")
+    lose = lambda path: path.name.endswith(".together") and path.write_bytes(b"")  # noqa: E731
+    monkeypatch.setattr(transformer.inference.shares, "synced", lose)
+    with pytest.raises(UserError, match="the disk does not keep what is written"):
+        translate_share(numbered, source, target, 0, 1)
+    assert not target.exists() and len(list(tmp_path.glob("out.*.0-of-1"))) == 1

@@ -9,8 +9,10 @@ import logging
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -569,6 +571,58 @@ def test_a_checkpoint_from_which_no_update_is_finite_is_not_kept(tmp_path: Path,
         run(tmp_path / "run", *short("--train.checkpoint_every", 1, *options, "--train.non_finite", non_finite))
     assert Checkpoints(tmp_path / "run").states() == []
     assert leftovers(tmp_path / "run") == []
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+def test_without_a_development_set_one_more_update_shows_whether_the_end_is_good(
+    tmp_path: Path, run, monkeypatch, steps: int
+) -> None:
+    """The last update makes parameters of 1e30."""
+    rate = loop.optimizer
+
+    def breaks_at_the_end(*given: Any) -> optax.GradientTransformation:
+        return optax.chain(rate(*given), optax.scale_by_schedule(lambda n: jnp.where(n == steps - 1, 1e30, 1.0)))
+
+    monkeypatch.setattr(loop, "optimizer", breaks_at_the_end)
+    without = [f"--data.{name}_{side}=None" for name in ("dev", "test") for side in ("source", "target")]
+    told = rf"^the loss is nan and the gradient norm nan from the parameters that update {steps} made; training stopped"
+    with pytest.raises(UserError, match=told):
+        run(tmp_path / "run", *short(), "--train.checkpoint_every", 1, "--train.steps", steps, *without)
+    assert Checkpoints(tmp_path / "run").states() == list(range(1, steps))
+    assert leftovers(tmp_path / "run") == []
+
+
+def test_a_checkpoint_from_which_no_update_was_finite_is_not_called_good(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path)
+    files = {"config.json": b"{}", "tokenizer.model": b"x"}
+
+    def told(doubtful: int | None) -> str:
+        return str(loop.diverged(checkpoints, "update 9: ", doubtful)).partition("training stopped, ")[2]
+
+    assert told(0).startswith("no checkpoint was saved yet. ")
+    for step, name in ((5, 5), (8, "00000008.interrupted")):
+        progress = {"step": step, "vocab_size": 20}
+        checkpoints.save(name, {"params": {"x": np.ones(3)}}, progress=progress, files=files)
+        checkpoints.wait()
+        folder = tmp_path / "checkpoints" / (name if isinstance(name, str) else f"{name:08d}")
+        assert told(None).startswith(f"the last good checkpoint is {folder}. ")
+        good = f"the last good checkpoint is {tmp_path}/checkpoints/00000005" if step == 8 else "no good checkpoint was"
+        assert told(step).startswith(good) and f"(no update from {folder} was finite)" in told(step)
+
+
+def test_no_config_is_written_into_another_folder(tmp_path: Path, run, trained: Path, monkeypatch) -> None:
+    """Which replaces the workdir while text is tokenised."""
+    workdir, banner = tmp_path / "run", loop.banner
+
+    def replaced(*given: Any) -> None:
+        banner(*given)
+        workdir.rename(tmp_path / "old")
+        workdir.mkdir()
+
+    monkeypatch.setattr(loop, "banner", replaced)
+    with pytest.raises(UserError, match=f"^{workdir} is no longer the folder that this run began in"):
+        run(workdir, *short())
+    assert not list(workdir.iterdir())
 
 
 def test_the_end_of_a_run_is_good_when_its_evaluation_is(tmp_path: Path, run, monkeypatch) -> None:

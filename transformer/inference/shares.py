@@ -8,6 +8,7 @@ import glob
 import hashlib
 import io
 import logging
+import os
 import stat
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -16,12 +17,13 @@ from typing import Any, BinaryIO
 
 from transformer.config import UserError, whole_number
 from transformer.data.opening import open_text, read_all
+from transformer.files import digest as digest_of_file
 from transformer.files import synced
 
 log = logging.getLogger("transformer")
 
 _MOST = 10_000  # shares
-_DIGEST = 64  # bytes at the end of a part: the sha256 of all before them
+_DIGEST = 64  # bytes at the end of a part: the sha256 of which share it is and of all before them
 
 
 def parse(text: str) -> tuple[int, int]:
@@ -82,6 +84,8 @@ def translate_share(
     else:
         _translate(answer, lines[first:last], first + 1, parts[share], target)
         log.info("share %d of %d: lines %d to %d are done", share, shares, first + 1, last)
+    if target.exists():  # if others, who had this share, too, were quicker, it holds what this part does
+        _require_same(target, first, _finished(parts[share]))
     missing = [i for i, part in enumerate(parts) if not part.exists()]
     if missing and not target.exists():
         log.info("the output follows when these shares are done: %s", ", ".join(map(str, missing)))
@@ -101,7 +105,7 @@ def _translate(answer: Callable, lines: list[bytes], first: int, part: Path, tar
     # A number of a process will not do: those of several machines or containers may be the same.
     unfinished = part.with_name(f"{part.name}.{uuid.uuid4().hex}.unfinished")
     try:
-        output = _Output(unfinished, target)
+        output = _Output(unfinished, target, _which(part))
         with io.BufferedWriter(output) as file:
             answer(io.BytesIO(b"".join(line + b"\n" for line in lines)), file, first)
             file.flush()
@@ -109,36 +113,73 @@ def _translate(answer: Callable, lines: list[bytes], first: int, part: Path, tar
         # It is gone where others, who had this share too, have completed the output meanwhile.
         with _told(target), contextlib.suppress(FileNotFoundError):
             synced(unfinished)
-            if _finished(unfinished) is None:
-                raise UserError(f"--output {target}: the disk does not keep what is written; name one on another disk")
+            if _finished(unfinished, _which(part)) is None:
+                raise _not_kept(target)
             unfinished.replace(part)
     finally:
         with contextlib.suppress(OSError):
             unfinished.unlink(missing_ok=True)
 
 
-def _finished(part: Path) -> bytes | None:
-    """The translations in a part; None if it is not there. A damaged one is removed, with a warning."""
+def _which(part: Path) -> bytes:
+    """Which share a part is of: one that is renamed is not taken for another."""
+    return part.name.rpartition(".")[2].encode()
+
+
+def _not_kept(target: Path) -> UserError:
+    return UserError(f"--output {target}: the disk does not keep what is written; name one on another disk")
+
+
+def _occupied(target: Path) -> UserError:
+    return UserError(
+        f"--output {target}: another file came there meanwhile, and it stays; move it away, then run the same command "
+        "again: what is translated is kept beside it"
+    )
+
+
+def _finished(part: Path, which: bytes | None = None) -> bytes | None:
+    """The translations in a part; None if it is not there. A damaged one is removed, with a warning.
+
+    `which` share it is of; by default its name says so.
+    """
     try:
         content = part.read_bytes()
     except FileNotFoundError:
         return None
+    except OSError as error:
+        raise UserError(f"{part} cannot be read ({error.strerror or error}); remove it, or see to that") from None
     translations, digest = content[:-_DIGEST], content[-_DIGEST:]
-    if hashlib.sha256(translations).hexdigest().encode() == digest:
+    sha256 = hashlib.sha256(_which(part) if which is None else which)
+    sha256.update(translations)
+    if sha256.hexdigest().encode() == digest:
         return translations
     log.warning("%s is not as it was written: its share is to be translated again", part)
     part.unlink(missing_ok=True)
     return None
 
 
+def _require_same(target: Path, first: int, translations: bytes | None) -> None:
+    """Raise `UserError` unless the output that came to be meanwhile has these translations from line `first` on, from
+    0. None: whoever completed it has removed them."""
+    if translations is None:
+        return
+    try:
+        lines = target.read_bytes().split(b"\n")
+    except OSError:  # a folder, say
+        raise _occupied(target) from None
+    count = translations.count(b"\n")
+    if lines[first : first + count] != translations.split(b"\n")[:-1]:
+        raise _occupied(target)
+
+
 def _put_together(parts: Sequence[Path], target: Path, digest: str) -> bool:
     """Write the output of all parts. Returns False where another process was as quick.
 
-    Raises `UserError` where one of them is not as it was written.
+    Raises `UserError` where one of them is not as it was written, or where another file has come to be there.
     """
     together = target.with_name(f"{target.name}.{digest}.{uuid.uuid4().hex}.together")
     try:
-        with together.open("xb") as file:
+        with io.BufferedWriter(whole := _Output(together, target)) as file:
             for i, part in enumerate(parts):
                 if (translations := _finished(part)) is None:
                     if target.exists():
@@ -148,21 +189,43 @@ def _put_together(parts: Sequence[Path], target: Path, digest: str) -> bool:
                     )
                 file.write(translations)
         synced(together)
-        together.replace(target)
+        written = digest_of_file(together)
+        if written["sha256"] != whole.sha256.hexdigest():
+            raise _not_kept(target)
+        return _rename_to_new(together, target, written)
     except OSError as error:
         if isinstance(error, FileNotFoundError) and target.exists():
             return False
         raise UserError(f"--output {target}: {error.strerror}") from None
     finally:
         together.unlink(missing_ok=True)
+
+
+def _rename_to_new(path: Path, target: Path, written: dict[str, Any]) -> bool:
+    """Rename a file, but not over another one. Returns False where what is there is the same.
+
+    Raises `UserError` where it is not.
+    """
+    try:
+        os.link(path, target)
+    except FileExistsError:
+        if target.is_file() and digest_of_file(target) == written:
+            return False
+        raise _occupied(target) from None
+    except OSError:  # a disk without such links
+        if os.path.lexists(target):
+            raise _occupied(target) from None
+        path.replace(target)
+    synced(target.parent)
     return True
 
 
 class _Output(io.FileIO):
     """A new file. What the disk refuses is told in one line; other errors of whoever writes to it stay as they are."""
 
-    def __init__(self, path: Path, target: Path):
-        self._target, self.sha256 = target, hashlib.sha256()
+    def __init__(self, path: Path, target: Path, seed: bytes = b""):
+        """`sha256` is that of `seed` and of what is written."""
+        self._target, self.sha256 = target, hashlib.sha256(seed)
         with _told(target):
             super().__init__(path, "x")
 

@@ -14,6 +14,7 @@ from transformer.command_line import Parser, configured, evaluate_options, set_u
 from transformer.config import Config, UserError, to_json, whole_number
 from transformer.data.sources import cache
 from transformer.data.text import form
+from transformer.files import unchanged
 from transformer.memory import enough_memory
 from transformer.streams import print_json
 
@@ -229,24 +230,28 @@ def evaluate(arguments: Sequence[str]) -> None:
     set_up_jax()
     from transformer.tasks.scoring import evaluate_workdir, lines_of, store
 
-    result = evaluate_workdir(
-        own.workdir,
-        source=own.source,
-        references=own.reference,
-        checkpoint=own.checkpoint,
-        against=own.against,
-        options=lambda config: evaluate_options(config, rest, "evaluate.py", parser.options()),
-    )
-    if not processes.first():
-        return
-    printed = False
-    try:
-        if own.json:
-            print_json(result)
-        else:
-            print("\n".join(lines_of(result)))
-        sys.stdout.flush()
-        printed = True
-    finally:  # neither is lost where the other fails
-        if store(own.workdir, result) and not printed:
-            log.info("the scores are stored in %s/scores.jsonl", own.workdir)
+    with unchanged(own.workdir) as check:
+        result = evaluate_workdir(
+            own.workdir,
+            source=own.source,
+            references=own.reference,
+            checkpoint=own.checkpoint,
+            against=own.against,
+            options=lambda config: evaluate_options(config, rest, "evaluate.py", parser.options()),
+        )
+        if not processes.first():
+            return
+        printed = False
+        try:
+            if own.json:
+                print_json(result)
+            else:
+                print("\n".join(lines_of(result)))
+            sys.stdout.flush()
+            printed = True
+        finally:  # neither is lost where the other fails
+            stored = store(own.workdir, result, check)
+            if stored and not printed:
+                log.info("the scores are stored in %s/scores.jsonl", own.workdir)
+            for line in () if stored or printed else lines_of(result):
+                log.info("%s", line)

@@ -154,13 +154,17 @@ def _told(whose: str, config: Config) -> dict[str, Any]:
     return json.loads(json.dumps({**told, f"{whose}data.languages": config.data.languages}))
 
 
-def store(workdir: str, result: dict[str, Any]) -> bool:
+def store(workdir: str, result: dict[str, Any], check: Callable[[], None] = lambda: None) -> bool:
     """Append a result to `scores.jsonl` in the workdir, as a line of its own. Returns whether that worked; if not, a
-    warning says why."""
+    warning says why.
+
+    `check` raises `UserError` where the workdir is not the one that was scored (see `files.unchanged`).
+    """
     path = epath.Path(workdir) / "scores.jsonl"
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     line = to_json({"time": now, **result})
     try:
+        check()
         refuse_links(path)
         with writing(path):
             if local(workdir):
@@ -182,6 +186,7 @@ def average(workdir: str, last: int) -> Iterator[str]:
     checkpoints = Checkpoints(workdir)
     checkpoints.choose("last")  # which says what to do where there is none
     steps = checkpoints.average(last)
+    log.info("the average is saved in %s", checkpoints.path(AVERAGE))  # should the rest fail
     yield f"averaged {len(steps)} checkpoints: {', '.join(map(str, steps))}"
     if len(steps) < last:
         log.warning("only %d checkpoints are there; train.keep_last says how many are kept", len(steps))

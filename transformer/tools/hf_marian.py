@@ -217,8 +217,7 @@ def export(workdir: str, out: str, checkpoint: str | None = None) -> Path:
     Raises `UserError` where it is missing, where `out` holds something, and as `to_marian` does.
     """
     try:
-        from safetensors import SafetensorError
-        from safetensors.numpy import load_file, save_file
+        from safetensors.numpy import load, save
     except ImportError:
         raise UserError("export --to hf-marian needs safetensors: pip install 'transformer[export]'") from None
     folder = Path(out)
@@ -228,7 +227,7 @@ def export(workdir: str, out: str, checkpoint: str | None = None) -> Path:
     vocab_size = pieces.vocab_size
     with writing(folder), new_folder(folder) as building:
         for side in ("source", "target"):
-            (building / f"{side}.spm").write_bytes(pieces.model_of(side))
+            _write(building / f"{side}.spm", pieces.model_of(side))
         _write(building / "vocab.json", {pieces.piece(i): i for i in range(vocab_size)})
         _write(
             building / "tokenizer_config.json",
@@ -237,12 +236,10 @@ def export(workdir: str, out: str, checkpoint: str | None = None) -> Path:
             | dict(zip(("pad_token", "bos_token", "eos_token", "unk_token"), SPECIALS, strict=True)),
         )
         _write(building / "generation_config.json", generation_config(config))
-        try:
-            save_file(state, building / "model.safetensors", metadata={"format": "pt"})
-        except SafetensorError as error:
-            raise OSError(f"model.safetensors: {error}") from error
+        # In memory: the package opens its files by UTF-8 names, whatever the locale.
+        _write(building / "model.safetensors", save(state, metadata={"format": "pt"}))
         _write(building / "config.json", marian_config(config, vocab_size))
-        back = load_file(building / "model.safetensors")
+        back = load((building / "model.safetensors").read_bytes())
         if not all(np.array_equal(back[name], x) for name, x in state.items()):
             raise OSError("model.safetensors does not hold what was written")
     return folder
@@ -257,7 +254,12 @@ def _state(opened: Checkpoint) -> tuple[Config, dict[str, np.ndarray], Tokenizer
 
 
 def _write(path: Path, content: Any) -> None:
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    """Write bytes, or anything else as JSON. Raises `OSError` where they can't be read back."""
+    if not isinstance(content, bytes):
+        content = (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()
+    path.write_bytes(content)
+    if path.read_bytes() != content:
+        raise OSError(f"{path.name} does not hold what was written")
 
 
 def _sizes(config: ModelConfig, vocab_size: int) -> dict[str, int]:

@@ -39,7 +39,7 @@ from transformer.config import (
     to_json,
 )
 from transformer.data.batching import Batches
-from transformer.files import Lock, refuse_links, replace
+from transformer.files import Lock, local, refuse_links, replace, sweep
 from transformer.inference.translator import cores
 from transformer.judging import Judge, Judged, upgraded
 from transformer.model import Model, Params, encoder_decoder
@@ -176,6 +176,10 @@ def updates(ready: Ready, profile: tuple[int, int] | None, broken: set[int]) -> 
     # Nothing is written before all of the above was found right; config.json first: see `MADE`.
     with all_or_none():
         if first():
+            if lock is not None:
+                lock.check()
+            if local(folder):
+                sweep(Path(folder))
             for name, content in {"config.json": to_json(config).encode(), **task.files}.items():
                 replace(folder / name, content)
             task.write_sets(folder)
@@ -188,11 +192,13 @@ def updates(ready: Ready, profile: tuple[int, int] | None, broken: set[int]) -> 
             "scores do not compare with those before step %d, as %s; the best checkpoint and train.patience begin anew",
             *(start, ", ".join(judge.begun_anew)),
         )
-    if first():  # which a run that was killed may not have come to
-        checkpoints.prune(t.keep_last, t.keep_every, run)
+    if first():  # which a run that was killed may not have come to; older ones go once an update was finite
+        checkpoints.prune(None, None, run)
     # Where it was interrupted before the evaluation of its last update, that comes first.
     owed = progress.get("owed")
     if owed is None and (start >= t.steps or (t.patience is not None and judge.stale >= t.patience)):
+        if first():
+            checkpoints.prune(t.keep_last, t.keep_every, run)
         log.info("%s is trained already, to step %d; raise train.steps or train.patience to go on", folder, start)
         return {}
     broken |= set(progress.get("left_out", []))
@@ -208,6 +214,7 @@ def updates(ready: Ready, profile: tuple[int, int] | None, broken: set[int]) -> 
     pending: tuple[int, Any, Callable[[], int]] | None = None
     seen: set[tuple] = set()
     began, stopped, asked, profiling = time.monotonic(), False, 0, False
+    doubtful: int | None = start  # a checkpoint from which no update was finite yet
     skipped = progress.get("skipped", 0)
     flops_per_s = (peak(mesh.devices.flat[0]) or 0.0) * mesh.size
     ask = Ask(mesh, ears)
@@ -222,7 +229,7 @@ def updates(ready: Ready, profile: tuple[int, int] | None, broken: set[int]) -> 
 
         Where an entry of the log is due it is returned, and written unless there is more to come for it.
         """
-        nonlocal pending, asked, skipped
+        nonlocal pending, asked, skipped, doubtful
         if pending is None:
             return {}
         step, metrics, answer = pending
@@ -230,8 +237,9 @@ def updates(ready: Ready, profile: tuple[int, int] | None, broken: set[int]) -> 
         values = {name: float(value) for name, value in metrics.items()}
         if values and not (math.isfinite(values["loss"]) and math.isfinite(values["gradient_norm"])):
             skipped += 1
-            not_finite(ready, step, values, skipped + len(broken))
+            not_finite(ready, step, values, skipped + len(broken), doubtful)
         elif values:
+            doubtful = None
             checkpoints.confirm()  # of an earlier step: from what it holds an update was finite
             if usual := watch.jump(values["loss"]):
                 log.warning(
@@ -272,7 +280,7 @@ def updates(ready: Ready, profile: tuple[int, int] | None, broken: set[int]) -> 
 
     def save(name: int | str, progress: dict[str, Any], **options: Any) -> None:
         if not finite(state.params):
-            raise diverged(checkpoints, f"update {int(state.step)} made parameters that are not finite")
+            raise diverged(checkpoints, f"update {int(state.step)} made parameters that are not finite", doubtful)
         with all_or_none():
             records.flush()
             checkpoints.abandon()  # one after which no update was finite
@@ -281,6 +289,15 @@ def updates(ready: Ready, profile: tuple[int, int] | None, broken: set[int]) -> 
         items = {"params": state.params, "optimizer": state.optimizer}
         files = {**task.files, "config.json": to_json(config).encode()}
         checkpoints.save(name, items, progress=progress, files=files, **options)
+
+    def broken_after(step: int) -> str:
+        """What breaks in an update from the final state, whose outcome nobody keeps; "" if nothing does.
+
+        Without a development set only this shows whether the state is good.
+        """
+        values = {name: float(x) for name, x in update(state, feed.place(feed.read(step - 1)))[1].items()}
+        loss, norm = values["loss"], values["gradient_norm"]
+        return "" if math.isfinite(loss) and math.isfinite(norm) else f"the loss is {loss} and the gradient norm {norm}"
 
     def stop_profiling(step: int) -> None:
         nonlocal profiling
@@ -317,12 +334,16 @@ def updates(ready: Ready, profile: tuple[int, int] | None, broken: set[int]) -> 
         complete, last = evaluated or not due, stopped or step == t.steps
         wrong = [name for name, x in scores.items() if evaluated and isinstance(x, float) and not math.isfinite(x)]
         if wrong and last:
-            raise diverged(checkpoints, f"after update {step} {wrong[0]} is {scores[wrong[0]]}")
+            raise diverged(checkpoints, f"after update {step} {wrong[0]} is {scores[wrong[0]]}", doubtful)
         if complete and (step % t.checkpoint_every == 0 or better or last):
             settle()
-            good = last or (evaluated and bool(scores) and not wrong)
+            good = evaluated and bool(scores) and not wrong
             progress = progress_at(step, scores if evaluated else None)
             save(step, progress, keep_last=t.keep_last, keep_every=t.keep_every, good=good)
+            if last and not good:
+                if breaks := broken_after(step):
+                    raise diverged(checkpoints, f"{breaks} from the parameters that update {step} made", doubtful)
+                checkpoints.confirm()
         elif asked and owed is None:
             settle()
             save(interrupted(step), progress_at(step, None, **({} if complete else {"owed": entry})))
@@ -403,17 +424,18 @@ def other_machine(before: Any, now: Mapping[str, int | str]) -> str:
     return ", ".join(f"{name}: {before[name]!r} before, {now[name]!r} now" for name in changed)
 
 
-def not_finite(ready: Ready, step: int, values: Mapping[str, float], count: int) -> None:
+def not_finite(ready: Ready, step: int, values: Mapping[str, float], count: int, doubtful: int | None) -> None:
     """What the config says of an update whose loss or gradient is not finite, the `count`-th of the run: returns if it
-    was skipped, else raises."""
+    was skipped, else raises. `doubtful` is as in `diverged`."""
     t = ready.config.train
     what = f"update {step}: the loss is {values['loss']} and the gradient norm {values['gradient_norm']}"
     if t.non_finite == "stop":
-        raise diverged(ready.checkpoints, what)
+        raise diverged(ready.checkpoints, what, doubtful)
     if count > t.non_finite_limit:
         raise diverged(
             ready.checkpoints,
             f"{what}; that makes {count} such updates (train.non_finite_limit = {t.non_finite_limit})",
+            doubtful,
         )
     log.warning("%s (%d of %d allowed); its batch: %s", what, count, t.non_finite_limit, ready.task.lines(step - 1))
     if t.non_finite == "rollback":
@@ -446,11 +468,17 @@ def finite(params: Params) -> Array:
     return jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(params)]))
 
 
-def diverged(checkpoints: Checkpoints, what: str) -> UserError:
-    """The end of a run whose numbers are no longer finite."""
+def diverged(checkpoints: Checkpoints, what: str, doubtful: int | None = None) -> UserError:
+    """The end of a run whose numbers are no longer finite.
+
+    `doubtful`: the step that it went on from, if no update since then was finite. Its checkpoint is not good.
+    """
     checkpoints.abandon()
-    good = checkpoints.states()
+    names = {name: int(str(name).partition(".")[0]) for name in checkpoints.states()}
+    good = [name for name, at in names.items() if at != doubtful]
     where = f"the last good checkpoint is {checkpoints.path(good[-1])}" if good else "no checkpoint was saved yet"
+    if bad := [checkpoints.path(name) for name, at in names.items() if at == doubtful]:
+        where = f"{where if good else 'no good checkpoint was saved'} (no update from {bad[-1]} was finite)"
     return UserError(
         f"{what}; training stopped, {where}. Lower train.peak_learning_rate, raise train.warmup_steps or set "
         "train.clip_norm"
