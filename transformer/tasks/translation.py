@@ -20,7 +20,7 @@ from jax.sharding import Mesh
 
 from transformer.checkpoint import Checkpoints
 from transformer.config import Config, UserError, check
-from transformer.data.batching import Batches, evaluation_batches
+from transformer.data.batching import Batches, evaluation_batches, too_long
 from transformer.data.cache import TokenCache, tokenize
 from transformer.data.held_out import HeldOut, held_out_doubts
 from transformer.data.languages import Named, doubts
@@ -216,7 +216,8 @@ class Translation:
             return np.array([float(sums["nll"]), float(sums["weight"])])
 
         total, growth = np.zeros(2), np.zeros(2)
-        for batch in evaluation_batches(tokens, batch_tokens=self.config.train.batch_tokens, n_buckets=3):
+        size = {"batch_tokens": self.config.train.batch_tokens, "n_buckets": 3, "most": self._most_pieces}
+        for batch in evaluation_batches(tokens, **size):
             nll, weight = nll_and_weight(batch)
             total += nll, weight
             if (other := exchanged(batch)) is not None:
@@ -274,14 +275,46 @@ class Translation:
         texts, dev, test = self.texts, None, None
         train = [Named(_name(parallel), own) for parallel, own in zip(texts.train, self._train, strict=True)]
         found = doubts(train, Named(_name(texts.dev), self._development[2]) if texts.dev is not None else None)
+        found += self._development_doubts()
         if texts.dev is not None:
             sources, references, tokens = self._development
             dev = HeldOut(texts.dev_name, tokens, sources, references)
-            found += [doubt for doubt in [unsuited(texts.dev_name, references, self.config)] if doubt]
         if texts.test is not None:
             sources, references, tokens = self._test
             test = HeldOut(texts.test_name, tokens, sources, references)
         return [*found, *held_out_doubts(train, dev, test)]
+
+    def _development_doubts(self) -> Iterator[str]:
+        """What is wrong with what is to judge checkpoints. Raises `UserError` where nothing could."""
+        name = self.texts.dev_name
+        if self.texts.dev is None:
+            if (patience := self.config.train.patience) is not None:
+                yield (
+                    f"train.patience = {patience} has no effect, as there is no development set to evaluate on; give "
+                    "data.dev_source and data.dev_target"
+                )
+            return
+        _, references, tokens = self._development
+        if doubt := unsuited(name, references, self.config):
+            yield doubt
+        left_out, most = too_long(tokens, self._most_pieces), self._most_pieces
+        if len(left_out) == len(tokens):
+            raise UserError(
+                f"{name}: all {len(tokens):,} pairs of the development set have more than {most:,} pieces on a side; "
+                "give shorter ones, or raise decode.max_source_length"
+            )
+        if len(left_out):
+            yield (
+                f"{name}: {len(left_out):,} of {len(tokens):,} pairs of the development set have more than {most:,} "
+                f"pieces on a side (data.max_length, decode.max_source_length) and are left out of dev loss; the first "
+                f"is pair {left_out[0] + 1:,}"
+            )
+
+    @property
+    def _most_pieces(self) -> int:
+        """Pairs of the development set with more pieces on a side, end of sentence included, do not count in its loss:
+        the model neither trains on them nor translates them whole, and memory grows with their square."""
+        return max(self.config.data.max_length, self.config.decode.max_source_length + 1)
 
     @cached_property
     def _train(self) -> list[TokenCache]:
@@ -329,11 +362,12 @@ def together(translator: Translator, sources: Sequence[str]) -> list[str]:
     return [text for share in gather(json.dumps(own)) for text in json.loads(share)]
 
 
-def refuse_broken(translator: Translator) -> int:
-    """How many translations of all processes have scores that are no numbers. Raises `UserError` if all have."""
+def refuse_broken(translator: Translator, workdir: str) -> int:
+    """How many translations of all processes have scores that are no numbers. Raises `UserError`, naming the workdir,
+    if all have."""
     each = [json.loads(one) for one in gather(json.dumps([translator.tally.all, translator.tally.broken]))]
     tally = Tally(*map(sum, zip(*each, strict=True)))
-    tally.refuse()
+    tally.refuse(f"{workdir}: ")
     return tally.broken
 
 
