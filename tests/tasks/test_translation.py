@@ -287,14 +287,30 @@ def test_pairs_beyond_every_bound_do_not_count_in_dev_loss(trained: Path, config
     )
     (told,) = [doubt for doubt in task.text_doubts() if "left out" in doubt]
     assert told.startswith(f"{tmp_path / 'source'}: 1 of 21 pairs") or told.startswith("source: 1 of 21 pairs")
-    assert "more than 31 pieces" in told and told.endswith("the first is pair 5")
+    assert "more than 1,025 pieces" in told and told.endswith("the first is pair 5")
     found = dict(task.evaluate(Checkpoints(trained).at(120).params(), MESH, 120))
     assert found["dev_loss"] == pytest.approx(scores["dev_loss"], rel=1e-5)
     assert "line 5: more than" in caplog.text  # as it is cut to be translated
     for side in ("source", "target"):
-        (tmp_path / side).write_text("cat " * 100 + "\n")
-    with pytest.raises(UserError, match=r"source: all 1 pairs of the development set have more than 31 pieces on a"):
+        (tmp_path / side).write_text("cat " * 1_100 + "\n")
+    with pytest.raises(UserError, match=r"source: all 1 pairs of the development set have more than 1,025 pieces"):
         Translation.build(task.config, str(trained)).text_doubts()
+
+
+def test_what_bounds_the_pairs_of_dev_loss(task) -> None:
+    def most(decode: int, learned: int | None = None, data: int = 16) -> int:
+        config = dataclasses.replace(
+            task.config,
+            data=dataclasses.replace(task.config.data, max_length=data),
+            decode=dataclasses.replace(task.config.decode, max_source_length=decode),
+        )
+        if learned:
+            model = dataclasses.replace(config.model, positions="learned", max_positions=learned)
+            config = dataclasses.replace(config, model=model)
+        return Translation(config, task.pieces, task.texts)._most_pieces
+
+    assert [most(30), most(2_000), most(30, data=3_000)] == [1_025, 2_001, 3_000]
+    assert [most(30, 64), most(2_000, 2_100)] == [64, 2_001]
 
 
 def test_patience_without_a_development_set_is_told(trained: Path, config) -> None:

@@ -30,6 +30,7 @@ from transformer.tasks.judges import (
     has_compound_split,
     paired_bootstrap,
     score,
+    spelt_otherwise,
     unsuited,
 )
 from transformer.tasks.sets import check_given, known_sets, read_given, read_set
@@ -101,6 +102,7 @@ def evaluate_workdir(
     )
     hypotheses = together(ours.translator, sources)
     broken = refuse_broken(ours.translator, workdir)
+    _warn_of_spelling(test_set, hypotheses, targets)
     result = _result(test_set, ours, hypotheses, targets)
     if broken:
         result["scores_not_numbers"] = broken
@@ -147,8 +149,7 @@ def _warn(test_set: str, sources: list[str], targets: References, config: Config
     """Warn of what seems wrong with a set that is to be scored."""
     if not first():
         return
-    for number, lines in enumerate(targets, 1):
-        name = test_set if len(targets) == 1 else f"{test_set}, reference {number}"
+    for name, lines in _named(test_set, targets):
         for doubt in reference_doubts(name, sources, lines):
             log.warning("%s", doubt)
     for (i, one), (k, other) in itertools.combinations(enumerate(targets, 1), 2):
@@ -165,6 +166,19 @@ def _asked(checkpoints: Checkpoints, checkpoint: str | None, options: Options) -
     asked = options(config)
     metric = asked.evaluate.metric
     return asked, None if metric == config.evaluate.metric else JUDGED[metric]
+
+
+def _warn_of_spelling(test_set: str, hypotheses: list[str], targets: References) -> None:
+    """Warn of references that spell letters otherwise than translations."""
+    for name, lines in _named(test_set, targets) if first() else ():
+        if doubt := spelt_otherwise(name, hypotheses, lines):
+            log.warning("%s", doubt)
+
+
+def _named(test_set: str, targets: References) -> Iterator[tuple[str, Sequence[str]]]:
+    """Each reference of a set, with what it is called."""
+    for number, lines in enumerate(targets, 1):
+        yield test_set if len(targets) == 1 else f"{test_set}, reference {number}", lines
 
 
 def _told(whose: str, config: Config) -> dict[str, Any]:

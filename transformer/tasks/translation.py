@@ -19,7 +19,7 @@ from jax import Array
 from jax.sharding import Mesh
 
 from transformer.checkpoint import Checkpoints
-from transformer.config import Config, UserError, check
+from transformer.config import Config, DecodeConfig, UserError, check
 from transformer.data.batching import Batches, evaluation_batches, too_long
 from transformer.data.cache import TokenCache, tokenize
 from transformer.data.held_out import HeldOut, held_out_doubts
@@ -30,7 +30,7 @@ from transformer.data.tokenizer import BOS, EOS, PAD, Tokenizer, tokenizer
 from transformer.inference.translator import Tally, Translator, in_type
 from transformer.judging import decoding
 from transformer.model import Params, encoder_decoder
-from transformer.tasks.judges import JUDGED, bleu_tokenizer, score, unsuited
+from transformer.tasks.judges import JUDGED, bleu_tokenizer, score, spelt_otherwise, unsuited
 from transformer.tasks.sets import read_sides, write_sets
 from transformer.training.loss import cross_entropy
 from transformer.training.processes import all_or_none, gather
@@ -194,6 +194,8 @@ class Translation:
         sources, references = sources[: t.eval_sentences], references[: t.eval_sentences]
         hypotheses = together(self._translator(here(params)), sources)
         scores = score(hypotheses, [references], bleu_tokenizer(self.config))
+        if jax.process_index() == 0 and (doubt := spelt_otherwise(self.texts.dev_name, hypotheses, references)):
+            log.warning("%s", doubt)
         yield "dev_bleu", scores["bleu"]
         yield "dev_chrf", scores["chrf"]
         yield "dev_bleu_signature", scores["signature"]
@@ -306,15 +308,17 @@ class Translation:
         if len(left_out):
             yield (
                 f"{name}: {len(left_out):,} of {len(tokens):,} pairs of the development set have more than {most:,} "
-                f"pieces on a side (data.max_length, decode.max_source_length) and are left out of dev loss; the first "
+                f"pieces on a side (as decode.max_source_length allows) and are left out of dev loss; the first "
                 f"is pair {left_out[0] + 1:,}"
             )
 
     @property
     def _most_pieces(self) -> int:
         """Pairs of the development set with more pieces on a side, end of sentence included, do not count in its loss:
-        the model neither trains on them nor translates them whole, and memory grows with their square."""
-        return max(self.config.data.max_length, self.config.decode.max_source_length + 1)
+        memory grows with their square, and a model may have learned no more positions."""
+        model, decode = self.config.model, self.config.decode
+        most = max(self.config.data.max_length, decode.max_source_length + 1, DecodeConfig().max_source_length + 1)
+        return min(most, model.max_positions) if model.positions == "learned" else most
 
     @cached_property
     def _train(self) -> list[TokenCache]:
