@@ -308,7 +308,7 @@ class Translation:
         if len(left_out):
             yield (
                 f"{name}: {len(left_out):,} of {len(tokens):,} pairs of the development set have more than {most:,} "
-                f"pieces on a side (as decode.max_source_length allows) and are left out of dev loss; the first "
+                "pieces on a side (as decode.max_source_length allows) and are left out of dev loss; the first "
                 f"is pair {left_out[0] + 1:,}"
             )
 
