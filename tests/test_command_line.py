@@ -630,3 +630,15 @@ def refused_after_log(call, program: str, *arguments: object) -> str:
     first, told = done.err.splitlines()
     assert first.startswith("using checkpoint ")
     return told
+
+
+@pytest.mark.parametrize(("platforms", "reason"), [("cuda", ""), ("foo", "Unable to initialize backend 'foo'")])
+def test_devices_that_are_not_there_are_told_in_one_line(environment, tmp_path: Path, platforms, reason) -> None:
+    """Before anything else is asked of a command that computes."""
+    command = [sys.executable, "-m", "transformer", "translate", str(tmp_path)]
+    given = environment | {"JAX_PLATFORMS": platforms}
+    done = subprocess.run(command, env=given, capture_output=True, text=True, input="a\n", timeout=120)
+    assert (done.returncode, done.stdout) == (2, "")
+    error = done.stderr.splitlines()[-1]
+    assert error.startswith(f"error: JAX cannot use the devices that JAX_PLATFORMS={platforms} asks for (")
+    assert reason in error and error.endswith("set JAX_PLATFORMS=cpu to do without")

@@ -260,6 +260,9 @@ def test_bad_json_is_told_in_one_line(text: str, told: str) -> None:
         ("decode__temperature", 1e-30),
         ("decode__length_penalty", 1e3),
         ("decode__beam_size", 10**6),
+        # what float32 takes for 1, and what the sixteen bits of dropout do
+        *((f"train__{name}", 1 - 1e-9) for name in ("adam_b1", "adam_b2", "label_smoothing")),
+        *(("model__dropout", rate) for rate in (1 - 1e-9, 0.99999, 0.9999)),
         ("evaluate__bleu_tokenize", "flores200"),
         ("evaluate__metric", "ter"),
         # each kind of attention

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from transformer.config import Config, DecodeConfig
-from transformer.judging import Judge, changes, decoding, rank, upgraded
+from transformer.judging import Judge, changes, check_progress, decoding, rank, upgraded
 
 JUDGED = (("dev_bleu", "up"), ("dev_chrf", "up"), ("dev_loss", "down"))
 NOW = {"dev_digest": "text", "scored_with": {"bleu_tokenize": "13a", **decoding(DecodeConfig())}}
@@ -169,3 +169,33 @@ def test_todays_progress_needs_no_config() -> None:
     assert upgraded(progress, lambda: pytest.fail("asked for")) is progress
     assert upgraded({"step": 3}, lambda: pytest.fail("asked for")) == {"step": 3}
     assert {name: progress[name] for name, _ in JUDGED} == scores(1, 2, 3.0)
+
+
+def test_an_integer_beyond_every_float_is_no_score() -> None:
+    """JSON has them."""
+    assert rank(scores(10**400, 5, 1.0), JUDGED) == rank(scores(None, 5, 1.0), JUDGED)
+    assert rank(scores(10**400, -(10**400), 10**400), JUDGED) is None
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        *(
+            {"best": "x"},
+            {"best": 5},
+            {"best": ["dev_bleu"]},
+            {"best": {"dev_bleu": "5"}},
+            {"best": {"dev_bleu": True}},
+        ),
+        *({"evaluations_without_better": x} for x in ("1", 1.0, None, True)),
+        *({"judged": x} for x in ([], "dev_bleu", None, [["dev_bleu"]])),
+        {"scored_with": None},
+    ],
+    ids=str,
+)
+def test_a_progress_that_nobody_can_go_on_from(wrong: dict) -> None:
+    right = {**Judge(JUDGED, NOW, {}).progress(scores(1, 2, 3.0))}
+    check_progress(right)
+    check_progress({**right, "best": scores(1, None, 10**400)})
+    with pytest.raises((TypeError, ValueError, AttributeError, LookupError)):
+        check_progress({**right, **wrong})

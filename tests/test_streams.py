@@ -267,6 +267,7 @@ def test_json_is_utf8_and_holds_what_it_was_given(value: object) -> None:
         MemoryError(),
         OSError(errno.ENOMEM, "Cannot allocate memory"),
         RuntimeError("RESOURCE_EXHAUSTED: allocating 10 bytes"),
+        RuntimeError("INTERNAL: Error dispatching computation: YNNPACK operation failed: error"),
         ImportError("libx.so: failed to map segment from shared object"),
         ValueError("INTERNAL: std::bad_alloc"),
     ],

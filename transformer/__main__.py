@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from transformer.command_line import Parser, configured, decode_options, run, set_up_jax, whole
+from transformer.command_line import Parser, configured, decode_options, evaluate_options, run, set_up_jax, whole
 from transformer.config import KINDS, Config, DecodeConfig, UserError, check, whole_number
 from transformer.data.opening import open_stream
 from transformer.memory import enough_memory
@@ -111,10 +111,16 @@ def _parsed(parser: Parser, arguments: list[str]) -> tuple[Namespace, list[str]]
         parser.print_help()
         print("\nDecoding, by default as in the workdir's config:\n")
         decode_options(Config(), ["--help"], parser.prog)
-    # What follows an option of --decode is its value, but the parser, which knows none of them, would take it.
-    if not own.workdir or any("--decode" in argument for argument in arguments[: arguments.index(own.workdir)]):
-        raise UserError(f"the workdir comes first: {parser.prog} runs/quickstart < in.txt > out.txt")
+    _workdir_first(parser, own, arguments, "< in.txt > out.txt")
     return own, rest
+
+
+def _workdir_first(parser: Parser, own: Namespace, arguments: list[str], others: str) -> None:
+    """Raise `UserError` where an option of the config comes before the workdir: the parser, which knows none of them,
+    would take its value for the workdir."""
+    sections = ("--data.", "--decode.", "--evaluate.")
+    if not own.workdir or any(a.startswith(sections) for a in arguments[: arguments.index(own.workdir)]):
+        raise UserError(f"the workdir comes first: {parser.prog} runs/quickstart {others}")
 
 
 def _loaded(
@@ -141,14 +147,21 @@ def _loaded(
 @enough_memory(MORE)
 def average(arguments: list[str]) -> None:
     """Average the parameters of the last checkpoints, and score the result on the development set."""
-    parser = Parser("python -m transformer average", average.__doc__)
-    parser.add_argument("workdir", help="the workdir of a training run")
+    parser = Parser("python -m transformer average", average.__doc__, add_help=False)
+    parser.add_argument("workdir", nargs="?", help="the workdir of a training run")
     parser.add_argument("--last", type=whole(1), default=5, help="how many checkpoints, by step (default 5)")
-    own = parser.parse_args(arguments)
+    parser.add_argument("-h", "--help", action="store_true", help="show this and stop")
+    own, rest = parser.parse_known_args(arguments)
+    if own.help:
+        parser.print_help()
+        print("\nDecoding and scoring, by default as in the workdir's config:\n")
+        evaluate_options(Config(), ["--help"], parser.prog)
+    _workdir_first(parser, own, arguments, "--last 5")
     set_up_jax()
     from transformer.tasks.scoring import average as average_workdir
 
-    for line in average_workdir(own.workdir, own.last):
+    options = partial(evaluate_options, arguments=rest, program=parser.prog, options=parser.options())
+    for line in average_workdir(own.workdir, own.last, options):
         print(line, flush=True)
 
 

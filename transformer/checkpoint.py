@@ -53,10 +53,11 @@ from transformer.files import (
     synced,
     writing,
 )
-from transformer.judging import Judged, changes, rank, upgraded
+from transformer.judging import Judged, changes, check_progress, rank, upgraded
 from transformer.memory import OutOfMemory, ran_out, short
 from transformer.model import Model, Params, encoder_decoder
 from transformer.phases import phase
+from transformer.streams import to_json
 
 log = logging.getLogger("transformer")
 T = TypeVar("T")
@@ -280,7 +281,7 @@ class Checkpoints:
         path = self.folder / _NEXT if name == AVERAGE else self.path(name)
         # Written down now: the caller goes on counting while the arrays are being saved.
         progress = dict(progress)
-        files = {**files, "progress.json": (json.dumps(progress, indent=2) + "\n").encode()}
+        files = {**files, "progress.json": (to_json(progress, indent=2) + "\n").encode()}
         trees = ocp.args.Composite(**{k: ocp.args.StandardSave(tree) for k, tree in items.items()})
         shapes = {k: _shapes(tree) for k, tree in items.items()}
         with writing(path):
@@ -553,7 +554,7 @@ class Checkpoint:
         if "judged" not in progress:  # as that of an average
             return None
         try:
-            changes(progress, progress)
+            check_progress(progress)
             return progress if rank(progress, progress["judged"]) else None
         except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
             where, why = self.path / "progress.json", f"{type(error).__name__}: {error}"
@@ -567,6 +568,13 @@ class Checkpoint:
         """The parameters; on the first device unless `sharding` says otherwise."""
         sharding = sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         return self.restore({"params": with_sharding(self.model.abstract_params, sharding)})["params"]
+
+    def finite_params(self) -> Params:
+        """`params`, for who hands them on. Raises `UserError` where some are no finite numbers."""
+        params = self.params()
+        if not all(bool(jax.numpy.isfinite(x).all()) for x in jax.tree.leaves(params)):
+            raise UserError(f"{self.path} holds parameters that are no numbers; choose another with --checkpoint")
+        return params
 
     def file(self, name: str) -> bytes:
         """What is in one of the files beside the arrays, as it was written."""

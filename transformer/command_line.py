@@ -247,6 +247,17 @@ def set_up_jax() -> None:
         )
 
     try:
+        jax.local_devices()
+    except (RuntimeError, AssertionError) as error:  # the latter of a kind of device that JAX has no plugin for
+        if ran_out(error):
+            raise
+        reason = " ".join(str(error).split())[:200] or "no plugin for it"
+        platforms = jax.config.jax_platforms
+        asked = f"JAX_PLATFORMS={platforms} asks for" if platforms else "this machine has"
+        raise UserError(
+            f"JAX cannot use the devices that {asked} ({reason}); set JAX_PLATFORMS=cpu to do without"
+        ) from None
+    try:
         with cache(Config().data) as folder:
             (folder / "compiled").mkdir(exist_ok=True)
         jax.config.update("jax_compilation_cache_dir", str(folder / "compiled"))

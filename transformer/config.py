@@ -43,7 +43,8 @@ class Rule:
     below: float | None = None
 
     def broken(self, value: float) -> str | None:
-        """What the value must be, where it is not. A number too small for float32 counts as 0."""
+        """What the value must be, where it is not. Numbers are used in float32: one too small for it counts as 0, one
+        that is rounded to a bound lies there."""
         value = 0 if abs(value) < _SMALLEST else value
         if self.least is not None and not value >= self.least:
             return f"must be at least {self.least:,}"
@@ -51,12 +52,12 @@ class Rule:
             return f"must be above {self.above:,}"
         if self.most is not None and not value <= self.most:
             return f"must be at most {self.most:,}"
-        if self.below is not None and not value < self.below:
+        if self.below is not None and not (value if isinstance(value, int) else value * (1 + _ROUNDING)) < self.below:
             return f"must be below {self.below:,}"
         return None
 
 
-_SMALLEST, _GREATEST = 1.18e-38, 3.4e38  # of float32, in which the numbers below are used
+_SMALLEST, _GREATEST, _ROUNDING = 1.18e-38, 3.4e38, 2**-24  # of float32, in which the numbers below are used
 _INT32 = 2**31 - 1
 
 Count = Annotated[int, Rule(least=1, most=_INT32)]
@@ -113,7 +114,7 @@ class ModelConfig:
     """Size of one query and key head: None = d_model / heads."""
     d_v: Count | None = None
     """Size of one value head: None = d_model / heads."""
-    dropout: Share = 0.1
+    dropout: Annotated[float, Rule(least=0, most=0.999)] = 0.1
     """Dropout rate on every sub-layer's output and on the sums of embeddings and positions (paper §5.4)."""
     attention_dropout: Share = 0.0
     """Dropout rate on the weights of attention (BERT, GPT-2: 0.1)."""
@@ -322,7 +323,7 @@ class DecodeConfig:
     top_p: Annotated[float, Rule(above=0, most=1)] = 1.0
     """Sampling: draw from the likeliest pieces that together have this probability."""
     seed: Seed = 0
-    """Sampling: the same seed and input give the same output, on the same machine."""
+    """Sampling: what draws depend on, with the number of the line. Rounding may differ in batches of other sizes."""
     max_source_length: Length = 1024
     """Longer inputs, in pieces, are cut and reported."""
     batch_sentences: Count = 64

@@ -14,6 +14,7 @@ Scores compare only if they were taken on the same text, in the same way, and if
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -44,9 +45,12 @@ def rank(scores: Mapping[str, Any], judged: Judged) -> tuple[float, ...] | None:
 
 
 def _worth(value: Any, direction: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, int | float):
         return -math.inf
-    return -float(value) if direction == "down" else float(value)
+    with contextlib.suppress(OverflowError):  # of an integer of 400 digits
+        if math.isfinite(value):
+            return -float(value) if direction == "down" else float(value)
+    return -math.inf
 
 
 def decoding(options: DecodeConfig) -> dict[str, Any]:
@@ -84,6 +88,16 @@ def upgraded(progress: dict[str, Any], config: Callable[[], Config]) -> dict[str
         "scored_with": {"bleu_tokenize": tokenizer[1] if tokenizer else "13a", **decoding(config().decode)},
         "best": None if best is None else {"dev_bleu": best},
     }
+
+
+def check_progress(progress: Mapping[str, Any]) -> None:
+    """Raise an error of Python's own where this is no progress, in today's form, that can be compared and gone on
+    from."""
+    changes(progress, progress)
+    rank(progress, progress["judged"])
+    best, stale = progress.get("best") or {}, progress.get("evaluations_without_better", 0)
+    if type(stale) is not int or not all(value is None or type(value) in (int, float) for value in best.values()):
+        raise TypeError(f"best is {best!r}, evaluations_without_better {stale!r}")
 
 
 class Judge:

@@ -17,6 +17,7 @@ _SAID = (
     "annot allocate memory",
     "can't start new thread",
     "failed to map segment",
+    "YNNPACK operation failed",  # XLA's kernels for CPUs say no more, and "allocate failed" on standard error
 )
 _DISK = ("No space left", "Disk quota")  # which some libraries call an exhausted resource, too
 

@@ -629,7 +629,11 @@ def test_failures_that_halves_do_not_help_are_not_hidden(monkeypatch):
         yield
 
     monkeypatch.setattr(translator_module, "decode", fail)
-    for message, rows in (("RESOURCE_EXHAUSTED: Out of memory", 1), ("INTERNAL: something else", 4)):
+    for message, rows in (
+        ("RESOURCE_EXHAUSTED: Out of memory", 1),
+        ("INTERNAL: YNNPACK operation failed", 1),
+        ("INTERNAL: something else", 4),
+    ):
         with pytest.raises(jax.errors.JaxRuntimeError, match=message):
             list(translator().search(sources(rows)))
     assert len(calls) == 2

@@ -348,3 +348,32 @@ def test_half_a_character_is_a_question_mark():
     assert translator.translate(["the \ud800 dog"]) == translator.translate(["the ? dog"])
     (half,), (mark,) = (translator.score(["a"], [text]) for text in ("\udfff", "?"))
     assert half == mark
+
+
+@pytest.mark.parametrize("longest", [1_024, 1_500, 100_000, 1_000_000])
+def test_a_source_is_padded_to_something_near_it(longest):
+    """However long sources may be; and to few different lengths."""
+    ours = copier(max_source_length=longest, batch_tokens=1)
+    lengths = [n for n in (1, 1_000, 1_024, 1_100, 1_500, 5_000, 90_000, 999_999) if n <= longest]
+    shapes = {tuple(indices): length for indices, _, length in ours._batches(lengths)}
+    for i, length in enumerate(lengths):
+        assert length < shapes[(i,)] <= max(8, 1.6 * length)
+    every = {length for _, _, length in ours._batches(range(1, longest + 1, max(1, longest // 5_000)))}
+    assert len(every) <= 15 + 2 * np.log2(longest / 1_024) + 1
+    assert max(every) == longest + 1
+    # To score it is the same, for what is there.
+    scored = {length for _, _, length in ours._batches(lengths, longest=max(lengths))}
+    assert max(scored) <= 1.6 * max(lengths)
+
+
+@pytest.mark.parametrize("devices", [1, 3])
+def test_no_batch_is_far_larger_than_what_is_in_it(monkeypatch, devices):
+    """However many sentences a batch may have."""
+    ours = copier(batch_sentences=2**31 - 1, batch_tokens=2**31 - 1)
+    monkeypatch.setattr(ours, "_ways", lambda: devices)
+    shapes = set()
+    for count in (1, 2, 9, 65, 600, 5_000):
+        rows = [rows for _, rows, _ in ours._batches([5] * count)]
+        assert sum(rows) <= 8 * max(count, devices) and not any(n % devices for n in rows)
+        shapes |= set(rows)
+    assert len(shapes) <= 6

@@ -1,6 +1,7 @@
 """What a translator is given from Python is checked as the command line checks it, before anything is computed."""
 
 import dataclasses
+import pathlib
 
 import numpy as np
 import pytest
@@ -129,7 +130,79 @@ def test_pieces_are_ids_of_the_vocabulary(ids):
     assert refused(ours.score_pieces, [[4]], []).startswith("1 sources and 0 targets")
 
 
+@pytest.mark.parametrize("lists", [None, 4, [4, 5], [[4], None]], ids=str)
+def test_pieces_are_lists_of_lists(lists):
+    ours = translator()
+    assert refused(lambda: list(ours.search(lists))).startswith("the sources must be a list of lists of ids, not ")
+    assert refused(ours.score_pieces, [[4]], lists).startswith("the targets must be a list of lists of ids, not ")
+
+
+def test_a_search_has_a_prefix_for_each_source():
+    ours = translator()
+    for prefixes in ("4", ["4"], [[4]], ours._prefixes.of(["4"]), ours._prefixes.of(["4", "5", "6"])):
+        assert refused(lambda given: list(ours.search([[4], [5]], prefixes=given)), prefixes).startswith("2 sources")
+
+
 def test_a_source_too_long_is_not_left_out():
     ours = translator(dataclasses.replace(CONFIG, positions="sinusoidal"), max_source_length=4)
     assert refused(lambda: list(ours.search([[4], [4] * 5]))).startswith("a source has 5 pieces, and decode.max_source")
     assert len(dict(ours.search([[4], [4] * 4]))) == 2
+
+
+@pytest.mark.parametrize("number", ["1", None, 1.0, True, 0, -1, 2**31 - 1, 2**40, 10**30], ids=repr)
+def test_the_number_of_the_first_line_is_a_whole_number(number):
+    """Which sampling counts on from, in 32 bits."""
+    ours = translator()
+    for method, *more in ((ours.translate,), (ours.translate_n_best,), (ours.score, ["4"])):
+        assert refused(method, ["4"], *more, first_line=number).startswith(f"first_line = {number!r}: must be")
+    assert refused(lambda: list(ours.search([[4]], first=-1 if number == 0 else number))).startswith("first = ")
+    assert ours.encode(["4"], None) == [[4]]  # without warnings
+
+
+@pytest.mark.parametrize("sample", [False, True])
+def test_the_last_line_that_there_can_be(sample):
+    ours = translator(sample=sample)
+    assert len(ours.translate(["4"], first_line=np.int64(2**31 - 2))) == 1
+
+
+WITHOUT_END = dataclasses.replace(CONFIG, positions="sinusoidal")
+
+
+@pytest.mark.parametrize("config", [CONFIG, WITHOUT_END], ids=["learned", "computed"])
+def test_what_a_translation_is_given_is_no_longer_than_one_may_be(config):
+    """A source is cut, a translation is not: its score would be that of another text."""
+    ours, longest = translator(config, max_source_length=7, max_extra_length=3), " ".join("4" * 10)
+    assert len(ours.score(["5"], [longest])[0].pieces) == 11
+    assert ours.translate(["5"], prefixes=[longest])[0].startswith(longest)
+    for longer in (f"{longest} 4", f"{longest} " * 1_000):
+        count = len(longer.split())
+        told = (
+            f"line 12: the {{}} has {count} pieces, and " if count < 64 or config is WITHOUT_END else "line 12: the {}"
+        )
+        end = "decode.max_source_length + decode.max_extra_length = 10 is the most"
+        message = refused(ours.score, ["5", "5"], ["4", longer], first_line=11)
+        assert message.startswith(told.format("translation")) and (end in message or "max_positions" in message)
+        message = refused(ours.translate, ["5", "5"], prefixes=["", longer], first_line=11)
+        assert message.startswith(told.format("prefix")) and (end in message or "max_positions" in message)
+        ids = list(map(int, longer.split()))
+        assert refused(ours.score_pieces, [[5], [5]], [[4], ids]).startswith(f"target 1 has {count} pieces")
+        assert refused(ours.score_pieces, [ids], [[4]]).startswith(
+            f"a source has {count} pieces, and decode.max_source"
+        )
+
+
+def test_what_no_translator_is_made_of_is_named():
+    model, params = tiny(CONFIG, 0)
+    for wrong in (None, {}, [1], "params"):
+        assert refused(Translator, model, wrong, Numbers()).startswith(f"params = {wrong!r}: give a nested dict of arr")
+        assert refused(Translator, model, params, Numbers(), None, [(model, wrong)]).startswith("params = ")
+    for wrong in (None, 5, [model], [(model,)], ["ab", "abc"]):
+        assert refused(Translator, model, params, Numbers(), None, wrong).startswith("others = ")
+    for wrong in ("tokenizer.model", b"tokenizer.model", pathlib.Path("tokenizer.model")):
+        assert refused(Translator, model, params, wrong).startswith(f"tokenizer = {wrong!r}: give Tokenizer.load of it")
+    config = translator().config
+    ours = Translator(model, params, None, config)
+    assert len(dict(ours.search([[4]]))) == 1  # for which none is needed
+    for method, *more in ((ours.translate,), (ours.score, ["4"]), (ours.encode,)):
+        assert refused(method, ["4"], *more).startswith("this translator has no tokenizer: give one, such as")
+    assert refused(Translator.of, []).startswith("no checkpoints")

@@ -80,7 +80,7 @@ def test_score_ends_with_2_and_null(call, broken: Path, given) -> None:
 def test_evaluate_ends_with_2_and_stores_nothing(call, broken: Path) -> None:
     done = call("evaluate.py", "--workdir", broken)
     assert (done.code, done.out) == (2, "")
-    assert done.err.splitlines()[-1].startswith(ERROR.format(20))
+    assert done.err.splitlines()[-1].startswith(ERROR.format(20).replace("error: ", f"error: {broken}: "))
     assert not (broken / "scores.jsonl").exists()
     # So does a comparison with it.
     done = call("evaluate.py", "--workdir", broken, "--checkpoint", "last", "--against", broken)
@@ -113,3 +113,60 @@ def test_in_training_it_is_a_warning(trained: Path, tiny, caplog) -> None:
     scores = dict(task.evaluate(break_(Checkpoints(trained).at(120).params(), np.nan), mesh, 120))
     assert scores["dev_bleu"] == 0 and "dev_chrf" in scores
     assert any("scores are no numbers" in line and "20 of 20 lines" in line for line in caplog.messages)
+
+
+def test_an_average_without_scores_ends_with_2(call, broken: Path, tmp_path: Path) -> None:
+    """Its parts are finite numbers, and so is it. What was found is printed before."""
+    folder = Path(shutil.copytree(broken, tmp_path / "run"))
+    shutil.rmtree(folder / "checkpoints" / "average")
+    checkpoints = Checkpoints(folder)
+    there = checkpoints.at(120)
+    files = {name: there.file(name) for name in ("config.json", "tokenizer.model")}
+    items, progress = {"params": break_(there.params(), 1e30)}, there.progress
+    shutil.rmtree(there.path)
+    checkpoints.save(120, items, progress=progress, files=files)
+    checkpoints.wait()
+    done = call("transformer", "average", folder, "--last", 1)
+    assert done.code == 2 and done.out.splitlines()[0] == "averaged 1 checkpoints: 120"
+    assert [line.split(":")[0] for line in done.out.splitlines()[1:]] == [
+        "BLEU on dev.en, before, step 120",
+        "BLEU on dev.en, after",
+    ]
+    assert done.err.splitlines()[-1].startswith(f"error: {folder / 'checkpoints/average'}: no score of 20 sentences is")
+
+
+@pytest.fixture(scope="module")
+def no_numbers(broken: Path, tmp_path_factory) -> Path:
+    """A folder with an average of NaN, as no command writes it."""
+    folder = Path(shutil.copytree(broken, tmp_path_factory.mktemp("nan") / "run"))
+    checkpoints = Checkpoints(folder)
+    there = checkpoints.at(AVERAGE)
+    files = {name: there.file(name) for name in ("config.json", "tokenizer.model")}
+    one = jax.tree.map(np.asarray, there.params())
+    one["embedding"]["table"] = (
+        one["embedding"]["table"] * np.where(np.arange(len(one["embedding"]["table"])) == 7, np.nan, 0)[:, None]
+    )
+    checkpoints.save(AVERAGE, {"params": one}, progress=there.progress, files=files)
+    checkpoints.wait()
+    return folder
+
+
+def test_parameters_that_are_no_numbers_are_not_handed_on(call, no_numbers: Path, tiny, tmp_path: Path) -> None:
+    told = f"{no_numbers / 'checkpoints/average'} holds parameters that are no numbers"
+    for arguments in (
+        ("convert", no_numbers, tmp_path / "out", "--kv-heads", 1),
+        ("export", no_numbers, tmp_path / "out", "--to", "hf-marian"),
+    ):
+        done = call("transformer", *arguments)
+        assert (done.code, done.out) == (2, "")
+        assert done.err.splitlines()[-1] == f"error: {told}; choose another with --checkpoint"
+        assert not (tmp_path / "out").exists()
+    done = call("train.py", "--config", tiny.config, "--workdir", tmp_path / "run", "--train.init_from", no_numbers)
+    assert done.code == 2 and not list((tmp_path / "run").glob("checkpoints/*"))
+    assert done.err.splitlines()[-1] == f"error: train.init_from = {str(no_numbers)!r}: {told}"
+
+
+def test_the_workdir_of_broken_scores_is_named(call, broken: Path, trained: Path) -> None:
+    done = call("evaluate.py", "--workdir", trained, "--against", broken)
+    assert done.code == 2 and done.err.splitlines()[-1].startswith(f"error: {broken}: no score of 20 sentences")
+    assert call("evaluate.py", "--workdir", broken).err.splitlines()[-1].startswith(f"error: {broken}: no score of 20")

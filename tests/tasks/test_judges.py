@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import unicodedata
 
 import pytest
 import sacrebleu
@@ -15,6 +16,7 @@ from transformer.tasks.judges import (
     has_compound_split,
     paired_bootstrap,
     score,
+    spelt_otherwise,
     unsuited,
 )
 
@@ -152,3 +154,17 @@ def test_the_papers_number_is_for_english_german_of_all_regions() -> None:
         assert has_compound_split(languages)
     for languages in (None, ("de", "en"), ("en", "fr"), ("en", "den")):
         assert not has_compound_split(languages)
+
+
+def test_references_that_are_spelt_otherwise_are_told() -> None:
+    """Letters with accents in two characters, as macOS and some corpora have them."""
+    lines = ["größer", "Tür", "Haus"] * 4
+    apart = [unicodedata.normalize("NFD", line) for line in lines]
+    assert score(lines, [apart], "13a")["chrf"] < 75
+    told = spelt_otherwise("x.de", lines, apart)
+    assert told.startswith("x.de: 8 of 12 references spell letters in several characters") and "NFC" in told
+    assert spelt_otherwise("x.de", apart, apart) is None  # a model of such text
+    assert spelt_otherwise("x.de", lines, lines) is None
+    assert spelt_otherwise("x.de", ["Haus"] * 12, lines) is None
+    assert spelt_otherwise("x.de", lines, [apart[0], *lines[1:]]) is None  # a slip
+    assert spelt_otherwise("x.de", [], []) is None

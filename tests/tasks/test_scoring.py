@@ -248,7 +248,7 @@ def references(tiny, tmp_path: Path) -> list[Path]:
     return [tmp_path / "r1.de", tmp_path / "r2.de"]
 
 
-def test_several_references(call, trained: Path, tiny, references: list[Path]) -> None:
+def test_several_references(call, trained: Path, tiny, references: list[Path], tmp_path: Path) -> None:
     source = ("--source", tiny.folder / "test.en")
     two = [x for path in references for x in ("--reference", path)]
     hypotheses = transformer.Translator.load(str(trained)).translate(lines(tiny.folder / "test.en"))
@@ -265,6 +265,18 @@ def test_several_references(call, trained: Path, tiny, references: list[Path]) -
     done = call("evaluate.py", "--workdir", trained, *source, *two, *two[:2])
     assert (done.code, done.out) == (2, "")
     assert f"--reference {references[0]} is given twice" in done.err
+    # By whatever name; and another file of the same text is told.
+    for other in (tmp_path / "link.de", tmp_path / "x" / ".." / "r1.de"):
+        (tmp_path / "x").mkdir(exist_ok=True)
+        if other.name == "link.de":
+            other.symlink_to(references[0])
+        done = call("evaluate.py", "--workdir", trained, *source, *two, "--reference", other)
+        assert (done.code, done.out) == (2, "")
+        assert f"--reference {other} is given twice, too, as {references[0]}; each" in done.err
+    shutil.copy(references[0], tmp_path / "copy.de")
+    done = call("evaluate.py", "--workdir", trained, *source, *two, "--reference", tmp_path / "copy.de")
+    assert done.code == 0 and "warning: test.en: its references 1 and 3 are the same, and count as one" in done.err
+    assert "references 1 and 2" not in done.err
     # Each is looked at.
     references[1].write_text("x\n" * 19)
     done = call("evaluate.py", "--workdir", trained, *source, *two)
@@ -418,6 +430,38 @@ def test_average_of_more_than_there_are_says_so(call, workdir: Path) -> None:
     assert done.code == 0
     assert done.out.splitlines() == ["averaged 3 checkpoints: 80, 100, 120", "no development set to score it on"]
     assert "warning: only 3 checkpoints are there; train.keep_last says how many are kept" in done.err
+
+
+def test_average_looks_first_whether_it_can_score(call, workdir: Path, monkeypatch) -> None:
+    """What the tokeniser of BLEU needs may be missing on another machine; then another one can be named."""
+    there = sorted((workdir / "checkpoints").iterdir())
+    done = call("transformer", "average", workdir, "--evaluate.bleu_tokenize", "ja-mecab")
+    if done.code == 2:
+        assert done.out == "" and "or choose another one, such as: --evaluate.bleu_tokenize char" in done.err
+        assert sorted((workdir / "checkpoints").iterdir()) == there
+    done = call("transformer", "average", workdir, "--evaluate.bleu_tokenize=char", "--decode.beam_size", 1)
+    assert done.code == 0 and done.out.count("|tok:char|") == 2
+    assert call("transformer", "average", "--help").code == 0
+    for wrong in (("--evaluate.bleu_tokenize", "char", workdir), ("--last", 2)):
+        done = call("transformer", "average", *wrong)
+        assert done.code == 2 and "the workdir comes first: python -m transformer average runs/quickst" in done.err
+
+
+@pytest.mark.parametrize("references", ["x.de", b"x.de", Path("x.de"), None, 5, [5], [["x.de"]], [b"x.de"]], ids=str)
+def test_references_are_a_list_of_files(trained: Path, tiny, references) -> None:
+    with pytest.raises(UserError, match=r"^references = .*: give a list of names of files$"):
+        scoring.evaluate_workdir(str(trained), source=str(tiny.folder / "test.en"), references=references)
+
+
+def test_a_set_is_named_by_its_source(trained: Path, tiny) -> None:
+    """From Python as from the command line: references alone are not passed over."""
+    with pytest.raises(UserError, match=r"^--source and --reference go together; name the"):
+        scoring.evaluate_workdir(str(trained), references=[str(tiny.folder / "test.de")])
+    with pytest.raises(UserError, match=r"^--source and --reference go together, unless"):
+        scoring.evaluate_workdir(str(trained), source=str(tiny.folder / "test.en"))
+    for source in (5, [str(tiny.folder / "test.en")], b"test.en"):
+        with pytest.raises(UserError, match=r"^source = .*: give the name of a file$"):
+            scoring.evaluate_workdir(str(trained), source=source, references=[str(tiny.folder / "test.de")])
 
 
 # ---- Dev and test as files ------------------------------------------------------------------------------------------

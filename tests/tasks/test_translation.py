@@ -273,3 +273,50 @@ def test_pairs_of_the_same_text_are_shown_and_warned_of(tiny, config, tmp_path: 
     assert warnings == [f"{source} and {target}: 201 of 400 pairs are the same text on both sides"]
     with pytest.raises(UserError, match="are the same text in all 400 pairs"):
         banner(400)
+
+
+def test_pairs_beyond_every_bound_do_not_count_in_dev_loss(trained: Path, config, scores, tmp_path, caplog) -> None:
+    """Nobody translates them whole, and their memory grows with the square of their length."""
+    for side, word in (("source", "cat"), ("target", "Katze")):
+        short = lines(Path(getattr(config.data, f"dev_{side}")))
+        long = f"{word} " * (20_000 if side == "source" else 3)
+        (tmp_path / side).write_text("".join(f"{line}\n" for line in [*short[:4], long, *short[4:]]))
+    with_long = {"dev_source": str(tmp_path / "source"), "dev_target": str(tmp_path / "target")}
+    task = Translation.build(
+        dataclasses.replace(config, data=dataclasses.replace(config.data, **with_long)), str(trained)
+    )
+    (told,) = [doubt for doubt in task.text_doubts() if "left out" in doubt]
+    assert told.startswith(f"{tmp_path / 'source'}: 1 of 21 pairs") or told.startswith("source: 1 of 21 pairs")
+    assert "more than 1,025 pieces" in told and told.endswith("the first is pair 5")
+    found = dict(task.evaluate(Checkpoints(trained).at(120).params(), MESH, 120))
+    assert found["dev_loss"] == pytest.approx(scores["dev_loss"], rel=1e-5)
+    assert "line 5: more than" in caplog.text  # as it is cut to be translated
+    for side in ("source", "target"):
+        (tmp_path / side).write_text("cat " * 1_100 + "\n")
+    with pytest.raises(UserError, match=r"source: all 1 pairs of the development set have more than 1,025 pieces"):
+        Translation.build(task.config, str(trained)).text_doubts()
+
+
+def test_what_bounds_the_pairs_of_dev_loss(task) -> None:
+    def most(decode: int, learned: int | None = None, data: int = 16) -> int:
+        config = dataclasses.replace(
+            task.config,
+            data=dataclasses.replace(task.config.data, max_length=data),
+            decode=dataclasses.replace(task.config.decode, max_source_length=decode),
+        )
+        if learned:
+            model = dataclasses.replace(config.model, positions="learned", max_positions=learned)
+            config = dataclasses.replace(config, model=model)
+        return Translation(config, task.pieces, task.texts)._most_pieces
+
+    assert [most(30), most(2_000), most(30, data=3_000)] == [1_025, 2_001, 3_000]
+    assert [most(30, 64), most(2_000, 2_100)] == [64, 2_001]
+
+
+def test_patience_without_a_development_set_is_told(trained: Path, config) -> None:
+    data = dataclasses.replace(config.data, dev_source=None, dev_target=None)
+    train = dataclasses.replace(config.train, patience=3)
+    doubts = Translation.build(dataclasses.replace(config, data=data, train=train), str(trained)).text_doubts()
+    assert [doubt for doubt in doubts if doubt.startswith("train.patience = 3 has no effect, as there is no develop")]
+    doubts = Translation.build(dataclasses.replace(config, data=data), str(trained)).text_doubts()
+    assert not [doubt for doubt in doubts if "patience" in doubt]

@@ -3,6 +3,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+import math
 import struct
 import sys
 import time
@@ -206,6 +207,23 @@ def test_what_is_no_number_is_for_the_log_only(folder) -> None:
     records.close()
     assert lines(folder) == [{"step": 10, "dev_bleu": 12.25, "dev_bleu_signature": "nrefs:1"}]
     assert scalars(folder) == [(10, "dev_bleu", 12.25)]
+
+
+def test_a_score_that_is_no_number_is_null(folder) -> None:
+    """JSON has no NaN, and other readers refuse it; TensorBoard has, and shows it."""
+    Records(folder, 0).write(10, {"dev_loss": math.nan, "dev_perplexity": math.inf, "dev_bleu": 0.0})
+
+    def refuse(name: str) -> None:
+        raise AssertionError(f"{name} is no JSON")
+
+    entry = json.loads((folder / "metrics.jsonl").read_text(), parse_constant=refuse)
+    assert [entry[f"dev_{name}"] for name in ("loss", "perplexity", "bleu")] == [None, None, 0.0]
+    assert [(name, str(value)) for _, name, value in scalars(folder)][:2] == [
+        ("dev_loss", "nan"),
+        ("dev_perplexity", "inf"),
+    ]
+    Records(folder, 10)  # reads it again
+    assert lines(folder)[0]["dev_loss"] is None
 
 
 def test_a_full_disk_is_told_in_one_line_and_once(folder, monkeypatch, full_after) -> None:

@@ -348,22 +348,30 @@ class Batches:
         return batch
 
 
-def evaluation_batches(cache: TokenCache, *, batch_tokens: int, n_buckets: int) -> Iterator[Batch]:
-    """Every pair once, shortest first, in batches like those of `Batches`; nothing is dropped.
+def too_long(cache: TokenCache, most: float) -> np.ndarray:
+    """The numbers, from 0, of the pairs that have more pieces than `most` on a side, end of sentence included."""
+    return np.flatnonzero(np.maximum(cache.source_lengths, cache.target_lengths) + 1 > most)
+
+
+def evaluation_batches(
+    cache: TokenCache, *, batch_tokens: int, n_buckets: int, most: float = math.inf
+) -> Iterator[Batch]:
+    """Every pair once, shortest first, in batches like those of `Batches`; left out are those that are `too_long`.
 
     Empty sides are just EOS. If one sentence is longer than `batch_tokens`, its length is the budget.
     """
-    source, target = cache.source_lengths + 1, cache.target_lengths + 1
-    if not len(cache):
+    kept = np.setdiff1d(np.arange(len(cache)), too_long(cache, most))
+    if not len(kept):
         return
+    source, target = cache.source_lengths[kept] + 1, cache.target_lengths[kept] + 1
     longest = int(_round_up(max(source.max(), target.max())))
-    shapes, bucket = _shapes(source, target, n_buckets, max(batch_tokens, longest), 1, longest, len(cache))
+    shapes, bucket = _shapes(source, target, n_buckets, max(batch_tokens, longest), 1, longest, len(kept))
     order = np.argsort(np.maximum(source, target), kind="stable")
     begin = 0
     for b, shape in enumerate(shapes):
         end = np.searchsorted(bucket[order], b, side="right")
         while end - begin >= shape.rows or (b == len(shapes) - 1 and end > begin):
-            yield _gather(cache, order[begin : min(end, begin + shape.rows)], shape)
+            yield _gather(cache, kept[order[begin : min(end, begin + shape.rows)]], shape)
             begin = min(end, begin + shape.rows)
 
 

@@ -15,7 +15,7 @@ counted in bytes. Shapes: B sentences, O offsets, K pieces that one offset may h
 from __future__ import annotations
 
 import bisect
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -68,10 +68,14 @@ class Prefixes:
         # The same for all prefixes, so that one compiled program serves them.
         self._most = max([1, *(sum(1 for _ in self._within(spelt)) for spelt in self._ids)])
 
-    def of(self, texts: Sequence[str]) -> list[Prefix]:
-        """Texts as prefixes; a blank one demands nothing."""
+    def of(
+        self, texts: Sequence[str], check: Callable[[Sequence[Sequence[int]]], None] = lambda pieces: None
+    ) -> list[Prefix]:
+        """Texts as prefixes; a blank one demands nothing. `check` is given the pieces of each, and may refuse them
+        before more is done."""
         texts = [self._tokenizer.prefix(text) if text.strip() else "" for text in texts]
         cuts = self._tokenizer.cut(texts)
+        check([cut.pieces for cut in cuts])
         parts = [self._parts(text) for text in texts]
         heads = iter(self._tokenizer.cut([part for own in parts for part in own]))
         return [
@@ -103,10 +107,15 @@ class Prefixes:
     def _fewest(self, spelt: bytes, ends: int) -> list[int]:
         fewest = [_NEVER] * ends + [0] * (len(spelt) + 1 - ends)
         for offset in reversed(range(ends)):
-            low, high = self._beyond(spelt[offset:])
-            ways = [1 + fewest[offset + n] for _, n in self._within(spelt[offset:])]
+            rest = self._reach(spelt, offset)
+            low, high = self._beyond(rest)
+            ways = [1 + fewest[offset + n] for _, n in self._within(rest)]
             fewest[offset] = min([*ways, 1] if low < high else [*ways, _NEVER])
         return fewest
+
+    def _reach(self, spelt: bytes, offset: int) -> bytes:
+        """What follows in `spelt`, as far as pieces reach, and a byte more: none begins with all of that."""
+        return spelt[offset : offset + self._longest + 1]
 
     def _within(self, rest: bytes) -> Iterator[tuple[int, int]]:
         """Pieces that spell the beginning of `rest` or all of it, and how many bytes they take."""
@@ -139,7 +148,7 @@ class Prefixes:
         """Write a prefix into a row of `tables`."""
         tables["ends_B"][row], tables["length_B"][row] = prefix.ends, len(prefix.spelt)
         for offset in range(len(prefix.spelt)):
-            rest = prefix.spelt[offset:]
+            rest = self._reach(prefix.spelt, offset)
             tables["beyond_BO2"][row, offset] = self._beyond(rest)
             found = list(self._within(rest))
             sure = [(offset, id) in prefix.sure for id, _ in found]

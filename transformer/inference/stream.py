@@ -65,7 +65,7 @@ def translate_jsonl(
                 record["n_best"] = [{"translation": t.text, "score": t.score} for t in own if _scored(own)]
             if details and _scored(own):
                 record |= _details(next(scored))
-            yield _json(record)
+            yield to_json(record)
 
     return _answer(source, target, answer, first_line)
 
@@ -79,7 +79,7 @@ def score_jsonl(translator: Translator, source: BinaryIO, target: BinaryIO) -> i
         records = list(_records(lines, first, ("source", "target"), ()))
         sides = [[record[side] for record in records] for side in ("source", "target")]
         for record, scored in zip(records, translator.score(*sides, first_line=first), strict=True):
-            yield _json(record | {"score": _number(scored.score)} | _details(scored))
+            yield to_json(record | {"score": scored.score} | _details(scored))
 
     return _answer(source, target, answer, 1)
 
@@ -137,18 +137,8 @@ def _scored(found: Sequence[Translation]) -> bool:
     return bool(found) and math.isfinite(found[0].score)
 
 
-def _number(x: float) -> float | None:
-    """x, or None where it is no number: JSON has only numbers."""
-    return x if math.isfinite(x) else None
-
-
 def _details(scored: Scored) -> dict[str, Any]:
-    details = {name: getattr(scored, name) for name in ("pieces", "log_probs", "source_pieces", "alignment")}
-    return details | {"log_probs": tuple(map(_number, scored.log_probs))}
-
-
-def _json(record: dict[str, Any]) -> str:
-    return to_json(record)
+    return {name: getattr(scored, name) for name in ("pieces", "log_probs", "source_pieces", "alignment")}
 
 
 def _chunks(source: BinaryIO) -> Iterator[list[bytes]]:

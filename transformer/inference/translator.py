@@ -20,12 +20,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from transformer.config import DecodeConfig, ModelConfig, UserError, check_decode
+from transformer.config import DecodeConfig, ModelConfig, UserError, check_decode, shown
 from transformer.inference.beam_search import Hypotheses, Options
 from transformer.inference.constraints import Constraints
-from transformer.inference.engine import BOS, EOS, PAD, Plan, Sampler, decode, size
+from transformer.inference.engine import BOS, EOS, PAD, Plan, Sampler, decode
 from transformer.inference.prefixes import Prefix, Prefixes
+from transformer.memory import ran_out
 from transformer.model import Model, Params, encoder_decoder
+from transformer.model.checks import whole
 from transformer.model.rounding import rounded
 
 if TYPE_CHECKING:
@@ -36,6 +38,7 @@ log = logging.getLogger("transformer")
 J, R = TypeVar("J"), TypeVar("R")
 
 _NEIGHBOURHOOD = 256  # pieces
+_MOST_LINES = 2**31 - 1  # which sampling numbers by 32 bits
 MOST_STREAMS = 8  # on a CPU of many cores
 SOURCE_LENGTHS = (8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
 
@@ -78,11 +81,11 @@ class Tally:
     broken: int = 0
     """Those whose scores are no numbers."""
 
-    def refuse(self) -> None:
-        """Raise `UserError` if there were sentences, and all of their scores are no numbers."""
+    def refuse(self, whose: str = "") -> None:
+        """Raise `UserError`, beginning with `whose`, if there were sentences, and no score of theirs is a number."""
         if self.all and self.broken == self.all:
             raise UserError(
-                f"no score of {self.all} sentences is a number: the parameters of this model are broken; choose "
+                f"{whose}no score of {self.all} sentences is a number: the parameters of this model are broken; choose "
                 "another checkpoint (--checkpoint), or train again with a lower train.peak_learning_rate"
             )
 
@@ -108,6 +111,7 @@ class Translator:
 
         `config.dtype` is for `load`: here parameters stay as they are (see `in_type`).
         """
+        _check_parts(params, tokenizer, others)
         self.model, self.params, self.tokenizer = model, params, tokenizer
         self.config = DecodeConfig() if config is None else config
         check_decode(self.config)
@@ -162,6 +166,8 @@ class Translator:
         """The translator of a checkpoint, or of several as an ensemble; `config` as in `load`."""
         from transformer.data.tokenizer import Tokenizer
 
+        if not checkpoints:
+            raise UserError("no checkpoints: give one at least")
         first = checkpoints[0]
         pieces = first.file("tokenizer.model")
         for other in checkpoints:
@@ -194,13 +200,16 @@ class Translator:
         self, sentences: Sequence[str], *, first_line: int = 1, prefixes: Sequence[str] | None = None
     ) -> list[list[Translation]]:
         """For each sentence up to `config.n_best` translations, best first; none for a blank one. As `translate`."""
+        whole("first_line", first_line, 1)
         pieces = self.encode(sentences, first_line)
         begun = None
         if prefixes is not None:
-            begun = self._prefixes.of(_texts("prefixes", prefixes))
-            if len(begun) != len(pieces):
-                raise UserError(f"{len(pieces)} sentences and {len(begun)} prefixes: give as many")
-            self._check_positions([prefix.pieces for prefix in begun], first_line, "the prefix")
+            prefixes = _texts("prefixes", prefixes)
+            if len(prefixes) != len(pieces):
+                raise UserError(f"{len(pieces)} sentences and {len(prefixes)} prefixes: give as many")
+            begun = self._prefixes.of(
+                prefixes, lambda found: self._check_lengths(found, lambda i: f"line {first_line + i}: the prefix")
+            )
         n_best = self.config.n_best
         results: list[list[Translation]] = [[] for _ in pieces]
         for i, (tokens, scores) in self.search(pieces, prefixes=begun, first=first_line - 1):
@@ -230,6 +239,10 @@ class Translator:
         Characters that no piece holds are counted in a warning.
         """
         sentences = _texts("sentences", sentences)
+        if first_line is not None:
+            whole("first_line", first_line, 1, _MOST_LINES - len(sentences))
+        if self.tokenizer is None:
+            raise UserError("this translator has no tokenizer: give one, such as Tokenizer.load('tokenizer.model')")
         if self._vocab_size not in (None, self.tokenizer.vocab_size):
             raise UserError(
                 f"the model has a vocabulary of {self._vocab_size} pieces, and the tokenizer one of "
@@ -275,8 +288,10 @@ class Translator:
         """
         c = self.config
         self._check_ids("source", sources)
-        if (most := max(map(len, sources), default=0)) > c.max_source_length:
-            raise UserError(f"a source has {most} pieces, and decode.max_source_length = {c.max_source_length}; cut it")
+        whole("first", first, 0, _MOST_LINES - len(sources))
+        if prefixes is not None and [type(one) for one in prefixes] != [Prefix] * len(sources):
+            raise UserError(f"{len(sources)} sources: give as many prefixes, as `Prefixes.of` makes them")
+        self._check_sources(sources)
         plan = self._plan(prefixes is not None)
         limits = [len(source) + c.max_extra_length for source in sources]
         if c.max_length is not None:
@@ -319,14 +334,14 @@ class Translator:
         predicted (after Garg et al. 2019, who found that layer to align best). With several models, the first aligns.
         Of scores that are no numbers a warning tells as `translate` does.
         """
+        whole("first_line", first_line, 1)
         pieces = (
             self.encode(sentences, first_line),
             self.tokenizer.encode(_texts("translations", translations), "target"),
         )
         if len(pieces[0]) != len(pieces[1]):
             raise UserError(f"{len(pieces[0])} sentences and {len(pieces[1])} translations: give as many")
-        for own, what in zip(pieces, ("the source", "the translation"), strict=True):
-            self._check_positions(own, first_line, what)
+        self._check_lengths(pieces[1], lambda i: f"line {first_line + i}: the translation")
         results = self.score_pieces(*pieces)
         self._count([own.score for own in results], first_line)
         return results
@@ -338,6 +353,8 @@ class Translator:
         self._check_ids("target", targets)
         if len(sources) != len(targets):
             raise UserError(f"{len(sources)} sources and {len(targets)} targets: give as many")
+        self._check_sources(sources)
+        self._check_lengths(targets, lambda i: f"target {i}")
         results: list[Any] = [None] * len(sources)
         longest = [max(len(s), len(t)) for s, t in zip(sources, targets, strict=True)]
         # At least 1, so that an empty sentence is scored like any other.
@@ -384,17 +401,34 @@ class Translator:
         def fit(ids: Iterable[Any]) -> bool:
             return all(isinstance(i, (int, np.integer)) and not isinstance(i, bool) and 0 <= i < beyond for i in ids)
 
+        if not isinstance(lists, Iterable) or not all(isinstance(ids, Iterable) for ids in lists):
+            raise UserError(f"the {what}s must be a list of lists of ids, not {shown(lists)}")
         if not fit(itertools.chain(*lists)):
             number = next(i for i, ids in enumerate(lists) if not fit(ids))
             below = "" if self._vocab_size is None else f" and below the size of the vocabulary, {self._vocab_size}"
             raise UserError(f"{what} {number}: ids must be integers, 0 or more{below}")
 
-    def _check_positions(self, pieces: Sequence[Sequence[int]], first_line: int, what: str) -> None:
+    def _check_sources(self, sources: Sequence[Sequence[int]]) -> None:
+        """Raise `UserError` where a source is longer than `encode` gives any."""
+        longest = self.config.max_source_length
+        if (most := max(map(len, sources), default=0)) > longest:
+            raise UserError(f"a source has {most} pieces, and decode.max_source_length = {longest}; cut it")
+
+    def _check_lengths(self, pieces: Sequence[Sequence[int]], name: Callable[[int], str]) -> None:
+        """Raise `UserError` where a translation, or its beginning, has more pieces than decoding allows for, or than
+        the model has positions for. `name(i)` says what the i-th is."""
+        c = self.config
+        most = c.max_source_length + c.max_extra_length
         for i, own in enumerate(pieces):
             if self._positions is not None and len(own) >= self._positions:
                 raise UserError(
-                    f"line {first_line + i}: {what} has {len(own)} pieces; this model has learned positions for "
+                    f"{name(i)} has {len(own)} pieces; this model has learned positions for "
                     f"model.max_positions = {self._positions}, end of sentence included; make it shorter"
+                )
+            if len(own) > most:
+                raise UserError(
+                    f"{name(i)} has {len(own)} pieces, and decode.max_source_length + decode.max_extra_length = "
+                    f"{most} is the most that a translation may have; make it shorter, or raise one of the two"
                 )
 
     def _plan(self, prefix: bool) -> Plan:
@@ -454,7 +488,7 @@ class Translator:
                 done.append(part(own))
                 continue
             except jax.errors.JaxRuntimeError as error:
-                if "RESOURCE_EXHAUSTED" not in str(error) or not count:
+                if not ran_out(error) or not count:
                     raise
             # Outside of the handler, which would keep the failed attempt's arrays alive.
             with self._lock:  # fewer than the devices take no less
@@ -480,8 +514,8 @@ class Translator:
         if longest is None:
             longest = self.config.max_source_length + 1
         else:
-            longest = min(size(longest + 1, SOURCE_LENGTHS), self._positions or math.inf)
-        buckets = [n for n in SOURCE_LENGTHS if n < longest] + [longest]
+            longest = min(next(n for n in source_lengths() if n > longest), self._positions or math.inf)
+        buckets = [*itertools.takewhile(lambda n: n < longest, source_lengths()), longest]
         order = sorted((i for i, n in enumerate(lengths) if n), key=lambda i: lengths[i])
         at, waiting, ways = 0, [], self._ways()
         for b, bucket in enumerate(buckets):
@@ -496,8 +530,8 @@ class Translator:
                 follows = at < len(order) and lengths[order[at]] + 1 <= upper <= 2 * bucket
                 if not follows:
                     own = ways if full % ways == 0 else 1
-                    few = own, -(-8 // own) * own  # so many that the devices divide them
-                    yield waiting, min(n for n in (*few, full) if len(waiting) <= n <= full), bucket
+                    few = (-(-(8**k) // own) * own for k in itertools.count())  # the devices divide them
+                    yield waiting, min(full, next(n for n in few if n >= len(waiting))), bucket
                     waiting = []
 
     def _streams(self) -> int:
@@ -536,9 +570,27 @@ class Translator:
         return [jax.device_put(array, jax.sharding.NamedSharding(mesh, spec)) for array in arrays]
 
 
+def source_lengths() -> Iterator[int]:
+    """The lengths that batches are padded to, ascending: beyond those of `SOURCE_LENGTHS` two for each doubling."""
+    yield from SOURCE_LENGTHS
+    for doubled in itertools.count(1):
+        yield from (3 * SOURCE_LENGTHS[-1] * 2**doubled // 4, SOURCE_LENGTHS[-1] * 2**doubled)
+
+
 def cores() -> int:
     """How many processor cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _check_parts(params: Any, tokenizer: Any, others: Any) -> None:
+    """Raise `UserError` for what no translator can be made of. Without a tokenizer it can search, for pieces."""
+    if not isinstance(others, Sequence) or not all(isinstance(one, (tuple, list)) and len(one) == 2 for one in others):
+        raise UserError(f"others = {shown(others)}: give pairs of a model and its parameters")
+    for each in (params, *(other for _, other in others)):
+        if not isinstance(each, Mapping) or not each:
+            raise UserError(f"params = {shown(each)}: give a nested dict of arrays, as `transformer.load` returns")
+    if isinstance(tokenizer, (str, bytes, os.PathLike)):
+        raise UserError(f"tokenizer = {shown(tokenizer)}: give Tokenizer.load of it")
 
 
 def _texts(name: str, texts: Iterable[str]) -> list[str]:

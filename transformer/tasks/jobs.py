@@ -13,8 +13,11 @@ from typing import TYPE_CHECKING
 from transformer.command_line import Parser, configured, evaluate_options, set_up_jax, whole
 from transformer.config import Config, UserError, to_json, whole_number
 from transformer.data.sources import cache
+<<<<<<< HEAD
 from transformer.data.text import form
 from transformer.files import unchanged
+=======
+>>>>>>> r-b
 from transformer.memory import enough_memory
 from transformer.streams import print_json
 
@@ -219,12 +222,10 @@ def evaluate(arguments: Sequence[str]) -> None:
         evaluate_options(Config(), ["--help"], "evaluate.py")
     if not own.workdir:
         raise UserError("--workdir is missing")
-    if own.source is None and own.reference:
-        raise UserError("--source and --reference go together; name the sentences that these are translations of")
-    if own.source is not None and not own.reference and form(own.source) == "text":
-        raise UserError("--source and --reference go together, unless the source is a .tsv or .jsonl with both sides")
-
+    from transformer.tasks.sets import check_given
     from transformer.training import processes
+
+    check_given(own.source, own.reference)
 
     processes.start(own.coordinator, own.process)
     set_up_jax()

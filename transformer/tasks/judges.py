@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
+import unicodedata
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -88,6 +89,22 @@ def unsuited(name: str, references: Sequence[str], config: Config) -> str | None
     return (
         f"{name}: its references have no spaces between words, which BLEU's tokeniser 13a needs; name the languages, "
         "such as --data.languages en zh, or the tokeniser: --evaluate.bleu_tokenize zh, ja-mecab or char"
+    )
+
+
+def spelt_otherwise(name: str, hypotheses: Sequence[str], references: Sequence[str]) -> str | None:
+    """A warning where a tenth of the references or more spell letters in several characters (as in NFD), and no
+    translation does, so that words which look the same are different ones to every score; else None."""
+
+    def decomposed(lines: Sequence[str]) -> int:
+        return sum(not unicodedata.is_normalized("NFC", line) for line in lines)
+
+    count = decomposed(references)
+    if count < max(1, len(references) / 10) or decomposed(hypotheses):
+        return None
+    return (
+        f"{name}: {count:,} of {len(references):,} references spell letters in several characters, and the "
+        "translations do not, so words that look the same count as different; give references in NFC"
     )
 
 

@@ -5,15 +5,17 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import hashlib
+import itertools
 import json
 import logging
+import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from etils import epath
 
 from transformer.checkpoint import AVERAGE, Checkpoint, Checkpoints, again
-from transformer.config import Config, UserError
+from transformer.config import Config, UserError, shown
 from transformer.data.held_out import reference_doubts
 from transformer.files import append, local, refuse_links, replace, writing
 from transformer.inference.translator import Translator
@@ -28,9 +30,10 @@ from transformer.tasks.judges import (
     has_compound_split,
     paired_bootstrap,
     score,
+    spelt_otherwise,
     unsuited,
 )
-from transformer.tasks.sets import known_sets, read_given, read_set
+from transformer.tasks.sets import check_given, known_sets, read_given, read_set
 from transformer.tasks.translation import refuse_broken, together
 from transformer.training.processes import agree, all_or_none, count, first
 
@@ -65,6 +68,7 @@ def evaluate_workdir(
     its share, and all have the result.
     """
     with all_or_none():
+        source, references = _given(source, references)
         checkpoints = Checkpoints(workdir)
         others = None if against is None else Checkpoints(against)
         asked, judged = _asked(checkpoints, checkpoint, options)  # before anything is asked of its sets
@@ -97,16 +101,31 @@ def evaluate_workdir(
         *(len(sources), test_set, ours.checkpoint.name, workdir),
     )
     hypotheses = together(ours.translator, sources)
-    broken = refuse_broken(ours.translator)
+    broken = refuse_broken(ours.translator, workdir)
+    _warn_of_spelling(test_set, hypotheses, targets)
     result = _result(test_set, ours, hypotheses, targets)
     if broken:
         result["scores_not_numbers"] = broken
     for other in theirs:
         systems = [(against, together(other.translator, sources)), (workdir, hypotheses)]
-        refuse_broken(other.translator)
+        refuse_broken(other.translator, against)
         test = paired_bootstrap(systems, targets, bleu_tokenizer(ours.config))
         result["against"] = {"workdir": against, "checkpoint": str(other.checkpoint.name), **test}
     return result
+
+
+def _given(source: str | None, references: Sequence[str]) -> tuple[str | None, list[str]]:
+    """The names of the files of a set. Raises `UserError` for what is none, or no whole set."""
+
+    def named(one: object) -> bool:
+        return isinstance(one, (str, os.PathLike))
+
+    if named(references) or not isinstance(references, Sequence) or not all(map(named, references)):
+        raise UserError(f"references = {shown(references)}: give a list of names of files")
+    if source is not None and not named(source):
+        raise UserError(f"source = {shown(source)}: give the name of a file")
+    check_given(source, references)
+    return None if source is None else os.fspath(source), [os.fspath(one) for one in references]
 
 
 def _result(test_set: str, ours: _Loaded, hypotheses: list[str], targets: References) -> dict[str, Any]:
@@ -130,10 +149,12 @@ def _warn(test_set: str, sources: list[str], targets: References, config: Config
     """Warn of what seems wrong with a set that is to be scored."""
     if not first():
         return
-    for number, lines in enumerate(targets, 1):
-        name = test_set if len(targets) == 1 else f"{test_set}, reference {number}"
+    for name, lines in _named(test_set, targets):
         for doubt in reference_doubts(name, sources, lines):
             log.warning("%s", doubt)
+    for (i, one), (k, other) in itertools.combinations(enumerate(targets, 1), 2):
+        if one == other:
+            log.warning("%s: its references %d and %d are the same, and count as one translation", test_set, i, k)
     if doubt := unsuited(test_set, targets[0], config):
         log.warning("%s", doubt)
 
@@ -145,6 +166,19 @@ def _asked(checkpoints: Checkpoints, checkpoint: str | None, options: Options) -
     asked = options(config)
     metric = asked.evaluate.metric
     return asked, None if metric == config.evaluate.metric else JUDGED[metric]
+
+
+def _warn_of_spelling(test_set: str, hypotheses: list[str], targets: References) -> None:
+    """Warn of references that spell letters otherwise than translations."""
+    for name, lines in _named(test_set, targets) if first() else ():
+        if doubt := spelt_otherwise(name, hypotheses, lines):
+            log.warning("%s", doubt)
+
+
+def _named(test_set: str, targets: References) -> Iterator[tuple[str, Sequence[str]]]:
+    """Each reference of a set, with what it is called."""
+    for number, lines in enumerate(targets, 1):
+        yield test_set if len(targets) == 1 else f"{test_set}, reference {number}", lines
 
 
 def _told(whose: str, config: Config) -> dict[str, Any]:
@@ -181,10 +215,16 @@ def store(workdir: str, result: dict[str, Any], check: Callable[[], None] = lamb
     return True
 
 
-def average(workdir: str, last: int) -> Iterator[str]:
-    """Average the last checkpoints and tell dev BLEU before and after; evaluation uses the average from then on."""
+def average(workdir: str, last: int, options: Options = lambda config: config) -> Iterator[str]:
+    """Average the last checkpoints and tell dev BLEU before and after; evaluation uses the average from then on.
+
+    `options` as in `evaluate_workdir`. Raises `UserError` in the end where no score of the average is a number.
+    """
     checkpoints = Checkpoints(workdir)
-    checkpoints.choose("last")  # which says what to do where there is none
+    # Before anything is written: what it is scored with may be missing.
+    config = checkpoints.read("last", lambda opened: options(opened.config))
+    if "dev" in known_sets(workdir):
+        bleu(bleu_tokenizer(config))
     steps = checkpoints.average(last)
     log.info("the average is saved in %s", checkpoints.path(AVERAGE))  # should the rest fail
     yield f"averaged {len(steps)} checkpoints: {', '.join(map(str, steps))}"
@@ -194,12 +234,14 @@ def average(workdir: str, last: int) -> Iterator[str]:
         yield "no development set to score it on"
         return
     test_set, sources, references = read_set(workdir, "dev")
-    tokenize = bleu_tokenizer(checkpoints.at(AVERAGE).config)
     for checkpoint in ("last", AVERAGE):
-        name, translator = checkpoints.read(checkpoint, lambda opened: (opened.name, Translator.of([opened])))
-        scores = score(translator.translate(sources), [references], tokenize)
+        name, translator = checkpoints.read(
+            checkpoint, lambda opened: (opened.name, Translator.of([opened], options(opened.config).decode))
+        )
+        scores = score(translator.translate(sources), [references], bleu_tokenizer(config))
         text = "after" if name == AVERAGE else f"before, step {name}"
         yield f"BLEU on {plain(test_set)}, {text}: {scores['bleu']:.2f}   {scores['signature']}"
+    translator.tally.refuse(f"{checkpoints.folder / AVERAGE}: ")
 
 
 def lines_of(result: dict[str, Any]) -> Iterator[str]:

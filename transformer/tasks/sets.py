@@ -7,6 +7,7 @@ workdir/sets/{dev,test}.{source,reference}
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import logging
 import os
@@ -16,7 +17,7 @@ from typing import Any
 from etils import epath
 
 from transformer.config import UserError
-from transformer.data.text import Corpora, Parallel, read_pairs
+from transformer.data.text import Corpora, Parallel, form, read_pairs
 from transformer.files import refuse_links, replace
 from transformer.streams import to_json
 
@@ -34,6 +35,14 @@ def read_sides(parallel: Parallel, fields: tuple[str, str]) -> tuple[list[str], 
     return list(sources), list(references)
 
 
+def check_given(source: str | None, references: Sequence[str]) -> None:
+    """Raise `UserError` where these can't be source and references of a set, before anything is read."""
+    if source is None and references:
+        raise UserError("--source and --reference go together; name the sentences that these are translations of")
+    if source is not None and not references and form(os.fspath(source)) == "text":
+        raise UserError("--source and --reference go together, unless the source is a .tsv or .jsonl with both sides")
+
+
 def read_given(source: str, references: Sequence[str], fields: tuple[str, str]) -> tuple[list[str], list[list[str]]]:
     """Sources and references of a set that a command line names: each file of references holds one for each sentence.
 
@@ -41,9 +50,10 @@ def read_given(source: str, references: Sequence[str], fields: tuple[str, str]) 
     """
     if len(references) > 1 and not os.path.isfile(source) and os.path.exists(source):
         raise UserError(f"--source {source}: several references need a regular file here: it is read for each of them")
-    if len(set(references)) < len(references):
-        twice = next(reference for reference in references if references.count(reference) > 1)
-        raise UserError(f"--reference {twice} is given twice; each one must be another translation")
+    for one, other in itertools.combinations(references, 2):
+        if one == other or (os.path.isfile(one) and os.path.isfile(other) and os.path.samefile(one, other)):
+            also = "" if one == other else f", too, as {one}"
+            raise UserError(f"--reference {other} is given twice{also}; each one must be another translation")
     sides = [read_sides(Parallel(source, reference), fields) for reference in references or [None]]
     return sides[0][0], [reference for _, reference in sides]
 

@@ -19,8 +19,8 @@ from jax import Array
 from jax.sharding import Mesh
 
 from transformer.checkpoint import Checkpoints
-from transformer.config import Config, UserError, check
-from transformer.data.batching import Batches, evaluation_batches
+from transformer.config import Config, DecodeConfig, UserError, check
+from transformer.data.batching import Batches, evaluation_batches, too_long
 from transformer.data.cache import TokenCache, tokenize
 from transformer.data.held_out import HeldOut, held_out_doubts
 from transformer.data.languages import Named, doubts
@@ -30,7 +30,7 @@ from transformer.data.tokenizer import BOS, EOS, PAD, Tokenizer, tokenizer
 from transformer.inference.translator import Tally, Translator, in_type
 from transformer.judging import decoding
 from transformer.model import Params, Run, encoder_decoder, fold
-from transformer.tasks.judges import JUDGED, bleu_tokenizer, score, unsuited
+from transformer.tasks.judges import JUDGED, bleu_tokenizer, score, spelt_otherwise, unsuited
 from transformer.tasks.sets import read_sides, write_sets
 from transformer.training.loss import cross_entropy
 from transformer.training.processes import all_or_none, gather
@@ -197,6 +197,8 @@ class Translation:
         sources, references = sources[: t.eval_sentences], references[: t.eval_sentences]
         hypotheses = together(self._translator(here(params)), sources)
         scores = score(hypotheses, [references], bleu_tokenizer(self.config))
+        if jax.process_index() == 0 and (doubt := spelt_otherwise(self.texts.dev_name, hypotheses, references)):
+            log.warning("%s", doubt)
         yield "dev_bleu", scores["bleu"]
         yield "dev_chrf", scores["chrf"]
         yield "dev_bleu_signature", scores["signature"]
@@ -219,7 +221,8 @@ class Translation:
             return np.array([float(sums["nll"]), float(sums["weight"])])
 
         total, growth = np.zeros(2), np.zeros(2)
-        for batch in evaluation_batches(tokens, batch_tokens=self.config.train.batch_tokens, n_buckets=3):
+        size = {"batch_tokens": self.config.train.batch_tokens, "n_buckets": 3, "most": self._most_pieces}
+        for batch in evaluation_batches(tokens, **size):
             nll, weight = nll_and_weight(batch)
             total += nll, weight
             if (other := exchanged(batch)) is not None:
@@ -277,14 +280,48 @@ class Translation:
         texts, dev, test = self.texts, None, None
         train = [Named(_name(parallel), own) for parallel, own in zip(texts.train, self._train, strict=True)]
         found = doubts(train, Named(_name(texts.dev), self._development[2]) if texts.dev is not None else None)
+        found += self._development_doubts()
         if texts.dev is not None:
             sources, references, tokens = self._development
             dev = HeldOut(texts.dev_name, tokens, sources, references)
-            found += [doubt for doubt in [unsuited(texts.dev_name, references, self.config)] if doubt]
         if texts.test is not None:
             sources, references, tokens = self._test
             test = HeldOut(texts.test_name, tokens, sources, references)
         return [*found, *held_out_doubts(train, dev, test)]
+
+    def _development_doubts(self) -> Iterator[str]:
+        """What is wrong with what is to judge checkpoints. Raises `UserError` where nothing could."""
+        name = self.texts.dev_name
+        if self.texts.dev is None:
+            if (patience := self.config.train.patience) is not None:
+                yield (
+                    f"train.patience = {patience} has no effect, as there is no development set to evaluate on; give "
+                    "data.dev_source and data.dev_target"
+                )
+            return
+        _, references, tokens = self._development
+        if doubt := unsuited(name, references, self.config):
+            yield doubt
+        left_out, most = too_long(tokens, self._most_pieces), self._most_pieces
+        if len(left_out) == len(tokens):
+            raise UserError(
+                f"{name}: all {len(tokens):,} pairs of the development set have more than {most:,} pieces on a side; "
+                "give shorter ones, or raise decode.max_source_length"
+            )
+        if len(left_out):
+            yield (
+                f"{name}: {len(left_out):,} of {len(tokens):,} pairs of the development set have more than {most:,} "
+                "pieces on a side (as decode.max_source_length allows) and are left out of dev loss; the first "
+                f"is pair {left_out[0] + 1:,}"
+            )
+
+    @property
+    def _most_pieces(self) -> int:
+        """Pairs of the development set with more pieces on a side, end of sentence included, do not count in its loss:
+        memory grows with their square, and a model may have learned no more positions."""
+        model, decode = self.config.model, self.config.decode
+        most = max(self.config.data.max_length, decode.max_source_length + 1, DecodeConfig().max_source_length + 1)
+        return min(most, model.max_positions) if model.positions == "learned" else most
 
     @cached_property
     def _train(self) -> list[TokenCache]:
@@ -332,11 +369,12 @@ def together(translator: Translator, sources: Sequence[str]) -> list[str]:
     return [text for share in gather(json.dumps(own)) for text in json.loads(share)]
 
 
-def refuse_broken(translator: Translator) -> int:
-    """How many translations of all processes have scores that are no numbers. Raises `UserError` if all have."""
+def refuse_broken(translator: Translator, workdir: str) -> int:
+    """How many translations of all processes have scores that are no numbers. Raises `UserError`, naming the workdir,
+    if all have."""
     each = [json.loads(one) for one in gather(json.dumps([translator.tally.all, translator.tally.broken]))]
     tally = Tally(*map(sum, zip(*each, strict=True)))
-    tally.refuse()
+    tally.refuse(f"{workdir}: ")
     return tally.broken
 
 

@@ -67,7 +67,7 @@ def _convert(opened: Checkpoint, workdir: str, out: str, model: ModelConfig) -> 
             raise UserError(
                 f"{field}: only the numbers of key/value heads can be converted; leave it as {workdir} has it"
             )
-    write_start(opened, out, mean_pool(opened.params(), old.model, model), model)
+    write_start(opened, out, mean_pool(opened.finite_params(), old.model, model), model)
 
 
 def write_start(opened: Checkpoint, out: str, params: Params, model: ModelConfig) -> None:

@@ -249,7 +249,7 @@ def _state(opened: Checkpoint) -> tuple[Config, dict[str, np.ndarray], Tokenizer
     """A checkpoint's config, its parameters by Marian's names, and its tokenizer."""
     config = opened.config
     refuse_inexpressible(config.model)  # before the arrays are read
-    state = to_marian(opened.params(), config.model, opened.progress["vocab_size"])
+    state = to_marian(opened.finite_params(), config.model, opened.progress["vocab_size"])
     return config, state, Tokenizer(opened.file("tokenizer.model"))
 
 

@@ -677,6 +677,8 @@ def initial(task: Task, config: Config, mesh: Mesh, abstract: TrainState) -> Tra
     # A run that still trains may have another one by now: all processes take that of process 0.
     other = Checkpoints(source).at(json.loads(gather(json.dumps(name))[0]))
     params = other.restore({"params": with_sharding(abstract.params, layout.params)})["params"]
+    if not finite(params):
+        raise UserError(f"train.init_from = {source!r}: {other.path} holds parameters that are no numbers")
     log.info("starting from the parameters of %s", other.path)
     return TrainState(_counter(0, mesh), params, jax.jit(tx.init, out_shardings=layout.optimizer)(params))
 

@@ -19,6 +19,7 @@ from etils import epath
 
 from transformer.config import UserError
 from transformer.files import Lock, append, local, refuse_links, replace, synced, writing
+from transformer.streams import to_json
 
 log = logging.getLogger("transformer")
 
@@ -67,7 +68,7 @@ class Records:
         if self._off:
             return
         entry = {"step": step, "time": round(time.time(), 3), **values}
-        line = json.dumps(entry)
+        line = to_json(entry)
         if self._local:
             with self._writing(self._path):
                 append(self._path, line)
