@@ -300,7 +300,7 @@ def until_read_back(checkpoints: Checkpoints) -> None:
         time.sleep(0.01)
 
 
-@pytest.mark.parametrize("name", ["run [1]", "run*", "r?n", "[", "[!a]"])
+@pytest.mark.parametrize("name", ["run [1]", "run*", "r?n", "[", "[!a]", "r\\n"])
 def test_no_name_of_a_users_is_a_pattern(tmp_path: Path, name: str) -> None:
     checkpoints = Checkpoints(tmp_path / name)
     for step in (5, 10, 15):

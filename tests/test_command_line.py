@@ -279,6 +279,32 @@ def test_a_broken_config_file_is_told_in_one_line(call, tmp_path: Path, text: st
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (gzip.compress(b"config = 1"), "packed by gzip, not a config file; unpack it first: gzip -dc "),
+        (bz2.compress(b"config = 1"), "packed by bzip2, not a config file; unpack it first: bzip2 -dc "),
+        (b"\x28\xb5\x2f\xfd\x04\x00", "packed by zstd, not a config file; unpack it first: zstd -d "),
+        (b"PK\x03\x04" + bytes(40), "a zip archive, not a config file; unpack it first (unzip "),
+        ("config = 1\n".encode("utf-16"), "UTF-16, not a config file; convert it first: iconv -f utf-16 -t utf-8 "),
+        (b"<html><body>404</body></html>", "a page of HTML, not a config file; did a download go wrong?"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "a pointer of Git LFS, not a config file; fetch"),
+        (b"model:\n  heads: [8\n", "a config file is Python that defines `config`, such as configs/quickstart.py"),
+    ],
+)
+@pytest.mark.parametrize("name", ["a b.py", "config.json"])
+def test_a_config_file_of_another_kind_is_told_with_its_tool(call, tmp_path: Path, content, told: str, name) -> None:
+    (tmp_path / name).write_bytes(content)
+    for program, *verb in (("train.py",), ("transformer", "describe"), ("transformer", "plan")):
+        message = refused(call, program, *verb, "--config", tmp_path / name)
+        assert message.startswith(f"error: --config {tmp_path / name}: ") and told in message
+
+
+def test_the_config_of_a_workdir_is_no_config_file(call, trained: Path) -> None:
+    message = refused(call, "train.py", "--config", trained / "config.json", "--workdir", "x")
+    assert "config.json: a config file is Python that defines `config`" in message
+
+
 def test_what_a_config_file_prints_goes_to_standard_error(call, tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text("from transformer.config import Config\nprint('hello')\nconfig = Config()")
     done = call("train.py", "--config", tmp_path / "mine.py", "--print-config")

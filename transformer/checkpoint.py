@@ -233,7 +233,7 @@ class Checkpoints:
             return AVERAGE
         states = self.states()
         if not states:
-            raise UserError(f"{workdir}: no complete checkpoint there; train first, or check the path")
+            raise UserError(f"{workdir}: no complete checkpoint there; {_advice(self.folder.parent)}")
         if checkpoint is None or checkpoint == "best":
             best = self.best(judged=judged)
             if best is None and checkpoint == "best":
@@ -726,6 +726,14 @@ def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
     return {"/".join(map(name, keys)): tuple(leaf.shape) for keys, leaf in leaves}
 
 
+def _advice(workdir: epath.Path) -> str:
+    """What to do where no checkpoint is in a workdir."""
+    if workdir.is_file():
+        return "it is a file; give the folder that train.py made, unpacked"
+    above = next((path for path in (workdir, workdir.parent) if path.name == "checkpoints"), None)
+    return f"give the workdir itself: {above.parent}" if above else "train first, or check the path"
+
+
 def again(read: Callable[[], T]) -> T:
     """What `read` returns, which is called anew while it raises `Removed`."""
     for _ in range(20):
@@ -744,23 +752,27 @@ def _require_needed(given: Mapping[str, Mapping[str, Any]]) -> None:
 
 
 def _plain_name(checkpoints: Checkpoints) -> epath.Path:
-    """A path to the folder of checkpoints for Orbax, which takes [, * and ? in a path for a pattern.
+    """A path to the folder of checkpoints for Orbax, which takes [, * and ? in a path for a pattern, and \\ for /.
 
     Where the folder's own path has them it is a link in a temporary folder, which goes with `checkpoints`.
     """
     folder = checkpoints.folder
-    if not glob.has_magic(str(folder)):
+    if not _misread(str(folder)):
         return folder
-    if not local(folder) or jax.process_count() > 1 or glob.has_magic(tempfile.gettempdir()):
+    if not local(folder) or jax.process_count() > 1 or _misread(tempfile.gettempdir()):
         raise UserError(
             f"{folder.parent}: in a bucket, with several processes, or with such a TMPDIR, a workdir's path can't have "
-            "[, * or ?; rename it"
+            "[, *, ? or \\; rename it"
         )
     beside = tempfile.mkdtemp(prefix="transformer-")
     weakref.finalize(checkpoints, shutil.rmtree, beside, ignore_errors=True)
     link = epath.Path(beside) / "checkpoints"
     os.symlink(folder, link)
     return link
+
+
+def _misread(path: str) -> bool:
+    return os.sep == "/" and (glob.has_magic(path) or "\\" in path)
 
 
 # ---- A checkpoint's folder ------------------------------------------------------------------------------------------

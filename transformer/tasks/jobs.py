@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from transformer.command_line import Parser, configured, evaluate_options, set_up_jax, whole
 from transformer.config import Config, UserError, to_json, whole_number
+from transformer.data.opening import open_text
 from transformer.data.sources import cache
 from transformer.data.text import form
 from transformer.memory import enough_memory
@@ -221,7 +222,12 @@ def evaluate(arguments: Sequence[str]) -> None:
     if own.source is None and own.reference:
         raise UserError("--source and --reference go together; name the sentences that these are translations of")
     if own.source is not None and not own.reference and form(own.source) == "text":
-        raise UserError("--source and --reference go together, unless the source is a .tsv or .jsonl with both sides")
+        if os.path.isfile(own.source) or os.path.isdir(own.source) or not os.path.exists(own.source):  # no pipe
+            open_text(own.source).close()  # which tells what it is, if it is no text
+        raise UserError(
+            f"--source {own.source}: holds one side only; give its translations as --reference FILE, or a .tsv or "
+            ".jsonl with both sides"
+        )
 
     from transformer.training import processes
 

@@ -39,7 +39,7 @@ from transformer.config import (
     to_json,
 )
 from transformer.data.batching import Batches
-from transformer.files import Lock, refuse_links, replace
+from transformer.files import Lock, refuse_links, replace, sealed
 from transformer.inference.translator import cores
 from transformer.judging import Judge, Judged, upgraded
 from transformer.model import Model, Params, encoder_decoder
@@ -551,6 +551,8 @@ def config_of(checkpoints: Checkpoints) -> Config | None:
 def hold(workdir: str) -> Iterator[Lock]:
     """Make the workdir, and keep other training runs out of it. Who only reads there is not kept from it."""
     folder = epath.Path(workdir)
+    if sealed(folder):
+        raise UserError(f"--workdir {workdir}: a checkpoint, in which nothing else is written; use another folder")
     lock = Lock(folder / ".lock", "another run trains there; stop it first, or use another --workdir")
     with contextlib.ExitStack() as stack:
         try:
