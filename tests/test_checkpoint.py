@@ -761,6 +761,13 @@ def test_choose(checkpoints, folder: Path) -> None:
     with pytest.raises(UserError, match="no complete checkpoint there; train first"):
         checkpoints.choose()
     save(checkpoints, 10)
+    for inside in (folder, folder / "00000010"):
+        with pytest.raises(
+            UserError, match=rf"{inside}: no complete checkpoint there; give the workdir itself: {run}$"
+        ):
+            Checkpoints(inside).choose()
+    with pytest.raises(UserError, match=r"it is a file; give the folder that train.py made, unpacked$"):
+        Checkpoints(folder / "00000010/manifest.json").choose()
     assert checkpoints.choose() == 10  # never evaluated: the last
     save(checkpoints, 20)
     assert checkpoints.choose() == 20

@@ -46,6 +46,7 @@ from transformer.files import (
     files_in,
     local,
     manifest,
+    path_of,
     refuse_links,
     replace,
     seal,
@@ -82,7 +83,7 @@ class Checkpoints:
         """`lock`: held by whoever writes here; checked before each write."""
         if not isinstance(workdir, (str, os.PathLike)):
             raise UserError(f"the workdir is a {type(workdir).__name__}: give a path")
-        workdir = epath.Path(workdir)
+        workdir = path_of(workdir)
         # Orbax takes absolute paths only; `resolve` would take gs:// for a local folder.
         self.folder = (workdir if workdir.is_absolute() else workdir.resolve()) / "checkpoints"
         try:

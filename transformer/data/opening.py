@@ -25,7 +25,7 @@ _TEXT = "plain text"
 # Offset, bytes there, what such a file is, what to do. {} is the path.
 _FOREIGN = (
     (0, b"\x28\xb5\x2f\xfd", "packed by zstd", "unpack it first: zstd -d {}"),
-    (0, b"\x50\x2a\x4d\x18", "packed by zstd", "unpack it first: zstd -d {}"),
+    (1, b"\x2a\x4d\x18", "packed by zstd or lz4", "unpack it first: zstd -d {}, or lz4 -d {}"),
     (0, b"\x04\x22\x4d\x18", "packed by lz4", "unpack it first: lz4 -d {}"),
     (0, b"\x89LZO\0", "packed by lzop", "unpack it first: lzop -d {}"),
     (0, b"LZIP\x01", "packed by lzip", "unpack it first: lzip -d {}"),

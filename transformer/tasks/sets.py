@@ -17,7 +17,7 @@ from etils import epath
 
 from transformer.config import UserError
 from transformer.data.text import Corpora, Parallel, read_pairs
-from transformer.files import refuse_links, replace
+from transformer.files import path_of, refuse_links, replace
 from transformer.streams import to_json
 
 log = logging.getLogger("transformer")
@@ -70,7 +70,7 @@ def write_sets(folder: epath.Path, texts: Corpora, fields: tuple[str, str]) -> N
 
 def known_sets(workdir: str) -> dict[str, Any]:
     """What sets.json says of 'dev' and 'test'; empty if the workdir has neither."""
-    path = epath.Path(workdir) / "sets" / "sets.json"
+    path = path_of(workdir) / "sets" / "sets.json"
     try:
         known = json.loads(path.read_bytes()) if path.exists() else {}
         return {kind: {**entry, "name": str(entry["name"])} for kind, entry in known.items()}
@@ -88,7 +88,7 @@ def read_set(workdir: str, kind: str | None = None) -> tuple[str, list[str], lis
         raise UserError(f"{workdir} has no test or dev set; give --source FILE --reference FILE")
     sides = []
     for side in SIDES:
-        path = epath.Path(workdir) / "sets" / f"{kind}.{side}"
+        path = path_of(workdir) / "sets" / f"{kind}.{side}"
         try:
             content = path.read_bytes()
         except OSError as error:
