@@ -295,18 +295,16 @@ def test_a_broken_config_file_is_told_in_one_line(call, tmp_path: Path, text: st
         (b"version https://git-lfs.github.com/spec/v1\n", "a pointer of Git LFS, not a config file; fetch"),
         (b"model:\n  heads: [8\n", "a config file is Python that defines `config`, such as configs/quickstart.py"),
     ],
+    ids=["gzip", "bzip2", "zstd", "zip", "utf-16", "html", "lfs", "yaml"],
 )
 @pytest.mark.parametrize("name", ["a b.py", "config.json"])
 def test_a_config_file_of_another_kind_is_told_with_its_tool(call, tmp_path: Path, content, told: str, name) -> None:
     (tmp_path / name).write_bytes(content)
+    (tmp_path / "w.json").write_text(to_json(Config()))
+    assert "w.json: a config file is Python" in refused(call, "train.py", "--config", tmp_path / "w.json")
     for program, *verb in (("train.py",), ("transformer", "describe"), ("transformer", "plan")):
         message = refused(call, program, *verb, "--config", tmp_path / name)
         assert message.startswith(f"error: --config {tmp_path / name}: ") and told in message
-
-
-def test_the_config_of_a_workdir_is_no_config_file(call, trained: Path) -> None:
-    message = refused(call, "train.py", "--config", trained / "config.json", "--workdir", "x")
-    assert "config.json: a config file is Python that defines `config`" in message
 
 
 def test_what_a_config_file_prints_goes_to_standard_error(call, tmp_path: Path) -> None:
