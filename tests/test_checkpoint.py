@@ -326,7 +326,7 @@ def test_files_that_are_not_kept_as_they_were_given_are_never_sealed(checkpoints
     assert checkpoints.steps() == []
 
 
-@pytest.mark.parametrize("name", ["run [1]", "run*", "r?n", "[", "[!a]", "wörk", os.fsdecode(b"w\xf6rk")])
+@pytest.mark.parametrize("name", ["run [1]", "run*", "r?n", "[", "[!a]", "r\\n", "wörk", os.fsdecode(b"w\xf6rk")])
 def test_no_name_of_a_users_is_a_pattern_or_has_to_be_utf8(tmp_path: Path, name: str) -> None:
     checkpoints = Checkpoints(tmp_path / name)
     for step in (5, 10, 15):
@@ -803,6 +803,13 @@ def test_choose(checkpoints, folder: Path) -> None:
     with pytest.raises(UserError, match="no complete checkpoint there; train first"):
         checkpoints.choose()
     save(checkpoints, 10)
+    for inside in (folder, folder / "00000010"):
+        with pytest.raises(
+            UserError, match=rf"{inside}: no complete checkpoint there; give the workdir itself: {run}$"
+        ):
+            Checkpoints(inside).choose()
+    with pytest.raises(UserError, match=r"it is a file; give the folder that train.py made, unpacked$"):
+        Checkpoints(folder / "00000010/manifest.json").choose()
     assert checkpoints.choose() == 10  # never evaluated: the last
     save(checkpoints, 20)
     assert checkpoints.choose() == 20

@@ -143,7 +143,11 @@ def test_a_wrong_value_is_told_in_one_line(call, arguments: str, told: str) -> N
         ("train.py", "--config /dev/null --workdir x", "--config /dev/null: no regular file"),
         ("evaluate.py", "", "--workdir is missing"),
         ("evaluate.py", "--workdir nowhere", "nowhere: no complete checkpoint there"),
-        ("evaluate.py", "--workdir nowhere --source a", "--source and --reference go together"),
+        ("evaluate.py", "--workdir nowhere --source a", "a: no such file"),
+        ("evaluate.py", "--workdir foo://x", "foo://x: there is no such kind of storage; name a bucket of gs:// or"),
+        ("train.py", f"--config {QUICKSTART} --workdir file:///tmp/x", "file:///tmp/x: there is no such kind of"),
+        ("transformer", "translate foo://x", "foo://x: there is no such kind of storage"),
+        ("transformer", "convert foo://x y --kv-heads 1", "foo://x: there is no such kind of storage"),
         ("evaluate.py", "--workdir", "--workdir"),
         ("transformer", "translate", "translate runs/quickstart"),
         ("transformer", "translate nowhere", "nowhere: no complete checkpoint there"),
@@ -277,6 +281,30 @@ def test_a_broken_config_file_is_told_in_one_line(call, tmp_path: Path, text: st
     warnings.simplefilter("error")  # a warning would be a second line
     assert told in refused(call, "train.py", "--config", tmp_path / "mine.py", "--workdir", tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (gzip.compress(b"config = 1"), "packed by gzip, not a config file; unpack it first: gzip -dc "),
+        (bz2.compress(b"config = 1"), "packed by bzip2, not a config file; unpack it first: bzip2 -dc "),
+        (b"\x28\xb5\x2f\xfd\x04\x00", "packed by zstd, not a config file; unpack it first: zstd -d "),
+        (b"PK\x03\x04" + bytes(40), "a zip archive, not a config file; unpack it first (unzip "),
+        ("config = 1\n".encode("utf-16"), "UTF-16, not a config file; convert it first: iconv -f utf-16 -t utf-8 "),
+        (b"<html><body>404</body></html>", "a page of HTML, not a config file; did a download go wrong?"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "a pointer of Git LFS, not a config file; fetch"),
+        (b"model:\n  heads: [8\n", "a config file is Python that defines `config`, such as configs/quickstart.py"),
+    ],
+    ids=["gzip", "bzip2", "zstd", "zip", "utf-16", "html", "lfs", "yaml"],
+)
+@pytest.mark.parametrize("name", ["a b.py", "config.json"])
+def test_a_config_file_of_another_kind_is_told_with_its_tool(call, tmp_path: Path, content, told: str, name) -> None:
+    (tmp_path / name).write_bytes(content)
+    (tmp_path / "w.json").write_text(to_json(Config()))
+    assert "w.json: a config file is Python" in refused(call, "train.py", "--config", tmp_path / "w.json")
+    for program, *verb in (("train.py",), ("transformer", "describe"), ("transformer", "plan")):
+        message = refused(call, program, *verb, "--config", tmp_path / name)
+        assert message.startswith(f"error: --config {tmp_path / name}: ") and told in message
 
 
 def test_what_a_config_file_prints_goes_to_standard_error(call, tmp_path: Path) -> None:

@@ -15,7 +15,9 @@ from transformer.files import (
     append,
     cached,
     damage,
+    local,
     new_folder,
+    path_of,
     replace,
     seal,
     sealed,
@@ -23,6 +25,21 @@ from transformer.files import (
     temporary,
     unchanged,
 )
+
+
+@pytest.mark.parametrize("name", ["a://b", "a:/b", "gs://a", "//a", "[a]*", "a\\b", "a%20#b?c"])
+def test_a_path_that_begins_as_a_local_one_is_local(tmp_path, name):
+    path = path_of(f"{tmp_path}/{name}")
+    path.mkdir(parents=True)
+    assert os.path.isdir(f"{tmp_path}/{name}") and local(path) and local(f"{tmp_path}/{name}")
+    assert path_of(path) == path and local(f"./{name}")
+
+
+def test_only_known_storage_is_a_bucket():
+    assert str(path_of("gs://a/b")) == "gs://a/b" and not local("gs://a/b")
+    for name in ("foo://a", "file:///tmp/a", "http://a"):
+        with pytest.raises(UserError, match=rf"^{name}: there is no such kind of storage; name a bucket of gs://"):
+            path_of(name)
 
 
 def test_files_and_folders_are_synced(tmp_path, monkeypatch):

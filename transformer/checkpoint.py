@@ -46,6 +46,7 @@ from transformer.files import (
     files_in,
     local,
     manifest,
+    path_of,
     refuse_links,
     replace,
     seal,
@@ -83,7 +84,7 @@ class Checkpoints:
         """`lock`: held by whoever writes here; checked before each write."""
         if not isinstance(workdir, (str, os.PathLike)):
             raise UserError(f"the workdir is a {type(workdir).__name__}: give a path")
-        workdir = epath.Path(workdir)
+        workdir = path_of(workdir)
         # Orbax takes absolute paths only; `resolve` would take gs:// for a local folder.
         self.folder = (workdir if workdir.is_absolute() else workdir.resolve()) / "checkpoints"
         storage = logging.getLogger("gcsfs")  # which logs a traceback of whatever it raises
@@ -233,7 +234,7 @@ class Checkpoints:
             return AVERAGE
         states = self.states()
         if not states:
-            raise UserError(f"{workdir}: no complete checkpoint there; train first, or check the path")
+            raise UserError(f"{workdir}: no complete checkpoint there; {_advice(self.folder.parent)}")
         if checkpoint is None or checkpoint == "best":
             best = self.best(judged=judged)
             if best is None and checkpoint == "best":
@@ -743,6 +744,14 @@ def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
     return {"/".join(map(name, keys)): tuple(leaf.shape) for keys, leaf in leaves}
 
 
+def _advice(workdir: epath.Path) -> str:
+    """What to do where no checkpoint is in a workdir."""
+    if workdir.is_file():
+        return "it is a file; give the folder that train.py made, unpacked"
+    above = next((path for path in (workdir, workdir.parent) if path.name == "checkpoints"), None)
+    return f"give the workdir itself: {above.parent}" if above else "train first, or check the path"
+
+
 def again(read: Callable[[], T]) -> T:
     """What `read` returns, which is called anew while it raises `Removed`."""
     for _ in range(20):
@@ -761,8 +770,8 @@ def _require_needed(given: Mapping[str, Mapping[str, Any]]) -> None:
 
 
 def _plain_name(checkpoints: Checkpoints) -> epath.Path:
-    """A path to the folder of checkpoints for Orbax, which takes [, * and ? in a path for a pattern, and writes each
-    path as UTF-8, whatever the locale.
+    """A path to the folder of checkpoints for Orbax, which takes [, * and ? in a path for a pattern and \\ for /, and
+    writes each path as UTF-8, whatever the locale.
 
     Where the folder's own path is not so it is a link in a temporary folder, which goes with `checkpoints`.
     """
@@ -772,7 +781,7 @@ def _plain_name(checkpoints: Checkpoints) -> epath.Path:
     if not local(folder) or jax.process_count() > 1 or not _means_itself(tempfile.gettempdir()):
         raise UserError(
             f"{folder.parent}: in a bucket, with several processes, or with such a TMPDIR, a workdir's path can't have "
-            "[, * or ?, nor letters that are not UTF-8 in this locale; rename it"
+            "[, *, ? or \\, nor letters that are not UTF-8 in this locale; rename it"
         )
     beside = tempfile.mkdtemp(prefix="transformer-")
     weakref.finalize(checkpoints, shutil.rmtree, beside, ignore_errors=True)
@@ -784,7 +793,8 @@ def _plain_name(checkpoints: Checkpoints) -> epath.Path:
 def _means_itself(path: str) -> bool:
     """Whether Orbax finds by this path what this program does."""
     try:
-        return not glob.has_magic(path) and (not local(path) or os.fsencode(path) == path.encode())
+        plain = not glob.has_magic(path) and (os.sep != "/" or "\\" not in path)
+        return plain and (not local(path) or os.fsencode(path) == path.encode())
     except UnicodeEncodeError:
         return False
 

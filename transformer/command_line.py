@@ -282,6 +282,7 @@ def config_file(path: str) -> Config:
         raise UserError(f"--config {path}: no such file{hint}")
     if not os.path.isfile(path):
         raise UserError(f"--config {path}: no regular file; save the config as a file first")
+    _refuse_other_config(path)
     try:
         with contextlib.redirect_stdout(sys.stderr):
             config = runpy.run_path(path).get("config")
@@ -292,11 +293,27 @@ def config_file(path: str) -> Config:
             f"--config {path}: it ends the program (SystemExit: {stop.code}); it must only define `config`"
         ) from None
     except BaseException as error:  # the file is the user's
-        raise UserError(f"--config {path}: {type(error).__name__}: {error}") from error
+        fix = f"; {_CONFIG_FILE}" if isinstance(error, SyntaxError) else ""
+        raise UserError(f"--config {path}: {type(error).__name__}: {error}{fix}") from error
     if not isinstance(config, Config):
         raise UserError(f"--config {path}: it must define `config = transformer.config.Config(...)`")
     check_fields(config)  # as tyro, which sees it next, asks what it gets
     return config
+
+
+_CONFIG_FILE = "a config file is Python that defines `config`, such as configs/quickstart.py"
+
+
+def _refuse_other_config(path: str) -> None:
+    """Raise `UserError` for a file that is no Python for sure: a packed one, or a workdir's config.json."""
+    from transformer.data.opening import refuse_other
+
+    try:
+        refuse_other(path, "a config file")
+    except UserError as error:
+        raise UserError(f"--config {error}") from None
+    if path.lower().endswith((".json", ".yaml", ".yml", ".toml")):
+        raise UserError(f"--config {path}: {_CONFIG_FILE}")
 
 
 def override(default: C, arguments: Sequence[str], program: str, options: Sequence[str] = ()) -> C:

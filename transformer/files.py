@@ -11,6 +11,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import secrets
 import shutil
 import socket
@@ -20,6 +21,8 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, Any, TypeVar
+
+from etils import epath
 
 from transformer.config import UserError
 from transformer.phases import phase
@@ -37,7 +40,19 @@ UNFINISHED = "unfinished"
 
 def local(path: Any) -> bool:
     """Whether a path is on this machine, not in a bucket."""
-    return "://" not in str(path)
+    return "://" not in str(path) or str(path).startswith(("/", "."))
+
+
+def path_of(name: str | os.PathLike) -> epath.Path:
+    """A path on this machine or in a bucket. Raises `UserError` for a kind of storage that is not known."""
+    text = os.fspath(name)
+    try:
+        return epath.Path(re.sub("//+", "/", text) if local(text) else text)
+    except KeyError:
+        raise UserError(
+            f"{text}: there is no such kind of storage; name a bucket of gs:// or s3://, or a local folder, with ./ "
+            "before its name if that holds ://"
+        ) from None
 
 
 def refuse_links(*paths: Any) -> None:

@@ -153,19 +153,13 @@ def one_line(message: Any) -> str:
 
 
 def to_json(value: Any, indent: int | None = None) -> str:
-<<<<<<< HEAD
     """`value` as JSON that is UTF-8, and harmless on a terminal, whatever its strings hold: JSON's escapes stand for
-    half a character, as in a file name that is no UTF-8, and for what `plain` spells out."""
-    text = json.dumps(value, ensure_ascii=False, indent=indent)
+    half a character, as in a file name that is no UTF-8, and for what `plain` spells out. NaN and infinity, which JSON
+    does not have, become null."""
+    text = json.dumps(numbers(value), ensure_ascii=False, indent=indent)
     if text.isprintable():
         return text
     return "".join(json.dumps(char)[1:-1] if char != "\n" and _harmful(char) else char for char in text)
-=======
-    """`value` as JSON that is UTF-8 whatever its strings hold. Half a character, as in a file name that is no UTF-8,
-    becomes JSON's escape of it; NaN and infinity, which JSON does not have, become null."""
-    text = json.dumps(numbers(value), ensure_ascii=False, indent=indent)
-    return text.encode("utf-8", "backslashreplace").decode("utf-8")
->>>>>>> r-b
 
 
 def numbers(value: Any) -> Any:

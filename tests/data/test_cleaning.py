@@ -4,6 +4,7 @@ import gzip
 import json
 import os
 import re
+import time
 import unicodedata
 from pathlib import Path
 
@@ -20,12 +21,13 @@ from transformer.data.tokenizer import UNK, Tokenizer, tokenizer
 
 FAMILY = "\U0001f469\u200d\U0001f469\u200d\U0001f467"
 SCOTLAND = "\U0001f3f4\U000e0067\U000e0062\U000e0073\U000e0063\U000e0074\U000e007f"
-WHITE = [c for c in map(chr, range(0x3001)) if c.isspace()]
-NOTHING = ["\u200b", "\u200e", "\u200f", "\u202a", "\u202e", "\u2060", "\u2066", "\u00ad", "\ufeff", "\x00", "\x1b"]
+WHITE = [*[c for c in map(chr, range(0x3001)) if c.isspace()], "\u2581"]
+BLANK = ["\u115f", "\u1160", "\u3164", "\uffa0", "\u2800"]
+NOTHING = [*"\u00ad\u034f\u200b\u200e\u200f\u202a\u202e\u2060\u2066\ufeff\x00\x1b"]
 TRICKY = st.sampled_from(
     [
-        *[*WHITE, *NOTHING, *"\u200c\u200d\u180e\u0301\u0323\u0302\u1161\u11ab\U000e0067\U000e007f"],
-        *"aeE1 \u00e9\u212b\ufb01\u00b2\u00bd\u00b4\uff28\u3131\u0915\u094d\u0647\u1820\u2764\ufe0f\u2122\u2581\ufdfa",
+        *[*WHITE, *BLANK, *NOTHING, *"\u200c\u200d\u180e\u0301\u0323\u0302\u1161\u11ab\U000e0067\U000e007f"],
+        *"aeE1 \u00e9\u212b\ufb01\u00b2\u00bd\u00b4\uff28\u3131\u0915\u094d\u0647\u1820\u2764\ufe0f\u2122\ufdfa",
         *["\U0001f3f4", "\U0001f469", "\U0001f3fd", FAMILY, SCOTLAND],
     ]
 )
@@ -42,7 +44,7 @@ def trained():
 @pytest.mark.parametrize(
     ("text", "clean"),
     [
-        *[(f"{c}a{c}{c}b c{c} ", "a b c") for c in WHITE],
+        *[(f"{c}a{c}{c}b c{c} ", "a b c") for c in (*WHITE, *BLANK)],
         *[(f"{c}a{c}b {c} c{c}", "ab c") for c in NOTHING],
         ("\uff28\uff45 \ufb01 \u2460 10\u00b2 \u2026", "He fi 1 102 ..."),
         ("e\u0301 \u1112\u1161\u11ab e\u0302\u0323", "\u00e9 \ud55c \u1ec7"),
@@ -67,6 +69,7 @@ def test_sources(text, clean):
     assert cleaning.source(text) == clean
 
 
+@settings(deadline=None)
 @given(TEXT)
 def test_to_clean_once_more_changes_nothing(text):
     for rule in (cleaning.source, cleaning.target):
@@ -75,31 +78,37 @@ def test_to_clean_once_more_changes_nothing(text):
     assert cleaning.source(cleaning.target(text)) == cleaning.source(text)
 
 
+@settings(deadline=None)
 @given(TEXT)
 def test_a_target_changes_in_composition_and_white_space_alone(text):
     clean = cleaning.target(text)
-    assert clean.split() == unicodedata.normalize("NFC", text).split()
-    assert not re.search(r"^\s|\s$|\s\s|[^\S ]", clean)
+    assert clean.split() == unicodedata.normalize("NFC", text).replace("\u2581", " ").split()
+    assert not re.search(r"^\s|\s$|\s\s|[^\S ]|\u2581", clean)
 
 
+@settings(deadline=None)
 @given(TEXT)
 def test_a_source_keeps_what_shows(text):
     """Of its compatibility form all but white space, and format and control characters."""
 
     def shown(text):
-        return [c for c in unicodedata.normalize("NFKD", text) if not c.isspace() and c.isprintable()]
+        letters = [c for c in unicodedata.normalize("NFKD", text) if not c.isspace() and c.isprintable()]
+        return [c for c in letters if c not in (*BLANK, *NOTHING, "\u2581")]
 
     clean = cleaning.source(text)
     assert sorted(shown(clean)) == sorted(shown(text))
     assert not re.search(r"^\s|\s$|\s\s|[^\S ]", clean)
 
 
+@settings(deadline=None)
 @given(TEXT, st.frozensets(TRICKY, max_size=8))
 def test_a_prefix_keeps_what_the_model_writes(text, known):
     clean = cleaning.prefix(text, known)
     words = clean.removesuffix(" ")
-    assert clean == (f"{words} " if words and text[-1].isspace() else words)
+    behind = cleaning.prefix(f"{text}x", {*known, "x"})  # what stands there when the text goes on
+    assert clean == behind.removesuffix("x") and words == words.rstrip()
     assert cleaning.prefix(clean, known) == clean
+    assert cleaning.prefix(f"{text} ", known) == (f"{words} " if words else "")
     assert cleaning.prefix(text, ()).split() == cleaning.source(text).split()
     written = set(cleaning.target(text))
     assert cleaning.prefix(text, written).split() == cleaning.target(text).split()
@@ -110,6 +119,24 @@ def test_prefixes():
     assert cleaning.prefix("\u3000\uff25r  hat\u00a0\t", known) == "Er hat "
     assert cleaning.prefix("10 m\u00b2 \u00b3", known) == "10 m\u00b2 3"
     assert [cleaning.prefix(text, known) for text in ("", " ", "\u200b ", "\ufeffE")] == ["", "", "", "E"]
+
+
+@pytest.mark.parametrize("c", [*NOTHING, "\u200d", "\u200c", "\u180e", "\U000e0067"])
+def test_what_is_removed_from_a_prefix_takes_no_space_along(c):
+    known = set("Er hat")
+    for text in (f"Er {c}", f"Er{c} ", f"Er {c} ", f"Er{c}\u2581", f"{c} Er \u00a0{c}{c}"):
+        assert cleaning.prefix(text, known) == "Er "
+    assert cleaning.prefix(f"Er{c}", known) == "Er"
+
+
+def test_marks_in_any_number_are_sorted_in_linear_time():
+    few = "x\u0323\u0344e\u0301\u0323\u0301\u0f73\u2764\ufe0f\u3099\u0323" * 9 + "\u0301\u0323\u0344" * 50
+    many = "e" + "\u0301\u0323" * 200_000 + "x" + "\u0323\u0301" * 200_000
+    for rule, form in ((cleaning.source, "NFKC"), (cleaning.target, "NFC")):
+        assert rule(few) == unicodedata.normalize(form, few)
+        start = time.process_time()
+        assert rule(many).count("\u0301") == 400_000
+        assert time.process_time() - start < 20  # sorted by insertion they take half an hour
 
 
 def test_the_cases_of_white_space_are_one_source(trained):
@@ -133,7 +160,7 @@ def test_the_model_file_alone_cleans_alike(trained, text):
     """Other programs have the file and not our code. A table without context keeps joiners and tags, and it looks at no
     more than the composition of one character."""
     marks = sum(unicodedata.combining(c) > 0 for c in unicodedata.normalize("NFKD", text))
-    if re.search("[\u200c\u200d\u180e\U000e0001\U000e0020-\U000e007f\x00\u2581]", text) or marks > 1:
+    if re.search("[\u200c\u200d\u180e\U000e0001\U000e0020-\U000e007f\x00]", text) or marks > 1:
         return
     # A joiner or mark that meets its letter only when what stood between is gone.
     if unicodedata.normalize("NFKC", "".join(map(cleaning.source, text))) != "".join(map(cleaning.source, text)):
@@ -146,7 +173,7 @@ def test_the_model_file_alone_cleans_alike(trained, text):
 @settings(deadline=None)
 @given(st.characters(codec="utf-8", exclude_characters="\x00"))
 def test_each_character_and_its_parts_in_the_model_file(trained, c):
-    if re.search("[\u200c\u200d\u180e\U000e0001\U000e0020-\U000e007f\u2581]", c):
+    if re.search("[\u200c\u200d\u180e\U000e0001\U000e0020-\U000e007f]", c):
         return
     for side in ("source", "target"):
         theirs = sentencepiece.SentencePieceProcessor(model_proto=trained.model_of(side))

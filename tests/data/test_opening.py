@@ -8,16 +8,20 @@ import os
 import subprocess
 import threading
 import zipfile
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from transformer.config import UserError
+from transformer.config import DataConfig, UserError
 from transformer.data.opening import open_stream, open_text, read_all
+from transformer.data.sources import corpora
 from transformer.data.text import Parallel, count_lines, fingerprint, form, read_lines, read_pairs
-from transformer.data.unpacking import Damaged
+from transformer.data.tokenizer import Tokenizer
+from transformer.data.unpacking import Damaged, packing_of
 
 PACKED = {
     "gzip": gzip.compress,
@@ -147,7 +151,7 @@ WMT21 = b"""<?xml version='1.0' encoding='utf-8'?>
 """
 FOREIGN = {
     "zstd": (b"\x28\xb5\x2f\xfd\x04\x00", r"packed by zstd, not plain text; unpack it first: zstd -d .+$"),
-    "zip": (zipped(), r"a zip archive, not plain text; unpack it first \(unzip .+\), and name a text file of it$"),
+    "zip": (zipped(), r"a zip archive, not plain text; unpack it first \(unzip .+\), and name a file of it$"),
     "docx": (zipped("[Content_Types].xml"), r"a document of Microsoft Office, not plain text; save it as text"),
     "odt": (zipped("mimetype", "application/vnd.oasis.opendocument.text"), r"a document of an office program"),
     "tar": (tarred(), r"a tar archive, not plain text; unpack it first \(tar -xf "),
@@ -190,6 +194,31 @@ def test_what_is_no_text_is_named_with_its_tool(tmp_path, kind, packing):
         assert str(error.value).startswith(f"{tmp_path / name}:")
         assert str(error.value).isprintable()
         assert "-f latin1" not in str(error.value)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in FOREIGN if kind not in ("numpy", "png", "noise")])
+def test_what_is_no_text_is_named_where_its_other_side_is_missing(tmp_path, kind):
+    path = str(tmp_path / "a b")
+    Path(path).write_bytes(FOREIGN[kind][0])
+    configs = [DataConfig(source=(path,)), DataConfig(corpus="phrases", dev_source=path)]
+    for ask in (lambda: list(read_pairs(Parallel(path))), *(partial(corpora, config) for config in configs)):
+        with pytest.raises(UserError, match=FOREIGN[kind][1]):
+            ask()
+
+
+@pytest.mark.parametrize("kind", [*FOREIGN, *PACKED])
+def test_a_tokenizer_of_another_kind_is_named_with_its_tool(tmp_path, kind):
+    content, told = FOREIGN.get(kind, (b"", ""))
+    if kind in PACKED:
+        content = PACKED[kind](b"a model")
+        tool = packing_of(content)
+        told = rf"packed by {tool}, not plain text; unpack it first: {tool} -dc '.+/a b\.model' > NEW$"
+    elif kind in ("numpy", "png", "noise"):
+        told = "not plain text; give the .model file that spm_train wrote"
+    path = tmp_path / "a b.model"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=told.replace("plain text", "a SentencePiece model")):
+        Tokenizer.load(path)
 
 
 def test_packed_twice_is_told(tmp_path):
@@ -304,6 +333,15 @@ def test_a_stream_gives_its_first_line_before_its_second_is_there():
             target.write(first)
             opened = open_stream(stream)
             assert opened.raw.read(100) == first
+        target.write(b"<")
+        threading.Timer(0.2, lambda: target.write(b"srcset><doc><seg>one</seg></doc></srcset>")).start()
+        threading.Timer(0.4, target.close).start()
+        assert open_stream(stream).read() == b"one\n"
+
+
+def test_a_stream_that_is_packed_waits_until_that_is_clear():
+    reading, writing = os.pipe()
+    with open(reading, "rb") as stream, open(writing, "wb", buffering=0) as target:
         packed = gzip.compress(b"one\n")
         target.write(packed[:2])
         threading.Timer(0.2, lambda: target.write(packed[2:])).start()

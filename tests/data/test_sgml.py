@@ -253,8 +253,30 @@ def test_any_tags_are_read_or_refused(text):
         assert found
 
 
-@pytest.mark.parametrize("part", ["<!--", "<seg", "<seg>a</seg>", "<doc a=", "</", "&", "&a"])
+@pytest.mark.parametrize("part", ["<!--", "<seg", "<seg>a</seg>", "<doc a=", "</", "&", "&a", " ", "\n", " \n"])
 def test_long_sets_take_linear_time(part):
     """Quadratic time would not end."""
-    with contextlib.suppress(UserError):
-        sgml.segments(f"<srcset><doc><seg>b</seg>{part * 200_000}</doc></srcset>", "a.sgm")
+    for before, behind in (("", ""), ("<seg ", ">b</seg>"), ("<seg>a", "b</seg>")):
+        with contextlib.suppress(UserError):
+            sgml.segments(f"<srcset><doc><seg>b</seg>{before}{part * 200_000}{behind}</doc></srcset>", "a.sgm")
+
+
+def test_a_long_name_of_an_attribute_takes_linear_time():
+    (found,) = sgml.segments(f"<srcset><doc><seg {'a' * 400_000} id=7>b</seg></doc></srcset>", "a.sgm")
+    assert (found.number, found.text) == ("7", "b")
+
+
+@pytest.mark.parametrize("before", ["<!---->", "<!-- a -->\n", "<!--", "<?a?>", "<!doctype a>", "<!-- > -->", " "])
+def test_whatever_stands_before_the_first_element_takes_linear_time(before):
+    """Comments that may end at several places would take exponential time."""
+    for text in (f"{before * 500}hello", f"{before * 500}<b>", f"hello {before * 500}"):
+        assert not sgml.is_set(text.encode())
+        sgml.undecided(text.encode())
+
+
+@pytest.mark.parametrize("before", ["", "\ufeff", "<?xml version='1.0'?>\n", "<!-- a > b -->\n<!DOCTYPE srcset>\n"])
+def test_a_head_that_breaks_off_is_undecided_until_it_shows_what_it_is(before):
+    head = f"{before}<srcset ".encode()
+    assert all(sgml.undecided(head[:n]) for n in range(4 if before == "\ufeff" else 1, len(head)))
+    assert not sgml.undecided(head) and sgml.is_set(head)
+    assert not any(map(sgml.undecided, (b"", b"\n", b"a <", b"<3", b"< a", b"<b>", b"<!-- a --> b")))

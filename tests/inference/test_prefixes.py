@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from quick import jit
 
 from transformer.config import DecodeConfig, ModelConfig
+from transformer.data import normalizer
 from transformer.data.tokenizer import UNK, Cut, Tokenizer
 from transformer.inference.beam_search import beam_search
 from transformer.inference.constraints import Constraints
@@ -199,6 +200,34 @@ def test_tokenizers_of_somebody_else(options):
         assert ours.translate(["die Katze"] * len(cuts), prefixes=cuts) == [whole] * len(cuts)
 
 
+@pytest.mark.parametrize(
+    ("normalization", "ends", "stays"),
+    [
+        ("identity", " \u2581", "\u00a0\t\u3000\u200b\u2060"),
+        ("nfkc", " \u2581\u00a0\u3000", "\t\u200b\u2060"),
+        ("nmt_nfkc", " \u2581\u00a0\u3000\t\u200b\ufeff", ""),
+        ("clean", " \u2581\u00a0\u3000\t", ""),
+    ],
+)
+@pytest.mark.parametrize("remove_spaces", [False, True])
+def test_a_prefix_ends_in_a_space_where_the_models_rule_says_so(normalization, ends, stays, remove_spaces):
+    """Whatever it makes a space of; all else is a letter, and no space is demanded behind it."""
+    made = Tokenizer.train(["der rote Hund rot"] * 50, vocab_size=275, normalization=normalization)
+    if normalization != "clean":
+        rule = dataclasses.replace(normalizer.read(made.model), remove_spaces=remove_spaces)
+        made = Tokenizer(normalizer.replace(made.model, rule))
+    prefixes = Prefixes(made)
+    (rot,) = prefixes.of(["rot"])
+    space = "\u2581".encode()
+    assert (rot.spelt, rot.ends) == (space + b"rot", 6)
+    for c in ends:
+        (found,) = prefixes.of([f"rot{c}"])
+        assert (found.spelt, found.ends) == (rot.spelt + space, 6)
+    for c in stays:
+        (found,) = prefixes.of([f"rot{c}"])
+        assert (found.spelt, found.ends) == (rot.spelt + c.encode(), 6 + len(c.encode()))
+
+
 class Overlapping:
     """Pieces that overlap in many ways. The tokenizer takes the longest that fits."""
 
@@ -206,6 +235,9 @@ class Overlapping:
 
     def prefix(self, text):
         return text
+
+    def ends_in_space(self, text):
+        return text.endswith(" ")
 
     def cut(self, lines):
         return [self._one(line.encode()) for line in lines]

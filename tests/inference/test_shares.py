@@ -5,6 +5,7 @@ import lzma
 import os
 import resource
 import shutil
+import stat
 import subprocess
 import sys
 import threading
@@ -145,6 +146,10 @@ def test_what_cannot_be_read_or_written_is_told_in_one_line(tmp_path: Path):
             translate_share(numbered, tmp_path / "other", target, 0, 1)
     with pytest.raises(UserError, match=r"^--input \S+: cannot be read \(Is a directory\)$"):
         translate_share(numbered, tmp_path, target, 0, 1)
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UserError, match=r"^--output \S+/pipe: a pipe or a device; leave out --input and --output"):
+        translate_share(numbered, source, tmp_path / "pipe", 0, 1)
+    assert stat.S_ISFIFO((tmp_path / "pipe").stat().st_mode)
     with pytest.raises(UserError, match=r"^--output \S+/none/out: there is no folder \S+/none$"):
         translate_share(numbered, source, tmp_path / "none/out", 0, 1)
     with pytest.raises(UserError, match=r"^--output \S+: File name too long$"):

@@ -57,6 +57,15 @@ def test_as_many_lines_out_as_in(source, expected):
     assert translated(source)[0] == expected
 
 
+@pytest.mark.parametrize(
+    ("line", "told"), [('{"source": "a"}', 1), ('{"a": 1}', 0), ("{source", 0), ("{" * 100_000, 0), ("[1]", 0), ("", 0)]
+)
+def test_an_object_that_is_translated_as_text_is_told(caplog, line, told):
+    assert translated(f"{line}\n{line}\n".encode())[0] == f"{line}\n{line}\n".upper().encode()
+    warning = "line 1 is a JSON object, and translated as text; with --jsonl its field 'source' is"
+    assert caplog.messages == [warning] * told
+
+
 def test_what_is_not_utf8_is_told_once_and_counted(caplog):
     translated("a\n\ufffd\n".encode() + b"b\xff\nc\n\xc3\n")
     assert caplog.messages == [
@@ -312,7 +321,12 @@ def test_pairs_of_json_lines_are_scored():
         (translate_jsonl, '{"source": "a", "source": "b"}', 'the key "source" stands twice in one object'),
         (translate_jsonl, '{"source": "a", "x": {"ä": 1, "ä": 1}}', 'the key "\\u00e4" stands twice in one object'),
         (score_jsonl, '{"source": "a", "target": "b", "target": "b"}', 'the key "target" stands twice in one object'),
-        (translate_jsonl, '["a"]', "not a JSON object"),
+        (translate_jsonl, '["a"]', "not a JSON object; each line must be one; of a list of objects make lines with jq"),
+        (
+            score_jsonl,
+            "[",
+            "not JSON (Expecting value: line 1 column 2 (char 1)); each line must be an object; of a list",
+        ),
         (translate_jsonl, "3", "not a JSON object"),
         (translate_jsonl, "{}", "no field 'source'; each object needs source"),
         (translate_jsonl, '{"source": 3}', "the field 'source' must be a string"),

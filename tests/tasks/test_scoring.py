@@ -304,7 +304,10 @@ def test_a_source_that_holds_both_sides(call, trained: Path, tiny, tmp_path: Pat
 
     assert "no field 'source'" in refused("--source", tmp_path / "test.jsonl")
     assert "holds both sides" in refused("--source", tmp_path / "test.tsv", "--reference", references[0])
-    assert "go together, unless the source is a .tsv or .jsonl" in refused("--source", tiny.folder / "test.en")
+    assert "test.en: holds one side only; give its translations" in refused("--source", tiny.folder / "test.en")
+    (tmp_path / "t.zip").write_bytes(b"PK\x03\x04" + bytes(40))
+    assert "t.zip: a zip archive, not plain text; unpack it first (unzip " in refused("--source", tmp_path / "t.zip")
+    assert "gone: no such file" in refused("--source", tmp_path / "gone")
     assert "--source and --reference go together" in refused("--reference", references[0])
 
 

@@ -1,11 +1,13 @@
 """The default rule by which text is cleaned before it is cut into pieces (`data.normalization = "clean"`).
 
-- Sources: Unicode's compatibility form (NFKC). White space of any kind becomes one space, and none at the ends. Format
-  and control characters, which show nothing, are removed. U+200C, U+200D and U+180E stay where a script or an emoji
-  needs them, and so do the tags of a flag.
+- Sources: Unicode's compatibility form (NFKC). White space of any kind becomes one space, and none at the ends, and so
+  do letters that are blank. Format and control characters, which show nothing, are removed. U+200C, U+200D and U+180E
+  stay where a script or an emoji needs them, and so do the tags of a flag.
 - Targets: composed form (NFC) and white space, nothing else. What a model learns to write is never distorted.
 - Prefixes, which a translation is to begin with: like sources, but a character that the model itself writes stays, and
   so does one space at the end, which says that a word has ended.
+
+U+2581, "▁", is white space on all sides: SentencePiece itself writes a space so, and reads it as one.
 
 Training and translating call the same functions. `rows` gives the rule as SentencePiece's table of replacements, which
 has no context: it keeps every joiner and every tag. Both are tested to agree on all other text.
@@ -14,22 +16,28 @@ has no context: it keeps every joiner and every tag. Both are tested to agree on
 from __future__ import annotations
 
 import itertools
+import operator
 import re
 import sys
 import unicodedata
 from collections.abc import Callable, Collection, Iterator
+from typing import Literal
 
 RULE = "transformer.clean.1"
 """Name of the rule inside a SentencePiece model. The number is raised when the rule changes."""
 
 _SHOWS_NOTHING = (
     "\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f"  # controls; the others are white space
-    "\u00ad\u061c\u200b\u200e\u200f\u202a-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"
+    "\u00ad\u034f\u061c\u200b\u200e\u200f\u202a-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"
     "\U0001bca0-\U0001bca3\U0001d173-\U0001d17a"
 )
 _TAG = "\U000e0001\U000e0020-\U000e007f"
 _JOINER = "\u200c\u200d\u180e"
 _FORMAT = re.compile(f"[{_SHOWS_NOTHING}]")
+# Hangul's fillers, of which NFKC makes these two, and a cell of Braille without dots.
+_BLANK = re.compile("[\u115f\u1160\u2800]")
+# Neither letters nor digits nor space: all combining marks, and some other characters.
+_MANY_MARKS = re.compile(r"[^\w\s\x00-\x7f]{64,}")
 # A flag such as Scotland's is a black flag, the letters of its name as tags, and a last tag.
 _TAGS = re.compile(f"(\U0001f3f4[\U000e0020-\U000e007e]+\U000e007f)|[{_TAG}]")
 _JOINERS = re.compile(f"[{_JOINER}]+")
@@ -55,27 +63,43 @@ def source(text: str) -> str:
 
 def target(text: str) -> str:
     """A target, cleaned: composed, and its white space. To clean it once more changes nothing."""
-    return spaces(unicodedata.normalize("NFC", text))
+    return spaces(_normalized("NFC", text))
 
 
 def prefix(text: str, known: Collection[str]) -> str:
     """What a translation is to begin with, cleaned; characters that are `known` stay as they are."""
-    words = target(text)
-    rest = "".join({c for c in words if c not in known})
+    # With a character behind, as a space at the end stays, whatever is removed behind it.
+    words = target(f"{text}|")
+    rest = "".join({c for c in words[:-1] if c not in known})
     if rest:
         # Runs, so that what belongs together is composed. Spaces at the ends of a run are no ends of the text.
         runs = re.compile(f"[{re.escape(rest)}]+")
-        words = target(runs.sub(lambda run: source(f"|{run[0]}|")[1:-1], words))
-    return f"{words} " if words and text[-1].isspace() else words
+        words = target(runs.sub(lambda run: source(f"|{run[0]}|")[1:-1], words[:-1]) + "|")
+    return words[:-1]
 
 
 def spaces(text: str) -> str:
     """White space of any kind as one space, and none at the ends."""
-    return " ".join(text.split())
+    return " ".join(text.replace("\u2581", " ").split())
+
+
+def _normalized(form: Literal["NFC", "NFKC"], text: str) -> str:
+    """As unicodedata.normalize, in linear time: that sorts marks in a row by insertion."""
+    parts = "NFD" if form == "NFC" else "NFKD"
+
+    def in_order(found: re.Match[str]) -> str:
+        places, start = [], 0
+        for i, c in enumerate(chars := "".join(unicodedata.normalize(parts, c) for c in found[0])):
+            kind = unicodedata.combining(c)
+            start = start if kind else i
+            places.append((start, kind))
+        return "".join(c for _, c in sorted(zip(places, chars, strict=True), key=operator.itemgetter(0)))
+
+    return unicodedata.normalize(form, _MANY_MARKS.sub(in_order, text))
 
 
 def _once(text: str) -> str:
-    text = _FORMAT.sub("", unicodedata.normalize("NFKC", text))
+    text = _BLANK.sub(" ", _FORMAT.sub("", _normalized("NFKC", text)))
     text = _TAGS.sub(lambda found: found[1] or "", text)
     return spaces(_JOINERS.sub(_needed, text))
 

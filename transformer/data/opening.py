@@ -21,21 +21,22 @@ _HEAD = 4096
 _CONTROL = bytes(byte for byte in range(32) if byte not in b"\t\n\v\f\r\x1b")
 """Characters that text seldom has."""
 _STREAM = "standard input"
+_TEXT = "plain text"
 # Offset, bytes there, what such a file is, what to do. {} is the path.
 _FOREIGN = (
     (0, b"\x28\xb5\x2f\xfd", "packed by zstd", "unpack it first: zstd -d {}"),
-    (0, b"\x50\x2a\x4d\x18", "packed by zstd", "unpack it first: zstd -d {}"),
+    (1, b"\x2a\x4d\x18", "packed by zstd or lz4", "unpack it first: zstd -d {}, or lz4 -d {}"),
     (0, b"\x04\x22\x4d\x18", "packed by lz4", "unpack it first: lz4 -d {}"),
     (0, b"\x89LZO\0", "packed by lzop", "unpack it first: lzop -d {}"),
     (0, b"LZIP\x01", "packed by lzip", "unpack it first: lzip -d {}"),
     (0, b"\x1f\x9d", "packed by compress", "unpack it first: uncompress {}"),
     (30, b"[Content_Types].xml", "a document of Microsoft Office", "save it as text in UTF-8 first"),
     (30, b"mimetypeapplication/", "a document of an office program", "save it as text in UTF-8 first"),
-    (0, b"PK\x03\x04", "a zip archive", "unpack it first (unzip {}), and name a text file of it"),
+    (0, b"PK\x03\x04", "a zip archive", "unpack it first (unzip {}), and name a file of it"),
     (0, b"PK\x05\x06", "an empty zip archive", "make it again"),
-    (0, b"7z\xbc\xaf\x27\x1c", "a 7z archive", "unpack it first (7z x {}), and name a text file of it"),
-    (0, b"Rar!\x1a\x07", "a rar archive", "unpack it first (unrar x {}), and name a text file of it"),
-    (257, b"ustar", "a tar archive", "unpack it first (tar -xf {}), and name a text file of it"),
+    (0, b"7z\xbc\xaf\x27\x1c", "a 7z archive", "unpack it first (7z x {}), and name a file of it"),
+    (0, b"Rar!\x1a\x07", "a rar archive", "unpack it first (unrar x {}), and name a file of it"),
+    (257, b"ustar", "a tar archive", "unpack it first (tar -xf {}), and name a file of it"),
     (0, b"\xff\xfe\0\0", "UTF-32", "convert it first: iconv -f utf-32 -t utf-8 {} > NEW"),
     (0, b"\0\0\xfe\xff", "UTF-32", "convert it first: iconv -f utf-32 -t utf-8 {} > NEW"),
     (0, b"\xff\xfe", "UTF-16", "convert it first: iconv -f utf-16 -t utf-8 {} > NEW"),
@@ -95,7 +96,24 @@ def open_stream(stream: Any) -> Opened:
     """
     # Below its buffer: a thread that waits while holding the buffer's lock would keep Python from ending.
     opened = _unpacked(_Borrowed(getattr(stream, "raw", stream)), _STREAM, 1)
-    return _unwrapped(opened, _STREAM) if sgml.is_set(opened.head) else opened
+    if sgml.is_set(opened.head):
+        return _unwrapped(opened, _STREAM)
+    _refuse_markup(opened.head, _STREAM)
+    return opened
+
+
+def refuse_other(path: str | Path, wanted: str) -> None:
+    """Raise `UserError` for a file that is packed, an archive, or something else that is no `wanted` for sure."""
+    try:
+        with open(path, "rb") as file:
+            head = file.read(_HEAD)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
+    if (packing := packing_of(head, str(path))) is not None:
+        fix = f"unpack it first: {packing} -dc {shlex.quote(str(path))} > NEW"
+        raise UserError(f"{path}: packed by {packing}, not {wanted}; {fix}")
+    _refuse_foreign(head, str(path), wanted)
+    _refuse_markup(head, str(path), wanted)
 
 
 def read_all(path: str | Path) -> bytes:
@@ -156,7 +174,7 @@ def _head(raw: Any, name: str, enough: int) -> bytes:
     """At least so many first bytes, if there are, and so many that it is clear whether they are packed."""
     head = b""
     try:
-        while len(head) < enough or undecided(head):
+        while len(head) < enough or undecided(head) or (len(head) < _HEAD and sgml.undecided(head)):
             if not (block := raw.read(_HEAD)):
                 break
             head += block
@@ -169,29 +187,29 @@ def _head(raw: Any, name: str, enough: int) -> bytes:
     return head
 
 
-def _refuse_foreign(head: bytes, name: str) -> None:
+def _refuse_foreign(head: bytes, name: str, wanted: str = _TEXT) -> None:
     path = "FILE" if name == _STREAM else shlex.quote(name)
     for offset, magic, what, fix in _FOREIGN:
         if head.startswith(magic, offset):
-            raise UserError(f"{name}: {what}, not plain text; {fix.format(path)}")
+            raise UserError(f"{name}: {what}, not {wanted}; {fix.format(path)}")
     if (encoding := _wide(head)) is not None:
         fix = f"convert it first: iconv -f {encoding.lower()} -t utf-8 {path} > NEW"
         raise UserError(f"{name}: seems to be {encoding}, not UTF-8; {fix}")
 
 
-def _refuse_markup(head: bytes, name: str) -> None:
-    path, root = shlex.quote(name), sgml.root(head)
+def _refuse_markup(head: bytes, name: str, wanted: str = _TEXT) -> None:
+    path, root = "FILE" if name == _STREAM else shlex.quote(name), sgml.root(head)
     if root == "dataset":
         raise UserError(
             f"{name}: a test set of WMT in XML; write its sides as files first, with wmt-unwrap -o NEW < {path} (pip "
             "install git+https://github.com/wmt-conference/wmt-format-tools), or sacrebleu -t SET -l LANGUAGES --echo"
         )
     if root in ("tmx", "xliff"):
-        raise UserError(f"{name}: {root.upper()}, not plain text; write each side as a file first, one segment a line")
+        raise UserError(f"{name}: {root.upper()}, not {wanted}; write each side as a file first, one segment a line")
     if root == "html":
-        raise UserError(f"{name}: a page of HTML, not plain text; did a download go wrong?")
+        raise UserError(f"{name}: a page of HTML, not {wanted}; did a download go wrong?")
     if root and head.lstrip(b"\xef\xbb\xbf").startswith(b"<?xml"):
-        raise UserError(f"{name}: XML (<{root}>), not plain text; write each side as a file first, one sentence a line")
+        raise UserError(f"{name}: XML (<{root}>), not {wanted}; write each side as a file first, one sentence a line")
 
 
 def _wide(head: bytes) -> str | None:

@@ -11,9 +11,11 @@ from typing import NamedTuple
 from transformer.config import UserError
 
 _SETS = ("srcset", "refset", "tstset")
-_OPENING = re.compile(rb"\s*(?:<\?[^<>]*\?>\s*|<!--.{0,2000}?-->\s*|<!doctype[^<>]*>\s*)*<([a-z]\w*)", re.I | re.S)
+_BEFORE = rb"\s*(?:<\?[^<>]*\?>\s*|<!--(?:(?!-->).){0,2000}-->\s*|<!doctype[^<>]*>\s*)*"
+_OPENING = re.compile(_BEFORE + rb"<([a-z]\w*)", re.I | re.S)
+_BEGUN = re.compile(_BEFORE + rb"(?:<[a-z]*|<[?!][^<>]*|<!--(?:(?!-->).){0,2000})?$", re.I | re.S)
 _TAG = re.compile(r"<!--|-->|<(/?)(srcset|refset|tstset|mteval|doc|seg)\b([^<>]*)>", re.I)
-_ATTRIBUTE = re.compile(r"""([\w:.-]+)\s*=\s*(?:"([^"]*)"|'([^']*)'|([^\s"'/]+))""")
+_ATTRIBUTE = re.compile(r"""(?<![\w:.-])([\w:.-]+)\s*=\s*(?:"([^"]*)"|'([^']*)'|([^\s"'/]+))""")
 _ENTITY = re.compile(r"&(?:#\d{1,7}|#[xX][0-9a-fA-F]{1,6}|[A-Za-z][A-Za-z0-9]*);")
 
 
@@ -39,6 +41,12 @@ def root(head: bytes) -> str:
     """Name of the first element of a file with these first bytes, in small letters; "" if it begins with none."""
     found = _OPENING.match(head.removeprefix(b"\xef\xbb\xbf"))
     return found[1].decode().lower() if found else ""
+
+
+def undecided(head: bytes) -> bool:
+    """Whether more bytes may show what the first element is, as markup has begun."""
+    head = head.removeprefix(b"\xef\xbb\xbf").lstrip()
+    return head.startswith(b"<") and _BEGUN.match(head) is not None
 
 
 def is_set(head: bytes) -> bool:
@@ -130,4 +138,4 @@ def _line(text: str, found: re.Match) -> int:
 def _plain(text: str) -> str:
     """A segment's text on one line, with characters for entities."""
     text = _ENTITY.sub(lambda found: html.unescape(found[0]), text)
-    return re.sub(r"[ \t]*[\r\n]+[ \t]*", " ", text).strip(" \t\r\n")
+    return re.sub(r"(?<![ \t])[ \t]*[\r\n][ \t\r\n]*", " ", text).strip(" \t\r\n")

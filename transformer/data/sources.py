@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from transformer.config import DataConfig, UserError
+from transformer.data.opening import open_text
 from transformer.data.text import Corpora, Parallel, form, of_csv
 
 log = logging.getLogger("transformer")
@@ -105,6 +106,7 @@ def _train(config: DataConfig) -> tuple[Parallel, ...]:
     if not config.target:
         for path in config.source:
             if form(path) == "text":
+                open_text(path).close()  # which tells what it is, if it is no text
                 reason = f"missing; {path} holds one side only, unlike a .tsv or .jsonl{of_csv(path)}"
                 raise UserError(f"data.target: {reason}")
         return tuple(Parallel(path, None, weight) for path, weight in zip(config.source, weights, strict=True))
@@ -125,6 +127,7 @@ def _held_out(config: DataConfig, name: str) -> Parallel | None:
     if source is None:
         raise UserError(f"data.{name}_source: missing, but data.{name}_target = {target}; give both")
     if form(source) == "text" and target is None:
+        open_text(source).close()
         raise UserError(f"data.{name}_target: missing, but data.{name}_source = {source}; give both")
     if form(source) != "text" and target is not None:
         raise UserError(f"data.{name}_target: {source} holds both sides; leave out data.{name}_target")

@@ -61,6 +61,11 @@ def of_csv(path: str | Path) -> str:
     return fix if unpacked_name(path).endswith(".csv") else ""
 
 
+def of_list(line: str) -> str:
+    """What to do where the first line of a list in JSON stands for an object, as part of a message; "" for others."""
+    return "; of a list of objects make lines with jq -c '.[]'" if line.lstrip().startswith("[") else ""
+
+
 def read_lines(
     path: str | Path, segments: list[Segment] | None = None, digests: dict[str, str] | None = None
 ) -> Iterator[str]:
@@ -117,6 +122,7 @@ def read_pairs(
     """
     kind = form(parallel.source)
     if kind == "text" and parallel.target is None:
+        open_text(parallel.source).close()  # which tells what it is, if it is no text
         reason = f"no target given; name its file of translations, or use a .tsv or .jsonl{of_csv(parallel.source)}"
         raise UserError(f"{parallel.source}: {reason}")
     if kind != "text" and parallel.target is not None:
@@ -196,9 +202,8 @@ def _jsonl(parallel: Parallel, fields: tuple[str, str], digests: _Digests) -> It
         except (ValueError, RecursionError):  # not only JSONDecodeError: Python takes no integer of 5,000 digits
             row = None
         if not isinstance(row, dict):
-            fix = "; of a list of objects make lines with jq -c '.[]'" if line.lstrip().startswith("[") else ""
             needed = f"each line must be one, with '{fields[0]}' and '{fields[1]}'"
-            raise UserError(f"{where}: not a JSON object; {needed}{fix}")
+            raise UserError(f"{where}: not a JSON object; {needed}{of_list(line)}")
         source, target = (_field(row, field, where) for field in fields)
         yield source, target
 

@@ -29,6 +29,7 @@ import sentencepiece
 from transformer.config import DataConfig, UserError
 from transformer.data import cleaning, normalizer
 from transformer.data.normalizer import Normalizer
+from transformer.data.opening import refuse_other
 from transformer.data.sources import cache
 from transformer.data.text import Parallel, fingerprint, read_pairs, require_same
 from transformer.files import cached
@@ -105,7 +106,11 @@ class Tokenizer:
             model = Path(path).read_bytes()
         except OSError as error:
             raise UserError(f"{path}: cannot be read ({error.strerror}); give a SentencePiece .model file") from None
-        return cls(model, path)
+        try:
+            return cls(model, path)
+        except UserError:
+            refuse_other(path, "a SentencePiece model")
+            raise
 
     @classmethod
     def train(cls, lines: Iterable[str], *, vocab_size: int, normalization: str = "identity") -> Tokenizer:
@@ -200,6 +205,11 @@ class Tokenizer:
         """Lines that are clean already, in pieces."""
         ids = self._ids(self._processor.encode(list(lines), num_threads=1))
         return [Cut(line, [self.spelling[i] for i in line]) for line in ids]
+
+    def ends_in_space(self, text: str) -> bool:
+        """Whether a text that is clean already ends in a space, also where the model's own rule takes that away."""
+        words = self._processor.normalize(f"{text}|")
+        return words.endswith(f"{_SPACE}|") and words.strip(_SPACE) != "|"
 
     @cached_property
     def spelling(self) -> list[bytes]:

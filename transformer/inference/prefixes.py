@@ -92,7 +92,7 @@ class Prefixes:
     def _prefix(self, text: str, cut: Cut, heads: Sequence[Cut]) -> Prefix:
         spelt = b"".join(cut.spelt)
         ends = len(spelt)
-        if text[-1:].isspace():
+        if self._tokenizer.ends_in_space(text):
             if spelt.endswith(_SPACE):
                 ends -= len(_SPACE)
             else:  # the model's own rule took the space away

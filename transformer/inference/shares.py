@@ -49,6 +49,9 @@ def refuse(source: Path, target: Path, shares: int) -> None:
         raise UserError(f"--input {error}") from None
     except OSError as error:
         raise UserError(f"--input {source}: {error.strerror}") from None
+    if target.exists() and not target.is_file() and not target.is_dir():
+        reason = "a pipe or a device; leave out --input and --output, and write: translate WORKDIR < IN > OUT"
+        raise UserError(f"--output {target}: {reason}")
     if target.exists():
         raise UserError(f"--output {target} exists; name another file, or remove it")
     if not target.parent.is_dir():

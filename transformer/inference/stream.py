@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, BinaryIO
 
 from transformer.config import UserError
-from transformer.data.text import RepeatedKey, read_json
+from transformer.data.text import RepeatedKey, of_list, read_json
 from transformer.data.unpacking import Damaged
 from transformer.inference.translator import Scored, Translation, Translator
 from transformer.streams import to_json
@@ -30,7 +30,13 @@ def translate_stream(translator: Translator, source: BinaryIO, target: BinaryIO,
     with a warning that names the first such line and one that counts them.
     `first_line` is the number of the first line, where `source` is a part of something.
     """
-    return _answer(source, target, lambda lines, first: translator.translate(lines, first_line=first), first_line)
+
+    def answer(lines: Sequence[str], first: int) -> list[str]:
+        if first == 1 and _is_record(lines[0]):
+            log.warning("line 1 is a JSON object, and translated as text; with --jsonl its field 'source' is")
+        return translator.translate(lines, first_line=first)
+
+    return _answer(source, target, answer, first_line)
 
 
 def translate_jsonl(
@@ -118,9 +124,10 @@ def _records(
         except RepeatedKey as error:
             raise UserError(f"line {number}: {error}") from None
         except (ValueError, RecursionError) as error:
-            raise UserError(f"line {number}: not JSON ({error}); --jsonl takes one object a line") from None
+            fix = f"each line must be an object{of_list(line)}"
+            raise UserError(f"line {number}: not JSON ({error}); {fix}") from None
         if not isinstance(record, dict):
-            raise UserError(f"line {number}: not a JSON object; --jsonl takes one object a line")
+            raise UserError(f"line {number}: not a JSON object; each line must be one{of_list(line)}")
         for name in needed:
             if name not in record:
                 raise UserError(f"line {number}: no field {name!r}; each object needs {' and '.join(needed)}")
@@ -130,6 +137,14 @@ def _records(
             if name in record:  # JSON can spell half of a character, which no tokenizer takes
                 record[name] = record[name].encode("utf-8", errors="replace").decode()
         yield record
+
+
+def _is_record(line: str) -> bool:
+    """Whether a line is what `translate_jsonl` takes."""
+    try:
+        return line.startswith("{") and "source" in read_json(line)
+    except (ValueError, RecursionError):
+        return False
 
 
 def _scored(found: Sequence[Translation]) -> bool:

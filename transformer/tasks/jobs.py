@@ -13,11 +13,7 @@ from typing import TYPE_CHECKING
 from transformer.command_line import Parser, configured, evaluate_options, set_up_jax, whole
 from transformer.config import Config, UserError, to_json, whole_number
 from transformer.data.sources import cache
-<<<<<<< HEAD
-from transformer.data.text import form
 from transformer.files import unchanged
-=======
->>>>>>> r-b
 from transformer.memory import enough_memory
 from transformer.streams import print_json
 

@@ -10,14 +10,13 @@ import json
 import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
-
-from etils import epath
 
 from transformer.checkpoint import AVERAGE, Checkpoint, Checkpoints, again
 from transformer.config import Config, UserError, shown
 from transformer.data.held_out import reference_doubts
-from transformer.files import append, local, refuse_links, replace, writing
+from transformer.files import append, local, path_of, refuse_links, replace, writing
 from transformer.inference.translator import Translator
 from transformer.judging import Judged
 from transformer.streams import plain, to_json
@@ -76,7 +75,7 @@ def evaluate_workdir(
         if source is None:
             test_set, sources, *targets = read_set(workdir)
         else:
-            test_set, (sources, targets) = epath.Path(source).name, read_given(source, references, asked.data.fields)
+            test_set, (sources, targets) = Path(source).name, read_given(source, references, asked.data.fields)
 
     def load() -> list[_Loaded]:
         with all_or_none():
@@ -194,7 +193,7 @@ def store(workdir: str, result: dict[str, Any], check: Callable[[], None] = lamb
 
     `check` raises `UserError` where the workdir is not the one that was scored (see `files.unchanged`).
     """
-    path = epath.Path(workdir) / "scores.jsonl"
+    path = path_of(workdir) / "scores.jsonl"
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     line = to_json({"time": now, **result})
     try:

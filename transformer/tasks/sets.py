@@ -17,8 +17,9 @@ from typing import Any
 from etils import epath
 
 from transformer.config import UserError
+from transformer.data.opening import open_text
 from transformer.data.text import Corpora, Parallel, form, read_pairs
-from transformer.files import refuse_links, replace
+from transformer.files import path_of, refuse_links, replace
 from transformer.streams import to_json
 
 log = logging.getLogger("transformer")
@@ -40,7 +41,12 @@ def check_given(source: str | None, references: Sequence[str]) -> None:
     if source is None and references:
         raise UserError("--source and --reference go together; name the sentences that these are translations of")
     if source is not None and not references and form(os.fspath(source)) == "text":
-        raise UserError("--source and --reference go together, unless the source is a .tsv or .jsonl with both sides")
+        if os.path.isfile(source) or os.path.isdir(source) or not os.path.exists(source):  # no pipe
+            open_text(source).close()  # which tells what it is, if it is no text
+        raise UserError(
+            f"--source {source}: holds one side only; give its translations as --reference FILE, or a .tsv or "
+            ".jsonl with both sides"
+        )
 
 
 def read_given(source: str, references: Sequence[str], fields: tuple[str, str]) -> tuple[list[str], list[list[str]]]:
@@ -80,7 +86,7 @@ def write_sets(folder: epath.Path, texts: Corpora, fields: tuple[str, str]) -> N
 
 def known_sets(workdir: str) -> dict[str, Any]:
     """What sets.json says of 'dev' and 'test'; empty if the workdir has neither."""
-    path = epath.Path(workdir) / "sets" / "sets.json"
+    path = path_of(workdir) / "sets" / "sets.json"
     try:
         known = json.loads(path.read_bytes()) if path.exists() else {}
         return {kind: {**entry, "name": str(entry["name"])} for kind, entry in known.items()}
@@ -98,7 +104,7 @@ def read_set(workdir: str, kind: str | None = None) -> tuple[str, list[str], lis
         raise UserError(f"{workdir} has no test or dev set; give --source FILE --reference FILE")
     sides = []
     for side in SIDES:
-        path = epath.Path(workdir) / "sets" / f"{kind}.{side}"
+        path = path_of(workdir) / "sets" / f"{kind}.{side}"
         try:
             content = path.read_bytes()
         except OSError as error:

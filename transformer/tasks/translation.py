@@ -9,6 +9,7 @@ import logging
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import cached_property, partial
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -27,6 +28,7 @@ from transformer.data.languages import Named, doubts
 from transformer.data.sources import cache, corpora
 from transformer.data.text import Corpora, Parallel, read_pairs
 from transformer.data.tokenizer import BOS, EOS, PAD, Tokenizer, tokenizer
+from transformer.files import path_of
 from transformer.inference.translator import Tally, Translator, in_type
 from transformer.judging import decoding
 from transformer.model import Params, Run, encoder_decoder, fold
@@ -96,7 +98,7 @@ class Translation:
     def content_digests(self) -> dict[str, str]:
         """sha256 of the tokens of each file of training text."""
         return {
-            f"sha256 of the tokens of {epath.Path(parallel.source).name} (data.source, {i})": tokens.sha256()
+            f"sha256 of the tokens of {Path(parallel.source).name} (data.source, {i})": tokens.sha256()
             for i, (parallel, tokens) in enumerate(zip(self.texts.train, self._train, strict=True), 1)
         }
 
@@ -421,7 +423,7 @@ def inherited(config: Config, workdir: str | None) -> Tokenizer | None:
 
 def tokenizer_of(workdir: str) -> Tokenizer | None:
     """The tokenizer of a run, or None; where the workdir's own file is damaged, that of the newest whole checkpoint."""
-    path = epath.Path(workdir) / "tokenizer.model"
+    path = path_of(workdir) / "tokenizer.model"
     said = path.with_name("tokenizer.sha256")
     if not path.exists():
         return None

@@ -39,7 +39,7 @@ from transformer.config import (
     to_json,
 )
 from transformer.data.batching import Batches
-from transformer.files import Lock, local, refuse_links, replace, sweep
+from transformer.files import Lock, local, path_of, refuse_links, replace, sealed, sweep
 from transformer.inference.translator import cores
 from transformer.judging import Judge, Judged, upgraded
 from transformer.model import Model, Params, encoder_decoder
@@ -132,7 +132,7 @@ def train(
     Of the updates `profile`, first and last, a trace is written to the workdir. Sent SIGINT, SIGTERM or SIGHUP the
     run saves its state and raises `Interrupted`. The workdir's `lock` (see `hold`) is checked before each write.
     """
-    t, folder = config.train, epath.Path(workdir)
+    t, folder = config.train, path_of(workdir)
     with Ears() as ears:
         mesh = make_mesh(config.mesh)
         batches = task.batches()
@@ -578,7 +578,9 @@ def config_of(checkpoints: Checkpoints) -> Config | None:
 @contextlib.contextmanager
 def hold(workdir: str) -> Iterator[Lock]:
     """Make the workdir, and keep other training runs out of it. Who only reads there is not kept from it."""
-    folder = epath.Path(workdir)
+    folder = path_of(workdir)
+    if sealed(folder):
+        raise UserError(f"--workdir {workdir}: a checkpoint, in which nothing else is written; use another folder")
     lock = Lock(folder / ".lock", "another run trains there; stop it first, or use another --workdir")
     with contextlib.ExitStack() as stack:
         try:
