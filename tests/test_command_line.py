@@ -116,7 +116,7 @@ def test_an_unknown_name_stops_with_the_nearest_known_ones(call) -> None:
         ("--train.steps 0", "train.steps = 0: must be at least 1"),
         ("--data.languages None", "data.languages = None: must name source and target language for data.corpus = 'phr"),
         ("--model.pre_norm maybe", "--model.pre_norm"),
-        ("--model.positions rotary", "--model.positions"),
+        ("--model.positions alibi", "--model.positions"),
         ("--data.languages en", "--data.languages"),
         ("--data.weights x", "--data.weights"),
         ("rubbish", "rubbish"),

@@ -38,6 +38,9 @@ class Letters:
     def prefix(self, text):
         return text
 
+    def ends_in_space(self, text):
+        return False
+
     def cut(self, lines):
         ids = [[ord(c) - 65 for c in line] for line in lines]
         return [Cut(line, [self.spelling[i] for i in line]) for line in ids]

@@ -636,7 +636,7 @@ def test_failures_that_halves_do_not_help_are_not_hidden(monkeypatch):
     ):
         with pytest.raises(jax.errors.JaxRuntimeError, match=message):
             list(translator().search(sources(rows)))
-    assert len(calls) == 2
+    assert len(calls) == 3
 
 
 def test_numbers_are_a_tokenizer():

@@ -36,6 +36,9 @@ class Numbers:
         ids = self.encode(lines)
         return [Cut(line, [bytes([65 + i]) for i in line]) for line in ids]
 
+    def ends_in_space(self, text):
+        return False
+
     def encode(self, lines, side="source"):
         return [[int(word) for word in line.split()] for line in lines]
 

@@ -448,9 +448,7 @@ def test_a_run_writes_nothing_to_a_folder_that_is_no_longer_its_own(tmp_path: Pa
 
 
 @pytest.mark.parametrize("what", ["remembered", "logged"])
-def test_a_run_whose_checkpoints_are_gone_does_not_begin_anew(tmp_path: Path, call, tiny, trained, what: str) -> None:
-    workdir = tmp_path / "run"
-    shutil.copytree(trained, workdir)
+def test_a_run_whose_checkpoints_are_gone_does_not_begin_anew(tmp_path: Path, call, tiny, workdir, what: str) -> None:
     (workdir / "checkpoints").rename(tmp_path / "moved")
     if what == "logged":  # by an earlier version
         (workdir / ".saved").unlink()
@@ -549,7 +547,8 @@ def test_a_loss_that_is_not_finite_stops(workdir: Path, call, tiny, monkeypatch)
     assert done.code == 2
     error = done.err.splitlines()[-1]
     assert error.startswith("error: update 121: the loss is nan and the gradient norm nan; training stopped, ")
-    assert f"the last good checkpoint is {workdir}/checkpoints/00000120. Lower train.peak_learning_rate" in error
+    good, bad = (f"{workdir}/checkpoints/{step:08}" for step in (100, 120))
+    assert f"good checkpoint is {good} (no update from {bad} was finite). Lower train.peak_learning_rate" in error
     assert "Traceback" not in done.err
     assert Checkpoints(workdir).steps() == [80, 100, 120]
 
