@@ -11,6 +11,7 @@ import os
 import random
 import resource
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -58,6 +59,23 @@ config = Config(
 """
 
 
+# Programs are compiled in a hurry, instead of well: they run a few times only.
+HURRIED = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Set XLA's flags for the quick tests, before JAX starts in any process.
+
+    A version of XLA that does not know a flag ends the program. The slow tests train for long: there it pays to compile
+    well.
+    """
+    if "XLA_FLAGS" not in os.environ and config.option.markexpr == "not slow":
+        os.environ["XLA_FLAGS"] = HURRIED
+        probe = [sys.executable, "-c", "import jax; jax.devices()"]
+        if subprocess.run(probe, capture_output=True).returncode:
+            os.environ["XLA_FLAGS"] = ""
+
+
 class Tiny(NamedTuple):
     """A folder with train, dev and test text and a config file."""
 
@@ -77,7 +95,10 @@ class Done(NamedTuple):
 @pytest.fixture(scope="session", autouse=True)
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The cache of all tests: the user's own stays as it is."""
-    folder = tmp_path_factory.mktemp("cache")
+    folder, base = tmp_path_factory.mktemp("cache"), tmp_path_factory.getbasetemp()
+    compiled = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "compiled"
+    compiled.mkdir(exist_ok=True)
+    (folder / "compiled").symlink_to(compiled)  # what one worker compiled is read by the others
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TRANSFORMER_CACHE", str(folder))
         yield folder
@@ -134,7 +155,9 @@ def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> Iter
 @pytest.fixture(scope="session")
 def environment(cache: Path) -> dict[str, str]:
     """For commands in processes of their own: the project importable, one device, this cache."""
-    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    environment = dict(os.environ)
+    if environment.get("XLA_FLAGS") != HURRIED:  # others may ask for more devices
+        environment.pop("XLA_FLAGS", None)
     return environment | {"PYTHONPATH": str(Path(__file__).parents[1]), "JAX_PLATFORMS": "cpu"}
 
 
