@@ -38,7 +38,7 @@ def translator() -> Translator:
     """A real one, of a model that has learned nothing."""
     config = ModelConfig(encoder_layers=1, decoder_layers=1, d_model=16, d_ff=16, heads=2)
     model = encoder_decoder(config, tokenizer().vocab_size)
-    decode = DecodeConfig(beam_size=2, max_extra_length=2, max_length=6, max_source_length=15, streams=1)
+    decode = DecodeConfig(beam_size=2, max_extra_length=1_000, max_length=6, max_source_length=15, streams=1)
     return Translator(model, model.init(jax.random.key(0)), tokenizer(), decode)
 
 
