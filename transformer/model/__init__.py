@@ -7,5 +7,16 @@ from transformer.model.functional import Model, Params, encoder_decoder
 from transformer.model.layers import fold
 from transformer.model.stack import Run
 
-__all__ = ["KV", "Attention", "Cache", "EncoderDecoder", "Memory", "Model", "Params", "Run", "attend"]
-__all__ += ["encoder_decoder", "fold"]
+__all__ = [
+    "KV",
+    "Attention",
+    "Cache",
+    "EncoderDecoder",
+    "Memory",
+    "Model",
+    "Params",
+    "Run",
+    "attend",
+    "encoder_decoder",
+    "fold",
+]

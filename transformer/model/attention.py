@@ -146,7 +146,7 @@ class Attention(nnx.Module):
         c, kv_heads = config, config.attention(kind).kv_heads
 
         def bias(*shape: int, wanted: bool = True) -> nnx.Param | None:
-            return constant(0, shape) if config.attention_bias and wanted else None
+            return constant(0, shape) if c.attention_bias and wanted else None
 
         self.kernel, self.dropout_rate = c.attention_kernel, c.attention_dropout
         self.rotary = c.positions == "rotary" and kind != "cross"
@@ -190,8 +190,9 @@ class Attention(nnx.Module):
         if self.kernel == "cudnn" and not want_weights and fusible(q_BTNH, kv):
             y_BTNH, weights = fused(q_BTNH, kv, mask_BTS), None
         else:
-            options = {"dropout_rate": self.dropout_rate, "key": key, "want_weights": want_weights}
-            y_BTNH, weights = attend(q_BTNH, kv, mask_BTS, **options)
+            y_BTNH, weights = attend(
+                q_BTNH, kv, mask_BTS, dropout_rate=self.dropout_rate, key=key, want_weights=want_weights
+            )
         if weights is not None:
             S = weights.shape[-1]
             weights = weights.reshape(B, N, rows // B, T, S).swapaxes(1, 2).reshape(rows, N, T, S)

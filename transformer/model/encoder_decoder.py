@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -115,40 +117,9 @@ class EncoderDecoder(nnx.Module):
         positions_BS = jnp.broadcast_to(positions_BS, source_BS.shape)
         return Memory(self.decoder.memory(x_BSD), mask_BS, positions_BS, segments_BS)
 
-    @jax.named_scope("decode")
-    def decode(
-        self,
-        tokens_BT: Array,
-        memory: Memory,
-        *,
-        positions_BT: Array | None = None,
-        segments_BT: Array | None = None,
-        cache: Cache | None = None,
-        at_B: Array | None = None,
-        key: Array | None = None,
-        want_weights: bool = False,
-        run: Run = RUN,
-    ) -> tuple[Array, Cache | None, Weights | None]:
-        """logits_BTV float32, the new cache, and the cross-attention's weights_BNTS of each block, if wanted.
-
-        Without a cache, tokens_BT are whole targets, beginning with bos. With one (see `init_cache`), the tokens
-        stand at positions `at_B`, `at_B + 1`, … and attend to the cached positions before them; `at_B` is one position
-        for all, or one for each sentence of the cache. `tokens_BT` may have M times the rows of `memory`, and of the
-        cache if that was made for M beams: the M beams of a sentence, side by side.
-
-        Raises `UserError` as `__call__` does, and where the cache has no room for the tokens.
-        """
-        x_BTD, cache, weights = self.hidden(
-            tokens_BT,
-            memory,
-            positions_BT=positions_BT,
-            segments_BT=segments_BT,
-            cache=cache,
-            at_B=at_B,
-            key=key,
-            want_weights=want_weights,
-            run=run,
-        )
+    def decode(self, tokens_BT: Array, memory: Memory, **options: Any) -> tuple[Array, Cache | None, Weights | None]:
+        """logits_BTV float32, the new cache and weights: `hidden`, with the same options, and `logits` of its x_BTD."""
+        x_BTD, cache, weights = self.hidden(tokens_BT, memory, **options)
         return self.logits(x_BTD), cache, weights
 
     @jax.named_scope("decode")
@@ -165,7 +136,15 @@ class EncoderDecoder(nnx.Module):
         want_weights: bool = False,
         run: Run = RUN,
     ) -> tuple[Array, Cache | None, Weights | None]:
-        """As `decode`, with x_BTD in the place of the logits that `logits` makes of it."""
+        """x_BTD for `logits`, the new cache, and the cross-attention's weights_BNTS of each block, if wanted.
+
+        Without a cache, tokens_BT are whole targets, beginning with bos. With one (see `init_cache`), the tokens
+        stand at positions `at_B`, `at_B + 1`, … and attend to the cached positions before them; `at_B` is one position
+        for all, or one for each sentence of the cache. `tokens_BT` may have M times the rows of `memory`, and of the
+        cache if that was made for M beams: the M beams of a sentence, side by side.
+
+        Raises `UserError` as `__call__` does, and where the cache has no room for the tokens.
+        """
         self._check_decoding(tokens_BT, memory, cache, at_B, positions_BT, segments_BT)
         rows, T = tokens_BT.shape
         window, extended = self.config.attention("decoder").window, None

@@ -7,8 +7,8 @@ import dataclasses
 import logging
 import os
 import sys
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 from transformer.command_line import Parser, configured, evaluate_options, set_up_jax, whole
 from transformer.config import Config, UserError, to_json, whole_number
@@ -225,7 +225,7 @@ def evaluate(arguments: Sequence[str]) -> None:
 
     processes.start(own.coordinator, own.process)
     set_up_jax()
-    from transformer.tasks.scoring import evaluate_workdir, lines_of, store
+    from transformer.tasks.scoring import evaluate_workdir
 
     with unchanged(own.workdir) as check:
         result = evaluate_workdir(
@@ -236,19 +236,25 @@ def evaluate(arguments: Sequence[str]) -> None:
             against=own.against,
             options=lambda config: evaluate_options(config, rest, "evaluate.py", parser.options()),
         )
-        if not processes.first():
-            return
-        printed = False
-        try:
-            if own.json:
-                print_json(result)
-            else:
-                print("\n".join(lines_of(result)))
-            sys.stdout.flush()
-            printed = True
-        finally:  # neither is lost where the other fails
-            stored = store(own.workdir, result, check)
-            if stored and not printed:
-                log.info("the scores are stored in %s/scores.jsonl", own.workdir)
-            for line in () if stored or printed else lines_of(result):
-                log.info("%s", line)
+        if processes.first():
+            _hand_over(result, own.workdir, check, as_json=own.json)
+
+
+def _hand_over(result: dict[str, Any], workdir: str, check: Callable[[], None], *, as_json: bool) -> None:
+    """Print a result and store it in the workdir. Neither is lost where the other fails; `check` is as for `store`."""
+    from transformer.tasks.scoring import lines_of, store
+
+    printed = False
+    try:
+        if as_json:
+            print_json(result)
+        else:
+            print("\n".join(lines_of(result)))
+        sys.stdout.flush()
+        printed = True
+    finally:
+        stored = store(workdir, result, check)
+        if stored and not printed:
+            log.info("the scores are stored in %s/scores.jsonl", workdir)
+        for line in () if stored or printed else lines_of(result):
+            log.info("%s", line)
