@@ -67,8 +67,6 @@ RESERVE = 140  # seconds that are kept for wmt_mini
 LEAST = 25  # seconds; with less a run is not begun
 SLOWER = 3  # times the limits, for toys on a CPU
 SCRIPT = HERE / "gpu_parts.py"
-# Products by cuBLAS alone: where XLA tries Triton's as well, it compiles for minutes.
-FLAGS = dict.fromkeys(("kernel", "training", "decoding", "wmt_mini"), "--xla_gpu_enable_triton_gemm=false")
 UNSHOWN = ("part", "xla_flags", "seed", "versions", "command", "commit", "device", "date", "dev_bleu_signature")
 
 
@@ -122,7 +120,7 @@ class Bench:
 
     def flags(self, part: str) -> str:
         """XLA_FLAGS of a part."""
-        return gpu_runs.xla_flags(FLAGS.get(part, "") if not self.o.quick else "")
+        return gpu_runs.xla_flags("")
 
     def add(self, row: dict[str, Any]) -> None:
         """Write a row, show it, and keep what later parts need to know."""
