@@ -87,12 +87,13 @@ def train(workdir: str, config: str) -> None:
     from transformer.command_line import set_up_jax
     from transformer.tasks.translation import Translation
     from transformer.training import loop
+    from transformer.training.start import hold
 
     set_up_jax()
-    with loop.hold(workdir):
+    with hold(workdir):
         task = Translation.build(from_json(Path(config).read_text()), workdir)
         task.prepare()
-        loop.train(task, task.config, workdir)
+        loop.train(task, workdir)
 
 
 def prepare(config: str) -> None:

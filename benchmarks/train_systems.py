@@ -125,24 +125,16 @@ def ours(
 
 def _set_up(config: Any, vocab_size: int, source: np.ndarray, target: np.ndarray) -> tuple[Any, Any, Any]:
     """The update of training, the state before the first, and the batch on the devices."""
-    from types import SimpleNamespace
-
-    import jax
-
     from transformer.config import MeshConfig
-    from transformer.tasks.translation import Translation
-    from transformer.training.optimizer import optimizer
-    from transformer.training.sharding import batch_sharding, make_mesh, place, shardings
-    from transformer.training.step import compiled, cut, init_state
+    from transformer.model import encoder_decoder
+    from transformer.training.objectives import sequences
+    from transformer.training.sharding import batch_sharding, make_mesh, place
+    from transformer.training.step import cut, program
 
-    task = Translation(config, SimpleNamespace(vocab_size=vocab_size, model=b"", sha256=""), None)
-    mesh, seed = make_mesh(MeshConfig()), config.train.seed
-    tx = optimizer(config.train, config.model.d_model)
-    abstract = jax.eval_shape(lambda: init_state(task.model.init, tx, seed))
-    update = compiled(task.loss, tx, seed, mesh, abstract)
-    state = jax.jit(lambda: init_state(task.model.init, tx, seed), out_shardings=shardings(abstract, mesh))()
+    mesh, model = make_mesh(MeshConfig()), encoder_decoder(config.model, vocab_size)
+    made = program(sequences(model, config.train, packing=config.data.packing), config.train, mesh)
     batch = cut({"source": source, "target": target}, mesh, 1)
-    return update, state, place(batch, batch_sharding(mesh, micro_batches=True))
+    return made.update, made.init(), place(batch, batch_sharding(mesh, micro_batches=True))
 
 
 def sha256_of(params: Any) -> str:

@@ -11,11 +11,10 @@ import numpy as np
 
 from transformer.checkpoint import Checkpoints
 from transformer.config import MeshConfig
-from transformer.model import encoder_decoder
-from transformer.training.loop import restore
-from transformer.training.optimizer import optimizer
+from transformer.training.objectives import sequences
 from transformer.training.sharding import make_mesh
-from transformer.training.step import init_state
+from transformer.training.start import restore
+from transformer.training.step import program
 
 CLOCK = ("time", "tokens_per_second")  # entries of the log that depend on it
 FILES = ("config.json", "tokenizer.model", "tokenizer.sha256", "sets/dev.source", "sets/sets.json")
@@ -46,10 +45,9 @@ def state(workdir: Path, step: int) -> list[np.ndarray]:
     """All numbers of the newest checkpoint, which is that of `step`: parameters and optimiser."""
     checkpoints = Checkpoints(workdir)
     config = checkpoints.at(step).config
-    model = encoder_decoder(config.model, checkpoints.at(step).progress["vocab_size"])
-    tx = optimizer(config.train, config.model.d_model)
-    abstract = jax.eval_shape(lambda: init_state(model.init, tx, 0))
-    restored, progress = restore(checkpoints, abstract, make_mesh(MeshConfig(), jax.devices()[:1]))
+    objective = sequences(checkpoints.at(step).model, config.train)
+    made = program(objective, config.train, make_mesh(MeshConfig(), jax.devices()[:1]))
+    restored, progress = restore(checkpoints, made.abstract)
     assert progress["step"] == step == int(restored.step)
     return [np.asarray(x) for x in jax.tree.leaves(restored)]
 

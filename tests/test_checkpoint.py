@@ -28,8 +28,8 @@ from transformer.checkpoint import Checkpoint, Checkpoints, interrupted, load, w
 from transformer.config import Config, DataConfig, MeshConfig, ModelConfig, UserError, conflicts, to_json
 from transformer.files import Lock, digest, owner, replace
 from transformer.model import encoder_decoder
-from transformer.training.loop import restore
-from transformer.training.sharding import make_mesh
+from transformer.training.sharding import make_mesh, shardings
+from transformer.training.start import restore
 from transformer.training.step import TrainState, init_state
 
 CONFIG = Config(model=ModelConfig(encoder_layers=1, decoder_layers=1, d_model=8, d_ff=8, heads=2))
@@ -69,7 +69,7 @@ def save(
 
 def resumed(checkpoints: Checkpoints) -> tuple[TrainState | None, dict]:
     """What training would go on from."""
-    return restore(checkpoints, ABSTRACT, MESH)
+    return restore(checkpoints, with_sharding(ABSTRACT, shardings(ABSTRACT, MESH)))
 
 
 def equal(one: Any, other: Any) -> bool:

@@ -52,7 +52,7 @@ THEIRS = {
 }
 NEVER = {
     "data": {"jax", "flax", "optax", "orbax"},
-    "training": {"orbax", "sentencepiece", "sacrebleu", "grain"},
+    "training": {"orbax", "sentencepiece", "sacrebleu"},
     "tasks": {"orbax", "grain", "tensorflow_datasets", "sentencepiece"},
     "tools": {"orbax"},
 }

@@ -14,6 +14,9 @@ from dataclasses import dataclass, field
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
+PAD, BOS, EOS, UNK = 0, 1, 2, 3
+"""The special ids of every vocabulary."""
+
 
 class UserError(ValueError):
     """A user's mistake, told in one line: what is wrong, where, and the fix. Entry points print it and exit 2.

@@ -120,7 +120,7 @@ def test_batches_hold_each_pair_once_an_epoch(setup):
     caches = [random_pairs(700, 1, first=1_000), random_pairs(301, 2, first=2_000), random_pairs(0, 3)]
     batches = make(caches, packing=True, **setup)
     assert len(batches.shapes) == 1
-    rows, S, T = batches.shapes[0]
+    (rows, S), (_, T) = batches.shapes[0].values()
     budget, accumulate = setup.get("batch_tokens", 512), setup.get("accumulate", 1)
     assert rows * max(S, T) <= budget and rows % accumulate == 0
     lengths = {1_000 + i: (caches[0].source_lengths[i], caches[0].target_lengths[i]) for i in range(700)}
@@ -203,6 +203,6 @@ def test_padding_of_real_text(tmp_path, report, source):
     config = DataConfig(cache_dir=str(tmp_path))
     cache = tokenize(text, tokenizer(config, (text,)), folder=tmp_path, workers=1)
     batches = make(cache, batch_tokens=8_192, max_length=config.max_length, packing=True)
-    (_, S, T), *more = batches.shapes
+    ((_, S), (_, T)), *more = (shape.values() for shape in batches.shapes)
     report(f"{source}: {batches.padding:.1%} padding, packed into rows of {S} and {T}")
     assert not more and batches.padding < 0.03

@@ -20,7 +20,7 @@ from runs import entries, leftovers, same_run, state
 from transformer.checkpoint import Checkpoint, Checkpoints
 from transformer.files import digest, files_in
 from transformer.tasks.jobs import train
-from transformer.training import loop
+from transformer.training import start
 from transformer.training.progress import Display
 
 pytestmark = pytest.mark.slow
@@ -231,9 +231,8 @@ def test_a_disk_that_becomes_read_only(disk, tmp_path: Path, trained: Path, call
             subprocess.run(["mount", "-o", "remount,ro,size=100m", folder], check=True)
 
     monkeypatch.setattr(Display, "advance", advanced)
-    monkeypatch.setattr(
-        loop, "hold", lambda _: contextlib.nullcontext()
-    )  # whose open file would keep it from becoming so
+    # A lock's open file would keep the folder from becoming read-only.
+    monkeypatch.setattr(start, "hold", lambda _: contextlib.nullcontext())
     done = call(*command)
     assert done.code == 2
     assert "Read-only file system" in done.err.splitlines()[-1]

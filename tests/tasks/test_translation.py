@@ -21,6 +21,7 @@ from transformer.inference.translator import Translator
 from transformer.tasks import translation
 from transformer.tasks.judges import compound_split_bleu
 from transformer.tasks.translation import Translation
+from transformer.training.objectives import sequences
 from transformer.training.sharding import make_mesh
 
 MESH = make_mesh(MeshConfig(), jax.devices()[:1])
@@ -50,16 +51,16 @@ def scores(task: Translation, trained: Path) -> dict[str, float]:
 def log_probabilities(task: Translation, params, source: str, target: str) -> np.ndarray:
     """Of each target piece, eos included, one sentence at a time and without padding."""
     (source_ids,), (target_ids,) = task.pieces.encode([source]), task.pieces.encode([target])
-    logits = task.model.apply(params, np.array([[*source_ids, EOS]]), np.array([[BOS, *target_ids]]))
+    logits = task.objective.model.apply(params, np.array([[*source_ids, EOS]]), np.array([[BOS, *target_ids]]))
     log_probs = np.asarray(jax.nn.log_softmax(np.float64(logits[0])))
     return log_probs[np.arange(len(target_ids) + 1), [*target_ids, EOS]]
 
 
 def test_dev_loss_is_unsmoothed_per_target_piece_with_eos(task, tiny, trained: Path, scores) -> None:
-    params, jitted = Checkpoints(trained).at(120).params(), jit(task.model.apply)
+    params, jitted = Checkpoints(trained).at(120).params(), jit(task.objective.model.apply)
     pairs = zip(lines(tiny.folder / "dev.en"), lines(tiny.folder / "dev.de"), strict=True)
     task = Translation(task.config, task.pieces, task.texts)
-    task.model = type("Model", (), {"apply": staticmethod(jitted)})
+    task.objective = task.objective._replace(model=type("Model", (), {"apply": staticmethod(jitted)}))
     found = np.concatenate([log_probabilities(task, params, *pair) for pair in pairs])
     assert len(found) > 100
     assert scores["dev_loss"] == pytest.approx(-found.mean(), rel=1e-5)
@@ -81,9 +82,9 @@ def test_dev_scores_are_taken_in_the_type_of_decoding(task, trained: Path, monke
     for dtype in ("auto", "int8"):
         decode = dataclasses.replace(task.config.decode, dtype=dtype)
         own = Translation(dataclasses.replace(task.config, decode=decode), task.pieces, task.texts)
-        own._dev_loss = lambda *_, **__: {"nll": 1.0, "weight": 1.0}
+        own._dev_loss = lambda *_, **__: (1.0, {"nll": 1.0, "weight": 1.0})
         list(own.evaluate(params, MESH, 120))
-        own.try_decoding(params)
+        own.sample(params)
         loaded = Translator.load(str(trained), "last", decode)
         for translator in used:
             assert translator.model is loaded.model and translator.config == decode
@@ -91,7 +92,7 @@ def test_dev_scores_are_taken_in_the_type_of_decoding(task, trained: Path, monke
         assert len(used) == 2
         del used[:]
     assert {x.dtype.name for x in jax.tree.leaves(loaded.params)} == {"int8", "float32"}
-    assert loaded.model is task.model
+    assert loaded.model is task.objective.model
 
 
 def test_eval_sentences_limits_what_is_translated_not_the_loss(task, trained: Path, scores, monkeypatch) -> None:
@@ -143,13 +144,14 @@ def test_a_warning_when_most_outputs_are_the_same(task, trained, caplog, monkeyp
 def test_dev_loss_exchanged_is_that_of_other_sources(task, trained: Path, scores, monkeypatch) -> None:
     """Each sentence gets the source of another one; a batch of one sentence says nothing."""
     params = Checkpoints(trained).at(120).params()
-    nll = weight = 0.0
+    unsmoothed = dataclasses.replace(task.config.train, label_smoothing=0.0)
+    loss, nll, weight = sequences(task.objective.model, unsmoothed).loss, 0.0, 0.0
     for batch in evaluation_batches(task._development[2], batch_tokens=task.config.train.batch_tokens, n_buckets=3):
         real = batch["target"][:, 0] != PAD
         other = {**batch, "source": batch["source"].copy()}
         other["source"][real] = batch["source"][np.roll(np.flatnonzero(real), 1)]
         assert (other["source"][~real] == PAD).all()
-        sums = task.loss(params, other, None, smoothing=0.0)[1]
+        sums = loss(params, other, None)[1]
         nll, weight = nll + float(sums["nll"]), weight + float(sums["weight"])
     assert scores["dev_loss_exchanged"] == pytest.approx(nll / weight, rel=1e-5)
     assert scores["dev_loss_exchanged"] > scores["dev_loss"] + 0.5  # it has learnt something
@@ -172,13 +174,13 @@ def test_a_warning_where_the_source_hardly_helps(task, trained, caplog, monkeypa
 def test_the_loss_counts_what_is_no_padding(task, trained: Path) -> None:
     params = Checkpoints(trained).at(120).params()
     batch = {"source": np.array([[9, 2, 0, 0], [9, 8, 7, 2]]), "target": np.array([[5, 6, 2, 0, 0], [5, 2, 0, 0, 0]])}
-    total, sums = jit(lambda params: task.loss(params, batch, None))(params)
+    total, sums = jit(lambda params: task.objective.loss(params, batch, None))(params)
     assert float(sums["weight"]) == 5
     assert float(sums["tokens"]) == 5 + 6
     # bos first, each piece predicted from those before it; ε = 0.1 of the weight spread over all 400 pieces.
     expected = nll = 0.0
     for source, target in (([9, 2], [5, 6, 2]), ([9, 8, 7, 2], [5, 2])):
-        logits = jit(task.model.apply)(params, np.array([source]), np.array([[BOS, *target[:-1]]]))
+        logits = jit(task.objective.model.apply)(params, np.array([source]), np.array([[BOS, *target[:-1]]]))
         log_probs = np.asarray(jax.nn.log_softmax(logits[0]), np.float64)
         nll -= log_probs[np.arange(len(target)), target].sum()
         expected -= 0.9 * log_probs[np.arange(len(target)), target].sum() + 0.1 * log_probs.mean(1).sum()
@@ -235,10 +237,10 @@ def test_packed_sentences_learn_what_they_learn_alone(task, config: Config, wind
     for packing in (True, False):
         own = dataclasses.replace(config, model=model, data=dataclasses.replace(config.data, packing=packing))
         other = Translation(own, task.pieces, task.texts)
-        params = jit(other.model.init)(jax.random.key(1))
+        params = jit(other.objective.model.init)(jax.random.key(1))
         batches = other.batches()
         gradient = jit(
-            jax.value_and_grad(lambda params, batch, loss=other.loss: loss(params, batch, None), has_aux=True)
+            jax.value_and_grad(lambda params, batch, loss=other.objective.loss: loss(params, batch, None), has_aux=True)
         )
         whole = [gradient(params, batches[step]) for step in range(batches.batches_per_epoch)]
         found.append(jax.tree.map(lambda *x: np.sum(np.stack(x).astype(np.float64), axis=0), *whole))

@@ -13,7 +13,6 @@ import json
 import re
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -21,11 +20,13 @@ import numpy as np
 from transformer.checkpoint import Checkpoints
 from transformer.config import Config, DataConfig, DecodeConfig, MeshConfig, ModelConfig, TrainConfig
 from transformer.inference.translator import Translator
-from transformer.tasks.translation import Translation
-from transformer.training.loop import bytes_of, restore
-from transformer.training.optimizer import optimizer
-from transformer.training.sharding import batch_sharding, make_mesh, shardings
-from transformer.training.step import TrainState, ahead_of_time, bytes_needed, compiled, cut, init_state
+from transformer.model import encoder_decoder
+from transformer.training.fit import bytes_of
+from transformer.training.objectives import sequences
+from transformer.training.sharding import batch_sharding, make_mesh
+from transformer.training.start import restore
+from transformer.training.step import TrainState, bytes_needed, cut, program
+from transformer.training.task import Objective
 
 MODEL = ModelConfig(encoder_layers=1, decoder_layers=1, d_model=32, d_ff=32, heads=8, dropout=0.1)
 TRAIN = TrainConfig(warmup_steps=20, peak_learning_rate=0.002, seed=3)
@@ -34,8 +35,8 @@ VOCABULARY, UPDATES = 48, 10
 ROWS = {1: 13, 2: 22}
 
 
-def task(variant: str = "") -> Translation:
-    """The model and loss of training, without text."""
+def objective(variant: str = "") -> Objective:
+    """The model and loss of training."""
     config = Config(
         model=dataclasses.replace(
             MODEL,
@@ -45,7 +46,7 @@ def task(variant: str = "") -> Translation:
         data=DataConfig(packing=variant == "packing"),
         train=dataclasses.replace(TRAIN, remat=variant == "remat"),
     )
-    return Translation(config, SimpleNamespace(vocab_size=VOCABULARY, model=b"", sha256=""), None)
+    return sequences(encoder_decoder(config.model, VOCABULARY), config.train, packing=config.data.packing)
 
 
 def batches(accumulate: int, variant: str = "") -> list[dict[str, np.ndarray]]:
@@ -73,17 +74,12 @@ class Run:
     """Updates on one mesh."""
 
     def __init__(self, mesh: jax.sharding.Mesh, accumulate: int, variant: str = ""):
-        self.mesh, self.accumulate, self.task = mesh, accumulate, task(variant)
-        self.tx = optimizer(TRAIN, MODEL.d_model)
-        self.abstract = jax.eval_shape(lambda: init_state(self.task.model.init, self.tx, TRAIN.seed))
-        self.layout = shardings(self.abstract, mesh)
-        update = compiled(self.task.loss, self.tx, TRAIN.seed, mesh, self.abstract)
-        shapes = [array.shape for array in batches(accumulate, variant)[0].values()]
-        self.update = ahead_of_time(update, self.abstract, (*shapes[0], shapes[1][1]), mesh, accumulate)
-
-    def start(self) -> TrainState:
-        init = jax.jit(lambda: init_state(self.task.model.init, self.tx, TRAIN.seed), out_shardings=self.layout)
-        return init()
+        self.mesh, self.accumulate, self.objective = mesh, accumulate, objective(variant)
+        made = program(self.objective, TRAIN, mesh)
+        self.abstract, self.start = made.abstract, made.init
+        self.layout = jax.tree.map(lambda x: x.sharding, made.abstract)
+        shapes = {name: array.shape for name, array in batches(accumulate, variant)[0].items()}
+        self.update = made.compile(shapes, accumulate)
 
     def place(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
         return jax.device_put(cut(batch, self.mesh, self.accumulate), batch_sharding(self.mesh, micro_batches=True))
@@ -99,7 +95,7 @@ class Run:
 def decoded(params: dict, variant: str) -> list[tuple[list[int], float]]:
     """The best translation of each of some sentences with its score, searched for where the parameters lie."""
     rows = [row for batch in batches(1) for row in batch["source"]]
-    model = task(variant if variant == "untied" else "").model
+    model = objective(variant if variant == "untied" else "").model
     translator = Translator(model, params, None, DecodeConfig(beam_size=4, max_extra_length=6, max_source_length=64))
     found = dict(translator.search([row[: row.tolist().index(2)].tolist() for row in rows]))
     return [(found[i][0][0], found[i][1][0]) for i in range(len(rows))]
@@ -161,7 +157,7 @@ def main(folder: Path, cases: list[tuple[str, int]]) -> None:
             "decoded": decoded(jax.device_put(learned, run.layout.params), variant),
         }
         batch = sum(x.addressable_shards[0].data.nbytes for x in run.place(some[0]).values())
-        result["planned"] = bytes_of(run.abstract, run.mesh) + batch
+        result["planned"] = bytes_of(run.abstract) + batch
         result["arguments"] = run.update.memory_analysis().argument_size_in_bytes
         result["needed"] = bytes_needed(run.update), bytes_needed(single.update)
         state, more = run.train(state, some[1:UPDATES])
@@ -177,7 +173,7 @@ def main(folder: Path, cases: list[tuple[str, int]]) -> None:
     _, results["goes on"] = run.train(state, some[UPDATES:])
     four = Run(make_mesh(MeshConfig(fsdp=2, tensor=2), devices[:4]), accumulate, variant)
     for name, other in (("1", singles[case]), ("4", four)):
-        state, _ = restore(checkpoints, other.abstract, other.mesh)
+        state, _ = restore(checkpoints, other.abstract)
         placed = jax.tree.map(lambda x, layout: x.sharding.is_equivalent_to(layout, x.ndim), state, other.layout)
         result = results[f"restored on {name}"] = {
             "digest": digest(state),

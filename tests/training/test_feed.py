@@ -32,7 +32,7 @@ def test_the_batch_cut_into_micro_batches(packing: bool, micro_batches: int) -> 
 def test_rows_read_by_themselves_are_those_of_the_batch(packing: bool) -> None:
     batches = make(random_pairs(300), packing=packing)
     for step in range(batches.batches_per_epoch):
-        batch, rows = batches[step], batches.shape(step).rows
+        batch, rows = batches[step], batches.shape(step)["source"][0]
         cuts = [0, 1, rows // 2, rows, rows + 3]
         for name, array in batch.items():
             parts = [batches.read(step, begin, end)[name] for begin, end in itertools.pairwise(cuts)]

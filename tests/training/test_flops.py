@@ -6,7 +6,7 @@ import pytest
 from transformer.config import BASE, BIG, AttentionConfig, ModelConfig
 from transformer.model import encoder_decoder
 from transformer.training.flops import peak, update_flops
-from transformer.training.loop import Interval
+from transformer.training.progress import Interval
 
 
 def test_by_hand():
@@ -43,7 +43,7 @@ def test_shared_keys_and_values_cost_less():
 
 def test_the_log_has_the_share_of_the_peak_rate_that_the_arithmetic_takes(monkeypatch):
     clock = iter([0.0, 100.0, 105.0, 200.0, 201.0, 202.0])
-    monkeypatch.setattr("transformer.training.loop.time", SimpleNamespace(monotonic=lambda: next(clock)))
+    monkeypatch.setattr("transformer.training.progress.time", SimpleNamespace(monotonic=lambda: next(clock)))
     interval = Interval({})
     values = {"loss": 2.0, "nll": 8.0, "weight": 4.0, "gradient_norm": 1.0, "tokens": 40.0}
     interval.add(values, 3e12)

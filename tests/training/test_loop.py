@@ -29,12 +29,14 @@ from transformer.tasks import translation
 from transformer.tasks.jobs import train
 from transformer.tasks.sets import read_set
 from transformer.tasks.translation import Translation
-from transformer.training import loop
+from transformer.training import fit, loop, start
+from transformer.training import step as step_module
 from transformer.training.feed import Feed
-from transformer.training.loop import accumulation, extremes, hold, other_shapes, refuse_other_config
+from transformer.training.fit import accumulation, memory_of_an_update
 from transformer.training.optimizer import optimizer
-from transformer.training.sharding import make_mesh, shardings
-from transformer.training.step import ahead_of_time, bytes_needed, compiled, init_state
+from transformer.training.sharding import make_mesh
+from transformer.training.start import hold, initial, other_shapes, refuse_other_config
+from transformer.training.step import program
 
 
 @pytest.fixture
@@ -461,18 +463,16 @@ def test_a_run_whose_checkpoints_are_gone_does_not_begin_anew(tmp_path: Path, ca
 
 
 def test_the_first_file_of_a_run_says_whose_the_folder_is(tmp_path: Path, run, monkeypatch, tiny) -> None:
-    from transformer.training import loop
-
     class Killed(BaseException):
         pass
 
-    replace = loop.replace
+    replace = start.replace
 
     def last(path, content: bytes) -> None:
         replace(path, content)
         raise Killed
 
-    monkeypatch.setattr(loop, "replace", last)
+    monkeypatch.setattr(start, "replace", last)
     with pytest.raises(Killed):
         run(tmp_path / "run", *short())
     assert set(contents(tmp_path / "run")) == {".lock", "config.json"}
@@ -532,16 +532,14 @@ def finite(workdir: Path) -> bool:
 
 def test_a_loss_that_is_not_finite_stops(workdir: Path, call, tiny, monkeypatch) -> None:
     # In the parameters is suddenly something that is no number.
-    from transformer.training import loop
-
-    restore = loop.restore
+    restore = start.restore
 
     def spoilt(*given):
         state, progress = restore(*given)
         state.params["embedding"]["table"] = state.params["embedding"]["table"].at[7, 0].set(np.nan)
         return state, progress
 
-    monkeypatch.setattr(loop, "restore", spoilt)
+    monkeypatch.setattr(start, "restore", spoilt)
     command = ("train.py", "--config", tiny.config, "--workdir", workdir)
     done = call(*command, "--train.steps", 130, "--train.checkpoint_every", 1)
     assert done.code == 2
@@ -555,7 +553,7 @@ def test_a_loss_that_is_not_finite_stops(workdir: Path, call, tiny, monkeypatch)
 
 def test_parameters_that_are_not_finite_are_not_saved(tmp_path: Path, run, monkeypatch) -> None:
     # The very first update overflows, though its loss was fine.
-    monkeypatch.setattr(loop, "optimizer", lambda *given: optax.chain(optimizer(*given), optax.scale(1e30)))
+    monkeypatch.setattr(step_module, "optimizer", lambda *given: optax.chain(optimizer(*given), optax.scale(1e30)))
     with pytest.raises(UserError) as error:
         run(tmp_path / "run", *short("--train.checkpoint_every", 1), "--train.peak_learning_rate", 1e30)
     assert str(error.value).startswith("update 1 made parameters that are not finite; training stopped, no checkpoint")
@@ -577,12 +575,12 @@ def test_without_a_development_set_one_more_update_shows_whether_the_end_is_good
     tmp_path: Path, run, monkeypatch, steps: int
 ) -> None:
     """The last update makes parameters of 1e30."""
-    rate = loop.optimizer
+    rate = step_module.optimizer
 
     def breaks_at_the_end(*given: Any) -> optax.GradientTransformation:
         return optax.chain(rate(*given), optax.scale_by_schedule(lambda n: jnp.where(n == steps - 1, 1e30, 1.0)))
 
-    monkeypatch.setattr(loop, "optimizer", breaks_at_the_end)
+    monkeypatch.setattr(step_module, "optimizer", breaks_at_the_end)
     without = [f"--data.{name}_{side}=None" for name in ("dev", "test") for side in ("source", "target")]
     told = rf"^the loss is nan and the gradient norm nan from the parameters that update {steps} made; training stopped"
     with pytest.raises(UserError, match=told):
@@ -655,18 +653,10 @@ def test_init_from_takes_parameters_and_tokenizer(tmp_path: Path, run, trained: 
 
 
 def test_init_from_starts_with_exactly_those_parameters(trained: Path, tiny) -> None:
-    from transformer.tasks.translation import Translation
-    from transformer.training.loop import initial
-    from transformer.training.optimizer import optimizer
-    from transformer.training.sharding import make_mesh
-    from transformer.training.step import init_state
-
     config = config_file(tiny.config)
     config = type(config)(config.model, config.data, type(config.train)(init_from=str(trained)), decode=config.decode)
     task = Translation.build(config)
-    tx = optimizer(config.train, config.model.d_model)
-    abstract = jax.eval_shape(lambda: init_state(task.model.init, tx, 0))
-    state = initial(task, config, make_mesh(config.mesh), abstract)
+    state = initial(config, program(task.objective, config.train, make_mesh(config.mesh)))
     assert equal(state.params, Checkpoints(trained).at(Checkpoints(trained).best()).params())
     assert int(state.step) == 0
     assert all(not np.any(leaf) for leaf in jax.tree.leaves(state.optimizer))
@@ -850,20 +840,16 @@ def test_each_shape_is_compiled_once(tiny, packing: bool) -> None:
     config = config_file(tiny.config)
     data = dataclasses.replace(config.data, packing=packing)
     task = Translation.build(dataclasses.replace(config, data=data))
-    mesh, tx = make_mesh(config.mesh, jax.devices()[:1]), optimizer(config.train, config.model.d_model)
-    abstract = jax.eval_shape(lambda: init_state(task.model.init, tx, 0))
-    update = compiled(task.loss, tx, 0, mesh, abstract)
-    state = jax.jit(lambda: init_state(task.model.init, tx, 0), out_shardings=shardings(abstract, mesh))()
-    batches = task.batches()
-    feed = Feed(batches, mesh, config.train.accumulate)
+    made, batches = program(task.objective, config.train, make_mesh(config.mesh, jax.devices()[:1])), task.batches()
+    state, feed = made.init(), Feed(batches, made.mesh, config.train.accumulate)
     for host in feed.stream(0, 3 * batches.batches_per_epoch, 2):
-        state, _ = update(state, feed.place(host))
-    assert update._cache_size() == len(batches.shapes) == (1 if packing else 2)
+        state, _ = made.update(state, feed.place(host))
+    assert made.update._cache_size() == len(batches.shapes) == (1 if packing else 2)
 
 
 def test_metrics_are_waited_for_behind_the_next_update(run, tmp_path: Path, monkeypatch) -> None:
     """So the device always has work; who was asked to stop does not wait for a new shape to be compiled, though."""
-    real, happened = loop.compiled, []
+    real, happened = loop.program, []
 
     class Watched:
         def __init__(self, value, step: int):
@@ -873,19 +859,19 @@ def test_metrics_are_waited_for_behind_the_next_update(run, tmp_path: Path, monk
             happened.append(f"fetched {self.step}")
             return float(self.value)
 
-    def watched(*given, **options):
-        update, steps = real(*given, **options), itertools.count(1)
+    def watched(*given):
+        made, steps = real(*given), itertools.count(1)
 
         def one(state, batch):
             step = next(steps)
             happened.append(f"given {step}")
-            state, metrics = update(state, batch)
+            state, metrics = made.update(state, batch)
             return state, {name: Watched(value, step) if name == "loss" else value for name, value in metrics.items()}
 
-        one._cache_size = update._cache_size
-        return one
+        one._cache_size = made.update._cache_size
+        return dataclasses.replace(made, update=one)
 
-    monkeypatch.setattr(loop, "compiled", watched)
+    monkeypatch.setattr(loop, "program", watched)
     run(tmp_path / "run", *short("--train.checkpoint_every", 99, "--data.length_buckets", 1))
     order = (
         "given 1, given 2, fetched 1, given 3, fetched 2, given 4, fetched 3, given 5, fetched 4, given 6, fetched 5"
@@ -924,17 +910,14 @@ def test_as_many_micro_batches_as_memory_asks_for(tiny, caplog) -> None:
     def task_of(count: int) -> Translation:
         return Translation.build(dataclasses.replace(config, train=dataclasses.replace(config.train, accumulate=count)))
 
-    mesh, tx = make_mesh(config.mesh), optimizer(config.train, config.model.d_model)
-    abstract = jax.eval_shape(lambda: init_state(task_of(1).model.init, tx, 0))
     needs = {}
     for count in (1, 2):
         task = task_of(count)
-        update = compiled(task.loss, tx, 0, mesh, abstract)
-        shapes = {tuple(shape) for shape in extremes(task.batches())}
-        needs[count] = max(bytes_needed(ahead_of_time(update, abstract, shape, mesh, count)) for shape in shapes)
+        made = program(task.objective, task.config.train, make_mesh(config.mesh))
+        needs[count] = memory_of_an_update(made, task.batches(), count)
     assert needs[1] > needs[2] > 0
-    assert accumulation(task_of, config, needs[1]) == 1
-    assert accumulation(task_of, config, needs[1] - 1) == 2
+    assert accumulation(task_of, needs[1]) == 1
+    assert accumulation(task_of, needs[1] - 1) == 2
 
     # Two make the longest sentences' batches no smaller here, but others: then they are more, and two are passed over.
     fewer = Batches.__init__
@@ -945,7 +928,7 @@ def test_as_many_micro_batches_as_memory_asks_for(tiny, caplog) -> None:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Batches, "__init__", shorter)
-        assert accumulation(task_of, config, needs[1] - 1) > 2
+        assert accumulation(task_of, needs[1] - 1) > 2
 
     def smallest(count: int) -> Translation:
         if count > 1:
@@ -955,7 +938,7 @@ def test_as_many_micro_batches_as_memory_asks_for(tiny, caplog) -> None:
     with pytest.raises(
         UserError, match=r"--batch auto: an update does not fit .* however it is cut up; share the param"
     ):
-        accumulation(smallest, config, 1000)
+        accumulation(smallest, 1000)
 
 
 def test_other_micro_batches_read_nothing_again(tiny, monkeypatch) -> None:
@@ -982,7 +965,7 @@ def test_other_micro_batches_read_nothing_again(tiny, monkeypatch) -> None:
 
 
 def test_what_batch_auto_finds_is_a_config_that_holds(run, tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(loop, "memory_of_a_device", lambda: 100_000)
+    monkeypatch.setattr(fit, "memory_of_a_device", lambda: 100_000)
     with pytest.raises(UserError, match="an update does not fit"):
         run(tmp_path / "run", *short(), "--batch", "auto")
 

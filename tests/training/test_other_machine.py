@@ -10,7 +10,7 @@ import pytest
 
 from transformer.checkpoint import Checkpoints
 from transformer.tasks.jobs import train
-from transformer.training.loop import other_machine
+from transformer.training.start import other_machine
 
 TOLD = "resuming on another machine"
 

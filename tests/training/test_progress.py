@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from runs import scalars
 
 from transformer.config import UserError
-from transformer.training import loop, progress
-from transformer.training.loop import Interval
-from transformer.training.progress import Display, Records, clock
+from transformer.training import progress, records
+from transformer.training.progress import Display, Interval, clock
+from transformer.training.records import Records
 
 
 def lines_as_written(folder: Path) -> list[dict]:
@@ -150,8 +150,8 @@ JSON = st.recursive(
 
 @given(JSON.map(json.dumps) | st.text())
 def test_any_line_is_an_entry_or_is_not(line: str) -> None:
-    entry = progress._entry(line)
-    assert entry is None or (entry["step"] >= 0 and progress._scalars(entry) is not None)
+    entry = records._entry(line)
+    assert entry is None or (entry["step"] >= 0 and records._scalars(entry) is not None)
 
 
 @pytest.mark.parametrize("harm", ["no text", "a folder"])
@@ -193,7 +193,7 @@ def test_nothing_is_written_through_a_link(folder, tmp_path: Path) -> None:
 def test_a_flush_waits_for_the_disk(folder, monkeypatch) -> None:
     synced = []
     records = Records(folder, 0)
-    monkeypatch.setattr("transformer.training.progress.synced", synced.append)
+    monkeypatch.setattr("transformer.training.records.synced", synced.append)
     records.flush()  # nothing to wait for
     records.write(10, {"loss": 1.0})
     assert synced == []
@@ -256,7 +256,7 @@ def test_a_tensorboard_that_cannot_be_written_is_told_at_once(folder) -> None:
 
 def test_where_the_tensorboard_files_of_a_bucket_go_is_told(folder, monkeypatch, caplog) -> None:
     caplog.set_level(logging.INFO, "transformer")
-    monkeypatch.setattr("transformer.training.progress.local", lambda path: False)
+    monkeypatch.setattr("transformer.training.records.local", lambda path: False)
     monkeypatch.setattr("tempfile.mkdtemp", lambda **_: str(folder / "elsewhere"))
     records = Records(folder, 0)
     assert caplog.messages == [f"TensorBoard's files of {folder} are on this machine, in {folder}/elsewhere"]
@@ -354,7 +354,7 @@ def values(loss: float, nll: float, weight: float, norm: float, tokens: float) -
 
 def test_an_interval_gives_means_and_a_rate(monkeypatch) -> None:
     now = [100.0]
-    monkeypatch.setattr(loop.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
     interval = Interval({})
     interval.add(values(4.0, 30.0, 10.0, 1.0, 50))
     now[0] += 2

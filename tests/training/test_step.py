@@ -16,21 +16,22 @@ import pytest
 from quick import jit
 
 from transformer.checkpoint import Checkpoints
-from transformer.config import Config, MeshConfig, ModelConfig, TrainConfig
-from transformer.tasks.translation import Translation
-from transformer.training.loop import restore
+from transformer.config import MeshConfig, ModelConfig, TrainConfig
+from transformer.model import encoder_decoder
+from transformer.training.objectives import sequences
 from transformer.training.optimizer import optimizer
 from transformer.training.sharding import make_mesh
-from transformer.training.step import TrainState, compiled, cut, gradients, init_state, train_step
+from transformer.training.start import restore
+from transformer.training.step import TrainState, cut, gradients, init_state, program, train_step
+from transformer.training.task import Objective
 
 MESH = make_mesh(MeshConfig(), jax.devices()[:1])
 MODEL = ModelConfig(encoder_layers=1, decoder_layers=1, d_model=16, d_ff=16, heads=2, dropout=0.1)
 
 
-def task(**changes) -> Translation:
-    """The model and loss of training, without text, over 30 pieces."""
-    config = Config(model=dataclasses.replace(MODEL, **changes))
-    return Translation(config, SimpleNamespace(vocab_size=30, model=b"", sha256=""), None)
+def objective(**changes) -> Objective:
+    """The model and loss of training, over 30 pieces."""
+    return sequences(encoder_decoder(dataclasses.replace(MODEL, **changes), 30), TrainConfig())
 
 
 def batch(rows: int, every: int = 2) -> dict[str, np.ndarray]:
@@ -48,7 +49,7 @@ def batch(rows: int, every: int = 2) -> dict[str, np.ndarray]:
 
 def without_dropout():
     """Parameters, and `gradients` compiled."""
-    made = task()
+    made = objective()
     return jit(made.model.init)(jax.random.key(1)), jit(lambda params, batch: gradients(made.loss, params, batch, None))
 
 
@@ -139,7 +140,7 @@ def test_dropout_differs_between_updates_and_micro_batches() -> None:
 
 
 def test_initial_parameters_are_a_function_of_the_seed() -> None:
-    model, tx = task().model, optimizer(TrainConfig(), 16)
+    model, tx = objective().model, optimizer(TrainConfig(), 16)
     one, same, other = (init_state(model.init, tx, seed) for seed in (1, 1, 2))
     assert all(jax.tree.leaves(jax.tree.map(np.array_equal, one.params, same.params)))
     assert not np.array_equal(one.params["embedding"]["table"], other.params["embedding"]["table"])
@@ -151,12 +152,10 @@ def test_initial_parameters_are_a_function_of_the_seed() -> None:
 
 
 def test_an_update_donates_the_state_and_counts() -> None:
-    made = task()
-    tx = optimizer(TrainConfig(peak_learning_rate=0.01, warmup_steps=5), 16)
-    state = old = jit(lambda: init_state(made.model.init, tx, 0))()
+    made = program(objective(), TrainConfig(peak_learning_rate=0.01, warmup_steps=5), MESH)
+    state = old = made.init()
     pieces = cut(batch(4), MESH, 2)
-    update = compiled(made.loss, tx, 0, MESH, jax.eval_shape(lambda: state)).lower(state, pieces)
-    update = update.compile({"xla_backend_optimization_level": 0})  # in a hurry
+    update = made.update.lower(state, pieces).compile({"xla_backend_optimization_level": 0})  # in a hurry
     before = jax.tree.map(np.array, old.params)
     state, metrics = update(state, pieces)
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(old))
@@ -280,6 +279,6 @@ def test_a_checkpoint_of_eight_devices_goes_on_with_fewer(results, count: int) -
 def test_a_checkpoint_of_eight_devices_opens_in_a_process_with_one(results) -> None:
     assert len(jax.devices()) == 1
     run = eight_devices.Run(MESH, 2)
-    state, _ = restore(Checkpoints(results[0] / "run"), run.abstract, MESH)
+    state, _ = restore(Checkpoints(results[0] / "run"), run.abstract)
     assert int(state.step) == int(state.optimizer[0].count) == eight_devices.UPDATES
     assert eight_devices.digest(state) == results[1]["digest"]

@@ -15,9 +15,11 @@ import pytest
 from runs import entries, same_run
 
 from transformer.checkpoint import Checkpoints
+from transformer.config import from_json
 from transformer.tasks import translation
 from transformer.tasks.translation import Translation
 from transformer.training import loop
+from transformer.training.objectives import sequences
 from transformer.training.progress import Display
 from transformer.training.stopping import Ears
 
@@ -188,14 +190,19 @@ def planted(monkeypatch, tiny) -> Callable[..., None]:
     """`planted(30, 31)`: the losses of these updates, told by their batches, are no numbers."""
 
     def plant(*steps: int) -> None:
-        whole, read = Translation.loss, loop.Feed.read
+        whole, read = sequences, loop.Feed.read
         marked = 3_000  # a piece that there is not
 
-        def spoilt(self, params, batch, key, **options):
-            bad = jnp.any(batch["source"] == marked)
-            clean = {**batch, "source": jnp.where(batch["source"] == marked, 5, batch["source"])}
-            loss, sums = whole(self, params, clean, key, **options)
-            return loss * jnp.where(bad, jnp.nan, 1), sums
+        def spoilt(*given, **options):
+            objective = whole(*given, **options)
+
+            def loss(params, batch, key, **options):
+                bad = jnp.any(batch["source"] == marked)
+                clean = {**batch, "source": jnp.where(batch["source"] == marked, 5, batch["source"])}
+                total, sums = objective.loss(params, clean, key, **options)
+                return total * jnp.where(bad, jnp.nan, 1), sums
+
+            return objective._replace(loss=loss)
 
         def marking(self, step: int):
             host = read(self, step)
@@ -204,7 +211,7 @@ def planted(monkeypatch, tiny) -> Callable[..., None]:
                     part[0, 0, 0] = marked
             return host
 
-        monkeypatch.setattr(Translation, "loss", spoilt)
+        monkeypatch.setattr(translation, "sequences", spoilt)
         monkeypatch.setattr(loop.Feed, "read", marking)
 
     return plant
@@ -309,7 +316,7 @@ def test_a_jump_of_the_loss_is_told_with_its_lines(call, tiny, tmp_path, monkeyp
     told = [line for line in done.err.splitlines() if "jumped" in line]
     assert len(told) == 1
     assert told[0].startswith("warning: step 60: the loss jumped to ")
-    expected = Translation.build(loop.from_json((tmp_path / "run/config.json").read_text()), str(tmp_path / "run"))
+    expected = Translation.build(from_json((tmp_path / "run/config.json").read_text()), str(tmp_path / "run"))
     assert told[0].endswith(f"; its batch: {expected.lines(59)}")
     lines = expected.batches().lines(59)
     assert set(lines[:, 1] + 1) == {int(n) for n in expected.lines(59).split(":")[1].split(",")}

@@ -12,7 +12,6 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -22,9 +21,11 @@ from quick import jit
 
 from transformer.config import Config, ModelConfig, TrainConfig
 from transformer.data.tokenizer import BOS, EOS, PAD
-from transformer.tasks.translation import Translation
+from transformer.model import encoder_decoder
+from transformer.training.objectives import sequences
 from transformer.training.optimizer import optimizer
 from transformer.training.step import init_state, train_step
+from transformer.training.task import Objective
 
 FIRST_UPDATE = {
     **{"loss": 4.091219, "gradient norm": 2.103124, "norm": 25.20120, "norm of the update": 1.058202},
@@ -32,15 +33,15 @@ FIRST_UPDATE = {
 }
 
 
-def update_of(task: Translation, compile=jit):
+def update_of(objective: Objective, train: TrainConfig, compile=jit):
     """The state before the first update, and the update."""
-    tx, seed = optimizer(task.config.train, task.config.model.d_model), task.config.train.seed
-    state = jit(lambda: init_state(task.model.init, tx, seed))()
-    return state, compile(partial(train_step, loss=task.loss, optimizer=tx, seed=seed))
+    tx = optimizer(train, objective.model.config.d_model)
+    state = jit(lambda: init_state(objective.model.init, tx, train.seed))()
+    return state, compile(partial(train_step, loss=objective.loss, optimizer=tx, seed=train.seed))
 
 
-def task_of(config: Config, vocab_size: int) -> Translation:
-    return Translation(config, SimpleNamespace(vocab_size=vocab_size, model=b"", sha256=""), None)
+def objective_of(config: Config, vocab_size: int) -> Objective:
+    return sequences(encoder_decoder(config.model, vocab_size), config.train)
 
 
 def test_the_first_update_is_what_it_was() -> None:
@@ -51,7 +52,7 @@ def test_the_first_update_is_what_it_was() -> None:
     batch = {side: rng.integers(4, 30, (1, 8, 6)).astype(np.int32) for side in ("source", "target")}
     for side, length in (("source", 4), ("target", 5)):
         batch[side][0, ::2, length:], batch[side][0, ::2, length - 1], batch[side][0, 1::2, -1] = PAD, EOS, EOS
-    state, update = update_of(task_of(config, 30))
+    state, update = update_of(objective_of(config, 30), config.train)
     after, metrics = update(state, batch)
     found = {
         "loss": metrics["loss"],
@@ -76,9 +77,9 @@ def sentences(count: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndar
     return source, target
 
 
-def greedy(task: Translation, params, source_BS: np.ndarray) -> np.ndarray:
+def greedy(objective: Objective, params, source_BS: np.ndarray) -> np.ndarray:
     """The likeliest piece at each position, after those before it."""
-    apply = jit(task.model.apply)
+    apply = jit(objective.model.apply)
     before_BT = np.full_like(source_BS, BOS)
     for t in range(source_BS.shape[1]):
         found_BT = np.argmax(apply(params, source_BS, before_BT), axis=-1)
@@ -90,13 +91,13 @@ def test_a_small_language_is_learnt() -> None:
     """By six post-norm layers a side with dropout. Models that start by Glorot's rule stay on a plateau."""
     model = ModelConfig(encoder_layers=6, decoder_layers=6, d_model=32, d_ff=64, heads=4, dropout=0.1)
     config = Config(model=model, train=TrainConfig(peak_learning_rate=0.005, warmup_steps=100))
-    task, rng = task_of(config, 4 + 2 * WORDS), np.random.default_rng(0)
-    state, update = update_of(task, partial(jax.jit, donate_argnums=0))
+    objective, rng = objective_of(config, 4 + 2 * WORDS), np.random.default_rng(0)
+    state, update = update_of(objective, config.train, partial(jax.jit, donate_argnums=0))
     for _ in range(500):
         source, target = sentences(32, rng)
         state, _ = update(state, {"source": source[None], "target": target[None]})
     source, target = sentences(200, np.random.default_rng(1))
-    right = (greedy(task, state.params, source) == target).all(axis=1)
+    right = (greedy(objective, state.params, source) == target).all(axis=1)
     assert right.mean() >= 0.95
 
 

@@ -13,7 +13,7 @@ import hashlib
 import itertools
 import math
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -33,6 +33,11 @@ class Shape(NamedTuple):
     source: int
     """Positions of a source, EOS and padding included."""
     target: int
+
+    @property
+    def by_name(self) -> dict[str, tuple[int, int]]:
+        """The (rows, length) of each side."""
+        return {"source": (self.rows, self.source), "target": (self.rows, self.target)}
 
 
 class Plan(NamedTuple):
@@ -239,8 +244,8 @@ class Batches:
         self._starts = np.cumsum([0, *sizes])
         self.batches_per_epoch = len(sizes)
         """Number of updates an epoch, the same for every epoch."""
-        self.shapes = tuple(shapes[b] for b in np.unique(self._shape_of))
-        """The (rows, source, target) shapes that occur, shortest first."""
+        self.shapes = tuple(shapes[b].by_name for b in np.unique(self._shape_of))
+        """The shapes that occur, shortest first: {"source": (rows, length), "target": (rows, length)}."""
 
         self._lock = threading.Lock()
         self._plans: dict[int, Plan] = {}
@@ -315,16 +320,16 @@ class Batches:
         cache = np.searchsorted(self._first, pairs, side="right") - 1
         return np.stack([cache, pairs - self._first[cache]], axis=1)
 
-    def shape(self, step: int) -> Shape:
-        """The shape of the batch of update `step`."""
-        return self._rows(step)[1]
+    def shape(self, step: int) -> dict[str, tuple[int, int]]:
+        """The (rows, length) of each side in the batch of update `step`."""
+        return self._rows(step)[1].by_name
 
     def __getitem__(self, step: int) -> Batch:
         """{"source": int32 (rows, source), "target": int32 (rows, target)}, each row ids, EOS, PAD …; no BOS.
 
         With packing each row is ids, EOS, ids, EOS, …, PAD …, with as many EOS on either side.
         """
-        return self.read(step, 0, self.shape(step).rows)
+        return self.read(step, 0, self._rows(step)[1].rows)
 
     def read(self, step: int, begin: int, end: int) -> Batch:
         """Rows `begin` to `end` of `batches[step]` alone; beyond its last row there is PAD."""
@@ -373,17 +378,3 @@ def evaluation_batches(
         while end - begin >= shape.rows or (b == len(shapes) - 1 and end > begin):
             yield _gather(cache, kept[order[begin : min(end, begin + shape.rows)]], shape)
             begin = min(end, begin + shape.rows)
-
-
-def iterate(read: Callable[[int], Any], *, start: int, stop: int, threads: int, prefetch: int) -> Any:
-    """Grain's iterator over `read(start)` .. `read(stop - 1)`, read ahead by `prefetch` batches on threads.
-
-    `get_state()` is {"next_index": step}, the update whose batch comes next for the consumer, however far the threads
-    have read; `set_state` accepts it under any number of threads. `close()` stops reading ahead.
-    """
-    import grain
-
-    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(prefetch, threads))
-    iterator = iter(grain.MapDataset.range(stop).map(read).to_iter_dataset(options))
-    iterator.set_state({"next_index": start})
-    return iterator

@@ -25,8 +25,8 @@ Params = Mapping[str, Any]
 class Model:
     """Pure functions of parameters for the module that `build(rngs)` makes. Hashable, as static arguments must be."""
 
-    def __init__(self, build: Callable[[nnx.Rngs], nnx.Module]):
-        self._build = build
+    def __init__(self, config: ModelConfig, vocab_size: int, build: Callable[[nnx.Rngs], nnx.Module]):
+        self.config, self.vocab_size, self._build = config, vocab_size, build
         self._graph, state = nnx.split(nnx.eval_shape(lambda: build(nnx.Rngs(0))))
         self._variables = dict(nnx.to_flat_state(state))
 
@@ -86,7 +86,7 @@ def encoder_decoder(config: ModelConfig, vocab_size: int) -> Model:
 
 @cache  # programs are compiled for a model, so that a second one of the same config would compile them anew
 def _built(config: ModelConfig, vocab_size: int) -> Model:
-    return Model(lambda rngs: EncoderDecoder(config, vocab_size, rngs=rngs))
+    return Model(config, vocab_size, lambda rngs: EncoderDecoder(config, vocab_size, rngs=rngs))
 
 
 def _shape(leaf: Any) -> tuple[int, ...] | str:

@@ -91,9 +91,11 @@ def train(arguments: Sequence[str]) -> None:
     if own.deterministic:
         refuse_indeterminate(config)
     from transformer.tasks.judges import check_scoring
-    from transformer.tasks.translation import Translation, cut_into, vocabulary
-    from transformer.training.loop import check_start, dry_run, hold, refuse_other_config
-    from transformer.training.loop import train as run_training
+    from transformer.tasks.translation import Translation, cut_into
+    from transformer.tasks.vocabulary import vocabulary
+    from transformer.training import loop
+    from transformer.training.fit import dry_run
+    from transformer.training.start import check_start, hold, refuse_other_config
 
     with processes.all_or_none():
         check_start(config, own.workdir, vocabulary(config, own.workdir))
@@ -102,7 +104,7 @@ def train(arguments: Sequence[str]) -> None:
         task = Translation.build(config)
         if own.batch:
             task = fitting(task)
-        dry_run(task, task.config, own.workdir)
+        dry_run(task, own.workdir)
         return
     with contextlib.ExitStack() as stack:
         stack.enter_context(processes.together())
@@ -121,7 +123,7 @@ def train(arguments: Sequence[str]) -> None:
             task.prepare()
         if own.batch and kept is None:
             task = fitting(task)
-        run_training(task, task.config, own.workdir, profile=profile, lock=lock)
+        loop.train(task, own.workdir, profile=profile, lock=lock)
 
 
 def refuse_indeterminate(config: Config) -> None:
@@ -138,17 +140,17 @@ def refuse_indeterminate(config: Config) -> None:
 
 def fitting(task: Translation) -> Translation:
     """The task with as many micro-batches as memory asks for."""
-    from transformer.training.loop import accumulation
+    from transformer.training.fit import accumulation
 
     task.prepare()
-    return task.cut_into(accumulation(task.cut_into, task.config))
+    return task.cut_into(accumulation(task.cut_into))
 
 
 def with_rule_of(workdir: str, config: Config) -> Config:
     """The config, for a run that may go on. Where "identity" was the default when the workdir was made, and the config
     has the default of today, "identity" stays."""
     from transformer.checkpoint import Checkpoints
-    from transformer.training.loop import config_of
+    from transformer.training.start import config_of
 
     with contextlib.suppress(UserError):
         there = config_of(Checkpoints(workdir))
@@ -161,7 +163,7 @@ def with_rule_of(workdir: str, config: Config) -> Config:
 def accumulation_of(workdir: str) -> int | None:
     """How many micro-batches the run in a workdir has; None if there is none, or nothing readable."""
     from transformer.checkpoint import Checkpoints
-    from transformer.training.loop import config_of
+    from transformer.training.start import config_of
 
     with contextlib.suppress(UserError):
         if (there := config_of(Checkpoints(workdir))) is not None:

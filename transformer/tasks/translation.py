@@ -8,18 +8,15 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from etils import epath
-from jax import Array
 from jax.sharding import Mesh
 
-from transformer.checkpoint import Checkpoints
 from transformer.config import Config, DecodeConfig, UserError, check
 from transformer.data.batching import Batches, evaluation_batches, too_long
 from transformer.data.cache import TokenCache, tokenize
@@ -27,17 +24,17 @@ from transformer.data.held_out import HeldOut, held_out_doubts
 from transformer.data.languages import Named, doubts
 from transformer.data.sources import cache, corpora
 from transformer.data.text import Corpora, Parallel, read_pairs
-from transformer.data.tokenizer import BOS, EOS, PAD, Tokenizer, tokenizer
-from transformer.files import path_of
+from transformer.data.tokenizer import PAD, Tokenizer, tokenizer
 from transformer.inference.translator import Tally, Translator, in_type
 from transformer.judging import decoding
-from transformer.model import Params, Run, encoder_decoder, fold
+from transformer.model import Params, encoder_decoder
 from transformer.tasks.judges import JUDGED, bleu_tokenizer, score, spelt_otherwise, unsuited
 from transformer.tasks.sets import read_sides, write_sets
-from transformer.training.loss import cross_entropy
+from transformer.tasks.vocabulary import inherited
+from transformer.training.objectives import sequences
 from transformer.training.processes import all_or_none, gather
-from transformer.training.sharding import batch_sharding, here, in_use, lie, place
-from transformer.training.step import Batch, cut
+from transformer.training.sharding import batch_sharding, here, place
+from transformer.training.step import cut
 
 log = logging.getLogger("transformer")
 
@@ -50,14 +47,15 @@ class Translation:
 
     def __init__(self, config: Config, pieces: Tokenizer, texts: Corpora):
         self.config, self.pieces, self.texts = config, pieces, texts
-        self.vocab_size = pieces.vocab_size
-        self.model = encoder_decoder(config.model, self.vocab_size)
+        model = encoder_decoder(config.model, pieces.vocab_size)
+        self.objective = sequences(model, config.train, packing=config.data.packing)
         self.files = {
             "tokenizer.model": pieces.model,
             "tokenizer.sha256": f"{pieces.sha256}  tokenizer.model\n".encode(),
         }
         self.judged = JUDGED[config.evaluate.metric]
-        self._dev_loss = jax.jit(self._unsmoothed, static_argnames="mesh")
+        unsmoothed = dataclasses.replace(config.train, label_smoothing=0.0)
+        self._dev_loss = jax.jit(sequences(model, unsmoothed, packing=config.data.packing).loss, static_argnames="mesh")
 
     @classmethod
     def build(cls, config: Config, workdir: str | None = None) -> Translation:
@@ -96,27 +94,29 @@ class Translation:
         self.batches()
 
     def content_digests(self) -> dict[str, str]:
-        """sha256 of the tokens of each file of training text."""
-        return {
+        """sha256 of the tokens of each file of training text, and of the development set."""
+        train = {
             f"sha256 of the tokens of {Path(parallel.source).name} (data.source, {i})": tokens.sha256()
             for i, (parallel, tokens) in enumerate(zip(self.texts.train, self._train, strict=True), 1)
         }
+        return {**train, "sha256 of the development set": self.dev_digest()}
 
     def data_digest(self) -> str:
         """Says whether the training text and its tokens are still the same."""
         return hashlib.sha256(" ".join(tokens.text for tokens in self._train).encode()).hexdigest()
 
     def dev_digest(self) -> str:
-        """Says whether the sentences that scores are taken on are still the same; "" without any."""
+        """Hex digest of the sentences that scores are taken on; "" without any."""
         if self.texts.dev is None:
             return ""
         n = self.config.train.eval_sentences
         judged = [side[:n] for side in self._development[:2]]
         return hashlib.sha256(json.dumps(judged).encode()).hexdigest()
 
-    def scored_with(self) -> dict[str, Any]:
-        """What dev scores depend on besides the sentences and the parameters, by name."""
-        return {"bleu_tokenize": bleu_tokenizer(self.config), **decoding(self.config.decode)}
+    def judged_on(self) -> dict[str, Any]:
+        """What dev scores depend on besides the parameters: the sentences, and the options of decoding and scoring."""
+        options = {"bleu_tokenize": bleu_tokenizer(self.config), **decoding(self.config.decode)}
+        return {"dev_digest": self.dev_digest(), "scored_with": options}
 
     def write_sets(self, folder: epath.Path) -> None:
         """Copy development and test set into the workdir."""
@@ -140,37 +140,6 @@ class Translation:
             rates = [f"{self.pieces.round_trip_rate(lines, side):.2%}" for side, lines in sides]
             name, count, both = self.texts.dev_name, len(sources), " and ".join(rates)
             yield f"dev set     {name}, {count:,} pairs; {both} of lines survive the tokenizer unchanged"
-
-    def loss(
-        self,
-        params: Params,
-        batch: Batch,
-        key: Array | None,
-        *,
-        smoothing: float | None = None,
-        mesh: Mesh | None = None,
-    ) -> Any:
-        """Sum of the label-smoothed losses, and the sums 'weight', 'nll' and 'tokens' (source and target).
-
-        `mesh`: the devices over which the rows are laid.
-        """
-        source_BS, target_BT = batch["source"], batch["target"]
-        before_BT = jnp.pad(target_BT[:, :-1], ((0, 0), (1, 0)), constant_values=BOS)
-        packed_source, packed_target = {}, {}
-        if self.config.data.packing:
-            (places_BS, numbers_BS), (places_BT, numbers_BT) = sentences(source_BS), sentences(target_BT)
-            before_BT = jnp.where(places_BT == 0, BOS, before_BT)
-            packed_source = {"positions_BS": places_BS, "segments_BS": numbers_BS}
-            packed_target = {"positions_BT": places_BT, "segments_BT": numbers_BT}
-        weights_BT = (target_BT != PAD).astype(jnp.float32)
-        smoothing = self.config.train.label_smoothing if smoothing is None else smoothing
-        model, run = self.model.bind(in_use(params, mesh)), Run(self.config.train.remat, partial(lie, mesh=mesh))
-        memory = model.encode(source_BS, key=fold(key, 0), run=run, **packed_source)
-        x_BTD, _, _ = model.hidden(before_BT, memory, key=fold(key, 1), run=run, **packed_target)
-        bias_V = None if model.output_bias is None else model.output_bias[...]
-        loss, nll = cross_entropy(x_BTD, model.output.table[...], target_BT, weights_BT, bias_V, smoothing=smoothing)
-        weight = weights_BT.sum()
-        return loss, {"weight": weight, "nll": nll, "tokens": weight + (source_BS != PAD).sum()}
 
     # ---- Evaluation -------------------------------------------------------------------------------------------------
 
@@ -219,7 +188,7 @@ class Translation:
 
         def nll_and_weight(batch: dict[str, np.ndarray]) -> np.ndarray:
             rows = jax.tree.map(lambda x: x[0], cut(batch, mesh, 1))
-            sums = self._dev_loss(params, place(rows, batch_sharding(mesh)), mesh=mesh)
+            _, sums = self._dev_loss(params, place(rows, batch_sharding(mesh)), None, mesh=mesh)
             return np.array([float(sums["nll"]), float(sums["weight"])])
 
         total, growth = np.zeros(2), np.zeros(2)
@@ -231,7 +200,7 @@ class Translation:
                 growth += nll_and_weight(other)[0] - nll, weight
         return float(total[0] / total[1]), float(growth[0] / growth[1]) if growth[1] else None
 
-    def try_decoding(self, params: Params) -> None:
+    def sample(self, params: Params) -> None:
         """Translate two sentences, for a dry run."""
         pair = self.texts.dev or self.texts.train[0]
         sources = [source for source, _ in zip_first(read_pairs(pair, self.config.data.fields), 2)]
@@ -250,7 +219,7 @@ class Translation:
     def _translator(self, params: Params) -> Translator:
         """As evaluate.py has it, in the type that decode.dtype names."""
         model, params = in_type(self.config.model, params, self.config.decode.dtype)
-        return Translator(encoder_decoder(model, self.vocab_size), params, self.pieces, self.config.decode)
+        return Translator(encoder_decoder(model, self.pieces.vocab_size), params, self.pieces, self.config.decode)
 
     @cached_property
     def _batches(self) -> Batches:
@@ -334,9 +303,6 @@ class Translation:
         with cache(d) as folder:
             return tokenize(parallel, self.pieces, fields=d.fields, folder=folder, workers=d.workers)
 
-    def _unsmoothed(self, params: Params, batch: Batch, mesh: Mesh) -> dict[str, Array]:
-        return self.loss(params, batch, None, smoothing=0.0, mesh=mesh)[1]
-
 
 def exchanged(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray] | None:
     """The batch with the source of each sentence replaced by that of the row before; None with fewer than two rows.
@@ -380,58 +346,6 @@ def refuse_broken(translator: Translator, workdir: str) -> int:
     return tally.broken
 
 
-def sentences(tokens_BT: Array) -> tuple[Array, Array]:
-    """Where each position stands in its sentence, and the number of that sentence in the row, both from 0.
-
-    A sentence ends with its EOS, so rows of packed sentences tell it themselves.
-    """
-    begins_BT = jnp.pad(tokens_BT[:, :-1] == EOS, ((0, 0), (1, 0)))
-    t_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1]), tokens_BT.shape)
-    return t_BT - jax.lax.cummax(jnp.where(begins_BT, t_BT, 0), axis=1), jnp.cumsum(begins_BT, axis=1)
-
-
 def zip_first(pairs: Iterator[tuple[str, str]], n: int) -> list[tuple[str, str]]:
     """The first n pairs."""
     return [pair for pair, _ in zip(pairs, range(n), strict=False)]
-
-
-def vocabulary(config: Config, workdir: str) -> int:
-    """How many pieces the vocabulary of a run in this workdir has, or will have once its tokenizer is trained."""
-    pieces = inherited(config, workdir)
-    if pieces is None and config.data.tokenizer:
-        pieces = Tokenizer.load(config.data.tokenizer)
-    return pieces.vocab_size if pieces else config.data.vocab_size
-
-
-def inherited(config: Config, workdir: str | None) -> Tokenizer | None:
-    """The tokenizer that a run takes over: the workdir's where it goes on, else that of `train.init_from`, if any."""
-    if workdir and Checkpoints(workdir).states() and (found := tokenizer_of(workdir)):
-        return found
-    start, given = config.train.init_from, config.data.tokenizer
-    if start is None:
-        return None
-    found = tokenizer_of(start)
-    if found is None:
-        raise UserError(f"train.init_from = {start!r}: no tokenizer.model there")
-    if given and Tokenizer.load(given).sha256 != found.sha256:
-        raise UserError(
-            f"data.tokenizer = {given!r} is not the tokenizer of train.init_from = {start!r}; leave data.tokenizer "
-            "out to use that one"
-        )
-    return found
-
-
-def tokenizer_of(workdir: str) -> Tokenizer | None:
-    """The tokenizer of a run, or None; where the workdir's own file is damaged, that of the newest whole checkpoint."""
-    path = path_of(workdir) / "tokenizer.model"
-    said = path.with_name("tokenizer.sha256")
-    if not path.exists():
-        return None
-    model = path.read_bytes()
-    if said.exists() and said.read_bytes().split()[:1] != [hashlib.sha256(model).hexdigest().encode()]:
-        whole = Checkpoints(workdir).newest_whole()
-        if whole is None:
-            raise UserError(f"{path} is not as it was written, as {said} tells; bring back a copy of it")
-        log.warning("%s is not as it was written; taking the one that checkpoint %s holds", path, whole.name)
-        model = whole.file(path.name)
-    return Tokenizer(model, str(path))

@@ -15,7 +15,6 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import jax
@@ -28,12 +27,13 @@ from transformer.config import Config, MeshConfig, UserError
 from transformer.data.tokenizer import BOS, EOS, PAD
 from transformer.inference import engine
 from transformer.inference.beam_search import Options
+from transformer.model import encoder_decoder
 from transformer.model.rounding import rounded
-from transformer.tasks.translation import Translation
 from transformer.training.flops import update_flops
-from transformer.training.optimizer import optimizer
+from transformer.training.objectives import sequences
 from transformer.training.sharding import make_mesh
-from transformer.training.step import ahead_of_time, bytes_needed, compiled, init_state, micro_batch_rows
+from transformer.training.step import bytes_needed, micro_batch_rows, program
+from transformer.training.task import Objective
 
 log = logging.getLogger("transformer")
 
@@ -169,12 +169,11 @@ def training(
     config: Config, mesh: Mesh, chip: Chip, shapes: Sequence[tuple[int, int, int]]
 ) -> Iterator[Estimate | TooBig]:
     """An update for batches of each shape (rows, source, target)."""
-    task, tx = _task(config), optimizer(config.train, config.model.d_model)
-    abstract = jax.eval_shape(lambda: init_state(task.model.init, tx, config.train.seed))
-    update = compiled(task.loss, tx, config.train.seed, mesh, abstract)
-    for shape in shapes:
-        make = partial(ahead_of_time, update, abstract, shape, mesh, config.train.accumulate)
-        yield estimate("update {}x{}+{}".format(*shape), make, chip, mesh.size)
+    made = program(_objective(config), config.train, mesh)
+    for rows, source, target in shapes:
+        shape = {"source": (rows, source), "target": (rows, target)}
+        make = partial(made.compile, shape, config.train.accumulate)
+        yield estimate(f"update {rows}x{source}+{target}", make, chip, mesh.size)
 
 
 def decoding(config: Config, mesh: Mesh, chip: Chip, sentences: int, length: int) -> Iterator[Estimate | TooBig]:
@@ -187,7 +186,7 @@ def decoding(config: Config, mesh: Mesh, chip: Chip, sentences: int, length: int
     d = config.decode
     dtype = "bfloat16" if d.dtype == "auto" else d.dtype
     own = "bfloat16" if dtype == "int8" else dtype  # as `translator.in_type` has it on accelerators
-    model = _task(dataclasses.replace(config, model=dataclasses.replace(config.model, dtype=own))).model
+    model = encoder_decoder(dataclasses.replace(config.model, dtype=own), config.data.vocab_size)
     host = mesh.devices.flat[0].process_index
     mesh = Mesh(np.array([device for device in mesh.devices.flat if device.process_index == host]), ("data",))
     whole, cut = NamedSharding(mesh, P()), NamedSharding(mesh, P("data"))
@@ -214,9 +213,10 @@ def decoding(config: Config, mesh: Mesh, chip: Chip, sentences: int, length: int
     yield estimate(f"decoding step of {rows} sentences", step.compile, chip, mesh.size)
 
 
-def _task(config: Config) -> Translation:
-    """The task without its data."""
-    return Translation(config, SimpleNamespace(vocab_size=config.data.vocab_size, model=b"", sha256=""), None)
+def _objective(config: Config) -> Objective:
+    """What a run of the config would minimise."""
+    model = encoder_decoder(config.model, config.data.vocab_size)
+    return sequences(model, config.train, packing=config.data.packing)
 
 
 def _lying(tree: Any, where: Callable[[Any], NamedSharding | None]) -> Any:
@@ -649,8 +649,7 @@ def warnings(update: Estimate | TooBig, model_flops: float, config: Config, mesh
 
 def state_share(config: Config, mesh: Mesh) -> float:
     """Bytes of parameters and optimiser state on each device where all matrices are cut along fsdp and tensor."""
-    tx = optimizer(config.train, config.model.d_model)
-    state = jax.eval_shape(lambda: init_state(_task(config).model.init, tx, config.train.seed))
+    state = program(_objective(config), config.train, mesh).abstract
     ways = mesh.shape["fsdp"] * mesh.shape["tensor"]
     return sum(x.size * x.dtype.itemsize / (ways if x.ndim > 1 else 1) for x in jax.tree.leaves(state))
 

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from transformer.data.batching import Batches, iterate
 from transformer.training.sharding import batch_sharding
-from transformer.training.step import Batch, dealt, micro_batch_rows
+from transformer.training.step import dealt, micro_batch_rows
+from transformer.training.task import Batch, Batches
 
 # For each array its shape on all devices together, and what lies where: (first row, last row) -> values.
 HostBatch = dict[str, tuple[tuple[int, ...], dict[tuple[int, int], np.ndarray]]]
@@ -32,11 +32,10 @@ class Feed:
     def read(self, step: int) -> HostBatch:
         """The rows of this process's devices in the batch of update `step`, counted from 0."""
         m, shape = self.micro_batches, self.batches.shape(step)
-        rows = micro_batch_rows(shape.rows, self._mesh, m)
         host: HostBatch = {
-            "source": ((m, rows, shape.source), {}),
-            "target": ((m, rows, shape.target), {}),
+            name: ((m, micro_batch_rows(rows, self._mesh, m), length), {}) for name, (rows, length) in shape.items()
         }
+        rows = next(iter(host.values()))[0][1]
         for begin, end in sorted(self._own(rows)):
             part = self.batches.read(step, begin * m, end * m)
             for name, (_, parts) in host.items():
@@ -59,3 +58,17 @@ class Feed:
     def stream(self, start: int, stop: int, prefetch: int) -> Iterator[Any]:
         """What `read` gives for updates `start` to `stop`, made ahead by two threads."""
         return iterate(self.read, start=start, stop=stop, threads=2, prefetch=prefetch)
+
+
+def iterate(read: Callable[[int], Any], *, start: int, stop: int, threads: int, prefetch: int) -> Any:
+    """Grain's iterator over `read(start)` .. `read(stop - 1)`, read ahead by `prefetch` batches on threads.
+
+    `get_state()` is {"next_index": step}, the update whose batch comes next for the consumer, however far the threads
+    have read; `set_state` accepts it under any number of threads. `close()` stops reading ahead.
+    """
+    import grain
+
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(prefetch, threads))
+    iterator = iter(grain.MapDataset.range(stop).map(read).to_iter_dataset(options))
+    iterator.set_state({"next_index": start})
+    return iterator

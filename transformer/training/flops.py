@@ -26,8 +26,11 @@ PEAKS = {
 }
 
 
-def update_flops(config: ModelConfig, vocab_size: int, rows: int, source: int, target: int) -> float:
-    """FLOPs of one update on `rows` rows of `source` and `target` positions: three times those of the forward pass."""
+def update_flops(config: ModelConfig, vocab_size: int, rows: int, encoded: int, decoded: int) -> float:
+    """FLOPs of one update on `rows` rows of `encoded` positions in the encoder and `decoded` in the decoder.
+
+    That is three times the forward pass.
+    """
     c = config
     queries, heads = 2 * c.d_model * c.heads * c.key_size, c.heads * (c.key_size + c.value_size)
 
@@ -38,10 +41,10 @@ def update_flops(config: ModelConfig, vocab_size: int, rows: int, source: int, t
         return layers * (project + positions * keys * 2 * heads) + made
 
     feed_forward = 4 * c.d_model * c.d_ff
-    encoder = attention("encoder", c.encoder_layers, source, source) + c.encoder_layers * source * feed_forward
-    decoder = attention("decoder", c.decoder_layers, target, target) + c.decoder_layers * target * feed_forward
-    cross = attention("cross", c.decoder_layers, target, source)
-    return 3.0 * rows * (encoder + decoder + cross + target * 2 * c.d_model * vocab_size)
+    encoder = attention("encoder", c.encoder_layers, encoded, encoded) + c.encoder_layers * encoded * feed_forward
+    decoder = attention("decoder", c.decoder_layers, decoded, decoded) + c.decoder_layers * decoded * feed_forward
+    cross = attention("cross", c.decoder_layers, decoded, encoded)
+    return 3.0 * rows * (encoder + decoder + cross + decoded * 2 * c.d_model * vocab_size)
 
 
 def peak(device: jax.Device) -> float | None:

@@ -44,24 +44,24 @@ class _Options(NamedTuple):
 def cross_entropy(
     x_BTD: Array,
     table: Array | Copies,
-    target_BT: Array,
+    label_BT: Array,
     weights_BT: Array,
     bias_V: Array | None = None,
     *,
     smoothing: float = 0.0,
     parts: int = PARTS,
 ) -> tuple[Array, Array]:
-    """Sums over all positions, in nats: the smoothed loss, and the negative log-likelihood of the targets.
+    """Sums over all positions, in nats: the smoothed loss, and the negative log-likelihood of the labels.
 
-    The logits are x_BTD table_VD^T, plus bias_V if given, in float32. The smoothed target distribution is
-    1 - smoothing on the target plus smoothing / V on each of the V pieces, the target included (Szegedy et al. 2016,
+    The logits are x_BTD table_VD^T, plus bias_V if given, in float32. The smoothed distribution is
+    1 - smoothing on the label plus smoothing / V on each of the V pieces, the label included (Szegedy et al. 2016,
     §7). Differentiable in x, table and bias, through the first sum only. `parts` bounds how many parts the positions
     are taken in. Where the rows are laid over the devices of a mesh the table comes as `Copies` on it, and B is a
     multiple of their number.
     """
     copies = table if isinstance(table, Copies) else Copies(table[None], None)
     options = _Options(smoothing, math.gcd(x_BTD.shape[1], parts), copies.mesh)
-    loss, nll = _summed(options, x_BTD, copies.table_WVD, bias_V, target_BT, weights_BT)
+    loss, nll = _summed(options, x_BTD, copies.table_WVD, bias_V, label_BT, weights_BT)
     return loss, jax.lax.stop_gradient(nll)
 
 
@@ -78,36 +78,36 @@ def _parts(options: _Options, array: Array) -> Array:
 
 
 def _part(
-    smoothing: float, x_XD: Array, table_VD: Array, bias_V: Array | None, target_X: Array, weights_X: Array
+    smoothing: float, x_XD: Array, table_VD: Array, bias_V: Array | None, label_X: Array, weights_X: Array
 ) -> tuple:
     """The two sums of a part, and what its gradient takes: logits and their log-sum-exp.
 
     With lse = log sum exp of the logits, the cross-entropy with the smoothed distribution is
-    lse - (1 - smoothing) * logit[target] - smoothing * mean(logits).
+    lse - (1 - smoothing) * logit[label] - smoothing * mean(logits).
     """
     logits_XV = einsum("XD,VD->XV", x_XD, table_VD)
     if bias_V is not None:
         logits_XV = logits_XV + bias_V
     largest_X1 = jnp.max(logits_XV, axis=1, keepdims=True)
     lse_X = jnp.log(jnp.sum(jnp.exp(logits_XV - largest_X1), axis=1)) + largest_X1[:, 0]
-    target_logit_X = jnp.take_along_axis(logits_XV, target_X[:, None], axis=1)[:, 0]
-    loss_X = lse_X - (1 - smoothing) * target_logit_X - smoothing * jnp.mean(logits_XV, axis=1)
-    return jnp.sum(loss_X * weights_X), jnp.sum((lse_X - target_logit_X) * weights_X), logits_XV, lse_X
+    label_logit_X = jnp.take_along_axis(logits_XV, label_X[:, None], axis=1)[:, 0]
+    loss_X = lse_X - (1 - smoothing) * label_logit_X - smoothing * jnp.mean(logits_XV, axis=1)
+    return jnp.sum(loss_X * weights_X), jnp.sum((lse_X - label_logit_X) * weights_X), logits_XV, lse_X
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _summed(
-    options: _Options, x_BTD: Array, table_WVD: Array, bias_V: Array | None, target_BT: Array, weights_BT: Array
+    options: _Options, x_BTD: Array, table_WVD: Array, bias_V: Array | None, label_BT: Array, weights_BT: Array
 ) -> tuple:
     table_WVD = options.table(table_WVD, x_BTD.dtype)
 
-    def own(table_VD: Array, x_XD: Array, target_X: Array, weights_X: Array) -> tuple[Array, Array]:
-        return _part(options.smoothing, x_XD, table_VD, bias_V, target_X, weights_X)[:2]
+    def own(table_VD: Array, x_XD: Array, label_X: Array, weights_X: Array) -> tuple[Array, Array]:
+        return _part(options.smoothing, x_XD, table_VD, bias_V, label_X, weights_X)[:2]
 
     def add(sums: tuple, part: tuple) -> tuple[tuple, None]:
         return jax.tree.map(jnp.add, sums, _each_way(own, options.ways)(table_WVD, *part)), None
 
-    parts = tuple(_parts(options, array) for array in (x_BTD, target_BT, weights_BT))
+    parts = tuple(_parts(options, array) for array in (x_BTD, label_BT, weights_BT))
     sums, _ = jax.lax.scan(add, (jnp.zeros(options.ways),) * 2, parts)
     return tuple(jnp.sum(one) for one in sums)
 
@@ -120,17 +120,17 @@ def _each_way(own: Callable, ways: int) -> Callable:
 
 
 def _forward(
-    options: _Options, x_BTD: Array, table_WVD: Array, bias_V: Array | None, target_BT: Array, weights_BT: Array
+    options: _Options, x_BTD: Array, table_WVD: Array, bias_V: Array | None, label_BT: Array, weights_BT: Array
 ) -> tuple:
     smoothing, n, W = options.smoothing, options.parts, options.ways
     V, dtype = table_WVD.shape[1], table_WVD.dtype
     table_WVD = options.table(table_WVD, x_BTD.dtype)
 
-    def own(table_VD: Array, x_XD: Array, target_X: Array, weights_X: Array) -> tuple:
-        loss, nll, logits_XV, lse_X = _part(smoothing, x_XD, table_VD, bias_V, target_X, weights_X)
+    def own(table_VD: Array, x_XD: Array, label_X: Array, weights_X: Array) -> tuple:
+        loss, nll, logits_XV, lse_X = _part(smoothing, x_XD, table_VD, bias_V, label_X, weights_X)
         # The softmax minus the smoothed distribution. A comparison fuses into the pass; a gather's own gradient would
         # be a scatter.
-        smoothed_XV = jnp.where(jnp.arange(V) == target_X[:, None], 1 - smoothing, 0.0) + smoothing / V
+        smoothed_XV = jnp.where(jnp.arange(V) == label_X[:, None], 1 - smoothing, 0.0) + smoothing / V
         dlogits_XV = (jnp.exp(logits_XV - lse_X[:, None]) - smoothed_XV) * weights_X[:, None]
         dbias_V = None if bias_V is None else jnp.sum(dlogits_XV, axis=0)
         dlogits_XV = dlogits_XV.astype(x_XD.dtype)
@@ -142,7 +142,7 @@ def _forward(
         *sums, dtable_WVD = jax.tree.map(jnp.add, sums, tuple(more))
         return (*sums, lie(dtable_WVD, options.mesh, P(BATCH_AXES, "tensor"))), dx_WXD
 
-    parts = tuple(_parts(options, array) for array in (x_BTD, target_BT, weights_BT))
+    parts = tuple(_parts(options, array) for array in (x_BTD, label_BT, weights_BT))
     no_bias = None if bias_V is None else jnp.zeros((W, V))
     nothing = jnp.zeros(W), jnp.zeros(W), no_bias, jnp.zeros(table_WVD.shape)
     (loss_W, nll_W, dbias_WV, dtable_WVD), dx_nWXD = jax.lax.scan(add, nothing, parts)

@@ -1,171 +1,116 @@
-"""What a run tells while it trains: a bar on a terminal or plain lines, and always JSONL and TensorBoard files."""
+"""Where a run is: what its checkpoints hold of that, means for its log, and its display."""
 
 from __future__ import annotations
 
-import contextlib
-import json
+import collections
 import logging
-import os
-import socket
-import struct
 import sys
-import tempfile
 import time
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
+import jax
+import numpy as np
 from etils import epath
 
-from transformer.config import UserError
-from transformer.files import Lock, append, local, refuse_links, replace, synced, writing
-from transformer.streams import to_json
+from transformer.judging import Judge
+from transformer.training.processes import first
 
 log = logging.getLogger("transformer")
 
 
-class Records:
-    """`metrics.jsonl`, one object an entry, and `tensorboard/` in the workdir; entries after `step` are cut off.
+@dataclass
+class Progress:
+    """Where a run is, besides its parameters and its optimizer: progress.json of a checkpoint holds it."""
 
-    TensorBoard's files, which can't be cut, are made anew from what is left of the other one: so each step stands in
-    either exactly once, in order.
-    """
+    run: str
+    """A random name, the same in all checkpoints of a run."""
+    machine: dict[str, int | str]
+    data_digest: str
+    vocab_size: int
+    judge: Judge
+    interval: Interval
+    skipped: int
+    """Updates whose loss or gradient was not finite and that changed nothing."""
+    left_out: set[int]
+    """Updates that are not made: each broke the numbers once."""
+    owed: dict[str, float] | None
+    """The log's entry of the last update, if its evaluation was interrupted."""
 
-    def __init__(self, workdir: epath.Path | None, step: int, lock: Lock | None = None):
-        """None: nothing is kept; of several processes one writes. The workdir's `lock` is checked before each write."""
-        self._off, self._lock = workdir is None, lock
-        if workdir is None:
-            return
-        self._path = workdir / "metrics.jsonl"
-        self._local, self._failed = local(workdir), False
-        refuse_links(self._path, workdir / "tensorboard")
-        text = self._read()
-        *lines, last = text.split("\n")
-        entries = {line: _entry(line) for line in (*lines, last)}
-        if lost := sum(entries[line] is None for line in lines):  # half a line at the end was left by a kill
-            log.warning("%s: %d lines that are no entries are left out", self._path, lost)
-        self._lines = [line for line in (*lines, last) if (entry := entries[line]) and entry["step"] <= step]
-        if text:
-            self._rewrite()  # even if no entry goes: a kill may have left the last one without its end of line
-        # A bucket can't be appended to: there JSONL is written whole at each flush, and TensorBoard stays local.
-        folder = Path(workdir / "tensorboard" if self._local else tempfile.mkdtemp(prefix="tensorboard-"))
-        if not self._local:
-            log.info("TensorBoard's files of %s are on this machine, in %s", workdir, folder)
-        with self._writing(workdir / "tensorboard"):
-            os.makedirs(folder, exist_ok=True)
-            if self._local and (text or not step):
-                for old in folder.glob("events.out.tfevents.*"):
-                    old.unlink()
-            # Without the other file there is nothing better than to say from where the old ones no longer count.
-            purged = step + 1 if step and not text else None
-            self._plots = folder / f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}"
-            with self._plots.open("xb") as file:
-                file.write(_begin(purged) + b"".join(_scalars(entries[line]) for line in self._lines))
-        self._fresh: list[str] = []
-
-    def write(self, step: int, values: Mapping[str, float | str]) -> None:
-        """One entry: {"step": step, "time": seconds since 1970, **values}. TensorBoard gets what are numbers."""
-        if self._off:
-            return
-        entry = {"step": step, "time": round(time.time(), 3), **values}
-        line = to_json(entry)
-        if self._local:
-            with self._writing(self._path):
-                append(self._path, line)
-        else:
-            self._fresh.append(line)
-        with self._writing(self._plots), self._plots.open("ab") as file:
-            file.write(_scalars(entry))
-
-    def flush(self) -> None:
-        """What was written is on the disk, or in the bucket, when this returns."""
-        if self._off:
-            return
-        with self._writing(self._path):
-            if not self._local:
-                self._lines += self._fresh
-                self._fresh = []
-                self._rewrite()
-            elif self._path.exists():
-                synced(self._path)
-
-    def close(self) -> None:
-        if not self._off and not self._failed:
-            self.flush()
-
-    @contextlib.contextmanager
-    def _writing(self, path: Any) -> Iterator[None]:
-        """As `writing`; after an error `close` leaves it at that."""
-        self._failed = True
-        if self._lock is not None:
-            self._lock.check()
-        with writing(path):
-            yield
-        self._failed = False
-
-    def _read(self) -> str:
-        try:
-            return self._path.read_bytes().decode() if self._path.exists() else ""
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(
-                f"{self._path} cannot be read ({error}); mend it, or move it away: then the log begins where training "
-                "goes on"
-            ) from None
-
-    def _rewrite(self) -> None:
-        replace(self._path, "".join(line + "\n" for line in self._lines).encode())
+    def saved(self, step: int, epoch: int, index: int, scores: Mapping[str, Any] | None, **more: Any) -> dict[str, Any]:
+        """The content of progress.json after update `step`, which is the `index`-th of its epoch. `scores`: of its
+        evaluation, if there was one."""
+        return {
+            "step": step,
+            "epoch": epoch,
+            "batch_of_epoch": index,
+            **self.judge.progress(scores),
+            "interval": self.interval.sums,
+            "skipped": self.skipped,
+            "left_out": sorted(self.left_out),
+            "vocab_size": self.vocab_size,
+            "data_digest": self.data_digest,
+            "run": self.run,
+            "machine": self.machine,
+            **more,
+        }
 
 
-def _entry(line: str) -> dict[str, Any] | None:
-    """The entry that a line holds; None for any other text, which nobody can go on from."""
-    try:
-        entry = json.loads(line)
-        if not isinstance(entry, dict) or type(entry.get("step")) is not int or entry["step"] < 0:
-            return None
-        _scalars(entry)  # which takes no numbers beyond its own
-    except (ValueError, TypeError, OverflowError, RecursionError):
-        return None
-    return entry
+class Interval:
+    """Means since the last entry of the log; `sums` travel in the checkpoint, so that resuming loses none."""
+
+    def __init__(self, sums: dict[str, float]):
+        self.sums = dict(sums)
+        self.restart_clock()
+
+    def restart_clock(self) -> None:
+        """Leave out of the rates what wasn't training."""
+        self._began, self._tokens, self._flops = time.monotonic(), 0.0, 0.0
+
+    def leave_out(self, seconds: float) -> None:
+        """Leave so many seconds out of the rates."""
+        self._began += seconds
+
+    def add(self, values: dict[str, float], flops: float = 0.0) -> None:
+        for name in ("loss", "nll"):
+            mean = values[name] if name == "loss" else values[name] / max(values["weight"], 1.0)
+            self.sums[name] = self.sums.get(name, 0.0) + mean
+        self.sums["gradient_norm"] = self.sums.get("gradient_norm", 0.0) + values["gradient_norm"]
+        self.sums["updates"] = self.sums.get("updates", 0.0) + 1
+        self._tokens += values["tokens"]
+        self._flops += flops
+
+    def close(self, peak_flops: float = 0.0) -> dict[str, float]:
+        """The means, the tokens a second (padding not counted), the share of the devices' peak rate
+        that the model's own arithmetic takes up (where that is known), and a fresh start."""
+        n = self.sums.pop("updates")
+        means = {name: total / n for name, total in self.sums.items()}
+        seconds = max(time.monotonic() - self._began, 1e-9)
+        rates = {"tokens_per_second": self._tokens / seconds}
+        if peak_flops:
+            rates["mfu"] = self._flops / seconds / peak_flops
+        self.sums = {}
+        self.restart_clock()
+        return {**means, **rates}
 
 
-# ---- TensorBoard's files --------------------------------------------------------------------------------------------
-# tensorboardX offers a writer, too: in a thread of its own, which dies of a full disk, and then training waits for it.
+class Watch:
+    """Looks out for jumps of the loss."""
 
+    def __init__(self) -> None:
+        self._last: collections.deque[float] = collections.deque(maxlen=50)
 
-def _begin(purged: int | None) -> bytes:
-    """What comes first. From the step `purged` on, what other files of the folder say does not count."""
-    from tensorboardX.proto.event_pb2 import Event, SessionLog
-
-    events = [Event(wall_time=time.time(), file_version="brain.Event:2")]
-    if purged is not None:
-        events.append(Event(wall_time=time.time(), step=purged, session_log=SessionLog(status=SessionLog.START)))
-    return b"".join(map(_record, events))
-
-
-def _scalars(entry: Mapping[str, Any]) -> bytes:
-    """An entry's numbers."""
-    from tensorboardX.proto.event_pb2 import Event
-    from tensorboardX.proto.summary_pb2 import Summary
-
-    when = {"step": entry["step"], "wall_time": entry.get("time", time.time())}
-    return b"".join(
-        _record(Event(**when, summary=Summary(value=[Summary.Value(tag=name, simple_value=value)])))
-        for name, value in entry.items()
-        if name not in ("step", "time") and isinstance(value, (int, float))
-    )
-
-
-def _record(event: Any) -> bytes:
-    """TFRecord's framing: length, its checksum, content, its checksum."""
-    from tensorboardX.record_writer import masked_crc32c
-
-    content = event.SerializeToString()
-    length = struct.pack("<Q", len(content))
-    checks = (struct.pack("<I", masked_crc32c(part)) for part in (length, content))
-    return length + next(checks) + content + next(checks)
-
-
-# ---- The terminal ---------------------------------------------------------------------------------------------------
+    def jump(self, loss: float) -> float | None:
+        """The usual loss, if this one lies a tenth above it, and more than it spreads from update to update by far;
+        else None."""
+        usual = None
+        if len(self._last) >= 20:
+            mean = float(np.mean(list(self._last)[-10:]))
+            spread = float(np.std(np.diff(self._last))) / 2**0.5  # of differences: while the loss falls, too
+            usual = mean if loss > mean + max(6 * spread, 0.1 * mean) else None
+        self._last.append(loss)
+        return usual
 
 
 class Display:
@@ -210,3 +155,27 @@ def clock(seconds: float) -> str:
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+
+
+class Trace:
+    """A trace of some updates for xprof or Perfetto, in the workdir's `profile`. Process 0 writes it."""
+
+    def __init__(self, updates: tuple[int, int] | None, start: int, steps: int, folder: epath.Path):
+        """`updates`: the first and the last to trace, of those from `start` + 1 to `steps`."""
+        if updates and not (start < updates[1] and updates[0] <= steps):
+            log.warning("no trace is written: updates %d to %d are not among %d to %d", *updates, start + 1, steps)
+            updates = None
+        self.first, self.last = (max(updates[0], start + 1), updates[1]) if updates else (0, 0)
+        self._folder, self._running = folder / "profile", False
+
+    def start(self) -> None:
+        if first():
+            jax.profiler.start_trace(str(self._folder), create_perfetto_trace=True)
+            self._running = True
+
+    def stop(self, step: int) -> None:
+        """Write the trace, which ends with update `step`; do nothing if none was started."""
+        if self._running:
+            self._running = False
+            jax.profiler.stop_trace()
+            log.info("the trace of updates %d to %d is in %s", self.first, step, self._folder)

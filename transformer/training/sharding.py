@@ -22,7 +22,7 @@ from transformer.model import encoder_decoder
 RULES: tuple[tuple[str, P], ...] = (
     (r"(.*_)?embedding/table", P("tensor", "fsdp")),
     (r"output_bias", P("tensor")),
-    (r"(source|target)_positions", P(None, "fsdp")),
+    (r".*_positions", P(None, "fsdp")),
     (r".*_attention/(query|key|value)", P("fsdp", "tensor", None)),
     (r".*_attention/(query|key|value)_bias", P("tensor", None)),
     (r".*_attention/output", P("tensor", None, "fsdp")),
@@ -33,8 +33,6 @@ RULES: tuple[tuple[str, P], ...] = (
     (r".*feed_forward/b2", P()),
     (r".*norm/(scale|bias)", P()),
 )
-
-LOOKED_UP = ("source_positions", "target_positions")
 
 # Rows of a batch are cut along these.
 BATCH_AXES = ("data", "fsdp")
@@ -151,7 +149,7 @@ def in_use(params: Any, mesh: Mesh | None) -> Any:
         rule = spec("/".join(str(key.key) for key in keys))
         if keys[-1].key == "table":
             return Copies.of(x, mesh, rule)
-        return lie(x, mesh, P(rule[0], None)) if keys[-1].key in LOOKED_UP else x
+        return lie(x, mesh, P(rule[0], None)) if keys[-1].key.endswith("_positions") else x
 
     return jax.tree_util.tree_map_with_path(leaf, params)
 

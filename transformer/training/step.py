@@ -12,14 +12,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import Array
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from transformer.checkpoint import with_sharding
+from transformer.config import TrainConfig
 from transformer.model import Params
+from transformer.training.optimizer import optimizer
 from transformer.training.sharding import batch_sharding, batch_ways, shardings
-
-Batch = dict[str, Array]
-# (params, batch, key or None) -> sum of losses, {name: sum} with at least 'weight', the number of terms in the sum.
-Loss = Callable[[Params, Batch, Array | None], tuple[Array, dict[str, Array]]]
+from transformer.training.task import Batch, Loss, Objective, Shape
 
 
 @jax.tree_util.register_dataclass
@@ -96,47 +96,61 @@ def left_out(state: TrainState) -> TrainState:
     return jax.tree.map(lambda x: x + 1 if jnp.issubdtype(x.dtype, jnp.integer) else x, state)
 
 
-def compiled(
-    loss: Loss,
-    optimizer: optax.GradientTransformation,
-    seed: int,
-    mesh: Mesh,
-    abstract: TrainState,
-    *,
-    skip: bool = False,
-) -> Any:
-    """`train_step` under jit: state donated, parameters and batch laid out on the mesh.
+@dataclass(frozen=True)
+class Program:
+    """The update of an objective on a mesh, and the state that it starts from."""
 
-    The loss is told it, as `mesh`.
-    """
-    loss = partial(loss, mesh=mesh)
+    mesh: Mesh
+    abstract: TrainState
+    """Shapes, types and shardings of the state."""
+    init: Callable[[], TrainState]
+    """The state before the first update, laid out on the mesh; a pure function of `train.seed`."""
+    start_from: Callable[[Params], TrainState]
+    """The state before the first update with these parameters."""
+    update: Any
+    """`train_step` under jit, (state, batch) -> (state, metrics). The state is donated."""
+
+    def compile(self, shape: Shape, micro_batches: int) -> jax.stages.Compiled:
+        """The update for batches of this shape. It needs neither state nor data, nor the devices of the mesh."""
+        sharding = batch_sharding(self.mesh, micro_batches=True)
+
+        def array(rows: int, length: int) -> jax.ShapeDtypeStruct:
+            rows = micro_batch_rows(rows, self.mesh, micro_batches)
+            return jax.ShapeDtypeStruct((micro_batches, rows, length), jnp.int32, sharding=sharding)
+
+        return self.update.lower(self.abstract, {name: array(*size) for name, size in shape.items()}).compile()
+
+
+def program(objective: Objective, train: TrainConfig, mesh: Mesh) -> Program:
+    """The program that trains an objective; it is compiled when it is first called with a shape of batch."""
+    model, tx = objective.model, optimizer(train, objective.model.config.d_model)
+    loss, skip = partial(objective.loss, mesh=mesh), train.non_finite == "skip"
+    abstract = jax.eval_shape(lambda: init_state(model.init, tx, train.seed))
+    layout = shardings(abstract, mesh)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
-        return train_step(state, batch, loss=loss, optimizer=optimizer, seed=seed, skip=skip)
+        return train_step(state, batch, loss=loss, optimizer=tx, seed=train.seed, skip=skip)
 
-    layout = shardings(abstract, mesh)
-    return jax.jit(
-        step,
-        in_shardings=(layout, batch_sharding(mesh, micro_batches=True)),
-        out_shardings=(layout, None),
-        donate_argnums=0,
+    def start_from(params: Params) -> TrainState:
+        return TrainState(counter(0, mesh), params, jax.jit(tx.init, out_shardings=layout.optimizer)(params))
+
+    return Program(
+        mesh=mesh,
+        abstract=with_sharding(abstract, layout),
+        init=jax.jit(lambda: init_state(model.init, tx, train.seed), out_shardings=layout),
+        start_from=start_from,
+        update=jax.jit(
+            step,
+            in_shardings=(layout, batch_sharding(mesh, micro_batches=True)),
+            out_shardings=(layout, None),
+            donate_argnums=0,
+        ),
     )
 
 
-def ahead_of_time(
-    update: Any, abstract: TrainState, shape: tuple[int, int, int], mesh: Mesh, micro_batches: int
-) -> jax.stages.Compiled:
-    """What `compiled` gave, compiled for batches of (rows, source, target) with neither state nor data at hand; the
-    mesh's devices need not be there."""
-    layout, sharding = shardings(abstract, mesh), batch_sharding(mesh, micro_batches=True)
-    count, *lengths = shape
-    rows = micro_batch_rows(count, mesh, micro_batches)
-    state = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, layout)
-    batch = {
-        name: jax.ShapeDtypeStruct((micro_batches, rows, length), jnp.int32, sharding=sharding)
-        for name, length in zip(("source", "target"), lengths, strict=True)
-    }
-    return update.lower(state, batch).compile()
+def counter(step: int, mesh: Mesh) -> Array:
+    """The step of a state, on all devices."""
+    return jax.device_put(jnp.int32(step), NamedSharding(mesh, PartitionSpec()))
 
 
 def micro_batch_rows(count: int, mesh: Mesh, micro_batches: int) -> int:

@@ -1,0 +1,162 @@
+"""Will it fit, and does it run: micro-batches chosen for a device's memory, and a dry run of everything."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from transformer.checkpoint import Checkpoints
+from transformer.config import UserError, to_json
+from transformer.training.processes import gather
+from transformer.training.progress import clock
+from transformer.training.sharding import batch_sharding, make_mesh, place
+from transformer.training.start import banner, initial, shown
+from transformer.training.step import Program, TrainState, bytes_needed, cut, program
+from transformer.training.task import Batches, Shape, Task
+
+log = logging.getLogger("transformer")
+
+# Micro-batch counts that `--batch auto` tries. The last is a sentinel: no batch has so many rows.
+MICRO_BATCHES = (*range(1, 9), 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 64, 96, 128, 192, 256, 2**30)
+TOO_MUCH = 2**62  # bytes
+
+
+def positions(shape: Shape) -> int:
+    """The positions of a batch, in all of its arrays."""
+    return sum(rows * length for rows, length in shape.values())
+
+
+def extremes(batches: Batches) -> tuple[Shape, Shape]:
+    """The shapes with the most positions and with the longest rows: one of them needs the most memory."""
+    longest = max(batches.shapes, key=lambda shape: sum(length for _, length in shape.values()))
+    return max(batches.shapes, key=lambda shape: (positions(shape), *(length for _, length in shape.values()))), longest
+
+
+def accumulation(task_of: Callable[[int], Task], limit: int | None = None) -> int:
+    """The fewest micro-batches with which an update fits the memory of a device, found by compiling.
+
+    `task_of(n)` is the task with n micro-batches. The limit, in bytes, is by default nine tenths of what the device
+    has. Raises `UserError` if not even the smallest micro-batches fit.
+    """
+    limit = min(map(int, gather(str(limit or memory_of_a_device() * 9 // 10))))
+    never = UserError(
+        f"--batch auto: an update does not fit {limit / 2**30:.1f} GiB a device, however it is cut up; share the "
+        "parameters over more devices (mesh.fsdp, mesh.tensor), or set --train.remat True"
+    )
+    whole, updates_an_epoch, at_least = 0, 0, 1
+    for count in MICRO_BATCHES:
+        if count < at_least:
+            continue
+        try:
+            task = task_of(count)
+            batches = task.batches()
+        except UserError:
+            if count == 1:
+                raise
+            raise never from None
+        most = positions(extremes(batches)[0])
+        whole, updates_an_epoch = whole or most, updates_an_epoch or batches.batches_per_epoch
+        if most < 0.97 * whole or batches.batches_per_epoch > 1.03 * updates_an_epoch + 1:
+            continue  # its micro-batches, of whole rows, make up too little of the batch
+        made = program(task.objective, task.config.train, make_mesh(task.config.mesh))
+        need = memory_of_an_update(made, batches, count)
+        fits = need <= limit
+        memory = f"{need / 2**30:.2f} of" if need < TOO_MUCH else "more than"
+        log.info(
+            "batch auto  %d micro-batches %s: %s %.2f GiB a device",
+            *(count, "fit" if fits else "do not fit", memory, limit / 2**30),
+        )
+        if fits:
+            return count
+        # All but the state shrinks with the micro-batches at most: fewer of them than this need not be tried.
+        state = bytes_of(made.abstract)
+        if state >= limit:
+            raise never
+        if need < TOO_MUCH:
+            at_least = math.ceil(count * (need - state) / (limit - state))
+    raise AssertionError("no batch can be cut into so many")
+
+
+def memory_of_an_update(made: Program, batches: Batches, micro_batches: int) -> int:
+    """Bytes that the largest update takes on a device; `TOO_MUCH` where the compiler refuses it."""
+    largest, longest = extremes(batches)
+    shapes = [largest] if largest == longest else [largest, longest]
+    try:
+        need = max(bytes_needed(made.compile(shape, micro_batches)) for shape in shapes)
+    except jax.errors.JaxRuntimeError as error:  # the compiler itself finds out on some devices
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        need = TOO_MUCH
+    need = max(map(int, gather(str(need))))
+    if not need:
+        raise UserError(
+            "--batch auto: JAX can't tell what memory a program takes on these devices; set train.accumulate"
+        )
+    return need
+
+
+def bytes_of(abstract: TrainState) -> int:
+    """Bytes of a state on each device."""
+    leaves = jax.tree.leaves(abstract)
+    return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in leaves)
+
+
+def memory_of_a_device() -> int:
+    """Bytes that one device has for us."""
+    device = jax.local_devices()[0]
+    stats = device.memory_stats()
+    if stats and "bytes_limit" in stats:
+        return stats["bytes_limit"]
+    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):  # of a container
+        with contextlib.suppress(OSError, ValueError):
+            limits.append(int(Path(path).read_text()))
+    return min(limits) // jax.local_device_count()
+
+
+def dry_run(task: Task, workdir: str) -> None:
+    """Do everything once: compile the largest shapes, update, save, restore, decode. Log what a run would take."""
+    batches, train = task.batches(), task.config.train
+    made = program(task.objective, train, make_mesh(task.config.mesh))
+    banner(task, batches, made)
+    largest, longest = extremes(batches)
+    for shape in [largest] if largest == longest else [longest, largest]:
+        began = time.monotonic()
+        update = made.compile(shape, train.accumulate)
+        log.info("compiled    %s in %s", shown(shape), clock(time.monotonic() - began))
+        log.info("memory      %.2f GiB a device for this update", bytes_needed(update) / 2**30)
+    filled = {name: np.full(size, 3, np.int32) for name, size in largest.items()}
+    batch = place(cut(filled, made.mesh, train.accumulate), batch_sharding(made.mesh, micro_batches=True))
+    state = initial(task.config, made)
+    began = time.monotonic()
+    state, metrics = update(state, batch)
+    loss = float(metrics["loss"])
+    seconds = time.monotonic() - began
+    log.info("update 1    loss %.3f in %.2f s", loss, seconds)
+    task.sample(saved_and_restored(task, made, state).params)
+    log.info("estimate    %s for %s updates, evaluation not counted", clock(seconds * train.steps), f"{train.steps:,}")
+    log.info("dry run done; %s was not touched", workdir)
+
+
+def saved_and_restored(task: Task, made: Program, state: TrainState) -> TrainState:
+    """The state as a checkpoint in a temporary folder gives it back."""
+    with tempfile.TemporaryDirectory(prefix="transformer-dry-run-") as folder:
+        checkpoints = Checkpoints(folder)
+        items = {"params": state.params, "optimizer": state.optimizer}
+        files = {**task.files, "config.json": to_json(task.config).encode()}
+        progress = {"step": 1, "vocab_size": task.objective.model.vocab_size}
+        checkpoints.save(1, items, progress=progress, files=files)
+        checkpoints.wait()
+        abstract = {"params": made.abstract.params, "optimizer": made.abstract.optimizer}
+        restored = checkpoints.at(1).restore(abstract)
+        log.info("checkpoint  saved and restored")
+    return TrainState(state.step, **restored)

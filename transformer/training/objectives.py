@@ -1,0 +1,61 @@
+"""What is minimised, for each kind of batch."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.sharding import Mesh
+
+from transformer.config import BOS, EOS, PAD, TrainConfig
+from transformer.model import Model, Params, Run, fold
+from transformer.training.flops import update_flops
+from transformer.training.loss import cross_entropy
+from transformer.training.sharding import in_use, lie
+from transformer.training.task import Batch, Objective, Shape
+
+
+def sequences(model: Model, train: TrainConfig, *, packing: bool = False) -> Objective:
+    """Label-smoothed cross-entropy of each target token, given the source and the tokens before (paper §5.4).
+
+    A batch holds "source" and "target": int32 (rows, length), each sentence with EOS, no BOS, PAD at the end. With
+    `packing` a row holds several sentences, as many on either side. "tokens" counts both sides.
+    """
+
+    def loss(params: Params, batch: Batch, key: Array | None, *, mesh: Mesh | None = None) -> Any:
+        source_BS, target_BT = batch["source"], batch["target"]
+        before_BT = jnp.pad(target_BT[:, :-1], ((0, 0), (1, 0)), constant_values=BOS)
+        packed_source, packed_target = {}, {}
+        if packing:
+            (places_BS, numbers_BS), (places_BT, numbers_BT) = sentences(source_BS), sentences(target_BT)
+            before_BT = jnp.where(places_BT == 0, BOS, before_BT)
+            packed_source = {"positions_BS": places_BS, "segments_BS": numbers_BS}
+            packed_target = {"positions_BT": places_BT, "segments_BT": numbers_BT}
+        weights_BT = (target_BT != PAD).astype(jnp.float32)
+        module, run = model.bind(in_use(params, mesh)), Run(train.remat, partial(lie, mesh=mesh))
+        memory = module.encode(source_BS, key=fold(key, 0), run=run, **packed_source)
+        x_BTD, _, _ = module.hidden(before_BT, memory, key=fold(key, 1), run=run, **packed_target)
+        bias_V = None if module.output_bias is None else module.output_bias[...]
+        table, smoothing = module.output.table[...], train.label_smoothing
+        total, nll = cross_entropy(x_BTD, table, target_BT, weights_BT, bias_V, smoothing=smoothing)
+        weight = weights_BT.sum()
+        return total, {"weight": weight, "nll": nll, "tokens": weight + (source_BS != PAD).sum()}
+
+    def flops(shape: Shape) -> float:
+        (rows, S), (_, T) = shape["source"], shape["target"]
+        return update_flops(model.config, model.vocab_size, rows, S, T)
+
+    return Objective(model, loss, flops)
+
+
+def sentences(tokens_BT: Array) -> tuple[Array, Array]:
+    """The position of each token in its sentence, and the number of that sentence in the row, both from 0.
+
+    A sentence ends with its EOS, so the tokens of a packed row tell it themselves.
+    """
+    begins_BT = jnp.pad(tokens_BT[:, :-1] == EOS, ((0, 0), (1, 0)))
+    t_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1]), tokens_BT.shape)
+    return t_BT - jax.lax.cummax(jnp.where(begins_BT, t_BT, 0), axis=1), jnp.cumsum(begins_BT, axis=1)

@@ -1,0 +1,370 @@
+"""How a run begins: nobody else trains in its workdir, all processes agree, and it goes on from what is there.
+
+A state comes from the run's newest checkpoint, else from `train.init_from`, else from `train.seed`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import logging
+import secrets
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from etils import epath
+from jax import Array
+from jax.sharding import Mesh
+
+from transformer.checkpoint import Checkpoint, Checkpoints
+from transformer.config import (
+    KINDS,
+    MOVABLE,
+    Config,
+    ModelConfig,
+    UserError,
+    conflicts,
+    differences,
+    flatten,
+    from_json,
+    to_json,
+)
+from transformer.files import Lock, local, path_of, refuse_links, replace, sealed, sweep
+from transformer.inference.translator import cores
+from transformer.judging import Judge, upgraded
+from transformer.model import Params, encoder_decoder
+from transformer.training.processes import agree, all_or_none, first, gather
+from transformer.training.progress import Interval, Progress
+from transformer.training.sharding import check_mesh
+from transformer.training.step import Program, TrainState, counter
+from transformer.training.stopping import Ears
+from transformer.training.task import Batches, Shape, Task
+
+log = logging.getLogger("transformer")
+
+# Each of several hosts may have its own cache, and its text elsewhere: the contents are compared.
+OWN = ("data.cache_dir", "data.workers", "data.tfds_dir", *MOVABLE)
+# What a run makes in its workdir after config.json, which comes first and tells a workdir from other folders.
+MADE = ("checkpoints", "metrics.jsonl", "scores.jsonl", "sets", "tensorboard", "tokenizer.model", "tokenizer.sha256")
+# Fields of a model that change none of its parameters' shapes.
+SHAPELESS = ("dropout", "attention_dropout", "initializer", "attention_kernel", "dtype", "window", "position_offset")
+
+
+# ---- The workdir -----------------------------------------------------------------------------------------------------
+@contextlib.contextmanager
+def hold(workdir: str) -> Iterator[Lock]:
+    """Make the workdir, and keep other training runs out of it. Who only reads there is not kept from it."""
+    folder = path_of(workdir)
+    if sealed(folder):
+        raise UserError(f"--workdir {workdir}: a checkpoint, in which nothing else is written; use another folder")
+    lock = Lock(folder / ".lock", "another run trains there; stop it first, or use another --workdir")
+    with contextlib.ExitStack() as stack:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            refuse_links(*(folder / name for name in (".lock", "config.json", "profile", *MADE)))
+            stack.enter_context(lock.held())
+        except OSError as error:
+            reason = error.strerror or error
+            raise UserError(f"--workdir {workdir}: {reason}; name a folder that can be written") from None
+        yield lock
+
+
+def refuse_other_config(config: Config, workdir: str) -> None:
+    """Raise `UserError` if the folder is that of a run with another config, or of something else altogether.
+
+    Differences that may be are logged.
+    """
+    checkpoints = Checkpoints(workdir)
+    folder, steps = checkpoints.folder.parent, checkpoints.steps()
+    there = config_of(checkpoints)
+    if there is None:
+        found = [name for name in MADE if (folder / name).exists()]
+        if found:
+            raise UserError(
+                f"{workdir} is not a workdir of train.py: it has no config.json, but {', '.join(found)}, which "
+                "training would overwrite; use another --workdir"
+            )
+        return
+    changed, refused = differences(there, config), conflicts(there, config)
+    if refused:
+        shown = "; ".join(f"{name} is {old!r} there, {new!r} now" for name, (old, new) in refused.items())
+        raise UserError(
+            f"{workdir} was trained with another config: {shown}. Use another --workdir, or the same values"
+        )
+    if not checkpoints.states() and (saved := checkpoints.once_saved(there.train.checkpoint_every)):
+        raise UserError(
+            f"{workdir}: {saved}, but no complete checkpoint is in {checkpoints.folder}; bring them back, or start "
+            "anew with another --workdir"
+        )
+    if steps:
+        for name, (old, new) in changed.items():
+            log.info("resuming with %s changed from %r to %r", name, old, new)
+
+
+def config_of(checkpoints: Checkpoints) -> Config | None:
+    """The config of a workdir; where its own file is damaged or gone, that of a checkpoint. None if there is neither.
+
+    Raises `UserError` if there is something else.
+    """
+    path = checkpoints.folder.parent / "config.json"
+    if not path.exists():
+        steps = checkpoints.steps()
+        return checkpoints.at(steps[-1]).config if steps else None
+    try:
+        return from_json(path.read_bytes().decode(), str(path))
+    except (UserError, OSError, UnicodeDecodeError) as error:
+        whole = checkpoints.newest_whole()
+        if whole is None:
+            workdir = checkpoints.folder.parent
+            raise UserError(f"{workdir} is not a workdir of train.py ({error}); use another --workdir") from None
+        log.warning("%s; taking the one that checkpoint %s holds", error, whole.name)
+        return whole.config
+
+
+# ---- The state -------------------------------------------------------------------------------------------------------
+class Ready(NamedTuple):
+    """What a run needs and no update changes."""
+
+    task: Task
+    folder: epath.Path
+    checkpoints: Checkpoints
+    lock: Lock | None
+    batches: Batches
+    program: Program
+    ears: Ears
+
+
+def begin(ready: Ready) -> tuple[TrainState, Progress]:
+    """The state and the progress that updates go on from. Writes the workdir's files, once all is found right."""
+    task, folder, checkpoints, _, _, program, _ = ready
+    config, digest = task.config, task.data_digest()
+    state, saved = restore(
+        *(checkpoints, program.abstract),
+        lambda there: there.unfit(config, program.abstract.params, task.files.get("tokenizer.model")),
+    )
+    if saved.get("data_digest", digest) != digest:
+        raise UserError(f"the training text is not what {folder} was trained on; restore it, or use another --workdir")
+    if state is None:
+        state = initial(config, program)
+    run = saved.get("run") or gather(secrets.token_hex(8))[0]
+    machine = machine_of(program.mesh)
+    if changed := other_machine(saved.get("machine"), machine):
+        log.info("resuming on another machine (%s): sums may be rounded differently from here on", changed)
+    write_workdir(ready)
+    judge = Judge(task.judged, task.judged_on(), upgraded(saved, lambda: checkpoints.open("last").config))
+    if judge.begun_anew:
+        log.warning(
+            "scores do not compare with those before step %d, as %s; the best checkpoint and train.patience begin anew",
+            *(int(state.step), ", ".join(judge.begun_anew)),
+        )
+    if first():  # which a run that was killed may not have come to; older ones go once an update was finite
+        checkpoints.prune(None, None, run)
+    return state, Progress(
+        run=run,
+        machine=machine,
+        data_digest=digest,
+        vocab_size=task.objective.model.vocab_size,
+        judge=judge,
+        interval=Interval(saved.get("interval", {})),
+        skipped=saved.get("skipped", 0),
+        left_out=set(saved.get("left_out", [])),
+        owed=saved.get("owed"),
+    )
+
+
+def write_workdir(ready: Ready) -> None:
+    """Write config.json first (see `MADE`), then the task's files and sets."""
+    task, folder, _, lock, *_ = ready
+    with all_or_none():
+        if first():
+            if lock is not None:
+                lock.check()
+            if local(folder):
+                sweep(Path(folder))
+            for name, content in {"config.json": to_json(task.config).encode(), **task.files}.items():
+                replace(folder / name, content)
+            task.write_sets(folder)
+    with all_or_none():
+        same_folder(folder)
+
+
+def restore(
+    checkpoints: Checkpoints,
+    abstract: TrainState,
+    unfit: Callable[[Checkpoint], str | None] = lambda there: None,
+) -> tuple[TrainState | None, dict[str, Any]]:
+    """The newest checkpoint that is whole and of this run, laid out as `abstract` is, with its progress; None and {}
+    if none was ever saved. `unfit` says of one that is whole why it is not of this run.
+
+    Raises `UserError` if there are some and all are damaged: nobody wants to start afresh without being asked.
+    Process 0 looks, and all take what it chose.
+    """
+    items = {"params": abstract.params, "optimizer": abstract.optimizer}
+    damaged: list[int | str] = []
+    with all_or_none():
+        newest = newest_whole(checkpoints, damaged, unfit) if first() else None
+    name = json.loads(gather(json.dumps(newest))[0])
+    if name is None:
+        return None, {}
+    opened = checkpoints.at(name)
+    restored = opened.restore(items, verified=True)
+    with all_or_none():
+        for other in damaged:
+            checkpoints.discard(other)
+    progress = opened.progress
+    log.info("resuming from step %d", progress["step"])
+    step = counter(progress["step"], abstract.step.sharding.mesh)
+    return TrainState(step, restored["params"], restored["optimizer"]), progress
+
+
+def newest_whole(
+    checkpoints: Checkpoints, damaged: list[int | str], unfit: Callable[[Checkpoint], str | None]
+) -> int | str | None:
+    """The newest checkpoint that is as it was written, and not `unfit`; None if there is none. Adds those passed over
+    to `damaged`."""
+    for name in reversed(checkpoints.states()):
+        there = checkpoints.at(name)
+        wrong = there.damage() or unfit(there)
+        if not wrong:
+            return name
+        log.warning("%s; going back to the checkpoint before", wrong)
+        damaged.append(name)
+    if damaged:
+        raise UserError(
+            f"all {len(damaged)} checkpoints in {checkpoints.folder} are damaged or of another run; nothing was "
+            "changed there. Bring back a copy of one, or start anew with another --workdir"
+        )
+    return None
+
+
+def initial(config: Config, program: Program) -> TrainState:
+    """Fresh parameters, laid out on the mesh from the first byte, or those of `train.init_from`."""
+    start = config.train.init_from
+    if start is None:
+        return program.init()
+    with all_or_none():
+        name = starting_point(config, program.abstract.params).name
+    # A run that still trains may have another one by now: all processes take that of process 0.
+    other = Checkpoints(start).at(json.loads(gather(json.dumps(name))[0]))
+    params = other.restore({"params": program.abstract.params})["params"]
+    if not finite(params):
+        raise UserError(f"train.init_from = {start!r}: {other.path} holds parameters that are no numbers")
+    log.info("starting from the parameters of %s", other.path)
+    return program.start_from(params)
+
+
+def starting_point(config: Config, abstract_params: Params) -> Checkpoint:
+    """The checkpoint that `train.init_from` means. Raises `UserError` if there is none, or if it is of another model:
+    then with the options in which the two differ."""
+    start = config.train.init_from
+    opened = Checkpoints(start).open()
+    try:
+        wrong = opened.misfit(abstract_params)
+        there = opened.config if wrong else config
+    except OSError as error:
+        wrong, there = f"{opened.path} cannot be read ({error.strerror or error})", config
+    if unlike := other_shapes(there.model, config.model):
+        shown = "; ".join(f"--model.{field} is {old!r} there, {new!r} here" for field, (old, new) in unlike.items())
+        wrong = f"{shown}. Give the values of there, or leave train.init_from out"
+    if wrong:
+        raise UserError(f"train.init_from = {start!r}: {wrong}")
+    return opened
+
+
+def other_shapes(there: ModelConfig, here: ModelConfig) -> dict[str, tuple[Any, Any]]:
+    """The fields, as far as they give parameters their shapes, in which two models differ, with both values."""
+
+    def filled_in(model: ModelConfig) -> dict[str, Any]:
+        """What a field comes to that is left to its default."""
+        own = {f"{kind}_attention": model.attention(kind) for kind in KINDS}
+        kv_heads = model.kv_heads or model.heads
+        return flatten(dataclasses.replace(model, kv_heads=kv_heads, d_k=model.key_size, d_v=model.value_size, **own))
+
+    free = [*SHAPELESS, *(["max_positions"] if "learned" not in (there.positions, here.positions) else [])]
+    meant, before, after = (filled_in(there), filled_in(here)), flatten(there), flatten(here)
+    return {
+        field: (before[field], after[field])
+        for field in before
+        if before[field] != after[field] and meant[0][field] != meant[1][field] and field.split(".")[-1] not in free
+    }
+
+
+def check_start(config: Config, workdir: str, vocab_size: int) -> None:
+    """Raise `UserError` if the mesh does not fit the devices or divide the model, or a new run can't start from
+    `train.init_from`: all of it before any text is read."""
+    check_mesh(config, vocab_size)
+    if config.train.init_from and not Checkpoints(workdir).states():
+        starting_point(config, encoder_decoder(config.model, vocab_size).abstract_params)
+
+
+@jax.jit
+def finite(params: Params) -> Array:
+    """Whether all parameters are finite numbers."""
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(params)]))
+
+
+# ---- All processes, and the machine ----------------------------------------------------------------------------------
+def compare(task: Task) -> None:
+    """Raise `UserError` in all processes if they do not see the same config, text and tokenizer."""
+    if jax.process_count() == 1:
+        return
+    fields = {name: value for name, value in flatten(task.config).items() if name not in OWN}
+    hashes = {f"sha256 of {name}": hashlib.sha256(content).hexdigest() for name, content in task.files.items()}
+    batches = {"sha256 of the order of batches": task.batches().digest(), "version of JAX": jax.__version__}
+    agree(json.loads(json.dumps({**fields, **hashes, **task.content_digests(), **batches})))
+
+
+def same_folder(folder: epath.Path) -> None:
+    """Raise `UserError` in a process that sees another folder at the workdir's path than process 0."""
+    if jax.process_count() == 1:
+        return
+    path, mark = folder / ".together", gather(secrets.token_hex(8))[0]
+    with all_or_none():
+        if first():
+            replace(path, mark.encode())
+    if not path.exists() or path.read_text() != mark:
+        raise UserError(
+            f"{folder} is not the folder that process 0 sees there; give all the same one, on storage they share"
+        )
+
+
+def machine_of(mesh: Mesh) -> dict[str, int | str]:
+    """What sums are taken on. The bits of an update are the same only where all of this is."""
+    return {"cores": cores(), "device": mesh.devices.flat[0].device_kind}
+
+
+def other_machine(before: Any, now: Mapping[str, int | str]) -> str:
+    """How a run's machine differs from the one that it was saved on, in words; "" where it does not, or where a
+    checkpoint of an older version does not say."""
+    before = before if isinstance(before, dict) else {}
+    changed = [name for name in now if name in before and before[name] != now[name]]
+    return ", ".join(f"{name}: {before[name]!r} before, {now[name]!r} now" for name in changed)
+
+
+def banner(task: Task, batches: Batches, program: Program) -> None:
+    """Log what is about to run."""
+    mesh, model, train = program.mesh, task.objective.model, task.config.train
+    parameters = sum(x.size for x in jax.tree.leaves(program.abstract.params))
+    log.info(
+        "devices     %d x %s (data %d, fsdp %d, tensor %d)",
+        *(mesh.size, mesh.devices.flat[0].device_kind, mesh.shape["data"], mesh.shape["fsdp"], mesh.shape["tensor"]),
+    )
+    log.info("model       %s parameters, %s, vocabulary %d", f"{parameters:,}", model.config.dtype, model.vocab_size)
+    log.info(
+        "batch       %s positions a side and update, in %d micro-batches",
+        *(f"{train.batch_tokens:,}", train.accumulate),
+    )
+    for line in task.describe():
+        log.info("%s", line)
+    log.info("shapes      %d to compile: %s", len(batches.shapes), ", ".join(map(shown, batches.shapes)))
+
+
+def shown(shape: Shape) -> str:
+    """A shape for people, its rows and lengths: 96x32+40."""
+    rows = next(iter(shape.values()))[0]
+    return f"{rows}x" + "+".join(str(length) for _, length in shape.values())
