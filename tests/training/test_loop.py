@@ -814,7 +814,7 @@ def test_the_banner(tmp_path: Path, run) -> None:
     count = sum(leaf.size for leaf in jax.tree.leaves(parameters))
     assert "devices     1 x " in text
     assert f"model       {count:,} parameters, float32, vocabulary 400" in text
-    assert "batch       512 source and target positions an update, in 2 micro-batches" in text
+    assert "batch       512 positions a side and update, in 2 micro-batches" in text
     assert "data        400 pairs kept, dropped: none; 9 updates an epoch" in text
     assert "shapes      2 to compile: " in text
     assert "dev set     dev.en, 20 pairs; 100.00% and 100.00% of lines survive the tokenizer unchanged" in text
