@@ -23,10 +23,9 @@ from quick import jit
 from runs import leftovers
 
 import transformer.checkpoint
-import transformer.files
 from transformer.checkpoint import Checkpoint, Checkpoints, interrupted, load, with_sharding
 from transformer.config import Config, DataConfig, MeshConfig, ModelConfig, UserError, conflicts, to_json
-from transformer.files import Lock, digest, owner, replace
+from transformer.files import Lock, atomic, digest, owner, replace, sealing
 from transformer.model import encoder_decoder
 from transformer.training.loop import restore
 from transformer.training.sharding import make_mesh
@@ -94,7 +93,7 @@ class Killed(BaseException):
 @contextlib.contextmanager
 def broken_off(checkpoints: Checkpoints, function: str, *, after: bool = False) -> Iterator[None]:
     """A block in which a save is broken off where it calls this function, or when that is done."""
-    owner = {"seal": transformer.checkpoint, "_remove": transformer.checkpoint, "digest": transformer.files}.get(
+    owner = {"seal": transformer.checkpoint, "_remove": transformer.checkpoint, "digest": sealing}.get(
         function, type(checkpoints.folder)
     )
     whole = getattr(owner, function)
@@ -266,7 +265,8 @@ def test_all_of_a_checkpoint_is_on_the_disk_before_its_manifest_and_older_ones_g
         assert (folder / "00000005").exists()
         synced.append((str(at), (path / "manifest.json").exists()))
 
-    monkeypatch.setattr(transformer.files, "synced", sync)
+    for module in (atomic, sealing):
+        monkeypatch.setattr(module, "synced", sync)
     save(checkpoints, 10, keep_last=1, small=True)
     assert checkpoints.steps() == [10]
     before = {at for at, complete in synced if not complete}
@@ -481,7 +481,7 @@ def test_a_failing_save_is_told_by_the_next_wait(checkpoints, folder: Path, monk
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(transformer.files, "digest", full)
+    monkeypatch.setattr(sealing, "digest", full)
     save(checkpoints, 10, wait=False)
     with pytest.raises(UserError, match=r"failed \(.*No space left on device\); make room"):
         checkpoints.wait()
@@ -573,7 +573,7 @@ def test_a_file_that_cannot_be_read_just_now_is_not_damaged(checkpoints, folder:
         raise OSError(5, "Input/output error", str(path))
 
     with monkeypatch.context() as patch:
-        patch.setattr(transformer.files, "digest", fail)
+        patch.setattr(sealing, "digest", fail)
         with pytest.raises(UserError, match=r"/00000010/.* cannot be read \(Input/output error\); see to that"):
             resumed(checkpoints)
     assert {path: path.read_bytes() for path in files(folder)} == before
@@ -697,7 +697,7 @@ def test_replace_leaves_the_old_file_or_the_new_one(tmp_path: Path, monkeypatch)
     assert path.read_bytes() == b"old"
     monkeypatch.undo()
     synced = []
-    monkeypatch.setattr(transformer.files, "synced", lambda at: synced.append((at.name, path.read_bytes())))
+    monkeypatch.setattr(atomic, "synced", lambda at: synced.append((at.name, path.read_bytes())))
     replace(path, b"newer")
     assert path.read_bytes() == b"newer"
     (temporary, before), after = synced
