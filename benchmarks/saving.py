@@ -50,7 +50,7 @@ def measure(model: ModelConfig, vocab_size: int, folder: str, repeats: int) -> d
     held = []
     for step in range(1, 2 * (repeats + 1) + 1):
         read_back = step % 2 == 1
-        with contextlib.nullcontext() if read_back else not_read_back(checkpoints):
+        with contextlib.nullcontext() if read_back else not_read_back():
             began = time.monotonic()
             checkpoints.save(step, items, progress={"step": step, "vocab_size": vocab_size}, files=files, keep_last=1)
             held.append(time.monotonic() - began)
@@ -70,13 +70,15 @@ def measure(model: ModelConfig, vocab_size: int, folder: str, repeats: int) -> d
 
 
 @contextlib.contextmanager
-def not_read_back(checkpoints: Any) -> Iterator[None]:
+def not_read_back() -> Iterator[None]:
     """A block in which checkpoints are sealed unread."""
-    checkpoints._read_back = lambda *given: None
+    from transformer.checkpoint.saving import Saving
+
+    read_back, Saving._read_back = Saving._read_back, lambda saving: None
     try:
         yield
     finally:
-        del checkpoints._read_back
+        Saving._read_back = read_back
 
 
 def main(arguments: list[str]) -> None:

@@ -22,11 +22,9 @@ from etils import epath
 from quick import jit
 from runs import leftovers
 
-import transformer.checkpoint
-import transformer.files
-from transformer.checkpoint import Checkpoint, Checkpoints, interrupted, load, with_sharding
+from transformer.checkpoint import Checkpoint, Checkpoints, folders, interrupted, load, saving, store, with_sharding
 from transformer.config import Config, DataConfig, MeshConfig, ModelConfig, UserError, conflicts, to_json
-from transformer.files import Lock, digest, owner, replace
+from transformer.files import Lock, atomic, digest, owner, replace, sealing
 from transformer.model import encoder_decoder
 from transformer.training.sharding import make_mesh, shardings
 from transformer.training.start import restore
@@ -94,9 +92,7 @@ class Killed(BaseException):
 @contextlib.contextmanager
 def broken_off(checkpoints: Checkpoints, function: str, *, after: bool = False) -> Iterator[None]:
     """A block in which a save is broken off where it calls this function, or when that is done."""
-    owner = {"seal": transformer.checkpoint, "_remove": transformer.checkpoint, "digest": transformer.files}.get(
-        function, type(checkpoints.folder)
-    )
+    owner = {"seal": saving, "remove": folders, "digest": sealing}.get(function, type(checkpoints.folder))
     whole = getattr(owner, function)
 
     def killed(*given: Any) -> None:
@@ -266,7 +262,8 @@ def test_all_of_a_checkpoint_is_on_the_disk_before_its_manifest_and_older_ones_g
         assert (folder / "00000005").exists()
         synced.append((str(at), (path / "manifest.json").exists()))
 
-    monkeypatch.setattr(transformer.files, "synced", sync)
+    for module in (atomic, sealing):
+        monkeypatch.setattr(module, "synced", sync)
     save(checkpoints, 10, keep_last=1, small=True)
     assert checkpoints.steps() == [10]
     before = {at for at, complete in synced if not complete}
@@ -298,7 +295,7 @@ def test_a_checkpoint_is_sealed_when_what_comes_after_it_is_good(checkpoints, fo
 
 def until_read_back(checkpoints: Checkpoints) -> None:
     """Wait until the save in progress has nothing more to do than to be sealed."""
-    while not checkpoints._decided._cond._waiters:  # of threading.Event: nobody else may tell
+    while not checkpoints._saving._decided._cond._waiters:  # of threading.Event: nobody else may tell
         time.sleep(0.01)
 
 
@@ -338,7 +335,7 @@ def test_no_name_of_a_users_is_a_pattern_or_has_to_be_utf8(tmp_path: Path, name:
     assert (there.steps(), there.states()) == ([10, 15], [10, 15, interrupted(20)])
     assert equal(there.at(15).params(), made.params)
     assert there.average(1) == [15] and equal(there.at("average").params(), made.params)
-    plain = there._plain
+    plain = there._arrays._plain
     del there, checkpoints
     gc.collect()
     assert plain == epath.Path(tmp_path / name / "checkpoints") or not plain.parent.exists()
@@ -347,7 +344,7 @@ def test_no_name_of_a_users_is_a_pattern_or_has_to_be_utf8(tmp_path: Path, name:
 @pytest.mark.parametrize("harm", ["not merged", "cut off"])
 def test_what_cannot_be_read_back_is_never_sealed(checkpoints, folder: Path, monkeypatch, harm: str) -> None:
     save(checkpoints, 5, 1.0)
-    whole = type(checkpoints._orbax).wait_until_finished
+    whole = type(checkpoints._arrays._orbax).wait_until_finished
 
     def lost(orbax: Any) -> None:
         whole(orbax)
@@ -360,7 +357,7 @@ def test_what_cannot_be_read_back_is_never_sealed(checkpoints, folder: Path, mon
             largest = max(files(arrays), key=lambda path: path.stat().st_size)
             largest.write_bytes(largest.read_bytes()[:-50])
 
-    monkeypatch.setattr(type(checkpoints._orbax), "wait_until_finished", lost)
+    monkeypatch.setattr(type(checkpoints._arrays._orbax), "wait_until_finished", lost)
     save(checkpoints, 10, 2.0, keep_last=1, wait=False)
     with pytest.raises(UserError, match=r"^saving a checkpoint under .* failed \(.*\); make room"):
         checkpoints.wait()
@@ -481,7 +478,7 @@ def test_a_failing_save_is_told_by_the_next_wait(checkpoints, folder: Path, monk
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(transformer.files, "digest", full)
+    monkeypatch.setattr(sealing, "digest", full)
     save(checkpoints, 10, wait=False)
     with pytest.raises(UserError, match=r"failed \(.*No space left on device\); make room"):
         checkpoints.wait()
@@ -573,7 +570,7 @@ def test_a_file_that_cannot_be_read_just_now_is_not_damaged(checkpoints, folder:
         raise OSError(5, "Input/output error", str(path))
 
     with monkeypatch.context() as patch:
-        patch.setattr(transformer.files, "digest", fail)
+        patch.setattr(sealing, "digest", fail)
         with pytest.raises(UserError, match=r"/00000010/.* cannot be read \(Input/output error\); see to that"):
             resumed(checkpoints)
     assert {path: path.read_bytes() for path in files(folder)} == before
@@ -697,7 +694,7 @@ def test_replace_leaves_the_old_file_or_the_new_one(tmp_path: Path, monkeypatch)
     assert path.read_bytes() == b"old"
     monkeypatch.undo()
     synced = []
-    monkeypatch.setattr(transformer.files, "synced", lambda at: synced.append((at.name, path.read_bytes())))
+    monkeypatch.setattr(atomic, "synced", lambda at: synced.append((at.name, path.read_bytes())))
     replace(path, b"newer")
     assert path.read_bytes() == b"newer"
     (temporary, before), after = synced
@@ -783,14 +780,14 @@ def test_one_whose_score_cannot_be_read_is_kept_and_the_others_are_not(checkpoin
 
 
 def test_what_cannot_be_removed_does_not_keep_the_others(checkpoints, folder: Path, monkeypatch, caplog) -> None:
-    remove = transformer.checkpoint._remove
+    remove = folders.remove
 
     def stuck(path: epath.Path) -> None:
         if path.name == "00000010":
             raise OSError(13, "Permission denied", str(path))
         remove(path)
 
-    monkeypatch.setattr(transformer.checkpoint, "_remove", stuck)
+    monkeypatch.setattr(store, "remove", stuck)
     for step in (10, 20, 30):
         save(checkpoints, step, small=True)
     checkpoints.prune(1, None, None)
@@ -949,8 +946,8 @@ def test_the_average_is_the_mean_of_the_last_ones(checkpoints, folder: Path, cap
     [
         ("seal", False, [10, 20]),
         ("seal", True, [10, 20]),
-        ("_remove", False, [10, 20]),
-        ("_remove", True, [20, 30]),
+        ("remove", False, [10, 20]),
+        ("remove", True, [20, 30]),
     ],
 )
 def test_one_average_counts_at_each_moment(checkpoints, folder: Path, caplog, at: str, after: bool, counts) -> None:

@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from transformer import files
 from transformer.config import UserError
 from transformer.files import (
     Lock,
     append,
+    atomic,
     cached,
+    caching,
     damage,
     local,
     new_folder,
@@ -22,6 +23,7 @@ from transformer.files import (
     seal,
     sealed,
     synced,
+    temporaries,
     temporary,
     unchanged,
 )
@@ -75,7 +77,7 @@ def whole(path: Path) -> str:
 def test_a_file_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
     path = tmp_path / "new" / "file"
     replace(path, b"first")
-    monkeypatch.setattr(files, "synced", lambda path: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    monkeypatch.setattr(atomic, "synced", lambda path: (_ for _ in ()).throw(OSError(28, "No space left on device")))
     with pytest.raises(UserError, match=r"file cannot be written \(No space left"):
         replace(path, b"second")
     assert path.read_bytes() == b"first" and [p.name for p in path.parent.iterdir()] == ["file"]
@@ -209,8 +211,8 @@ def test_several_may_make_a_cache_at_once(tmp_path):
     threads = [threading.Thread(target=work) for _ in range(4)]
     owners = iter(range(10**6))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(files, "owner", lambda: f"host.0.{next(owners)}")
-        patch.setattr(files, "_runs", lambda process: True)
+        patch.setattr(temporaries, "owner", lambda: f"host.0.{next(owners)}")
+        patch.setattr(temporaries, "_runs", lambda process: True)
         for thread in threads:
             thread.start()
         for thread in threads:
@@ -240,9 +242,9 @@ def test_a_whole_folder_is_not_taken_for_the_damaged_one_that_it_replaced(tmp_pa
         return answer
 
     thread, owners = threading.Thread(target=other), iter(range(100))
-    monkeypatch.setattr(files, "owner", lambda: f"host.0.{next(owners)}")
-    monkeypatch.setattr(files, "_runs", lambda process: True)
-    monkeypatch.setattr(files, "sealed", slowly_sealed)
+    monkeypatch.setattr(temporaries, "owner", lambda: f"host.0.{next(owners)}")
+    monkeypatch.setattr(temporaries, "_runs", lambda process: True)
+    monkeypatch.setattr(caching, "sealed", slowly_sealed)
     assert cached(folder, make, whole, "the text") == "abc"
     thread.join()
     assert lasting == [folder.stat().st_ino]
@@ -251,7 +253,7 @@ def test_a_whole_folder_is_not_taken_for_the_damaged_one_that_it_replaced(tmp_pa
 def test_what_killed_processes_were_making_is_swept(tmp_path):
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
-    machine = files.owner().rpartition(".")[0]
+    machine = temporaries.owner().rpartition(".")[0]
     theirs, mine = tmp_path / f"x.{machine}.{gone.pid}.tmp", tmp_path / f"x.{machine}.{os.getppid()}.tmp"
     others = tmp_path / f"x.elsewhere.1.{gone.pid}.tmp", tmp_path / "x.tmp", tmp_path / f"[x].{gone.pid}"
     theirs.mkdir()

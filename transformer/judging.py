@@ -76,6 +76,22 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     return found
 
 
+def best_of(scored: Mapping[int, Mapping[str, Any]], judged: Judged | None = None) -> int | None:
+    """The step of the best evaluation (the earliest of equals), or None without any finite score.
+
+    Only evaluations whose scores compare with those of the newest one count. `scored`: the progress of each step, in
+    today's form; `judged`: what to judge by, instead of what judged when they were saved.
+    """
+    if not scored:
+        return None
+    if judged is not None:  # whatever judged when they were saved
+        scored = {step: {**progress, "judged": judged} for step, progress in scored.items()}
+    now = scored[max(scored)]
+    alike = {step: progress for step, progress in scored.items() if not changes(progress, now)}
+    ranks = {step: rank(progress, now["judged"]) for step, progress in alike.items()}
+    return max((step for step in ranks if ranks[step]), key=lambda step: (ranks[step], -step), default=None)
+
+
 def upgraded(progress: dict[str, Any], config: Callable[[], Config]) -> dict[str, Any]:
     """The progress of a checkpoint, in today's form; `config` is asked for only if an earlier version saved it."""
     if "judged" in progress or "dev_bleu" not in progress:

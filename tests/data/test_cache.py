@@ -16,13 +16,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from transformer import files
 from transformer.config import DataConfig, UserError
 from transformer.data import cache
 from transformer.data import tokenizer as tokenizer_module
 from transformer.data.cache import TokenCache, tokenize
 from transformer.data.text import Parallel, fingerprint, read_lines
 from transformer.data.tokenizer import Tokenizer
+from transformer.files import caching
 
 SOURCE = ["the dog runs", "", "a house", "  \u3000 ", "the red dog 😀 sees a house", "x"] * 10
 TARGET = ["der Hund läuft", "leer", "ein Haus", "nichts", "der rote Hund sieht ein Haus", ""] * 10
@@ -144,7 +144,7 @@ def test_a_damaged_cache_is_made_again(tokenizer, parallel, tmp_path, caplog, mo
     made = tokenize(parallel, tokenizer, folder=tmp_path)
     expected = contents(made)
     HARM[damage](made.path)
-    monkeypatch.setattr(files, "_digests", {})  # as in the next process
+    monkeypatch.setattr(caching, "_digests", {})  # as in the next process
     with caplog.at_level(logging.WARNING, "transformer"):
         again = tokenize(parallel, tokenizer, folder=tmp_path)
     assert "making the cache of tokens again" in caplog.text
@@ -154,11 +154,11 @@ def test_a_damaged_cache_is_made_again(tokenizer, parallel, tmp_path, caplog, mo
 
 def test_files_are_looked_through_once_a_process(tokenizer, parallel, tmp_path, monkeypatch):
     path = tokenize(parallel, tokenizer, folder=tmp_path).path
-    whole, read = files.digest, []
-    monkeypatch.setattr(files, "digest", lambda path: read.append(path.name) or whole(path))
+    whole, read = caching.digest, []
+    monkeypatch.setattr(caching, "digest", lambda path: read.append(path.name) or whole(path))
     TokenCache(path)
     assert read == []
-    monkeypatch.setattr(files, "_digests", {})
+    monkeypatch.setattr(caching, "_digests", {})
     TokenCache(path)
     assert sorted(read) == [
         *("meta.json", "source.offsets.npy", "source.tokens", "target.offsets.npy", "target.tokens")
@@ -245,7 +245,7 @@ def test_tokens_too_few_are_never_sealed(tokenizer, parallel, tmp_path, monkeypa
 
 TOKENISES = """
 import itertools, signal, sys
-from transformer import files
+from transformer.files import caching
 from transformer.data import cache
 from transformer.data import tokenizer as tokenizer_module
 from transformer.data.text import Parallel

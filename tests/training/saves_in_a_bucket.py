@@ -9,8 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-import transformer.checkpoint
-from transformer.checkpoint import Checkpoint, Checkpoints, interrupted
+from transformer.checkpoint import Checkpoint, Checkpoints, folders, interrupted, saving
 from transformer.config import Config, to_json
 
 FILES = {"config.json": to_json(Config()).encode(), "tokenizer.model": b"pieces"}
@@ -40,13 +39,13 @@ if __name__ == "__main__":
             save(checkpoints, step)
         checkpoints.average(1)
         assert checkpoints.steps() == [15]
-        transformer.checkpoint.seal = killed
+        saving.seal = killed
         save(checkpoints, 17, interrupted(17))
     if sys.argv[1] == "killed in an average":
         save(checkpoints, 20)
         assert checkpoints.choose() == "average"
-        remove = transformer.checkpoint._remove
-        transformer.checkpoint._remove = lambda path: (remove(path), killed())
+        remove = folders.remove
+        folders.remove = lambda path: (remove(path), killed())
         checkpoints.average(1)
     if sys.argv[1] == "mended":
         assert checkpoints.at("average").progress["averaged_steps"] == [20]  # the one that was ready

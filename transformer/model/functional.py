@@ -12,6 +12,7 @@ from functools import cache
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
@@ -87,6 +88,12 @@ def encoder_decoder(config: ModelConfig, vocab_size: int) -> Model:
 @cache  # programs are compiled for a model, so that a second one of the same config would compile them anew
 def _built(config: ModelConfig, vocab_size: int) -> Model:
     return Model(config, vocab_size, lambda rngs: EncoderDecoder(config, vocab_size, rngs=rngs))
+
+
+@jax.jit
+def finite(params: Params) -> Array:
+    """Whether all parameters are finite numbers."""
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(params)]))
 
 
 def _shape(leaf: Any) -> tuple[int, ...] | str:

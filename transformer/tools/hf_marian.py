@@ -20,10 +20,10 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from transformer.checkpoint import Checkpoint, Checkpoints, writing
+from transformer.checkpoint import Checkpoint, Checkpoints
 from transformer.config import Config, ModelConfig, UserError, flatten
 from transformer.data.tokenizer import BOS, EOS, PAD, SPECIALS, Tokenizer
-from transformer.files import new_folder
+from transformer.files import new_folder, writing
 from transformer.model import Params
 
 Arrays = Mapping[str, np.ndarray]

@@ -1,0 +1,18 @@
+"""Checkpoints: save, verify, restore, average.
+
+    workdir/checkpoints/<step>/state/{params,optimizer}   Orbax's arrays
+                               config.json, tokenizer.model, progress.json
+                               manifest.json              sizes and sha256 of all of these, written last
+    workdir/checkpoints/<step>.interrupted/                the same, where a run was asked to stop
+    workdir/checkpoints/average/                           the same without optimizer
+
+A folder that is being written or removed has a file `unfinished` instead of a manifest. Without either it is half a
+copy that somebody made. Both are passed over; only the first kind is ever removed.
+"""
+
+from transformer.checkpoint.arrays import with_sharding
+from transformer.checkpoint.layout import AVERAGE, interrupted
+from transformer.checkpoint.opened import Checkpoint, Removed, again
+from transformer.checkpoint.store import Checkpoints, load
+
+__all__ = ["AVERAGE", "Checkpoint", "Checkpoints", "Removed", "again", "interrupted", "load", "with_sharding"]

@@ -1,0 +1,39 @@
+"""Files and folders that are whole or not there: atomic writes, whole lines, digests, sealed folders, locks.
+
+A path is a local one or, as etils' epath, one in a bucket. A sealed folder holds a `manifest.json` with the size and
+the sha256 of each of its files. The manifest is written last: a folder without one is unfinished.
+"""
+
+from transformer.files.atomic import append, new_folder, replace, synced, writing
+from transformer.files.caching import cached, digest_once
+from transformer.files.locks import Lock, unchanged
+from transformer.files.paths import files_in, local, path_of, refuse_links
+from transformer.files.sealing import MANIFEST, UNFINISHED, damage, digest, digest_of, manifest, seal, sealed
+from transformer.files.temporaries import owner, sweep, temporary
+
+__all__ = [
+    "MANIFEST",
+    "UNFINISHED",
+    "Lock",
+    "append",
+    "cached",
+    "damage",
+    "digest",
+    "digest_of",
+    "digest_once",
+    "files_in",
+    "local",
+    "manifest",
+    "new_folder",
+    "owner",
+    "path_of",
+    "refuse_links",
+    "replace",
+    "seal",
+    "sealed",
+    "sweep",
+    "synced",
+    "temporary",
+    "unchanged",
+    "writing",
+]

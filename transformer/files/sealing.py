@@ -1,0 +1,95 @@
+"""Sealed folders: each holds a manifest with the size and the sha256 of its files, which is written last."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from transformer.config import UserError
+from transformer.files.atomic import synced
+from transformer.files.paths import files_in, local
+from transformer.phases import phase
+
+MANIFEST = "manifest.json"
+UNFINISHED = "unfinished"
+"""The manifest's name while it is written. A folder may have it from its beginning, as a mark."""
+
+
+def digest(path: Any) -> dict[str, Any]:
+    """Size and sha256 of a file."""
+    sha256, size = hashlib.sha256(), 0
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            sha256.update(block)
+            size += len(block)
+    return {"size": size, "sha256": sha256.hexdigest()}
+
+
+def digest_of(content: bytes) -> dict[str, Any]:
+    """Size and sha256 of a file with this content."""
+    return {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+
+
+def sealed(folder: Any) -> bool:
+    """Whether a folder has a manifest. Whether its files are still as they were written, `damage` finds out."""
+    return (folder / MANIFEST).exists()
+
+
+def seal(folder: Any) -> None:
+    """Write a folder's manifest, once all else in it is on the disk."""
+    manifest = {str(f.relative_to(folder)): digest(f) for f in files_in(folder) if f != folder / UNFINISHED}
+    if local(folder):
+        with ThreadPoolExecutor(8) as pool:  # each waits for the disk, which takes them together
+            list(pool.map(synced, [folder, *Path(folder).rglob("*")]))
+    (folder / UNFINISHED).write_bytes((json.dumps(manifest, indent=2) + "\n").encode())
+    if local(folder):
+        synced(folder / UNFINISHED)
+    with phase(f"renaming {MANIFEST}"):
+        (folder / UNFINISHED).replace(folder / MANIFEST)
+    if local(folder):
+        for path in (folder, folder.parent):
+            synced(path)
+
+
+def manifest(folder: Any, content: bytes | None = None) -> dict[str, dict[str, Any]]:
+    """Size and sha256 of each file of a sealed folder. Raises `ValueError` where the manifest itself is damaged.
+
+    `content`: the manifest, where it was read already.
+    """
+    try:
+        entries = json.loads((folder / MANIFEST).read_bytes() if content is None else content)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    if not isinstance(entries, dict) or not entries:
+        raise ValueError("it names no files")
+    for file in entries:
+        if file.startswith("/") or ".." in file.split("/"):
+            raise ValueError(f"it names {file}, which is not in the folder")
+    return entries
+
+
+def damage(folder: Any, digest_of_file: Callable[[Any], dict[str, Any]] | None = None) -> str | None:
+    """What is wrong with the files of a sealed folder, or None.
+
+    Raises `UserError` for a file that can't be read at the moment: that says nothing about what is in it.
+    """
+    try:
+        for file, expected in manifest(folder).items():
+            if not (folder / file).exists():
+                return f"{folder / file} is missing"
+            if (digest_of_file or digest)(folder / file) != expected:
+                return f"{folder / file} is not as it was written"
+    except ValueError as error:
+        return f"{folder / MANIFEST} is not as it was written ({error})"
+    except FileNotFoundError as error:
+        return f"{error.filename or folder} is missing"
+    except IsADirectoryError as error:
+        return f"{error.filename or folder} is a folder"
+    except OSError as error:
+        where, why = error.filename or folder, error.strerror or error
+        raise UserError(f"{where} cannot be read ({why}); see to that, then run the same command again") from None
+    return None
