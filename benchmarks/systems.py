@@ -49,8 +49,9 @@ def ours(
     from transformer.checkpoint import Checkpoints
     from transformer.command_line import set_up_jax
     from transformer.config import DecodeConfig, from_json
-    from transformer.inference.translator import Translator, in_type
+    from transformer.inference.translator import Translator
     from transformer.model import encoder_decoder
+    from transformer.model.rounding import in_type
 
     set_up_jax()
     if config:

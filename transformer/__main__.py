@@ -66,7 +66,7 @@ def translate(arguments: list[str]) -> None:
 
     models, options, translator = _loaded(parser, own, rest, refuse)
     from transformer.inference import stream
-    from transformer.inference.translator import in_type
+    from transformer.model.rounding import in_type
 
     answer = partial(stream.translate_stream, translator)
     if own.jsonl:

@@ -15,8 +15,9 @@ from quick import jit
 from transformer.config import DecodeConfig, ModelConfig, UserError
 from transformer.data.tokenizer import BOS, EOS, PAD, Tokenizer
 from transformer.inference import translator as translator_module
+from transformer.inference.batches import LENGTHS, padded_lengths, side_by_side
 from transformer.inference.beam_search import Hypotheses
-from transformer.inference.translator import Translator, side_by_side
+from transformer.inference.translator import Translator
 from transformer.model import encoder_decoder
 
 WORDS = ["the", "a", "small", "big", "red", "old", "house", "dog", "cat", "runs", "sees", "under", "over", "behind"]
@@ -128,7 +129,7 @@ def test_a_few_fixed_shapes_within_the_budget(shapes, decode):
         found = dict(translator.search(translator_sources))
         assert sorted(found) == [i for i, source in enumerate(translator_sources) if source]
         assert all(found[i][0] == [translator_sources[i]] and found[i][1] == [-1.0] for i in found)
-    fixed = {*translator_module.SOURCE_LENGTHS, c.max_source_length + 1}
+    fixed = {*LENGTHS, c.max_source_length + 1}
     for rows, length in set(shapes):
         assert length in fixed and length <= c.max_source_length + 1
         assert rows == 1 or rows == 8 or rows * length * c.beam_size <= c.batch_tokens
@@ -250,8 +251,8 @@ def test_an_error_in_a_job_ends_them_all_and_an_early_stop_begins_no_more():
 @pytest.mark.parametrize(("devices", "sentences", "rows"), [(1, 64, 64), (3, 64, 48), (8, 64, 64), (6, 5, 4)])
 def test_full_batches_lie_evenly_on_the_devices(monkeypatch, devices, sentences, rows):
     ours = copier(batch_sentences=sentences)
-    monkeypatch.setattr(ours, "_ways", lambda: devices)
-    assert ours._rows(16) == rows
+    monkeypatch.setattr(ours.batcher, "ways", devices)
+    assert ours.batcher.rows(16) == rows
 
 
 @pytest.mark.parametrize(
@@ -260,9 +261,9 @@ def test_full_batches_lie_evenly_on_the_devices(monkeypatch, devices, sentences,
 )
 def test_what_is_left_over_lies_evenly_on_the_devices(monkeypatch, devices, left, rows):
     ours = copier(batch_sentences=5 if devices == 6 else 64)
-    monkeypatch.setattr(ours, "_ways", lambda: devices)
-    full = ours._rows(16)
-    found = [(len(indices), shape) for indices, shape, _ in ours._batches([10] * (full + left))]
+    monkeypatch.setattr(ours.batcher, "ways", devices)
+    full = ours.batcher.rows(16)
+    found = [(len(indices), shape) for indices, shape, _ in ours.batcher.batches([11] * (full + left), 251)]
     assert found == [(full, full), (left, rows)]
 
 
@@ -311,7 +312,7 @@ def test_params_laid_over_a_mesh():
     placed = Translator(
         translator.model, jax.device_put(translator.params, everywhere), tokenizer(), translator.config
     )  # fmt: skip
-    rows, limits = placed._place(np.zeros((2, 16), np.int32), np.zeros(2, np.int32))
+    rows, limits = placed.batcher.put(np.zeros((2, 16), np.int32), np.zeros(2, np.int32))
     assert rows.sharding.mesh == limits.sharding.mesh == mesh
     assert rows.sharding.spec[0] == ("data", "fsdp")
 
@@ -353,16 +354,17 @@ def test_half_a_character_is_a_question_mark():
 @pytest.mark.parametrize("longest", [1_024, 1_500, 100_000, 1_000_000])
 def test_a_source_is_padded_to_something_near_it(longest):
     """However long sources may be; and to few different lengths."""
-    ours = copier(max_source_length=longest, batch_tokens=1)
+    batches = copier(max_source_length=longest, batch_tokens=1).batcher.batches
     lengths = [n for n in (1, 1_000, 1_024, 1_100, 1_500, 5_000, 90_000, 999_999) if n <= longest]
-    shapes = {tuple(indices): length for indices, _, length in ours._batches(lengths)}
+    shapes = {tuple(indices): length for indices, _, length in batches([n + 1 for n in lengths], longest + 1)}
     for i, length in enumerate(lengths):
         assert length < shapes[(i,)] <= max(8, 1.6 * length)
-    every = {length for _, _, length in ours._batches(range(1, longest + 1, max(1, longest // 5_000)))}
+    every = {length for _, _, length in batches(range(2, longest + 2, max(1, longest // 5_000)), longest + 1)}
     assert len(every) <= 15 + 2 * np.log2(longest / 1_024) + 1
     assert max(every) == longest + 1
     # To score it is the same, for what is there.
-    scored = {length for _, _, length in ours._batches(lengths, longest=max(lengths))}
+    padded = next(n for n in padded_lengths() if n > max(lengths))
+    scored = {length for _, _, length in batches([n + 1 for n in lengths], padded)}
     assert max(scored) <= 1.6 * max(lengths)
 
 
@@ -370,10 +372,10 @@ def test_a_source_is_padded_to_something_near_it(longest):
 def test_no_batch_is_far_larger_than_what_is_in_it(monkeypatch, devices):
     """However many sentences a batch may have."""
     ours = copier(batch_sentences=2**31 - 1, batch_tokens=2**31 - 1)
-    monkeypatch.setattr(ours, "_ways", lambda: devices)
+    monkeypatch.setattr(ours.batcher, "ways", devices)
     shapes = set()
     for count in (1, 2, 9, 65, 600, 5_000):
-        rows = [rows for _, rows, _ in ours._batches([5] * count)]
+        rows = [rows for _, rows, _ in ours.batcher.batches([6] * count, 251)]
         assert sum(rows) <= 8 * max(count, devices) and not any(n % devices for n in rows)
         shapes |= set(rows)
     assert len(shapes) <= 6

@@ -13,7 +13,8 @@ from typing import Any, BinaryIO
 from transformer.config import UserError
 from transformer.data.text import RepeatedKey, of_list, read_json
 from transformer.data.unpacking import Damaged
-from transformer.inference.translator import Scored, Translation, Translator
+from transformer.inference.scorer import Scored
+from transformer.inference.translator import Hypothesis, Translator
 from transformer.streams import to_json
 
 log = logging.getLogger("transformer")
@@ -147,7 +148,7 @@ def _is_record(line: str) -> bool:
         return False
 
 
-def _scored(found: Sequence[Translation]) -> bool:
+def _scored(found: Sequence[Hypothesis]) -> bool:
     """Whether there is a translation, with a score that is a number."""
     return bool(found) and math.isfinite(found[0].score)
 

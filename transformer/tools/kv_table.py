@@ -13,8 +13,9 @@ import numpy as np
 
 from transformer.config import AttentionConfig, Config, DecodeConfig, ModelConfig
 from transformer.inference.engine import cache_type
-from transformer.inference.translator import Translator, in_type
+from transformer.inference.translator import Translator
 from transformer.model import encoder_decoder
+from transformer.model.rounding import in_type
 
 BYTES = {"float32": 4, "bfloat16": 2}
 SOURCE_LENGTH = 24  # pieces, end of sentence included

@@ -209,7 +209,7 @@ def decoding(config: Config, mesh: Mesh, chip: Chip, sentences: int, length: int
         found = jax.eval_shape(grow, *_lying(found, lambda x: None), None)
     memories, beams = _lying(found, lambda x: cut if x.ndim and engine.divides(cut, len(x)) else whole)
     step = engine.proceed.lower(
-        params, memories, beams, engine.Plan(options), engine.half(rows, same["over"]), last, **same
+        params, memories, beams, engine.Strategy(options), engine.half(rows, same["over"]), last, **same
     )
     yield estimate(f"decoding step of {rows} sentences", step.compile, chip, mesh.size)
 
