@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import logging
 import sys
 from argparse import Namespace
@@ -247,7 +248,7 @@ def plan(arguments: list[str]) -> None:
     from transformer.tools import plan as planning
 
     result = planning.plan(config, own.topology, sizes, own.only)
-    print(planning.to_json(result) if own.json else "\n".join(planning.lines(result)))
+    print(json.dumps(result) if own.json else "\n".join(planning.lines(result)))
 
 
 VERBS = {
