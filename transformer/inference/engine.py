@@ -149,10 +149,10 @@ def begin(
 ) -> tuple[tuple[Memory, ...], Beams]:
     """Encode the sources, once; and the state of their search before the first piece, with room for `length` and a
     cache of type `dtype`, or of the model's own. `over` says how rows are laid over several devices."""
-    memories = tuple(model.bind(own).encode(source_BS) for model, own in zip(models, params, strict=True))
+    memories = tuple(model.bind(parameters).encode(source_BS) for model, parameters in zip(models, params, strict=True))
     caches = tuple(
-        model.bind(own).init_cache(len(source_BS), STAGE, options.beam_size, dtype)
-        for model, own in zip(models, params, strict=True)
+        model.bind(parameters).init_cache(len(source_BS), STAGE, options.beam_size, dtype)
+        for model, parameters in zip(models, params, strict=True)
     )
     return laid((memories, start(caches, limit_B, length, options, given)), over)
 

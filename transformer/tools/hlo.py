@@ -56,17 +56,17 @@ class Hlo:
                 self._computations[name] = {}
                 self._entry = name if head[1] else self._entry
             elif found := re.match(r"\s+(ROOT )?%?([\w.-]+) = (\(.*?\)|\S+) ([\w-]+)\((.*)", line):
-                root, own, shape, opcode, rest = found.groups()
+                root, result, shape, opcode, rest = found.groups()
                 # Operands end at the first bracket that closes more than was opened; shapes may stand before names.
                 inside = rest[: _closing(rest)]
                 operands = [part.split()[-1].lstrip("%") for part in _split(inside) if part.strip()]
-                self._computations[name][own] = made = Instruction(shape, opcode, operands, line)
+                self._computations[name][result] = made = Instruction(shape, opcode, operands, line)
                 if root:
                     self._roots[name] = made
         self._fused = {
             name
-            for own in self._computations.values()
-            for one in own.values()
+            for computation in self._computations.values()
+            for one in computation.values()
             if one.opcode not in ("while", "conditional", "call", "async-start")  # reducers, too, stay inside
             for name in self._called(one)
         }
@@ -112,36 +112,36 @@ class Hlo:
         """Of all products of matrices."""
         total = 0.0
         for name, count in self.times.items():
-            own = self._computations[name]
-            for one in own.values():
+            computation = self._computations[name]
+            for one in computation.values():
                 if one.opcode == "dot":
-                    sizes = dimensions(self._shape(own, one.operands[0]))
+                    sizes = dimensions(self._shape(computation, one.operands[0]))
                     contracted = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", one.line)
                     inner = [sizes[int(d)] for d in contracted[1].split(",") if d] if contracted else []
                     total += count * 2.0 * math.prod(dimensions(one.shape)) * math.prod(inner)
                 elif one.opcode == "convolution":
-                    total += count * _convolution_flops(one, self._shape(own, one.operands[1]))
+                    total += count * _convolution_flops(one, self._shape(computation, one.operands[1]))
         return total
 
     def traffic(self) -> float:
         """Bytes to and from memory: what instructions outside fusions read and write, of slices and updates of slices
         their own size. What XLA keeps next to the cores, in another memory space, does not count."""
         return sum(
-            count * (self._written(own, one) + self._read(own, one))
+            count * (self._written(computation, one) + self._read(computation, one))
             for name, count in self.times.items()
             if name not in self._fused
-            for own in (self._computations[name],)
-            for one in own.values()
+            for computation in (self._computations[name],)
+            for one in computation.values()
             if one.opcode not in _NO_TRAFFIC and 'custom_call_target="AllocateBuffer"' not in one.line
         )
 
-    def _written(self, own: dict[str, Instruction], one: Instruction) -> float:
+    def _written(self, computation: dict[str, Instruction], one: Instruction) -> float:
         if one.opcode.endswith("-start"):  # written when done
             return 0.0
         inside, whole = self._inside(one), _in_memory(one.shape)
         if not inside:
             in_place = one.opcode == "dynamic-update-slice"
-            return min(whole, _bytes(self._shape(own, one.operands[1]))) if in_place else whole
+            return min(whole, _bytes(self._shape(computation, one.operands[1]))) if in_place else whole
         root = self._roots[self._called(one)[0]]
         if _begins(root):
             return 0.0
@@ -156,12 +156,12 @@ class Hlo:
                 spared += _in_memory(shape) - _bytes(self._shape(inside, made.operands[1]))
         return max(whole - spared, 0.0)
 
-    def _read(self, own: dict[str, Instruction], one: Instruction) -> float:
+    def _read(self, computation: dict[str, Instruction], one: Instruction) -> float:
         if one.opcode.endswith("-done"):
             return 0.0
         total = 0.0
         for i, name in enumerate(one.operands):
-            whole = _in_memory(self._shape(own, name))
+            whole = _in_memory(self._shape(computation, name))
             part = self._of_operand(one, i)
             if one.opcode.endswith("slice-start"):  # ((operands), slice, counter)
                 part = max(map(_bytes, re.findall(r"\w+\[[\d,]*\]", one.shape.rpartition("),")[2])), default=0.0)
@@ -195,9 +195,9 @@ class Hlo:
         """What the devices send each other, the most traffic first."""
         found: Counter[tuple[str, str, int]] = Counter()
         for name, count in self.times.items():
-            own = self._computations[name]
-            begun = {operand for one in own.values() if _begins(one) for operand in one.operands}
-            for result, one in own.items():
+            computation = self._computations[name]
+            begun = {operand for one in computation.values() if _begins(one) for operand in one.operands}
+            for result, one in computation.items():
                 match = re.fullmatch(rf"({_KINDS})(-start)?", one.opcode)
                 if not match or (_overlapped(one) and result not in begun):
                     continue  # in fusions that go on with a collective, and in the one that ends it, it is named again
@@ -208,8 +208,8 @@ class Hlo:
         made = [Collective(*key, times, times * _sent(*key)) for key, times in found.items()]
         return sorted(made, key=lambda one: -one.sent)
 
-    def _shape(self, own: dict[str, Instruction], name: str) -> str:
-        return own[name].shape if name in own else ""
+    def _shape(self, computation: dict[str, Instruction], name: str) -> str:
+        return computation[name].shape if name in computation else ""
 
     def _group(self, line: str) -> int:
         """Devices of one group."""

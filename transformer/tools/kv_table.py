@@ -26,9 +26,9 @@ def cache_bytes(model: ModelConfig) -> tuple[int, int]:
     (cross-attention): layers with keys and values of their own * key/value heads * (d_k + d_v) * bytes of a number."""
 
     def of(kind: str) -> int:
-        own = model.attention(kind)
-        groups = -(-model.decoder_layers // own.kv_sharing)
-        return groups * own.kv_heads * (model.key_size + model.value_size) * BYTES[model.dtype]
+        attention = model.attention(kind)
+        groups = -(-model.decoder_layers // attention.kv_sharing)
+        return groups * attention.kv_heads * (model.key_size + model.value_size) * BYTES[model.dtype]
 
     return of("decoder"), of("cross")
 

@@ -100,15 +100,15 @@ def decoding(config: Config, mesh: Mesh, chip: Chip, sentences: int, length: int
     """
     d = config.decode
     dtype = "bfloat16" if d.dtype == "auto" else d.dtype
-    own = "bfloat16" if dtype == "int8" else dtype  # as `translator.in_type` has it on accelerators
-    model = _task(dataclasses.replace(config, model=dataclasses.replace(config.model, dtype=own))).model
+    products = "bfloat16" if dtype == "int8" else dtype  # as `in_type` has it on accelerators
+    model = _task(dataclasses.replace(config, model=dataclasses.replace(config.model, dtype=products))).model
     host = mesh.devices.flat[0].process_index
     mesh = Mesh(np.array([device for device in mesh.devices.flat if device.process_index == host]), ("data",))
     whole, cut = NamedSharding(mesh, P()), NamedSharding(mesh, P("data"))
     rows = sentences * mesh.size
     source = jax.ShapeDtypeStruct((rows, length), jnp.int32, sharding=cut)
     limit = jax.ShapeDtypeStruct((rows,), jnp.int32, sharding=cut)
-    params = (_lying(jax.eval_shape(partial(rounded, dtype=dtype), model.abstract_params), lambda x: whole),)
+    params = (_with_sharding(jax.eval_shape(partial(rounded, dtype=dtype), model.abstract_params), lambda x: whole),)
     options = Options(d.beam_size, BOS, EOS, PAD, d.length_penalty, d.length_normalization)
     same = {"models": (model,), "over": engine.over_devices(source)}
     begin = engine.begin.lower(
@@ -120,8 +120,8 @@ def decoding(config: Config, mesh: Mesh, chip: Chip, sentences: int, length: int
     if last > engine.STAGE:
         slots = engine.size((last - engine.STAGE) * d.beam_size)
         grow = partial(engine.rearrange, length=engine.size(last), keep=slots, over=same["over"])
-        found = jax.eval_shape(grow, *_lying(found, lambda x: None), None)
-    memories, beams = _lying(found, lambda x: cut if x.ndim and engine.divides(cut, len(x)) else whole)
+        found = jax.eval_shape(grow, *_with_sharding(found, lambda x: None), None)
+    memories, beams = _with_sharding(found, lambda x: cut if x.ndim and engine.divides(cut, len(x)) else whole)
     step = engine.proceed.lower(
         params, memories, beams, engine.Strategy(options), engine.half(rows, same["over"]), last, **same
     )
@@ -133,7 +133,7 @@ def _task(config: Config) -> Translation:
     return Translation(config, SimpleNamespace(vocab_size=config.data.vocab_size, model=b"", sha256=""), None)
 
 
-def _lying(tree: Any, where: Callable[[Any], NamedSharding | None]) -> Any:
+def _with_sharding(tree: Any, where: Callable[[Any], NamedSharding | None]) -> Any:
     """Abstract arrays, each with the sharding that `where` says."""
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where(x)), tree)
 
@@ -299,11 +299,11 @@ def lines(result: dict[str, Any], most: int = 8) -> Iterator[str]:
             f"an update takes {_at_least(result['update'])}; {result['steps']:,} updates {result['days'] * 24:.2f} "
             f"hours at least; {result['tokens_per_s']:,.0f} target tokens/s at most, padding and empty rows left out"
         )
-    own = result.get("decoding", {})
-    if "pieces_per_s" in own:
+    step = result.get("decoding", {})
+    if "pieces_per_s" in step:
         yield (
-            f"a step of decoding takes {_at_least(own)}; {own['pieces_per_s']:,.0f} target pieces/s on all devices, "
-            f"with {own['sentences']} sentences of {own['length']} pieces on each, their encoding included, if every "
+            f"a step of decoding takes {_at_least(step)}; {step['pieces_per_s']:,.0f} target pieces/s on all devices, "
+            f"with {step['sentences']} sentences of {step['length']} pieces on each, their encoding included, if every "
             "step is like this last one"
         )
     for warning in result["warnings"]:
@@ -317,8 +317,8 @@ def _program(part: dict[str, Any], most: int) -> Iterator[str]:
     if "seconds" not in part:
         return
     seconds = part["seconds"]
-    own = f", the model's own share {part['model_flops']:.3g}" if "model_flops" in part else ""
-    yield f"  arithmetic  {part['flops']:.3g} FLOPs{own}: {1e3 * seconds['arithmetic']:.2f} ms at peak"
+    share = f", the model's own share {part['model_flops']:.3g}" if "model_flops" in part else ""
+    yield f"  arithmetic  {part['flops']:.3g} FLOPs{share}: {1e3 * seconds['arithmetic']:.2f} ms at peak"
     yield f"  memory      {part['traffic']:.3g} bytes: {1e3 * seconds['memory']:.2f} ms"
     sent = sum(one["sent"] for one in part["collectives"])
     yield f"  links       {sent:.3g} bytes sent: {1e3 * seconds['links']:.2f} ms"
