@@ -219,9 +219,9 @@ def export(arguments: list[str]) -> None:
     parser.add_argument("--to", required=True, choices=["hf-marian"], help="hf-marian: transformers' MarianMTModel")
     parser.add_argument("--checkpoint", help="best, last, average or a step; default: the average if made, else best")
     args = parser.parse_args(arguments)
-    from transformer.tools import hf_marian
+    from transformer.tools.hf import marian
 
-    written = plain(str(hf_marian.export(args.workdir, args.out, args.checkpoint)))
+    written = plain(str(marian.export(args.workdir, args.out, args.checkpoint)))
     try:
         print(written, flush=True)
     except OSError:
