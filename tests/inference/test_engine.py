@@ -569,22 +569,6 @@ def test_halves_lie_on_all_devices(monkeypatch, caplog, ways, most, told):
     assert tried[-1] == ways
 
 
-@pytest.mark.parametrize("ways", [1, 3, 8])
-def test_each_half_takes_less_memory(monkeypatch, ways):
-    ours = translator()
-    monkeypatch.setattr(ours.batcher, "ways", ways)
-
-    def on_a_device(rows):
-        return rows // ways if rows % ways == 0 else rows
-
-    for rows in range(1, 50):
-        first = ours.batcher.first_part(rows)
-        if first:
-            assert 0 < first < rows and max(on_a_device(first), on_a_device(rows - first)) < on_a_device(rows)
-        else:
-            assert on_a_device(rows) == 1
-
-
 def test_a_batch_that_shrinks_stays_on_all_devices():
     """Four rows of four devices lie on one each; of eight devices they would be on every one of them."""
     for devices, halves in ((4, [8, 4, 0]), (8, [8, 0, 0])):
