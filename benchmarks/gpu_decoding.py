@@ -114,7 +114,7 @@ def huggingface(s: Settings, sizes: Sizes) -> dict[Key, Any]:
         raise UserError(reason)
     from safetensors.numpy import save_file
 
-    from transformer.tools.hf_marian import generation_config, marian_config, to_marian
+    from transformer.tools.hf.marian import generation_config, marian_config, to_marian
 
     folder = Path(s.folder) / "marian"
     folder.mkdir()

@@ -49,8 +49,9 @@ def ours(
     from transformer.checkpoint import Checkpoints
     from transformer.command_line import set_up_jax
     from transformer.config import DecodeConfig, from_json
-    from transformer.inference.translator import Translator, in_type
+    from transformer.inference.translator import Translator
     from transformer.model import encoder_decoder
+    from transformer.model.rounding import in_type
 
     set_up_jax()
     if config:
@@ -147,7 +148,7 @@ def huggingface(marian: str, threads: int, device: str, dtype: str, attention: s
     model = model.eval().to(device)
     for module in model.modules():
         if isinstance(module, torch.nn.LayerNorm):
-            module.eps = 1e-6  # ours; see transformer/tools/hf_marian.py
+            module.eps = 1e-6  # ours; see transformer/tools/hf/marian.py
     # The trained model never chooses pad or bos: forbidding them would only cost time.
     model.generation_config.suppress_tokens = None
     model.generation_config.max_length = None
@@ -224,7 +225,7 @@ def convert(run: str, ctranslate2: str, **_: Any) -> None:
 
     from transformer.checkpoint import Checkpoints
     from transformer.model.inputs import sinusoids
-    from transformer.tools.hf_marian import refuse_inexpressible
+    from transformer.tools.hf.marian import refuse_inexpressible
 
     opened = Checkpoints(run).open("last")
     config, vocab_size = opened.config.model, opened.progress["vocab_size"]

@@ -23,7 +23,8 @@ from transformer.checkpoint import Checkpoints
 from transformer.command_line import Parser, config_file, decode_options, override
 from transformer.config import Config, DecodeConfig, ModelConfig, UserError, flatten, from_json, to_json, whole_number
 from transformer.inference import shares
-from transformer.inference.translator import Tally, Translator
+from transformer.inference.tally import Tally
+from transformer.inference.translator import Translator
 from transformer.tasks.jobs import refuse_indeterminate
 
 ROOT = Path(__file__).parents[1]

@@ -21,6 +21,7 @@ MAY_IMPORT = {
     "configs": {"config"},
     "model": {"config"},
     "phases": set(),
+    "machine": set(),
     "files": {"config", "phases"},
     "memory": {"config"},
     "streams": {"config"},
@@ -28,9 +29,10 @@ MAY_IMPORT = {
     "data": {"config", "phases", "files", "memory", "streams"},
     "checkpoint": {"config", "model", "phases", "files", "judging", "memory", "streams"},
     "command_line": {"config", "data", "memory", "streams"},
-    "inference": {"config", "model", "data", "checkpoint", "files", "memory", "streams"},
+    "inference": {"config", "model", "data", "checkpoint", "files", "machine", "memory", "streams"},
     "training": {
-        *("config", "model", "phases", "files", "judging", "memory", "streams", "data", "checkpoint", "inference"),
+        *("config", "model", "phases", "files", "judging", "machine", "memory", "streams", "data", "checkpoint"),
+        "inference",
     },
     "tasks": {
         *("config", "model", "files", "judging", "memory", "streams", "data", "checkpoint"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import logging
 import sys
 from argparse import Namespace
@@ -47,39 +48,39 @@ def translate(arguments: list[str]) -> None:
         metavar="I/N",
         help="with both: translate the I-th of N shares (from 0); the last to finish joins them",
     )
-    own, rest = _parsed(parser, arguments)
+    args, rest = _parsed(parser, arguments)
     # What can be told is told before a model is loaded.
     no_room = UserError("--details and --decode.n_best need --jsonl: a line of text has no room for them")
-    if own.details and not own.jsonl:
+    if args.details and not args.jsonl:
         raise no_room
-    if (own.input is None) != (own.output is None) or (own.share and own.input is None):
+    if (args.input is None) != (args.output is None) or (args.share and args.input is None):
         raise UserError("--input and --output go together, and --share needs both")
     from transformer.inference import shares
 
-    share = shares.parse(own.share or "0/1")
-    if own.input is not None:
-        shares.refuse(Path(own.input), Path(own.output), share[1])
+    share = shares.parse(args.share or "0/1")
+    if args.input is not None:
+        shares.refuse(Path(args.input), Path(args.output), share[1])
 
     def refuse(options: DecodeConfig) -> None:
-        if options.n_best > 1 and not own.jsonl:
+        if options.n_best > 1 and not args.jsonl:
             raise no_room
 
-    models, options, translator = _loaded(parser, own, rest, refuse)
+    models, options, translator = _loaded(parser, args, rest, refuse)
     from transformer.inference import stream
-    from transformer.inference.translator import in_type
+    from transformer.model.rounding import in_type
 
     answer = partial(stream.translate_stream, translator)
-    if own.jsonl:
-        answer = partial(stream.translate_jsonl, translator, details=own.details)
-    if own.input is None:
+    if args.jsonl:
+        answer = partial(stream.translate_jsonl, translator, details=args.details)
+    if args.input is None:
         answer(open_stream(sys.stdin.buffer), sys.stdout.buffer)
     else:
         # What an output depends on: shares of other models, options or types are not put together. Of models their
         # content, as machines may see them under different paths; of types what they come to on this machine.
         fields = {**vars(options), "batch_sentences": 0, "batch_tokens": 0, "streams": 0}
         types = [in_type(model.config.model, {}, options.dtype)[0].dtype for model in models]
-        about = repr(([model.digest for model in models], types, own.jsonl, own.details, sorted(fields.items())))
-        shares.translate_share(answer, Path(own.input), Path(own.output), *share, about)
+        about = repr(([model.digest for model in models], types, args.jsonl, args.details, sorted(fields.items())))
+        shares.translate_share(answer, Path(args.input), Path(args.output), *share, about)
     translator.tally.refuse()
 
 
@@ -106,25 +107,25 @@ def _parsed(parser: Parser, arguments: list[str]) -> tuple[Namespace, list[str]]
         help="another workdir that votes, too; may be repeated",
     )
     parser.add_argument("-h", "--help", action="store_true", help="show this and stop")
-    own, rest = parser.parse_known_args(arguments)
-    if own.help:
+    args, rest = parser.parse_known_args(arguments)
+    if args.help:
         parser.print_help()
         print("\nDecoding, by default as in the workdir's config:\n")
         decode_options(Config(), ["--help"], parser.prog)
-    _workdir_first(parser, own, arguments, "< in.txt > out.txt")
-    return own, rest
+    _workdir_first(parser, args, arguments, "< in.txt > out.txt")
+    return args, rest
 
 
-def _workdir_first(parser: Parser, own: Namespace, arguments: list[str], others: str) -> None:
+def _workdir_first(parser: Parser, args: Namespace, arguments: list[str], others: str) -> None:
     """Raise `UserError` where an option of the config comes before the workdir: the parser, which knows none of them,
     would take its value for the workdir."""
     sections = ("--data.", "--decode.", "--evaluate.")
-    if not own.workdir or any(a.startswith(sections) for a in arguments[: arguments.index(own.workdir)]):
+    if not args.workdir or any(a.startswith(sections) for a in arguments[: arguments.index(args.workdir)]):
         raise UserError(f"the workdir comes first: {parser.prog} runs/quickstart {others}")
 
 
 def _loaded(
-    parser: Parser, own: Namespace, rest: list[str], refuse: Callable[[DecodeConfig], None] = lambda options: None
+    parser: Parser, args: Namespace, rest: list[str], refuse: Callable[[DecodeConfig], None] = lambda options: None
 ) -> tuple[list[Checkpoint], DecodeConfig, Translator]:
     """The checkpoints that a command line names, how to decode, and both as a translator; `refuse` sees the options
     before anything is loaded. Training, which may go on, may remove what was chosen: then it is chosen anew."""
@@ -134,8 +135,8 @@ def _loaded(
 
     def load() -> tuple[list[Checkpoint], DecodeConfig, Translator]:
         chosen = []
-        for workdir in (own.workdir, *own.ensemble):
-            chosen.append(Checkpoints(workdir).open(own.checkpoint))
+        for workdir in (args.workdir, *args.ensemble):
+            chosen.append(Checkpoints(workdir).open(args.checkpoint))
             log.info("using checkpoint %s of %s", chosen[-1].name, workdir)
         options = decode_options(chosen[0].config, rest, parser.prog, parser.options())
         refuse(options)
@@ -151,17 +152,17 @@ def average(arguments: list[str]) -> None:
     parser.add_argument("workdir", nargs="?", help="the workdir of a training run")
     parser.add_argument("--last", type=whole(1), default=5, help="how many checkpoints, by step (default 5)")
     parser.add_argument("-h", "--help", action="store_true", help="show this and stop")
-    own, rest = parser.parse_known_args(arguments)
-    if own.help:
+    args, rest = parser.parse_known_args(arguments)
+    if args.help:
         parser.print_help()
         print("\nDecoding and scoring, by default as in the workdir's config:\n")
         evaluate_options(Config(), ["--help"], parser.prog)
-    _workdir_first(parser, own, arguments, "--last 5")
+    _workdir_first(parser, args, arguments, "--last 5")
     set_up_jax()
     from transformer.tasks.scoring import average as average_workdir
 
     options = partial(evaluate_options, arguments=rest, program=parser.prog, options=parser.options())
-    for line in average_workdir(own.workdir, own.last, options):
+    for line in average_workdir(args.workdir, args.last, options):
         print(line, flush=True)
 
 
@@ -171,12 +172,12 @@ def describe(arguments: list[str]) -> None:
     parser = Parser("python -m transformer describe", describe.__doc__, add_help=False)
     parser.add_argument("--config", metavar="FILE", help="a config file, such as configs/wmt14_en_de.py")
     parser.add_argument("--kv", action="store_true", help="instead: what sharing keys and values saves, measured here")
-    own, _, config = configured(parser, arguments)
+    args, _, config = configured(parser, arguments)
     if config is None:
         raise UserError("--config is missing, such as --config configs/wmt14_en_de.py")
     from transformer.tools.describe import describe as lines
 
-    if own.kv:
+    if args.kv:
         set_up_jax()
         from transformer.tools.kv_table import kv_table as lines
 
@@ -194,19 +195,19 @@ def convert(arguments: list[str]) -> None:
         "--kv-heads", type=whole(1), required=True, help="key/value heads of every attention: 1 = multi-query"
     )
     parser.add_argument("--checkpoint", help="best, last, average or a step; default: the average if made, else best")
-    own = parser.parse_args(arguments)
+    args = parser.parse_args(arguments)
     set_up_jax()
     from transformer.checkpoint import Checkpoints
     from transformer.tools.convert import convert as convert_workdir
 
-    config = Checkpoints(own.workdir).read(own.checkpoint, lambda opened: opened.config)
-    model = dataclasses.replace(config.model, kv_heads=own.kv_heads)
+    config = Checkpoints(args.workdir).read(args.checkpoint, lambda opened: opened.config)
+    model = dataclasses.replace(config.model, kv_heads=args.kv_heads)
     for kind in KINDS:
         same = dataclasses.replace(getattr(model, f"{kind}_attention"), kv_heads=None)
         model = dataclasses.replace(model, **{f"{kind}_attention": same})
     check(dataclasses.replace(config, model=model))
-    convert_workdir(own.workdir, own.out, model, own.checkpoint)
-    log.info("wrote %s; to train it on: --model.kv_heads %d --train.init_from %s", own.out, own.kv_heads, own.out)
+    convert_workdir(args.workdir, args.out, model, args.checkpoint)
+    log.info("wrote %s; to train it on: --model.kv_heads %d --train.init_from %s", args.out, args.kv_heads, args.out)
 
 
 @enough_memory(MORE)
@@ -217,10 +218,10 @@ def export(arguments: list[str]) -> None:
     parser.add_argument("out", help="the folder to write; must be new or empty")
     parser.add_argument("--to", required=True, choices=["hf-marian"], help="hf-marian: transformers' MarianMTModel")
     parser.add_argument("--checkpoint", help="best, last, average or a step; default: the average if made, else best")
-    own = parser.parse_args(arguments)
-    from transformer.tools import hf_marian
+    args = parser.parse_args(arguments)
+    from transformer.tools.hf import marian
 
-    written = plain(str(hf_marian.export(own.workdir, own.out, own.checkpoint)))
+    written = plain(str(marian.export(args.workdir, args.out, args.checkpoint)))
     try:
         print(written, flush=True)
     except OSError:
@@ -237,17 +238,17 @@ def plan(arguments: list[str]) -> None:
     parser.add_argument("--mesh", metavar="D,F,T", help="devices along data, fsdp and tensor, such as 64,2,2")
     parser.add_argument("--only", choices=["training", "decoding"], help="compile one of the two; default: both")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
-    own, _, config = configured(parser, arguments)
+    args, _, config = configured(parser, arguments)
     for name in ("config", "topology", "mesh"):
-        if getattr(own, name) is None:
+        if getattr(args, name) is None:
             raise UserError(f"--{name} is missing; {parser.prog} --help shows an example")
-    sizes = [whole_number(size) for size in own.mesh.split(",")]
+    sizes = [whole_number(size) for size in args.mesh.split(",")]
     if len(sizes) != 3 or not all(sizes):
-        raise UserError(f"--mesh {own.mesh}: give three numbers, devices along data, fsdp and tensor, such as 64,2,2")
+        raise UserError(f"--mesh {args.mesh}: give three numbers, devices along data, fsdp and tensor, such as 64,2,2")
     from transformer.tools import plan as planning
 
-    result = planning.plan(config, own.topology, sizes, own.only)
-    print(planning.to_json(result) if own.json else "\n".join(planning.lines(result)))
+    result = planning.plan(config, args.topology, sizes, args.only)
+    print(json.dumps(result) if args.json else "\n".join(planning.lines(result)))
 
 
 VERBS = {

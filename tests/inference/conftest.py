@@ -5,13 +5,13 @@ import inspect
 import pytest
 from quick import jit
 
-from transformer.inference import engine, translator
+from transformer.inference import engine, scorer
 
 
 @pytest.fixture(scope="session", autouse=True)
 def compiled_quickly():
     with pytest.MonkeyPatch.context() as patch:
-        for module, name in ((engine, "begin"), (engine, "proceed"), (engine, "rearrange"), (translator, "forced")):
+        for module, name in ((engine, "begin"), (engine, "proceed"), (engine, "rearrange"), (scorer, "forced")):
             program = inspect.unwrap(getattr(module, name))
             # What stands behind the star of their signatures is static.
             static = [p.name for p in inspect.signature(program).parameters.values() if p.kind == p.KEYWORD_ONLY]

@@ -12,7 +12,8 @@ from whole_passes import CONFIG, Numbers, tiny, translator
 
 from transformer.config import UserError
 from transformer.inference.stream import score_jsonl, translate_jsonl, translate_stream
-from transformer.inference.translator import Tally, Translation, Translator
+from transformer.inference.tally import Tally
+from transformer.inference.translator import Hypothesis, Translator
 
 LINES = ["4 6", "", "5 6", "7", "5"]
 WARNING = "line 13: the model's scores are no numbers, so there is no translation or score; so it is with 2 of 5 lines"
@@ -53,7 +54,7 @@ def test_translations_are_told_and_counted(decode, value, caplog):
     assert found[1] == [] and len(found[0]) == ours.config.n_best
     for i in (2, 4):
         (only,) = found[i]
-        assert only == Translation("", only.score, []) and math.isnan(only.score)
+        assert only == Hypothesis("", only.score, []) and math.isnan(only.score)
     assert ours.tally == Tally(all=8, broken=4)
     ours.tally.refuse()
 
@@ -120,8 +121,8 @@ def test_where_all_are_broken_it_is_an_error():
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
 @pytest.mark.parametrize("value", [np.nan, 1e30, -np.inf])
 def test_a_model_of_such_parameters_alone_finds_nothing_in_any_type(dtype, value):
-    from transformer.inference.translator import in_type
     from transformer.model import encoder_decoder
+    from transformer.model.rounding import in_type
 
     _, params = tiny(CONFIG, 0)
     config, params = in_type(CONFIG, jax.tree.map(lambda x: jnp.full_like(x, value), params), dtype)

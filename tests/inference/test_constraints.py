@@ -9,8 +9,8 @@ from plain_beam_search import plain_beam_search
 from quick import jit
 
 from transformer.data.tokenizer import Cut
-from transformer.inference.beam_search import Beams, Options, beam_search, start
-from transformer.inference.constraints import Constraints, together
+from transformer.inference.beam_search import beam_search
+from transformer.inference.constraints import Constraints
 from transformer.inference.prefixes import Prefixes
 
 PAD, BOS, EOS, VOCABULARY, LONGEST, ROWS = 0, 1, 2, 7, 9, 12
@@ -155,16 +155,3 @@ def test_no_way_out_is_no_hypothesis():
     """All words are banned and the end comes too early: what is left is an end at the limit, or nothing."""
     best = check(3, "paper", 0.6, n_best=3, banned=[(w,) for w in range(3, VOCABULARY)], min_length=1)
     assert [pieces is None for pieces in best] == [limit != 1 for limit in LIMITS]
-
-
-def test_hooks_together_are_applied_in_turn():
-    def double(log_probs, beams: Beams):
-        return 2 * log_probs
-
-    def add(log_probs, beams: Beams):
-        return log_probs + 1
-
-    beams = start((), jnp.array([3]), 3, Options(1, BOS, EOS))
-    assert together(None, None) is None
-    assert together(double, None, add)(jnp.float32(3), beams) == 7
-    assert together(add, double)(jnp.float32(3), beams) == 8

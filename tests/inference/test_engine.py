@@ -30,11 +30,13 @@ from whole_passes import (
 
 from transformer.checkpoint import Checkpoints
 from transformer.config import AttentionConfig, Config, DecodeConfig, UserError, to_json
-from transformer.inference import engine
+from transformer.inference import engine, scorer
 from transformer.inference import translator as translator_module
+from transformer.inference.strategy import strategy
 from transformer.inference.translator import Translator
 from transformer.model import EncoderDecoder, Model, encoder_decoder
 from transformer.model.attention import KV, attend
+from transformer.model.rounding import in_type
 
 VARIANTS = {
     "multi-head": {"positions": "sinusoidal"},
@@ -151,7 +153,7 @@ def test_the_type_of_decoding(monkeypatch, backend, trained):
         ("bfloat16", "bfloat16", "bfloat16"),
         ("int8", fast, "int8"),
     ):
-        found, rounded = translator_module.in_type(model, params, dtype)
+        found, rounded = in_type(model, params, dtype)
         assert found == dataclasses.replace(model, dtype=products)
         assert jax.tree.leaves(rounded["w1"])[0].dtype == matrices and rounded["scale"].dtype == "float32"
 
@@ -238,14 +240,16 @@ jax.config.update("jax_num_cpu_devices", 8)
 sys.path[:0] = sys.argv[1:]
 import numpy as np
 import test_engine
-from transformer.inference import translator as module
+from transformer.inference.batches import on_all_devices
+from transformer.inference.translator import Translator
+from transformer.model.rounding import in_type
+def of_params(ours, params):
+    return Translator(ours.model, params, ours.tokenizer, ours.config)
 def search(dtype, spread):
     ours = test_engine.translator(test_engine.EACH_ITS_OWN, **test_engine.LONG, batch_sentences=16)
-    (params,) = ours.all_params
-    params = module.in_type(test_engine.EACH_ITS_OWN, params, dtype)[1]
-    ours.params = module._everywhere(params) if spread else params
-    ours.all_params = (ours.params,)
-    placed, *_ = ours._place(np.zeros((16, 8), np.int32))
+    params = in_type(test_engine.EACH_ITS_OWN, ours.params, dtype)[1]
+    ours = of_params(ours, on_all_devices(params) if spread else params)
+    placed, *_ = ours.batcher.put(np.zeros((16, 8), np.int32))
     found = dict(ours.search(test_engine.TEXTS[:16]))
     rows = [shard.data.shape[0] for shard in placed.addressable_shards] if spread else None
     return rows, [found[i] for i in range(len(found))]
@@ -256,8 +260,7 @@ def wished(spread):
     for options in ({"sample": True, "seed": 5, "top_k": 20}, wishes):
         ours = test_engine.translator(test_engine.CONFIG, batch_sentences=16, **options)
         if spread:
-            ours.params = module._everywhere(ours.params)
-            ours.all_params = (ours.params,)
+            ours = of_params(ours, on_all_devices(ours.params))
         begun = test_engine.begun(ours, [[9, 10][: i % 3] for i in range(16)])
         found = dict(ours.search(test_engine.TEXTS[:16], prefixes=None if "sample" in options else begun))
         results += [[found[i][0], found[i][1]] for i in range(16)]
@@ -543,7 +546,7 @@ def test_what_does_not_fit_is_halved(monkeypatch, caplog):
 )
 def test_halves_lie_on_all_devices(monkeypatch, caplog, ways, most, told):
     ours, tried = translator(batch_sentences=16, streams=1), []
-    monkeypatch.setattr(ours, "_ways", lambda: ways)
+    monkeypatch.setattr(ours.batcher, "ways", ways)
 
     def limited(models, params, source_BS, *rest):
         rows = len(source_BS)
@@ -552,34 +555,18 @@ def test_halves_lie_on_all_devices(monkeypatch, caplog, ways, most, told):
             raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.")
         yield from engine.decode(models, params, source_BS, *rest)
 
-    texts = [[5, 6, 7]] * ours._rows(8)
+    texts = [[5, 6, 7]] * ours.batcher.rows(8)
     monkeypatch.setattr(translator_module, "decode", limited)
     caplog.set_level(logging.WARNING, logger="transformer")
     assert len(list(ours.search(texts))) == len(texts)
     said = [record.getMessage() for record in caplog.records]
     assert len(said) == len(told) and all(map(re.fullmatch, told, said))
-    assert all(rows % ways == 0 for rows in tried) and ours._rows(8) == most * ways
+    assert all(rows % ways == 0 for rows in tried) and ours.batcher.rows(8) == most * ways
     # Less than one row on each device there is not.
     most, tried[:] = 0, []
     with pytest.raises(jax.errors.JaxRuntimeError):
         list(ours.search(texts))
     assert tried[-1] == ways
-
-
-@pytest.mark.parametrize("ways", [1, 3, 8])
-def test_each_half_takes_less_memory(monkeypatch, ways):
-    ours = translator()
-    monkeypatch.setattr(ours, "_ways", lambda: ways)
-
-    def on_a_device(rows):
-        return rows // ways if rows % ways == 0 else rows
-
-    for rows in range(1, 50):
-        first = ours._half(rows)
-        if first:
-            assert 0 < first < rows and max(on_a_device(first), on_a_device(rows - first)) < on_a_device(rows)
-        else:
-            assert on_a_device(rows) == 1
 
 
 def test_a_batch_that_shrinks_stays_on_all_devices():
@@ -600,10 +587,10 @@ def test_scoring_that_does_not_fit_is_halved(monkeypatch, caplog):
             raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.")
         return forced(params, source_BS, target_BT, models=models)
 
-    forced = translator_module.forced
+    forced = scorer.forced
     texts, targets = sources(9, seed=8), sources(9, seed=9)
     wanted = translator(batch_sentences=2).score_pieces(texts, targets)
-    monkeypatch.setattr(translator_module, "forced", limited)
+    monkeypatch.setattr(scorer, "forced", limited)
     caplog.set_level(logging.WARNING, logger="transformer")
     assert translator(batch_sentences=8).score_pieces(texts, targets) == wanted
     assert tried[:4] == [8, 4, 2, 2] and len(caplog.records) >= 2
@@ -616,7 +603,9 @@ def test_nobody_waits_nothing_is_decoded(monkeypatch):
     monkeypatch.setattr(engine, "proceed", lambda *a, **k: stages.append(stop.set()) or proceed(*a, **k))
     source, limit = np.array([[4, 5, 6, EOS, 0, 0, 0, 0]] * 2), np.array([30, 30])
     given = {"number_B": np.zeros(2, np.int32)}
-    found = list(engine.decode(ours.models, ours.all_params, source, limit, ours._plan(False), given, stop))
+    found = list(
+        engine.decode(ours.models, ours.all_params, source, limit, strategy(ours.config, ours.tokenizer), given, stop)
+    )
     assert len(stages) == 1 and len(found) < 2
 
 

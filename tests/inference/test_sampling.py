@@ -192,4 +192,4 @@ def test_the_likeliest_piece_alone_is_greedy_search(decode):
 def test_samples_count_in_the_budget_of_memory():
     """Positions times hypotheses, whatever a beam search would have."""
     for decode in ({"beam_size": 8}, {"sample": True, "n_best": 8}, {"sample": True, "n_best": 8, "beam_size": 1}):
-        assert translator(batch_tokens=8 * 8 * 2, **decode)._rows(8) == 2
+        assert translator(batch_tokens=8 * 8 * 2, **decode).batcher.rows(8) == 2

@@ -13,7 +13,7 @@ from transformer.config import ModelConfig
 from transformer.inference import engine
 from transformer.inference.beam_search import Options
 from transformer.inference.constraints import Constraints
-from transformer.inference.engine import FEWEST_ROWS, Plan, decode
+from transformer.inference.engine import FEWEST_ROWS, Strategy, decode
 from transformer.model import encoder_decoder
 
 PAD, BOS, EOS = 0, 1, 2
@@ -52,7 +52,7 @@ def forward():
 def found(source, limits, params=None):
     """(tokens, lengths, scores) of all rows; a row that was given nothing to do finds nothing."""
     model, own = model_and_params()
-    plan = Plan(Options(BEAMS, BOS, EOS, length_penalty=ALPHA))
+    plan = Strategy(Options(BEAMS, BOS, EOS, length_penalty=ALPHA))
     tokens = np.zeros((len(source), BEAMS, LONGEST), np.int32)
     lengths, scores = np.zeros((len(source), BEAMS), np.int32), np.full((len(source), BEAMS), -np.inf)
     for row, result in decode((model,), (own if params is None else params,), source, limits, plan):
@@ -119,7 +119,7 @@ def test_sentences_that_leave_change_nothing_for_those_that_stay(monkeypatch):
     sentence has the result that it has by itself."""
     model, params = model_and_params()
     # The end of sentence is made unlikely, so that limits end most sentences.
-    plan = Plan(Options(BEAMS, BOS, EOS, length_penalty=ALPHA), Constraints(EOS, 30))
+    plan = Strategy(Options(BEAMS, BOS, EOS, length_penalty=ALPHA), Constraints(EOS, 30))
     source, limits = sources(16, 6, seed=2), np.array([*range(1, 9), *range(33, 41)], np.int32)
     stages, rearrange = [], engine.rearrange
 

@@ -16,8 +16,9 @@ from whole_passes import translator
 from transformer.config import DecodeConfig, UserError
 from transformer.data.opening import open_stream
 from transformer.inference import stream
+from transformer.inference.scorer import Scored
 from transformer.inference.stream import score_jsonl, translate_jsonl, translate_stream
-from transformer.inference.translator import Scored, Translation
+from transformer.inference.translator import Hypothesis
 
 
 class Capitals:
@@ -234,7 +235,7 @@ class Scoring(Capitals):
         self.prefixes.append(prefixes)
         begun = prefixes or [""] * len(sentences)
         return [
-            [Translation(p + s.upper() * m, -m / 2, s.split()) for m in range(1, self.config.n_best + 1)]
+            [Hypothesis(p + s.upper() * m, -m / 2, s.split()) for m in range(1, self.config.n_best + 1)]
             if s.strip()
             else []
             for s, p in zip(sentences, begun, strict=True)

@@ -3,8 +3,6 @@ import functools
 import logging
 import random
 import re
-import threading
-import time
 
 import jax
 import jax.numpy as jnp
@@ -15,8 +13,9 @@ from quick import jit
 from transformer.config import DecodeConfig, ModelConfig, UserError
 from transformer.data.tokenizer import BOS, EOS, PAD, Tokenizer
 from transformer.inference import translator as translator_module
+from transformer.inference.batches import LENGTHS
 from transformer.inference.beam_search import Hypotheses
-from transformer.inference.translator import Translator, side_by_side
+from transformer.inference.translator import Translator
 from transformer.model import encoder_decoder
 
 WORDS = ["the", "a", "small", "big", "red", "old", "house", "dog", "cat", "runs", "sees", "under", "over", "behind"]
@@ -128,7 +127,7 @@ def test_a_few_fixed_shapes_within_the_budget(shapes, decode):
         found = dict(translator.search(translator_sources))
         assert sorted(found) == [i for i, source in enumerate(translator_sources) if source]
         assert all(found[i][0] == [translator_sources[i]] and found[i][1] == [-1.0] for i in found)
-    fixed = {*translator_module.SOURCE_LENGTHS, c.max_source_length + 1}
+    fixed = {*LENGTHS, c.max_source_length + 1}
     for rows, length in set(shapes):
         assert length in fixed and length <= c.max_source_length + 1
         assert rows == 1 or rows == 8 or rows * length * c.beam_size <= c.batch_tokens
@@ -215,57 +214,6 @@ def test_side_by_side_or_one_after_another():
     assert len(found[0]) == 40
 
 
-def test_jobs_side_by_side_overlap_and_keep_their_order():
-    meeting = threading.Barrier(3, timeout=30)  # only three at once get past it
-
-    def work(job, stop):
-        meeting.wait()
-        time.sleep(0.01 * (-job % 3))
-        return job * 10
-
-    assert list(side_by_side(work, range(9), 3)) == [10 * job for job in range(9)]
-    assert list(side_by_side(lambda job, stop: job, [], 3)) == []
-
-
-def test_an_error_in_a_job_ends_them_all_and_an_early_stop_begins_no_more():
-    begun = []
-
-    def work(job, stop):
-        begun.append(job)
-        if job == 4:
-            raise ValueError("job 4")
-        return job
-
-    with pytest.raises(ValueError, match="job 4"):
-        list(side_by_side(work, range(100), 2))
-    assert len(begun) < 10
-    del begun[:]
-    jobs = side_by_side(work, range(5, 100), 2)
-    assert next(jobs) == 5
-    jobs.close()
-    assert len(begun) < 10
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("decode")]
-
-
-@pytest.mark.parametrize(("devices", "sentences", "rows"), [(1, 64, 64), (3, 64, 48), (8, 64, 64), (6, 5, 4)])
-def test_full_batches_lie_evenly_on_the_devices(monkeypatch, devices, sentences, rows):
-    ours = copier(batch_sentences=sentences)
-    monkeypatch.setattr(ours, "_ways", lambda: devices)
-    assert ours._rows(16) == rows
-
-
-@pytest.mark.parametrize(
-    ("devices", "left", "rows"),
-    [(1, 1, 1), (1, 3, 8), (1, 20, 64), (3, 2, 3), (3, 5, 9), (4, 3, 4), (16, 1, 16), (16, 20, 64), (6, 1, 1)],
-)
-def test_what_is_left_over_lies_evenly_on_the_devices(monkeypatch, devices, left, rows):
-    ours = copier(batch_sentences=5 if devices == 6 else 64)
-    monkeypatch.setattr(ours, "_ways", lambda: devices)
-    full = ours._rows(16)
-    found = [(len(indices), shape) for indices, shape, _ in ours._batches([10] * (full + left))]
-    assert found == [(full, full), (left, rows)]
-
-
 @pytest.mark.parametrize("phrases", [("\u0001",), ("dog", "\u0001")])
 def test_a_banned_phrase_that_the_tokenizer_drops_is_told_of(monkeypatch, phrases):
     """Its normalisation leaves no piece, so that nothing could be banned, or a space, so that much would be."""
@@ -311,7 +259,7 @@ def test_params_laid_over_a_mesh():
     placed = Translator(
         translator.model, jax.device_put(translator.params, everywhere), tokenizer(), translator.config
     )  # fmt: skip
-    rows, limits = placed._place(np.zeros((2, 16), np.int32), np.zeros(2, np.int32))
+    rows, limits = placed.batcher.put(np.zeros((2, 16), np.int32), np.zeros(2, np.int32))
     assert rows.sharding.mesh == limits.sharding.mesh == mesh
     assert rows.sharding.spec[0] == ("data", "fsdp")
 
@@ -348,32 +296,3 @@ def test_half_a_character_is_a_question_mark():
     assert translator.translate(["the \ud800 dog"]) == translator.translate(["the ? dog"])
     (half,), (mark,) = (translator.score(["a"], [text]) for text in ("\udfff", "?"))
     assert half == mark
-
-
-@pytest.mark.parametrize("longest", [1_024, 1_500, 100_000, 1_000_000])
-def test_a_source_is_padded_to_something_near_it(longest):
-    """However long sources may be; and to few different lengths."""
-    ours = copier(max_source_length=longest, batch_tokens=1)
-    lengths = [n for n in (1, 1_000, 1_024, 1_100, 1_500, 5_000, 90_000, 999_999) if n <= longest]
-    shapes = {tuple(indices): length for indices, _, length in ours._batches(lengths)}
-    for i, length in enumerate(lengths):
-        assert length < shapes[(i,)] <= max(8, 1.6 * length)
-    every = {length for _, _, length in ours._batches(range(1, longest + 1, max(1, longest // 5_000)))}
-    assert len(every) <= 15 + 2 * np.log2(longest / 1_024) + 1
-    assert max(every) == longest + 1
-    # To score it is the same, for what is there.
-    scored = {length for _, _, length in ours._batches(lengths, longest=max(lengths))}
-    assert max(scored) <= 1.6 * max(lengths)
-
-
-@pytest.mark.parametrize("devices", [1, 3])
-def test_no_batch_is_far_larger_than_what_is_in_it(monkeypatch, devices):
-    """However many sentences a batch may have."""
-    ours = copier(batch_sentences=2**31 - 1, batch_tokens=2**31 - 1)
-    monkeypatch.setattr(ours, "_ways", lambda: devices)
-    shapes = set()
-    for count in (1, 2, 9, 65, 600, 5_000):
-        rows = [rows for _, rows, _ in ours._batches([5] * count)]
-        assert sum(rows) <= 8 * max(count, devices) and not any(n % devices for n in rows)
-        shapes |= set(rows)
-    assert len(shapes) <= 6

@@ -135,7 +135,7 @@ import jax
 jax.config.update("jax_num_cpu_devices", 4)
 from transformer.inference.translator import Translator
 translator = Translator.load(sys.argv[1])
-assert translator._ways() == 4
+assert translator.batcher.ways == 4
 print(json.dumps(sorted(translator.search(json.load(sys.stdin)))))
 """
 

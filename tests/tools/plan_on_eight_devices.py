@@ -10,7 +10,8 @@ from jax.sharding import PartitionSpec as P
 
 from transformer.config import Config, DataConfig, MeshConfig, ModelConfig, TrainConfig
 from transformer.tasks import translation
-from transformer.tools.plan import CHIPS, decoding, planned, training, warnings
+from transformer.tools.plan import decoding, planned, training, warnings
+from transformer.tools.topologies import CHIPS
 from transformer.training import sharding
 from transformer.training.flops import update_flops
 

@@ -14,7 +14,7 @@ from transformer.config import AttentionConfig, Config, DecodeConfig, ModelConfi
 from transformer.data.tokenizer import Tokenizer
 from transformer.inference.translator import Translator
 from transformer.model import encoder_decoder
-from transformer.tools.hf_marian import (
+from transformer.tools.hf.marian import (
     SHARED,
     TIED,
     export,
@@ -115,7 +115,7 @@ def test_their_parameters_must_fit_and_all_that_is_wrong_is_told_at_once(params)
 
 def test_a_name_matched_twice_is_told(params, monkeypatch) -> None:
     rows = table(CONFIG)
-    monkeypatch.setattr("transformer.tools.hf_marian.table", lambda _: [*rows, rows[3]._replace(theirs="x")])
+    monkeypatch.setattr("transformer.tools.hf.marian.table", lambda _: [*rows, rows[3]._replace(theirs="x")])
     assert f"{rows[3].ours} is matched 2 times" in complaint(to_marian, params, CONFIG, VOCABULARY)
 
 

@@ -14,19 +14,9 @@ import jax
 import pytest
 
 from transformer.config import Config, UserError
-from transformer.tools.plan import (
-    CHIPS,
-    Collective,
-    Estimate,
-    Hlo,
-    TooBig,
-    _told,
-    estimate,
-    lines,
-    to_json,
-    topology_mesh,
-    warnings,
-)
+from transformer.tools.hlo import Collective, Hlo
+from transformer.tools.plan import Estimate, TooBig, _told, estimate, lines, warnings
+from transformer.tools.topologies import CHIPS, topology_mesh
 
 HLO = """HloModule jit_step, entry_computation_layout={()->f32[]}
 
@@ -344,7 +334,6 @@ def test_a_plan_is_told(eight: dict) -> None:
     step, encoding = eight["plan"]["decoding"], eight["plan"]["encoding"]
     assert step["pieces_per_s"] == pytest.approx(8 * 32 * 64 / (encoding["bound"] + 64 * step["bound"]))
     assert f"{step['pieces_per_s']:,.0f} target pieces/s on all devices" in told
-    assert json.loads(to_json(eight["plan"])) == eight["plan"]
 
 
 @pytest.mark.slow
@@ -419,7 +408,7 @@ def test_too_big_for_a_real_chip(environment) -> None:
 
 @needs_libtpu
 def test_topologies_of_every_kind(environment) -> None:
-    script = "import sys; from transformer.tools.plan import topology_mesh as m\n"
+    script = "import sys; from transformer.tools.topologies import topology_mesh as m\n"
     script += "for t in sys.argv[1:]: print(m(t, (eval(t.partition(':')[2].replace('x', '*')), 1, 1))[0].size)"
     kinds = ("v4:1x1x1", "v4:2x2x1", "v5e:1x1", "v5e:1x2", "v5p:1x1x1", "v5p:2x2x1", "v6e:1x1", "v6e:16x16")
     done = subprocess.run([sys.executable, "-c", script, *kinds], env=environment, capture_output=True, text=True)

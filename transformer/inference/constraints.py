@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from transformer.inference.beam_search import Adjust, Beams
+from transformer.inference.beam_search import Beams
 
 
 @jax.tree_util.register_dataclass
@@ -60,18 +60,6 @@ class Constraints:
             unfinished_BM1, within_BMV, beyond_BMV = _begins(log_probs_BMV, beams, self.prefix, self.eos)
             forbidden = jnp.where(unfinished_BM1, ~(within_BMV | (beyond_BMV & ~forbidden)), forbidden)
         return jnp.where(forbidden, -jnp.inf, log_probs_BMV)
-
-
-def together(*hooks: Adjust | None) -> Adjust | None:
-    """One hook that applies several, the first one first."""
-    wanted = [hook for hook in hooks if hook is not None]
-
-    def adjust(log_probs_BMV: Array, beams: Beams) -> Array:
-        for hook in wanted:
-            log_probs_BMV = hook(log_probs_BMV, beams)
-        return log_probs_BMV
-
-    return adjust if wanted else None
 
 
 def _begins(log_probs_BMV: Array, beams: Beams, spelling: Spelling, eos: int) -> tuple[Array, Array, Array]:

@@ -47,7 +47,7 @@ class Sampler:
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class Plan:
+class Strategy:
     """How to decode: all that is the same for every sentence."""
 
     options: Options
@@ -99,8 +99,8 @@ def on_each_device(function: Any, over: NamedSharding | None) -> Any:
 
 def laid(tree: Any, over: NamedSharding | None) -> Any:
     """Arrays with their rows over the devices, where these divide them."""
-    lie = jax.lax.with_sharding_constraint
-    return jax.tree.map(lambda x: lie(x, over) if x.ndim and divides(over, len(x)) else x, tree)
+    constrain = jax.lax.with_sharding_constraint
+    return jax.tree.map(lambda x: constrain(x, over) if x.ndim and divides(over, len(x)) else x, tree)
 
 
 def next_log_probs(
@@ -114,8 +114,8 @@ def next_log_probs(
 
     def step(tokens_X: Array, caches: tuple[Cache, ...], at: Array) -> tuple[Array, tuple[Cache, ...]]:
         log_probs, new_caches = [], []
-        for model, own, memory, cache in zip(models, params, memories, caches, strict=True):
-            logits_X1V, cache, _ = model.bind(own).decode(tokens_X[:, None], memory, cache=cache, at_B=at)
+        for model, parameters, memory, cache in zip(models, params, memories, caches, strict=True):
+            logits_X1V, cache, _ = model.bind(parameters).decode(tokens_X[:, None], memory, cache=cache, at_B=at)
             log_probs.append(normalized(logits_X1V[:, 0]))
             new_caches.append(cache)
         log_probs_XV = log_probs[0]
@@ -149,10 +149,10 @@ def begin(
 ) -> tuple[tuple[Memory, ...], Beams]:
     """Encode the sources, once; and the state of their search before the first piece, with room for `length` and a
     cache of type `dtype`, or of the model's own. `over` says how rows are laid over several devices."""
-    memories = tuple(model.bind(own).encode(source_BS) for model, own in zip(models, params, strict=True))
+    memories = tuple(model.bind(parameters).encode(source_BS) for model, parameters in zip(models, params, strict=True))
     caches = tuple(
-        model.bind(own).init_cache(len(source_BS), STAGE, options.beam_size, dtype)
-        for model, own in zip(models, params, strict=True)
+        model.bind(parameters).init_cache(len(source_BS), STAGE, options.beam_size, dtype)
+        for model, parameters in zip(models, params, strict=True)
     )
     return laid((memories, start(caches, limit_B, length, options, given)), over)
 
@@ -162,7 +162,7 @@ def proceed(
     params: tuple[Params, ...],
     memories: tuple[Memory, ...],
     beams: Beams,
-    plan: Plan,
+    strategy: Strategy,
     few: Array | int,
     until: Array | int,
     *,
@@ -171,7 +171,7 @@ def proceed(
 ) -> tuple[Beams, Array]:
     """Search on until at most `few` sentences are left, or there are `until` pieces; and how many slots of the cache
     the sentences that are left still need. `over` says how rows are laid over several devices."""
-    sampler = plan.sampler
+    sampler = strategy.sampler
     over = over if divides(over, len(beams.limit_B)) else None
     choose = best_candidates
     if sampler is not None:
@@ -179,11 +179,11 @@ def proceed(
     beams = run(
         next_log_probs(models, params, memories, over),
         beams,
-        plan.options,
+        strategy.options,
         few=few,
         until=until,
         reorder=lambda caches, parents_BM: tuple(cache.reorder(parents_BM) for cache in caches),
-        adjust=None if plan.constraints is None else plan.constraints.adjust,
+        adjust=None if strategy.constraints is None else strategy.constraints.adjust,
         choose=choose,
         by_rows=lambda function: on_each_device(function, over),
     )
@@ -223,7 +223,7 @@ def decode(
     params: tuple[Params, ...],
     source_BS: Array,
     limit_B: Array,
-    plan: Plan,
+    strategy: Strategy,
     given: Any = (),
     stop: threading.Event | None = None,
 ) -> Iterator[tuple[int, Hypotheses]]:
@@ -236,7 +236,7 @@ def decode(
     length, until, keep = size(STAGE), STAGE, None
     with _dispatching:
         memories, beams = begin(
-            *(params, source_BS, limit_B, given, plan.options),
+            *(params, source_BS, limit_B, given, strategy.options),
             **{"models": models, "length": length, "dtype": cache_type(), "over": over},
         )
     # Which row of the input each row of the batch holds; -1 where it is done with.
@@ -254,11 +254,11 @@ def decode(
         with _dispatching:
             if index is not None or keep is not None:
                 memories, beams = rearrange(memories, beams, index, length=length, keep=keep, over=over)
-            beams, used = proceed(params, memories, beams, plan, half(rows, over), until, models=models, over=over)
+            beams, used = proceed(params, memories, beams, strategy, half(rows, over), until, models=models, over=over)
         done = np.flatnonzero(np.asarray(beams.stopped_B) & (number >= 0))
         if done.size:
             with _dispatching:
-                found = hypotheses(beams, plan.options)
+                found = hypotheses(beams, strategy.options)
             found = jax.tree.map(np.asarray, found)
             for row in done:
                 yield int(number[row]), Hypotheses(*(x[row] for x in found))

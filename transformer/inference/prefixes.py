@@ -77,10 +77,10 @@ class Prefixes:
         cuts = self._tokenizer.cut(texts)
         check([cut.pieces for cut in cuts])
         parts = [self._parts(text) for text in texts]
-        heads = iter(self._tokenizer.cut([part for own in parts for part in own]))
+        heads = iter(self._tokenizer.cut([part for broken_off in parts for part in broken_off]))
         return [
-            self._prefix(text, cut, [next(heads) for _ in own])
-            for text, cut, own in zip(texts, cuts, parts, strict=True)
+            self._prefix(text, cut, [next(heads) for _ in broken_off])
+            for text, cut, broken_off in zip(texts, cuts, parts, strict=True)
         ]
 
     def _parts(self, text: str) -> list[str]:

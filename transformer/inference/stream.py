@@ -13,7 +13,8 @@ from typing import Any, BinaryIO
 from transformer.config import UserError
 from transformer.data.text import RepeatedKey, of_list, read_json
 from transformer.data.unpacking import Damaged
-from transformer.inference.translator import Scored, Translation, Translator
+from transformer.inference.scorer import Scored
+from transformer.inference.translator import Hypothesis, Translator
 from transformer.streams import to_json
 
 log = logging.getLogger("transformer")
@@ -59,17 +60,23 @@ def translate_jsonl(
         found = translator.translate_n_best(sources, first_line=first, prefixes=prefixes if any(prefixes) else None)
         scored = iter(())
         if details:
-            best = [(text, own[0].tokens) for text, own in zip(sources, found, strict=True) if _scored(own)]
+            best = [
+                (text, hypotheses[0].tokens)
+                for text, hypotheses in zip(sources, found, strict=True)
+                if _scored(hypotheses)
+            ]
             # Their warnings have been given.
             again = translator.encode([text for text, _ in best], None)
             scored = iter(translator.score_pieces(again, [tokens for _, tokens in best]))
-        for record, own in zip(records, found, strict=True):
+        for record, hypotheses in zip(records, found, strict=True):
             record |= {"translation": "", "score": None}
-            if _scored(own):
-                record |= {"translation": own[0].text, "score": own[0].score}
+            if _scored(hypotheses):
+                record |= {"translation": hypotheses[0].text, "score": hypotheses[0].score}
             if translator.config.n_best > 1:
-                record["n_best"] = [{"translation": t.text, "score": t.score} for t in own if _scored(own)]
-            if details and _scored(own):
+                record["n_best"] = [
+                    {"translation": t.text, "score": t.score} for t in hypotheses if _scored(hypotheses)
+                ]
+            if details and _scored(hypotheses):
                 record |= _details(next(scored))
             yield to_json(record)
 
@@ -147,7 +154,7 @@ def _is_record(line: str) -> bool:
         return False
 
 
-def _scored(found: Sequence[Translation]) -> bool:
+def _scored(found: Sequence[Hypothesis]) -> bool:
     """Whether there is a translation, with a score that is a number."""
     return bool(found) and math.isfinite(found[0].score)
 

@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array
+
+from transformer.config import ModelConfig
 
 # How many of its first axes a matrix of this name is summed over; 0 = a table, whose rows are outputs (or looked up).
 INNER = {"query": 1, "key": 1, "value": 1, "output": 2, "w1": 1, "w2": 1, "table": 0}
@@ -57,6 +59,15 @@ def rounded(params: Mapping[str, Any], dtype: str) -> dict[str, Any]:
         else node
         for name, node in params.items()
     }
+
+
+def in_type(model: ModelConfig, params: Mapping[str, Any], dtype: str) -> tuple[ModelConfig, Mapping[str, Any]]:
+    """A trained model for decoding in a type that `decode.dtype` names."""
+    fast = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    if dtype == "auto":
+        dtype = model.dtype if fast == "float32" else fast
+    # In 8 bits are the matrices alone, and what is multiplied with them.
+    return replace(model, dtype=fast if dtype == "int8" else dtype), rounded(params, dtype)
 
 
 def _rounded(w: Array, dtype: str, inner: int) -> Rounded:

@@ -13,8 +13,9 @@ import numpy as np
 
 from transformer.config import AttentionConfig, Config, DecodeConfig, ModelConfig
 from transformer.inference.engine import cache_type
-from transformer.inference.translator import Translator, in_type
+from transformer.inference.translator import Translator
 from transformer.model import encoder_decoder
+from transformer.model.rounding import in_type
 
 BYTES = {"float32": 4, "bfloat16": 2}
 SOURCE_LENGTH = 24  # pieces, end of sentence included
@@ -25,9 +26,9 @@ def cache_bytes(model: ModelConfig) -> tuple[int, int]:
     (cross-attention): layers with keys and values of their own * key/value heads * (d_k + d_v) * bytes of a number."""
 
     def of(kind: str) -> int:
-        own = model.attention(kind)
-        groups = -(-model.decoder_layers // own.kv_sharing)
-        return groups * own.kv_heads * (model.key_size + model.value_size) * BYTES[model.dtype]
+        attention = model.attention(kind)
+        groups = -(-model.decoder_layers // attention.kv_sharing)
+        return groups * attention.kv_heads * (model.key_size + model.value_size) * BYTES[model.dtype]
 
     return of("decoder"), of("cross")
 

@@ -11,13 +11,10 @@ wants them closer sets `module.eps = 1e-6` on each `torch.nn.LayerNorm` after lo
 
 from __future__ import annotations
 
-import json
-from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import jax
 import numpy as np
 
 from transformer.checkpoint import Checkpoint, Checkpoints
@@ -25,18 +22,20 @@ from transformer.config import Config, ModelConfig, UserError, flatten
 from transformer.data.tokenizer import BOS, EOS, PAD, SPECIALS, Tokenizer
 from transformer.files import new_folder, writing
 from transformer.model import Params
-
-Arrays = Mapping[str, np.ndarray]
-
-
-class Row(NamedTuple):
-    """One parameter: D model, N heads, H head size, F feed-forward, V vocabulary; theirs has N and H as one axis."""
-
-    ours: str
-    theirs: str
-    our_axes: str
-    their_axes: str
-
+from transformer.tools.hf.folder import new, require_safetensors, write, write_arrays
+from transformer.tools.hf.names import (
+    Arrays,
+    Row,
+    Sizes,
+    flat,
+    mismatches,
+    nested,
+    our_shape,
+    refuse,
+    their_shape,
+    to_ours,
+    to_theirs,
+)
 
 # Of each layer; cross-attention in the decoder only. Their matrices are (out, in), ours (in, out).
 LAYER = (
@@ -65,7 +64,7 @@ BIASES = tuple(
     for theirs, prefix in (("self", "self"), ("cross", "encoder"))
     for ours, name, axes in (("query", "q", "NH"), ("key", "k", "NH"), ("value", "v", "NH"), ("output", "out", "D"))
 )
-OUTPUT_BIAS = Row("output_bias", "final_logits_bias", "V", "V")
+OUTPUT_BIAS = Row("output_bias", "final_logits_bias", "V", "1V")
 ACTIVATIONS = {"relu": "relu", "gelu": "gelu", "gelu_tanh": "gelu_new", "swish": "swish"}
 SHARED = "model.shared.weight"
 # Other names of the one tied table; saved files leave them out, a model in memory has them.
@@ -101,11 +100,10 @@ def to_marian(params: Params, config: ModelConfig, vocab_size: int) -> dict[str,
     """
     refuse_inexpressible(config)
     rows, sizes = table(config), _sizes(config, vocab_size)
-    leaves = jax.tree_util.tree_leaves_with_path(params)
-    ours = {"/".join(key.key for key in keys): np.asarray(leaf, np.float32) for keys, leaf in leaves}
-    expected = [(row.ours, tuple(sizes[a] for a in row.our_axes)) for row in rows]
-    _raise("our parameters", _mismatches(ours, expected))
-    state = {row.theirs: _to_theirs(ours[row.ours], row, sizes) for row in rows}
+    ours = flat(params)
+    refuse("our parameters", mismatches(ours, [(row.ours, our_shape(row, sizes)) for row in rows]))
+    order = _order(config.d_model)
+    state = {row.theirs: to_theirs(ours[row.ours], row, sizes, order) for row in rows}
     return state | {name: np.zeros(shape, np.float32) for name, shape in _zeros(rows, sizes)}
 
 
@@ -120,7 +118,7 @@ def from_marian(state: Arrays, config: ModelConfig, vocab_size: int) -> dict[str
     rows, sizes = table(config), _sizes(config, vocab_size)
     state = {name: np.asarray(array, np.float32) for name, array in state.items()}
     computed = {name: state.pop(name) for name in (*TIED, *POSITIONS) if name in state}
-    wrong = _mismatches(state, _shapes(rows, sizes))
+    wrong = mismatches(state, [(row.theirs, their_shape(row, sizes)) for row in rows] + _zeros(rows, sizes))
     for name, array in computed.items():
         if name in TIED and SHARED in state and not np.array_equal(array, state[SHARED]):
             wrong.append(f"{name} and {SHARED} both are our embedding/table, but differ")
@@ -131,15 +129,9 @@ def from_marian(state: Arrays, config: ModelConfig, vocab_size: int) -> dict[str
         for name, _ in _zeros(rows, sizes)
         if np.any(state.get(name, 0))
     ]
-    _raise("the Marian model", wrong)
-    params: dict[str, Any] = {}
-    for row in rows:
-        *path, last = row.ours.split("/")
-        node = params
-        for name in path:
-            node = node.setdefault(name, {})
-        node[last] = _to_ours(state[row.theirs], row, sizes)
-    return params
+    refuse("the Marian model", wrong)
+    order = _order(config.d_model)
+    return nested({row.ours: to_ours(state[row.theirs], row, sizes, order) for row in rows})
 
 
 def refuse_inexpressible(config: ModelConfig) -> None:
@@ -216,32 +208,23 @@ def export(workdir: str, out: str, checkpoint: str | None = None) -> Path:
     `checkpoint` as in `transformer.load`. Neither torch nor transformers is needed, but the safetensors package.
     Raises `UserError` where it is missing, where `out` holds something, and as `to_marian` does.
     """
-    try:
-        from safetensors.numpy import load, save
-    except ImportError:
-        raise UserError("export --to hf-marian needs safetensors: pip install 'transformer[export]'") from None
-    folder = Path(out)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{out}: there is something already; name a new folder")
+    require_safetensors("export --to hf-marian")
+    folder = new(out)
     config, state, pieces = Checkpoints(workdir).read(checkpoint, _state)
     vocab_size = pieces.vocab_size
     with writing(folder), new_folder(folder) as building:
         for side in ("source", "target"):
-            _write(building / f"{side}.spm", pieces.model_of(side))
-        _write(building / "vocab.json", {pieces.piece(i): i for i in range(vocab_size)})
-        _write(
+            write(building / f"{side}.spm", pieces.model_of(side))
+        write(building / "vocab.json", {pieces.piece(i): i for i in range(vocab_size)})
+        write(
             building / "tokenizer_config.json",
             {"tokenizer_class": "MarianTokenizer"}
             | dict(zip(("source_lang", "target_lang"), config.data.languages or (), strict=False))
             | dict(zip(("pad_token", "bos_token", "eos_token", "unk_token"), SPECIALS, strict=True)),
         )
-        _write(building / "generation_config.json", generation_config(config))
-        # In memory: the package opens its files by UTF-8 names, whatever the locale.
-        _write(building / "model.safetensors", save(state, metadata={"format": "pt"}))
-        _write(building / "config.json", marian_config(config, vocab_size))
-        back = load((building / "model.safetensors").read_bytes())
-        if not all(np.array_equal(back[name], x) for name, x in state.items()):
-            raise OSError("model.safetensors does not hold what was written")
+        write(building / "generation_config.json", generation_config(config))
+        write_arrays(building / "model.safetensors", state)
+        write(building / "config.json", marian_config(config, vocab_size))
     return folder
 
 
@@ -253,46 +236,18 @@ def _state(opened: Checkpoint) -> tuple[Config, dict[str, np.ndarray], Tokenizer
     return config, state, Tokenizer(opened.file("tokenizer.model"))
 
 
-def _write(path: Path, content: Any) -> None:
-    """Write bytes, or anything else as JSON. Raises `OSError` where they can't be read back."""
-    if not isinstance(content, bytes):
-        content = (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()
-    path.write_bytes(content)
-    if path.read_bytes() != content:
-        raise OSError(f"{path.name} does not hold what was written")
-
-
-def _sizes(config: ModelConfig, vocab_size: int) -> dict[str, int]:
+def _sizes(config: ModelConfig, vocab_size: int) -> Sizes:
     c = config
     return {"V": vocab_size, "D": c.d_model, "F": c.d_ff, "N": c.heads, "H": c.d_model // c.heads}
 
 
-def _shapes(rows: Iterable[Row], sizes: Mapping[str, int]) -> list[tuple[str, tuple[int, ...]]]:
-    """Names and shapes of all they have: the rows' and the biases that only they have."""
-    theirs = []
-    for row in rows:
-        merged = row.their_axes.replace("NH", "D")  # N * H is D
-        shape = tuple(sizes[a] for a in merged)
-        theirs.append((row.theirs, (1, *shape) if row == OUTPUT_BIAS else shape))
-    return theirs + _zeros(rows, sizes)
-
-
-def _zeros(rows: Iterable[Row], sizes: Mapping[str, int]) -> list[tuple[str, tuple[int, ...]]]:
+def _zeros(rows: Iterable[Row], sizes: Sizes) -> list[tuple[str, tuple[int, ...]]]:
     """Names and shapes of the biases that only they have."""
     ours = {row.theirs for row in rows}
     projections = [row.theirs for row in rows if "N" in row.their_axes and row.theirs.endswith("weight")]
     biases = [(name.removesuffix("weight") + "bias", (sizes["D"],)) for name in projections]
-    return [(name, shape) for name, shape in [*biases, (OUTPUT_BIAS.theirs, (1, sizes["V"]))] if name not in ours]
-
-
-def _to_theirs(array: np.ndarray, row: Row, sizes: Mapping[str, int]) -> np.ndarray:
-    array = _reorder(array, row.our_axes, row.their_axes, _order(sizes["D"]))
-    return np.array(array.reshape(_shapes([row], sizes)[0][1]), order="C")  # a copy: JAX's arrays are read-only
-
-
-def _to_ours(array: np.ndarray, row: Row, sizes: Mapping[str, int]) -> np.ndarray:
-    array = array.reshape([sizes[a] for a in row.their_axes])
-    return np.array(_reorder(array, row.their_axes, row.our_axes, np.argsort(_order(sizes["D"]))), order="C")
+    biases.append((OUTPUT_BIAS.theirs, their_shape(OUTPUT_BIAS, sizes)))
+    return [(name, shape) for name, shape in biases if name not in ours]
 
 
 def _order(d_model: int) -> np.ndarray:
@@ -300,31 +255,8 @@ def _order(d_model: int) -> np.ndarray:
     return np.concatenate([np.arange(0, d_model, 2), np.arange(1, d_model, 2)])
 
 
-def _reorder(array: np.ndarray, axes: str, to: str, order: np.ndarray) -> np.ndarray:
-    """`array` with its axes in the order `to` and the dimensions of the model in the given order."""
-    return array.transpose([axes.index(a) for a in to]).take(order, axis=to.index("D")) if "D" in axes else array
-
-
 def _is_sinusoidal(table_PD: np.ndarray) -> bool:
     """Whether this is Marian's table of positions. In float64, as theirs: in float32 large angles are 1e-4 apart."""
     length, d_model = table_PD.shape
     angles = np.arange(length)[:, None] * 10_000.0 ** (-np.arange(0, d_model, 2) / d_model)
     return np.allclose(table_PD, np.concatenate([np.sin(angles), np.cos(angles)], axis=1), rtol=0, atol=1e-6)
-
-
-def _mismatches(arrays: Arrays, expected: Iterable[tuple[str, tuple[int, ...]]]) -> list[str]:
-    """What is missing, unknown, misshapen, or expected twice."""
-    shapes = dict(expected)
-    wrong = [f"{name} is matched {n} times" for name, n in Counter(name for name, _ in expected).items() if n > 1]
-    wrong += [f"missing {name}" for name in shapes if name not in arrays]
-    wrong += [f"unknown {name}" for name in arrays if name not in shapes]
-    return wrong + [
-        f"{name} has shape {arrays[name].shape}, not {shape}"
-        for name, shape in shapes.items()
-        if name in arrays and arrays[name].shape != shape
-    ]
-
-
-def _raise(what: str, wrong: list[str]) -> None:
-    if wrong:
-        raise UserError(f"{what}: {'; '.join(wrong)}")

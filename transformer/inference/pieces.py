@@ -1,0 +1,88 @@
+"""Text as pieces for a model: what users give, checked, and cut where it is too long."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import math
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from transformer.config import UserError, shown
+
+if TYPE_CHECKING:
+    from transformer.data.tokenizer import Tokenizer
+
+log = logging.getLogger("transformer")
+
+_NEIGHBOURHOOD = 256  # pieces
+MOST_LINES = 2**31 - 1  # which sampling numbers by 32 bits
+
+
+def texts(name: str, given: Iterable[str]) -> list[str]:
+    """The texts as a list, with "?" for half a character, which no tokenizer takes.
+
+    Raises `UserError` for anything else than strings.
+    """
+    if isinstance(given, (str, bytes)) or not isinstance(given, Iterable):
+        raise UserError(f"{name} is a {type(given).__name__}: give a list of strings")
+    given = list(given)
+    for i, text in enumerate(given):
+        if not isinstance(text, str):
+            raise UserError(f"{name}[{i}] is a {type(text).__name__}: give strings")
+    return [text.encode("utf-8", errors="replace").decode() for text in given]
+
+
+def encode(tokenizer: Tokenizer, sentences: Sequence[str], longest: int, first_line: int | None = 1) -> list[list[int]]:
+    """Pieces of the sentences, blank ones emptied, cut to `decode.max_source_length` = `longest` with a warning.
+
+    Characters that no piece holds are counted in a warning. With None as the first line there are no warnings.
+    """
+    heads = [_head(tokenizer, sentence, longest) for sentence in sentences]
+    pieces = tokenizer.encode(heads)
+    for i, ids in enumerate(pieces):
+        if not heads[i].strip():
+            ids.clear()
+        elif len(ids) > longest:
+            if first_line is not None:
+                more = "more than " if len(heads[i]) < len(sentences[i]) else ""
+                log.warning(
+                    "line %d: %s%d pieces, cut to decode.max_source_length = %d",
+                    *(first_line + i, more, len(ids), longest),
+                )
+            del ids[longest:]
+    if first_line is not None and (unknown := tokenizer.unknown(heads, first_line)):
+        log.warning(unknown)
+    return pieces
+
+
+def _head(tokenizer: Tokenizer, sentence: str, longest: int) -> str:
+    """So much of a very long sentence that its first `longest` pieces stay the same, as those of a book need not be
+    looked for. Pieces end at spaces, and elsewhere depend on their neighbourhood alone."""
+    enough = longest + _NEIGHBOURHOOD
+    size = 16 * enough
+    while 2 * size < len(sentence):
+        space = sentence.rfind(" ", size // 2, size)
+        head = sentence[: size if space < 0 else space]
+        if len(tokenizer.encode([head])[0]) >= enough and head.strip():
+            return head
+        size *= 4
+    return sentence
+
+
+def check_ids(what: str, lists: Sequence[Sequence[int]], vocab_size: int | None) -> None:
+    """Raise `UserError` unless these are lists of ids of the vocabulary."""
+
+    beyond = math.inf if vocab_size is None else vocab_size
+
+    def fit(ids: Iterable[Any]) -> bool:
+        return all(isinstance(i, (int, np.integer)) and not isinstance(i, bool) and 0 <= i < beyond for i in ids)
+
+    if not isinstance(lists, Iterable) or not all(isinstance(ids, Iterable) for ids in lists):
+        raise UserError(f"the {what}s must be a list of lists of ids, not {shown(lists)}")
+    if not fit(itertools.chain(*lists)):
+        number = next(i for i, ids in enumerate(lists) if not fit(ids))
+        below = "" if vocab_size is None else f" and below the size of the vocabulary, {vocab_size}"
+        raise UserError(f"{what} {number}: ids must be integers, 0 or more{below}")

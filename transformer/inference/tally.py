@@ -1,0 +1,41 @@
+"""How many sentences a model gave scores that are no numbers."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from transformer.config import UserError
+
+log = logging.getLogger("transformer")
+
+
+@dataclass
+class Tally:
+    """How many sentences a translator has translated or scored, blank ones not counted."""
+
+    all: int = 0
+    broken: int = 0
+    """Those whose scores are no numbers."""
+
+    def count(self, scores: Sequence[float | None], first_line: int) -> None:
+        """Count sentences by their scores, None for a blank one, and warn of scores that are no numbers."""
+        broken = [i for i, score in enumerate(scores) if score is not None and not math.isfinite(score)]
+        self.all += sum(score is not None for score in scores)
+        self.broken += len(broken)
+        if broken:
+            log.warning(
+                "line %d: the model's scores are no numbers, so there is no translation or score; so it is with %d of "
+                "%d lines",
+                *(first_line + broken[0], len(broken), len(scores)),
+            )
+
+    def refuse(self, whose: str = "") -> None:
+        """Raise `UserError`, beginning with `whose`, if there were sentences, and no score of theirs is a number."""
+        if self.all and self.broken == self.all:
+            raise UserError(
+                f"{whose}no score of {self.all} sentences is a number: the parameters of this model are broken; choose "
+                "another checkpoint (--checkpoint), or train again with a lower train.peak_learning_rate"
+            )
