@@ -297,7 +297,7 @@ def config_file(path: str) -> Config:
         raise UserError(f"--config {path}: {type(error).__name__}: {error}{fix}") from error
     if not isinstance(config, Config):
         raise UserError(f"--config {path}: it must define `config = transformer.config.Config(...)`")
-    check_fields(config)  # as tyro, which sees it next, asks what it gets
+    check_fields(config, Config)  # as tyro, which sees it next, asks what it gets
     return config
 
 
