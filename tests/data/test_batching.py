@@ -10,9 +10,8 @@ import numpy as np
 import pytest
 
 import transformer
-from transformer.config import DataConfig, UserError
+from transformer.config import EOS, PAD, DataConfig, UserError
 from transformer.data.batching import Batches, evaluation_batches, iterate, length_buckets, too_long
-from transformer.data.tokenizer import EOS, PAD
 
 
 class Pairs:

@@ -8,10 +8,9 @@ import numpy as np
 import pytest
 from test_batching import Pairs, make, order, random_pairs
 
-from transformer.config import DataConfig, UserError
+from transformer.config import EOS, PAD, DataConfig, UserError
 from transformer.data import packing
 from transformer.data.packing import pack, pack_once, room
-from transformer.data.tokenizer import EOS, PAD
 
 
 def lengths(n, seed=0, longest=60):

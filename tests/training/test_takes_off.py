@@ -20,8 +20,7 @@ import optax
 import pytest
 from quick import jit
 
-from transformer.config import Config, ModelConfig, TrainConfig
-from transformer.data.tokenizer import BOS, EOS, PAD
+from transformer.config import BOS, EOS, PAD, Config, ModelConfig, TrainConfig
 from transformer.tasks.translation import Translation
 from transformer.training.optimizer import optimizer
 from transformer.training.step import init_state, train_step

@@ -18,10 +18,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from transformer.config import UserError
+from transformer.config import EOS, PAD, UserError
 from transformer.data.cache import TokenCache
 from transformer.data.packing import pack_once, room
-from transformer.data.tokenizer import EOS, PAD
 
 Batch = dict[str, np.ndarray]
 

@@ -10,14 +10,14 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
-from transformer.config import DataConfig, UserError
+from transformer.config import SPECIALS, DataConfig, UserError
 from transformer.data.opening import open_text
 from transformer.data.text import Corpora, Parallel, form, of_csv
 
 log = logging.getLogger("transformer")
 
 # Special pieces, bytes and one character: SentencePiece takes no fewer where a character may be spelt in bytes.
-_SMALLEST_VOCABULARY = 4 + 256 + 1
+_SMALLEST_VOCABULARY = len(SPECIALS) + 256 + 1
 
 
 def cache_dir(config: DataConfig) -> Path:

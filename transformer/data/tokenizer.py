@@ -26,7 +26,7 @@ from typing import Literal, NamedTuple
 
 import sentencepiece
 
-from transformer.config import DataConfig, UserError
+from transformer.config import BOS, EOS, PAD, SPECIALS, UNK, DataConfig, UserError
 from transformer.data import cleaning, normalizer
 from transformer.data.normalizer import Normalizer
 from transformer.data.opening import refuse_other
@@ -34,9 +34,7 @@ from transformer.data.sources import cache
 from transformer.data.text import Parallel, fingerprint, read_pairs, require_same
 from transformer.files import cached
 
-PAD, BOS, EOS, UNK = 0, 1, 2, 3
 _MODEL = "tokenizer.model"
-SPECIALS = ("<pad>", "<s>", "</s>", "<unk>")
 
 # SentencePiece silently skips lines above 4,192 bytes: longer ones are cut into runs of so many characters.
 _LONGEST_RUN = 1_000

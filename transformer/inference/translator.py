@@ -20,10 +20,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from transformer.config import DecodeConfig, ModelConfig, UserError, check_decode, shown
+from transformer.config import BOS, EOS, PAD, DecodeConfig, ModelConfig, UserError, check_decode, shown
 from transformer.inference.beam_search import Hypotheses, Options
 from transformer.inference.constraints import Constraints
-from transformer.inference.engine import BOS, EOS, PAD, Plan, Sampler, decode
+from transformer.inference.engine import Plan, Sampler, decode
 from transformer.inference.prefixes import Prefix, Prefixes
 from transformer.memory import ran_out
 from transformer.model import Model, Params, encoder_decoder

@@ -20,14 +20,14 @@ from jax import Array
 from jax.sharding import Mesh
 
 from transformer.checkpoint import Checkpoints
-from transformer.config import Config, DecodeConfig, UserError, check
+from transformer.config import BOS, EOS, PAD, Config, DecodeConfig, UserError, check
 from transformer.data.batching import Batches, evaluation_batches, too_long
 from transformer.data.cache import TokenCache, tokenize
 from transformer.data.held_out import HeldOut, held_out_doubts
 from transformer.data.languages import Named, doubts
 from transformer.data.sources import cache, corpora
 from transformer.data.text import Corpora, Parallel, read_pairs
-from transformer.data.tokenizer import BOS, EOS, PAD, Tokenizer, tokenizer
+from transformer.data.tokenizer import Tokenizer, tokenizer
 from transformer.files import path_of
 from transformer.inference.translator import Tally, Translator, in_type
 from transformer.judging import decoding

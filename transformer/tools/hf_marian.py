@@ -21,8 +21,8 @@ import jax
 import numpy as np
 
 from transformer.checkpoint import Checkpoint, Checkpoints, writing
-from transformer.config import Config, ModelConfig, UserError, flatten
-from transformer.data.tokenizer import BOS, EOS, PAD, SPECIALS, Tokenizer
+from transformer.config import BOS, EOS, PAD, SPECIALS, Config, ModelConfig, UserError, flatten
+from transformer.data.tokenizer import Tokenizer
 from transformer.files import new_folder
 from transformer.model import Params
 

@@ -24,8 +24,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from transformer.config import Config, MeshConfig, UserError
-from transformer.data.tokenizer import BOS, EOS, PAD
+from transformer.config import BOS, EOS, PAD, Config, MeshConfig, UserError
 from transformer.inference import engine
 from transformer.inference.beam_search import Options
 from transformer.model.rounding import rounded
