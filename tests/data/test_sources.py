@@ -7,7 +7,8 @@ import pytest
 
 from transformer.config import DataConfig, UserError
 from transformer.data import sources
-from transformer.data.sources import cache_dir, corpora
+from transformer.data.folder import cache_dir
+from transformer.data.sources import corpora
 from transformer.data.text import Parallel
 from transformer.data.tokenizer import Tokenizer
 

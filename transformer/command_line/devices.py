@@ -19,7 +19,7 @@ def set_up_jax() -> None:
     """
     import jax
 
-    from transformer.data.sources import cache
+    from transformer.data.folder import writable_cache_dir
 
     if (limit := address_space()) is not None and limit < 8 * 2**30:
         logging.getLogger("transformer").warning(
@@ -40,7 +40,7 @@ def set_up_jax() -> None:
             f"JAX cannot use the devices that {asked} ({reason}); set JAX_PLATFORMS=cpu to do without"
         ) from None
     try:
-        with cache(Config().data) as folder:
+        with writable_cache_dir(Config().data) as folder:
             (folder / "compiled").mkdir(exist_ok=True)
         jax.config.update("jax_compilation_cache_dir", str(folder / "compiled"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)

@@ -23,9 +23,10 @@ from transformer.checkpoint import Checkpoints
 from transformer.config import BOS, EOS, PAD, Config, DecodeConfig, UserError, check
 from transformer.data.batching import Batches, evaluation_batches, too_long
 from transformer.data.cache import TokenCache, tokenize
+from transformer.data.folder import writable_cache_dir
 from transformer.data.held_out import HeldOut, held_out_doubts
 from transformer.data.languages import Named, doubts
-from transformer.data.sources import cache, corpora
+from transformer.data.sources import corpora
 from transformer.data.text import Corpora, Parallel, read_pairs
 from transformer.data.tokenizer import Tokenizer, tokenizer
 from transformer.files import path_of
@@ -331,7 +332,7 @@ class Translation:
 
     def _tokens(self, parallel: Parallel) -> TokenCache:
         d = self.config.data
-        with cache(d) as folder:
+        with writable_cache_dir(d) as folder:
             return tokenize(parallel, self.pieces, fields=d.fields, folder=folder, workers=d.workers)
 
     def _unsmoothed(self, params: Params, batch: Batch, mesh: Mesh) -> dict[str, Array]:
