@@ -102,7 +102,7 @@ def test_mistakes(files, fields, message):
 
 
 def test_generated_phrases_with_the_users_own_test_set(files, tmp_path):
-    pytest.importorskip("transformer.data.phrases")
+    pytest.importorskip("transformer.data.phrases.corpus")
     config = DataConfig(corpus="phrases", languages=("en", "de"), phrases=50, cache_dir=str(tmp_path / "cache"))
     made = corpora(config)
     assert Path(made.train[0].source).read_bytes().count(b"\n") == 50

@@ -42,10 +42,10 @@ def corpora(config: DataConfig) -> Corpora:
     if config.corpus == "text":
         return Corpora(train, dev, test, dev_name, test_name)
     if config.corpus == "phrases":
-        from transformer.data import phrases
+        from transformer.data.phrases import corpus
 
         with writable_cache_dir(config) as folder:
-            made = phrases.write(folder / "phrases", config.languages, config.phrases)
+            made = corpus.write(folder / "phrases", config.languages, config.phrases)
     else:
         from transformer.data import wmt
 
