@@ -19,8 +19,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from transformer.config import EOS, PAD, UserError
-from transformer.data.cache import TokenCache
 from transformer.data.packing import pack_once, room
+from transformer.data.tokens import TokenStore
 
 Batch = dict[str, np.ndarray]
 
@@ -110,11 +110,11 @@ def _fitting_rows(rows: int, accumulate: int, n: int) -> int:
     return min(rows // step, -(-n // step)) * step
 
 
-def _gather(cache: TokenCache, pairs: np.ndarray, shape: Shape) -> Batch:
-    """One batch of these pairs of a cache, each a row, PAD to its shape; fewer pairs than rows leave rows of PAD."""
+def _gather(store: TokenStore, pairs: np.ndarray, shape: Shape) -> Batch:
+    """One batch of these pairs of a store, each a row, PAD to its shape; fewer pairs than rows leave rows of PAD."""
     batch = _nothing(shape)
     for side, ids in batch.items():
-        _write(ids, cache, side, pairs, np.arange(len(pairs)) * ids.shape[1])
+        _write(ids, store, side, pairs, np.arange(len(pairs)) * ids.shape[1])
     return batch
 
 
@@ -125,10 +125,10 @@ def _nothing(shape: Shape) -> Batch:
     }
 
 
-def _write(ids: np.ndarray, cache: TokenCache, side: str, pairs: np.ndarray, places: np.ndarray) -> None:
-    """Write one side of these pairs of a cache, with EOS, to `ids`: pair i from position `places[i]` of the flat array
+def _write(ids: np.ndarray, store: TokenStore, side: str, pairs: np.ndarray, places: np.ndarray) -> None:
+    """Write one side of these pairs of a store, with EOS, to `ids`: pair i from position `places[i]` of the flat array
     on."""
-    tokens, offsets = getattr(cache, f"{side}_tokens"), getattr(cache, f"{side}_offsets")
+    tokens, offsets = getattr(store, f"{side}_tokens"), getattr(store, f"{side}_offsets")
     starts = offsets[pairs]
     lengths = offsets[pairs + 1] - starts
     # The positions of all pieces, pair by pair: runs of ones that jump where a pair starts.
@@ -141,18 +141,18 @@ def _write(ids: np.ndarray, cache: TokenCache, side: str, pairs: np.ndarray, pla
 class Batches:
     """An endless random-access sequence of training batches; `batches[step]` is the batch of update `step` (from 0).
 
-    With packing, a row holds several pairs of one cache, one after the other on both sides, always the same ones; all
+    With packing, a row holds several pairs of one store, one after the other on both sides, always the same ones; all
     batches have one shape. Without, a row is one pair, and rows of similar length lie in one of `n_buckets` buckets,
     each with its own shape.
 
-    An epoch has each row of cache c floor(weight) times, and, for the rest of the weight, a fresh random share of the
-    cache's rows (rounded up in each bucket). Rows of a bucket that do not fill a batch move up to the next bucket; the
+    An epoch has each row of store c floor(weight) times, and, for the rest of the weight, a fresh random share of the
+    store's rows (rounded up in each bucket). Rows of a bucket that do not fill a batch move up to the next bucket; the
     epoch's only partial batch is filled up with rows of PAD. No shape depends on the number of devices.
     """
 
     def __init__(
         self,
-        caches: Sequence[TokenCache],
+        stores: Sequence[TokenStore],
         *,
         weights: Sequence[float] | None = None,
         batch_tokens: int,
@@ -166,10 +166,10 @@ class Batches:
         """See `DataConfig` and `TrainConfig` for the parameters; a batch has `batch_tokens` at most on either side, and
         a multiple of `accumulate` rows. Raises `UserError` when no pair is left, or none of `max_length` would fit.
         """
-        self._caches, self._seed = list(caches), seed
-        self._first = np.cumsum([0, *map(len, caches)])  # number of each cache's first pair, over all caches
-        source = np.concatenate([cache.source_lengths for cache in caches]) + 1
-        target = np.concatenate([cache.target_lengths for cache in caches]) + 1
+        self._stores, self._seed = list(stores), seed
+        self._first = np.cumsum([0, *map(len, stores)])  # number of each store's first pair, over all stores
+        source = np.concatenate([store.source_lengths for store in stores]) + 1
+        target = np.concatenate([store.target_lengths for store in stores]) + 1
 
         empty = (source == 1) | (target == 1)
         long = ~empty & ((source > max_length) | (target > max_length))
@@ -187,7 +187,7 @@ class Batches:
             )
         kept = kept.astype(np.int32 if len(source) < 2**31 else np.int64)
         source, target = source[kept], target[kept]
-        weights = [1.0] * len(caches) if weights is None else weights
+        weights = [1.0] * len(stores) if weights is None else weights
         # The pairs of row r are `_pairs[_row_starts[r]:_row_starts[r + 1]]`; None: each pair is a row, by its number.
         self._pairs: np.ndarray | None = None
         in_epoch = math.ceil(np.dot(weights, np.diff(np.searchsorted(kept, self._first))))
@@ -195,8 +195,8 @@ class Batches:
             raise UserError(f"data.weights: an epoch would have {in_epoch:,} pairs, at most 2**31 can be; lower them")
         if packing:
             sides = room(source, target, batch_tokens // (8 * accumulate), seed)
-            rows_of_cache = self._pack(kept, source, target, sides, seed)
-            in_epoch = math.ceil(np.dot(weights, np.diff(rows_of_cache)))
+            rows_of_store = self._pack(kept, source, target, sides, seed)
+            in_epoch = math.ceil(np.dot(weights, np.diff(rows_of_store)))
             shapes = [Shape(_fitting_rows(batch_tokens // max(sides), accumulate, in_epoch), *sides)]
         else:
             shapes, bucket = _shapes(source, target, n_buckets, batch_tokens, accumulate, max_length, in_epoch)
@@ -207,11 +207,11 @@ class Batches:
                 f"{max(max(shape[1:]) for shape in shapes)} pieces; raise it or lower data.max_length"
             )
 
-        # strata[b]: for each cache, its rows in bucket b, how often all of them come, and how many more are drawn.
+        # strata[b]: for each store, its rows in bucket b, how often all of them come, and how many more are drawn.
         self._strata: list[list[tuple[np.ndarray, int, int]]] = [[] for _ in shapes]
         if packing:
-            in_buckets = [np.arange(rows_of_cache[-1], dtype=kept.dtype)]
-            first_rows = rows_of_cache
+            in_buckets = [np.arange(rows_of_store[-1], dtype=kept.dtype)]
+            first_rows = rows_of_store
         else:
             by_bucket = np.argsort(bucket, kind="stable")
             ends = np.cumsum(np.bincount(bucket, minlength=len(shapes)))
@@ -261,11 +261,11 @@ class Batches:
     def _pack(
         self, kept: np.ndarray, source: np.ndarray, target: np.ndarray, sides: tuple[int, int], seed: int
     ) -> np.ndarray:
-        """Pack the kept pairs of each cache into rows of its own; returns the number of each cache's first row."""
+        """Pack the kept pairs of each store into rows of its own; returns the number of each store's first row."""
         pairs, starts, rows = [], [np.zeros(1, np.int64)], [0]
         bounds = np.searchsorted(kept, self._first)
-        for cache, (begin, end) in zip(self._caches, itertools.pairwise(bounds), strict=True):
-            own, own_starts = pack_once(source[begin:end], target[begin:end], sides, seed, cache.path)
+        for store, (begin, end) in zip(self._stores, itertools.pairwise(bounds), strict=True):
+            own, own_starts = pack_once(source[begin:end], target[begin:end], sides, seed, store.path)
             pairs.append(kept[begin:end][own])
             starts.append(own_starts[1:] + begin)
             rows.append(rows[-1] + len(own_starts) - 1)
@@ -309,10 +309,10 @@ class Batches:
         return self._pairs[run + np.repeat(self._row_starts[rows], counts)], np.repeat(np.arange(len(rows)), counts)
 
     def lines(self, step: int) -> np.ndarray:
-        """int64 (pairs, 2): for each pair of the batch its cache and its line there, both from 0."""
+        """int64 (pairs, 2): for each pair of the batch its store and its line there, both from 0."""
         pairs, _ = self._in_rows(self._rows(step)[0])
-        cache = np.searchsorted(self._first, pairs, side="right") - 1
-        return np.stack([cache, pairs - self._first[cache]], axis=1)
+        store = np.searchsorted(self._first, pairs, side="right") - 1
+        return np.stack([store, pairs - self._first[store]], axis=1)
 
     def shape(self, step: int) -> Shape:
         """The shape of the batch of update `step`."""
@@ -330,39 +330,39 @@ class Batches:
         rows, shape = self._rows(step)
         rows, shape = rows[begin:end], shape._replace(rows=end - begin)
         pairs, row = self._in_rows(rows)
-        cache = np.searchsorted(self._first, pairs, side="right") - 1
+        store = np.searchsorted(self._first, pairs, side="right") - 1
         batch = _nothing(shape)
-        own = [pairs[cache == c] - self._first[c] for c in range(len(self._caches))]
+        own = [pairs[store == c] - self._first[c] for c in range(len(self._stores))]
         for side, ids in batch.items():
             lengths = np.empty(len(pairs), np.int64)
-            for c, (tokens, mine) in enumerate(zip(self._caches, own, strict=True)):
+            for c, (tokens, mine) in enumerate(zip(self._stores, own, strict=True)):
                 offsets = getattr(tokens, f"{side}_offsets")
-                lengths[cache == c] = offsets[mine + 1] - offsets[mine] + 1
+                lengths[store == c] = offsets[mine + 1] - offsets[mine] + 1
             # Each pair begins where the one before it in its row ends.
             before = np.cumsum(lengths) - lengths
             places = row * ids.shape[1] + before - before[np.searchsorted(row, row)]
-            for c, (tokens, mine) in enumerate(zip(self._caches, own, strict=True)):
+            for c, (tokens, mine) in enumerate(zip(self._stores, own, strict=True)):
                 if len(mine):
-                    _write(ids, tokens, side, mine, places[cache == c])
+                    _write(ids, tokens, side, mine, places[store == c])
         return batch
 
 
-def too_long(cache: TokenCache, most: float) -> np.ndarray:
+def too_long(store: TokenStore, most: float) -> np.ndarray:
     """The numbers, from 0, of the pairs that have more pieces than `most` on a side, end of sentence included."""
-    return np.flatnonzero(np.maximum(cache.source_lengths, cache.target_lengths) + 1 > most)
+    return np.flatnonzero(np.maximum(store.source_lengths, store.target_lengths) + 1 > most)
 
 
 def evaluation_batches(
-    cache: TokenCache, *, batch_tokens: int, n_buckets: int, most: float = math.inf
+    store: TokenStore, *, batch_tokens: int, n_buckets: int, most: float = math.inf
 ) -> Iterator[Batch]:
     """Every pair once, shortest first, in batches like those of `Batches`; left out are those that are `too_long`.
 
     Empty sides are just EOS. If one sentence is longer than `batch_tokens`, its length is the budget.
     """
-    kept = np.setdiff1d(np.arange(len(cache)), too_long(cache, most))
+    kept = np.setdiff1d(np.arange(len(store)), too_long(store, most))
     if not len(kept):
         return
-    source, target = cache.source_lengths[kept] + 1, cache.target_lengths[kept] + 1
+    source, target = store.source_lengths[kept] + 1, store.target_lengths[kept] + 1
     longest = int(_round_up(max(source.max(), target.max())))
     shapes, bucket = _shapes(source, target, n_buckets, max(batch_tokens, longest), 1, longest, len(kept))
     order = np.argsort(np.maximum(source, target), kind="stable")
@@ -370,7 +370,7 @@ def evaluation_batches(
     for b, shape in enumerate(shapes):
         end = np.searchsorted(bucket[order], b, side="right")
         while end - begin >= shape.rows or (b == len(shapes) - 1 and end > begin):
-            yield _gather(cache, kept[order[begin : min(end, begin + shape.rows)]], shape)
+            yield _gather(store, kept[order[begin : min(end, begin + shape.rows)]], shape)
             begin = min(end, begin + shape.rows)
 
 
