@@ -11,7 +11,8 @@ import pytest
 
 import transformer
 from transformer.config import EOS, PAD, DataConfig, UserError
-from transformer.data.batching import Batches, evaluation_batches, iterate, length_buckets, too_long
+from transformer.data.batching import Batches, evaluation_batches, iterate, too_long
+from transformer.data.buckets import length_buckets
 
 
 class Pairs:

@@ -19,19 +19,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from transformer.config import EOS, PAD, UserError
+from transformer.data.buckets import Shape, bucket_shapes, fitting_rows, round_up
 from transformer.data.packing import pack_once, room
 from transformer.data.tokens import TokenStore
 
 Batch = dict[str, np.ndarray]
-
-
-class Shape(NamedTuple):
-    """The shape of one kind of batch."""
-
-    rows: int
-    source: int
-    """Positions of a source, EOS and padding included."""
-    target: int
 
 
 class Plan(NamedTuple):
@@ -39,75 +31,6 @@ class Plan(NamedTuple):
 
     rows: np.ndarray
     order: np.ndarray
-
-
-def _round_up(length: np.ndarray | int) -> Any:
-    """The next length at which a bucket may end: a multiple of 4 up to 64, of 8 beyond."""
-    return np.where(length <= 64, -(-length // 4) * 4, -(-length // 8) * 8)
-
-
-def length_buckets(source_lengths: np.ndarray, target_lengths: np.ndarray, n_buckets: int) -> tuple[int, ...]:
-    """At most `n_buckets` ascending boundaries on max(source, target) that waste the fewest positions on padding.
-
-    A pair falls into the first bucket whose boundary is not below its longer side; the last boundary is at least the
-    longest length. The choice is exact (dynamic programming over the histogram of lengths), for boundaries that are
-    multiples of 4 up to 64 and of 8 beyond. Lengths count EOS.
-    """
-    longer = np.maximum(source_lengths, target_lengths)
-    ends, member = np.unique(_round_up(longer), return_inverse=True)
-    count = np.concatenate([[0], np.cumsum(np.bincount(member))])  # pairs up to each end
-    # A batch's sides are padded to the longest source and the longest target up to the bucket's end (see `_shapes`).
-    width = sum(_round_up(_running_longest(side, member, len(ends))) for side in (source_lengths, target_lengths))
-
-    # cost[j] = positions of the pairs up to end j in k buckets; start[k][j] = where the last of them begins.
-    n = len(ends)
-    cost = np.concatenate([[0.0], count[1:] * width])
-    starts = []
-    for _ in range(min(n_buckets, n) - 1):
-        options = cost[None, :-1] + (count[1:, None] - count[None, :-1]) * width[:, None].astype(float)
-        options[np.triu_indices(n, 1)] = np.inf  # the last bucket begins at or before its end
-        starts.append(options.argmin(axis=1))
-        cost = np.concatenate([[0.0], options.min(axis=1)])
-    boundaries, j = [int(ends[-1])], n - 1
-    for start in reversed(starts):
-        j = start[j] - 1
-        if j < 0:
-            break
-        boundaries.append(int(ends[j]))
-    return tuple(reversed(boundaries))
-
-
-def _running_longest(lengths: np.ndarray, member: np.ndarray, n: int) -> np.ndarray:
-    """The longest of `lengths` among the members of groups 0 .. i, for each i < n."""
-    longest = np.zeros(n, np.int64)
-    np.maximum.at(longest, member, lengths)
-    return np.maximum.accumulate(longest)
-
-
-def _shapes(
-    source: np.ndarray, target: np.ndarray, n_buckets: int, batch_tokens: int, accumulate: int, max_length: int, n: int
-) -> tuple[list[Shape], np.ndarray]:
-    """The shape of each bucket and the bucket of each pair. No shape has more rows than hold all `n` pairs.
-
-    A pair fits the shapes of its own and of all longer buckets: both sides grow from bucket to bucket.
-    """
-    boundaries = np.array(length_buckets(source, target, n_buckets))
-    bucket = np.searchsorted(boundaries, np.maximum(source, target)).astype(np.int16)
-    widths = [
-        np.minimum(_round_up(_running_longest(side, bucket, len(boundaries))), max_length) for side in (source, target)
-    ]
-    shapes = [
-        Shape(_fitting_rows(batch_tokens // max(int(s), int(t)), accumulate, n), int(s), int(t))
-        for s, t in zip(*widths, strict=True)
-    ]
-    return shapes, bucket
-
-
-def _fitting_rows(rows: int, accumulate: int, n: int) -> int:
-    """At most `rows`, and no more than hold all of n."""
-    # Rows in eights fill the devices and their vector units; fewer must at least cut into the micro-batches.
-    step = 8 * accumulate if rows >= 8 * accumulate else accumulate
-    return min(rows // step, -(-n // step)) * step
 
 
 def _gather(store: TokenStore, pairs: np.ndarray, shape: Shape) -> Batch:
@@ -136,6 +59,46 @@ def _write(ids: np.ndarray, store: TokenStore, side: str, pairs: np.ndarray, pla
     flat = ids.reshape(-1)
     flat[run + np.repeat(places, lengths)] = tokens[run + np.repeat(starts, lengths)]
     flat[places + lengths] = EOS
+
+
+def _usable(
+    source: np.ndarray, target: np.ndarray, max_length: int, max_ratio: float
+) -> tuple[np.ndarray, dict[str, int]]:
+    """The numbers of the pairs of these lengths that training sees, and how many others there are, by reason.
+
+    Raises `UserError` where none is left.
+    """
+    empty = (source == 1) | (target == 1)
+    long = ~empty & ((source > max_length) | (target > max_length))
+    skewed = ~empty & ~long & (np.maximum(source, target) > max_ratio * np.minimum(source, target))
+    dropped = {"empty": int(empty.sum()), "too long": int(long.sum()), "ratio": int(skewed.sum())}
+    kept = np.flatnonzero(~(empty | long | skewed))
+    if not len(kept):
+        reasons = ", ".join(f"{count:,} {reason}" for reason, count in dropped.items())
+        raise UserError(
+            f"data.source: no training pair is left of {len(source):,} ({reasons}); "
+            f"check the text, data.max_length = {max_length} and data.max_ratio = {max_ratio}"
+        )
+    return kept.astype(np.int32 if len(source) < 2**31 else np.int64), dropped
+
+
+def _by_bucket(pairs: np.ndarray, bucket: np.ndarray, n: int) -> list[np.ndarray]:
+    """The pairs of each of n buckets, in their order. `bucket[i]` is the bucket of `pairs[i]`."""
+    ends = np.cumsum(np.bincount(bucket, minlength=n))
+    return np.split(pairs[np.argsort(bucket, kind="stable")], ends[:-1])
+
+
+def _strata(rows: np.ndarray, first_rows: np.ndarray, weights: Sequence[float]) -> list[tuple[np.ndarray, int, int]]:
+    """For each store: its part of these rows, how often all of them come in an epoch, and how many more are drawn.
+
+    Store c has the rows from `first_rows[c]` up to `first_rows[c + 1]`.
+    """
+    strata = []
+    parts = np.split(rows, np.searchsorted(rows, first_rows[1:-1]))
+    for weight, part in zip(weights, parts, strict=True):
+        times = int(weight)
+        strata.append((part, times, math.ceil(round((weight - times) * len(part), 6))))
+    return strata
 
 
 class Batches:
@@ -171,21 +134,10 @@ class Batches:
         source = np.concatenate([store.source_lengths for store in stores]) + 1
         target = np.concatenate([store.target_lengths for store in stores]) + 1
 
-        empty = (source == 1) | (target == 1)
-        long = ~empty & ((source > max_length) | (target > max_length))
-        skewed = ~empty & ~long & (np.maximum(source, target) > max_ratio * np.minimum(source, target))
-        self.dropped = {"empty": int(empty.sum()), "too long": int(long.sum()), "ratio": int(skewed.sum())}
+        kept, self.dropped = _usable(source, target, max_length, max_ratio)
         """Number of pairs left out, by reason; each pair counts once."""
-        kept = np.flatnonzero(~(empty | long | skewed))
         self.kept = len(kept)
         """Number of pairs that training sees."""
-        if not self.kept:
-            reasons = ", ".join(f"{count:,} {reason}" for reason, count in self.dropped.items())
-            raise UserError(
-                f"data.source: no training pair is left of {len(source):,} ({reasons}); "
-                f"check the text, data.max_length = {max_length} and data.max_ratio = {max_ratio}"
-            )
-        kept = kept.astype(np.int32 if len(source) < 2**31 else np.int64)
         source, target = source[kept], target[kept]
         weights = [1.0] * len(stores) if weights is None else weights
         # The pairs of row r are `_pairs[_row_starts[r]:_row_starts[r + 1]]`; None: each pair is a row, by its number.
@@ -195,51 +147,23 @@ class Batches:
             raise UserError(f"data.weights: an epoch would have {in_epoch:,} pairs, at most 2**31 can be; lower them")
         if packing:
             sides = room(source, target, batch_tokens // (8 * accumulate), seed)
-            rows_of_store = self._pack(kept, source, target, sides, seed)
-            in_epoch = math.ceil(np.dot(weights, np.diff(rows_of_store)))
-            shapes = [Shape(_fitting_rows(batch_tokens // max(sides), accumulate, in_epoch), *sides)]
+            first_rows = self._pack(kept, source, target, sides, seed)
+            in_epoch = math.ceil(np.dot(weights, np.diff(first_rows)))
+            shapes = [Shape(fitting_rows(batch_tokens // max(sides), accumulate, in_epoch), *sides)]
+            in_buckets = [np.arange(first_rows[-1], dtype=kept.dtype)]
         else:
-            shapes, bucket = _shapes(source, target, n_buckets, batch_tokens, accumulate, max_length, in_epoch)
+            shapes, bucket = bucket_shapes(source, target, n_buckets, batch_tokens, accumulate, max_length, in_epoch)
+            first_rows, in_buckets = self._first, _by_bucket(kept, bucket, len(shapes))
         if not all(shape.rows for shape in shapes):
             what = "row of packed sentences" if packing else "sentence"
             raise UserError(
                 f"train.batch_tokens = {batch_tokens}: too small for {accumulate} micro-batches of a {what} of "
                 f"{max(max(shape[1:]) for shape in shapes)} pieces; raise it or lower data.max_length"
             )
-
-        # strata[b]: for each store, its rows in bucket b, how often all of them come, and how many more are drawn.
-        self._strata: list[list[tuple[np.ndarray, int, int]]] = [[] for _ in shapes]
-        if packing:
-            in_buckets = [np.arange(rows_of_store[-1], dtype=kept.dtype)]
-            first_rows = rows_of_store
-        else:
-            by_bucket = np.argsort(bucket, kind="stable")
-            ends = np.cumsum(np.bincount(bucket, minlength=len(shapes)))
-            in_buckets, first_rows = np.split(kept[by_bucket], ends[:-1]), self._first
-        for strata, rows in zip(self._strata, in_buckets, strict=True):
-            owns = np.split(rows, np.searchsorted(rows, first_rows[1:-1]))
-            for weight, own in zip(weights, owns, strict=True):
-                times = int(weight)
-                strata.append((own, times, math.ceil(round((weight - times) * len(own), 6))))
-
-        # How many batches of each shape an epoch has; the rest of each bucket moves up.
-        waiting, sizes = 0, []
-        self._full = []
-        for shape, strata in zip(shapes, self._strata, strict=True):
-            waiting += sum(len(own) * times + drawn for own, times, drawn in strata)
-            full, waiting = divmod(waiting, shape.rows)
-            self._full.append(full)
-            sizes += [shape.rows] * full
-        self._shape_of = np.repeat(np.arange(len(shapes)), self._full)
-        if waiting:
-            sizes.append(waiting)
-            self._shape_of = np.append(self._shape_of, len(shapes) - 1)
         self._shapes = shapes
-        self._starts = np.cumsum([0, *sizes])
-        self.batches_per_epoch = len(sizes)
-        """Number of updates an epoch, the same for every epoch."""
-        self.shapes = tuple(shapes[b] for b in np.unique(self._shape_of))
-        """The (rows, source, target) shapes that occur, shortest first."""
+        # strata[b]: for each store, its rows in bucket b, how often all of them come, and how many more are drawn.
+        self._strata = [_strata(rows, first_rows, weights) for rows in in_buckets]
+        self._fill_epoch()
 
         self._lock = threading.Lock()
         self._plans: dict[int, Plan] = {}
@@ -248,6 +172,25 @@ class Batches:
         length[kept] = source + target
         self.padding = 1 - int(length[self._in_rows(self._plan(0).rows)[0]].sum(dtype=np.int64)) / positions
         """Share of the first epoch's positions, source and target, that are padding."""
+
+    def _fill_epoch(self) -> None:
+        """Count the batches that each shape has in an epoch; the rest of each bucket moves up."""
+        waiting, sizes = 0, []
+        self._full = []
+        for shape, strata in zip(self._shapes, self._strata, strict=True):
+            waiting += sum(len(part) * times + drawn for part, times, drawn in strata)
+            full, waiting = divmod(waiting, shape.rows)
+            self._full.append(full)
+            sizes += [shape.rows] * full
+        self._shape_of = np.repeat(np.arange(len(self._shapes)), self._full)
+        if waiting:
+            sizes.append(waiting)
+            self._shape_of = np.append(self._shape_of, len(self._shapes) - 1)
+        self._starts = np.cumsum([0, *sizes])
+        self.batches_per_epoch = len(sizes)
+        """Number of updates an epoch, the same for every epoch."""
+        self.shapes = tuple(self._shapes[b] for b in np.unique(self._shape_of))
+        """The (rows, source, target) shapes that occur, shortest first."""
 
     def digest(self) -> str:
         """Hex digest of what all batches follow from, but for the tokens: rows, their pairs, shapes and the seed."""
@@ -363,8 +306,8 @@ def evaluation_batches(
     if not len(kept):
         return
     source, target = store.source_lengths[kept] + 1, store.target_lengths[kept] + 1
-    longest = int(_round_up(max(source.max(), target.max())))
-    shapes, bucket = _shapes(source, target, n_buckets, max(batch_tokens, longest), 1, longest, len(kept))
+    longest = int(round_up(max(source.max(), target.max())))
+    shapes, bucket = bucket_shapes(source, target, n_buckets, max(batch_tokens, longest), 1, longest, len(kept))
     order = np.argsort(np.maximum(source, target), kind="stable")
     begin = 0
     for b, shape in enumerate(shapes):
