@@ -59,7 +59,7 @@ _CONFIG_FILE = "a config file is Python that defines `config`, such as configs/q
 
 def _refuse_other_config(path: str) -> None:
     """Raise `UserError` for a file that is no Python for sure: a packed one, or a workdir's config.json."""
-    from transformer.data.opening import refuse_other
+    from transformer.data.foreign import refuse_other
 
     try:
         refuse_other(path, "a config file")

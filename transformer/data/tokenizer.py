@@ -29,8 +29,8 @@ import sentencepiece
 from transformer.config import BOS, EOS, PAD, SPECIALS, UNK, DataConfig, UserError
 from transformer.data import cleaning, normalizer
 from transformer.data.folder import writable_cache_dir
+from transformer.data.foreign import refuse_other
 from transformer.data.normalizer import Normalizer
-from transformer.data.opening import refuse_other
 from transformer.data.text import Parallel, fingerprint, read_pairs, require_same
 from transformer.files import cached
 
