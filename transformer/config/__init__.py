@@ -29,7 +29,6 @@ from transformer.config.sections import (
 )
 from transformer.config.tasks import (
     MOVABLE,
-    RESUMABLE,
     Config,
     check,
     conflicts,
@@ -45,7 +44,6 @@ __all__ = [
     "KINDS",
     "MOVABLE",
     "PAD",
-    "RESUMABLE",
     "SPECIALS",
     "UNK",
     "AttentionConfig",
