@@ -32,7 +32,7 @@ from side_by_side import Worker, cpuinfo, environment, log, machine, require, sh
 
 from transformer.command_line import Parser, config_file, override, run
 from transformer.config import UserError, check, to_json
-from transformer.data import phrases
+from transformer.data.phrases import corpus
 from transformer.data.tokenizer import Tokenizer
 
 HERE = Path(__file__).resolve().parent
@@ -68,7 +68,7 @@ def write_text(folder: Path, quick: bool) -> None:
     part.mkdir(parents=True, exist_ok=True)
     draw = random.Random(0)
     for split, total in zip(("train", "dev", "test"), totals, strict=True):
-        made = itertools.islice(phrases.pairs(split, ("en", "de")), total)
+        made = itertools.islice(corpus.pairs(split, ("en", "de")), total)
         lines = []
         while several := list(itertools.islice(made, 1 + draw.randrange(most))):
             lines.append([" ".join(side) for side in zip(*several, strict=True)])

@@ -29,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from side_by_side import Worker, log, machine, require, show, take_turns
 
 from transformer.command_line import Parser, run
-from transformer.data import phrases
+from transformer.data.phrases import corpus
 from transformer.data.text import Parallel, read_pairs
 
 SYSTEMS = ("ours", "pytorch", "pytorch-compile")
@@ -156,12 +156,12 @@ def write_text(folder: Path, pairs: int, text: list[str] | None) -> None:
         own = list(read_pairs(Parallel(*text)))
         sides = zip(*itertools.islice(itertools.cycle(own), pairs), strict=True)
     else:
-        made, draw = phrases.pairs("train", ("en", "de")), random.Random(0)
+        made, draw = corpus.pairs("train", ("en", "de")), random.Random(0)
         rows = []
         while len(rows) < pairs:
             several = list(itertools.islice(made, 1 + draw.randrange(4)))
             if not several:
-                made = phrases.pairs("train", ("en", "de"))
+                made = corpus.pairs("train", ("en", "de"))
                 continue
             rows.append([" ".join(side) for side in zip(*several, strict=True)])
         sides = zip(*rows, strict=True)

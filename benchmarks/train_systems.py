@@ -302,9 +302,9 @@ def tokenising(workdir: str, threads: int, vocab_size: int, **_: Any) -> Any:
     import shutil
 
     from transformer.config import DataConfig
-    from transformer.data.cache import tokenize
     from transformer.data.text import Parallel
     from transformer.data.tokenizer import tokenizer
+    from transformer.data.tokens import tokenize
 
     text = Parallel(f"{workdir}/train.en", f"{workdir}/train.de")
     model = tokenizer(DataConfig(vocab_size=vocab_size, cache_dir=f"{workdir}/cache"), (text,))

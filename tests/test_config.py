@@ -27,6 +27,7 @@ from transformer.config import (
     resumable,
     to_json,
 )
+from transformer.config.codec import check_fields, load_json
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.py"))
 # Other programs set these by name: they may be joined by more, but not renamed.
@@ -63,7 +64,8 @@ def test_the_fixed_field_names_exist() -> None:
 
 
 def test_every_field_is_documented() -> None:
-    source = (Path(__file__).parents[1] / "transformer/config.py").read_text()
+    folder = Path(__file__).parents[1] / "transformer/config"
+    source = "".join((folder / f"{name}.py").read_text() for name in ("model", "sections"))
     for name in flatten(Config()):
         _, after = source.split(f"\n    {name.split('.')[1]}: ", 1)
         assert after.split("\n")[1].startswith('    """'), name
@@ -393,3 +395,24 @@ def test_differences_name_both_values() -> None:
     one, two = Config(), Config(data=DataConfig(vocab_size=9), train=TrainConfig(seed=4))
     assert differences(one, two) == {"data.vocab_size": (8_000, 9), "train.seed": (0, 4)}
     assert differences(two, two) == {}
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskConfig:
+    """A config of another task, composed of other sections."""
+
+    model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
+    train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
+
+
+def test_a_config_of_another_task_is_read_compared_and_checked() -> None:
+    config = TaskConfig(train=TrainConfig(steps=7))
+    assert load_json(TaskConfig, to_json(config), "config.json") == config
+    assert differences(TaskConfig(), config) == {"train.steps": (100_000, 7)}
+    check_fields(config, TaskConfig)
+    with pytest.raises(UserError, match=r"^train\.steps = 0: must be at least 1$"):
+        check_fields(TaskConfig(train=TrainConfig(steps=0)), TaskConfig)
+    with pytest.raises(UserError, match=r"^config\.json: unknown field 'data'"):
+        load_json(TaskConfig, to_json(Config()), "config.json")
+    with pytest.raises(UserError, match=r"^config: must be a TaskConfig, not Config "):
+        check_fields(Config(), TaskConfig)

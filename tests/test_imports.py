@@ -126,7 +126,7 @@ def test_the_rule_sees_every_kind_of_import(tmp_path):
     found = {name: early for _, name, early in imports(tmp_path / "x.py")}
     assert found == {"a.b": True, "d.e": True, "d.f": True, "g": False, "i": False, "k.l": False}
     assert part_of(PACKAGE / "model" / "layers.py") == "model"
-    assert part_of(PACKAGE / "config.py") == "config"
+    assert part_of(PACKAGE / "config" / "tasks.py") == "config"
     assert {"model", "data", "inference", "training", "tasks", "tools"} <= {part_of(path) for path in FILES}
 
 
@@ -163,9 +163,8 @@ def test_every_public_name_is_there():
 
 
 def test_the_model_runs_copied_into_another_project(tmp_path):
-    (tmp_path / "transformer").mkdir()
-    shutil.copy(PACKAGE / "config.py", tmp_path / "transformer")
-    shutil.copytree(PACKAGE / "model", tmp_path / "transformer" / "model")
+    for name in ("config", "model"):
+        shutil.copytree(PACKAGE / name, tmp_path / "transformer" / name)
     program = """
 import jax, transformer.model
 from transformer.config import ModelConfig

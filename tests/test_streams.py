@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from transformer.command_line import _Format
+from transformer.command_line.log import Format
 from transformer.config import UserError
 from transformer.memory import enough_memory
 from transformer.streams import one_line, plain, to_json
@@ -234,13 +234,13 @@ def test_a_message_is_one_line(text: str) -> None:
 def test_the_log_shows_text_from_outside_harmlessly(given: object) -> None:
     """Lines of our own end where they end; what is put into them makes no new ones."""
     record = logging.LogRecord("x", logging.INFO, "", 0, "one\ntwo %s, %d, %.1f, %r\n", (given, 3, 0.5, FORGED), None)
-    shown = _Format().format(record)
+    shown = Format().format(record)
     assert len(shown.split("\n")) == 3
     assert shown.startswith("one\ntwo ") and "\\x1b[2J" in shown and "\\u202e" in shown
     assert all(char.isprintable() or char == "\n" for char in shown)
     # A line without arguments, too.
     record = logging.LogRecord("x", logging.WARNING, "", 0, "100 % \x1b[2J", None, None)
-    assert _Format().format(record) == "warning: 100 % \\x1b[2J"
+    assert Format().format(record) == "warning: 100 % \\x1b[2J"
 
 
 VALUES = st.recursive(

@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 
 import transformer
-from transformer.config import DataConfig, UserError
-from transformer.data.batching import Batches, evaluation_batches, length_buckets, too_long
-from transformer.data.tokenizer import EOS, PAD
+from transformer.config import EOS, PAD, DataConfig, UserError
+from transformer.data.batching import Batches, evaluation_batches, too_long
+from transformer.data.buckets import length_buckets
 from transformer.training.feed import iterate
 
 
 class Pairs:
-    """A token cache in memory. Every piece of pair i is first + i, so that a row tells where it came from."""
+    """A token store in memory. Every piece of pair i is first + i, so that a row tells where it came from."""
 
     path = Path("nowhere")
 
@@ -39,10 +39,10 @@ def random_pairs(n, seed=0, longest=60, first=10):
     return Pairs(source, np.clip(source * rng.lognormal(0, 0.3, n), 1, longest).astype(int), first)
 
 
-def make(caches, **changed):
-    caches = caches if isinstance(caches, list) else [caches]
+def make(stores, **changed):
+    stores = stores if isinstance(stores, list) else [stores]
     given = {"batch_tokens": 512, "max_length": 64, "max_ratio": 9.0, "n_buckets": 5, "seed": 1}
-    return Batches(caches, **given | changed)
+    return Batches(stores, **given | changed)
 
 
 def epoch(batches, e=0):
@@ -192,10 +192,10 @@ def test_order_is_the_same_in_every_version_of_numpy():
 
 
 def test_rows_name_cache_and_line():
-    caches = [random_pairs(50, 1, first=1000), random_pairs(70, 2, first=2000), random_pairs(9, 3, first=3000)]
-    caches[0].source_lengths[7] = 0  # dropped: the numbers of the others stay
-    caches[0] = Pairs(caches[0].source_lengths, caches[0].target_lengths, 1000)
-    batches = make(caches)
+    stores = [random_pairs(50, 1, first=1000), random_pairs(70, 2, first=2000), random_pairs(9, 3, first=3000)]
+    stores[0].source_lengths[7] = 0  # dropped: the numbers of the others stay
+    stores[0] = Pairs(stores[0].source_lengths, stores[0].target_lengths, 1000)
+    batches = make(stores)
     assert batches.kept == 128
     seen = set()
     for step in range(batches.batches_per_epoch):
@@ -204,15 +204,15 @@ def test_rows_name_cache_and_line():
         assert [1000 * (c + 1) + line for c, line in rows] == first
         for r, (c, line) in enumerate(rows):
             for side in ("source", "target"):
-                length = getattr(caches[c], f"{side}_lengths")[line]
+                length = getattr(stores[c], f"{side}_lengths")[line]
                 assert (batch[side][r] == first[r]).sum() == length and batch[side][r][length] == EOS
         seen |= set(map(tuple, rows.tolist()))
     assert len(seen) == 128 and (0, 7) not in seen
 
 
 def test_weights():
-    caches = [random_pairs(400, 1), random_pairs(300, 2), random_pairs(200, 3)]
-    batches = make(caches, weights=(1, 2.25, 0.5), n_buckets=4)
+    stores = [random_pairs(400, 1), random_pairs(300, 2), random_pairs(200, 3)]
+    batches = make(stores, weights=(1, 2.25, 0.5), n_buckets=4)
     drawn = []
     for e in range(4):
         counts = Counter(map(tuple, itertools.chain.from_iterable(order(batches, (e,)))))
@@ -220,7 +220,7 @@ def test_weights():
         assert {counts[1, i] for i in range(300)} == {2, 3}
         assert {counts[2, i] for i in range(200)} == {0, 1}
         for c, once, expected in ((1, 2, 75), (2, 0, 100)):  # rounded up in each of at most 4 buckets
-            extra = {i for i in range(len(caches[c])) if counts[c, i] > once}
+            extra = {i for i in range(len(stores[c])) if counts[c, i] > once}
             assert expected <= len(extra) <= expected + 4
             drawn.append(extra)
         assert sum(counts.values()) == sum(len(rows) for rows in order(batches, (e,)))
@@ -297,15 +297,15 @@ def test_evaluation_has_every_pair_once_shortest_first():
 
 @pytest.mark.skipif("TRANSFORMER_DATA" not in os.environ, reason="TRANSFORMER_DATA names no folder of corpora")
 def test_padding_on_multi30k(tmp_path, report):
-    from transformer.data.cache import tokenize
     from transformer.data.text import Parallel
     from transformer.data.tokenizer import tokenizer
+    from transformer.data.tokens import tokenize
 
     folder = Path(os.environ["TRANSFORMER_DATA"]) / "multi30k/raw"
     text = Parallel(str(folder / "train.en.gz"), str(folder / "train.de.gz"))
     config = DataConfig(cache_dir=str(tmp_path))
-    cache = tokenize(text, tokenizer(config, (text,)), folder=tmp_path, workers=1)
-    batches = make(cache, batch_tokens=8_192, max_length=config.max_length, n_buckets=config.length_buckets)
+    store = tokenize(text, tokenizer(config, (text,)), folder=tmp_path, workers=1)
+    batches = make(store, batch_tokens=8_192, max_length=config.max_length, n_buckets=config.length_buckets)
     report(f"Multi30k: {batches.padding:.1%} padding in {len(batches.shapes)} shapes")
-    assert len(cache) == batches.kept == 29_000
+    assert len(store) == batches.kept == 29_000
     assert batches.padding < 0.2

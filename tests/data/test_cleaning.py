@@ -13,11 +13,11 @@ import sentencepiece
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from transformer.config import Config, DataConfig, UserError
+from transformer.config import UNK, Config, DataConfig, UserError
 from transformer.data import cleaning, normalizer
-from transformer.data.cache import tokenize
 from transformer.data.text import Parallel
-from transformer.data.tokenizer import UNK, Tokenizer, tokenizer
+from transformer.data.tokenizer import Tokenizer, tokenizer
+from transformer.data.tokens import tokenize
 
 FAMILY = "\U0001f469\u200d\U0001f469\u200d\U0001f467"
 SCOTLAND = "\U0001f3f4\U000e0067\U000e0062\U000e0073\U000e0063\U000e0074\U000e007f"

@@ -7,11 +7,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from transformer.data.cache import TokenCache, tokenize
 from transformer.data.held_out import HeldOut, held_out_doubts, reference_doubts, shared
 from transformer.data.languages import Named
 from transformer.data.text import Parallel
 from transformer.data.tokenizer import Tokenizer
+from transformer.data.tokens import TokenStore, tokenize
 
 WORDS = {"red": "rot", "big": "groß", "old": "alt", "cat": "Katze", "dog": "Hund", "house": "Haus", "sees": "sieht"}
 Pairs = list[tuple[str, str]]
@@ -33,7 +33,7 @@ def made(pieces, tmp_path_factory):
     """`made(pairs)`: their tokens."""
     folder: Path = tmp_path_factory.mktemp("held_out")
 
-    def made(text: Pairs) -> TokenCache:
+    def made(text: Pairs) -> TokenStore:
         path = folder / "text.tsv"
         path.write_text("".join("\t".join(pair) + "\n" for pair in text), encoding="utf-8")
         return tokenize(Parallel(str(path)), pieces, folder=folder, workers=1)

@@ -8,10 +8,10 @@ import re
 import pytest
 
 from transformer.config import DataConfig, UserError
-from transformer.data.cache import tokenize
 from transformer.data.languages import Named, doubts
 from transformer.data.text import Parallel, read_pairs
 from transformer.data.tokenizer import Tokenizer, tokenizer
+from transformer.data.tokens import tokenize
 
 WORDS = {
     **{"red": "rot", "blue": "blau", "big": "groß", "small": "klein", "old": "alt", "new": "neu", "cat": "Katze"},

@@ -17,11 +17,11 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from transformer.config import DataConfig, UserError
+from transformer.data.compression import Damaged, compression_of
 from transformer.data.opening import open_stream, open_text, read_all
 from transformer.data.sources import corpora
 from transformer.data.text import Parallel, count_lines, fingerprint, form, read_lines, read_pairs
 from transformer.data.tokenizer import Tokenizer
-from transformer.data.unpacking import Damaged, packing_of
 
 PACKED = {
     "gzip": gzip.compress,
@@ -211,7 +211,7 @@ def test_a_tokenizer_of_another_kind_is_named_with_its_tool(tmp_path, kind):
     content, told = FOREIGN.get(kind, (b"", ""))
     if kind in PACKED:
         content = PACKED[kind](b"a model")
-        tool = packing_of(content)
+        tool = compression_of(content)
         told = rf"packed by {tool}, not plain text; unpack it first: {tool} -dc '.+/a b\.model' > NEW$"
     elif kind in ("numpy", "png", "noise"):
         told = "not plain text; give the .model file that spm_train wrote"

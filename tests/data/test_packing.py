@@ -8,10 +8,9 @@ import numpy as np
 import pytest
 from test_batching import Pairs, make, order, random_pairs
 
-from transformer.config import DataConfig, UserError
+from transformer.config import EOS, PAD, DataConfig, UserError
 from transformer.data import packing
 from transformer.data.packing import pack, pack_once, room
-from transformer.data.tokenizer import EOS, PAD
 
 
 def lengths(n, seed=0, longest=60):
@@ -117,14 +116,14 @@ def sentences_of(row):
     "setup", [{}, {"batch_tokens": 2000, "accumulate": 2}, {"batch_tokens": 80}, {"batch_tokens": 90_000}], ids=str
 )
 def test_batches_hold_each_pair_once_an_epoch(setup):
-    caches = [random_pairs(700, 1, first=1_000), random_pairs(301, 2, first=2_000), random_pairs(0, 3)]
-    batches = make(caches, packing=True, **setup)
+    stores = [random_pairs(700, 1, first=1_000), random_pairs(301, 2, first=2_000), random_pairs(0, 3)]
+    batches = make(stores, packing=True, **setup)
     assert len(batches.shapes) == 1
     (rows, S), (_, T) = batches.shapes[0].values()
     budget, accumulate = setup.get("batch_tokens", 512), setup.get("accumulate", 1)
     assert rows * max(S, T) <= budget and rows % accumulate == 0
-    lengths = {1_000 + i: (caches[0].source_lengths[i], caches[0].target_lengths[i]) for i in range(700)}
-    lengths |= {2_000 + i: (caches[1].source_lengths[i], caches[1].target_lengths[i]) for i in range(301)}
+    lengths = {1_000 + i: (stores[0].source_lengths[i], stores[0].target_lengths[i]) for i in range(700)}
+    lengths |= {2_000 + i: (stores[1].source_lengths[i], stores[1].target_lengths[i]) for i in range(301)}
     for e in (0, 2):
         seen, real = Counter(), 0
         for step in range(e * batches.batches_per_epoch, (e + 1) * batches.batches_per_epoch):
@@ -136,8 +135,8 @@ def test_batches_hold_each_pair_once_an_epoch(setup):
                     number = own[0]
                     assert own == [number] * lengths[number][0] + [EOS]
                     assert translation == [number] * lengths[number][1] + [EOS]
-                    cache, line = next(named)
-                    assert number == 1_000 * (cache + 1) + line
+                    store, line = next(named)
+                    assert number == 1_000 * (store + 1) + line
                     seen[number] += 1
             assert next(named, None) is None
             real += sum((side != PAD).sum() for side in batch.values())
@@ -167,8 +166,8 @@ def test_order_is_the_same_in_every_version_of_numpy():
 
 
 def test_weights():
-    caches = [random_pairs(400, 1), random_pairs(300, 2), random_pairs(200, 3)]
-    batches = make(caches, weights=(1, 2.25, 0.5), packing=True)
+    stores = [random_pairs(400, 1), random_pairs(300, 2), random_pairs(200, 3)]
+    batches = make(stores, weights=(1, 2.25, 0.5), packing=True)
     for e in range(3):
         counts = Counter(map(tuple, itertools.chain.from_iterable(order(batches, (e,)))))
         assert all(counts[0, i] == 1 for i in range(400))
@@ -194,15 +193,15 @@ def test_a_budget_too_small_for_a_row():
     ],
 )
 def test_padding_of_real_text(tmp_path, report, source):
-    from transformer.data.cache import tokenize
     from transformer.data.text import Parallel
     from transformer.data.tokenizer import tokenizer
+    from transformer.data.tokens import tokenize
 
     path = str(Path(os.environ["TRANSFORMER_DATA"]) / source)
     text = Parallel(path, path.replace(".en", ".de"))
     config = DataConfig(cache_dir=str(tmp_path))
-    cache = tokenize(text, tokenizer(config, (text,)), folder=tmp_path, workers=1)
-    batches = make(cache, batch_tokens=8_192, max_length=config.max_length, packing=True)
+    store = tokenize(text, tokenizer(config, (text,)), folder=tmp_path, workers=1)
+    batches = make(store, batch_tokens=8_192, max_length=config.max_length, packing=True)
     ((_, S), (_, T)), *more = (shape.values() for shape in batches.shapes)
     report(f"{source}: {batches.padding:.1%} padding, packed into rows of {S} and {T}")
     assert not more and batches.padding < 0.03

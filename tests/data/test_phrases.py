@@ -10,8 +10,7 @@ import pytest
 from num2words import num2words
 
 from transformer.config import UserError
-from transformer.data import phrase_wording as wording
-from transformer.data import phrases
+from transformer.data.phrases import corpus, wording
 
 EN_DE, EN_FR = ("en", "de"), ("en", "fr")
 
@@ -100,14 +99,14 @@ def test_wording(say, value, language, form, figures, words):
 def test_a_sentence_has_one_translation_both_ways(languages):
     there, back = {}, {}
     for split in ("train", "dev", "test"):
-        for source, target in islice(phrases.pairs(split, languages), 12_000):
+        for source, target in islice(corpus.pairs(split, languages), 12_000):
             assert there.setdefault(source, target) == target
             assert back.setdefault(target, source) == source
 
 
 @pytest.mark.parametrize("languages", [EN_DE, EN_FR])
 def test_held_out_values_and_sentences_are_not_in_training(languages):
-    found = {split: list(islice(phrases.examples(split, languages), n)) for split, n in
+    found = {split: list(islice(corpus.examples(split, languages), n)) for split, n in
              [("train", 20_000), ("dev", 2_000), ("test", 2_000)]}  # fmt: skip
     keys = {split: {key for example in examples for key in example.held_out} for split, examples in found.items()}
     assert all(example.held_out for examples in found.values() for example in examples)
@@ -123,7 +122,7 @@ def test_held_out_numbers_by_reading_the_sentences():
     """As above, but by what stands in the text: the whole numbers and the years written in English figures."""
 
     def numbers(split, count):
-        text = "\n".join(source for source, _ in islice(phrases.pairs(split, EN_DE), count))
+        text = "\n".join(source for source, _ in islice(corpus.pairs(split, EN_DE), count))
         text = re.sub(
             r"\w+ \d+(st|nd|rd|th)\b(, \d{4})?|\d+:\d+|\d+/\d+/\d+|\b\d+ [ap]m", "", text
         )  # days, times, dates
@@ -139,10 +138,10 @@ def test_held_out_numbers_by_reading_the_sentences():
 
 
 def test_every_template_is_used_and_translated():
-    count = {kind: len(made) for kind, made in phrases.templates().items()}
+    count = {kind: len(made) for kind, made in corpus.templates().items()}
     assert set(count) == {"numbers", "dates", "times", "money", "measures", "names"}
     assert min(count.values()) >= 30
-    every = [template for made in phrases.templates().values() for template in made]
+    every = [template for made in corpus.templates().values() for template in made]
     for language in ("en", "de", "fr"):
         assert len({str(template.texts[language]) for template in every}) == len(every)
         for template in every:
@@ -152,7 +151,7 @@ def test_every_template_is_used_and_translated():
 
 def test_sentences_are_plain_short_lines():
     for languages in (EN_DE, EN_FR):
-        made = list(islice(phrases.pairs("train", languages), 5_000))
+        made = list(islice(corpus.pairs("train", languages), 5_000))
         for line in (line for pair in made for line in pair):
             assert line[-1] in ".?" and line[0] == line[0].upper() and line == " ".join(line.split(" "))
             assert not re.search(r"[{}()/|]|  |None|\xa0|\u202f", re.sub(r"\d\d/\d\d/\d{4}", "", line)), line
@@ -160,29 +159,29 @@ def test_sentences_are_plain_short_lines():
 
 
 def test_french_elides_de():
-    made = [target for _, target in islice(phrases.pairs("train", EN_FR), 30_000)]
+    made = [target for _, target in islice(corpus.pairs("train", EN_FR), 30_000)]
     assert any(" d'une heure" in line for line in made)
     assert not any(re.search(r"\bde une?\b", line) for line in made)
 
 
 def test_a_pair_of_languages_and_its_reverse_have_the_same_sentences():
     for other in ("de", "fr"):
-        there = list(islice(phrases.pairs("dev", ("en", other)), 100))
-        back = list(islice(phrases.pairs("dev", (other, "en")), 100))
+        there = list(islice(corpus.pairs("dev", ("en", other)), 100))
+        back = list(islice(corpus.pairs("dev", (other, "en")), 100))
         assert back == [(target, source) for source, target in there]
 
 
 def test_the_seed_makes_the_sentences():
-    made = [list(islice(phrases.pairs("train", EN_DE, seed), 50)) for seed in (0, 0, 1)]
+    made = [list(islice(corpus.pairs("train", EN_DE, seed), 50)) for seed in (0, 0, 1)]
     assert made[0] == made[1] != made[2]
 
 
 def test_version_is_raised_when_sentences_change():
-    """If this fails, raise phrases.VERSION: files that are there already would be kept. Then set both here."""
+    """If this fails, raise corpus.VERSION: files that are there already would be kept. Then set both here."""
     if (importlib.metadata.version("babel"), importlib.metadata.version("num2words")) != ("2.18.0", "0.5.14"):
         pytest.skip("written down for Babel 2.18.0 and num2words 0.5.14, which are part of what is generated")
-    text = str([list(islice(phrases.pairs("train", languages), 20_000)) for languages in (EN_DE, EN_FR)])
-    assert (phrases.VERSION, hashlib.sha256(text.encode()).hexdigest()[:16]) == (1, "bc6bb25ecc5c8f3e")
+    text = str([list(islice(corpus.pairs("train", languages), 20_000)) for languages in (EN_DE, EN_FR)])
+    assert (corpus.VERSION, hashlib.sha256(text.encode()).hexdigest()[:16]) == (1, "bc6bb25ecc5c8f3e")
 
 
 # ---- files
@@ -193,7 +192,7 @@ def lines(path):
 
 
 def test_write(tmp_path):
-    made = phrases.write(tmp_path / "new", EN_DE, 300)
+    made = corpus.write(tmp_path / "new", EN_DE, 300)
     assert [len(lines(path)) for path in (*made.train[0][:2], *made.dev[:2], *made.test[:2])] == [300] * 2 + [
         500
     ] * 2 + [1000] * 2
@@ -201,10 +200,10 @@ def test_write(tmp_path):
     assert folder.parent == tmp_path / "new" and made.test[:2] == (str(folder / "test.en"), str(folder / "test.de"))
     assert (made.dev_name, made.test_name) == ("phrases dev", "phrases test")
     assert list(zip(lines(made.train[0].source), lines(made.train[0].target), strict=True)) == list(
-        islice(phrases.pairs("train", EN_DE), 300)
+        islice(corpus.pairs("train", EN_DE), 300)
     )
-    for corpus in (made.dev, made.test):
-        assert len(set(lines(corpus.source))) == len(lines(corpus.source))
+    for parallel in (made.dev, made.test):
+        assert len(set(lines(parallel.source))) == len(lines(parallel.source))
     assert sorted(path.name for path in folder.iterdir()) == sorted(
         [f"{split}.{language}" for split in ("train", "dev", "test") for language in EN_DE]
         + ["phrases.json", "manifest.json"]
@@ -213,7 +212,7 @@ def test_write(tmp_path):
 
 def test_write_takes_what_is_there_and_makes_the_rest(tmp_path, monkeypatch):
     def write(languages=EN_DE, train_pairs=20, seed=0):
-        folder = Path(phrases.write(tmp_path, languages, train_pairs, seed).dev.source).parent
+        folder = Path(corpus.write(tmp_path, languages, train_pairs, seed).dev.source).parent
         return {path.name: path.read_bytes() for path in folder.iterdir()}
 
     first = write()
@@ -223,15 +222,15 @@ def test_write_takes_what_is_there_and_makes_the_rest(tmp_path, monkeypatch):
     assert write(seed=1)["test.en"] != first["test.en"]
     assert write(languages=("fr", "en"))["train.en"] != first["train.en"]
     with monkeypatch.context() as patch:
-        patch.setattr(phrases, "VERSION", phrases.VERSION + 1)
-        assert json.loads(write()["phrases.json"])["version"] == phrases.VERSION
+        patch.setattr(corpus, "VERSION", corpus.VERSION + 1)
+        assert json.loads(write()["phrases.json"])["version"] == corpus.VERSION
     with monkeypatch.context() as patch:
-        patch.setattr(phrases, "pairs", None)  # would fail if anything were generated
+        patch.setattr(corpus, "pairs", None)  # would fail if anything were generated
         assert write() == first
 
 
 @pytest.mark.parametrize("languages", [("en", "es"), ("de", "fr"), ("en", "en"), ("en",)])
 def test_unsupported_languages(tmp_path, languages):
     with pytest.raises(UserError, match=r"data\.languages.*en-de, de-en, en-fr, fr-en"):
-        phrases.write(tmp_path, languages, 10)
+        corpus.write(tmp_path, languages, 10)
     assert not list(tmp_path.iterdir())

@@ -7,7 +7,8 @@ import pytest
 
 from transformer.config import DataConfig, UserError
 from transformer.data import sources
-from transformer.data.sources import cache_dir, corpora
+from transformer.data.folder import cache_dir
+from transformer.data.sources import corpora
 from transformer.data.text import Parallel
 from transformer.data.tokenizer import Tokenizer
 
@@ -101,7 +102,7 @@ def test_mistakes(files, fields, message):
 
 
 def test_generated_phrases_with_the_users_own_test_set(files, tmp_path):
-    pytest.importorskip("transformer.data.phrases")
+    pytest.importorskip("transformer.data.phrases.corpus")
     config = DataConfig(corpus="phrases", languages=("en", "de"), phrases=50, cache_dir=str(tmp_path / "cache"))
     made = corpora(config)
     assert Path(made.train[0].source).read_bytes().count(b"\n") == 50

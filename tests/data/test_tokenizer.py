@@ -11,9 +11,9 @@ import pytest
 import sentencepiece
 
 import transformer
-from transformer.config import DataConfig, UserError
+from transformer.config import BOS, EOS, PAD, UNK, DataConfig, UserError
 from transformer.data.text import Parallel
-from transformer.data.tokenizer import BOS, EOS, PAD, UNK, Tokenizer, tokenizer
+from transformer.data.tokenizer import Tokenizer, tokenizer
 from transformer.files import seal
 
 WORDS = ["the", "a", "small", "big", "red", "old", "house", "dog", "cat", "runs", "sees", "under", "over", "behind"]

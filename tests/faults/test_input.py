@@ -16,9 +16,9 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from transformer.config import DecodeConfig, ModelConfig, UserError
-from transformer.data.cache import tokenize
 from transformer.data.text import Parallel, count_lines, read_lines, read_pairs
 from transformer.data.tokenizer import Tokenizer
+from transformer.data.tokens import tokenize
 from transformer.inference.shares import translate_share
 from transformer.inference.stream import translate_jsonl, translate_stream
 from transformer.inference.translator import Translator

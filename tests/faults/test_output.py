@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from transformer.checkpoint import Checkpoints
 from transformer.config import UserError, from_json
-from transformer.data import cache
+from transformer.data import tokens
 from transformer.streams import _Output, plain
 from transformer.tasks import scoring
 from transformer.tasks.sets import known_sets, read_set
@@ -231,7 +231,7 @@ def test_a_bar_shows_any_name_of_a_file(monkeypatch, tmp_path: Path, name: str) 
     monkeypatch.setattr(sys, "stderr", Terminal())
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "200")
-    with cache._progress(f"tokenising {name}", str(tmp_path / name)) as show:
+    with tokens._progress(f"tokenising {name}", str(tmp_path / name)) as show:
         show(1)
     assert f"tokenising {plain(name)}" in sys.stderr.getvalue()
 
@@ -312,7 +312,7 @@ def test_records_of_a_cache_of_any_content_are_passed_over(tmp_path: Path, conte
     for name in ("meta.json", "manifest.json", "x"):
         (tmp_path / name).write_text(content)
     with pytest.raises((ValueError, KeyError)):
-        cache.TokenCache(tmp_path)
+        tokens.TokenStore(tmp_path)
 
 
 @pytest.mark.parametrize("content", NESTED)

@@ -17,9 +17,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from quick import jit
 
-from transformer.config import DecodeConfig, ModelConfig
+from transformer.config import UNK, DecodeConfig, ModelConfig
 from transformer.data import normalizer
-from transformer.data.tokenizer import UNK, Cut, Tokenizer
+from transformer.data.tokenizer import Cut, Tokenizer
 from transformer.inference.beam_search import beam_search
 from transformer.inference.constraints import Constraints
 from transformer.inference.prefixes import Prefixes

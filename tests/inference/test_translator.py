@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from quick import jit
 
-from transformer.config import DecodeConfig, ModelConfig, UserError
-from transformer.data.tokenizer import BOS, EOS, PAD, Tokenizer
+from transformer.config import BOS, EOS, PAD, DecodeConfig, ModelConfig, UserError
+from transformer.data.tokenizer import Tokenizer
 from transformer.inference import translator as translator_module
 from transformer.inference.batches import LENGTHS
 from transformer.inference.beam_search import Hypotheses

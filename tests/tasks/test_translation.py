@@ -14,9 +14,8 @@ from quick import jit
 import transformer
 from transformer.checkpoint import Checkpoints
 from transformer.command_line import config_file
-from transformer.config import AttentionConfig, Config, MeshConfig, UserError
+from transformer.config import BOS, EOS, PAD, AttentionConfig, Config, MeshConfig, UserError
 from transformer.data.batching import evaluation_batches
-from transformer.data.tokenizer import BOS, EOS, PAD
 from transformer.inference.translator import Translator
 from transformer.tasks import translation
 from transformer.tasks.judges import compound_split_bleu

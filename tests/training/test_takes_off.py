@@ -19,8 +19,7 @@ import optax
 import pytest
 from quick import jit
 
-from transformer.config import Config, ModelConfig, TrainConfig
-from transformer.data.tokenizer import BOS, EOS, PAD
+from transformer.config import BOS, EOS, PAD, Config, ModelConfig, TrainConfig
 from transformer.model import encoder_decoder
 from transformer.training.objectives import sequences
 from transformer.training.optimizer import optimizer

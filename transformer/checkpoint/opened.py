@@ -38,7 +38,7 @@ def again(read: Callable[[], T]) -> T:
         with contextlib.suppress(Removed):
             return read()
         # Orbax's reads that failed log with a traceback when they are collected. In CPython 3.11 that must not come
-        # while source is parsed, as tyro does: now, then.
+        # while code is parsed, as tyro does: now, then.
         gc.collect()
     return read()
 

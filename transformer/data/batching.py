@@ -14,30 +14,16 @@ import itertools
 import math
 import threading
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-from transformer.config import UserError
-from transformer.data.cache import TokenCache
+from transformer.config import EOS, PAD, UserError
+from transformer.data.buckets import Shape, bucket_shapes, fitting_rows, round_up
 from transformer.data.packing import pack_once, room
-from transformer.data.tokenizer import EOS, PAD
+from transformer.data.tokens import TokenStore
 
 Batch = dict[str, np.ndarray]
-
-
-class Shape(NamedTuple):
-    """The shape of one kind of batch."""
-
-    rows: int
-    source: int
-    """Positions of a source, EOS and padding included."""
-    target: int
-
-    @property
-    def by_name(self) -> dict[str, tuple[int, int]]:
-        """The (rows, length) of each side."""
-        return {"source": (self.rows, self.source), "target": (self.rows, self.target)}
 
 
 class Plan(NamedTuple):
@@ -47,80 +33,11 @@ class Plan(NamedTuple):
     order: np.ndarray
 
 
-def _round_up(length: np.ndarray | int) -> Any:
-    """The next length at which a bucket may end: a multiple of 4 up to 64, of 8 beyond."""
-    return np.where(length <= 64, -(-length // 4) * 4, -(-length // 8) * 8)
-
-
-def length_buckets(source_lengths: np.ndarray, target_lengths: np.ndarray, n_buckets: int) -> tuple[int, ...]:
-    """At most `n_buckets` ascending boundaries on max(source, target) that waste the fewest positions on padding.
-
-    A pair falls into the first bucket whose boundary is not below its longer side; the last boundary is at least the
-    longest length. The choice is exact (dynamic programming over the histogram of lengths), for boundaries that are
-    multiples of 4 up to 64 and of 8 beyond. Lengths count EOS.
-    """
-    longer = np.maximum(source_lengths, target_lengths)
-    ends, member = np.unique(_round_up(longer), return_inverse=True)
-    count = np.concatenate([[0], np.cumsum(np.bincount(member))])  # pairs up to each end
-    # A batch's sides are padded to the longest source and the longest target up to the bucket's end (see `_shapes`).
-    width = sum(_round_up(_running_longest(side, member, len(ends))) for side in (source_lengths, target_lengths))
-
-    # cost[j] = positions of the pairs up to end j in k buckets; start[k][j] = where the last of them begins.
-    n = len(ends)
-    cost = np.concatenate([[0.0], count[1:] * width])
-    starts = []
-    for _ in range(min(n_buckets, n) - 1):
-        options = cost[None, :-1] + (count[1:, None] - count[None, :-1]) * width[:, None].astype(float)
-        options[np.triu_indices(n, 1)] = np.inf  # the last bucket begins at or before its end
-        starts.append(options.argmin(axis=1))
-        cost = np.concatenate([[0.0], options.min(axis=1)])
-    boundaries, j = [int(ends[-1])], n - 1
-    for start in reversed(starts):
-        j = start[j] - 1
-        if j < 0:
-            break
-        boundaries.append(int(ends[j]))
-    return tuple(reversed(boundaries))
-
-
-def _running_longest(lengths: np.ndarray, member: np.ndarray, n: int) -> np.ndarray:
-    """The longest of `lengths` among the members of groups 0 .. i, for each i < n."""
-    longest = np.zeros(n, np.int64)
-    np.maximum.at(longest, member, lengths)
-    return np.maximum.accumulate(longest)
-
-
-def _shapes(
-    source: np.ndarray, target: np.ndarray, n_buckets: int, batch_tokens: int, accumulate: int, max_length: int, n: int
-) -> tuple[list[Shape], np.ndarray]:
-    """The shape of each bucket and the bucket of each pair. No shape has more rows than hold all `n` pairs.
-
-    A pair fits the shapes of its own and of all longer buckets: both sides grow from bucket to bucket.
-    """
-    boundaries = np.array(length_buckets(source, target, n_buckets))
-    bucket = np.searchsorted(boundaries, np.maximum(source, target)).astype(np.int16)
-    widths = [
-        np.minimum(_round_up(_running_longest(side, bucket, len(boundaries))), max_length) for side in (source, target)
-    ]
-    shapes = [
-        Shape(_fitting_rows(batch_tokens // max(int(s), int(t)), accumulate, n), int(s), int(t))
-        for s, t in zip(*widths, strict=True)
-    ]
-    return shapes, bucket
-
-
-def _fitting_rows(rows: int, accumulate: int, n: int) -> int:
-    """At most `rows`, and no more than hold all of n."""
-    # Rows in eights fill the devices and their vector units; fewer must at least cut into the micro-batches.
-    step = 8 * accumulate if rows >= 8 * accumulate else accumulate
-    return min(rows // step, -(-n // step)) * step
-
-
-def _gather(cache: TokenCache, pairs: np.ndarray, shape: Shape) -> Batch:
-    """One batch of these pairs of a cache, each a row, PAD to its shape; fewer pairs than rows leave rows of PAD."""
+def _gather(store: TokenStore, pairs: np.ndarray, shape: Shape) -> Batch:
+    """One batch of these pairs of a store, each a row, PAD to its shape; fewer pairs than rows leave rows of PAD."""
     batch = _nothing(shape)
     for side, ids in batch.items():
-        _write(ids, cache, side, pairs, np.arange(len(pairs)) * ids.shape[1])
+        _write(ids, store, side, pairs, np.arange(len(pairs)) * ids.shape[1])
     return batch
 
 
@@ -131,10 +48,10 @@ def _nothing(shape: Shape) -> Batch:
     }
 
 
-def _write(ids: np.ndarray, cache: TokenCache, side: str, pairs: np.ndarray, places: np.ndarray) -> None:
-    """Write one side of these pairs of a cache, with EOS, to `ids`: pair i from position `places[i]` of the flat array
+def _write(ids: np.ndarray, store: TokenStore, side: str, pairs: np.ndarray, places: np.ndarray) -> None:
+    """Write one side of these pairs of a store, with EOS, to `ids`: pair i from position `places[i]` of the flat array
     on."""
-    tokens, offsets = getattr(cache, f"{side}_tokens"), getattr(cache, f"{side}_offsets")
+    tokens, offsets = getattr(store, f"{side}_tokens"), getattr(store, f"{side}_offsets")
     starts = offsets[pairs]
     lengths = offsets[pairs + 1] - starts
     # The positions of all pieces, pair by pair: runs of ones that jump where a pair starts.
@@ -144,21 +61,61 @@ def _write(ids: np.ndarray, cache: TokenCache, side: str, pairs: np.ndarray, pla
     flat[places + lengths] = EOS
 
 
+def _usable(
+    source: np.ndarray, target: np.ndarray, max_length: int, max_ratio: float
+) -> tuple[np.ndarray, dict[str, int]]:
+    """The numbers of the pairs of these lengths that training sees, and how many others there are, by reason.
+
+    Raises `UserError` where none is left.
+    """
+    empty = (source == 1) | (target == 1)
+    long = ~empty & ((source > max_length) | (target > max_length))
+    skewed = ~empty & ~long & (np.maximum(source, target) > max_ratio * np.minimum(source, target))
+    dropped = {"empty": int(empty.sum()), "too long": int(long.sum()), "ratio": int(skewed.sum())}
+    kept = np.flatnonzero(~(empty | long | skewed))
+    if not len(kept):
+        reasons = ", ".join(f"{count:,} {reason}" for reason, count in dropped.items())
+        raise UserError(
+            f"data.source: no training pair is left of {len(source):,} ({reasons}); "
+            f"check the text, data.max_length = {max_length} and data.max_ratio = {max_ratio}"
+        )
+    return kept.astype(np.int32 if len(source) < 2**31 else np.int64), dropped
+
+
+def _by_bucket(pairs: np.ndarray, bucket: np.ndarray, n: int) -> list[np.ndarray]:
+    """The pairs of each of n buckets, in their order. `bucket[i]` is the bucket of `pairs[i]`."""
+    ends = np.cumsum(np.bincount(bucket, minlength=n))
+    return np.split(pairs[np.argsort(bucket, kind="stable")], ends[:-1])
+
+
+def _strata(rows: np.ndarray, first_rows: np.ndarray, weights: Sequence[float]) -> list[tuple[np.ndarray, int, int]]:
+    """For each store: its part of these rows, how often all of them come in an epoch, and how many more are drawn.
+
+    Store c has the rows from `first_rows[c]` up to `first_rows[c + 1]`.
+    """
+    strata = []
+    parts = np.split(rows, np.searchsorted(rows, first_rows[1:-1]))
+    for weight, part in zip(weights, parts, strict=True):
+        times = int(weight)
+        strata.append((part, times, math.ceil(round((weight - times) * len(part), 6))))
+    return strata
+
+
 class Batches:
     """An endless random-access sequence of training batches; `batches[step]` is the batch of update `step` (from 0).
 
-    With packing, a row holds several pairs of one cache, one after the other on both sides, always the same ones; all
+    With packing, a row holds several pairs of one store, one after the other on both sides, always the same ones; all
     batches have one shape. Without, a row is one pair, and rows of similar length lie in one of `n_buckets` buckets,
     each with its own shape.
 
-    An epoch has each row of cache c floor(weight) times, and, for the rest of the weight, a fresh random share of the
-    cache's rows (rounded up in each bucket). Rows of a bucket that do not fill a batch move up to the next bucket; the
+    An epoch has each row of store c floor(weight) times, and, for the rest of the weight, a fresh random share of the
+    store's rows (rounded up in each bucket). Rows of a bucket that do not fill a batch move up to the next bucket; the
     epoch's only partial batch is filled up with rows of PAD. No shape depends on the number of devices.
     """
 
     def __init__(
         self,
-        caches: Sequence[TokenCache],
+        stores: Sequence[TokenStore],
         *,
         weights: Sequence[float] | None = None,
         batch_tokens: int,
@@ -172,28 +129,17 @@ class Batches:
         """See `DataConfig` and `TrainConfig` for the parameters; a batch has `batch_tokens` at most on either side, and
         a multiple of `accumulate` rows. Raises `UserError` when no pair is left, or none of `max_length` would fit.
         """
-        self._caches, self._seed = list(caches), seed
-        self._first = np.cumsum([0, *map(len, caches)])  # number of each cache's first pair, over all caches
-        source = np.concatenate([cache.source_lengths for cache in caches]) + 1
-        target = np.concatenate([cache.target_lengths for cache in caches]) + 1
+        self._stores, self._seed = list(stores), seed
+        self._first = np.cumsum([0, *map(len, stores)])  # number of each store's first pair, over all stores
+        source = np.concatenate([store.source_lengths for store in stores]) + 1
+        target = np.concatenate([store.target_lengths for store in stores]) + 1
 
-        empty = (source == 1) | (target == 1)
-        long = ~empty & ((source > max_length) | (target > max_length))
-        skewed = ~empty & ~long & (np.maximum(source, target) > max_ratio * np.minimum(source, target))
-        self.dropped = {"empty": int(empty.sum()), "too long": int(long.sum()), "ratio": int(skewed.sum())}
+        kept, self.dropped = _usable(source, target, max_length, max_ratio)
         """Number of pairs left out, by reason; each pair counts once."""
-        kept = np.flatnonzero(~(empty | long | skewed))
         self.kept = len(kept)
         """Number of pairs that training sees."""
-        if not self.kept:
-            reasons = ", ".join(f"{count:,} {reason}" for reason, count in self.dropped.items())
-            raise UserError(
-                f"data.source: no training pair is left of {len(source):,} ({reasons}); "
-                f"check the text, data.max_length = {max_length} and data.max_ratio = {max_ratio}"
-            )
-        kept = kept.astype(np.int32 if len(source) < 2**31 else np.int64)
         source, target = source[kept], target[kept]
-        weights = [1.0] * len(caches) if weights is None else weights
+        weights = [1.0] * len(stores) if weights is None else weights
         # The pairs of row r are `_pairs[_row_starts[r]:_row_starts[r + 1]]`; None: each pair is a row, by its number.
         self._pairs: np.ndarray | None = None
         in_epoch = math.ceil(np.dot(weights, np.diff(np.searchsorted(kept, self._first))))
@@ -201,51 +147,23 @@ class Batches:
             raise UserError(f"data.weights: an epoch would have {in_epoch:,} pairs, at most 2**31 can be; lower them")
         if packing:
             sides = room(source, target, batch_tokens // (8 * accumulate), seed)
-            rows_of_cache = self._pack(kept, source, target, sides, seed)
-            in_epoch = math.ceil(np.dot(weights, np.diff(rows_of_cache)))
-            shapes = [Shape(_fitting_rows(batch_tokens // max(sides), accumulate, in_epoch), *sides)]
+            first_rows = self._pack(kept, source, target, sides, seed)
+            in_epoch = math.ceil(np.dot(weights, np.diff(first_rows)))
+            shapes = [Shape(fitting_rows(batch_tokens // max(sides), accumulate, in_epoch), *sides)]
+            in_buckets = [np.arange(first_rows[-1], dtype=kept.dtype)]
         else:
-            shapes, bucket = _shapes(source, target, n_buckets, batch_tokens, accumulate, max_length, in_epoch)
+            shapes, bucket = bucket_shapes(source, target, n_buckets, batch_tokens, accumulate, max_length, in_epoch)
+            first_rows, in_buckets = self._first, _by_bucket(kept, bucket, len(shapes))
         if not all(shape.rows for shape in shapes):
             what = "row of packed sentences" if packing else "sentence"
             raise UserError(
                 f"train.batch_tokens = {batch_tokens}: too small for {accumulate} micro-batches of a {what} of "
                 f"{max(max(shape[1:]) for shape in shapes)} pieces; raise it or lower data.max_length"
             )
-
-        # strata[b]: for each cache, its rows in bucket b, how often all of them come, and how many more are drawn.
-        self._strata: list[list[tuple[np.ndarray, int, int]]] = [[] for _ in shapes]
-        if packing:
-            in_buckets = [np.arange(rows_of_cache[-1], dtype=kept.dtype)]
-            first_rows = rows_of_cache
-        else:
-            by_bucket = np.argsort(bucket, kind="stable")
-            ends = np.cumsum(np.bincount(bucket, minlength=len(shapes)))
-            in_buckets, first_rows = np.split(kept[by_bucket], ends[:-1]), self._first
-        for strata, rows in zip(self._strata, in_buckets, strict=True):
-            owns = np.split(rows, np.searchsorted(rows, first_rows[1:-1]))
-            for weight, own in zip(weights, owns, strict=True):
-                times = int(weight)
-                strata.append((own, times, math.ceil(round((weight - times) * len(own), 6))))
-
-        # How many batches of each shape an epoch has; the rest of each bucket moves up.
-        waiting, sizes = 0, []
-        self._full = []
-        for shape, strata in zip(shapes, self._strata, strict=True):
-            waiting += sum(len(own) * times + drawn for own, times, drawn in strata)
-            full, waiting = divmod(waiting, shape.rows)
-            self._full.append(full)
-            sizes += [shape.rows] * full
-        self._shape_of = np.repeat(np.arange(len(shapes)), self._full)
-        if waiting:
-            sizes.append(waiting)
-            self._shape_of = np.append(self._shape_of, len(shapes) - 1)
         self._shapes = shapes
-        self._starts = np.cumsum([0, *sizes])
-        self.batches_per_epoch = len(sizes)
-        """Number of updates an epoch, the same for every epoch."""
-        self.shapes = tuple(shapes[b].by_name for b in np.unique(self._shape_of))
-        """The shapes that occur, shortest first: {"source": (rows, length), "target": (rows, length)}."""
+        # strata[b]: for each store, its rows in bucket b, how often all of them come, and how many more are drawn.
+        self._strata = [_strata(rows, first_rows, weights) for rows in in_buckets]
+        self._fill_epoch()
 
         self._lock = threading.Lock()
         self._plans: dict[int, Plan] = {}
@@ -254,6 +172,25 @@ class Batches:
         length[kept] = source + target
         self.padding = 1 - int(length[self._in_rows(self._plan(0).rows)[0]].sum(dtype=np.int64)) / positions
         """Share of the first epoch's positions, source and target, that are padding."""
+
+    def _fill_epoch(self) -> None:
+        """Count the batches that each shape has in an epoch; the rest of each bucket moves up."""
+        waiting, sizes = 0, []
+        self._full = []
+        for shape, strata in zip(self._shapes, self._strata, strict=True):
+            waiting += sum(len(part) * times + drawn for part, times, drawn in strata)
+            full, waiting = divmod(waiting, shape.rows)
+            self._full.append(full)
+            sizes += [shape.rows] * full
+        self._shape_of = np.repeat(np.arange(len(self._shapes)), self._full)
+        if waiting:
+            sizes.append(waiting)
+            self._shape_of = np.append(self._shape_of, len(self._shapes) - 1)
+        self._starts = np.cumsum([0, *sizes])
+        self.batches_per_epoch = len(sizes)
+        """Number of updates an epoch, the same for every epoch."""
+        self.shapes = tuple(self._shapes[b].by_name for b in np.unique(self._shape_of))
+        """The shapes that occur, shortest first: {"source": (rows, length), "target": (rows, length)}."""
 
     def digest(self) -> str:
         """Hex digest of what all batches follow from, but for the tokens: rows, their pairs, shapes and the seed."""
@@ -267,11 +204,11 @@ class Batches:
     def _pack(
         self, kept: np.ndarray, source: np.ndarray, target: np.ndarray, sides: tuple[int, int], seed: int
     ) -> np.ndarray:
-        """Pack the kept pairs of each cache into rows of its own; returns the number of each cache's first row."""
+        """Pack the kept pairs of each store into rows of its own; returns the number of each store's first row."""
         pairs, starts, rows = [], [np.zeros(1, np.int64)], [0]
         bounds = np.searchsorted(kept, self._first)
-        for cache, (begin, end) in zip(self._caches, itertools.pairwise(bounds), strict=True):
-            own, own_starts = pack_once(source[begin:end], target[begin:end], sides, seed, cache.path)
+        for store, (begin, end) in zip(self._stores, itertools.pairwise(bounds), strict=True):
+            own, own_starts = pack_once(source[begin:end], target[begin:end], sides, seed, store.path)
             pairs.append(kept[begin:end][own])
             starts.append(own_starts[1:] + begin)
             rows.append(rows[-1] + len(own_starts) - 1)
@@ -315,10 +252,10 @@ class Batches:
         return self._pairs[run + np.repeat(self._row_starts[rows], counts)], np.repeat(np.arange(len(rows)), counts)
 
     def lines(self, step: int) -> np.ndarray:
-        """int64 (pairs, 2): for each pair of the batch its cache and its line there, both from 0."""
+        """int64 (pairs, 2): for each pair of the batch its store and its line there, both from 0."""
         pairs, _ = self._in_rows(self._rows(step)[0])
-        cache = np.searchsorted(self._first, pairs, side="right") - 1
-        return np.stack([cache, pairs - self._first[cache]], axis=1)
+        store = np.searchsorted(self._first, pairs, side="right") - 1
+        return np.stack([store, pairs - self._first[store]], axis=1)
 
     def shape(self, step: int) -> dict[str, tuple[int, int]]:
         """The (rows, length) of each side in the batch of update `step`."""
@@ -336,45 +273,45 @@ class Batches:
         rows, shape = self._rows(step)
         rows, shape = rows[begin:end], shape._replace(rows=end - begin)
         pairs, row = self._in_rows(rows)
-        cache = np.searchsorted(self._first, pairs, side="right") - 1
+        store = np.searchsorted(self._first, pairs, side="right") - 1
         batch = _nothing(shape)
-        own = [pairs[cache == c] - self._first[c] for c in range(len(self._caches))]
+        own = [pairs[store == c] - self._first[c] for c in range(len(self._stores))]
         for side, ids in batch.items():
             lengths = np.empty(len(pairs), np.int64)
-            for c, (tokens, mine) in enumerate(zip(self._caches, own, strict=True)):
+            for c, (tokens, mine) in enumerate(zip(self._stores, own, strict=True)):
                 offsets = getattr(tokens, f"{side}_offsets")
-                lengths[cache == c] = offsets[mine + 1] - offsets[mine] + 1
+                lengths[store == c] = offsets[mine + 1] - offsets[mine] + 1
             # Each pair begins where the one before it in its row ends.
             before = np.cumsum(lengths) - lengths
             places = row * ids.shape[1] + before - before[np.searchsorted(row, row)]
-            for c, (tokens, mine) in enumerate(zip(self._caches, own, strict=True)):
+            for c, (tokens, mine) in enumerate(zip(self._stores, own, strict=True)):
                 if len(mine):
-                    _write(ids, tokens, side, mine, places[cache == c])
+                    _write(ids, tokens, side, mine, places[store == c])
         return batch
 
 
-def too_long(cache: TokenCache, most: float) -> np.ndarray:
+def too_long(store: TokenStore, most: float) -> np.ndarray:
     """The numbers, from 0, of the pairs that have more pieces than `most` on a side, end of sentence included."""
-    return np.flatnonzero(np.maximum(cache.source_lengths, cache.target_lengths) + 1 > most)
+    return np.flatnonzero(np.maximum(store.source_lengths, store.target_lengths) + 1 > most)
 
 
 def evaluation_batches(
-    cache: TokenCache, *, batch_tokens: int, n_buckets: int, most: float = math.inf
+    store: TokenStore, *, batch_tokens: int, n_buckets: int, most: float = math.inf
 ) -> Iterator[Batch]:
     """Every pair once, shortest first, in batches like those of `Batches`; left out are those that are `too_long`.
 
     Empty sides are just EOS. If one sentence is longer than `batch_tokens`, its length is the budget.
     """
-    kept = np.setdiff1d(np.arange(len(cache)), too_long(cache, most))
+    kept = np.setdiff1d(np.arange(len(store)), too_long(store, most))
     if not len(kept):
         return
-    source, target = cache.source_lengths[kept] + 1, cache.target_lengths[kept] + 1
-    longest = int(_round_up(max(source.max(), target.max())))
-    shapes, bucket = _shapes(source, target, n_buckets, max(batch_tokens, longest), 1, longest, len(kept))
+    source, target = store.source_lengths[kept] + 1, store.target_lengths[kept] + 1
+    longest = int(round_up(max(source.max(), target.max())))
+    shapes, bucket = bucket_shapes(source, target, n_buckets, max(batch_tokens, longest), 1, longest, len(kept))
     order = np.argsort(np.maximum(source, target), kind="stable")
     begin = 0
     for b, shape in enumerate(shapes):
         end = np.searchsorted(bucket[order], b, side="right")
         while end - begin >= shape.rows or (b == len(shapes) - 1 and end > begin):
-            yield _gather(cache, kept[order[begin : min(end, begin + shape.rows)]], shape)
+            yield _gather(store, kept[order[begin : min(end, begin + shape.rows)]], shape)
             begin = min(end, begin + shape.rows)

@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from transformer.data.cache import TokenCache
 from transformer.data.languages import Named
+from transformer.data.tokens import TokenStore
 
 _PART = 0.1  # of a set: from here on it is told that so much of it occurs elsewhere
 _CHUNK = 1 << 20  # pairs that are looked at together
@@ -20,7 +20,7 @@ class HeldOut(NamedTuple):
     """A development or test set."""
 
     name: str
-    tokens: TokenCache
+    tokens: TokenStore
     sources: Sequence[str]
     references: Sequence[str]
 
@@ -56,7 +56,7 @@ def reference_doubts(name: str, sources: Sequence[str], references: Sequence[str
         yield f"{name}: {most:,} of {count:,} references are the same, {text[:60]!r}; check that they are translations"
 
 
-def shared(known: Sequence[TokenCache], texts: Sequence[TokenCache]) -> list[int]:
+def shared(known: Sequence[TokenStore], texts: Sequence[TokenStore]) -> list[int]:
     """How many pairs of each of the texts, blank ones aside, occur in `known` with the same pieces on both sides."""
     pairs = [
         Counter(_pair(text, i) for i in range(len(text)) if text.source_lengths[i] and text.target_lengths[i])
@@ -77,11 +77,11 @@ def shared(known: Sequence[TokenCache], texts: Sequence[TokenCache]) -> list[int
     return [sum(count for pair, count in text.items() if pair in found) for text in pairs]
 
 
-def _pair(tokens: TokenCache, i: int) -> tuple[bytes, bytes]:
+def _pair(tokens: TokenStore, i: int) -> tuple[bytes, bytes]:
     return tokens.source(i).astype(np.int32).tobytes(), tokens.target(i).astype(np.int32).tobytes()
 
 
-def _marks(tokens: TokenCache, begin: int, end: int) -> np.ndarray:
+def _marks(tokens: TokenStore, begin: int, end: int) -> np.ndarray:
     """A number for each of these pairs, the same for the same pieces: of lengths and of a few of the pieces.
 
     It costs little, and tells nearly all pairs apart.

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from transformer.config import UserError
-from transformer.data.cache import TokenCache
+from transformer.data.tokens import TokenStore
 
 _COUNTED = 1_000_000  # pieces of a side that are looked at, taken evenly
 _CLEAR, _CHANCE = 0.1, 1.0  # a lead means something from here on; and from this much more, over the root of the pieces
@@ -24,7 +24,7 @@ class Named(NamedTuple):
     """A corpus and what it is called."""
 
     name: str
-    tokens: TokenCache
+    tokens: TokenStore
 
 
 def doubts(train: Sequence[Named], dev: Named | None) -> list[str]:
@@ -72,11 +72,11 @@ def _copied(corpus: Named) -> float:
     return tokens.same / whole if whole else 0.0
 
 
-def _pieces(tokens: TokenCache) -> int:
+def _pieces(tokens: TokenStore) -> int:
     return min(len(tokens.source_tokens), len(tokens.target_tokens))
 
 
-def _belong(known: TokenCache, text: TokenCache) -> list[str]:
+def _belong(known: TokenStore, text: TokenStore) -> list[str]:
     """For source and target of `text`: which side of `known` it clearly reads like, "source" or "target", else ""."""
     # As many pieces of either side: of two samples of one language the larger one has seen more.
     n = min(_pieces(known), _COUNTED)

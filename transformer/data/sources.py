@@ -7,50 +7,17 @@ import filecmp
 import logging
 import os
 import stat
-from collections.abc import Iterator
 from pathlib import Path
 
-from transformer.config import DataConfig, UserError
+from transformer.config import SPECIALS, DataConfig, UserError
+from transformer.data.folder import writable_cache_dir
 from transformer.data.opening import open_text
 from transformer.data.text import Corpora, Parallel, form, of_csv
 
 log = logging.getLogger("transformer")
 
 # Special pieces, bytes and one character: SentencePiece takes no fewer where a character may be spelt in bytes.
-_SMALLEST_VOCABULARY = 4 + 256 + 1
-
-
-def cache_dir(config: DataConfig) -> Path:
-    """The local folder of generated corpora, tokenizers and tokenised text (not created here)."""
-    folder = config.cache_dir or os.environ.get("TRANSFORMER_CACHE") or "~/.cache/transformer"
-    try:
-        folder.encode()
-        return Path(folder).expanduser()
-    except UnicodeEncodeError:
-        raise UserError(
-            f"the cache would be in {folder}, whose name is not valid UTF-8, as JAX asks of it; rename it, or set "
-            "TRANSFORMER_CACHE to another folder"
-        ) from None
-    except RuntimeError:  # HOME is not set, and the system knows no user of this number
-        raise UserError(
-            f"the cache would be in {folder}, but your home folder is not known; set HOME, or TRANSFORMER_CACHE to a "
-            "folder"
-        ) from None
-
-
-@contextlib.contextmanager
-def cache(config: DataConfig) -> Iterator[Path]:
-    """The cache folder, made if need be, for a block that writes there; what the disk refuses is told in one line."""
-    folder = cache_dir(config)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        yield folder
-    except OSError as error:
-        named = "data.cache_dir" if config.cache_dir else "TRANSFORMER_CACHE"
-        where, why = error.filename or folder, error.strerror or error
-        raise UserError(
-            f"{where}: {why}; the cache in {folder} must be writable and have room: mend it, or set {named} to another"
-        ) from error
+_SMALLEST_VOCABULARY = len(SPECIALS) + 256 + 1
 
 
 def corpora(config: DataConfig) -> Corpora:
@@ -75,14 +42,14 @@ def corpora(config: DataConfig) -> Corpora:
     if config.corpus == "text":
         return Corpora(train, dev, test, dev_name, test_name)
     if config.corpus == "phrases":
-        from transformer.data import phrases
+        from transformer.data.phrases import corpus
 
-        with cache(config) as folder:
-            made = phrases.write(folder / "phrases", config.languages, config.phrases)
+        with writable_cache_dir(config) as folder:
+            made = corpus.write(folder / "phrases", config.languages, config.phrases)
     else:
         from transformer.data import wmt
 
-        with cache(config) as folder:
+        with writable_cache_dir(config) as folder:
             made = wmt.write(folder / "wmt14", config.languages, config.tfds_dir)
     if dev:
         made = made._replace(dev=dev, dev_name=dev_name)

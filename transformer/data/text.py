@@ -19,9 +19,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from transformer.config import UserError
-from transformer.data.opening import not_utf8, open_text
+from transformer.data.compression import Damaged, uncompressed_name
+from transformer.data.foreign import not_utf8
+from transformer.data.opening import open_text
 from transformer.data.sgml import Segment, compare
-from transformer.data.unpacking import Damaged, unpacked_name
 
 _NAMED = 12  # fields that an error names
 _BOTH_SIDES = {".tsv": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl"}
@@ -51,14 +52,14 @@ class Corpora(NamedTuple):
 
 def form(path: str | Path) -> str:
     """Kind of file, by its name: "tsv" or "jsonl" holds both sides, "text" (any other) one."""
-    name = unpacked_name(path)
+    name = uncompressed_name(path)
     return next((kind for ending, kind in _BOTH_SIDES.items() if name.endswith(ending)), "text")
 
 
 def of_csv(path: str | Path) -> str:
     """What to do with a .csv, as part of a message; "" for other files."""
     fix = "; make a .tsv of a .csv first, e.g. with csvformat -T of csvkit"
-    return fix if unpacked_name(path).endswith(".csv") else ""
+    return fix if uncompressed_name(path).endswith(".csv") else ""
 
 
 def of_list(line: str) -> str:
@@ -278,7 +279,8 @@ def fingerprint(parallel: Parallel, digests: Mapping[str, str] | None = None) ->
         if path is not None:
             with open_text(path) as file:
                 kind = form(path) if file.segments is None else "sgml"
-                parts.append((kind, file.packing == "gzip", sha256(path) if digests is None else digests[str(path)]))
+                digest = sha256(path) if digests is None else digests[str(path)]
+                parts.append((kind, file.compression == "gzip", digest))
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 

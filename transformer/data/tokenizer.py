@@ -26,17 +26,15 @@ from typing import Literal, NamedTuple
 
 import sentencepiece
 
-from transformer.config import DataConfig, UserError
+from transformer.config import BOS, EOS, PAD, SPECIALS, UNK, DataConfig, UserError
 from transformer.data import cleaning, normalizer
+from transformer.data.folder import writable_cache_dir
+from transformer.data.foreign import refuse_other
 from transformer.data.normalizer import Normalizer
-from transformer.data.opening import refuse_other
-from transformer.data.sources import cache
 from transformer.data.text import Parallel, fingerprint, read_pairs, require_same
 from transformer.files import cached
 
-PAD, BOS, EOS, UNK = 0, 1, 2, 3
 _MODEL = "tokenizer.model"
-SPECIALS = ("<pad>", "<s>", "</s>", "<unk>")
 
 # SentencePiece silently skips lines above 4,192 bytes: longer ones are cut into runs of so many characters.
 _LONGEST_RUN = 1_000
@@ -308,7 +306,7 @@ def tokenizer(config: DataConfig, train: tuple[Parallel, ...]) -> Tokenizer:
     if config.normalization == "clean":
         depends_on += [cleaning.RULE, unicodedata.unidata_version]
     key = hashlib.sha256(json.dumps(depends_on).encode()).hexdigest()[:32]
-    with cache(config) as folder:
+    with writable_cache_dir(config) as folder:
         return cached(
             folder / "tokenizers" / key,
             lambda new: _train(new, config, train, digests),

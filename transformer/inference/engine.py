@@ -22,12 +22,12 @@ from jax import Array
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from transformer.config import BOS
 from transformer.inference.beam_search import Beams, Hypotheses, Options, best_candidates, hypotheses, run, start
 from transformer.inference.constraints import Constraints
 from transformer.inference.sampling import sampled
 from transformer.model import Cache, Memory, Model, Params
 
-PAD, BOS, EOS = 0, 1, 2  # as in transformer.data.tokenizer, which needs sentencepiece to import
 FEWEST_ROWS = 4  # below this a smaller batch is hardly faster
 STAGE = 16  # positions between two looks at the cache
 _dispatching = threading.Lock()  # of threads that decode at once, none compiles what another is just compiling

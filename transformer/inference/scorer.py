@@ -12,9 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from transformer.config import BOS, EOS, PAD
 from transformer.inference.batches import Batcher, padded_lengths
 from transformer.inference.beam_search import Options
-from transformer.inference.engine import BOS, EOS, PAD
 from transformer.model import Model, Params
 
 if TYPE_CHECKING:

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 import jax
 import numpy as np
 
-from transformer.config import DecodeConfig, UserError
+from transformer.config import BOS, EOS, PAD, DecodeConfig, UserError
 from transformer.inference.beam_search import Options
 from transformer.inference.constraints import Constraints, Spelling
-from transformer.inference.engine import BOS, EOS, PAD, Sampler, Strategy
+from transformer.inference.engine import Sampler, Strategy
 from transformer.inference.pieces import texts
 
 if TYPE_CHECKING:

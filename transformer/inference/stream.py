@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, BinaryIO
 
 from transformer.config import UserError
+from transformer.data.compression import Damaged
 from transformer.data.text import RepeatedKey, of_list, read_json
-from transformer.data.unpacking import Damaged
 from transformer.inference.scorer import Scored
 from transformer.inference.translator import Hypothesis, Translator
 from transformer.streams import to_json

@@ -12,16 +12,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from transformer.config import DecodeConfig, UserError, check_decode, shown
+from transformer.config import EOS, PAD, DecodeConfig, UserError, check_decode, shown
 from transformer.inference.batches import Batch, Batcher, on_all_devices
 from transformer.inference.beam_search import Hypotheses
-from transformer.inference.engine import EOS, PAD, Strategy, decode
+from transformer.inference.engine import Strategy, decode
 from transformer.inference.pieces import MOST_LINES, check_ids, encode, texts
 from transformer.inference.prefixes import Prefix, Prefixes
 from transformer.inference.scorer import Scored, Scorer
 from transformer.inference.strategy import beams, options, strategy
 from transformer.inference.tally import Tally
-from transformer.machine import cores as cores  # training's loop finds it here
 from transformer.model import Model, Params, encoder_decoder
 from transformer.model.checks import whole
 from transformer.model.rounding import in_type

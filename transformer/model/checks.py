@@ -15,10 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from transformer.config import ModelConfig, UserError, check_model
-
-SPECIAL = 4  # ids that every vocabulary has: pad, bos, eos and unk
-PAD, BOS = 0, 1
+from transformer.config import BOS, PAD, SPECIALS, ModelConfig, UserError, check_model
 
 
 def value_of(x: Any) -> np.ndarray | None:
@@ -40,7 +37,7 @@ def check_sizes(config: ModelConfig, vocab_size: int) -> None:
     """Raise `UserError` where no model can be built: a rule of `ModelConfig` is broken, or the vocabulary has no room
     for the special ids."""
     check_model(config)
-    whole("vocab_size", vocab_size, SPECIAL, 2**31 - 1)
+    whole("vocab_size", vocab_size, len(SPECIALS), 2**31 - 1)
 
 
 def check_integers(name: str, x_BT: Any) -> None:

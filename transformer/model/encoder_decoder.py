@@ -9,11 +9,10 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from transformer.config import ModelConfig, UserError
+from transformer.config import PAD, ModelConfig, UserError
 from transformer.model.attention import KV
 from transformer.model.cache import Cache, Memory, causal, same_segment, within
 from transformer.model.checks import (
-    PAD,
     check_ids,
     check_like,
     check_pair,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from transformer.command_line import Parser, configured, evaluate_options, set_up_jax, whole
 from transformer.config import Config, UserError, to_json, whole_number
-from transformer.data.sources import cache
+from transformer.data.folder import writable_cache_dir
 from transformer.files import unchanged
 from transformer.memory import enough_memory
 from transformer.streams import print_json
@@ -85,7 +85,7 @@ def train(arguments: Sequence[str]) -> None:
     from transformer.training import processes
 
     processes.start(own.coordinator, own.process)
-    with processes.all_or_none(), cache(config.data):
+    with processes.all_or_none(), writable_cache_dir(config.data):
         pass  # one that can't be made is told before anything begins
     set_up_jax()
     if own.deterministic:

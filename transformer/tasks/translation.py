@@ -17,17 +17,20 @@ import numpy as np
 from etils import epath
 from jax.sharding import Mesh
 
-from transformer.config import Config, DecodeConfig, UserError, check
+from transformer.config import PAD, Config, DecodeConfig, UserError, check
 from transformer.data.batching import Batches, evaluation_batches, too_long
-from transformer.data.cache import TokenCache, tokenize
+from transformer.data.folder import writable_cache_dir
 from transformer.data.held_out import HeldOut, held_out_doubts
 from transformer.data.languages import Named, doubts
-from transformer.data.sources import cache, corpora
+from transformer.data.sources import corpora
 from transformer.data.text import Corpora, Parallel, read_pairs
-from transformer.data.tokenizer import PAD, Tokenizer, tokenizer
-from transformer.inference.translator import Tally, Translator, in_type
+from transformer.data.tokenizer import Tokenizer, tokenizer
+from transformer.data.tokens import TokenStore, tokenize
+from transformer.inference.tally import Tally
+from transformer.inference.translator import Translator
 from transformer.judging import decoding
 from transformer.model import Params, encoder_decoder
+from transformer.model.rounding import in_type
 from transformer.tasks.judges import JUDGED, bleu_tokenizer, score, spelt_otherwise, unsuited
 from transformer.tasks.sets import read_sides, write_sets
 from transformer.tasks.vocabulary import inherited
@@ -180,7 +183,7 @@ class Translation:
         if len(hypotheses) >= 10 and count > len(hypotheses) / 2:
             log.warning("%d of %d translations are the same: %r", count, len(hypotheses), text)
 
-    def _losses(self, params: Params, mesh: Mesh, tokens: TokenCache) -> tuple[float, float | None]:
+    def _losses(self, params: Params, mesh: Mesh, tokens: TokenStore) -> tuple[float, float | None]:
         """The development loss, and how much it grows where each sentence has the source of its neighbour in a batch.
 
         The second is None where no batch has two sentences.
@@ -237,12 +240,12 @@ class Translation:
         )
 
     @cached_property
-    def _development(self) -> tuple[list[str], list[str], TokenCache]:
+    def _development(self) -> tuple[list[str], list[str], TokenStore]:
         sources, references = read_sides(self.texts.dev, self.config.data.fields)
         return sources, references, self._tokens(self.texts.dev)
 
     @cached_property
-    def _test(self) -> tuple[list[str], list[str], TokenCache]:
+    def _test(self) -> tuple[list[str], list[str], TokenStore]:
         sources, references = read_sides(self.texts.test, self.config.data.fields)
         return sources, references, self._tokens(self.texts.test)
 
@@ -295,12 +298,12 @@ class Translation:
         return min(most, model.max_positions) if model.positions == "learned" else most
 
     @cached_property
-    def _train(self) -> list[TokenCache]:
+    def _train(self) -> list[TokenStore]:
         return [self._tokens(parallel) for parallel in self.texts.train]
 
-    def _tokens(self, parallel: Parallel) -> TokenCache:
+    def _tokens(self, parallel: Parallel) -> TokenStore:
         d = self.config.data
-        with cache(d) as folder:
+        with writable_cache_dir(d) as folder:
             return tokenize(parallel, self.pieces, fields=d.fields, folder=folder, workers=d.workers)
 
 

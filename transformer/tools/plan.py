@@ -19,8 +19,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from transformer.config import Config, UserError
-from transformer.data.tokenizer import BOS, EOS, PAD
+from transformer.config import BOS, EOS, PAD, Config, UserError
 from transformer.inference import engine
 from transformer.inference.beam_search import Options
 from transformer.model import encoder_decoder

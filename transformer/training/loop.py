@@ -14,6 +14,7 @@ import jax
 from transformer.checkpoint import Checkpoints, interrupted
 from transformer.config import Interrupted, UserError, to_json
 from transformer.files import Lock, path_of
+from transformer.model.functional import finite
 from transformer.phases import phase
 from transformer.training.feed import Feed
 from transformer.training.flops import peak
@@ -22,7 +23,7 @@ from transformer.training.processes import all_or_none, first
 from transformer.training.progress import Display, Progress, Trace, Watch, clock
 from transformer.training.records import Records
 from transformer.training.sharding import make_mesh
-from transformer.training.start import Ready, banner, begin, compare, finite
+from transformer.training.start import Ready, banner, begin, compare
 from transformer.training.step import TrainState, left_out, program
 from transformer.training.stopping import Ask, Asked, Ears
 from transformer.training.task import Task

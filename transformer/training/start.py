@@ -16,9 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 from etils import epath
-from jax import Array
 from jax.sharding import Mesh
 
 from transformer.checkpoint import Checkpoint, Checkpoints
@@ -35,9 +33,10 @@ from transformer.config import (
     to_json,
 )
 from transformer.files import Lock, local, path_of, refuse_links, replace, sealed, sweep
-from transformer.inference.translator import cores
 from transformer.judging import Judge, upgraded
+from transformer.machine import cores
 from transformer.model import Params, encoder_decoder
+from transformer.model.functional import finite
 from transformer.training.processes import agree, all_or_none, first, gather
 from transformer.training.progress import Interval, Progress
 from transformer.training.sharding import check_mesh
@@ -300,12 +299,6 @@ def check_start(config: Config, workdir: str, vocab_size: int) -> None:
     check_mesh(config, vocab_size)
     if config.train.init_from and not Checkpoints(workdir).states():
         starting_point(config, encoder_decoder(config.model, vocab_size).abstract_params)
-
-
-@jax.jit
-def finite(params: Params) -> Array:
-    """Whether all parameters are finite numbers."""
-    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(params)]))
 
 
 # ---- All processes, and the machine ----------------------------------------------------------------------------------

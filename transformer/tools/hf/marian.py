@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 
 from transformer.checkpoint import Checkpoint, Checkpoints
-from transformer.config import Config, ModelConfig, UserError, flatten
-from transformer.data.tokenizer import BOS, EOS, PAD, SPECIALS, Tokenizer
+from transformer.config import BOS, EOS, PAD, SPECIALS, Config, ModelConfig, UserError, flatten
+from transformer.data.tokenizer import Tokenizer
 from transformer.files import new_folder, writing
 from transformer.model import Params
 from transformer.tools.hf.folder import new, require_safetensors, write, write_arrays

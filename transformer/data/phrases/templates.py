@@ -1,7 +1,7 @@
 """The sentences of the generated phrases, as rows "English | German | French"; an indented line continues its row.
 
 (a/b) are alternatives, chosen together in all groups of a row: each choice is one template. {kind} is a slot, filled
-from `phrases.KINDS`; {kind2} is another of the kind, {kind:form} asks for a grammatical form of `phrase_wording`.
+from `corpus.KINDS`; {kind2} is another of the kind, {kind:form} asks for a grammatical form of `wording`.
 Each text stands once in a language, so that a sentence has one translation; neither "/" nor "(" can be part of it.
 """
 

@@ -3,7 +3,7 @@ measures, countries, languages and a few nouns. Names and units come from the CL
 from num2words; the tables add the genders, articles and prepositions that neither knows.
 
 Every `say_*(value, language, form, words)` returns text; `words` spells numbers out, else they are figures. `form` is a
-grammatical form, in the terms of the language at hand; "" is the form that `phrases.TEMPLATES` needs most.
+grammatical form, in the terms of the language at hand; "" is the form that `templates.TEMPLATES` needs most.
 """
 
 from __future__ import annotations

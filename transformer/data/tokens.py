@@ -1,6 +1,6 @@
 """Text tokenised once, kept as flat arrays that are memory-mapped: a corpus costs no memory.
 
-A cache is a sealed folder `<folder>/tokens/<key>/`, the key being a hash of text, tokenizer and format.
+A store is a sealed folder `<folder>/tokens/<key>/`, the key being a hash of text, tokenizer and format.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from transformer.files import cached, damage, digest_once, manifest
 from transformer.streams import plain
 
 _FORMAT = 3  # part of the key: raise it when the files change
-_TOKENISATION = 1  # part of `TokenCache.text`: raise it when the tokens of the same text change
+_TOKENISATION = 1  # part of `TokenStore.text`: raise it when the tokens of the same text change
 _CHUNK = 2_000  # pairs handed to a process at a time
 _SMALL = 20_000  # below so many pairs, processes take longer to start than to work
 
@@ -45,7 +45,7 @@ Pair = tuple[str, str]
 Tokens = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, int]
 
 
-class TokenCache:
+class TokenStore:
     """Tokenised pairs 0 .. len-1, in the order of the text, opened from a folder that `tokenize` made."""
 
     def __init__(self, folder: str | Path):
@@ -107,8 +107,8 @@ def tokenize(
     fields: tuple[str, str] = ("source", "target"),
     folder: str | Path,
     workers: int = 0,
-) -> TokenCache:
-    """The tokens of a corpus, from the cache in `folder` or made now by so many processes (0 = one a processor).
+) -> TokenStore:
+    """The tokens of a corpus, from the store in `folder` or made now by so many processes (0 = one a processor).
 
     Blank lines (nothing but white space) become no pieces at all. The result does not depend on `workers`.
     Raises what reading the text raises, and `UserError` if one of the processes is killed.
@@ -119,7 +119,7 @@ def tokenize(
     return cached(
         Path(folder) / "tokens" / key,
         lambda new: _build(new, text, parallel, digest, tokenizer, fields, workers or os.cpu_count() or 1),
-        TokenCache,
+        TokenStore,
         "the cache of tokens",
     )
 

@@ -28,8 +28,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from transformer.config import UserError
-from transformer.data import phrase_wording as wording
-from transformer.data.phrase_templates import TEMPLATES
+from transformer.data.phrases import wording
+from transformer.data.phrases.templates import TEMPLATES
 from transformer.data.text import Corpora, Parallel
 from transformer.files import cached
 

@@ -17,11 +17,11 @@ import numpy as np
 import pytest
 
 from transformer.config import DataConfig, UserError
-from transformer.data import cache
 from transformer.data import tokenizer as tokenizer_module
-from transformer.data.cache import TokenCache, tokenize
+from transformer.data import tokens
 from transformer.data.text import Parallel, fingerprint, read_lines
 from transformer.data.tokenizer import Tokenizer
+from transformer.data.tokens import TokenStore, tokenize
 from transformer.files import caching
 
 SOURCE = ["the dog runs", "", "a house", "  \u3000 ", "the red dog 😀 sees a house", "x"] * 10
@@ -68,14 +68,14 @@ def test_made_once_and_keyed_by_content(tokenizer, parallel, tmp_path, monkeypat
     (elsewhere / "a.de").write_text("\n".join([*TARGET[:-1], "neu"]), encoding="utf-8")
     assert tokenize(moved, tokenizer, folder=tmp_path / "cache").path != made.path
     shutil.copy(parallel.target, elsewhere)
-    monkeypatch.setattr(cache, "_build", None)
+    monkeypatch.setattr(tokens, "_build", None)
     assert tokenize(moved, tokenizer, folder=tmp_path / "cache").path == made.path
 
 
 def test_processes_change_nothing(tokenizer, parallel, tmp_path, monkeypatch):
     plain = tokenize(parallel, tokenizer, folder=tmp_path / "plain", workers=1)
-    monkeypatch.setattr(cache, "_CHUNK", 3)
-    monkeypatch.setattr(cache, "_SMALL", 6)
+    monkeypatch.setattr(tokens, "_CHUNK", 3)
+    monkeypatch.setattr(tokens, "_SMALL", 6)
     monkeypatch.setattr(Tokenizer, "encode", None)  # the children do it all: they import the module afresh
     many = tokenize(parallel, tokenizer, folder=tmp_path / "many", workers=2)
     assert contents(many) == contents(plain)
@@ -148,7 +148,7 @@ def test_a_damaged_cache_is_made_again(tokenizer, parallel, tmp_path, caplog, mo
     with caplog.at_level(logging.WARNING, "transformer"):
         again = tokenize(parallel, tokenizer, folder=tmp_path)
     assert "making the cache of tokens again" in caplog.text
-    assert contents(again) == expected == contents(TokenCache(again.path))
+    assert contents(again) == expected == contents(TokenStore(again.path))
     assert json.loads((again.path / "meta.json").read_text())["pairs"] == len(SOURCE)
 
 
@@ -156,10 +156,10 @@ def test_files_are_looked_through_once_a_process(tokenizer, parallel, tmp_path, 
     path = tokenize(parallel, tokenizer, folder=tmp_path).path
     whole, read = caching.digest, []
     monkeypatch.setattr(caching, "digest", lambda path: read.append(path.name) or whole(path))
-    TokenCache(path)
+    TokenStore(path)
     assert read == []
     monkeypatch.setattr(caching, "_digests", {})
-    TokenCache(path)
+    TokenStore(path)
     assert sorted(read) == [
         *("meta.json", "source.offsets.npy", "source.tokens", "target.offsets.npy", "target.tokens")
     ]
@@ -167,7 +167,7 @@ def test_files_are_looked_through_once_a_process(tokenizer, parallel, tmp_path, 
 
 TOO_LARGE = """
 import resource, signal, sys
-from transformer.data.cache import tokenize
+from transformer.data.tokens import tokenize
 from transformer.data.text import Parallel
 from transformer.data.tokenizer import Tokenizer
 
@@ -193,7 +193,7 @@ def test_text_that_changes_while_it_is_read_is_told(tokenizer, tmp_path, monkeyp
     parallel = Parallel(str(tmp_path / "a.en"), str(tmp_path / "a.de"))
     for path, line in zip(parallel[:2], ("the dog runs\n", "der Hund\n"), strict=True):
         Path(path).write_text(line * 20_000)
-    whole = cache.read_pairs
+    whole = tokens.read_pairs
 
     def changing(*given):
         pairs = whole(*given)
@@ -206,7 +206,7 @@ def test_text_that_changes_while_it_is_read_is_told(tokenizer, tmp_path, monkeyp
             Path(path).write_bytes(content)
 
     with monkeypatch.context() as patch:
-        patch.setattr(cache, "read_pairs", changing)
+        patch.setattr(tokens, "read_pairs", changing)
         with pytest.raises(UserError, match=f"^{parallel.source} or {parallel.target} changed while it was read; run"):
             tokenize(parallel, tokenizer, folder=tmp_path / "cache", workers=1)
     assert len(tokenize(parallel, tokenizer, folder=tmp_path / "cache", workers=1)) == 20_000
@@ -228,14 +228,14 @@ def test_the_digest_is_that_of_the_bytes_that_were_read(tmp_path, ending):
 
 def test_tokens_too_few_are_never_sealed(tokenizer, parallel, tmp_path, monkeypatch):
     """As where an error at a file's close is lost."""
-    whole = cache._build
+    whole = tokens._build
 
     def lost(folder, *given):
         whole(folder, *given)
         path = folder / "source.tokens"
         path.write_bytes(path.read_bytes()[:-2])
 
-    monkeypatch.setattr(cache, "_build", lost)
+    monkeypatch.setattr(tokens, "_build", lost)
     with pytest.raises(UserError, match=r"the cache of tokens cannot be read back \(source.tokens has"):
         tokenize(parallel, tokenizer, folder=tmp_path)
     assert list((tmp_path / "tokens").iterdir()) == []
@@ -246,16 +246,16 @@ def test_tokens_too_few_are_never_sealed(tokenizer, parallel, tmp_path, monkeypa
 TOKENISES = """
 import itertools, signal, sys
 from transformer.files import caching
-from transformer.data import cache
+from transformer.data import tokens
 from transformer.data import tokenizer as tokenizer_module
 from transformer.data.text import Parallel
 from transformer.data.tokenizer import Tokenizer
 
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.default_int_handler)  # the tests may run in the background, where it is ignored
-    cache.read_pairs = lambda *_: itertools.cycle([("the dog runs", "der Hund")])  # text without an end
+    tokens.read_pairs = lambda *_: itertools.cycle([("the dog runs", "der Hund")])  # text without an end
     try:
-        cache.tokenize(Parallel(sys.argv[1]), Tokenizer.load(sys.argv[2]), folder=sys.argv[3], workers=2)
+        tokens.tokenize(Parallel(sys.argv[1]), Tokenizer.load(sys.argv[2]), folder=sys.argv[3], workers=2)
     except KeyboardInterrupt:
         sys.exit(130)
 """
@@ -330,9 +330,9 @@ def die(chunk):
 
 
 def test_a_process_that_is_killed_is_told_in_one_line(tokenizer, parallel, tmp_path, monkeypatch):
-    monkeypatch.setattr(cache, "_CHUNK", 3)
-    monkeypatch.setattr(cache, "_SMALL", 6)
-    monkeypatch.setattr(cache, "_work", die)
+    monkeypatch.setattr(tokens, "_CHUNK", 3)
+    monkeypatch.setattr(tokens, "_SMALL", 6)
+    monkeypatch.setattr(tokens, "_work", die)
     with pytest.raises(
         UserError, match=r"^data\.workers: one of 2 processes that tokenise was killed.*memory"
     ) as error:
@@ -346,7 +346,7 @@ def test_what_says_which_text_it_is_outlives_formats_of_the_files(tokenizer, par
     made = tokenize(parallel, tokenizer, folder=tmp_path)
     told = [1, fingerprint(parallel), tokenizer.sha256, ("source", "target")]
     assert made.text == hashlib.sha256(json.dumps(told).encode()).hexdigest()[:32]
-    monkeypatch.setattr(cache, "_FORMAT", 99)
+    monkeypatch.setattr(tokens, "_FORMAT", 99)
     again = tokenize(parallel, tokenizer, folder=tmp_path)
     assert again.path != made.path
     assert (again.text, again.sha256()) == (made.text, made.sha256())

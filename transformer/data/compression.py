@@ -27,13 +27,13 @@ class Damaged(OSError):
     """A packed file breaks off, or is not as it was written."""
 
 
-def unpacked_name(path: str | Path) -> str:
+def uncompressed_name(path: str | Path) -> str:
     """A file's name in small letters, without the ending of what it is packed by."""
     name = str(path).lower()
     return next((name.removesuffix(ending) for ending in _ENDINGS if name.endswith(ending)), name)
 
 
-def packing_of(head: bytes, name: str = "") -> str | None:
+def compression_of(head: bytes, name: str = "") -> str | None:
     """What packed a file with these first bytes: gzip, xz, bzip2 or None.
 
     The name decides for a file that breaks off within its first bytes.
@@ -71,7 +71,7 @@ _DECOMPRESSORS: dict[str, Callable[[], Any]] = {
 }
 
 
-class Unpacked(io.RawIOBase):
+class Decompressed(io.RawIOBase):
     """The content of a packed file, which holds one or several streams. Python's own readers of xz and bzip2 are not
     used, because they take a second stream whose first bytes are damaged for the end of the file."""
 

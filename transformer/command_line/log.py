@@ -1,0 +1,40 @@
+"""The log on standard error: one line a message, and text from outside shown harmlessly."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import os
+import sys
+from typing import Any
+
+from transformer.streams import one_line, plain
+
+
+class StandardError(logging.StreamHandler):
+    """Writes to whatever sys.stderr is at the moment: a progress bar replaces it to keep its place below the log."""
+
+    def __init__(self) -> None:
+        logging.Handler.__init__(self)
+
+    @property
+    def stream(self) -> Any:
+        return sys.stderr
+
+
+class Format(logging.Formatter):
+    """Shows text from outside, such as names of files and samples, harmlessly: it can neither control the terminal nor
+    look like another line of the log."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        record = copy.copy(record)
+        if isinstance(record.args, tuple):
+            record.args = tuple(map(_harmless, record.args))
+        text = plain(super().format(record), keep="\n\t")
+        return f"{record.levelname.lower()}: {text}" if record.levelno >= logging.WARNING else text
+
+
+def _harmless(argument: Any) -> Any:
+    if isinstance(argument, BaseException):
+        return one_line(argument)
+    return plain(str(argument)) if isinstance(argument, (str, os.PathLike)) else argument

@@ -1,0 +1,131 @@
+"""A program's config: a config file and its overrides, or a few sections of a model's own config."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import difflib
+import os
+import runpy
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from transformer.command_line.overrides import override
+from transformer.command_line.parser import Parser
+from transformer.config import (
+    Config,
+    DecodeConfig,
+    EvaluateConfig,
+    Interrupted,
+    UserError,
+    check,
+    check_fields,
+)
+
+
+def config_file(path: str) -> Config:
+    """The `config` that a config file defines. What it prints goes to standard error."""
+    if os.path.isdir(path):
+        raise UserError(f"--config {path}: a folder; name a config file, such as configs/quickstart.py")
+    if not os.path.exists(path):
+        near = difflib.get_close_matches(path, [str(p) for p in Path(path).parent.glob("*.py")], n=1, cutoff=0.5)
+        hint = f"; did you mean {near[0]}?" if near else "; configs/ holds the ready ones"
+        raise UserError(f"--config {path}: no such file{hint}")
+    if not os.path.isfile(path):
+        raise UserError(f"--config {path}: no regular file; save the config as a file first")
+    _refuse_other_config(path)
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            config = runpy.run_path(path).get("config")
+    except (UserError, Interrupted, KeyboardInterrupt):
+        raise
+    except SystemExit as stop:
+        raise UserError(
+            f"--config {path}: it ends the program (SystemExit: {stop.code}); it must only define `config`"
+        ) from None
+    except BaseException as error:  # the file is the user's
+        fix = f"; {_CONFIG_FILE}" if isinstance(error, SyntaxError) else ""
+        raise UserError(f"--config {path}: {type(error).__name__}: {error}{fix}") from error
+    if not isinstance(config, Config):
+        raise UserError(f"--config {path}: it must define `config = transformer.config.Config(...)`")
+    check_fields(config, Config)  # as tyro, which sees it next, asks what it gets
+    return config
+
+
+_CONFIG_FILE = "a config file is Python that defines `config`, such as configs/quickstart.py"
+
+
+def _refuse_other_config(path: str) -> None:
+    """Raise `UserError` for a file that is no Python for sure: a packed one, or a workdir's config.json."""
+    from transformer.data.foreign import refuse_other
+
+    try:
+        refuse_other(path, "a config file")
+    except UserError as error:
+        raise UserError(f"--config {error}") from None
+    if path.lower().endswith((".json", ".yaml", ".yml", ".toml")):
+        raise UserError(f"--config {path}: {_CONFIG_FILE}")
+
+
+def configured(parser: Parser, arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str], Config | None]:
+    """A program's own options, the rest, and the checked config that --config and the rest make; None without --config.
+
+    --help names the options and every field, and stops.
+    """
+    parser.add_argument("-h", "--help", action="store_true", help="show this and stop")
+    own, rest = parser.parse_known_args(arguments)
+    default = config_file(own.config) if own.config else Config()
+    if own.help:
+        parser.print_help()
+        print("\nAny field of the config:\n")
+        override(default, ["--help"], parser.prog)
+    if not own.config:
+        return own, rest, None
+    config = override(default, rest, parser.prog, parser.options())
+    check(config)
+    return own, rest, config
+
+
+@dataclasses.dataclass(frozen=True)
+class DataOptions:
+    """The text that is scored."""
+
+    languages: tuple[str, str] | None
+    """Source and target language codes, which say how it is scored."""
+    fields: tuple[str, str]
+    """Names of the two fields in .jsonl files, source and target."""
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluateOptions:
+    """The options of evaluate.py."""
+
+    data: DataOptions
+    decode: DecodeConfig
+    evaluate: EvaluateConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class DecodeOptions:
+    """The options of commands that translate."""
+
+    decode: DecodeConfig
+
+
+def decode_options(config: Config, arguments: Sequence[str], program: str, options: Sequence[str] = ()) -> DecodeConfig:
+    """`config.decode` overridden by `--decode.name value` arguments, checked."""
+    decode = override(DecodeOptions(config.decode), arguments, program, options).decode
+    check(dataclasses.replace(config, decode=decode))
+    return decode
+
+
+def evaluate_options(config: Config, arguments: Sequence[str], program: str, options: Sequence[str] = ()) -> Config:
+    """`config` with the options of decoding, scoring and text that the arguments give, checked."""
+    data = DataOptions(config.data.languages, config.data.fields)
+    given = override(EvaluateOptions(data, config.decode, config.evaluate), arguments, program, options)
+    data = dataclasses.replace(config.data, **vars(given.data))
+    config = dataclasses.replace(config, data=data, decode=given.decode, evaluate=given.evaluate)
+    check(config)
+    return config

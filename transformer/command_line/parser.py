@@ -1,0 +1,68 @@
+"""argparse whose errors are one line, and which refuses an option that is given twice."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+from transformer.config import UserError, whole_number
+
+
+class _Once(argparse.Action):
+    """An option that may be given once; a second one would replace the first without a word."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        parser.given_once(self.dest, option_string)
+        setattr(namespace, self.dest, values)
+
+
+class _Flag(_Once):
+    """An option without a value, which may be given once."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, default: bool = False, **more: Any):
+        super().__init__(option_strings, dest, nargs=0, default=default, **more)
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        super().__call__(parser, namespace, True, option_string)
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse without abbreviations, whose errors are one line too. An option that is given twice is refused, unless
+    its action says that they add up ("append")."""
+
+    def __init__(self, program: str, description: str | None, **options: Any):
+        super().__init__(program, description=description, allow_abbrev=False, **options)
+        self.register("action", None, _Once)
+        self.register("action", "store", _Once)
+        self.register("action", "store_true", _Flag)
+        self._given: set[str] = set()
+
+    def parse_known_args(self, *given: Any, **more: Any) -> Any:
+        self._given.clear()
+        return super().parse_known_args(*given, **more)
+
+    def given_once(self, name: str, shown: str | None) -> None:
+        """Raise `UserError` where this option was given before."""
+        if name in self._given:
+            raise UserError(f"{shown or name} is given twice; leave one of the two out")
+        self._given.add(name)
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; {self.prog} --help names every option")
+
+    def options(self) -> list[str]:
+        """The names of its options, without dashes before them."""
+        return [name[2:] for name in self._option_string_actions if name.startswith("--")]
+
+
+def whole(least: int, most: int = 1_000_000) -> Callable[[str], int]:
+    """A type of options: whole numbers from `least` to `most`."""
+
+    def read(text: str) -> int:
+        number = whole_number(text)
+        if number is None or not least <= number <= most:
+            raise argparse.ArgumentTypeError(f"{text!r} is no whole number from {least} to {most}")
+        return number
+
+    return read

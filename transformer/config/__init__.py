@@ -1,0 +1,71 @@
+"""Configuration: frozen dataclasses for the whole project, JSON in and out, and the rules they must obey.
+
+Standard library only. `model/` and this package together can be copied into another project.
+"""
+
+from transformer.config.codec import check_fields, differences, flatten, to_json
+from transformer.config.errors import Interrupted, UserError, shown
+from transformer.config.model import (
+    BASE,
+    BIG,
+    BOS,
+    EOS,
+    KINDS,
+    PAD,
+    SPECIALS,
+    UNK,
+    AttentionConfig,
+    ModelConfig,
+    check_model,
+)
+from transformer.config.numbers import whole_number
+from transformer.config.sections import (
+    DataConfig,
+    DecodeConfig,
+    EvaluateConfig,
+    MeshConfig,
+    TrainConfig,
+    check_decode,
+)
+from transformer.config.tasks import (
+    MOVABLE,
+    Config,
+    check,
+    conflicts,
+    from_json,
+    resumable,
+)
+
+__all__ = [
+    "BASE",
+    "BIG",
+    "BOS",
+    "EOS",
+    "KINDS",
+    "MOVABLE",
+    "PAD",
+    "SPECIALS",
+    "UNK",
+    "AttentionConfig",
+    "Config",
+    "DataConfig",
+    "DecodeConfig",
+    "EvaluateConfig",
+    "Interrupted",
+    "MeshConfig",
+    "ModelConfig",
+    "TrainConfig",
+    "UserError",
+    "check",
+    "check_decode",
+    "check_fields",
+    "check_model",
+    "conflicts",
+    "differences",
+    "flatten",
+    "from_json",
+    "resumable",
+    "shown",
+    "to_json",
+    "whole_number",
+]

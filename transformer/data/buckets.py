@@ -1,0 +1,90 @@
+"""The shapes of batches: buckets by length that waste the least on padding, and the rows that a budget allows."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+
+class Shape(NamedTuple):
+    """The shape of one kind of batch."""
+
+    rows: int
+    source: int
+    """Positions of a source, EOS and padding included."""
+    target: int
+
+    @property
+    def by_name(self) -> dict[str, tuple[int, int]]:
+        """The (rows, length) of each side."""
+        return {"source": (self.rows, self.source), "target": (self.rows, self.target)}
+
+
+def round_up(length: np.ndarray | int) -> Any:
+    """The next length at which a bucket may end: a multiple of 4 up to 64, of 8 beyond."""
+    return np.where(length <= 64, -(-length // 4) * 4, -(-length // 8) * 8)
+
+
+def length_buckets(source_lengths: np.ndarray, target_lengths: np.ndarray, n_buckets: int) -> tuple[int, ...]:
+    """At most `n_buckets` ascending boundaries on max(source, target) that waste the fewest positions on padding.
+
+    A pair falls into the first bucket whose boundary is not below its longer side; the last boundary is at least the
+    longest length. The choice is exact (dynamic programming over the histogram of lengths), for boundaries that are
+    multiples of 4 up to 64 and of 8 beyond. Lengths count EOS.
+    """
+    longer = np.maximum(source_lengths, target_lengths)
+    ends, member = np.unique(round_up(longer), return_inverse=True)
+    count = np.concatenate([[0], np.cumsum(np.bincount(member))])  # pairs up to each end
+    # A batch's sides are padded to the longest source and target up to the bucket's end (see `bucket_shapes`).
+    width = sum(round_up(_running_longest(side, member, len(ends))) for side in (source_lengths, target_lengths))
+
+    # cost[j] = positions of the pairs up to end j in k buckets; start[k][j] = where the last of them begins.
+    n = len(ends)
+    cost = np.concatenate([[0.0], count[1:] * width])
+    starts = []
+    for _ in range(min(n_buckets, n) - 1):
+        options = cost[None, :-1] + (count[1:, None] - count[None, :-1]) * width[:, None].astype(float)
+        options[np.triu_indices(n, 1)] = np.inf  # the last bucket begins at or before its end
+        starts.append(options.argmin(axis=1))
+        cost = np.concatenate([[0.0], options.min(axis=1)])
+    boundaries, j = [int(ends[-1])], n - 1
+    for start in reversed(starts):
+        j = start[j] - 1
+        if j < 0:
+            break
+        boundaries.append(int(ends[j]))
+    return tuple(reversed(boundaries))
+
+
+def _running_longest(lengths: np.ndarray, member: np.ndarray, n: int) -> np.ndarray:
+    """The longest of `lengths` among the members of groups 0 .. i, for each i < n."""
+    longest = np.zeros(n, np.int64)
+    np.maximum.at(longest, member, lengths)
+    return np.maximum.accumulate(longest)
+
+
+def bucket_shapes(
+    source: np.ndarray, target: np.ndarray, n_buckets: int, batch_tokens: int, accumulate: int, max_length: int, n: int
+) -> tuple[list[Shape], np.ndarray]:
+    """The shape of each bucket and the bucket of each pair. No shape has more rows than hold all `n` pairs.
+
+    A pair fits the shapes of its own and of all longer buckets: both sides grow from bucket to bucket.
+    """
+    boundaries = np.array(length_buckets(source, target, n_buckets))
+    bucket = np.searchsorted(boundaries, np.maximum(source, target)).astype(np.int16)
+    widths = [
+        np.minimum(round_up(_running_longest(side, bucket, len(boundaries))), max_length) for side in (source, target)
+    ]
+    shapes = [
+        Shape(fitting_rows(batch_tokens // max(int(s), int(t)), accumulate, n), int(s), int(t))
+        for s, t in zip(*widths, strict=True)
+    ]
+    return shapes, bucket
+
+
+def fitting_rows(rows: int, accumulate: int, n: int) -> int:
+    """At most `rows`, and no more than hold all of n."""
+    # Rows in eights fill the devices and their vector units; fewer must at least cut into the micro-batches.
+    step = 8 * accumulate if rows >= 8 * accumulate else accumulate
+    return min(rows // step, -(-n // step)) * step

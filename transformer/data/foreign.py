@@ -1,0 +1,124 @@
+"""Files that are no text, known by their first bytes: each is refused, with the tool that makes text of it."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+from transformer.config import UserError
+from transformer.data import sgml
+from transformer.data.compression import compression_of
+
+HEAD = 4096
+"""Bytes of a file that say what it is."""
+
+_CONTROL = bytes(byte for byte in range(32) if byte not in b"\t\n\v\f\r\x1b")
+"""Characters that text seldom has."""
+STREAM = "standard input"
+_TEXT = "plain text"
+# Offset, bytes there, what such a file is, what to do. {} is the path.
+_FOREIGN = (
+    (0, b"\x28\xb5\x2f\xfd", "packed by zstd", "unpack it first: zstd -d {}"),
+    (1, b"\x2a\x4d\x18", "packed by zstd or lz4", "unpack it first: zstd -d {}, or lz4 -d {}"),
+    (0, b"\x04\x22\x4d\x18", "packed by lz4", "unpack it first: lz4 -d {}"),
+    (0, b"\x89LZO\0", "packed by lzop", "unpack it first: lzop -d {}"),
+    (0, b"LZIP\x01", "packed by lzip", "unpack it first: lzip -d {}"),
+    (0, b"\x1f\x9d", "packed by compress", "unpack it first: uncompress {}"),
+    (30, b"[Content_Types].xml", "a document of Microsoft Office", "save it as text in UTF-8 first"),
+    (30, b"mimetypeapplication/", "a document of an office program", "save it as text in UTF-8 first"),
+    (0, b"PK\x03\x04", "a zip archive", "unpack it first (unzip {}), and name a file of it"),
+    (0, b"PK\x05\x06", "an empty zip archive", "make it again"),
+    (0, b"7z\xbc\xaf\x27\x1c", "a 7z archive", "unpack it first (7z x {}), and name a file of it"),
+    (0, b"Rar!\x1a\x07", "a rar archive", "unpack it first (unrar x {}), and name a file of it"),
+    (257, b"ustar", "a tar archive", "unpack it first (tar -xf {}), and name a file of it"),
+    (0, b"\xff\xfe\0\0", "UTF-32", "convert it first: iconv -f utf-32 -t utf-8 {} > NEW"),
+    (0, b"\0\0\xfe\xff", "UTF-32", "convert it first: iconv -f utf-32 -t utf-8 {} > NEW"),
+    (0, b"\xff\xfe", "UTF-16", "convert it first: iconv -f utf-16 -t utf-8 {} > NEW"),
+    (0, b"\xfe\xff", "UTF-16", "convert it first: iconv -f utf-16 -t utf-8 {} > NEW"),
+    (0, b"SQLite format 3\0", "an SQLite database", "write its text to a file first, with sqlite3 {}"),
+    (0, b"PAR1\x15", "a Parquet file", "write it as .jsonl first, e.g. with pandas: read_parquet, to_json"),
+    (0, b"ARROW1\0\0", "an Arrow file", "write it as .jsonl first, e.g. with pandas: read_feather, to_json"),
+    (0, b"%PDF-", "a PDF", "take its text first: pdftotext {}"),
+    (0, b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "a document of Microsoft Office", "save it as text in UTF-8 first"),
+    (0, b"{\\rtf", "an RTF document", "save it as text in UTF-8 first"),
+    (0, b"version https://git-lfs.github.com/spec/", "a pointer of Git LFS", "fetch the file itself: git lfs pull"),
+)
+
+
+def refuse_other(path: str | Path, wanted: str) -> None:
+    """Raise `UserError` for a file that is packed, an archive, or something else that is no `wanted` for sure."""
+    try:
+        with open(path, "rb") as file:
+            head = file.read(HEAD)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
+    if (compression := compression_of(head, str(path))) is not None:
+        fix = f"unpack it first: {compression} -dc {shlex.quote(str(path))} > NEW"
+        raise UserError(f"{path}: packed by {compression}, not {wanted}; {fix}")
+    refuse_foreign(head, str(path), wanted)
+    refuse_markup(head, str(path), wanted)
+
+
+def refuse_foreign(head: bytes, name: str, wanted: str = _TEXT) -> None:
+    path = "FILE" if name == STREAM else shlex.quote(name)
+    for offset, magic, what, fix in _FOREIGN:
+        if head.startswith(magic, offset):
+            raise UserError(f"{name}: {what}, not {wanted}; {fix.format(path)}")
+    if (encoding := _wide(head)) is not None:
+        fix = f"convert it first: iconv -f {encoding.lower()} -t utf-8 {path} > NEW"
+        raise UserError(f"{name}: seems to be {encoding}, not UTF-8; {fix}")
+
+
+def refuse_markup(head: bytes, name: str, wanted: str = _TEXT) -> None:
+    path, root = "FILE" if name == STREAM else shlex.quote(name), sgml.root(head)
+    if root == "dataset":
+        raise UserError(
+            f"{name}: a test set of WMT in XML; write its sides as files first, with wmt-unwrap -o NEW < {path} (pip "
+            "install git+https://github.com/wmt-conference/wmt-format-tools), or sacrebleu -t SET -l LANGUAGES --echo"
+        )
+    if root in ("tmx", "xliff"):
+        raise UserError(f"{name}: {root.upper()}, not {wanted}; write each side as a file first, one segment a line")
+    if root == "html":
+        raise UserError(f"{name}: a page of HTML, not {wanted}; did a download go wrong?")
+    if root and head.lstrip(b"\xef\xbb\xbf").startswith(b"<?xml"):
+        raise UserError(f"{name}: XML (<{root}>), not {wanted}; write each side as a file first, one sentence a line")
+
+
+def _wide(head: bytes) -> str | None:
+    """UTF-16 or UTF-32 without a byte order mark, or None.
+
+    The upper bytes of most alphabets are control characters, and so stand at the same places everywhere. Single ones
+    are text.
+    """
+    size = len(head) // 4
+    places = [head[i : 4 * size : 4] for i in range(4)]
+    counts = [len(place) - len(place.translate(None, _CONTROL)) for place in places]
+    if size < 4 or sum(counts) < 8 or any(0.1 * size < count < 0.9 * size for count in counts):
+        return None
+    shape = "".join("-" if count >= 0.9 * size else "x" for count in counts)
+    return {"x---": "UTF-32LE", "---x": "UTF-32BE", "x-x-": "UTF-16LE", "-x-x": "UTF-16BE"}.get(shape)
+
+
+def not_utf8(path: str | Path, number: int, line: bytes, at: int, head: bytes, utf8: bool) -> UserError:
+    """The error of a line whose byte `at` is not UTF-8, with what to do about it.
+
+    `head` are the file's first bytes; `utf8`: lines before have letters beyond ASCII that are UTF-8.
+    """
+    near = line[max(0, at - HEAD) : at + HEAD]
+    both = head + near
+    letters = len(re.findall(rb"[A-Za-z]", near))
+    high = len(re.findall(rb"[\x80-\xff]", near))
+    text = near.decode("utf-8", "replace")
+    broken = text.count("\ufffd")
+    whole = sum(char > "\x7f" for char in text) - broken
+    if utf8 or whole > max(2, 3 * broken):
+        fix = "other letters are UTF-8, so correct this line, or drop such bytes: iconv -c -f utf-8 -t utf-8 FILE"
+    elif len(both) - len(both.translate(None, _CONTROL)) > len(both) // 50:
+        fix = "the file is binary; give a text file"
+    elif letters >= 3 * high:
+        encoding = "cp1252" if re.search(rb"[\x80-\x9f]", near) else "latin1"
+        fix = f"convert the file first, e.g. with iconv -f {encoding} -t utf-8 FILE if it is Western European"
+    else:
+        fix = "convert the file first, with iconv -f ENCODING -t utf-8 FILE; uchardet FILE guesses the encoding"
+    return UserError(f"{path}:{number}: byte 0x{line[at]:02x} is not valid UTF-8; {fix}")

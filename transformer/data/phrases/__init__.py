@@ -1,0 +1,1 @@
+"""Generated phrases: a corpus that needs no download."""
