@@ -118,7 +118,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
 @pytest.fixture(scope="session")
 def trained(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The workdir of a finished run, evaluated at steps 40, 80 and 120. To be read only: see `workdir`."""
-    from transformer.tasks.jobs import train
+    from transformer.jobs import train
 
     folder = tmp_path_factory.mktemp("trained") / "run"
     train(["--config", tiny.config, "--workdir", str(folder)])
@@ -136,7 +136,7 @@ def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> Iter
     """`call("train.py", "--config", ...)`: the command in this process, with what it exits with, prints and logs."""
     from transformer.__main__ import main
     from transformer.command_line import run
-    from transformer.tasks.jobs import evaluate, train
+    from transformer.jobs import evaluate, train
 
     log = logging.getLogger("transformer")
     before = log.handlers[:], log.propagate, log.level

@@ -25,7 +25,7 @@ from transformer.config import Config, DecodeConfig, ModelConfig, UserError, fla
 from transformer.inference import shares
 from transformer.inference.tally import Tally
 from transformer.inference.translator import Translator
-from transformer.tasks.jobs import refuse_indeterminate
+from transformer.jobs import refuse_indeterminate
 
 ROOT = Path(__file__).parents[1]
 QUICKSTART = str(ROOT / "configs/quickstart.py")
@@ -418,14 +418,14 @@ def test_the_parser_takes_no_abbreviations() -> None:
 
 
 def test_log_goes_to_standard_error_and_warnings_say_so(call, monkeypatch) -> None:
-    import transformer.tasks.jobs
+    import transformer.jobs
 
     def talk(*_) -> None:
         logging.getLogger("transformer").info("a line")
         logging.getLogger("transformer").warning("careful")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(transformer.tasks.jobs, "set_up_jax", talk)
+    monkeypatch.setattr(transformer.jobs, "set_up_jax", talk)
     done = call("evaluate.py", "--workdir", "x")
     assert done.code == 130
     assert done.out == ""
@@ -434,12 +434,12 @@ def test_log_goes_to_standard_error_and_warnings_say_so(call, monkeypatch) -> No
 
 
 def test_an_error_of_ours_keeps_its_traceback(call, monkeypatch) -> None:
-    import transformer.tasks.jobs
+    import transformer.jobs
 
     def fail(*_) -> None:
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr(transformer.tasks.jobs, "set_up_jax", fail)
+    monkeypatch.setattr(transformer.jobs, "set_up_jax", fail)
     with pytest.raises(RuntimeError, match="a bug"):
         call("evaluate.py", "--workdir", "x")
 

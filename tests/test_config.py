@@ -12,6 +12,7 @@ from transformer.config import (
     BASE,
     BIG,
     KINDS,
+    RUNS,
     Config,
     DataConfig,
     DecodeConfig,
@@ -21,13 +22,13 @@ from transformer.config import (
     TrainConfig,
     UserError,
     check,
+    conflicts,
     differences,
     flatten,
     from_json,
     resumable,
     to_json,
 )
-from transformer.config.codec import check_fields, load_json
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.py"))
 # Other programs set these by name: they may be joined by more, but not renamed.
@@ -404,15 +405,37 @@ class TaskConfig:
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
     train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
 
+    task = "another"
+    movable = ()
 
-def test_a_config_of_another_task_is_read_compared_and_checked() -> None:
+    def relations(self):
+        yield self.train.steps != 8, "train.steps", "must not be 8"
+
+    def may_become(self, other, name: str) -> bool:
+        return name == "train.seed" and other.train.seed == 1
+
+
+def test_a_config_of_another_task_is_read_compared_and_checked(monkeypatch) -> None:
+    monkeypatch.setitem(RUNS, "another", TaskConfig)
     config = TaskConfig(train=TrainConfig(steps=7))
-    assert load_json(TaskConfig, to_json(config), "config.json") == config
+    assert json.loads(to_json(config))["task"] == "another" and from_json(to_json(config)) == config
     assert differences(TaskConfig(), config) == {"train.steps": (100_000, 7)}
-    check_fields(config, TaskConfig)
-    with pytest.raises(UserError, match=r"^train\.steps = 0: must be at least 1$"):
-        check_fields(TaskConfig(train=TrainConfig(steps=0)), TaskConfig)
+    check(config)
+    for steps, rule in ((0, "must be at least 1"), (8, "must not be 8")):
+        with pytest.raises(UserError, match=rf"^train\.steps = {steps}: {rule}$"):
+            check(TaskConfig(train=TrainConfig(steps=steps)))
+    with pytest.raises(UserError, match=r"^model\.heads = 8: must divide model\.d_model \(30\)"):
+        check(TaskConfig(model=ModelConfig(d_model=30)))
     with pytest.raises(UserError, match=r"^config\.json: unknown field 'data'"):
-        load_json(TaskConfig, to_json(Config()), "config.json")
-    with pytest.raises(UserError, match=r"^config: must be a TaskConfig, not Config "):
-        check_fields(Config(), TaskConfig)
+        from_json(json.dumps({**json.loads(to_json(Config())), "task": "another"}))
+    assert conflicts(Config(), TaskConfig()) == {"task": ("translation", "another")}
+    assert conflicts(TaskConfig(), TaskConfig(train=TrainConfig(steps=7, seed=1))) == {}
+    assert set(conflicts(TaskConfig(), TaskConfig(train=TrainConfig(seed=2)))) == {"train.seed"}
+
+
+def test_a_config_without_a_task_is_one_of_translation() -> None:
+    values = json.loads(to_json(changed(train__seed=3)))
+    assert values.pop("task") == "translation" and from_json(json.dumps(values)) == changed(train__seed=3)
+    for wrong in ("parsing", None, 3, ["translation"]):
+        with pytest.raises(UserError, match=r"^config\.json: task = .*: must be one of translation; was it written by"):
+            from_json(json.dumps({**values, "task": wrong}))

@@ -30,10 +30,7 @@ MAY_IMPORT = {
     "checkpoint": {"config", "model", "phases", "files", "judging", "memory", "streams"},
     "command_line": {"config", "data", "memory", "streams"},
     "inference": {"config", "model", "data", "checkpoint", "files", "machine", "memory", "streams"},
-    "training": {
-        *("config", "model", "phases", "files", "judging", "machine", "memory", "streams", "data", "checkpoint"),
-        "inference",
-    },
+    "training": {"config", "model", "phases", "files", "judging", "machine", "memory", "streams", "checkpoint"},
     "tasks": {
         *("config", "model", "files", "judging", "memory", "streams", "data", "checkpoint"),
         *("inference", "training", "command_line"),
@@ -43,7 +40,7 @@ MAY_IMPORT = {
         *("inference", "training", "tasks", "command_line"),
     },
 }
-ENTRY_POINTS = {"__main__", "train", "evaluate"}
+ENTRY_POINTS = {"__main__", "jobs", "train", "evaluate"}
 # What a part may import of other people's, where that is little; and what it may not.
 THEIRS = {
     "config": set(),

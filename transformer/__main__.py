@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING
 from transformer.command_line import Parser, configured, decode_options, evaluate_options, run, set_up_jax, whole
 from transformer.config import KINDS, Config, DecodeConfig, UserError, check, whole_number
 from transformer.data.opening import open_stream
+from transformer.jobs import LESS
 from transformer.memory import enough_memory
 from transformer.streams import plain
-from transformer.tasks.jobs import LESS
 
 if TYPE_CHECKING:
     from transformer.checkpoint import Checkpoint

@@ -19,7 +19,7 @@ from runs import entries, leftovers, same_run, state
 
 from transformer.checkpoint import Checkpoint, Checkpoints
 from transformer.files import digest, files_in
-from transformer.tasks.jobs import train
+from transformer.jobs import train
 from transformer.training import start
 from transformer.training.progress import Display
 

@@ -9,7 +9,7 @@ import sys
 import time
 
 from transformer.command_line import run
-from transformer.tasks.jobs import train
+from transformer.jobs import train
 
 
 class Told(logging.Handler):

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from transformer.inference.translator import Found, Translator
-from transformer.tasks.jobs import train
+from transformer.jobs import train
 from transformer.tasks.judges import score
 from transformer.tasks.sets import read_set
 

@@ -24,9 +24,9 @@ from transformer.command_line import config_file
 from transformer.config import AttentionConfig, ModelConfig, UserError, from_json
 from transformer.data.batching import Batches
 from transformer.data.tokenizer import Tokenizer
+from transformer.jobs import train
 from transformer.model import encoder_decoder
 from transformer.tasks import translation
-from transformer.tasks.jobs import train
 from transformer.tasks.sets import read_set
 from transformer.tasks.translation import Translation
 from transformer.training import fit, loop, start

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from transformer.checkpoint import Checkpoints
-from transformer.tasks.jobs import train
+from transformer.jobs import train
 from transformer.training.start import other_machine
 
 TOLD = "resuming on another machine"

@@ -3,7 +3,7 @@
 Standard library only. `model/` and this package together can be copied into another project.
 """
 
-from transformer.config.codec import check_fields, differences, flatten, to_json
+from transformer.config.codec import check_fields, differences, flatten
 from transformer.config.errors import Interrupted, UserError, shown
 from transformer.config.model import (
     BASE,
@@ -28,12 +28,14 @@ from transformer.config.sections import (
     check_decode,
 )
 from transformer.config.tasks import (
-    MOVABLE,
+    RUNS,
     Config,
     check,
     conflicts,
     from_json,
     resumable,
+    to_json,
+    with_micro_batches,
 )
 
 __all__ = [
@@ -42,8 +44,8 @@ __all__ = [
     "BOS",
     "EOS",
     "KINDS",
-    "MOVABLE",
     "PAD",
+    "RUNS",
     "SPECIALS",
     "UNK",
     "AttentionConfig",
@@ -68,4 +70,5 @@ __all__ = [
     "shown",
     "to_json",
     "whole_number",
+    "with_micro_batches",
 ]

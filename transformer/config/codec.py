@@ -29,26 +29,24 @@ def differences(old: C, new: C) -> dict[str, tuple[Any, Any]]:
     return {name: (before[name], after[name]) for name in before if before[name] != after[name]}
 
 
-def to_json(config: Any) -> str:
-    """The config as indented JSON, readable by `load_json`."""
-    return json.dumps(dataclasses.asdict(config), indent=2) + "\n"
-
-
-def load_json(kind: type[C], text: str, where: str) -> C:
-    """The config of this class that `to_json` wrote. `where` names the text in errors.
-
-    Fields left out take their defaults; an unknown one is a `UserError`.
-    """
+def read_json(text: str, where: str) -> dict[str, Any]:
+    """A JSON object. `where` names the text in errors."""
     try:
         values = json.loads(text)
     except (ValueError, RecursionError) as error:  # of 6,000 digits, of 200,000 brackets
         raise UserError(f"{where}: not valid JSON ({error})") from None
-    return _build(kind, values, where, "")
-
-
-def _build(kind: Any, values: Any, where: str, prefix: str) -> Any:
     if not isinstance(values, dict):
-        raise UserError(f"{where}: '{prefix.rstrip('.') or 'config'}' must be an object")
+        raise UserError(f"{where}: 'config' must be an object")
+    return values
+
+
+def build(kind: type[C], values: Any, where: str, prefix: str = "") -> C:
+    """The config or section of this class with these values, as JSON gives them. `where` names them in errors.
+
+    Fields left out take their defaults; an unknown one is a `UserError`. `prefix` stands before the names of fields.
+    """
+    if not isinstance(values, dict):
+        raise UserError(f"{where}: '{prefix.rstrip('.')}' must be an object")
     hints = get_type_hints(kind)
     unknown = sorted(set(values) - set(hints))
     if unknown:
@@ -56,7 +54,7 @@ def _build(kind: Any, values: Any, where: str, prefix: str) -> Any:
     built = {}
     for name, value in values.items():
         if dataclasses.is_dataclass(hints[name]):
-            value = _build(hints[name], value, where, f"{prefix}{name}.")
+            value = build(hints[name], value, where, f"{prefix}{name}.")
         elif isinstance(value, list):
             value = tuple(value)
         built[name] = value

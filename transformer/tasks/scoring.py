@@ -20,6 +20,7 @@ from transformer.files import append, local, path_of, refuse_links, replace, wri
 from transformer.inference.translator import Translator
 from transformer.judging import Judged
 from transformer.streams import plain, to_json
+from transformer.tasks.gathered import refuse_broken, together
 from transformer.tasks.judges import (
     JUDGED,
     References,
@@ -33,7 +34,6 @@ from transformer.tasks.judges import (
     unsuited,
 )
 from transformer.tasks.sets import check_given, known_sets, read_given, read_set
-from transformer.tasks.translation import refuse_broken, together
 from transformer.training.processes import agree, all_or_none, count, first
 
 log = logging.getLogger("transformer")

@@ -7,7 +7,7 @@ import hashlib
 import json
 import logging
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ import numpy as np
 from etils import epath
 from jax.sharding import Mesh
 
-from transformer.config import PAD, Config, DecodeConfig, UserError, check
+from transformer.config import PAD, Config, DecodeConfig, UserError, with_micro_batches
 from transformer.data.batching import Batches, evaluation_batches, too_long
 from transformer.data.folder import writable_cache_dir
 from transformer.data.held_out import HeldOut, held_out_doubts
@@ -26,17 +26,17 @@ from transformer.data.sources import corpora
 from transformer.data.text import Corpora, Parallel, read_pairs
 from transformer.data.tokenizer import Tokenizer, tokenizer
 from transformer.data.tokens import TokenStore, tokenize
-from transformer.inference.tally import Tally
 from transformer.inference.translator import Translator
 from transformer.judging import decoding
 from transformer.model import Params, encoder_decoder
 from transformer.model.rounding import in_type
-from transformer.tasks.judges import JUDGED, bleu_tokenizer, score, spelt_otherwise, unsuited
+from transformer.tasks.gathered import together
+from transformer.tasks.judges import JUDGED, bleu_tokenizer, check_scoring, score, spelt_otherwise, unsuited
 from transformer.tasks.sets import read_sides, write_sets
-from transformer.tasks.vocabulary import inherited
+from transformer.tasks.vocabulary import inherited, vocabulary
 from transformer.training.objectives import sequences
-from transformer.training.processes import all_or_none, gather
 from transformer.training.sharding import batch_sharding, here, place
+from transformer.training.start import check_start
 from transformer.training.step import cut
 
 log = logging.getLogger("transformer")
@@ -60,6 +60,39 @@ class Translation:
         unsmoothed = dataclasses.replace(config.train, label_smoothing=0.0)
         self._dev_loss = jax.jit(sequences(model, unsmoothed, packing=config.data.packing).loss, static_argnames="mesh")
 
+    @staticmethod
+    def check(config: Config, workdir: str) -> None:
+        """Raise `UserError` for what is wrong before any text is read."""
+        with writable_cache_dir(config.data):
+            pass
+        check_start(config, workdir, vocabulary(config, workdir))
+        check_scoring(config)
+
+    @staticmethod
+    def resumed(config: Config, there: Config) -> Config:
+        """The config of a run that goes on from one of the config `there`.
+
+        Where "identity" was the default normalization then, and the config has the default of today, "identity" stays.
+        """
+        if (there.data.normalization, config.data.normalization) != ("identity", "clean"):
+            return config
+        log.info("data.normalization stays 'identity', with which the run was begun")
+        return dataclasses.replace(config, data=dataclasses.replace(config.data, normalization="identity"))
+
+    @staticmethod
+    def score(workdir: str, **options: Any) -> dict[str, Any]:
+        """The scores of a checkpoint, for evaluate.py; see `scoring.evaluate_workdir`."""
+        from transformer.tasks.scoring import evaluate_workdir
+
+        return evaluate_workdir(workdir, **options)
+
+    @staticmethod
+    def lines_of(result: Mapping[str, Any]) -> Iterator[str]:
+        """What `score` found, for people."""
+        from transformer.tasks.scoring import lines_of
+
+        return lines_of(result)
+
     @classmethod
     def build(cls, config: Config, workdir: str | None = None) -> Translation:
         """The task, with the workdir's tokenizer where a run goes on, else that of `train.init_from`, else its own."""
@@ -74,7 +107,7 @@ class Translation:
 
     def cut_into(self, micro_batches: int) -> Translation:
         """The same task with its batches in so many micro-batches; what this one has read is not read again."""
-        other = Translation(cut_into(self.config, micro_batches), self.pieces, self.texts)
+        other = Translation(with_micro_batches(self.config, micro_batches), self.pieces, self.texts)
         read = ("_train", "_development", "_test", "_doubts")
         vars(other).update((name, value) for name, value in vars(self).items() if name in read)
         return other
@@ -320,33 +353,8 @@ def exchanged(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray] | None:
     return {**batch, "source": source}
 
 
-def cut_into(config: Config, micro_batches: int) -> Config:
-    """The config with so many micro-batches, checked."""
-    config = dataclasses.replace(config, train=dataclasses.replace(config.train, accumulate=micro_batches))
-    check(config)
-    return config
-
-
 def _name(parallel: Parallel) -> str:
     return parallel.source if parallel.target is None else f"{parallel.source} and {parallel.target}"
-
-
-def together(translator: Translator, sources: Sequence[str]) -> list[str]:
-    """One translation for each source, in every process, each of which translates its share of them."""
-    n, index = jax.process_count(), jax.process_index()
-    begin, end = (len(sources) * i // n for i in (index, index + 1))
-    with all_or_none():
-        own = translator.translate(sources[begin:end], first_line=begin + 1)
-    return [text for share in gather(json.dumps(own)) for text in json.loads(share)]
-
-
-def refuse_broken(translator: Translator, workdir: str) -> int:
-    """How many translations of all processes have scores that are no numbers. Raises `UserError`, naming the workdir,
-    if all have."""
-    each = [json.loads(one) for one in gather(json.dumps([translator.tally.all, translator.tally.broken]))]
-    tally = Tally(*map(sum, zip(*each, strict=True)))
-    tally.refuse(f"{workdir}: ")
-    return tally.broken
 
 
 def zip_first(pairs: Iterator[tuple[str, str]], n: int) -> list[tuple[str, str]]:

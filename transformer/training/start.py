@@ -22,7 +22,6 @@ from jax.sharding import Mesh
 from transformer.checkpoint import Checkpoint, Checkpoints
 from transformer.config import (
     KINDS,
-    MOVABLE,
     Config,
     ModelConfig,
     UserError,
@@ -47,7 +46,7 @@ from transformer.training.task import Batches, Shape, Task
 log = logging.getLogger("transformer")
 
 # Each of several hosts may have its own cache, and its text elsewhere: the contents are compared.
-OWN = ("data.cache_dir", "data.workers", "data.tfds_dir", *MOVABLE)
+OF_MACHINE = ("data.cache_dir", "data.workers", "data.tfds_dir")
 # What a run makes in its workdir after config.json, which comes first and tells a workdir from other folders.
 MADE = ("checkpoints", "metrics.jsonl", "scores.jsonl", "sets", "tensorboard", "tokenizer.model", "tokenizer.sha256")
 # Fields of a model that change none of its parameters' shapes.
@@ -306,7 +305,9 @@ def compare(task: Task) -> None:
     """Raise `UserError` in all processes if they do not see the same config, text and tokenizer."""
     if jax.process_count() == 1:
         return
-    fields = {name: value for name, value in flatten(task.config).items() if name not in OWN}
+    fields = {
+        name: value for name, value in flatten(task.config).items() if name not in (*OF_MACHINE, *task.config.movable)
+    }
     hashes = {f"sha256 of {name}": hashlib.sha256(content).hexdigest() for name, content in task.files.items()}
     batches = {"sha256 of the order of batches": task.batches().digest(), "version of JAX": jax.__version__}
     agree(json.loads(json.dumps({**fields, **hashes, **task.content_digests(), **batches})))

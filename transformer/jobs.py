@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
-import dataclasses
 import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from transformer.command_line import Parser, configured, evaluate_options, set_up_jax, whole
-from transformer.config import Config, UserError, to_json, whole_number
-from transformer.data.folder import writable_cache_dir
+from transformer.config import Config, UserError, to_json, whole_number, with_micro_batches
 from transformer.files import unchanged
 from transformer.memory import enough_memory
 from transformer.streams import print_json
-
-if TYPE_CHECKING:
-    from transformer.tasks.translation import Translation
+from transformer.tasks import TASKS
 
 log = logging.getLogger("transformer")
 
@@ -33,6 +30,42 @@ LESS = "give lower --decode.batch_tokens, --decode.batch_sentences or --decode.s
 @enough_memory(SMALLER)
 def train(arguments: Sequence[str]) -> None:
     """train.py: train, or with --print-config or --dry-run only show what would run."""
+    options, rest, config = configured(_train_parser(), arguments)
+    if config is None:
+        raise UserError("--config is missing; for a first run: --config configs/quickstart.py")
+    if options.print_config:
+        print(to_json(config), end="")
+        return
+    if not options.workdir:
+        raise UserError("--workdir is missing; for a first run: --workdir runs/quickstart")
+    profile = _span(options.profile)
+    if profile and "://" in options.workdir:
+        raise UserError(f"--profile {options.profile}: traces can be written to a local workdir only")
+    if options.batch and any(argument.startswith("--train.accumulate") for argument in rest):
+        raise UserError("--batch auto chooses train.accumulate itself; leave one of the two out")
+    if options.dry_run and options.process not in (None, "0/1"):
+        raise UserError("--dry-run is for a single process; leave out --process and --coordinator")
+    if options.deterministic:  # read when JAX looks for its devices, which is later
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_deterministic_ops=true".strip()
+    from transformer.training import processes
+
+    processes.start(options.coordinator, options.process)
+    set_up_jax()
+    if options.deterministic:
+        refuse_indeterminate(config)
+    task = TASKS[config.task]()
+    with processes.all_or_none():
+        task.check(config, options.workdir)
+    if options.dry_run:
+        from transformer.training.fit import dry_run
+
+        made = task.build(config)
+        dry_run(fitting(made) if options.batch else made, options.workdir)
+    else:
+        _train(task, config, options, profile)
+
+
+def _train_parser() -> Parser:
     parser = Parser("train.py", "Train a model, or go on with one: the same command again resumes.", add_help=False)
     parser.add_argument("--config", metavar="FILE", help="a config file, such as configs/quickstart.py")
     parser.add_argument("--workdir", metavar="DIR", help="where checkpoints, log and tokenizer go; local or gs://")
@@ -64,69 +97,37 @@ def train(arguments: Sequence[str]) -> None:
         default=60,
         help="how long the others wait for process 0 to tokenise (default 60)",
     )
-    own, rest, config = configured(parser, arguments)
-    if config is None:
-        raise UserError("--config is missing; for a first run: --config configs/quickstart.py")
-    if own.print_config:
-        print(to_json(config), end="")
-        return
-    if not own.workdir:
-        raise UserError("--workdir is missing; for a first run: --workdir runs/quickstart")
+    return parser
 
-    profile = _span(own.profile)
-    if profile and "://" in own.workdir:
-        raise UserError(f"--profile {own.profile}: traces can be written to a local workdir only")
-    if own.batch and any(argument.startswith("--train.accumulate") for argument in rest):
-        raise UserError("--batch auto chooses train.accumulate itself; leave one of the two out")
-    if own.dry_run and own.process not in (None, "0/1"):
-        raise UserError("--dry-run is for a single process; leave out --process and --coordinator")
-    if own.deterministic:  # read when JAX looks for its devices, which is later
-        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_deterministic_ops=true".strip()
-    from transformer.training import processes
 
-    processes.start(own.coordinator, own.process)
-    with processes.all_or_none(), writable_cache_dir(config.data):
-        pass  # one that can't be made is told before anything begins
-    set_up_jax()
-    if own.deterministic:
-        refuse_indeterminate(config)
-    from transformer.tasks.judges import check_scoring
-    from transformer.tasks.translation import Translation, cut_into
-    from transformer.tasks.vocabulary import vocabulary
-    from transformer.training import loop
-    from transformer.training.fit import dry_run
-    from transformer.training.start import check_start, hold, refuse_other_config
+def _train(task: Any, config: Any, options: argparse.Namespace, profile: tuple[int, int] | None) -> None:
+    """Train in the workdir, which no other run may use meanwhile."""
+    from transformer.training import loop, processes
+    from transformer.training.start import hold, refuse_other_config
 
-    with processes.all_or_none():
-        check_start(config, own.workdir, vocabulary(config, own.workdir))
-        check_scoring(config)
-    if own.dry_run:
-        task = Translation.build(config)
-        if own.batch:
-            task = fitting(task)
-        dry_run(task, own.workdir)
-        return
     with contextlib.ExitStack() as stack:
         stack.enter_context(processes.together())
         lock = None
         stack.enter_context(enough_memory(SMALLER))  # inside, as the other processes are to be told
-        config = with_rule_of(own.workdir, config)
-        kept = accumulation_of(own.workdir) if own.batch else None
-        if kept is not None:
-            config = cut_into(config, kept)
+        there = config_there(options.workdir)
+        if there is not None and type(there) is type(config):
+            config = task.resumed(config, there)
+        found = there is not None and options.batch
+        if found:
+            config = with_micro_batches(config, there.train.accumulate)
         with processes.all_or_none():
-            refuse_other_config(config, own.workdir)
+            refuse_other_config(config, options.workdir)
             if processes.first():
-                lock = stack.enter_context(hold(own.workdir))
-        with processes.in_turn("the tokenizer and the tokenised text", 60.0 * own.wait_minutes):
-            task = Translation.build(config, own.workdir)
-            task.prepare()
-        if own.batch and kept is None:
-            task = fitting(task)
-        loop.train(task, own.workdir, profile=profile, lock=lock)
+                lock = stack.enter_context(hold(options.workdir))
+        with processes.in_turn("the tokenizer and the tokenised text", 60.0 * options.wait_minutes):
+            made = task.build(config, options.workdir)
+            made.prepare()
+        if options.batch and not found:
+            made = fitting(made)
+        loop.train(made, options.workdir, profile=profile, lock=lock)
 
 
-def refuse_indeterminate(config: Config) -> None:
+def refuse_indeterminate(config: Any) -> None:
     """Raise `UserError` where a model's kernel fails under deterministic operations."""
     import jax
 
@@ -138,7 +139,7 @@ def refuse_indeterminate(config: Config) -> None:
         )
 
 
-def fitting(task: Translation) -> Translation:
+def fitting(task: Any) -> Any:
     """The task with as many micro-batches as memory asks for."""
     from transformer.training.fit import accumulation
 
@@ -146,28 +147,13 @@ def fitting(task: Translation) -> Translation:
     return task.cut_into(accumulation(task.cut_into))
 
 
-def with_rule_of(workdir: str, config: Config) -> Config:
-    """The config, for a run that may go on. Where "identity" was the default when the workdir was made, and the config
-    has the default of today, "identity" stays."""
+def config_there(workdir: str) -> Any:
+    """The config of the run in a workdir; None if there is none, or nothing readable."""
     from transformer.checkpoint import Checkpoints
     from transformer.training.start import config_of
 
     with contextlib.suppress(UserError):
-        there = config_of(Checkpoints(workdir))
-        if there is not None and (there.data.normalization, config.data.normalization) == ("identity", "clean"):
-            log.info("%s keeps data.normalization 'identity', with which it was begun", workdir)
-            return dataclasses.replace(config, data=dataclasses.replace(config.data, normalization="identity"))
-    return config
-
-
-def accumulation_of(workdir: str) -> int | None:
-    """How many micro-batches the run in a workdir has; None if there is none, or nothing readable."""
-    from transformer.checkpoint import Checkpoints
-    from transformer.training.start import config_of
-
-    with contextlib.suppress(UserError):
-        if (there := config_of(Checkpoints(workdir))) is not None:
-            return there.train.accumulate
+        return config_of(Checkpoints(workdir))
     return None
 
 
@@ -213,50 +199,52 @@ def evaluate(arguments: Sequence[str]) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object on standard output")
     _process_options(parser)
     parser.add_argument("-h", "--help", action="store_true", help="show this and stop")
-    own, rest = parser.parse_known_args(arguments)
-    if own.help:
+    options, rest = parser.parse_known_args(arguments)
+    if options.help:
         parser.print_help()
         print("\nDecoding and scoring, by default as in the workdir's config:\n")
         evaluate_options(Config(), ["--help"], "evaluate.py")
-    if not own.workdir:
+    if not options.workdir:
         raise UserError("--workdir is missing")
     from transformer.tasks.sets import check_given
     from transformer.training import processes
 
-    check_given(own.source, own.reference)
-
-    processes.start(own.coordinator, own.process)
+    check_given(options.source, options.reference)
+    processes.start(options.coordinator, options.process)
     set_up_jax()
-    from transformer.tasks.scoring import evaluate_workdir
-
-    with unchanged(own.workdir) as check:
-        result = evaluate_workdir(
-            own.workdir,
-            source=own.source,
-            references=own.reference,
-            checkpoint=own.checkpoint,
-            against=own.against,
+    there = config_there(options.workdir)
+    task = TASKS[Config.task if there is None else there.task]()
+    with unchanged(options.workdir) as check:
+        result = task.score(
+            options.workdir,
+            source=options.source,
+            references=options.reference,
+            checkpoint=options.checkpoint,
+            against=options.against,
             options=lambda config: evaluate_options(config, rest, "evaluate.py", parser.options()),
         )
         if processes.first():
-            _hand_over(result, own.workdir, check, as_json=own.json)
+            _hand_over(result, list(task.lines_of(result)), options.workdir, check, as_json=options.json)
 
 
-def _hand_over(result: dict[str, Any], workdir: str, check: Callable[[], None], *, as_json: bool) -> None:
-    """Print a result and store it in the workdir. Neither is lost where the other fails; `check` is as for `store`."""
-    from transformer.tasks.scoring import lines_of, store
+def _hand_over(
+    result: dict[str, Any], lines: Sequence[str], workdir: str, check: Callable[[], None], *, as_json: bool
+) -> None:
+    """Print a result, or its lines, and store it in the workdir. Neither is lost where the other fails; `check` is as
+    for `store`."""
+    from transformer.tasks.scoring import store
 
     printed = False
     try:
         if as_json:
             print_json(result)
         else:
-            print("\n".join(lines_of(result)))
+            print("\n".join(lines))
         sys.stdout.flush()
         printed = True
     finally:
         stored = store(workdir, result, check)
         if stored and not printed:
             log.info("the scores are stored in %s/scores.jsonl", workdir)
-        for line in () if stored or printed else lines_of(result):
+        for line in () if stored or printed else lines:
             log.info("%s", line)

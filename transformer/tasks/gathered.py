@@ -1,0 +1,30 @@
+"""Translations by several processes, each of which makes its share; all get the whole."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+import jax
+
+from transformer.inference.tally import Tally
+from transformer.inference.translator import Translator
+from transformer.training.processes import all_or_none, gather
+
+
+def together(translator: Translator, sources: Sequence[str]) -> list[str]:
+    """One translation for each source, in every process, each of which translates its share of them."""
+    n, index = jax.process_count(), jax.process_index()
+    begin, end = (len(sources) * i // n for i in (index, index + 1))
+    with all_or_none():
+        own = translator.translate(sources[begin:end], first_line=begin + 1)
+    return [text for share in gather(json.dumps(own)) for text in json.loads(share)]
+
+
+def refuse_broken(translator: Translator, workdir: str) -> int:
+    """How many translations of all processes have scores that are no numbers. Raises `UserError`, naming the workdir,
+    if all have."""
+    each = [json.loads(one) for one in gather(json.dumps([translator.tally.all, translator.tally.broken]))]
+    tally = Tally(*map(sum, zip(*each, strict=True)))
+    tally.refuse(f"{workdir}: ")
+    return tally.broken
