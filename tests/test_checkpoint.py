@@ -140,13 +140,12 @@ def test_what_is_saved_comes_back_bit_for_bit(checkpoints, folder: Path) -> None
     ("lacking", "told"),
     [
         ({"files": ("config.json",)}, "config.json in files"),
-        ({"files": ("tokenizer.model",)}, "tokenizer.model in files"),
         ({"progress": ("step",)}, "step in progress"),
         ({"progress": ("vocab_size",)}, "vocab_size in progress"),
         ({"items": ("params",)}, "params in items"),
         (
             {"files": ("config.json", "tokenizer.model", "tokenizer.sha256"), "progress": ("step", "vocab_size")},
-            "config.json in files, step in progress, tokenizer.model in files, vocab_size in progress",
+            "config.json in files, step in progress, vocab_size in progress",
         ),
     ],
     ids=str,
@@ -1068,24 +1067,6 @@ def test_files_may_lie_elsewhere_as_many_as_they_were() -> None:
     assert refused(dev_source=None) == ["data.dev_source"]
     assert refused(dev_target="dev.de") == ["data.dev_target"]
     assert refused(test_source="test.tsv", fields=("a", "b")) == ["data.fields", "data.test_source"]
-
-
-def test_another_tokenizer_is_told_in_one_line(checkpoints, folder: Path, tmp_path: Path) -> None:
-    save(checkpoints, 5)
-    (tmp_path / "spm.model").write_bytes(b"pieces")
-
-    def unfit(path: str) -> str | None:
-        config = dataclasses.replace(CONFIG, data=dataclasses.replace(CONFIG.data, tokenizer=path))
-        opened = checkpoints.at(5)
-        opened.config = config  # as if the run had been given one from the start
-        return opened.unfit(config, MODEL.abstract_params, b"pieces")
-
-    assert unfit(str(tmp_path / "spm.model")) is None
-    (tmp_path / "spm.model").write_bytes(b"others")
-    with pytest.raises(UserError, match=f"is not the tokenizer that {folder.parent} was trained with, .*; give that"):
-        unfit(str(tmp_path / "spm.model"))
-    with pytest.raises(UserError, match="cannot be read"):
-        unfit(str(tmp_path))
 
 
 # ---- In Python ------------------------------------------------------------------------------------------------------

@@ -120,7 +120,7 @@ def other(tiny, tmp_path_factory) -> Path:
         (half_copied, "00000120/state/.* is missing"),
         (foreign, "00000120 is that of another run: its model.d_ff, data.vocab_size is not the same"),
         (newer, "config.json: unknown field 'experts'; was it written by a newer version?"),
-        (other_tokenizer, "00000120 is that of another tokenizer than .*/run/tokenizer.model"),
+        (other_tokenizer, "00000120 is that of another run: its tokenizer.model is not that of .*/run"),
         (an_average, "00000120 is not one that training goes on from"),
         (an_earlier_one, "00000120 is not one that training goes on from"),
         (another_seed, "00000120 is that of another run: its train.seed is not the same"),

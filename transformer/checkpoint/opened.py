@@ -8,7 +8,6 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping
 from functools import cached_property
-from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
@@ -126,6 +125,11 @@ class Checkpoint:
             raise UserError(f"{path} is not as it was written: {_DAMAGED}")
         return content
 
+    def files(self) -> dict[str, bytes]:
+        """The files that were saved beside the arrays, by name, but for progress.json."""
+        names = [name for name in manifest(self.path, self._sealed) if "/" not in name and name != "progress.json"]
+        return {name: self.file(name) for name in names}
+
     def _json(self, name: str) -> str:
         content = self.file(name)
         try:
@@ -196,15 +200,12 @@ class Checkpoint:
                 )
         return None
 
-    def unfit(self, config: Config, params: Any, tokenizer: bytes | None) -> str | None:
-        """Why a run of this config, with these abstract parameters, can't go on from this checkpoint, whose files are
-        whole, or None: it is that of another run, or of another version of this program.
+    def unfit(self, config: Any, params: Any, files: Mapping[str, bytes]) -> str | None:
+        """Why a run with this config, these abstract parameters and files can't go on from this checkpoint, or None.
 
-        Raises `UserError` where the config names another tokenizer than the one it is trained with.
+        The files of the checkpoint are whole: it is that of another run, or of another version of this program.
         """
-        path, ours = self.path, self.path.parent.parent / "tokenizer.model"
-        if config.data.tokenizer is not None and tokenizer is not None:
-            _refuse_other_tokenizer(config.data.tokenizer, tokenizer, ours)
+        path = self.path
         try:
             if changed := conflicts(self.config, config):
                 return f"{path} is that of another run: its {', '.join(changed)} is not the same"
@@ -212,8 +213,9 @@ class Checkpoint:
             step = self.progress.get("step")
             if not path.name.startswith(f"{step:08d}") or not (path / "state" / "optimizer").exists():
                 return f"{path} is not one that training goes on from"
-            if tokenizer is not None and self.file("tokenizer.model") != tokenizer:
-                return f"{path} is that of another tokenizer than {ours}"
+            for name, content in files.items():
+                if (path / name).exists() and self.file(name) != content:
+                    return f"{path} is that of another run: its {name} is not that of {path.parent.parent}"
             return self.misfit(params)
         except OutOfMemory:
             raise
@@ -224,18 +226,6 @@ class Checkpoint:
             raise UserError(f"{where} cannot be read ({why}); see to that, then run the same command again") from None
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             return f"{path} is not one of this program ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
-
-
-def _refuse_other_tokenizer(given: str, tokenizer: bytes, ours: epath.Path) -> None:
-    try:
-        same = Path(given).read_bytes() == tokenizer
-    except OSError as error:
-        raise UserError(f"data.tokenizer = {given!r} cannot be read ({error.strerror or error})") from None
-    if not same:
-        raise UserError(
-            f"data.tokenizer = {given!r} is not the tokenizer that {ours.parent} was trained with, {ours}; give that "
-            "one, or use another --workdir"
-        )
 
 
 def _refuse_no_memory(error: Exception, path: epath.Path) -> None:

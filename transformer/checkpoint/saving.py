@@ -17,7 +17,7 @@ from transformer.memory import ran_out, short
 from transformer.phases import phase
 
 # What `load`, inference and a resumed run look for.
-NEEDED = {"progress": {"step", "vocab_size"}, "files": {"config.json", "tokenizer.model"}, "items": {"params"}}
+NEEDED = {"progress": {"step", "vocab_size"}, "files": {"config.json"}, "items": {"params"}}
 GOES_ON = "then run the same command again: it goes on from the last complete checkpoint"
 
 

@@ -307,7 +307,7 @@ class Checkpoints:
         steps = self.steps()[-last:]
         opened = [self.at(step) for step in steps]
         params = mean(opened)
-        files = {f: opened[-1].file(f) for f in ("config.json", "tokenizer.model")}
+        files = opened[-1].files()
         progress = {
             "step": steps[-1],
             "vocab_size": opened[-1].progress["vocab_size"],

@@ -11,10 +11,12 @@ import runpy
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from transformer.command_line.overrides import override
 from transformer.command_line.parser import Parser
 from transformer.config import (
+    RUNS,
     Config,
     DecodeConfig,
     EvaluateConfig,
@@ -25,7 +27,7 @@ from transformer.config import (
 )
 
 
-def config_file(path: str) -> Config:
+def config_file(path: str) -> Any:
     """The `config` that a config file defines. What it prints goes to standard error."""
     if os.path.isdir(path):
         raise UserError(f"--config {path}: a folder; name a config file, such as configs/quickstart.py")
@@ -48,9 +50,9 @@ def config_file(path: str) -> Config:
     except BaseException as error:  # the file is the user's
         fix = f"; {_CONFIG_FILE}" if isinstance(error, SyntaxError) else ""
         raise UserError(f"--config {path}: {type(error).__name__}: {error}{fix}") from error
-    if not isinstance(config, Config):
+    if type(config) not in RUNS.values():
         raise UserError(f"--config {path}: it must define `config = transformer.config.Config(...)`")
-    check_fields(config, Config)  # as tyro, which sees it next, asks what it gets
+    check_fields(config, type(config))  # as tyro, which sees it next, asks what it gets
     return config
 
 
@@ -69,7 +71,7 @@ def _refuse_other_config(path: str) -> None:
         raise UserError(f"--config {path}: {_CONFIG_FILE}")
 
 
-def configured(parser: Parser, arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str], Config | None]:
+def configured(parser: Parser, arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str], Any]:
     """A program's own options, the rest, and the checked config that --config and the rest make; None without --config.
 
     --help names the options and every field, and stops.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+from pathlib import Path
 
 from transformer.checkpoint import Checkpoints
 from transformer.config import Config, UserError
@@ -23,9 +24,11 @@ def vocabulary(config: Config, workdir: str) -> int:
 
 def inherited(config: Config, workdir: str | None) -> Tokenizer | None:
     """The tokenizer that a run takes over: the workdir's where it goes on, else that of `train.init_from`, if any."""
-    if workdir and Checkpoints(workdir).states() and (found := tokenizer_of(workdir)):
-        return found
     start, given = config.train.init_from, config.data.tokenizer
+    if workdir and Checkpoints(workdir).states() and (found := tokenizer_of(workdir)):
+        if given is not None:
+            refuse_other(given, found, workdir)
+        return found
     if start is None:
         return None
     found = tokenizer_of(start)
@@ -53,3 +56,16 @@ def tokenizer_of(workdir: str) -> Tokenizer | None:
         log.warning("%s is not as it was written; taking the one that checkpoint %s holds", path, whole.name)
         model = whole.file(path.name)
     return Tokenizer(model, str(path))
+
+
+def refuse_other(given: str, tokenizer: Tokenizer, workdir: str) -> None:
+    """Raise `UserError` if the file `given` holds another tokenizer than this one, which is the workdir's."""
+    try:
+        same = Path(given).read_bytes() == tokenizer.model
+    except OSError as error:
+        raise UserError(f"data.tokenizer = {given!r} cannot be read ({error.strerror or error})") from None
+    if not same:
+        raise UserError(
+            f"data.tokenizer = {given!r} is not the tokenizer that {workdir} was trained with, "
+            f"{path_of(workdir) / 'tokenizer.model'}; give that one, or use another --workdir"
+        )

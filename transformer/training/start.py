@@ -88,8 +88,7 @@ def refuse_other_config(config: Config, workdir: str) -> None:
                 "training would overwrite; use another --workdir"
             )
         return
-    changed, refused = differences(there, config), conflicts(there, config)
-    if refused:
+    if refused := conflicts(there, config):
         shown = "; ".join(f"{name} is {old!r} there, {new!r} now" for name, (old, new) in refused.items())
         raise UserError(
             f"{workdir} was trained with another config: {shown}. Use another --workdir, or the same values"
@@ -100,7 +99,7 @@ def refuse_other_config(config: Config, workdir: str) -> None:
             "anew with another --workdir"
         )
     if steps:
-        for name, (old, new) in changed.items():
+        for name, (old, new) in differences(there, config).items():
             log.info("resuming with %s changed from %r to %r", name, old, new)
 
 
@@ -143,7 +142,7 @@ def begin(ready: Ready) -> tuple[TrainState, Progress]:
     config, digest = task.config, task.data_digest()
     state, saved = restore(
         *(checkpoints, program.abstract),
-        lambda there: there.unfit(config, program.abstract.params, task.files.get("tokenizer.model")),
+        lambda there: there.unfit(config, program.abstract.params, task.files),
     )
     if saved.get("data_digest", digest) != digest:
         raise UserError(f"the training text is not what {folder} was trained on; restore it, or use another --workdir")

@@ -88,10 +88,6 @@ class Task(Protocol):
         """What scores depend on besides the parameters: `dev_digest` and `scored_with` (see `judging`)."""
         ...
 
-    def unfit(self, there: Mapping[str, bytes]) -> str | None:
-        """Why a run with these files, saved with its checkpoint, is not one of this task; None if it is."""
-        ...
-
     def describe(self) -> Iterator[str]:
         """Lines about the data for the start of the log."""
         ...
