@@ -154,9 +154,9 @@ def _params(sizes: Sizes) -> Any:
     """The weights that ours draws; pad and bos get the logit 0, since not all systems can be forbidden them."""
     import jax
 
-    from transformer.model import encoder_decoder
+    from transformer.model import build
 
-    params = encoder_decoder(sizes.config.model, sizes.vocab_size).init(jax.random.key(0))
+    params = build(sizes.config.model.with_vocabulary(sizes.vocab_size)).init(jax.random.key(0))
     table = params["embedding"]["table"]
     return {**params, "embedding": {"table": table.at[:EOS].set(0.0)}}
 

@@ -146,7 +146,7 @@ def training(s: Settings, emit: Emit) -> None:
     rows, length, vocab_size, updates, repeats = (4, 64, 1_000, 1, 2) if s.quick else (96, 256, 37_000, 10, 6)
     shape = {"dtype": "bfloat16", "rows": rows, "length": length, "vocab_size": vocab_size}
     model, dropout = "small" if s.quick else s.model, model_config(s.model).dropout
-    flops = update_flops(model_config(model), vocab_size, rows, length, length)
+    flops = update_flops(model_config(model).with_vocabulary(vocab_size), rows, length, length)
     target = int((packed_pieces(rows, length, vocab_size, s.seed)[1] != PAD).sum())
     of_all = {"model": model, **shape, "packed": True, "seed": s.seed, "device": s.device, "threads": s.threads}
 

@@ -61,9 +61,9 @@ def fresh(model: ModelConfig, seed: int) -> dict[str, float]:
     import jax
     import jax.numpy as jnp
 
-    from transformer.model import encoder_decoder
+    from transformer.model import build
 
-    built = encoder_decoder(model, PIECES)
+    built = build(model.with_vocabulary(PIECES))
     params = built.init(jax.random.key(seed))
     source, target = jax.random.randint(jax.random.key(seed + 1), (2, 16, 16), 4, PIECES)
 

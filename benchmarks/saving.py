@@ -37,12 +37,12 @@ def measure(model: ModelConfig, vocab_size: int, folder: str, repeats: int) -> d
     import jax
 
     from transformer.checkpoint import Checkpoints
-    from transformer.model import encoder_decoder
+    from transformer.model import build
     from transformer.training.optimizer import optimizer
     from transformer.training.step import init_state
 
     tx = optimizer(Config().train, model.d_model)
-    state = jax.jit(lambda: init_state(encoder_decoder(model, vocab_size).init, tx, 0))()
+    state = jax.jit(lambda: init_state(build(model.with_vocabulary(vocab_size)).init, tx, 0))()
     items = jax.block_until_ready({"params": state.params, "optimizer": state.optimizer})
     files = {"config.json": to_json(Config(model=model)).encode(), "tokenizer.model": b"-"}
     checkpoints = Checkpoints(folder)

@@ -50,19 +50,19 @@ def ours(
     from transformer.command_line import set_up_jax
     from transformer.config import DecodeConfig, from_json
     from transformer.inference.translator import Translator
-    from transformer.model import encoder_decoder
+    from transformer.model import build
     from transformer.model.rounding import in_type
 
     set_up_jax()
     if config:
         whole = from_json(config)
         model, vocab_size = whole.model, whole.data.vocab_size
-        params = encoder_decoder(model, vocab_size).init(jax.random.key(0))
+        params = build(model.with_vocabulary(vocab_size)).init(jax.random.key(0))
     else:
         opened = Checkpoints(run).open("last")
         model, vocab_size, params = opened.config.model, opened.progress["vocab_size"], opened.params()
     model, params = in_type(model, params, dtype)
-    network = encoder_decoder(model, vocab_size)
+    network = build(model.with_vocabulary(vocab_size))
 
     def decode(job: Job) -> Sequence[Any]:
         settings = DecodeConfig(
@@ -104,13 +104,13 @@ def deepen(first: str, start: str, layers: int = 6, **_: Any) -> None:
     import numpy as np
 
     from transformer.checkpoint import Checkpoints
-    from transformer.model import encoder_decoder
+    from transformer.model import build
     from transformer.tools.convert import write_start
 
     opened = Checkpoints(first).open("last")
     old, params = opened.config.model, opened.params()
     model = dataclasses.replace(old, encoder_layers=layers, decoder_layers=layers)
-    fresh = encoder_decoder(model, opened.progress["vocab_size"]).init(jax.random.key(1))
+    fresh = build(model.with_vocabulary(opened.progress["vocab_size"])).init(jax.random.key(1))
     deeper = {**params}
     for side in ("encoder", "decoder"):
         trained = params[side]["layers"]

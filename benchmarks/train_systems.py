@@ -102,7 +102,7 @@ def ours(
     ready = {
         "compile_s": time.perf_counter() - began,
         "parameters": sum(x.size for x in jax.tree.leaves(state.params)),
-        "flops": update_flops(config.model, vocab_size, rows, length, length),
+        "flops": update_flops(config.model.with_vocabulary(vocab_size), rows, length, length),
         "dropout": config.model.dropout,
         "pieces": int((sides[1] != PAD).sum()),
     }
@@ -126,12 +126,12 @@ def ours(
 def _set_up(config: Any, vocab_size: int, source: np.ndarray, target: np.ndarray) -> tuple[Any, Any, Any]:
     """The update of training, the state before the first, and the batch on the devices."""
     from transformer.config import MeshConfig
-    from transformer.model import encoder_decoder
+    from transformer.model import build
     from transformer.training.objectives import sequences
     from transformer.training.sharding import batch_sharding, make_mesh, place
     from transformer.training.step import cut, program
 
-    mesh, model = make_mesh(MeshConfig()), encoder_decoder(config.model, vocab_size)
+    mesh, model = make_mesh(MeshConfig()), build(config.model.with_vocabulary(vocab_size))
     made = program(sequences(model, config.train, packing=config.data.packing), config.train, mesh)
     batch = cut({"source": source, "target": target}, mesh, 1)
     return made.update, made.init(), place(batch, batch_sharding(mesh, micro_batches=True))

@@ -12,7 +12,7 @@ import numpy as np
 
 from transformer.checkpoint import Checkpoints
 from transformer.config import BOS, MeshConfig, ModelConfig, TrainConfig, with_micro_batches
-from transformer.model import encoder_decoder
+from transformer.model import build
 from transformer.training.objectives import sequences
 from transformer.training.start import check_start
 
@@ -68,7 +68,7 @@ class Reversal:
 
     def __init__(self, config: Config):
         self.config, self.files = config, {"digits.txt": b"0123456789"}
-        self.objective = sequences(encoder_decoder(config.model, VOCABULARY), config.train)
+        self.objective = sequences(build(config.model.with_vocabulary(VOCABULARY)), config.train)
         self._logits = jax.jit(self.objective.model.apply)
 
     @classmethod
@@ -77,7 +77,7 @@ class Reversal:
 
     @staticmethod
     def check(config: Config, workdir: str) -> None:
-        check_start(config, workdir, VOCABULARY)
+        check_start(config, workdir, build(config.model.with_vocabulary(VOCABULARY)))
 
     @staticmethod
     def resumed(config: Config, there: Config) -> Config:

@@ -25,13 +25,13 @@ from runs import leftovers
 from transformer.checkpoint import Checkpoint, Checkpoints, folders, interrupted, load, saving, store, with_sharding
 from transformer.config import Config, DataConfig, MeshConfig, ModelConfig, UserError, conflicts, to_json
 from transformer.files import Lock, atomic, digest, owner, replace, sealing
-from transformer.model import encoder_decoder
+from transformer.model import build
 from transformer.training.sharding import make_mesh, shardings
 from transformer.training.start import restore
 from transformer.training.step import TrainState, init_state
 
 CONFIG = Config(model=ModelConfig(encoder_layers=1, decoder_layers=1, d_model=8, d_ff=8, heads=2))
-MODEL = encoder_decoder(CONFIG.model, 20)
+MODEL = build(CONFIG.model.with_vocabulary(20))
 ABSTRACT = jax.eval_shape(lambda: init_state(MODEL.init, optax.adam(1e-3), 0))
 FILES = {"config.json": to_json(CONFIG).encode(), "tokenizer.model": b"pieces", "tokenizer.sha256": b"digest\n"}
 MESH = make_mesh(MeshConfig(), jax.devices()[:1])
@@ -636,7 +636,7 @@ def test_manifests_of_nothing_or_of_files_outside_are_refused(checkpoints, folde
 )
 def test_parameters_that_do_not_fit_are_told_in_one_line(checkpoints, change: dict, told: str, caplog) -> None:
     save(checkpoints, 5)
-    other = encoder_decoder(dataclasses.replace(CONFIG.model, **change), 20).abstract_params
+    other = build(dataclasses.replace(CONFIG.model, **change).with_vocabulary(20)).abstract_params
     with pytest.raises(UserError, match=f"00000005 does not fit the model: .*{told}"):
         checkpoints.at(5).restore({"params": with_sharding(other, jax.sharding.SingleDeviceSharding(jax.devices()[0]))})
     assert caplog.records == []
@@ -1013,7 +1013,7 @@ def test_checkpoints_of_other_shapes_are_not_averaged(checkpoints, folder: Path)
         checkpoints.average(2)
     save(checkpoints, 10)
     other = dataclasses.replace(CONFIG, model=dataclasses.replace(CONFIG.model, d_ff=16))
-    params = jax.tree.map(lambda x: np.ones(x.shape, x.dtype), encoder_decoder(other.model, 20).abstract_params)
+    params = jax.tree.map(lambda x: np.ones(x.shape, x.dtype), build(other.model.with_vocabulary(20)).abstract_params)
     others = {**FILES, "config.json": to_json(other).encode()}
     checkpoints.save(20, {"params": params}, progress={"step": 20, "vocab_size": 20}, files=others)
     checkpoints.wait()

@@ -33,7 +33,7 @@ from transformer.config import (
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.py"))
 # Other programs set these by name: they may be joined by more, but not renamed.
 FIXED = {
-    "model": "encoder_layers decoder_layers d_model d_ff heads kv_heads dropout",
+    "model": "encoder_layers decoder_layers d_model d_ff heads vocab_size kv_heads dropout",
     "train": "steps batch_tokens peak_learning_rate warmup_steps label_smoothing seed checkpoint_every eval_every "
     "patience init_from",
     "data": "source target dev_source dev_target vocab_size tokenizer",

@@ -145,7 +145,7 @@ def test_import_transformer_is_light():
     program = f"""
 import sys, transformer
 print(sorted({heavy} & set(sys.modules)), 'jax' in sys.modules)
-transformer.Translator, transformer.beam_search, transformer.encoder_decoder
+transformer.Translator, transformer.beam_search, transformer.build
 print(sorted({heavy} & set(sys.modules)))
 """
     assert run(program, ROOT) == "[] False\n[]\n"
@@ -165,7 +165,7 @@ def test_the_model_runs_copied_into_another_project(tmp_path):
     program = """
 import jax, transformer.model
 from transformer.config import ModelConfig
-model = transformer.model.encoder_decoder(ModelConfig(1, 1, d_model=4, d_ff=4, heads=1), 8)
+model = transformer.model.build(ModelConfig(1, 1, d_model=4, d_ff=4, heads=1, vocab_size=8))
 params = jax.tree.map(lambda x: jax.numpy.ones(x.shape), model.abstract_params)
 source, target = jax.numpy.ones((1, 3), int), jax.numpy.ones((1, 2), int)
 print(transformer.model.__file__, jax.jit(model.apply)(params, source, target).shape)

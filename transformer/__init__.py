@@ -26,7 +26,7 @@ from transformer.config import (
 _LAZY = {
     "EncoderDecoder": "transformer.model",
     "Model": "transformer.model",
-    "encoder_decoder": "transformer.model",
+    "build": "transformer.model",
     "beam_search": "transformer.inference.beam_search",
     "Translator": "transformer.inference.translator",
     "load": "transformer.checkpoint",
@@ -45,7 +45,7 @@ __all__ = [
     "Translator",
     "UserError",
     "beam_search",
-    "encoder_decoder",
+    "build",
     "load",
 ]
 

@@ -22,7 +22,7 @@ from transformer.data.tokens import tokenize
 from transformer.inference.shares import translate_share
 from transformer.inference.stream import translate_jsonl, translate_stream
 from transformer.inference.translator import Translator
-from transformer.model import encoder_decoder
+from transformer.model import build
 
 WORDS = ["the", "a", "small", "red", "house", "dog", "runs", "ein", "kleiner", "Hund", "läuft", "über", "日本", "🙂"]
 
@@ -37,7 +37,7 @@ def tokenizer() -> Tokenizer:
 def translator() -> Translator:
     """A real one, of a model that has learned nothing."""
     config = ModelConfig(encoder_layers=1, decoder_layers=1, d_model=16, d_ff=16, heads=2)
-    model = encoder_decoder(config, tokenizer().vocab_size)
+    model = build(config.with_vocabulary(tokenizer().vocab_size))
     decode = DecodeConfig(beam_size=2, max_extra_length=1_000, max_length=6, max_source_length=15, streams=1)
     return Translator(model, model.init(jax.random.key(0)), tokenizer(), decode)
 

@@ -121,10 +121,10 @@ def test_where_all_are_broken_it_is_an_error():
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
 @pytest.mark.parametrize("value", [np.nan, 1e30, -np.inf])
 def test_a_model_of_such_parameters_alone_finds_nothing_in_any_type(dtype, value):
-    from transformer.model import encoder_decoder
+    from transformer.model import build
     from transformer.model.rounding import in_type
 
     _, params = tiny(CONFIG, 0)
     config, params = in_type(CONFIG, jax.tree.map(lambda x: jnp.full_like(x, value), params), dtype)
-    ours = Translator(encoder_decoder(config, 14), params, Numbers(), translator().config)
+    ours = Translator(build(config.with_vocabulary(14)), params, Numbers(), translator().config)
     assert ours.translate(["4", "5 6"]) == ["", ""] and ours.tally == Tally(all=2, broken=2)

@@ -34,7 +34,7 @@ from transformer.inference import engine, scorer
 from transformer.inference import translator as translator_module
 from transformer.inference.strategy import strategy
 from transformer.inference.translator import Translator
-from transformer.model import EncoderDecoder, Model, encoder_decoder
+from transformer.model import EncoderDecoder, Model, build
 from transformer.model.attention import KV, attend
 from transformer.model.rounding import in_type
 
@@ -176,8 +176,8 @@ def test_a_workdir_in_fewer_bits(tmp_path, dtype):
 
 
 def fresh(config):
-    """A model that no program was compiled for yet, unlike that of `encoder_decoder`, which is kept."""
-    return Model(lambda rngs: EncoderDecoder(config, VOCABULARY, rngs=rngs))
+    """A model that no program was compiled for yet, unlike that of `build`, which is kept."""
+    return Model(config, lambda rngs: EncoderDecoder(config.with_vocabulary(VOCABULARY), rngs=rngs))
 
 
 # ---- Whatever the batch ---------------------------------------------------------------------------------------------
@@ -396,7 +396,7 @@ def test_a_second_translator_of_the_same_config_compiles_nothing(compilations, t
 
 def test_threads_do_not_compile_what_another_compiles(compilations):
     """Four batches of one shape at once, in a model of its own: as many compilations as for one batch."""
-    own = encoder_decoder(dataclasses.replace(CONFIG, d_ff=28), 13)
+    own = build(dataclasses.replace(CONFIG, d_ff=28).with_vocabulary(13))
     params = own.init(jax.random.key(1))
 
     def run(count, streams):
@@ -450,7 +450,7 @@ set_up_jax()
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 counts = collections.Counter()
 jax.monitoring.register_event_listener(lambda event, **_: counts.update([event.rpartition("/")[2]]))
-from transformer.model import encoder_decoder
+from transformer.model import build
 from whole_passes import sources, translator
 ours = translator()
 found = dict(ours.search(sources(3)))

@@ -24,7 +24,7 @@ from transformer.inference.beam_search import beam_search
 from transformer.inference.constraints import Constraints
 from transformer.inference.prefixes import Prefixes
 from transformer.inference.translator import Translator
-from transformer.model import encoder_decoder
+from transformer.model import build
 
 PAD, BOS, EOS = 0, 1, 2
 SOURCE = "the red cat sees"
@@ -159,7 +159,7 @@ def random_translator(model: bytes):
     """A model that knows nothing, so that its translations are cut in pieces as no tokenizer does."""
     pieces = Tokenizer(model)
     config = ModelConfig(encoder_layers=1, decoder_layers=1, d_model=16, d_ff=32, heads=2)
-    net = encoder_decoder(config, pieces.vocab_size)
+    net = build(config.with_vocabulary(pieces.vocab_size))
     params = jax.tree.map(lambda x: 2.0 * x, jit(net.init)(jax.random.key(4)))
     return Translator(net, params, pieces, DecodeConfig(max_extra_length=4, max_source_length=20, beam_size=1))
 

@@ -14,7 +14,7 @@ from transformer.inference import engine
 from transformer.inference.beam_search import Options
 from transformer.inference.constraints import Constraints
 from transformer.inference.engine import FEWEST_ROWS, Strategy, decode
-from transformer.model import encoder_decoder
+from transformer.model import build
 
 PAD, BOS, EOS = 0, 1, 2
 VOCABULARY, BEAMS, LONGEST, ALPHA = 12, 3, 9, 0.6
@@ -29,7 +29,7 @@ def random_params(model, seed):
 
 @functools.cache
 def model_and_params():
-    model = encoder_decoder(CONFIG, VOCABULARY)
+    model = build(CONFIG.with_vocabulary(VOCABULARY))
     return model, random_params(model, 0)
 
 

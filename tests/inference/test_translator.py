@@ -16,7 +16,7 @@ from transformer.inference import translator as translator_module
 from transformer.inference.batches import LENGTHS
 from transformer.inference.beam_search import Hypotheses
 from transformer.inference.translator import Translator
-from transformer.model import encoder_decoder
+from transformer.model import build
 
 WORDS = ["the", "a", "small", "big", "red", "old", "house", "dog", "cat", "runs", "sees", "under", "over", "behind"]
 
@@ -159,7 +159,7 @@ RANDOM = ModelConfig(encoder_layers=1, decoder_layers=1, d_model=16, d_ff=32, he
 
 @functools.cache
 def random_translator():
-    model = encoder_decoder(RANDOM, tokenizer().vocab_size)
+    model = build(RANDOM.with_vocabulary(tokenizer().vocab_size))
     params = jax.tree.map(lambda x: 2.0 * x, jit(model.init)(jax.random.key(4)))
     # Eight rows of up to 16 pieces, four of up to 21.
     decode = DecodeConfig(max_extra_length=4, max_source_length=20, batch_tokens=8 * 16 * 4)

@@ -73,7 +73,7 @@ def test_workdirs_and_checkpoints_are_as_many(tmp_path):
 
 
 def test_models_and_tokenizer_have_one_vocabulary():
-    (model, params), other = tiny(CONFIG, 0), transformer.encoder_decoder(CONFIG, VOCABULARY + 1)
+    (model, params), other = tiny(CONFIG, 0), transformer.build(CONFIG.with_vocabulary(VOCABULARY + 1))
     bigger = {**params, "embedding": {"table": np.zeros((VOCABULARY + 1, 16))}}
     config = translator().config
     told = refused(Translator, model, params, Numbers(), config, [(other, bigger)])

@@ -11,7 +11,7 @@ from quick import jit
 from transformer.config import DecodeConfig, ModelConfig
 from transformer.data.tokenizer import Cut
 from transformer.inference.translator import Translator
-from transformer.model import encoder_decoder
+from transformer.model import build
 
 PAD, BOS, EOS = 0, 1, 2
 VOCABULARY = 14
@@ -55,7 +55,7 @@ class Numbers:
 @functools.cache
 def tiny(config, seed):
     """A model whose every parameter is random, with much attention, so that outputs depend on their sources."""
-    model, draw = encoder_decoder(config, VOCABULARY), np.random.default_rng(seed)
+    model, draw = build(config.with_vocabulary(VOCABULARY)), np.random.default_rng(seed)
 
     def leaf(path, abstract):
         name = path[-1].key

@@ -61,25 +61,33 @@ def refused(function, *args, **kwargs):
 def test_a_config_that_breaks_a_rule_builds_no_model(fields, message):
     """With the words of the command line: the check is the same."""
     config = dataclasses.replace(TINY, **fields)
-    told = refused(transformer.encoder_decoder, config, VOCABULARY)
+    told = refused(transformer.build, config.with_vocabulary(VOCABULARY))
     assert told.startswith(message)
-    assert refused(transformer.EncoderDecoder, config, VOCABULARY, rngs=nnx.Rngs(0)) == told
+    assert refused(transformer.EncoderDecoder, config.with_vocabulary(VOCABULARY), rngs=nnx.Rngs(0)) == told
     assert refused(check, Config(model=config)) == told
 
 
 @pytest.mark.parametrize("size", [0, -1, 3, 2**31, 8.0, "8000", True, None, np.float32(8)], ids=repr)
 def test_a_vocabulary_has_room_for_the_special_ids(size):
-    assert refused(transformer.encoder_decoder, SHALLOW, size).startswith(f"vocab_size = {size!r}".replace("'", "'"))
+    told = refused(transformer.build, SHALLOW.with_vocabulary(size))
+    assert told.startswith("model.vocab_size = ") and told.endswith(
+        (
+            "must be at least 4",
+            "must be at most 2,147,483,647",
+            "must be of type int, or None",
+            "give the size of the vocabulary",
+        )
+    )
 
 
 def test_what_is_no_model_config_is_named():
-    assert refused(transformer.encoder_decoder, Config(), 20).startswith("model: must be a ModelConfig, not Config")
+    assert refused(transformer.build, Config()).startswith("model: must be a ModelConfig, not Config")
     assert refused(check_model, ModelConfig).startswith("model: must be a ModelConfig, not type")
     assert refused(check, Config(decode=None)).startswith("decode: must be a DecodeConfig, not NoneType")
 
 
 def test_numpy_sizes_are_sizes():
-    assert transformer.encoder_decoder(SHALLOW, np.int64(13)) is transformer.encoder_decoder(SHALLOW, 13)
+    assert transformer.build(SHALLOW.with_vocabulary(np.int64(13))) is transformer.build(SHALLOW.with_vocabulary(13))
 
 
 FIELDS = st.fixed_dictionaries(
@@ -107,7 +115,7 @@ def test_any_config_is_refused_or_computes_what_it_says(fields):
     """What is not refused has no later piece in earlier logits, by shapes alone, and no error of JAX's."""
     config = dataclasses.replace(SHALLOW, **fields)
     try:
-        model = transformer.encoder_decoder(config, VOCABULARY)
+        model = transformer.build(config.with_vocabulary(VOCABULARY))
     except UserError:
         return
     logits = jax.eval_shape(model.apply, model.abstract_params, SOURCE, TARGET)

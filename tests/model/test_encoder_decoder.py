@@ -10,7 +10,7 @@ from reference import Reference
 from tiny import BOS, EOS, SHALLOW, SOURCE, TARGET, TINY, VOCABULARY, forward, lengths, random_params, tiny
 
 from transformer.config import AttentionConfig
-from transformer.model import Run, encoder_decoder
+from transformer.model import Run, build
 
 CONFIGS = {
     "the paper's": TINY,
@@ -152,8 +152,8 @@ def projection(shape):
 
 def table_gradients(tying):
     """Gradients of the tables of one model, all tables given the same values."""
-    model = encoder_decoder(dataclasses.replace(SHALLOW, tied_embeddings=tying), VOCABULARY)
-    params = random_params(encoder_decoder(SHALLOW, VOCABULARY))
+    model = build(dataclasses.replace(SHALLOW, tied_embeddings=tying).with_vocabulary(VOCABULARY))
+    params = random_params(build(SHALLOW.with_vocabulary(VOCABULARY)))
     tables = {name: params["embedding"] for name in model.abstract_params if name.endswith("embedding")}
 
     @jit

@@ -10,7 +10,7 @@ from quick import jit
 from tiny import SHALLOW, SOURCE, TARGET, VOCABULARY, forward, tiny
 
 from transformer.config import BASE, BIG, ModelConfig
-from transformer.model import Model, encoder_decoder
+from transformer.model import Model, build
 
 
 def paths(tree):
@@ -20,7 +20,7 @@ def paths(tree):
 
 
 def count(config, vocab_size=37_000):
-    return sum(math.prod(shape) for shape in paths(encoder_decoder(config, vocab_size).abstract_params).values())
+    return sum(math.prod(shape) for shape in paths(build(config.with_vocabulary(vocab_size)).abstract_params).values())
 
 
 def test_parameter_counts_of_the_paper():
@@ -79,9 +79,9 @@ def test_parameter_paths_are_frozen():
     }
     expected |= {f"encoder/layers/{i}/{k}": v for i in range(2) for k, v in LAYER.items()}
     expected |= {f"decoder/layers/0/{k}": v for k, v in {**LAYER, **CROSS}.items()}
-    assert paths(encoder_decoder(config, 13).abstract_params) == expected
+    assert paths(build(config.with_vocabulary(13)).abstract_params) == expected
 
-    few = paths(encoder_decoder(SHALLOW, 13).abstract_params)
+    few = paths(build(SHALLOW.with_vocabulary(13)).abstract_params)
     names = {k.split("/", 2)[-1] if "layers" in k else k for k in few}
     assert names == {"embedding/table", *(f"0/{k}" for k in (*LAYER, *CROSS))}
 
@@ -96,7 +96,7 @@ class Stack(nnx.Module):
 
 def test_any_module_and_more_than_ten_layers():
     """Layer "10" stands behind layer "9", not behind layer "1"."""
-    model = Model(lambda rngs: Stack(rngs))
+    model = Model(ModelConfig(), lambda rngs: Stack(rngs))
     assert set(model.abstract_params["layers"]) == {str(i) for i in range(12)}
     params = {"layers": {str(i): {"bias": np.array([i]), "kernel": np.zeros((1, 1))} for i in range(12)}}
     assert [int(b) for b in model.bind(params).biases(2)] == list(range(0, 24, 2))
@@ -170,6 +170,9 @@ def test_a_model_is_a_static_argument():
     """Of the same config and vocabulary it is the same one, for which nothing is compiled anew."""
     model, _ = tiny()
     assert hash(model) == hash(model) and model == model
-    again = encoder_decoder(ModelConfig(**vars(SHALLOW)), 13)
-    assert again is encoder_decoder(SHALLOW, 13)
-    assert again not in (encoder_decoder(SHALLOW, 14), encoder_decoder(dataclasses.replace(SHALLOW, kv_heads=1), 13))
+    again = build(ModelConfig(**vars(SHALLOW)).with_vocabulary(13))
+    assert again is build(SHALLOW.with_vocabulary(13))
+    assert again not in (
+        build(SHALLOW.with_vocabulary(14)),
+        build(dataclasses.replace(SHALLOW, kv_heads=1).with_vocabulary(13)),
+    )

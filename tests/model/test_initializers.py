@@ -12,7 +12,7 @@ import pytest
 from quick import jit
 
 from transformer.config import ModelConfig
-from transformer.model import encoder_decoder
+from transformer.model import build
 
 SMALL = ModelConfig(encoder_layers=2, decoder_layers=3, d_model=32, d_ff=48, heads=4, kv_heads=2, d_k=6, d_v=10)
 V = 500
@@ -37,7 +37,7 @@ def test_as_gpt2_and_bert_start(initializer: str) -> None:
     """Normal, of deviation 0.02. In GPT-2 the last matrices of sub-layers are divided by the root of their number; in
     BERT all numbers are within two deviations."""
     config = dataclasses.replace(SMALL, initializer=initializer, positions="learned", attention_bias=True)
-    model = encoder_decoder(config, V)
+    model = build(config.with_vocabulary(V))
     params = flat(jit(model.init)(jax.random.key(0)))
     for path, values in params.items():
         stack, name = path.split("/")[0], path.split("/")[-1]
@@ -58,7 +58,7 @@ def test_as_gpt2_and_bert_start(initializer: str) -> None:
 @pytest.mark.parametrize("pre_norm", [False, True])
 def test_every_parameter_starts_as_its_initializer_says(initializer: str, pre_norm: bool) -> None:
     config = dataclasses.replace(SMALL, initializer=initializer, pre_norm=pre_norm, positions="learned")
-    model = encoder_decoder(config, V)
+    model = build(config.with_vocabulary(V))
     params = flat(jit(model.init)(jax.random.key(0)))
     assert params.keys() == model.starts.keys()
     for path, values in params.items():
@@ -82,7 +82,7 @@ def test_every_parameter_starts_as_its_initializer_says(initializer: str, pre_no
 
 def likeness(config: ModelConfig) -> float:
     """The mean cosine between the outputs of a fresh encoder at two positions of a sentence."""
-    model = encoder_decoder(config, V)
+    model = build(config.with_vocabulary(V))
 
     def outputs(key):
         memory = model.bind(model.init(key)).encode(jax.random.randint(key, (8, 16), 4, V))

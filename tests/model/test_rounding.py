@@ -9,7 +9,7 @@ from quick import jit
 from tiny import SHALLOW
 
 from transformer.config import ModelConfig
-from transformer.model import encoder_decoder
+from transformer.model import build
 from transformer.model.layers import Embedding
 from transformer.model.products import product
 from transformer.model.rounding import INNER, Rounded, rounded
@@ -79,7 +79,7 @@ def test_a_table_is_looked_up_and_multiplied_with(dtype, tolerance):
 
 
 def test_a_whole_model_under_rounded_parameters():
-    model = encoder_decoder(SHALLOW, 50)
+    model = build(SHALLOW.with_vocabulary(50))
     params = model.init(jax.random.key(0))
     source, target = (jnp.asarray(RNG.integers(4, 50, (3, 9))) for _ in range(2))
     exact = jit(model.apply)(params, source, target)
@@ -89,14 +89,14 @@ def test_a_whole_model_under_rounded_parameters():
         off = np.abs(logits - exact).max() / np.abs(exact).max()
         assert 1e-5 < off < tolerance, (dtype, off)
     # Rounded once or at each use: the same.
-    half = encoder_decoder(dataclasses.replace(SHALLOW, dtype="bfloat16"), 50)
+    half = build(dataclasses.replace(SHALLOW, dtype="bfloat16").with_vocabulary(50))
     once, each = jit(half.apply)(rounded(params, "bfloat16"), source, target), jit(half.apply)(params, source, target)
     np.testing.assert_allclose(once, each, atol=0.01 * np.abs(each).max())
 
 
 def test_every_matrix_is_rounded_and_nothing_else():
     config = dataclasses.replace(SHALLOW, positions="learned", max_positions=30)
-    params = encoder_decoder(config, 50).init(jax.random.key(0))
+    params = build(config.with_vocabulary(50)).init(jax.random.key(0))
     assert rounded(params, "float32") == params
     is_rounded = lambda leaf: isinstance(leaf, Rounded)  # noqa: E731
     found = jax.tree_util.tree_flatten_with_path(rounded(params, "int8"), is_leaf=is_rounded)[0]
@@ -112,6 +112,6 @@ def test_every_matrix_is_rounded_and_nothing_else():
 
 
 def test_a_wrong_shape_is_told_of_rounded_parameters_too():
-    params = encoder_decoder(SHALLOW, 50).init(jax.random.key(0))
+    params = build(SHALLOW.with_vocabulary(50)).init(jax.random.key(0))
     with pytest.raises(ValueError, match="embedding/table has shape"):
-        encoder_decoder(SHALLOW, 51).apply(rounded(params, "int8"), jnp.ones((1, 3), int), jnp.ones((1, 3), int))
+        build(SHALLOW.with_vocabulary(51)).apply(rounded(params, "int8"), jnp.ones((1, 3), int), jnp.ones((1, 3), int))

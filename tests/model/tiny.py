@@ -9,7 +9,7 @@ import numpy as np
 from quick import jit
 
 from transformer.config import ModelConfig
-from transformer.model import encoder_decoder
+from transformer.model import build
 
 VOCABULARY = 13
 PAD, BOS, EOS = 0, 1, 2
@@ -33,7 +33,7 @@ def random_params(model, seed=0):
 
 @functools.cache
 def tiny(config=TINY):
-    model = encoder_decoder(config, VOCABULARY)
+    model = build(config.with_vocabulary(VOCABULARY))
     return model, random_params(model)
 
 

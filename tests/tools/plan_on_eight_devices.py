@@ -25,7 +25,7 @@ SHAPE = (32, 24, 24)
 
 def update(mesh: jax.sharding.Mesh, config: Config = CONFIG) -> dict:
     (one,) = training(config, mesh, CHIPS["v5e"], [SHAPE])
-    model = update_flops(CONFIG.model, 512, *SHAPE) / mesh.size
+    model = update_flops(CONFIG.model.with_vocabulary(512), *SHAPE) / mesh.size
     return {
         "flops": one.flops,
         "model_flops": model,

@@ -8,7 +8,7 @@ import pytest
 import transformer
 from transformer.checkpoint import Checkpoints
 from transformer.config import AttentionConfig, ModelConfig, UserError
-from transformer.model import encoder_decoder
+from transformer.model import build
 from transformer.tools.convert import convert, mean_pool
 
 OLD = ModelConfig(encoder_layers=1, decoder_layers=2, d_model=16, d_ff=24, heads=4)
@@ -24,7 +24,7 @@ def test_heads_that_are_alike_are_pooled_without_loss(bias: bool):
     """Where the heads of a group had the same keys and values, nothing changes but their number."""
     old = dataclasses.replace(OLD, attention_bias=bias)
     new = dataclasses.replace(old, kv_heads=2, cross_attention=AttentionConfig(kv_heads=1))
-    few = encoder_decoder(new, 13)
+    few = build(new.with_vocabulary(13))
     params = random_params(few)
 
     def repeated(path, x):
@@ -35,7 +35,7 @@ def test_heads_that_are_alike_are_pooled_without_loss(bias: bool):
 
     many = jax.tree_util.tree_map_with_path(repeated, params)
     source, target = np.array([[5, 7, 2, 0]]), np.array([[1, 6, 4]])
-    expected = encoder_decoder(old, 13).apply(many, source, target)
+    expected = build(old.with_vocabulary(13)).apply(many, source, target)
     pooled = mean_pool(many, old, new)
     assert jax.tree.map(np.shape, pooled) == jax.tree.map(lambda x: x.shape, few.abstract_params)
     np.testing.assert_allclose(few.apply(pooled, source, target), expected, atol=1e-5)
@@ -43,7 +43,7 @@ def test_heads_that_are_alike_are_pooled_without_loss(bias: bool):
 
 def test_each_head_is_the_mean_of_its_neighbours():
     new = dataclasses.replace(OLD, kv_heads=2)
-    params = random_params(encoder_decoder(OLD, 13))
+    params = random_params(build(OLD.with_vocabulary(13)))
     key = params["decoder"]["layers"]["1"]["cross_attention"]["key"]
     pooled = mean_pool(params, OLD, new)["decoder"]["layers"]["1"]["cross_attention"]["key"]
     np.testing.assert_allclose(pooled[:, 0], (key[:, 0] + key[:, 1]) / 2, rtol=1e-6)

@@ -13,7 +13,7 @@ from transformer.checkpoint import Checkpoints, load
 from transformer.config import AttentionConfig, Config, DecodeConfig, ModelConfig, UserError
 from transformer.data.tokenizer import Tokenizer
 from transformer.inference.translator import Translator
-from transformer.model import encoder_decoder
+from transformer.model import build
 from transformer.tools.hf.marian import (
     SHARED,
     TIED,
@@ -39,7 +39,7 @@ def random_params(config):
     rng = np.random.default_rng(0)
     return jax.tree_util.tree_map_with_path(
         lambda path, x: jnp.asarray(rng.normal(size=x.shape) * 0.3 + (path[-1].key == "scale"), x.dtype),
-        encoder_decoder(config, VOCABULARY).abstract_params,
+        build(config.with_vocabulary(VOCABULARY)).abstract_params,
     )
 
 
@@ -78,13 +78,13 @@ def test_there_and_back_is_the_same_bit_for_bit(config) -> None:
 @BOTH
 def test_the_table_has_each_parameter_once_on_both_sides(config) -> None:
     rows = table(config)
-    leaves = jax.tree_util.tree_leaves_with_path(encoder_decoder(config, VOCABULARY).abstract_params)
+    leaves = jax.tree_util.tree_leaves_with_path(build(config.with_vocabulary(VOCABULARY)).abstract_params)
     assert sorted(row.ours for row in rows) == sorted("/".join(k.key for k in path) for path, _ in leaves)
     assert len({row.theirs for row in rows}) == len(rows)
 
 
 def test_our_parameters_must_fit() -> None:
-    params = jax.tree.map(lambda x: np.zeros(x.shape), encoder_decoder(CONFIG, VOCABULARY).abstract_params)
+    params = jax.tree.map(lambda x: np.zeros(x.shape), build(CONFIG.with_vocabulary(VOCABULARY)).abstract_params)
     params["surplus"] = np.zeros(3)
     params["embedding"]["table"] = np.zeros((5, 16))
     del params["decoder"]["layers"]["2"]["feed_forward"]["b1"]
@@ -142,7 +142,7 @@ def test_a_name_matched_twice_is_told(params, monkeypatch) -> None:
 )
 def test_what_marian_cannot_express_is_refused(change: dict) -> None:
     config = dataclasses.replace(CONFIG, **change)
-    params = encoder_decoder(config, VOCABULARY).init(jax.random.key(0))
+    params = build(config.with_vocabulary(VOCABULARY)).init(jax.random.key(0))
     for call in (to_marian, from_marian):
         said = complaint(call, params, config, VOCABULARY)
         assert said.startswith(f"model.{next(iter(change))}")
@@ -240,7 +240,7 @@ def their_logits(model, source, target):
 def test_their_logits_are_ours(marian, config, activation) -> None:
     config = dataclasses.replace(config, activation=activation)
     params = random_params(config)
-    ours = encoder_decoder(config, VOCABULARY).apply(params, SOURCE, TARGET)
+    ours = build(config.with_vocabulary(VOCABULARY)).apply(params, SOURCE, TARGET)
     logits = their_logits(theirs(marian, params, config), SOURCE, TARGET).detach().numpy()
     np.testing.assert_allclose(logits[TARGET != 0], np.asarray(ours)[TARGET != 0], atol=1e-4, rtol=0)
     assert np.abs(logits).max() > 1
@@ -260,7 +260,7 @@ def test_their_gradients_are_ours(marian, params) -> None:
     weights = (TARGET != 0).astype(np.float32)
 
     def loss(params):
-        log_probs = jax.nn.log_softmax(encoder_decoder(CONFIG, VOCABULARY).apply(params, SOURCE, TARGET))
+        log_probs = jax.nn.log_softmax(build(CONFIG.with_vocabulary(VOCABULARY)).apply(params, SOURCE, TARGET))
         return -(log_probs[..., 4] * weights).sum()
 
     ours = flat(jax.grad(loss)(params))

@@ -4,7 +4,7 @@ import jax
 import pytest
 
 from transformer.config import AttentionConfig, ModelConfig, UserError
-from transformer.model import encoder_decoder
+from transformer.model import build
 from transformer.tools import kv_table as kv_table_module
 from transformer.tools.kv_table import cache_bytes, decode_seconds, variants
 
@@ -22,7 +22,7 @@ def test_the_formula_is_what_the_model_holds(name):
     """Three decoder layers in groups of two, keys and values of different sizes, cross-attention on its own."""
     small = ModelConfig(encoder_layers=1, decoder_layers=3, d_model=16, d_ff=16, heads=8, d_k=3, d_v=5)
     config = dataclasses.replace(variants(small)[name], cross_attention=AttentionConfig(kv_heads=4))
-    model = encoder_decoder(config, 9)
+    model = build(config.with_vocabulary(9))
     params = model.abstract_params
     cache = jax.eval_shape(lambda p: model.bind(p).init_cache(2, 7, 3), params)
     source = jax.ShapeDtypeStruct((2, 11), "int32")

@@ -20,7 +20,7 @@ import numpy as np
 from transformer.checkpoint import Checkpoints
 from transformer.config import Config, DataConfig, DecodeConfig, MeshConfig, ModelConfig, TrainConfig
 from transformer.inference.translator import Translator
-from transformer.model import encoder_decoder
+from transformer.model import build
 from transformer.training.fit import bytes_of
 from transformer.training.objectives import sequences
 from transformer.training.sharding import batch_sharding, make_mesh
@@ -46,7 +46,7 @@ def objective(variant: str = "") -> Objective:
         data=DataConfig(packing=variant == "packing"),
         train=dataclasses.replace(TRAIN, remat=variant == "remat"),
     )
-    return sequences(encoder_decoder(config.model, VOCABULARY), config.train, packing=config.data.packing)
+    return sequences(build(config.model.with_vocabulary(VOCABULARY)), config.train, packing=config.data.packing)
 
 
 def batches(accumulate: int, variant: str = "") -> list[dict[str, np.ndarray]]:

@@ -4,7 +4,7 @@ import jax
 import pytest
 
 from transformer.config import BASE, BIG, AttentionConfig, ModelConfig
-from transformer.model import encoder_decoder
+from transformer.model import build
 from transformer.training.flops import peak, update_flops
 from transformer.training.progress import Interval
 
@@ -21,24 +21,24 @@ def test_by_hand():
     encoder = attention(source, source) + 2 * source * 2 * D * F
     decoder = attention(target, target) + attention(target, source) + 2 * target * 2 * D * F
     expected = 3 * 3 * (encoder + decoder + 2 * target * D * vocabulary)
-    assert update_flops(config, vocabulary, 3, source, target) == expected
+    assert update_flops(config.with_vocabulary(vocabulary), 3, source, target) == expected
 
 
 @pytest.mark.parametrize("config", [BASE, BIG])
 def test_near_six_times_parameters_times_tokens(config):
     """The rule of thumb: source positions see the encoder and the decoder's keys and values, target ones the rest."""
-    params = encoder_decoder(config, 37_000).abstract_params
+    params = build(config.with_vocabulary(37_000)).abstract_params
     size = {side: sum(x.size for x in jax.tree.leaves(params[side])) for side in ("encoder", "decoder")}
     table = params["embedding"]["table"].size
-    found = update_flops(config, 37_000, 1_000, 32, 32)
+    found = update_flops(config.with_vocabulary(37_000), 1_000, 32, 32)
     assert found == pytest.approx(6 * 32_000 * (size["encoder"] + size["decoder"] + table), rel=0.03)
 
 
 def test_shared_keys_and_values_cost_less():
-    whole = update_flops(BASE, 8_000, 8, 32, 32)
+    whole = update_flops(BASE.with_vocabulary(8_000), 8, 32, 32)
     one = ModelConfig(decoder_attention=AttentionConfig(kv_heads=1, kv_sharing=2))
     saved = 3 * 8 * 32 * 2 * 512 * 128 * (6 * 8 - 3)
-    assert whole - update_flops(one, 8_000, 8, 32, 32) == saved
+    assert whole - update_flops(one.with_vocabulary(8_000), 8, 32, 32) == saved
 
 
 def test_the_log_has_the_share_of_the_peak_rate_that_the_arithmetic_takes(monkeypatch):

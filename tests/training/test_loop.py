@@ -25,7 +25,7 @@ from transformer.config import AttentionConfig, ModelConfig, UserError, from_jso
 from transformer.data.batching import Batches
 from transformer.data.tokenizer import Tokenizer
 from transformer.jobs import train
-from transformer.model import encoder_decoder
+from transformer.model import build
 from transformer.tasks import translation
 from transformer.tasks.sets import read_set
 from transformer.tasks.translation import Translation
@@ -703,7 +703,7 @@ def test_init_from_what_does_not_fit_is_told_in_one_line(tmp_path: Path, run, tr
 def test_the_options_that_give_parameters_other_shapes(change: dict, named: dict) -> None:
     there, here = ModelConfig(), dataclasses.replace(ModelConfig(), **change)
     assert other_shapes(there, here) == named
-    shapes = [jax.tree.map(np.shape, encoder_decoder(model, 8).abstract_params) for model in (there, here)]
+    shapes = [jax.tree.map(np.shape, build(model.with_vocabulary(8)).abstract_params) for model in (there, here)]
     assert (shapes[0] == shapes[1]) == (named == {})
 
 

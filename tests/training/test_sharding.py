@@ -9,7 +9,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from transformer.config import MeshConfig, ModelConfig, TrainConfig, UserError
-from transformer.model import encoder_decoder
+from transformer.model import build
 from transformer.training.optimizer import optimizer
 from transformer.training.sharding import RULES, batch_sharding, batch_ways, make_mesh, shardings, spec
 from transformer.training.step import init_state
@@ -39,7 +39,7 @@ def flat(tree) -> dict:
 
 @pytest.mark.parametrize("variant", VARIANTS, ids=str)
 def test_every_parameter_of_every_variant_has_one_rule(variant: dict) -> None:
-    params = encoder_decoder(dataclasses.replace(TINY, **variant), 24).abstract_params
+    params = build(dataclasses.replace(TINY, **variant).with_vocabulary(24)).abstract_params
     for path, leaf in flat(params).items():
         matching = [rule for pattern, rule in RULES if re.fullmatch(pattern, path)]
         assert len(matching) == 1, path
@@ -53,7 +53,7 @@ def test_no_rule_is_idle() -> None:
     paths = [
         path
         for variant in VARIANTS
-        for path in flat(encoder_decoder(dataclasses.replace(TINY, **variant), 24).abstract_params)
+        for path in flat(build(dataclasses.replace(TINY, **variant).with_vocabulary(24)).abstract_params)
     ]
     for pattern, _ in RULES:
         assert any(re.fullmatch(pattern, path) for path in paths), pattern
@@ -85,21 +85,21 @@ def abstract_mesh(**sizes: int) -> jax.sharding.AbstractMesh:
     ],
 )
 def test_a_dimension_that_an_axis_does_not_divide(sizes: dict, told: str) -> None:
-    params = encoder_decoder(TINY, 24).abstract_params
+    params = build(TINY.with_vocabulary(24)).abstract_params
     with pytest.raises(UserError, match=told):
         shardings(params, abstract_mesh(**sizes))
     shardings(params, abstract_mesh(data=5))  # copies cut nothing
 
 
 def test_a_vocabulary_that_the_tensor_axis_does_not_divide() -> None:
-    params = encoder_decoder(TINY, 23).abstract_params
+    params = build(TINY.with_vocabulary(23)).abstract_params
     with pytest.raises(UserError, match=r"mesh.tensor = 2 does not divide embedding/table, .* dimension of 23"):
         shardings(params, abstract_mesh(tensor=2))
 
 
 @pytest.mark.parametrize("clip_norm", [None, 1.0])
 def test_optimizer_state_lies_as_its_parameters_do(clip_norm: float | None) -> None:
-    model, mesh = encoder_decoder(TINY, 24), abstract_mesh(data=2, fsdp=4, tensor=2)
+    model, mesh = build(TINY.with_vocabulary(24)), abstract_mesh(data=2, fsdp=4, tensor=2)
     tx = optimizer(TrainConfig(clip_norm=clip_norm), 16)
     state = jax.eval_shape(lambda: init_state(model.init, tx, 0))
     layout = shardings(state, mesh)

@@ -17,7 +17,7 @@ from quick import jit
 
 from transformer.checkpoint import Checkpoints
 from transformer.config import MeshConfig, ModelConfig, TrainConfig
-from transformer.model import encoder_decoder
+from transformer.model import build
 from transformer.training.objectives import sequences
 from transformer.training.optimizer import optimizer
 from transformer.training.sharding import make_mesh
@@ -31,7 +31,7 @@ MODEL = ModelConfig(encoder_layers=1, decoder_layers=1, d_model=16, d_ff=16, hea
 
 def objective(**changes) -> Objective:
     """The model and loss of training, over 30 pieces."""
-    return sequences(encoder_decoder(dataclasses.replace(MODEL, **changes), 30), TrainConfig())
+    return sequences(build(dataclasses.replace(MODEL, **changes).with_vocabulary(30)), TrainConfig())
 
 
 def batch(rows: int, every: int = 2) -> dict[str, np.ndarray]:

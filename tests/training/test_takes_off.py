@@ -20,7 +20,7 @@ import pytest
 from quick import jit
 
 from transformer.config import BOS, EOS, PAD, Config, ModelConfig, TrainConfig
-from transformer.model import encoder_decoder
+from transformer.model import build
 from transformer.training.objectives import sequences
 from transformer.training.optimizer import optimizer
 from transformer.training.step import init_state, train_step
@@ -40,7 +40,7 @@ def update_of(objective: Objective, train: TrainConfig, compile=jit):
 
 
 def objective_of(config: Config, vocab_size: int) -> Objective:
-    return sequences(encoder_decoder(config.model, vocab_size), config.train)
+    return sequences(build(config.model.with_vocabulary(vocab_size)), config.train)
 
 
 def test_the_first_update_is_what_it_was() -> None:

@@ -20,7 +20,7 @@ from transformer.config import Config, UserError, conflicts, from_json
 from transformer.files import MANIFEST, damage, digest_of, manifest, sealed
 from transformer.judging import check_progress, rank, upgraded
 from transformer.memory import OutOfMemory, ran_out, short
-from transformer.model import Model, Params, encoder_decoder
+from transformer.model import Model, Params, build
 from transformer.model.functional import finite
 
 T = TypeVar("T")
@@ -94,7 +94,7 @@ class Checkpoint:
 
     @property
     def model(self) -> Model:
-        return encoder_decoder(self.config.model, self.progress["vocab_size"])
+        return build(self.config.model.with_vocabulary(self.progress["vocab_size"]))
 
     def params(self, sharding: Sharding | None = None) -> Params:
         """The parameters; on the first device unless `sharding` says otherwise."""

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import operator
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Literal
 
 from transformer.config.codec import Relations, check_fields, require
-from transformer.config.numbers import Count, CountOrZero, Layers, LengthOrZero, Positive, Rule, Share
+from transformer.config.numbers import INT32_MAX, Count, CountOrZero, Layers, LengthOrZero, Positive, Rule, Share
 
 SPECIALS = ("<pad>", "<s>", "</s>", "<unk>")
 """The pieces that every vocabulary begins with."""
 PAD, BOS, EOS, UNK = 0, 1, 2, 3
 
+Vocabulary = Annotated[int, Rule(least=len(SPECIALS), most=INT32_MAX)]
 KINDS = ("encoder", "decoder", "cross")  # of attention
 
 
@@ -42,6 +44,8 @@ class ModelConfig:
     """Inner width of the feed-forward sub-layer."""
     heads: Count = 8
     """Number of query heads (the paper's h)."""
+    vocab_size: Vocabulary | None = None
+    """Pieces of the vocabulary, special ids included; None = as many as the tokenizer has."""
     kv_heads: Count | None = None
     """Number of key/value heads: None = heads (multi-head), 1 = multi-query, in between = grouped-query."""
     kv_sharing: Count = 1
@@ -92,6 +96,10 @@ class ModelConfig:
     """'cudnn' = its fused kernel on NVIDIA GPUs, in bfloat16, wherever it does the same; elsewhere as 'plain'."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of activations and matrix products. Parameters, softmax, norms and loss stay float32."""
+
+    def with_vocabulary(self, size: int) -> ModelConfig:
+        """The same architecture over a vocabulary of this size."""
+        return replace(self, vocab_size=operator.index(size) if hasattr(size, "__index__") else size)
 
     @property
     def key_size(self) -> int:

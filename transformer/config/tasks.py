@@ -84,6 +84,8 @@ def conflicts(old: Any, new: Any) -> dict[str, tuple[Any, Any]]:
         return {"task": (old.task, new.task)}
 
     def may_change(name: str, before: Any, after: Any) -> bool:
+        if name == "model.vocab_size":  # which the checkpoints of earlier versions leave to the tokenizer
+            return None in (before, after)
         if name in old.movable:
             return type(before) is type(after) and (isinstance(before, str) or len(before) == len(after))
         return resumable(name) or old.may_become(new, name)

@@ -21,7 +21,7 @@ from transformer.inference.prefixes import Prefix, Prefixes
 from transformer.inference.scorer import Scored, Scorer
 from transformer.inference.strategy import beams, options, strategy
 from transformer.inference.tally import Tally
-from transformer.model import Model, Params, encoder_decoder
+from transformer.model import Model, Params, build
 from transformer.model.checks import whole
 from transformer.model.rounding import in_type
 
@@ -140,7 +140,7 @@ class Translator:
         loaded = []
         for opened in checkpoints:
             model, params = in_type(opened.config.model, opened.params(), config.dtype)
-            loaded.append((encoder_decoder(model, opened.progress["vocab_size"]), on_all_devices(params)))
+            loaded.append((build(model.with_vocabulary(opened.progress["vocab_size"])), on_all_devices(params)))
         (model, params), *others = loaded
         return cls(model, params, Tokenizer(pieces), config, others)
 

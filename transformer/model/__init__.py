@@ -3,7 +3,7 @@
 from transformer.model.attention import KV, Attention, attend
 from transformer.model.cache import Cache, Memory
 from transformer.model.encoder_decoder import EncoderDecoder
-from transformer.model.functional import Model, Params, encoder_decoder
+from transformer.model.functional import Model, Params, build
 from transformer.model.layers import fold
 from transformer.model.stack import Run
 
@@ -17,6 +17,6 @@ __all__ = [
     "Params",
     "Run",
     "attend",
-    "encoder_decoder",
+    "build",
     "fold",
 ]

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from transformer.config import BOS, PAD, SPECIALS, ModelConfig, UserError, check_model
+from transformer.config import BOS, PAD, ModelConfig, UserError, check_model
 
 
 def value_of(x: Any) -> np.ndarray | None:
@@ -33,11 +33,11 @@ def whole(name: str, number: Any, least: int, most: int | None = None) -> None:
         raise UserError(f"{name} = {number}: must be at least {least}{'' if most is None else f', at most {most}'}")
 
 
-def check_sizes(config: ModelConfig, vocab_size: int) -> None:
-    """Raise `UserError` where no model can be built: a rule of `ModelConfig` is broken, or the vocabulary has no room
-    for the special ids."""
+def check_whole(config: ModelConfig) -> None:
+    """Raise `UserError` where no model can be built: a rule of `ModelConfig` is broken, or it has no vocabulary."""
     check_model(config)
-    whole("vocab_size", vocab_size, len(SPECIALS), 2**31 - 1)
+    if config.vocab_size is None:
+        raise UserError("model.vocab_size = None: give the size of the vocabulary")
 
 
 def check_integers(name: str, x_BT: Any) -> None:

@@ -17,8 +17,8 @@ from transformer.model.checks import (
     check_like,
     check_pair,
     check_places,
-    check_sizes,
     check_sources,
+    check_whole,
     value_of,
     whole,
 )
@@ -36,20 +36,20 @@ class EncoderDecoder(nnx.Module):
     Id 0 is padding: it fills up the rows of a batch, is never attended to and never learned from.
     """
 
-    def __init__(self, config: ModelConfig, vocab_size: int, *, rngs: nnx.Rngs):
-        """Raises `UserError` (a ValueError) where config or vocabulary break a rule."""
-        check_sizes(config, vocab_size)
-        self.config, self.vocab_size = config, vocab_size
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
+        """Raises `UserError` (a ValueError) where the config breaks a rule or has no vocabulary."""
+        check_whole(config)
+        self.config, self.vocab_size = config, config.vocab_size
         # One module owns a table and offers both its uses: aliases would split its gradient in two.
         tied = config.tied_embeddings
-        self.embedding = Embedding(config, vocab_size, rngs=rngs)
-        self.target_embedding = None if tied == "all" else Embedding(config, vocab_size, rngs=rngs)
-        self.output_embedding = Embedding(config, vocab_size, rngs=rngs) if tied == "none" else None
+        self.embedding = Embedding(config, rngs=rngs)
+        self.target_embedding = None if tied == "all" else Embedding(config, rngs=rngs)
+        self.output_embedding = Embedding(config, rngs=rngs) if tied == "none" else None
         self.source_positions = position_table(config, rngs=rngs)
         self.target_positions = position_table(config, rngs=rngs)
         self.encoder = Stack(config, "encoder", rngs=rngs)
         self.decoder = Stack(config, "decoder", cross=True, rngs=rngs)
-        self.output_bias = constant(0, vocab_size) if config.output_bias else None
+        self.output_bias = constant(0, config.vocab_size) if config.output_bias else None
 
     def __call__(
         self,

@@ -17,18 +17,18 @@ from flax import nnx
 from jax import Array
 
 from transformer.config import ModelConfig
-from transformer.model.checks import check_sizes
+from transformer.model.checks import check_whole
 from transformer.model.encoder_decoder import EncoderDecoder
 
 Params = Mapping[str, Any]
 
 
 class Model:
-    """Pure functions of parameters for the module that `build(rngs)` makes. Hashable, as static arguments must be."""
+    """Pure functions of parameters for the module that `make(rngs)` gives. Hashable, as static arguments must be."""
 
-    def __init__(self, config: ModelConfig, vocab_size: int, build: Callable[[nnx.Rngs], nnx.Module]):
-        self.config, self.vocab_size, self._build = config, vocab_size, build
-        self._graph, state = nnx.split(nnx.eval_shape(lambda: build(nnx.Rngs(0))))
+    def __init__(self, config: ModelConfig, make: Callable[[nnx.Rngs], nnx.Module]):
+        self.config, self._make = config, make
+        self._graph, state = nnx.split(nnx.eval_shape(lambda: make(nnx.Rngs(0))))
         self._variables = dict(nnx.to_flat_state(state))
 
     @property
@@ -43,7 +43,7 @@ class Model:
 
     def init(self, key: Array) -> Params:
         """Fresh float32 parameters; the same key gives the same values."""
-        state = nnx.state(self._build(nnx.Rngs(params=key)))
+        state = nnx.state(self._make(nnx.Rngs(params=key)))
         return _nest({path: variable[...] for path, variable in nnx.to_flat_state(state)})
 
     def apply(self, params: Params, *args: Any, **kwargs: Any) -> Any:
@@ -75,19 +75,18 @@ class Model:
         return nnx.merge(self._graph, state)
 
 
-def encoder_decoder(config: ModelConfig, vocab_size: int) -> Model:
-    """The paper's Transformer over a vocabulary of `vocab_size` pieces; the same arguments give the same model.
+def build(config: ModelConfig) -> Model:
+    """The model of a config, which has its `vocab_size`: the paper's Transformer. Equal configs give the same `Model`.
 
-    Raises `UserError` (a ValueError) where the config breaks a rule that holds on the command line, too, or the
-    vocabulary has no room for the special ids 0 to 3.
+    Raises `UserError` (a ValueError) where the config breaks a rule, with the words of the command line.
     """
-    check_sizes(config, vocab_size)
-    return _built(config, int(vocab_size))
+    check_whole(config)
+    return _built(config)
 
 
 @cache  # programs are compiled for a model, so that a second one of the same config would compile them anew
-def _built(config: ModelConfig, vocab_size: int) -> Model:
-    return Model(config, vocab_size, lambda rngs: EncoderDecoder(config, vocab_size, rngs=rngs))
+def _built(config: ModelConfig) -> Model:
+    return Model(config, lambda rngs: EncoderDecoder(config, rngs=rngs))
 
 
 @jax.jit

@@ -48,9 +48,9 @@ def dropout(x: Array, rate: float, key: Array | None) -> Array:
 class Embedding(nnx.Module):
     """One table of V rows: looked up at the input (`embed`), multiplied with at the output (`logits`); paper §3.4."""
 
-    def __init__(self, config: ModelConfig, vocab_size: int, *, rngs: nnx.Rngs):
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
         # Standard deviation D^-0.5: unit variance after the scaling by sqrt(D), and small initial logits.
-        self.table = table(config, rngs, (vocab_size, config.d_model), deviation=config.d_model**-0.5)
+        self.table = table(config, rngs, (config.vocab_size, config.d_model), deviation=config.d_model**-0.5)
         self.scale = config.d_model**0.5 if config.embedding_scale else 1.0
 
     @jax.named_scope("embed")

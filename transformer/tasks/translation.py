@@ -28,7 +28,7 @@ from transformer.data.tokenizer import Tokenizer, tokenizer
 from transformer.data.tokens import TokenStore, tokenize
 from transformer.inference.translator import Translator
 from transformer.judging import decoding
-from transformer.model import Params, encoder_decoder
+from transformer.model import Params, build
 from transformer.model.rounding import in_type
 from transformer.tasks.gathered import together
 from transformer.tasks.judges import JUDGED, bleu_tokenizer, check_scoring, score, spelt_otherwise, unsuited
@@ -49,8 +49,11 @@ class Translation:
     """The task behind train.py and evaluate.py: model, batches, loss and evaluation of one config."""
 
     def __init__(self, config: Config, pieces: Tokenizer, texts: Corpora):
+        if (given := config.model.vocab_size) not in (None, pieces.vocab_size):
+            raise UserError(f"model.vocab_size = {given}: the tokenizer has {pieces.vocab_size} pieces; leave it out")
+        config = dataclasses.replace(config, model=config.model.with_vocabulary(pieces.vocab_size))
         self.config, self.pieces, self.texts = config, pieces, texts
-        model = encoder_decoder(config.model, pieces.vocab_size)
+        model = build(config.model)
         self.objective = sequences(model, config.train, packing=config.data.packing)
         self.files = {
             "tokenizer.model": pieces.model,
@@ -65,7 +68,7 @@ class Translation:
         """Raise `UserError` for what is wrong before any text is read."""
         with writable_cache_dir(config.data):
             pass
-        check_start(config, workdir, vocabulary(config, workdir))
+        check_start(config, workdir, build(config.model.with_vocabulary(vocabulary(config, workdir))))
         check_scoring(config)
 
     @staticmethod
@@ -74,6 +77,8 @@ class Translation:
 
         Where "identity" was the default normalization then, and the config has the default of today, "identity" stays.
         """
+        if config.model.vocab_size is None:
+            config = dataclasses.replace(config, model=config.model.with_vocabulary(there.model.vocab_size))
         if (there.data.normalization, config.data.normalization) != ("identity", "clean"):
             return config
         log.info("data.normalization stays 'identity', with which the run was begun")
@@ -255,7 +260,7 @@ class Translation:
     def _translator(self, params: Params) -> Translator:
         """As evaluate.py has it, in the type that decode.dtype names."""
         model, params = in_type(self.config.model, params, self.config.decode.dtype)
-        return Translator(encoder_decoder(model, self.pieces.vocab_size), params, self.pieces, self.config.decode)
+        return Translator(build(model.with_vocabulary(self.pieces.vocab_size)), params, self.pieces, self.config.decode)
 
     @cached_property
     def _batches(self) -> Batches:

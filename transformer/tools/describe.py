@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import jax
 
 from transformer.config import BASE, BIG, Config
-from transformer.model import encoder_decoder
+from transformer.model import build
 
 # Table 3 of the paper, millions; our count at its table of about 37,000 pieces is 63.05 and 214.17.
 PAPER = {"base": (BASE, 65), "big": (BIG, 213)}
@@ -19,7 +19,7 @@ PAPER_VOCABULARY = 37_000
 def describe(config: Config) -> Iterator[str]:
     """Lines: each kind of parameter with its shape, how many there are, how many numbers they hold and how they start;
     then the sum."""
-    model = encoder_decoder(config.model, config.data.vocab_size)
+    model = build(config.model.with_vocabulary(config.data.vocab_size))
     starts = model.starts
     rows: dict[tuple[str, tuple[int, ...], str], int] = {}
     for keys, leaf in jax.tree_util.tree_leaves_with_path(model.abstract_params):
@@ -34,8 +34,10 @@ def describe(config: Config) -> Iterator[str]:
         yield f"{path:{width}}  {'x'.join(map(str, shape)):>16}  {count:5}  {count * math.prod(shape):12,}  {start}"
     yield f"{'total':{width}}  {'':16}  {'':5}  {total:12,}"
     for name, (paper, millions) in PAPER.items():
-        if encoder_decoder(paper, config.data.vocab_size).abstract_params == model.abstract_params:
-            ours = sum(math.prod(x.shape) for x in jax.tree.leaves(encoder_decoder(paper, 37_000).abstract_params))
+        if build(paper.with_vocabulary(config.data.vocab_size)).abstract_params == model.abstract_params:
+            ours = sum(
+                math.prod(x.shape) for x in jax.tree.leaves(build(paper.with_vocabulary(37_000)).abstract_params)
+            )
             yield (
                 f"the paper's {name} model: {millions}M (Table 3); this one has {total / 1e6:.2f}M with "
                 f"{config.data.vocab_size:,} pieces, and {ours / 1e6:.2f}M with {PAPER_VOCABULARY:,}"

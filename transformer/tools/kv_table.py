@@ -14,7 +14,7 @@ import numpy as np
 from transformer.config import AttentionConfig, Config, DecodeConfig, ModelConfig
 from transformer.inference.engine import cache_type
 from transformer.inference.translator import Translator
-from transformer.model import encoder_decoder
+from transformer.model import build
 from transformer.model.rounding import in_type
 
 BYTES = {"float32": 4, "bfloat16": 2}
@@ -66,9 +66,9 @@ def decode_seconds(
 ) -> float:
     """Seconds that beam search takes, once compiled, for `sentences` outputs of exactly `length` pieces under random
     parameters, in the type that `decode.dtype` names; the sources have `source` pieces, end of sentence included."""
-    random = encoder_decoder(model, vocab_size).init(jax.random.key(0))
+    random = build(model.with_vocabulary(vocab_size)).init(jax.random.key(0))
     model, params = in_type(dataclasses.replace(model, dropout=0.0), random, dtype)
-    built = encoder_decoder(model, vocab_size)
+    built = build(model.with_vocabulary(vocab_size))
     fixed = DecodeConfig(
         beam_size=beam_size,
         min_length=length,
@@ -107,7 +107,7 @@ def kv_table(config: Config, *, sentences: int = 8, length: int = 64) -> Iterato
     for name, model in variants(config.model).items():
         token, _ = cache_bytes(dataclasses.replace(model, dtype=cache))
         _, source = cache_bytes(dataclasses.replace(model, dtype=decoded.dtype))
-        shapes = jax.tree.leaves(encoder_decoder(model, config.data.vocab_size).abstract_params)
+        shapes = jax.tree.leaves(build(model.with_vocabulary(config.data.vocab_size)).abstract_params)
         seconds = decode_seconds(
             model,
             config.data.vocab_size,

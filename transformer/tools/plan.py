@@ -22,7 +22,7 @@ from jax.sharding import PartitionSpec as P
 from transformer.config import BOS, EOS, PAD, Config, UserError
 from transformer.inference import engine
 from transformer.inference.beam_search import Options
-from transformer.model import encoder_decoder
+from transformer.model import build
 from transformer.model.rounding import rounded
 from transformer.tools.hlo import Collective, Hlo, dimensions
 from transformer.tools.topologies import GIB, Chip, topology_mesh
@@ -99,7 +99,7 @@ def decoding(config: Config, mesh: Mesh, chip: Chip, sentences: int, length: int
     d = config.decode
     dtype = "bfloat16" if d.dtype == "auto" else d.dtype
     products = "bfloat16" if dtype == "int8" else dtype  # as `in_type` has it on accelerators
-    model = encoder_decoder(dataclasses.replace(config.model, dtype=products), config.data.vocab_size)
+    model = build(dataclasses.replace(config.model, dtype=products).with_vocabulary(config.data.vocab_size))
     host = mesh.devices.flat[0].process_index
     mesh = Mesh(np.array([device for device in mesh.devices.flat if device.process_index == host]), ("data",))
     whole, cut = NamedSharding(mesh, P()), NamedSharding(mesh, P("data"))
@@ -128,7 +128,7 @@ def decoding(config: Config, mesh: Mesh, chip: Chip, sentences: int, length: int
 
 def _objective(config: Config) -> Objective:
     """What a run of the config would minimise."""
-    model = encoder_decoder(config.model, config.data.vocab_size)
+    model = build(config.model.with_vocabulary(config.data.vocab_size))
     return sequences(model, config.train, packing=config.data.packing)
 
 
@@ -197,7 +197,7 @@ def _planned_training(config: Config, mesh: Mesh, chip: Chip) -> dict[str, Any]:
     count = config.train.accumulate
     in_all = micro_batch_rows(rows, mesh, count) * count
     (update,) = training(config, mesh, chip, [shape])
-    model = update_flops(config.model, config.data.vocab_size, in_all, source, target) / mesh.size
+    model = update_flops(config.model.with_vocabulary(config.data.vocab_size), in_all, source, target) / mesh.size
     batch = {"rows": rows, "source": source, "target": target, "micro_batches": count}
     told = {
         "batch": batch | {"compiled_rows": in_all, "padding": PADDING},

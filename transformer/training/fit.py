@@ -153,7 +153,7 @@ def saved_and_restored(task: Task, made: Program, state: TrainState) -> TrainSta
         checkpoints = Checkpoints(folder)
         items = {"params": state.params, "optimizer": state.optimizer}
         files = {**task.files, "config.json": to_json(task.config).encode()}
-        progress = {"step": 1, "vocab_size": task.objective.model.vocab_size}
+        progress = {"step": 1, "vocab_size": task.objective.model.config.vocab_size}
         checkpoints.save(1, items, progress=progress, files=files)
         checkpoints.wait()
         abstract = {"params": made.abstract.params, "optimizer": made.abstract.optimizer}

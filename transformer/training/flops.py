@@ -26,7 +26,7 @@ PEAKS = {
 }
 
 
-def update_flops(config: ModelConfig, vocab_size: int, rows: int, encoded: int, decoded: int) -> float:
+def update_flops(config: ModelConfig, rows: int, encoded: int, decoded: int) -> float:
     """FLOPs of one update on `rows` rows of `encoded` positions in the encoder and `decoded` in the decoder.
 
     That is three times the forward pass.
@@ -44,7 +44,7 @@ def update_flops(config: ModelConfig, vocab_size: int, rows: int, encoded: int, 
     encoder = attention("encoder", c.encoder_layers, encoded, encoded) + c.encoder_layers * encoded * feed_forward
     decoder = attention("decoder", c.decoder_layers, decoded, decoded) + c.decoder_layers * decoded * feed_forward
     cross = attention("cross", c.decoder_layers, decoded, encoded)
-    return 3.0 * rows * (encoder + decoder + cross + decoded * 2 * c.d_model * vocab_size)
+    return 3.0 * rows * (encoder + decoder + cross + decoded * 2 * c.d_model * c.vocab_size)
 
 
 def peak(device: jax.Device) -> float | None:

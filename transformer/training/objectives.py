@@ -46,7 +46,7 @@ def sequences(model: Model, train: TrainConfig, *, packing: bool = False) -> Obj
 
     def flops(shape: Shape) -> float:
         (rows, S), (_, T) = shape["source"], shape["target"]
-        return update_flops(model.config, model.vocab_size, rows, S, T)
+        return update_flops(model.config, rows, S, T)
 
     return Objective(model, loss, flops)
 

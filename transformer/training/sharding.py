@@ -15,8 +15,8 @@ from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from transformer.config import Config, MeshConfig, UserError
-from transformer.model import encoder_decoder
+from transformer.config import MeshConfig, UserError
+from transformer.model import Model
 
 # Parameter path -> the mesh axis that each dimension is cut along. The first match wins; no match is an error.
 RULES: tuple[tuple[str, P], ...] = (
@@ -57,9 +57,9 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
     return Mesh(placed, ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
 
 
-def check_mesh(config: Config, vocab_size: int) -> None:
+def check_mesh(model: Model, config: MeshConfig) -> None:
     """Raise `UserError` if the mesh does not fit the devices that are here, or does not divide the model."""
-    shardings(encoder_decoder(config.model, vocab_size).abstract_params, make_mesh(config.mesh))
+    shardings(model.abstract_params, make_mesh(config))
 
 
 def spec(path: str) -> P:

@@ -34,7 +34,7 @@ from transformer.config import (
 from transformer.files import Lock, local, path_of, refuse_links, replace, sealed, sweep
 from transformer.judging import Judge, upgraded
 from transformer.machine import cores
-from transformer.model import Params, encoder_decoder
+from transformer.model import Model, Params
 from transformer.model.functional import finite
 from transformer.training.processes import agree, all_or_none, first, gather
 from transformer.training.progress import Interval, Progress
@@ -165,7 +165,7 @@ def begin(ready: Ready) -> tuple[TrainState, Progress]:
         run=run,
         machine=machine,
         data_digest=digest,
-        vocab_size=task.objective.model.vocab_size,
+        vocab_size=task.objective.model.config.vocab_size,
         judge=judge,
         interval=Interval(saved.get("interval", {})),
         skipped=saved.get("skipped", 0),
@@ -283,6 +283,7 @@ def other_shapes(there: ModelConfig, here: ModelConfig) -> dict[str, tuple[Any, 
         return flatten(dataclasses.replace(model, kv_heads=kv_heads, d_k=model.key_size, d_v=model.value_size, **own))
 
     free = [*SHAPELESS, *(["max_positions"] if "learned" not in (there.positions, here.positions) else [])]
+    free += ["vocab_size"] if None in (there.vocab_size, here.vocab_size) else []
     meant, before, after = (filled_in(there), filled_in(here)), flatten(there), flatten(here)
     return {
         field: (before[field], after[field])
@@ -291,12 +292,12 @@ def other_shapes(there: ModelConfig, here: ModelConfig) -> dict[str, tuple[Any, 
     }
 
 
-def check_start(config: Config, workdir: str, vocab_size: int) -> None:
+def check_start(config: Any, workdir: str, model: Model) -> None:
     """Raise `UserError` if the mesh does not fit the devices or divide the model, or a new run can't start from
     `train.init_from`: all of it before any text is read."""
-    check_mesh(config, vocab_size)
+    check_mesh(model, config.mesh)
     if config.train.init_from and not Checkpoints(workdir).states():
-        starting_point(config, encoder_decoder(config.model, vocab_size).abstract_params)
+        starting_point(config, model.abstract_params)
 
 
 # ---- All processes, and the machine ----------------------------------------------------------------------------------
@@ -347,7 +348,9 @@ def banner(task: Task, batches: Batches, program: Program) -> None:
         "devices     %d x %s (data %d, fsdp %d, tensor %d)",
         *(mesh.size, mesh.devices.flat[0].device_kind, mesh.shape["data"], mesh.shape["fsdp"], mesh.shape["tensor"]),
     )
-    log.info("model       %s parameters, %s, vocabulary %d", f"{parameters:,}", model.config.dtype, model.vocab_size)
+    log.info(
+        "model       %s parameters, %s, vocabulary %d", f"{parameters:,}", model.config.dtype, model.config.vocab_size
+    )
     log.info(
         "batch       %s positions a side and update, in %d micro-batches",
         *(f"{train.batch_tokens:,}", train.accumulate),
