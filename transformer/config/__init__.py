@@ -1,6 +1,6 @@
-"""Configuration: frozen dataclasses for the whole project, JSON in and out, and the rules they must obey.
+"""Configuration of the whole project: frozen dataclasses, conversion to and from JSON, and validation rules.
 
-Standard library only. `model/` and this package together can be copied into another project.
+Needs only the standard library. You can copy this package and `model/` together into another project.
 """
 
 from transformer.config.codec import check_fields, differences, flatten

@@ -1,4 +1,4 @@
-"""Any frozen dataclass composed of sections: its fields by dotted names, as JSON, and checked by their types."""
+"""Frozen dataclasses composed of sections: flatten them to dotted field names, read them from JSON, check types."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ C = TypeVar("C")
 
 
 def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
-    """Dotted field name -> value, in declaration order."""
+    """Map each dotted field name to its value, in declaration order."""
     flat = {}
     for f in dataclasses.fields(config):
         value, name = getattr(config, f.name), prefix + f.name
@@ -24,16 +24,16 @@ def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def differences(old: C, new: C) -> dict[str, tuple[Any, Any]]:
-    """Dotted field name -> (old value, new value) for each field that differs."""
+    """Map the dotted name of each field that differs to (old value, new value)."""
     before, after = flatten(old), flatten(new)
     return {name: (before[name], after[name]) for name in before if before[name] != after[name]}
 
 
 def read_json(text: str, where: str) -> dict[str, Any]:
-    """A JSON object. `where` names the text in errors."""
+    """Parse a JSON object. Raises `UserError` if the text is not one; `where` names the text in the message."""
     try:
         values = json.loads(text)
-    except (ValueError, RecursionError) as error:  # of 6,000 digits, of 200,000 brackets
+    except (ValueError, RecursionError) as error:  # also an integer of 6,000 digits, or 200,000 nested brackets
         raise UserError(f"{where}: not valid JSON ({error})") from None
     if not isinstance(values, dict):
         raise UserError(f"{where}: 'config' must be an object")
@@ -41,9 +41,10 @@ def read_json(text: str, where: str) -> dict[str, Any]:
 
 
 def build(kind: type[C], values: Any, where: str, prefix: str = "") -> C:
-    """The config or section of this class with these values, as JSON gives them. `where` names them in errors.
+    """Build a config or section of class `kind` from parsed JSON.
 
-    Fields left out take their defaults; an unknown one is a `UserError`. `prefix` stands before the names of fields.
+    Missing fields take their defaults. Raises `UserError` for an unknown field. In messages, `where` names the text
+    and `prefix` precedes the field names.
     """
     if not isinstance(values, dict):
         raise UserError(f"{where}: '{prefix.rstrip('.')}' must be an object")
@@ -62,9 +63,9 @@ def build(kind: type[C], values: Any, where: str, prefix: str = "") -> C:
 
 
 def check_fields(section: Any, kind: type, prefix: str = "") -> None:
-    """Raise `UserError` for the first field whose value is not of its type, or beyond its bounds.
+    """Raise `UserError` for the first field whose value has the wrong type or is out of bounds.
 
-    `prefix` stands before the names of the fields of a section.
+    `prefix` precedes the field names in the message, such as "model.".
     """
     if not isinstance(section, kind):
         what = f"{type(section).__name__} {shown(section)}"
@@ -78,7 +79,7 @@ def check_fields(section: Any, kind: type, prefix: str = "") -> None:
 
 
 def _broken(value: Any, hint: Any) -> str | None:
-    """What a value of this type must be, where it is not; an integer is also a float."""
+    """Return the rule that the value violates for this type hint, or None. An int is accepted as a float."""
     kind, kinds = get_origin(hint), get_args(hint)
     if kind is Annotated:
         return _broken(value, kinds[0]) or kinds[1].broken(value)
@@ -98,7 +99,7 @@ def _broken(value: Any, hint: Any) -> str | None:
 
 
 def _plain(hint: Any) -> str:
-    """A type hint as Python writes it, without bounds."""
+    """The type hint as Python source, without bounds."""
     kinds = get_args(hint)
     if get_origin(hint) is Annotated:
         return _plain(kinds[0])
@@ -108,14 +109,11 @@ def _plain(hint: Any) -> str:
 
 
 Relations = Iterator[tuple[bool, str, str]]
-"""Rules between the fields of a config or section: whether each holds, the name of a field, what that must be."""
+"""Rules between fields of a config or section, as (whether the rule holds, field name, rule in words)."""
 
 
 def require(section: Any, prefix: str, relations: Relations) -> None:
-    """Raise `UserError` for the first of the relations that does not hold.
-
-    `prefix` stands before the names of the fields of a section.
-    """
+    """Raise `UserError` for the first relation that does not hold. `prefix` precedes the field name in the message."""
     for holds, name, rule in relations:
         if not holds:
             raise UserError(f"{prefix}{name} = {shown(flatten(section)[name])}: {rule}")

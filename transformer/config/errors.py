@@ -1,4 +1,4 @@
-"""What ends a program in one line, and how a message shows a value."""
+"""Exceptions that end the program with a one-line message, and the display of values in messages."""
 
 from __future__ import annotations
 
@@ -6,16 +6,17 @@ from typing import Any
 
 
 class UserError(ValueError):
-    """A user's mistake, told in one line: what is wrong, where, and the fix. Entry points print it and exit 2.
+    """A user's mistake. The message is one line: what is wrong, where, and the fix.
 
-    From Python it is a ValueError like any other.
+    Entry points print the message and exit with code 2. Python callers can catch it as a ValueError.
     """
 
 
 class Interrupted(BaseException):
-    """A signal asked the program to stop, and it has done so. Entry points print the message and exit with `code`.
+    """A signal asked the program to stop, and the program stopped cleanly.
 
-    Like KeyboardInterrupt it is no error that others may catch.
+    Entry points print the message and exit with `code`, which is 128 + the signal's number. Like KeyboardInterrupt it
+    is not an `Exception`, so `except Exception` does not catch it.
     """
 
     def __init__(self, message: str, number: int):
@@ -24,9 +25,9 @@ class Interrupted(BaseException):
 
 
 def shown(value: Any) -> str:
-    """A value as a message shows it, whatever it is: cut where it is long."""
+    """The value's `repr` for a message, cut after 200 characters. Never raises."""
     try:
         text = repr(value)
-    except Exception as error:  # a number of 6,000 digits; an object of the user's own
+    except Exception as error:  # an integer of 6,000 digits, or a faulty `__repr__` of the user's class
         return f"<{type(value).__name__} that cannot be shown: {error}>"
     return text if len(text) <= 200 else f"{text[:200]}..."

@@ -1,4 +1,4 @@
-"""The architecture, and the special ids of its vocabulary."""
+"""The model's architecture, and the special ids of its vocabulary."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from transformer.config.codec import Relations, check_fields, require
 from transformer.config.numbers import INT32_MAX, Count, CountOrZero, Layers, LengthOrZero, Positive, Rule, Share
 
 SPECIALS = ("<pad>", "<s>", "</s>", "<unk>")
-"""The pieces that every vocabulary begins with."""
+"""The first pieces of every vocabulary, at ids PAD, BOS, EOS and UNK."""
 PAD, BOS, EOS, UNK = 0, 1, 2, 3
 
 Vocabulary = Annotated[int, Rule(least=len(SPECIALS), most=INT32_MAX)]
@@ -19,15 +19,15 @@ KINDS = ("encoder", "decoder", "cross")  # of attention
 
 @dataclass(frozen=True)
 class AttentionConfig:
-    """One kind of attention, where it differs from the others."""
+    """Settings of one kind of attention (encoder, decoder or cross), where it differs from the other two."""
 
     kv_heads: Count | None = None
     """Number of key/value heads; None = model.kv_heads."""
     kv_sharing: Count | None = None
-    """Neighbouring layers that use one set of keys and values; None = model.kv_sharing."""
+    """Number of neighbouring layers that share one set of keys and values; None = model.kv_sharing."""
     window: CountOrZero | None = None
-    """Attend only to positions at most this far away; None = no limit. A target position's place in the source is its
-    own number."""
+    """Attend only to positions at most this far away; None = no limit. In cross-attention, target position t attends
+    around source position t."""
 
 
 @dataclass(frozen=True)
@@ -45,11 +45,12 @@ class ModelConfig:
     heads: Count = 8
     """Number of query heads (the paper's h)."""
     vocab_size: Vocabulary | None = None
-    """Pieces of the vocabulary, special ids included; None = as many as the tokenizer has."""
+    """Number of pieces in the vocabulary, special ids included; None = the size of the tokenizer."""
     kv_heads: Count | None = None
     """Number of key/value heads: None = heads (multi-head), 1 = multi-query, in between = grouped-query."""
     kv_sharing: Count = 1
-    """Cross-layer attention (Brandon et al. 2024): so many neighbouring layers use one set of keys and values."""
+    """Number of neighbouring layers that share one set of keys and values: cross-layer attention (Brandon et al.
+    2024)."""
     encoder_attention: AttentionConfig = field(default_factory=AttentionConfig)
     """Self-attention in the encoder."""
     decoder_attention: AttentionConfig = field(default_factory=AttentionConfig)
@@ -61,44 +62,47 @@ class ModelConfig:
     d_v: Count | None = None
     """Size of one value head: None = d_model / heads."""
     dropout: Annotated[float, Rule(least=0, most=0.999)] = 0.1
-    """Dropout rate on every sub-layer's output and on the sums of embeddings and positions (paper §5.4)."""
+    """Dropout rate on the output of each sub-layer and on the sums of embeddings and positions (paper §5.4)."""
     attention_dropout: Share = 0.0
-    """Dropout rate on the weights of attention (BERT, GPT-2: 0.1)."""
+    """Dropout rate on the attention weights (BERT, GPT-2: 0.1)."""
     attention_bias: bool = False
-    """Biases on the queries, keys, values and outputs of attention (BERT, GPT-2, Marian)."""
+    """Add biases to the queries, keys, values and outputs of attention (BERT, GPT-2, Marian)."""
     activation: Literal["relu", "gelu", "gelu_tanh", "swish"] = "relu"
-    """Of the feed-forward sub-layer: 'gelu' = with erf, as BERT; 'gelu_tanh' = its approximation, as GPT-2."""
+    """Activation of the feed-forward sub-layer: 'gelu' = exact, with erf (BERT); 'gelu_tanh' = its tanh approximation
+    (GPT-2)."""
     norm_eps: Positive = 1e-6
-    """Added to the variance in each norm (BERT: 1e-12; GPT-2, Marian: 1e-5)."""
+    """Number added to the variance in each layer norm (BERT: 1e-12; GPT-2, Marian: 1e-5)."""
     norm_bias: bool = True
-    """Norms shift as well as scale."""
+    """Give each layer norm a bias besides its scale."""
     embedding_scale: bool = True
     """Multiply embeddings by the square root of d_model (paper §3.4). BERT and GPT-2 do not."""
     output_bias: bool = False
-    """A bias on the logits of each piece."""
+    """Add a bias to the logit of each piece."""
     positions: Literal["sinusoidal", "learned", "rotary", "none"] = "sinusoidal"
-    """Position encoding; 'learned' is row (E) of the paper's Table 3; 'rotary' turns queries and keys of self-attention
-    (Su et al. 2021)."""
+    """Position encoding. 'learned' is row (E) of the paper's Table 3. 'rotary' rotates queries and keys of
+    self-attention (Su et al. 2021)."""
     max_positions: Count = 1024
-    """Rows of a learned position table; unused otherwise."""
+    """Number of rows of the learned position table; unused with other position encodings."""
     position_offset: LengthOrZero = 0
-    """In training, the positions of each row begin at a random number from 0 to this, so that more of them are
-    learned than the text is long."""
+    """In training, the positions of each row start at a random number from 0 to this. The model thus learns positions
+    beyond the length of its training text."""
     pre_norm: bool = False
-    """Normalise each sub-layer's input instead of its residual sum (and the stack's output once)."""
+    """Normalise the input of each sub-layer, and the output of each stack, instead of the residual sums."""
     tied_embeddings: Literal["all", "target", "none"] = "all"
-    """Which matrices are one table: 'all' = source, target and output (paper §3.4), 'target' = target and output."""
+    """Which embedding tables are shared: 'all' = source, target and output (paper §3.4), 'target' = target and
+    output."""
     initializer: Literal["scaled", "glorot", "fairseq", "gpt2", "bert"] = "scaled"
-    """Initial values of the matrices. 'scaled' = with variance 1 / fan-in, in the last matrix of each sub-layer divided
-    by the number of sub-layers in the stack, as in GPT-2; 'glorot' = by Glorot and Bengio 2010, from which post-norm
-    models may not take off; 'fairseq', 'gpt2', 'bert' = as these models. See transformer/model/initializers.py."""
+    """Initial values of the matrices. 'scaled' = variance 1 / fan-in, divided by the number of sub-layers of the stack
+    in the last matrix of each sub-layer, as in GPT-2. 'glorot' = Glorot and Bengio 2010; post-norm models may fail to
+    learn from it. 'fairseq', 'gpt2', 'bert' = the rule of that model. See transformer/model/initializers.py."""
     attention_kernel: Literal["plain", "cudnn"] = "plain"
-    """'cudnn' = its fused kernel on NVIDIA GPUs, in bfloat16, wherever it does the same; elsewhere as 'plain'."""
+    """'cudnn' = cuDNN's fused attention on NVIDIA GPUs, in bfloat16, wherever it computes the same result; elsewhere
+    'plain'."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Type of activations and matrix products. Parameters, softmax, norms and loss stay float32."""
+    """Type of the activations and matrix products. Parameters, softmax, norms and loss stay in float32."""
 
     def with_vocabulary(self, size: int) -> ModelConfig:
-        """The same architecture over a vocabulary of this size."""
+        """The same architecture with this vocabulary size."""
         return replace(self, vocab_size=operator.index(size) if hasattr(size, "__index__") else size)
 
     @property
@@ -110,7 +114,7 @@ class ModelConfig:
         return self.d_v or self.d_model // self.heads
 
     def attention(self, kind: Literal["encoder", "decoder", "cross"]) -> AttentionConfig:
-        """One kind of attention, with what it leaves open filled in."""
+        """The settings of one kind of attention, with `kv_heads` and `kv_sharing` resolved to numbers."""
         own: AttentionConfig = getattr(self, f"{kind}_attention")
         return AttentionConfig(
             kv_heads=own.kv_heads or self.kv_heads or self.heads,
@@ -119,13 +123,13 @@ class ModelConfig:
         )
 
 
-# The two models of the paper (Table 3). Big drops 0.3 of activations, except for English-French (0.1).
+# The two models of the paper (Table 3). The big one has dropout 0.3, but 0.1 for English-French.
 BASE = ModelConfig()
 BIG = ModelConfig(d_model=1024, d_ff=4096, heads=16, dropout=0.3)
 
 
 def check_model(model: ModelConfig) -> None:
-    """Raise `UserError` naming the first field of a model that breaks a rule, whatever it is trained on."""
+    """Raise `UserError` for the first field of the model section that breaks a rule of this section."""
     check_fields(model, ModelConfig, "model.")
     require(model, "model.", _of_model(model))
 

@@ -1,4 +1,4 @@
-"""Numbers in fields and options: their bounds, as part of a field's type, and how they are read."""
+"""Bounds of numeric fields and options, as part of the field's type, and parsing of whole numbers."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Annotated
 
 @dataclass(frozen=True)
 class Rule:
-    """Bounds of a number, as part of its field's type; None = no such bound."""
+    """Bounds of a numeric field, for `Annotated`: at least, above, at most, below. None = no bound."""
 
     least: float | None = None
     above: float | None = None
@@ -16,8 +16,11 @@ class Rule:
     below: float | None = None
 
     def broken(self, value: float) -> str | None:
-        """What the value must be, where it is not. Numbers are used in float32: one too small for it counts as 0, one
-        that is rounded to a bound lies there."""
+        """Return the bound that the value violates, in words, or None.
+
+        The program uses numbers in float32. So a value too small for float32 counts as 0, and a value that float32
+        rounds to a bound counts as that bound.
+        """
         value = 0 if abs(value) < _SMALLEST else value
         if self.least is not None and not value >= self.least:
             return f"must be at least {self.least:,}"
@@ -30,7 +33,7 @@ class Rule:
         return None
 
 
-_SMALLEST, FLOAT32_MAX, _ROUNDING = 1.18e-38, 3.4e38, 2**-24  # of float32, in which the numbers below are used
+_SMALLEST, FLOAT32_MAX, _ROUNDING = 1.18e-38, 3.4e38, 2**-24  # limits of float32
 INT32_MAX = 2**31 - 1
 
 Count = Annotated[int, Rule(least=1, most=INT32_MAX)]
@@ -39,12 +42,14 @@ Layers = Annotated[int, Rule(least=1, most=1_000)]
 Length = Annotated[int, Rule(least=1, most=1_000_000)]
 LengthOrZero = Annotated[int, Rule(least=0, most=1_000_000)]
 Workers = Annotated[int, Rule(least=0, most=1_024)]
-Seed = Annotated[int, Rule(least=0, below=2**32)]  # JAX forgets what is above
+Seed = Annotated[int, Rule(least=0, below=2**32)]  # JAX drops higher bits
 Share = Annotated[float, Rule(least=0, below=1)]
 Positive = Annotated[float, Rule(above=0, most=FLOAT32_MAX)]
 
 
 def whole_number(text: str) -> int | None:
-    """The number that up to 18 of the digits 0 to 9 spell; None for any other text, such as '²', which Python calls a
-    digit, or 5,000 digits, which it does not read."""
+    """Parse up to 18 digits 0 to 9 as an int. Return None for any other text.
+
+    `str.isdigit` alone would accept '²', and `int` refuses 5,000 digits.
+    """
     return int(text) if text.isascii() and text.isdigit() and len(text) <= 18 else None

@@ -1,4 +1,4 @@
-"""The sections of a run's config besides the model: text, training, devices, decoding, scoring."""
+"""Sections of a run's config other than the model: data, training, device mesh, decoding, evaluation."""
 
 from __future__ import annotations
 
@@ -23,59 +23,62 @@ from transformer.config.numbers import (
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Where the text comes from and how it is cut into pieces and batches."""
+    """Where the text comes from, and how it is split into pieces and batches."""
 
     corpus: Literal["text", "phrases", "wmt14"] = "text"
     """'text' = your own files; 'phrases' = generated numbers, dates, times, amounts, measures and names;
     'wmt14' = WMT14 through TFDS (downloads several GB)."""
     languages: tuple[str, str] | None = None
-    """Source and target language codes, which 'phrases' and 'wmt14' need. With your own text they say how it is scored:
-    evaluate.bleu_tokenize follows the target language, and for en de evaluate.py also prints the paper's compound-split
-    BLEU."""
+    """Source and target language codes; required for 'phrases' and 'wmt14'. For your own text they only affect
+    scoring: evaluate.bleu_tokenize follows the target language, and for en de evaluate.py also prints the paper's
+    compound-split BLEU."""
     source: tuple[str, ...] = ()
-    """Training text, one sentence a line, as one or several files: plain, SGML, .tsv or .jsonl, packed or not."""
+    """Training text, one sentence per line, in one or several files: plain text, SGML, .tsv or .jsonl, compressed or
+    not."""
     target: tuple[str, ...] = ()
-    """Translations of `source`, line by line, as many files. Leave out for .tsv and .jsonl, which hold both sides."""
+    """Translations of `source`, line by line, in the same number of files. Leave out for .tsv and .jsonl files, which
+    hold both sides."""
     weights: tuple[Annotated[float, Rule(above=0, most=1_000)], ...] = ()
-    """How often each file of `source` is seen in an epoch (2 = twice, 0.5 = a fresh half each time); default 1 each."""
+    """How often each file of `source` is read per epoch (2 = twice, 0.5 = a different half each epoch); default: 1
+    for each file."""
     fields: tuple[str, str] = ("source", "target")
-    """Names of the fields in .jsonl files, source and target, which must differ; a.b is the field b of an object a."""
+    """Names of the source and target fields in .jsonl files, which must differ; a.b is field b of object a."""
     dev_source: str | None = None
-    """Development set, source side; scored during training."""
+    """Development set, source side; training scores it regularly."""
     dev_target: str | None = None
     """Development set, reference side."""
     test_source: str | None = None
-    """Test set, source side; what evaluate.py scores by default."""
+    """Test set, source side; evaluate.py scores this set by default."""
     test_target: str | None = None
     """Test set, reference side."""
     phrases: Count = 100_000
     """Number of generated training pairs (corpus 'phrases' only)."""
     tfds_dir: str | None = None
-    """Folder of TFDS's data (corpus 'wmt14' only); None = TFDS's default."""
+    """Folder of the TFDS data (corpus 'wmt14' only); None = TFDS's default."""
     vocab_size: Annotated[int, Rule(least=8, most=INT32_MAX)] = 8_000
-    """Pieces in the SentencePiece BPE vocabulary, shared by source and target."""
+    """Number of pieces in the SentencePiece BPE vocabulary, which source and target share."""
     tokenizer: str | None = None
-    """A ready SentencePiece model to use instead of training one."""
+    """File of an existing SentencePiece model; None = train a new one."""
     normalization: Literal["clean", "identity", "nfkc", "nmt_nfkc", "nfkc_cf", "nmt_nfkc_cf"] = "clean"
-    """How text is cleaned, in training and translating alike. 'clean' = sources by NFKC, with each white space as one
-    space and without format characters such as zero-width spaces; targets by NFC and white space alone (see
-    transformer/data/cleaning.py). 'identity' = not at all: every byte counts. The others are SentencePiece's rules, for
-    both sides. A ready tokenizer, and a workdir that is there already, keep their own rule."""
+    """How text is normalised, in training and in translation. 'clean' = sources: NFKC, each run of white space as one
+    space, no format characters such as zero-width spaces; targets: NFC and white space only (see
+    transformer/data/cleaning.py). 'identity' = no change. The others are rules of SentencePiece, for both sides. An
+    existing tokenizer or workdir keeps its own rule."""
     tokenizer_sentences: Count = 2_000_000
-    """At most this many lines a side train the tokenizer, taken evenly from the whole text."""
+    """Train the tokenizer on at most this many lines per side, sampled evenly from the whole text."""
     max_length: Annotated[int, Rule(least=2, most=1_000_000)] = 256
-    """Training pairs with more pieces than this on a side, end of sentence included, are dropped and counted."""
+    """Drop and count training pairs with more pieces than this on either side, end of sentence included."""
     max_ratio: Annotated[float, Rule(least=1, most=FLOAT32_MAX)] = 9.0
-    """Training pairs with more than so many times the pieces on one side as on the other are dropped and counted."""
+    """Drop and count training pairs in which one side has more than this many times the pieces of the other."""
     packing: bool = False
-    """Several sentence pairs in a row, none of which sees another: one batch shape, and hardly any padding. For
-    accelerators: on a CPU buckets are faster."""
+    """Put several sentence pairs into one row; no pair attends to another. This gives one batch shape and almost no
+    padding. Use it on accelerators; on a CPU length buckets are faster."""
     length_buckets: Count = 8
-    """Without packing: number of batch shapes; their lengths are chosen from the data to waste the least on padding."""
+    """Without packing: number of batch shapes. Their lengths are chosen from the data to minimise padding."""
     cache_dir: str | None = None
-    """Local folder of tokenised text and generated corpora; None = $TRANSFORMER_CACHE or ~/.cache/transformer."""
+    """Local folder for tokenised text and generated corpora; None = $TRANSFORMER_CACHE or ~/.cache/transformer."""
     workers: Workers = 0
-    """Processes that tokenise; 0 = one a processor."""
+    """Number of processes that tokenise; 0 = one per processor core."""
 
 
 @dataclass(frozen=True)
@@ -85,125 +88,129 @@ class TrainConfig:
     steps: Count = 100_000
     """Number of updates."""
     batch_tokens: Count = 25_000
-    """At most this many source and this many target positions an update, end of sentence and padding included."""
+    """Maximum number of source positions, and of target positions, per update; end of sentence and padding count."""
     accumulate: Count = 1
-    """Micro-batches an update is cut into, one after the other, to save memory."""
+    """Number of micro-batches per update, computed one after the other to save memory (gradient accumulation)."""
     remat: bool = False
-    """Save memory by computing each layer a second time for its gradient, a third more work."""
+    """Save memory by recomputing each layer in the backward pass (rematerialisation), for a third more work."""
     peak_learning_rate: Positive | None = None
     """Learning rate at the end of warmup; None = the paper's d_model^-0.5 * warmup_steps^-0.5."""
     warmup_steps: Count = 4_000
-    """Updates of linear warmup before the inverse square root decay."""
+    """Number of updates of linear warmup before the inverse square root decay."""
     adam_b1: Share = 0.9
-    """Adam's first decay rate."""
+    """Adam's beta1, the decay rate of the first moment."""
     adam_b2: Share = 0.98
-    """Adam's second decay rate."""
+    """Adam's beta2, the decay rate of the second moment."""
     adam_eps: Positive = 1e-9
     """Adam's epsilon."""
     clip_norm: Positive | None = None
-    """Clip the global gradient norm to this; None = no clipping (the paper does none)."""
+    """Clip the global gradient norm to this; None = no clipping, as in the paper."""
     label_smoothing: Share = 0.1
     """Probability taken from the reference piece and spread evenly over the whole vocabulary (paper §5.4)."""
     seed: Seed = 0
     """Seed of initialisation, data order and dropout."""
     log_every: Count = 100
-    """Updates between two lines of the log."""
+    """Updates between two log lines."""
     eval_every: Count = 1_000
     """Updates between two evaluations on the development set (loss, perplexity, BLEU, samples)."""
     eval_sentences: Count | None = None
-    """Translate only the first so many development sentences during training; None = all."""
+    """Evaluate on only this many development sentences during training, the first ones; None = all."""
     checkpoint_every: Count = 1_000
     """Updates between two checkpoints."""
     keep_last: Count = 5
-    """Number of newest checkpoints to keep. The best one (evaluate.metric) is always kept as well."""
+    """Number of newest checkpoints to keep. The best checkpoint (evaluate.metric) is always kept, too."""
     keep_every: Count | None = None
-    """Archive: also keep every checkpoint whose step is a multiple of this."""
+    """Also keep every checkpoint whose step is a multiple of this; None = no such archive."""
     patience: Count | None = None
-    """Stop after this many evaluations in a row none of which was better (evaluate.metric); None = never."""
+    """Stop after this many evaluations in a row without a new best score (evaluate.metric); None = never."""
     non_finite: Literal["stop", "skip", "rollback"] = "stop"
-    """An update whose loss or gradient is not finite: 'stop' = end the run; 'skip' = change nothing and go on;
-    'rollback' = go back to the last checkpoint, and leave that update out."""
+    """What to do when the loss or gradient of an update is not finite: 'stop' = end the run; 'skip' = leave the
+    parameters unchanged and go on; 'rollback' = return to the last checkpoint and leave this update out."""
     non_finite_limit: Count = 20
-    """The run ends after more than so many updates were skipped or left out."""
+    """End the run when more than this many updates were skipped or left out."""
     init_from: str | None = None
     """Start from the parameters of another workdir's default checkpoint; its vocabulary must be the same. The default
-    is, as everywhere, the average if one was made, else the best: the best model that run has (evaluate.metric). This
-    is meant: what an average lacks, its optimiser's state, isn't taken over in any case."""
+    checkpoint is the average if there is one, else the best (evaluate.metric). The optimiser's state is not taken
+    over, so the average, which has none, serves as well."""
 
 
 @dataclass(frozen=True)
 class MeshConfig:
-    """How devices are arranged: data * fsdp * tensor = number of devices."""
+    """The device mesh: data * fsdp * tensor = number of devices."""
 
     data: Annotated[int, Rule(least=-1, most=INT32_MAX)] = -1
-    """Copies of the model, each with its share of the batch; -1 = all devices left over by the other axes."""
+    """Data parallelism: number of model copies, each with a part of the batch; -1 = all devices that the other axes
+    leave."""
     fsdp: Count = 1
-    """Devices that share out parameters and optimiser state as well as the batch."""
+    """Fully sharded data parallelism: number of devices that split parameters, optimiser state and batch."""
     tensor: Count = 1
-    """Devices that share out heads, feed-forward width and vocabulary."""
+    """Tensor parallelism: number of devices that split heads, feed-forward width and vocabulary."""
 
 
 @dataclass(frozen=True)
 class DecodeConfig:
-    """Beam search (paper §6.1), or sampling, and what is demanded of the output."""
+    """Beam search (paper §6.1) or sampling, and constraints on the output."""
 
     beam_size: Annotated[int, Rule(least=1, most=10_000)] = 4
-    """Hypotheses kept a sentence; 1 = greedy."""
+    """Number of hypotheses kept per sentence; 1 = greedy search."""
     length_penalty: Annotated[float, Rule(least=0, most=5)] = 0.6
     """Alpha of the length penalty."""
     length_normalization: Literal["paper", "fairseq", "none"] = "paper"
-    """Hypothesis score = log-probability / penalty, the length counted with end of sentence:
+    """Score of a hypothesis = log-probability / penalty; its length includes end of sentence.
     'paper' = ((5 + length) / 6)^alpha, 'fairseq' = length^alpha, 'none' = 1."""
     n_best: Annotated[int, Rule(least=1, most=10_000)] = 1
-    """Hypotheses given a sentence, where the output has room for several (--jsonl); a search has beam_size at most."""
+    """Number of hypotheses returned per sentence, if the output format holds several (--jsonl); beam search allows at
+    most beam_size."""
     max_extra_length: LengthOrZero = 50
-    """A translation has at most so many pieces more than its source."""
+    """Maximum number of pieces by which a translation may exceed its source."""
     max_length: Length | None = None
-    """A translation has at most so many pieces, whatever its source; None = no such limit."""
+    """Maximum number of pieces of a translation, for any source; None = no such limit."""
     min_length: LengthOrZero = 0
-    """A translation has at least so many pieces, where the limits above allow it."""
+    """Minimum number of pieces of a translation; the limits above take precedence."""
     no_repeat_ngram: LengthOrZero = 0
-    """No sequence of so many pieces occurs twice in a translation; 0 = no such rule."""
+    """Forbid that any sequence of this many pieces occurs twice in a translation; 0 = off."""
     banned: tuple[str, ...] = ()
-    """Phrases that may not occur in a translation, as the tokenizer cuts them when they stand alone."""
+    """Phrases that must not occur in a translation. They are matched as the pieces that the tokenizer makes of the
+    phrase alone."""
     sample: bool = False
-    """Draw n_best translations a sentence at random instead of searching for the best."""
+    """Sample n_best translations per sentence at random instead of beam search."""
     temperature: Annotated[float, Rule(least=1e-6, most=FLOAT32_MAX)] = 1.0
-    """Sampling: log-probabilities are divided by this; below 1 likely pieces become likelier."""
+    """Sampling: divide log-probabilities by this; below 1, likely pieces become more likely."""
     top_k: CountOrZero = 0
-    """Sampling: draw from the so many likeliest pieces; 0 = from all."""
+    """Sampling: draw only from this many most likely pieces; 0 = from all pieces."""
     top_p: Annotated[float, Rule(above=0, most=1)] = 1.0
-    """Sampling: draw from the likeliest pieces that together have this probability."""
+    """Sampling: draw only from the most likely pieces that together have this probability."""
     seed: Seed = 0
-    """Sampling: what draws depend on, with the number of the line. Rounding may differ in batches of other sizes."""
+    """Sampling: random seed. The samples of a line depend on the seed and the line number; other batch sizes may
+    change the rounding."""
     max_source_length: Length = 1024
-    """Longer inputs, in pieces, are cut and reported."""
+    """Maximum number of source pieces. Longer inputs are cut, with a warning."""
     batch_sentences: Count = 64
-    """At most so many sentences are decoded together, in each of the streams."""
+    """Maximum number of sentences per batch, in each stream."""
     batch_tokens: Count = 16_384
-    """Source positions times beams decoded together, in each of the streams: a bound on memory."""
+    """Maximum number of source positions times beams per batch, in each stream; this bounds the memory."""
     streams: Workers = 0
-    """So many batches are decoded side by side; 0 = one for each core, up to 8, on a CPU, and one elsewhere. Several
-    devices share each batch, one at a time."""
+    """Number of batches decoded in parallel; 0 = on a CPU one per core, up to 8; elsewhere one. With several devices,
+    all devices share one batch at a time."""
     dtype: Literal["auto", "float32", "bfloat16", "int8"] = "auto"
-    """Type of products; 'auto' = bfloat16 on accelerators, the model's own on a CPU. 'int8': weights and what they are
-    multiplied with as 8-bit integers, everything else in float32, on accelerators in bfloat16."""
+    """Type of matrix products. 'auto' = bfloat16 on accelerators, the model's dtype on a CPU. 'int8' applies to weight
+    matrices and their inputs only; the rest is float32 on a CPU, bfloat16 on accelerators."""
 
 
 @dataclass(frozen=True)
 class EvaluateConfig:
-    """How translations are scored, and what judges checkpoints."""
+    """How to score translations, and which score selects the best checkpoint."""
 
     bleu_tokenize: Literal["auto", "13a", "intl", "zh", "ja-mecab", "ko-mecab", "char", "none"] = "auto"
-    """sacreBLEU's tokeniser for BLEU. 'auto' = by the target language in data.languages: 'zh', 'ja-mecab', 'ko-mecab'
-    for Chinese, Japanese and Korean, 'char' for Thai and others without spaces between words, else '13a'."""
+    """sacreBLEU's tokeniser. 'auto' = by the target language in data.languages: 'zh', 'ja-mecab' and 'ko-mecab' for
+    Chinese, Japanese and Korean; 'char' for Thai and other languages without spaces between words; else '13a'."""
     metric: Literal["bleu", "chrf", "loss"] = "bleu"
-    """What judges checkpoints first, on the development set. Among equals the others count, in the order BLEU, chrF,
+    """Score on the development set that ranks checkpoints. The other scores break ties, in the order BLEU, chrF,
     loss."""
 
 
 def check_decode(decode: DecodeConfig) -> None:
-    """Raise `UserError` naming the first field of decoding that breaks a rule, whatever the model."""
+    """Raise `UserError` for the first field of the decode section that breaks a rule of this section."""
     check_fields(decode, DecodeConfig, "decode.")
     require(decode, "decode.", _of_decoding(decode))
 

@@ -1,4 +1,4 @@
-"""One config class for each task, composed of sections; which fields may change when a run goes on."""
+"""One config class per task, composed of sections, and the fields that may change when a run is resumed."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from transformer.config.sections import (
     check_decode,
 )
 
-# Fields that may change when a run goes on: none of them alters what an update computes.
+# Fields that may change when a run is resumed. None of them alters what an update computes.
 RESUMABLE = (
     "model.initializer",
     "train.steps",
@@ -41,7 +41,7 @@ RESUMABLE = (
 
 @dataclass(frozen=True)
 class Config:
-    """A run of the translation task: what `configs/*.py` hold and `workdir/config.json` records."""
+    """Config of a run of the translation task, as in `configs/*.py` and `workdir/config.json`."""
 
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
@@ -50,13 +50,13 @@ class Config:
     decode: DecodeConfig = field(default_factory=DecodeConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
 
-    # Without annotations: of the class, no fields.
+    # Class attributes: without annotations, they are not dataclass fields.
     task = "translation"
     movable = (
         *("data.source", "data.target", "data.dev_source", "data.dev_target", "data.test_source", "data.test_target"),
         "data.tokenizer",
     )
-    """Names of files, which may lie elsewhere when a run goes on, as many as they were: their content is compared."""
+    """File names. A resumed run may have them at other paths, in the same number, since their content is compared."""
 
     def relations(self) -> Relations:
         """The rules between fields of several sections."""
@@ -64,27 +64,33 @@ class Config:
         yield from _of_training(self)
 
     def may_become(self, other: Config, name: str) -> bool:
-        """Whether a run may go on with the value that this field, which is not among the above, has in `other`."""
-        # Of one's own text languages only say how it is scored.
+        """Whether a run of this config may be resumed with the value of field `name` in `other`.
+
+        Called only for fields that differ and are in neither `RESUMABLE` nor `movable`.
+        """
+        # For a user's own text, data.languages only affects scoring.
         return name == "data.languages" and self.data.corpus == other.data.corpus == "text"
 
 
 RUNS: dict[str, Any] = {kind.task: kind for kind in (Config,)}
-"""The config class of each task, by the name of the task."""
+"""Map each task's name to its config class."""
 
 
 def resumable(name: str) -> bool:
-    """Whether the field of this dotted name may change when a run goes on, whatever its value."""
+    """Whether the field with this dotted name may take any value when a run is resumed."""
     return any(fnmatch.fnmatchcase(name, pattern) for pattern in RESUMABLE)
 
 
 def conflicts(old: Any, new: Any) -> dict[str, tuple[Any, Any]]:
-    """The differences between two configs with which a run of the one can't go on as the other."""
+    """The differences that prevent resuming a run of config `old` with config `new`.
+
+    Maps each dotted field name to (old value, new value). Empty if the run can be resumed.
+    """
     if type(old) is not type(new):
         return {"task": (old.task, new.task)}
 
     def may_change(name: str, before: Any, after: Any) -> bool:
-        if name == "model.vocab_size":  # which the checkpoints of earlier versions leave to the tokenizer
+        if name == "model.vocab_size":  # None in checkpoints of earlier versions: the tokenizer's size
             return None in (before, after)
         if name in old.movable:
             return type(before) is type(after) and (isinstance(before, str) or len(before) == len(after))
@@ -94,14 +100,15 @@ def conflicts(old: Any, new: Any) -> dict[str, tuple[Any, Any]]:
 
 
 def to_json(config: Any) -> str:
-    """The config as indented JSON, with the name of its task, readable by `from_json`."""
+    """The config as indented JSON, with its task's name. `from_json` reads it back."""
     return json.dumps({"task": config.task, **dataclasses.asdict(config)}, indent=2) + "\n"
 
 
 def from_json(text: str, where: str = "config.json") -> Any:
-    """The config that `to_json` wrote; without the name of a task, as earlier versions wrote it, that of a translation.
+    """Read a config that `to_json` wrote. Without "task", as earlier versions wrote it, the task is translation.
 
-    Fields left out take their defaults; an unknown one is a `UserError`. `where` names the text in errors.
+    Missing fields take their defaults. Raises `UserError` for an unknown field or task; `where` names the text in
+    the message.
     """
     values = read_json(text, where)
     task = values.pop("task", Config.task)
@@ -112,7 +119,7 @@ def from_json(text: str, where: str = "config.json") -> Any:
 
 
 def check(config: Any) -> None:
-    """Raise `UserError` naming the first field that breaks a rule."""
+    """Raise `UserError` for the first field that breaks a rule."""
     check_fields(config, type(config) if type(config) in RUNS.values() else Config)
     require(config, "", config.relations())
     for name in (f.name for f in dataclasses.fields(config)):
@@ -121,14 +128,14 @@ def check(config: Any) -> None:
 
 
 def with_micro_batches(config: C, count: int) -> C:
-    """The config with so many micro-batches, checked."""
+    """A copy of the config with train.accumulate = `count`. Raises `UserError` if it breaks a rule."""
     config = dataclasses.replace(config, train=dataclasses.replace(config.train, accumulate=count))
     check(config)
     return config
 
 
 CHECKS = {ModelConfig: check_model, DecodeConfig: check_decode}
-"""The rules between the fields of one section."""
+"""Map each section class to the function that checks the rules within this section."""
 
 
 def _of_data(config: Config) -> Relations:
@@ -138,8 +145,8 @@ def _of_data(config: Config) -> Relations:
         yield (
             m.max_positions >= longest,
             "model.max_positions",
-            f"must be at least {longest}, the longest sentence that data.max_length, model.position_offset and "
-            "decode.max_source_length + decode.max_extra_length + 1 allow",
+            f"must be at least {longest}: the larger of data.max_length + model.position_offset and "
+            "decode.max_source_length + decode.max_extra_length + 1",
         )
     yield (
         d.corpus == "text" or d.languages is not None,
@@ -147,7 +154,7 @@ def _of_data(config: Config) -> Relations:
         f"must name source and target language for data.corpus = {d.corpus!r}, such as: en de",
     )
     yield not d.weights or len(d.weights) == len(d.source), "data.weights", "must be as many as data.source"
-    yield d.fields[0] != d.fields[1], "data.fields", "must be two names, that of the source and that of the target"
+    yield d.fields[0] != d.fields[1], "data.fields", "must be two different names: source field, target field"
 
 
 def _of_training(config: Config) -> Relations:
