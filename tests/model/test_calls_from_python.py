@@ -162,7 +162,7 @@ CALLS = [
     ((SOURCE[:, :0], TARGET), "source_BS has the shape (3, 0)"),
     ((SOURCE, TARGET[:, :0]), "target_BT has the shape (3, 0)"),
     ((SOURCE[:0], TARGET[:0]), "source_BS has the shape (0, 6)"),
-    ((EMPTY, TARGET), "row 1 has a target, but nothing but padding as its source"),
+    ((EMPTY, TARGET), "row 1 has a target, but its source is only padding"),
 ]
 
 
@@ -200,15 +200,15 @@ def test_positions_that_were_not_learned_are_refused():
     """Padding may stand beyond them; XLA takes the last one there."""
     model, params = tiny(LEARNED)
     long, wide = np.full((1, 13), 5), np.pad(SOURCE, ((0, 0), (0, 9)))
-    assert "[0, 12] stands at position 12, counted from 0: this model has learned 12" in refused(
+    assert "[0, 12] is at position 12, counted from 0, but this model has 12 learned" in refused(
         model.apply, params, long, TARGET[:1]
     )
-    assert refused(model.apply, params, SOURCE[:1], long).startswith("tokens_BT[0, 12] stands at position 12")
+    assert refused(model.apply, params, SOURCE[:1], long).startswith("tokens_BT[0, 12] is at position 12")
     assert model.apply(params, wide[:1], long[:, :12]).shape == (1, 12, VOCABULARY)
     places = np.tile(np.arange(6), (3, 1))
     for value in (12, -1):
         given = changed(places, (0, 2), value), np.arange(5)[None]
-        assert f"stands at position {value}" in refused(model.apply, params, SOURCE, TARGET, positions=given)
+        assert f"is at position {value}" in refused(model.apply, params, SOURCE, TARGET, positions=given)
 
 
 S, T = np.ones_like(SOURCE), np.ones_like(TARGET)
@@ -221,8 +221,8 @@ EXTRAS = [
     ({"positions": S}, "positions must be two arrays"),
     ({"segments": (S, T, T)}, "segments must be two arrays"),
     ({"segments": (S, T[:, :4])}, "segments_BT has the shape (3, 4)"),
-    ({"segments": (S, None)}, "segments: give them for source and target, or for neither"),
-    ({"segments": (None, T)}, "segments: give them for source and target, or for neither"),
+    ({"segments": (S, None)}, "segments: give both source and target segments, or neither"),
+    ({"segments": (None, T)}, "segments: give both source and target segments, or neither"),
 ]
 
 
@@ -253,7 +253,7 @@ def test_decoding_with_a_cache_has_room_and_rows():
     assert refused(decode, np.repeat(TARGET[:, :1], 2, axis=0)).startswith("tokens_BT has 6 rows: the cache is for 3")
     assert refused(decode, TARGET[:, :1], at_B=np.zeros(2, int)).startswith("at_B has the shape (2,)")
     assert refused(decode, TARGET[:, :1], segments_BT=T[:, :1]).startswith("segments")
-    assert refused(decode, TARGET[:, :1], positions_BT=T[:, :1]).startswith("with a cache, at_B says")
+    assert refused(decode, TARGET[:, :1], positions_BT=T[:, :1]).startswith("with a cache, at_B gives the")
     assert refused(decode, TARGET[:, :1], memory=SOURCE).startswith("memory is a ndarray: give what `encode` returns")
     for sizes in ((0, 4), (3, -1), (3, 4, 0), (3, 4.0)):
         refused(model.bind(params).init_cache, *sizes)

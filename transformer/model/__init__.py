@@ -1,4 +1,4 @@
-"""The Transformer and its parts. Needs only jax (with its numpy), flax and `transformer.config`."""
+"""The Transformer and its building blocks. Needs only jax, numpy, flax and `transformer.config`."""
 
 from transformer.model.attention import KV, Attention, attend
 from transformer.model.cache import Cache, Memory

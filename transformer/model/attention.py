@@ -1,7 +1,7 @@
-"""Scaled dot-product attention (paper §3.2), split into its keys and values and its use of them.
+"""Scaled dot-product attention (paper §3.2) in two steps: compute keys and values, then attend to them.
 
-Cross-attention memory, the KV cache of decoding, multi-query, grouped-query and cross-layer attention are all the same
-thing here: a `KV` computed somewhere, attended to somewhere else.
+Cross-attention memory, the KV cache of decoding, multi-query, grouped-query and cross-layer attention all use the same
+mechanism: one place computes a `KV`, another place attends to it.
 
 Shapes: B batch, T query length, S key length, D model, N query heads, K key/value heads, G = N / K, H head size,
 M beams.
@@ -28,8 +28,8 @@ MASKED = -1e30  # finite, so that a fully masked row has a finite softmax and fi
 class KV(NamedTuple):
     """Keys and values of S positions: the memory of cross-attention, or the cache of decoding.
 
-    They lie as the two products of attention read them, the keys with positions last: a cache is read at every step
-    of decoding, and turning it round each time costs many times the products themselves.
+    Both have the memory layout that the two matrix products of attention read; keys have positions last. Decoding
+    reads the cache at every step, and a transposition there would cost many times the products themselves.
     """
 
     k_BKHS: Array
@@ -52,18 +52,19 @@ def attend(
     key: Array | None = None,
     want_weights: bool = False,
 ) -> tuple[Array, Array | None]:
-    """softmax(logits(q, k)) v (paper §3.2.1, eq. 1), the softmax in float32.
+    """softmax(logits(q, k)) v (paper §3.2.1, eq. 1), with the softmax in float32.
 
-    `mask_BTS` is boolean, True = may attend, and may have size 1 where it is the same for all. N must be a multiple
-    of K: each key/value head serves N / K neighbouring query heads. A row that may attend nowhere yields zeros. With
-    a `key`, dropout is applied to the weights. Returns y_BTNH, with H the size of a value head, and weights_BNTS as
-    they are before dropout, if wanted (else None).
+    `mask_BTS` is boolean, True = may attend; an axis that is the same for all may have size 1. N must be a multiple
+    of K, else ValueError: each key/value head serves N / K neighbouring query heads. A fully masked row yields zeros.
+    A `key` switches on dropout of the weights.
+
+    Returns y_BTNH, where H is the size of a value head, and weights_BNTS before dropout if `want_weights`, else None.
     """
     B, T, N, H = q_BTNH.shape
     K = kv.k_BKHS.shape[1]
     if N % K:  # the reshape below would mix positions
         raise ValueError(f"{N} query heads can't share {K} key/value heads: the first number must be a multiple")
-    # The G heads that share keys are further queries of one head: X = G * T.
+    # The G query heads of one key head become further queries of this head: X = G * T.
     q_BKXH = q_BTNH.swapaxes(1, 2).reshape(B, K, -1, H)
     logits_BKXS = logits(q_BKXH, kv.k_BKHS)
     mask_BNTS = mask_BTS[:, None]
@@ -78,18 +79,21 @@ def attend(
 
 @jax.named_scope("attend")
 def fused(q_BTNH: Array, kv: KV, mask_BTS: Array, implementation: str = "cudnn") -> Array:
-    """y_BTNH as `attend` gives it, by one kernel that never holds the weights (Dao et al. 2022), in q's type."""
+    """The y_BTNH of `attend`, in q's type, by one kernel that never stores the weights (Dao et al. 2022)."""
     B, T, _, _ = q_BTNH.shape
     k_BSKH, v_BSKH = kv.k_BKHS.transpose(0, 3, 1, 2), kv.v_BKSH.swapaxes(1, 2)
     mask_BTS = jnp.broadcast_to(mask_BTS, (B, T, k_BSKH.shape[1]))
     y_BTNH = jax.nn.dot_product_attention(q_BTNH, k_BSKH, v_BSKH, mask=mask_BTS[:, None], implementation=implementation)
-    # A row that may attend nowhere: the kernel gives it the mean of all values.
+    # The kernel gives a fully masked row the mean of all values; `attend` gives zeros.
     return jnp.where(jnp.any(mask_BTS, axis=-1)[..., None, None], y_BTNH, 0)
 
 
 def fusible(q_BTNH: Array, kv: KV) -> bool:
-    """Whether cuDNN's kernel does what `attend` does for these: on NVIDIA GPUs, 16-bit, heads of one size, which is a
-    multiple of 8 up to 128, and even lengths."""
+    """Whether cuDNN's kernel computes the same as `attend` for these arrays.
+
+    It does on NVIDIA GPUs, in 16 bits, with key and value heads of the same size (a multiple of 8, at most 128), and
+    even lengths.
+    """
     _, T, _, H = q_BTNH.shape
     S, H_v = kv.v_BKSH.shape[2:]
     sizes = H_v == H and H % 8 == 0 and H <= 128 and T % 2 == 0 and S % 2 == 0
@@ -98,10 +102,10 @@ def fusible(q_BTNH: Array, kv: KV) -> bool:
 
 @jax.named_scope("write_cache")
 def write(cache: KV, end: Array | int, new: KV) -> KV:
-    """The cache with T new positions of each of its M beams a sentence, written from slot `end` on.
+    """Write T new positions of each of the M beams per sentence into the cache, from slot `end` on.
 
-    The cache has B rows; `new` has B * M rows, the beams of a sentence side by side. Position t of beam m goes to slot
-    end + t * M + m.
+    The cache has B rows. `new` has B * M rows: the M beams of a sentence are neighbouring rows. Position t of beam m
+    goes to slot end + t * M + m.
     """
     rows, K, H, T = new.k_BKHS.shape
     M = rows // len(cache.k_BKHS)
@@ -115,10 +119,10 @@ def write(cache: KV, end: Array | int, new: KV) -> KV:
 
 
 def rotate(x_BTNH: Array, positions_BT: Array) -> Array:
-    """Queries or keys turned by angles proportional to their positions (Su et al. 2021, 2104.09864, eq. 15).
+    """Rotary position embedding of queries or keys (RoPE, Su et al. 2021, arXiv 2104.09864, eq. 15).
 
-    Dimensions i and i + H/2 are a pair, turned by position / 10000^(2i / H), as in GPT-NeoX and Llama. The product of a
-    query and a key then depends on their distance alone.
+    Dimensions i and i + H/2 are a pair, rotated by the angle position / 10000^(2i / H), as in GPT-NeoX and Llama. The
+    dot product of a query and a key then depends on their positions only through the distance.
     """
     half = x_BTNH.shape[-1] // 2
     frequencies = 10_000.0 ** (-jnp.arange(half, dtype=jnp.float32) / half)
@@ -131,7 +135,8 @@ def rotate(x_BTNH: Array, positions_BT: Array) -> Array:
 class Attention(nnx.Module):
     """Multi-head attention (paper §3.2.2); grouped-query or multi-query when kv_heads < heads.
 
-    With `own_kv` false it has no keys and values of its own and is given those of another layer (Brandon et al. 2024).
+    With `own_kv` false, the layer has no key and value matrices and uses the `KV` of another layer (Brandon et al.
+    2024). `start`: the distribution of each matrix's initial values, by its name.
     """
 
     def __init__(
@@ -160,7 +165,7 @@ class Attention(nnx.Module):
         self.output_bias = bias(c.d_model)
 
     def kv(self, x_BSD: Array, positions_BS: Array | None = None) -> KV:
-        """Keys and values of x, to be attended to now or later. `positions_BS`: needed for rotary positions only."""
+        """Keys and values of x. `positions_BS` is needed only for rotary positions."""
         k_BSKH, v_BSKH = affine(x_BSD, self.key, self.key_bias), affine(x_BSD, self.value, self.value_bias)
         if self.rotary:
             k_BSKH = rotate(k_BSKH, positions_BS)
@@ -176,10 +181,11 @@ class Attention(nnx.Module):
         key: Array | None = None,
         want_weights: bool = False,
     ) -> tuple[Array, Array | None]:
-        """Attention of x over kv: y_BTD, and weights_BNTS if wanted. A `key` switches dropout on.
+        """Attention of x over kv. Returns y_BTD, and weights_BNTS if `want_weights`, else None.
 
-        x may have M times the rows of kv (the M beams of a sentence stand side by side and share its keys and
-        values): then they are taken as M * T queries of one sentence, and mask_BTS has M * T queries a row, or 1.
+        A `key` switches dropout on. `positions_BT` is needed only for rotary positions. x may have M times the rows of
+        kv: then M neighbouring rows are the beams of one sentence and share its keys and values. They become M * T
+        queries of this sentence, so mask_BTS has M * T queries per row, or 1.
         """
         q_BTNH = affine(x_BTD, self.query, self.query_bias)
         if self.rotary:
@@ -201,7 +207,7 @@ class Attention(nnx.Module):
 
 
 def affine(x: Array, w: nnx.Param, bias: nnx.Param | None, axes: int = 1) -> Array:
-    """x w + bias, in x's type; the sum in float32. See `product`."""
+    """x w + bias, in x's type, with the sum in float32. `axes` as in `product`."""
     if bias is None:
         return product(x, w[...], axes)
     return (product(x, w[...], axes, jnp.float32) + bias[...]).astype(x.dtype)

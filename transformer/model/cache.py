@@ -1,6 +1,6 @@
-"""What decoding keeps: the memory of the source, the cache of the target, and who may attend to what.
+"""State of decoding: the memory of the source, the KV cache of the target, and the attention masks.
 
-Shapes: B sentences, M beams of each, T new positions, S memory positions or cache slots.
+Shapes: B sentences, M beams per sentence, T new positions, S memory positions or cache slots.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ from transformer.model.attention import KV
 
 
 class Memory(NamedTuple):
-    """The encoder's output as cross-attention reads it: keys, values and a mask."""
+    """The encoder's output in the form that cross-attention reads: keys, values and a mask."""
 
     kv: tuple[KV, ...]
-    """One for each group of decoder layers that shares keys and values."""
+    """One `KV` per group of decoder layers that share keys and values."""
     mask_BS: Array
     """True at pieces, False at padding."""
     positions_BS: Array
     """Position of each piece in its sentence."""
     segments_BS: Array | None = None
-    """With packing: number of the sentence that each position belongs to."""
+    """With packing: the number of the sentence at each position."""
 
     def mask_BTS(self, positions_BT: Array, segments_BT: Array | None, window: int | None) -> Array:
-        """Which source positions the target's positions may attend to."""
+        """Source positions that each target position may attend to; `window` as in `within`."""
         mask_BTS = self.mask_BS[:, None, :]
         if segments_BT is not None:
             mask_BTS = mask_BTS & same_segment(segments_BT, self.segments_BS)
@@ -35,29 +35,29 @@ class Memory(NamedTuple):
 
 
 class Cache(NamedTuple):
-    """Keys and values of the target so far, written once, with a mask of who may see them.
+    """KV cache: keys and values of the target so far, each written once, and a mask of the slots that each beam sees.
 
-    A sentence's M beams share its slots, which are filled in order of time. A reordering of beams moves `seen_BMS`
-    alone (see `reorder`).
+    The M beams of a sentence share its slots, which fill up in the order of decoding steps. Reordering beams changes
+    only `seen_BMS` (see `reorder`); keys and values stay in place.
     """
 
     kv: tuple[KV, ...]
-    """One for each group of decoder layers that shares keys and values."""
+    """One `KV` per group of decoder layers that share keys and values."""
     seen_BMS: Array
-    """True where a slot holds a piece of the beam's own past."""
+    """True where the slot holds a piece of this beam's past."""
     place_BS: Array
     """Position of the piece in each slot."""
     end: Array
     """The first slot that is free in all rows."""
 
     def extend(self, at_B: Array, T: int, window: int | None = None) -> tuple[Array, Cache]:
-        """The slots that T new pieces of each beam may attend to, and the cache with these pieces marked as written.
+        """Reserve slots for T new pieces of each beam, at positions `at_B` to `at_B + T - 1`.
 
-        The pieces stand at positions `at_B` to `at_B + T - 1`, and see the positions before them. Returns mask_BTS,
-        with M * T queries a sentence. `attention.write` adds their keys and values.
+        Returns (mask_BTS, cache). The mask has M * T queries per sentence and marks the slots that each new piece may
+        attend to. The returned cache marks the new slots as used; `attention.write` then fills in keys and values.
         """
         B, M, S = self.seen_BMS.shape
-        new_S = jnp.arange(S) - self.end  # 0 at the first of the T * M slots to be written
+        new_S = jnp.arange(S) - self.end  # 0 at the first of the T * M new slots
         at_B1 = at_B.reshape(-1, 1)
         fresh_S = (new_S >= 0) & (new_S < T * M)
         place_BS = jnp.where(fresh_S, at_B1 + new_S // M, self.place_BS)
@@ -71,21 +71,21 @@ class Cache(NamedTuple):
         return mask_BMTS.reshape(B, M * T, S), extended
 
     def reorder(self, parents_BM: Array) -> Cache:
-        """The cache after beam m of sentence b has become a continuation of its beam `parents_BM[b, m]`."""
+        """The cache after beam m of sentence b has continued the old beam `parents_BM[b, m]` of this sentence."""
         return self._replace(seen_BMS=jnp.take_along_axis(self.seen_BMS, parents_BM[:, :, None], axis=1))
 
     def used_B(self) -> Array:
-        """The number of slots of each sentence that at least one beam sees."""
+        """Number of slots per sentence that at least one beam sees."""
         return jnp.sum(jnp.any(self.seen_BMS, axis=1), axis=1)
 
     def collect(self, keep: int, room: int) -> Cache:
-        """The cache without the slots that no beam sees, and with room for so many new positions.
+        """Garbage collection: drop the slots that no beam sees, and make room for `room` new positions.
 
-        Keeps `keep` slots of each row: at least the greatest of `used_B()`.
+        Keeps `keep` slots of each row, which must be at least the maximum of `used_B()`.
         """
         M = self.seen_BMS.shape[1]
         used_BS = jnp.any(self.seen_BMS, axis=1)
-        # Stable: those in use come first, in their old order.
+        # A stable sort: the used slots come first, in their old order.
         order_BS = jnp.argsort(~used_BS, axis=1, stable=True)[:, :keep]
 
         def take(x: Array, axis: int) -> Array:
@@ -102,7 +102,7 @@ class Cache(NamedTuple):
 
 
 def causal(T: int) -> Array:
-    """mask_BTS of one row: each of T positions sees itself and those before it."""
+    """Causal mask_BTS of one row: each of T positions sees itself and all earlier positions."""
     return (jnp.arange(T)[:, None] >= jnp.arange(T))[None]
 
 
@@ -112,7 +112,7 @@ def same_segment(queries_BT: Array, keys_BS: Array) -> Array:
 
 
 def within(window: int | None, mask_BTS: Array, queries_BT: Array, keys_BS: Array) -> Array:
-    """The mask, narrowed to keys at most `window` positions from the query; None = unchanged."""
+    """Restrict the mask to keys at most `window` positions away from the query; None = unchanged."""
     if window is None:
         return mask_BTS
     return mask_BTS & (jnp.abs(queries_BT[:, :, None] - keys_BS[:, None, :]) <= window)

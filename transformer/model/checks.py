@@ -1,8 +1,8 @@
-"""Mistakes in calls from Python, told in one line instead of a wrong result.
+"""Checks of arguments in calls from Python: a mistake raises a one-line error instead of giving a wrong result.
 
-Types and shapes are always checked. Values are checked where they are known: inside `jax.jit` arrays have none yet, so
-there nothing is checked and nothing costs time. Otherwise XLA takes an id beyond the vocabulary as the last one, a
-negative one as counted from the end, and a position beyond the learned ones as the last of these.
+Types and shapes are always checked. Values are checked only outside `jax.jit`: traced arrays have no values, so there
+the checks cost no time. Without a check, XLA takes an id beyond the vocabulary for the last id, counts a negative id
+from the end, and takes a position beyond the learned ones for the last learned one.
 
 Shapes: B sentences, T positions.
 """
@@ -19,14 +19,14 @@ from transformer.config import BOS, PAD, ModelConfig, UserError, check_model
 
 
 def value_of(x: Any) -> np.ndarray | None:
-    """The values of an array or number; None where they are traced, as in `jax.jit`, or lie in other processes."""
+    """The values of an array or number as NumPy; None if it is traced (`jax.jit`) or partly in other processes."""
     if isinstance(x, jax.core.Tracer) or not getattr(x, "is_fully_addressable", True):
         return None
     return np.asarray(x)
 
 
 def whole(name: str, number: Any, least: int, most: int | None = None) -> None:
-    """Raise `UserError` unless this is an integer, of Python or NumPy, from `least` to `most`."""
+    """Raise `UserError` unless `number` is a Python or NumPy integer from `least` to `most`."""
     if not isinstance(number, (int, np.integer)) or isinstance(number, bool):
         raise UserError(f"{name} = {number!r}: must be an integer")
     if number < least or (most is not None and number > most):
@@ -34,26 +34,26 @@ def whole(name: str, number: Any, least: int, most: int | None = None) -> None:
 
 
 def check_whole(config: ModelConfig) -> None:
-    """Raise `UserError` where no model can be built: a rule of `ModelConfig` is broken, or it has no vocabulary."""
+    """Raise `UserError` if no model can be built: the config breaks a rule, or its vocab_size is None."""
     check_model(config)
     if config.vocab_size is None:
         raise UserError("model.vocab_size = None: give the size of the vocabulary")
 
 
 def check_integers(name: str, x_BT: Any) -> None:
-    """Raise `UserError` unless this is an array of integers of shape (rows, positions), with one of each at least."""
+    """Raise `UserError` unless this is an array of integers of shape (rows, positions), neither of them 0."""
     if not hasattr(x_BT, "shape") or not hasattr(x_BT, "dtype"):
         raise UserError(f"{name} is a {type(x_BT).__name__}: give an array of integers, such as jnp.array({name})")
     if not jnp.issubdtype(x_BT.dtype, jnp.integer):
         raise UserError(f"{name} is of type {x_BT.dtype}: give integers")
     if x_BT.ndim != 2:
-        raise UserError(f"{name} has the shape {x_BT.shape}: give (rows, positions), so {name}[None] for one sentence")
+        raise UserError(f"{name} has the shape {x_BT.shape}: give (rows, positions), or {name}[None] for one sentence")
     if 0 in x_BT.shape:
-        raise UserError(f"{name} has the shape {x_BT.shape}: give one row and one position at least")
+        raise UserError(f"{name} has the shape {x_BT.shape}: give at least one row and one position")
 
 
 def check_ids(name: str, ids_BT: Any, vocab_size: int) -> None:
-    """Raise `UserError` unless these are ids of pieces, of shape (rows, positions)."""
+    """Raise `UserError` unless this is an array of piece ids of shape (rows, positions)."""
     check_integers(name, ids_BT)
     ids = value_of(ids_BT)
     if ids is not None and not (ids.min() >= 0 and ids.max() < vocab_size):
@@ -64,23 +64,23 @@ def check_ids(name: str, ids_BT: Any, vocab_size: int) -> None:
 
 
 def check_like(name: str, x_BT: Any, ids_BT: Any) -> None:
-    """Raise `UserError` unless this array of integers gives one for each id; one row may stand for all."""
+    """Raise `UserError` unless this array of integers has the shape of `ids_BT`, or one row for all rows."""
     check_integers(name, x_BT)
     if x_BT.shape[1] != ids_BT.shape[1] or x_BT.shape[0] not in (1, ids_BT.shape[0]):
-        raise UserError(f"{name} has the shape {x_BT.shape}, and the ids it belongs to {ids_BT.shape}: give the same")
+        raise UserError(f"{name} has the shape {x_BT.shape}, but its ids have {ids_BT.shape}: give the same shape")
 
 
 def check_pair(name: str, pair: Any) -> tuple[Any, Any]:
-    """The two sides of what is given for source and target together; None for both where nothing is given."""
+    """Split a (source, target) argument into its two arrays; (None, None) if it is None."""
     if pair is None:
         return None, None
     if not isinstance(pair, (tuple, list)) or len(pair) != 2:
-        raise UserError(f"{name} must be two arrays, that of the source and that of the target")
+        raise UserError(f"{name} must be two arrays: (source, target)")
     return pair[0], pair[1]
 
 
 def check_places(name: str, ids_BT: Any, positions_BT: Any, rows: int) -> None:
-    """Raise `UserError` where a piece stands at a position that a learned table of so many rows does not have."""
+    """Raise `UserError` if a piece has a position outside a learned table of `rows` rows."""
     ids, places = value_of(ids_BT), value_of(positions_BT)
     if ids is None or places is None:
         return
@@ -88,16 +88,16 @@ def check_places(name: str, ids_BT: Any, positions_BT: Any, rows: int) -> None:
     if wrong.any():
         row, place = np.argwhere(wrong)[0]
         raise UserError(
-            f"{name}[{row}, {place}] stands at position {np.broadcast_to(places, ids.shape)[row, place]}, counted from "
-            f"0: this model has learned {rows} positions (max_positions); give shorter sentences"
+            f"{name}[{row}, {place}] is at position {np.broadcast_to(places, ids.shape)[row, place]}, counted from 0, "
+            f"but this model has {rows} learned positions (max_positions); give shorter sentences"
         )
 
 
 def check_sources(mask_BS: Any, ids_BT: Any) -> None:
-    """Raise `UserError` unless there are as many targets as sources, or M times as many, and each target of at least
-    one piece has a source of at least one.
+    """Raise `UserError` unless there are M >= 1 targets per source, and no target has pieces without any in its source.
 
-    Rows without pieces on both sides may fill up a batch. A bos alone is no piece: training puts it before each row.
+    Rows that are empty on both sides may fill up a batch. A bos alone counts as empty: training puts one before each
+    row.
     """
     sentences, rows = len(mask_BS), len(ids_BT)
     if rows % sentences:
@@ -107,4 +107,4 @@ def check_sources(mask_BS: Any, ids_BT: Any) -> None:
         return
     wrong = np.repeat(~mask.any(axis=1), rows // sentences) & (ids > BOS).any(axis=1)
     if wrong.any():
-        raise UserError(f"row {np.argmax(wrong)} has a target, but nothing but padding as its source; leave it out")
+        raise UserError(f"row {np.argmax(wrong)} has a target, but its source is only padding; leave the row out")

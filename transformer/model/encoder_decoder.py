@@ -1,4 +1,4 @@
-"""The Transformer of the 2017 paper: source pieces in, target log-odds out."""
+"""The encoder-decoder Transformer of Vaswani et al. 2017: from source ids and target ids to logits."""
 
 from __future__ import annotations
 
@@ -31,16 +31,18 @@ Weights = tuple[Array | None, ...]
 
 
 class EncoderDecoder(nnx.Module):
-    """Encoder, decoder, and the tables of embeddings they share.
+    """Encoder, decoder, and their embedding tables, which may be tied.
 
-    Id 0 is padding: it fills up the rows of a batch, is never attended to and never learned from.
+    Id 0 is padding: it fills up the rows of a batch. No position attends to padding, and the loss ignores it.
+
+    Shapes: B batch, S source length, T target length, D model, V vocabulary, M beams.
     """
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
-        """Raises `UserError` (a ValueError) where the config breaks a rule or has no vocabulary."""
+        """Raises `UserError` (a ValueError) if the config breaks a rule or its vocab_size is None."""
         check_whole(config)
         self.config, self.vocab_size = config, config.vocab_size
-        # One module owns a table and offers both its uses: aliases would split its gradient in two.
+        # One module holds a tied table and offers both uses of it. Two modules would split the gradient in two.
         tied = config.tied_embeddings
         self.embedding = Embedding(config, rngs=rngs)
         self.target_embedding = None if tied == "all" else Embedding(config, rngs=rngs)
@@ -61,14 +63,15 @@ class EncoderDecoder(nnx.Module):
         key: Array | None = None,
         run: Run = RUN,
     ) -> Array:
-        """logits_BTV float32: at position t, for the piece that follows `target_BT[:, :t + 1]`.
+        """Return logits_BTV, float32: at position t, logits of the piece that follows `target_BT[:, :t + 1]`.
 
-        Both are integer ids, padded with 0 on the right; the source ends with eos, the target begins with bos.
-        A `key` switches dropout on. Where rows hold several sentences, `segments` number them on either side, the same
-        number for source and target of a pair, and `positions` restart in each.
+        `source_BS` and `target_BT` are integer ids, padded with 0 on the right. A source ends with eos; a target begins
+        with bos. A `key` switches dropout on. For packed rows, which hold several sentences, give `segments` and
+        `positions`, each as (source, target): a segment number per position, the same for source and target of a pair,
+        and positions that restart in each sentence.
 
-        Raises `UserError` (a ValueError) for arrays of other types or shapes, and, outside of `jax.jit`, for ids that
-        the vocabulary does not have, a target whose source is all padding, and positions that were not learned.
+        Raises `UserError` (a ValueError) for wrong types or shapes. Outside `jax.jit` it also raises for ids outside
+        the vocabulary, a target whose source is all padding, and positions beyond the learned ones.
         """
         check_ids("source_BS", source_BS, self.vocab_size)
         check_ids("target_BT", target_BT, self.vocab_size)
@@ -93,9 +96,10 @@ class EncoderDecoder(nnx.Module):
         key: Array | None = None,
         run: Run = RUN,
     ) -> Memory:
-        """The memory of source_BS. When packed, `segments_BS` numbers sentences and `positions_BS` restarts in each.
+        """Run the encoder on source_BS and return the `Memory` that the decoder attends to.
 
-        `key` switches dropout on. Raises as `__call__` does.
+        For packed rows, `segments_BS` numbers the sentences and `positions_BS` restarts in each. A `key` switches
+        dropout on. Raises the same errors as `__call__`.
         """
         check_ids("source_BS", source_BS, self.vocab_size)
         for name, given in (("positions_BS", positions_BS), ("segments_BS", segments_BS)):
@@ -117,7 +121,7 @@ class EncoderDecoder(nnx.Module):
         return Memory(self.decoder.memory(x_BSD), mask_BS, positions_BS, segments_BS)
 
     def decode(self, tokens_BT: Array, memory: Memory, **options: Any) -> tuple[Array, Cache | None, Weights | None]:
-        """logits_BTV float32, the new cache and weights: `hidden`, with the same options, and `logits` of its x_BTD."""
+        """Return logits_BTV (float32), the new cache and the weights: `hidden` with its options, then `logits`."""
         x_BTD, cache, weights = self.hidden(tokens_BT, memory, **options)
         return self.logits(x_BTD), cache, weights
 
@@ -135,14 +139,17 @@ class EncoderDecoder(nnx.Module):
         want_weights: bool = False,
         run: Run = RUN,
     ) -> tuple[Array, Cache | None, Weights | None]:
-        """x_BTD for `logits`, the new cache, and the cross-attention's weights_BNTS of each block, if wanted.
+        """Run the decoder. Return x_BTD for `logits`, the new cache, and weights.
 
-        Without a cache, tokens_BT are whole targets, beginning with bos. With one (see `init_cache`), the tokens
-        stand at positions `at_B`, `at_B + 1`, … and attend to the cached positions before them; `at_B` is one position
-        for all, or one for each sentence of the cache. `tokens_BT` may have M times the rows of `memory`, and of the
-        cache if that was made for M beams: the M beams of a sentence, side by side.
+        The weights are the weights_BNTS of cross-attention, one array per block, if `want_weights`, else None.
 
-        Raises `UserError` as `__call__` does, and where the cache has no room for the tokens.
+        Without a cache, tokens_BT are whole targets that begin with bos. With a cache (see `init_cache`), the tokens
+        have positions `at_B`, `at_B + 1`, … and also attend to the earlier positions in the cache. `at_B` is one
+        position for all sentences, or one per sentence of the cache; None = 0. `tokens_BT` may have M times the rows of
+        `memory`: then M neighbouring rows are the beams of one sentence. It has M times the rows of the cache if
+        `init_cache` made the cache for M beams.
+
+        Raises the errors of `__call__`, and `UserError` if the cache has no room for the tokens.
         """
         self._check_decoding(tokens_BT, memory, cache, at_B, positions_BT, segments_BT)
         rows, T = tokens_BT.shape
@@ -159,7 +166,7 @@ class EncoderDecoder(nnx.Module):
             mask_BTS = within(window, causal(T), positions_BT, positions_BT)
             if segments_BT is not None:
                 mask_BTS = mask_BTS & same_segment(segments_BT, segments_BT)
-        # M * T queries of each sentence.
+        # M * T queries per sentence.
         places = jnp.broadcast_to(positions_BT, (rows, T)).reshape(len(memory.mask_BS), -1)
         memory_mask_BTS = memory.mask_BTS(places, segments_BT, self.config.attention("cross").window)
         learned, positions_BT = self.target_positions, shifted(self.config, positions_BT, rows, fold(key, 2))
@@ -182,18 +189,20 @@ class EncoderDecoder(nnx.Module):
         return x_BTD, extended, weights if want_weights else None
 
     def logits(self, x_BTD: Array) -> Array:
-        """Unnormalised log-probabilities of each piece, float32: logits_BTV."""
+        """Logits of each piece of the vocabulary, float32: logits_BTV."""
         logits_BTV = self.output.logits(x_BTD)
         return logits_BTV if self.output_bias is None else logits_BTV + self.output_bias[...]
 
     @property
     def output(self) -> Embedding:
-        """The table that makes logits, whichever tables are tied."""
+        """The embedding table that computes the logits."""
         return self.output_embedding or self.target_embedding or self.embedding
 
     def init_cache(self, rows: int, length: int, beams: int = 1, dtype: jnp.dtype | None = None) -> Cache:
-        """An empty cache for `rows` sentences of `beams` hypotheses each, with room for `length` positions; of the
-        model's own type, or of `dtype`."""
+        """An empty cache for `rows` sentences with `beams` beams each and `length` positions per beam.
+
+        `dtype`: type of keys and values; None = the model's dtype.
+        """
         for name, number in (("rows", rows), ("length", length), ("beams", beams)):
             whole(name, number, 1)
         c, own = self.config, self.config.attention("decoder")
@@ -213,20 +222,20 @@ class EncoderDecoder(nnx.Module):
         positions_BT: Array | None,
         segments_BT: Array | None,
     ) -> None:
-        """Raise `UserError` for what `decode` can't be given."""
+        """Raise `UserError` for arguments that `hidden` does not accept."""
         check_ids("tokens_BT", tokens_BT, self.vocab_size)
         if not isinstance(memory, Memory):
             raise UserError(f"memory is a {type(memory).__name__}: give what `encode` returns")
         check_sources(memory.mask_BS, tokens_BT)
         if (segments_BT is None) != (memory.segments_BS is None):
-            raise UserError("segments: give them for source and target, or for neither; else one sentence sees others")
+            raise UserError("segments: give both source and target segments, or neither; else sentences see each other")
         if cache is None:
             for name, given in (("positions_BT", positions_BT), ("segments_BT", segments_BT)):
                 if given is not None:
                     check_like(name, given, tokens_BT)
             return
         if positions_BT is not None or segments_BT is not None:
-            raise UserError("with a cache, at_B says where the tokens stand; leave positions_BT and segments_BT out")
+            raise UserError("with a cache, at_B gives the tokens' positions; leave out positions_BT and segments_BT")
         (rows, T), (B, M, S) = tokens_BT.shape, cache.seen_BMS.shape
         if rows != B * M:
             raise UserError(f"tokens_BT has {rows} rows: the cache is for {B} sentences of {M} beams")

@@ -1,8 +1,8 @@
-"""A module seen from outside: pure functions over a nested dict of arrays.
+"""`Model`: an NNX module as pure functions of its parameters, which are a nested dict of arrays.
 
-NNX modules hold their parameters; optimisers, checkpoints, sharding and other people's code want a plain tree. A
-`Model` keeps the one and shows the other. The dict's keys are strings, so a path such as
-`decoder/layers/0/self_attention/query` means the same in memory, in a sharding rule and on disk.
+NNX modules hold their parameters as state, but optimisers, checkpoints and sharding need a plain tree. A `Model` wraps
+the module and takes such a tree. All keys are strings, so a path such as `decoder/layers/0/self_attention/query` names
+the same parameter in memory, in a sharding rule and on disk.
 """
 
 from __future__ import annotations
@@ -24,7 +24,10 @@ Params = Mapping[str, Any]
 
 
 class Model:
-    """Pure functions of parameters for the module that `make(rngs)` gives. Hashable, as static arguments must be."""
+    """Pure functions for the module that `make(rngs)` returns. Hashable, so it can be a static argument of `jax.jit`.
+
+    `model.init(key)` returns parameters; `model.apply(params, ...)` calls the module with them.
+    """
 
     def __init__(self, config: ModelConfig, make: Callable[[nnx.Rngs], nnx.Module]):
         self.config, self._make = config, make
@@ -33,12 +36,12 @@ class Model:
 
     @property
     def abstract_params(self) -> Params:
-        """Shapes and types of the parameters, nothing allocated."""
+        """The parameters as `jax.ShapeDtypeStruct`s; allocates nothing."""
         return _nest({path: jax.ShapeDtypeStruct(v.shape, v.dtype) for path, v in self._variables.items()})
 
     @property
     def starts(self) -> Mapping[str, str]:
-        """How each parameter starts, in words, by its path."""
+        """Map each parameter's path to the distribution of its initial values, in words."""
         return {"/".join(map(str, path)): v.get_metadata()["start"] for path, v in self._variables.items()}
 
     def init(self, key: Array) -> Params:
@@ -47,16 +50,17 @@ class Model:
         return _nest({path: variable[...] for path, variable in nnx.to_flat_state(state)})
 
     def apply(self, params: Params, *args: Any, **kwargs: Any) -> Any:
-        """`bind(params)(...)`: for the encoder-decoder, `logits_BTV = model.apply(params, source_BS, target_BT)`.
+        """Call the module with these parameters: `logits_BTV = model.apply(params, source_BS, target_BT)`.
 
-        `key=` switches dropout on. See `EncoderDecoder.__call__`.
+        Same as `bind(params)(...)`. `key=` switches dropout on. See `EncoderDecoder.__call__`.
         """
         return self.bind(params)(*args, **kwargs)
 
     def bind(self, params: Params) -> Any:
-        """The module with these parameters: `model.bind(params).encode(source_BS)`. Use it within one function only.
+        """The module with these parameters, to call its methods: `model.bind(params).encode(source_BS)`.
 
-        Raises ValueError naming every parameter that is missing, unknown or misshapen.
+        Use the bound module only within the function that called `bind`. Raises ValueError that names every parameter
+        that is missing, unknown or of a wrong shape.
         """
         if not isinstance(params, Mapping):
             raise ValueError(f"params is a {type(params).__name__}: give a nested dict of arrays, as `init` returns")
@@ -76,22 +80,22 @@ class Model:
 
 
 def build(config: ModelConfig) -> Model:
-    """The model of a config, which has its `vocab_size`: the paper's Transformer. Equal configs give the same `Model`.
+    """The encoder-decoder model of a config, whose `vocab_size` must be set. Equal configs give the same `Model`.
 
-    Raises `UserError` (a ValueError) where the config breaks a rule, with the words of the command line.
+    Raises `UserError` (a ValueError) if the config breaks a rule, with the same message as on the command line.
     """
     check_whole(config)
     return _built(config)
 
 
-@cache  # programs are compiled for a model, so that a second one of the same config would compile them anew
+@cache  # compiled programs belong to a `Model` object: a second one of the same config would compile all again
 def _built(config: ModelConfig) -> Model:
     return Model(config, lambda rngs: EncoderDecoder(config, rngs=rngs))
 
 
 @jax.jit
 def finite(params: Params) -> Array:
-    """Whether all parameters are finite numbers."""
+    """Whether all parameters are finite."""
     return jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(params)]))
 
 

@@ -1,4 +1,4 @@
-"""A stack's input: embeddings and positions, summed (paper §3.4, §3.5).
+"""Input of a stack: the sum of embeddings and position encodings (paper §3.4, §3.5).
 
 Shapes: B batch, T length, D model, P learned positions.
 """
@@ -16,9 +16,9 @@ from transformer.model.layers import Embedding, dropout
 
 
 def sinusoids(positions_BT: Array, d_model: int) -> Array:
-    """Sinusoidal position encodings (paper §3.5): sin at even, cos at odd dimensions; float32 of shape BTD.
+    """Sinusoidal position encodings (paper §3.5): float32 of shape BTD.
 
-    PE(pos, 2i) = sin(pos / 10000^(2i / d_model)), PE(pos, 2i + 1) = cos(the same angle).
+    PE(pos, 2i) = sin(pos / 10000^(2i / d_model)), PE(pos, 2i + 1) = cos(pos / 10000^(2i / d_model)).
     """
     frequencies = 10_000.0 ** (-jnp.arange(0, d_model, 2, dtype=jnp.float32) / d_model)
     angles = positions_BT[..., None].astype(jnp.float32) * frequencies
@@ -26,14 +26,14 @@ def sinusoids(positions_BT: Array, d_model: int) -> Array:
 
 
 def position_table(config: ModelConfig, *, rngs: nnx.Rngs) -> nnx.Param | None:
-    """A table of learned positions; None where the model has none."""
+    """The table of learned positions, of shape PD; None if `positions` is not 'learned'."""
     if config.positions != "learned":
         return None
     return table(config, rngs, (config.max_positions, config.d_model), deviation=0.02)
 
 
 def shifted(config: ModelConfig, positions_BT: Array, rows: int, key: Array | None) -> Array:
-    """Positions of `rows` rows, each moved by a random number from 0 to `position_offset`; without a key, unchanged."""
+    """Shift the positions of each row by a random number from 0 to `position_offset`. Without a key: unchanged."""
     if key is None or not config.position_offset:
         return positions_BT
     return positions_BT + jax.random.randint(key, (rows, 1), 0, config.position_offset + 1)
@@ -47,9 +47,9 @@ def inputs(
     positions_BT: Array,
     key: Array | None,
 ) -> Array:
-    """Dropout of the sum of embeddings and positions (paper §5.4), in the model's type: x_BTD.
+    """Sum of embeddings and position encodings, with dropout (paper §5.4) if there is a key: x_BTD in model.dtype.
 
-    `learned`: the table of positions, if the model has one.
+    `learned`: the table of learned positions, or None.
     """
     x_BTD = embedding.embed(tokens_BT)
     if config.positions == "sinusoidal":

@@ -1,6 +1,6 @@
-"""What the stacks are made of besides attention: embeddings, feed-forward, norm and dropout.
+"""Layers other than attention: embedding, feed-forward, layer norm and dropout.
 
-Parameters are float32; matrix products run in the type of their input; norms are computed in float32.
+Parameters are float32. Matrix products run in the type of their input, norms in float32.
 Shapes: B batch, T length, D model, F feed-forward, V vocabulary.
 """
 
@@ -26,49 +26,49 @@ ACTIVATIONS = {
 
 
 def fold(key: Array | None, i: int) -> Array | None:
-    """The i-th key derived from `key`; None, which stands for no dropout, stays None."""
+    """Derive the i-th key from `key`. None means no dropout and stays None."""
     return None if key is None else jax.random.fold_in(key, i)
 
 
 def dropout(x: Array, rate: float, key: Array | None) -> Array:
-    """Each element set to zero with probability `rate`, the others divided by 1 - rate; x itself without a key.
+    """Set each element to zero with probability `rate`, and divide the others by 1 - rate. Without a key: return x.
 
-    Sixteen random bits decide an element, so the rate is met to within 1/65,536 and half as many are drawn.
+    Each element takes 16 random bits instead of 32, which halves the cost; the rate is exact to within 1/65,536.
     """
     if key is None or rate == 0:
         return x
     threshold = round(rate * 65_536)
     last = x.shape[-1]
     bits = jax.random.bits(key, (*x.shape[:-1], -(-last // 2)), jnp.uint32)
-    # Two elements a word: low halves for the first half of the last axis, high halves for the second.
+    # Two elements per 32-bit word: low halves for the first half of the last axis, high halves for the second half.
     halves = jnp.concatenate([bits & 0xFFFF, bits >> 16], axis=-1)[..., :last]
     return jnp.where(halves >= threshold, x * (65_536 / (65_536 - threshold)), 0).astype(x.dtype)
 
 
 class Embedding(nnx.Module):
-    """One table of V rows: looked up at the input (`embed`), multiplied with at the output (`logits`); paper §3.4."""
+    """Embedding table of shape VD (paper §3.4): `embed` looks up its rows at the input, `logits` multiplies by it."""
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
-        # Standard deviation D^-0.5: unit variance after the scaling by sqrt(D), and small initial logits.
+        # Standard deviation D^-0.5 gives unit variance after the scaling by sqrt(D), and small initial logits.
         self.table = table(config, rngs, (config.vocab_size, config.d_model), deviation=config.d_model**-0.5)
         self.scale = config.d_model**0.5 if config.embedding_scale else 1.0
 
     @jax.named_scope("embed")
     def embed(self, tokens_BT: Array) -> Array:
-        """Rows of the table times sqrt(D), or as they are, float32: x_BTD."""
+        """Rows of the table, times sqrt(D) if `embedding_scale`; float32: x_BTD."""
         return lookup(self.table[...], tokens_BT) * self.scale
 
     @jax.named_scope("logits")
     def logits(self, x_BTD: Array) -> Array:
-        """Unnormalised log-probabilities over the vocabulary, float32: logits_BTV."""
+        """Product of x and the transposed table, without bias; float32: logits_BTV."""
         B, T, D = x_BTD.shape
         return matmul(x_BTD.reshape(-1, D), self.table[...], jnp.float32, w_axis=1).reshape(B, T, -1)
 
 
 class LayerNorm(nnx.Module):
-    """Normalises the last axis to mean 0 and variance 1, then scales it, and shifts it if the config says so.
+    """Layer normalisation (Ba et al. 2016): normalise the last axis to mean 0 and variance 1, then scale and shift.
 
-    Ba et al. 2016.
+    Without `norm_bias` there is no shift.
     """
 
     def __init__(self, config: ModelConfig):
@@ -86,7 +86,7 @@ class LayerNorm(nnx.Module):
 
 
 class FeedForward(nnx.Module):
-    """f(x W1 + b1) W2 + b2 (paper §3.3, eq. 2); in the paper f(x) = max(0, x)."""
+    """Position-wise feed-forward network f(x W1 + b1) W2 + b2 (paper §3.3, eq. 2); in the paper f(x) = max(0, x)."""
 
     def __init__(self, config: ModelConfig, *, start: Matrices, rngs: nnx.Rngs):
         D, F = config.d_model, config.d_ff
@@ -98,7 +98,7 @@ class FeedForward(nnx.Module):
 
     @jax.named_scope("feed_forward")
     def __call__(self, x_BTD: Array) -> Array:
-        # Biases are added in float32, and their gradients summed in it, before anything is rounded.
+        # Add biases in float32, before rounding. Then their gradients are summed in float32, too.
         h_BTF = product(x_BTD, self.w1[...], dtype=jnp.float32) + self.b1[...]
         y_BTD = product(self.activation(h_BTF).astype(x_BTD.dtype), self.w2[...], dtype=jnp.float32) + self.b2[...]
         return y_BTD.astype(x_BTD.dtype)

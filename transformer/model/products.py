@@ -1,4 +1,4 @@
-"""Matrix products in the type of their input, with sums in float32; what a product does on each device.
+"""Matrix products in the type of their input, with sums in float32, in the form that is fastest on each device.
 
 Shapes: X rows, D inputs, E outputs.
 """
@@ -19,24 +19,24 @@ from transformer.model.rounding import Rounded, rounded_product
 
 @runtime_checkable
 class Table(Protocol):
-    """A table in another form than an array: in fewer bits, or as copies on several devices."""
+    """A table that is not a plain array: in lower precision, or replicated on several devices."""
 
     shape: tuple[int, ...]
 
     def lookup(self, index_BT: Array) -> Array:
-        """Rows of the table, x_BTD."""
+        """Rows of the table: x_BTD."""
 
 
 def lookup(table_VD: Array | Table, index_BT: Array) -> Array:
-    """Rows of a table, x_BTD, in the table's type."""
+    """Rows of a table: x_BTD, in the table's type."""
     return table_VD.lookup(index_BT) if isinstance(table_VD, Table) else table_VD[index_BT]
 
 
 def product(x: Array, w: Any, axes: int = 1, dtype: jnp.dtype | None = None) -> Array:
-    """x times w, contracted over the last `axes` dimensions of x and the first `axes` of w.
+    """x times w, contracted over the last `axes` dimensions of x and the first `axes` dimensions of w.
 
-    Multiplies in x's type; the result has that type, too, or `dtype`. One two-dimensional product: XLA on CPU is up to
-    a fifth faster at it, as no gradient needs a transposition.
+    Multiplies in x's type. The result has type `dtype`, by default x's type. The product is computed as one
+    two-dimensional product: XLA on CPU is up to a fifth faster then, since no gradient needs a transposition.
     """
     batch, inner, outer = x.shape[:-axes], w.shape[:axes], w.shape[axes:]
     size = math.prod(inner)
@@ -45,16 +45,17 @@ def product(x: Array, w: Any, axes: int = 1, dtype: jnp.dtype | None = None) -> 
 
 
 def matmul(x_XD: Array, w: Any, dtype: jnp.dtype, w_axis: int = 0) -> Array:
-    """x w, or x w^T where `w_axis`, the axis of w that is summed over, is 1: as `einsum`, of type `dtype`."""
-    if isinstance(w, Rounded):  # its outputs come first in either case
+    """x w, computed as in `einsum` and cast to `dtype`. `w_axis`: the axis of w to sum over; 1 gives x w^T."""
+    if isinstance(w, Rounded):  # its rows are outputs for either `w_axis`
         return rounded_product(x_XD, w).astype(dtype)
     return einsum("XD,ED->XE" if w_axis else "XD,DE->XE", x_XD, w).astype(dtype)
 
 
 def einsum(subscripts: str, a: Array, b: Array) -> Array:
-    """A product in the type of a, its sums and its result in float32. Each index stands in at least two of the three.
+    """einsum of two arrays that multiplies in a's type, and sums and returns in float32.
 
-    The gradient of b, which may be a wider type, is not rounded to that of a.
+    Each index must occur in at least two of the three arrays (a, b, result), and exactly one index is summed over.
+    b may have a wider type than a; its gradient is then not rounded to a's type.
     """
     if a.dtype == jnp.float32:
         return jnp.einsum(subscripts, a, b, preferred_element_type=jnp.float32)
@@ -63,9 +64,10 @@ def einsum(subscripts: str, a: Array, b: Array) -> Array:
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _narrow_einsum(subscripts: str, a: Array, b: Array) -> Array:
-    # JAX's own gradient of a product of 16-bit numbers with a float32 result is a product of float32 with 16-bit ones,
-    # which no matrix unit does; here all three products are 16-bit, summed in float32. XLA on CPU has AMX for these
-    # alone: with a 16-bit result they take four to eight times as long.
+    # Why a custom gradient: a product of 16-bit arrays with a float32 result has, in JAX, a gradient that multiplies
+    # float32 by 16-bit numbers, which no matrix unit supports. Here the product and both gradients multiply 16-bit
+    # numbers and sum in float32. XLA on CPU uses AMX only for this form: a 16-bit result takes four to eight times as
+    # long.
     return _narrow_product(subscripts, a, b.astype(a.dtype))
 
 
@@ -84,7 +86,7 @@ def _narrow_backward(subscripts: str, kept: tuple[Array, Array], dc: Array) -> t
 
 def _narrow_product(subscripts: str, a: Array, b: Array) -> Array:
     of_a, of_b, of_c = _indices(subscripts)
-    if of_c[-1] in of_a:  # so that einsum won't swap them itself
+    if of_c[-1] in of_a:  # swap a and b here, else einsum does so itself
         return _narrow_product(f"{of_b},{of_a}->{of_c}", b, a)
     (summed,) = set(of_a) - set(of_c)
 
@@ -92,8 +94,8 @@ def _narrow_product(subscripts: str, a: Array, b: Array) -> Array:
         return jnp.einsum(subscripts, a, b, preferred_element_type=jnp.float32)
 
     def turned_round(a: Array, b: Array) -> Array:
-        # Laid out so that what is summed over comes last: else XLA turns the product into one of float32 numbers, a
-        # fourth as fast. The constraint is for XLA not to undo it.
+        # Transpose a so that the summed index is last. Otherwise XLA computes the product in float32, at a fourth of
+        # the speed. The layout constraint keeps XLA from undoing the transposition.
         order = of_a.replace(summed, "") + summed
         a = with_layout_constraint(jnp.einsum(f"{of_a}->{order}", a), Layout(tuple(range(a.ndim))))
         return jnp.einsum(f"{order},{of_b}->{of_c}", a, b, preferred_element_type=jnp.float32)

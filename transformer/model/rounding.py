@@ -1,4 +1,4 @@
-"""Parameters for decoding in fewer bits: bfloat16, or 8-bit integers with scales.
+"""Low-precision parameters for decoding: bfloat16, or int8 quantisation with scales.
 
 Shapes: X rows, D inputs, E outputs.
 """
@@ -17,37 +17,38 @@ from jax import Array
 
 from transformer.config import ModelConfig
 
-# How many of its first axes a matrix of this name is summed over; 0 = a table, whose rows are outputs (or looked up).
+# Number of leading axes of each matrix that a product sums over; 0 = an embedding table, whose rows are outputs.
 INNER = {"query": 1, "key": 1, "value": 1, "output": 2, "w1": 1, "w2": 1, "table": 0}
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["rows_ED", "scale_E"], meta_fields=["shape"])
 @dataclass(frozen=True)
 class Rounded:
-    """A matrix in 16 bits, or in 8 with a scale for each output.
+    """A matrix in bfloat16, or in int8 with a scale per output.
 
-    It lies with its outputs first, each beside its weights, as few rows of input are multiplied fastest on a CPU.
+    Stored with outputs first, so that the weights of one output are contiguous. On a CPU this layout is the fastest
+    for products with few rows of input.
     """
 
     rows_ED: Array
     scale_E: Array | None
-    """None in 16 bits."""
+    """None in bfloat16."""
     shape: tuple[int, ...]
-    """That of the parameter it stands for."""
+    """Shape of the original parameter."""
 
     def __getitem__(self, everything: Any) -> Rounded:
-        return self  # as an array's `[...]`
+        return self  # supports `[...]`, like an array
 
     def lookup(self, index: Array) -> Array:
-        """Rows of a table, float32."""
+        """Rows of an embedding table, float32."""
         rows = self.rows_ED[index].astype(jnp.float32)
         return rows if self.scale_E is None else rows * self.scale_E[index][..., None]
 
 
 def rounded(params: Mapping[str, Any], dtype: str) -> dict[str, Any]:
-    """The parameters with their matrices and tables in 'bfloat16' or 'int8', to be applied like the original ones.
+    """The parameters with matrices and embedding tables in `dtype`: 'bfloat16', 'int8', or 'float32' (unchanged).
 
-    Vectors stay float32, as do learned positions. With 'float32' nothing changes.
+    `Model.apply` and `bind` accept them like the original ones. Vectors and learned positions stay float32.
     """
     if dtype == "float32":
         return dict(params)
@@ -62,11 +63,11 @@ def rounded(params: Mapping[str, Any], dtype: str) -> dict[str, Any]:
 
 
 def in_type(model: ModelConfig, params: Mapping[str, Any], dtype: str) -> tuple[ModelConfig, Mapping[str, Any]]:
-    """A trained model for decoding in a type that `decode.dtype` names."""
+    """Model config and parameters for decoding with `decode.dtype` = `dtype`."""
     fast = "float32" if jax.default_backend() == "cpu" else "bfloat16"
     if dtype == "auto":
         dtype = model.dtype if fast == "float32" else fast
-    # In 8 bits are the matrices alone, and what is multiplied with them.
+    # int8 applies to matrices and their inputs only.
     return replace(model, dtype=fast if dtype == "int8" else dtype), rounded(params, dtype)
 
 
@@ -79,10 +80,10 @@ def _rounded(w: Array, dtype: str, inner: int) -> Rounded:
 
 
 def rounded_product(x_XD: Array, w: Rounded) -> Array:
-    """x times a rounded matrix, float32.
+    """x times a low-precision matrix: float32 of shape XE.
 
-    In 16 bits x is rounded, too, and sums are float32. In 8 bits each row of x gets a scale of its own, by its largest
-    element, and sums are exact (vector-wise quantisation, Dettmers et al. 2022, §3.1).
+    bfloat16: x is rounded, too, and sums are float32. int8: each row of x is quantised with its own scale, from its
+    largest element, and the integer sums are exact (vector-wise quantisation, Dettmers et al. 2022, §3.1).
     """
 
     def sums(x_XD: Array, dtype: Any) -> Array:
@@ -95,7 +96,7 @@ def rounded_product(x_XD: Array, w: Rounded) -> Array:
 
 
 def _integers(x_XD: Array) -> tuple[Array, Array]:
-    """x as integers of -127 to 127, and what each row of them is to be multiplied with."""
+    """Quantise each row of x to integers from -127 to 127. Returns (integers, scales): x is about their product."""
     x_XD = x_XD.astype(jnp.float32)
     scale_X1 = jnp.max(jnp.abs(x_XD), axis=1, keepdims=True) / 127
     return jnp.round(x_XD / jnp.where(scale_X1 == 0, 1, scale_X1)).astype(jnp.int8), scale_X1

@@ -1,4 +1,4 @@
-"""A stack of N blocks: sub-layers, each with a residual connection and a norm (paper §3.1).
+"""A stack of N blocks. Each block consists of sub-layers with a residual connection and a norm (paper §3.1).
 
 Shapes: B batch, T length, S memory positions, D model.
 """
@@ -23,19 +23,19 @@ Kind = Literal["encoder", "decoder"]
 
 
 class Run(NamedTuple):
-    """How a stack is run. It changes no result."""
+    """Options of running a stack. They do not change the result."""
 
     remat: bool = False
-    """Save memory: keep only what goes from block to block, and compute the rest again for the gradient."""
+    """Save memory (rematerialisation): keep only the inputs of the blocks, and recompute the rest for the gradient."""
     between: Callable[[Array], Array] = lambda x_BTD: x_BTD
-    """Applied to x_BTD before the first block and after each, such as a sharding constraint."""
+    """Function applied to x_BTD before the first block and after each block, such as a sharding constraint."""
 
 
 RUN = Run()
 
 
 class SublayerNorm(LayerNorm):
-    """The norm of a sub-layer, and where it stands.
+    """The norm of a sub-layer, applied before or after it.
 
     Post-norm (the paper): LayerNorm(x + Dropout(sublayer(x))). Pre-norm: x + Dropout(sublayer(LayerNorm(x))).
     """
@@ -46,23 +46,23 @@ class SublayerNorm(LayerNorm):
         self.rate = config.dropout
 
     def enter(self, x_BTD: Array) -> Array:
-        """The sub-layer's input."""
+        """The sub-layer's input: x, normalised if pre-norm."""
         return self(x_BTD) if self.pre_norm else x_BTD
 
     def leave(self, x_BTD: Array, y_BTD: Array, key: Array | None) -> Array:
-        """The residual sum of x and the sub-layer's output y."""
+        """The residual sum of x and the sub-layer's output y, normalised if post-norm."""
         joined = x_BTD + dropout(y_BTD, self.rate, key)
         return joined if self.pre_norm else self(joined)
 
 
 class Block(nnx.Module):
-    """Self-attention, attention to a memory (with `cross` only), and feed-forward."""
+    """One block: self-attention, cross-attention to a memory (only with `cross`), and feed-forward."""
 
     def __init__(self, config: ModelConfig, kind: Kind, layer: int, *, cross: bool, rngs: nnx.Rngs):
         start = matrices(config.initializer, (3 if cross else 2) * layers_of(config, kind))
 
         def attention(kind: str) -> Attention:
-            """The first of each `kv_sharing` neighbours makes keys and values for all of them."""
+            """Of each `kv_sharing` neighbouring blocks, the first computes keys and values for all of them."""
             own_kv = layer % config.attention(kind).kv_sharing == 0
             return Attention(config, kind, own_kv=own_kv, start=start, rngs=rngs)
 
@@ -85,10 +85,11 @@ class Block(nnx.Module):
         key: Array | None = None,
         want_weights: bool = False,
     ) -> tuple[Array, KV, Array | None]:
-        """x_BTD, the keys and values of self-attention, and the cross-attention's weights_BNTS, if wanted.
+        """Return x_BTD, the `KV` of self-attention, and weights_BNTS of cross-attention if `want_weights`, else None.
 
-        Keys and values are `shared` by an earlier block, or made here, and then written to the `slots` of a cache if
-        there are any: see `attention.write`. `memory`: keys and values of cross-attention, with its mask_BTS.
+        `shared`: keys and values of an earlier block; None = compute them here. `slots`: the cache's `KV` and its first
+        free slot, where new keys and values are written (see `attention.write`). `memory`: the `KV` of cross-attention
+        and its mask_BTS. A `key` switches dropout on.
         """
         weights = None
         h = self.self_attention_norm.enter(x_BTD)
@@ -109,10 +110,10 @@ class Block(nnx.Module):
 
 
 class Stack(nnx.Module):
-    """N blocks; with pre-norm one more norm at the end."""
+    """N blocks; with pre-norm, followed by one more norm."""
 
     def __init__(self, config: ModelConfig, kind: Kind, *, cross: bool = False, rngs: nnx.Rngs):
-        """With `cross`, the blocks attend to a memory, too."""
+        """`cross`: give the blocks cross-attention to a memory."""
         layers = range(layers_of(config, kind))
         self.sharing = config.attention(kind).kv_sharing
         self.memory_sharing = config.attention("cross").kv_sharing
@@ -120,7 +121,7 @@ class Stack(nnx.Module):
         self.norm = LayerNorm(config) if config.pre_norm else None
 
     def memory(self, x_BSD: Array) -> tuple[KV, ...]:
-        """Keys and values of the encoder's output: one `KV` for each group of blocks that shares them."""
+        """Cross-attention keys and values of the encoder's output: one `KV` per group of blocks that share them."""
         return tuple(block.cross_attention.kv(x_BSD) for block in self.layers[:: self.memory_sharing])
 
     def __call__(
@@ -136,10 +137,11 @@ class Stack(nnx.Module):
         want_weights: bool = False,
         run: Run = RUN,
     ) -> tuple[Array, tuple[KV, ...], tuple[Array | None, ...]]:
-        """x_BTD; keys and values of self-attention; the cross-attention's weights_BNTS of each block, if wanted.
+        """Return x_BTD, the `KV`s of self-attention, and the cross-attention weights of each block.
 
-        Of keys and values there is one `KV` for each group of blocks that shares them, written to the cache if there
-        is one. `memory` is what the method `memory` returns. `positions_BT`: needed for rotary positions only.
+        There is one `KV` per group of blocks that share keys and values; with a cache, it is the cache's `KV` with the
+        new positions written. The weights are weights_BNTS if `want_weights`, else None. `memory`: the result of the
+        method `memory`. `positions_BT` is needed only for rotary positions. A `key` switches dropout on.
         """
         kvs: list[KV] = []
         weights = []
@@ -163,5 +165,5 @@ class Stack(nnx.Module):
 
 
 def layers_of(config: ModelConfig, kind: Kind) -> int:
-    """The number of blocks in a stack."""
+    """Number of blocks in a stack of this kind."""
     return config.encoder_layers if kind == "encoder" else config.decoder_layers
