@@ -158,7 +158,7 @@ def test_a_save_without_what_readers_need_is_refused_at_once(checkpoints, folder
     given = {
         what: {name: v for name, v in of.items() if name not in lacking.get(what, ())} for what, of in whole.items()
     }
-    with pytest.raises(ValueError, match=f"^a checkpoint can't be read without {told}; give save these, too$"):
+    with pytest.raises(ValueError, match=f"^a checkpoint cannot be read without {told}; pass these to save, too$"):
         checkpoints.save(2, given["items"], progress=given["progress"], files=given["files"], keep_last=1)
     checkpoints.wait()
     assert files(folder) == before
@@ -370,7 +370,7 @@ def test_other_spellings_of_a_step_do_not_count(checkpoints, folder: Path, caplo
     shutil.copytree(folder / "00000020", folder / "30.interrupted")
     for _ in range(2):
         assert (checkpoints.steps(), checkpoints.states()) == ([20], [20])
-    told = [f"{folder / name} is passed over: training names" for name in ("20", "000000020", "٠٠٠٠٠٠٢٠")]
+    told = [f"{folder / name} is ignored: training names" for name in ("20", "000000020", "٠٠٠٠٠٠٢٠")]
     assert sorted(message[: len(told[0])] for message in caplog.messages) == sorted(t[: len(told[0])] for t in told)
     save(checkpoints, 30, small=True, keep_last=1)
     assert (folder / "20").exists()  # nothing is removed that no run has saved
@@ -570,7 +570,7 @@ def test_a_file_that_cannot_be_read_just_now_is_not_damaged(checkpoints, folder:
 
     with monkeypatch.context() as patch:
         patch.setattr(sealing, "digest", fail)
-        with pytest.raises(UserError, match=r"/00000010/.* cannot be read \(Input/output error\); see to that"):
+        with pytest.raises(UserError, match=r"/00000010/.* cannot be read \(Input/output error\); fix this"):
             resumed(checkpoints)
     assert {path: path.read_bytes() for path in files(folder)} == before
     assert equal(resumed(checkpoints)[0], made)
@@ -629,9 +629,12 @@ def test_manifests_of_nothing_or_of_files_outside_are_refused(checkpoints, folde
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        ({"d_ff": 16}, r"feed_forward/b1 is \(8,\) there and \(16,\) here"),
-        ({"decoder_layers": 2}, r"decoder/layers/1/\S+ is missing there and \(.+\) here"),
-        ({"tied_embeddings": "target"}, r"target_embedding/table is missing there and \(20, 8\) here"),
+        ({"d_ff": 16}, r"feed_forward/b1 is \(8,\) in the checkpoint and \(16,\) in the model"),
+        ({"decoder_layers": 2}, r"decoder/layers/1/\S+ is missing in the checkpoint and \(.+\) in the model"),
+        (
+            {"tied_embeddings": "target"},
+            r"target_embedding/table is missing in the checkpoint and \(20, 8\) in the model",
+        ),
     ],
 )
 def test_parameters_that_do_not_fit_are_told_in_one_line(checkpoints, change: dict, told: str, caplog) -> None:
@@ -902,7 +905,7 @@ def test_an_average_of_earlier_checkpoints_is_warned_of(checkpoints, folder: Pat
     assert checkpoints.choose() == "average"
     run = folder.parent
     assert caplog.messages == [
-        f"{run}: its average ends at step 20, but training went on to 30; make it anew with: "
+        f"{run}: the average ends at step 20, but training went on to 30; update the average with: "
         f"python -m transformer average {run}"
     ]
     # Who names it knows.
@@ -1017,7 +1020,7 @@ def test_checkpoints_of_other_shapes_are_not_averaged(checkpoints, folder: Path)
     others = {**FILES, "config.json": to_json(other).encode()}
     checkpoints.save(20, {"params": params}, progress={"step": 20, "vocab_size": 20}, files=others)
     checkpoints.wait()
-    with pytest.raises(UserError, match=r"checkpoints 10 and 20 of .* hold models of other shapes"):
+    with pytest.raises(UserError, match=r"checkpoints 10 and 20 of .* hold models of different shapes"):
         checkpoints.average(2)
     assert not (folder / "average").exists()
     flip(max(files(folder / "00000010/state"), key=lambda path: path.stat().st_size))

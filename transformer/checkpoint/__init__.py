@@ -3,11 +3,11 @@
     workdir/checkpoints/<step>/state/{params,optimizer}   Orbax's arrays
                                config.json, tokenizer.model, progress.json
                                manifest.json              sizes and sha256 of all of these, written last
-    workdir/checkpoints/<step>.interrupted/                the same, where a run was asked to stop
+    workdir/checkpoints/<step>.interrupted/                the same, saved when a run was asked to stop
     workdir/checkpoints/average/                           the same without optimizer
 
-A folder that is being written or removed has a file `unfinished` instead of a manifest. Without either it is half a
-copy that somebody made. Both are passed over; only the first kind is ever removed.
+A folder that is being written or removed has a file `unfinished` instead of a manifest. A folder with neither file is
+an incomplete copy that a user made. Both kinds are ignored; only folders with `unfinished` are ever removed.
 """
 
 from transformer.checkpoint.arrays import with_sharding

@@ -14,9 +14,9 @@ from transformer.model import Params
 
 
 def mean(checkpoints: Sequence[Checkpoint]) -> Params:
-    """The mean of the parameters of checkpoints, in float32. It is computed in float64, on the host.
+    """The mean of the parameters of checkpoints: computed in float64 on the host, returned as float32.
 
-    Raises `UserError` where their shapes differ, or where the mean is not finite.
+    Raises `UserError` if their shapes differ or the mean is not finite.
     """
     workdir = checkpoints[0].path.parent.parent
     total: Any = None
@@ -27,11 +27,11 @@ def mean(checkpoints: Sequence[Checkpoint]) -> Params:
             first, total = shapes, jax.tree.map(lambda x: np.asarray(x, np.float64), params)
         elif shapes != first:
             raise UserError(
-                f"checkpoints {checkpoints[0].name} and {opened.name} of {workdir} hold models of other shapes"
+                f"checkpoints {checkpoints[0].name} and {opened.name} of {workdir} hold models of different shapes"
             )
         else:
             total = jax.tree.map(np.add, total, params)
     averaged = jax.tree.map(lambda x: np.asarray(x / len(checkpoints), np.float32), total)
     if not all(np.isfinite(x).all() for x in jax.tree.leaves(averaged)):
-        raise UserError(f"{workdir}: the mean of its last {len(checkpoints)} checkpoints holds no numbers")
+        raise UserError(f"{workdir}: the mean of its last {len(checkpoints)} checkpoints is not finite")
     return averaged

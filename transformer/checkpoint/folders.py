@@ -1,4 +1,4 @@
-"""Changes to the folder of a checkpoint: make room for it, remove it, put a new average in place of the old one."""
+"""Changes to checkpoint folders: clear the path of a new one, rename, remove, replace the average."""
 
 from __future__ import annotations
 
@@ -15,8 +15,10 @@ log = logging.getLogger("transformer")
 
 
 def clear(path: epath.Path) -> None:
-    """Make room for a checkpoint: remove what was left unfinished there, and keep anything else under another name,
-    as whole arrays without a manifest that may be half a copy."""
+    """Clear the path of a new checkpoint: remove an unfinished one there, and rename anything else.
+
+    Other content may be valuable, such as complete arrays without a manifest, which may be an incomplete copy.
+    """
     if unfinished(path):
         remove(path)
     elif path.exists():
@@ -24,7 +26,7 @@ def clear(path: epath.Path) -> None:
 
 
 def set_aside(path: epath.Path) -> None:
-    """Rename a folder that is not what its name says; all of it stays."""
+    """Rename a folder that is not a valid checkpoint to `<name>.damaged`; keep all of its content."""
     others = (path.with_name(f"{path.name}.damaged{'' if n == 1 else f'-{n}'}") for n in itertools.count(1))
     aside = next(other for other in others if not other.exists())
     with writing(path):
@@ -33,8 +35,8 @@ def set_aside(path: epath.Path) -> None:
 
 
 def remove(path: epath.Path) -> None:
-    """Remove a checkpoint; where that is broken off, what is left is an unfinished one."""
-    if os.path.islink(path):  # what it names is another's
+    """Remove a checkpoint. If the process dies during that, the rest counts as unfinished."""
+    if os.path.islink(path):  # remove only the link: its target belongs to someone else
         return path.unlink()
     if sealed(path):
         (path / MANIFEST).replace(path / UNFINISHED)
@@ -45,8 +47,10 @@ def remove(path: epath.Path) -> None:
 
 
 def replace_average(folder: epath.Path) -> None:
-    """Put a new average, if there is a complete one, where the old one is. At each moment either of them counts;
-    where that is broken off, making the next one ends it."""
+    """Replace the old average by the new one, if the new one is complete.
+
+    At each moment one of the two is valid. If the process dies during that, the next call completes the replacement.
+    """
     path, new = folder / AVERAGE, folder / NEXT
     if not sealed(new):
         return
@@ -57,7 +61,7 @@ def replace_average(folder: epath.Path) -> None:
         new.rename(path)
         synced(folder)
         return
-    # A bucket has no folders to rename.
+    # A bucket cannot rename folders: copy the files.
     for file in (UNFINISHED, *(str(f.relative_to(new)) for f in files_in(new) if f.name != MANIFEST), MANIFEST):
         (path / file).write_bytes(b"" if file == UNFINISHED else (new / file).read_bytes())
     (path / UNFINISHED).unlink()

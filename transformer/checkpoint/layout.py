@@ -1,4 +1,4 @@
-"""Where the checkpoints of a workdir lie, and which folder there is what."""
+"""Names and kinds of the folders in `workdir/checkpoints`."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ from transformer.config import UserError
 from transformer.files import UNFINISHED, path_of, sealed
 
 AVERAGE = "average"
-NEXT = "average.next"  # a new average, until it has taken the place of the old one
+NEXT = "average.next"  # a new average, until it replaces the old one
 INTERRUPTED = ".interrupted"
-SAVED = ".saved"  # in the workdir: the name of the last checkpoint that training has sealed
+SAVED = ".saved"  # file in the workdir that holds the name of the last checkpoint that training sealed
 
 
 def folder_of(workdir: str | epath.Path) -> epath.Path:
-    """The folder of a workdir's checkpoints. Raises `UserError` where the workdir cannot be reached."""
+    """The checkpoints folder of a workdir. Raises `UserError` if the workdir cannot be reached."""
     if not isinstance(workdir, (str, os.PathLike)):
         raise UserError(f"the workdir is a {type(workdir).__name__}: give a path")
     workdir = path_of(workdir)
-    # Orbax takes absolute paths only; `resolve` would take gs:// for a local folder.
+    # Orbax accepts absolute paths only. `resolve` would turn gs:// into a local folder.
     folder = (workdir if workdir.is_absolute() else workdir.resolve()) / "checkpoints"
-    storage = logging.getLogger("gcsfs")  # which logs a traceback of whatever it raises
+    storage = logging.getLogger("gcsfs")  # it logs a traceback of every exception that it raises
     level = storage.level
     try:
         storage.setLevel(logging.CRITICAL)
         folder.exists()
-    except ImportError as error:  # what a bucket needs is not installed with this package
+    except ImportError as error:  # buckets need packages that are not installed with this one
         raise UserError(f"{workdir}: {error}") from None
-    except Exception as error:  # each storage has its own
+    except Exception as error:  # each kind of storage has its own exceptions
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise UserError(
             f"{workdir} cannot be reached ({reason}); check its name, the network and your rights"
@@ -43,40 +43,40 @@ def folder_of(workdir: str | epath.Path) -> epath.Path:
 
 
 def interrupted(step: int) -> str:
-    """The name of the checkpoint of a run that was asked to stop after so many updates."""
+    """Name of the checkpoint that a run saves when it is asked to stop after update `step`."""
     return f"{step:08d}{INTERRUPTED}"
 
 
 def of_training(name: str) -> bool:
-    """Whether this is the name of a checkpoint that training saves."""
+    """Whether training gives its checkpoints names of this form: eight digits, perhaps with `.interrupted`."""
     number = name.removesuffix(INTERRUPTED)
     return number.isdecimal() and number == f"{int(number):08d}"
 
 
 def unfinished(path: epath.Path) -> bool:
-    """Whether this program was writing or removing it; an empty one it may have been about to write."""
+    """Whether this program was writing or removing this folder. An empty folder counts: writing may have just begun."""
     if not path.is_dir() or sealed(path):
         return False
     return (path / UNFINISHED).exists() or not any(path.iterdir())
 
 
 def once_saved(folder: epath.Path, every: int) -> str | None:
-    """What shows that a run saved checkpoints, one in so many updates, whether they are there now or not."""
+    """Evidence, in words, that a run saved checkpoints every `every` updates, even if they are gone now; else None."""
     workdir = folder.parent
     with contextlib.suppress(OSError, ValueError):
         return f"checkpoint {(workdir / SAVED).read_text().strip()} was saved"
     for path in sorted(folder.iterdir()) if folder.exists() else ():
-        if path.is_dir() and not unfinished(path):  # such as an average, or half a copy
-            return f"{path} is there"
+        if path.is_dir() and not unfinished(path):  # such as an average, or an incomplete copy
+            return f"{path} exists"
     with contextlib.suppress(OSError):
         if (workdir / "scores.jsonl").stat().length:
-            return f"{workdir / 'scores.jsonl'} holds scores of one"
+            return f"{workdir / 'scores.jsonl'} holds scores of a checkpoint"
     try:
         lines = (workdir / "metrics.jsonl").read_bytes().split(b"\n")
     except OSError:
         return None
     for line in reversed(lines):
-        with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):  # of half a line, say
+        with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):  # for example half a line
             if (step := json.loads(line)["step"]) > 2 * every:  # the second save waits for the first
                 return f"{workdir / 'metrics.jsonl'} reaches step {step}"
     return None

@@ -1,4 +1,4 @@
-"""One checkpoint, opened: its files, its parameters, what is wrong with it, and whether a run can go on from it."""
+"""An open checkpoint: its files and parameters, its damage, and whether a run can be resumed from it."""
 
 from __future__ import annotations
 
@@ -28,43 +28,43 @@ _DAMAGED = "this checkpoint is damaged; choose another with --checkpoint, or rem
 
 
 class Removed(UserError):
-    """A checkpoint that was there is gone, or another one has taken its place."""
+    """A checkpoint was removed or replaced while it was in use."""
 
 
 def again(read: Callable[[], T]) -> T:
-    """What `read` returns, which is called anew while it raises `Removed`."""
+    """Call `read` until it does not raise `Removed`, up to 21 times, and return its result."""
     for _ in range(20):
         with contextlib.suppress(Removed):
             return read()
-        # Orbax's reads that failed log with a traceback when they are collected. In CPython 3.11 that must not come
-        # while code is parsed, as tyro does: now, then.
+        # A failed read of Orbax logs a traceback when it is garbage-collected. In CPython 3.11 this must not happen
+        # while code is being parsed, as tyro does. So collect it now.
         gc.collect()
     return read()
 
 
 class Checkpoint:
-    """A sealed checkpoint, pinned to the manifest that it had when it was opened.
+    """A sealed checkpoint, with the manifest that it had when it was opened.
 
-    What is read of it is compared with that manifest. Reading raises `UserError` where a file is damaged, and `Removed`
-    where the checkpoint has gone meanwhile, or another one has taken its place.
+    Every file is compared with this manifest when it is read. Reading raises `UserError` if a file is damaged, and
+    `Removed` if the checkpoint was removed or replaced meanwhile.
     """
 
     def __init__(self, name: int | str, path: epath.Path, arrays: Arrays):
-        """`arrays`: those of the checkpoints in the same folder."""
+        """`arrays`: the `Arrays` of the folder of checkpoints. Raises `Removed` if `path` has no manifest."""
         self.name, self.path, self._arrays = name, path, arrays
         try:
             self._sealed = (path / MANIFEST).read_bytes()
         except OSError as error:
             if not sealed(path):
                 raise Removed(
-                    f"{path} was removed meanwhile, as by training, which keeps train.keep_last checkpoints; run the "
-                    "command again"
+                    f"{path} was removed meanwhile, for example by training, which keeps train.keep_last checkpoints; "
+                    "run the command again"
                 ) from None
             raise UserError(f"{path / MANIFEST} cannot be read ({error}): {_DAMAGED}") from None
 
     @property
     def digest(self) -> str:
-        """sha256 of its manifest, and so of all that is in it."""
+        """sha256 of the manifest. It identifies the content of the whole checkpoint."""
         return hashlib.sha256(self._sealed).hexdigest()
 
     @cached_property
@@ -73,43 +73,43 @@ class Checkpoint:
 
     @cached_property
     def progress(self) -> dict[str, Any]:
-        """What was saved beside the arrays: 'step', 'vocab_size', the scores (see transformer/judging.py), ..."""
+        """The content of progress.json: 'step', 'vocab_size', the scores (see transformer/judging.py), ..."""
         progress = json.loads(self._json("progress.json"))
         if not isinstance(progress, dict):
-            raise UserError(f"{self.path / 'progress.json'} is not one of this program: {_DAMAGED}")
+            raise UserError(f"{self.path / 'progress.json'} was not written by this program: {_DAMAGED}")
         return progress
 
     @cached_property
     def evaluation(self) -> dict[str, Any] | None:
-        """The progress, in today's form, if it was evaluated with a finite score; else None."""
+        """The progress, in the current format, if the checkpoint has a finite score; else None."""
         progress = upgraded(self.progress, lambda: self.config)
-        if "judged" not in progress:  # as that of an average
+        if "judged" not in progress:  # such as an average
             return None
         try:
             check_progress(progress)
             return progress if rank(progress, progress["judged"]) else None
         except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
             where, why = self.path / "progress.json", f"{type(error).__name__}: {error}"
-            raise UserError(f"{where} is not one of this program ({why}): {_DAMAGED}") from None
+            raise UserError(f"{where} was not written by this program ({why}): {_DAMAGED}") from None
 
     @property
     def model(self) -> Model:
         return build(self.config.model.with_vocabulary(self.progress["vocab_size"]))
 
     def params(self, sharding: Sharding | None = None) -> Params:
-        """The parameters; on the first device unless `sharding` says otherwise."""
+        """The parameters, with this sharding; by default on the first device."""
         sharding = sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         return self.restore({"params": with_sharding(self.model.abstract_params, sharding)})["params"]
 
     def finite_params(self) -> Params:
-        """`params`, for who hands them on. Raises `UserError` where some are no finite numbers."""
+        """The parameters, for conversion or export. Raises `UserError` if some are not finite."""
         params = self.params()
         if not finite(params):
-            raise UserError(f"{self.path} holds parameters that are no numbers; choose another with --checkpoint")
+            raise UserError(f"{self.path} holds parameters that are not finite; choose another with --checkpoint")
         return params
 
     def file(self, name: str) -> bytes:
-        """What is in one of the files beside the arrays, as it was written."""
+        """The content of one of the files beside the arrays. Raises `UserError` if it is damaged."""
         path = self.path / name
         try:
             content = path.read_bytes()
@@ -126,7 +126,7 @@ class Checkpoint:
         return content
 
     def files(self) -> dict[str, bytes]:
-        """The files that were saved beside the arrays, by name, but for progress.json."""
+        """Map the name of each file beside the arrays, except progress.json, to its content."""
         names = [name for name in manifest(self.path, self._sealed) if "/" not in name and name != "progress.json"]
         return {name: self.file(name) for name in names}
 
@@ -140,53 +140,58 @@ class Checkpoint:
         return text
 
     def require_same(self) -> None:
-        """Raise `Removed` if the checkpoint has gone since it was opened, or another one has taken its place."""
+        """Raise `Removed` if the checkpoint was removed or replaced since it was opened."""
         try:
             same = (self.path / MANIFEST).read_bytes() == self._sealed
         except OSError:
-            same = sealed(self.path)  # it can't be read just now
+            same = sealed(self.path)  # the manifest exists, but cannot be read at the moment
         if not same:
-            what = "written anew" if sealed(self.path) else "removed"
-            raise Removed(f"{self.path} was {what} meanwhile, as by training or averaging; run the command again")
+            what = "replaced" if sealed(self.path) else "removed"
+            raise Removed(
+                f"{self.path} was {what} meanwhile, for example by training or averaging; run the command again"
+            )
 
     def damage(self) -> str | None:
-        """What is wrong with its files against its manifest, or None; see `files.damage`."""
+        """How the files differ from the manifest, in words, or None; see `files.damage`."""
         return damage(self.path)
 
     def restore(self, items: Mapping[str, Any], *, verified: bool = False) -> dict[str, Any]:
-        """The trees named in `items`, 'params' among them, each as its abstract tree (shapes, types, shardings) says.
+        """Restore the trees named in `items`, each with the shapes, types and shardings of its abstract tree.
 
-        Raises `UserError` if the files are not those that were written (unless they are `verified`), or do not fit.
+        `items` must include 'params'. Raises `UserError` if the files are damaged (not checked if `verified`) or the
+        parameters do not fit.
         """
         wrong = None if verified else self.damage()
         if wrong:
             self.require_same()
             raise UserError(f"{wrong}: {_DAMAGED}")
         try:
-            # Compared here, for one clear line: Orbax stops at the first difference with several tracebacks.
+            # Compare shapes here for a clear one-line error: Orbax fails with several tracebacks.
             if wrong := self.misfit(items["params"]):
                 raise UserError(wrong)
             restored = self._arrays.restore(self.path, items)
         except UserError:
             raise
-        except Exception as error:  # which is what Orbax raises, among others
+        except Exception as error:  # Orbax raises plain `Exception`, among others
             self.require_same()
             _refuse_no_memory(error, self.path)
             reason = " ".join(str(error).split())[:300]
             raise UserError(f"{self.path} cannot be restored: {reason}") from error
-        if self.name == AVERAGE:  # a step, once it is read, is the same whoever has removed it
+        if self.name == AVERAGE:  # an average may be replaced during the read; a step may only be removed
             self.require_same()
         return restored
 
     def misfit(self, params: Any) -> str | None:
-        """How its parameters differ from these abstract ones, or None. Raises OSError or `UserError` if there are none
-        to be read."""
+        """How the names or shapes of its parameters differ from these abstract ones, in words, or None.
+
+        Raises `OSError` or `UserError` if the parameters cannot be read.
+        """
         try:
             there = self._arrays.param_shapes(self.path)
         except OSError:
             self.require_same()
             raise
-        except Exception as error:  # which is what Orbax raises, among others
+        except Exception as error:  # Orbax raises plain `Exception`, among others
             self.require_same()
             _refuse_no_memory(error, self.path)
             why = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
@@ -195,27 +200,27 @@ class Checkpoint:
         for path in here | there:
             if there.get(path) != here.get(path):
                 return (
-                    f"{self.path} does not fit the model: {path} is {there.get(path, 'missing')} there "
-                    f"and {here.get(path, 'missing')} here"
+                    f"{self.path} does not fit the model: {path} is {there.get(path, 'missing')} in the checkpoint "
+                    f"and {here.get(path, 'missing')} in the model"
                 )
         return None
 
     def unfit(self, config: Any, params: Any, files: Mapping[str, bytes]) -> str | None:
-        """Why a run with this config, these abstract parameters and files can't go on from this checkpoint, or None.
+        """Why a run with this config, abstract parameters and files cannot resume from this checkpoint, or None.
 
-        The files of the checkpoint are whole: it is that of another run, or of another version of this program.
+        Call it for undamaged checkpoints. The reason is then another run, or another version of this program.
         """
         path = self.path
         try:
             if changed := conflicts(self.config, config):
-                return f"{path} is that of another run: its {', '.join(changed)} is not the same"
+                return f"{path} belongs to another run: different {', '.join(changed)}"
             _ = self.evaluation
             step = self.progress.get("step")
             if not path.name.startswith(f"{step:08d}") or not (path / "state" / "optimizer").exists():
-                return f"{path} is not one that training goes on from"
+                return f"{path} is not a checkpoint that training can resume from"
             for name, content in files.items():
                 if (path / name).exists() and self.file(name) != content:
-                    return f"{path} is that of another run: its {name} is not that of {path.parent.parent}"
+                    return f"{path} belongs to another run: its {name} differs from that of {path.parent.parent}"
             return self.misfit(params)
         except OutOfMemory:
             raise
@@ -223,12 +228,14 @@ class Checkpoint:
             return str(error)
         except OSError as error:
             where, why = error.filename or path, error.strerror or error
-            raise UserError(f"{where} cannot be read ({why}); see to that, then run the same command again") from None
+            raise UserError(f"{where} cannot be read ({why}); fix this, then run the same command again") from None
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            return f"{path} is not one of this program ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
+            return (
+                f"{path} was not written by this program ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
+            )
 
 
 def _refuse_no_memory(error: Exception, path: epath.Path) -> None:
-    """Raise `UserError` if a checkpoint could not be read as memory ran out: it may be whole."""
+    """Raise `UserError` if `error` means that memory ran out. The checkpoint itself may be undamaged."""
     if ran_out(error):
         raise short(error, f"{path} was not read; end other programs, or raise the limit (ulimit -v)") from None

@@ -1,4 +1,4 @@
-"""A save under way: written and read back in a thread, then sealed or removed."""
+"""Asynchronous saving: a thread writes a checkpoint, reads it back, then seals or removes it."""
 
 from __future__ import annotations
 
@@ -16,20 +16,23 @@ from transformer.files import seal, writing
 from transformer.memory import ran_out, short
 from transformer.phases import phase
 
-# What `load`, inference and a resumed run look for.
+# Entries that `load`, inference and a resumed run require.
 NEEDED = {"progress": {"step", "vocab_size"}, "files": {"config.json"}, "items": {"params"}}
 GOES_ON = "then run the same command again: it goes on from the last complete checkpoint"
 
 
 def require_needed(given: Mapping[str, Mapping[str, Any]]) -> None:
-    """Raise `ValueError` where a checkpoint would lack what readers need."""
+    """Raise `ValueError` if a checkpoint with this content would lack an entry of `NEEDED`."""
     if lacking := [f"{name} in {where}" for where, names in NEEDED.items() for name in names - given[where].keys()]:
-        raise ValueError(f"a checkpoint can't be read without {', '.join(sorted(lacking))}; give save these, too")
+        raise ValueError(f"a checkpoint cannot be read without {', '.join(sorted(lacking))}; pass these to save, too")
 
 
 class Saving:
-    """A save under way. A thread waits until its arrays are written and reads them back; then it seals the checkpoint,
-    or removes it, once that is decided."""
+    """A save in progress.
+
+    A thread waits until the arrays are written and reads them back. It then waits for the decision whether the
+    checkpoint is good, and seals or removes it.
+    """
 
     def __init__(
         self,
@@ -41,8 +44,8 @@ class Saving:
         check: Callable[[], None],
         then: Callable[[bool], None],
     ):
-        """`good`: whether it is certain that the checkpoint is good; `check`: called before it is sealed or removed;
-        `then`: called with whether it is certain by then, after it is sealed."""
+        """`good`: the checkpoint is certainly good, so no decision is needed. `check`: called before the checkpoint is
+        sealed or removed. `then`: called after sealing, with whether the checkpoint is certainly good."""
         self._path, self._arrays, self._files, self._check, self._then = path, arrays, files, check, then
         self._good, self._certain, self._decided = True, good, threading.Event()
         if good:
@@ -58,27 +61,27 @@ class Saving:
         self._thread.start()
 
     def confirm(self) -> None:
-        """Let the checkpoint be sealed, as good."""
+        """Decide that the checkpoint is good, so that it is sealed."""
         if not self._decided.is_set():
             self._certain = True
             self._decided.set()
 
     def reject(self) -> None:
-        """Let the checkpoint be removed, unless `confirm` came first."""
+        """Decide that the checkpoint is not good, so that it is removed. No effect after `confirm`."""
         if not self._decided.is_set():
             self._good = False
             self._decided.set()
 
     def join(self) -> None:
-        """Wait until it is over. A checkpoint that nobody decided on is sealed."""
+        """Wait until the save has ended. Without a decision, the checkpoint is sealed."""
         self._decided.set()
         self._thread.join()
 
     def raise_failure(self) -> None:
-        """Raise `UserError` if it failed."""
+        """Raise `UserError` if the save failed."""
         if (failure := self._failure) is None:
             return
-        self._check()  # where that is lost, it is the cause
+        self._check()  # if the lock was lost, this is the cause of the failure: raise that
         if isinstance(failure, UserError):
             raise failure
         folder = self._path.parent
@@ -107,7 +110,7 @@ class Saving:
             self._failure = error
 
     def _read_back(self) -> None:
-        """Read what was saved, as a reader does. Raises `ValueError` where it is not what was given."""
+        """Read arrays and files back. Raises `ValueError` if they differ from what was saved."""
         self._arrays.read_back(self._path, self._shapes)
         for file, content in self._files.items():
             if (self._path / file).read_bytes() != content:

@@ -1,4 +1,4 @@
-"""The checkpoints of a workdir: which are there, which one is chosen, save, average, prune."""
+"""The checkpoints of a workdir: list, choose, open, save, average and prune them."""
 
 from __future__ import annotations
 
@@ -41,7 +41,8 @@ class Checkpoints:
     """The checkpoints of one workdir (a local folder, or a bucket such as gs://...)."""
 
     def __init__(self, workdir: str | epath.Path, lock: Lock | None = None):
-        """`lock`: held by whoever writes here; checked before each write."""
+        """`lock`: the lock that a writer holds; checked before each write. Raises `UserError` if the workdir cannot be
+        reached."""
         self.folder = folder_of(workdir)
         self._arrays = Arrays(self.folder)
         self._lock = lock
@@ -64,13 +65,15 @@ class Checkpoints:
         names = [path.name for path in self.folder.iterdir() if path.name.isdecimal()]
         for name in names:
             if not of_training(name) and name not in self._warned:
-                log.warning("%s is passed over: training names its checkpoints by eight digits", self.folder / name)
+                log.warning("%s is ignored: training names its checkpoints with eight digits", self.folder / name)
                 self._warned.add(name)
         return sorted(int(name) for name in names if of_training(name) and self.complete(name))
 
     def states(self) -> list[int | str]:
-        """Names of all complete checkpoints that training can go on from, by their step: those of `steps`, and those
-        of runs that were interrupted since the last of them."""
+        """Names of the complete checkpoints that training can resume from, in the order of their steps.
+
+        They are those of `steps`, and after them those that interrupted runs saved at later steps.
+        """
         steps = self.steps()
         waiting = {}
         for path in self.folder.iterdir() if self.folder.exists() else ():
@@ -81,34 +84,34 @@ class Checkpoints:
         return [*steps, *(waiting[step] for step in sorted(waiting))]
 
     def once_saved(self, every: int) -> str | None:
-        """What shows that a run saved checkpoints, one in so many updates, whether they are there now or not."""
+        """See `layout.once_saved`."""
         return once_saved(self.folder, every)
 
     def open(self, checkpoint: str | int | None = None, judged: Judged | None = None) -> Checkpoint:
-        """The checkpoint that `choose` gives."""
+        """Open the checkpoint that `choose` selects. Raises `UserError` or `Removed`."""
         return self.at(self.choose(checkpoint, judged))
 
     def at(self, name: int | str) -> Checkpoint:
-        """The checkpoint of this name. Raises `Removed` if it is not there."""
+        """Open the checkpoint with this step or name. Raises `Removed` if it does not exist."""
         return Checkpoint(name, self.path(name), self._arrays)
 
     def read(self, checkpoint: str | int | None, reader: Callable[[Checkpoint], T], judged: Judged | None = None) -> T:
-        """What `reader` makes of the checkpoint that `choose` gives.
+        """Call `reader` with the checkpoint that `choose` selects, and return its result.
 
-        If it goes meanwhile, as training, which may go on, removes it, or a new average is made, another one is chosen.
+        If the checkpoint is removed or replaced meanwhile, by training or by a new average, choose again and repeat.
         """
         return again(lambda: reader(self.open(checkpoint, judged)))
 
     def newest_whole(self) -> Checkpoint | None:
-        """The newest checkpoint that training saved and that is as it was written, or None."""
+        """The newest undamaged checkpoint that training saved, or None."""
         return next((there for name in reversed(self.states()) if not (there := self.at(name)).damage()), None)
 
     def best(self, unreadable: set[int] | None = None, judged: Judged | None = None) -> int | None:
         """The step of the best checkpoint (the earliest of equals), or None if none was evaluated.
 
-        Only checkpoints whose scores compare with those of the newest one count. `judged`: what to judge them by,
-        instead of what training did. Steps whose score can't be read are added to `unreadable`, with a warning; without
-        it they raise `UserError`.
+        Only checkpoints whose scores are comparable with those of the newest one count. `judged`: the scores to rank
+        by; None = those that training used. Steps whose scores cannot be read are added to `unreadable`, with a
+        warning; without `unreadable` they raise `UserError`.
         """
         scored = {}
         for step in self.steps():
@@ -127,10 +130,11 @@ class Checkpoints:
         return best_of(scored, judged)
 
     def choose(self, checkpoint: str | int | None = None, judged: Judged | None = None) -> int | str:
-        """The name behind 'best', 'last', 'average' or a step; by default the average if there, else the best.
+        """Resolve 'best', 'last', 'average', a step or a name to a step or name; None = the average, else the best.
 
-        `judged`: what to judge by, instead of what training did. Warns where that average, which nobody asked for by
-        name, is of an earlier time than the last checkpoint.
+        Without evaluated checkpoints, None means the last. `judged`: the scores to rank by; None = those that training
+        used. Warns if the average is chosen by default and is older than the last checkpoint. Raises `UserError` if
+        there is no such checkpoint.
         """
         steps = self.steps()
         workdir = self.folder.parent
@@ -160,11 +164,11 @@ class Checkpoints:
         )
 
     def _warn_of_an_old_average(self, last: int) -> None:
-        """Warn where the average is of an earlier time than step `last`."""
+        """Warn if the average is older than step `last`."""
         workdir, averaged = self.folder.parent, self.at(AVERAGE).progress["step"]
         if averaged < last:
             log.warning(
-                "%s: its average ends at step %d, but training went on to %d; make it anew with: "
+                "%s: the average ends at step %d, but training went on to %d; update the average with: "
                 "python -m transformer average %s",
                 *(workdir, averaged, last, workdir),
             )
@@ -180,24 +184,27 @@ class Checkpoints:
         keep_every: int | None = None,
         good: bool = True,
     ) -> None:
-        """Start saving; returns once the arrays are copied off the devices, so their buffers may be donated.
+        """Start saving. Returns once the arrays are copied off the devices, so their buffers may be donated.
 
-        The checkpoint is sealed once its arrays were read back and `good` is certain. Where it is not yet, `confirm` or
-        `wait` seals it, and `abandon` or the next save removes it. With `keep_last`, older checkpoints of the same run
-        are removed then, but for the best and those whose step is a multiple of `keep_every`; where `wait` sealed it,
-        uncertain as it is, they stay. The failure of a save is raised by the next one, or by `wait`.
+        `good`: the checkpoint is certainly good; then it is sealed as soon as its arrays have been read back. Else
+        `confirm` or `wait` seals it, and `abandon` or the next save removes it.
 
-        Of several processes all save, each what lies on its devices, to a folder that all of them see, and that
-        process 0 has made (`make_folder`) before the first of them comes here; process 0 does the rest, too.
+        After sealing, `keep_last` removes older checkpoints of the same run, except the best one and those whose step
+        is a multiple of `keep_every`. If `wait` sealed the checkpoint without confirmation, older ones stay. If a save
+        fails, the next save or `wait` raises the error.
 
-        Raises `ValueError`, before anything is written, where `progress`, `files` or `items` lacks what readers need.
+        With several processes, every process calls this and saves the arrays on its own devices, to a folder that all
+        of them can access. Process 0 must create this folder first (`make_folder`). Process 0 also does the rest.
+
+        Raises `ValueError`, before anything is written, if `progress`, `files` or `items` lacks an entry that readers
+        need.
         """
         require_needed({"progress": progress, "files": files, "items": items})
         self.abandon()
         if jax.process_count() == 1:
             self.make_folder(name)
         path = self.folder / NEXT if name == AVERAGE else self.path(name)
-        # Written down now: the caller goes on counting while the arrays are being saved.
+        # Serialise now: the caller changes its progress while the arrays are being saved.
         progress = dict(progress)
         files = {**files, "progress.json": (to_json(progress, indent=2) + "\n").encode()}
 
@@ -215,25 +222,28 @@ class Checkpoints:
         self._saving = saving
 
     def confirm(self) -> None:
-        """Let the checkpoint that is being saved be sealed: what came after it was good."""
+        """Seal the checkpoint that is being saved: the update after it was good."""
         if self._saving is not None:
             self._saving.confirm()
 
     def abandon(self) -> None:
-        """Remove the checkpoint that is being saved, unless `confirm` came first: what came after it was not good."""
+        """Remove the checkpoint that is being saved, unless it was confirmed: the update after it was not good."""
         if self._saving is not None:
             self._saving.reject()
         self.wait()
 
     def wait(self) -> None:
-        """Wait until the last save is complete; raises if it failed."""
+        """Wait until the last save is complete. Raises `UserError` if it failed."""
         if self._saving is not None:
             self._saving.join()
             saving, self._saving = self._saving, None
             saving.raise_failure()
 
     def make_folder(self, name: int | str) -> None:
-        """An empty folder for a checkpoint, marked as unfinished. A new average is written beside the old one."""
+        """Create an empty folder for a checkpoint, marked as unfinished. A new average goes beside the old one.
+
+        Raises `UserError` if it cannot be created.
+        """
         refuse_links(self.folder)
         self._check_lock()
         path = self.path(name)
@@ -246,16 +256,16 @@ class Checkpoints:
             (path / UNFINISHED).write_bytes(f"{socket.gethostname()} {os.getpid()}\n".encode())
 
     def discard(self, name: int | str) -> None:
-        """Give a damaged checkpoint another name, under which it counts no longer; all of it stays."""
+        """Rename a damaged checkpoint, so that it is ignored. All of its files stay."""
         refuse_links(self.folder)
         self._check_lock()
         set_aside(self.path(name))
 
     def prune(self, keep_last: int | None, keep_every: int | None, run: str | None) -> None:
-        """Remove checkpoints of this run that are no longer to be kept, and saves that did not end.
+        """Remove the checkpoints of this run that need not be kept, and unfinished saves.
 
-        Checkpoints of another `run` stay. What can't be removed stays, too, with a warning: the new checkpoint is
-        complete anyway. Only for the one run that saves here, between its saves.
+        Checkpoints of another `run` stay. A checkpoint that cannot be removed stays, too, with a warning, since the new
+        one is complete anyway. Only the run that saves here may call this, between its saves.
         """
         refuse_links(self.folder)
         try:
@@ -264,7 +274,7 @@ class Checkpoints:
             if keep_last is not None:
                 kept |= {self.best(unreadable), *unreadable}
             kept |= {step for step in steps if keep_every and step % keep_every == 0}
-            # Of those that a run was interrupted at, all but one that is the newest state of all go.
+            # `kept` has an interrupted checkpoint only if it is the newest state. Remove all others.
             needed = {self.path(name).name for name in kept if name is not None}
             there = list(self.folder.iterdir()) if self.folder.exists() else []
             unneeded = [path for path in there if of_training(path.name) and path.name not in needed]
@@ -280,16 +290,16 @@ class Checkpoints:
                 log.warning("older checkpoints are not removed: %s", error)
 
     def _of(self, path: epath.Path, run: str | None) -> bool:
-        """Whether a checkpoint is of a run. Those of earlier versions name none, and count as any run's."""
+        """Whether a checkpoint belongs to `run`. Earlier versions stored no run: those belong to any."""
         try:
             return self.at(path.name).progress.get("run", run) == run
         except UserError:
             return False
 
     def average(self, last: int) -> list[int]:
-        """Save the mean of the parameters of the last `last` checkpoints, by step, as 'average'; returns the steps.
+        """Save the mean of the parameters of the last `last` checkpoints, by step, as 'average'. Return their steps.
 
-        Training may go on meanwhile: if it removes one of them, they are the last ones there are then.
+        Training may run at the same time: if it removes one of them, start again with the last ones at that time.
         """
         if type(last) is not int or last < 1:
             raise UserError(f"average the last {last!r} checkpoints: give a whole number, at least 1")
@@ -324,16 +334,16 @@ class Checkpoints:
 
 
 def load(workdir: str, checkpoint: str | int | None = None) -> tuple[Model, Params]:
-    """The model of a workdir and its parameters, ready for `model.apply(params, ...)`.
+    """Load the model of a workdir and its parameters, for `model.apply(params, ...)`.
 
-    `checkpoint` is 'best', 'last', 'average' or a step; by default the average if one was made, else the best one.
-    Raises `UserError` where there is none.
+    `checkpoint` is 'best', 'last', 'average' or a step; by default the average if there is one, else the best
+    checkpoint, else the last. Raises `UserError` if there is no such checkpoint.
     """
     return Checkpoints(workdir).read(checkpoint, lambda opened: (opened.model, opened.params()))
 
 
 def _advice(workdir: epath.Path) -> str:
-    """What to do where no checkpoint is in a workdir."""
+    """What the user can do if a workdir has no checkpoint."""
     if workdir.is_file():
         return "it is a file; give the folder that train.py made, unpacked"
     above = next((path for path in (workdir, workdir.parent) if path.name == "checkpoints"), None)

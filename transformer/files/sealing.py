@@ -91,5 +91,5 @@ def damage(folder: Any, digest_of_file: Callable[[Any], dict[str, Any]] | None =
         return f"{error.filename or folder} is a folder"
     except OSError as error:
         where, why = error.filename or folder, error.strerror or error
-        raise UserError(f"{where} cannot be read ({why}); see to that, then run the same command again") from None
+        raise UserError(f"{where} cannot be read ({why}); fix this, then run the same command again") from None
     return None
