@@ -712,7 +712,7 @@ def test_nothing_is_written_through_a_link(checkpoints, folder: Path, tmp_path: 
     outside, run = tmp_path / "outside", folder.parent
     outside.mkdir()
     (outside / "file").write_text("mine")
-    told = "is a link, and what is written there would lie outside the workdir; remove it"
+    told = "is a link, so writing there would write outside the workdir; replace"
     run.mkdir()
     folder.symlink_to(outside)
     for write in (

@@ -40,7 +40,7 @@ def test_a_path_that_begins_as_a_local_one_is_local(tmp_path, name):
 def test_only_known_storage_is_a_bucket():
     assert str(path_of("gs://a/b")) == "gs://a/b" and not local("gs://a/b")
     for name in ("foo://a", "file:///tmp/a", "http://a"):
-        with pytest.raises(UserError, match=rf"^{name}: there is no such kind of storage; name a bucket of gs://"):
+        with pytest.raises(UserError, match=rf"^{name}: unknown kind of storage; give a gs://"):
             path_of(name)
 
 
@@ -147,7 +147,7 @@ def test_a_cache_that_cannot_be_read_back_is_never_sealed(tmp_path):
     def short(new: Path) -> None:
         (new / "text").write_text("ab")
 
-    with pytest.raises(UserError, match=r"the text cannot be read back \(it is too short\); see whether the disk"):
+    with pytest.raises(UserError, match=r"the text cannot be read back \(it is too short\); check for a full disk"):
         cached(tmp_path / "key", short, whole, "the text")
     assert not list(tmp_path.iterdir())
 

@@ -1,10 +1,11 @@
-"""The 2017 Transformer in JAX.
+"""The Transformer of Vaswani et al. 2017 in JAX and Flax.
 
     model, params = transformer.load("runs/x")
     logits_BTV = model.apply(params, source_BS, target_BT)
     transformer.Translator.load("runs/x").translate(["A sentence."])
 
-Importing this package loads neither orbax nor sentencepiece, grain, tfds or sacrebleu: they come with what needs them.
+Importing this package does not import orbax, sentencepiece, grain, tfds or sacrebleu. The functions that need them
+import them.
 """
 
 from __future__ import annotations

@@ -1,15 +1,15 @@
-"""What judges the checkpoints of a run: an ordered list of scores that are compared in turn.
+"""Selection of the best checkpoint: an ordered list of scores, compared one after the other.
 
 A checkpoint's progress.json holds
 
     judged                  the list, such as [["dev_bleu", "up"], ["dev_chrf", "up"], ["dev_loss", "down"]]
-    dev_bleu, dev_chrf ...  the scores by these names; null where nothing was evaluated
+    dev_bleu, dev_chrf ...  the scores with these names; null if the checkpoint was not evaluated
     dev_digest              sha256 of the development text
-    scored_with             what else the scores depend on, such as the tokeniser of BLEU and the options of decoding
+    scored_with             other settings that the scores depend on: BLEU's tokeniser, options of decoding
     best                    the scores of the best evaluation so far
-    evaluations_without_better
+    evaluations_without_better    the number of evaluations since the best one
 
-Scores compare only if they were taken on the same text, in the same way, and if the same score counts first.
+Scores are comparable only if they have the same development text, the same settings and the same first score.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ from typing import Any
 from transformer.config import Config, DecodeConfig
 
 Judged = Sequence[Sequence[str]]
-"""(name of a score, "up" or "down") in the order of comparison; "down" = smaller is better."""
+"""Pairs (name of a score, "up" or "down") in the order of comparison; "down" = smaller is better."""
 
 FORMER = (("dev_bleu", "up"),)
-"""What judged in checkpoints of earlier versions."""
+"""The list in checkpoints of earlier versions."""
 
-# Options of decoding that change how fast it is, not what comes out; and those that a search or sampling ignores.
+# Options of decoding that affect only speed, and those that beam search (False) or sampling (True) ignores.
 _OF_SPEED = ("batch_sentences", "batch_tokens", "streams")
 _IGNORED = {False: ("n_best", "temperature", "top_k", "top_p", "seed"), True: ("beam_size",)}
 
 
 def rank(scores: Mapping[str, Any], judged: Judged) -> tuple[float, ...] | None:
-    """What to compare scores by: the greater tuple is the better one. None without any finite score.
+    """The sort key of scores: a greater tuple is better. None if no score is finite.
 
-    A score that is missing or not finite is worse than any other.
+    A score that is missing or not finite ranks below all others.
     """
     values = [_worth(scores.get(name), direction) for name, direction in judged]
     return tuple(values) if any(value > -math.inf for value in values) else None
@@ -54,16 +54,16 @@ def _worth(value: Any, direction: str) -> float:
 
 
 def decoding(options: DecodeConfig) -> dict[str, Any]:
-    """The options of decoding on which translations depend, by their dotted names."""
+    """Map the dotted name of each option of decoding that translations depend on to its value."""
     ignored = (*_OF_SPEED, *_IGNORED[options.sample])
     fields = {f"decode.{name}": x for name, x in dataclasses.asdict(options).items() if name not in ignored}
-    return json.loads(json.dumps(fields))  # as a checkpoint gives it back
+    return json.loads(json.dumps(fields))  # the types that a checkpoint's JSON returns
 
 
 def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Why the scores of two checkpoints do not compare, given the progress of both; empty if they do.
+    """Reasons why the scores of two checkpoints are not comparable, given both progress dicts; empty if they are.
 
-    What one of them does not name counts as unchanged.
+    An entry that is missing on one side counts as unchanged.
     """
     found = []
     if before.get("dev_digest", now.get("dev_digest")) != now.get("dev_digest"):
@@ -77,14 +77,14 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 
 
 def best_of(scored: Mapping[int, Mapping[str, Any]], judged: Judged | None = None) -> int | None:
-    """The step of the best evaluation (the earliest of equals), or None without any finite score.
+    """The step of the best evaluation (the earliest of equals), or None if no score is finite.
 
-    Only evaluations whose scores compare with those of the newest one count. `scored`: the progress of each step, in
-    today's form; `judged`: what to judge by, instead of what judged when they were saved.
+    Only evaluations whose scores are comparable with those of the newest one count. `scored`: the progress of each
+    step, in the current format. `judged`: the list to rank by; None = the list that was saved.
     """
     if not scored:
         return None
-    if judged is not None:  # whatever judged when they were saved
+    if judged is not None:  # overrides the saved list
         scored = {step: {**progress, "judged": judged} for step, progress in scored.items()}
     now = scored[max(scored)]
     alike = {step: progress for step, progress in scored.items() if not changes(progress, now)}
@@ -93,7 +93,7 @@ def best_of(scored: Mapping[int, Mapping[str, Any]], judged: Judged | None = Non
 
 
 def upgraded(progress: dict[str, Any], config: Callable[[], Config]) -> dict[str, Any]:
-    """The progress of a checkpoint, in today's form; `config` is asked for only if an earlier version saved it."""
+    """Convert the progress of an earlier version to the current format; `config` is called only if that is needed."""
     if "judged" in progress or "dev_bleu" not in progress:
         return progress
     tokenizer = re.search(r"\|tok:([^|]+)\|", str(progress.get("dev_bleu_signature")))
@@ -107,8 +107,7 @@ def upgraded(progress: dict[str, Any], config: Callable[[], Config]) -> dict[str
 
 
 def check_progress(progress: Mapping[str, Any]) -> None:
-    """Raise an error of Python's own where this is no progress, in today's form, that can be compared and gone on
-    from."""
+    """Raise KeyError, TypeError or another built-in error if a progress in the current format is malformed."""
     changes(progress, progress)
     rank(progress, progress["judged"])
     best, stale = progress.get("best") or {}, progress.get("evaluations_without_better", 0)
@@ -117,22 +116,22 @@ def check_progress(progress: Mapping[str, Any]) -> None:
 
 
 class Judge:
-    """The best evaluation of a run, and how many evaluations came after it."""
+    """Tracks the best evaluation of a run, and the number of evaluations since then."""
 
     def __init__(self, judged: Judged, now: Mapping[str, Any], progress: Mapping[str, Any]):
-        """`now`: dev_digest and scored_with of this run; `progress`: that of the checkpoint it goes on from, or {}."""
+        """`now`: dev_digest and scored_with of this run. `progress`: that of the checkpoint it resumes from, or {}."""
         self.judged, self._now = judged, dict(now)
         self.best: dict[str, float | None] | None = progress.get("best")
         self.stale: int = progress.get("evaluations_without_better", 0)
         self.begun_anew: list[str] = []
-        """Why the best evaluation was forgotten: earlier scores do not compare with those of today."""
+        """Reasons why the best evaluation was reset: earlier scores are not comparable with those of this run."""
         if "judged" in progress and (self.best is not None or self.stale):
             self.begun_anew = changes(progress, {**self._now, "judged": judged})
         if self.begun_anew:
             self.best, self.stale = None, 0
 
     def better(self, scores: Mapping[str, Any]) -> bool:
-        """Take in an evaluation. Whether it is better than all before it: equal ones are not."""
+        """Record an evaluation. Returns whether it is strictly better than all before it."""
         found, best = rank(scores, self.judged), rank(self.best or {}, self.judged)
         better = found is not None and (best is None or found > best)
         if better:
@@ -142,11 +141,11 @@ class Judge:
         return better
 
     def judges(self, scores: Mapping[str, Any]) -> bool:
-        """Whether these are scores of an evaluation, as there is a development set."""
+        """Whether `scores` has any of the scores to rank by: without a development set it has none."""
         return any(name in scores for name, _ in self.judged)
 
     def progress(self, scores: Mapping[str, Any] | None) -> dict[str, Any]:
-        """What a checkpoint stores, with the scores of its own evaluation, or None."""
+        """The entries for a checkpoint's progress.json. `scores`: the checkpoint's own evaluation, or None."""
         own = {name: None if scores is None else scores.get(name) for name, _ in self.judged}
         own |= {name: text for name, text in (scores or {}).items() if isinstance(text, str)}  # signatures
         return {
@@ -158,6 +157,6 @@ class Judge:
         }
 
     def __str__(self) -> str:
-        """The scores of the best evaluation, to be read by people."""
+        """The scores of the best evaluation, for the log."""
         scores = (self.best or {}).items()
         return ", ".join(f"{name} {value:.4g}" for name, value in scores if value is not None) or "nothing finite"

@@ -1,4 +1,4 @@
-"""Too little memory, told apart from other errors and in one line."""
+"""Out-of-memory errors: recognise them among other errors, and report them in one line."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from transformer.config import UserError
 
-# What JAX, the C library and Python say where they get none, in exceptions of several classes.
+# Messages of JAX, the C library and Python when memory runs out, in exceptions of several classes.
 _SAID = (
     "RESOURCE_EXHAUSTED",
     "Out of memory",
@@ -17,16 +17,16 @@ _SAID = (
     "annot allocate memory",
     "can't start new thread",
     "failed to map segment",
-    "YNNPACK operation failed",  # XLA's kernels for CPUs say no more, and "allocate failed" on standard error
+    "YNNPACK operation failed",  # of XLA's CPU kernels, which print "allocate failed" only on standard error
 )
-_DISK = ("No space left", "Disk quota")  # which some libraries call an exhausted resource, too
+_DISK = ("No space left", "Disk quota")  # some libraries report a full disk as RESOURCE_EXHAUSTED, too
 
 
 def ran_out(error: BaseException) -> bool:
-    """Whether an error says that memory ran out."""
+    """Whether an error means that memory ran out."""
     if isinstance(error, MemoryError):
         return True
-    if isinstance(error, SystemError):  # of an extension that did not get any, and does not say so
+    if isinstance(error, SystemError):  # an extension module may raise this when an allocation fails
         return address_space() is not None
     if isinstance(error, OSError) and error.errno is not None:
         return error.errno == errno.ENOMEM
@@ -35,22 +35,22 @@ def ran_out(error: BaseException) -> bool:
 
 
 def address_space() -> int | None:
-    """The bytes that this process may use at most, where its user set a limit (ulimit -v)."""
+    """The limit on this process's address space in bytes (ulimit -v), or None."""
     try:
         import resource
-    except ImportError:  # another system
+    except ImportError:  # not a Unix system
         return None
     limit = resource.getrlimit(resource.RLIMIT_AS)[0]
     return None if limit == resource.RLIM_INFINITY else limit
 
 
 class OutOfMemory(UserError):
-    """Memory ran out. That says nothing about what was being read."""
+    """Memory ran out. A file that was being read may be undamaged."""
 
 
 @contextlib.contextmanager
 def enough_memory(fix: str) -> Iterator[None]:
-    """A block that may need more memory than there is: then it raises `UserError` with the fix."""
+    """Context manager: if memory runs out in the block, raise `UserError` with this fix."""
     try:
         yield
     except UserError:
@@ -62,6 +62,6 @@ def enough_memory(fix: str) -> Iterator[None]:
 
 
 def short(error: BaseException, fix: str) -> OutOfMemory:
-    """The error for a user whose memory ran out."""
+    """Convert an out-of-memory error to a `UserError` of one line, with this fix."""
     reason = " ".join(f"{type(error).__name__}: {error}".rstrip(": ").split())
     return OutOfMemory(f"memory ran out ({reason[:200]}); {fix}")

@@ -1,5 +1,4 @@
-"""What a process is in the middle of, told to the log at its lowest level; by it the tests in `tests/faults` know when
-to do harm."""
+"""Debug log of the phases of a process, such as saving a checkpoint. `tests/faults` uses it to time its faults."""
 
 from __future__ import annotations
 
@@ -12,7 +11,7 @@ log = logging.getLogger("transformer.phases")
 
 @contextlib.contextmanager
 def phase(name: str) -> Iterator[None]:
-    """A block of this name, whose begin and end are told."""
+    """Log the begin and the end of a block, at level DEBUG."""
     log.debug("begin %s", name)
     yield
     log.debug("end %s", name)

@@ -1,7 +1,7 @@
-"""The standard streams, and text for them. What goes wrong there takes neither a result nor a run away.
+"""Robust standard streams, and text that is safe to print on them. A failing stream costs no result and no run.
 
-Standard output raises one clear error when it cannot be written. Standard error, which the log goes to, never raises:
-nobody may be there to read it. Both spell out what their encoding lacks.
+Standard output raises one clear error if it cannot be written. Standard error, which carries the log, never raises,
+since it may have no reader. Both write characters that their encoding lacks as escapes.
 """
 
 from __future__ import annotations
@@ -21,19 +21,18 @@ from transformer.config import UserError
 
 
 class StreamError(UserError, OSError):
-    """A standard stream that cannot be read or written. It is an `OSError`, too, for code that handles those."""
+    """A standard stream cannot be read or written. Also an `OSError`, for code that handles those."""
 
 
 class ReaderGone(BrokenPipeError):
-    """Whoever read standard output has gone."""
+    """The reader of standard output has closed the pipe."""
 
 
 def open_streams() -> None:
-    """Put streams that keep the promises above in the place of the process's own; streams that a caller of this
-    program has put there stay.
+    """Replace the standard streams of the process by robust ones. Keeps streams that a caller has replaced already.
 
-    A standard stream that was closed is opened as one that fails. Else the next file that this program opens would
-    take its number, and what a library prints would go into that file.
+    A closed standard stream is reopened as one that always fails. Otherwise the next file that this program opens
+    would get its file descriptor, and the output of libraries would go into that file.
     """
     if sys.stdin is sys.__stdin__:
         source = io.BufferedReader(_Input(_number(sys.stdin, os.O_WRONLY), "rb", closefd=False))
@@ -52,12 +51,15 @@ def open_streams() -> None:
 
 
 def _number(stream: Any, flags: int) -> int:
-    """The file descriptor of a standard stream. In the place of one that was closed a new one, the lowest that is
-    free; whoever uses it as a stream, against its flags, is told that this is a bad descriptor."""
+    """The file descriptor of a standard stream.
+
+    For a closed stream (None), open the lowest free descriptor with `flags` of the opposite direction, so that every
+    use of it fails with "bad file descriptor".
+    """
     if stream is not None:
         return stream.fileno()
     number = os.open(os.devnull, flags)
-    os.set_inheritable(number, True)  # by the processes that this one starts
+    os.set_inheritable(number, True)  # child processes get it, too
     return number
 
 
@@ -66,7 +68,7 @@ def _encoding(stream: Any) -> str:
 
 
 class _Input(io.FileIO):
-    """Standard input."""
+    """Standard input. Raises `StreamError` if it cannot be read."""
 
     def read(self, size: int = -1) -> bytes:
         return self._told(super().read, size)
@@ -79,7 +81,7 @@ class _Input(io.FileIO):
 
     def _told(self, read: Callable[..., Any], *given: Any) -> Any:
         try:
-            while (found := read(*given)) is None:  # a pipe that does not wait; None is not the end
+            while (found := read(*given)) is None:  # a non-blocking pipe without data; None is not the end
                 select.select([self], [], [])
             return found
         except OSError as error:
@@ -88,7 +90,7 @@ class _Input(io.FileIO):
 
 
 class _Output(io.FileIO):
-    """Standard output. The first write that fails raises an error; what is written after it is dropped."""
+    """Standard output. The first write that fails raises an error; later writes are dropped."""
 
     _failed = False
 
@@ -96,7 +98,7 @@ class _Output(io.FileIO):
         if self._failed:
             return len(data)
         try:
-            while (count := super().write(data)) is None:  # a pipe that does not wait
+            while (count := super().write(data)) is None:  # a non-blocking pipe that is full
                 select.select([], [self], [])
             return count
         except BrokenPipeError as error:
@@ -106,12 +108,12 @@ class _Output(io.FileIO):
             self._failed = True
             reason = error.strerror or error
             raise StreamError(
-                f"standard output cannot be written ({reason}); make room there, or send it elsewhere"
+                f"standard output cannot be written ({reason}); make room there, or redirect it"
             ) from None
 
 
 class _Log(io.FileIO):
-    """Standard error. What cannot be written is dropped."""
+    """Standard error. Drops text that cannot be written."""
 
     def write(self, data: Any) -> int:
         with contextlib.suppress(OSError):
@@ -121,19 +123,22 @@ class _Log(io.FileIO):
 
 
 def tell(line: str) -> None:
-    """Write a line to standard error from a signal handler, which may run while another line is being written."""
+    """Write a line to standard error. Safe in a signal handler, which may interrupt another write."""
     with contextlib.suppress(OSError):  # the terminal may be gone
         os.write(2, line.encode("utf-8", "backslashreplace"))
 
 
 # ---- Text -----------------------------------------------------------------------------------------------------------
 
-_JOINERS = "\u200c\u200d"  # parts of words and of emoji
+_JOINERS = "\u200c\u200d"  # zero-width (non-)joiners, which words and emoji need
 
 
 def plain(text: str, keep: str = "\t") -> str:
-    """Text from outside, harmless on a terminal: control characters, halves of characters, and what turns the direction
-    of writing are spelt out, such as \\x1b. Those in `keep` stay."""
+    """Make untrusted text harmless on a terminal.
+
+    Replaces control and format characters (such as those that change the writing direction), lone surrogates and line
+    separators by escapes such as \\x1b, except those in `keep`.
+    """
     if text.isprintable():
         return text
     return "".join(char if char in keep or not _harmful(char) else _spelt(char) for char in text)
@@ -153,9 +158,11 @@ def one_line(message: Any) -> str:
 
 
 def to_json(value: Any, indent: int | None = None) -> str:
-    """`value` as JSON that is UTF-8, and harmless on a terminal, whatever its strings hold: JSON's escapes stand for
-    half a character, as in a file name that is no UTF-8, and for what `plain` spells out. NaN and infinity, which JSON
-    does not have, become null."""
+    """`value` as JSON that can be encoded as UTF-8 and is harmless on a terminal, whatever strings it contains.
+
+    JSON escapes replace lone surrogates, as in a file name that is not UTF-8, and the characters that `plain` escapes.
+    NaN and infinity, which JSON lacks, become null.
+    """
     text = json.dumps(numbers(value), ensure_ascii=False, indent=indent)
     if text.isprintable():
         return text
@@ -163,7 +170,7 @@ def to_json(value: Any, indent: int | None = None) -> str:
 
 
 def numbers(value: Any) -> Any:
-    """`value`, of dicts, lists and plain values, with None for each number that is not finite."""
+    """Replace each number that is not finite by None, in nested dicts and lists. Tuples become lists."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, dict):
@@ -172,7 +179,7 @@ def numbers(value: Any) -> Any:
 
 
 def print_json(value: Any) -> None:
-    """Print `value` on one line of standard output, as JSON in whatever encoding that has."""
+    """Print `value` as one line of JSON. Escapes non-ASCII characters if standard output cannot encode them."""
     text = to_json(value)
     try:
         text.encode(getattr(sys.stdout, "encoding", None) or "utf-8")

@@ -181,7 +181,7 @@ def test_nothing_is_written_through_a_link(folder, tmp_path: Path) -> None:
     metrics = [("metrics.jsonl", outside / name) for name in ("metrics.jsonl", "nowhere")]
     for name, target in (("tensorboard", outside), *metrics):
         (tmp_path / "run" / name).symlink_to(target)
-        with pytest.raises(UserError, match=f"^{run}/{name} is a link, and what is written there would lie outside"):
+        with pytest.raises(UserError, match=f"^{run}/{name} is a link, so writing there would write outside"):
             Records(run, 0)
         (tmp_path / "run" / name).unlink()
     assert {path.name: path.read_text() for path in outside.iterdir()} == {

@@ -1,7 +1,7 @@
-"""Files and folders that are whole or not there: atomic writes, whole lines, digests, sealed folders, locks.
+"""Crash-safe files and folders: atomic writes, whole lines, digests, sealed folders, locks.
 
-A path is a local one or, as etils' epath, one in a bucket. A sealed folder holds a `manifest.json` with the size and
-the sha256 of each of its files. The manifest is written last: a folder without one is unfinished.
+A path is a local path, or an etils `epath.Path` in a bucket. A sealed folder holds a `manifest.json` with the size (in
+bytes) and the sha256 of each of its files. The manifest is written last: a folder without one is unfinished.
 """
 
 from transformer.files.atomic import append, new_folder, replace, synced, writing

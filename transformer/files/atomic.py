@@ -1,4 +1,4 @@
-"""Writes that happen whole or not at all: a file, a line of a file, a folder."""
+"""Atomic writes: of a file, a line of a file, or a folder."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from transformer.phases import phase
 
 @contextlib.contextmanager
 def writing(path: Any) -> Iterator[None]:
-    """A block that writes to or below `path`. An `OSError` in it becomes a `UserError`."""
+    """Context manager for a block that writes to or below `path`. Turns an `OSError` in it into a `UserError`."""
     try:
         yield
     except OSError as error:
@@ -31,9 +31,9 @@ def writing(path: Any) -> Iterator[None]:
 
 
 def synced(path: str | Path) -> None:
-    """Wait until a file's content, or a folder's names, are on the disk.
+    """Call fsync on a file or folder: wait until the content or the names in it are on the disk.
 
-    Raises `OSError` where a file can't be written. Folders that the system can't sync are left to it.
+    Raises `OSError` if that fails for a file. Ignores folders that the system cannot sync.
     """
     if os.path.isdir(path):
         with contextlib.suppress(OSError):
@@ -51,7 +51,7 @@ def _sync(path: str | Path) -> None:
 
 
 def replace(path: Any, content: bytes) -> None:
-    """Give a file this content, whole or not at all. A file that has it already is left alone."""
+    """Write a file atomically, unless it already has this content. Raises `UserError` if that fails."""
     temporary = path.parent / own_name(path.name)
     refuse_links(path)
     with writing(path):
@@ -73,10 +73,10 @@ def replace(path: Any, content: bytes) -> None:
 
 
 def append(path: Any, line: str) -> bool:
-    """Add a line to a file of lines, in UTF-8. Returns whether half a line stood at the file's end; it stays, as a line
-    of its own.
+    """Append a line to a file, in UTF-8.
 
-    Raises `OSError` where there is no room: then what was written of the line is taken back.
+    Returns whether the file ended in an incomplete line; that becomes a line by itself. Raises `OSError` if the line
+    cannot be written, such as on a full disk, after removing the part that was written.
     """
     with open(path, "a+b", buffering=0) as file:
         alone(file)
@@ -97,14 +97,14 @@ def append(path: Any, line: str) -> bool:
 
 @contextlib.contextmanager
 def new_folder(out: Path) -> Iterator[Path]:
-    """A folder for a block to fill. Once the block is done, and all of it is on the disk, it becomes `out`, which must
-    be new or empty. If the block fails, nothing of it stays.
+    """Context manager: a temporary folder to fill, which becomes `out` after the block, once it is on the disk.
 
-    Raises `OSError` where the disk refuses something, and `UserError` where something else came to `out` meanwhile.
+    `out` must be new or empty. If the block fails, the temporary folder is removed. Raises `OSError` if writing fails,
+    and `UserError` if something else was written to `out` meanwhile.
     """
     made = [folder for folder in out.parents if not folder.exists()]
     there = out.exists()
-    # A folder that is there may be a mount: it is filled, not replaced.
+    # An existing folder may be a mount point: fill it instead of replacing it.
     building = (out if there else out.parent) / f".{out.name}.{uuid.uuid4().hex}.tmp"
     try:
         building.mkdir(parents=True)
@@ -122,22 +122,22 @@ def new_folder(out: Path) -> Iterator[Path]:
                 building.rename(out)
             synced(out.parent)
     except BaseException:
-        for _ in range(50):  # while threads of a library may still write there
+        for _ in range(50):  # threads of a library may still be writing there
             shutil.rmtree(building, ignore_errors=True)
             if not building.exists():
                 break
             time.sleep(0.1)
-        with contextlib.suppress(OSError):  # others may use them by now
+        with contextlib.suppress(OSError):  # other processes may be using these folders by now
             for folder in made:
                 folder.rmdir()
         raise
 
 
 def _require_free(out: Path, building: Path, there: bool) -> None:
-    """Raise `UserError` unless `out` is still as it was when `building` was begun: empty, or not there."""
+    """Raise `UserError` unless `out` is still as it was when `building` was created: empty (`there`), or missing."""
     free = out.is_dir() and list(out.iterdir()) == [building] if there else not os.path.lexists(out)
     if not free:
         raise UserError(
-            f"{out}: something else was written there meanwhile, or it was replaced; that stays as it is: name a new "
-            "folder, then run the command again"
+            f"{out}: something else was written there meanwhile, or it was replaced; its content was not changed. Give "
+            "a new folder and run the command again"
         )

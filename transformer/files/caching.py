@@ -1,4 +1,4 @@
-"""Caches of sealed folders: one that is there is read, one that is not or is damaged is made."""
+"""A cache of sealed folders: read a folder if it exists, make it if it is missing or damaged."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _digests: dict[tuple[int, ...], dict[str, Any]] = {}
 
 
 def digest_once(path: Path) -> dict[str, Any]:
-    """As `digest`; a file that has not changed since is read once a process."""
+    """As `digest`, but each process reads a file only once, unless the file changes."""
     found = path.stat()
     key = found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
     if key not in _digests:
@@ -30,10 +30,11 @@ def digest_once(path: Path) -> dict[str, Any]:
 
 
 def cached(folder: Path, make: Callable[[Path], None], read: Callable[[Path], T], what: str) -> T:
-    """What `read` returns for a sealed folder of a cache: the one that is there, or the one that `make` fills now.
+    """Return `read(folder)` for a sealed folder of a cache; make the folder first if it is missing or damaged.
 
-    `make` gets an empty folder. It is sealed, read, and renamed to `folder` when `make` returns. A damaged folder is
-    made anew, with a warning that calls it `what`. `read` raises `ValueError` or `OSError` where files do not fit.
+    `make` fills an empty folder, which is then sealed, read, and renamed to `folder`. Before a damaged folder is made
+    again, a warning names it by `what`. `read` must raise `ValueError`, `KeyError` or `OSError` for wrong files.
+    Raises `UserError` if the new folder cannot be read back.
     """
     if folder.exists():
         try:
@@ -51,8 +52,8 @@ def cached(folder: Path, make: Callable[[Path], None], read: Callable[[Path], T]
             read(new)
         except (OSError, ValueError, KeyError) as error:
             raise UserError(
-                f"{folder}: {what} cannot be read back ({error}); see whether the disk is full, or files may not be so "
-                "large (ulimit -f), then run the same command again"
+                f"{folder}: {what} cannot be read back ({error}); check for a full disk and for a limit on file sizes "
+                "(ulimit -f), then run the same command again"
             ) from error
         with phase(f"renaming {what}"):
             _take_place(new, folder)
@@ -60,10 +61,10 @@ def cached(folder: Path, make: Callable[[Path], None], read: Callable[[Path], T]
 
 
 def _take_place(new: Path, folder: Path) -> None:
-    """Rename a sealed folder. A whole one that another process put there meanwhile stays; a damaged one, or anything
-    else, goes.
+    """Rename a sealed folder to `folder`. Keep an undamaged one that another process put there meanwhile; else replace.
 
-    One process does so at a time: else a whole folder could be taken for the damaged one that it replaced.
+    A lock lets one process do so at a time. Otherwise a process could mistake a new folder for the damaged one that it
+    has just replaced.
     """
     with opened(folder.parent) as parent:
         alone(parent)

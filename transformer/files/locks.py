@@ -1,4 +1,4 @@
-"""One writer at a time: locks on files and folders, and checks that a folder is still the same one."""
+"""One writer at a time: locks on files and folders, and checks that a folder has not been replaced."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ log = logging.getLogger("transformer")
 
 
 class Lock:
-    """The right to write to a folder, while a file in it is locked.
+    """An exclusive lock on a file, which gives the right to write to the folder of this file.
 
-    The lock is the system's: it goes with the process, however that ends. A bucket has none: there the file holds a
-    mark of its last owner, so that the owner before it finds out.
+    The operating system releases the lock when the process ends, in whatever way. A bucket has no locks: there the file
+    holds a random mark of its latest owner, so that an earlier owner notices that it has lost the lock.
     """
 
     def __init__(self, path: Any, busy: str = "another process writes there; wait until it is done"):
-        """`busy`: what a second process is told."""
+        """`busy`: the message of the error in a second process."""
         self._path, self._busy, self._file = path, busy, None
         self._mark = secrets.token_hex(8)
 
     def check(self) -> None:
-        """Raise `UserError` if the folder was removed or replaced since, or, in a bucket, another process took it."""
+        """Raise `UserError` if the folder was removed or replaced, or, in a bucket, another process took the lock."""
         try:
             if self._file is None:
                 same = not self._mark or self._path.read_text() == self._mark
@@ -44,7 +44,7 @@ class Lock:
 
     @contextlib.contextmanager
     def held(self) -> Iterator[Lock]:
-        """Hold the lock for a block. Raises `UserError` at once where another process holds it."""
+        """Hold the lock during a block. Raises `UserError` at once if another process holds it."""
         if not local(self._path):
             self._path.write_text(self._mark)
             yield self
@@ -58,14 +58,14 @@ class Lock:
 
 @contextlib.contextmanager
 def unchanged(folder: Any) -> Iterator[Callable[[], None]]:
-    """A block with a function to call before each write. It raises `UserError` if another folder, or none, lies at this
-    path by then.
+    """Context manager that gives a function to call before each write, for writers that hold no lock.
 
-    For whoever adds to a folder without a lock. Of one in a bucket nothing can be told.
+    The function raises `UserError` if the folder was removed or replaced since the block began. In a bucket this cannot
+    be checked, so there it never raises.
     """
     with contextlib.ExitStack() as stack:
         at = None
-        with contextlib.suppress(OSError):  # told by whoever reads there
+        with contextlib.suppress(OSError):  # a reader of the folder reports the error
             at = stack.enter_context(opened(folder)) if local(folder) else None
 
         def check() -> None:
@@ -78,8 +78,10 @@ def unchanged(folder: Any) -> Iterator[Callable[[], None]]:
 
 
 def _same(path: Any, at: int) -> bool:
-    """Whether what lies at a path is what is open under a descriptor. (As long as it is open, nothing else gets its
-    number.)"""
+    """Whether the path still names the file that descriptor `at` has open, by device and inode number.
+
+    While a file is open, no other file gets its inode number.
+    """
     there, held = os.stat(path), os.fstat(at)
     return (there.st_dev, there.st_ino) == (held.st_dev, held.st_ino)
 
@@ -92,23 +94,26 @@ def _no_longer(folder: Any) -> UserError:
 
 
 def flock(file: IO | int, path: Any) -> bool:
-    """Lock an open file or folder. Returns False where another process holds it."""
+    """Try to lock an open file or folder, without waiting. Returns False if another process holds the lock.
+
+    Returns True, with a warning, if the file system has no locks.
+    """
     try:
         import fcntl
-    except ImportError:  # another system
+    except ImportError:  # not a Unix system
         return True
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     except OSError as error:
-        log.warning("%s cannot be locked (%s): make sure that nobody else writes there", path, error.strerror)
+        log.warning("%s cannot be locked (%s): make sure that no other process writes there", path, error.strerror)
     return True
 
 
 @contextlib.contextmanager
 def only_writer(folder: Path) -> Iterator[None]:
-    """A block in which this process alone fills a folder. Raises `UserError` where another one does."""
+    """Lock a folder during a block. Raises `UserError` if another process holds the lock."""
     with opened(folder) as at:
         if not flock(at, folder):
             raise UserError(f"{folder}: another process writes there; wait until it is done, or name another folder")
@@ -116,7 +121,7 @@ def only_writer(folder: Path) -> Iterator[None]:
 
 
 def alone(file: Any) -> None:
-    """Wait until nobody else writes to a file or folder that is open here, where the system knows locks."""
+    """Lock an open file or folder; wait until no other process holds the lock. Does nothing without system locks."""
     with contextlib.suppress(ImportError, OSError):
         import fcntl
 
@@ -125,7 +130,7 @@ def alone(file: Any) -> None:
 
 @contextlib.contextmanager
 def opened(folder: Any) -> Iterator[int]:
-    """The descriptor of an open folder."""
+    """Open a folder during a block; gives its file descriptor."""
     at = os.open(folder, os.O_RDONLY)
     try:
         yield at

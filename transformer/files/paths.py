@@ -1,4 +1,4 @@
-"""Paths, local or in a bucket, and what lies there."""
+"""Local paths and paths in buckets."""
 
 from __future__ import annotations
 
@@ -12,32 +12,32 @@ from transformer.config import UserError
 
 
 def local(path: Any) -> bool:
-    """Whether a path is on this machine, not in a bucket."""
+    """Whether a path is local, not in a bucket."""
     return "://" not in str(path) or str(path).startswith(("/", "."))
 
 
 def path_of(name: str | os.PathLike) -> epath.Path:
-    """A path on this machine or in a bucket. Raises `UserError` for a kind of storage that is not known."""
+    """Parse a local path or a path in a bucket. Raises `UserError` for an unknown kind of storage."""
     text = os.fspath(name)
     try:
         return epath.Path(re.sub("//+", "/", text) if local(text) else text)
     except KeyError:
         raise UserError(
-            f"{text}: there is no such kind of storage; name a bucket of gs:// or s3://, or a local folder, with ./ "
-            "before its name if that holds ://"
+            f"{text}: unknown kind of storage; give a gs:// or s3:// bucket, or a local folder (with ./ before a name "
+            "that contains ://)"
         ) from None
 
 
 def refuse_links(*paths: Any) -> None:
-    """Raise `UserError` if one of these files or folders of a workdir is a link: writing there would write elsewhere.
+    """Raise `UserError` if one of these files or folders in a workdir is a link, which may lead out of the workdir.
 
     The workdir itself may be a link.
     """
     for path in paths:
         if os.path.islink(path):
             raise UserError(
-                f"{path} is a link, and what is written there would lie outside the workdir; remove it, and move there "
-                "what it names, or make the whole workdir a link"
+                f"{path} is a link, so writing there would write outside the workdir; replace the link by its target, "
+                "or make the whole workdir a link"
             )
 
 

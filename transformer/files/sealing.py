@@ -1,4 +1,4 @@
-"""Sealed folders: each holds a manifest with the size and the sha256 of its files, which is written last."""
+"""Sealed folders. Each holds a manifest with the size and the sha256 of its files; the manifest is written last."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from transformer.phases import phase
 
 MANIFEST = "manifest.json"
 UNFINISHED = "unfinished"
-"""The manifest's name while it is written. A folder may have it from its beginning, as a mark."""
+"""Name of the manifest while it is being written. A new folder may hold this file from the start, as a mark."""
 
 
 def digest(path: Any) -> dict[str, Any]:
-    """Size and sha256 of a file."""
+    """Size (in bytes) and sha256 of a file."""
     sha256, size = hashlib.sha256(), 0
     with path.open("rb") as file:
         while block := file.read(1 << 20):
@@ -30,20 +30,20 @@ def digest(path: Any) -> dict[str, Any]:
 
 
 def digest_of(content: bytes) -> dict[str, Any]:
-    """Size and sha256 of a file with this content."""
+    """The `digest` of a file with this content."""
     return {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
 
 
 def sealed(folder: Any) -> bool:
-    """Whether a folder has a manifest. Whether its files are still as they were written, `damage` finds out."""
+    """Whether a folder has a manifest. Does not check its files; see `damage`."""
     return (folder / MANIFEST).exists()
 
 
 def seal(folder: Any) -> None:
-    """Write a folder's manifest, once all else in it is on the disk."""
+    """Sync all files of a folder to the disk, then write its manifest."""
     manifest = {str(f.relative_to(folder)): digest(f) for f in files_in(folder) if f != folder / UNFINISHED}
     if local(folder):
-        with ThreadPoolExecutor(8) as pool:  # each waits for the disk, which takes them together
+        with ThreadPoolExecutor(8) as pool:  # in parallel: the disk handles several syncs at once
             list(pool.map(synced, [folder, *Path(folder).rglob("*")]))
     (folder / UNFINISHED).write_bytes((json.dumps(manifest, indent=2) + "\n").encode())
     if local(folder):
@@ -56,9 +56,9 @@ def seal(folder: Any) -> None:
 
 
 def manifest(folder: Any, content: bytes | None = None) -> dict[str, dict[str, Any]]:
-    """Size and sha256 of each file of a sealed folder. Raises `ValueError` where the manifest itself is damaged.
+    """Map each file of a sealed folder to its size and sha256. Raises `ValueError` if the manifest is damaged.
 
-    `content`: the manifest, where it was read already.
+    `content`: the bytes of the manifest; None = read them.
     """
     try:
         entries = json.loads((folder / MANIFEST).read_bytes() if content is None else content)
@@ -73,9 +73,9 @@ def manifest(folder: Any, content: bytes | None = None) -> dict[str, dict[str, A
 
 
 def damage(folder: Any, digest_of_file: Callable[[Any], dict[str, Any]] | None = None) -> str | None:
-    """What is wrong with the files of a sealed folder, or None.
+    """Compare the files of a sealed folder with its manifest. Return the first difference, in words, or None.
 
-    Raises `UserError` for a file that can't be read at the moment: that says nothing about what is in it.
+    Raises `UserError` if a file cannot be read at the moment, since its content may be undamaged.
     """
     try:
         for file, expected in manifest(folder).items():

@@ -1,4 +1,4 @@
-"""Temporary names that tell their process, so that what killed processes left is found and removed."""
+"""Temporary names that contain their process id, so that the leftovers of killed processes can be removed."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from pathlib import Path
 
 
 def own_name(name: str) -> str:
-    """A name for what is being made, which no other thread or process uses. `sweep` removes what a killed one left."""
+    """A temporary name that no other thread or process uses. If the process is killed, `sweep` removes the file."""
     return f"{name}.{secrets.token_hex(4)}.{owner()}.tmp"
 
 
 def owner() -> str:
-    """This process, as part of the name of what it is making: HOST.NAMESPACE.PID.
+    """Identify this process for names of temporary files: HOST.NAMESPACE.PID.
 
-    Containers may share a host's name, but not the numbers of their processes.
+    NAMESPACE is the process id namespace: containers may share a host name, but not their process ids.
     """
     try:
         namespace = os.stat("/proc/self/ns/pid").st_ino
-    except OSError:  # another system
+    except OSError:  # not a Linux system
         namespace = 0
     return f"{socket.gethostname()}.{namespace}.{os.getpid()}"
 
 
 @contextlib.contextmanager
 def temporary(folder: Path, name: str) -> Iterator[Path]:
-    """A new folder in `folder` for the length of a block. What killed processes left beside it is removed."""
+    """A new folder in `folder` during a block. Also removes what killed processes left in `folder`."""
     sweep(folder)
     path = folder / own_name(name)
     path.mkdir(parents=True)
@@ -41,7 +41,7 @@ def temporary(folder: Path, name: str) -> Iterator[Path]:
 
 
 def sweep(folder: Path) -> None:
-    """Remove what killed processes of this machine left in a folder: what `own_name` named."""
+    """Remove temporary files and folders (see `own_name`) that killed processes of this machine left in a folder."""
     machine = owner().rpartition(".")[0]
     for path in folder.iterdir() if folder.is_dir() else ():
         process = path.name.removesuffix(".tmp").rpartition(".")[2]
@@ -55,6 +55,6 @@ def _runs(process: int) -> bool:
         os.kill(process, 0)
     except ProcessLookupError:
         return False
-    except OSError:  # somebody else's
+    except OSError:  # it runs, but belongs to another user
         pass
     return True
