@@ -74,37 +74,37 @@ def check_fields(section: Any, kind: type, prefix: str = "") -> None:
         value = getattr(section, name)
         if dataclasses.is_dataclass(hint):
             check_fields(value, hint, f"{prefix}{name}.")
-        elif broken := _broken(value, hint):
-            raise UserError(f"{prefix}{name} = {shown(value)}: {broken}")
+        elif violation := _violation(value, hint):
+            raise UserError(f"{prefix}{name} = {shown(value)}: {violation}")
 
 
-def _broken(value: Any, hint: Any) -> str | None:
+def _violation(value: Any, hint: Any) -> str | None:
     """Return the rule that the value violates for this type hint, or None. An int is accepted as a float."""
-    kind, kinds = get_origin(hint), get_args(hint)
-    if kind is Annotated:
-        return _broken(value, kinds[0]) or kinds[1].broken(value)
-    if kind is Literal:
-        return None if isinstance(value, str) and value in kinds else f"must be one of {', '.join(kinds)}"
-    if kind in (UnionType, Union):
-        broken = [_broken(value, one) for one in kinds]
-        return None if None in broken else f"{broken[0]}, or None"
-    if kind is tuple:
-        kinds = kinds[:1] * len(value) if Ellipsis in kinds and isinstance(value, tuple) else kinds
-        if not isinstance(value, tuple) or len(value) != len(kinds):
-            return f"must be of type {_plain(hint)}"
-        return next((broken for broken in map(_broken, value, kinds) if broken), None)
+    origin, args = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        return _violation(value, args[0]) or args[1].violation(value)
+    if origin is Literal:
+        return None if isinstance(value, str) and value in args else f"must be one of {', '.join(args)}"
+    if origin in (UnionType, Union):
+        violations = [_violation(value, one) for one in args]
+        return None if None in violations else f"{violations[0]}, or None"
+    if origin is tuple:
+        args = args[:1] * len(value) if Ellipsis in args and isinstance(value, tuple) else args
+        if not isinstance(value, tuple) or len(value) != len(args):
+            return f"must be of type {_type_name(hint)}"
+        return next((violation for violation in map(_violation, value, args) if violation), None)
     if not isinstance(value, (int, float) if hint is float else hint) or (isinstance(value, bool) and hint is not bool):
         return f"must be of type {hint.__name__}"
     return None if not isinstance(value, float) or math.isfinite(value) else "must be a finite number"
 
 
-def _plain(hint: Any) -> str:
+def _type_name(hint: Any) -> str:
     """The type hint as Python source, without bounds."""
-    kinds = get_args(hint)
+    args = get_args(hint)
     if get_origin(hint) is Annotated:
-        return _plain(kinds[0])
+        return _type_name(args[0])
     if get_origin(hint) is tuple:
-        return f"tuple[{', '.join('...' if kind is Ellipsis else _plain(kind) for kind in kinds)}]"
+        return f"tuple[{', '.join('...' if arg is Ellipsis else _type_name(arg) for arg in args)}]"
     return hint.__name__
 
 

@@ -115,11 +115,11 @@ class ModelConfig:
 
     def attention(self, kind: Literal["encoder", "decoder", "cross"]) -> AttentionConfig:
         """The settings of one kind of attention, with `kv_heads` and `kv_sharing` resolved to numbers."""
-        own: AttentionConfig = getattr(self, f"{kind}_attention")
+        section: AttentionConfig = getattr(self, f"{kind}_attention")
         return AttentionConfig(
-            kv_heads=own.kv_heads or self.kv_heads or self.heads,
-            kv_sharing=own.kv_sharing or self.kv_sharing,
-            window=own.window,
+            kv_heads=section.kv_heads or self.kv_heads or self.heads,
+            kv_sharing=section.kv_sharing or self.kv_sharing,
+            window=section.window,
         )
 
 

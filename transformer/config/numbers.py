@@ -15,7 +15,7 @@ class Rule:
     most: float | None = None
     below: float | None = None
 
-    def broken(self, value: float) -> str | None:
+    def violation(self, value: float) -> str | None:
         """Return the bound that the value violates, in words, or None.
 
         The program uses numbers in float32. So a value too small for float32 counts as 0, and a value that float32

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from transformer.config import UserError
-from transformer.model.checks import value_of, whole
+from transformer.model.checks import check_integer, value_of
 
 NORMALIZATIONS = ("paper", "fairseq", "none")
 
@@ -300,11 +300,11 @@ def _check(
     n_best: int,
 ) -> None:
     """Raise `UserError` naming the first option of `beam_search` that makes no search."""
-    whole("max_length", max_length, 1)
-    whole("beam_size", beam_size, 1)
-    whole("n_best", n_best, 1, beam_size)
+    check_integer("max_length", max_length, 1)
+    check_integer("beam_size", beam_size, 1)
+    check_integer("n_best", n_best, 1, beam_size)
     for name, piece in zip(("bos", "eos", "pad"), special, strict=True):
-        whole(name, piece, 0)
+        check_integer(name, piece, 0)
     penalty(1, 0.0, length_normalization)
     if (alpha := value_of(length_penalty)) is not None and not (alpha.dtype.kind in "iuf" and 0 <= alpha < jnp.inf):
         raise UserError(f"length_penalty = {length_penalty!r}: must be a finite number, 0 or more")

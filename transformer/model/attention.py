@@ -18,7 +18,7 @@ from flax import nnx
 from jax import Array
 
 from transformer.config import ModelConfig
-from transformer.model.initializers import Matrices, constant, matrix
+from transformer.model.initializers import Distributions, constant, matrix
 from transformer.model.layers import dropout
 from transformer.model.products import einsum, product
 
@@ -145,7 +145,7 @@ class Attention(nnx.Module):
         kind: Literal["encoder", "decoder", "cross"],
         *,
         own_kv: bool = True,
-        start: Matrices,
+        start: Distributions,
         rngs: nnx.Rngs,
     ):
         c, kv_heads = config, config.attention(kind).kv_heads

@@ -45,7 +45,7 @@ class Cache(NamedTuple):
     """One `KV` per group of decoder layers that share keys and values."""
     seen_BMS: Array
     """True where the slot holds a piece of this beam's past."""
-    place_BS: Array
+    positions_BS: Array
     """Position of the piece in each slot."""
     end: Array
     """The first slot that is free in all rows."""
@@ -60,14 +60,14 @@ class Cache(NamedTuple):
         new_S = jnp.arange(S) - self.end  # 0 at the first of the T * M new slots
         at_B1 = at_B.reshape(-1, 1)
         fresh_S = (new_S >= 0) & (new_S < T * M)
-        place_BS = jnp.where(fresh_S, at_B1 + new_S // M, self.place_BS)
-        old_BMS = self.seen_BMS & (self.place_BS < at_B1)[:, None] & ~fresh_S
-        own_MTS = fresh_S & (new_S % M == jnp.arange(M)[:, None, None]) & (new_S // M <= jnp.arange(T)[:, None])
-        mask_BMTS = old_BMS[:, :, None] | own_MTS
-        extended = Cache(self.kv, mask_BMTS[:, :, -1], place_BS, self.end + T * M)
+        positions_BS = jnp.where(fresh_S, at_B1 + new_S // M, self.positions_BS)
+        old_BMS = self.seen_BMS & (self.positions_BS < at_B1)[:, None] & ~fresh_S
+        new_MTS = fresh_S & (new_S % M == jnp.arange(M)[:, None, None]) & (new_S // M <= jnp.arange(T)[:, None])
+        mask_BMTS = old_BMS[:, :, None] | new_MTS
+        extended = Cache(self.kv, mask_BMTS[:, :, -1], positions_BS, self.end + T * M)
         if window is not None:
             query_BT = at_B1 + jnp.arange(T)
-            mask_BMTS = mask_BMTS & (query_BT[:, None, :, None] - place_BS[:, None, None] <= window)
+            mask_BMTS = mask_BMTS & (query_BT[:, None, :, None] - positions_BS[:, None, None] <= window)
         return mask_BMTS.reshape(B, M * T, S), extended
 
     def reorder(self, parents_BM: Array) -> Cache:
@@ -96,7 +96,7 @@ class Cache(NamedTuple):
         return Cache(
             tuple(KV(take(kv.k_BKHS, 3), take(kv.v_BKSH, 2)) for kv in self.kv),
             take(self.seen_BMS, 2),
-            take(self.place_BS, 1),
+            take(self.positions_BS, 1),
             jnp.int32(keep),
         )
 

@@ -25,7 +25,7 @@ def value_of(x: Any) -> np.ndarray | None:
     return np.asarray(x)
 
 
-def whole(name: str, number: Any, least: int, most: int | None = None) -> None:
+def check_integer(name: str, number: Any, least: int, most: int | None = None) -> None:
     """Raise `UserError` unless `number` is a Python or NumPy integer from `least` to `most`."""
     if not isinstance(number, (int, np.integer)) or isinstance(number, bool):
         raise UserError(f"{name} = {number!r}: must be an integer")
@@ -33,7 +33,7 @@ def whole(name: str, number: Any, least: int, most: int | None = None) -> None:
         raise UserError(f"{name} = {number}: must be at least {least}{'' if most is None else f', at most {most}'}")
 
 
-def check_whole(config: ModelConfig) -> None:
+def check_complete(config: ModelConfig) -> None:
     """Raise `UserError` if no model can be built: the config breaks a rule, or its vocab_size is None."""
     check_model(config)
     if config.vocab_size is None:
@@ -57,13 +57,13 @@ def check_ids(name: str, ids_BT: Any, vocab_size: int) -> None:
     check_integers(name, ids_BT)
     ids = value_of(ids_BT)
     if ids is not None and not (ids.min() >= 0 and ids.max() < vocab_size):
-        row, place = np.argwhere((ids < 0) | (ids >= vocab_size))[0]
+        row, column = np.argwhere((ids < 0) | (ids >= vocab_size))[0]
         raise UserError(
-            f"{name}[{row}, {place}] = {ids[row, place]}: ids must be 0 or more and below vocab_size, {vocab_size}"
+            f"{name}[{row}, {column}] = {ids[row, column]}: ids must be 0 or more and below vocab_size, {vocab_size}"
         )
 
 
-def check_like(name: str, x_BT: Any, ids_BT: Any) -> None:
+def check_same_shape(name: str, x_BT: Any, ids_BT: Any) -> None:
     """Raise `UserError` unless this array of integers has the shape of `ids_BT`, or one row for all rows."""
     check_integers(name, x_BT)
     if x_BT.shape[1] != ids_BT.shape[1] or x_BT.shape[0] not in (1, ids_BT.shape[0]):
@@ -79,17 +79,17 @@ def check_pair(name: str, pair: Any) -> tuple[Any, Any]:
     return pair[0], pair[1]
 
 
-def check_places(name: str, ids_BT: Any, positions_BT: Any, rows: int) -> None:
+def check_positions(name: str, ids_BT: Any, positions_BT: Any, rows: int) -> None:
     """Raise `UserError` if a piece has a position outside a learned table of `rows` rows."""
-    ids, places = value_of(ids_BT), value_of(positions_BT)
-    if ids is None or places is None:
+    ids, positions = value_of(ids_BT), value_of(positions_BT)
+    if ids is None or positions is None:
         return
-    wrong = np.broadcast_to((places < 0) | (places >= rows), ids.shape) & (ids != PAD)
+    wrong = np.broadcast_to((positions < 0) | (positions >= rows), ids.shape) & (ids != PAD)
     if wrong.any():
-        row, place = np.argwhere(wrong)[0]
+        row, column = np.argwhere(wrong)[0]
         raise UserError(
-            f"{name}[{row}, {place}] is at position {np.broadcast_to(places, ids.shape)[row, place]}, counted from 0, "
-            f"but this model has {rows} learned positions (max_positions); give shorter sentences"
+            f"{name}[{row}, {column}] is at position {np.broadcast_to(positions, ids.shape)[row, column]}, "
+            f"counted from 0, but this model has {rows} learned positions (max_positions); give shorter sentences"
         )
 
 

@@ -13,14 +13,14 @@ from transformer.config import PAD, ModelConfig, UserError
 from transformer.model.attention import KV
 from transformer.model.cache import Cache, Memory, causal, same_segment, within
 from transformer.model.checks import (
+    check_complete,
     check_ids,
-    check_like,
+    check_integer,
     check_pair,
-    check_places,
+    check_positions,
+    check_same_shape,
     check_sources,
-    check_whole,
     value_of,
-    whole,
 )
 from transformer.model.initializers import constant
 from transformer.model.inputs import inputs, position_table, shifted
@@ -40,7 +40,7 @@ class EncoderDecoder(nnx.Module):
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
         """Raises `UserError` (a ValueError) if the config breaks a rule or its vocab_size is None."""
-        check_whole(config)
+        check_complete(config)
         self.config, self.vocab_size = config, config.vocab_size
         # One module holds a tied table and offers both uses of it. Two modules would split the gradient in two.
         tied = config.tied_embeddings
@@ -79,11 +79,11 @@ class EncoderDecoder(nnx.Module):
             raise UserError(
                 f"source_BS has {len(source_BS)} rows and target_BT {len(target_BT)}: give one target for each source"
             )
-        places_BS, places_BT = check_pair("positions", positions)
-        numbers_BS, numbers_BT = check_pair("segments", segments)
-        memory = self.encode(source_BS, positions_BS=places_BS, segments_BS=numbers_BS, key=fold(key, 0), run=run)
+        positions_BS, positions_BT = check_pair("positions", positions)
+        segments_BS, segments_BT = check_pair("segments", segments)
+        memory = self.encode(source_BS, positions_BS=positions_BS, segments_BS=segments_BS, key=fold(key, 0), run=run)
         return self.decode(
-            target_BT, memory, positions_BT=places_BT, segments_BT=numbers_BT, key=fold(key, 1), run=run
+            target_BT, memory, positions_BT=positions_BT, segments_BT=segments_BT, key=fold(key, 1), run=run
         )[0]
 
     @jax.named_scope("encode")
@@ -104,7 +104,7 @@ class EncoderDecoder(nnx.Module):
         check_ids("source_BS", source_BS, self.vocab_size)
         for name, given in (("positions_BS", positions_BS), ("segments_BS", segments_BS)):
             if given is not None:
-                check_like(name, given, source_BS)
+                check_same_shape(name, given, source_BS)
         mask_BS = source_BS != PAD
         mask_BTS = mask_BS[:, None, :]
         if segments_BS is not None:
@@ -112,11 +112,11 @@ class EncoderDecoder(nnx.Module):
         if positions_BS is None:
             positions_BS = jnp.arange(source_BS.shape[1])[None]
         mask_BTS = within(self.config.attention("encoder").window, mask_BTS, positions_BS, positions_BS)
-        learned, places_BS = self.source_positions, shifted(self.config, positions_BS, len(source_BS), fold(key, 2))
+        learned, shifted_BS = self.source_positions, shifted(self.config, positions_BS, len(source_BS), fold(key, 2))
         if learned is not None:
-            check_places("source_BS", source_BS, places_BS, len(learned[...]))
-        x_BSD = inputs(self.config, self.embedding, learned, source_BS, places_BS, fold(key, 0))
-        x_BSD, _, _ = self.encoder(x_BSD, mask_BTS, places_BS, key=fold(key, 1), run=run)
+            check_positions("source_BS", source_BS, shifted_BS, len(learned[...]))
+        x_BSD = inputs(self.config, self.embedding, learned, source_BS, shifted_BS, fold(key, 0))
+        x_BSD, _, _ = self.encoder(x_BSD, mask_BTS, shifted_BS, key=fold(key, 1), run=run)
         positions_BS = jnp.broadcast_to(positions_BS, source_BS.shape)
         return Memory(self.decoder.memory(x_BSD), mask_BS, positions_BS, segments_BS)
 
@@ -167,11 +167,11 @@ class EncoderDecoder(nnx.Module):
             if segments_BT is not None:
                 mask_BTS = mask_BTS & same_segment(segments_BT, segments_BT)
         # M * T queries per sentence.
-        places = jnp.broadcast_to(positions_BT, (rows, T)).reshape(len(memory.mask_BS), -1)
-        memory_mask_BTS = memory.mask_BTS(places, segments_BT, self.config.attention("cross").window)
+        query_positions = jnp.broadcast_to(positions_BT, (rows, T)).reshape(len(memory.mask_BS), -1)
+        memory_mask_BTS = memory.mask_BTS(query_positions, segments_BT, self.config.attention("cross").window)
         learned, positions_BT = self.target_positions, shifted(self.config, positions_BT, rows, fold(key, 2))
         if learned is not None:
-            check_places("tokens_BT", tokens_BT, positions_BT, len(learned[...]))
+            check_positions("tokens_BT", tokens_BT, positions_BT, len(learned[...]))
         embedding = self.target_embedding or self.embedding
         x_BTD, kv, weights = self.decoder(
             inputs(self.config, embedding, learned, tokens_BT, positions_BT, fold(key, 0)),
@@ -204,12 +204,12 @@ class EncoderDecoder(nnx.Module):
         `dtype`: type of keys and values; None = the model's dtype.
         """
         for name, number in (("rows", rows), ("length", length), ("beams", beams)):
-            whole(name, number, 1)
-        c, own = self.config, self.config.attention("decoder")
-        S, K, dtype = length * beams, own.kv_heads, jnp.dtype(dtype or c.dtype)
+            check_integer(name, number, 1)
+        c, attention = self.config, self.config.attention("decoder")
+        S, K, dtype = length * beams, attention.kv_heads, jnp.dtype(dtype or c.dtype)
         kv = tuple(
             KV(jnp.zeros((rows, K, c.key_size, S), dtype), jnp.zeros((rows, K, S, c.value_size), dtype))
-            for _ in range(0, c.decoder_layers, own.kv_sharing)
+            for _ in range(0, c.decoder_layers, attention.kv_sharing)
         )
         return Cache(kv, jnp.zeros((rows, beams, S), bool), jnp.zeros((rows, S), jnp.int32), jnp.int32(0))
 
@@ -232,7 +232,7 @@ class EncoderDecoder(nnx.Module):
         if cache is None:
             for name, given in (("positions_BT", positions_BT), ("segments_BT", segments_BT)):
                 if given is not None:
-                    check_like(name, given, tokens_BT)
+                    check_same_shape(name, given, tokens_BT)
             return
         if positions_BT is not None or segments_BT is not None:
             raise UserError("with a cache, at_B gives the tokens' positions; leave out positions_BT and segments_BT")

@@ -17,7 +17,7 @@ from flax import nnx
 from jax import Array
 
 from transformer.config import ModelConfig
-from transformer.model.checks import check_whole
+from transformer.model.checks import check_complete
 from transformer.model.encoder_decoder import EncoderDecoder
 
 Params = Mapping[str, Any]
@@ -84,7 +84,7 @@ def build(config: ModelConfig) -> Model:
 
     Raises `UserError` (a ValueError) if the config breaks a rule, with the same message as on the command line.
     """
-    check_whole(config)
+    check_complete(config)
     return _built(config)
 
 

@@ -43,41 +43,41 @@ class Normal(NamedTuple):
     """Redraw values more than two deviations from 0, as TensorFlow does. The variance becomes 0.774 * deviation^2."""
 
 
-Start = Uniform | Normal
-Matrices = Mapping[str, Start]
+Distribution = Uniform | Normal
+Distributions = Mapping[str, Distribution]
 
 NAMES = ("query", "key", "value", "output", "w1", "w2")
-GLOROT: Matrices = dict.fromkeys(NAMES, Uniform(1, "average"))
-FAIRSEQ: Matrices = {
+GLOROT: Distributions = dict.fromkeys(NAMES, Uniform(1, "average"))
+FAIRSEQ: Distributions = {
     **dict.fromkeys(("query", "key", "value"), Uniform(1 / 2, "average")),
     "output": Uniform(1, "average"),
     **dict.fromkeys(("w1", "w2"), Uniform(1 / 3)),
 }
 
 
-def scaled(sublayers: int) -> Matrices:
+def scaled(sublayers: int) -> Distributions:
     """Distributions that keep the variance of a matrix's input. The last matrix of each sub-layer divides it by the
     number of sub-layers of the stack."""
     keep, last = Uniform(1), Uniform(1 / sublayers)
     return {**dict.fromkeys(("query", "key", "value", "w1"), keep), "output": last, "w2": last}
 
 
-def gpt2(sublayers: int) -> Matrices:
+def gpt2(sublayers: int) -> Distributions:
     """GPT-2's distributions: deviation 0.02, in the last matrix of each sub-layer divided by sqrt(`sublayers`)."""
     last = Normal(0.02 / sublayers**0.5)
     return {**dict.fromkeys(NAMES, Normal(0.02)), "output": last, "w2": last}
 
 
-BERT: Matrices = dict.fromkeys(NAMES, Normal(0.02, truncated=True))
+BERT: Distributions = dict.fromkeys(NAMES, Normal(0.02, truncated=True))
 
 
-def matrices(initializer: str, sublayers: int) -> Matrices:
+def distributions(initializer: str, sublayers: int) -> Distributions:
     """Map each matrix's name to its initial distribution, in a stack with this number of sub-layers."""
     ways = {"glorot": GLOROT, "fairseq": FAIRSEQ, "scaled": scaled(sublayers), "gpt2": gpt2(sublayers), "bert": BERT}
     return ways[initializer]
 
 
-def matrix(start: Start, rngs: nnx.Rngs, shape: tuple[int, ...], inner: int = 1) -> nnx.Param:
+def matrix(start: Distribution, rngs: nnx.Rngs, shape: tuple[int, ...], inner: int = 1) -> nnx.Param:
     """A float32 matrix of this shape, with initial values. Its first `inner` axes are the rows (fan-in)."""
     if isinstance(start, Normal):
         return normal(start, rngs, shape)

@@ -14,7 +14,7 @@ from flax import nnx
 from jax import Array
 
 from transformer.config import ModelConfig
-from transformer.model.initializers import Matrices, constant, matrix, table
+from transformer.model.initializers import Distributions, constant, matrix, table
 from transformer.model.products import lookup, matmul, product
 
 ACTIVATIONS = {
@@ -88,7 +88,7 @@ class LayerNorm(nnx.Module):
 class FeedForward(nnx.Module):
     """Position-wise feed-forward network f(x W1 + b1) W2 + b2 (paper §3.3, eq. 2); in the paper f(x) = max(0, x)."""
 
-    def __init__(self, config: ModelConfig, *, start: Matrices, rngs: nnx.Rngs):
+    def __init__(self, config: ModelConfig, *, start: Distributions, rngs: nnx.Rngs):
         D, F = config.d_model, config.d_ff
         self.w1 = matrix(start["w1"], rngs, (D, F))
         self.b1 = constant(0, F)

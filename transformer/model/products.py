@@ -93,7 +93,7 @@ def _narrow_product(subscripts: str, a: Array, b: Array) -> Array:
     def product(a: Array, b: Array) -> Array:
         return jnp.einsum(subscripts, a, b, preferred_element_type=jnp.float32)
 
-    def turned_round(a: Array, b: Array) -> Array:
+    def transposed_first(a: Array, b: Array) -> Array:
         # Transpose a so that the summed index is last. Otherwise XLA computes the product in float32, at a fourth of
         # the speed. The layout constraint keeps XLA from undoing the transposition.
         order = of_a.replace(summed, "") + summed
@@ -102,7 +102,7 @@ def _narrow_product(subscripts: str, a: Array, b: Array) -> Array:
 
     if of_a[-1] == summed:
         return product(a, b)
-    return jax.lax.platform_dependent(a, b, cpu=turned_round, default=product)
+    return jax.lax.platform_dependent(a, b, cpu=transposed_first, default=product)
 
 
 def _indices(subscripts: str) -> tuple[str, str, str]:

@@ -16,7 +16,7 @@ from jax import Array
 from transformer.config import ModelConfig
 from transformer.model.attention import KV, Attention, write
 from transformer.model.cache import Cache
-from transformer.model.initializers import matrices
+from transformer.model.initializers import distributions
 from transformer.model.layers import FeedForward, LayerNorm, dropout, fold
 
 Kind = Literal["encoder", "decoder"]
@@ -59,7 +59,7 @@ class Block(nnx.Module):
     """One block: self-attention, cross-attention to a memory (only with `cross`), and feed-forward."""
 
     def __init__(self, config: ModelConfig, kind: Kind, layer: int, *, cross: bool, rngs: nnx.Rngs):
-        start = matrices(config.initializer, (3 if cross else 2) * layers_of(config, kind))
+        start = distributions(config.initializer, (3 if cross else 2) * layers_of(config, kind))
 
         def attention(kind: str) -> Attention:
             """Of each `kv_sharing` neighbouring blocks, the first computes keys and values for all of them."""
@@ -149,7 +149,7 @@ class Stack(nnx.Module):
         for i, block in enumerate(self.layers):
             fresh = i % self.sharing == 0
             step = partial(block, want_weights=want_weights)
-            x_BTD, kv, found = (jax.checkpoint(step) if run.remat else step)(
+            x_BTD, kv, block_weights = (jax.checkpoint(step) if run.remat else step)(
                 x_BTD,
                 mask_BTS,
                 positions_BT,
@@ -160,7 +160,7 @@ class Stack(nnx.Module):
             )
             x_BTD = run.between(x_BTD)
             kvs += [kv] if fresh else []
-            weights.append(found)
+            weights.append(block_weights)
         return x_BTD if self.norm is None else self.norm(x_BTD), tuple(kvs), tuple(weights)
 
 
