@@ -334,7 +334,7 @@ def test_no_name_of_a_users_is_a_pattern_or_has_to_be_utf8(tmp_path: Path, name:
     assert (there.steps(), there.states()) == ([10, 15], [10, 15, interrupted(20)])
     assert equal(there.at(15).params(), made.params)
     assert there.average(1) == [15] and equal(there.at("average").params(), made.params)
-    plain = there._arrays._plain
+    plain = there._arrays._orbax_folder
     del there, checkpoints
     gc.collect()
     assert plain == epath.Path(tmp_path / name / "checkpoints") or not plain.parent.exists()

@@ -73,7 +73,7 @@ def test_what_a_checkpoint_stores_is_enough_to_go_on(run: list[dict], cut: int) 
     found = [first.better(one) for one in run[:cut]]
     stored = json.loads(json.dumps(first.progress(None)))
     second = Judge(JUDGED, NOW, stored)
-    assert second.begun_anew == []
+    assert second.reset_reasons == []
     found += [second.better(one) for one in run[cut:]]
     assert found == whole
     assert json.dumps(second.progress(None)) == json.dumps(straight.progress(None))
@@ -106,7 +106,7 @@ def test_other_decoding_begins_anew(changed: dict, told: list[str]) -> None:
     decode = dataclasses.replace(DecodeConfig(), **changed)
     now = {**NOW, "scored_with": {"bleu_tokenize": "13a", **decoding(decode)}}
     judge = Judge(JUDGED, now, stored)
-    assert judge.begun_anew == told
+    assert judge.reset_reasons == told
     assert (judge.best, judge.stale) == ((None, 0) if told else (stored["best"], 1))
     assert judge.better(scores(1, 1, 2.0)) == bool(told)
 
@@ -124,14 +124,14 @@ def test_what_else_begins_anew() -> None:
     judge.better(scores(9, 9, 1.0))
     stored = judge.progress(None)
     by_loss = (JUDGED[2], *JUDGED[:2])
-    assert Judge(by_loss, NOW, stored).begun_anew == ["dev_loss counts first instead of dev_bleu"]
+    assert Judge(by_loss, NOW, stored).reset_reasons == ["dev_loss counts first instead of dev_bleu"]
     other = {**NOW, "scored_with": {**NOW["scored_with"], "bleu_tokenize": "zh"}}
-    assert Judge(JUDGED, other, stored).begun_anew == ["bleu_tokenize is zh instead of 13a"]
+    assert Judge(JUDGED, other, stored).reset_reasons == ["bleu_tokenize is zh instead of 13a"]
     text = Judge(JUDGED, {**NOW, "dev_digest": "another"}, stored)
-    assert text.begun_anew == ["the development text or train.eval_sentences has changed"]
+    assert text.reset_reasons == ["the development text or train.eval_sentences has changed"]
     assert (text.best, text.stale) == (None, 0)
     # A run that was never evaluated has nothing to forget.
-    assert Judge(by_loss, other, Judge(JUDGED, NOW, {}).progress(None)).begun_anew == []
+    assert Judge(by_loss, other, Judge(JUDGED, NOW, {}).progress(None)).reset_reasons == []
 
 
 # ---- Earlier versions -----------------------------------------------------------------------------------------------
@@ -148,17 +148,17 @@ def former(**more: object) -> dict:
 
 def test_a_run_of_an_earlier_version_goes_on() -> None:
     judge = Judge(JUDGED, NOW, upgraded(former(), Config))
-    assert (judge.begun_anew, judge.best, judge.stale) == ([], {"dev_bleu": 14.0}, 2)
+    assert (judge.reset_reasons, judge.best, judge.stale) == ([], {"dev_bleu": 14.0}, 2)
     assert not judge.better(scores(13.9, 90, 0.5))
     assert judge.better(scores(14.1, 1, 9.0))
-    assert not Judge(JUDGED, NOW, upgraded(former(best_bleu=None, evaluations_without_better=0), Config)).begun_anew
+    assert not Judge(JUDGED, NOW, upgraded(former(best_bleu=None, evaluations_without_better=0), Config)).reset_reasons
 
 
 def test_an_earlier_version_decoded_as_its_checkpoint_says() -> None:
     progress = upgraded(former(), lambda: Config(decode=DecodeConfig(max_length=3)))
-    assert Judge(JUDGED, NOW, progress).begun_anew == ["decode.max_length is None instead of 3"]
+    assert Judge(JUDGED, NOW, progress).reset_reasons == ["decode.max_length is None instead of 3"]
     zh = {**NOW, "scored_with": {**NOW["scored_with"], "bleu_tokenize": "zh"}}
-    assert Judge(JUDGED, zh, upgraded(former(), Config)).begun_anew == ["bleu_tokenize is zh instead of 13a"]
+    assert Judge(JUDGED, zh, upgraded(former(), Config)).reset_reasons == ["bleu_tokenize is zh instead of 13a"]
     # The best of an earlier version may have been no number.
     judge = Judge(JUDGED, NOW, upgraded(former(best_bleu=math.nan), Config))
     assert judge.better(scores(0, 0, 9.0))

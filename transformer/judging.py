@@ -27,11 +27,11 @@ from transformer.config import Config, DecodeConfig
 Judged = Sequence[Sequence[str]]
 """Pairs (name of a score, "up" or "down") in the order of comparison; "down" = smaller is better."""
 
-FORMER = (("dev_bleu", "up"),)
+EARLIER_JUDGED = (("dev_bleu", "up"),)
 """The list in checkpoints of earlier versions."""
 
 # Options of decoding that affect only speed, and those that beam search (False) or sampling (True) ignores.
-_OF_SPEED = ("batch_sentences", "batch_tokens", "streams")
+_SPEED_ONLY = ("batch_sentences", "batch_tokens", "streams")
 _IGNORED = {False: ("n_best", "temperature", "top_k", "top_p", "seed"), True: ("beam_size",)}
 
 
@@ -40,11 +40,11 @@ def rank(scores: Mapping[str, Any], judged: Judged) -> tuple[float, ...] | None:
 
     A score that is missing or not finite ranks below all others.
     """
-    values = [_worth(scores.get(name), direction) for name, direction in judged]
+    values = [_sort_value(scores.get(name), direction) for name, direction in judged]
     return tuple(values) if any(value > -math.inf for value in values) else None
 
 
-def _worth(value: Any, direction: str) -> float:
+def _sort_value(value: Any, direction: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return -math.inf
     with contextlib.suppress(OverflowError):  # of an integer of 400 digits
@@ -55,7 +55,7 @@ def _worth(value: Any, direction: str) -> float:
 
 def decoding(options: DecodeConfig) -> dict[str, Any]:
     """Map the dotted name of each option of decoding that translations depend on to its value."""
-    ignored = (*_OF_SPEED, *_IGNORED[options.sample])
+    ignored = (*_SPEED_ONLY, *_IGNORED[options.sample])
     fields = {f"decode.{name}": x for name, x in dataclasses.asdict(options).items() if name not in ignored}
     return json.loads(json.dumps(fields))  # the types that a checkpoint's JSON returns
 
@@ -65,15 +65,17 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 
     An entry that is missing on one side counts as unchanged.
     """
-    found = []
+    reasons = []
     if before.get("dev_digest", now.get("dev_digest")) != now.get("dev_digest"):
-        found.append("the development text or train.eval_sentences has changed")
+        reasons.append("the development text or train.eval_sentences has changed")
     first_before, first = before["judged"][0], now["judged"][0]
     if list(first_before) != list(first):
-        found.append(f"{first[0]} counts first instead of {first_before[0]}")
+        reasons.append(f"{first[0]} counts first instead of {first_before[0]}")
     old, new = before["scored_with"], now["scored_with"]
-    found += [f"{name} is {new[name]} instead of {old[name]}" for name in new if old.get(name, new[name]) != new[name]]
-    return found
+    reasons += [
+        f"{name} is {new[name]} instead of {old[name]}" for name in new if old.get(name, new[name]) != new[name]
+    ]
+    return reasons
 
 
 def best_of(scored: Mapping[int, Mapping[str, Any]], judged: Judged | None = None) -> int | None:
@@ -100,7 +102,7 @@ def upgraded(progress: dict[str, Any], config: Callable[[], Config]) -> dict[str
     best = progress.get("best_bleu")
     return {
         **progress,
-        "judged": [list(score) for score in FORMER],
+        "judged": [list(score) for score in EARLIER_JUDGED],
         "scored_with": {"bleu_tokenize": tokenizer[1] if tokenizer else "13a", **decoding(config().decode)},
         "best": None if best is None else {"dev_bleu": best},
     }
@@ -123,17 +125,17 @@ class Judge:
         self.judged, self._now = judged, dict(now)
         self.best: dict[str, float | None] | None = progress.get("best")
         self.stale: int = progress.get("evaluations_without_better", 0)
-        self.begun_anew: list[str] = []
+        self.reset_reasons: list[str] = []
         """Reasons why the best evaluation was reset: earlier scores are not comparable with those of this run."""
         if "judged" in progress and (self.best is not None or self.stale):
-            self.begun_anew = changes(progress, {**self._now, "judged": judged})
-        if self.begun_anew:
+            self.reset_reasons = changes(progress, {**self._now, "judged": judged})
+        if self.reset_reasons:
             self.best, self.stale = None, 0
 
     def better(self, scores: Mapping[str, Any]) -> bool:
         """Record an evaluation. Returns whether it is strictly better than all before it."""
-        found, best = rank(scores, self.judged), rank(self.best or {}, self.judged)
-        better = found is not None and (best is None or found > best)
+        ranked, best = rank(scores, self.judged), rank(self.best or {}, self.judged)
+        better = ranked is not None and (best is None or ranked > best)
         if better:
             self.best, self.stale = {name: scores.get(name) for name, _ in self.judged}, 0
         else:
@@ -146,10 +148,10 @@ class Judge:
 
     def progress(self, scores: Mapping[str, Any] | None) -> dict[str, Any]:
         """The entries for a checkpoint's progress.json. `scores`: the checkpoint's own evaluation, or None."""
-        own = {name: None if scores is None else scores.get(name) for name, _ in self.judged}
-        own |= {name: text for name, text in (scores or {}).items() if isinstance(text, str)}  # signatures
+        entries = {name: None if scores is None else scores.get(name) for name, _ in self.judged}
+        entries |= {name: text for name, text in (scores or {}).items() if isinstance(text, str)}  # signatures
         return {
-            **own,
+            **entries,
             "judged": [list(score) for score in self.judged],
             **self._now,
             "best": self.best,

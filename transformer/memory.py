@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from transformer.config import UserError
 
 # Messages of JAX, the C library and Python when memory runs out, in exceptions of several classes.
-_SAID = (
+_MESSAGES = (
     "RESOURCE_EXHAUSTED",
     "Out of memory",
     "out of memory",
@@ -19,7 +19,7 @@ _SAID = (
     "failed to map segment",
     "YNNPACK operation failed",  # of XLA's CPU kernels, which print "allocate failed" only on standard error
 )
-_DISK = ("No space left", "Disk quota")  # some libraries report a full disk as RESOURCE_EXHAUSTED, too
+_DISK_MESSAGES = ("No space left", "Disk quota")  # some libraries report a full disk as RESOURCE_EXHAUSTED, too
 
 
 def ran_out(error: BaseException) -> bool:
@@ -31,7 +31,7 @@ def ran_out(error: BaseException) -> bool:
     if isinstance(error, OSError) and error.errno is not None:
         return error.errno == errno.ENOMEM
     text = str(error)
-    return any(words in text for words in _SAID) and not any(words in text for words in _DISK)
+    return any(words in text for words in _MESSAGES) and not any(words in text for words in _DISK_MESSAGES)
 
 
 def address_space() -> int | None:
@@ -58,10 +58,10 @@ def enough_memory(fix: str) -> Iterator[None]:
     except Exception as error:
         if not ran_out(error):
             raise
-        raise short(error, fix) from error
+        raise out_of_memory(error, fix) from error
 
 
-def short(error: BaseException, fix: str) -> OutOfMemory:
+def out_of_memory(error: BaseException, fix: str) -> OutOfMemory:
     """Convert an out-of-memory error to a `UserError` of one line, with this fix."""
     reason = " ".join(f"{type(error).__name__}: {error}".rstrip(": ").split())
     return OutOfMemory(f"memory ran out ({reason[:200]}); {fix}")

@@ -71,19 +71,19 @@ class _Input(io.FileIO):
     """Standard input. Raises `StreamError` if it cannot be read."""
 
     def read(self, size: int = -1) -> bytes:
-        return self._told(super().read, size)
+        return self._checked(super().read, size)
 
     def readall(self) -> bytes:
-        return self._told(super().readall)
+        return self._checked(super().readall)
 
     def readinto(self, buffer: Any) -> int:
-        return self._told(super().readinto, buffer)
+        return self._checked(super().readinto, buffer)
 
-    def _told(self, read: Callable[..., Any], *given: Any) -> Any:
+    def _checked(self, read: Callable[..., Any], *arguments: Any) -> Any:
         try:
-            while (found := read(*given)) is None:  # a non-blocking pipe without data; None is not the end
+            while (data := read(*arguments)) is None:  # a non-blocking pipe without data; None is not the end
                 select.select([self], [], [])
-            return found
+            return data
         except OSError as error:
             reason = error.strerror or error
             raise StreamError(f"standard input cannot be read ({reason}); give it a file or a pipe") from None
@@ -141,14 +141,14 @@ def plain(text: str, keep: str = "\t") -> str:
     """
     if text.isprintable():
         return text
-    return "".join(char if char in keep or not _harmful(char) else _spelt(char) for char in text)
+    return "".join(char if char in keep or not _harmful(char) else _escaped(char) for char in text)
 
 
 def _harmful(char: str) -> bool:
     return unicodedata.category(char) in ("Cc", "Cf", "Cs", "Zl", "Zp") and char not in _JOINERS
 
 
-def _spelt(char: str) -> str:
+def _escaped(char: str) -> str:
     return char.encode("unicode_escape").decode("ascii")
 
 

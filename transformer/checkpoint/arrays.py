@@ -26,7 +26,7 @@ class Arrays:
     def __init__(self, folder: epath.Path):
         self._folder = folder
         self._orbax = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler())
-        self._plain = _plain_name(self, folder)
+        self._orbax_folder = _folder_for_orbax(self, folder)
 
     def save(self, path: epath.Path, items: Mapping[str, Any]) -> None:
         """Start writing trees of arrays to the checkpoint at `path`. Returns once they are copied off the devices."""
@@ -44,12 +44,12 @@ class Arrays:
         """
         handler = ocp.PyTreeCheckpointHandler()
         for item, expected in shapes.items():
-            at = self._orbax_path(path) / "state" / item
-            there = handler.metadata(at).tree
+            saved = self._orbax_path(path) / "state" / item
+            arrays = handler.metadata(saved).tree
             if jax.process_count() == 1:
-                arguments = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), there)
-                there = handler.restore(at, args=ocp.args.PyTreeRestore(restore_args=arguments))
-            if shapes_of(there) != expected:
+                arguments = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), arrays)
+                arrays = handler.restore(saved, args=ocp.args.PyTreeRestore(restore_args=arguments))
+            if shapes_of(arrays) != expected:
                 raise ValueError(f"{path / 'state' / item} does not hold the arrays that were saved")
 
     def restore(self, path: epath.Path, items: Mapping[str, Any]) -> dict[str, Any]:
@@ -67,7 +67,7 @@ class Arrays:
 
     def _orbax_path(self, path: epath.Path) -> epath.Path:
         """The path to give to Orbax for `path`."""
-        return self._plain / path.relative_to(self._folder)
+        return self._orbax_folder / path.relative_to(self._folder)
 
 
 def shapes_of(tree: Any) -> dict[str, tuple[int, ...]]:
@@ -87,16 +87,16 @@ def with_sharding(abstract: Any, sharding: Any) -> Any:
     return jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), abstract, sharding)
 
 
-def _plain_name(arrays: Arrays, folder: epath.Path) -> epath.Path:
+def _folder_for_orbax(arrays: Arrays, folder: epath.Path) -> epath.Path:
     """A path to the folder of checkpoints that Orbax can use.
 
     Orbax takes [, * and ? in a path for a pattern and \\ for /, and encodes each path as UTF-8, whatever the locale.
     For such a folder, return a link in a temporary folder, which is removed when `arrays` is garbage-collected.
     Raises `UserError` where no such link can be made.
     """
-    if _means_itself(str(folder)):
+    if _safe_for_orbax(str(folder)):
         return folder
-    if not local(folder) or jax.process_count() > 1 or not _means_itself(tempfile.gettempdir()):
+    if not local(folder) or jax.process_count() > 1 or not _safe_for_orbax(tempfile.gettempdir()):
         raise UserError(
             f"{folder.parent}: the path has [, *, ?, \\ or letters that are not UTF-8 in this locale, which is not "
             "possible in a bucket, with several processes, or with such a TMPDIR; rename the workdir"
@@ -108,7 +108,7 @@ def _plain_name(arrays: Arrays, folder: epath.Path) -> epath.Path:
     return link
 
 
-def _means_itself(path: str) -> bool:
+def _safe_for_orbax(path: str) -> bool:
     """Whether Orbax opens the same file at this path as this program does."""
     try:
         plain = not glob.has_magic(path) and (os.sep != "/" or "\\" not in path)

@@ -47,7 +47,7 @@ def interrupted(step: int) -> str:
     return f"{step:08d}{INTERRUPTED}"
 
 
-def of_training(name: str) -> bool:
+def is_training_name(name: str) -> bool:
     """Whether training gives its checkpoints names of this form: eight digits, perhaps with `.interrupted`."""
     number = name.removesuffix(INTERRUPTED)
     return number.isdecimal() and number == f"{int(number):08d}"

@@ -19,7 +19,7 @@ from transformer.checkpoint.layout import AVERAGE
 from transformer.config import Config, UserError, conflicts, from_json
 from transformer.files import MANIFEST, damage, digest_of, manifest, sealed
 from transformer.judging import check_progress, rank, upgraded
-from transformer.memory import OutOfMemory, ran_out, short
+from transformer.memory import OutOfMemory, out_of_memory, ran_out
 from transformer.model import Model, Params, build
 from transformer.model.functional import finite
 
@@ -174,7 +174,7 @@ class Checkpoint:
             raise
         except Exception as error:  # Orbax raises plain `Exception`, among others
             self.require_same()
-            _refuse_no_memory(error, self.path)
+            _raise_if_out_of_memory(error, self.path)
             reason = " ".join(str(error).split())[:300]
             raise UserError(f"{self.path} cannot be restored: {reason}") from error
         if self.name == AVERAGE:  # an average may be replaced during the read; a step may only be removed
@@ -187,21 +187,21 @@ class Checkpoint:
         Raises `OSError` or `UserError` if the parameters cannot be read.
         """
         try:
-            there = self._arrays.param_shapes(self.path)
+            stored = self._arrays.param_shapes(self.path)
         except OSError:
             self.require_same()
             raise
         except Exception as error:  # Orbax raises plain `Exception`, among others
             self.require_same()
-            _refuse_no_memory(error, self.path)
+            _raise_if_out_of_memory(error, self.path)
             why = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
             raise UserError(f"{self.path} cannot be read ({why}): {_DAMAGED}") from None
-        here = shapes_of(params)
-        for path in here | there:
-            if there.get(path) != here.get(path):
+        expected = shapes_of(params)
+        for path in expected | stored:
+            if stored.get(path) != expected.get(path):
                 return (
-                    f"{self.path} does not fit the model: {path} is {there.get(path, 'missing')} in the checkpoint "
-                    f"and {here.get(path, 'missing')} in the model"
+                    f"{self.path} does not fit the model: {path} is {stored.get(path, 'missing')} in the checkpoint "
+                    f"and {expected.get(path, 'missing')} in the model"
                 )
         return None
 
@@ -235,7 +235,7 @@ class Checkpoint:
             )
 
 
-def _refuse_no_memory(error: Exception, path: epath.Path) -> None:
+def _raise_if_out_of_memory(error: Exception, path: epath.Path) -> None:
     """Raise `UserError` if `error` means that memory ran out. The checkpoint itself may be undamaged."""
     if ran_out(error):
-        raise short(error, f"{path} was not read; end other programs, or raise the limit (ulimit -v)") from None
+        raise out_of_memory(error, f"{path} was not read; end other programs, or raise the limit (ulimit -v)") from None

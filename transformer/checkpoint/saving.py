@@ -13,7 +13,7 @@ from transformer.checkpoint.arrays import Arrays, shapes_of
 from transformer.checkpoint.folders import remove
 from transformer.config import UserError
 from transformer.files import seal, writing
-from transformer.memory import ran_out, short
+from transformer.memory import out_of_memory, ran_out
 from transformer.phases import phase
 
 # Entries that `load`, inference and a resumed run require.
@@ -86,7 +86,7 @@ class Saving:
             raise failure
         folder = self._path.parent
         if ran_out(failure):
-            raise short(failure, f"no checkpoint was saved in {folder}; {GOES_ON}") from failure
+            raise out_of_memory(failure, f"no checkpoint was saved in {folder}; {GOES_ON}") from failure
         raise UserError(
             f"saving a checkpoint under {folder} failed ({failure}); make room or mend the folder; {GOES_ON}"
         ) from failure

@@ -20,7 +20,7 @@ from transformer.checkpoint.layout import (
     NEXT,
     SAVED,
     folder_of,
-    of_training,
+    is_training_name,
     once_saved,
     unfinished,
 )
@@ -64,10 +64,10 @@ class Checkpoints:
             return []
         names = [path.name for path in self.folder.iterdir() if path.name.isdecimal()]
         for name in names:
-            if not of_training(name) and name not in self._warned:
+            if not is_training_name(name) and name not in self._warned:
                 log.warning("%s is ignored: training names its checkpoints with eight digits", self.folder / name)
                 self._warned.add(name)
-        return sorted(int(name) for name in names if of_training(name) and self.complete(name))
+        return sorted(int(name) for name in names if is_training_name(name) and self.complete(name))
 
     def states(self) -> list[int | str]:
         """Names of the complete checkpoints that training can resume from, in the order of their steps.
@@ -78,7 +78,7 @@ class Checkpoints:
         waiting = {}
         for path in self.folder.iterdir() if self.folder.exists() else ():
             number = path.name.removesuffix(INTERRUPTED)
-            interrupted = number != path.name and of_training(path.name)
+            interrupted = number != path.name and is_training_name(path.name)
             if interrupted and self.complete(path.name) and int(number) > max(steps, default=-1):
                 waiting[int(number)] = path.name
         return [*steps, *(waiting[step] for step in sorted(waiting))]
@@ -277,8 +277,8 @@ class Checkpoints:
             # `kept` has an interrupted checkpoint only if it is the newest state. Remove all others.
             needed = {self.path(name).name for name in kept if name is not None}
             there = list(self.folder.iterdir()) if self.folder.exists() else []
-            unneeded = [path for path in there if of_training(path.name) and path.name not in needed]
-            unneeded = [path for path in unneeded if unfinished(path) or self._of(path, run)]
+            unneeded = [path for path in there if is_training_name(path.name) and path.name not in needed]
+            unneeded = [path for path in unneeded if unfinished(path) or self._belongs_to(path, run)]
         except (UserError, OSError) as error:
             log.warning("older checkpoints are not removed: %s", error)
             return
@@ -289,7 +289,7 @@ class Checkpoints:
             except OSError as error:
                 log.warning("older checkpoints are not removed: %s", error)
 
-    def _of(self, path: epath.Path, run: str | None) -> bool:
+    def _belongs_to(self, path: epath.Path, run: str | None) -> bool:
         """Whether a checkpoint belongs to `run`. Earlier versions stored no run: those belong to any."""
         try:
             return self.at(path.name).progress.get("run", run) == run

@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 
 from transformer.command_line.log import Format, StandardError
 from transformer.config import Interrupted, UserError
-from transformer.memory import ran_out, short
+from transformer.memory import out_of_memory, ran_out
 from transformer.streams import ReaderGone, one_line, open_streams
 
 
@@ -78,7 +78,7 @@ _ERRNOS = {getattr(errno, name) for name in _MACHINE.split() if hasattr(errno, n
 def _trouble(error: Exception) -> str | None:
     """What is wrong with the machine, if that is what an error says."""
     if ran_out(error):
-        return str(short(error, "end other programs, or ask for less at a time"))
+        return str(out_of_memory(error, "end other programs, or ask for less at a time"))
     if isinstance(error, RuntimeError) and "home directory" in str(error):  # of pathlib
         return "a path begins with ~, but that home folder is not known; set HOME, or write the path out"
     if isinstance(error, FileNotFoundError) and _gone():

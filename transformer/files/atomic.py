@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from transformer.config import UserError
-from transformer.files.locks import alone, only_writer
+from transformer.files.locks import lock_and_wait, only_writer
 from transformer.files.paths import local, refuse_links
-from transformer.files.temporaries import own_name
+from transformer.files.temporaries import temporary_name
 from transformer.phases import phase
 
 
@@ -52,7 +52,7 @@ def _sync(path: str | Path) -> None:
 
 def replace(path: Any, content: bytes) -> None:
     """Write a file atomically, unless it already has this content. Raises `UserError` if that fails."""
-    temporary = path.parent / own_name(path.name)
+    temporary = path.parent / temporary_name(path.name)
     refuse_links(path)
     with writing(path):
         if path.exists() and path.read_bytes() == content:
@@ -79,7 +79,7 @@ def append(path: Any, line: str) -> bool:
     cannot be written, such as on a full disk, after removing the part that was written.
     """
     with open(path, "a+b", buffering=0) as file:
-        alone(file)
+        lock_and_wait(file)
         size = file.seek(0, os.SEEK_END)
         if size:
             file.seek(-1, os.SEEK_END)
@@ -102,19 +102,19 @@ def new_folder(out: Path) -> Iterator[Path]:
     `out` must be new or empty. If the block fails, the temporary folder is removed. Raises `OSError` if writing fails,
     and `UserError` if something else was written to `out` meanwhile.
     """
-    made = [folder for folder in out.parents if not folder.exists()]
-    there = out.exists()
+    created = [folder for folder in out.parents if not folder.exists()]
+    existed = out.exists()
     # An existing folder may be a mount point: fill it instead of replacing it.
-    building = (out if there else out.parent) / f".{out.name}.{uuid.uuid4().hex}.tmp"
+    building = (out if existed else out.parent) / f".{out.name}.{uuid.uuid4().hex}.tmp"
     try:
         building.mkdir(parents=True)
-        with only_writer(out) if there else contextlib.nullcontext():
+        with only_writer(out) if existed else contextlib.nullcontext():
             yield building
-            _require_free(out, building, there)
+            _require_free(out, building, existed)
             for path in (*building.rglob("*"), building):
                 synced(path)
-            _require_free(out, building, there)
-            if there:
+            _require_free(out, building, existed)
+            if existed:
                 for path in sorted(building.iterdir()):
                     path.rename(out / path.name)
                 building.rmdir()
@@ -128,14 +128,14 @@ def new_folder(out: Path) -> Iterator[Path]:
                 break
             time.sleep(0.1)
         with contextlib.suppress(OSError):  # other processes may be using these folders by now
-            for folder in made:
+            for folder in created:
                 folder.rmdir()
         raise
 
 
-def _require_free(out: Path, building: Path, there: bool) -> None:
-    """Raise `UserError` unless `out` is still as it was when `building` was created: empty (`there`), or missing."""
-    free = out.is_dir() and list(out.iterdir()) == [building] if there else not os.path.lexists(out)
+def _require_free(out: Path, building: Path, existed: bool) -> None:
+    """Raise `UserError` unless `out` is still as it was when `building` was created: empty (`existed`), or missing."""
+    free = out.is_dir() and list(out.iterdir()) == [building] if existed else not os.path.lexists(out)
     if not free:
         raise UserError(
             f"{out}: something else was written there meanwhile, or it was replaced; its content was not changed. Give "

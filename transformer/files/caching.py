@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from transformer.config import UserError
-from transformer.files.locks import alone, opened
+from transformer.files.locks import lock_and_wait, open_folder
 from transformer.files.sealing import MANIFEST, damage, digest, seal, sealed
 from transformer.files.temporaries import temporary
 from transformer.phases import phase
@@ -22,8 +22,8 @@ _digests: dict[tuple[int, ...], dict[str, Any]] = {}
 
 def digest_once(path: Path) -> dict[str, Any]:
     """As `digest`, but each process reads a file only once, unless the file changes."""
-    found = path.stat()
-    key = found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+    stat = path.stat()
+    key = stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns
     if key not in _digests:
         _digests[key] = digest(path)
     return _digests[key]
@@ -56,18 +56,18 @@ def cached(folder: Path, make: Callable[[Path], None], read: Callable[[Path], T]
                 "(ulimit -f), then run the same command again"
             ) from error
         with phase(f"renaming {what}"):
-            _take_place(new, folder)
+            _move_into_place(new, folder)
     return read(folder)
 
 
-def _take_place(new: Path, folder: Path) -> None:
+def _move_into_place(new: Path, folder: Path) -> None:
     """Rename a sealed folder to `folder`. Keep an undamaged one that another process put there meanwhile; else replace.
 
     A lock lets one process do so at a time. Otherwise a process could mistake a new folder for the damaged one that it
     has just replaced.
     """
-    with opened(folder.parent) as parent:
-        alone(parent)
+    with open_folder(folder.parent) as parent:
+        lock_and_wait(parent)
         if os.path.lexists(folder):
             if sealed(folder) and damage(folder, digest_once) is None:
                 return

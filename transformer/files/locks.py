@@ -34,13 +34,13 @@ class Lock:
             if self._file is None:
                 same = not self._mark or self._path.read_text() == self._mark
             else:
-                same = _same(self._path, self._file.fileno())
+                same = _is_open_as(self._path, self._file.fileno())
         except FileNotFoundError:
             same = False
         except OSError as error:
             raise UserError(f"{self._path} cannot be read ({error.strerror or error})") from None
         if not same:
-            raise _no_longer(self._path.parent)
+            raise _replaced(self._path.parent)
 
     @contextlib.contextmanager
     def held(self) -> Iterator[Lock]:
@@ -50,7 +50,7 @@ class Lock:
             yield self
             return
         with self._path.open("a") as file:
-            if not flock(file, self._path):
+            if not try_lock(file, self._path):
                 raise UserError(f"{self._path.parent}: {self._busy}")
             self._file = file
             yield self
@@ -66,34 +66,34 @@ def unchanged(folder: Any) -> Iterator[Callable[[], None]]:
     with contextlib.ExitStack() as stack:
         at = None
         with contextlib.suppress(OSError):  # a reader of the folder reports the error
-            at = stack.enter_context(opened(folder)) if local(folder) else None
+            at = stack.enter_context(open_folder(folder)) if local(folder) else None
 
         def check() -> None:
             with contextlib.suppress(OSError):
-                if at is None or _same(folder, at):
+                if at is None or _is_open_as(folder, at):
                     return
-            raise _no_longer(folder)
+            raise _replaced(folder)
 
         yield check
 
 
-def _same(path: Any, at: int) -> bool:
+def _is_open_as(path: Any, at: int) -> bool:
     """Whether the path still names the file that descriptor `at` has open, by device and inode number.
 
     While a file is open, no other file gets its inode number.
     """
-    there, held = os.stat(path), os.fstat(at)
-    return (there.st_dev, there.st_ino) == (held.st_dev, held.st_ino)
+    current, held = os.stat(path), os.fstat(at)
+    return (current.st_dev, current.st_ino) == (held.st_dev, held.st_ino)
 
 
-def _no_longer(folder: Any) -> UserError:
+def _replaced(folder: Any) -> UserError:
     return UserError(
         f"{folder} is no longer the folder that this run began in: it was removed, replaced or taken over by another "
         "run; nothing more is written there"
     )
 
 
-def flock(file: IO | int, path: Any) -> bool:
+def try_lock(file: IO | int, path: Any) -> bool:
     """Try to lock an open file or folder, without waiting. Returns False if another process holds the lock.
 
     Returns True, with a warning, if the file system has no locks.
@@ -114,13 +114,13 @@ def flock(file: IO | int, path: Any) -> bool:
 @contextlib.contextmanager
 def only_writer(folder: Path) -> Iterator[None]:
     """Lock a folder during a block. Raises `UserError` if another process holds the lock."""
-    with opened(folder) as at:
-        if not flock(at, folder):
+    with open_folder(folder) as at:
+        if not try_lock(at, folder):
             raise UserError(f"{folder}: another process writes there; wait until it is done, or name another folder")
         yield
 
 
-def alone(file: Any) -> None:
+def lock_and_wait(file: Any) -> None:
     """Lock an open file or folder; wait until no other process holds the lock. Does nothing without system locks."""
     with contextlib.suppress(ImportError, OSError):
         import fcntl
@@ -129,7 +129,7 @@ def alone(file: Any) -> None:
 
 
 @contextlib.contextmanager
-def opened(folder: Any) -> Iterator[int]:
+def open_folder(folder: Any) -> Iterator[int]:
     """Open a folder during a block; gives its file descriptor."""
     at = os.open(folder, os.O_RDONLY)
     try:

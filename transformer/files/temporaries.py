@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 
-def own_name(name: str) -> str:
+def temporary_name(name: str) -> str:
     """A temporary name that no other thread or process uses. If the process is killed, `sweep` removes the file."""
     return f"{name}.{secrets.token_hex(4)}.{owner()}.tmp"
 
@@ -32,7 +32,7 @@ def owner() -> str:
 def temporary(folder: Path, name: str) -> Iterator[Path]:
     """A new folder in `folder` during a block. Also removes what killed processes left in `folder`."""
     sweep(folder)
-    path = folder / own_name(name)
+    path = folder / temporary_name(name)
     path.mkdir(parents=True)
     try:
         yield path
@@ -41,7 +41,7 @@ def temporary(folder: Path, name: str) -> Iterator[Path]:
 
 
 def sweep(folder: Path) -> None:
-    """Remove temporary files and folders (see `own_name`) that killed processes of this machine left in a folder."""
+    """Remove files and folders with a `temporary_name` that killed processes of this machine left in a folder."""
     machine = owner().rpartition(".")[0]
     for path in folder.iterdir() if folder.is_dir() else ():
         process = path.name.removesuffix(".tmp").rpartition(".")[2]

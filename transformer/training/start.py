@@ -154,10 +154,10 @@ def begin(ready: Ready) -> tuple[TrainState, Progress]:
         log.info("resuming on another machine (%s): sums may be rounded differently from here on", changed)
     write_workdir(ready)
     judge = Judge(task.judged, task.judged_on(), upgraded(saved, lambda: checkpoints.open("last").config))
-    if judge.begun_anew:
+    if judge.reset_reasons:
         log.warning(
             "scores do not compare with those before step %d, as %s; the best checkpoint and train.patience begin anew",
-            *(int(state.step), ", ".join(judge.begun_anew)),
+            *(int(state.step), ", ".join(judge.reset_reasons)),
         )
     if first():  # which a run that was killed may not have come to; older ones go once an update was finite
         checkpoints.prune(None, None, run)
