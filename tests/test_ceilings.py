@@ -1,4 +1,4 @@
-"""The project stays small enough to read: short functions and files, no circle of imports, training without a task."""
+"""Limits that keep the code readable: function and file length, no import cycles, no task's words in training."""
 
 import ast
 import io
@@ -14,7 +14,7 @@ PACKAGE = ROOT / "transformer"
 FUNCTION, FILE = 60, 400  # lines
 FILES = sorted(PACKAGE.rglob("*.py"))
 CODE = [*FILES, *(ROOT / "configs").glob("*.py"), *(ROOT / "benchmarks").glob("*.py"), *ROOT.glob("*.py")]
-# The words of one task, which training and checkpoints must not know.
+# Words of one task, which must not occur in training and checkpoint code.
 TASK = re.compile(r"(?<![A-Za-z])(source|target|bleu|translation)s?(?![A-Za-z])", re.IGNORECASE)
 NEUTRAL = [path for folder in ("training", "checkpoint") for path in (PACKAGE / folder).rglob("*.py")]
 NEUTRAL.remove(PACKAGE / "training" / "objectives.py")
@@ -49,7 +49,7 @@ MODULES = {module(path): path for path in FILES}
 
 
 def imports(path: Path) -> set[str]:
-    """The modules of the package that a file imports, also within functions and under TYPE_CHECKING.
+    """Modules of the package that a file imports, including imports in functions and under TYPE_CHECKING.
 
     `from package import name` counts as the module `name` where there is one, else as the package itself.
     """
@@ -66,7 +66,7 @@ def imports(path: Path) -> set[str]:
 
 
 def circles(graph: dict[str, set[str]]) -> Iterator[list[str]]:
-    """Circles, found by a walk through the graph; none only if there is none."""
+    """Import cycles, found by a walk through the graph; empty only if the graph has no cycle."""
     done, path = set(), []
 
     def walk(node: str) -> Iterator[list[str]]:

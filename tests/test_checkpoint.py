@@ -38,7 +38,7 @@ MESH = make_mesh(MeshConfig(), jax.devices()[:1])
 
 
 def state(step: int) -> TrainState:
-    """A state of which every number differs from step to step."""
+    """A train state in which every number differs from step to step."""
     rng = np.random.default_rng(step)
     full = jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape).astype(x.dtype)), ABSTRACT)
     return TrainState(jnp.int32(step), full.params, full.optimizer)
@@ -54,7 +54,7 @@ def save(
     wait: bool = True,
     **keep: Any,
 ) -> TrainState:
-    """A checkpoint; a `small` one, which takes less time, holds no state."""
+    """Save a checkpoint. A `small` one has no optimiser state and takes less time."""
     made = state(step)
     progress = {"step": step, "dev_bleu": bleu, "vocab_size": 20}
     items = {"params": made.params, "optimizer": made.optimizer}
@@ -66,7 +66,7 @@ def save(
 
 
 def resumed(checkpoints: Checkpoints) -> tuple[TrainState | None, dict]:
-    """What training would go on from."""
+    """What training would resume from."""
     return restore(checkpoints, with_sharding(ABSTRACT, shardings(ABSTRACT, MESH)))
 
 
@@ -79,7 +79,7 @@ def files(folder: Path) -> list[Path]:
 
 
 def seal(checkpoint: Path) -> None:
-    """As if what is there now had been saved."""
+    """Write a new manifest, as if the present files had been saved."""
     (checkpoint / "manifest.json").unlink(missing_ok=True)
     manifest = {str(path.relative_to(checkpoint)): digest(path) for path in files(checkpoint)}
     (checkpoint / "manifest.json").write_text(json.dumps(manifest))
@@ -91,7 +91,7 @@ class Killed(BaseException):
 
 @contextlib.contextmanager
 def broken_off(checkpoints: Checkpoints, function: str, *, after: bool = False) -> Iterator[None]:
-    """A block in which a save is broken off where it calls this function, or when that is done."""
+    """A block in which a save is interrupted at its call of this function, or after that call."""
     owner = {"seal": saving, "remove": folders, "digest": sealing}.get(function, type(checkpoints.folder))
     whole = getattr(owner, function)
 
@@ -151,7 +151,7 @@ def test_what_is_saved_comes_back_bit_for_bit(checkpoints, folder: Path) -> None
     ids=str,
 )
 def test_a_save_without_what_readers_need_is_refused_at_once(checkpoints, folder: Path, lacking, told: str) -> None:
-    """By name, and before a folder is made or an older checkpoint goes."""
+    """The error names the entry, before a folder is created or an older checkpoint is removed."""
     save(checkpoints, 1, small=True)
     before = files(folder)
     whole = {"files": FILES, "progress": {"step": 2, "vocab_size": 20}, "items": {"params": {"x": np.zeros(3)}}}
@@ -168,14 +168,14 @@ def test_a_save_without_what_readers_need_is_refused_at_once(checkpoints, folder
 
 
 def test_a_save_survives_that_its_arrays_are_given_away(checkpoints) -> None:
-    # As training does: the next update takes over the buffers while the save is still going on.
+    # As in training: the next update takes over the donated buffers while the save is still running.
     made = state(3)
     expected = jax.tree.map(np.array, made)
     overwrite = jax.jit(lambda tree: jax.tree.map(lambda x: x * 0 - 1, tree), donate_argnums=0)
     progress = {"step": 3, "dev_bleu": None, "vocab_size": 20, "interval": {"loss": 1.5, "updates": 2}}
     checkpoints.save(3, {"params": made.params, "optimizer": made.optimizer}, progress=progress, files=FILES)
     overwritten = overwrite(made)
-    progress["interval"].pop("updates")  # training counts on, too
+    progress["interval"].pop("updates")  # training also changes its progress
     progress["step"] = 4
     checkpoints.wait()
     assert not equal(overwritten.params, expected.params)
@@ -212,15 +212,15 @@ def test_saves_that_did_not_end_leave_nothing_that_grows(checkpoints, folder: Pa
     checkpoints = Checkpoints(folder.parent)
     made = save(checkpoints, 10)  # in its place
     assert equal(resumed(checkpoints)[0], made)
-    assert leftovers(folder.parent) == []  # the other one is gone, too
+    assert leftovers(folder.parent) == []  # the other one was removed, too
 
 
 def test_half_a_copy_is_kept_under_another_name(checkpoints, folder: Path) -> None:
     save(checkpoints, 5, small=True)
     save(checkpoints, 10, small=True)
-    (folder / "00000010/manifest.json").unlink()  # what a copy had not come to
+    (folder / "00000010/manifest.json").unlink()  # a file that the copy did not reach
     before = {path.relative_to(folder / "00000010"): path.read_bytes() for path in files(folder / "00000010")}
-    save(checkpoints, 7, keep_last=1, small=True)  # which removes what it may
+    save(checkpoints, 7, keep_last=1, small=True)  # removes what it is allowed to
     save(checkpoints, 10, keep_last=1, small=True)
     kept = folder / "00000010.damaged"
     assert {path.relative_to(kept): path.read_bytes() for path in files(kept)} == before
@@ -268,7 +268,7 @@ def test_all_of_a_checkpoint_is_on_the_disk_before_its_manifest_and_older_ones_g
     before = {at for at, complete in synced if not complete}
     there = {str(at) for at in path.rglob("*")} - {str(path / "manifest.json")}
     assert there | {str(path), str(path / "unfinished")} == before
-    assert synced.count((str(path / "unfinished"), False)) == 2  # once more with what it then holds
+    assert synced.count((str(path / "unfinished"), False)) == 2  # again with its present content
     assert [at for at, complete in synced if complete][:2] == [str(path), str(folder)]
 
 
@@ -288,19 +288,19 @@ def test_a_checkpoint_is_sealed_when_what_comes_after_it_is_good(checkpoints, fo
         assert leftovers(folder.parent) == []
     save(checkpoints, 30, small=True, wait=False, good=False)
     checkpoints.confirm()
-    checkpoints.abandon()  # too late: something good came after it
+    checkpoints.abandon()  # too late: it was confirmed
     assert checkpoints.steps() == [5, 10, 20, 30]
 
 
 def until_read_back(checkpoints: Checkpoints) -> None:
-    """Wait until the save in progress has nothing more to do than to be sealed."""
-    while not checkpoints._saving._decided._cond._waiters:  # of threading.Event: nobody else may tell
+    """Wait until the save in progress only has to be sealed."""
+    while not checkpoints._saving._decided._cond._waiters:  # of threading.Event
         time.sleep(0.01)
 
 
 def test_where_nobody_knows_whether_it_is_good_older_ones_stay(checkpoints, folder: Path) -> None:
     save(checkpoints, 5, small=True)
-    save(checkpoints, 10, small=True, good=False, keep_last=1)  # sealed by `wait`, as where a run is asked to stop
+    save(checkpoints, 10, small=True, good=False, keep_last=1)  # sealed by `wait`, as when a run is asked to stop
     assert checkpoints.steps() == [5, 10]
     save(checkpoints, 15, small=True, good=False, keep_last=1, wait=False)
     checkpoints.confirm()
@@ -373,7 +373,7 @@ def test_other_spellings_of_a_step_do_not_count(checkpoints, folder: Path, caplo
     told = [f"{folder / name} is ignored: training names" for name in ("20", "000000020", "٠٠٠٠٠٠٢٠")]
     assert sorted(message[: len(told[0])] for message in caplog.messages) == sorted(t[: len(told[0])] for t in told)
     save(checkpoints, 30, small=True, keep_last=1)
-    assert (folder / "20").exists()  # nothing is removed that no run has saved
+    assert (folder / "20").exists()  # never removes what no run has saved
     for wrong in ("²", "٢٠", "9" * 5_000):
         with pytest.raises(UserError, match=r"not in .*; it has 30, best, last and average"):
             checkpoints.choose(wrong)
@@ -445,7 +445,7 @@ def test_what_was_saved_is_remembered(checkpoints, folder: Path) -> None:
     assert checkpoints.once_saved(10) is None
     (folder.parent).mkdir()
     (folder.parent / "metrics.jsonl").write_text('{"step": 10}\n{"step": 20}\n')
-    assert checkpoints.once_saved(10) is None  # it may have been killed before its first save was complete
+    assert checkpoints.once_saved(10) is None  # the run may have been killed before its first save was complete
     (folder.parent / "metrics.jsonl").write_text('{"step": 10}\n{"step": 21}\n')
     assert "metrics.jsonl reaches step 21" in checkpoints.once_saved(10)
     with (folder.parent / "metrics.jsonl").open("ab") as file:
@@ -458,7 +458,7 @@ def test_what_was_saved_is_remembered(checkpoints, folder: Path) -> None:
 
 @pytest.mark.parametrize("left", ["average", "00000005", "00000005.damaged", "20", "scores.jsonl"])
 def test_whatever_is_left_of_checkpoints_shows_that_they_were_saved(checkpoints, folder: Path, left: str) -> None:
-    """Where hidden files were not copied, or an earlier version wrote none."""
+    """Also if hidden files were not copied, or an earlier version wrote none."""
     folder.mkdir(parents=True)
     (folder / "00000010").mkdir()
     (folder / "00000010/unfinished").touch()  # of a save that was killed
@@ -481,7 +481,7 @@ def test_a_failing_save_is_told_by_the_next_wait(checkpoints, folder: Path, monk
     save(checkpoints, 10, wait=False)
     with pytest.raises(UserError, match=r"failed \(.*No space left on device\); make room"):
         checkpoints.wait()
-    checkpoints.wait()  # told once
+    checkpoints.wait()  # warned once
     assert checkpoints.steps() == [5]
 
 
@@ -540,7 +540,7 @@ def test_training_goes_back_to_the_last_whole_checkpoint(checkpoints, folder: Pa
     assert (int(back.step), progress["step"]) == (5, 5)
     assert equal(back, made)
     assert len([record for record in caplog.records if "going back to the checkpoint before" in record.message]) == 2
-    # What is damaged no longer counts: not as the last one, nor among those that are kept.
+    # A damaged checkpoint counts neither as the last one nor among those to keep.
     assert checkpoints.steps() == [5]
     save(checkpoints, 7, keep_last=2)
     assert checkpoints.steps() == [5, 7]
@@ -584,7 +584,7 @@ def test_damaged_files_beside_the_arrays_are_told_in_one_line(checkpoints, folde
     content = {"no JSON": b'{"step":', "no text": b"\xff\xfe", "a list": b"[]"}
     if harm == "missing":
         path.unlink()
-    else:  # 20 pieces or 2 heads become others: still a config, but not the one that was saved
+    else:  # another number of pieces or heads: a valid config, but not the saved one
         path.write_bytes(content.get(harm, path.read_bytes().replace(b"2", b"4")))
     with pytest.raises(UserError) as error:
         load(str(folder.parent), "last")
@@ -593,7 +593,7 @@ def test_damaged_files_beside_the_arrays_are_told_in_one_line(checkpoints, folde
     )
     assert "choose another with --checkpoint" in str(error.value)
     assert "\n" not in str(error.value)
-    if harm in content:  # another program's, sealed
+    if harm in content:  # written by another program, and sealed
         seal(path.parent)
         with pytest.raises(UserError, match=f"00000005/{file}") as error:
             load(str(folder.parent), "last")
@@ -728,7 +728,7 @@ def test_nothing_is_written_through_a_link(checkpoints, folder: Path, tmp_path: 
         with pytest.raises(UserError, match=f"^{run}/config.json {told}"):
             replace(epath.Path(run / "config.json"), b"content")
         (run / "config.json").unlink()
-    # A checkpoint that is a link goes without what it names.
+    # Removing a checkpoint that is a link leaves its target.
     save(checkpoints, 5, small=True)
     (folder / "00000005").rename(outside / "five")
     (folder / "00000005").symlink_to(outside / "five")
@@ -738,7 +738,7 @@ def test_nothing_is_written_through_a_link(checkpoints, folder: Path, tmp_path: 
     assert (outside / "five/manifest.json").exists()
     assert [path.name for path in outside.iterdir() if path.is_file()] == ["file"]
     assert (outside / "file").read_text() == "mine"
-    # The workdir itself may be one.
+    # The workdir itself may be a link.
     (tmp_path / "link").symlink_to(run)
     linked = Checkpoints(tmp_path / "link")
     save(linked, 15, small=True)
@@ -763,7 +763,7 @@ def test_the_last_the_best_and_every_nth_are_kept(checkpoints, folder: Path, kee
     for step, bleu in scores.items():
         save(checkpoints, step, bleu, small=True, **keep)
     assert checkpoints.steps() == kept
-    assert sorted(int(path.name) for path in folder.iterdir()) == kept  # the others are gone
+    assert sorted(int(path.name) for path in folder.iterdir()) == kept  # the others were removed
     assert checkpoints.best() == 30  # the earliest of equals
     assert all(checkpoints.at(step).damage() is None for step in kept)
 
@@ -774,7 +774,7 @@ def test_one_whose_score_cannot_be_read_is_kept_and_the_others_are_not(checkpoin
     (folder / "00000020/progress.json").write_text("{")
     for step in (40, 50, 60):
         save(checkpoints, step, 1.0, keep_last=1, small=True)
-    assert checkpoints.steps() == [20, 30, 60]  # 30 is the best of those that are known
+    assert checkpoints.steps() == [20, 30, 60]  # 30 is the best of those with known scores
     told = "00000020 is kept, as its score is not known: "
     assert [message.startswith(told) for message in caplog.messages] == [True]
     with pytest.raises(UserError, match=r"00000020/progress.json is not as it was written"):
@@ -828,7 +828,7 @@ def test_choose(checkpoints, folder: Path) -> None:
     assert checkpoints.choose() == checkpoints.choose("average") == "average"
     assert checkpoints.choose("best") == 30
     assert checkpoints.choose("last") == 40
-    # Where a run was interrupted, by the name that it has there.
+    # The checkpoint of an interrupted run, by its name.
     save(checkpoints, 45, name=interrupted(45))
     assert checkpoints.choose("last") == checkpoints.choose(interrupted(45)) == "00000045.interrupted"
 
@@ -845,7 +845,7 @@ def test_scores_of_other_sentences_do_not_compare(checkpoints) -> None:
 
 
 def test_scores_that_tie_are_told_apart_by_the_next_ones(checkpoints) -> None:
-    """Also where checkpoints of an earlier version, which had dev BLEU alone, are among them."""
+    """Also among checkpoints of an earlier version, which had only dev BLEU."""
     judged = [["dev_bleu", "up"], ["dev_chrf", "up"], ["dev_loss", "down"]]
     items, bests = {"params": {"x": np.ones(3)}}, []
     for step, scores in {
@@ -885,7 +885,7 @@ def test_scores_taken_otherwise_do_not_compare(checkpoints) -> None:
         checkpoints.wait()
         bests.append(checkpoints.best())
     assert bests == [10, 20, 20, 40, 50]
-    # Asked to judge by another score all that were scored alike count, whatever judged them.
+    # With another score to rank by, all checkpoints with comparable scores count, whatever ranked them.
     progress = {**progress, "step": 60, "scored_with": short, "dev_bleu": 3.0}
     checkpoints.save(60, items, progress=progress, files=FILES)
     checkpoints.wait()
@@ -908,7 +908,7 @@ def test_an_average_of_earlier_checkpoints_is_warned_of(checkpoints, folder: Pat
         f"{run}: the average ends at step 20, but training went on to 30; update the average with: "
         f"python -m transformer average {run}"
     ]
-    # Who names it knows.
+    # No warning for an average that is named explicitly.
     assert checkpoints.choose("average") == "average"
     assert checkpoints.choose("best") == 10
     assert len(caplog.messages) == 1
@@ -935,7 +935,7 @@ def test_the_average_is_the_mean_of_the_last_ones(checkpoints, folder: Path, cap
     assert checkpoints.at("average").damage() is None
     assert (folder / "average/tokenizer.model").read_bytes() == b"pieces"
     assert not (folder / "average/state/optimizer").exists()
-    # A second one, of all there are, takes its place; nothing is left of the first.
+    # A second average, of all checkpoints, replaces the first; nothing is left of the first.
     assert checkpoints.average(9) == [10, 20, 30, 40]
     assert checkpoints.at("average").progress["averaged_steps"] == [10, 20, 30, 40]
     is_mean_of(made)
@@ -1044,9 +1044,9 @@ def test_what_is_removed_while_it_is_read_is_chosen_anew(checkpoints, folder: Pa
     assert reader.read("last", read)[0] == 21
     assert found == [10, 20, 21]
     found.clear()
-    with pytest.raises(UserError, match="--checkpoint 21: not in"):  # one that was asked for by its step
+    with pytest.raises(UserError, match="--checkpoint 21: not in"):  # requested by its step
         reader.read(21, read)
-    # The mean of those that are there.
+    # The mean of the existing checkpoints.
     params, gone = Checkpoint.params, []
 
     def slow(self: Checkpoint) -> Any:

@@ -32,14 +32,14 @@ QUICKSTART = str(ROOT / "configs/quickstart.py")
 
 
 def show(call, *arguments) -> Config:
-    """The config that train.py would run with these arguments."""
+    """The config that train.py would use with these arguments."""
     done = call("train.py", "--config", QUICKSTART, "--print-config", *arguments)
     assert (done.code, done.err) == (0, "")
     return from_json(done.out)
 
 
 def refused(call, program: str, *arguments) -> str:
-    """The one line with which a command refuses these arguments."""
+    """The one-line error of a command with these arguments."""
     done = call(program, *arguments)
     assert (done.code, done.out) == (2, "")
     assert done.err.startswith("error: ")
@@ -174,7 +174,7 @@ def test_a_users_mistake_is_one_line(call, monkeypatch, program: str, arguments:
 @pytest.mark.parametrize("second", ["--{} 1", "--{}=2", "--{dashed}=2"])
 @pytest.mark.parametrize("name", ["train.batch_tokens", "decode.beam_size"])
 def test_an_option_that_is_no_list_is_refused_when_given_twice(call, name: str, first: str, second: str) -> None:
-    """Tyro would take the last one without a word."""
+    """Tyro would silently use the last one."""
     given = " ".join((first, second)).format(*(name, name), dashed=name.replace("_", "-")).split()
     told = refused(call, "train.py", "--config", QUICKSTART, "--workdir", "x", *given)
     assert told == f"error: --{name} is given twice; leave one of the two out\n"
@@ -182,7 +182,7 @@ def test_an_option_that_is_no_list_is_refused_when_given_twice(call, name: str, 
 
 @pytest.mark.parametrize("name", flatten(Config()))
 def test_each_field_adds_up_or_is_refused(name: str) -> None:
-    """By its type: lists are tuples of any length."""
+    """Depending on its type: lists are tuples of any length."""
     value = {"data.weights": "1.5"}.get(name, "a")
     given = [f"--{name}", value, f"--{name}", value]
     if name in ("data.source", "data.target", "data.weights", "decode.banned"):
@@ -356,9 +356,9 @@ def test_help_of_the_commands_that_translate_names_every_option(call, program, v
     for option in [*options.split(), *(f"--decode.{name}" for name in flatten(DecodeConfig()))]:
         assert option in done.out
     said = " ".join(done.out.replace("│", " ").split())
-    # How a score is made of log-probability and length.
+    # How score, log-probability and length are related.
     assert "'paper' = ((5 + length) / 6)^alpha, 'fairseq' = length^alpha, 'none' = 1." in said
-    # Which weights an alignment is read off.
+    # Which weights give the alignment.
     aligned = "cross-attention of the last decoder layer but one, averaged over its heads"
     assert (aligned in said) == (program == "transformer")
 
@@ -383,7 +383,7 @@ def test_describe_tells_how_parameters_start(call) -> None:
 
 def test_deterministic_refuses_the_kernel_that_cannot_be(monkeypatch) -> None:
     model = ModelConfig(attention_kernel="cudnn", dtype="bfloat16")
-    refuse_indeterminate(Config(model=model))  # on a CPU it is not used
+    refuse_indeterminate(Config(model=model))  # not used on a CPU
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     with pytest.raises(UserError, match=r"--model.attention_kernel plain"):
         refuse_indeterminate(Config(model=model))
@@ -472,7 +472,7 @@ def test_a_reader_that_leaves_is_no_error(environment) -> None:
     assert help.stdout.readline().startswith(b"usage: train.py")
     help.stdout.close()
     assert help.stderr.read() == b""
-    assert help.wait() in (0, 141)  # 0 if all was said before
+    assert help.wait() in (0, 141)  # 0 if everything was written before
 
 
 # ---- Text of other forms --------------------------------------------------------------------------------------------
@@ -485,7 +485,7 @@ def sgml(path: Path, kind: str, lines: list[str]) -> Path:
 
 
 def test_a_test_set_is_scored_whatever_it_is_packed_in(call, trained, tiny, tmp_path: Path) -> None:
-    """Plain, in SGML, packed under any name, or through a pipe: its scores are the same."""
+    """Plain, in SGML, compressed under any name, or through a pipe: the scores are the same."""
     sides = {side: (tiny.folder / f"test.{side}").read_text() for side in ("en", "de")}
     for side, text in sides.items():
         (tmp_path / f"t.{side}").write_text(text)
@@ -578,7 +578,7 @@ def test_translate_json_lines(give, trained) -> None:
         over = ((5 + length) / 6) ** 0.6
         assert sum(record["log_probs"]) / over == pytest.approx(record["score"], rel=1e-4)
     assert found[2]["translation"].startswith("Katze")
-    # What is translated is scored alike, when it is given.
+    # Scoring the given translation gives the same score.
     pairs = [{"source": record["source"], "target": record["translation"]} for record in found]
     scored = give(pairs, "score", trained)
     assert [list(record) for record in scored] == [
@@ -587,7 +587,7 @@ def test_translate_json_lines(give, trained) -> None:
     for i in (0, 2):
         if scored[i]["pieces"] == found[i]["pieces"]:
             assert scored[i]["score"] == pytest.approx(found[i]["score"], rel=1e-4)
-    # An ensemble of twice the same run is that run.
+    # An ensemble of the same run twice equals this run.
     (twice,) = give(lines[:1], "translate", trained, "--ensemble", trained, "--jsonl", *beam)
     assert twice["translation"] == found[0]["translation"]
 
@@ -596,7 +596,7 @@ def test_mistakes_are_told_before_the_model_is_loaded(call, trained, monkeypatch
     monkeypatch.setattr(Translator, "of", lambda *_: pytest.fail("it is loaded"))
     no_room = "error: --details and --decode.n_best need --jsonl: a line of text has no room for them"
     assert refused(call, "transformer", "translate", trained, "--details") == f"{no_room}\n"
-    # For this the workdir's config is read.
+    # This reads the workdir's config.
     assert refused_after_log(call, "transformer", "translate", trained, "--decode.n_best", 2) == no_room
     (tmp_path / "in").write_text("a\n")
     (tmp_path / "in.zst").write_bytes(b"\x28\xb5\x2f\xfd")
@@ -614,7 +614,7 @@ def test_mistakes_are_told_before_the_model_is_loaded(call, trained, monkeypatch
 
 
 def test_shares_of_one_job_are_those_of_the_same_models_and_options(call, trained, workdir, monkeypatch) -> None:
-    """Each model of an ensemble counts, by its content: not by where it is."""
+    """Each model of an ensemble counts, by its content, not by its path."""
     asked, tally = [], Tally()
     of = lambda chosen, options: SimpleNamespace(names=[one.name for one in chosen], tally=tally)  # noqa: E731
     monkeypatch.setattr(Translator, "of", of)
@@ -625,7 +625,7 @@ def test_shares_of_one_job_are_those_of_the_same_models_and_options(call, traine
         done = call("transformer", "translate", first, *files, *arguments)
         assert done.code == 0, done.err
         told, names = asked.pop()
-        # The log has each model.
+        # The log names each model.
         lines = [line for line in done.err.splitlines() if line.startswith("using checkpoint ")]
         assert [line.split()[2] for line in lines] == [str(name) for name in names]
         return told
@@ -636,7 +636,7 @@ def test_shares_of_one_job_are_those_of_the_same_models_and_options(call, traine
     assert about(elsewhere) == same and about(elsewhere, "--ensemble", trained) == both
     assert about(trained, "--decode.streams", 1) == same
     assert len({same, about(trained, "--decode.dtype", "float32"), about(trained, "--decode.dtype", "int8")}) == 3
-    with monkeypatch.context() as patch:  # on a GPU 'auto' is another type, in which its shares are not those of a CPU
+    with monkeypatch.context() as patch:  # on a GPU 'auto' is another type, so its shares differ from those of a CPU
         patch.setattr(jax, "default_backend", lambda: "gpu")
         assert about(trained) != same
     Checkpoints(elsewhere).average(2)
@@ -653,7 +653,7 @@ def test_a_broken_json_line_is_told_in_one_line(call, trained, monkeypatch) -> N
 
 
 def refused_after_log(call, program: str, *arguments: object) -> str:
-    """As `refused`, where the log has already named the checkpoint."""
+    """As `refused`, if the log has already named the checkpoint."""
     done = call(program, *arguments)
     assert (done.code, done.out) == (2, "")
     first, told = done.err.splitlines()
@@ -663,7 +663,7 @@ def refused_after_log(call, program: str, *arguments: object) -> str:
 
 @pytest.mark.parametrize(("platforms", "reason"), [("cuda", ""), ("foo", "Unable to initialize backend 'foo'")])
 def test_devices_that_are_not_there_are_told_in_one_line(environment, tmp_path: Path, platforms, reason) -> None:
-    """Before anything else is asked of a command that computes."""
+    """Before any other check of a command that computes."""
     command = [sys.executable, "-m", "transformer", "translate", str(tmp_path)]
     given = environment | {"JAX_PLATFORMS": platforms}
     done = subprocess.run(command, env=given, capture_output=True, text=True, input="a\n", timeout=120)

@@ -31,7 +31,7 @@ from transformer.config import (
 )
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.py"))
-# Other programs set these by name: they may be joined by more, but not renamed.
+# Other programs set these by name: you may add names, but not rename any.
 FIXED = {
     "model": "encoder_layers decoder_layers d_model d_ff heads vocab_size kv_heads dropout",
     "train": "steps batch_tokens peak_learning_rate warmup_steps label_smoothing seed checkpoint_every eval_every "
@@ -42,7 +42,7 @@ FIXED = {
 
 
 def changed(**fields: Any) -> Config:
-    """The default config with fields given as section__name=value."""
+    """The default config with changed fields, given as section__name=value."""
 
     def replace(node: Any, names: list[str], value: Any) -> Any:
         inner = replace(getattr(node, names[0]), names[1:], value) if names else value
@@ -88,7 +88,7 @@ def test_base_and_big_are_the_papers() -> None:
 
 
 def other(value: Any) -> Any:
-    """Some other value of the same type."""
+    """Another value of the same type."""
     if value is None:
         return 5
     if isinstance(value, bool):
@@ -263,7 +263,7 @@ def test_bad_json_is_told_in_one_line(text: str, told: str) -> None:
         ("decode__temperature", 1e-30),
         ("decode__length_penalty", 1e3),
         ("decode__beam_size", 10**6),
-        # what float32 takes for 1, and what the sixteen bits of dropout do
+        # values that float32, or the 16 bits of dropout, round to 1
         *((f"train__{name}", 1 - 1e-9) for name in ("adam_b1", "adam_b2", "label_smoothing")),
         *(("model__dropout", rate) for rate in (1 - 1e-9, 0.99999, 0.9999)),
         ("evaluate__bleu_tokenize", "flores200"),
@@ -285,7 +285,7 @@ def test_check_names_the_field_and_its_value(name: str, value: Any) -> None:
 
 def test_check_knows_the_type_of_every_field() -> None:
     for name in flatten(Config()):
-        for wrong in ({}, [1], b"x"):  # no field holds such
+        for wrong in ({}, [1], b"x"):  # no field has this type
             with pytest.raises(UserError) as error:
                 check(changed(**{name.replace(".", "__"): wrong}))
             assert str(error.value).startswith(f"{name} = {wrong!r}: must be "), name
@@ -304,7 +304,7 @@ def test_every_number_has_bounds() -> None:
 @pytest.mark.parametrize(
     ("config", "field"),
     [
-        (changed(model__d_model=33, model__heads=1), "model.d_model"),  # sinusoids come in pairs
+        (changed(model__d_model=33, model__heads=1), "model.d_model"),  # sinusoids are pairs
         (changed(model__positions="learned", model__max_positions=1074), "model.max_positions"),
         (changed(model__positions="learned", decode__max_source_length=2000), "model.max_positions"),
         (changed(model__positions="learned", model__max_positions=1500, data__max_length=1501), "model.max_positions"),
@@ -321,7 +321,7 @@ def test_every_number_has_bounds() -> None:
         (changed(data__source=("a",), data__weights=(0.0,)), "data.weights"),
         (changed(data__source=("a", "b"), data__weights=(1.0,)), "data.weights"),
         (changed(model__d_k=48, model__heads=7), "model.heads"),  # d_v is still d_model / heads
-        (changed(decode__n_best=5), "decode.n_best"),  # a beam of 4 finds no more
+        (changed(decode__n_best=5), "decode.n_best"),  # a beam of 4 gives at most 4
         (changed(decode__min_length=9, decode__max_length=8), "decode.min_length"),
         (changed(decode__banned=("the", " ")), "decode.banned"),
     ],
@@ -358,7 +358,7 @@ def test_configs_are_sound_and_survive_json(path: Path) -> None:
     config = runpy.run_path(str(path))["config"]
     check(config)
     assert from_json(to_json(config)) == config
-    # Every JSON value is a plain one: no NaN, no infinity.
+    # Standard JSON only: no NaN, no infinity.
     json.loads(to_json(config), parse_constant=lambda name: pytest.fail(name))
 
 
@@ -400,7 +400,7 @@ def test_differences_name_both_values() -> None:
 
 @dataclasses.dataclass(frozen=True)
 class TaskConfig:
-    """A config of another task, composed of other sections."""
+    """Config of another task, composed of other sections."""
 
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
     train: TrainConfig = dataclasses.field(default_factory=TrainConfig)

@@ -60,14 +60,14 @@ def test_folders_that_cannot_be_synced_are_left_to_the_system(tmp_path, monkeypa
     (tmp_path / "file").write_text("x")
     monkeypatch.setattr(os, "fsync", refuse)
     synced(tmp_path)
-    with pytest.raises(OSError):  # of a file it says that it may be lost
+    with pytest.raises(OSError):  # for a file it means that the content may be lost
         synced(tmp_path / "file")
     with pytest.raises(FileNotFoundError):
         synced(tmp_path / "gone")
 
 
 def whole(path: Path) -> str:
-    """What a test's cache holds."""
+    """The content of a test's cache."""
     text = (path / "text").read_text()
     if len(text) != 3:
         raise ValueError("it is too short")
@@ -84,7 +84,7 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
 
 
 def test_several_may_replace_a_file_at_once(tmp_path):
-    """Each has a temporary name of its own: what stands there in the end is one of the contents, whole."""
+    """Each process has its own temporary name: in the end the file has exactly one of the contents."""
     script = "import sys; from pathlib import Path; from transformer.files import replace\n"
     script += "for i in range(200): replace(Path(sys.argv[1]), sys.argv[2].encode() * 5000 + bytes([i]))"
     there = [subprocess.Popen([sys.executable, "-c", script, str(tmp_path / "x"), letter]) for letter in "ab"]
@@ -142,7 +142,7 @@ def test_a_cache_is_made_once_and_anew_when_it_is_damaged(tmp_path, caplog):
 
 
 def test_a_cache_that_cannot_be_read_back_is_never_sealed(tmp_path):
-    """As where a limit cuts files short and nobody is told at their close."""
+    """Such as when a limit truncates files and closing them reports no error."""
 
     def short(new: Path) -> None:
         (new / "text").write_text("ab")
@@ -177,7 +177,7 @@ def test_threads_of_one_process_do_not_share_what_they_make(tmp_path):
     barrier, found = threading.Barrier(2), []
 
     def make(new: Path) -> None:
-        barrier.wait()  # both are at it
+        barrier.wait()  # both are making it
         (new / "text").write_text("abc")
 
     def work() -> None:
@@ -207,7 +207,7 @@ def test_several_may_make_a_cache_at_once(tmp_path):
         barrier.wait()
         found.append(cached(folder, make, whole, "the text"))
 
-    # Threads of one process would share a temporary name: each pretends to be another process.
+    # Threads of one process would share a temporary name, so each pretends to be another process.
     threads = [threading.Thread(target=work) for _ in range(4)]
     owners = iter(range(10**6))
     with pytest.MonkeyPatch.context() as patch:
@@ -234,9 +234,9 @@ def test_a_whole_folder_is_not_taken_for_the_damaged_one_that_it_replaced(tmp_pa
         lasting.append(folder.stat().st_ino)
 
     def slowly_sealed(folder: Path) -> bool:
-        """As `sealed`, with time for another to replace the folder before the answer is used."""
+        """As `sealed`, with time for another thread to replace the folder before the result is used."""
         answer = sealed(folder)
-        if list(tmp_path.glob("key.*.tmp")) and thread.ident is None:  # the first asks while it takes the place
+        if list(tmp_path.glob("key.*.tmp")) and thread.ident is None:  # the first, moving its folder
             thread.start()
             thread.join(0.5)
         return answer
@@ -273,7 +273,7 @@ def test_a_folder_that_was_replaced_or_removed_is_noticed(tmp_path):
             check()
             folder.rmdir()
             if replaced:
-                folder.mkdir()  # often under the same number
+                folder.mkdir()  # often with the same inode number
             with pytest.raises(UserError, match=told):
                 check()
         folder.exists() and folder.rmdir()
@@ -292,7 +292,7 @@ def test_a_lock_is_held_by_one_and_notices_another_folder(tmp_path):
             again()
             with pytest.raises(UserError, match=f"{folder} is no longer the folder that this run began in"):
                 held.check()
-        with Lock(folder / ".lock").held():  # which is another one's
+        with Lock(folder / ".lock").held():  # which belongs to another process
             pass
     with Lock(tmp_path / "moved" / ".lock").held():
         pass
@@ -354,7 +354,7 @@ def test_a_folder_is_whole_or_leaves_nothing(tmp_path, out: str, error):
 
 
 def test_the_folder_of_another_is_left_alone(tmp_path):
-    """Which appears meanwhile."""
+    """The folder appears while ours is being filled."""
     told = f"^{tmp_path}/out: something else was written there meanwhile, or it was replaced"
     for there in (False, True):
         with pytest.raises(UserError, match=told), new_folder(tmp_path / "out") as building:

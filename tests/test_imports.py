@@ -1,4 +1,4 @@
-"""Who may import whom. Read from the source, so that imports inside functions count too."""
+"""Allowed imports between parts of the project. Read from the source, so imports inside functions count, too."""
 
 import ast
 import os
@@ -41,7 +41,7 @@ MAY_IMPORT = {
     },
 }
 ENTRY_POINTS = {"__main__", "jobs", "train", "evaluate"}
-# What a part may import of other people's, where that is little; and what it may not.
+# Third-party packages that a part may import, where these are few, and those that it may not.
 THEIRS = {
     "config": set(),
     "configs": set(),
@@ -68,7 +68,7 @@ def part_of(path):
 
 
 def imports(path):
-    """(line, full dotted name, at import time) of all that a file imports."""
+    """(line, full dotted name, whether at import time) of each import of a file."""
     tree = ast.parse(path.read_text(encoding="utf-8"), path.name)
     late = {
         inner
@@ -114,7 +114,7 @@ def test_imports_go_one_way(path):
 
 
 def test_the_rule_sees_every_kind_of_import(tmp_path):
-    """The reader itself: inside functions, under other names, for type checkers only."""
+    """Tests `imports` itself: imports inside functions, under other names, for type checkers only."""
     (tmp_path / "x.py").write_text(
         "import a.b as c\nfrom d import e, f\n"
         "if TYPE_CHECKING:\n    import g\n"
@@ -140,7 +140,7 @@ def run(program, folder, **environment):
 
 
 def test_import_transformer_is_light():
-    """Neither the package nor the model, the beam search and the translator bring in what only data and files need."""
+    """The package, the model, beam search and the translator do not import what only data and files need."""
     heavy = "{'tensorflow_datasets', 'tensorflow', 'grain', 'orbax', 'sentencepiece', 'sacrebleu'}"
     program = f"""
 import sys, transformer
@@ -170,14 +170,14 @@ params = jax.tree.map(lambda x: jax.numpy.ones(x.shape), model.abstract_params)
 source, target = jax.numpy.ones((1, 3), int), jax.numpy.ones((1, 2), int)
 print(transformer.model.__file__, jax.jit(model.apply)(params, source, target).shape)
 """
-    # In a folder of its own, and not found on the path by way of this project.
+    # In a separate folder, so that Python does not find this project on its path.
     out = run(program, tmp_path, PYTHONPATH=str(tmp_path))
     assert out == f"{tmp_path / 'transformer' / 'model' / '__init__.py'} (1, 2, 8)\n"
 
 
 @pytest.mark.parametrize("path", [str(p.relative_to(ROOT)) for p in sorted(PACKAGE.rglob("*.py"))])
 def test_nothing_that_is_loaded_can_run_code(path):
-    """No pickle, and nothing that reads one unless told not to."""
+    """No pickle, and no function that reads pickles by default."""
     for node in ast.walk(ast.parse((ROOT / path).read_text())):
         names = [alias.name for alias in node.names] if isinstance(node, (ast.Import, ast.ImportFrom)) else []
         if isinstance(node, ast.ImportFrom):

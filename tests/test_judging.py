@@ -13,7 +13,7 @@ from transformer.judging import Judge, changes, check_progress, decoding, rank, 
 
 JUDGED = (("dev_bleu", "up"), ("dev_chrf", "up"), ("dev_loss", "down"))
 NOW = {"dev_digest": "text", "scored_with": {"bleu_tokenize": "13a", **decoding(DecodeConfig())}}
-# Few values, so that ties are frequent; and what no score should be.
+# Few values, so that ties are frequent, and invalid scores.
 VALUES = st.sampled_from([0.0, 1.0, 2.5, math.nan, math.inf, -math.inf, None])
 SCORES = st.fixed_dictionaries({name: VALUES for name, _ in JUDGED})
 
@@ -25,7 +25,7 @@ def scores(*values: float | None) -> dict:
 @pytest.mark.parametrize(
     ("worse", "better"),
     [
-        (scores(0, 64.8, 2.0), scores(0, 98.1, 3.0)),  # the first that differs decides
+        (scores(0, 64.8, 2.0), scores(0, 98.1, 3.0)),  # the first score that differs decides
         (scores(0, 98.1, 2.0), scores(0, 98.1, 1.0)),  # a smaller loss is better
         (scores(1, 0, 9.0), scores(2, 0, 9.0)),
         (scores(math.nan, 99, 0.1), scores(0, 0, 9.0)),
@@ -93,7 +93,7 @@ def test_what_a_checkpoint_stores_is_enough_to_go_on(run: list[dict], cut: int) 
         ({"sample": True}, ["decode.sample is True instead of False"]),
         ({"length_penalty": 1.0}, ["decode.length_penalty is 1.0 instead of 0.6"]),
         ({"dtype": "int8"}, ["decode.dtype is int8 instead of auto"]),
-        # What changes no translation.
+        # Options that do not change translations.
         ({"batch_sentences": 1, "batch_tokens": 9, "streams": 3}, []),
         ({"n_best": 2, "temperature": 0.5, "top_k": 3, "top_p": 0.5, "seed": 9}, []),
     ],
@@ -130,7 +130,7 @@ def test_what_else_begins_anew() -> None:
     text = Judge(JUDGED, {**NOW, "dev_digest": "another"}, stored)
     assert text.reset_reasons == ["the development text or train.eval_sentences has changed"]
     assert (text.best, text.stale) == (None, 0)
-    # A run that was never evaluated has nothing to forget.
+    # A run that was never evaluated has nothing to reset.
     assert Judge(by_loss, other, Judge(JUDGED, NOW, {}).progress(None)).reset_reasons == []
 
 
@@ -159,7 +159,7 @@ def test_an_earlier_version_decoded_as_its_checkpoint_says() -> None:
     assert Judge(JUDGED, NOW, progress).reset_reasons == ["decode.max_length is None instead of 3"]
     zh = {**NOW, "scored_with": {**NOW["scored_with"], "bleu_tokenize": "zh"}}
     assert Judge(JUDGED, zh, upgraded(former(), Config)).reset_reasons == ["bleu_tokenize is zh instead of 13a"]
-    # The best of an earlier version may have been no number.
+    # The best score of an earlier version may be NaN.
     judge = Judge(JUDGED, NOW, upgraded(former(best_bleu=math.nan), Config))
     assert judge.better(scores(0, 0, 9.0))
 
@@ -172,7 +172,7 @@ def test_todays_progress_needs_no_config() -> None:
 
 
 def test_an_integer_beyond_every_float_is_no_score() -> None:
-    """JSON has them."""
+    """JSON can contain such integers."""
     assert rank(scores(10**400, 5, 1.0), JUDGED) == rank(scores(None, 5, 1.0), JUDGED)
     assert rank(scores(10**400, -(10**400), 10**400), JUDGED) is None
 

@@ -1,4 +1,4 @@
-"""What README.md shows of Python runs as it stands."""
+"""The Python examples in README.md run as printed."""
 
 import os
 import re

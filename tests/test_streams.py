@@ -1,4 +1,4 @@
-"""Standard streams that are closed, full or of another encoding; signals that end a program; text from outside."""
+"""Standard streams that are closed, full or of another encoding; signals that end a program; untrusted text."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ ANY_TEXT = st.text(st.characters(codec=None))  # halves of surrogate pairs, too
 
 # ---- Programs under bad streams -------------------------------------------------------------------------------------
 
-# Says a result and a line of the log; with an argument it reads its input first, or waits to be ended.
+# Prints a result and a log line. With an argument it first reads its input, or waits until it is ended.
 PROGRAM = """
 import logging, signal, sys, time
 from transformer.command_line import run
@@ -52,7 +52,7 @@ run(main)
 
 @pytest.fixture
 def shell(environment, tmp_path: Path):
-    """`shell("$P > out")`: a command line in which $P is the program above; what it leaves."""
+    """`shell("$P > out")`: run a command line in which $P is the program above, and return its result."""
     (tmp_path / "program.py").write_text(PROGRAM)
 
     def shell(line: str, **more: str) -> subprocess.CompletedProcess:
@@ -95,13 +95,13 @@ def test_what_an_encoding_lacks_is_spelt_out(shell, encoding: str) -> None:
 def test_streams_that_are_closed_or_full(shell, line: str, code: int, out: str, err: str) -> None:
     done = shell(line, PYTHONIOENCODING="utf-8")
     if code == 141 and done.returncode == 0:
-        return  # all was said before the reader left
+        return  # everything was printed before the reader left
     assert (done.returncode, done.stdout.decode()) == (code, out)
     assert done.stderr.decode().startswith(err) and done.stderr.count(b"\n") == err.count("\n") + (err[-1:] > "\n")
 
 
 def test_the_number_of_a_closed_stream_is_not_given_to_a_file(shell, tmp_path: Path) -> None:
-    """Else what libraries print would go into the next file that is opened."""
+    """Otherwise the output of libraries would go into the next file that is opened."""
     (tmp_path / "program.py").write_text(
         "import os\nfrom transformer.command_line import run\n"
         "def main(_):\n    with open('file', 'wb') as file:\n        number = file.fileno()\n"
@@ -139,7 +139,7 @@ def test_a_pipe_that_does_not_wait_loses_nothing(environment, tmp_path: Path) ->
     ],
 )
 def test_how_a_program_ends(environment, error: str, code: int, told: str | None) -> None:
-    """Trouble of the machine in one line; a bug with its traceback."""
+    """A failure of the machine ends it with one line, a bug with a traceback."""
     program = (
         "import errno\nfrom transformer.config import UserError\nfrom transformer.command_line import run\n"
         f"def main(_):\n    raise {error}\nrun(main)"
@@ -157,7 +157,7 @@ def test_how_a_program_ends(environment, error: str, code: int, told: str | None
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_ends_a_program_in_order(environment, tmp_path: Path, number: int) -> None:
-    """Once: a second one does not break off the cleaning up."""
+    """Only once: a second signal does not interrupt the cleanup."""
     process = waiting(environment, tmp_path)
     process.send_signal(number)
     assert process.stderr.readline() == b"warning: cleaning up\n"
@@ -178,7 +178,7 @@ def test_a_hangup_is_ignored_under_nohup(environment, tmp_path: Path) -> None:
 
 
 def test_a_terminal_that_goes_ends_a_program_in_order(environment, tmp_path: Path) -> None:
-    """Then nothing can be written to it any more, in a handler or elsewhere."""
+    """Then nothing can write to it any more, neither a signal handler nor other code."""
     ours, theirs = pty.openpty()
 
     def on_terminal() -> None:
@@ -190,13 +190,13 @@ def test_a_terminal_that_goes_ends_a_program_in_order(environment, tmp_path: Pat
     options = {"stdin": theirs, "stderr": theirs, "start_new_session": True, "preexec_fn": on_terminal}
     process = waiting(environment, tmp_path, **options)
     os.close(theirs)
-    os.close(ours)  # the terminal's end: the system sends SIGHUP
+    os.close(ours)  # closes the terminal: the system sends SIGHUP
     assert process.wait(30) == 129
     assert (tmp_path / "cleaned").exists()
 
 
 def waiting(environment, folder: Path, **options) -> subprocess.Popen:
-    """The program, while it waits."""
+    """The waiting program."""
     (folder / "program.py").write_text(PROGRAM)
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | options
     process = subprocess.Popen([sys.executable, "program.py", "wait"], env=environment, cwd=folder, **pipes)
@@ -232,7 +232,7 @@ def test_a_message_is_one_line(text: str) -> None:
 
 @pytest.mark.parametrize("given", [FORGED, Path("a") / FORGED, UserError(FORGED)])
 def test_the_log_shows_text_from_outside_harmlessly(given: object) -> None:
-    """Lines of our own end where they end; what is put into them makes no new ones."""
+    """Text that is put into a log line cannot start a new line."""
     record = logging.LogRecord("x", logging.INFO, "", 0, "one\ntwo %s, %d, %.1f, %r\n", (given, 3, 0.5, FORGED), None)
     shown = Format().format(record)
     assert len(shown.split("\n")) == 3
@@ -254,7 +254,7 @@ def test_json_is_utf8_and_holds_what_it_was_given(value: object) -> None:
     assert all(char == plain(char, keep="") for char in to_json(value))
     written = to_json(value).encode()
     assert b"\n" not in written
-    # Two halves that stand side by side are read as one character; nothing else changes.
+    # Two adjacent surrogate halves are read back as one character; nothing else changes.
     assert json.loads(written) == json.loads(json.dumps(value))
 
 

@@ -1,4 +1,4 @@
-"""The WMT14 path from download to BLEU: the real commands on small archives of the real layout, without TensorFlow."""
+"""The WMT14 pipeline from download to BLEU: the real commands on small archives with the real layout, no TensorFlow."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_train_and_evaluate_on_wmt14(tmp_path: Path) -> None:
     assert 0 <= result["bleu"] <= 100
     assert "tok:13a" in result["signature"]
     assert "bleu_tokenized_compound_split" in result
-    # The sets in the workdir are the archive's, in its order, and their digests were told.
+    # The sets in the workdir equal those in the archive, in its order, and the log has their digests.
     references = "".join(sentence(i)["de"] + "\n" for i in range(950_000, 950_023))
     assert (tmp_path / "run/sets/test.reference").read_text() == references
     assert f"23 lines, sha256 {hashlib.sha256(references.encode()).hexdigest()}" in trained.stderr

@@ -1,6 +1,6 @@
-"""The Transformer written once more from the paper, in float64 NumPy: one sentence at a time, one head at a time.
+"""Reference implementation of the paper's Transformer in float64 NumPy: one sentence, one head at a time.
 
-No padding, no batches, no cache: what those do in the real model must not show.
+It has no padding, no batches and no cache; the real model must compute the same with them.
 """
 
 import math
@@ -26,10 +26,10 @@ def rotate(x, position):
 
 
 def attention(p, x, memory, causal=False, window=None, maker=None, rotary=False, drop=lambda x: x):
-    """§3.2: Concat(head_1, ..., head_h) W^O, head_i = softmax(Q K^T / sqrt(d_k)) V; and each head's weights.
+    """§3.2: Concat(head_1, ..., head_h) W^O, where head_i = softmax(Q K^T / sqrt(d_k)) V; also the weights per head.
 
-    `window`: only positions at most so far away. `maker`: the parameters of the attention whose keys and values these
-    are, if another's. `drop` is put on the weights.
+    `window`: attend only to positions at most this far away. `maker`: parameters of the attention that computes keys
+    and values, if not `p`. `drop` is applied to the weights.
     """
     heads, d_k = p["query"].shape[1:]
     maker = p if maker is None else maker
@@ -79,10 +79,10 @@ def position_encoding(position, d_model):
 
 
 class Reference:
-    """`drop` is put where the paper puts dropout: on sub-layer outputs and on sums of embeddings and positions;
-    `drop_weights` on the weights of attention.
+    """`drop` is applied where the paper has dropout: to sub-layer outputs and to sums of embeddings and positions.
+    `drop_weights` is applied to the attention weights.
 
-    With keys and values shared by n layers, layer i uses those of layer i - i % n: of what that layer saw.
+    If n layers share keys and values, layer i uses those of layer i - i % n, computed from that layer's input.
     """
 
     def __init__(self, config, params, drop=lambda x: x, drop_weights=lambda x: x):
@@ -101,8 +101,7 @@ class Reference:
         return self.norm(norm, x + self.drop(f(x)))
 
     def attention(self, kind, layers, i, x, seen):
-        """That of layer i, whose queries are made of x; `seen` is what each layer makes keys and values of, up to this
-        one."""
+        """Attention of layer i, with queries from x. `seen`: the input of keys and values of each layer up to i."""
         own = getattr(self.config, f"{kind}_attention")
         first = i - i % (own.kv_sharing or self.config.kv_sharing)
         name = "cross_attention" if kind == "cross" else "self_attention"
@@ -127,7 +126,7 @@ class Reference:
         return self.drop(x)
 
     def logits(self, source, target):
-        """(T, V), and a layer's cross-attention weights (N, T, S) each."""
+        """Logits (T, V), and the cross-attention weights (N, T, S) of each layer."""
         p, tying = self.p, self.config.tied_embeddings
         source_table = p["embedding"]["table"]
         target_table = source_table if tying == "all" else p["target_embedding"]["table"]

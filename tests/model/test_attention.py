@@ -25,7 +25,7 @@ def normal(*shape):
 
 @pytest.mark.parametrize("kv_heads", [6, 3, 2, 1])
 def test_attend_is_equation_1_head_by_head(kv_heads):
-    """Scaled by the size of a key, not of a value; each key/value head serves neighbouring query heads."""
+    """The scale is that of the key size, not the value size. Each key/value head serves neighbouring query heads."""
     B, T, S, N, d_k, d_v = 2, 4, 5, 6, 3, 7
     q, k, v = normal(B, T, N, d_k), normal(B, S, kv_heads, d_k), normal(B, S, kv_heads, d_v)
     mask = RNG.random((B, T, S)) < 0.7
@@ -140,7 +140,7 @@ def test_write_puts_each_beam_in_its_own_slots():
 
 @pytest.mark.parametrize("kv_heads", [4, 2, 1])
 def test_the_fused_form_equals_the_plain_one(kv_heads):
-    """The same call, by XLA's implementation: masks of full and of size 1, a row that may attend nowhere; gradients."""
+    """With XLA's implementation: masks of full size and of size 1, a fully masked row, and gradients."""
     B, T, S, N, H = 2, 4, 6, 4, 8
     q, kv, v = normal(B, T, N, H), as_kv(normal(B, S, kv_heads, H), normal(B, S, kv_heads, H)), normal(B, T, N, H)
     full = RNG.random((B, T, S)) < 0.5

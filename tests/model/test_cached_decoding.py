@@ -1,4 +1,4 @@
-"""Decoding piece by piece over a cache equals one pass over the whole target."""
+"""Decoding step by step with a cache equals one pass over the whole target."""
 
 import dataclasses
 import functools
@@ -44,7 +44,7 @@ TARGET = np.array([[BOS, 9, 4, 7, 12, 3, 5], [BOS, 6, 6, 8, 10, 11, 4], [BOS, 3,
 
 @pytest.fixture(autouse=True)
 def fused(monkeypatch):
-    """Models that ask for a fused kernel have one, as XLA does it; the shapes of its queries, call by call."""
+    """Give models that ask for a fused kernel XLA's implementation. Returns the query shapes of its calls."""
     calls, kernel = [], attention.fused
     monkeypatch.setattr(attention, "fusible", lambda q_BTNH, kv: True)
     monkeypatch.setattr(attention, "fused", lambda q, *rest: calls.append(q.shape) or kernel(q, *rest, "xla"))
@@ -53,7 +53,7 @@ def fused(monkeypatch):
 
 @functools.cache
 def programs(name):
-    """Logits of whole targets, the compiled step, and a cache full of what must not be seen."""
+    """Logits of whole targets, the compiled step, and an empty cache filled with values that must not be seen."""
     model, params = tiny(CONFIGS[name])
 
     @jit
@@ -66,7 +66,7 @@ def programs(name):
         return model.bind(params).decode(tokens, memory, cache=cache, at_B=at)[:2]
 
     memory, logits = whole(SOURCE, TARGET)
-    # Room for more positions than are needed.
+    # Room for more positions than needed.
     empty = model.bind(params).init_cache(len(TARGET), 13)
     cache = empty._replace(kv=jax.tree.map(lambda x: x + 7.0, empty.kv))
     return np.asarray(logits), step, cache
@@ -74,7 +74,7 @@ def programs(name):
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_step_by_step_with_rows_at_different_places(name):
-    """Row b re-enters its first piece b times before it goes on."""
+    """Row b repeats its first piece b times before it continues."""
     whole, step, cache = programs(name)
     rows = np.arange(3)
     seen = np.zeros(whole.shape[:2], int)
@@ -88,7 +88,7 @@ def test_step_by_step_with_rows_at_different_places(name):
 
 
 def test_a_fused_kernel_finds_the_same(fused):
-    """Logits and gradients of whole passes, and steps of beams; where weights are asked for there is no such kernel."""
+    """Logits and gradients of whole passes, and steps of beams. The kernel is not used when weights are wanted."""
     (model, params), (plain, _) = (
         tiny(CONFIGS["fused"]),
         tiny(dataclasses.replace(CONFIGS["fused"], attention_kernel="plain")),
@@ -116,14 +116,14 @@ def test_a_fused_kernel_finds_the_same(fused):
     del fused[:]
     tokens = np.random.default_rng(0).integers(3, VOCABULARY, size=(6, 2))
     found = step(model, params, tokens)
-    assert fused == [(3, 6, 4, 4)] + [(3, 4, 4, 4)] * 4  # two pieces of a sentence's two beams are four queries
+    assert fused == [(3, 6, 4, 4)] + [(3, 4, 4, 4)] * 4  # two pieces for each of two beams: four queries
     np.testing.assert_allclose(found, step(plain, params, tokens), atol=1e-5)
     np.testing.assert_allclose(step(model, params, tokens, True), found, atol=1e-5)
-    assert fused[5:] == [(3, 6, 4, 4)] + [(3, 4, 4, 4)] * 2  # cross-attention gives weights, the others none
+    assert fused[5:] == [(3, 6, 4, 4)] + [(3, 4, 4, 4)] * 2  # only cross-attention returns weights, unfused
 
 
 def test_chunks_of_several_pieces():
-    """Three pieces at once, from different places on; some are entered twice."""
+    """Three pieces at once, at different positions; some pieces are decoded twice."""
     whole, step, cache = programs(GROUPED)
     rows = np.arange(3)[:, None]
     for at in ([0, 0, 0], [3, 1, 2], [4, 4, 3], [4, 4, 4]):
@@ -138,7 +138,7 @@ def test_without_places_the_pieces_stand_at_the_beginning():
 
 
 def test_beams_share_one_memory():
-    """M target rows a source row, side by side, equal as many with a copy each; weights too."""
+    """M neighbouring target rows per source row equal M rows with a copy of the memory each; weights, too."""
     model, params = tiny(CONFIGS[GROUPED])
     M, target = 3, np.random.default_rng(0).integers(3, VOCABULARY, size=(9, 5))
 
@@ -163,7 +163,7 @@ def test_beams_share_one_memory():
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_reordered_beams_see_their_own_past(name):
-    """Beams that take over another's history: nothing moves in the cache, and the logits are those of a full pass."""
+    """Beams continue other beams: keys and values stay in place, and the logits equal those of a full pass."""
     model, params = tiny(CONFIGS[name])
     B, M, T = 3, 4, 6
     rng = np.random.default_rng(0)
@@ -185,7 +185,7 @@ def test_reordered_beams_see_their_own_past(name):
     memory, cache = start(SOURCE)
     past = np.full((B, M, 1), BOS)
     for at in range(T):
-        if at == 3:  # what nobody sees goes, where the cache was full
+        if at == 3:  # the cache is full: collect the slots that no beam sees
             keep = int(cache.used_B().max())
             assert keep < 3 * M
             cache = cache.collect(keep, T - at)

@@ -1,4 +1,4 @@
-"""What a call from Python may get wrong ends in one ValueError before anything is computed, as on the command line."""
+"""Wrong arguments in calls from Python raise one ValueError before any computation, as on the command line."""
 
 import dataclasses
 import re
@@ -50,7 +50,7 @@ WRONG = [
 
 
 def refused(function, *args, **kwargs):
-    """The message of the one ValueError that a call ends in."""
+    """The message of the ValueError that a call raises."""
     with pytest.raises(ValueError) as error:
         function(*args, **kwargs)
     assert isinstance(error.value, UserError) and "\n" not in str(error.value)
@@ -59,7 +59,7 @@ def refused(function, *args, **kwargs):
 
 @pytest.mark.parametrize(("fields", "message"), WRONG, ids=lambda value: str(value)[:40])
 def test_a_config_that_breaks_a_rule_builds_no_model(fields, message):
-    """With the words of the command line: the check is the same."""
+    """The message is that of the command line, since the check is the same."""
     config = dataclasses.replace(TINY, **fields)
     told = refused(transformer.build, config.with_vocabulary(VOCABULARY))
     assert told.startswith(message)
@@ -112,7 +112,7 @@ FIELDS = st.fixed_dictionaries(
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(FIELDS)
 def test_any_config_is_refused_or_computes_what_it_says(fields):
-    """What is not refused has no later piece in earlier logits, by shapes alone, and no error of JAX's."""
+    """A config that is not refused gives logits of the right shape, without an error of JAX."""
     config = dataclasses.replace(SHALLOW, **fields)
     try:
         model = transformer.build(config.with_vocabulary(VOCABULARY))
@@ -126,7 +126,7 @@ def test_any_config_is_refused_or_computes_what_it_says(fields):
 
 
 def test_attention_itself_refuses_heads_that_do_not_divide():
-    """Its reshape would have mixed positions."""
+    """Without the check, its reshape would mix positions."""
     kv = KV(jnp.zeros((1, 8, 4, 3)), jnp.zeros((1, 8, 3, 4)))
     with pytest.raises(ValueError, match="4 query heads can't share 8 key/value heads"):
         attend(jnp.zeros((1, 2, 4, 4)), kv, jnp.ones((1, 2, 3), bool))
@@ -182,7 +182,7 @@ def test_the_last_id_and_numbers_of_any_width_are_taken():
     source, target = changed(SOURCE, (0, 0), 12), changed(TARGET, (0, 1), 12)
     for dtype in (np.int8, np.uint8, np.int32, np.uint32):
         sides = source.astype(dtype), target.astype(dtype)
-        # Known values are looked at while a program is traced, too.
+        # Concrete values are checked while a program is traced, too.
         assert jax.eval_shape(lambda params: model.apply(params, *sides), params).shape == (*TARGET.shape, VOCABULARY)  # noqa: B023
 
 
@@ -197,7 +197,7 @@ def test_rows_of_padding_on_both_sides_fill_up_a_batch():
 
 
 def test_positions_that_were_not_learned_are_refused():
-    """Padding may stand beyond them; XLA takes the last one there."""
+    """Padding may have positions beyond the learned ones; XLA uses the last one there."""
     model, params = tiny(LEARNED)
     long, wide = np.full((1, 13), 5), np.pad(SOURCE, ((0, 0), (0, 9)))
     assert "[0, 12] is at position 12, counted from 0, but this model has 12 learned" in refused(
@@ -228,10 +228,10 @@ EXTRAS = [
 
 @pytest.mark.parametrize(("extra", "message"), EXTRAS, ids=[message[:40] for _, message in EXTRAS])
 def test_positions_and_segments_belong_to_pieces(extra, message):
-    """Segments of one side alone would let sentences of a row see one another."""
+    """With segments on only one side, the sentences of a row would see each other."""
     model, params = tiny(SHALLOW)
     assert refused(model.apply, params, SOURCE, TARGET, **extra).startswith(message)
-    # Types and shapes are known when a program is traced, too.
+    # Types and shapes are checked while a program is traced, too.
     assert refused(jax.eval_shape, lambda: model.apply(params, SOURCE, TARGET, **extra)).startswith(message)
 
 
@@ -260,13 +260,13 @@ def test_decoding_with_a_cache_has_room_and_rows():
 
 
 def test_inside_jit_nothing_is_looked_at():
-    """Traced ids have no values: a program is the same with the checks as without, and takes what it is given."""
+    """Traced ids have no values: the program is the same with and without the checks, and accepts any ids."""
     _, params = tiny(SHALLOW)
     assert forward(SHALLOW)(params, changed(SOURCE, (0, 0), 99), TARGET).shape == (*TARGET.shape, VOCABULARY)
     model, _ = tiny(SHALLOW)
     grads = jit(jax.grad(lambda params, source: model.apply(params, source, TARGET).sum()))(params, SOURCE)
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(grads))
-    # An array that is known while a program is traced is looked at.
+    # An array that is concrete while a program is traced is checked.
     source = jnp.asarray(changed(SOURCE, (0, 0), 99))
     assert refused(jit(lambda params: model.apply(params, source, TARGET)), params).startswith("source_BS[0, 0] = 99")
 

@@ -85,7 +85,7 @@ def test_forward_equals_plain_numpy(name):
 
 @pytest.mark.parametrize("name", ["the paper's", *OPTIONS])
 def test_gradients_equal_plain_numpy(name):
-    """The derivative of one number in a random direction of all parameters, by small steps in float64."""
+    """The directional derivative of one number, in a random direction of all parameters, by differences in float64."""
     config = (CONFIGS | OPTIONS)[name]
     model, params = tiny(config)
     project = projection((5, VOCABULARY))
@@ -99,14 +99,14 @@ def test_gradients_equal_plain_numpy(name):
         return (Reference(config, moved).logits(SOURCE[0], TARGET[0])[0] * project).sum()
 
     for path, gradient in jax.tree_util.tree_leaves_with_path(found):
-        # The same constant on the keys of all positions, or on all logits of a position, changes no probability.
+        # A constant added to the keys of all positions, or to all logits of a position, changes no probability.
         assert np.abs(gradient).max() > 1e-3 or path[-1].key == "key_bias", path
     along = sum(jax.tree.leaves(jax.tree.map(lambda g, d: (np.asarray(g, np.float64) * d).sum(), found, direction)))
     assert along == pytest.approx((value(1e-6) - value(-1e-6)) / 2e-6, rel=1e-4)
 
 
 def test_random_offsets_of_positions():
-    """In training, each row of each side begins at a position of its own, up to the offset; else all begin at 0."""
+    """In training, each row of each side begins at a random position up to the offset; otherwise all begin at 0."""
     config = dataclasses.replace(SHALLOW, positions="learned", position_offset=2, dropout=0.0)
     model, params = tiny(config)
     apply = jit(model.apply)
@@ -120,7 +120,7 @@ def test_random_offsets_of_positions():
     expected = np.asarray(apply(params, source[:9], target[:9], positions=places))
     distance = np.abs(drawn[:, None] - expected[None]).max(axis=(2, 3))
     assert (distance.min(axis=1) < 1e-5).all()
-    assert set(distance.argmin(axis=1)) == set(range(9))  # 64 draws of 9: all but surely
+    assert set(distance.argmin(axis=1)) == set(range(9))  # 64 draws of 9 values: almost certain
     plain = apply(params, source[:1], target[:1])
     np.testing.assert_allclose(plain[0], expected[0], atol=1e-5)
 
@@ -135,7 +135,7 @@ def test_rotary_positions_count_distances_only():
 
 
 def test_without_positions_order_is_not_seen():
-    """By the encoder; the decoder's mask still tells before from after."""
+    """The encoder does not see the order. The decoder's causal mask still gives it the order."""
     swapped = SOURCE[:, [1, 0, 2, 3, 4, 5]]
     for name, same in (("the paper's", False), ("multi-query, no positions, three tables", True)):
         config = CONFIGS[name]
@@ -151,7 +151,7 @@ def projection(shape):
 
 
 def table_gradients(tying):
-    """Gradients of the tables of one model, all tables given the same values."""
+    """Gradients of the tables of one model, in which all tables have the same values."""
     model = build(dataclasses.replace(SHALLOW, tied_embeddings=tying).with_vocabulary(VOCABULARY))
     params = random_params(build(SHALLOW.with_vocabulary(VOCABULARY)))
     tables = {name: params["embedding"] for name in model.abstract_params if name.endswith("embedding")}
@@ -181,10 +181,10 @@ def test_gradient_of_a_tied_table_is_the_sum_of_its_uses():
 
 
 def test_causality_and_padding_by_gradient():
-    """A target position's logits have no gradient at all in later target pieces, nor in padding, and some elsewhere."""
+    """A position's logits have zero gradient for later target pieces and padding, and a nonzero one elsewhere."""
     model, params = tiny(dataclasses.replace(SHALLOW, decoder_layers=2, tied_embeddings="none"))
     source = np.array([[5, 7, 11, EOS, 0, 0]])
-    target = np.array([[BOS, 9, 4, 7, 12]])  # all different, so that a table's row is a position's input
+    target = np.array([[BOS, 9, 4, 7, 12]])  # all different, so that each table row is the input of one position
 
     @jit
     @jax.jacrev
@@ -199,7 +199,7 @@ def test_causality_and_padding_by_gradient():
     assert (in_target[~later] > 1e-4).all()
     in_source = abs(np.asarray(in_source)).max(axis=-1)  # (T, V)
     assert (in_source[:, source[0, :4]] > 1e-4).all()
-    assert (np.delete(in_source, source[0, :4], axis=1) == 0).all()  # the padding piece among them
+    assert (np.delete(in_source, source[0, :4], axis=1) == 0).all()  # includes padding
 
 
 def test_more_padding_changes_nothing():
@@ -211,7 +211,7 @@ def test_more_padding_changes_nothing():
 
 
 def test_an_empty_row_has_finite_logits_and_gradients():
-    """Such rows fill up a batch that devices share out; they must not touch the others'."""
+    """Empty rows fill up a batch that devices split. They must not change the other rows."""
     model, params = tiny(SHALLOW)
     empty_source, empty_target = (np.concatenate([x, np.zeros_like(x[:1])]) for x in (SOURCE, TARGET))
 
@@ -234,7 +234,7 @@ def test_packed_sentences_equal_separate_ones():
         return model.bind(params).decode(target, memory, positions_BT=target_positions, segments_BT=target_segments)[0]
 
     def pack(tokens, pairs):
-        """A row each for two rows behind each other, padded to 9: pieces, positions, segments."""
+        """Pack pairs of rows into one row each, padded to 9: pieces, positions, segments."""
         n = lengths(tokens)
         packed, positions, segments = np.zeros((3, len(pairs), 9), int)
         for i, (first, second) in enumerate(pairs):
@@ -257,7 +257,7 @@ def test_packed_sentences_equal_separate_ones():
 
 @pytest.mark.parametrize("pre_norm", [False, True])
 def test_dropout_stands_where_the_paper_puts_it(pre_norm, monkeypatch):
-    """With dropout replaced by a marker, the model equals the reference with the same marker in the paper's places."""
+    """With a marker in place of dropout, the model equals the reference with this marker where the paper drops out."""
     calls = []
 
     def marker(x, rate, key):
@@ -278,8 +278,8 @@ def test_dropout_stands_where_the_paper_puts_it(pre_norm, monkeypatch):
     logits, keys = logits_and_keys(jax.random.key(0))
     expected, _ = Reference(config, params, *[lambda x: x * 1.5 + 0.25] * 2).logits(source[0], target[0])
     np.testing.assert_allclose(logits[0], expected, atol=1e-5)
-    # Two sums of embeddings, two sub-layers an encoder layer, three a decoder layer, and the weights of one or two
-    # attentions a layer: each with a key of its own.
+    # Two sums of embeddings, two sub-layers per encoder layer, three per decoder layer, and the weights of one or two
+    # attentions per layer: each with its own key.
     assert len(keys) == len({tuple(key.tolist()) for key in keys}) == 2 + 2 * 2 + 3 + 2 * 1 + 2
     assert [rate for rate, _ in calls].count(0.2) == 4 and {rate for rate, _ in calls} == {0.3, 0.2}
 
@@ -322,7 +322,7 @@ def test_bfloat16_runs_close_to_float32():
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_remat_computes_the_same_with_less_memory(name):
-    """Layers shared keys and values or not; with dropout, whose masks must be the same the second time."""
+    """With and without shared keys and values; with dropout, whose masks must be the same when recomputed."""
     config = dataclasses.replace(CONFIGS[name], kv_sharing=2, dropout=0.2, encoder_layers=2, decoder_layers=2)
     model, params = tiny(config)
 
@@ -341,5 +341,5 @@ def test_remat_computes_the_same_with_less_memory(name):
     ((value, grads), plain), ((again, others), second) = found
     assert float(again) == pytest.approx(float(value), rel=1e-6)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), grads, others)
-    assert kept[1] < 0.6 * kept[0]  # what the forward pass leaves for the backward one
+    assert kept[1] < 0.6 * kept[0]  # what the forward pass stores for the backward pass
     assert second.count("dot_general") > plain.count("dot_general") * 1.2

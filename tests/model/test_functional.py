@@ -61,7 +61,7 @@ CROSS = {k.replace("self_", "cross_"): v for k, v in LAYER.items() if k.startswi
 
 
 def test_parameter_paths_are_frozen():
-    """Checkpoints on disk, sharding rules and importers know parameters by these names."""
+    """Checkpoints on disk, sharding rules and importers use these names."""
     config = ModelConfig(
         encoder_layers=2, decoder_layers=1, d_model=16, d_ff=24, heads=4, kv_heads=2, d_k=3, d_v=5, max_positions=12,
         positions="learned", pre_norm=True, tied_embeddings="none",
@@ -95,7 +95,7 @@ class Stack(nnx.Module):
 
 
 def test_any_module_and_more_than_ten_layers():
-    """Layer "10" stands behind layer "9", not behind layer "1"."""
+    """Layer "10" comes after layer "9", not after layer "1"."""
     model = Model(ModelConfig(), lambda rngs: Stack(rngs))
     assert set(model.abstract_params["layers"]) == {str(i) for i in range(12)}
     params = {"layers": {str(i): {"bias": np.array([i]), "kernel": np.zeros((1, 1))} for i in range(12)}}
@@ -167,7 +167,7 @@ def test_apply_changes_nothing_and_takes_numpy_params():
 
 
 def test_a_model_is_a_static_argument():
-    """Of the same config and vocabulary it is the same one, for which nothing is compiled anew."""
+    """Equal configs give the same `Model`, so nothing is compiled again."""
     model, _ = tiny()
     assert hash(model) == hash(model) and model == model
     again = build(ModelConfig(**vars(SHALLOW)).with_vocabulary(13))

@@ -1,4 +1,4 @@
-"""How fresh parameters lie, and what the start of a deep post-norm model does to the positions of a sentence."""
+"""Distributions of initial parameters, and their effect on the positions of a sentence in a deep post-norm model."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ VARIANCES = {
 
 @pytest.mark.parametrize("initializer", ["gpt2", "bert"])
 def test_as_gpt2_and_bert_start(initializer: str) -> None:
-    """Normal, of deviation 0.02. In GPT-2 the last matrices of sub-layers are divided by the root of their number; in
-    BERT all numbers are within two deviations."""
+    """Normal, with deviation 0.02. GPT-2 divides the last matrix of each sub-layer by the square root of their number;
+    BERT truncates at two deviations."""
     config = dataclasses.replace(SMALL, initializer=initializer, positions="learned", attention_bias=True)
     model = build(config.with_vocabulary(V))
     params = flat(jit(model.init)(jax.random.key(0)))
@@ -81,12 +81,12 @@ def test_every_parameter_starts_as_its_initializer_says(initializer: str, pre_no
 
 
 def likeness(config: ModelConfig) -> float:
-    """The mean cosine between the outputs of a fresh encoder at two positions of a sentence."""
+    """The mean cosine between an untrained encoder's outputs at two positions of a sentence."""
     model = build(config.with_vocabulary(V))
 
     def outputs(key):
         memory = model.bind(model.init(key)).encode(jax.random.randint(key, (8, 16), 4, V))
-        # Cross-attention's keys are the outputs times one matrix, which keeps angles for the most part.
+        # The keys of cross-attention are these outputs times one matrix, which mostly keeps the angles.
         return memory.kv[0].k_BKHS
 
     k_BKHS = jit(outputs)(jax.random.key(0))
@@ -97,7 +97,7 @@ def likeness(config: ModelConfig) -> float:
 
 
 def test_positions_stay_apart_behind_a_deep_encoder() -> None:
-    """Under 'scaled' depth changes nothing; under 'glorot' all positions look alike."""
+    """With 'scaled', depth has no effect; with 'glorot', all positions look alike in a deep encoder."""
     config = ModelConfig(encoder_layers=8, decoder_layers=1, d_model=64, d_ff=128, heads=4)
     shallow = dataclasses.replace(config, encoder_layers=2)
     scaled, of_two = likeness(config), likeness(shallow)

@@ -60,7 +60,7 @@ def test_layer_norm():
 
 
 def test_layer_norm_of_bfloat16_is_computed_in_float32():
-    x = jnp.asarray(normal(4, 64) * 0.5 + 100, jnp.bfloat16)  # spacing 0.5 there: bfloat16 sums would be far off
+    x = jnp.asarray(normal(4, 64) * 0.5 + 100, jnp.bfloat16)  # bfloat16 has a spacing of 0.5 there
     norm, p = layer_norm(LayerNorm, ModelConfig(d_model=64), x)
     y = norm(x)
     assert y.dtype == jnp.bfloat16
@@ -99,7 +99,7 @@ def test_product_contracts_last_axes_with_first():
 
 @pytest.mark.parametrize("subscripts", ["BKXH,BKHS->BKXS", "BKXS,BKSH->BKXH", "XD,DE->XE", "XD,ED->XE"])
 def test_gradients_of_products_are_those_jax_would_find(subscripts):
-    """In float32 by JAX itself; in bfloat16 by our rule, of numbers that bfloat16 holds exactly."""
+    """In float32 by JAX itself; in bfloat16 by the custom gradient, with numbers that bfloat16 represents exactly."""
     sizes = dict(zip("BKXHSDE", (2, 3, 4, 5, 6, 7, 8), strict=True))
     of_a, of_b, of_c = subscripts.replace("->", ",").split(",")
     a, b, dc = (np.round(normal(*(sizes[i] for i in own)) * 4) for own in (of_a, of_b, of_c))
@@ -116,7 +116,7 @@ def test_gradients_of_products_are_those_jax_would_find(subscripts):
 
 @pytest.mark.parametrize("w_axis", [0, 1])
 def test_gradients_of_a_16_bit_product_are_summed_in_float32(w_axis):
-    """That of x is rounded to its type; that of the float32 w, a sum over 3,000 rows, is not rounded at all."""
+    """The gradient of x is rounded to x's type. That of the float32 w, a sum over 3,000 rows, is not rounded."""
     x = jnp.asarray(normal(3_000, 5) + 1, jnp.bfloat16)
     w = jnp.asarray(normal(5, 4).T if w_axis else normal(5, 4))
     dy = jnp.asarray(normal(3_000, 4) + 1, jnp.bfloat16)
@@ -138,7 +138,7 @@ def test_dropout_rate_and_scale(rate, width):
     assert y.shape == x.shape and y.dtype == np.float32
     kept = 2 / (1 - rate)
     assert np.all((y == 0) | (abs(y - kept) < 1e-3))
-    # Five standard deviations of so many coins; also for each place of the last axis, over the others.
+    # Within five standard deviations of this many coin flips; also for each index of the last axis, over the others.
     assert abs((y == 0).mean() - rate) < 5 * math.sqrt(rate * (1 - rate) / y.size) + 1e-5
     assert abs((y == 0).mean(axis=(0, 1)) - rate).max() < 5 * math.sqrt(rate * (1 - rate) / 3000)
     assert y.mean() == pytest.approx(2, rel=0.01)
@@ -146,7 +146,7 @@ def test_dropout_rate_and_scale(rate, width):
 
 def test_dropout_elements_are_independent():
     dropped = np.asarray(dropout(jnp.ones((400, 64)), 0.5, jax.random.key(0))) == 0
-    correlations = np.corrcoef(dropped.T)[~np.eye(64, dtype=bool)]  # of columns; two of them share a random word
+    correlations = np.corrcoef(dropped.T)[~np.eye(64, dtype=bool)]  # of columns; two of them share one random word
     assert abs(correlations).max() < 0.3
     correlations = np.corrcoef(dropped)[~np.eye(400, dtype=bool)]
     assert abs(correlations).max() < 0.75
@@ -185,7 +185,7 @@ def test_fold_gives_different_keys_and_keeps_none():
 )
 @pytest.mark.parametrize("subscripts", ["XD,DE->XE", "XD,ED->XE", "XV,XD->VD"])
 def test_products_of_16_bits_stay_so_in_their_gradients(subscripts):
-    """XLA turns those that its matrix units can't take into products of float32 numbers, four times as slow."""
+    """XLA computes a product that its matrix units do not support in float32, four times as slow."""
     sizes = {"X": 256, "D": 128, "E": 384, "V": 512}
     of_a, of_b = subscripts.split("->")[0].split(",")
     a, b = (normal(*(sizes[i] for i in of)).astype(jnp.bfloat16) for of in (of_a, of_b))

@@ -22,7 +22,7 @@ def normal(*shape):
 
 
 def integers(x_XD):
-    """Rows of x on a grid of 255 steps that reaches as far as their largest element."""
+    """Rows of x, rounded to a grid of 255 steps that ends at the row's largest element."""
     scale = np.abs(x_XD).max(axis=1, keepdims=True) / 127
     return np.round(np.divide(x_XD, scale, where=scale > 0, out=np.zeros_like(x_XD))).astype(int), scale
 
@@ -44,7 +44,7 @@ def test_an_int8_product_is_that_of_integers_and_scales(name, shape, axes):
     expected = (x_int @ w_int.T) * x_scale * w_scale.T
     assert y.shape == (3, 7, *shape[axes:])
     np.testing.assert_allclose(y.reshape(expected.shape), expected, rtol=1e-5)
-    # And that is near the real thing: half a step on each side.
+    # The result is close to the exact product: half a step of error on each side.
     exact = x.reshape(-1, D) @ w.reshape(D, -1)
     bound = D * (x_scale * np.abs(w).max() + np.abs(x.reshape(-1, D)).max(1, keepdims=True) * w_scale.T)
     assert (np.abs(expected - exact) < bound).all()
@@ -59,7 +59,7 @@ def test_int8_rows_and_outputs_of_zeros_are_zeros():
 
 
 def test_a_bfloat16_product_sums_in_float32():
-    # Sums of 4,096 ones and small numbers, which bfloat16 sums would lose.
+    # Sums of 4,096 ones and small numbers: sums in bfloat16 would lose the small ones.
     x, w = np.ones((2, 4_096), np.float32), np.full((4_096, 3), 1 + 2**-7, np.float32)
     y = product(jnp.asarray(x), of("w1", w, "bfloat16"), dtype=jnp.float32)
     np.testing.assert_allclose(y, np.full((2, 3), 4_096 * (1 + 2**-7)), rtol=1e-6)
@@ -88,7 +88,7 @@ def test_a_whole_model_under_rounded_parameters():
         assert logits.dtype == jnp.float32
         off = np.abs(logits - exact).max() / np.abs(exact).max()
         assert 1e-5 < off < tolerance, (dtype, off)
-    # Rounded once or at each use: the same.
+    # Rounding once equals rounding at each use.
     half = build(dataclasses.replace(SHALLOW, dtype="bfloat16").with_vocabulary(50))
     once, each = jit(half.apply)(rounded(params, "bfloat16"), source, target), jit(half.apply)(params, source, target)
     np.testing.assert_allclose(once, each, atol=0.01 * np.abs(each).max())

@@ -1,4 +1,4 @@
-"""Tiny models whose every parameter is random: the zeros and ones of a fresh model would hide mistakes."""
+"""Tiny models with random values in all parameters: the zeros and ones of an initialised model would hide mistakes."""
 
 import dataclasses
 import functools
@@ -39,7 +39,7 @@ def tiny(config=TINY):
 
 @functools.cache
 def forward(config=TINY):
-    """Logits of sources and targets under given parameters and, perhaps, a dropout key."""
+    """Logits of sources and targets with these parameters, and with a dropout key if given."""
     return jit(tiny(config)[0].apply)
 
 
