@@ -53,7 +53,7 @@ class Checkpoint:
         """`arrays`: the `Arrays` of the folder of checkpoints. Raises `Removed` if `path` has no manifest."""
         self.name, self.path, self._arrays = name, path, arrays
         try:
-            self._sealed = (path / MANIFEST).read_bytes()
+            self._manifest = (path / MANIFEST).read_bytes()
         except OSError as error:
             if not sealed(path):
                 raise Removed(
@@ -65,7 +65,7 @@ class Checkpoint:
     @property
     def digest(self) -> str:
         """sha256 of the manifest. It identifies the content of the whole checkpoint."""
-        return hashlib.sha256(self._sealed).hexdigest()
+        return hashlib.sha256(self._manifest).hexdigest()
 
     @cached_property
     def config(self) -> Config:
@@ -114,20 +114,20 @@ class Checkpoint:
         try:
             content = path.read_bytes()
         except OSError as error:
-            self.require_same()
+            self.require_unchanged()
             raise UserError(f"{path} cannot be read ({error}): {_DAMAGED}") from None
         try:
-            wrong = manifest(self.path, self._sealed).get(name) != digest_of(content)
+            wrong = manifest(self.path, self._manifest).get(name) != digest_of(content)
         except ValueError as error:
             raise UserError(f"{self.path / MANIFEST} is not as it was written ({error}): {_DAMAGED}") from None
         if wrong:
-            self.require_same()
+            self.require_unchanged()
             raise UserError(f"{path} is not as it was written: {_DAMAGED}")
         return content
 
     def files(self) -> dict[str, bytes]:
         """Map the name of each file beside the arrays, except progress.json, to its content."""
-        names = [name for name in manifest(self.path, self._sealed) if "/" not in name and name != "progress.json"]
+        names = [name for name in manifest(self.path, self._manifest) if "/" not in name and name != "progress.json"]
         return {name: self.file(name) for name in names}
 
     def _json(self, name: str) -> str:
@@ -139,10 +139,10 @@ class Checkpoint:
             raise UserError(f"{self.path / name} cannot be read ({error}): {_DAMAGED}") from None
         return text
 
-    def require_same(self) -> None:
+    def require_unchanged(self) -> None:
         """Raise `Removed` if the checkpoint was removed or replaced since it was opened."""
         try:
-            same = (self.path / MANIFEST).read_bytes() == self._sealed
+            same = (self.path / MANIFEST).read_bytes() == self._manifest
         except OSError:
             same = sealed(self.path)  # the manifest exists, but cannot be read at the moment
         if not same:
@@ -163,7 +163,7 @@ class Checkpoint:
         """
         wrong = None if verified else self.damage()
         if wrong:
-            self.require_same()
+            self.require_unchanged()
             raise UserError(f"{wrong}: {_DAMAGED}")
         try:
             # Compare shapes here for a clear one-line error: Orbax fails with several tracebacks.
@@ -173,12 +173,12 @@ class Checkpoint:
         except UserError:
             raise
         except Exception as error:  # Orbax raises plain `Exception`, among others
-            self.require_same()
+            self.require_unchanged()
             _raise_if_out_of_memory(error, self.path)
             reason = " ".join(str(error).split())[:300]
             raise UserError(f"{self.path} cannot be restored: {reason}") from error
         if self.name == AVERAGE:  # an average may be replaced during the read; a step may only be removed
-            self.require_same()
+            self.require_unchanged()
         return restored
 
     def misfit(self, params: Any) -> str | None:
@@ -189,10 +189,10 @@ class Checkpoint:
         try:
             stored = self._arrays.param_shapes(self.path)
         except OSError:
-            self.require_same()
+            self.require_unchanged()
             raise
         except Exception as error:  # Orbax raises plain `Exception`, among others
-            self.require_same()
+            self.require_unchanged()
             _raise_if_out_of_memory(error, self.path)
             why = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
             raise UserError(f"{self.path} cannot be read ({why}): {_DAMAGED}") from None

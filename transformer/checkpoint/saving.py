@@ -42,11 +42,12 @@ class Saving:
         *,
         good: bool,
         check: Callable[[], None],
-        then: Callable[[bool], None],
+        after_sealing: Callable[[bool], None],
     ):
         """`good`: the checkpoint is certainly good, so no decision is needed. `check`: called before the checkpoint is
-        sealed or removed. `then`: called after sealing, with whether the checkpoint is certainly good."""
-        self._path, self._arrays, self._files, self._check, self._then = path, arrays, files, check, then
+        sealed or removed. `after_sealing`: called then, with whether it is certainly good."""
+        self._path, self._arrays, self._files = path, arrays, files
+        self._check, self._after_sealing = check, after_sealing
         self._good, self._certain, self._decided = True, good, threading.Event()
         if good:
             self._decided.set()
@@ -105,7 +106,7 @@ class Saving:
                 if not self._good:
                     return remove(self._path)
                 seal(self._path)
-            self._then(self._certain)
+            self._after_sealing(self._certain)
         except BaseException as error:
             self._failure = error
 

@@ -75,13 +75,13 @@ class Checkpoints:
         They are those of `steps`, and after them those that interrupted runs saved at later steps.
         """
         steps = self.steps()
-        waiting = {}
+        later = {}
         for path in self.folder.iterdir() if self.folder.exists() else ():
             number = path.name.removesuffix(INTERRUPTED)
             interrupted = number != path.name and is_training_name(path.name)
             if interrupted and self.complete(path.name) and int(number) > max(steps, default=-1):
-                waiting[int(number)] = path.name
-        return [*steps, *(waiting[step] for step in sorted(waiting))]
+                later[int(number)] = path.name
+        return [*steps, *(later[step] for step in sorted(later))]
 
     def once_saved(self, every: int) -> str | None:
         """See `layout.once_saved`."""
@@ -104,7 +104,7 @@ class Checkpoints:
 
     def newest_whole(self) -> Checkpoint | None:
         """The newest undamaged checkpoint that training saved, or None."""
-        return next((there for name in reversed(self.states()) if not (there := self.at(name)).damage()), None)
+        return next((opened for name in reversed(self.states()) if not (opened := self.at(name)).damage()), None)
 
     def best(self, unreadable: set[int] | None = None, judged: Judged | None = None) -> int | None:
         """The step of the best checkpoint (the earliest of equals), or None if none was evaluated.
@@ -208,7 +208,7 @@ class Checkpoints:
         progress = dict(progress)
         files = {**files, "progress.json": (to_json(progress, indent=2) + "\n").encode()}
 
-        def then(certain: bool) -> None:
+        def after_sealing(certain: bool) -> None:
             if name == AVERAGE:
                 replace_average(self.folder)
                 return
@@ -217,7 +217,7 @@ class Checkpoints:
                 with phase(f"pruning after {path.name}"):
                     self.prune(keep_last, keep_every, progress.get("run"))
 
-        saving = Saving(path, self._arrays, files, good=good, check=self._check_lock, then=then)
+        saving = Saving(path, self._arrays, files, good=good, check=self._check_lock, after_sealing=after_sealing)
         saving.start(items)
         self._saving = saving
 
@@ -276,8 +276,8 @@ class Checkpoints:
             kept |= {step for step in steps if keep_every and step % keep_every == 0}
             # `kept` has an interrupted checkpoint only if it is the newest state. Remove all others.
             needed = {self.path(name).name for name in kept if name is not None}
-            there = list(self.folder.iterdir()) if self.folder.exists() else []
-            unneeded = [path for path in there if is_training_name(path.name) and path.name not in needed]
+            folders = list(self.folder.iterdir()) if self.folder.exists() else []
+            unneeded = [path for path in folders if is_training_name(path.name) and path.name not in needed]
             unneeded = [path for path in unneeded if unfinished(path) or self._belongs_to(path, run)]
         except (UserError, OSError) as error:
             log.warning("older checkpoints are not removed: %s", error)
