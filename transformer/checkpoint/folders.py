@@ -36,7 +36,7 @@ def set_aside(path: epath.Path) -> None:
 
 def remove(path: epath.Path) -> None:
     """Remove a checkpoint. If the process dies during that, the rest counts as unfinished."""
-    if os.path.islink(path):  # remove only the link: its target belongs to someone else
+    if os.path.islink(path):  # remove only the link, since what it points to belongs to someone else
         return path.unlink()
     if sealed(path):
         (path / MANIFEST).replace(path / UNFINISHED)

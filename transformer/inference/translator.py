@@ -22,7 +22,7 @@ from transformer.inference.scorer import Scored, Scorer
 from transformer.inference.strategy import beams, options, strategy
 from transformer.inference.tally import Tally
 from transformer.model import Model, Params, build
-from transformer.model.checks import whole
+from transformer.model.checks import check_integer
 from transformer.model.rounding import in_type
 
 if TYPE_CHECKING:
@@ -161,7 +161,7 @@ class Translator:
         self, sentences: Sequence[str], *, first_line: int = 1, prefixes: Sequence[str] | None = None
     ) -> list[list[Hypothesis]]:
         """For each sentence up to `config.n_best` translations, best first; none for a blank one. As `translate`."""
-        whole("first_line", first_line, 1)
+        check_integer("first_line", first_line, 1)
         pieces = self.encode(sentences, first_line)
         begun = None
         if prefixes is not None:
@@ -201,7 +201,7 @@ class Translator:
         """
         sentences = texts("sentences", sentences)
         if first_line is not None:
-            whole("first_line", first_line, 1, MOST_LINES - len(sentences))
+            check_integer("first_line", first_line, 1, MOST_LINES - len(sentences))
         if self.tokenizer is None:
             raise UserError("this translator has no tokenizer: give one, such as Tokenizer.load('tokenizer.model')")
         if self._vocab_size not in (None, self.tokenizer.vocab_size):
@@ -220,7 +220,7 @@ class Translator:
         number of the first sentence in the whole input, which sampling depends on.
         """
         check_ids("source", sources, self._vocab_size)
-        whole("first", first, 0, MOST_LINES - len(sources))
+        check_integer("first", first, 0, MOST_LINES - len(sources))
         if prefixes is not None and [type(one) for one in prefixes] != [Prefix] * len(sources):
             raise UserError(f"{len(sources)} sources: give as many prefixes, as `Prefixes.of` makes them")
         self._check_sources(sources)
@@ -284,7 +284,7 @@ class Translator:
         predicted (after Garg et al. 2019, who found that layer to align best). With several models, the first aligns.
         Of scores that are no numbers a warning tells as `translate` does.
         """
-        whole("first_line", first_line, 1)
+        check_integer("first_line", first_line, 1)
         pieces = (
             self.encode(sentences, first_line),
             self.tokenizer.encode(texts("translations", translations), "target"),
