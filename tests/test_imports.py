@@ -40,7 +40,7 @@ MAY_IMPORT = {
         *("inference", "training", "tasks", "command_line"),
     },
 }
-ENTRY_POINTS = {"__main__", "jobs", "train", "evaluate"}
+ENTRY_POINTS = {"__main__", "jobs", "programs", "train", "evaluate"}
 # What a part may import of other people's, where that is little; and what it may not.
 THEIRS = {
     "config": set(),

@@ -67,7 +67,7 @@ def train(arguments: Sequence[str]) -> None:
 
 def _train_parser() -> Parser:
     parser = Parser("train.py", "Train a model, or go on with one: the same command again resumes.", add_help=False)
-    parser.add_argument("--config", metavar="FILE", help="a config file, such as configs/quickstart.py")
+    parser.add_argument("--config", metavar="FILE", help="a config file, or the name of a shipped one: quickstart")
     parser.add_argument("--workdir", metavar="DIR", help="where checkpoints, log and tokenizer go; local or gs://")
     parser.add_argument("--print-config", action="store_true", help="print what would run, as JSON, and stop")
     parser.add_argument(

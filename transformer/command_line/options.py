@@ -15,6 +15,7 @@ from typing import Any
 
 from transformer.command_line.overrides import override
 from transformer.command_line.parser import Parser
+from transformer.command_line.shipped import shipped
 from transformer.config import (
     RUNS,
     Config,
@@ -29,11 +30,14 @@ from transformer.config import (
 
 def config_file(path: str) -> Any:
     """The `config` that a config file defines. What it prints goes to standard error."""
+    if not os.path.exists(path):
+        path = str(shipped().get(path.removesuffix(".py"), path))
     if os.path.isdir(path):
         raise UserError(f"--config {path}: a folder; name a config file, such as configs/quickstart.py")
     if not os.path.exists(path):
-        near = difflib.get_close_matches(path, [str(p) for p in Path(path).parent.glob("*.py")], n=1, cutoff=0.5)
-        hint = f"; did you mean {near[0]}?" if near else "; configs/ holds the ready ones"
+        names = [*(str(p) for p in Path(path).parent.glob("*.py")), *shipped()]
+        near = difflib.get_close_matches(path, names, n=1, cutoff=0.5)
+        hint = f"; did you mean {near[0]}?" if near else f"; the ready ones are {', '.join(shipped())}"
         raise UserError(f"--config {path}: no such file{hint}")
     if not os.path.isfile(path):
         raise UserError(f"--config {path}: no regular file; save the config as a file first")
