@@ -76,6 +76,9 @@ class Reversal:
         return cls(config)
 
     @staticmethod
+    def check_cache(config: Config) -> None: ...
+
+    @staticmethod
     def check(config: Config, workdir: str) -> None:
         check_start(config, workdir, build(config.model.with_vocabulary(VOCABULARY)))
 

@@ -53,7 +53,7 @@ def refused(call, program: str, *arguments) -> str:
 def test_print_config_prints_the_config_as_json(call) -> None:
     assert show(call) == runpy.run_path(QUICKSTART)["config"]
     done = call("train.py", "--config", QUICKSTART, "--print-config")
-    assert list(json.loads(done.out)) == ["model", "data", "train", "mesh", "decode", "evaluate"]
+    assert list(json.loads(done.out)) == ["task", "model", "data", "train", "mesh", "decode", "evaluate"]
     assert done.out == to_json(runpy.run_path(QUICKSTART)["config"])
 
 

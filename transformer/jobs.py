@@ -50,10 +50,12 @@ def train(arguments: Sequence[str]) -> None:
     from transformer.training import processes
 
     processes.start(options.coordinator, options.process)
+    task = TASKS[config.task]()
+    with processes.all_or_none():
+        task.check_cache(config)  # before JAX opens its own cache there
     set_up_jax()
     if options.deterministic:
         refuse_indeterminate(config)
-    task = TASKS[config.task]()
     with processes.all_or_none():
         task.check(config, options.workdir)
     if options.dry_run:

@@ -64,10 +64,14 @@ class Translation:
         self._dev_loss = jax.jit(sequences(model, unsmoothed, packing=config.data.packing).loss, static_argnames="mesh")
 
     @staticmethod
-    def check(config: Config, workdir: str) -> None:
-        """Raise `UserError` for what is wrong before any text is read."""
+    def check_cache(config: Config) -> None:
+        """Raise `UserError` if nothing can be written to the cache."""
         with writable_cache_dir(config.data):
             pass
+
+    @staticmethod
+    def check(config: Config, workdir: str) -> None:
+        """Raise `UserError` for what is wrong before any text is read."""
         check_start(config, workdir, build(config.model.with_vocabulary(vocabulary(config, workdir))))
         check_scoring(config)
 

@@ -73,7 +73,7 @@ TIED = ("model.encoder.embed_tokens.weight", "model.decoder.embed_tokens.weight"
 POSITIONS = ("model.encoder.embed_positions.weight", "model.decoder.embed_positions.weight")
 # What Marian can express; every other field of the model must have its default, the paper's.
 FREE = (
-    *("encoder_layers", "decoder_layers", "d_model", "d_ff", "heads", "dropout", "max_positions"),
+    *("encoder_layers", "decoder_layers", "d_model", "d_ff", "heads", "vocab_size", "dropout", "max_positions"),
     *("initializer", "attention_kernel", "dtype", "attention_dropout", "attention_bias", "activation"),
     *("embedding_scale", "output_bias"),
 )
