@@ -432,7 +432,7 @@ def test_average_of_more_than_there_are_says_so(call, workdir: Path) -> None:
     done = call("transformer", "average", workdir)  # the last 5
     assert done.code == 0
     assert done.out.splitlines() == ["averaged 3 checkpoints: 80, 100, 120", "no development set to score it on"]
-    assert "warning: only 3 checkpoints are there; train.keep_last says how many are kept" in done.err
+    assert "warning: there are only 3 checkpoints; train.keep_last sets how many are kept" in done.err
 
 
 def test_average_looks_first_whether_it_can_score(call, workdir: Path, monkeypatch) -> None:
