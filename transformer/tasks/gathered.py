@@ -12,13 +12,13 @@ from transformer.inference.translator import Translator
 from transformer.training.processes import all_or_none, gather
 
 
-def together(translator: Translator, sources: Sequence[str]) -> list[str]:
+def translate_shares(translator: Translator, sources: Sequence[str]) -> list[str]:
     """One translation for each source. Each process translates its share; every process returns all of them."""
     n, index = jax.process_count(), jax.process_index()
     begin, end = (len(sources) * i // n for i in (index, index + 1))
     with all_or_none():
-        own = translator.translate(sources[begin:end], first_line=begin + 1)
-    return [text for share in gather(json.dumps(own)) for text in json.loads(share)]
+        translations = translator.translate(sources[begin:end], first_line=begin + 1)
+    return [text for share in gather(json.dumps(translations)) for text in json.loads(share)]
 
 
 def refuse_broken(translator: Translator, workdir: str) -> int:
@@ -26,7 +26,7 @@ def refuse_broken(translator: Translator, workdir: str) -> int:
 
     Raises `UserError`, naming the workdir, if no score is finite.
     """
-    each = [json.loads(one) for one in gather(json.dumps([translator.tally.all, translator.tally.broken]))]
-    tally = Tally(*map(sum, zip(*each, strict=True)))
+    counts = [json.loads(text) for text in gather(json.dumps([translator.tally.all, translator.tally.broken]))]
+    tally = Tally(*map(sum, zip(*counts, strict=True)))
     tally.refuse(f"{workdir}: ")
     return tally.broken

@@ -36,7 +36,7 @@ _PACKAGES = {"ja-mecab": "sacrebleu[ja]", "ko-mecab": "sacrebleu[ko]"}
 # Letters of scripts without spaces between words: Thai, Lao, Tibetan, Burmese, Khmer, kana, Han.
 _UNSPACED = re.compile("[\u0e00-\u0fff\u1000-\u109f\u1780-\u17ff\u3041-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
                        "\U00020000-\U0003ffff]")  # fmt: skip
-_LOOKED_AT = 1_000  # references
+_EXAMINED = 1_000  # references
 
 
 def language(code: str) -> str:
@@ -83,7 +83,7 @@ def unsuited(name: str, references: Sequence[str], config: Config) -> str | None
     """
     if config.evaluate.bleu_tokenize != "auto" or bleu_tokenizer(config) != "13a":
         return None
-    letters = [char for line in itertools.islice(references, _LOOKED_AT) for char in line if char.isalpha()]
+    letters = [char for line in itertools.islice(references, _EXAMINED) for char in line if char.isalpha()]
     if sum(map(bool, map(_UNSPACED.match, letters))) <= len(letters) / 2:
         return None
     return (

@@ -30,7 +30,7 @@ from transformer.inference.translator import Translator
 from transformer.judging import decoding
 from transformer.model import Params, build
 from transformer.model.rounding import in_type
-from transformer.tasks.gathered import together
+from transformer.tasks.gathered import translate_shares
 from transformer.tasks.judges import JUDGED, bleu_tokenizer, check_scoring, score, spelt_otherwise, unsuited
 from transformer.tasks.sets import read_sides, write_sets
 from transformer.tasks.vocabulary import inherited, vocabulary
@@ -170,8 +170,8 @@ class Translation:
         b = self.batches()
         dropped = ", ".join(f"{n:,} {reason}" for reason, n in b.dropped.items() if n) or "none"
         same = sum(tokens.same for tokens in self._train)
-        alike = f"; {same:,} are the same text on both sides" if same else ""
-        yield f"data        {b.kept:,} pairs kept, dropped: {dropped}; {b.batches_per_epoch:,} updates an epoch{alike}"
+        copied = f"; {same:,} are the same text on both sides" if same else ""
+        yield f"data        {b.kept:,} pairs kept, dropped: {dropped}; {b.batches_per_epoch:,} updates an epoch{copied}"
         if jax.process_index() == 0:
             for doubt in self.text_doubts():
                 log.warning("%s", doubt)
@@ -209,7 +209,7 @@ class Translation:
                     *(step, loss, loss + gain),
                 )
         sources, references = sources[: t.eval_sentences], references[: t.eval_sentences]
-        hypotheses = together(self._translator(here(params)), sources)
+        hypotheses = translate_shares(self._translator(here(params)), sources)
         scores = score(hypotheses, [references], bleu_tokenizer(self.config))
         if jax.process_index() == 0 and (doubt := spelt_otherwise(self.texts.dev_name, hypotheses, references)):
             log.warning("%s", doubt)
@@ -250,11 +250,11 @@ class Translation:
 
     def lines(self, step: int) -> str:
         """Files and line numbers (from 1) of the pairs in the batch of update `step` (from 0)."""
-        found = self.batches().lines(step)
+        pairs = self.batches().lines(step)  # (corpus, line)
         return "; ".join(
-            f"{parallel.source}:{','.join(map(str, 1 + np.sort(found[found[:, 0] == c, 1])))}"
+            f"{parallel.source}:{','.join(map(str, 1 + np.sort(pairs[pairs[:, 0] == c, 1])))}"
             for c, parallel in enumerate(self.texts.train)
-            if c in found[:, 0]
+            if c in pairs[:, 0]
         )
 
     def _translator(self, params: Params) -> Translator:
@@ -290,16 +290,16 @@ class Translation:
     @cached_property
     def _doubts(self) -> list[str]:
         texts, dev, test = self.texts, None, None
-        train = [Named(_name(parallel), own) for parallel, own in zip(texts.train, self._train, strict=True)]
-        found = doubts(train, Named(_name(texts.dev), self._development[2]) if texts.dev is not None else None)
-        found += self._development_doubts()
+        train = [Named(_name(parallel), tokens) for parallel, tokens in zip(texts.train, self._train, strict=True)]
+        warnings = doubts(train, Named(_name(texts.dev), self._development[2]) if texts.dev is not None else None)
+        warnings += self._development_doubts()
         if texts.dev is not None:
             sources, references, tokens = self._development
             dev = HeldOut(texts.dev_name, tokens, sources, references)
         if texts.test is not None:
             sources, references, tokens = self._test
             test = HeldOut(texts.test_name, tokens, sources, references)
-        return [*found, *held_out_doubts(train, dev, test)]
+        return [*warnings, *held_out_doubts(train, dev, test)]
 
     def _development_doubts(self) -> Iterator[str]:
         """Warnings about the development set. Raises `UserError` if no pair of it is short enough for dev loss."""

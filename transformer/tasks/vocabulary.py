@@ -25,34 +25,34 @@ def vocabulary(config: Config, workdir: str) -> int:
 def inherited(config: Config, workdir: str | None) -> Tokenizer | None:
     """The tokenizer that a run reuses: the workdir's if the run resumes, else that of `train.init_from`; else None."""
     start, given = config.train.init_from, config.data.tokenizer
-    if workdir and Checkpoints(workdir).states() and (found := tokenizer_of(workdir)):
+    if workdir and Checkpoints(workdir).states() and (pieces := tokenizer_of(workdir)):
         if given is not None:
-            refuse_other(given, found, workdir)
-        return found
+            refuse_other(given, pieces, workdir)
+        return pieces
     if start is None:
         return None
-    found = tokenizer_of(start)
-    if found is None:
+    pieces = tokenizer_of(start)
+    if pieces is None:
         raise UserError(f"train.init_from = {start!r}: no tokenizer.model there")
-    if given and Tokenizer.load(given).sha256 != found.sha256:
+    if given and Tokenizer.load(given).sha256 != pieces.sha256:
         raise UserError(
             f"data.tokenizer = {given!r} is not the tokenizer of train.init_from = {start!r}; leave data.tokenizer "
             "out to use that one"
         )
-    return found
+    return pieces
 
 
 def tokenizer_of(workdir: str) -> Tokenizer | None:
     """The tokenizer in a workdir, or None. If its file is damaged, the tokenizer in the newest whole checkpoint."""
     path = path_of(workdir) / "tokenizer.model"
-    said = path.with_name("tokenizer.sha256")
+    digest = path.with_name("tokenizer.sha256")
     if not path.exists():
         return None
     model = path.read_bytes()
-    if said.exists() and said.read_bytes().split()[:1] != [hashlib.sha256(model).hexdigest().encode()]:
+    if digest.exists() and digest.read_bytes().split()[:1] != [hashlib.sha256(model).hexdigest().encode()]:
         whole = Checkpoints(workdir).newest_whole()
         if whole is None:
-            raise UserError(f"{path} is not as it was written: its sha256 is not the one in {said}; restore a copy")
+            raise UserError(f"{path} is not as it was written: its sha256 is not the one in {digest}; restore a copy")
         log.warning("%s is not as it was written; taking the one that checkpoint %s holds", path, whole.name)
         model = whole.file(path.name)
     return Tokenizer(model, str(path))
