@@ -112,7 +112,7 @@ def test_a_folder_that_was_removed_is_told_in_one_line(call, tmp_path: Path, mon
     for program, *arguments in (("evaluate.py", "--workdir", "run"), ("transformer", "translate", "run")):
         done = call(program, *arguments)
         assert done.code == 2
-        assert done.err.splitlines()[-1].startswith("error: the folder that this command runs in was removed; go to")
+        assert done.err.splitlines()[-1].startswith("error: the current folder was removed; change to one that exists")
 
 
 def test_an_export_is_told_harmlessly_even_where_it_cannot_be_printed(

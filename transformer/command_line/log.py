@@ -1,4 +1,4 @@
-"""The log on standard error: one line a message, and text from outside shown harmlessly."""
+"""The log on standard error. Text from outside is shown with its control characters escaped."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from transformer.streams import one_line, plain
 
 
 class StandardError(logging.StreamHandler):
-    """Writes to whatever sys.stderr is at the moment: a progress bar replaces it to keep its place below the log."""
+    """Write to the present sys.stderr: a progress bar replaces it, to stay below the log."""
 
     def __init__(self) -> None:
         logging.Handler.__init__(self)
@@ -23,8 +23,8 @@ class StandardError(logging.StreamHandler):
 
 
 class Format(logging.Formatter):
-    """Shows text from outside, such as names of files and samples, harmlessly: it can neither control the terminal nor
-    look like another line of the log."""
+    """Escape text from outside, such as file names and samples: it can neither control the terminal nor imitate another
+    line of the log."""
 
     def format(self, record: logging.LogRecord) -> str:
         record = copy.copy(record)
