@@ -80,7 +80,7 @@ class Reversal:
         check_start(config, workdir, build(config.model.with_vocabulary(VOCABULARY)))
 
     @staticmethod
-    def resumed(config: Config, there: Config) -> Config:
+    def resumed(config: Config, stored: Config) -> Config:
         return config
 
     def prepare(self) -> None: ...

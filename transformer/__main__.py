@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from transformer.command_line import Parser, configured, decode_options, evaluate_options, run, set_up_jax, whole
 from transformer.config import KINDS, Config, DecodeConfig, UserError, check, whole_number
 from transformer.data.opening import open_stream
-from transformer.jobs import LESS
+from transformer.jobs import LESS_TO_DECODE
 from transformer.memory import enough_memory
 from transformer.streams import plain
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("transformer")
 
-MORE = "this needs all parameters in memory: end other programs, or use a machine with more memory"
+MORE_MEMORY = "this needs all parameters in memory: end other programs, or use a machine with more memory"
 DETAILS = (
     "pieces, log_probs, source_pieces and alignment: for each piece the index, from 0, in source_pieces (the last is "
     "the end of sentence) with the largest cross-attention weight in the last decoder layer but one, averaged over "
@@ -33,7 +33,7 @@ DETAILS = (
 )
 
 
-@enough_memory(LESS)
+@enough_memory(LESS_TO_DECODE)
 def translate(arguments: list[str]) -> None:
     """Translate standard input to standard output, line by line."""
     parser = Parser("python -m transformer translate", translate.__doc__, add_help=False)
@@ -84,7 +84,7 @@ def translate(arguments: list[str]) -> None:
     translator.tally.refuse()
 
 
-@enough_memory(LESS)
+@enough_memory(LESS_TO_DECODE)
 def score(arguments: list[str]) -> None:
     """Score given translations: JSON objects with source and target, line by line."""
     parser = Parser("python -m transformer score", score.__doc__, add_help=False, epilog=f"Gives score, {DETAILS}.")
@@ -151,7 +151,7 @@ def _loaded(
     return again(load)
 
 
-@enough_memory(MORE)
+@enough_memory(MORE_MEMORY)
 def average(arguments: list[str]) -> None:
     """Average the parameters of the last checkpoints, and score the result on the development set."""
     parser = Parser("python -m transformer average", average.__doc__, add_help=False)
@@ -172,7 +172,7 @@ def average(arguments: list[str]) -> None:
         print(line, flush=True)
 
 
-@enough_memory(MORE)
+@enough_memory(MORE_MEMORY)
 def describe(arguments: list[str]) -> None:
     """Print the parameters of a config, matrix by matrix, and the paper's count."""
     parser = Parser("python -m transformer describe", describe.__doc__, add_help=False)
@@ -191,7 +191,7 @@ def describe(arguments: list[str]) -> None:
         print(line, flush=True)
 
 
-@enough_memory(MORE)
+@enough_memory(MORE_MEMORY)
 def convert(arguments: list[str]) -> None:
     """Convert a trained model to fewer key/value heads by mean-pooling, as the start of up-training."""
     parser = Parser("python -m transformer convert", convert.__doc__)
@@ -209,14 +209,14 @@ def convert(arguments: list[str]) -> None:
     config = Checkpoints(args.workdir).read(args.checkpoint, lambda opened: opened.config)
     model = dataclasses.replace(config.model, kv_heads=args.kv_heads)
     for kind in KINDS:
-        same = dataclasses.replace(getattr(model, f"{kind}_attention"), kv_heads=None)
-        model = dataclasses.replace(model, **{f"{kind}_attention": same})
+        attention = dataclasses.replace(getattr(model, f"{kind}_attention"), kv_heads=None)
+        model = dataclasses.replace(model, **{f"{kind}_attention": attention})
     check(dataclasses.replace(config, model=model))
     convert_workdir(args.workdir, args.out, model, args.checkpoint)
     log.info("wrote %s; to train it on: --model.kv_heads %d --train.init_from %s", args.out, args.kv_heads, args.out)
 
 
-@enough_memory(MORE)
+@enough_memory(MORE_MEMORY)
 def export(arguments: list[str]) -> None:
     """Write a trained model as a folder that another library can load."""
     parser = Parser("python -m transformer export", export.__doc__)
@@ -235,7 +235,7 @@ def export(arguments: list[str]) -> None:
         raise
 
 
-@enough_memory(MORE)
+@enough_memory(MORE_MEMORY)
 def plan(arguments: list[str]) -> None:
     """Compile training and decoding for TPUs, without the TPUs, and print the memory and time that they need."""
     parser = Parser("python -m transformer plan", plan.__doc__, add_help=False)

@@ -20,14 +20,14 @@ from transformer.tasks import TASKS
 log = logging.getLogger("transformer")
 
 
-SMALLER = (
+LESS_TO_TRAIN = (
     "lower train.batch_tokens in a new run; or, for the same updates, raise train.accumulate (--batch auto finds how "
     "far) or set --train.remat True, with which a run can resume; if this came while tokenising, set --data.workers 1"
 )
-LESS = "give lower --decode.batch_tokens, --decode.batch_sentences or --decode.streams"
+LESS_TO_DECODE = "give lower --decode.batch_tokens, --decode.batch_sentences or --decode.streams"
 
 
-@enough_memory(SMALLER)
+@enough_memory(LESS_TO_TRAIN)
 def train(arguments: Sequence[str]) -> None:
     """train.py: train; with --print-config or --dry-run only show what would run. Raises `UserError`."""
     options, rest, config = configured(_train_parser(), arguments)
@@ -59,8 +59,8 @@ def train(arguments: Sequence[str]) -> None:
     if options.dry_run:
         from transformer.training.fit import dry_run
 
-        made = task.build(config)
-        dry_run(fitting(made) if options.batch else made, options.workdir)
+        built = task.build(config)
+        dry_run(fewest_micro_batches(built) if options.batch else built, options.workdir)
     else:
         _train(task, config, options, profile)
 
@@ -108,23 +108,23 @@ def _train(task: Any, config: Any, options: argparse.Namespace, profile: tuple[i
     with contextlib.ExitStack() as stack:
         stack.enter_context(processes.together())
         lock = None
-        stack.enter_context(enough_memory(SMALLER))  # inside `together`, so that other processes learn of the error
-        there = config_there(options.workdir)
-        if there is not None and type(there) is type(config):
-            config = task.resumed(config, there)
-        found = there is not None and options.batch
-        if found:
-            config = with_micro_batches(config, there.train.accumulate)
+        stack.enter_context(enough_memory(LESS_TO_TRAIN))  # inside, so that the other processes get its message
+        stored = stored_config(options.workdir)
+        if stored is not None and type(stored) is type(config):
+            config = task.resumed(config, stored)
+        keep_micro_batches = stored is not None and options.batch
+        if keep_micro_batches:
+            config = with_micro_batches(config, stored.train.accumulate)
         with processes.all_or_none():
             refuse_other_config(config, options.workdir)
             if processes.first():
                 lock = stack.enter_context(hold(options.workdir))
         with processes.in_turn("the tokenizer and the tokenised text", 60.0 * options.wait_minutes):
-            made = task.build(config, options.workdir)
-            made.prepare()
-        if options.batch and not found:
-            made = fitting(made)
-        loop.train(made, options.workdir, profile=profile, lock=lock)
+            built = task.build(config, options.workdir)
+            built.prepare()
+        if options.batch and not keep_micro_batches:
+            built = fewest_micro_batches(built)
+        loop.train(built, options.workdir, profile=profile, lock=lock)
 
 
 def refuse_indeterminate(config: Any) -> None:
@@ -139,7 +139,7 @@ def refuse_indeterminate(config: Any) -> None:
         )
 
 
-def fitting(task: Any) -> Any:
+def fewest_micro_batches(task: Any) -> Any:
     """The task with the fewest micro-batches that fit memory."""
     from transformer.training.fit import accumulation
 
@@ -147,7 +147,7 @@ def fitting(task: Any) -> Any:
     return task.cut_into(accumulation(task.cut_into))
 
 
-def config_there(workdir: str) -> Any:
+def stored_config(workdir: str) -> Any:
     """The config of the run in a workdir; None if there is none or it can't be read."""
     from transformer.checkpoint import Checkpoints
     from transformer.training.start import config_of
@@ -176,7 +176,7 @@ def _process_options(parser: Parser) -> None:
     parser.add_argument("--coordinator", metavar="HOST:PORT", help="a free port on the host of process 0")
 
 
-@enough_memory(LESS)
+@enough_memory(LESS_TO_DECODE)
 def evaluate(arguments: Sequence[str]) -> None:
     """evaluate.py: translate a test set and score it. Raises `UserError`."""
     parser = Parser("evaluate.py", "Translate a test set by beam search and score it with sacreBLEU.", add_help=False)
@@ -212,8 +212,8 @@ def evaluate(arguments: Sequence[str]) -> None:
     check_given(options.source, options.reference)
     processes.start(options.coordinator, options.process)
     set_up_jax()
-    there = config_there(options.workdir)
-    task = TASKS[Config.task if there is None else there.task]()
+    stored = stored_config(options.workdir)
+    task = TASKS[Config.task if stored is None else stored.task]()
     with unchanged(options.workdir) as check:
         result = task.score(
             options.workdir,
@@ -224,10 +224,10 @@ def evaluate(arguments: Sequence[str]) -> None:
             options=lambda config: evaluate_options(config, rest, "evaluate.py", parser.options()),
         )
         if processes.first():
-            _hand_over(result, list(task.lines_of(result)), options.workdir, check, as_json=options.json)
+            _print_and_store(result, list(task.lines_of(result)), options.workdir, check, as_json=options.json)
 
 
-def _hand_over(
+def _print_and_store(
     result: dict[str, Any], lines: Sequence[str], workdir: str, check: Callable[[], None], *, as_json: bool
 ) -> None:
     """Print a result (as JSON, or `lines`) and store it in the workdir. If one fails, the other still happens; if both

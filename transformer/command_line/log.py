@@ -29,12 +29,12 @@ class Format(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         record = copy.copy(record)
         if isinstance(record.args, tuple):
-            record.args = tuple(map(_harmless, record.args))
+            record.args = tuple(map(_escaped, record.args))
         text = plain(super().format(record), keep="\n\t")
         return f"{record.levelname.lower()}: {text}" if record.levelno >= logging.WARNING else text
 
 
-def _harmless(argument: Any) -> Any:
+def _escaped(argument: Any) -> Any:
     if isinstance(argument, BaseException):
         return one_line(argument)
     return plain(str(argument)) if isinstance(argument, (str, os.PathLike)) else argument

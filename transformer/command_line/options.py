@@ -81,17 +81,17 @@ def configured(parser: Parser, arguments: Sequence[str]) -> tuple[argparse.Names
     --help prints the options and every field, and stops. Raises `UserError`.
     """
     parser.add_argument("-h", "--help", action="store_true", help="show this help and stop")
-    own, rest = parser.parse_known_args(arguments)
-    default = config_file(own.config) if own.config else Config()
-    if own.help:
+    options, rest = parser.parse_known_args(arguments)
+    default = config_file(options.config) if options.config else Config()
+    if options.help:
         parser.print_help()
         print("\nAny field of the config:\n")
         override(default, ["--help"], parser.prog)
-    if not own.config:
-        return own, rest, None
+    if not options.config:
+        return options, rest, None
     config = override(default, rest, parser.prog, parser.options())
     check(config)
-    return own, rest, config
+    return options, rest, config
 
 
 @dataclasses.dataclass(frozen=True)

@@ -77,10 +77,10 @@ def _parsed(default: C, arguments: Sequence[str], program: str) -> C:
     """`default` overridden by arguments that name each field at most once."""
     import tyro
 
-    said = io.StringIO()
+    errors = io.StringIO()
     try:
         # tyro only warns about a default of the wrong type; `check` raises for it.
-        with contextlib.redirect_stderr(said), warnings.catch_warnings(action="ignore"):
+        with contextlib.redirect_stderr(errors), warnings.catch_warnings(action="ignore"):
             return tyro.cli(
                 type(default),
                 default=default,
@@ -93,7 +93,7 @@ def _parsed(default: C, arguments: Sequence[str], program: str) -> C:
     except SystemExit as stop:
         if not stop.code:
             raise
-        lines = [line.strip("│╭╰─╮╯ ") for line in said.getvalue().splitlines()]
+        lines = [line.strip("│╭╰─╮╯ ") for line in errors.getvalue().splitlines()]
         # tyro draws a box: a title, then the message, then a horizontal line.
         message = " ".join(line for line in lines[1 : next((i for i, x in enumerate(lines) if i and not x), None)])
         raise UserError(message or f"wrong arguments; {program} --help lists every option") from None

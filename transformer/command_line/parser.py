@@ -13,7 +13,7 @@ class _Once(argparse.Action):
     """An option that may be given once; argparse would silently use the last value."""
 
     def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
-        parser.given_once(self.dest, option_string)
+        parser.refuse_second(self.dest, option_string)
         setattr(namespace, self.dest, values)
 
 
@@ -42,7 +42,7 @@ class Parser(argparse.ArgumentParser):
         self._given.clear()
         return super().parse_known_args(*given, **more)
 
-    def given_once(self, name: str, shown: str | None) -> None:
+    def refuse_second(self, name: str, shown: str | None) -> None:
         """Raise `UserError` if this option was given before."""
         if name in self._given:
             raise UserError(f"{shown or name} is given twice; leave one of the two out")

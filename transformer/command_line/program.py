@@ -32,13 +32,13 @@ def run(main: Callable[[list[str]], int | None], *, interrupted: str = "interrup
     log.setLevel(logging.INFO)
     logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax logs tracebacks of errors that it also raises
     if sys.unraisablehook is sys.__unraisablehook__:
-        sys.unraisablehook = _unraisable
-    with _ended_by_signals(interrupted):
-        code = _outcome(main, interrupted)
+        sys.unraisablehook = _show_unraisable
+    with _interrupted_by_signals(interrupted):
+        code = _exit_code(main, interrupted)
     sys.exit(code)
 
 
-def _outcome(main: Callable[[list[str]], int | None], interrupted: str) -> int:
+def _exit_code(main: Callable[[list[str]], int | None], interrupted: str) -> int:
     """Call `main`, print its error to standard error, and return the exit code."""
     try:
         try:
@@ -59,13 +59,13 @@ def _outcome(main: Callable[[list[str]], int | None], interrupted: str) -> int:
     except ReaderGone:
         return 141
     except Exception as error:
-        if (trouble := _trouble(error)) is None:
+        if (fault := _machine_fault(error)) is None:
             raise
-        print("error:", one_line(trouble), file=sys.stderr)
+        print("error:", one_line(fault), file=sys.stderr)
         return 2
 
 
-def _unraisable(info: Any) -> None:
+def _show_unraisable(info: Any) -> None:
     """Print an error that no code can catch, such as one in a destructor; but not one that follows a reported error."""
     error = info.exc_value
     # "Event loop is closed": after a failed save, tensorstore calls event loops that Orbax has closed.
@@ -74,24 +74,24 @@ def _unraisable(info: Any) -> None:
 
 
 # Error codes that are faults of the machine, its disks or permissions. Other OSErrors are bugs of this program.
-_MACHINE = "ENOSPC EDQUOT EFBIG EIO EROFS EACCES EPERM EMFILE ENFILE ENAMETOOLONG ELOOP ESTALE ENXIO ENODEV ETIMEDOUT"
-_ERRNOS = {getattr(errno, name) for name in _MACHINE.split() if hasattr(errno, name)}
+_FAULTS = "ENOSPC EDQUOT EFBIG EIO EROFS EACCES EPERM EMFILE ENFILE ENAMETOOLONG ELOOP ESTALE ENXIO ENODEV ETIMEDOUT"
+_ERRNOS = {getattr(errno, name) for name in _FAULTS.split() if hasattr(errno, name)}
 
 
-def _trouble(error: Exception) -> str | None:
+def _machine_fault(error: Exception) -> str | None:
     """A message for an error that is a fault of the machine; None for other errors."""
     if ran_out(error):
         return str(short(error, "end other programs, or ask for less at a time"))
     if isinstance(error, RuntimeError) and "home directory" in str(error):  # raised by pathlib
         return "a path begins with ~, but that home folder is not known; set HOME, or write the whole path"
-    if isinstance(error, FileNotFoundError) and _gone():
+    if isinstance(error, FileNotFoundError) and _folder_removed():
         return "the current folder was removed; change to one that exists (cd), then run the command again"
     if isinstance(error, OSError) and error.errno in _ERRNOS:
         return f"{error.filename or 'a file'}: {error.strerror or error}; fix that, then run the same command again"
     return None
 
 
-def _gone() -> bool:
+def _folder_removed() -> bool:
     """Whether the current folder of this process was removed."""
     try:
         os.getcwd()
@@ -101,7 +101,7 @@ def _gone() -> bool:
 
 
 @contextlib.contextmanager
-def _ended_by_signals(message: str) -> Iterator[None]:
+def _interrupted_by_signals(message: str) -> Iterator[None]:
     """A block in which SIGTERM and SIGHUP (a closed terminal) raise `Interrupted`, so that the program cleans up.
 
     A signal that is ignored, as under nohup, or has another handler is left alone.
@@ -109,18 +109,18 @@ def _ended_by_signals(message: str) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    asked = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
-    asked = [number for number in asked if signal.getsignal(number) == signal.SIG_DFL]
+    signals = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    signals = [number for number in signals if signal.getsignal(number) == signal.SIG_DFL]
 
     def end(number: int, frame: Any) -> NoReturn:
-        for other in asked:  # a closed terminal sends several signals: don't interrupt the clean-up
+        for other in signals:  # a closed terminal sends several signals: don't interrupt the clean-up
             signal.signal(other, signal.SIG_IGN)
         raise Interrupted(f"{signal.Signals(number).name}: {message}", number)
 
-    for number in asked:
+    for number in signals:
         signal.signal(number, end)
     try:
         yield
     finally:
-        for number in asked:
+        for number in signals:
             signal.signal(number, signal.SIG_DFL)

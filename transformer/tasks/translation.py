@@ -72,15 +72,15 @@ class Translation:
         check_scoring(config)
 
     @staticmethod
-    def resumed(config: Config, there: Config) -> Config:
-        """`config` for a run that resumes in a workdir whose config is `there`.
+    def resumed(config: Config, stored: Config) -> Config:
+        """`config` for a run that resumes in a workdir whose config is `stored`.
 
         Keeps two values of the workdir: `vocab_size` if `config` leaves it out; normalization "identity", an earlier
         default, if `config` has today's default "clean".
         """
         if config.model.vocab_size is None:
-            config = dataclasses.replace(config, model=config.model.with_vocabulary(there.model.vocab_size))
-        if (there.data.normalization, config.data.normalization) != ("identity", "clean"):
+            config = dataclasses.replace(config, model=config.model.with_vocabulary(stored.model.vocab_size))
+        if (stored.data.normalization, config.data.normalization) != ("identity", "clean"):
             return config
         log.info("data.normalization stays 'identity', as at the start of this run")
         return dataclasses.replace(config, data=dataclasses.replace(config.data, normalization="identity"))
