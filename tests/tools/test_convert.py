@@ -64,7 +64,7 @@ def test_a_converted_workdir_translates(trained: Path, tmp_path: Path):
     for taken in (out, out / "tokenizer.model"):
         with pytest.raises(UserError, match="is not an empty folder"):
             convert(str(trained), str(taken), new)
-    with pytest.raises(UserError, match=r"^model.d_ff: only the numbers of key/value heads"):
+    with pytest.raises(UserError, match=r"^model.d_ff: only the number of key/value heads"):
         convert(str(trained), str(tmp_path / "other"), dataclasses.replace(old, d_ff=7))
 
 

@@ -106,7 +106,7 @@ def test_their_parameters_must_fit_and_all_that_is_wrong_is_told_at_once(params)
         "the Marian model: missing model.decoder.layers.0.fc1.weight",
         "unknown model.decoder.layers.3.fc1.weight",
         "model.encoder.layers.0.fc2.weight has shape (24, 16), not (16, 24)",
-        "lm_head.weight and model.shared.weight both are our embedding/table, but differ",
+        "lm_head.weight and model.shared.weight are both our embedding/table, but differ",
         "model.encoder.embed_positions.weight is not the table of sinusoids",
         "model.encoder.layers.1.self_attn.v_proj.bias is not zero, and our model has no such bias",
         "final_logits_bias is not zero, and our model has no such bias",
@@ -185,7 +185,7 @@ def test_export_writes_a_folder(call, trained, tmp_path) -> None:
 
     again = call("transformer", "export", trained, tmp_path / "out", "--to", "hf-marian")
     assert (again.code, again.out) == (2, "")
-    assert "name a new folder" in again.err
+    assert "name a new one" in again.err
 
 
 def test_mistakes_on_the_command_line(call, monkeypatch, trained, tmp_path) -> None:

@@ -270,8 +270,8 @@ def test_a_program_that_does_not_fit(told: str) -> None:
 @pytest.mark.parametrize(
     ("topology", "sizes", "told"),
     [
-        ("v5e", (2, 1, 1), "--topology v5e: give it as v4|v5e|v5p|v6e:AxB"),
-        ("h100:8x8", (64, 1, 1), "--topology h100:8x8: give it as"),
+        ("v5e", (2, 1, 1), "--topology v5e: must be v4|v5e|v5p|v6e:AxB"),
+        ("h100:8x8", (64, 1, 1), "--topology h100:8x8: must be"),
         ("v5e:4x4", (4, 2, 1), "--mesh 4,2,1 has 8 devices, v5e:4x4 16"),
         ("v6e:32x32", (1024, 1, 1), "--topology v6e:32x32: a pod of v6e has 256 chips, not 1,024"),
     ],
@@ -324,9 +324,7 @@ def test_a_plan_is_told(eight: dict) -> None:
     told = "\n".join(lines(eight["plan"]))
     assert "eight of these, mesh data 8, fsdp 1, tensor 1: compiled for it, not run on it" in told
     assert "batch of 4 rows of 256 source and 256 target positions" in told
-    assert (
-        "padding: 8 rows are compiled, for the mesh to cut them evenly, 50.0% of them empty; of the others 3%" in told
-    )
+    assert "padding: 8 rows are compiled, to divide evenly over the mesh, 50.0% of them empty; of the others 3%" in told
     assert not eight["plan"]["warnings"]  # not "computed on several": empty rows are arithmetic, too
     tokens = eight["plan"]["tokens_per_s"]
     assert tokens == pytest.approx(4 * 256 * 0.97 / eight["plan"]["update"]["bound"])
