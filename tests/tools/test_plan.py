@@ -15,7 +15,7 @@ import pytest
 
 from transformer.config import Config, UserError
 from transformer.tools.hlo import Collective, Hlo
-from transformer.tools.plan import Estimate, TooBig, _told, estimate, lines, warnings
+from transformer.tools.plan import Estimate, TooBig, _values, estimate, lines, warnings
 from transformer.tools.topologies import CHIPS, topology_mesh
 
 HLO = """HloModule jit_step, entry_computation_layout={()->f32[]}
@@ -258,7 +258,7 @@ def test_a_program_that_does_not_fit(told: str) -> None:
 
     found = estimate("update", partial(fail, told), CHIPS["v5e"], 8)
     assert found == TooBig("update", CHIPS["v5e"], int(23.5 * 2**30))
-    result = {"topology": "v5e:2x4", "mesh": {"data": 8, "fsdp": 1, "tensor": 1}, "update": _told(found)}
+    result = {"topology": "v5e:2x4", "mesh": {"data": 8, "fsdp": 1, "tensor": 1}, "update": _values(found)}
     mesh = SimpleNamespace(shape=result["mesh"])
     result["warnings"] = list(warnings(found, 1.0, Config(), mesh))
     assert result["warnings"] == ["23.5 GiB do not fit the 16 GiB of a chip"]

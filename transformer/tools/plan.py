@@ -82,10 +82,10 @@ def training(
     config: Config, mesh: Mesh, chip: Chip, shapes: Sequence[tuple[int, int, int]]
 ) -> Iterator[Estimate | TooBig]:
     """An estimate of one update for each batch shape (rows, source length, target length)."""
-    made = program(_objective(config), config.train, mesh)
+    update = program(_objective(config), config.train, mesh)
     for rows, source, target in shapes:
         shape = {"source": (rows, source), "target": (rows, target)}
-        make = partial(made.compile, shape, config.train.accumulate)
+        make = partial(update.compile, shape, config.train.accumulate)
         yield estimate(f"update {rows}x{source}+{target}", make, chip, mesh.size)
 
 
@@ -101,26 +101,30 @@ def decoding(config: Config, mesh: Mesh, chip: Chip, sentences: int, length: int
     model = build(dataclasses.replace(config.model, dtype=products).with_vocabulary(config.data.vocab_size))
     host = mesh.devices.flat[0].process_index
     mesh = Mesh(np.array([device for device in mesh.devices.flat if device.process_index == host]), ("data",))
-    whole, cut = NamedSharding(mesh, P()), NamedSharding(mesh, P("data"))
+    replicated, by_rows = NamedSharding(mesh, P()), NamedSharding(mesh, P("data"))
     rows = sentences * mesh.size
-    source = jax.ShapeDtypeStruct((rows, length), jnp.int32, sharding=cut)
-    limit = jax.ShapeDtypeStruct((rows,), jnp.int32, sharding=cut)
-    params = (_with_sharding(jax.eval_shape(partial(rounded, dtype=dtype), model.abstract_params), lambda x: whole),)
+    source = jax.ShapeDtypeStruct((rows, length), jnp.int32, sharding=by_rows)
+    limit = jax.ShapeDtypeStruct((rows,), jnp.int32, sharding=by_rows)
+    params = (
+        _with_sharding(jax.eval_shape(partial(rounded, dtype=dtype), model.abstract_params), lambda x: replicated),
+    )
     options = Options(d.beam_size, BOS, EOS, PAD, d.length_penalty, d.length_normalization)
-    same = {"models": (model,), "over": engine.over_devices(source)}
+    shared = {"models": (model,), "over": engine.over_devices(source)}
     begin = engine.begin.lower(
-        *(params, source, limit, {"number_B": limit}, options), length=engine.size(engine.STAGE), **same
+        *(params, source, limit, {"number_B": limit}, options), length=engine.size(engine.STAGE), **shared
     )
     yield estimate(f"encoding of {rows} sentences", begin.compile, chip, mesh.size)
     # The state of `engine.decode` before the last stage. Its programs keep rows on their devices.
-    found, last = begin.out_info, -(-length // engine.STAGE) * engine.STAGE
+    state, last = begin.out_info, -(-length // engine.STAGE) * engine.STAGE
     if last > engine.STAGE:
         slots = engine.size((last - engine.STAGE) * d.beam_size)
-        grow = partial(engine.rearrange, length=engine.size(last), keep=slots, over=same["over"])
-        found = jax.eval_shape(grow, *_with_sharding(found, lambda x: None), None)
-    memories, beams = _with_sharding(found, lambda x: cut if x.ndim and engine.divides(cut, len(x)) else whole)
+        grow = partial(engine.rearrange, length=engine.size(last), keep=slots, over=shared["over"])
+        state = jax.eval_shape(grow, *_with_sharding(state, lambda x: None), None)
+    memories, beams = _with_sharding(
+        state, lambda x: by_rows if x.ndim and engine.divides(by_rows, len(x)) else replicated
+    )
     step = engine.proceed.lower(
-        params, memories, beams, engine.Strategy(options), engine.half(rows, same["over"]), last, **same
+        params, memories, beams, engine.Strategy(options), engine.half(rows, shared["over"]), last, **shared
     )
     yield estimate(f"decoding step of {rows} sentences", step.compile, chip, mesh.size)
 
@@ -183,7 +187,10 @@ def planned(config: Config, where: str, mesh: Mesh, chip: Chip, only: str | None
         result |= _planned_training(config, mesh, chip)
     if only != "training":
         encoding, step = decoding(config, mesh, chip, SENTENCES, PIECES)
-        result |= {"encoding": _told(encoding), "decoding": _told(step) | {"sentences": SENTENCES, "length": PIECES}}
+        result |= {
+            "encoding": _values(encoding),
+            "decoding": _values(step) | {"sentences": SENTENCES, "length": PIECES},
+        }
         if isinstance(encoding, Estimate) and isinstance(step, Estimate):
             seconds = encoding.bound + PIECES * step.bound
             result["decoding"]["pieces_per_s"] = mesh.size * SENTENCES * PIECES / seconds
@@ -194,20 +201,20 @@ def _planned_training(config: Config, mesh: Mesh, chip: Chip) -> dict[str, Any]:
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, packing=True))
     rows, source, target = shape = batch_shape(config)
     count = config.train.accumulate
-    in_all = micro_batch_rows(rows, mesh, count) * count
+    compiled = micro_batch_rows(rows, mesh, count) * count
     (update,) = training(config, mesh, chip, [shape])
-    model = update_flops(config.model.with_vocabulary(config.data.vocab_size), in_all, source, target) / mesh.size
+    model = update_flops(config.model.with_vocabulary(config.data.vocab_size), compiled, source, target) / mesh.size
     batch = {"rows": rows, "source": source, "target": target, "micro_batches": count}
-    told = {
-        "batch": batch | {"compiled_rows": in_all, "padding": PADDING},
-        "update": _told(update) | {"model_flops": model},
+    values = {
+        "batch": batch | {"compiled_rows": compiled, "padding": PADDING},
+        "update": _values(update) | {"model_flops": model},
         "steps": config.train.steps,
         "warnings": list(warnings(update, model, config, mesh)),
     }
     if isinstance(update, Estimate):
-        told["tokens_per_s"] = rows * target * (1 - PADDING) / update.bound
-        told["days"] = update.bound * config.train.steps / 86_400
-    return told
+        values["tokens_per_s"] = rows * target * (1 - PADDING) / update.bound
+        values["days"] = update.bound * config.train.steps / 86_400
+    return values
 
 
 def batch_shape(config: Config) -> tuple[int, int, int]:
@@ -252,22 +259,22 @@ def state_share(config: Config, mesh: Mesh) -> float:
     return sum(x.size * x.dtype.itemsize / (ways if x.ndim > 1 else 1) for x in jax.tree.leaves(state))
 
 
-def _told(one: Estimate | TooBig) -> dict[str, Any]:
-    told = {
-        "name": one.name,
-        "memory_gib": one.needed / GIB,
-        "limit_gib": one.chip.memory / GIB,
-        "fits": isinstance(one, Estimate) and one.needed <= one.chip.memory,
+def _values(estimated: Estimate | TooBig) -> dict[str, Any]:
+    values = {
+        "name": estimated.name,
+        "memory_gib": estimated.needed / GIB,
+        "limit_gib": estimated.chip.memory / GIB,
+        "fits": isinstance(estimated, Estimate) and estimated.needed <= estimated.chip.memory,
     }
-    if isinstance(one, TooBig):
-        return told
-    return told | {
-        "state_gib": one.state / GIB,
-        "flops": one.flops,
-        "traffic": one.traffic,
-        "seconds": one.seconds,
-        "bound": one.bound,
-        "collectives": [entry._asdict() for entry in one.collectives],
+    if isinstance(estimated, TooBig):
+        return values
+    return values | {
+        "state_gib": estimated.state / GIB,
+        "flops": estimated.flops,
+        "traffic": estimated.traffic,
+        "seconds": estimated.seconds,
+        "bound": estimated.bound,
+        "collectives": [entry._asdict() for entry in estimated.collectives],
     }
 
 
@@ -328,5 +335,5 @@ def _program(part: dict[str, Any], most: int) -> Iterator[str]:
 
 
 def _at_least(part: dict[str, Any]) -> str:
-    whole = sum(part["seconds"].values())
-    return f"{1e3 * part['bound']:.2f} ms at least, {1e3 * whole:.2f} ms if nothing overlaps"
+    total = sum(part["seconds"].values())
+    return f"{1e3 * part['bound']:.2f} ms at least, {1e3 * total:.2f} ms if nothing overlaps"

@@ -65,8 +65,8 @@ def _devices(topology: str) -> Sequence[Any]:
 
     # By default libtpu allows one process at a time, because it locks the machine's TPUs, and queries the cloud's
     # metadata server. Compiling for a topology needs neither.
-    alone = {"ALLOW_MULTIPLE_LIBTPU_LOAD": "1", "TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost"}
-    for name, value in alone.items():
+    environment = {"ALLOW_MULTIPLE_LIBTPU_LOAD": "1", "TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost"}
+    for name, value in environment.items():
         os.environ.setdefault(name, value)
     options = (
         {"chip_config_name": "megacore"} if topology.startswith("v4:") else {}

@@ -20,7 +20,7 @@ def require_safetensors(what: str) -> None:
         raise UserError(f"{what} needs safetensors: pip install 'transformer[export]'") from None
 
 
-def new(out: str) -> Path:
+def target_folder(out: str) -> Path:
     """The path of a folder to write. Raises `UserError` if it is not a new or empty folder."""
     folder = Path(out)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):

@@ -23,7 +23,7 @@ from transformer.config import BOS, EOS, PAD, SPECIALS, Config, ModelConfig, Use
 from transformer.data.tokenizer import Tokenizer
 from transformer.files import new_folder, writing
 from transformer.model import Params
-from transformer.tools.hf.folder import new, require_safetensors, write, write_arrays
+from transformer.tools.hf.folder import require_safetensors, target_folder, write, write_arrays
 from transformer.tools.hf.names import (
     Arrays,
     Row,
@@ -73,7 +73,7 @@ TIED = ("model.encoder.embed_tokens.weight", "model.decoder.embed_tokens.weight"
 # Marian computes these when it builds a model. They are never saved.
 POSITIONS = ("model.encoder.embed_positions.weight", "model.decoder.embed_positions.weight")
 # Fields that may have any value. Every other field of the model must have its default, the paper's.
-FREE = (
+ANY_VALUE = (
     *("encoder_layers", "decoder_layers", "d_model", "d_ff", "heads", "dropout", "max_positions"),
     *("initializer", "attention_kernel", "dtype", "attention_dropout", "attention_bias", "activation"),
     *("embedding_scale", "output_bias"),
@@ -142,7 +142,7 @@ def refuse_inexpressible(config: ModelConfig) -> None:
     implied = {"kv_heads": config.heads, "kv_sharing": 1, "d_k": size, "d_v": size, "norm_eps": 1e-5}
     default = flatten(ModelConfig())
     for name, value in flatten(config).items():
-        if name not in FREE and value not in (default[name], implied.get(name.split(".")[-1], default[name])):
+        if name not in ANY_VALUE and value not in (default[name], implied.get(name.split(".")[-1], default[name])):
             raise UserError(
                 f"model.{name} = {value!r}: Marian can't express it; hf-marian needs a model with "
                 f"model.{name} = {default[name]!r}"
@@ -210,7 +210,7 @@ def export(workdir: str, out: str, checkpoint: str | None = None) -> Path:
     `UserError` if safetensors is missing, if `out` is not a new or empty folder, and as `to_marian` does.
     """
     require_safetensors("export --to hf-marian")
-    folder = new(out)
+    folder = target_folder(out)
     config, state, pieces = Checkpoints(workdir).read(checkpoint, _state)
     vocab_size = pieces.vocab_size
     with writing(folder), new_folder(folder) as building:
