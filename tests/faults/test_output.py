@@ -90,7 +90,7 @@ def test_a_score_that_can_be_neither_printed_nor_stored_is_told_in_the_log(call,
 def test_a_score_is_not_stored_in_another_workdir(call, workdir: Path, monkeypatch, there: bool) -> None:
     """Which takes the place of the one that is being evaluated."""
     other = Path(shutil.copytree(workdir, workdir.with_name("other")))
-    translate = scoring.together
+    translate = scoring.translate_shares
 
     def slowly(*given: Any) -> list[str]:
         shutil.rmtree(workdir)
@@ -98,7 +98,7 @@ def test_a_score_is_not_stored_in_another_workdir(call, workdir: Path, monkeypat
             other.rename(workdir)
         return translate(*given)
 
-    monkeypatch.setattr(scoring, "together", slowly)
+    monkeypatch.setattr(scoring, "translate_shares", slowly)
     done = call("evaluate.py", "--workdir", workdir)
     assert done.code == 0 and done.out.startswith("test.en: 20 sentences")
     assert f"warning: this score is not stored: {workdir} is no longer the folder" in done.err
