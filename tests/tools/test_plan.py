@@ -263,7 +263,7 @@ def test_a_program_that_does_not_fit(told: str) -> None:
     result["warnings"] = list(warnings(found, 1.0, Config(), mesh))
     assert result["warnings"] == ["23.5 GiB do not fit the 16 GiB of a chip"]
     assert list(lines(result))[2:4] == ["update, on each device", "  memory      23.50 of 16 GiB: does not fit"]
-    with pytest.raises(UserError, match=r"^update: does not compile for these devices \(INTERNAL: two lines\); install"):
+    with pytest.raises(UserError, match=r"^update: does not compile for these devices \(INTERNAL: two lines\); "):
         estimate("update", partial(fail, "INTERNAL: two\nlines"), CHIPS["v5e"], 8)
 
 
