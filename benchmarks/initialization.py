@@ -170,7 +170,7 @@ def main(arguments: list[str]) -> None:
     o, o.overrides = parser.parse_known_args(arguments)
     o.depths = o.depths or ([2, 4, 6, 12] if o.part == "start" else [4])
     if o.overrides and o.part == "start":
-        raise UserError(f"unknown option {o.overrides[0]}; --help names every option")
+        raise UserError(f"unknown option {o.overrides[0]}; --help lists every option")
     os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"  # trainings share a GPU, with this process, too
     with contextlib.closing({"start": start, "seeds": seeds}[o.part](o, Rows(o.rows))) as rows:
         for row in rows:

@@ -104,7 +104,7 @@ def test_an_unknown_name_stops_with_the_nearest_known_ones(call) -> None:
     assert "did you mean --train.steps" in refused(call, "train.py", *arguments, "--steps", 3)
     assert "did you mean --workdir" in refused(call, "train.py", "--config", QUICKSTART, "--workdr", "x")
     assert "did you mean --print-config" in refused(call, "train.py", *arguments, "--print_config")
-    assert "--help names every option" in refused(call, "train.py", *arguments, "--qqqqqq")
+    assert "--help lists every option" in refused(call, "train.py", *arguments, "--qqqqqq")
 
 
 @pytest.mark.parametrize(
@@ -141,7 +141,7 @@ def test_a_wrong_value_is_told_in_one_line(call, arguments: str, told: str) -> N
             "--config configs --workdir x",
             "--config configs: a folder; name a config file, such as",
         ),
-        ("train.py", "--config /dev/null --workdir x", "--config /dev/null: no regular file"),
+        ("train.py", "--config /dev/null --workdir x", "--config /dev/null: not a regular file"),
         ("evaluate.py", "", "--workdir is missing"),
         ("evaluate.py", "--workdir nowhere", "nowhere: no complete checkpoint there"),
         ("evaluate.py", "--workdir nowhere --source a", "a: no such file"),
@@ -155,14 +155,14 @@ def test_a_wrong_value_is_told_in_one_line(call, arguments: str, told: str) -> N
         ("transformer", "translate --decode.beam_size 1 nowhere", "the workdir comes first"),
         ("transformer", "average", "workdir"),
         ("transformer", "average nowhere", "nowhere: no complete checkpoint there"),
-        ("transformer", "average nowhere --last 0", "argument --last: '0' is no whole number from 1 to 1000000; "),
-        ("transformer", "average nowhere --last 99999999", "argument --last: '99999999' is no whole number from 1 to"),
+        ("transformer", "average nowhere --last 0", "argument --last: '0' is not a whole number from 1 to 1000000; "),
+        ("transformer", "average nowhere --last 99999999", "argument --last: '99999999' is not a whole number from"),
         ("transformer", "translate nowhere --checkpoint ² --checkpoint 3", "--checkpoint is given twice"),
         ("transformer", "average nowhere --last two", "'two'"),
         ("transformer", "describe", "--config is missing"),
         ("transformer", "describe --config configs/quickstart.py --model.d_modle 3", "did you mean --model.d_model"),
         ("transformer", "describe --config configs/quickstart.py --model.heads 3", "model.heads = 3: must divide"),
-        ("transformer", "trnslate x", "unknown verb 'trnslate'; there are translate, score, average, "),
+        ("transformer", "trnslate x", "unknown verb 'trnslate'; the verbs are translate, score, aver"),
     ],
 )
 def test_a_users_mistake_is_one_line(call, monkeypatch, program: str, arguments: str, told: str) -> None:
@@ -359,7 +359,7 @@ def test_help_of_the_commands_that_translate_names_every_option(call, program, v
     # How a score is made of log-probability and length.
     assert "'paper' = ((5 + length) / 6)^alpha, 'fairseq' = length^alpha, 'none' = 1." in said
     # Which weights an alignment is read off.
-    aligned = "cross-attention of the last decoder layer but one, averaged over its heads"
+    aligned = "cross-attention weight in the last decoder layer but one, averaged over heads"
     assert (aligned in said) == (program == "transformer")
 
 
@@ -670,4 +670,4 @@ def test_devices_that_are_not_there_are_told_in_one_line(environment, tmp_path: 
     assert (done.returncode, done.stdout) == (2, "")
     error = done.stderr.splitlines()[-1]
     assert error.startswith(f"error: JAX cannot use the devices that JAX_PLATFORMS={platforms} asks for (")
-    assert reason in error and error.endswith("set JAX_PLATFORMS=cpu to do without")
+    assert reason in error and error.endswith("set JAX_PLATFORMS=cpu to run on the CPU")

@@ -644,7 +644,7 @@ def test_init_from_takes_parameters_and_tokenizer(tmp_path: Path, run, trained: 
     told = run(tmp_path / "run", *short("--train.init_from", trained, "--data.vocab_size", 390))
     best = Checkpoints(trained).best()
     assert f"starting from the parameters of {trained}/checkpoints/{best:08d}" in told
-    assert "the tokenizer has 400 pieces, and that counts, not data.vocab_size = 390" in told
+    assert "the tokenizer has 400 pieces; data.vocab_size = 390 is not used" in told
     assert (tmp_path / "run/tokenizer.model").read_bytes() == (trained / "tokenizer.model").read_bytes()
     # It starts where the other stood, with a new optimiser.
     assert entries(tmp_path / "run")[0]["loss"] < entries(trained)[0]["loss"] - 2
@@ -765,7 +765,7 @@ def test_a_ready_tokenizer(tmp_path: Path, run, trained: Path) -> None:
     # Its own size counts, not data.vocab_size.
     told = run(tmp_path / "run", *short("--data.tokenizer", trained / "tokenizer.model", "--data.vocab_size", 9_999))
     assert not any("training a tokenizer" in line for line in told)
-    assert "the tokenizer has 400 pieces, and that counts, not data.vocab_size = 9999" in told
+    assert "the tokenizer has 400 pieces; data.vocab_size = 9999 is not used" in told
     assert (tmp_path / "run/tokenizer.model").read_bytes() == (trained / "tokenizer.model").read_bytes()
     assert Checkpoints(tmp_path / "run").at(6).progress["vocab_size"] == 400
 
