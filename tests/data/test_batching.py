@@ -285,11 +285,11 @@ def test_evaluation_has_every_pair_once_shortest_first():
             assert (np.diff([longest, *lengths]) >= 0).all()
             longest = lengths[-1]
         assert seen == 337 and longest == 901 and len(shapes) <= n_buckets
-        short = list(evaluation_batches(pairs, batch_tokens=budget, n_buckets=n_buckets, most=900))
+        short = list(evaluation_batches(pairs, batch_tokens=budget, n_buckets=n_buckets, max_length=900))
         assert sum((batch["source"][:, 0] != PAD).sum() for batch in short) == 336  # all but one
         assert max(max(batch["source"].shape[1], batch["target"].shape[1]) for batch in short) < 900
     assert too_long(pairs, 900).tolist() == [3] and not len(too_long(pairs, 901))
-    assert list(evaluation_batches(pairs, batch_tokens=512, n_buckets=4, most=0)) == []
+    assert list(evaluation_batches(pairs, batch_tokens=512, n_buckets=4, max_length=0)) == []
     assert list(evaluation_batches(Pairs([], []), batch_tokens=512, n_buckets=4)) == []
     [only] = evaluation_batches(Pairs([0], [0]), batch_tokens=512, n_buckets=4)
     assert only["source"][0].tolist() == [EOS, PAD, PAD, PAD] and not only["source"][1:].any()

@@ -20,7 +20,7 @@ from transformer.config import DataConfig, UserError
 from transformer.data.compression import Damaged, compression_of
 from transformer.data.opening import open_stream, open_text, read_all
 from transformer.data.sources import corpora
-from transformer.data.text import Parallel, count_lines, fingerprint, form, read_lines, read_pairs
+from transformer.data.text import Parallel, count_lines, file_kind, fingerprint, read_lines, read_pairs
 from transformer.data.tokenizer import Tokenizer
 
 PACKED = {
@@ -278,7 +278,7 @@ def test_zeros_and_control_characters_are_text(tmp_path):
     ],
 )
 def test_the_form_is_that_of_the_name_without_the_packing(name, kind):
-    assert form(name) == kind
+    assert file_kind(name) == kind
 
 
 @pytest.mark.parametrize("packing", PACKINGS)

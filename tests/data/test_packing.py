@@ -10,7 +10,7 @@ from test_batching import Pairs, make, order, random_pairs
 
 from transformer.config import EOS, PAD, DataConfig, UserError
 from transformer.data import packing
-from transformer.data.packing import pack, pack_once, room
+from transformer.data.packing import choose_row_lengths, pack, pack_cached
 
 
 def lengths(n, seed=0, longest=60):
@@ -32,13 +32,13 @@ def test_each_pair_lies_in_one_row_that_has_room_for_it(n, sides):
 
 def test_a_large_corpus_is_packed_once(monkeypatch, tmp_path, caplog):
     source, target = lengths(900)
-    monkeypatch.setattr(packing, "_WORTH_KEEPING", 900)
+    monkeypatch.setattr(packing, "_CACHED_FROM", 900)
     expected = pack(source, target, (64, 64), seed=3)
     calls = []
     monkeypatch.setattr(packing, "pack", lambda *given: calls.append(given) or pack(*given))
 
     def found(source=source, target=target, sides=(64, 64), seed=3, folder=tmp_path):
-        return pack_once(source, target, sides, seed, folder)
+        return pack_cached(source, target, sides, seed, folder)
 
     for _ in range(2):
         for ours, theirs in zip(found(), expected, strict=True):
@@ -93,16 +93,16 @@ def padding(source, target, sides):
 
 def test_rows_are_no_longer_than_they_need_be():
     source, target = lengths(20_000)
-    S, T = room(source, target, 1_000, seed=0)
+    S, T = choose_row_lengths(source, target, 1_000, seed=0)
     assert padding(source, target, (S, T)) < 0.03
     assert S % 8 == T % 8 == 0 and min(S, T) > 61
     assert padding(source, target, (S // 2, T // 2)) > 0.03
-    assert max(room(source, target, 100, seed=0)) <= 100  # where memory ends, more padding it is
-    S, T = room(source, 2 * target, 1_000, seed=0)
+    assert max(choose_row_lengths(source, target, 100, seed=0)) <= 100  # where memory ends, more padding it is
+    S, T = choose_row_lengths(source, 2 * target, 1_000, seed=0)
     assert T > 1.7 * S  # both sides fill up
     # Sentences all of one awkward length need longer rows than one of them.
     awkward = np.full(1000, 33)
-    assert min(room(awkward, awkward, 1_000, seed=0)) >= 2 * 33
+    assert min(choose_row_lengths(awkward, awkward, 1_000, seed=0)) >= 2 * 33
 
 
 def sentences_of(row):

@@ -75,7 +75,7 @@ def test_made_once_and_keyed_by_content(tokenizer, parallel, tmp_path, monkeypat
 def test_processes_change_nothing(tokenizer, parallel, tmp_path, monkeypatch):
     plain = tokenize(parallel, tokenizer, folder=tmp_path / "plain", workers=1)
     monkeypatch.setattr(tokens, "_CHUNK", 3)
-    monkeypatch.setattr(tokens, "_SMALL", 6)
+    monkeypatch.setattr(tokens, "_PARALLEL_FROM", 6)
     monkeypatch.setattr(Tokenizer, "encode", None)  # the children do it all: they import the module afresh
     many = tokenize(parallel, tokenizer, folder=tmp_path / "many", workers=2)
     assert contents(many) == contents(plain)
@@ -331,8 +331,8 @@ def die(chunk):
 
 def test_a_process_that_is_killed_is_told_in_one_line(tokenizer, parallel, tmp_path, monkeypatch):
     monkeypatch.setattr(tokens, "_CHUNK", 3)
-    monkeypatch.setattr(tokens, "_SMALL", 6)
-    monkeypatch.setattr(tokens, "_work", die)
+    monkeypatch.setattr(tokens, "_PARALLEL_FROM", 6)
+    monkeypatch.setattr(tokens, "_encode_in_worker", die)
     with pytest.raises(
         UserError, match=r"^data\.workers: one of 2 processes that tokenise was killed.*memory"
     ) as error:

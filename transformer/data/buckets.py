@@ -34,10 +34,10 @@ def length_buckets(source_lengths: np.ndarray, target_lengths: np.ndarray, n_buc
     multiples of 4 up to 64 and of 8 beyond. Lengths count EOS.
     """
     longer = np.maximum(source_lengths, target_lengths)
-    ends, member = np.unique(round_up(longer), return_inverse=True)
-    count = np.concatenate([[0], np.cumsum(np.bincount(member))])  # pairs up to each end
+    ends, end_of = np.unique(round_up(longer), return_inverse=True)
+    count = np.concatenate([[0], np.cumsum(np.bincount(end_of))])  # pairs up to each end
     # A batch's sides are padded to the longest source and target up to the bucket's end (see `bucket_shapes`).
-    width = sum(round_up(_running_longest(side, member, len(ends))) for side in (source_lengths, target_lengths))
+    width = sum(round_up(_running_max(side, end_of, len(ends))) for side in (source_lengths, target_lengths))
 
     # cost[j] = positions of the pairs up to end j in k buckets; start[k][j] = where the last of them begins.
     n = len(ends)
@@ -57,10 +57,10 @@ def length_buckets(source_lengths: np.ndarray, target_lengths: np.ndarray, n_buc
     return tuple(reversed(boundaries))
 
 
-def _running_longest(lengths: np.ndarray, member: np.ndarray, n: int) -> np.ndarray:
+def _running_max(lengths: np.ndarray, group_of: np.ndarray, n: int) -> np.ndarray:
     """The longest of `lengths` among the members of groups 0 .. i, for each i < n."""
     longest = np.zeros(n, np.int64)
-    np.maximum.at(longest, member, lengths)
+    np.maximum.at(longest, group_of, lengths)
     return np.maximum.accumulate(longest)
 
 
@@ -74,7 +74,7 @@ def bucket_shapes(
     boundaries = np.array(length_buckets(source, target, n_buckets))
     bucket = np.searchsorted(boundaries, np.maximum(source, target)).astype(np.int16)
     widths = [
-        np.minimum(round_up(_running_longest(side, bucket, len(boundaries))), max_length) for side in (source, target)
+        np.minimum(round_up(_running_max(side, bucket, len(boundaries))), max_length) for side in (source, target)
     ]
     shapes = [
         Shape(fitting_rows(batch_tokens // max(int(s), int(t)), accumulate, n), int(s), int(t))

@@ -56,7 +56,7 @@ def source(text: str) -> str:
     """A source, cleaned. To clean it once more changes nothing."""
     if text.isascii() and text.isprintable():
         return spaces(text)
-    while (cleaned := _once(text)) != text:
+    while (cleaned := _clean_once(text)) != text:
         text = cleaned
     return text
 
@@ -85,34 +85,34 @@ def spaces(text: str) -> str:
 
 def _normalized(form: Literal["NFC", "NFKC"], text: str) -> str:
     """As unicodedata.normalize, in linear time: that sorts marks in a row by insertion."""
-    parts = "NFD" if form == "NFC" else "NFKD"
+    decomposition = "NFD" if form == "NFC" else "NFKD"
 
-    def in_order(found: re.Match[str]) -> str:
-        places, start = [], 0
-        for i, c in enumerate(chars := "".join(unicodedata.normalize(parts, c) for c in found[0])):
-            kind = unicodedata.combining(c)
-            start = start if kind else i
-            places.append((start, kind))
-        return "".join(c for _, c in sorted(zip(places, chars, strict=True), key=operator.itemgetter(0)))
+    def in_order(match: re.Match[str]) -> str:
+        sort_keys, start = [], 0
+        for i, c in enumerate(chars := "".join(unicodedata.normalize(decomposition, c) for c in match[0])):
+            combining_class = unicodedata.combining(c)
+            start = start if combining_class else i
+            sort_keys.append((start, combining_class))
+        return "".join(c for _, c in sorted(zip(sort_keys, chars, strict=True), key=operator.itemgetter(0)))
 
     return unicodedata.normalize(form, _MANY_MARKS.sub(in_order, text))
 
 
-def _once(text: str) -> str:
+def _clean_once(text: str) -> str:
     text = _BLANK.sub(" ", _FORMAT.sub("", _normalized("NFKC", text)))
     text = _TAGS.sub(lambda found: found[1] or "", text)
-    return spaces(_JOINERS.sub(_needed, text))
+    return spaces(_JOINERS.sub(_needed_joiners, text))
 
 
-def _needed(found: re.Match[str]) -> str:
+def _needed_joiners(match: re.Match[str]) -> str:
     """Of some joiners in a row those that the characters around them need, each once."""
-    before, after = found.string[max(0, found.start() - 1) : found.start()], found.string[found.end() : found.end() + 1]
+    before, after = match.string[max(0, match.start() - 1) : match.start()], match.string[match.end() : match.end() + 1]
     between = bool(_SCRIPTS.match(before) and _SCRIPTS.match(after))
     beside = bool(_SCRIPTS.match(before) or _SCRIPTS.match(after))
     pictures = bool((_PICTURE.match(before) or before in [*_PICTURE_ENDS]) and _PICTURE.match(after))
     mongolian = bool(_MONGOLIAN.match(before) and _MONGOLIAN.match(after))
     stays = {"\u200c": between, "\u200d": beside or pictures, "\u180e": mongolian}
-    return "".join(joiner for joiner in dict.fromkeys(found[0]) if stays[joiner])
+    return "".join(joiner for joiner in dict.fromkeys(match[0]) if stays[joiner])
 
 
 def rows(rule: Callable[[str], str]) -> Iterator[tuple[str, str]]:
@@ -137,8 +137,8 @@ def _sequences(c: str) -> Iterator[str]:
     parts = unicodedata.normalize("NFD", c)
     if parts == c:
         return
-    found = {parts}
+    candidates = {parts}
     for marks in itertools.permutations(parts[1:]):
         for i in range(len(marks)):
-            found.add(unicodedata.normalize("NFC", parts[0] + "".join(marks[:i])) + "".join(marks[i:]))
-    yield from sorted(s for s in found if s != c and unicodedata.normalize("NFC", s) == c)
+            candidates.add(unicodedata.normalize("NFC", parts[0] + "".join(marks[:i])) + "".join(marks[i:]))
+    yield from sorted(s for s in candidates if s != c and unicodedata.normalize("NFC", s) == c)

@@ -87,11 +87,11 @@ class Decompressed(io.RawIOBase):
     def readinto(self, buffer: Any) -> int:
         if self._failure is not None:
             raise self._failure
-        data = self._some(len(buffer))
+        data = self._read_some(len(buffer))
         buffer[: len(data)] = data
         return len(data)
 
-    def _some(self, size: int) -> bytes:
+    def _read_some(self, size: int) -> bytes:
         while True:
             if self._stream.eof and not self._next_stream():
                 return b""

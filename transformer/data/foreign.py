@@ -65,7 +65,7 @@ def refuse_foreign(head: bytes, name: str, wanted: str = _TEXT) -> None:
     for offset, magic, what, fix in _FOREIGN:
         if head.startswith(magic, offset):
             raise UserError(f"{name}: {what}, not {wanted}; {fix.format(path)}")
-    if (encoding := _wide(head)) is not None:
+    if (encoding := _wide_encoding(head)) is not None:
         fix = f"convert it first: iconv -f {encoding.lower()} -t utf-8 {path} > NEW"
         raise UserError(f"{name}: seems to be {encoding}, not UTF-8; {fix}")
 
@@ -85,15 +85,15 @@ def refuse_markup(head: bytes, name: str, wanted: str = _TEXT) -> None:
         raise UserError(f"{name}: XML (<{root}>), not {wanted}; write each side as a file first, one sentence a line")
 
 
-def _wide(head: bytes) -> str | None:
+def _wide_encoding(head: bytes) -> str | None:
     """UTF-16 or UTF-32 without a byte order mark, or None.
 
     The upper bytes of most alphabets are control characters, and so stand at the same places everywhere. Single ones
     are text.
     """
     size = len(head) // 4
-    places = [head[i : 4 * size : 4] for i in range(4)]
-    counts = [len(place) - len(place.translate(None, _CONTROL)) for place in places]
+    bytes_at = [head[i : 4 * size : 4] for i in range(4)]
+    counts = [len(column) - len(column.translate(None, _CONTROL)) for column in bytes_at]
     if size < 4 or sum(counts) < 8 or any(0.1 * size < count < 0.9 * size for count in counts):
         return None
     shape = "".join("-" if count >= 0.9 * size else "x" for count in counts)

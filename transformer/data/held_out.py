@@ -11,9 +11,9 @@ import numpy as np
 from transformer.data.languages import Named
 from transformer.data.tokens import TokenStore
 
-_PART = 0.1  # of a set: from here on it is told that so much of it occurs elsewhere
+_MIN_SHARE = 0.1  # of a set: from here on it is told that so much of it occurs elsewhere
 _CHUNK = 1 << 20  # pairs that are looked at together
-_FEW = 10  # of fewer references more than half may be the same by chance
+_MIN_REFERENCES = 10  # of fewer references more than half may be the same by chance
 
 
 class HeldOut(NamedTuple):
@@ -27,20 +27,20 @@ class HeldOut(NamedTuple):
 
 def held_out_doubts(train: Sequence[Named], dev: HeldOut | None, test: HeldOut | None) -> Iterator[str]:
     """What seems wrong with the sets, a line for each doubt."""
-    sets = [(kind, own) for kind, own in (("development", dev), ("test", test)) if own is not None]
-    trained_on = shared([corpus.tokens for corpus in train], [own.tokens for _, own in sets])
-    for (kind, own), found in zip(sets, trained_on, strict=True):
-        yield from reference_doubts(own.name, own.sources, own.references)
-        if found and found >= _PART * len(own.tokens):
+    sets = [(kind, held) for kind, held in (("development", dev), ("test", test)) if held is not None]
+    counts = shared([corpus.tokens for corpus in train], [held.tokens for _, held in sets])
+    for (kind, held), count in zip(sets, counts, strict=True):
+        yield from reference_doubts(held.name, held.sources, held.references)
+        if count and count >= _MIN_SHARE * len(held.tokens):
             yield (
-                f"{own.name}: {found:,} of {len(own.tokens):,} pairs of the {kind} set are in the training text, too, "
-                "so its scores tell little about other text; take them out of one of the two"
+                f"{held.name}: {count:,} of {len(held.tokens):,} pairs of the {kind} set are in the training text, "
+                "too, so its scores tell little about other text; take them out of one of the two"
             )
     if dev and test:
-        (found,) = shared([dev.tokens], [test.tokens])
-        if found and found >= _PART * len(test.tokens):
+        (count,) = shared([dev.tokens], [test.tokens])
+        if count and count >= _MIN_SHARE * len(test.tokens):
             yield (
-                f"{test.name}: {found:,} of {len(test.tokens):,} pairs of the test set are in the development set, "
+                f"{test.name}: {count:,} of {len(test.tokens):,} pairs of the test set are in the development set, "
                 "too, which chooses the checkpoint, so its scores come out too high"
             )
 
@@ -52,7 +52,7 @@ def reference_doubts(name: str, sources: Sequence[str], references: Sequence[str
     if any(blank) or len(blank) == count:  # a blank line may stand for a blank line
         yield f"{name}: {len(blank):,} of {count:,} references are blank, and scores count them like any other"
     text, most = Counter(line.strip() for line in references).most_common(1)[0] if references else ("", 0)
-    if text and (most == count > 1 or (count >= _FEW and most > count / 2)):
+    if text and (most == count > 1 or (count >= _MIN_REFERENCES and most > count / 2)):
         yield f"{name}: {most:,} of {count:,} references are the same, {text[:60]!r}; check that they are translations"
 
 
@@ -62,17 +62,17 @@ def shared(known: Sequence[TokenStore], texts: Sequence[TokenStore]) -> list[int
         Counter(_pair(text, i) for i in range(len(text)) if text.source_lengths[i] and text.target_lengths[i])
         for text in texts
     ]
-    missing = {pair for text in pairs for pair in text}
-    marks = np.unique(np.concatenate([np.zeros(0, np.uint64), *(_marks(text, 0, len(text)) for text in texts)]))
+    wanted = {pair for text in pairs for pair in text}
+    hashes = np.unique(np.concatenate([np.zeros(0, np.uint64), *(_hashes(text, 0, len(text)) for text in texts)]))
     found: set[tuple[bytes, bytes]] = set()
     for tokens in known:
         for begin in range(0, len(tokens), _CHUNK):
-            near = np.isin(_marks(tokens, begin, min(begin + _CHUNK, len(tokens))), marks)
-            for i in begin + np.flatnonzero(near):
-                if not missing:
+            candidates = np.isin(_hashes(tokens, begin, min(begin + _CHUNK, len(tokens))), hashes)
+            for i in begin + np.flatnonzero(candidates):
+                if not wanted:
                     break
-                if (pair := _pair(tokens, i)) in missing:
-                    missing.remove(pair)
+                if (pair := _pair(tokens, i)) in wanted:
+                    wanted.remove(pair)
                     found.add(pair)
     return [sum(count for pair, count in text.items() if pair in found) for text in pairs]
 
@@ -81,12 +81,12 @@ def _pair(tokens: TokenStore, i: int) -> tuple[bytes, bytes]:
     return tokens.source(i).astype(np.int32).tobytes(), tokens.target(i).astype(np.int32).tobytes()
 
 
-def _marks(tokens: TokenStore, begin: int, end: int) -> np.ndarray:
+def _hashes(tokens: TokenStore, begin: int, end: int) -> np.ndarray:
     """A number for each of these pairs, the same for the same pieces: of lengths and of a few of the pieces.
 
     It costs little, and tells nearly all pairs apart.
     """
-    marks = np.zeros(end - begin, np.uint64)
+    hashes = np.zeros(end - begin, np.uint64)
     for ids, offsets in (
         (tokens.source_tokens, tokens.source_offsets),
         (tokens.target_tokens, tokens.target_offsets),
@@ -97,5 +97,5 @@ def _marks(tokens: TokenStore, begin: int, end: int) -> np.ndarray:
             at = (first, (2 * first + last) // 3, (first + 2 * last) // 3, last - 1)
             columns += [ids[np.clip(places, 0, len(ids) - 1)] for places in at]
         for column in columns:
-            marks = marks * np.uint64(0x9E3779B97F4A7C15) + column.astype(np.uint64) + np.uint64(1)
-    return marks
+            hashes = hashes * np.uint64(0x9E3779B97F4A7C15) + column.astype(np.uint64) + np.uint64(1)
+    return hashes

@@ -41,28 +41,28 @@ def doubts(train: Sequence[Named], dev: Named | None) -> list[str]:
             f"{train[0].name}: source and target are the same text in all {train[0].tokens.same:,} pairs, unlike in "
             f"{dev.name}; give its translations as target"
         )
-    found, exchanged = [], []
+    lines, exchanged = [], []
     for corpus in train if dev else [corpus for corpus in train if corpus is not known]:
         # The larger one knows more of its languages.
         larger, smaller = sorted((known.tokens, corpus.tokens), key=_pieces, reverse=True)
-        if _belong(larger, smaller) == ["target", "source"]:
+        if _reads_like(larger, smaller) == ["target", "source"]:
             exchanged.append(
                 f"{corpus.name}: its source reads like the target of {known.name}, and its target like the source "
                 "there; exchange the two in one of them"
             )
             continue
-        source, target = _belong(known.tokens, corpus.tokens)
+        source, target = _reads_like(known.tokens, corpus.tokens)
         if source == target != "" and _copied(corpus) <= 0.5:
-            found.append(f"{corpus.name}: its source and its target both read like the {source} of {known.name}")
+            lines.append(f"{corpus.name}: its source and its target both read like the {source} of {known.name}")
     if dev and len(exchanged) == len(train):
         raise UserError(exchanged[0])
-    found += [f"{told}, unless both directions are meant" for told in exchanged]
+    lines += [f"{line}, unless both directions are meant" for line in exchanged]
     for corpus in (*train, *([dev] if dev else [])):
         if _copied(corpus) > 0.5:
-            found.append(
+            lines.append(
                 f"{corpus.name}: {corpus.tokens.same:,} of {len(corpus.tokens):,} pairs are the same text on both sides"
             )
-    return found
+    return lines
 
 
 def _copied(corpus: Named) -> float:
@@ -76,19 +76,19 @@ def _pieces(tokens: TokenStore) -> int:
     return min(len(tokens.source_tokens), len(tokens.target_tokens))
 
 
-def _belong(known: TokenStore, text: TokenStore) -> list[str]:
+def _reads_like(known: TokenStore, text: TokenStore) -> list[str]:
     """For source and target of `text`: which side of `known` it clearly reads like, "source" or "target", else ""."""
     # As many pieces of either side: of two samples of one language the larger one has seen more.
     n = min(_pieces(known), _COUNTED)
-    sides = [_evenly(side, n) for side in (known.source_tokens, known.target_tokens)]
-    own = [_evenly(side, min(len(side), _COUNTED)) for side in (text.source_tokens, text.target_tokens)]
-    size = 1 + max((int(side.max()) for side in (*sides, *own) if len(side)), default=0)
+    sides = [_evenly_spaced(side, n) for side in (known.source_tokens, known.target_tokens)]
+    text_sides = [_evenly_spaced(side, min(len(side), _COUNTED)) for side in (text.source_tokens, text.target_tokens)]
+    size = 1 + max((int(side.max()) for side in (*sides, *text_sides) if len(side)), default=0)
     as_source, as_target = (np.log1p(np.bincount(side, minlength=size)) for side in sides)
-    clear = _CLEAR + _CHANCE / math.sqrt(max(min(n, *map(len, own)), 1))
-    leads = [float((as_source - as_target)[side].mean()) if len(side) else 0.0 for side in own]
+    clear = _CLEAR + _CHANCE / math.sqrt(max(min(n, *map(len, text_sides)), 1))
+    leads = [float((as_source - as_target)[side].mean()) if len(side) else 0.0 for side in text_sides]
     return ["source" if lead > clear else "target" if lead < -clear else "" for lead in leads]
 
 
-def _evenly(tokens: np.ndarray, n: int) -> np.ndarray:
+def _evenly_spaced(tokens: np.ndarray, n: int) -> np.ndarray:
     """n of the tokens, from all of the text."""
     return tokens[np.linspace(0, max(len(tokens) - 1, 0), n).astype(np.int64)]

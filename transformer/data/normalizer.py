@@ -34,15 +34,15 @@ class Normalizer:
 
 def read(model: bytes) -> Normalizer:
     """The normaliser of a model."""
-    found = Normalizer()
+    normalizer = Normalizer()
     names = {i: f.name for i, f in enumerate(dataclasses.fields(Normalizer), 1)}
     for number, content, _ in _fields(model):
         if number == _SPEC:
-            given = {names[n]: value for n, value, _ in _fields(content) if n in names}
-            text = {"name": given["name"].decode()} if "name" in given else {}
-            flags = {name: bool(value) for name, value in given.items() if isinstance(value, int)}
-            found = dataclasses.replace(found, **given | text | flags)
-    return found
+            values = {names[n]: value for n, value, _ in _fields(content) if n in names}
+            text = {"name": values["name"].decode()} if "name" in values else {}
+            flags = {name: bool(value) for name, value in values.items() if isinstance(value, int)}
+            normalizer = dataclasses.replace(normalizer, **values | text | flags)
+    return normalizer
 
 
 def replace(model: bytes, new: Normalizer) -> bytes:

@@ -73,18 +73,18 @@ def read_all(path: str | Path) -> bytes:
         return _read_all(opened, str(path))
 
 
-def _unpacked(raw: Any, name: str, enough: int) -> Opened:
-    head = _head(raw, name, enough)
+def _unpacked(raw: Any, name: str, min_bytes: int) -> Opened:
+    head = _head(raw, name, min_bytes)
     compression = compression_of(head, name)
-    found: io.RawIOBase = _Prefixed(head, raw)
+    content: io.RawIOBase = _Prefixed(head, raw)
     if compression is not None:
-        unpacked = Decompressed(found, compression)
-        head = _head(unpacked, name, enough)
-        found = _Prefixed(head, unpacked)
+        unpacked = Decompressed(content, compression)
+        head = _head(unpacked, name, min_bytes)
+        content = _Prefixed(head, unpacked)
         if compression_of(head) is not None:
             raise UserError(f"{name}: packed twice; unpack it once, e.g. with {compression} -d")
     refuse_foreign(head, name)
-    opened = Opened(found, _BLOCK)
+    opened = Opened(content, _BLOCK)
     opened.head, opened.compression = head, compression
     return opened
 
@@ -121,11 +121,11 @@ def _read_all(opened: Opened, name: str) -> bytes:
     return b"".join(blocks)
 
 
-def _head(raw: Any, name: str, enough: int) -> bytes:
+def _head(raw: Any, name: str, min_bytes: int) -> bytes:
     """At least so many first bytes, if there are, and so many that it is clear whether they are packed."""
     head = b""
     try:
-        while len(head) < enough or undecided(head) or (len(head) < HEAD and sgml.undecided(head)):
+        while len(head) < min_bytes or undecided(head) or (len(head) < HEAD and sgml.undecided(head)):
             if not (block := raw.read(HEAD)):
                 break
             head += block

@@ -12,7 +12,7 @@ from pathlib import Path
 from transformer.config import SPECIALS, DataConfig, UserError
 from transformer.data.folder import writable_cache_dir
 from transformer.data.opening import open_text
-from transformer.data.text import Corpora, Parallel, form, of_csv
+from transformer.data.text import Corpora, Parallel, csv_hint, file_kind
 
 log = logging.getLogger("transformer")
 
@@ -35,7 +35,7 @@ def corpora(config: DataConfig) -> Corpora:
     dev = _held_out(config, "dev")
     test = _held_out(config, "test")
     train = _train(config)
-    _tell_repeated(train)
+    _warn_of_repeated(train)
 
     dev_name = Path(dev.source).name if dev else ""
     test_name = Path(test.source).name if test else ""
@@ -72,12 +72,12 @@ def _train(config: DataConfig) -> tuple[Parallel, ...]:
         raise UserError(f"data.weights: {len(weights)} given for {len(config.source)} files in data.source")
     if not config.target:
         for path in config.source:
-            if form(path) == "text":
+            if file_kind(path) == "text":
                 open_text(path).close()  # which tells what it is, if it is no text
-                reason = f"missing; {path} holds one side only, unlike a .tsv or .jsonl{of_csv(path)}"
+                reason = f"missing; {path} holds one side only, unlike a .tsv or .jsonl{csv_hint(path)}"
                 raise UserError(f"data.target: {reason}")
         return tuple(Parallel(path, None, weight) for path, weight in zip(config.source, weights, strict=True))
-    both = [path for path in (*config.source, *config.target) if form(path) != "text"]
+    both = [path for path in (*config.source, *config.target) if file_kind(path) != "text"]
     if both:
         raise UserError(f"data.target: {both[0]} holds both sides; give such files in data.source without data.target")
     if len(config.target) != len(config.source):
@@ -93,22 +93,22 @@ def _held_out(config: DataConfig, name: str) -> Parallel | None:
         return None
     if source is None:
         raise UserError(f"data.{name}_source: missing, but data.{name}_target = {target}; give both")
-    if form(source) == "text" and target is None:
+    if file_kind(source) == "text" and target is None:
         open_text(source).close()
         raise UserError(f"data.{name}_target: missing, but data.{name}_source = {source}; give both")
-    if form(source) != "text" and target is not None:
+    if file_kind(source) != "text" and target is not None:
         raise UserError(f"data.{name}_target: {source} holds both sides; leave out data.{name}_target")
-    if target is not None and form(target) != "text":
+    if target is not None and file_kind(target) != "text":
         raise UserError(f"data.{name}_target: {target} holds both sides; give it as data.{name}_source alone")
     return Parallel(source, target)
 
 
 def _require_files(config: DataConfig) -> None:
-    named = [("source", path) for path in config.source] + [("target", path) for path in config.target]
+    named_paths = [("source", path) for path in config.source] + [("target", path) for path in config.target]
     names = ("dev_source", "dev_target", "test_source", "test_target", "tokenizer")
-    named += [(name, getattr(config, name)) for name in names if getattr(config, name) is not None]
+    named_paths += [(name, getattr(config, name)) for name in names if getattr(config, name) is not None]
     missing = []
-    for name, path in named:
+    for name, path in named_paths:
         try:
             mode = os.stat(path).st_mode
         except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a NUL in its name
@@ -135,7 +135,7 @@ def _require_files(config: DataConfig) -> None:
             raise UserError(f"data.{name}: {target} is the source, too; name the file of its translations")
 
 
-def _tell_repeated(train: tuple[Parallel, ...]) -> None:
+def _warn_of_repeated(train: tuple[Parallel, ...]) -> None:
     """Warn of training text that is given twice."""
     for i, parallel in enumerate(train):
         if any(_same_text(parallel, other) for other in train[:i]):

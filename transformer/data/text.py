@@ -24,7 +24,7 @@ from transformer.data.foreign import not_utf8
 from transformer.data.opening import open_text
 from transformer.data.sgml import Segment, compare
 
-_NAMED = 12  # fields that an error names
+_SHOWN = 12  # fields that an error names
 _BOTH_SIDES = {".tsv": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl"}
 
 
@@ -50,19 +50,19 @@ class Corpora(NamedTuple):
     test_name: str
 
 
-def form(path: str | Path) -> str:
+def file_kind(path: str | Path) -> str:
     """Kind of file, by its name: "tsv" or "jsonl" holds both sides, "text" (any other) one."""
     name = uncompressed_name(path)
     return next((kind for ending, kind in _BOTH_SIDES.items() if name.endswith(ending)), "text")
 
 
-def of_csv(path: str | Path) -> str:
+def csv_hint(path: str | Path) -> str:
     """What to do with a .csv, as part of a message; "" for other files."""
     fix = "; make a .tsv of a .csv first, e.g. with csvformat -T of csvkit"
     return fix if uncompressed_name(path).endswith(".csv") else ""
 
 
-def of_list(line: str) -> str:
+def list_hint(line: str) -> str:
     """What to do where the first line of a list in JSON stands for an object, as part of a message; "" for others."""
     return "; of a list of objects make lines with jq -c '.[]'" if line.lstrip().startswith("[") else ""
 
@@ -121,14 +121,14 @@ def read_pairs(
     sentence is one line everywhere else. A field a.b is the key "a.b", else the key "b" of the object "a".
     `digests` is as in `read_lines`. Raises `UserError` naming file and line.
     """
-    kind = form(parallel.source)
+    kind = file_kind(parallel.source)
     if kind == "text" and parallel.target is None:
         open_text(parallel.source).close()  # which tells what it is, if it is no text
-        reason = f"no target given; name its file of translations, or use a .tsv or .jsonl{of_csv(parallel.source)}"
+        reason = f"no target given; name its file of translations, or use a .tsv or .jsonl{csv_hint(parallel.source)}"
         raise UserError(f"{parallel.source}: {reason}")
     if kind != "text" and parallel.target is not None:
         raise UserError(f"{parallel.source}: holds both sides, so leave out its target {parallel.target}")
-    if kind == "text" and form(parallel.target) != "text":
+    if kind == "text" and file_kind(parallel.target) != "text":
         raise UserError(f"{parallel.target}: holds both sides; give it as the source, without a target")
     with contextlib.suppress(OSError):  # told by whoever reads it
         if kind == "text" and os.path.samefile(parallel.source, parallel.target):
@@ -181,11 +181,11 @@ class RepeatedKey(ValueError):
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    row = dict(pairs)
+    if len(row) < len(pairs):
         name = Counter(name for name, _ in pairs).most_common(1)[0][0]
         raise RepeatedKey(f"the key {json.dumps(name)} stands twice in one object; remove the one that is not meant")
-    return found
+    return row
 
 
 read_json = json.JSONDecoder(object_pairs_hook=_object).decode
@@ -204,7 +204,7 @@ def _jsonl(parallel: Parallel, fields: tuple[str, str], digests: _Digests) -> It
             row = None
         if not isinstance(row, dict):
             needed = f"each line must be one, with '{fields[0]}' and '{fields[1]}'"
-            raise UserError(f"{where}: not a JSON object; {needed}{of_list(line)}")
+            raise UserError(f"{where}: not a JSON object; {needed}{list_hint(line)}")
         source, target = (_field(row, field, where) for field in fields)
         yield source, target
 
@@ -214,14 +214,14 @@ def _field(row: dict[str, Any], field: str, where: str) -> str:
     try:
         value = _value(row, field)
     except KeyError:
-        names = [name if name.isprintable() else json.dumps(name) for name in itertools.islice(_names(row), _NAMED + 1)]
-        named = ", ".join([*names[:_NAMED], *(["..."] if len(names) > _NAMED else [])])
-        raise UserError(f"{where}: no field '{field}' (it has {named or 'none'}); set data.fields") from None
+        names = [name if name.isprintable() else json.dumps(name) for name in itertools.islice(_names(row), _SHOWN + 1)]
+        fields = ", ".join([*names[:_SHOWN], *(["..."] if len(names) > _SHOWN else [])])
+        raise UserError(f"{where}: no field '{field}' (it has {fields or 'none'}); set data.fields") from None
     if not isinstance(value, str):
-        shown = {dict: "an object", list: "a list"}.get(type(value)) or json.dumps(value)[:40]
+        kind = {dict: "an object", list: "a list"}.get(type(value)) or json.dumps(value)[:40]
         inner = next((name for name in _names(value) if name.isprintable()), None) if isinstance(value, dict) else None
         fix = "" if inner is None else f"; name what it holds, such as {field}.{inner}"
-        raise UserError(f"{where}: field '{field}' must be a string, not {shown}{fix}")
+        raise UserError(f"{where}: field '{field}' must be a string, not {kind}{fix}")
     try:
         value.encode()
     except UnicodeEncodeError:
@@ -250,12 +250,12 @@ def _names(row: dict[str, Any]) -> Iterator[str]:
     """The names of all fields of an object and of those in it, the outer ones first."""
     rows = deque([("", row)])
     while rows:
-        before, row = rows.popleft()
+        prefix, row = rows.popleft()
         for name, value in row.items():
             if isinstance(value, dict) and value:
-                rows.append((f"{before}{name}.", value))
+                rows.append((f"{prefix}{name}.", value))
             else:
-                yield before + name
+                yield prefix + name
 
 
 def sha256(path: str | Path) -> str:
@@ -278,7 +278,7 @@ def fingerprint(parallel: Parallel, digests: Mapping[str, str] | None = None) ->
     for path in (parallel.source, parallel.target):
         if path is not None:
             with open_text(path) as file:
-                kind = form(path) if file.segments is None else "sgml"
+                kind = file_kind(path) if file.segments is None else "sgml"
                 digest = sha256(path) if digests is None else digests[str(path)]
                 parts.append((kind, file.compression == "gzip", digest))
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()

@@ -34,22 +34,22 @@ from transformer.data.normalizer import Normalizer
 from transformer.data.text import Parallel, fingerprint, read_pairs, require_same
 from transformer.files import cached
 
-_MODEL = "tokenizer.model"
+_MODEL_FILE = "tokenizer.model"
 
 # SentencePiece silently skips lines above 4,192 bytes: longer ones are cut into runs of so many characters.
-_LONGEST_RUN = 1_000
+_MAX_RUN = 1_000
 # Characters get a piece of their own, the most frequent first, until this share of the text is covered; the rest is
 # spelt in bytes. On WMT14 full coverage would spend thousands of the 37,000 pieces on stray scripts.
 COVERAGE = 0.99995
 _FORMAT = 2  # part of every cache key: raise it when `train` would give another model for the same text
 
-_MOST_SHOWN = 10  # unknown characters in a warning
+_MAX_SHOWN = 10  # unknown characters in a warning
 
 log = logging.getLogger("transformer")
 
 Side = Literal["source", "target"]
 # Inside a model with `cleaning.RULE`, for text that is clean already: nothing is changed, and each space counts.
-_AS_IT_IS = Normalizer("identity", remove_spaces=False)
+_IDENTITY = Normalizer("identity", remove_spaces=False)
 _SPACE = "\u2581"
 
 
@@ -86,16 +86,16 @@ class Tokenizer:
         self.cleans = rule == cleaning.RULE
         """Whether text is cleaned by `cleaning`."""
         if self.cleans:
-            self._processor = sentencepiece.SentencePieceProcessor(model_proto=normalizer.replace(model, _AS_IT_IS))
+            self._processor = sentencepiece.SentencePieceProcessor(model_proto=normalizer.replace(model, _IDENTITY))
         elif rule.startswith(cleaning.RULE.rstrip("0123456789")):
             raise UserError(f"{where}: its rule {rule!r} is that of another version of this program; use that version")
         p = self._processor
         specials = [p.pad_id(), p.bos_id(), p.eos_id(), p.unk_id()]  # -1: the model has none
-        others = [i for i in range(p.get_piece_size()) if i not in specials]
-        self._inner = specials + others  # our id -> the model's
-        self._outer = None  # the model's id -> ours; None: they are the same
-        if self._inner != list(range(len(self._inner))):
-            self._outer = {inner: outer for outer, inner in enumerate(self._inner) if inner >= 0}
+        pieces = [i for i in range(p.get_piece_size()) if i not in specials]
+        self._model_ids = specials + pieces  # our id -> the model's
+        self._our_ids = None  # the model's id -> ours; None: they are the same
+        if self._model_ids != list(range(len(self._model_ids))):
+            self._our_ids = {model_id: our_id for our_id, model_id in enumerate(self._model_ids) if model_id >= 0}
 
     @classmethod
     def load(cls, path: str | Path) -> Tokenizer:
@@ -123,8 +123,8 @@ class Tokenizer:
         def runs() -> Iterator[str]:
             try:
                 for line in lines:
-                    for start in range(0, len(line), _LONGEST_RUN):
-                        yield line[start : start + _LONGEST_RUN]
+                    for start in range(0, len(line), _MAX_RUN):
+                        yield line[start : start + _MAX_RUN]
             except Exception as error:  # SentencePiece would wrap it
                 failure.append(error)
                 raise
@@ -161,7 +161,7 @@ class Tokenizer:
                 raise
             raise UserError(f"data.vocab_size = {vocab_size}: {rule}") from None
         if normalization == "clean":
-            return cls(normalizer.replace(model.getvalue(), _clean("source")))
+            return cls(normalizer.replace(model.getvalue(), _cleaner("source")))
         return cls(model.getvalue())
 
     @property
@@ -172,24 +172,24 @@ class Tokenizer:
     @property
     def vocab_size(self) -> int:
         """Number of ids, specials included."""
-        return len(self._inner)
+        return len(self._model_ids)
 
     def piece(self, id: int) -> str:
         """The piece behind an id, with "▁" for a space."""
-        return SPECIALS[id] if id < len(SPECIALS) else self._processor.id_to_piece(self._inner[id])
+        return SPECIALS[id] if id < len(SPECIALS) else self._processor.id_to_piece(self._model_ids[id])
 
     def model_of(self, side: Side) -> bytes:
         """The SentencePiece model for one side alone: it cleans text as far as a model without context can."""
-        return normalizer.replace(self.model, _clean("target")) if self.cleans and side == "target" else self.model
+        return normalizer.replace(self.model, _cleaner("target")) if self.cleans and side == "target" else self.model
 
     def encode(self, lines: Sequence[str], side: Side = "source") -> list[list[int]]:
         """One list of ids a line, without BOS and EOS; none for an empty line. Lines are cleaned as text of a side."""
         return self._ids(self._processor.encode(self._cleaned(lines, side), num_threads=1))
 
     def _ids(self, lines: list[list[int]]) -> list[list[int]]:
-        if self._outer is None:
+        if self._our_ids is None:
             return lines
-        return [[self._outer[i] for i in line] for line in lines]
+        return [[self._our_ids[i] for i in line] for line in lines]
 
     def _cleaned(self, lines: Sequence[str], side: Side) -> list[str]:
         rule = cleaning.source if side == "source" else cleaning.target
@@ -213,22 +213,22 @@ class Tokenizer:
     def spelling(self) -> list[bytes]:
         """For each id what it spells, as UTF-8 with "▁" for a space; for UNK the byte 0xFF; nothing for other specials
         and what stands for no text."""
-        p, found = self._processor, []
-        for id, inner in enumerate(self._inner):
-            if id < len(SPECIALS) or p.is_control(inner) or p.is_unused(inner):
-                found.append(b"\xff" if id == UNK else b"")
-            elif p.is_byte(inner):
-                found.append(bytes([int(p.id_to_piece(inner)[3:5], 16)]))
+        p, spellings = self._processor, []
+        for id, model_id in enumerate(self._model_ids):
+            if id < len(SPECIALS) or p.is_control(model_id) or p.is_unused(model_id):
+                spellings.append(b"\xff" if id == UNK else b"")
+            elif p.is_byte(model_id):
+                spellings.append(bytes([int(p.id_to_piece(model_id)[3:5], 16)]))
             else:
-                found.append(p.id_to_piece(inner).encode())
-        return found
+                spellings.append(p.id_to_piece(model_id).encode())
+        return spellings
 
     @cached_property
     def characters(self) -> frozenset[str]:
         """The characters that pieces hold. A model has hardly met any other: they are spelt in bytes, or unknown."""
-        byte = [inner >= 0 and self._processor.is_byte(inner) for inner in self._inner]
-        whole = [text for text, one in zip(self.spelling, byte, strict=True) if not one]
-        return frozenset(" ").union(*(text.decode(errors="ignore") for text in whole))
+        is_byte = [model_id >= 0 and self._processor.is_byte(model_id) for model_id in self._model_ids]
+        texts = [text for text, byte in zip(self.spelling, is_byte, strict=True) if not byte]
+        return frozenset(" ").union(*(text.decode(errors="ignore") for text in texts))
 
     def unknown(self, lines: Sequence[str], first_line: int) -> str | None:
         """A warning that counts and names the characters, as cleaned, that no piece holds; None without any.
@@ -240,21 +240,21 @@ class Tokenizer:
         for number, line in enumerate(self._cleaned(lines, "source"), first_line):
             if not self.characters.issuperset(line):
                 # What a model's own rule replaces is not unknown.
-                found = [c for c in self._processor.normalize(line) if c not in self.characters and c != _SPACE]
-                counts.update(found)
-                numbers += [number] if found else []
+                unseen = [c for c in self._processor.normalize(line) if c not in self.characters and c != _SPACE]
+                counts.update(unseen)
+                numbers += [number] if unseen else []
         if not counts:
             return None
         # Shown only where that is harmless on a terminal.
         names = [
             f"{c} (U+{ord(c):04X})" if c.isprintable() and not unicodedata.combining(c) else f"U+{ord(c):04X}"
-            for c, _ in counts.most_common(_MOST_SHOWN)
+            for c, _ in counts.most_common(_MAX_SHOWN)
         ]
-        if len(counts) > _MOST_SHOWN:
-            names.append(f"and {len(counts) - _MOST_SHOWN} more")
+        if len(counts) > _MAX_SHOWN:
+            names.append(f"and {len(counts) - _MAX_SHOWN} more")
         characters = "1 character was" if counts.total() == 1 else f"{counts.total():,} characters were"
-        lines_told = "" if len(numbers) == 1 else f" the first of {len(numbers):,} such lines;"
-        return f"line {numbers[0]}:{lines_told} {characters} never seen in training: {', '.join(names)}"
+        first_of = "" if len(numbers) == 1 else f" the first of {len(numbers):,} such lines;"
+        return f"line {numbers[0]}:{first_of} {characters} never seen in training: {', '.join(names)}"
 
     def decode(self, ids: Iterable[Iterable[int]]) -> list[str]:
         """One text for each sequence of ids; never raises.
@@ -262,25 +262,25 @@ class Tokenizer:
         Specials, padding and numbers outside the vocabulary count for nothing. Byte pieces that are not UTF-8 together
         become U+FFFD, and they can spell any character, a line break too: who writes lines must see to that.
         """
-        size, inner = self.vocab_size, self._inner
-        lines = [[inner[i] for i in line if len(SPECIALS) <= i < size] for line in _ints(ids)]
+        size, model_ids = self.vocab_size, self._model_ids
+        lines = [[model_ids[i] for i in line if len(SPECIALS) <= i < size] for line in _id_lists(ids)]
         return self._processor.decode(lines) if lines else []  # SentencePiece takes [] for one sequence
 
     def round_trip_rate(self, lines: Sequence[str], side: Side = "source") -> float:
         """Share of `lines` of a side that decoding gives back unchanged; 1.0 without lines."""
         lines = list(lines)
-        back = self.decode(self.encode(lines, side))
-        return sum(a == b for a, b in zip(lines, back, strict=True)) / len(lines) if lines else 1.0
+        decoded = self.decode(self.encode(lines, side))
+        return sum(a == b for a, b in zip(lines, decoded, strict=True)) / len(lines) if lines else 1.0
 
 
 @functools.cache
-def _clean(side: Side) -> Normalizer:
+def _cleaner(side: Side) -> Normalizer:
     """`cleaning.RULE` for one side as a SentencePiece model has it, for programs that read the model file alone."""
     rule = cleaning.source if side == "source" else cleaning.target
     return Normalizer(cleaning.RULE, normalizer.compiled(cleaning.rows(rule)))
 
 
-def _ints(ids: Iterable[Iterable[int]]) -> Iterator[list[int]]:
+def _id_lists(ids: Iterable[Iterable[int]]) -> Iterator[list[int]]:
     for line in ids:
         yield line.tolist() if hasattr(line, "tolist") else [int(i) for i in line]
 
@@ -310,7 +310,7 @@ def tokenizer(config: DataConfig, train: tuple[Parallel, ...]) -> Tokenizer:
         return cached(
             folder / "tokenizers" / key,
             lambda new: _train(new, config, train, digests),
-            lambda path: Tokenizer.load(path / _MODEL),
+            lambda path: Tokenizer.load(path / _MODEL_FILE),
             "the tokenizer",
         )
 
@@ -320,8 +320,8 @@ def _train(folder: Path, config: DataConfig, train: tuple[Parallel, ...], digest
     count = sum(1 for parallel in train for _ in read_pairs(parallel, config.fields))
     used = min(count, config.tokenizer_sentences)
     log.info("training a tokenizer of %s pieces on %s of %s pairs", f"{config.vocab_size:,}", f"{used:,}", f"{count:,}")
-    found: dict[str, str] = {}
-    pairs = itertools.chain.from_iterable(read_pairs(parallel, config.fields, found) for parallel in train)
+    read: dict[str, str] = {}
+    pairs = itertools.chain.from_iterable(read_pairs(parallel, config.fields, read) for parallel in train)
     chosen = (pair for i, pair in enumerate(pairs) if (i + 1) * used // count > i * used // count)
     trained = Tokenizer.train(
         itertools.chain.from_iterable(_clean_pairs(chosen) if config.normalization == "clean" else chosen),
@@ -329,8 +329,8 @@ def _train(folder: Path, config: DataConfig, train: tuple[Parallel, ...], digest
         normalization=config.normalization,
     )
     for parallel, digest in zip(train, digests, strict=True):
-        require_same(parallel, digest, found)
-    (folder / _MODEL).write_bytes(trained.model)
+        require_same(parallel, digest, read)
+    (folder / _MODEL_FILE).write_bytes(trained.model)
 
 
 def _clean_pairs(pairs: Iterable[tuple[str, str]]) -> Iterator[tuple[str, str]]:

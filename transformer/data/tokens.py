@@ -36,7 +36,7 @@ from transformer.streams import plain
 _FORMAT = 3  # part of the key: raise it when the files change
 _TOKENISATION = 1  # part of `TokenStore.text`: raise it when the tokens of the same text change
 _CHUNK = 2_000  # pairs handed to a process at a time
-_SMALL = 20_000  # below so many pairs, processes take longer to start than to work
+_PARALLEL_FROM = 20_000  # below so many pairs, processes take longer to start than to work
 
 log = logging.getLogger("transformer")
 
@@ -174,7 +174,7 @@ def _build(
 
 
 @contextlib.contextmanager
-def _progress(what: str, path: str) -> Iterator[Callable[[int], None]]:
+def _progress(title: str, path: str) -> Iterator[Callable[[int], None]]:
     """What shows how many of the file's lines are done: a bar on a terminal, elsewhere a line of the log at times."""
     total, began = count_lines(path), time.monotonic()
     if sys.stderr.isatty():
@@ -182,27 +182,27 @@ def _progress(what: str, path: str) -> Iterator[Callable[[int], None]]:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
         # As a field: in a format, or as markup, a file's name could mean something.
-        named = TextColumn("{task.fields[what]}", markup=False)
+        named = TextColumn("{task.fields[title]}", markup=False)
         columns = (named, BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"))
         with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as bar:
-            task = bar.add_task("", total=total, what=plain(what))
+            task = bar.add_task("", total=total, title=plain(title))
 
-            def draw(done: int) -> None:
+            def update_bar(done: int) -> None:
                 rate = done / max(time.monotonic() - began, 1e-9)
                 bar.update(task, completed=done, description=f"{rate:,.0f} pairs/s")
 
-            yield draw
+            yield update_bar
         return
     reported = began
 
-    def tell(done: int) -> None:
+    def log_rate(done: int) -> None:
         nonlocal reported
         if time.monotonic() - reported > 10:
             reported = time.monotonic()
             rate = done / (reported - began)
-            log.info("%s: %s of %s pairs, %s a second", what, f"{done:,}", f"{total:,}", f"{rate:,.0f}")
+            log.info("%s: %s of %s pairs, %s a second", title, f"{done:,}", f"{total:,}", f"{rate:,.0f}")
 
-    yield tell
+    yield log_rate
 
 
 def _encoded(
@@ -210,8 +210,8 @@ def _encoded(
 ) -> Iterator[Tokens]:
     rows = read_pairs(parallel, fields, digests)
     chunks = iter(lambda: list(itertools.islice(rows, _CHUNK)), [])
-    first = list(itertools.islice(chunks, _SMALL // _CHUNK))
-    if workers == 1 or len(first) < _SMALL // _CHUNK:
+    first = list(itertools.islice(chunks, _PARALLEL_FROM // _CHUNK))
+    if workers == 1 or len(first) < _PARALLEL_FROM // _CHUNK:
         for chunk in itertools.chain(first, chunks):
             yield _encode(tokenizer, chunk)
         return
@@ -219,7 +219,7 @@ def _encoded(
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(workers, context, _start_worker, (tokenizer.model,))
     try:
-        yield from _in_order(_deaf(pool.submit), itertools.chain(first, chunks), ahead=4 * workers)
+        yield from _in_order(_without_signals(pool.submit), itertools.chain(first, chunks), ahead=4 * workers)
     except BrokenProcessPool:
         raise UserError(
             f"data.workers: one of {workers} processes that tokenise was killed, perhaps as memory ran out; set it to "
@@ -229,26 +229,26 @@ def _encoded(
         pool.shutdown(cancel_futures=True)
 
 
-def _deaf(submit: Callable) -> Callable:
+def _without_signals(submit: Callable) -> Callable:
     """`submit`, whose processes hear neither Ctrl-C nor a terminal's end from their very start: both are for this one
     alone."""
-    unheard = {getattr(signal, name) for name in ("SIGINT", "SIGHUP") if hasattr(signal, name)}
+    blocked = {getattr(signal, name) for name in ("SIGINT", "SIGHUP") if hasattr(signal, name)}
 
-    def submit_deaf(*given: Any) -> Any:
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, unheard)  # which a process has from its parent
+    def submit_blocked(*args: Any) -> Any:
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, blocked)  # which a process has from its parent
         try:
-            return submit(*given)
+            return submit(*args)
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
-    return submit_deaf if hasattr(signal, "pthread_sigmask") else submit
+    return submit_blocked if hasattr(signal, "pthread_sigmask") else submit
 
 
 def _in_order(submit: Callable, chunks: Iterable[list[Pair]], ahead: int) -> Iterator[Tokens]:
     """Results in the order of `chunks`, with at most `ahead` of them in flight, which bounds memory."""
     running: deque = deque()
     for chunk in chunks:
-        running.append(submit(_work, chunk))
+        running.append(submit(_encode_in_worker, chunk))
         if len(running) >= ahead:
             yield running.popleft().result()
     while running:
@@ -256,18 +256,18 @@ def _in_order(submit: Callable, chunks: Iterable[list[Pair]], ahead: int) -> Ite
 
 
 def _start_worker(model: bytes) -> None:
-    threading.Thread(target=_end_with, args=(multiprocessing.parent_process().sentinel,), daemon=True).start()
+    threading.Thread(target=_exit_with_parent, args=(multiprocessing.parent_process().sentinel,), daemon=True).start()
     global _tokenizer
     _tokenizer = Tokenizer(model)
 
 
-def _end_with(parent: int) -> None:
+def _exit_with_parent(sentinel: int) -> None:
     """End this process with its parent, which may have been killed: there is nobody left to ask for anything."""
-    multiprocessing.connection.wait([parent])
+    multiprocessing.connection.wait([sentinel])
     os._exit(1)
 
 
-def _work(chunk: list[Pair]) -> Tokens:
+def _encode_in_worker(chunk: list[Pair]) -> Tokens:
     return _encode(_tokenizer, chunk)
 
 
