@@ -1,9 +1,9 @@
-"""Several sentence pairs in one row, so that next to nothing of a batch is padding.
+"""Pack several sentence pairs into one row, so that a batch has hardly any padding.
 
-A row has room for so many source and so many target positions, and each pair takes some of both: two-dimensional bin
-packing. Pairs go in falling order of length, all of one size at once. A row that a pair would fill up takes it;
-otherwise the emptiest does, so that all rows fill up evenly, on both sides, and the many short pairs close them.
-All in integers and stable sorts: every machine finds the same rows.
+This is two-dimensional bin packing: a row has a source length and a target length, and a pair takes some of both. Pairs
+are placed longest first, all pairs of one size together. A pair goes to a row that it fills up; if there is none, to
+the emptiest row. So all rows fill up evenly on both sides, and the many short pairs fill the gaps. All arithmetic is on
+integers and all sorts are stable: every machine gets the same rows.
 """
 
 from __future__ import annotations
@@ -19,24 +19,25 @@ from transformer.files import cached
 
 log = logging.getLogger("transformer")
 
-_FORMAT = 2  # of what is kept: raise it when rows are packed in another way
+_FORMAT = 2  # version of cached rows; raise it when pairs are packed in another way
 _ARRAYS = ("pairs.npy", "starts.npy")
-_CACHED_FROM = 100_000  # pairs; fewer are packed in a moment
-_CHUNK = 16_384  # pairs packed together: more would fit a little better, and take longer
-_SCALE = 1_000  # room is counted in thousandths of a row's side
-_NEARLY_FULL = 20  # so little room left counts as none
-_SPARE = 5  # rows made at first beyond what the sums ask for, in thousandths
-_SAMPLE = 2 * _CHUNK  # pairs that decide how long rows are
-_MAX_PADDING = 0.03  # no longer rows are tried once no more than this is padding
+_CACHED_FROM = 100_000  # pairs; packing fewer takes a moment
+_CHUNK = 16_384  # pairs packed together; more would fit a little better and take longer
+_SCALE = 1_000  # free space is counted in thousandths of a row's length
+_NEARLY_FULL = 20  # a row with no more free space than this counts as full
+_SPARE = 5  # thousandths of rows to start with beyond the lower bound
+_SAMPLE = 2 * _CHUNK  # pairs on which row lengths are tried
+_MAX_PADDING = 0.03  # share of padding that is low enough: no longer rows are tried
 
 
 def pack(
     source: np.ndarray, target: np.ndarray, row_lengths: tuple[int, int], seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of at most room[0] source and room[1] target positions: `pairs`, all indices row by row, and `starts`.
+    """Pack pairs into rows of at most row_lengths[0] source and row_lengths[1] target positions.
 
-    Row r holds pairs[starts[r]:starts[r + 1]]. `source` and `target` are the lengths of the pairs, at least 1 and at
-    most the room. Which pairs share a row is drawn from the seed.
+    Returns `pairs`, the indices of all pairs row by row, and `starts`: row r holds pairs[starts[r]:starts[r + 1]].
+    `source` and `target` are the lengths of the pairs, from 1 to the row lengths. The seed decides which pairs share a
+    row.
     """
     rng = np.random.default_rng(np.random.SeedSequence([seed, len(source)]))
     shuffled = rng.permutation(len(source))
@@ -53,9 +54,9 @@ def pack(
 def pack_cached(
     source: np.ndarray, target: np.ndarray, row_lengths: tuple[int, int], seed: int, folder: Path
 ) -> tuple[np.ndarray, np.ndarray]:
-    """What `pack` gives; of a large corpus it is kept in `folder`, as packing takes longer than reading.
+    """As `pack`, with the rows of a large corpus cached in `folder`, because packing takes longer than reading.
 
-    Where it can't be written a warning says so.
+    Logs a warning if the cache can't be written.
     """
     if len(source) < _CACHED_FROM:
         return pack(source, target, row_lengths, seed)
@@ -81,12 +82,12 @@ def pack_cached(
 
 
 def _pack_chunk(source: np.ndarray, target: np.ndarray, S: int, T: int) -> tuple[np.ndarray, int]:
-    """The row of each pair, and how many rows there are."""
+    """The row of each pair, and the number of rows."""
     sizes, size_of, count = np.unique(source * (T + 1) + target, return_inverse=True, return_counts=True)
     pairs_of_size = np.split(np.argsort(size_of, kind="stable"), np.cumsum(count)[:-1])
     size_S, size_T = sizes // (T + 1), sizes % (T + 1)
     share_S, share_T = size_S * _SCALE // S, size_T * _SCALE // T
-    # Long ones first; of two alike the one that is harder to place, being long on one side.
+    # Longest first. Of two equally long pairs, first the more uneven one, which is harder to place.
     largest_first = np.argsort(-(2 * (share_S + share_T) + np.abs(share_S - share_T)), kind="stable")
     least_rows = max(-(-int(source.sum()) // S), -(-int(target.sum()) // T))
     rows = least_rows + least_rows * _SPARE // 1_000
@@ -103,7 +104,7 @@ def _pack_chunk(source: np.ndarray, target: np.ndarray, S: int, T: int) -> tuple
                     np.append(left_T, np.full(more, T, np.int32)),
                 )
                 continue
-            # What would be left on each side; thousandths fit 16 bits, whose stable sort takes linear time.
+            # Free space left on each side. Thousandths fit 16 bits, and a stable sort of 16 bits takes linear time.
             rest_S, rest_T = (left_S[fits] - size_S[i]) * _SCALE // S, (left_T[fits] - size_T[i]) * _SCALE // T
             least, most = np.minimum(rest_S, rest_T), np.maximum(rest_S, rest_T)
             score = np.where(most <= _NEARLY_FULL, 3 * _SCALE - most, 2 * least - (most - least)).astype(np.int16)
@@ -117,11 +118,11 @@ def _pack_chunk(source: np.ndarray, target: np.ndarray, S: int, T: int) -> tuple
 
 
 def choose_row_lengths(source: np.ndarray, target: np.ndarray, longest: int, seed: int) -> tuple[int, int]:
-    """How long rows should be: the least that leaves under 3 % of positions to padding, or the best that was tried.
+    """The source and target length of rows: the shortest with under 3 % padding, or the best of those tried.
 
-    The sides are as the sums of both sides, so that both fill up; the shorter holds the longest sentence at least, and
-    beyond what that takes neither is longer than `longest`. Attention's cost grows with them: hence no longer than
-    needed. Multiples of 8.
+    Rows are no longer than needed because the cost of attention grows with their length. The ratio of the two lengths
+    is that of all source to all target positions, so that both sides fill up. The shorter one is at least as long as
+    the longest sentence. Neither exceeds `longest`, unless the longest sentence needs it. Both are multiples of 8.
     """
     sample = np.random.default_rng(np.random.SeedSequence([seed, len(source)])).permutation(len(source))[:_SAMPLE]
     source_sum, target_sum = int(source.sum()), int(target.sum())
