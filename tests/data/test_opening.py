@@ -85,7 +85,7 @@ def test_a_packed_file_that_breaks_off_names_its_line(tmp_path, packing):
         path.write_bytes(whole[:size])
         read = []
         with pytest.raises(
-            UserError, match=r"a\.en:\d+: damaged or not a (gzip|xz|bzip2) file \(it breaks off\)"
+            UserError, match=r"a\.en:\d+: damaged or not a (gzip|xz|bzip2) file \(it is truncated\)"
         ) as error:
             for line in read_lines(path):
                 read.append(line)
@@ -124,7 +124,7 @@ def test_it_is_damaged_for_ever(tmp_path):
     (tmp_path / "a").write_bytes(gzip.compress(b"a\n" * 1000)[:-10])
     with open_text(tmp_path / "a") as file:
         for _ in range(2):
-            with pytest.raises(Damaged, match="breaks off"):
+            with pytest.raises(Damaged, match="is truncated"):
                 while file.read(1000):
                     pass
 
@@ -150,7 +150,7 @@ WMT21 = b"""<?xml version='1.0' encoding='utf-8'?>
 <dataset id="newstest2021"><doc origlang="en" id="d"><src lang="en"><p><seg id="1">One.</seg></p></src></doc></dataset>
 """
 FOREIGN = {
-    "zstd": (b"\x28\xb5\x2f\xfd\x04\x00", r"packed by zstd, not plain text; unpack it first: zstd -d .+$"),
+    "zstd": (b"\x28\xb5\x2f\xfd\x04\x00", r"compressed by zstd, not plain text; decompress it first: zstd -d .+$"),
     "zip": (zipped(), r"a zip archive, not plain text; unpack it first \(unzip .+\), and name a file of it$"),
     "docx": (zipped("[Content_Types].xml"), r"a document of Microsoft Office, not plain text; save it as text"),
     "odt": (zipped("mimetype", "application/vnd.oasis.opendocument.text"), r"a document of an office program"),
@@ -212,7 +212,7 @@ def test_a_tokenizer_of_another_kind_is_named_with_its_tool(tmp_path, kind):
     if kind in PACKED:
         content = PACKED[kind](b"a model")
         tool = compression_of(content)
-        told = rf"packed by {tool}, not plain text; unpack it first: {tool} -dc '.+/a b\.model' > NEW$"
+        told = rf"compressed by {tool}, not plain text; decompress it first: {tool} -dc '.+/a b\.model' > NEW$"
     elif kind in ("numpy", "png", "noise"):
         told = "not plain text; give the .model file that spm_train wrote"
     path = tmp_path / "a b.model"
@@ -223,7 +223,7 @@ def test_a_tokenizer_of_another_kind_is_named_with_its_tool(tmp_path, kind):
 
 def test_packed_twice_is_told(tmp_path):
     (tmp_path / "a.en").write_bytes(gzip.compress(bz2.compress(b"text\n")))
-    with pytest.raises(UserError, match=r"a\.en: packed twice; unpack it once, e\.g\. with gzip -d"):
+    with pytest.raises(UserError, match=r"a\.en: compressed twice; decompress it once, e\.g\. with gzip -d"):
         list(read_lines(tmp_path / "a.en"))
 
 

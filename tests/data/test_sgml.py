@@ -102,10 +102,10 @@ BROKEN = [
         "<srcset>\n<doc docid=d>\n<seg id=1>One.\n<seg id=2>Two.</seg></doc></srcset>",
         ":3: <seg> without </seg>; the file",
     ),
-    (SOURCE[: SOURCE.index("twice")], ":7: <seg> without </seg>; the file breaks off or is damaged"),
-    (SOURCE[: SOURCE.index("</p>")], ":1: <srcset> without </srcset>; the file breaks off or is damaged"),
-    (IWSLT[: IWSLT.index("</refset>")], ":3: <refset> without </refset>; the file breaks off"),
-    (IWSLT[: IWSLT.index("</mteval>")], ":2: <mteval> without </mteval>; the file breaks off"),
+    (SOURCE[: SOURCE.index("twice")], ":7: <seg> without </seg>; the file is truncated or damaged"),
+    (SOURCE[: SOURCE.index("</p>")], ":1: <srcset> without </srcset>; the file is truncated or damaged"),
+    (IWSLT[: IWSLT.index("</refset>")], ":3: <refset> without </refset>; the file is truncated"),
+    (IWSLT[: IWSLT.index("</mteval>")], ":2: <mteval> without </mteval>; the file is truncated"),
     ("<srcset><doc>One.</seg></doc></srcset>", ":1: </seg> without <seg>; correct the file"),
     ("<srcset><doc></doc></srcset>", ": no <seg> in it; an SGML set holds"),
     ("<srcset><!-- <doc><seg>a</seg></doc></srcset>", ":1: <srcset> without </srcset>"),
@@ -116,7 +116,7 @@ BROKEN = [
         ":9: byte 0xf6 is not valid UTF-8; other letters are UTF-8",
     ),
     (SOURCE.replace("headline", "Größe").encode("latin1"), ":4: byte 0xf6 .*iconv -f latin1"),
-    (gzip.compress(SOURCE.encode())[:-10], r":\d+: damaged or not a gzip file \(it breaks off\)"),
+    (gzip.compress(SOURCE.encode())[:-10], r":\d+: damaged or not a gzip file \(it is truncated\)"),
 ]
 
 
@@ -178,16 +178,16 @@ def test_pairs(tmp_path):
     [
         (
             TARGET.replace('<seg id="2">He', '<seg id="7">He'),
-            r"segments differ: number 2 is document d1, segment 2 in the one and document d1, segment 7 in the other;",
+            r"segments differ: number 2 is document d1, segment 2 in the first and document d1, segment 7 in",
         ),
         (
             TARGET.replace("d2", "d3"),
-            r"number 4 is document d2, segment 1 in the one and document d3, segment 1 in the",
+            r"number 4 is document d2, segment 1 in the first and document d3, segment 1 in the second",
         ),
         (TARGET.replace('<seg id="2"/>', ""), r"t\.en\.sgm has 5 lines but \S+t\.de\.sgm has 4"),
         (
             TARGET.replace('<seg id="1">Eine Überschrift</seg>\n', ""),
-            r"number 1 is document d1, segment 1 in the one and",
+            r"number 1 is document d1, segment 1 in the first and",
         ),
     ],
 )

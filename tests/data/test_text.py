@@ -101,7 +101,7 @@ def test_tsv_and_jsonl(tmp_path, end):
             "1\ta\tb\n2\tc\td\n",
             r"a\.tsv:1: 3 columns, but each line must hold source, a tab, target; .*cut -f2,3",
         ),
-        ("a.tsv", "a\tb\nc\td\te f\tg\n", r"a\.tsv:2: 4 columns, but .*; remove a stray tab, or cut"),
+        ("a.tsv", "a\tb\nc\td\te f\tg\n", r"a\.tsv:2: 4 columns, but .*; remove a stray tab, or select"),
         ("a.tsv", "a\tb\t\n", r"a\.tsv:1: 3 columns"),
         ("a.jsonl", '{"source": "a", "target": "b"}\n{"source": \n', r"a\.jsonl:2: not a JSON object"),
         ("a.jsonl", '["a", "b"]\n', r"a\.jsonl:1: not a JSON object"),
@@ -114,12 +114,12 @@ def test_tsv_and_jsonl(tmp_path, end):
         (
             "a.jsonl",
             '{"source": "a", "target": "b", "source": "c"}\n',
-            r'a\.jsonl:1: the key "source" stands twice in one object; remove the one that is not meant',
+            r'a\.jsonl:1: the key "source" occurs twice in one object; remove one of them',
         ),
         (
             "a.jsonl",
             '{"source": "a", "target": "b", "x": [{"y": 1, "y": 1}]}\n',
-            r'a\.jsonl:1: the key "y" stands twice',
+            r'a\.jsonl:1: the key "y" occurs twice',
         ),
         (
             "a.jsonl",
@@ -134,7 +134,7 @@ def test_tsv_and_jsonl(tmp_path, end):
         (
             "a.jsonl",
             '{"source": {"en": "a"}, "target": "b"}',
-            r"a\.jsonl:1: field 'source' must be a string, not an object; name what it holds, such as source\.en",
+            r"a\.jsonl:1: field 'source' must be a string, not an object; name a field of it, such as source\.en",
         ),
         ("a.jsonl", '{"source": ["a"], "target": "b"}', r"a\.jsonl:1: field 'source' must be a string, not a list$"),
         (
@@ -201,7 +201,7 @@ def test_files_that_do_not_go_together(tmp_path):
         read_pairs(Parallel(tsv, plain))
     with pytest.raises(UserError, match="holds both sides"):
         read_pairs(Parallel(plain, tsv))
-    with pytest.raises(UserError, match=r"a\.en: is the source, too; name the file of its translations"):
+    with pytest.raises(UserError, match=r"a\.en: is also the source; name the file of its translations"):
         read_pairs(Parallel(plain, str(tmp_path / "." / "a.en")))
 
 

@@ -1,4 +1,4 @@
-"""SGML sets of WMT, NIST and IWSLT: `<srcset>`, `<refset>` or `<tstset>` with documents of segments."""
+"""Read SGML sets of WMT, NIST and IWSLT: `<srcset>`, `<refset>` or `<tstset>` with documents of segments."""
 
 from __future__ import annotations
 
@@ -23,34 +23,34 @@ class Segment(NamedTuple):
     """One segment of a set."""
 
     reader: str
-    """Its set, and whose translation it is there (sysid), such as "refset 1 ref"."""
+    """The set of the segment, with its number in the file, and its translator (sysid), such as "refset 1 ref"."""
     document: str
-    """Its docid; where it has none, #1 for the first document."""
+    """The docid of the document; without one, #1 for the first document."""
     number: str
-    """Its id within the document."""
+    """The id of the segment within the document; without one, #1 for the first segment."""
     text: str
-    """On one line."""
+    """The text, on one line."""
 
     @property
     def place(self) -> str:
-        """Its document and its number, which its translation has, too."""
+        """Document and number of the segment; its translation has the same."""
         return f"document {self.document}, segment {self.number}"
 
 
 def root(head: bytes) -> str:
-    """Name of the first element of a file with these first bytes, in small letters; "" if it begins with none."""
+    """Name of the first element, in lower case, of a file with these first bytes; "" if it does not begin with one."""
     found = _OPENING.match(head.removeprefix(b"\xef\xbb\xbf"))
     return found[1].decode().lower() if found else ""
 
 
 def undecided(head: bytes) -> bool:
-    """Whether more bytes may show what the first element is, as markup has begun."""
+    """Whether markup has begun and more bytes may show the first element."""
     head = head.removeprefix(b"\xef\xbb\xbf").lstrip()
     return head.startswith(b"<") and _INCOMPLETE.match(head) is not None
 
 
 def is_set(head: bytes) -> bool:
-    """Whether a file with these first bytes is such a set."""
+    """Whether a file with these first bytes is an SGML set."""
     first = root(head)
     return first in (*_SETS, "mteval") or (first == "doc" and re.search(rb"<seg\s", head, re.I) is not None)
 
@@ -58,7 +58,7 @@ def is_set(head: bytes) -> bool:
 def segments(text: str, name: str) -> list[Segment]:
     """All segments of a file, in their order.
 
-    `name` names the file in errors. Raises `UserError` for a file that breaks off, has no segments, or holds several
+    `name` is the file's name in errors. Raises `UserError` if the file is truncated, has no segments, or has several
     texts of the same segments, such as two references.
     """
     parsed = list(_segments(text, name))
@@ -75,30 +75,33 @@ def segments(text: str, name: str) -> list[Segment]:
 
 
 def compare(sources: list[Segment], targets: list[Segment], source: str, target: str) -> None:
-    """Raise `UserError` where the segments of two files are not the same, one by one."""
+    """Raise `UserError` if the segments of two files differ in document, number or order.
+
+    `source` and `target` are the files' names in the message.
+    """
     for i, (ours, theirs) in enumerate(zip(sources, targets, strict=False), 1):
         if ours.place != theirs.place:
             raise UserError(
-                f"{source} and {target}: the segments differ: number {i} is {ours.place} in the one and {theirs.place} "
-                "in the other; both must hold the same segments in the same order"
+                f"{source} and {target}: the segments differ: number {i} is {ours.place} in the first and "
+                f"{theirs.place} in the second; both must have the same segments in the same order"
             )
 
 
 def _segments(text: str, name: str) -> Iterator[Segment]:
     reader = set_name = document = ""
-    documents: Counter = Counter()  # how many each reader has
-    sets = numbered = 0  # how many sets have begun, and segments of a document
-    open_sets: list[tuple[str, re.Match]] = []  # the sets that are open
+    documents: Counter = Counter()  # number of documents of each reader
+    sets = numbered = 0  # sets so far, and segments of the document so far
+    open_sets: list[tuple[str, re.Match]] = []  # the sets that are open, with their opening tags
     seg: re.Match | None = None  # the <seg> that is open
     number = ""
-    comment = False  # whether one is open; inside of a segment it is text
+    comment = False  # whether a comment is open; inside a segment it is text
     for tag in _TAG.finditer(text):
         if comment or tag[2] is None:
             comment = seg is None and tag[0] != "-->"
             continue
         closing, kind, attributes = tag[1], tag[2].lower(), _attributes(tag[3])
         if seg is not None and not (closing and kind == "seg"):
-            raise UserError(f"{name}:{_line(text, seg)}: <seg> without </seg>; the file breaks off or is damaged")
+            raise UserError(f"{name}:{_line(text, seg)}: <seg> without </seg>; the file is truncated or damaged")
         if kind == "seg" and not closing:
             numbered += 1
             seg, number = tag, attributes.get("id") or f"#{numbered}"
@@ -124,7 +127,7 @@ def _segments(text: str, name: str) -> Iterator[Segment]:
     unclosed = (("seg", seg) if seg is not None else None) or (open_sets[-1] if open_sets else None)
     if unclosed:
         kind, tag = unclosed
-        raise UserError(f"{name}:{_line(text, tag)}: <{kind}> without </{kind}>; the file breaks off or is damaged")
+        raise UserError(f"{name}:{_line(text, tag)}: <{kind}> without </{kind}>; the file is truncated or damaged")
 
 
 def _attributes(text: str) -> dict[str, str]:
@@ -136,6 +139,6 @@ def _line(text: str, match: re.Match) -> int:
 
 
 def _plain_text(text: str) -> str:
-    """A segment's text on one line, with characters for entities."""
+    """A segment's text on one line, with entities decoded."""
     text = _ENTITY.sub(lambda match: html.unescape(match[0]), text)
     return re.sub(r"(?<![ \t])[ \t]*[\r\n][ \t\r\n]*", " ", text).strip(" \t\r\n")
