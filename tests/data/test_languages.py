@@ -61,7 +61,7 @@ def test_exchanged_columns_are_named(named):
     for train, known in itertools.product(([good, bad], [bad, good]), (dev, None)):
         (line,) = doubts(train, known)
         assert re.match(told if known else told.replace("dev", "a"), line)
-        assert line.endswith("unless both directions are meant")
+        assert line.endswith("unless you want both directions")
     # Whichever is wrong: it may be the development set.
     with pytest.raises(UserError, match=r"^a\.tsv: its source reads like the target of dev\.tsv, .*in one of them"):
         doubts([good], named("dev.tsv", exchanged(pairs(20, 2))))
