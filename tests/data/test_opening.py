@@ -1,4 +1,4 @@
-"""Files are opened by what they hold: packed or not, under any name; what is no text is refused with its tool."""
+"""Files are opened by content, compressed or not, under any name; an error names the tool that converts other kinds."""
 
 import bz2
 import gzip
@@ -61,11 +61,11 @@ TEXT = st.lists(st.one_of(ODD, st.text(max_size=8)), max_size=30).map("".join)
 def test_the_same_text_gives_the_same_lines_however_it_is_packed(tmp_path_factory, text, name):
     content = text.encode(errors="ignore")
     folder = tmp_path_factory.mktemp("packed")
-    # As text says what a line is: it ends at "\n" alone.
+    # The definition of a line in `text`: it ends at "\n" only.
     expected = content.removeprefix("\ufeff".encode()).decode().split("\n")
     expected = [line.removesuffix("\r") for line in (expected if expected[-1] else expected[:-1])]
     if content == "\ufeff".encode():
-        expected = [""]  # as `wc -l` and a last line without "\n" have it
+        expected = [""]  # as `wc -l` counts, plus a last line without "\n"
     for packing, pack in PACKINGS.items():
         path = folder / name
         path.write_bytes(pack(content))
@@ -103,7 +103,7 @@ def test_a_damaged_file_is_named(tmp_path, packing):
     for content in (
         flipped,
         bytes(whole) + b"junk",
-        # Python's readers take the second for the end of the file.
+        # Python's readers treat a damaged second stream as the end of the file.
         bytes(whole) + bytes([whole[0] ^ 1]) + bytes(whole[1:]),
         bytes(whole) + bytes(whole[:30]),
     ):
@@ -115,7 +115,7 @@ def test_a_damaged_file_is_named(tmp_path, packing):
 
 @pytest.mark.parametrize("packing", PACKED)
 def test_few_bytes_may_hold_many_lines(tmp_path, packing):
-    """All of them come out, a part at a time."""
+    """All lines are read, in blocks."""
     (tmp_path / "a").write_bytes(PACKED[packing](b"x\n" * 5_000_000))
     assert count_lines(tmp_path / "a") == 5_000_000
 
@@ -250,7 +250,7 @@ def test_a_hint_at_latin1_is_given_for_what_may_be_latin1(tmp_path, encoding):
     "content", ["Größe\nGr\udcf6ße\n", "Die schöne Größe der Bäume \udcff\n", "\ufeff日本語\n日\udce6\udc97 語\n"]
 )
 def test_text_in_utf8_with_a_broken_byte_is_not_to_be_converted(tmp_path, content):
-    """The rest of it would be encoded twice."""
+    """Converting would encode the valid characters twice."""
     (tmp_path / "a.en").write_bytes(content.encode(errors="surrogateescape"))
     with pytest.raises(UserError, match=r"; other letters are UTF-8, so correct this line.*iconv -c -f utf-8") as error:
         list(read_lines(tmp_path / "a.en"))
@@ -291,7 +291,7 @@ def test_pairs_of_packed_rows(tmp_path, packing):
 
 
 def test_fingerprints_of_before_hold(tmp_path):
-    """Of plain and of .gz files they are those that the caches of earlier versions are kept under."""
+    """Plain and .gz files keep the fingerprints that are the keys of earlier versions' caches."""
     (tmp_path / "a.en").write_bytes(b"one\n")
     (tmp_path / "a.de").write_bytes(b"eins\n")
     (tmp_path / "a.en.gz").write_bytes(packed := gzip.compress(b"one\n", mtime=0))
@@ -309,7 +309,7 @@ def test_fingerprints_of_before_hold(tmp_path):
 
 
 def test_a_pipe_is_read_in_one_pass(tmp_path):
-    """Both sides, though whoever writes them writes one after the other, and more than a pipe holds."""
+    """Both sides, even if the program writes them one after the other, each longer than the buffer of a pipe."""
     lines = "".join(f"line {i}\n" for i in range(50_000))
     for side in ("en", "de"):
         os.mkfifo(tmp_path / side)
@@ -329,7 +329,7 @@ def test_a_pipe_is_read_in_one_pass(tmp_path):
 def test_a_stream_gives_its_first_line_before_its_second_is_there():
     reading, writing = os.pipe()
     with open(reading, "rb") as stream, open(writing, "wb", buffering=0) as target:
-        for first in (b"B\n", b"\n", b"]\n"):  # not all of them can begin what is packed
+        for first in (b"B\n", b"\n", b"]\n"):  # no compressed file begins so, though some have this first byte
             target.write(first)
             opened = open_stream(stream)
             assert opened.raw.read(100) == first

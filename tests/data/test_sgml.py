@@ -1,4 +1,4 @@
-"""SGML sets give one line a segment, by name and by content; what breaks off or does not fit is told in one line."""
+"""SGML sets, recognised by name or content, give one line a segment; a truncated or wrong set, a one-line error."""
 
 import contextlib
 import gzip
@@ -85,7 +85,7 @@ def test_sets_of_iwslt_and_outputs_of_systems(tmp_path):
 
 
 def test_a_comment_in_a_segment_is_text(tmp_path):
-    """Else one that is not closed would take segments with it."""
+    """Otherwise a comment that is not closed would swallow segments."""
     text = "<srcset><doc><seg id=1>a <!-- b</seg><seg id=2>c --> d</seg></doc></srcset>"
     assert list(read_lines(written(tmp_path / "a", text))) == ["a <!-- b", "c --> d"]
 
@@ -199,7 +199,7 @@ def test_segments_that_do_not_fit_are_named(tmp_path, target, told):
 
 
 def test_its_fingerprint_is_not_that_of_a_text_with_tags(tmp_path):
-    """Which is what the caches of earlier versions hold."""
+    """The caches of earlier versions hold the text with tags, under the fingerprint below."""
     a = written(tmp_path / "a.en", SOURCE)
     assert fingerprint(Parallel(a)) == fingerprint(Parallel(written(tmp_path / "a.sgm", SOURCE)))
     assert fingerprint(Parallel(a)) != "0cf44dba3a4e5e0ef368567d4d2dc6ad0c81a2c328eb689e3c0238542460ea2a"
@@ -255,7 +255,7 @@ def test_any_tags_are_read_or_refused(text):
 
 @pytest.mark.parametrize("part", ["<!--", "<seg", "<seg>a</seg>", "<doc a=", "</", "&", "&a", " ", "\n", " \n"])
 def test_long_sets_take_linear_time(part):
-    """Quadratic time would not end."""
+    """A quadratic algorithm would not end in reasonable time."""
     for before, behind in (("", ""), ("<seg ", ">b</seg>"), ("<seg>a", "b</seg>")):
         with contextlib.suppress(UserError):
             sgml.segments(f"<srcset><doc><seg>b</seg>{before}{part * 200_000}{behind}</doc></srcset>", "a.sgm")
@@ -268,7 +268,7 @@ def test_a_long_name_of_an_attribute_takes_linear_time():
 
 @pytest.mark.parametrize("before", ["<!---->", "<!-- a -->\n", "<!--", "<?a?>", "<!doctype a>", "<!-- > -->", " "])
 def test_whatever_stands_before_the_first_element_takes_linear_time(before):
-    """Comments that may end at several places would take exponential time."""
+    """A regular expression that lets a comment end at several places would take exponential time."""
     for text in (f"{before * 500}hello", f"{before * 500}<b>", f"hello {before * 500}"):
         assert not sgml.is_set(text.encode())
         sgml.undecided(text.encode())

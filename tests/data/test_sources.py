@@ -120,13 +120,13 @@ REPEATED = r"data\.source: %s is given twice, so its pairs count twice"
         ({"source": ("c.tsv", "d.jsonl", "./c.tsv")}, [REPEATED % r"\./c\.tsv"]),
         ({"source": ("a.en", "a.en"), "target": ("a.de", "a.de")}, [REPEATED % r"a\.en"]),
         ({"source": ("a.en", "copy.en"), "target": ("a.de", "copy.de")}, [REPEATED % r"copy\.en"]),
-        ({"source": ("a.en", "a.en"), "target": ("a.de", "dev.de")}, []),  # two translations of it
+        ({"source": ("a.en", "a.en"), "target": ("a.de", "dev.de")}, []),  # two translations of one source
         ({"source": ("a.en", "a.de"), "target": ("a.de", "a.en")}, []),  # both directions
     ],
 )
 def test_text_that_is_given_twice_is_told(files, tmp_path, fields, told, caplog):
     for name in ("a.en", "a.de", "dev.en", "dev.de", "c.tsv", "d.jsonl", "e.jsonl"):
-        Path(name).write_text(name)  # all of them differ, some in their size
+        Path(name).write_text(name)  # all files differ, some also in size
     for side in ("en", "de"):
         Path(f"copy.{side}").write_text(f"a.{side}")
     corpora(DataConfig(**fields, cache_dir=str(tmp_path / "cache")))

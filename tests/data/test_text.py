@@ -63,7 +63,7 @@ def test_a_file_cut_short_names_the_line_that_it_ends_in(tmp_path):
         assert read == lines[: len(read)]
         assert f"cut.gz:{len(read) + 1}: " in str(error.value)
         assert "\n" not in str(error.value)
-    assert read == lines  # only the sum at the end was missing
+    assert read == lines  # only the checksum at the end was missing
 
 
 @pytest.mark.parametrize(("n_source", "n_target"), [(3, 5), (5, 3), (0, 2), (4, 3)])
@@ -185,7 +185,7 @@ JSON = st.recursive(
 @settings(max_examples=300, deadline=None, database=None, derandomize=True)
 @given(row=st.dictionaries(st.sampled_from(["a", "b", "a.b", "", "."]), JSON, max_size=3))
 def test_each_field_that_an_error_names_can_be_read(row):
-    """Of all that an object holds; where two have the same name, the flat one."""
+    """Every name that an error lists can be read. If two fields have the same name, the flat one counts."""
     assert text.read_json(json.dumps(row)) == row
     for name in text._names(row):
         text._value(row, name)  # raises no KeyError
