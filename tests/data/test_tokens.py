@@ -147,7 +147,7 @@ def test_a_damaged_cache_is_made_again(tokenizer, parallel, tmp_path, caplog, mo
     monkeypatch.setattr(caching, "_digests", {})  # as in a new process
     with caplog.at_level(logging.WARNING, "transformer"):
         again = tokenize(parallel, tokenizer, folder=tmp_path)
-    assert "making the cache of tokens again" in caplog.text
+    assert "making the token store again" in caplog.text
     assert contents(again) == expected == contents(TokenStore(again.path))
     assert json.loads((again.path / "meta.json").read_text())["pairs"] == len(SOURCE)
 
@@ -236,7 +236,7 @@ def test_tokens_too_few_are_never_sealed(tokenizer, parallel, tmp_path, monkeypa
         path.write_bytes(path.read_bytes()[:-2])
 
     monkeypatch.setattr(tokens, "_build", lost)
-    with pytest.raises(UserError, match=r"the cache of tokens cannot be read back \(source.tokens has"):
+    with pytest.raises(UserError, match=r"the token store cannot be read back \(source.tokens has"):
         tokenize(parallel, tokenizer, folder=tmp_path)
     assert list((tmp_path / "tokens").iterdir()) == []
 

@@ -102,7 +102,7 @@ def _normalized(form: Literal["NFC", "NFKC"], text: str) -> str:
 
 def _clean_once(text: str) -> str:
     text = _BLANK.sub(" ", _FORMAT.sub("", _normalized("NFKC", text)))
-    text = _TAGS.sub(lambda found: found[1] or "", text)
+    text = _TAGS.sub(lambda match: match[1] or "", text)
     return spaces(_JOINERS.sub(_needed_joiners, text))
 
 

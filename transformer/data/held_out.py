@@ -65,7 +65,7 @@ def shared(known: Sequence[TokenStore], texts: Sequence[TokenStore]) -> list[int
     ]
     wanted = {pair for text in pairs for pair in text}
     hashes = np.unique(np.concatenate([np.zeros(0, np.uint64), *(_hashes(text, 0, len(text)) for text in texts)]))
-    found: set[tuple[bytes, bytes]] = set()
+    occurring: set[tuple[bytes, bytes]] = set()
     for tokens in known:
         for begin in range(0, len(tokens), _CHUNK):
             candidates = np.isin(_hashes(tokens, begin, min(begin + _CHUNK, len(tokens))), hashes)
@@ -74,8 +74,8 @@ def shared(known: Sequence[TokenStore], texts: Sequence[TokenStore]) -> list[int
                     break
                 if (pair := _pair(tokens, i)) in wanted:
                     wanted.remove(pair)
-                    found.add(pair)
-    return [sum(count for pair, count in text.items() if pair in found) for text in pairs]
+                    occurring.add(pair)
+    return [sum(count for pair, count in text.items() if pair in occurring) for text in pairs]
 
 
 def _pair(tokens: TokenStore, i: int) -> tuple[bytes, bytes]:

@@ -2,8 +2,8 @@
 
 The lead of a side is the mean log-likelihood ratio, in nats per piece, of the side as the source of another corpus and
 as its target. The threshold from which a lead counts was chosen on real text. A test checks on real text that exchanged
-sides are always found and that others never are (tests/data/test_languages.py; RESULTS.md has the number of corpora
-pairs).
+sides are always found and that others never are (tests/data/test_languages.py; RESULTS.md has the number of pairs
+of corpora).
 """
 
 from __future__ import annotations

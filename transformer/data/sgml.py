@@ -39,8 +39,8 @@ class Segment(NamedTuple):
 
 def root(head: bytes) -> str:
     """Name of the first element, in lower case, of a file with these first bytes; "" if it does not begin with one."""
-    found = _OPENING.match(head.removeprefix(b"\xef\xbb\xbf"))
-    return found[1].decode().lower() if found else ""
+    match = _OPENING.match(head.removeprefix(b"\xef\xbb\xbf"))
+    return match[1].decode().lower() if match else ""
 
 
 def undecided(head: bytes) -> bool:

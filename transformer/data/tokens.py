@@ -121,7 +121,7 @@ def tokenize(
         Path(folder) / "tokens" / key,
         lambda new: _build(new, text, parallel, digest, tokenizer, fields, workers or os.cpu_count() or 1),
         TokenStore,
-        "the cache of tokens",
+        "the token store",
     )
 
 
