@@ -287,9 +287,9 @@ def test_a_broken_config_file_is_told_in_one_line(call, tmp_path: Path, text: st
 @pytest.mark.parametrize(
     ("content", "told"),
     [
-        (gzip.compress(b"config = 1"), "packed by gzip, not a config file; unpack it first: gzip -dc "),
-        (bz2.compress(b"config = 1"), "packed by bzip2, not a config file; unpack it first: bzip2 -dc "),
-        (b"\x28\xb5\x2f\xfd\x04\x00", "packed by zstd, not a config file; unpack it first: zstd -d "),
+        (gzip.compress(b"config = 1"), "compressed by gzip, not a config file; decompress it first: gzip -dc "),
+        (bz2.compress(b"config = 1"), "compressed by bzip2, not a config file; decompress it first: bzip2 -dc "),
+        (b"\x28\xb5\x2f\xfd\x04\x00", "compressed by zstd, not a config file; decompress it first: zstd -d "),
         (b"PK\x03\x04" + bytes(40), "a zip archive, not a config file; unpack it first (unzip "),
         ("config = 1\n".encode("utf-16"), "UTF-16, not a config file; convert it first: iconv -f utf-16 -t utf-8 "),
         (b"<html><body>404</body></html>", "a page of HTML, not a config file; did a download go wrong?"),
@@ -533,7 +533,7 @@ def test_standard_input_is_opened_by_its_content(call, trained, monkeypatch, tmp
     assert out[0].count("\n") == 2 and out == out[:1] * 4
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\x28\xb5\x2f\xfd" + bytes(100))))
     told = refused_after_log(call, "transformer", "translate", trained)
-    assert told == "error: standard input: packed by zstd, not plain text; unpack it first: zstd -d FILE"
+    assert told == "error: standard input: compressed by zstd, not plain text; decompress it first: zstd -d FILE"
 
 
 def test_training_refuses_a_pipe_at_once(call, tiny, tmp_path: Path) -> None:
@@ -606,7 +606,7 @@ def test_mistakes_are_told_before_the_model_is_loaded(call, trained, monkeypatch
         (("--share", "0/2"), "--share needs both"),
         ((*files, "--share", "2/2"), "--share 2/2: must be I/N"),
         (("--input", tmp_path / "no", *files[2:]), "/no: No such file or directory"),
-        (("--input", tmp_path / "in.zst", *files[2:]), "/in.zst: packed by zstd, not plain text; unpack it first: "),
+        (("--input", tmp_path / "in.zst", *files[2:]), "/in.zst: compressed by zstd, not plain text; decompress"),
         ((*files[:3], tmp_path / "in"), "/in exists; name another file"),
         ((*files[:3], tmp_path / "no/out"), "/no/out: there is no folder"),
     ):

@@ -26,8 +26,8 @@ STAY = 0.3  # seconds that a run pauses at the begin and at the end of a phase
 PREPARING = {
     "building the tokenizer": 2,
     "renaming the tokenizer": 2,
-    "building the cache of tokens": 2,
-    "renaming the cache of tokens": 2,
+    "building the token store": 2,
+    "renaming the token store": 2,
 }
 TRAINING = {"evaluation": 3, "saving": 4, "renaming manifest.json": 3, "pruning": 3}
 
@@ -165,7 +165,7 @@ def test_asked_to_stop_at_random_moments(trained: Path, begin, tmp_path: Path, r
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)])
 def test_asked_to_stop_before_there_is_anything_to_save(begin, tmp_path: Path, number: int, code: int) -> None:
     process = begin()
-    until(process, lambda: in_phase(tmp_path, "building the cache of tokens"), tmp_path)
+    until(process, lambda: in_phase(tmp_path, "building the token store"), tmp_path)
     process.send_signal(number)
     assert process.wait(PATIENCE) == code
     last = (tmp_path / "log").read_text().splitlines()[-1]

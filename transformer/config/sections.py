@@ -33,7 +33,7 @@ class DataConfig:
     evaluate.bleu_tokenize follows the target language, and for en de evaluate.py also prints the paper's compound-split
     BLEU."""
     source: tuple[str, ...] = ()
-    """Training text, one sentence a line, as one or several files: plain, SGML, .tsv or .jsonl, packed or not."""
+    """Training text, one sentence a line, as one or several files: plain, SGML, .tsv or .jsonl, compressed or not."""
     target: tuple[str, ...] = ()
     """Translations of `source`, line by line, as many files. Leave out for .tsv and .jsonl, which hold both sides."""
     weights: tuple[Annotated[float, Rule(above=0, most=1_000)], ...] = ()

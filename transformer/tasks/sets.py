@@ -18,7 +18,7 @@ from etils import epath
 
 from transformer.config import UserError
 from transformer.data.opening import open_text
-from transformer.data.text import Corpora, Parallel, form, read_pairs
+from transformer.data.text import Corpora, Parallel, file_kind, read_pairs
 from transformer.files import path_of, refuse_links, replace
 from transformer.streams import to_json
 
@@ -40,7 +40,7 @@ def check_given(source: str | None, references: Sequence[str]) -> None:
     """Raise `UserError` if these files can't be source and references of a set. Reads no text."""
     if source is None and references:
         raise UserError("--source and --reference go together; name the sentences that these are translations of")
-    if source is not None and not references and form(os.fspath(source)) == "text":
+    if source is not None and not references and file_kind(os.fspath(source)) == "text":
         if os.path.isfile(source) or os.path.isdir(source) or not os.path.exists(source):  # not a pipe
             open_text(source).close()  # raises a precise error if the file is not text
         raise UserError(

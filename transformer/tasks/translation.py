@@ -237,7 +237,7 @@ class Translation:
             return np.array([float(sums["nll"]), float(sums["weight"])])
 
         total, growth = np.zeros(2), np.zeros(2)
-        size = {"batch_tokens": self.config.train.batch_tokens, "n_buckets": 3, "most": self._most_pieces}
+        size = {"batch_tokens": self.config.train.batch_tokens, "n_buckets": 3, "max_length": self._most_pieces}
         for batch in evaluation_batches(tokens, **size):
             nll, weight = nll_and_weight(batch)
             total += nll, weight
