@@ -69,9 +69,7 @@ def train(arguments: Sequence[str]) -> None:
 
 def _train_parser() -> Parser:
     parser = Parser("train.py", "Train a model. The same command again resumes the run.", add_help=False)
-    parser.add_argument(
-        "--config", metavar="FILE", help="a config file, or the name of a ready one, such as quickstart"
-    )
+    parser.add_argument("--config", metavar="FILE", help="a config file, or the name of a ready one: quickstart")
     parser.add_argument("--workdir", metavar="DIR", help="folder for checkpoints, log and tokenizer; local or gs://")
     parser.add_argument("--print-config", action="store_true", help="print the complete config as JSON, and stop")
     parser.add_argument(
