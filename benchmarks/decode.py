@@ -11,15 +11,11 @@ benchmarks/README.md says what is measured and how.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import itertools
 import json
-import math
 import os
 import random
-import runpy
 import statistics
-import subprocess
 import sys
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
@@ -28,25 +24,15 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from side_by_side import Worker, cpuinfo, environment, log, machine, require, show, take_turns
+from decode_tuning import PACKAGES, SYSTEMS, Bench, Decoder, candidates, described
+from decode_workdir import prepare
+from side_by_side import HERE, log, machine, require, show, take_turns
+from systems import Ids
 
 from transformer.command_line import Parser, config_file, override, run
 from transformer.config import UserError, check, to_json
-from transformer.data.phrases import corpus
 from transformer.data.tokenizer import Tokenizer
 
-HERE = Path(__file__).resolve().parent
-Ids = list[list[int]]
-REFERENCE = ("ours", "float32")
-# (system, type) by device; the first is what the others are held against.
-SYSTEMS = {
-    "cpu": (
-        *(REFERENCE, ("ours", "bfloat16"), ("ours", "int8")),
-        *(("huggingface", "float32"), ("huggingface", "bfloat16"), ("ctranslate2", "float32"), ("ctranslate2", "int8")),
-    ),
-    "cuda": (("ours", "bfloat16"), ("huggingface", "bfloat16"), ("ctranslate2", "float16")),
-}
-PACKAGES = ("jax", "torch", "transformers", "ctranslate2")
 SPREAD_LONGEST = 128  # no output of the spread comes near it
 QUICK = {
     **{"model.encoder_layers": 2, "model.decoder_layers": 2, "model.d_model": 64, "model.d_ff": 128, "model.heads": 4},
@@ -55,77 +41,7 @@ QUICK = {
 }
 
 
-# ---- What is decoded: weights, carried over, and sentences ----------------------------------------------------------
-
-
-def write_text(folder: Path, quick: bool) -> None:
-    """Lines of one to eight generated phrases each: train, dev and test, both sides; of one each if `quick`.
-
-    Of the test lines one in forty or so has an output of the fixed length.
-    """
-    most, *totals = (1, 20_000, 200, 6_000) if quick else (8, 400_000, 500, 60_000)
-    part = folder.with_suffix(".part")
-    part.mkdir(parents=True, exist_ok=True)
-    draw = random.Random(0)
-    for split, total in zip(("train", "dev", "test"), totals, strict=True):
-        made = itertools.islice(corpus.pairs(split, ("en", "de")), total)
-        lines = []
-        while several := list(itertools.islice(made, 1 + draw.randrange(most))):
-            lines.append([" ".join(side) for side in zip(*several, strict=True)])
-        for language, side in zip(("en", "de"), zip(*lines, strict=True), strict=True):
-            (part / f"{split}.{language}").write_text("".join(f"{line}\n" for line in side), encoding="utf-8")
-    part.rename(folder)
-
-
-def prepare(options: Namespace, overrides: Sequence[str]) -> dict[str, str]:
-    """Train and carry over, or take what the workdir has; the folders by name.
-
-    Raises `UserError` if the workdir holds another model.
-    """
-    work = Path(options.workdir)
-    folders = {name: str((work / name).resolve()) for name in ("first", "start", "run", "marian", "ctranslate2")}
-    text, mark = work / "text", work / "made.json"
-    recipe = (HERE / "model.py").read_text(encoding="utf-8")
-    made = {"quick": options.quick, "overrides": list(overrides), "recipe": hashlib.sha256(recipe.encode()).hexdigest()}
-    if mark.exists():
-        if json.loads(mark.read_text()) != made:
-            raise UserError(f"--workdir {work}: it holds a model made in another way; name another folder")
-        return folders
-    if not text.exists():
-        write_text(text, options.quick)
-    files = [
-        argument
-        for split, field in (("train", ""), ("dev", "dev_"))
-        for side, language in (("source", "en"), ("target", "de"))
-        for argument in (f"--data.{field}{side}", str(text / f"{split}.{language}"))
-    ]
-    log("training; the same command again goes on from the last checkpoint")
-    train = "train.py", "--config", HERE / "model.py", *files
-    start = []
-    if not options.quick:
-        first = (f"--{name}={value}" for name, value in runpy.run_path(str(HERE / "model.py"))["FIRST"].items())
-        _call(*train, "--workdir", folders["first"], *first, *overrides)
-        if not Path(folders["start"]).exists():
-            _call(HERE / "systems.py", "deepen", json.dumps(folders))
-        start = ["--train.init_from", folders["start"]]
-    _call(*train, "--workdir", folders["run"], *start, *overrides)
-    for name in ("marian", "ctranslate2"):
-        if Path(folders[name]).exists():
-            raise UserError(f"{folders[name]} is left from a run that broke off; remove it")
-    _call(
-        *("-m", "transformer", "export", folders["run"], folders["marian"]),
-        *("--to", "hf-marian", "--checkpoint", "last"),
-    )
-    _call(HERE / "systems.py", "convert", json.dumps(folders))
-    mark.write_text(json.dumps(made))
-    return folders
-
-
-def _call(*arguments: Any) -> None:
-    if subprocess.run(
-        [sys.executable, *map(str, arguments)], cwd=HERE.parent, stdout=sys.stderr, env=environment()
-    ).returncode:
-        raise UserError(f"{' '.join(map(str, arguments[:3]))} failed, see above")
+# ---- What is decoded ------------------------------------------------------------------------------------------------
 
 
 def sentences(bench: Bench, work: Path) -> tuple[Ids, Ids]:
@@ -157,155 +73,6 @@ def sentences(bench: Bench, work: Path) -> tuple[Ids, Ids]:
     exact = sum(len(of_near[k][0]) == length for k in order)
     log(f"{exact} of {count} sources of the fixed length have an output of {length} pieces when left free")
     return [sources[near[k]] for k in order], [pool[i] for i in sorted(clearer)]
-
-
-# ---- The systems' processes -----------------------------------------------------------------------------------------
-
-
-class Decoder(Worker):
-    """One system in a process of its own, with one setting."""
-
-    def __init__(self, name: str, environment: dict[str, str] | None = None, **settings: Any):
-        super().__init__("systems.py", name, environment, **settings)
-
-    def decode(self, sources: Ids, batch: int, beam: int, shortest: int, longest: int) -> dict[str, Any]:
-        """{"outputs": pieces of each source, "seconds": ..., "peak_mib": ...}."""
-        return self.ask([sources, batch, beam, shortest, longest])
-
-
-ALONE = {"threads": 1}
-
-
-def candidates(name: str, device: str, threads: int) -> list[dict[str, Any]]:
-    """The settings a system is tried with; 'environment' is for its process. What uses one thread of several
-    (`ALONE`) is for single sentences, where threads may cost more than they bring."""
-    several = threads > 1
-    if name in ("ours", "margins"):
-        layouts = [{"streams": 1}, *[{"streams": threads}, {"streams": 1} | ALONE][: 2 * several]]
-        return layouts if device == "cpu" else [{}]
-    if name == "huggingface":
-        passive = {"environment": {"OMP_WAIT_POLICY": "passive"}}
-        waits = [{}, passive] + [ALONE] * several if device == "cpu" else [{}]
-        return [{"attention": attention} | wait for wait in waits for attention in ("sdpa", "eager")]
-    if name != "ctranslate2" or device != "cpu":
-        return [{}]
-    flags = next((line for line in cpuinfo() if line.startswith("flags")), "").split()
-    instructions = [name for name, flag in (("AVX2", "avx2"), ("AVX512", "avx512f")) if flag in flags]
-    products = [
-        {"CT2_USE_MKL": "0"},
-        {"CT2_USE_MKL": "1"},
-        {"CT2_USE_MKL": "1", "CT2_USE_EXPERIMENTAL_PACKED_GEMM": "1"},
-    ]
-    tried = [{}] + [{"CT2_FORCE_CPU_ISA": isa} | product for isa in instructions for product in products]
-    layouts = [{"inter_threads": 1}, *[{"inter_threads": threads}, {"inter_threads": 1} | ALONE][: 2 * several]]
-    return [{"environment": env, **layout} for env in tried for layout in layouts]
-
-
-def described(setting: dict[str, Any]) -> str:
-    """A setting in words."""
-    flat = {k: v for k, v in setting.items() if k != "environment"} | setting.get("environment", {})
-    return " ".join(f"{k}={v}" for k, v in flat.items()) or "default"
-
-
-class Bench:
-    """The systems under measurement: for each and for each batch size the worker with the setting that was fastest."""
-
-    def __init__(self, options: Namespace, folders: dict[str, str]):
-        self.options, self.folders = options, folders
-        self._workers: dict[str, Decoder] = {}
-        self.chosen: dict[tuple[tuple[str, str], int], dict[str, Any]] = {}
-        # Settings found before, on this machine and for these sizes.
-        self._known = Path(options.workdir) / "settings.json"
-        self._about = [machine(PACKAGES), options.threads, options.device, options.beam, options.length]
-        if self._known.exists() and not options.tune:
-            kept = json.loads(self._known.read_text())
-            if kept["for"] == self._about:
-                self.chosen = {((name, dtype), batch): own for name, dtype, batch, own in kept["chosen"]}
-
-    @staticmethod
-    def _key(system: tuple[str, str], setting: dict[str, Any]) -> str:
-        return json.dumps([system, setting], sort_keys=True)
-
-    def worker(self, system: tuple[str, str], setting: dict[str, Any]) -> Decoder:
-        """The process of a system with a setting, started when first asked for."""
-        key = self._key(system, setting)
-        if key not in self._workers:
-            name, dtype = system
-            self._workers[key] = Decoder(name, **self.folders, **self.common(dtype) | setting)
-        return self._workers[key]
-
-    def common(self, dtype: str) -> dict[str, Any]:
-        """What all processes are told."""
-        return {"threads": self.options.threads, "device": self.options.device, "dtype": dtype}
-
-    def close_others(self, wanted: dict[tuple[str, str], dict[str, Any]]) -> None:
-        """End the processes but those of these systems with these settings: memory would not hold all."""
-        kept = {self._key(system, setting) for system, setting in wanted.items()}
-        self.close([worker for key, worker in self._workers.items() if key not in kept])
-
-    def reference(self) -> Decoder:
-        """The process that the others are held against, in the first of its settings."""
-        o, system = self.options, SYSTEMS[self.options.device][0]
-        return self.worker(system, candidates(system[0], o.device, o.threads)[0])
-
-    def tune(self, system: tuple[str, str], sources: Ids) -> None:
-        """Try each setting at each batch size for which none is known, keep the fastest, and say so."""
-        o, (name, dtype) = self.options, system
-        batches = [batch for batch in o.batches if (system, batch) not in self.chosen]
-        if not batches:
-            log(f"  {name} {dtype}: as found before (--tune looks again)")
-            return
-        tried = candidates(name, o.device, o.threads)
-        if o.quick:
-            tried = tried[:2]
-        seconds: dict[tuple[int, int], float] = {}
-
-        def tell(k: int, batches: Sequence[int], times: int) -> None:
-            worker = self.worker(system, tried[k]) if batches else None
-            for batch in batches:
-                # Not counted: ours compiles, the others set up what they need for the size.
-                worker.decode(sources[:batch], batch, o.beam, o.length, o.length)
-                took = [
-                    worker.decode(sources[:batch], batch, o.beam, o.length, o.length)["seconds"] for _ in range(times)
-                ]
-                seconds[k, batch] = min(*took, seconds.get((k, batch), math.inf))
-            self.close([worker] if worker else [])
-
-        def fits(setting: dict[str, Any], batch: int) -> bool:
-            # One sentence can't be shared out; several are.
-            side_by_side = setting.get("inter_threads", setting.get("streams", 1))
-            return side_by_side <= batch and (batch == 1 or "threads" not in setting)
-
-        if len(tried) > 1:
-            for k, setting in enumerate(tried):
-                tell(k, [batch for batch in batches if fits(setting, batch)], 2)
-            # The two best of each size once more: noise shall not choose between them.
-            again: dict[int, list[int]] = {}
-            for batch in batches:
-                of_batch = [k for k in range(len(tried)) if (k, batch) in seconds]
-                for k in sorted(of_batch, key=lambda k: seconds[k, batch])[:2]:
-                    again.setdefault(k, []).append(batch)
-            for k, sizes in again.items():
-                tell(k, sizes, 3)
-        for batch in batches:
-            of_batch = [k for k in range(len(tried)) if (k, batch) in seconds]
-            best = min(of_batch, key=lambda k: seconds[k, batch], default=0)
-            self.chosen[system, batch] = tried[best]
-            if of_batch:
-                worst = max(seconds[k, batch] for k in of_batch) / seconds[best, batch]
-                log(f"  {name} {dtype}, batch {batch}: {described(tried[best])} ({worst:.2f} x as fast as the slowest)")
-
-    def keep(self) -> None:
-        """Write down the settings, for another run on this machine."""
-        rows = [[*system, batch, setting] for (system, batch), setting in self.chosen.items()]
-        self._known.write_text(json.dumps({"for": self._about, "chosen": rows}, indent=1))
-
-    def close(self, workers: Sequence[Decoder] | None = None) -> None:
-        """End these processes, or all."""
-        for key, worker in list(self._workers.items()):
-            if workers is None or worker in workers:
-                worker.close()
-                del self._workers[key]
 
 
 # ---- Measuring ------------------------------------------------------------------------------------------------------
@@ -374,7 +141,7 @@ def measure(bench: Bench, systems: Sequence[tuple[str, str]], fixed: Ids, spread
                 **{"system": name, "dtype": dtype, "mode": mode, "batch": batch, "beam": o.beam},
                 "length": o.length if mode == "fixed" else None,
                 **summary(runs[name, dtype]),
-                "ours_is_times": {own: round(fast / speed(runs[name, dtype]), 2) for own, fast in ours.items()},
+                "ours_is_times": {kind: round(fast / speed(runs[name, dtype]), 2) for kind, fast in ours.items()},
                 "agreement": round(share, 4),
                 "counts": share >= o.agree,
                 "setting": setting,
@@ -413,9 +180,9 @@ def variants(options: Namespace, overrides: Sequence[str]) -> Iterator[dict[str,
         if kind not in kinds:
             raise UserError(f"--kinds {kind}: not one of {', '.join(kinds)}")
         fields = kinds[kind]
-        own = dataclasses.replace(config, model=dataclasses.replace(config.model, **fields))
-        check(own)
-        workers[kind] = Decoder("ours", **common, config=to_json(own))
+        variant = dataclasses.replace(config, model=dataclasses.replace(config.model, **fields))
+        check(variant)
+        workers[kind] = Decoder("ours", **common, config=to_json(variant))
     for length in options.lengths:
         runs = take_turns(workers, [sources, len(sources), options.beam, length, length], options.repeats)
         for kind in workers:

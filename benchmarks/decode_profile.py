@@ -215,8 +215,8 @@ def table(options: Namespace, found: Mapping[str, Mapping[str, Any]]) -> Iterato
     yield f"| ms a step ({size}) | {' | '.join(found)} |"
     yield "|---|" + "---|" * len(found)
     for part in (part for part in ORDER if any((part, dtype) in cells for dtype in found)):
-        own = [cells.get((part, dtype), {"ms_a_step": 0, "share": 0}) for dtype in found]
-        texts = [f"{one['ms_a_step']:.2f} ({one['share']:.0%})" for one in own]
+        of_part = [cells.get((part, dtype), {"ms_a_step": 0, "share": 0}) for dtype in found]
+        texts = [f"{one['ms_a_step']:.2f} ({one['share']:.0%})" for one in of_part]
         yield f"| {part} | {' | '.join(texts)} |"
     whole = " | ".join(f"{1e3 * answer['took'] / steps(options):.2f}" for answer in found.values())
     yield f"| whole, without a trace | {whole} |"

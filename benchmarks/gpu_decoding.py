@@ -10,9 +10,9 @@ from typing import Any
 
 from gpu_workers import STARTING, Emit, Settings, Timed, at_once, missing, rates, share, turns
 from side_by_side import HERE, Worker, environment
-from train_systems import EOS, model_config
+from train_systems import model_config
 
-from transformer.config import Config, DataConfig, UserError, to_json
+from transformer.config import EOS, Config, DataConfig, UserError, to_json
 
 Key = tuple[str, int]  # a system and its batch; 0: all batches in one process
 

@@ -17,9 +17,10 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 from gpu_workers import STARTING, Emit, Settings, Timed, at_once, missing, rates, share, turns
-from train_systems import PAD, matrix, model_config, packed_pieces
+from train_systems import matrix, model_config, packed_pieces
 
 from transformer.command_line import run
+from transformer.config import PAD
 
 
 # ---- What the device can do ------------------------------------------------------------------------------------------

@@ -53,9 +53,9 @@ def deterministic(s: Settings, emit: Emit) -> None:
     def trained(flags: str, kernel: str, twin: int) -> str:
         # A cache of its own: each process compiles, and chooses its kernels, by itself.
         folder = f"{s.folder}/deterministic/{len(flags)}-{kernel}-{twin}"
-        own = {"TRANSFORMER_CACHE": folder, "XLA_FLAGS": xla_flags(flags)}
+        variables = {"TRANSFORMER_CACHE": folder, "XLA_FLAGS": xla_flags(flags)}
         with_digest = settings | {"digest": True, "changes": changes | {"attention_kernel": kernel}}
-        worker = Timed("train_systems.py", "ours", s.end - MEASURING, own, **with_digest)
+        worker = Timed("train_systems.py", "ours", s.end - MEASURING, variables, **with_digest)
         digest = worker.ask(updates)["sha256"]
         worker.close()
         return digest

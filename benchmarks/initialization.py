@@ -2,6 +2,7 @@
 
     python benchmarks/initialization.py start                                # a minute or two
     python benchmarks/initialization.py seeds --seeds 0 1 2                  # ten minutes a seed on 2 cores
+    python benchmarks/initialization.py seeds --seeds 0 1 2 --folder DIR     # keeps workdirs; again: goes on from them
 
 benchmarks/README.md says what is measured and how.
 """
@@ -12,20 +13,18 @@ import argparse
 import contextlib
 import dataclasses
 import itertools
-import json
 import os
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from rows import Rows
-from side_by_side import HERE, environment, log
+from side_by_side import HERE, log
+from trainings import Training, rows_of
 
 from transformer.command_line import Parser, run
 from transformer.config import BASE, BIG, ModelConfig, UserError
@@ -38,17 +37,19 @@ PIECES = 4_000
 
 
 # ---- Fresh models ----------------------------------------------------------------------------------------------------
-def start(o: argparse.Namespace) -> Iterator[dict[str, Any]]:
+def start(o: argparse.Namespace, rows: Rows) -> Iterator[dict[str, Any]]:
     """Rows: what `fresh` finds, as means over the seeds."""
     for size, depth, initializer in itertools.product(o.sizes, o.depths, o.initializers):
         layers = {"encoder_layers": depth, "decoder_layers": depth, "pre_norm": o.pre_norm}
         model = dataclasses.replace(SIZES[size], **layers, initializer=initializer, dropout=0.0)
         found = [fresh(model, seed) for seed in o.seeds]
-        yield {
+        row = {
             **{"part": "start", "size": size, "depth": depth, "initializer": initializer, "pre_norm": o.pre_norm},
             "seeds": o.seeds,
             **{name: float(f"{sum(one[name] for one in found) / len(found):.3g}") for name in found[0]},
         }
+        rows.add(row)
+        yield row
 
 
 def fresh(model: ModelConfig, seed: int) -> dict[str, float]:
@@ -123,25 +124,20 @@ def recorded() -> Iterator[list[tuple[Any, Any, Any]]]:
 
 
 # ---- Trained models --------------------------------------------------------------------------------------------------
-def seeds(o: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """Rows: the evaluations of each training, as soon as it is done; `--jobs` trainings at a time."""
-    wanted = itertools.product(o.sizes, o.depths, o.initializers, o.seeds)
-    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(o.jobs) as pool:
-        waiting = [pool.submit(trained, o, Path(folder), *one) for one in wanted]
-        try:
-            for done in as_completed(waiting):
-                yield from done.result()
-        finally:  # interrupted: no further training is begun
-            for one in waiting:
-                one.cancel()
+def seeds(o: argparse.Namespace, rows: Rows) -> Iterator[dict[str, Any]]:
+    """Rows: the evaluations of each training, as soon as they are there; `--jobs` trainings at a time."""
+    with contextlib.ExitStack() as stack:
+        folder = Path(o.folder or stack.enter_context(tempfile.TemporaryDirectory()))
+        wanted = dict.fromkeys(itertools.product(o.sizes, o.depths, o.initializers, o.seeds))
+        trainings = [training(o, rows, folder, *one) for one in wanted]
+        yield from stack.enter_context(contextlib.closing(rows_of(trainings, o.jobs)))
 
 
-def trained(
-    o: argparse.Namespace, folder: Path, size: str, depth: int, initializer: str, seed: int
-) -> list[dict[str, Any]]:
-    """Train by train.py, and read its log; a training that breaks off gives a last row that tells why."""
+def training(
+    o: argparse.Namespace, rows: Rows, folder: Path, size: str, depth: int, initializer: str, seed: int
+) -> Training:
+    """The training of one model with one seed."""
     model = SIZES[size]
-    workdir = folder / f"{size}-{depth}-{initializer}-{seed}"
     fields = {
         **{f"model.{name}": getattr(model, name) for name in ("d_model", "d_ff", "heads", "dropout")},
         **{"model.encoder_layers": depth, "model.decoder_layers": depth},
@@ -149,19 +145,10 @@ def trained(
         **{"train.eval_every": o.eval_every, "train.eval_sentences": o.eval_sentences},
         "train.checkpoint_every": o.updates,
     }
-    options = [f"--{name}={value}" for name, value in fields.items()] + o.overrides
-    command = [sys.executable, str(HERE.parent / "train.py"), "--config", o.config, "--workdir", str(workdir), *options]
-    done = subprocess.run(command, env=environment(), capture_output=True, text=True)
+    options = ["--config", o.config, *(f"--{name}={value}" for name, value in fields.items()), *o.overrides]
     about = {"part": "seeds", "config": Path(o.config).name, "size": size, "depth": depth, "initializer": initializer}
     about |= {"seed": seed, "overrides": o.overrides}
-    metrics = workdir / "metrics.jsonl"
-    entries = [json.loads(line) for line in metrics.read_text().splitlines()] if metrics.exists() else []
-    kept = ("step", "dev_loss", "dev_loss_exchanged", "dev_bleu", "dev_bleu_signature")
-    rows = [{**about, **{n: entry[n] for n in kept if n in entry}} for entry in entries if "dev_loss" in entry]
-    if done.returncode:
-        said = done.stderr.strip().splitlines() or [f"ended with {done.returncode}"]
-        rows.append({**about, "failed": said[-1]})
-    return rows
+    return Training(rows, folder / f"{size}-{depth}-{initializer}-{seed}", options, about)
 
 
 # ---- The command -----------------------------------------------------------------------------------------------------
@@ -178,16 +165,16 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--eval-every", type=int, default=250, help="seeds: updates between evaluations (default 250)")
     parser.add_argument("--eval-sentences", type=int, default=50, help="seeds: for dev BLEU (default 50)")
     parser.add_argument("--jobs", type=int, default=1, help="seeds: trainings at a time (default 1)")
+    parser.add_argument("--folder", metavar="DIR", help="seeds: keep workdirs there, and go on from them")
     parser.add_argument("--rows", default="results/initialization.jsonl", help="rows are added to this file")
     o, o.overrides = parser.parse_known_args(arguments)
     o.depths = o.depths or ([2, 4, 6, 12] if o.part == "start" else [4])
     if o.overrides and o.part == "start":
-        raise UserError(f"unknown option {o.overrides[0]}; --help names every option")
+        raise UserError(f"unknown option {o.overrides[0]}; --help lists every option")
     os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"  # trainings share a GPU, with this process, too
-    rows = Rows(o.rows)
-    for row in {"start": start, "seeds": seeds}[o.part](o):
-        rows.add(row)
-        log("  ".join(f"{name} {value}" for name, value in row.items()))
+    with contextlib.closing({"start": start, "seeds": seeds}[o.part](o, Rows(o.rows))) as rows:
+        for row in rows:
+            log("  ".join(f"{name} {value}" for name, value in row.items()))
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import json
 import os
@@ -13,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from side_by_side import HERE, machine
+
+from transformer.files import append, synced
 
 
 class Rows:
@@ -28,14 +31,25 @@ class Rows:
             "device": device or device_name(),
         }
 
-    def add(self, row: dict[str, Any]) -> dict[str, Any]:
-        """Append the row with command, commit, device and date; returns it so."""
+    def add(self, row: dict[str, Any], copy: Path | None = None) -> dict[str, Any]:
+        """Append the row with command, commit, device and date; returns it so. The file `copy` gets it first."""
         row = {**without_paths(row), **self._about, "date": datetime.date.today().isoformat()}
-        with self._path.open("a") as file:
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        for path in (copy, self._path) if copy else (self._path,):
+            append(path, json.dumps(row, ensure_ascii=False))
+            synced(path)
         return row
+
+    def add_missing(self, copy: Path) -> list[dict[str, Any]]:
+        """Append the rows of the file `copy` that are not here, as they are. Returns all rows of `copy`."""
+        here, there = (path.read_text().split("\n") if path.exists() else [] for path in (self._path, copy))
+        found = []
+        for line in there:
+            with contextlib.suppress(ValueError):  # half a line, or what follows the last one
+                found.append(json.loads(line))
+                if line not in here:
+                    append(self._path, line)
+                    synced(self._path)
+        return found
 
 
 def command(argv: list[str]) -> str:

@@ -88,13 +88,13 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--folder", metavar="DIR", help="the disk to save on; default: that of temporary files")
     parser.add_argument("--quick", action="store_true", help="a toy")
     parser.add_argument("--rows", metavar="FILE", help="append the row to this file, with what it was measured on")
-    own = parser.parse_args(arguments)
+    o = parser.parse_args(arguments)
     set_up_jax()
-    model, vocab_size = (TOY, 100) if own.quick else (BASE, own.vocab_size)
-    with tempfile.TemporaryDirectory(dir=own.folder, prefix="saving-") as folder:
-        row = measure(model, vocab_size, folder, own.repeats)
-    row = {**row, "model": "toy" if own.quick else "base", "pieces": vocab_size, "repeats": own.repeats}
-    print_json(Rows(own.rows).add(row) if own.rows else row)
+    model, vocab_size = (TOY, 100) if o.quick else (BASE, o.vocab_size)
+    with tempfile.TemporaryDirectory(dir=o.folder, prefix="saving-") as folder:
+        row = measure(model, vocab_size, folder, o.repeats)
+    row = {**row, "model": "toy" if o.quick else "base", "pieces": vocab_size, "repeats": o.repeats}
+    print_json(Rows(o.rows).add(row) if o.rows else row)
 
 
 if __name__ == "__main__":

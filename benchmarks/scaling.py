@@ -78,16 +78,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=Path, required=True, help="file of results, one JSON object a line")
     parser.add_argument("--tables", action="store_true", help="print the tables of what is there, and stop")
-    own = parser.parse_args()
-    lines = own.rows.read_text().splitlines() if own.rows.exists() else []
+    o = parser.parse_args()
+    lines = o.rows.read_text().splitlines() if o.rows.exists() else []
     found = {Case(*row["case"]): row for row in map(json.loads, lines)}
-    if own.tables:
+    if o.tables:
         print("\n".join(tables(found)))
         return
     for case in cases():
         if "error" in found.get(case, {"error": "not tried"}):
             row = tried(case)
-            with own.rows.open("a") as file:
+            with o.rows.open("a") as file:
                 file.write(json.dumps(row) + "\n")
             print(*case, f"{row['seconds']:.0f} s", row.get("error", ""), flush=True)
 
@@ -108,9 +108,9 @@ def tried(case: Case) -> dict:
 def reason(stderr: str, code: int) -> str:
     """Why a command failed: its own line, or an exception's, among whatever libraries print."""
     lines = [line.strip() for line in stderr.splitlines() if line.strip()]
-    own = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+    errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
     exceptions = [line for line in lines if re.match(r"[\w.]*(Error|Exception|Interrupt)\b", line)]
-    return next(iter(own[-1:] + exceptions[-1:]), f"exit code {code}")
+    return next(iter(errors[-1:] + exceptions[-1:]), f"exit code {code}")
 
 
 # ---- Tables ----------------------------------------------------------------------------------------------------------

@@ -20,7 +20,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from train_systems import BOS, EOS, PAD, model_config, packed_pieces
+from train_systems import model_config, packed_pieces
+
+from transformer.config import BOS, EOS, PAD
 
 
 class Attention(nn.Module):

@@ -142,13 +142,13 @@ def show(rows: Iterator[dict[str, Any]], columns: Mapping[str, int], quiet: bool
 
     try:
         for row in rows:
-            own = [c for c in columns if c in row]
+            names = [c for c in columns if c in row]
             out = sys.stderr if quiet else sys.stdout
-            if own != named:
-                print(line({c: c for c in own}), file=out)
-                named = own
+            if names != named:
+                print(line({c: c for c in names}), file=out)
+                named = names
             done.append(row)
-            print(line({c: text(row[c]) for c in own}), flush=True, file=out)
+            print(line({c: text(row[c]) for c in names}), flush=True, file=out)
     except UserError:
         if quiet:  # what was measured is not lost
             print(json.dumps(done))

@@ -13,12 +13,12 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from side_by_side import answer_requests
 
-PAD, BOS, EOS, UNK = 0, 1, 2, 3
+from transformer.config import EOS, PAD, UNK
+
 Ids = list[list[int]]
 
 
@@ -122,12 +122,12 @@ def deepen(first: str, start: str, layers: int = 6, **_: Any) -> None:
                 continue
             last_norm = below["feed_forward_norm"]
             grown[str(i)] = layer = {}
-            for part, own in fresh[side]["layers"][str(i)].items():
+            for part, weights in fresh[side]["layers"][str(i)].items():
                 if part.endswith("_norm"):
                     layer[part] = last_norm
                 else:
-                    zero = {"output", "w2", "b2"} & set(own)
-                    layer[part] = {n: np.zeros_like(x) if n in zero else x for n, x in own.items()}
+                    zero = {"output", "w2", "b2"} & set(weights)
+                    layer[part] = {n: np.zeros_like(x) if n in zero else x for n, x in weights.items()}
         deeper[side] = {**params[side], "layers": grown}
     write_start(opened, start, deeper, model)
 
@@ -213,70 +213,6 @@ def ctranslate2(ctranslate2: str, threads: int, device: str, dtype: str, inter_t
     return decode
 
 
-def convert(run: str, ctranslate2: str, **_: Any) -> None:
-    """Write our last checkpoint as a CTranslate2 model: pieces are called by their ids.
-
-    Its layout is near ours: no biases, any table of positions. Queries, keys and values are one matrix there.
-    """
-    import ctranslate2 as ct2
-    import jax
-    import jax.numpy as jnp
-    import numpy as np
-
-    from transformer.checkpoint import Checkpoints
-    from transformer.model.inputs import sinusoids
-    from transformer.tools.hf.marian import refuse_inexpressible
-
-    opened = Checkpoints(run).open("last")
-    config, vocab_size = opened.config.model, opened.progress["vocab_size"]
-    refuse_inexpressible(config)
-    params = jax.tree.map(np.asarray, opened.params())
-    positions = np.asarray(sinusoids(jnp.arange(1024)[None], config.d_model)[0])
-
-    def linear(spec: Any, *matrices: Any, bias: Any = None) -> None:
-        """Matrices (in, out), their outputs side by side."""
-        spec.weight = np.concatenate([m.T for m in matrices])
-        if bias is not None:
-            spec.bias = bias
-
-    def norm(spec: Any, p: Any) -> None:
-        spec.gamma, spec.beta = p["scale"], p["bias"]
-
-    def attention(spec: Any, p: Any, p_norm: Any, groups: Sequence[Sequence[str]]) -> None:
-        for target, names in zip(spec.linear, groups, strict=False):
-            linear(target, *(p[name].reshape(config.d_model, -1) for name in names))
-        linear(spec.linear[-1], p["output"].reshape(-1, config.d_model))
-        norm(spec.layer_norm, p_norm)
-
-    def layer(spec: Any, p: Any) -> None:
-        attention(spec.self_attention, p["self_attention"], p["self_attention_norm"], [["query", "key", "value"]])
-        if "cross_attention" in p:
-            attention(spec.attention, p["cross_attention"], p["cross_attention_norm"], [["query"], ["key", "value"]])
-        linear(spec.ffn.linear_0, p["feed_forward"]["w1"], bias=p["feed_forward"]["b1"])
-        linear(spec.ffn.linear_1, p["feed_forward"]["w2"], bias=p["feed_forward"]["b2"])
-        norm(spec.ffn.layer_norm, p["feed_forward_norm"])
-
-    spec = ct2.specs.TransformerSpec.from_config(
-        (config.encoder_layers, config.decoder_layers), config.heads, pre_norm=False
-    )
-    table = params["embedding"]["table"]
-    for side, embeddings in ((spec.encoder, spec.encoder.embeddings[0]), (spec.decoder, spec.decoder.embeddings)):
-        embeddings.weight = table
-        side.position_encodings.encodings = positions
-    linear(spec.decoder.projection, table.T)
-    for name, side in (("encoder", spec.encoder), ("decoder", spec.decoder)):
-        for i, layer_spec in enumerate(side.layer):
-            layer(layer_spec, params[name]["layers"][str(i)])
-    pieces = ["<blank>", "<s>", "</s>", "<unk>", *map(str, range(4, vocab_size))]
-    spec.register_source_vocabulary(pieces)
-    spec.register_target_vocabulary(pieces)
-    spec.config.layer_norm_epsilon = 1e-6
-    spec.validate()
-    spec.optimize(quantization=None)
-    Path(ctranslate2).mkdir(parents=True, exist_ok=True)
-    spec.save(ctranslate2)
-
-
 # ---- The process ----------------------------------------------------------------------------------------------------
 
 SYSTEMS = {"ours": ours, "margins": margins, "huggingface": huggingface, "ctranslate2": ctranslate2}
@@ -291,9 +227,12 @@ def _by_length(job: Job) -> Iterator[list[int]]:
 
 def main() -> None:
     name, settings = sys.argv[1], json.loads(sys.argv[2])
-    if name in ("convert", "deepen"):
-        {"convert": convert, "deepen": deepen}[name](**settings)
-        return
+    if name == "deepen":
+        return deepen(**settings)
+    if name == "convert":
+        from ctranslate2_model import convert
+
+        return convert(**settings)
 
     def start(**settings: Any) -> tuple[str, Callable[[list], dict[str, Any]]]:
         system = SYSTEMS[name](**settings)

@@ -62,10 +62,10 @@ def steps(o: Namespace) -> Iterator[dict[str, Any]]:
     for model, dtype in itertools.product(o.models, o.dtypes):
         settings = {"model": model, "dtype": dtype, "rows": o.rows, "length": o.length}
         with tempfile.TemporaryDirectory() as cache:  # so that the first compilation is one
-            own = {"TRANSFORMER_CACHE": cache}
-            compiling = script("ours", o, own, **settings)
+            fresh_cache = {"TRANSFORMER_CACHE": cache}
+            compiling = script("ours", o, fresh_cache, **settings)
             compiling.close()
-            workers = {name: script(name, o, own if name == "ours" else None, **settings) for name in o.systems}
+            workers = {name: script(name, o, fresh_cache if name == "ours" else None, **settings) for name in o.systems}
             matrix = script("matrix", o, dtype=dtype)
             runs = take_turns(workers, o.updates, o.repeats)
             rate = matrix.ask(5)["flops_per_s"]
@@ -153,8 +153,8 @@ def pipeline(o: Namespace) -> Iterator[dict[str, Any]]:
 def write_text(folder: Path, pairs: int, text: list[str] | None) -> None:
     """train.en and train.de: the given files, repeated as often as needed, or generated phrases, a few a line."""
     if text:
-        own = list(read_pairs(Parallel(*text)))
-        sides = zip(*itertools.islice(itertools.cycle(own), pairs), strict=True)
+        lines = list(read_pairs(Parallel(*text)))
+        sides = zip(*itertools.islice(itertools.cycle(lines), pairs), strict=True)
     else:
         made, draw = corpus.pairs("train", ("en", "de")), random.Random(0)
         rows = []

@@ -17,7 +17,8 @@ from typing import Any
 
 import numpy as np
 
-PAD, BOS, EOS = 0, 1, 2
+from transformer.config import BOS, EOS, PAD
+
 SMALL = {"d_model": 64, "d_ff": 128, "heads": 4, "encoder_layers": 2, "decoder_layers": 2}
 
 
@@ -178,10 +179,8 @@ def pytorch(
     model: str, dtype: str, rows: int, length: int, vocab_size: int, threads: int, device: str, compiled: bool, **_: Any
 ) -> Any:
     """`nn.Transformer` with tied embeddings and fused Adam, under autocast in bfloat16."""
-    import math
-
     import torch
-    from torch import nn
+    from nn_transformer import Network
 
     from transformer.config import BASE, BIG
 
@@ -192,36 +191,7 @@ def pytorch(
     else:
         torch.set_float32_matmul_precision("high")
     c = {"base": vars(BASE), "big": vars(BIG), "small": vars(BASE) | SMALL}[model]
-    d_model = c["d_model"]
-
-    class Network(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.table = nn.Embedding(vocab_size, d_model)
-            nn.init.normal_(self.table.weight, std=d_model**-0.5)
-            self.inner = nn.Transformer(
-                d_model, c["heads"], c["encoder_layers"], c["decoder_layers"], c["d_ff"], c["dropout"], batch_first=True
-            )
-            # nn.Transformer drops attention weights and the inside of the feed-forward, too; the paper and ours do not.
-            for layer in (*self.inner.encoder.layers, *self.inner.decoder.layers):
-                layer.dropout.p = layer.self_attn.dropout = 0.0
-            for layer in self.inner.decoder.layers:
-                layer.multihead_attn.dropout = 0.0
-            self.dropout = nn.Dropout(c["dropout"])
-            angles = torch.arange(length)[:, None] * 10_000.0 ** (-torch.arange(0, d_model, 2) / d_model)
-            positions = torch.stack([angles.sin(), angles.cos()], -1).reshape(length, d_model)
-            self.register_buffer("positions", positions)
-            self.register_buffer("later", nn.Transformer.generate_square_subsequent_mask(length))
-
-        def embed(self, ids: torch.Tensor) -> torch.Tensor:
-            return self.dropout(self.table(ids) * math.sqrt(d_model) + self.positions)
-
-        def forward(self, source: torch.Tensor, before: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-            x = self.inner(self.embed(source), self.embed(before), tgt_mask=self.later, tgt_is_causal=True)
-            logits = x.flatten(0, 1) @ self.table.weight.T
-            return nn.functional.cross_entropy(logits, target.flatten(), label_smoothing=0.1)
-
-    network = Network().to(device).train()
+    network = Network(c, vocab_size, length).to(device).train()
     adam = torch.optim.Adam(network.parameters(), lr=1e-7, betas=(0.9, 0.98), eps=1e-9, fused=True)
     source, target = (torch.from_numpy(ids).long().to(device) for ids in pieces(rows, length, vocab_size))
     before = torch.cat([torch.full_like(target[:, :1], BOS), target[:, :-1]], 1)

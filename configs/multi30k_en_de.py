@@ -4,8 +4,8 @@
     python -m transformer average runs/multi30k --last 5
     python evaluate.py --workdir runs/multi30k
 
-The files are expected under $TRANSFORMER_DATA/multi30k/raw. RESULTS.md holds the score. Vocabulary, dropout and length
-of training are chosen for the time; their record (8,000 updates of 8,192 positions, tokenised text) is another matter.
+Put the files in $TRANSFORMER_DATA/multi30k/raw. RESULTS.md has the score. Vocabulary, dropout and number of updates are
+chosen for a short training; don't compare with the paper's record (8,000 updates of 8,192 tokens, tokenised text).
 """
 
 import os
@@ -25,7 +25,7 @@ config = Config(
         test_source=f"{raw}/test_2016_flickr.en.gz",
         test_target=f"{raw}/test_2016_flickr.de.gz",
         vocab_size=4_000,
-        normalization="identity",  # as the text is: that is what RESULTS.md measures
+        normalization="identity",  # unchanged text, as measured in RESULTS.md
         max_length=128,
         length_buckets=5,
     ),

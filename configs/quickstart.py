@@ -1,9 +1,9 @@
-"""English to German numbers, dates, times, amounts, measures and names, generated: nothing to download.
+"""Generated English-German numbers, dates, times, amounts, measures and names: no data to download.
 
     python train.py --config configs/quickstart.py --workdir runs/quickstart
     python evaluate.py --workdir runs/quickstart
 
-A model of a million parameters, meant for a few minutes on two cores; RESULTS.md holds its score.
+A model of a million parameters, for a few minutes on two cores. RESULTS.md has its score.
 """
 
 from transformer.config import Config, DataConfig, DecodeConfig, ModelConfig, TrainConfig

@@ -5,7 +5,7 @@
 
 With --data.languages en de, evaluate.py also prints the paper's compound-split BLEU.
 
-A model of the size that some 100,000 to a few million pairs can fill; for less, see configs/multi30k_en_de.py.
+The size of the model suits 100,000 to a few million pairs. For fewer pairs see configs/multi30k_en_de.py.
 """
 
 from transformer.config import Config, DataConfig, ModelConfig, TrainConfig

@@ -4,7 +4,7 @@
     python -m transformer convert runs/wmt14_en_de runs/wmt14_en_de_gqa_start --kv-heads 2
     python train.py --config configs/wmt14_en_de_gqa.py --workdir runs/wmt14_en_de_gqa
 
-5,000 updates, a twentieth of the original training, as the paper finds enough. Not run.
+5,000 updates, a twentieth of the original training: enough, according to the paper. Not run here.
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ config = Config(
     train=TrainConfig(
         steps=5_000,
         batch_tokens=25_000,
-        # Where the first training's schedule stood at its end: 512^-0.5 * 100,000^-0.5, reached by a short warmup.
+        # The learning rate at the end of the original training, 512^-0.5 * 100,000^-0.5, after a short warmup.
         peak_learning_rate=1.4e-4,
         warmup_steps=500,
         init_from="runs/wmt14_en_de_gqa_start",

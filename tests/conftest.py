@@ -1,6 +1,6 @@
-"""A tiny corpus, one tiny training run on it that many tests look at, and the commands called in this process.
+"""Shared fixtures: a tiny corpus, one finished training run on it, and commands called in this process.
 
-The corpus is a made-up language: each English word has one German word, in the same order.
+The corpus is artificial: each English word has one German word, in the same order.
 """
 
 from __future__ import annotations
@@ -59,15 +59,15 @@ config = Config(
 """
 
 
-# Programs are compiled in a hurry, instead of well: they run a few times only.
+# Compile fast instead of well: most programs run only a few times.
 HURRIED = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """Set XLA's flags for the quick tests, before JAX starts in any process.
 
-    A version of XLA that does not know a flag ends the program. The slow tests train for long: there it pays to compile
-    well.
+    Not if this version of XLA lacks a flag, because then the program would end. Not for the slow tests: they train
+    for long, so good code is worth its compilation.
     """
     if "XLA_FLAGS" not in os.environ and config.option.markexpr == "not slow":
         os.environ["XLA_FLAGS"] = HURRIED
@@ -85,7 +85,7 @@ class Tiny(NamedTuple):
 
 
 class Done(NamedTuple):
-    """What a command left."""
+    """Exit code and output of a command."""
 
     code: int
     out: str
@@ -94,11 +94,11 @@ class Done(NamedTuple):
 
 @pytest.fixture(scope="session", autouse=True)
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The cache of all tests: the user's own stays as it is."""
+    """The cache folder of all tests. The user's cache is not used."""
     folder, base = tmp_path_factory.mktemp("cache"), tmp_path_factory.getbasetemp()
     compiled = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "compiled"
     compiled.mkdir(exist_ok=True)
-    (folder / "compiled").symlink_to(compiled)  # what one worker compiled is read by the others
+    (folder / "compiled").symlink_to(compiled)  # shared by all workers
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TRANSFORMER_CACHE", str(folder))
         yield folder
@@ -117,7 +117,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
 
 @pytest.fixture(scope="session")
 def trained(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The workdir of a finished run, evaluated at steps 40, 80 and 120. To be read only: see `workdir`."""
+    """The workdir of a finished run, evaluated at steps 40, 80 and 120. Don't write to it; use `workdir`."""
     from transformer.jobs import train
 
     folder = tmp_path_factory.mktemp("trained") / "run"
@@ -133,7 +133,7 @@ def workdir(trained: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> Iterator[Callable[..., Done]]:
-    """`call("train.py", "--config", ...)`: the command in this process, with what it exits with, prints and logs."""
+    """`call("train.py", "--config", ...)`: run a command in this process; returns its exit code and output."""
     from transformer.__main__ import main
     from transformer.command_line import run
     from transformer.jobs import evaluate, train
@@ -154,16 +154,16 @@ def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> Iter
 
 @pytest.fixture(scope="session")
 def environment(cache: Path) -> dict[str, str]:
-    """For commands in processes of their own: the project importable, one device, this cache."""
+    """Environment variables for commands in separate processes: project on the path, one CPU device, this cache."""
     environment = dict(os.environ)
-    if environment.get("XLA_FLAGS") != HURRIED:  # others may ask for more devices
+    if environment.get("XLA_FLAGS") != HURRIED:  # other flags may ask for more devices
         environment.pop("XLA_FLAGS", None)
     return environment | {"PYTHONPATH": str(Path(__file__).parents[1]), "JAX_PLATFORMS": "cpu"}
 
 
 @pytest.fixture
 def full_after() -> Callable[[int], AbstractContextManager[None]]:
-    """`with full_after(n)`: no file can grow beyond n bytes, as on a disk that is full then; a last write is cut."""
+    """`with full_after(n)`: no file can grow beyond n bytes, as on a full disk; the last write is cut."""
 
     @contextlib.contextmanager
     def full_after(size: int) -> Iterator[None]:
@@ -179,7 +179,7 @@ def full_after() -> Callable[[int], AbstractContextManager[None]]:
 
 @pytest.fixture
 def report(record_property) -> Callable[[str], None]:
-    """Print a line at the end of the test run, whichever process the test runs in."""
+    """`report(line)`: print a line at the end of the test run, from any worker."""
     return lambda line: record_property("report", line)
 
 

@@ -1,6 +1,6 @@
-"""A second task: reverse rows of digits. It is judged by the share of wrong digits, so lower is better.
+"""A second task: reverse rows of digits. Its score is the share of wrong digits: lower is better.
 
-It needs this file and a row in `config.RUNS` and `tasks.TASKS` each.
+It needs only this file, a row in `config.RUNS` and a row in `tasks.TASKS`.
 """
 
 import dataclasses
@@ -76,11 +76,14 @@ class Reversal:
         return cls(config)
 
     @staticmethod
+    def check_cache(config: Config) -> None: ...
+
+    @staticmethod
     def check(config: Config, workdir: str) -> None:
         check_start(config, workdir, build(config.model.with_vocabulary(VOCABULARY)))
 
     @staticmethod
-    def resumed(config: Config, there: Config) -> Config:
+    def resumed(config: Config, stored: Config) -> Config:
         return config
 
     def prepare(self) -> None: ...
@@ -107,7 +110,7 @@ class Reversal:
         yield "dev_wrong", self.wrong(params)
 
     def wrong(self, params: Any) -> float:
-        """The share of digits that are not the likeliest ones, each after the right ones before it."""
+        """The share of wrong digits, each predicted after the right ones before it (teacher forcing)."""
         source, target = rows(10**6, 0, 64, self.config.length).values()
         before = np.pad(target[:, :-1], ((0, 0), (1, 0)), constant_values=BOS)
         return float(np.mean(np.argmax(self._logits(params, source, before), axis=-1) != target))

@@ -53,7 +53,7 @@ def refused(call, program: str, *arguments) -> str:
 def test_print_config_prints_the_config_as_json(call) -> None:
     assert show(call) == runpy.run_path(QUICKSTART)["config"]
     done = call("train.py", "--config", QUICKSTART, "--print-config")
-    assert list(json.loads(done.out)) == ["model", "data", "train", "mesh", "decode", "evaluate"]
+    assert list(json.loads(done.out)) == ["task", "model", "data", "train", "mesh", "decode", "evaluate"]
     assert done.out == to_json(runpy.run_path(QUICKSTART)["config"])
 
 
@@ -104,7 +104,7 @@ def test_an_unknown_name_stops_with_the_nearest_known_ones(call) -> None:
     assert "did you mean --train.steps" in refused(call, "train.py", *arguments, "--steps", 3)
     assert "did you mean --workdir" in refused(call, "train.py", "--config", QUICKSTART, "--workdr", "x")
     assert "did you mean --print-config" in refused(call, "train.py", *arguments, "--print_config")
-    assert "--help names every option" in refused(call, "train.py", *arguments, "--qqqqqq")
+    assert "--help lists every option" in refused(call, "train.py", *arguments, "--qqqqqq")
 
 
 @pytest.mark.parametrize(
@@ -141,7 +141,7 @@ def test_a_wrong_value_is_told_in_one_line(call, arguments: str, told: str) -> N
             "--config configs --workdir x",
             "--config configs: a folder; name a config file, such as",
         ),
-        ("train.py", "--config /dev/null --workdir x", "--config /dev/null: no regular file"),
+        ("train.py", "--config /dev/null --workdir x", "--config /dev/null: not a regular file"),
         ("evaluate.py", "", "--workdir is missing"),
         ("evaluate.py", "--workdir nowhere", "nowhere: no complete checkpoint there"),
         ("evaluate.py", "--workdir nowhere --source a", "a: no such file"),
@@ -155,14 +155,14 @@ def test_a_wrong_value_is_told_in_one_line(call, arguments: str, told: str) -> N
         ("transformer", "translate --decode.beam_size 1 nowhere", "the workdir comes first"),
         ("transformer", "average", "workdir"),
         ("transformer", "average nowhere", "nowhere: no complete checkpoint there"),
-        ("transformer", "average nowhere --last 0", "argument --last: '0' is no whole number from 1 to 1000000; "),
-        ("transformer", "average nowhere --last 99999999", "argument --last: '99999999' is no whole number from 1 to"),
+        ("transformer", "average nowhere --last 0", "argument --last: '0' is not a whole number from 1 to 1000000; "),
+        ("transformer", "average nowhere --last 99999999", "argument --last: '99999999' is not a whole number from"),
         ("transformer", "translate nowhere --checkpoint ² --checkpoint 3", "--checkpoint is given twice"),
         ("transformer", "average nowhere --last two", "'two'"),
         ("transformer", "describe", "--config is missing"),
         ("transformer", "describe --config configs/quickstart.py --model.d_modle 3", "did you mean --model.d_model"),
         ("transformer", "describe --config configs/quickstart.py --model.heads 3", "model.heads = 3: must divide"),
-        ("transformer", "trnslate x", "unknown verb 'trnslate'; there are translate, score, average, "),
+        ("transformer", "trnslate x", "unknown verb 'trnslate'; the verbs are translate, score, aver"),
     ],
 )
 def test_a_users_mistake_is_one_line(call, monkeypatch, program: str, arguments: str, told: str) -> None:
@@ -287,9 +287,9 @@ def test_a_broken_config_file_is_told_in_one_line(call, tmp_path: Path, text: st
 @pytest.mark.parametrize(
     ("content", "told"),
     [
-        (gzip.compress(b"config = 1"), "packed by gzip, not a config file; unpack it first: gzip -dc "),
-        (bz2.compress(b"config = 1"), "packed by bzip2, not a config file; unpack it first: bzip2 -dc "),
-        (b"\x28\xb5\x2f\xfd\x04\x00", "packed by zstd, not a config file; unpack it first: zstd -d "),
+        (gzip.compress(b"config = 1"), "compressed by gzip, not a config file; decompress it first: gzip -dc "),
+        (bz2.compress(b"config = 1"), "compressed by bzip2, not a config file; decompress it first: bzip2 -dc "),
+        (b"\x28\xb5\x2f\xfd\x04\x00", "compressed by zstd, not a config file; decompress it first: zstd -d "),
         (b"PK\x03\x04" + bytes(40), "a zip archive, not a config file; unpack it first (unzip "),
         ("config = 1\n".encode("utf-16"), "UTF-16, not a config file; convert it first: iconv -f utf-16 -t utf-8 "),
         (b"<html><body>404</body></html>", "a page of HTML, not a config file; did a download go wrong?"),
@@ -359,7 +359,7 @@ def test_help_of_the_commands_that_translate_names_every_option(call, program, v
     # How score, log-probability and length are related.
     assert "'paper' = ((5 + length) / 6)^alpha, 'fairseq' = length^alpha, 'none' = 1." in said
     # Which weights give the alignment.
-    aligned = "cross-attention of the last decoder layer but one, averaged over its heads"
+    aligned = "cross-attention weight in the last decoder layer but one, averaged over heads"
     assert (aligned in said) == (program == "transformer")
 
 
@@ -533,7 +533,7 @@ def test_standard_input_is_opened_by_its_content(call, trained, monkeypatch, tmp
     assert out[0].count("\n") == 2 and out == out[:1] * 4
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\x28\xb5\x2f\xfd" + bytes(100))))
     told = refused_after_log(call, "transformer", "translate", trained)
-    assert told == "error: standard input: packed by zstd, not plain text; unpack it first: zstd -d FILE"
+    assert told == "error: standard input: compressed by zstd, not plain text; decompress it first: zstd -d FILE"
 
 
 def test_training_refuses_a_pipe_at_once(call, tiny, tmp_path: Path) -> None:
@@ -606,7 +606,7 @@ def test_mistakes_are_told_before_the_model_is_loaded(call, trained, monkeypatch
         (("--share", "0/2"), "--share needs both"),
         ((*files, "--share", "2/2"), "--share 2/2: must be I/N"),
         (("--input", tmp_path / "no", *files[2:]), "/no: No such file or directory"),
-        (("--input", tmp_path / "in.zst", *files[2:]), "/in.zst: packed by zstd, not plain text; unpack it first: "),
+        (("--input", tmp_path / "in.zst", *files[2:]), "/in.zst: compressed by zstd, not plain text; decompress"),
         ((*files[:3], tmp_path / "in"), "/in exists; name another file"),
         ((*files[:3], tmp_path / "no/out"), "/no/out: there is no folder"),
     ):
@@ -670,4 +670,4 @@ def test_devices_that_are_not_there_are_told_in_one_line(environment, tmp_path: 
     assert (done.returncode, done.stdout) == (2, "")
     error = done.stderr.splitlines()[-1]
     assert error.startswith(f"error: JAX cannot use the devices that JAX_PLATFORMS={platforms} asks for (")
-    assert reason in error and error.endswith("set JAX_PLATFORMS=cpu to do without")
+    assert reason in error and error.endswith("set JAX_PLATFORMS=cpu to run on the CPU")

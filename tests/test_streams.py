@@ -126,8 +126,8 @@ def test_a_pipe_that_does_not_wait_loses_nothing(environment, tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("error", "code", "told"),
     [
-        ("OSError(errno.ENOSPC, 'No space left', 'a/file')", 2, "error: a/file: No space left; mend that, then run"),
-        ("PermissionError(errno.EACCES, 'Permission denied', 'a')", 2, "error: a: Permission denied; mend that"),
+        ("OSError(errno.ENOSPC, 'No space left', 'a/file')", 2, "error: a/file: No space left; fix that, then run"),
+        ("PermissionError(errno.EACCES, 'Permission denied', 'a')", 2, "error: a: Permission denied; fix that"),
         ("MemoryError()", 2, "error: memory ran out (MemoryError); end other programs"),
         ('RuntimeError("can\'t start new thread")', 2, "error: memory ran out (RuntimeError: can't start new thread)"),
         ("__import__('pathlib').Path('~no-such-user/x').expanduser()", 2, "error: a path begins with ~, but that home"),

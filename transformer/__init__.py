@@ -24,6 +24,8 @@ from transformer.config import (
     UserError,
 )
 
+__version__ = "0.1.0"
+
 _LAZY = {
     "EncoderDecoder": "transformer.model",
     "Model": "transformer.model",

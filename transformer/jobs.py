@@ -1,4 +1,4 @@
-"""The command lines of train.py and evaluate.py."""
+"""The programs behind train.py and evaluate.py, for any task."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from transformer.tasks import TASKS
 log = logging.getLogger("transformer")
 
 
-SMALLER = (
+LESS_TO_TRAIN = (
     "lower train.batch_tokens in a new run; or, for the same updates, raise train.accumulate (--batch auto finds how "
-    "far) or set --train.remat True, which a run may go on with; if it came while tokenising, set --data.workers 1"
+    "far) or set --train.remat True, with which a run can resume; if this came while tokenising, set --data.workers 1"
 )
-LESS = "give lower --decode.batch_tokens, --decode.batch_sentences or --decode.streams"
+LESS_TO_DECODE = "give lower --decode.batch_tokens, --decode.batch_sentences or --decode.streams"
 
 
-@enough_memory(SMALLER)
+@enough_memory(LESS_TO_TRAIN)
 def train(arguments: Sequence[str]) -> None:
-    """train.py: train, or with --print-config or --dry-run only show what would run."""
+    """train.py: train; with --print-config or --dry-run only show what would run. Raises `UserError`."""
     options, rest, config = configured(_train_parser(), arguments)
     if config is None:
         raise UserError("--config is missing; for a first run: --config configs/quickstart.py")
@@ -45,41 +45,43 @@ def train(arguments: Sequence[str]) -> None:
         raise UserError("--batch auto chooses train.accumulate itself; leave one of the two out")
     if options.dry_run and options.process not in (None, "0/1"):
         raise UserError("--dry-run is for a single process; leave out --process and --coordinator")
-    if options.deterministic:  # read when JAX looks for its devices, which is later
+    if options.deterministic:  # JAX reads it when it finds its devices, below
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_deterministic_ops=true".strip()
     from transformer.training import processes
 
     processes.start(options.coordinator, options.process)
+    task = TASKS[config.task]()
+    with processes.all_or_none():
+        task.check_cache(config)  # before JAX opens its own cache there
     set_up_jax()
     if options.deterministic:
         refuse_indeterminate(config)
-    task = TASKS[config.task]()
     with processes.all_or_none():
         task.check(config, options.workdir)
     if options.dry_run:
         from transformer.training.fit import dry_run
 
-        made = task.build(config)
-        dry_run(fitting(made) if options.batch else made, options.workdir)
+        built = task.build(config)
+        dry_run(fewest_micro_batches(built) if options.batch else built, options.workdir)
     else:
         _train(task, config, options, profile)
 
 
 def _train_parser() -> Parser:
-    parser = Parser("train.py", "Train a model, or go on with one: the same command again resumes.", add_help=False)
-    parser.add_argument("--config", metavar="FILE", help="a config file, such as configs/quickstart.py")
-    parser.add_argument("--workdir", metavar="DIR", help="where checkpoints, log and tokenizer go; local or gs://")
-    parser.add_argument("--print-config", action="store_true", help="print what would run, as JSON, and stop")
+    parser = Parser("train.py", "Train a model. The same command again resumes the run.", add_help=False)
+    parser.add_argument("--config", metavar="FILE", help="a config file, or the name of a ready one: quickstart")
+    parser.add_argument("--workdir", metavar="DIR", help="folder for checkpoints, log and tokenizer; local or gs://")
+    parser.add_argument("--print-config", action="store_true", help="print the complete config as JSON, and stop")
     parser.add_argument(
         "--dry-run",
         action="store_true",
-        help="build everything, compile the largest shapes, take one step, save, restore, decode two sentences, "
-        "print memory and a time estimate, and stop; the workdir stays untouched",
+        help="build everything, compile the largest shapes, run one update, save, restore, decode two sentences, "
+        "print memory and a time estimate, and stop; does not change the workdir",
     )
     parser.add_argument(
         "--batch",
         choices=["auto"],
-        help="auto: as few micro-batches (train.accumulate) as fit a device's memory, found by compiling",
+        help="auto: compile to find the fewest micro-batches (train.accumulate) that fit a device's memory",
     )
     parser.add_argument(
         "--profile", metavar="A:B", help="write a trace of updates A to B to WORKDIR/profile, for xprof or Perfetto"
@@ -87,48 +89,48 @@ def _train_parser() -> Parser:
     parser.add_argument(
         "--deterministic",
         action="store_true",
-        help="on a GPU: the same bits each time, by slower kernels (not with model.attention_kernel cudnn); on a CPU "
-        "they are the same anyway, with the same number of cores",
+        help="on a GPU: the same bits in each run, with slower kernels (not with model.attention_kernel cudnn); on a "
+        "CPU with the same number of cores they are the same without this option",
     )
     _process_options(parser)
     parser.add_argument(
         "--wait-minutes",
         type=whole(0),
         default=60,
-        help="how long the others wait for process 0 to tokenise (default 60)",
+        help="how long other processes wait for process 0 to tokenise (default 60)",
     )
     return parser
 
 
 def _train(task: Any, config: Any, options: argparse.Namespace, profile: tuple[int, int] | None) -> None:
-    """Train in the workdir, which no other run may use meanwhile."""
+    """Train in the workdir, and lock it against other runs."""
     from transformer.training import loop, processes
     from transformer.training.start import hold, refuse_other_config
 
     with contextlib.ExitStack() as stack:
         stack.enter_context(processes.together())
         lock = None
-        stack.enter_context(enough_memory(SMALLER))  # inside, as the other processes are to be told
-        there = config_there(options.workdir)
-        if there is not None and type(there) is type(config):
-            config = task.resumed(config, there)
-        found = there is not None and options.batch
-        if found:
-            config = with_micro_batches(config, there.train.accumulate)
+        stack.enter_context(enough_memory(LESS_TO_TRAIN))  # inside, so that the other processes get its message
+        stored = stored_config(options.workdir)
+        if stored is not None and type(stored) is type(config):
+            config = task.resumed(config, stored)
+        keep_micro_batches = stored is not None and options.batch
+        if keep_micro_batches:
+            config = with_micro_batches(config, stored.train.accumulate)
         with processes.all_or_none():
             refuse_other_config(config, options.workdir)
             if processes.first():
                 lock = stack.enter_context(hold(options.workdir))
         with processes.in_turn("the tokenizer and the tokenised text", 60.0 * options.wait_minutes):
-            made = task.build(config, options.workdir)
-            made.prepare()
-        if options.batch and not found:
-            made = fitting(made)
-        loop.train(made, options.workdir, profile=profile, lock=lock)
+            built = task.build(config, options.workdir)
+            built.prepare()
+        if options.batch and not keep_micro_batches:
+            built = fewest_micro_batches(built)
+        loop.train(built, options.workdir, profile=profile, lock=lock)
 
 
 def refuse_indeterminate(config: Any) -> None:
-    """Raise `UserError` where a model's kernel fails under deterministic operations."""
+    """Raise `UserError` if the model's attention kernel fails under deterministic operations."""
     import jax
 
     model = config.model
@@ -139,16 +141,16 @@ def refuse_indeterminate(config: Any) -> None:
         )
 
 
-def fitting(task: Any) -> Any:
-    """The task with as many micro-batches as memory asks for."""
+def fewest_micro_batches(task: Any) -> Any:
+    """The task with the fewest micro-batches that fit memory."""
     from transformer.training.fit import accumulation
 
     task.prepare()
     return task.cut_into(accumulation(task.cut_into))
 
 
-def config_there(workdir: str) -> Any:
-    """The config of the run in a workdir; None if there is none, or nothing readable."""
+def stored_config(workdir: str) -> Any:
+    """The config of the run in a workdir; None if there is none or it can't be read."""
     from transformer.checkpoint import Checkpoints
     from transformer.training.start import config_of
 
@@ -158,7 +160,7 @@ def config_there(workdir: str) -> Any:
 
 
 def _span(text: str | None) -> tuple[int, int] | None:
-    """'10:15' as two numbers."""
+    """'10:15' as two numbers. Raises `UserError` for anything else."""
     if text is None:
         return None
     numbers = [whole_number(number) for number in text.split(":")]
@@ -171,14 +173,14 @@ def _process_options(parser: Parser) -> None:
     parser.add_argument(
         "--process",
         metavar="I/N",
-        help="this is process I of N (from 0) that work together; jobs of SLURM, Cloud TPU and GKE need not say so",
+        help="number of this process (from 0) and of all; not needed in jobs of SLURM, Cloud TPU and GKE",
     )
-    parser.add_argument("--coordinator", metavar="HOST:PORT", help="where they meet: a free port of process 0's host")
+    parser.add_argument("--coordinator", metavar="HOST:PORT", help="a free port on the host of process 0")
 
 
-@enough_memory(LESS)
+@enough_memory(LESS_TO_DECODE)
 def evaluate(arguments: Sequence[str]) -> None:
-    """evaluate.py: translate a test set and score it."""
+    """evaluate.py: translate a test set and score it. Raises `UserError`."""
     parser = Parser("evaluate.py", "Translate a test set by beam search and score it with sacreBLEU.", add_help=False)
     parser.add_argument("--workdir", metavar="DIR", help="the workdir of a training run")
     parser.add_argument(
@@ -189,20 +191,20 @@ def evaluate(arguments: Sequence[str]) -> None:
         metavar="FILE",
         action="append",
         default=[],
-        help="their reference translations, line by line; may be repeated, for several references of each sentence; "
-        "left out if the source is a .tsv or .jsonl with both sides",
+        help="reference translations of --source, line by line; repeat it for several references a sentence; leave it "
+        "out if the source is a .tsv or .jsonl with both sides",
     )
     parser.add_argument(
-        "--checkpoint", help="best, last, average or a step; default: the average if made, else the best"
+        "--checkpoint", help="best, last, average or a step; default: the average if any, else the best"
     )
-    parser.add_argument("--against", metavar="DIR", help="another workdir: sacreBLEU's paired bootstrap of the two")
+    parser.add_argument("--against", metavar="DIR", help="another workdir: sacreBLEU's paired bootstrap test of both")
     parser.add_argument("--json", action="store_true", help="print one JSON object on standard output")
     _process_options(parser)
-    parser.add_argument("-h", "--help", action="store_true", help="show this and stop")
+    parser.add_argument("-h", "--help", action="store_true", help="show this help and stop")
     options, rest = parser.parse_known_args(arguments)
     if options.help:
         parser.print_help()
-        print("\nDecoding and scoring, by default as in the workdir's config:\n")
+        print("\nDecoding and scoring (default: the values in the workdir's config):\n")
         evaluate_options(Config(), ["--help"], "evaluate.py")
     if not options.workdir:
         raise UserError("--workdir is missing")
@@ -212,8 +214,8 @@ def evaluate(arguments: Sequence[str]) -> None:
     check_given(options.source, options.reference)
     processes.start(options.coordinator, options.process)
     set_up_jax()
-    there = config_there(options.workdir)
-    task = TASKS[Config.task if there is None else there.task]()
+    stored = stored_config(options.workdir)
+    task = TASKS[Config.task if stored is None else stored.task]()
     with unchanged(options.workdir) as check:
         result = task.score(
             options.workdir,
@@ -224,14 +226,14 @@ def evaluate(arguments: Sequence[str]) -> None:
             options=lambda config: evaluate_options(config, rest, "evaluate.py", parser.options()),
         )
         if processes.first():
-            _hand_over(result, list(task.lines_of(result)), options.workdir, check, as_json=options.json)
+            _print_and_store(result, list(task.lines_of(result)), options.workdir, check, as_json=options.json)
 
 
-def _hand_over(
+def _print_and_store(
     result: dict[str, Any], lines: Sequence[str], workdir: str, check: Callable[[], None], *, as_json: bool
 ) -> None:
-    """Print a result, or its lines, and store it in the workdir. Neither is lost where the other fails; `check` is as
-    for `store`."""
+    """Print a result (as JSON, or `lines`) and store it in the workdir. If one fails, the other still happens; if both
+    fail, the log gets the lines. `check`: see `store`."""
     from transformer.tasks.scoring import store
 
     printed = False

@@ -75,11 +75,11 @@ def test_a_toy_taken_apart(profile, environment) -> None:
     assert done.returncode == 0, done.stderr
     rows = json.loads(done.stdout)
     for dtype in profile.DTYPES:
-        own = {row["part"]: row for row in rows if row["dtype"] == dtype}
+        of_dtype = {row["part"]: row for row in rows if row["dtype"] == dtype}
         # What reads off the hypotheses is too short to be seen each time.
-        assert set(own) | {profile.OTHERS} == set(profile.ORDER), dtype
-        assert sum(row["share"] for row in own.values()) == pytest.approx(1, abs=0.01)
-        assert all(row["ms_a_step"] >= 0 for row in own.values())
+        assert set(of_dtype) | {profile.OTHERS} == set(profile.ORDER), dtype
+        assert sum(row["share"] for row in of_dtype.values()) == pytest.approx(1, abs=0.01)
+        assert all(row["ms_a_step"] >= 0 for row in of_dtype.values())
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from transformer.training.feed import iterate
 
 
 class Pairs:
-    """A token store in memory. Every piece of pair i is first + i, so that a row tells where it came from."""
+    """A token store in memory. Every piece of pair i is first + i, which identifies the pair in a batch."""
 
     path = Path("nowhere")
 
@@ -58,7 +58,7 @@ SETUPS = [
     {"n": 1000},
     {"n": 1000, "batch_tokens": 2000, "accumulate": 2},
     {"n": 1003, "accumulate": 3, "n_buckets": 1},
-    {"n": 997, "batch_tokens": 64},  # the least that holds the longest
+    {"n": 997, "batch_tokens": 64},  # the smallest budget that fits the longest sentence
     {"n": 5, "batch_tokens": 25_000},
     {"n": 1, "n_buckets": 20},
     {"n": 300, "batch_tokens": 4096, "n_buckets": 64, "accumulate": 4},
@@ -136,7 +136,7 @@ def test_buckets_are_the_best_there_are():
             chosen = length_buckets(source, target, n)
             assert positions(chosen) == best and len(chosen) <= n and list(chosen) == sorted(set(chosen))
     long = length_buckets(np.array([3, 70, 130]), np.array([2, 60, 131]), 9)
-    assert long == (4, 72, 136)  # fours up to 64, then eights
+    assert long == (4, 72, 136)  # multiples of 4 up to 64, then of 8
 
 
 def test_dropped_pairs_are_counted_by_reason():
@@ -174,7 +174,7 @@ def test_order_rests_on_seed_epoch_and_step_alone():
     assert order(one, (0,)) != order(one, (1,)) != order(one, (2,))
     assert order(one, (0,)) != order(make(pairs, seed=2), (0,))
     assert one.locate(0) == (0, 0) and one.locate(n - 1) == (0, n - 1) and one.locate(2 * n + 3) == (2, 3)
-    # Batches are not the same groups of pairs in another order, nor sorted by length.
+    # Another epoch has other groups of pairs, not the same in another order. Batches are not sorted by length.
     assert not {frozenset(map(tuple, b)) for b in order(one, (0,))} & {
         frozenset(map(tuple, b)) for b in order(one, (1,))
     }
@@ -183,7 +183,7 @@ def test_order_rests_on_seed_epoch_and_step_alone():
 
 
 def test_order_is_the_same_in_every_version_of_numpy():
-    """A run resumed after an upgrade goes on in the same order; another digest would break that silently."""
+    """A run resumed after an upgrade of numpy keeps its order. A changed digest would break this silently."""
     number = np.arange(500)
     batches = make(Pairs(3 + number * 7919 % 50, 3 + number * 104729 % 50), seed=7, n_buckets=3, max_ratio=99)
     rows = np.concatenate([batches.lines(step) for step in range(3 * batches.batches_per_epoch)])
@@ -193,7 +193,7 @@ def test_order_is_the_same_in_every_version_of_numpy():
 
 def test_rows_name_cache_and_line():
     stores = [random_pairs(50, 1, first=1000), random_pairs(70, 2, first=2000), random_pairs(9, 3, first=3000)]
-    stores[0].source_lengths[7] = 0  # dropped: the numbers of the others stay
+    stores[0].source_lengths[7] = 0  # dropped: the indices of the others stay
     stores[0] = Pairs(stores[0].source_lengths, stores[0].target_lengths, 1000)
     batches = make(stores)
     assert batches.kept == 128
@@ -224,7 +224,7 @@ def test_weights():
             assert expected <= len(extra) <= expected + 4
             drawn.append(extra)
         assert sum(counts.values()) == sum(len(rows) for rows in order(batches, (e,)))
-    assert len(set(map(frozenset, drawn))) == 8  # fresh in each epoch
+    assert len(set(map(frozenset, drawn))) == 8  # drawn anew in each epoch
     everything = set().union(*drawn[1::2])
     assert len(everything) > 170  # 1 - 1/16 of 200 are expected
 
@@ -235,7 +235,7 @@ def test_iterate_yields_the_batches_in_order_under_any_number_of_threads(threads
     start, stop = batches.batches_per_epoch - 3, batches.batches_per_epoch + 9  # over the end of an epoch
     iterator = iterate(batches.__getitem__, start=start, stop=stop, threads=threads, prefetch=6)
     for step in range(start, stop):
-        assert iterator.get_state() == {"next_index": step}  # the consumer's place, not the threads'
+        assert iterator.get_state() == {"next_index": step}  # the position of the consumer, not of the threads
         batch = next(iterator)
         assert all(np.array_equal(batch[side], batches[step][side]) for side in ("source", "target"))
     assert next(iterator, None) is None
@@ -285,11 +285,11 @@ def test_evaluation_has_every_pair_once_shortest_first():
             assert (np.diff([longest, *lengths]) >= 0).all()
             longest = lengths[-1]
         assert seen == 337 and longest == 901 and len(shapes) <= n_buckets
-        short = list(evaluation_batches(pairs, batch_tokens=budget, n_buckets=n_buckets, most=900))
-        assert sum((batch["source"][:, 0] != PAD).sum() for batch in short) == 336  # all but one
+        short = list(evaluation_batches(pairs, batch_tokens=budget, n_buckets=n_buckets, max_length=900))
+        assert sum((batch["source"][:, 0] != PAD).sum() for batch in short) == 336  # all except one
         assert max(max(batch["source"].shape[1], batch["target"].shape[1]) for batch in short) < 900
     assert too_long(pairs, 900).tolist() == [3] and not len(too_long(pairs, 901))
-    assert list(evaluation_batches(pairs, batch_tokens=512, n_buckets=4, most=0)) == []
+    assert list(evaluation_batches(pairs, batch_tokens=512, n_buckets=4, max_length=0)) == []
     assert list(evaluation_batches(Pairs([], []), batch_tokens=512, n_buckets=4)) == []
     [only] = evaluation_batches(Pairs([0], [0]), batch_tokens=512, n_buckets=4)
     assert only["source"][0].tolist() == [EOS, PAD, PAD, PAD] and not only["source"][1:].any()

@@ -1,4 +1,4 @@
-"""The default rule of cleaning: what it does to single texts, and that it does so everywhere alike."""
+"""The default cleaning rule: its effect on single texts, and that all users of the rule agree."""
 
 import gzip
 import json
@@ -48,7 +48,7 @@ def trained():
         *[(f"{c}a{c}b {c} c{c}", "ab c") for c in NOTHING],
         ("\uff28\uff45 \ufb01 \u2460 10\u00b2 \u2026", "He fi 1 102 ..."),
         ("e\u0301 \u1112\u1161\u11ab e\u0302\u0323", "\u00e9 \ud55c \u1ec7"),
-        ("e\u200b\u0301", "\u00e9"),  # what is removed no longer keeps them apart
+        ("e\u200b\u0301", "\u00e9"),  # the removed character no longer separates them
         ("Auf\u200clage \u200d a\u200db", "Auflage ab"),
         ("\u0645\u06cc\u200c\u062e\u0648", "\u0645\u06cc\u200c\u062e\u0648"),  # Persian
         ("\u0645\u06cc\u200c\u200b\u200c\u062e", "\u0645\u06cc\u200c\u062e"),
@@ -89,7 +89,7 @@ def test_a_target_changes_in_composition_and_white_space_alone(text):
 @settings(deadline=None)
 @given(TEXT)
 def test_a_source_keeps_what_shows(text):
-    """Of its compatibility form all but white space, and format and control characters."""
+    """Cleaning keeps all visible characters of the compatibility form."""
 
     def shown(text):
         letters = [c for c in unicodedata.normalize("NFKD", text) if not c.isspace() and c.isprintable()]
@@ -105,7 +105,7 @@ def test_a_source_keeps_what_shows(text):
 def test_a_prefix_keeps_what_the_model_writes(text, known):
     clean = cleaning.prefix(text, known)
     words = clean.removesuffix(" ")
-    behind = cleaning.prefix(f"{text}x", {*known, "x"})  # what stands there when the text goes on
+    behind = cleaning.prefix(f"{text}x", {*known, "x"})  # the same prefix when the text goes on
     assert clean == behind.removesuffix("x") and words == words.rstrip()
     assert cleaning.prefix(clean, known) == clean
     assert cleaning.prefix(f"{text} ", known) == (f"{words} " if words else "")
@@ -136,7 +136,7 @@ def test_marks_in_any_number_are_sorted_in_linear_time():
         assert rule(few) == unicodedata.normalize(form, few)
         start = time.process_time()
         assert rule(many).count("\u0301") == 400_000
-        assert time.process_time() - start < 20  # sorted by insertion they take half an hour
+        assert time.process_time() - start < 20  # an insertion sort takes half an hour
 
 
 def test_the_cases_of_white_space_are_one_source(trained):
@@ -157,12 +157,12 @@ def test_the_cases_of_white_space_are_one_source(trained):
 @given(TEXT)
 @example("\ufdfa")
 def test_the_model_file_alone_cleans_alike(trained, text):
-    """Other programs have the file and not our code. A table without context keeps joiners and tags, and it looks at no
-    more than the composition of one character."""
+    """Other programs have the model file without our code. Its table has no context: it keeps joiners and tags, and
+    composes one character at a time. The test skips such texts."""
     marks = sum(unicodedata.combining(c) > 0 for c in unicodedata.normalize("NFKD", text))
     if re.search("[\u200c\u200d\u180e\U000e0001\U000e0020-\U000e007f\x00]", text) or marks > 1:
         return
-    # A joiner or mark that meets its letter only when what stood between is gone.
+    # Skip texts in which a joiner or mark meets its letter only after the characters between them are removed.
     if unicodedata.normalize("NFKC", "".join(map(cleaning.source, text))) != "".join(map(cleaning.source, text)):
         return
     for side in ("source", "target"):
@@ -215,7 +215,7 @@ def test_a_normalizer_is_replaced_and_nothing_else(trained):
 
 def test_characters_that_no_piece_holds_are_counted(trained):
     assert trained.unknown(["the dog", "", "\uff44og\u200b 10 \u00b2"], 1) is None
-    # Only the target had U+00B2, and the source's is 2.
+    # Only targets had U+00B2; in a source it becomes 2, which is known.
     assert trained.unknown(["the \u6f22", "dog", "\u6f22\u0416\u0301 \U0001f600"], 7) == (
         "line 7: the first of 2 such lines; 5 characters were never seen in training: "
         "\u6f22 (U+6F22), \u0416 (U+0416), U+0301, \U0001f600 (U+1F600)"
@@ -240,14 +240,14 @@ def test_training_reads_each_side_by_its_rule(tmp_path):
     tokens = tokenize(parallel, made, folder=tmp_path, workers=1)
     assert made.decode([tokens.source(i) for i in range(3)]) == ["dog m2", "the dog", ""]
     assert made.decode([tokens.target(i) for i in range(3)]) == ["der Hund 10 m\u00b2", "das Tier", "nichts"]
-    # Another rule is another tokenizer, and other tokens under another name.
+    # Another rule gives another tokenizer, and another token store with another key.
     plain = tokenizer(DataConfig(vocab_size=300, cache_dir=str(tmp_path), normalization="identity"), (parallel,))
     assert plain.sha256 != made.sha256 and "\uff44" in plain.characters
     assert tokenize(parallel, plain, folder=tmp_path, workers=1).text != tokens.text
 
 
 def test_text_that_is_clean_gives_the_same_pieces_as_without_a_rule(trained):
-    """So nothing changes for text such as the quickstart's."""
+    """So the rule changes nothing for clean text such as the quickstart's."""
     lines = [f"the dog {i} runs" for i in range(50)]
     clean, plain = (Tokenizer.train(lines, vocab_size=290, normalization=name) for name in ("clean", "identity"))
     assert [clean.piece(i) for i in range(290)] == [plain.piece(i) for i in range(290)]

@@ -30,7 +30,7 @@ def pieces() -> Tokenizer:
 
 @pytest.fixture(scope="module")
 def made(pieces, tmp_path_factory):
-    """`made(pairs)`: their tokens."""
+    """`made(pairs)` returns their token store."""
     folder: Path = tmp_path_factory.mktemp("held_out")
 
     def made(text: Pairs) -> TokenStore:
@@ -45,7 +45,7 @@ def held_out(made, name: str, text: Pairs) -> HeldOut:
     return HeldOut(name, made(text), *map(list, zip(*text, strict=True)))
 
 
-# ---- What was trained on --------------------------------------------------------------------------------------------
+# ---- Pairs of the training text --------------------------------------------------------------------------------------
 
 SIDE = st.sampled_from(["", "red", "red cat", "red dog", "big red cat", "x", "Haus", "house house house house"])
 TEXT = st.lists(st.tuples(SIDE, SIDE), min_size=1, max_size=12)
@@ -72,7 +72,7 @@ def test_nothing_is_said_of_other_text(made) -> None:
     train = [Named("train", made(pairs(300)))]
     dev, test = held_out(made, "dev", pairs(20, 1)), held_out(made, "test", pairs(20, 2))
     assert list(held_out_doubts(train, dev, test)) == list(held_out_doubts(train, None, None)) == []
-    # One pair of twenty may be there by chance.
+    # One pair of twenty may occur by chance.
     assert list(held_out_doubts(train, held_out(made, "dev", [*pairs(19, 1), pairs(1)[0]]), None)) == []
 
 
@@ -102,7 +102,7 @@ def test_a_test_set_that_chooses_the_checkpoint_is_told(made) -> None:
         (["a"] * 3, ["", " ", "\u3000"], ["3 of 3 references are blank"]),
         (["a", "b", "c"], ["x", "", "z"], ["1 of 3 references are blank"]),
         (["", ""], ["", ""], ["2 of 2 references are blank"]),
-        (["a", ""], ["x", ""], []),  # a blank line for a blank line
+        (["a", ""], ["x", ""], []),  # a blank reference for a blank source
         (["a", "b"], ["x", "x "], ["2 of 2 references are the same, 'x'"]),
         ([str(i) for i in range(10)], ["x"] * 6 + list("abcd"), ["6 of 10 references are the same, 'x'"]),
         ([str(i) for i in range(10)], ["x"] * 5 + list("abcde"), []),

@@ -36,7 +36,7 @@ def pieces():
 
 @pytest.fixture
 def named(pieces, tmp_path):
-    """`named("a.tsv", pairs)`: a corpus."""
+    """`named("a.tsv", pairs)` returns a corpus."""
 
     def named(name, text):
         (tmp_path / name).write_text("".join("\t".join(pair) + "\n" for pair in text), encoding="utf-8")
@@ -57,12 +57,12 @@ def test_exchanged_columns_are_named(named):
     with pytest.raises(UserError, match=told) as error:
         doubts([bad], dev)
     assert "\n" not in str(error.value)
-    # One among others may be meant. Without a development set the largest corpus is taken at its word.
+    # One exchanged corpus among others may be intended. Without a development set, the largest corpus is the reference.
     for train, known in itertools.product(([good, bad], [bad, good]), (dev, None)):
         (line,) = doubts(train, known)
         assert re.match(told if known else told.replace("dev", "a"), line)
-        assert line.endswith("unless both directions are meant")
-    # Whichever is wrong: it may be the development set.
+        assert line.endswith("unless you want both directions")
+    # The error is symmetric: the development set may be the wrong one.
     with pytest.raises(UserError, match=r"^a\.tsv: its source reads like the target of dev\.tsv, .*in one of them"):
         doubts([good], named("dev.tsv", exchanged(pairs(20, 2))))
 
@@ -104,8 +104,8 @@ def test_a_side_given_twice(named):
     with pytest.raises(UserError, match=r"^copied\.tsv: source and target are the same text in all 100 pairs, unlike"):
         doubts([copied], dev)
     told = "copied.tsv: 100 of 102 pairs are the same text on both sides"
-    assert doubts([copied], None) == [told]  # perhaps copying is to be learned
-    assert doubts([good, copied], dev) == [told]  # some add copied text on purpose
+    assert doubts([copied], None) == [told]  # copying may be the task
+    assert doubts([good, copied], dev) == [told]  # some people add copied text on purpose
     copying = named("same.tsv", [(source, source) for source, _ in pairs(20, 2)])
     assert doubts([copied], copying) == [told, "same.tsv: 20 of 20 pairs are the same text on both sides"]
     assert doubts([good], copying) == ["same.tsv: 20 of 20 pairs are the same text on both sides"]
@@ -154,7 +154,7 @@ def real(languages):
     ],
 )
 def test_real_text(tmp_path, report, languages, vocab_size, lines):
-    """Each corpus as training text and each as development set, whole and 100 lines of it: exchanged ones are always
+    """Try each corpus as training text with each as development set, whole or 100 lines: exchanged sides are always
     found, and others never."""
     corpora = {"right": {}, "small": {}, "exchanged": {}}
     for name, paths in real(languages).items():

@@ -1,4 +1,4 @@
-"""Files are opened by what they hold: packed or not, under any name; what is no text is refused with its tool."""
+"""Files are opened by content, compressed or not, under any name; an error names the tool that converts other kinds."""
 
 import bz2
 import gzip
@@ -20,7 +20,7 @@ from transformer.config import DataConfig, UserError
 from transformer.data.compression import Damaged, compression_of
 from transformer.data.opening import open_stream, open_text, read_all
 from transformer.data.sources import corpora
-from transformer.data.text import Parallel, count_lines, fingerprint, form, read_lines, read_pairs
+from transformer.data.text import Parallel, count_lines, file_kind, fingerprint, read_lines, read_pairs
 from transformer.data.tokenizer import Tokenizer
 
 PACKED = {
@@ -61,11 +61,11 @@ TEXT = st.lists(st.one_of(ODD, st.text(max_size=8)), max_size=30).map("".join)
 def test_the_same_text_gives_the_same_lines_however_it_is_packed(tmp_path_factory, text, name):
     content = text.encode(errors="ignore")
     folder = tmp_path_factory.mktemp("packed")
-    # As text says what a line is: it ends at "\n" alone.
+    # The definition of a line in `text`: it ends at "\n" only.
     expected = content.removeprefix("\ufeff".encode()).decode().split("\n")
     expected = [line.removesuffix("\r") for line in (expected if expected[-1] else expected[:-1])]
     if content == "\ufeff".encode():
-        expected = [""]  # as `wc -l` and a last line without "\n" have it
+        expected = [""]  # as `wc -l` counts, plus a last line without "\n"
     for packing, pack in PACKINGS.items():
         path = folder / name
         path.write_bytes(pack(content))
@@ -85,7 +85,7 @@ def test_a_packed_file_that_breaks_off_names_its_line(tmp_path, packing):
         path.write_bytes(whole[:size])
         read = []
         with pytest.raises(
-            UserError, match=r"a\.en:\d+: damaged or not a (gzip|xz|bzip2) file \(it breaks off\)"
+            UserError, match=r"a\.en:\d+: damaged or not a (gzip|xz|bzip2) file \(it is truncated\)"
         ) as error:
             for line in read_lines(path):
                 read.append(line)
@@ -103,7 +103,7 @@ def test_a_damaged_file_is_named(tmp_path, packing):
     for content in (
         flipped,
         bytes(whole) + b"junk",
-        # Python's readers take the second for the end of the file.
+        # Python's readers treat a damaged second stream as the end of the file.
         bytes(whole) + bytes([whole[0] ^ 1]) + bytes(whole[1:]),
         bytes(whole) + bytes(whole[:30]),
     ):
@@ -115,7 +115,7 @@ def test_a_damaged_file_is_named(tmp_path, packing):
 
 @pytest.mark.parametrize("packing", PACKED)
 def test_few_bytes_may_hold_many_lines(tmp_path, packing):
-    """All of them come out, a part at a time."""
+    """All lines are read, in blocks."""
     (tmp_path / "a").write_bytes(PACKED[packing](b"x\n" * 5_000_000))
     assert count_lines(tmp_path / "a") == 5_000_000
 
@@ -124,7 +124,7 @@ def test_it_is_damaged_for_ever(tmp_path):
     (tmp_path / "a").write_bytes(gzip.compress(b"a\n" * 1000)[:-10])
     with open_text(tmp_path / "a") as file:
         for _ in range(2):
-            with pytest.raises(Damaged, match="breaks off"):
+            with pytest.raises(Damaged, match="is truncated"):
                 while file.read(1000):
                     pass
 
@@ -150,7 +150,7 @@ WMT21 = b"""<?xml version='1.0' encoding='utf-8'?>
 <dataset id="newstest2021"><doc origlang="en" id="d"><src lang="en"><p><seg id="1">One.</seg></p></src></doc></dataset>
 """
 FOREIGN = {
-    "zstd": (b"\x28\xb5\x2f\xfd\x04\x00", r"packed by zstd, not plain text; unpack it first: zstd -d .+$"),
+    "zstd": (b"\x28\xb5\x2f\xfd\x04\x00", r"compressed by zstd, not plain text; decompress it first: zstd -d .+$"),
     "zip": (zipped(), r"a zip archive, not plain text; unpack it first \(unzip .+\), and name a file of it$"),
     "docx": (zipped("[Content_Types].xml"), r"a document of Microsoft Office, not plain text; save it as text"),
     "odt": (zipped("mimetype", "application/vnd.oasis.opendocument.text"), r"a document of an office program"),
@@ -212,7 +212,7 @@ def test_a_tokenizer_of_another_kind_is_named_with_its_tool(tmp_path, kind):
     if kind in PACKED:
         content = PACKED[kind](b"a model")
         tool = compression_of(content)
-        told = rf"packed by {tool}, not plain text; unpack it first: {tool} -dc '.+/a b\.model' > NEW$"
+        told = rf"compressed by {tool}, not plain text; decompress it first: {tool} -dc '.+/a b\.model' > NEW$"
     elif kind in ("numpy", "png", "noise"):
         told = "not plain text; give the .model file that spm_train wrote"
     path = tmp_path / "a b.model"
@@ -223,7 +223,7 @@ def test_a_tokenizer_of_another_kind_is_named_with_its_tool(tmp_path, kind):
 
 def test_packed_twice_is_told(tmp_path):
     (tmp_path / "a.en").write_bytes(gzip.compress(bz2.compress(b"text\n")))
-    with pytest.raises(UserError, match=r"a\.en: packed twice; unpack it once, e\.g\. with gzip -d"):
+    with pytest.raises(UserError, match=r"a\.en: compressed twice; decompress it once, e\.g\. with gzip -d"):
         list(read_lines(tmp_path / "a.en"))
 
 
@@ -250,7 +250,7 @@ def test_a_hint_at_latin1_is_given_for_what_may_be_latin1(tmp_path, encoding):
     "content", ["Größe\nGr\udcf6ße\n", "Die schöne Größe der Bäume \udcff\n", "\ufeff日本語\n日\udce6\udc97 語\n"]
 )
 def test_text_in_utf8_with_a_broken_byte_is_not_to_be_converted(tmp_path, content):
-    """The rest of it would be encoded twice."""
+    """Converting would encode the valid characters twice."""
     (tmp_path / "a.en").write_bytes(content.encode(errors="surrogateescape"))
     with pytest.raises(UserError, match=r"; other letters are UTF-8, so correct this line.*iconv -c -f utf-8") as error:
         list(read_lines(tmp_path / "a.en"))
@@ -278,7 +278,7 @@ def test_zeros_and_control_characters_are_text(tmp_path):
     ],
 )
 def test_the_form_is_that_of_the_name_without_the_packing(name, kind):
-    assert form(name) == kind
+    assert file_kind(name) == kind
 
 
 @pytest.mark.parametrize("packing", PACKINGS)
@@ -291,7 +291,7 @@ def test_pairs_of_packed_rows(tmp_path, packing):
 
 
 def test_fingerprints_of_before_hold(tmp_path):
-    """Of plain and of .gz files they are those that the caches of earlier versions are kept under."""
+    """Plain and .gz files keep the fingerprints that are the keys of earlier versions' caches."""
     (tmp_path / "a.en").write_bytes(b"one\n")
     (tmp_path / "a.de").write_bytes(b"eins\n")
     (tmp_path / "a.en.gz").write_bytes(packed := gzip.compress(b"one\n", mtime=0))
@@ -309,7 +309,7 @@ def test_fingerprints_of_before_hold(tmp_path):
 
 
 def test_a_pipe_is_read_in_one_pass(tmp_path):
-    """Both sides, though whoever writes them writes one after the other, and more than a pipe holds."""
+    """Both sides, even if the program writes them one after the other, each longer than the buffer of a pipe."""
     lines = "".join(f"line {i}\n" for i in range(50_000))
     for side in ("en", "de"):
         os.mkfifo(tmp_path / side)
@@ -329,7 +329,7 @@ def test_a_pipe_is_read_in_one_pass(tmp_path):
 def test_a_stream_gives_its_first_line_before_its_second_is_there():
     reading, writing = os.pipe()
     with open(reading, "rb") as stream, open(writing, "wb", buffering=0) as target:
-        for first in (b"B\n", b"\n", b"]\n"):  # not all of them can begin what is packed
+        for first in (b"B\n", b"\n", b"]\n"):  # no compressed file begins so, though some have this first byte
             target.write(first)
             opened = open_stream(stream)
             assert opened.raw.read(100) == first

@@ -10,7 +10,7 @@ from test_batching import Pairs, make, order, random_pairs
 
 from transformer.config import EOS, PAD, DataConfig, UserError
 from transformer.data import packing
-from transformer.data.packing import pack, pack_once, room
+from transformer.data.packing import choose_row_lengths, pack, pack_cached
 
 
 def lengths(n, seed=0, longest=60):
@@ -32,13 +32,13 @@ def test_each_pair_lies_in_one_row_that_has_room_for_it(n, sides):
 
 def test_a_large_corpus_is_packed_once(monkeypatch, tmp_path, caplog):
     source, target = lengths(900)
-    monkeypatch.setattr(packing, "_WORTH_KEEPING", 900)
+    monkeypatch.setattr(packing, "_CACHED_FROM", 900)
     expected = pack(source, target, (64, 64), seed=3)
     calls = []
     monkeypatch.setattr(packing, "pack", lambda *given: calls.append(given) or pack(*given))
 
     def found(source=source, target=target, sides=(64, 64), seed=3, folder=tmp_path):
-        return pack_once(source, target, sides, seed, folder)
+        return pack_cached(source, target, sides, seed, folder)
 
     for _ in range(2):
         for ours, theirs in zip(found(), expected, strict=True):
@@ -46,13 +46,13 @@ def test_a_large_corpus_is_packed_once(monkeypatch, tmp_path, caplog):
     assert len(calls) == 1
     (folder,) = tmp_path.iterdir()
     kept = folder / "pairs.npy"
-    # Whatever the rows depend on makes another file.
+    # Everything that the rows depend on changes the name of the folder.
     found(seed=4), found(sides=(64, 65)), found(source=target, target=source)
     longer = source.copy()
     longer[0] += 1
     found(source=longer)
     assert len(calls) == 5 and len(list(tmp_path.iterdir())) == 5
-    # One that is damaged is made again; fewer pairs are not worth it; a folder that can't be written to is told.
+    # Damaged rows are packed again; few pairs are not cached; an unwritable folder gives a warning.
     found(source[:800], target[:800])
     assert len(calls) == 6 and len(list(tmp_path.iterdir())) == 5
     assert not [record for record in caplog.records if record.levelname == "WARNING"]
@@ -71,11 +71,11 @@ def test_a_large_corpus_is_packed_once(monkeypatch, tmp_path, caplog):
 
 
 def test_as_good_as_can_be_where_the_best_is_known():
-    # Halves and quarters fill rows up entirely; the emptier of two is never filled up by chance.
+    # These sizes can fill up rows exactly.
     size = np.repeat([32, 16, 8, 24, 40], [100, 200, 400, 100, 100])
     _, starts = pack(size, size, (64, 64), seed=0)
     assert size.sum() / 64 <= len(starts) - 1 <= 1.01 * size.sum() / 64
-    # What is long on one side goes with what is long on the other.
+    # Pairs with a long source share rows with pairs with a long target.
     source, target = np.repeat([48, 16], 50), np.repeat([16, 48], 50)
     assert len(pack(source, target, (64, 64), seed=0)[1]) - 1 == 50
 
@@ -93,16 +93,16 @@ def padding(source, target, sides):
 
 def test_rows_are_no_longer_than_they_need_be():
     source, target = lengths(20_000)
-    S, T = room(source, target, 1_000, seed=0)
+    S, T = choose_row_lengths(source, target, 1_000, seed=0)
     assert padding(source, target, (S, T)) < 0.03
     assert S % 8 == T % 8 == 0 and min(S, T) > 61
     assert padding(source, target, (S // 2, T // 2)) > 0.03
-    assert max(room(source, target, 100, seed=0)) <= 100  # where memory ends, more padding it is
-    S, T = room(source, 2 * target, 1_000, seed=0)
+    assert max(choose_row_lengths(source, target, 100, seed=0)) <= 100  # at the cost of more padding
+    S, T = choose_row_lengths(source, 2 * target, 1_000, seed=0)
     assert T > 1.7 * S  # both sides fill up
-    # Sentences all of one awkward length need longer rows than one of them.
+    # If all sentences have one awkward length, rows hold several of them.
     awkward = np.full(1000, 33)
-    assert min(room(awkward, awkward, 1_000, seed=0)) >= 2 * 33
+    assert min(choose_row_lengths(awkward, awkward, 1_000, seed=0)) >= 2 * 33
 
 
 def sentences_of(row):
@@ -156,7 +156,7 @@ def test_order_rests_on_seed_epoch_and_step_alone():
 
 
 def test_order_is_the_same_in_every_version_of_numpy():
-    """A run resumed after an upgrade goes on in the same order; another digest would break that silently."""
+    """A run resumed after an upgrade of numpy keeps its order. A changed digest would break this silently."""
     number = np.arange(5_000)
     pairs = Pairs(3 + number * 7919 % 50, 3 + number * 104729 % 50)
     batches = make(pairs, seed=7, max_ratio=99, packing=True)

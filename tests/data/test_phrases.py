@@ -114,12 +114,12 @@ def test_held_out_values_and_sentences_are_not_in_training(languages):
         assert not keys[a] & keys[b]
         assert not {example.source for example in found[a]} & {example.source for example in found[b]}
         assert not {example.target for example in found[a]} & {example.target for example in found[b]}
-    for kind in ("number ", "date ", "day ", "time ", "{who}"):  # each is held out, not only kept apart
+    for kind in ("number ", "date ", "day ", "time ", "{who}"):  # each kind does have held-out values
         assert sum(key.startswith(kind) for key in keys["test"]) >= 20
 
 
 def test_held_out_numbers_by_reading_the_sentences():
-    """As above, but by what stands in the text: the whole numbers and the years written in English figures."""
+    """As above, but from the text itself: whole numbers and years in English figures."""
 
     def numbers(split, count):
         text = "\n".join(source for source, _ in islice(corpus.pairs(split, EN_DE), count))
@@ -177,7 +177,7 @@ def test_the_seed_makes_the_sentences():
 
 
 def test_version_is_raised_when_sentences_change():
-    """If this fails, raise corpus.VERSION: files that are there already would be kept. Then set both here."""
+    """If this fails, raise corpus.VERSION, or existing files would be used again. Then set both here."""
     if (importlib.metadata.version("babel"), importlib.metadata.version("num2words")) != ("2.18.0", "0.5.14"):
         pytest.skip("written down for Babel 2.18.0 and num2words 0.5.14, which are part of what is generated")
     text = str([list(islice(corpus.pairs("train", languages), 20_000)) for languages in (EN_DE, EN_FR)])
@@ -225,7 +225,7 @@ def test_write_takes_what_is_there_and_makes_the_rest(tmp_path, monkeypatch):
         patch.setattr(corpus, "VERSION", corpus.VERSION + 1)
         assert json.loads(write()["phrases.json"])["version"] == corpus.VERSION
     with monkeypatch.context() as patch:
-        patch.setattr(corpus, "pairs", None)  # would fail if anything were generated
+        patch.setattr(corpus, "pairs", None)  # generating anything would fail
         assert write() == first
 
 

@@ -1,4 +1,4 @@
-"""SGML sets give one line a segment, by name and by content; what breaks off or does not fit is told in one line."""
+"""SGML sets, recognised by name or content, give one line a segment; a truncated or wrong set, a one-line error."""
 
 import contextlib
 import gzip
@@ -85,7 +85,7 @@ def test_sets_of_iwslt_and_outputs_of_systems(tmp_path):
 
 
 def test_a_comment_in_a_segment_is_text(tmp_path):
-    """Else one that is not closed would take segments with it."""
+    """Otherwise a comment that is not closed would swallow segments."""
     text = "<srcset><doc><seg id=1>a <!-- b</seg><seg id=2>c --> d</seg></doc></srcset>"
     assert list(read_lines(written(tmp_path / "a", text))) == ["a <!-- b", "c --> d"]
 
@@ -102,10 +102,10 @@ BROKEN = [
         "<srcset>\n<doc docid=d>\n<seg id=1>One.\n<seg id=2>Two.</seg></doc></srcset>",
         ":3: <seg> without </seg>; the file",
     ),
-    (SOURCE[: SOURCE.index("twice")], ":7: <seg> without </seg>; the file breaks off or is damaged"),
-    (SOURCE[: SOURCE.index("</p>")], ":1: <srcset> without </srcset>; the file breaks off or is damaged"),
-    (IWSLT[: IWSLT.index("</refset>")], ":3: <refset> without </refset>; the file breaks off"),
-    (IWSLT[: IWSLT.index("</mteval>")], ":2: <mteval> without </mteval>; the file breaks off"),
+    (SOURCE[: SOURCE.index("twice")], ":7: <seg> without </seg>; the file is truncated or damaged"),
+    (SOURCE[: SOURCE.index("</p>")], ":1: <srcset> without </srcset>; the file is truncated or damaged"),
+    (IWSLT[: IWSLT.index("</refset>")], ":3: <refset> without </refset>; the file is truncated"),
+    (IWSLT[: IWSLT.index("</mteval>")], ":2: <mteval> without </mteval>; the file is truncated"),
     ("<srcset><doc>One.</seg></doc></srcset>", ":1: </seg> without <seg>; correct the file"),
     ("<srcset><doc></doc></srcset>", ": no <seg> in it; an SGML set holds"),
     ("<srcset><!-- <doc><seg>a</seg></doc></srcset>", ":1: <srcset> without </srcset>"),
@@ -116,7 +116,7 @@ BROKEN = [
         ":9: byte 0xf6 is not valid UTF-8; other letters are UTF-8",
     ),
     (SOURCE.replace("headline", "Größe").encode("latin1"), ":4: byte 0xf6 .*iconv -f latin1"),
-    (gzip.compress(SOURCE.encode())[:-10], r":\d+: damaged or not a gzip file \(it breaks off\)"),
+    (gzip.compress(SOURCE.encode())[:-10], r":\d+: damaged or not a gzip file \(it is truncated\)"),
 ]
 
 
@@ -178,16 +178,16 @@ def test_pairs(tmp_path):
     [
         (
             TARGET.replace('<seg id="2">He', '<seg id="7">He'),
-            r"segments differ: number 2 is document d1, segment 2 in the one and document d1, segment 7 in the other;",
+            r"segments differ: number 2 is document d1, segment 2 in the first and document d1, segment 7 in",
         ),
         (
             TARGET.replace("d2", "d3"),
-            r"number 4 is document d2, segment 1 in the one and document d3, segment 1 in the",
+            r"number 4 is document d2, segment 1 in the first and document d3, segment 1 in the second",
         ),
         (TARGET.replace('<seg id="2"/>', ""), r"t\.en\.sgm has 5 lines but \S+t\.de\.sgm has 4"),
         (
             TARGET.replace('<seg id="1">Eine Überschrift</seg>\n', ""),
-            r"number 1 is document d1, segment 1 in the one and",
+            r"number 1 is document d1, segment 1 in the first and",
         ),
     ],
 )
@@ -199,7 +199,7 @@ def test_segments_that_do_not_fit_are_named(tmp_path, target, told):
 
 
 def test_its_fingerprint_is_not_that_of_a_text_with_tags(tmp_path):
-    """Which is what the caches of earlier versions hold."""
+    """The caches of earlier versions hold the text with tags, under the fingerprint below."""
     a = written(tmp_path / "a.en", SOURCE)
     assert fingerprint(Parallel(a)) == fingerprint(Parallel(written(tmp_path / "a.sgm", SOURCE)))
     assert fingerprint(Parallel(a)) != "0cf44dba3a4e5e0ef368567d4d2dc6ad0c81a2c328eb689e3c0238542460ea2a"
@@ -255,7 +255,7 @@ def test_any_tags_are_read_or_refused(text):
 
 @pytest.mark.parametrize("part", ["<!--", "<seg", "<seg>a</seg>", "<doc a=", "</", "&", "&a", " ", "\n", " \n"])
 def test_long_sets_take_linear_time(part):
-    """Quadratic time would not end."""
+    """A quadratic algorithm would not end in reasonable time."""
     for before, behind in (("", ""), ("<seg ", ">b</seg>"), ("<seg>a", "b</seg>")):
         with contextlib.suppress(UserError):
             sgml.segments(f"<srcset><doc><seg>b</seg>{before}{part * 200_000}{behind}</doc></srcset>", "a.sgm")
@@ -268,7 +268,7 @@ def test_a_long_name_of_an_attribute_takes_linear_time():
 
 @pytest.mark.parametrize("before", ["<!---->", "<!-- a -->\n", "<!--", "<?a?>", "<!doctype a>", "<!-- > -->", " "])
 def test_whatever_stands_before_the_first_element_takes_linear_time(before):
-    """Comments that may end at several places would take exponential time."""
+    """A regular expression that lets a comment end at several places would take exponential time."""
     for text in (f"{before * 500}hello", f"{before * 500}<b>", f"hello {before * 500}"):
         assert not sgml.is_set(text.encode())
         sgml.undecided(text.encode())

@@ -52,7 +52,7 @@ def test_files_that_hold_both_sides(files):
         ({"source": ("a.en",)}, r"data\.target: missing; a\.en holds one side only, unlike a \.tsv or \.jsonl$"),
         (
             {"source": ("a.csv.gz",)},
-            r"data\.target: missing; a\.csv\.gz holds one side .*; make a \.tsv of a \.csv first",
+            r"data\.target: missing; a\.csv\.gz holds one side .*; convert a \.csv to \.tsv first",
         ),
         ({"source": ("a.en", "b.en.gz"), "target": ("a.de",)}, r"data\.target: 1 given for 2 in data\.source"),
         ({"source": ("a.en", "c.tsv"), "target": ("a.de", "b.de.gz")}, r"data\.target: c\.tsv holds both sides"),
@@ -66,19 +66,19 @@ def test_files_that_hold_both_sides(files):
             r"no such file: x\.en \(data\.source\), y\.de \(data\.target\), z\.tsv \(data\.dev_source\), "
             r"t\.model \(data\.tokenizer\)",
         ),
-        ({"corpus": "phrases", "source": ("a.en",)}, r"data\.source: data\.corpus = 'phrases' brings its own"),
-        ({"corpus": "wmt14", "weights": (1.0,)}, r"data\.weights: data\.corpus = 'wmt14' brings its own"),
+        ({"corpus": "phrases", "source": ("a.en",)}, r"data\.source: data\.corpus = 'phrases' has its own"),
+        ({"corpus": "wmt14", "weights": (1.0,)}, r"data\.weights: data\.corpus = 'wmt14' has its own"),
         ({"corpus": "phrases", "test_source": "gone.tsv"}, r"no such file: gone\.tsv \(data\.test_source\)"),
-        ({"source": ("a.en",), "target": ("a.en",)}, r"data\.target: a\.en is the source, too"),
+        ({"source": ("a.en",), "target": ("a.en",)}, r"data\.target: a\.en is also the source"),
         (
             {"source": ("a.en", "dev.en"), "target": ("a.de", "./dev.en")},
-            r"data\.target: \./dev\.en is the source, too",
+            r"data\.target: \./dev\.en is also the source",
         ),
         (
             {"source": ("c.tsv",), "dev_source": "dev.en", "dev_target": "link.en"},
-            r"data\.dev_target: link\.en is the s",
+            r"data\.dev_target: link\.en is also",
         ),
-        ({"source": ("c.tsv",), "test_source": "a.de", "test_target": "a.de"}, r"data\.test_target: a\.de is the sou"),
+        ({"source": ("c.tsv",), "test_source": "a.de", "test_target": "a.de"}, r"data\.test_target: a\.de is also"),
         (
             {"source": ("pipe.en",), "target": ("a.de",)},
             r"data\.source: pipe\.en is a pipe or a device.*write it to a file",
@@ -111,7 +111,7 @@ def test_generated_phrases_with_the_users_own_test_set(files, tmp_path):
     assert own.train == made.train and own.dev == made.dev and own.dev_name == made.dev_name
 
 
-REPEATED = r"data\.source: %s is given twice, so that its pairs count twice"
+REPEATED = r"data\.source: %s is given twice, so its pairs count twice"
 
 
 @pytest.mark.parametrize(
@@ -120,13 +120,13 @@ REPEATED = r"data\.source: %s is given twice, so that its pairs count twice"
         ({"source": ("c.tsv", "d.jsonl", "./c.tsv")}, [REPEATED % r"\./c\.tsv"]),
         ({"source": ("a.en", "a.en"), "target": ("a.de", "a.de")}, [REPEATED % r"a\.en"]),
         ({"source": ("a.en", "copy.en"), "target": ("a.de", "copy.de")}, [REPEATED % r"copy\.en"]),
-        ({"source": ("a.en", "a.en"), "target": ("a.de", "dev.de")}, []),  # two translations of it
+        ({"source": ("a.en", "a.en"), "target": ("a.de", "dev.de")}, []),  # two translations of one source
         ({"source": ("a.en", "a.de"), "target": ("a.de", "a.en")}, []),  # both directions
     ],
 )
 def test_text_that_is_given_twice_is_told(files, tmp_path, fields, told, caplog):
     for name in ("a.en", "a.de", "dev.en", "dev.de", "c.tsv", "d.jsonl", "e.jsonl"):
-        Path(name).write_text(name)  # all of them differ, some in their size
+        Path(name).write_text(name)  # all files differ, some also in size
     for side in ("en", "de"):
         Path(f"copy.{side}").write_text(f"a.{side}")
     corpora(DataConfig(**fields, cache_dir=str(tmp_path / "cache")))

@@ -63,7 +63,7 @@ def test_a_file_cut_short_names_the_line_that_it_ends_in(tmp_path):
         assert read == lines[: len(read)]
         assert f"cut.gz:{len(read) + 1}: " in str(error.value)
         assert "\n" not in str(error.value)
-    assert read == lines  # only the sum at the end was missing
+    assert read == lines  # only the checksum at the end was missing
 
 
 @pytest.mark.parametrize(("n_source", "n_target"), [(3, 5), (5, 3), (0, 2), (4, 3)])
@@ -101,7 +101,7 @@ def test_tsv_and_jsonl(tmp_path, end):
             "1\ta\tb\n2\tc\td\n",
             r"a\.tsv:1: 3 columns, but each line must hold source, a tab, target; .*cut -f2,3",
         ),
-        ("a.tsv", "a\tb\nc\td\te f\tg\n", r"a\.tsv:2: 4 columns, but .*; remove a stray tab, or cut"),
+        ("a.tsv", "a\tb\nc\td\te f\tg\n", r"a\.tsv:2: 4 columns, but .*; remove a stray tab, or select"),
         ("a.tsv", "a\tb\t\n", r"a\.tsv:1: 3 columns"),
         ("a.jsonl", '{"source": "a", "target": "b"}\n{"source": \n', r"a\.jsonl:2: not a JSON object"),
         ("a.jsonl", '["a", "b"]\n', r"a\.jsonl:1: not a JSON object"),
@@ -114,12 +114,12 @@ def test_tsv_and_jsonl(tmp_path, end):
         (
             "a.jsonl",
             '{"source": "a", "target": "b", "source": "c"}\n',
-            r'a\.jsonl:1: the key "source" stands twice in one object; remove the one that is not meant',
+            r'a\.jsonl:1: the key "source" occurs twice in one object; remove one of them',
         ),
         (
             "a.jsonl",
             '{"source": "a", "target": "b", "x": [{"y": 1, "y": 1}]}\n',
-            r'a\.jsonl:1: the key "y" stands twice',
+            r'a\.jsonl:1: the key "y" occurs twice',
         ),
         (
             "a.jsonl",
@@ -134,7 +134,7 @@ def test_tsv_and_jsonl(tmp_path, end):
         (
             "a.jsonl",
             '{"source": {"en": "a"}, "target": "b"}',
-            r"a\.jsonl:1: field 'source' must be a string, not an object; name what it holds, such as source\.en",
+            r"a\.jsonl:1: field 'source' must be a string, not an object; name a field of it, such as source\.en",
         ),
         ("a.jsonl", '{"source": ["a"], "target": "b"}', r"a\.jsonl:1: field 'source' must be a string, not a list$"),
         (
@@ -185,7 +185,7 @@ JSON = st.recursive(
 @settings(max_examples=300, deadline=None, database=None, derandomize=True)
 @given(row=st.dictionaries(st.sampled_from(["a", "b", "a.b", "", "."]), JSON, max_size=3))
 def test_each_field_that_an_error_names_can_be_read(row):
-    """Of all that an object holds; where two have the same name, the flat one."""
+    """Every name that an error lists can be read. If two fields have the same name, the flat one counts."""
     assert text.read_json(json.dumps(row)) == row
     for name in text._names(row):
         text._value(row, name)  # raises no KeyError
@@ -201,7 +201,7 @@ def test_files_that_do_not_go_together(tmp_path):
         read_pairs(Parallel(tsv, plain))
     with pytest.raises(UserError, match="holds both sides"):
         read_pairs(Parallel(plain, tsv))
-    with pytest.raises(UserError, match=r"a\.en: is the source, too; name the file of its translations"):
+    with pytest.raises(UserError, match=r"a\.en: is also the source; name the file of its translations"):
         read_pairs(Parallel(plain, str(tmp_path / "." / "a.en")))
 
 

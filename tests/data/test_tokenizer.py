@@ -68,7 +68,7 @@ def test_decode_takes_anything(trained):
     rng = random.Random(0)
     random_ids = [[rng.randrange(-5, 340) for _ in range(rng.randrange(30))] for _ in range(300)]
     for line in trained.decode(random_ids):
-        line.encode()  # is text: holds no lone surrogates
+        line.encode()  # raises for lone surrogates
 
 
 def test_vocabulary_size_that_the_text_does_not_allow():
@@ -87,7 +87,7 @@ def test_vocabulary_size_that_the_text_does_not_allow():
 def test_long_lines_count_and_errors_while_reading_pass_through():
     line = "a " * 5_000 + "ß" * 20 + " b" * 5_000 + "c" * 100_000
     made = Tokenizer.train([line], vocab_size=268)
-    assert len(made.encode(["ß"])[0]) <= 2  # a piece, not its two bytes and a space
+    assert len(made.encode(["ß"])[0]) <= 2  # one piece, not two byte pieces and a space
 
     def broken():
         yield "a b c"
@@ -114,7 +114,7 @@ def test_same_text_same_bytes_wherever_it_lies(tmp_path):
         command = [sys.executable, "-c", program, f"{name}.en", str(folder / f"{name}.de")]
         done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, check=True)
         printed.append(done.stdout.strip())
-        assert done.stderr == ""  # SentencePiece's own log is off
+        assert done.stderr == ""  # SentencePiece logs nothing
         [kept] = (folder / "cache/tokenizers").glob("*/tokenizer.model")
         assert Tokenizer.load(kept).sha256 == printed[-1]
     assert printed[0] == printed[1]
@@ -131,7 +131,7 @@ def test_cache_is_keyed_by_content(tmp_path):
     (kept / "manifest.json").unlink()
     (kept / "tokenizer.model").write_bytes(marked)
     seal(kept)
-    assert tokenizer(config, a).model == marked  # read, not trained again
+    assert tokenizer(config, a).model == marked  # read from the cache, not trained again
     assert tokenizer(config, (Parallel(a[0].source, str(tmp_path / "b.de")),)).model not in (marked, made.model)
     for other in ({"vocab_size": 321}, {"normalization": "nfkc"}, {"tokenizer_sentences": 100}):
         assert tokenizer(DataConfig(**{"vocab_size": 320, "cache_dir": config.cache_dir} | other), a).model != marked
@@ -146,7 +146,7 @@ def test_a_damaged_one_is_trained_again(tmp_path, caplog, harm):
     piece = next(made.piece(i).encode() for i in range(260, 320) if made.piece(i).isascii() and len(made.piece(i)) > 1)
     kept.write_bytes(
         {
-            "a bit": made.model.replace(piece, bytes([piece[0] ^ 1]) + piece[1:], 1),  # still a model, but another one
+            "a bit": made.model.replace(piece, bytes([piece[0] ^ 1]) + piece[1:], 1),  # still valid, but another model
             "cut": made.model[:-100],
             "empty": b"",
             "zeros": bytes(len(made.model)),

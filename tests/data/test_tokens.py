@@ -54,7 +54,7 @@ def test_holds_the_pieces_of_every_line(tokenizer, parallel, tmp_path):
     assert made.source_lengths.dtype == made.target_lengths.dtype == np.int32
     assert made.source_tokens.dtype == np.dtype("<u2")
     assert made.source(1).size == made.source(3).size == made.target(5).size == 0
-    with pytest.raises(ValueError):  # a view into a file opened for reading
+    with pytest.raises(ValueError):  # a read-only view into a file
         made.source(0)[0] = 1
 
 
@@ -75,8 +75,8 @@ def test_made_once_and_keyed_by_content(tokenizer, parallel, tmp_path, monkeypat
 def test_processes_change_nothing(tokenizer, parallel, tmp_path, monkeypatch):
     plain = tokenize(parallel, tokenizer, folder=tmp_path / "plain", workers=1)
     monkeypatch.setattr(tokens, "_CHUNK", 3)
-    monkeypatch.setattr(tokens, "_SMALL", 6)
-    monkeypatch.setattr(Tokenizer, "encode", None)  # the children do it all: they import the module afresh
+    monkeypatch.setattr(tokens, "_PARALLEL_FROM", 6)
+    monkeypatch.setattr(Tokenizer, "encode", None)  # the children do all the work: they import the module anew
     many = tokenize(parallel, tokenizer, folder=tmp_path / "many", workers=2)
     assert contents(many) == contents(plain)
     for name in ("source.tokens", "target.tokens", "source.offsets.npy", "target.offsets.npy", "meta.json"):
@@ -114,7 +114,7 @@ def test_pairs_of_the_same_text_are_counted(tokenizer, tmp_path):
     (tmp_path / "a.tsv").write_text("the dog\tthe dog\na house\tein Haus\n\t\n \t \nder Hund\tder Hund\n")
     made = tokenize(Parallel(str(tmp_path / "a.tsv")), tokenizer, folder=tmp_path)
     assert len(made) == 5
-    assert made.same == 2  # blank ones are nothing
+    assert made.same == 2  # blank pairs do not count
 
 
 def flip(path, at, bit=1):
@@ -129,12 +129,12 @@ HARM = {
     "a piece": lambda folder: flip(folder / "source.tokens", 40),
     "an offset": lambda folder: flip(
         folder / "source.offsets.npy", -80
-    ),  # shifts a pair's end, and the next one's start
+    ),  # moves the end of a pair and the start of the next
     "gone": lambda folder: (folder / "source.offsets.npy").unlink(),
     "no meta": lambda folder: (folder / "meta.json").unlink(),
     "empty meta": lambda folder: (folder / "meta.json").write_bytes(b""),
     "other meta": lambda folder: (folder / "meta.json").write_text("[]"),
-    # One bit: "<u2" becomes ">u2".
+    # Flip one bit: "<u2" becomes ">u2".
     "byte order": lambda folder: flip(folder / "meta.json", (folder / "meta.json").read_bytes().index(b"<"), 2),
 }
 
@@ -144,10 +144,10 @@ def test_a_damaged_cache_is_made_again(tokenizer, parallel, tmp_path, caplog, mo
     made = tokenize(parallel, tokenizer, folder=tmp_path)
     expected = contents(made)
     HARM[damage](made.path)
-    monkeypatch.setattr(caching, "_digests", {})  # as in the next process
+    monkeypatch.setattr(caching, "_digests", {})  # as in a new process
     with caplog.at_level(logging.WARNING, "transformer"):
         again = tokenize(parallel, tokenizer, folder=tmp_path)
-    assert "making the cache of tokens again" in caplog.text
+    assert "making the token store again" in caplog.text
     assert contents(again) == expected == contents(TokenStore(again.path))
     assert json.loads((again.path / "meta.json").read_text())["pairs"] == len(SOURCE)
 
@@ -189,7 +189,7 @@ def test_files_that_may_not_be_so_large_are_never_sealed(tokenizer, parallel, tm
 
 
 def test_text_that_changes_while_it_is_read_is_told(tokenizer, tmp_path, monkeypatch):
-    """Lines are added after the first ones were read, and are gone again in the end."""
+    """Lines are added after the first lines were read, and are removed again at the end."""
     parallel = Parallel(str(tmp_path / "a.en"), str(tmp_path / "a.de"))
     for path, line in zip(parallel[:2], ("the dog runs\n", "der Hund\n"), strict=True):
         Path(path).write_text(line * 20_000)
@@ -227,7 +227,7 @@ def test_the_digest_is_that_of_the_bytes_that_were_read(tmp_path, ending):
 
 
 def test_tokens_too_few_are_never_sealed(tokenizer, parallel, tmp_path, monkeypatch):
-    """As where an error at a file's close is lost."""
+    """As when an error at the close of a file is lost."""
     whole = tokens._build
 
     def lost(folder, *given):
@@ -236,7 +236,7 @@ def test_tokens_too_few_are_never_sealed(tokenizer, parallel, tmp_path, monkeypa
         path.write_bytes(path.read_bytes()[:-2])
 
     monkeypatch.setattr(tokens, "_build", lost)
-    with pytest.raises(UserError, match=r"the cache of tokens cannot be read back \(source.tokens has"):
+    with pytest.raises(UserError, match=r"the token store cannot be read back \(source.tokens has"):
         tokenize(parallel, tokenizer, folder=tmp_path)
     assert list((tmp_path / "tokens").iterdir()) == []
 
@@ -252,8 +252,8 @@ from transformer.data.text import Parallel
 from transformer.data.tokenizer import Tokenizer
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # the tests may run in the background, where it is ignored
-    tokens.read_pairs = lambda *_: itertools.cycle([("the dog runs", "der Hund")])  # text without an end
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # tests in the background may ignore SIGINT
+    tokens.read_pairs = lambda *_: itertools.cycle([("the dog runs", "der Hund")])  # endless text
     try:
         tokens.tokenize(Parallel(sys.argv[1]), Tokenizer.load(sys.argv[2]), folder=sys.argv[3], workers=2)
     except KeyboardInterrupt:
@@ -267,7 +267,7 @@ def children(process: int) -> set[int]:
         try:
             if int(stat.read_text().rpartition(")")[2].split()[1]) == process:
                 found.add(int(stat.parent.name))
-        except OSError:  # it has ended meanwhile
+        except OSError:  # the process has ended meanwhile
             pass
     return found
 
@@ -276,7 +276,7 @@ def ended(process: int) -> bool:
     try:
         return (
             Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-        )  # nobody asks for its code
+        )  # a zombie: nobody waits for its exit code
     except OSError:
         return True
 
@@ -300,7 +300,7 @@ def test_processes_end_with_the_one_that_started_them(tokenizer, parallel, tmp_p
     )
 
     def at_work():
-        # A terminal's Ctrl-C goes to all of them. It is no matter of theirs, while they start neither.
+        # A terminal's Ctrl-C goes to all processes. The children must ignore it, also while they start.
         for process in children(running.pid) if number == signal.SIGINT else ():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(process, number)
@@ -309,7 +309,7 @@ def test_processes_end_with_the_one_that_started_them(tokenizer, parallel, tmp_p
     try:
         until(at_work)
         started = children(running.pid)
-        assert len(started) == 3  # one of them is multiprocessing's own
+        assert len(started) == 3  # one of them is multiprocessing's resource tracker
         if number == signal.SIGKILL:
             running.kill()
         else:
@@ -331,8 +331,8 @@ def die(chunk):
 
 def test_a_process_that_is_killed_is_told_in_one_line(tokenizer, parallel, tmp_path, monkeypatch):
     monkeypatch.setattr(tokens, "_CHUNK", 3)
-    monkeypatch.setattr(tokens, "_SMALL", 6)
-    monkeypatch.setattr(tokens, "_work", die)
+    monkeypatch.setattr(tokens, "_PARALLEL_FROM", 6)
+    monkeypatch.setattr(tokens, "_encode_in_worker", die)
     with pytest.raises(
         UserError, match=r"^data\.workers: one of 2 processes that tokenise was killed.*memory"
     ) as error:
@@ -342,7 +342,7 @@ def test_a_process_that_is_killed_is_told_in_one_line(tokenizer, parallel, tmp_p
 
 
 def test_what_says_which_text_it_is_outlives_formats_of_the_files(tokenizer, parallel, tmp_path, monkeypatch):
-    """A run compares it with that of its checkpoints."""
+    """A run compares `TokenStore.text` with the value in its checkpoints."""
     made = tokenize(parallel, tokenizer, folder=tmp_path)
     told = [1, fingerprint(parallel), tokenizer.sha256, ("source", "target")]
     assert made.text == hashlib.sha256(json.dumps(told).encode()).hexdigest()[:32]

@@ -1,4 +1,4 @@
-"""WMT14 through TFDS's real builder, on small archives of the real layout served on loopback, without TensorFlow."""
+"""WMT14 through TFDS's real builder, without TensorFlow, from small archives of the real layout served on loopback."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from transformer.data import wmt
 
 ROOT = Path(__file__).parents[2]
 
-# Writes the pairs it is told to, one JSON line each; checks that TensorFlow was not even looked for.
+# Writes the given pairs, one JSON line each, and checks that TensorFlow was never imported.
 SCRIPT = """
 import json, logging, sys
 from pathlib import Path
@@ -32,10 +32,10 @@ from transformer.config import UserError
 folder, tfds_dir, large, *pairs = sys.argv[1:]
 handler = logging.StreamHandler()
 handler.setFormatter(logging.Formatter("%(name)s: %(message)s"))
-logger = logging.getLogger("transformer" if large else None)  # a program may configure the one or the other
+logger = logging.getLogger("transformer" if large else None)  # a program may configure either logger
 logger.addHandler(handler)
 logger.setLevel("INFO")
-if large:  # take all text for more than the 1 GB that TFDS sorts in memory
+if large:  # treat any text as larger than the 1 GB that TFDS sorts in memory
     from tensorflow_datasets.core import shuffle
     shuffle.MAX_MEM_BUFFER_SIZE = 0
 try:
@@ -49,7 +49,7 @@ assert "tensorflow" not in sys.modules
 
 
 class Run:
-    """`wmt.write` in a process of its own, with a folder and a TFDS folder in `tmp_path`."""
+    """`wmt.write` in a new process, with a folder and a TFDS folder in `tmp_path`."""
 
     def __init__(self, tmp_path: Path):
         self.folder, self.tfds = tmp_path / "text", tmp_path / "tfds"
@@ -66,10 +66,10 @@ class Run:
         )
         assert done.returncode == (2 if fails else 0), done.stderr
         self.log = done.stderr
-        return [json.loads(line) for line in done.stdout.splitlines()]  # nothing else on standard output
+        return [json.loads(line) for line in done.stdout.splitlines()]  # standard output has nothing else
 
     def error(self, server, *pairs: str) -> str:
-        """The message of the `UserError`: the one line that is not our log."""
+        """The message of the `UserError`: the only line that is not from our log."""
         self(server, *pairs, fails=True)
         (line,) = [line for line in self.log.splitlines() if not line.startswith("transformer: ")]
         return line
@@ -87,7 +87,7 @@ def lines(path: str | Path) -> list[str]:
 
 
 def training_pairs(archives: dict[str, dict[str, str]], foreign: str) -> Counter:
-    """All training pairs of `foreign`-en with two sides."""
+    """All training pairs of `foreign`-en whose sides are both not empty."""
     pairs = Counter()
     for url in (EUROPARL, COMMONCRAWL, NEWS_COMMENTARY, UN, GIGA_FREN):
         sides = {name.removesuffix(".gz"): text.split("\n")[:-1] for name, text in archives[url].items()}
@@ -111,8 +111,8 @@ def test_german_whole(run):
         segments = [wmt_archives.sentence(i)[language] for i in range(950_000, 950_023)]
         segments[3], segments[4] = 'He said "A & B" <i>', "twice"
         segments[5] = "twice"
-        segments[7] = "" if language == "en" else "nur hier"  # TFDS leaves this pair out
-        segments[9] = "on two\nlines"  # as it does this one
+        segments[7] = "" if language == "en" else "nur hier"  # TFDS drops this pair
+        segments[9] = "on two\nlines"  # and this one
         text = wmt_archives.sgml(segments, language)
         archives[DEV][name] = text.replace("twice", "caf&#233;&#10;&quot;twice&quot; &nosuch; AT&T", 1)
         segments[4], segments[9] = 'café "twice" &nosuch; AT&T', "on two lines"
@@ -130,7 +130,7 @@ def test_german_whole(run):
         names = [f"{stem}.{language}" for stem in ("train", dev_name, "newstest2014") for language in ("de", "en")]
         assert sorted(path.name for path in folder.iterdir()) == sorted([*names, "lines.json", "manifest.json"])
 
-        # Every training pair but the one without an English side, shuffled together.
+        # All training pairs except the one without an English side, shuffled together.
         pairs = list(zip(lines(folder / "train.de"), lines(folder / "train.en"), strict=True))
         assert (
             Counter(pairs) == training_pairs(archives, "de")
@@ -138,19 +138,19 @@ def test_german_whole(run):
         )
         assert pairs[:5] != list(training_pairs(archives, "de"))[:5]
 
-        # Development and test sets whole, in corpus order, decoded.
+        # Complete development and test sets, in corpus order, decoded.
         for language in ("de", "en"):
             expected = [wmt_archives.sentence(i)[language] for i in range(900_000, 900_020)]
             assert lines(folder / f"newstest2013.{language}") == [*expected, f"AT&T\u2028& {language} \r <3", ""]
             assert lines(folder / f"newstest2014.{language}") == held_out[language]
 
-        # Their counts and sha256 in the log; nothing from TFDS there; a warning, for these sets are not the real ones.
+        # The log has their counts and sha256, nothing from TFDS, and a warning because these are not the real sets.
         for path, count in ((folder / "newstest2014.en", 23), (folder / "newstest2013.de", 22)):
             assert f"{path}: {count} lines, sha256 {hashlib.sha256(path.read_bytes()).hexdigest()}\n" in run.log
         assert all(line.startswith("transformer: ") for line in run.log.splitlines())
         assert "newstest2014 has 23 segments instead of 3003" in run.log
 
-        # Again: the files as they are, then (elsewhere) from TFDS's data. Neither asks the network.
+        # Run again: first with the files in place, then from TFDS's data to another folder. Neither uses the network.
         written = {name: (folder / name).read_bytes() for name in names}
         times = {name: (folder / name).stat().st_mtime_ns for name in names}
         server.requests.clear()
@@ -162,7 +162,7 @@ def test_german_whole(run):
         assert {name: (folder / name).read_bytes() for name in names} == written
         assert server.requests == []
 
-        # Of deleted archives only the one with the order of the held-out sets is needed again.
+        # If the archives are deleted, only the one with the order of the held-out sets is downloaded again.
         shutil.rmtree(run.tfds / "downloads")
         (folder / "manifest.json").unlink()
         run(server, "de-en")
@@ -182,7 +182,7 @@ def test_french_sorted_in_memory_and_in_files(run, tmp_path):
             wmt_archives.sentence(i)["fr"] for i in range(950_000, 950_005)
         ]
 
-        # What TFDS does beyond 1 GB, from archives put there by hand.
+        # The path that TFDS takes beyond 1 GB, from archives put there by hand.
         manual = tmp_path / "large" / "downloads" / "manual"
         manual.mkdir(parents=True)
         for url, data in server.archives.items():
@@ -253,7 +253,7 @@ def test_prepared_data_of_another_kind(run):
 
 @pytest.mark.skipif(not os.environ.get("TRANSFORMER_DATA"), reason="TRANSFORMER_DATA is not set")
 def test_the_real_test_sets_come_out_whole(run):
-    """newstest2013 and all 3,003 lines of newstest2014, put into the archive and out again."""
+    """newstest2013 and all 3,003 lines of newstest2014 survive packing into the archive and reading it."""
     folder = Path(os.environ["TRANSFORMER_DATA"]) / "newstest"
     archives, expected = files(pairs=5), {}
     for foreign in ("de", "fr"):

@@ -1,4 +1,4 @@
-"""The WMT14 archives in small: the real names and inner layout, a few hundred made-up sentences, served on loopback.
+"""Small WMT14 archives with the real names and inner layout and a few hundred made-up sentences, served on loopback.
 
     with serve(pack(files())) as server:
         subprocess.run(server.command("train.py", "--config", "configs/wmt14_en_de.py", ...), env=server.environment())
@@ -66,7 +66,7 @@ def sentence(index: int) -> dict[str, str]:
 
 
 def sgml(sentences: list[str], language: str) -> str:
-    """WMT's SGML: documents of ten segments, whose numbers start anew in each."""
+    """WMT's SGML: documents of ten segments, numbered from 1 in each document."""
     lines = [f'<refset setid="newstest2014" srclang="any" trglang="{language}">']
     for start in range(0, len(sentences), 10):
         lines += [f'<doc sysid="ref" docid="{start}.{language}" genre="news" origlang="{language}">', "<p>"]
@@ -127,21 +127,21 @@ def _tar(content: dict[str, str], gzipped: bool) -> bytes:
 
 
 class Server:
-    """An http proxy that answers only for `archives` (404 for the rest) and remembers what it was asked for."""
+    """An http proxy that answers only for `archives` (404 for the rest) and records the requested URLs."""
 
     def __init__(self, archives: dict[str, bytes], url: str):
         self.archives = archives
         self.url = url
         self.requests: list[str] = []
         self.registered = {u: [len(data), hashlib.sha256(data).hexdigest()] for u, data in archives.items()}
-        """What TFDS will expect: URL -> size, sha256; taken at the start, so that changed archives are noticed."""
+        """What TFDS expects: URL -> (size, sha256). Taken at the start, so that TFDS notices changed archives."""
 
     def command(self, script: str | Path, *arguments: str) -> list[str]:
-        """The command line that runs `script` with the small archives' checksums registered."""
+        """The command line that runs `script` with the checksums of the small archives registered."""
         return [sys.executable, __file__, json.dumps(self.registered), str(script), *arguments]
 
     def environment(self, **variables: str) -> dict[str, str]:
-        """The environment that leads http to this server, with `variables` added."""
+        """The environment that directs http to this server, with `variables` added."""
         kept = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
         return kept | {"http_proxy": self.url} | variables
 
@@ -150,7 +150,7 @@ class Server:
 def serve(archives: dict[str, bytes]) -> Iterator[Server]:
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            server.requests.append(self.path)  # a proxy is asked for the whole URL
+            server.requests.append(self.path)  # a proxy gets the whole URL
             data = server.archives.get(self.path)
             self.send_response(200 if data is not None else 404)
             self.send_header("Content-Length", str(len(data or b"")))
@@ -185,7 +185,7 @@ def _run(registered: dict[str, tuple[int, str]], script: str) -> None:
         return infos
 
     checksums.load_url_infos = load_url_infos
-    sys.path[0] = str(Path(script).resolve().parent)  # as `python script` would have it
+    sys.path[0] = str(Path(script).resolve().parent)  # as `python script` sets it
     runpy.run_path(script, run_name="__main__")
 
 

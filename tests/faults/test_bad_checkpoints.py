@@ -1,5 +1,5 @@
-"""Checkpoints harmed in every way we know of: training names what is wrong, goes on from the newest that is good, and
-deletes nothing; disks that are full or can't be written to; readers beside a run that writes."""
+"""Damaged checkpoints: training names the damage, resumes from the newest good one and deletes nothing. Full and
+read-only disks. Readers while a run writes."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def half_copied(checkpoint: Path, other: Path) -> None:
 
 
 def foreign(checkpoint: Path, other: Path) -> None:
-    """Another model's, whole."""
+    """A complete checkpoint of another model."""
     shutil.rmtree(checkpoint)
     shutil.copytree(other / "checkpoints/00000006", checkpoint)
 
@@ -70,13 +70,13 @@ def other_tokenizer(checkpoint: Path, other: Path) -> None:
 
 
 def an_average(checkpoint: Path, other: Path) -> None:
-    """What training can't go on from: it has no optimiser's state."""
+    """Training can't resume from this: it has no optimiser state."""
     shutil.rmtree(checkpoint / "state/optimizer")
     seal(checkpoint)
 
 
 def an_earlier_one(checkpoint: Path, other: Path) -> None:
-    """Under another name."""
+    """A copy of an earlier checkpoint under the later name."""
     shutil.rmtree(checkpoint)
     shutil.copytree(checkpoint.with_name("00000100"), checkpoint)
 
@@ -96,7 +96,7 @@ def something_else(checkpoint: Path, other: Path) -> None:
 
 
 def seal(checkpoint: Path) -> None:
-    """A manifest of what is there now."""
+    """Write a manifest of the present files."""
     (checkpoint / "manifest.json").unlink(missing_ok=True)
     manifest = {str(path.relative_to(checkpoint)): digest(path) for path in files_in(checkpoint)}
     (checkpoint / "manifest.json").write_text(json.dumps(manifest))
@@ -131,14 +131,14 @@ def test_harmed(workdir: Path, trained: Path, other: Path, call, tiny, harm: Cal
     newest = workdir / "checkpoints/00000120"
     harm(newest, other)
     there = {path: path.read_bytes() for path in newest.rglob("*") if path.is_file()}
-    # As the run would find it: the last update is not recorded yet.
+    # The newest checkpoint is damaged, so the run resumes from the one before.
     done = call("train.py", "--config", tiny.config, "--workdir", workdir)
     assert done.code == 0
     assert "Traceback" not in done.err
     warnings = [line for line in done.err.splitlines() if line.startswith("warning:")]
     assert re.search(told + ".*going back to the checkpoint before", warnings[0]), warnings
     assert "resuming from step 100" in done.err
-    # It is made anew under the same name: a copy of what was there stays.
+    # Step 120 is saved again under the same name; a copy of the damaged one stays.
     kept = [path for path in (workdir / "checkpoints").iterdir() if "damaged" in path.name]
     assert len(kept) == 1
     for path, content in there.items():
@@ -160,7 +160,7 @@ def test_evaluation_names_what_is_wrong(workdir: Path, other: Path, call) -> Non
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
-    """`disk(options)`: a file system of its own at `tmp_path/disk`, or the same one with other options."""
+    """`disk(options)`: mount a new file system at `tmp_path/disk`, or remount it with other options."""
     folder = tmp_path / "disk"
     folder.mkdir()
     mounted = []
@@ -180,15 +180,15 @@ def disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
 
 @pytest.fixture(autouse=True)
 def nothing_left() -> Iterator[None]:
-    """What failed leaves futures that log with a traceback when they are collected: now, and not in another test, while
-    tyro parses source there. CPython 3.11 can't do one within the other, and raises SystemError."""
+    """Collect garbage after each test. Failed saves leave futures that log a traceback when they are collected. If that
+    happens in a later test while tyro parses source, CPython 3.11 raises SystemError."""
     yield
     gc.collect()
 
 
 @pytest.fixture
 def apart(environment) -> Callable[..., tuple[int, str]]:
-    """`apart("train.py", ...)`: a command in a process of its own, with what it exits with and logs."""
+    """`apart("train.py", ...)`: run a command in a separate process; returns its exit code and log."""
 
     def apart(program: str, *arguments: object, **variables: str) -> tuple[int, str]:
         command = [sys.executable, program, *map(str, arguments)]
@@ -200,7 +200,7 @@ def apart(environment) -> Callable[..., tuple[int, str]]:
 
 def test_a_full_disk_stops_training_and_loses_nothing(disk, trained: Path, call, apart, tiny) -> None:
     each = sum(path.stat().st_size for path in (trained / "checkpoints/00000120").rglob("*") if path.is_file())
-    folder = disk(f"size={each * 5 // 2 // 1024 + 200}k")  # room for two and a half
+    folder = disk(f"size={each * 5 // 2 // 1024 + 200}k")  # room for two and a half checkpoints
     command = "train.py", "--config", tiny.config, "--workdir", folder / "run"
     done = call(*command)
     assert done.code == 2
@@ -231,7 +231,7 @@ def test_a_disk_that_becomes_read_only(disk, tmp_path: Path, trained: Path, call
             subprocess.run(["mount", "-o", "remount,ro,size=100m", folder], check=True)
 
     monkeypatch.setattr(Display, "advance", advanced)
-    # A lock's open file would keep the folder from becoming read-only.
+    # A folder with an open lock file can't be remounted read-only.
     monkeypatch.setattr(start, "hold", lambda _: contextlib.nullcontext())
     done = call(*command)
     assert done.code == 2
@@ -240,7 +240,7 @@ def test_a_disk_that_becomes_read_only(disk, tmp_path: Path, trained: Path, call
     cache = str(tmp_path / "cache")
     code, told = apart("evaluate.py", "--workdir", folder / "run", "--checkpoint", "last", TRANSFORMER_CACHE=cache)
     assert code == 0, told[-3000:]
-    code, told = apart(*command, TRANSFORMER_CACHE=cache)  # still so when it starts
+    code, told = apart(*command, TRANSFORMER_CACHE=cache)  # the disk is read-only from the start
     assert code == 2
     assert "Read-only file system" in told.splitlines()[-1]
     disk("size=100m,rw")
@@ -251,7 +251,7 @@ def test_a_disk_that_becomes_read_only(disk, tmp_path: Path, trained: Path, call
 
 
 def test_one_harmed_among_the_older_ones(workdir: Path, call, tiny) -> None:
-    """It is not looked at while there is a newer one, and does not keep the run from saving and removing others."""
+    """A damaged older checkpoint is not read while there is a newer one, and does not prevent saving and removing."""
     (workdir / "checkpoints/00000080/progress.json").write_text("{")
     done = call("train.py", "--config", tiny.config, "--workdir", workdir, "--train.steps", 200)
     assert done.code == 0
@@ -275,7 +275,7 @@ def test_half_a_copy_without_its_manifest_is_kept(workdir: Path, trained: Path, 
 
 
 def test_a_run_goes_on_elsewhere_with_the_same_text(workdir: Path, trained: Path, call, tiny, tmp_path: Path) -> None:
-    """The workdir and the text were copied to another place, and those of before are there no more."""
+    """Workdir and text were moved to another place."""
     shutil.rmtree(workdir / "checkpoints/00000120")
     moved = tmp_path / "moved"
     shutil.copytree(tiny.folder, moved)
@@ -283,7 +283,7 @@ def test_a_run_goes_on_elsewhere_with_the_same_text(workdir: Path, trained: Path
     files = ("train.en", "train.de", "dev.en", "dev.de", "test.en", "test.de")
     paths = [f"--data.{name}={moved / file}" for name, file in zip(names, files, strict=True)]
     command = "train.py", "--config", tiny.config, "--workdir", workdir, *paths
-    # Other text is refused, and nothing is touched.
+    # Other text is refused, and nothing is changed.
     before = {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file()}
     source = moved / "train.en"
     for changed in (source.read_text().replace("red", "blue", 1), source.read_text().replace("red", "blue")):
@@ -299,14 +299,14 @@ def test_a_run_goes_on_elsewhere_with_the_same_text(workdir: Path, trained: Path
     assert done.code == 0
     assert f"resuming with data.source changed from ('{tiny.folder}/train.en',) to ('{moved}/train.en',)" in done.err
     assert "resuming from step 100" in done.err
-    # A model this small may have hardly learnt to look at its source; nothing else is warned of.
+    # So small a model may hardly use its source; there must be no other warning.
     warned = [line for line in done.err.splitlines() if line.startswith("warning")]
     assert not [line for line in warned if "the source hardly helps" not in line]
     for one, other in zip(state(workdir, 120), state(trained, 120), strict=True):
         assert one.tobytes() == other.tobytes()
     assert entries(workdir) == entries(trained)
     assert Checkpoints(workdir).at(120).progress == Checkpoints(trained).at(120).progress
-    # Another development set is told, and what is the best begins anew.
+    # Another development set gives a warning, and the best checkpoint is chosen anew.
     (moved / "dev.en").write_text((moved / "dev.en").read_text().replace("red", "blue"))
     done = call(*command, "--train.steps=121")
     assert done.code == 0
@@ -318,7 +318,7 @@ def test_a_run_goes_on_elsewhere_with_the_same_text(workdir: Path, trained: Path
 
 @pytest.fixture
 def writer(tiny, environment, tmp_path: Path) -> Iterator[Path]:
-    """The workdir of a run that keeps one checkpoint, and makes another at each update."""
+    """The workdir of a running training that keeps one checkpoint and saves one at each update."""
     workdir = tmp_path / "run"
     command = [sys.executable, ROOT / "train.py", "--config", tiny.config, "--workdir", workdir]
     options = ["--train.steps=100000", "--train.checkpoint_every=1", "--train.keep_last=1", "--train.eval_every=99999"]

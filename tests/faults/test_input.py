@@ -1,5 +1,5 @@
-"""Text as it comes: each oddity a test, and many random ones. As many lines come out as go in, no pair is ever shifted,
-and what can't be read is told in one line that names it."""
+"""Unusual input text: known cases and random ones. There are as many output lines as input lines, pairs are never
+shifted, and unreadable text gives an error in one line that names it."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def tokenizer() -> Tokenizer:
 
 @functools.cache
 def translator() -> Translator:
-    """A real one, of a model that has learned nothing."""
+    """A real translator, with an untrained model."""
     config = ModelConfig(encoder_layers=1, decoder_layers=1, d_model=16, d_ff=16, heads=2)
     model = build(config.with_vocabulary(tokenizer().vocab_size))
     decode = DecodeConfig(beam_size=2, max_extra_length=1_000, max_length=6, max_source_length=15, streams=1)
@@ -54,13 +54,13 @@ def pairs_of(folder: Path, source: bytes, target: bytes) -> list[tuple[str, str]
 @pytest.mark.parametrize(
     ("source", "expected"),
     [
-        (b"one\r\ntwo\r\n", ["one", "two"]),  # of Windows
+        (b"one\r\ntwo\r\n", ["one", "two"]),  # line ends of Windows
         (b"\xef\xbb\xbfone\ntwo\n", ["one", "two"]),  # a byte order mark
-        ("one\u2028more\ntwo\u0085\n".encode(), ["one\u2028more", "two\u0085"]),  # what other programs take for ends
+        ("one\u2028more\ntwo\u0085\n".encode(), ["one\u2028more", "two\u0085"]),  # other programs end lines here
         (b"one\x0bmore\ntwo\x0c\x1c\n", ["one\x0bmore", "two\x0c\x1c"]),
         (b"one\x00more\ntwo\n", ["one\x00more", "two"]),
         (b"one\n\n\n", ["one", "", ""]),
-        (b"one\rmore\ntwo", ["one\rmore", "two"]),  # of old Macs: one line
+        (b"one\rmore\ntwo", ["one\rmore", "two"]),  # a line end on old Macs; here within a line
         (b"x" * 1_000_000 + b"\ntwo\n", ["x" * 1_000_000, "two"]),
         (b"", []),
     ],
@@ -70,7 +70,7 @@ def test_odd_text_keeps_its_lines(tmp_path: Path, source: bytes, expected: list[
     pairs = pairs_of(tmp_path, source, target.encode())
     assert pairs == [(text, str(i)) for i, text in enumerate(expected)]
     assert count_lines(tmp_path / "a.en") == len(expected)
-    # And through the tokenizer: pair i is still line i.
+    # After tokenising, pair i is still line i.
     cache = tokenize(Parallel(str(tmp_path / "a.en"), str(tmp_path / "a.de")), tokenizer(), folder=tmp_path)
     assert len(cache) == len(expected)
     for i in range(len(expected)):
@@ -82,7 +82,7 @@ def test_odd_text_keeps_its_lines(tmp_path: Path, source: bytes, expected: list[
     ("source", "told"),
     [
         (b"one\ntwo \xff\nthree\n", r"a\.en:2: byte 0xff is not valid UTF-8; convert the file first"),
-        (b"one\n\xed\xa0\x80\n", r"a\.en:2: byte 0xed is not valid UTF-8"),  # half of a surrogate pair
+        (b"one\n\xed\xa0\x80\n", r"a\.en:2: byte 0xed is not valid UTF-8"),  # half a surrogate pair
         ("one\ntwo\n".encode("utf-16"), r"a\.en: UTF-16, not plain text; convert it first: iconv -f utf-16 -t utf-8 "),
         ("ein Gru\u00df\n".encode("latin1"), r"a\.en:1: byte 0xdf is not valid UTF-8"),
         (b"one\ntwo\n", r"a\.en has 2 lines but \S+a\.de has 3; line n of one must be the translation"),
@@ -99,7 +99,7 @@ def test_an_archive_cut_short_is_named(tmp_path: Path) -> None:
     whole = gzip.compress("".join(f"line {i} {random.random()}\n" for i in range(2_000)).encode())
     for size in (len(whole) // 2, len(whole) - 4, 5, 0):
         (tmp_path / "a.en.gz").write_bytes(whole[:size])
-        if size == 0:  # nothing at all is no lines
+        if size == 0:  # an empty file has no lines
             assert list(read_lines(tmp_path / "a.en.gz")) == []
             continue
         with pytest.raises(UserError, match=r"a\.en\.gz:\d+: damaged or not a gzip file"):
@@ -175,7 +175,7 @@ def test_training_on_it_ends_in_one_line(call, tiny, tmp_path: Path, harm, told:
 
 # ---- Random text ----------------------------------------------------------------------------------------------------
 
-# Everything Unicode has, and what is likely to do harm more often than it would come by itself.
+# All of Unicode, with harmful characters more often than by chance.
 ODD = st.sampled_from(
     ["\u2028", "\u0085", "\x00", "\ufeff", "\x1c", "\r", "\t", "▁", "<s>", "</s>", "<pad>", "<unk>", "<0x0A>"]
 )
@@ -196,7 +196,7 @@ def content_of(lines: list[str]) -> bytes:
 
 
 def answers(content: bytes, lines: list[str]) -> list[str]:
-    """The lines that came out, once there are as many as went in, in their order: blank where those are."""
+    """The output lines. Checks that there are as many as `lines`, and that blank ones are at the same places."""
     translations = content.decode().split("\n")
     assert translations.pop() == ""
     assert len(translations) == len(lines)
@@ -206,7 +206,7 @@ def answers(content: bytes, lines: list[str]) -> list[str]:
 
 @pytest.mark.slow
 def test_as_many_translations_as_lines(report) -> None:
-    """10,000 random texts, through a real tokenizer, model and search."""
+    """10,000 random texts through a real tokenizer, model and search."""
     tried, longest = 0, 0
 
     @settings(max_examples=110, deadline=None, database=None, suppress_health_check=HEALTH, derandomize=True)
@@ -299,7 +299,7 @@ def test_pairs_are_read_as_they_were_written(tmp_path_factory, lines, end: str, 
     for name, side in zip(names, zip(*lines, strict=True) if lines else ((), ()), strict=True):
         with opened(name, "wb") as file:
             file.write("".join(text + end for text in side).encode())
-    # What stands before a line's end like one of Windows, and a mark before the first, are no text.
+    # A carriage return before a line feed and a leading byte order mark are not part of the text.
     expected = [tuple(text.removesuffix("\r") if end == "\n" else text for text in pair) for pair in lines]
     if expected:
         expected[0] = tuple(text.removeprefix("\ufeff") for text in expected[0])
@@ -323,4 +323,4 @@ def test_any_bytes_are_read_or_named(tmp_path_factory, junk: bytes, kind: str) -
             assert all(isinstance(side, str) and "\n" not in side for side in pair)
     except UserError as error:
         assert f"a.{kind}" in str(error)
-        assert str(error).isprintable()  # on one line, too
+        assert str(error).isprintable()  # so it is one line

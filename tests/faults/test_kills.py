@@ -1,5 +1,5 @@
-"""Training that is killed again and again, at random and in the middle of all that writes, and started again each time,
-ends where training straight through does: bit for bit, with each entry of its logs once."""
+"""Training that is killed many times, at random and in every phase that writes, and restarted each time, ends like
+uninterrupted training: the same bits, and each log entry once."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ from transformer.checkpoint import Checkpoints
 pytestmark = pytest.mark.slow
 
 TOLD = str(Path(__file__).with_name("told.py"))
-PATIENCE = 300  # seconds for any one thing to happen
-STAY = 0.3  # seconds that a run stays where a phase begins, and where it ends
-# What a run is killed in, one after the other, and how often.
+PATIENCE = 300  # seconds to wait for any event
+STAY = 0.3  # seconds that a run pauses at the begin and at the end of a phase
+# The phases in which a run is killed, in this order -> how often.
 PREPARING = {
     "building the tokenizer": 2,
     "renaming the tokenizer": 2,
-    "building the cache of tokens": 2,
-    "renaming the cache of tokens": 2,
+    "building the token store": 2,
+    "renaming the token store": 2,
 }
 TRAINING = {"evaluation": 3, "saving": 4, "renaming manifest.json": 3, "pruning": 3}
 
 
 @pytest.fixture
 def begin(tiny, environment, tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen]]:
-    """`begin(*arguments)`: train.py with a cache of its own, telling its phases in `tmp_path/phases`."""
+    """`begin(*arguments)`: start train.py with a new cache; it writes its phases to `tmp_path/phases`."""
     running = []
     own = environment | {"TRANSFORMER_CACHE": str(tmp_path / "cache")}
 
@@ -57,13 +57,13 @@ def told(folder: Path) -> list[str]:
 
 
 def in_phase(folder: Path, phase: str) -> bool:
-    """Whether what was told last of this phase is that it began."""
+    """Whether the run is in this phase: the last line about it is its begin."""
     lines = [line for line in told(folder) if line.partition(" ")[2].startswith(phase)]
     return bool(lines) and lines[-1].startswith("begin ")
 
 
 def until(process: subprocess.Popen, happened: Callable[[], bool], folder: Path) -> bool:
-    """Wait for it; False if the run ended before."""
+    """Wait until `happened()`; False if the run ended before."""
     end = time.monotonic() + PATIENCE
     while not happened():
         if process.poll() is not None:
@@ -81,15 +81,15 @@ def test_killed_in_every_phase_and_at_random(trained: Path, begin, tmp_path: Pat
         while inside[phase] < times:
             process = begin()
             assert until(process, lambda: in_phase(tmp_path, phase), tmp_path), f"it ended without {phase}"
-            # What is renamed once a run must not be done with before the kill.
+            # A phase that occurs once in a run must not be over before the kill.
             time.sleep(draw.uniform(0, STAY / 4 if phase.startswith("renaming") else 2 * STAY))
-            process.send_signal(signal.SIGSTOP)  # hold it, to look without haste
+            process.send_signal(signal.SIGSTOP)  # stop it, so that it stays in the phase while we look
             inside[phase] += in_phase(tmp_path, phase)
             process.kill()
             process.wait()
 
     def kill_at_random(longest: float, what: str, after: str = "") -> bool:
-        """Kill it so many seconds after its start, or after the log says this; whether it had not ended by then."""
+        """Kill a run up to `longest` seconds after its start or after the log has `after`; False if it ended before."""
         said = (tmp_path / "log").read_text().count(after) if after and (tmp_path / "log").exists() else 0
         process = begin()
         try:
@@ -125,7 +125,7 @@ def test_killed_in_every_phase_and_at_random(trained: Path, begin, tmp_path: Pat
     assert leftovers(tmp_path / "run") == []
     assert inside.total() >= 25
     assert "Traceback" not in (tmp_path / "log").read_text()
-    # What was killed left nothing behind that grows.
+    # The kills left no temporary files.
     assert not list((tmp_path / "cache").rglob("*.tmp"))
     counts = ", ".join(f"{count} {phase}" for phase, count in inside.items())
     report(f"{inside.total()} kills survived, the end the same bit for bit: {counts}")
@@ -136,7 +136,7 @@ def test_asked_to_stop_at_random_moments(trained: Path, begin, tmp_path: Path, r
     draw, seconds, log = random.Random(1), [], tmp_path / "log"
     for _ in range(8):
         process = begin()
-        # Before the first update is done there is nothing to be saved.
+        # Wait for the first save: before the first update there is nothing to save.
         if not until(process, lambda: any("saving" in line for line in told(tmp_path)), tmp_path):
             break
         time.sleep(draw.uniform(0, 2))
@@ -144,7 +144,7 @@ def test_asked_to_stop_at_random_moments(trained: Path, begin, tmp_path: Path, r
         process.send_signal(number)
         process.wait(PATIENCE)
         last = log.read_text().splitlines()[-1]
-        if last.startswith("done in "):  # it was at its end
+        if last.startswith("done in "):  # the run had finished
             break
         seconds.append(time.monotonic() - asked)
         assert process.returncode == code, log.read_text()[-3000:]
@@ -165,7 +165,7 @@ def test_asked_to_stop_at_random_moments(trained: Path, begin, tmp_path: Path, r
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)])
 def test_asked_to_stop_before_there_is_anything_to_save(begin, tmp_path: Path, number: int, code: int) -> None:
     process = begin()
-    until(process, lambda: in_phase(tmp_path, "building the cache of tokens"), tmp_path)
+    until(process, lambda: in_phase(tmp_path, "building the token store"), tmp_path)
     process.send_signal(number)
     assert process.wait(PATIENCE) == code
     last = (tmp_path / "log").read_text().splitlines()[-1]
@@ -178,14 +178,14 @@ def test_a_second_interrupt_stops_at_once(begin, tmp_path: Path) -> None:
     process = begin("--train.steps", "100000")
     until(process, lambda: any("end saving" in line for line in told(tmp_path)), tmp_path)
     process.send_signal(signal.SIGINT)
-    time.sleep(0.1)  # the save that the first one asks for stays in its phases for longer
+    time.sleep(0.1)  # shorter than the save that the first signal started
     process.send_signal(signal.SIGINT)
     assert process.wait(5) == 130
     assert (tmp_path / "log").read_text().splitlines()[
         -1
     ] == "interrupted; the same command goes on from the last checkpoint"
     saved = Checkpoints(tmp_path / "run")
-    assert saved.states() == saved.steps() != []  # nothing was saved any more, nor lost
+    assert saved.states() == saved.steps() != []  # nothing more was saved, nothing is lost
     process = begin("--train.steps", "130")
     assert process.wait(PATIENCE) == 0
     steps = [entry["step"] for entry in entries(tmp_path / "run")]

@@ -1,4 +1,4 @@
-"""Of two processes that train together one is killed: the other ends, and told why; started again they go on."""
+"""One of two training processes is killed: the other ends with the reason; restarted, both resume."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PATIENCE = 300  # seconds
 
 @pytest.fixture(scope="module")
 def straight(tiny, environment, tmp_path_factory) -> Path:
-    """The workdir of two processes that nothing happens to."""
+    """The workdir of two processes that are not disturbed."""
     workdir = tmp_path_factory.mktemp("straight") / "run"
     done = both(environment, "--config", tiny.config, "--workdir", workdir)
     assert [code for code, _ in done] == [0, 0], done
@@ -28,7 +28,7 @@ def straight(tiny, environment, tmp_path_factory) -> Path:
 
 @pytest.fixture
 def pair(tiny, environment, tmp_path: Path) -> Iterator[Callable[[], list[subprocess.Popen]]]:
-    """`pair()`: two processes that train in `tmp_path/run`, once they have a checkpoint; ended with the test."""
+    """`pair()`: two processes that train in `tmp_path/run` and have saved a checkpoint. They end with the test."""
     running: list[subprocess.Popen] = []
 
     def pair() -> list[subprocess.Popen]:
@@ -69,7 +69,7 @@ def test_one_is_killed(straight: Path, pair, tiny, environment, tmp_path: Path, 
 
 @pytest.mark.parametrize("told", [0, 1])
 def test_one_is_asked_to_stop(straight: Path, pair, tiny, environment, tmp_path: Path, told: int) -> None:
-    """Both stop after the same update, and go on from there."""
+    """Both stop after the same update, and resume from there."""
     running = pair()
     running[told].terminate()
     logs = [process.communicate(timeout=PATIENCE)[1] for process in running]
@@ -83,7 +83,7 @@ def test_one_is_asked_to_stop(straight: Path, pair, tiny, environment, tmp_path:
 
 
 def test_a_disk_that_only_one_finds_full(pair, tmp_path: Path) -> None:
-    """Process 0 alone writes the log: its trouble is its own, and the other does not wait for it."""
+    """Only process 0 writes the log, so only it fails; the other does not wait for it."""
     running = pair()
     (tmp_path / "run/metrics.jsonl").unlink()
     (tmp_path / "run/metrics.jsonl").mkdir()

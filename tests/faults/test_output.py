@@ -1,4 +1,4 @@
-"""Results whose streams, disk or memory fail; names and text that no terminal may see; damaged files of a workdir."""
+"""Failing streams, disks and memory; names and text that could harm a terminal; damaged files in a workdir."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ from transformer.tasks import scoring
 from transformer.tasks.sets import known_sets, read_set
 
 ROOT = Path(__file__).parents[2]
-# To Python names of files are ASCII then.
+# A shell prefix after which Python takes file names for ASCII.
 ASCII = "ln -s $W ö; export W=$PWD/ö LC_ALL=C PYTHONUTF8=0 PYTHONCOERCECLOCALE=0;"
 NAMES = [b"gr\xf6\xdfe.en", b"a\x1b[2J\nwarning: forged\r.en", "\u202eab.en".encode(), b"[1]*?.en"]
 
 
 @pytest.fixture
 def full_stdout(monkeypatch) -> Callable[[], None]:
-    """After a call of it standard output is a full disk."""
+    """`full_stdout()` makes standard output a full disk."""
 
     def full_stdout() -> None:
         output = _Output(os.open("/dev/full", os.O_WRONLY), "wb")
@@ -88,9 +88,9 @@ def test_a_score_that_can_be_neither_printed_nor_stored_is_told_in_the_log(call,
 
 @pytest.mark.parametrize("there", [True, False])
 def test_a_score_is_not_stored_in_another_workdir(call, workdir: Path, monkeypatch, there: bool) -> None:
-    """Which takes the place of the one that is being evaluated."""
+    """Another workdir replaces the evaluated one, or the workdir is removed, during the evaluation."""
     other = Path(shutil.copytree(workdir, workdir.with_name("other")))
-    translate = scoring.together
+    translate = scoring.translate_shares
 
     def slowly(*given: Any) -> list[str]:
         shutil.rmtree(workdir)
@@ -98,7 +98,7 @@ def test_a_score_is_not_stored_in_another_workdir(call, workdir: Path, monkeypat
             other.rename(workdir)
         return translate(*given)
 
-    monkeypatch.setattr(scoring, "together", slowly)
+    monkeypatch.setattr(scoring, "translate_shares", slowly)
     done = call("evaluate.py", "--workdir", workdir)
     assert done.code == 0 and done.out.startswith("test.en: 20 sentences")
     assert f"warning: this score is not stored: {workdir} is no longer the folder" in done.err
@@ -112,7 +112,7 @@ def test_a_folder_that_was_removed_is_told_in_one_line(call, tmp_path: Path, mon
     for program, *arguments in (("evaluate.py", "--workdir", "run"), ("transformer", "translate", "run")):
         done = call(program, *arguments)
         assert done.code == 2
-        assert done.err.splitlines()[-1].startswith("error: the folder that this command runs in was removed; go to")
+        assert done.err.splitlines()[-1].startswith("error: the current folder was removed; change to one that exists")
 
 
 def test_an_export_is_told_harmlessly_even_where_it_cannot_be_printed(
@@ -130,12 +130,12 @@ def test_an_export_is_told_harmlessly_even_where_it_cannot_be_printed(
 def test_each_score_stands_alone_after_a_full_disk(call, workdir: Path, full_after) -> None:
     call("evaluate.py", "--workdir", workdir)
     size = (workdir / "scores.jsonl").stat().st_size
-    with full_after(max(size + 20, 200_000)):  # programs that JAX keeps fit
+    with full_after(max(size + 20, 200_000)):  # compiled programs still fit
         (workdir / "scores.jsonl").write_text((workdir / "scores.jsonl").read_text() + " " * (199_980 - size))
         done = call("evaluate.py", "--workdir", workdir)
     assert done.code == 0 and done.out.startswith("test.en: 20 sentences")
     assert "warning: this score is not stored: " in done.err and "File too large" in done.err
-    # What an older version left of such a record.
+    # Half a line, as an older version left it.
     with (workdir / "scores.jsonl").open("a") as file:
         file.write('\n{"time": "20')
     done = call("evaluate.py", "--workdir", workdir)
@@ -154,7 +154,7 @@ def test_translations_that_cannot_be_written_are_told_in_one_line(
         done = call("transformer", verb, trained)
         assert (done.code, done.out) == (2, "")
         assert done.err.splitlines()[-1].startswith("error: standard output cannot be written (No space left on")
-        assert len(done.err.splitlines()) == 2  # the first names the checkpoint
+        assert len(done.err.splitlines()) == 2  # the first line names the checkpoint
 
 
 @pytest.mark.slow
@@ -177,7 +177,7 @@ def test_translations_that_cannot_be_written_are_told_in_one_line(
     ],
 )
 def test_programs_under_bad_streams(workdir: Path, tiny, environment, tmp_path: Path, command, code, err) -> None:
-    """As processes of their own. Without memory JAX may end one itself, which a warning tells before."""
+    """In separate processes. Without memory JAX may crash; a warning announces that."""
     (tmp_path / "en").write_bytes((tiny.folder / "test.en").read_bytes())
     (tmp_path / "de").write_bytes((tiny.folder / "test.de").read_bytes())
     Path(os.fsdecode(os.fsencode(tmp_path) + b"/gr\xf6\xdfe.en")).write_bytes((tmp_path / "en").read_bytes())
@@ -200,7 +200,7 @@ def test_programs_under_bad_streams(workdir: Path, tiny, environment, tmp_path: 
         assert done.stderr.decode().splitlines()[-1].startswith(f"error: {err}")
 
 
-# ---- Training on what no terminal should see ------------------------------------------------------------------------
+# ---- Training on text that could harm a terminal ---------------------------------------------------------------------
 
 
 @pytest.mark.slow
@@ -220,7 +220,7 @@ def test_training_shows_text_from_outside_harmlessly(call, tiny, tmp_path: Path)
 
 @pytest.mark.parametrize("name", ["a{b}.en", "{0}", "[bold]x[/]", "[/]", "\x1b[2Jx"])
 def test_a_bar_shows_any_name_of_a_file(monkeypatch, tmp_path: Path, name: str) -> None:
-    """In a format or a markup some would mean something."""
+    """Some of these names have a meaning in format strings or in rich's markup."""
 
     class Terminal(io.StringIO):
         def isatty(self) -> bool:
@@ -236,7 +236,7 @@ def test_a_bar_shows_any_name_of_a_file(monkeypatch, tmp_path: Path, name: str) 
     assert f"tokenising {plain(name)}" in sys.stderr.getvalue()
 
 
-# ---- Folders that are made ------------------------------------------------------------------------------------------
+# ---- Folders that are created ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("verb", ["export", "convert"])
@@ -277,7 +277,7 @@ def test_a_workdir_may_have_a_name_that_is_no_utf8(call, workdir: Path, tmp_path
 def test_a_home_that_is_not_known_is_told_in_one_line(call, tiny, tmp_path: Path, monkeypatch, home) -> None:
     monkeypatch.setenv("TRANSFORMER_CACHE", home or "~/cache")
     monkeypatch.delenv("HOME")
-    monkeypatch.setattr(os, "getuid", lambda: 54_321)  # whom passwd does not know
+    monkeypatch.setattr(os, "getuid", lambda: 54_321)  # not in passwd
     done = call("train.py", "--config", tiny.config, "--workdir", tmp_path / "run")
     assert (done.code, done.err.count("\n")) == (2, 1)
     assert "your home folder is not known; set HOME, or TRANSFORMER_CACHE" in done.err
@@ -308,7 +308,7 @@ def test_sets_of_any_content_end_in_one_line(tmp_path: Path, content: str) -> No
 
 @pytest.mark.parametrize("content", [*NESTED, "{}", "[]", '{"files": 3}', '{"bytes": {"x": 1}}', '{"x": {"bytes": 1}}'])
 def test_records_of_a_cache_of_any_content_are_passed_over(tmp_path: Path, content: str) -> None:
-    """What they tell of is made again."""
+    """The cache entry is made again."""
     for name in ("meta.json", "manifest.json", "x"):
         (tmp_path / name).write_text(content)
     with pytest.raises((ValueError, KeyError)):

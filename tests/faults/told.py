@@ -1,4 +1,4 @@
-"""train.py, telling in a file what it is in the middle of, and staying there for a while: `told.py FILE SECONDS …`."""
+"""train.py that writes its phases to a file and pauses in each: `told.py FILE SECONDS …`."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ from transformer.jobs import train
 
 
 class Told(logging.Handler):
-    """Each phase's begin and end as one line. Its thread stays in it for a while, before it does anything and after it
-    has done all."""
+    """Write the begin and the end of each phase as one line. Pause after the begin and before the end."""
 
     def __init__(self, path: str, seconds: float):
         super().__init__()
@@ -32,7 +31,7 @@ class Told(logging.Handler):
 if __name__ == "__main__":
     path, seconds = sys.argv[1:3]
     del sys.argv[1:3]
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # the tests may run in the background, where it is ignored
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # background processes ignore it
     phases = logging.getLogger("transformer.phases")
     phases.addHandler(Told(path, float(seconds)))
     phases.setLevel(logging.DEBUG)

@@ -138,7 +138,7 @@ def test_what_cannot_be_read_or_written_is_told_in_one_line(tmp_path: Path):
         translate_share(numbered, source, target, 0, 1)
     source.write_bytes(b"a\n")
     for content, told in (
-        (b"\x28\xb5\x2f\xfd", "packed by zstd, not plain text"),
+        (b"\x28\xb5\x2f\xfd", "compressed by zstd, not plain text"),
         (b"\xff\xfea\0", "UTF-16, not plain text"),
     ):
         (tmp_path / "other").write_bytes(content)

@@ -141,7 +141,7 @@ def test_packed_input_that_breaks_off_ends_in_one_line():
     """What was whole before is translated, half a line is not."""
     packed = gzip.compress("".join(f"line {i}\n" for i in range(20_000)).encode())[:-20]
     target = io.BytesIO()
-    with pytest.raises(UserError, match=r"the input is damaged or not a gzip file \(it breaks off\)"):
+    with pytest.raises(UserError, match=r"the input is damaged or not a gzip file \(it is truncated\)"):
         translate_stream(Capitals(), open_stream(io.BytesIO(packed)), target)
     lines = target.getvalue().decode().split("\n")
     assert 10_000 < len(lines) <= 20_000
@@ -319,14 +319,14 @@ def test_pairs_of_json_lines_are_scored():
         (translate_jsonl, '{"source": "a", "x": NaN}', "not JSON"),
         (translate_jsonl, '{"source": "a", "x": 1e999}', "not JSON"),
         (translate_jsonl, '{"source": ' + "[" * 100_000 + "]" * 100_000 + "}", "not JSON"),
-        (translate_jsonl, '{"source": "a", "source": "b"}', 'the key "source" stands twice in one object'),
-        (translate_jsonl, '{"source": "a", "x": {"ä": 1, "ä": 1}}', 'the key "\\u00e4" stands twice in one object'),
-        (score_jsonl, '{"source": "a", "target": "b", "target": "b"}', 'the key "target" stands twice in one object'),
-        (translate_jsonl, '["a"]', "not a JSON object; each line must be one; of a list of objects make lines with jq"),
+        (translate_jsonl, '{"source": "a", "source": "b"}', 'the key "source" occurs twice in one object'),
+        (translate_jsonl, '{"source": "a", "x": {"ä": 1, "ä": 1}}', 'the key "\\u00e4" occurs twice in one object'),
+        (score_jsonl, '{"source": "a", "target": "b", "target": "b"}', 'the key "target" occurs twice in one object'),
+        (translate_jsonl, '["a"]', "not a JSON object; each line must be one; convert a list of objects to lines"),
         (
             score_jsonl,
             "[",
-            "not JSON (Expecting value: line 1 column 2 (char 1)); each line must be an object; of a list",
+            "not JSON (Expecting value: line 1 column 2 (char 1)); each line must be an object; convert a",
         ),
         (translate_jsonl, "3", "not a JSON object"),
         (translate_jsonl, "{}", "no field 'source'; each object needs source"),

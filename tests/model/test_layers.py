@@ -35,7 +35,7 @@ def test_sinusoids_interleave_sin_and_cos():
 
 
 def test_embedding_is_scaled_going_in_and_not_going_out():
-    embedding = Embedding(ModelConfig(d_model=16), 7, rngs=nnx.Rngs(0))
+    embedding = Embedding(ModelConfig(d_model=16, vocab_size=7), rngs=nnx.Rngs(0))
     table = normal(7, 16)
     embedding.table[...] = jnp.asarray(table)
     tokens = np.array([[3, 0, 6], [1, 1, 2]])

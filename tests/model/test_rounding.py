@@ -68,7 +68,7 @@ def test_a_bfloat16_product_sums_in_float32():
 
 @pytest.mark.parametrize("dtype, tolerance", [("bfloat16", 2**-8), ("int8", 1 / 127)])
 def test_a_table_is_looked_up_and_multiplied_with(dtype, tolerance):
-    embedding = Embedding(ModelConfig(d_model=16), 20, rngs=nnx.Rngs(0))
+    embedding = Embedding(ModelConfig(d_model=16, vocab_size=20), rngs=nnx.Rngs(0))
     table = np.asarray(embedding.table[...])
     tokens, x = jnp.asarray([[3, 19], [0, 3]]), jnp.asarray(normal(2, 2, 16))
     rows, logits = embedding.embed(tokens), embedding.logits(x)

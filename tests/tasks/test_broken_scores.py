@@ -1,4 +1,4 @@
-"""A checkpoint whose scores are no numbers, as the commands meet it: told, counted, exit code 2 where all are."""
+"""Checkpoints that give non-finite scores: commands warn and count them; exit code 2 if no score is finite."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def break_(params, value: float):
 
 @pytest.fixture(scope="module")
 def broken(trained: Path, tmp_path_factory) -> Path:
-    """A copy of the finished run with an average, the default of all that read, of parameters that overflow."""
+    """A copy of the finished run with an average whose parameters overflow. Commands use an average by default."""
     folder = tmp_path_factory.mktemp("broken") / "run"
     shutil.copytree(trained, folder, ignore=shutil.ignore_patterns("scores.jsonl"))
     checkpoints = Checkpoints(folder)
@@ -44,7 +44,7 @@ def broken(trained: Path, tmp_path_factory) -> Path:
 
 @pytest.fixture
 def given(monkeypatch) -> Callable[[str], None]:
-    """`given(text)`: what standard input holds."""
+    """`given(text)`: give standard input this text."""
     return lambda text: monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text.encode())))
 
 
@@ -61,7 +61,7 @@ def test_translate_ends_with_2_and_as_many_lines(call, broken: Path, given, tmp_
     (tmp_path / "in").write_text("the red cat\n")
     done = call("transformer", "translate", broken, "--input", tmp_path / "in", "--output", tmp_path / "out")
     assert (done.code, (tmp_path / "out").read_text()) == (2, "\n")
-    # A blank input has no score that could be one, and another checkpoint translates.
+    # Blank lines have no score, so they are no error; and another checkpoint translates.
     given("\n\n")
     assert call("transformer", "translate", broken)[:2] == (0, "\n\n")
     given("red cat\n")
@@ -82,13 +82,13 @@ def test_evaluate_ends_with_2_and_stores_nothing(call, broken: Path) -> None:
     assert (done.code, done.out) == (2, "")
     assert done.err.splitlines()[-1].startswith(ERROR.format(20).replace("error: ", f"error: {broken}: "))
     assert not (broken / "scores.jsonl").exists()
-    # So does a comparison with it.
+    # A comparison with it fails, too.
     done = call("evaluate.py", "--workdir", broken, "--checkpoint", "last", "--against", broken)
     assert (done.code, done.out) == (2, "")
 
 
 def test_evaluate_counts_those_of_some_sentences(call, workdir: Path, monkeypatch) -> None:
-    """Of two sentences in each batch the encoder's output is broken by hand."""
+    """The encoder's output is broken by hand for two sentences in each batch."""
     from transformer.inference import engine
 
     whole = engine.begin
@@ -107,7 +107,7 @@ def test_evaluate_counts_those_of_some_sentences(call, workdir: Path, monkeypatc
 
 
 def test_in_training_it_is_a_warning(trained: Path, tiny, caplog) -> None:
-    """Beside which the other scores stand."""
+    """The other scores are still logged."""
     task = Translation.build(config_file(tiny.config), str(trained))
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     scores = dict(task.evaluate(break_(Checkpoints(trained).at(120).params(), np.nan), mesh, 120))
@@ -116,7 +116,7 @@ def test_in_training_it_is_a_warning(trained: Path, tiny, caplog) -> None:
 
 
 def test_an_average_without_scores_ends_with_2(call, broken: Path, tmp_path: Path) -> None:
-    """Its parts are finite numbers, and so is it. What was found is printed before."""
+    """The parameters and their average are finite, the scores are not. Results are printed before the error."""
     folder = Path(shutil.copytree(broken, tmp_path / "run"))
     shutil.rmtree(folder / "checkpoints" / "average")
     checkpoints = Checkpoints(folder)
@@ -137,7 +137,7 @@ def test_an_average_without_scores_ends_with_2(call, broken: Path, tmp_path: Pat
 
 @pytest.fixture(scope="module")
 def no_numbers(broken: Path, tmp_path_factory) -> Path:
-    """A folder with an average of NaN, as no command writes it."""
+    """A workdir with an average of NaNs, which no command would write."""
     folder = Path(shutil.copytree(broken, tmp_path_factory.mktemp("nan") / "run"))
     checkpoints = Checkpoints(folder)
     there = checkpoints.at(AVERAGE)

@@ -1,4 +1,4 @@
-"""A language without spaces between words: how BLEU's tokeniser decides there which checkpoint is the best."""
+"""A language without spaces between words: BLEU's tokeniser decides which checkpoint is the best."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ config = Config(
 
 @pytest.fixture(scope="module")
 def chinese(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with train, dev and test, and a config."""
+    """A folder with train, dev and test text and a config file."""
     folder, draw = tmp_path_factory.mktemp("chinese"), random.Random(0)
     pairs: dict[str, str] = {}
     while len(pairs) < 6_200:

@@ -43,7 +43,7 @@ def config(target: str | None = None, **evaluate: str) -> Config:
 def test_the_tokeniser_follows_the_target_language(target: str | None, tokenize: str) -> None:
     assert bleu_tokenizer(config(target)) == tokenize
     assert bleu_tokenizer(config(target, bleu_tokenize="intl")) == "intl"
-    # It is the target's language that counts.
+    # Only the target language counts.
     if target is not None:
         assert bleu_tokenizer(Config(data=DataConfig(languages=(target, "en")))) == "13a"
 
@@ -59,7 +59,7 @@ def test_tokenisers_that_download_are_refused(downloads: str) -> None:
 @pytest.mark.parametrize(("tokenize", "extra"), [("ja-mecab", "ja"), ("ko-mecab", "ko")])
 def test_a_missing_package_is_named_in_one_line(monkeypatch, tokenize: str, extra: str) -> None:
     module = importlib.import_module(f"sacrebleu.tokenizers.tokenizer_{tokenize.replace('-', '_')}")
-    monkeypatch.setattr(module, "MeCab", None)  # as after an import that failed
+    monkeypatch.setattr(module, "MeCab", None)  # as after a failed import
     with pytest.raises(UserError) as error:
         bleu(tokenize)
     told = str(error.value)
@@ -69,7 +69,7 @@ def test_a_missing_package_is_named_in_one_line(monkeypatch, tokenize: str, extr
         "--evaluate.bleu_tokenize char"
     )
     assert "\n" not in told
-    # Only who scores needs it.
+    # Only runs with a development set need it.
     own = config(extra)
     check_scoring(own)
     own = dataclasses.replace(own, data=dataclasses.replace(own.data, dev_source="dev.en", dev_target="dev.xx"))
@@ -131,7 +131,7 @@ def test_the_bootstrap_uses_the_same_tokeniser_and_all_references() -> None:
         (["りんごを三つ見ます。"], config(), True),
         (CHINESE, config("en"), True),  # the languages are exchanged
         (CHINESE, config("zh"), False),
-        (CHINESE, config(bleu_tokenize="13a"), False),  # who names it knows
+        (CHINESE, config(bleu_tokenize="13a"), False),  # the user's choice
         (CHINESE, config(bleu_tokenize="char"), False),
         (GERMAN, config(), False),
         (["나는 베를린에서 사과 세 개를 본다."], config(), False),  # has spaces
@@ -157,14 +157,14 @@ def test_the_papers_number_is_for_english_german_of_all_regions() -> None:
 
 
 def test_references_that_are_spelt_otherwise_are_told() -> None:
-    """Letters with accents in two characters, as macOS and some corpora have them."""
+    """Accents as separate characters (NFD), as on macOS and in some corpora."""
     lines = ["größer", "Tür", "Haus"] * 4
     apart = [unicodedata.normalize("NFD", line) for line in lines]
     assert score(lines, [apart], "13a")["chrf"] < 75
     told = spelt_otherwise("x.de", lines, apart)
     assert told.startswith("x.de: 8 of 12 references spell letters in several characters") and "NFC" in told
-    assert spelt_otherwise("x.de", apart, apart) is None  # a model of such text
+    assert spelt_otherwise("x.de", apart, apart) is None  # a model trained on such text
     assert spelt_otherwise("x.de", lines, lines) is None
     assert spelt_otherwise("x.de", ["Haus"] * 12, lines) is None
-    assert spelt_otherwise("x.de", lines, [apart[0], *lines[1:]]) is None  # a slip
+    assert spelt_otherwise("x.de", lines, [apart[0], *lines[1:]]) is None  # a single reference
     assert spelt_otherwise("x.de", [], []) is None

@@ -32,7 +32,7 @@ def evaluate(call, *arguments: object) -> dict:
 
 
 def by_hand(workdir: Path, folder: Path, name: str, checkpoint: str | None = None) -> tuple[float, float]:
-    """BLEU and chrF of sacrebleu on what the Python interface translates."""
+    """sacreBLEU's BLEU and chrF of translations by the Python interface."""
     hypotheses = transformer.Translator.load(str(workdir), checkpoint).translate(lines(folder / f"{name}.en"))
     references = [lines(folder / f"{name}.de")]
     return sacrebleu.corpus_bleu(hypotheses, references).score, sacrebleu.corpus_chrf(hypotheses, references).score
@@ -55,20 +55,20 @@ def test_evaluate_scores_the_test_set_with_the_best_checkpoint(call, trained: Pa
 
 
 def test_results_are_stored_in_the_workdir(call, workdir: Path) -> None:
-    (workdir / "scores.jsonl").unlink(missing_ok=True)  # what other tests found
+    (workdir / "scores.jsonl").unlink(missing_ok=True)  # of other tests
     results = [evaluate(call, "--workdir", workdir, "--decode.beam_size", size) for size in (1, 2)]
     stored = [json.loads(line) for line in lines(workdir / "scores.jsonl")]
     assert [{name: entry[name] for name in entry if name != "time"} for entry in stored] == results
     assert stored[0]["signature"].startswith("nrefs:1|case:mixed|eff:no|tok:13a|")
     assert stored[0]["time"] <= stored[1]["time"]
-    # Where it can't be stored it is still told.
+    # A score that can't be stored is still printed.
     (workdir / "scores.jsonl").unlink()
     (workdir / "scores.jsonl").mkdir()
     done = call("evaluate.py", "--workdir", workdir, "--decode.beam_size", 1, "--json")
     assert (done.code, json.loads(done.out)) == (0, results[0])
     told = f"warning: this score is not stored: {workdir}/scores.jsonl cannot be written (Is a directory); make room"
     assert [line.startswith(told) for line in done.err.splitlines() if "warning" in line] == [True]
-    # Nor is it stored where a link leads.
+    # Nothing is stored through a link.
     (workdir / "scores.jsonl").rmdir()
     (workdir / "scores.jsonl").symlink_to(workdir.parent / "elsewhere")
     scoring.store(str(workdir), results[0])
@@ -151,8 +151,8 @@ def test_a_workdir_is_scored_wherever_it_lies(call, workdir: Path, tmp_path: Pat
     elsewhere = tmp_path / "else/where"
     elsewhere.parent.mkdir()
     workdir.rename(elsewhere)
-    # Where it was trained, and on what, counts no more.
-    monkeypatch.setattr(scoring, "read_given", lambda *_: pytest.fail("the text was asked for"))
+    # Neither the old path nor the training text is needed.
+    monkeypatch.setattr(scoring, "read_given", lambda *_: pytest.fail("the text was read"))
     monkeypatch.chdir(elsewhere.parent)
     assert evaluate(call, "--workdir", "where") == expected
 
@@ -210,7 +210,7 @@ def test_people_get_lines(call, trained: Path) -> None:
 
 
 def test_the_papers_number_is_for_english_german_only(call, workdir: Path) -> None:
-    # Nobody has said which languages this text is in.
+    # This config does not name its languages.
     assert "bleu_tokenized_compound_split" not in evaluate(call, "--workdir", workdir)
     config = workdir / f"checkpoints/{Checkpoints(workdir).best():08d}/config.json"
     values = json.loads(config.read_text())
@@ -226,7 +226,7 @@ def test_the_papers_number_is_for_english_german_only(call, workdir: Path) -> No
 
 
 def resign(file: Path) -> None:
-    """As if the checkpoint had been saved with this file."""
+    """Update the manifest, as if the checkpoint had been saved with this file."""
     import hashlib
 
     manifest = json.loads((file.parent / "manifest.json").read_text())
@@ -240,7 +240,7 @@ def resign(file: Path) -> None:
 
 @pytest.fixture
 def references(tiny, tmp_path: Path) -> list[Path]:
-    """Two references of the test set; the second has other words here and there."""
+    """Two references of the test set; the second differs in some words."""
     first = lines(tiny.folder / "test.de")
     second = [line.replace("Katze", "Mieze").replace("groß", "riesig") for line in first]
     for name, content in (("r1.de", first), ("r2.de", second)):
@@ -265,7 +265,7 @@ def test_several_references(call, trained: Path, tiny, references: list[Path], t
     done = call("evaluate.py", "--workdir", trained, *source, *two, *two[:2])
     assert (done.code, done.out) == (2, "")
     assert f"--reference {references[0]} is given twice" in done.err
-    # By whatever name; and another file of the same text is told.
+    # Also under another name; and a warning for another file with the same text.
     for other in (tmp_path / "link.de", tmp_path / "x" / ".." / "r1.de"):
         (tmp_path / "x").mkdir(exist_ok=True)
         if other.name == "link.de":
@@ -277,7 +277,7 @@ def test_several_references(call, trained: Path, tiny, references: list[Path], t
     done = call("evaluate.py", "--workdir", trained, *source, *two, "--reference", tmp_path / "copy.de")
     assert done.code == 0 and "warning: test.en: its references 1 and 3 are the same, and count as one" in done.err
     assert "references 1 and 2" not in done.err
-    # Each is looked at.
+    # Each reference is checked.
     references[1].write_text("x\n" * 19)
     done = call("evaluate.py", "--workdir", trained, *source, *two)
     assert (done.code, done.out) == (2, "")
@@ -328,7 +328,7 @@ def test_the_tokeniser_is_chosen_and_told(call, workdir: Path) -> None:
     assert result["against"]["rows"][0]["bleu"] == pytest.approx(result["bleu"])
     assert result["bleu"] > expected["bleu"] and result["chrf"] == expected["chrf"]
     assert evaluate(call, "--workdir", workdir, "--data.languages", "en", "th")["bleu"] == result["bleu"]
-    # By default it follows the languages that the checkpoint's config names.
+    # By default the tokeniser follows the languages in the checkpoint's config.
     config = workdir / f"checkpoints/{Checkpoints(workdir).best():08d}/config.json"
     values = json.loads(config.read_text())
     values["data"]["languages"] = ("en", "th_TH")
@@ -367,7 +367,7 @@ def test_the_metric_chooses_the_checkpoint(call, workdir: Path) -> None:
 
 
 def test_against_another_workdir(call, trained: Path, workdir: Path, tiny) -> None:
-    # The other is an earlier checkpoint, and decodes greedily, as its own config says.
+    # The other workdir has an earlier checkpoint, and its config decodes greedily.
     for step in (100, 120):
         shutil.rmtree(workdir / f"checkpoints/{step:08d}")
     config = workdir / "checkpoints/00000080/config.json"
@@ -432,11 +432,11 @@ def test_average_of_more_than_there_are_says_so(call, workdir: Path) -> None:
     done = call("transformer", "average", workdir)  # the last 5
     assert done.code == 0
     assert done.out.splitlines() == ["averaged 3 checkpoints: 80, 100, 120", "no development set to score it on"]
-    assert "warning: only 3 checkpoints are there; train.keep_last says how many are kept" in done.err
+    assert "warning: there are only 3 checkpoints; train.keep_last sets how many are kept" in done.err
 
 
 def test_average_looks_first_whether_it_can_score(call, workdir: Path, monkeypatch) -> None:
-    """What the tokeniser of BLEU needs may be missing on another machine; then another one can be named."""
+    """A package of BLEU's tokeniser may be missing on another machine; the user can choose another tokeniser."""
     there = sorted((workdir / "checkpoints").iterdir())
     done = call("transformer", "average", workdir, "--evaluate.bleu_tokenize", "ja-mecab")
     if done.code == 2:
@@ -457,7 +457,7 @@ def test_references_are_a_list_of_files(trained: Path, tiny, references) -> None
 
 
 def test_a_set_is_named_by_its_source(trained: Path, tiny) -> None:
-    """From Python as from the command line: references alone are not passed over."""
+    """References without a source are an error, from Python as on the command line."""
     with pytest.raises(UserError, match=r"^--source and --reference go together; name the"):
         scoring.evaluate_workdir(str(trained), references=[str(tiny.folder / "test.de")])
     with pytest.raises(UserError, match=r"^--source .*/test\.en: holds one side only"):
@@ -496,7 +496,7 @@ def test_sets_are_copied_line_by_line_and_their_digests_told(tmp_path: Path, cap
     (tmp_path / "other/sets").symlink_to(tmp_path / "run/sets")
     with pytest.raises(UserError, match=f"^{tmp_path}/other/sets is a link"):
         write_sets(epath.Path(tmp_path / "other"), texts, ("", ""))
-    # Another text under the same name is no secret.
+    # A warning if the text under the same name has changed.
     caplog.clear()
     (tmp_path / "a.en").write_text("one\ntwo\n\nfive\n")
     write_sets(epath.Path(tmp_path / "run"), texts, ("", ""))

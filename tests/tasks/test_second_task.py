@@ -1,4 +1,4 @@
-"""Another task, of one file and a row in two tables, trains, resumes and is evaluated by the same programs."""
+"""A second task (one file and a row in two tables) trains, resumes and is evaluated by the same programs."""
 
 import json
 from pathlib import Path

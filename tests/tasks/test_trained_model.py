@@ -1,4 +1,4 @@
-"""What only a trained model can show: how often its outputs depend on the batch they were found in, or on devices."""
+"""How often outputs of a trained model depend on their batch or on the number of devices."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def translator(quickstart: str) -> Translator:
 
 @pytest.fixture(scope="module")
 def sources(quickstart: str, translator: Translator) -> list[list[int]]:
-    """The pieces of its 1,000 test lines."""
+    """The pieces of the quickstart's 1,000 test lines."""
     _, lines, _ = read_set(quickstart, "test")
     assert len(lines) == 1_000
     return translator.tokenizer.encode(lines)
@@ -56,7 +56,7 @@ def test_the_quickstart_reaches_95_bleu(quickstart, translator, expected, report
 
 
 def different(found: Mapping[int, Found], expected: Mapping[int, Found]) -> int:
-    """How many have other pieces; only where the search was as good as undecided may they."""
+    """The number of sentences with other pieces. They may differ only if two hypotheses had almost the same score."""
     assert found.keys() == expected.keys()
     count = 0
     for i, (pieces, scores) in found.items():
@@ -65,13 +65,13 @@ def different(found: Mapping[int, Found], expected: Mapping[int, Found]) -> int:
             np.testing.assert_allclose(scores[0], wanted_scores[0], rtol=1e-5, atol=1e-5)
         else:
             count += 1
-            # Excused only where some hypotheses of the search itself stood that close.
+            # Allowed only if two hypotheses of the same search are this close.
             assert min(*-np.diff(scores), *-np.diff(wanted_scores)) <= 1e-4, (i, scores, wanted_scores)
     return count
 
 
 def test_at_most_one_sentence_in_a_thousand_depends_on_its_batch(translator, sources, expected, report) -> None:
-    """Batches of other sizes, neighbours and padding, hence other compiled shapes; the same ones compile nothing."""
+    """Batches of other sizes, neighbours and padding, so other shapes are compiled. The same shapes compile nothing."""
     compiled = []
 
     def listen(event: str, _: float, **__: object) -> None:
@@ -93,7 +93,7 @@ def test_at_most_one_sentence_in_a_thousand_depends_on_its_batch(translator, sou
         assert len(compiled) <= 20
         del compiled[:]
         few = found(order[::-1], batch_sentences=5)
-        assert compiled  # it does count
+        assert compiled  # the listener works
     finally:
         jax.monitoring.unregister_event_duration_listener(listen)
     for case in (few, shuffled):

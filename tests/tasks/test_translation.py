@@ -43,12 +43,12 @@ def task(trained: Path, config: Config) -> Translation:
 
 @pytest.fixture(scope="module")
 def scores(task: Translation, trained: Path) -> dict[str, float]:
-    """What evaluation during training finds for the last parameters."""
+    """The scores of evaluation during training, for the last parameters."""
     return dict(task.evaluate(Checkpoints(trained).at(120).params(), MESH, 120))
 
 
 def log_probabilities(task: Translation, params, source: str, target: str) -> np.ndarray:
-    """Of each target piece, eos included, one sentence at a time and without padding."""
+    """Log-probabilities of each target piece, eos included, one sentence at a time and without padding."""
     (source_ids,), (target_ids,) = task.pieces.encode([source]), task.pieces.encode([target])
     logits = task.objective.model.apply(params, np.array([[*source_ids, EOS]]), np.array([[BOS, *target_ids]]))
     log_probs = np.asarray(jax.nn.log_softmax(np.float64(logits[0])))
@@ -71,11 +71,11 @@ def test_dev_scores_are_sacrebleus(task, tiny, trained: Path, scores) -> None:
     hypotheses = transformer.Translator.load(str(trained), "last").translate(lines(tiny.folder / "dev.en"))
     assert scores["dev_bleu"] == sacrebleu.corpus_bleu(hypotheses, [references]).score
     assert scores["dev_chrf"] == sacrebleu.corpus_chrf(hypotheses, [references]).score
-    assert scores["dev_bleu"] > 1  # of nothing, anything would do
+    assert scores["dev_bleu"] > 1  # a score of 0 would prove nothing
 
 
 def test_dev_scores_are_taken_in_the_type_of_decoding(task, trained: Path, monkeypatch) -> None:
-    """As evaluate.py takes them; by default, on a CPU, that is the model's own."""
+    """In the same type as in evaluate.py; the default on a CPU is the model's type."""
     used, params = [], Checkpoints(trained).at(120).params()
     monkeypatch.setattr(Translator, "translate", lambda self, texts, **_: used.append(self) or ["x"] * len(texts))
     for dtype in ("auto", "int8"):
@@ -125,7 +125,7 @@ def test_five_samples_are_shown_always_the_same(task, tiny, trained: Path, caplo
         assert one[1] == f"  reference   {references[sources.index(source)]}"
         assert one[2] == f"  hypothesis  first {source}"
         assert other == [one[0], one[1], f"  hypothesis  second {source}", ""]
-    # From beginning to end of the set.
+    # Samples cover the whole set.
     places = [sources.index(one[0].removeprefix("  source      ")) for one in shown[0]]
     assert (places[0], places[-1]) == (0, len(sources) - 1)
     assert places == sorted(set(places))
@@ -141,7 +141,7 @@ def test_a_warning_when_most_outputs_are_the_same(task, trained, caplog, monkeyp
 
 
 def test_dev_loss_exchanged_is_that_of_other_sources(task, trained: Path, scores, monkeypatch) -> None:
-    """Each sentence gets the source of another one; a batch of one sentence says nothing."""
+    """Each sentence gets the source of another one; a batch of one sentence does not count."""
     params = Checkpoints(trained).at(120).params()
     unsmoothed = dataclasses.replace(task.config.train, label_smoothing=0.0)
     loss, nll, weight = sequences(task.objective.model, unsmoothed).loss, 0.0, 0.0
@@ -153,7 +153,7 @@ def test_dev_loss_exchanged_is_that_of_other_sources(task, trained: Path, scores
         sums = loss(params, other, None)[1]
         nll, weight = nll + float(sums["nll"]), weight + float(sums["weight"])
     assert scores["dev_loss_exchanged"] == pytest.approx(nll / weight, rel=1e-5)
-    assert scores["dev_loss_exchanged"] > scores["dev_loss"] + 0.5  # it has learnt something
+    assert scores["dev_loss_exchanged"] > scores["dev_loss"] + 0.5  # the model has learnt something
     alone = {side: np.where(np.arange(len(ids))[:, None] == 0, ids, PAD) for side, ids in batch.items()}
     monkeypatch.setattr(translation, "evaluation_batches", lambda *_, **__: iter([alone]))
     assert "dev_loss_exchanged" not in dict(task.evaluate(params, MESH, 120))
@@ -161,7 +161,7 @@ def test_dev_loss_exchanged_is_that_of_other_sources(task, trained: Path, scores
 
 @pytest.mark.parametrize(("step", "gain", "warned"), [(20, 0.4, True), (19, 0.4, False), (20, 0.6, False)])
 def test_a_warning_where_the_source_hardly_helps(task, trained, caplog, monkeypatch, step, gain, warned) -> None:
-    """After the 20 updates of warmup, where exchanging sources does not raise the loss by half."""
+    """After the 20 updates of warmup, if exchanging sources raises the loss by less than half."""
     monkeypatch.setattr(Translation, "_losses", lambda *_: (2.0, 2.0 * gain))
     monkeypatch.setattr(Translator, "translate", lambda self, texts, **_: [f"Satz {text}" for text in texts])
     found = dict(task.evaluate(Checkpoints(trained).at(120).params(), MESH, step))
@@ -218,14 +218,14 @@ def test_compound_split_bleu_by_hand() -> None:
     # Without the split one token of eight differs.
     whole = 100 * (7 / 8 * 5 / 7 * 4 / 6 * 3 / 5) ** (1 / 4)
     assert sacrebleu.corpus_bleu(hypothesis, [reference]).score == pytest.approx(whole)
-    # Dashes between words are no compounds, and punctuation is tokenised as ever.
+    # Dashes between words are not split, and punctuation is tokenised as usual.
     assert compound_split_bleu(["er - ja, er - kam."], [["er - ja , er - kam ."]]) == pytest.approx(100)
     assert compound_split_bleu(["a-b-c d e f"], [["a - b - c d e f"]]) < 100
 
 
 @pytest.mark.parametrize("window", [None, 2])
 def test_packed_sentences_learn_what_they_learn_alone(task, config: Config, window: int | None) -> None:
-    """Sums of losses and their gradients over an epoch, packed in rows and one sentence a row."""
+    """Losses and gradients of an epoch are the same for packed rows and for one sentence a row."""
     model = dataclasses.replace(
         config.model,
         encoder_attention=AttentionConfig(window=window),
@@ -245,7 +245,7 @@ def test_packed_sentences_learn_what_they_learn_alone(task, config: Config, wind
         found.append(jax.tree.map(lambda *x: np.sum(np.stack(x).astype(np.float64), axis=0), *whole))
         rows.append((batches.padding, sum(len(batches[step]["source"]) for step in range(batches.batches_per_epoch))))
     ((packed_loss, packed_sums), packed_grads), ((loss, sums), grads) = found
-    assert rows[0][1] < rows[1][1] / 1.5 and rows[0][0] < 0.1  # they were packed
+    assert rows[0][1] < rows[1][1] / 1.5 and rows[0][0] < 0.1  # rows were packed
     assert packed_sums["weight"] == sums["weight"] and packed_sums["tokens"] == sums["tokens"]
     assert packed_loss == pytest.approx(loss, rel=1e-6) and packed_sums["nll"] == pytest.approx(sums["nll"], rel=1e-6)
     for path, expected in jax.tree_util.tree_leaves_with_path(grads):
@@ -257,7 +257,7 @@ def test_packed_sentences_learn_what_they_learn_alone(task, config: Config, wind
 
 def test_pairs_of_the_same_text_are_shown_and_warned_of(tiny, config, tmp_path: Path, caplog) -> None:
     def banner(count: int) -> tuple[str, list[str]]:
-        """The line on the data, and the warnings, where so many of 400 pairs are the same on both sides."""
+        """The log line on the data, and the warnings, if `count` of 400 pairs are the same on both sides."""
         (tmp_path / "train.de").write_text("\n".join([*english[:count], *german[count:]]) + "\n")
         caplog.clear()
         told = list(Translation.build(dataclasses.replace(config, data=data)).describe())
@@ -277,7 +277,7 @@ def test_pairs_of_the_same_text_are_shown_and_warned_of(tiny, config, tmp_path: 
 
 
 def test_pairs_beyond_every_bound_do_not_count_in_dev_loss(trained: Path, config, scores, tmp_path, caplog) -> None:
-    """Nobody translates them whole, and their memory grows with the square of their length."""
+    """Translation would cut such pairs, and their memory grows with the square of their length."""
     for side, word in (("source", "cat"), ("target", "Katze")):
         short = lines(Path(getattr(config.data, f"dev_{side}")))
         long = f"{word} " * (20_000 if side == "source" else 3)
@@ -291,7 +291,7 @@ def test_pairs_beyond_every_bound_do_not_count_in_dev_loss(trained: Path, config
     assert "more than 1,025 pieces" in told and told.endswith("the first is pair 5")
     found = dict(task.evaluate(Checkpoints(trained).at(120).params(), MESH, 120))
     assert found["dev_loss"] == pytest.approx(scores["dev_loss"], rel=1e-5)
-    assert "line 5: more than" in caplog.text  # as it is cut to be translated
+    assert "line 5: more than" in caplog.text  # it is cut before translation
     for side in ("source", "target"):
         (tmp_path / side).write_text("cat " * 1_100 + "\n")
     with pytest.raises(UserError, match=r"source: all 1 pairs of the development set have more than 1,025 pieces"):

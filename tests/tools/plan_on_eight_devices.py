@@ -1,4 +1,4 @@
-"""Plans for meshes of eight virtual devices, run by test_plan.py in a process of its own; prints JSON."""
+"""Print plans for meshes of eight virtual devices as JSON. test_plan.py runs this in a separate process."""
 
 from __future__ import annotations
 
@@ -54,18 +54,18 @@ def main() -> None:
             "traffic": step.traffic,
             "sent": sum(one.sent for one in step.collectives),
         }
-    # 4 rows over 8 devices: half of what is compiled is empty.
+    # 4 rows on 8 devices: half of the compiled rows are empty.
     small = dataclasses.replace(CONFIG, data=dataclasses.replace(CONFIG.data, max_length=256))
     found["plan"] = planned(small, "eight of these", sharding.make_mesh(MeshConfig()), CHIPS["v5e"])
 
-    # Mistakes: no parameter cut along the tensor axis; the vocabulary's matrix cut, and needed whole.
+    # Mistakes: no parameter is sharded over the tensor axis; the vocabulary's matrix is sharded, but needed whole.
     mesh = sharding.make_mesh(MeshConfig(1, 1, 8))
     right = sharding.RULES
     sharding.RULES = ((r".*table", P(None, None)), (r".*", P()))
     found["replicated"] = update(mesh)
     found["replicated over fsdp"] = update(sharding.make_mesh(MeshConfig(1, 8, 1)))
     sharding.RULES = ((r"(.*_)?embedding/table", P("data")), *right[1:])
-    translation.in_use = lambda params, mesh: params  # else there are copies of it, one for each part of the batch
+    translation.in_use = lambda params, mesh: params  # don't copy it for each part of the batch
     found["gathered"] = update(sharding.make_mesh(MeshConfig(8, 1, 1)))
     print(json.dumps(found))
 

@@ -21,7 +21,7 @@ def random_params(model):
 
 @pytest.mark.parametrize("bias", [False, True])
 def test_heads_that_are_alike_are_pooled_without_loss(bias: bool):
-    """Where the heads of a group had the same keys and values, nothing changes but their number."""
+    """If the heads of a group have the same keys and values, outputs don't change."""
     old = dataclasses.replace(OLD, attention_bias=bias)
     new = dataclasses.replace(old, kv_heads=2, cross_attention=AttentionConfig(kv_heads=1))
     few = build(new.with_vocabulary(13))
@@ -64,12 +64,12 @@ def test_a_converted_workdir_translates(trained: Path, tmp_path: Path):
     for taken in (out, out / "tokenizer.model"):
         with pytest.raises(UserError, match="is not an empty folder"):
             convert(str(trained), str(taken), new)
-    with pytest.raises(UserError, match=r"^model.d_ff: only the numbers of key/value heads"):
+    with pytest.raises(UserError, match=r"^model.d_ff: only the number of key/value heads"):
         convert(str(trained), str(tmp_path / "other"), dataclasses.replace(old, d_ff=7))
 
 
 def test_up_training_by_the_command_line(call, trained: Path, tiny, tmp_path: Path):
-    """Convert, train on; and not in the folder itself, where it would begin with nothing."""
+    """Convert, then train on in another workdir. Training in the converted folder itself is refused."""
     start, on = tmp_path / "start", tmp_path / "on"
     done = call("transformer", "convert", trained, start, "--kv-heads", 1, "--checkpoint", "best")
     assert (done.code, done.out) == (0, "")
@@ -89,7 +89,7 @@ def test_up_training_by_the_command_line(call, trained: Path, tiny, tmp_path: Pa
     assert f"starting from the parameters of {start}/checkpoints/average" in done.err
     assert Checkpoints(on).steps() == [2] and Checkpoints(on).at(2).config.model.kv_heads == 1
     (_, before), (_, after) = transformer.load(str(start)), transformer.load(str(on))
-    # Adam's first steps are of about the learning rate, wherever there is a gradient.
+    # Adam's first steps are about as large as the learning rate, wherever the gradient is not 0.
     moved = jax.tree.map(lambda a, b: float(abs(a - b).max()), before, after)
     assert all(0 < far < 1e-5 for far in jax.tree.leaves(moved))
     best = transformer.load(str(trained), "best")[1]

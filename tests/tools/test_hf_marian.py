@@ -1,4 +1,4 @@
-"""Hugging Face's Marian: names both ways; where torch and transformers are installed, its outputs and gradients too."""
+"""Hugging Face's Marian: names in both directions; outputs and gradients if torch and transformers are installed."""
 
 import dataclasses
 import json
@@ -26,7 +26,7 @@ from transformer.tools.hf.marian import (
 
 VOCABULARY = 13
 CONFIG = ModelConfig(encoder_layers=2, decoder_layers=3, d_model=16, d_ff=24, heads=4, dropout=0.0)
-# All that is an option of ours and Marian has.
+# All options that Marian supports.
 OPTIONS = dataclasses.replace(
     CONFIG, attention_bias=True, output_bias=True, activation="swish", embedding_scale=False, norm_eps=1e-5
 )
@@ -106,7 +106,7 @@ def test_their_parameters_must_fit_and_all_that_is_wrong_is_told_at_once(params)
         "the Marian model: missing model.decoder.layers.0.fc1.weight",
         "unknown model.decoder.layers.3.fc1.weight",
         "model.encoder.layers.0.fc2.weight has shape (24, 16), not (16, 24)",
-        "lm_head.weight and model.shared.weight both are our embedding/table, but differ",
+        "lm_head.weight and model.shared.weight are both our embedding/table, but differ",
         "model.encoder.embed_positions.weight is not the table of sinusoids",
         "model.encoder.layers.1.self_attn.v_proj.bias is not zero, and our model has no such bias",
         "final_logits_bias is not zero, and our model has no such bias",
@@ -170,7 +170,7 @@ def test_export_writes_a_folder(call, trained, tmp_path) -> None:
     assert json.loads((tmp_path / "out/generation_config.json").read_text())["num_beams"] == 2
     pieces = Tokenizer.load(trained / "tokenizer.model")
     assert (tmp_path / "out/source.spm").read_bytes() == pieces.model
-    # Both sides are cleaned as ours are, each by its own rule.
+    # Both sides have our cleaning rules.
     for side in ("source", "target"):
         theirs = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / f"out/{side}.spm"))
         for line in (" the\u00a0red  cat\u200b ", "\uff28u\ufb01 10\u00b2"):
@@ -185,7 +185,7 @@ def test_export_writes_a_folder(call, trained, tmp_path) -> None:
 
     again = call("transformer", "export", trained, tmp_path / "out", "--to", "hf-marian")
     assert (again.code, again.out) == (2, "")
-    assert "name a new folder" in again.err
+    assert "name a new one" in again.err
 
 
 def test_mistakes_on_the_command_line(call, monkeypatch, trained, tmp_path) -> None:
@@ -204,7 +204,7 @@ def test_mistakes_on_the_command_line(call, monkeypatch, trained, tmp_path) -> N
 
 @pytest.fixture
 def marian():
-    """The module `transformers`."""
+    """The module `transformers`; skips the test without it."""
     pytest.importorskip("torch", reason="the comparison with Hugging Face's Marian needs torch")
     pytest.importorskip("transformers", reason="the comparison with Hugging Face's Marian needs transformers")
     import transformers
@@ -267,13 +267,13 @@ def test_their_gradients_are_ours(marian, params) -> None:
     model = theirs(marian, params)
     (-(their_logits(model, SOURCE, TARGET).log_softmax(-1)[..., 4] * torch.from_numpy(weights)).sum()).backward()
     gradients = {name: p.grad.numpy() for name, p in model.named_parameters() if p.grad is not None}
-    # They have gradients for the biases that we have not.
+    # Marian also has gradients for biases that our model does not have.
     zeros = {name for name, array in to_marian(params, CONFIG, VOCABULARY).items() if not array.any()}
     gradients |= {name: np.zeros(model.state_dict()[name].shape, np.float32) for name in zeros}
     back = flat(from_marian(gradients, CONFIG, VOCABULARY))
     for name, array in ours.items():
         scale = np.abs(array).max()
-        if name == "['embedding']['table']":  # torch gives the row of padding no gradient as an input
+        if name == "['embedding']['table']":  # torch ignores the row of padding as an input
             array, back[name] = array[1:], back[name][1:]
         np.testing.assert_allclose(back[name] / scale, array / scale, atol=1e-3, rtol=0, err_msg=name)
 
@@ -291,10 +291,10 @@ def test_an_exported_folder_loads_and_translates_as_we_do(marian, trained, tmp_p
     batch = pieces(sentences, return_tensors="pt", padding=True)
     ours = Tokenizer.load(trained / "tokenizer.model").encode(sentences)
     assert [[i for i in row if i] for row in batch["input_ids"].tolist()] == [[*row, 2] for row in ours]
-    # Greedily: their beams drop a hypothesis that ends below the first beam_size continuations, ours keep it.
+    # Greedy: with beams, theirs drops a hypothesis that ends outside the best beam_size continuations; ours keeps it.
     translator = Translator.load(str(trained), config=DecodeConfig(beam_size=1, max_extra_length=20))
     with torch.inference_mode():
         found = model.generate(**batch, num_beams=1, max_length=20)
     texts = pieces.batch_decode(found, skip_special_tokens=True)
-    # Ten words: the limits of length differ, and so little training has not taught this model to stop.
+    # Only ten words: length limits differ, and this hardly trained model does not stop by itself.
     assert [text.split()[:10] for text in texts] == [text.split()[:10] for text in translator.translate(sentences)]

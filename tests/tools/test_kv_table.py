@@ -8,7 +8,7 @@ from transformer.model import build
 from transformer.tools import kv_table as kv_table_module
 from transformer.tools.kv_table import cache_bytes, decode_seconds, variants
 
-# Brandon et al. 2024 (2405.12981), their 1B models: 20 layers of width 2,048 and heads of 128, 16-bit numbers.
+# The 1B models of Brandon et al. 2024 (2405.12981): 20 layers of width 2,048 and heads of 128, 16-bit numbers.
 PUBLISHED = ModelConfig(decoder_layers=20, d_model=2048, heads=16, dtype="bfloat16")
 
 
@@ -19,7 +19,7 @@ def test_published_bytes_of_cache_a_token(name, expected):
 
 @pytest.mark.parametrize("name", ["as it is", "MHA", "GQA-2", "MQA", "MHA+CLA2", "MQA+CLA2"])
 def test_the_formula_is_what_the_model_holds(name):
-    """Three decoder layers in groups of two, keys and values of different sizes, cross-attention on its own."""
+    """Three decoder layers in groups of two, keys and values of different sizes, other settings for cross-attention."""
     small = ModelConfig(encoder_layers=1, decoder_layers=3, d_model=16, d_ff=16, heads=8, d_k=3, d_v=5)
     config = dataclasses.replace(variants(small)[name], cross_attention=AttentionConfig(kv_heads=4))
     model = build(config.with_vocabulary(9))
@@ -49,7 +49,7 @@ config = Config(
 )
 """
 
-# Key/value heads in encoder, decoder and cross-attention; and how many of the three layers have some of their own.
+# Key/value heads in encoder, decoder and cross-attention; and how many of the three layers have new keys and values.
 GROUPS = {
     "as it is": ((8, 2, 4), (3, 2, 3)),
     "MHA": ((8, 8, 8), (3, 3, 3)),
@@ -58,12 +58,12 @@ GROUPS = {
     "MHA+CLA2": ((8, 8, 8), (2, 2, 2)),
     "MQA+CLA2": ((1, 1, 1), (2, 2, 2)),
 }
-# Numbers in the tables of pieces and of positions, queries and outputs, feed-forwards, norms.
+# Count of numbers in tables of pieces and positions, queries and outputs, feed-forward, norms.
 ELSEWHERE = 32 * 16 + 2 * 30 * 16 + 9 * 2 * 16 * 16 + 6 * (2 * 16 * 24 + 24 + 16) + 15 * 2 * 16
 
 
 def test_the_table_by_hand(call, tmp_path, monkeypatch):
-    """With fewer learned positions than are decoded by default."""
+    """With fewer learned positions than the default length."""
     seconds = iter([0.58, 0.29, *[0.0] * 4])
     monkeypatch.setattr(kv_table_module, "decode_seconds", lambda *_, **given: asked.append(given) or next(seconds))
     asked = []
@@ -87,7 +87,7 @@ def test_the_table_by_hand(call, tmp_path, monkeypatch):
 
 
 def test_what_is_timed_is_what_was_asked_for():
-    """Outputs and sources of these lengths, and no more positions than they need."""
+    """The timed search has these output and source lengths, and needs no more positions."""
     model = ModelConfig(
         encoder_layers=1, decoder_layers=1, d_model=16, d_ff=16, heads=2, positions="learned", max_positions=7
     )

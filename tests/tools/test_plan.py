@@ -15,7 +15,7 @@ import pytest
 
 from transformer.config import Config, UserError
 from transformer.tools.hlo import Collective, Hlo
-from transformer.tools.plan import Estimate, TooBig, _told, estimate, lines, warnings
+from transformer.tools.plan import Estimate, TooBig, _values, estimate, lines, warnings
 from transformer.tools.topologies import CHIPS, topology_mesh
 
 HLO = """HloModule jit_step, entry_computation_layout={()->f32[]}
@@ -72,7 +72,7 @@ def test_collectives_are_counted_as_often_as_they_run() -> None:
 
 def test_products_are_counted_as_often_as_they_run() -> None:
     in_loops = 8 * 3 * 2 * 6 * 10 * 4
-    # One with two matrices side by side, one that sums over both.
+    # One convolution with a batch of two matrices, one that sums over both.
     convolutions = 2 * (2 * 128 * 64) * 512 + 2 * (128 * 64) * 512 * 2
     assert Hlo(HLO, 8).flops() == in_loops + convolutions
 
@@ -135,7 +135,7 @@ ENTRY %main (p0: f32[8,100]) -> f32[8,100] {
 
 
 def test_bytes_to_and_from_memory() -> None:
-    """Of slices theirs; nothing for what is kept near the cores; loops as often as they run."""
+    """Slices count with their size, arrays next to the cores not at all, loops as often as they run."""
     whole, row, number = 3200, 400, 4
     turn = (row + number + row) + row + (number + row)  # slice read and written; read once more; written in place
     in_place, made_anew = 1 * row + 2 * row, whole
@@ -216,7 +216,7 @@ ENTRY %main (p0: f32[10,64]) -> f32[8,64] {
 
 
 def test_collectives_as_tpus_overlap_and_fuse_them() -> None:
-    """One beside other work counts once, in links and in memory; a sum of which each device takes its part is a
+    """An overlapped collective counts once, in links and in memory. A sum of which each device keeps its part is a
     reduce-scatter."""
     program = Hlo(ASYNC, 16)
     found = {(one.kind, one.shape, one.group): one for one in program.collectives()}
@@ -236,7 +236,7 @@ def test_a_bound_on_the_time() -> None:
     one = Estimate("", chip, 0, 197e12, 819e8, traffic)
     assert one.seconds == pytest.approx({"arithmetic": 1.0, "memory": 0.1, "links": 1.0})
     assert dataclasses.replace(one, flops=2 * 197e12).bound == pytest.approx(2.0)
-    # Sixteen devices lie along both dimensions where none is longer than eight, and so have all links.
+    # With sides of eight, sixteen devices span both dimensions, so they use all links.
     wide = dataclasses.replace(one, chip=chip._replace(side=8), collectives=(traffic[0]._replace(group=16),))
     assert wide.seconds["links"] == pytest.approx(0.25)
 
@@ -251,27 +251,27 @@ def test_a_bound_on_the_time() -> None:
     ],
 )
 def test_a_program_that_does_not_fit(told: str) -> None:
-    """As libtpu says it, at compile time."""
+    """libtpu's messages at compile time."""
 
     def fail(message: str) -> None:
         raise jax.errors.JaxRuntimeError(message)
 
     found = estimate("update", partial(fail, told), CHIPS["v5e"], 8)
     assert found == TooBig("update", CHIPS["v5e"], int(23.5 * 2**30))
-    result = {"topology": "v5e:2x4", "mesh": {"data": 8, "fsdp": 1, "tensor": 1}, "update": _told(found)}
+    result = {"topology": "v5e:2x4", "mesh": {"data": 8, "fsdp": 1, "tensor": 1}, "update": _values(found)}
     mesh = SimpleNamespace(shape=result["mesh"])
     result["warnings"] = list(warnings(found, 1.0, Config(), mesh))
     assert result["warnings"] == ["23.5 GiB do not fit the 16 GiB of a chip"]
     assert list(lines(result))[2:4] == ["update, on each device", "  memory      23.50 of 16 GiB: does not fit"]
-    with pytest.raises(UserError, match=r"^update: does not compile for these devices \(INTERNAL: two lines\); libtpu"):
+    with pytest.raises(UserError, match=r"^update: does not compile for these devices \(INTERNAL: two lines\); "):
         estimate("update", partial(fail, "INTERNAL: two\nlines"), CHIPS["v5e"], 8)
 
 
 @pytest.mark.parametrize(
     ("topology", "sizes", "told"),
     [
-        ("v5e", (2, 1, 1), "--topology v5e: give it as v4|v5e|v5p|v6e:AxB"),
-        ("h100:8x8", (64, 1, 1), "--topology h100:8x8: give it as"),
+        ("v5e", (2, 1, 1), "--topology v5e: must be v4|v5e|v5p|v6e:AxB"),
+        ("h100:8x8", (64, 1, 1), "--topology h100:8x8: must be"),
         ("v5e:4x4", (4, 2, 1), "--mesh 4,2,1 has 8 devices, v5e:4x4 16"),
         ("v6e:32x32", (1024, 1, 1), "--topology v6e:32x32: a pod of v6e has 256 chips, not 1,024"),
     ],
@@ -292,12 +292,12 @@ def eight(environment) -> dict:
 
 @pytest.mark.slow
 def test_the_programs_of_a_mesh(eight: dict) -> None:
-    """On eight virtual devices of this machine, for which XLA compiles as for others."""
+    """On eight virtual CPU devices; XLA partitions programs for them as for other devices."""
     for mesh in ("8x1x1", "2x4x1", "1x1x8"):
         assert 0.9 < eight[mesh]["flops"] / eight[mesh]["model_flops"] < 1.5, mesh
         assert eight[mesh]["collectives"], mesh
         assert not eight[mesh]["warnings"], mesh
-    # Gradients of copies are summed; with fsdp there is less memory.
+    # With data alone gradients are summed; fsdp needs less memory.
     assert any(kind == "all-reduce" for kind, *_ in eight["8x1x1"]["collectives"])
     assert eight["2x4x1"]["memory"] < eight["8x1x1"]["memory"]
 
@@ -305,17 +305,17 @@ def test_the_programs_of_a_mesh(eight: dict) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(("length", "slots"), [(16, 16 * 4), (64, (48 + 16) * 4)])
 def test_decoding_with_the_cache_of_the_last_stage(eight: dict, length: int, slots: int) -> None:
-    """By hand: two sentences of four beams on each device, whatever the mesh is for training."""
+    """Counted by hand: two sentences of four beams on each device, whatever the training mesh."""
     found = eight[f"decoding {length}"]
     B, X, D, F, V = 2, 8, 64, 128, 512
-    attention = 4 * X * D * (slots + length)  # its own past, and the source
+    attention = 4 * X * D * (slots + length)  # self-attention and cross-attention
     assert found["flops"] == pytest.approx(2 * X * (6 * D * D + 2 * D * F + D * V) + attention, rel=0.01)
     encoder = 2 * B * length * (4 * D * D + 2 * D * F) + 4 * B * length * length * D
     assert found["encoding_flops"] == pytest.approx(encoder + 2 * B * length * 2 * D * D, rel=0.01)
-    # In 16 bits: matrices, and keys and values of the cache and the source.
+    # 16 bits each: matrices, keys and values of hypotheses and sources.
     table, matrices, kv = V * D, 6 * D * D + 2 * D * F, 2 * B * D * (slots + length)
     assert found["state"] == pytest.approx(2 * (table + matrices + kv), rel=0.1)
-    # Devices tell each other how many sentences are left, and nothing else.
+    # Devices only exchange the number of unfinished sentences.
     assert found["sent"] < 64
 
 
@@ -324,9 +324,7 @@ def test_a_plan_is_told(eight: dict) -> None:
     told = "\n".join(lines(eight["plan"]))
     assert "eight of these, mesh data 8, fsdp 1, tensor 1: compiled for it, not run on it" in told
     assert "batch of 4 rows of 256 source and 256 target positions" in told
-    assert (
-        "padding: 8 rows are compiled, for the mesh to cut them evenly, 50.0% of them empty; of the others 3%" in told
-    )
+    assert "padding: 8 rows are compiled, to divide evenly over the mesh, 50.0% of them empty; of the others 3%" in told
     assert not eight["plan"]["warnings"]  # not "computed on several": empty rows are arithmetic, too
     tokens = eight["plan"]["tokens_per_s"]
     assert tokens == pytest.approx(4 * 256 * 0.97 / eight["plan"]["update"]["bound"])
@@ -338,11 +336,11 @@ def test_a_plan_is_told(eight: dict) -> None:
 
 @pytest.mark.slow
 def test_activations_stay_where_they_are(eight: dict) -> None:
-    """Rows lie on their devices; parameters come to them, and no logits are summed."""
+    """Rows stay on their devices; parameters are gathered there, and logits are not summed over devices."""
     for mesh, tensor in {"8x1x1": 1, "2x4x1": 1, "2x2x2": 2, "2x4x1 learned": 1}.items():
         for kind, shapes, *_ in eight[mesh]["collectives"]:
             sizes = [tuple(map(int, found.split(","))) for found in re.findall(r"\[([\d,]+)\]", shapes)]
-            # Only activations have a side of 24 or, rows and positions in one, a multiple of it.
+            # Only activations have a dimension of 24, or of a multiple of 24 (rows and positions flattened).
             assert kind == "all-reduce" or not any(n % 24 == 0 for size in sizes for n in size), (mesh, kind, shapes)
             assert not any(len(size) > 1 and size[-1] == 512 // tensor for size in sizes), (mesh, kind, shapes)
 
@@ -356,7 +354,7 @@ def test_micro_batches_make_the_same_arithmetic(eight: dict) -> None:
 
 @pytest.mark.slow
 def test_the_vocabularys_gradient_is_sent_once(eight: dict) -> None:
-    """Not with each part of the loss, nor the inputs' shares apart."""
+    """It is not summed over devices for each part of the loss, nor for inputs and logits separately."""
     sums = [one for one in eight["8x1x1"]["collectives"] if "f32[512,64]" in one[1]]
     assert [one[3] for one in sums] == [1]
     assert not re.search(r"\d x f32\[512,64\]", sums[0][1])
@@ -387,7 +385,7 @@ def test_for_a_real_topology(environment) -> None:
     assert 0 < result["update"]["memory_gib"] < 16
     assert 0.9 < result["update"]["flops"] / result["update"]["model_flops"] < 1.6
     assert result["update"]["collectives"] and not result["warnings"]
-    # Each matrix is gathered over fsdp for the forward and for the backward pass, at most: none counts several times.
+    # Each matrix is gathered at most twice over fsdp: in the forward and in the backward pass.
     times = [one["times"] for one in result["update"]["collectives"] if one["kind"] == "all-gather"]
     assert times and sum(times) <= 2 * (4 * 3 + 2 * 2 + 1)
     assert any(one["kind"] == "reduce-scatter" for one in result["update"]["collectives"])

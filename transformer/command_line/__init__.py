@@ -1,4 +1,4 @@
-"""What the entry points share: a config file and its overrides, logging to standard error, errors as one line."""
+"""Shared by all programs: config files and their overrides, the log on standard error, errors in one line."""
 
 from transformer.command_line.devices import set_up_jax
 from transformer.command_line.options import config_file, configured, decode_options, evaluate_options

@@ -1,4 +1,4 @@
-"""The log on standard error: one line a message, and text from outside shown harmlessly."""
+"""The log on standard error. Text from outside is shown with its control characters escaped."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from transformer.streams import one_line, plain
 
 
 class StandardError(logging.StreamHandler):
-    """Writes to whatever sys.stderr is at the moment: a progress bar replaces it to keep its place below the log."""
+    """Write to the present sys.stderr: a progress bar replaces it, to stay below the log."""
 
     def __init__(self) -> None:
         logging.Handler.__init__(self)
@@ -23,18 +23,18 @@ class StandardError(logging.StreamHandler):
 
 
 class Format(logging.Formatter):
-    """Shows text from outside, such as names of files and samples, harmlessly: it can neither control the terminal nor
-    look like another line of the log."""
+    """Escape text from outside, such as file names and samples: it can neither control the terminal nor imitate another
+    line of the log."""
 
     def format(self, record: logging.LogRecord) -> str:
         record = copy.copy(record)
         if isinstance(record.args, tuple):
-            record.args = tuple(map(_harmless, record.args))
+            record.args = tuple(map(_escaped, record.args))
         text = plain(super().format(record), keep="\n\t")
         return f"{record.levelname.lower()}: {text}" if record.levelno >= logging.WARNING else text
 
 
-def _harmless(argument: Any) -> Any:
+def _escaped(argument: Any) -> Any:
     if isinstance(argument, BaseException):
         return one_line(argument)
     return plain(str(argument)) if isinstance(argument, (str, os.PathLike)) else argument

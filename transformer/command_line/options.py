@@ -1,4 +1,4 @@
-"""A program's config: a config file and its overrides, or a few sections of a model's own config."""
+"""The config of a program: a config file with overrides, or a workdir's config with some sections overridden."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from typing import Any
 
 from transformer.command_line.overrides import override
 from transformer.command_line.parser import Parser
+from transformer.command_line.shipped import shipped
 from transformer.config import (
     RUNS,
     Config,
@@ -28,15 +29,22 @@ from transformer.config import (
 
 
 def config_file(path: str) -> Any:
-    """The `config` that a config file defines. What it prints goes to standard error."""
+    """The `config` that a config file defines. The file's output goes to standard error.
+
+    `path` may be the name of a config that comes with the package. Raises `UserError` if the file can't be run or
+    defines no config.
+    """
+    if not os.path.exists(path):
+        path = str(shipped().get(path.removesuffix(".py"), path))
     if os.path.isdir(path):
         raise UserError(f"--config {path}: a folder; name a config file, such as configs/quickstart.py")
     if not os.path.exists(path):
-        near = difflib.get_close_matches(path, [str(p) for p in Path(path).parent.glob("*.py")], n=1, cutoff=0.5)
-        hint = f"; did you mean {near[0]}?" if near else "; configs/ holds the ready ones"
+        names = [*(str(p) for p in Path(path).parent.glob("*.py")), *shipped()]
+        near = difflib.get_close_matches(path, names, n=1, cutoff=0.5)
+        hint = f"; did you mean {near[0]}?" if near else f"; the ready ones are {', '.join(shipped())}"
         raise UserError(f"--config {path}: no such file{hint}")
     if not os.path.isfile(path):
-        raise UserError(f"--config {path}: no regular file; save the config as a file first")
+        raise UserError(f"--config {path}: not a regular file; save the config as a file first")
     _refuse_other_config(path)
     try:
         with contextlib.redirect_stdout(sys.stderr):
@@ -47,12 +55,12 @@ def config_file(path: str) -> Any:
         raise UserError(
             f"--config {path}: it ends the program (SystemExit: {stop.code}); it must only define `config`"
         ) from None
-    except BaseException as error:  # the file is the user's
+    except BaseException as error:  # the user's file may raise anything
         fix = f"; {_CONFIG_FILE}" if isinstance(error, SyntaxError) else ""
         raise UserError(f"--config {path}: {type(error).__name__}: {error}{fix}") from error
     if type(config) not in RUNS.values():
         raise UserError(f"--config {path}: it must define `config = transformer.config.Config(...)`")
-    check_fields(config, type(config))  # as tyro, which sees it next, asks what it gets
+    check_fields(config, type(config))  # before tyro, which does not check the default
     return config
 
 
@@ -60,7 +68,7 @@ _CONFIG_FILE = "a config file is Python that defines `config`, such as configs/q
 
 
 def _refuse_other_config(path: str) -> None:
-    """Raise `UserError` for a file that is no Python for sure: a packed one, or a workdir's config.json."""
+    """Raise `UserError` for a file that is certainly not Python: a compressed file, or a workdir's config.json."""
     from transformer.data.foreign import refuse_other
 
     try:
@@ -72,30 +80,31 @@ def _refuse_other_config(path: str) -> None:
 
 
 def configured(parser: Parser, arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str], Any]:
-    """A program's own options, the rest, and the checked config that --config and the rest make; None without --config.
+    """The options of the parser, the remaining arguments, and the checked config: --config overridden by the remaining
+    arguments, or None without --config.
 
-    --help names the options and every field, and stops.
+    --help prints the options and every field, and stops. Raises `UserError`.
     """
-    parser.add_argument("-h", "--help", action="store_true", help="show this and stop")
-    own, rest = parser.parse_known_args(arguments)
-    default = config_file(own.config) if own.config else Config()
-    if own.help:
+    parser.add_argument("-h", "--help", action="store_true", help="show this help and stop")
+    options, rest = parser.parse_known_args(arguments)
+    default = config_file(options.config) if options.config else Config()
+    if options.help:
         parser.print_help()
         print("\nAny field of the config:\n")
         override(default, ["--help"], parser.prog)
-    if not own.config:
-        return own, rest, None
+    if not options.config:
+        return options, rest, None
     config = override(default, rest, parser.prog, parser.options())
     check(config)
-    return own, rest, config
+    return options, rest, config
 
 
 @dataclasses.dataclass(frozen=True)
 class DataOptions:
-    """The text that is scored."""
+    """Options about the text to be scored."""
 
     languages: tuple[str, str] | None
-    """Source and target language codes, which say how it is scored."""
+    """Source and target language codes. They select BLEU's tokeniser."""
     fields: tuple[str, str]
     """Names of the two fields in .jsonl files, source and target."""
 
@@ -117,14 +126,14 @@ class DecodeOptions:
 
 
 def decode_options(config: Config, arguments: Sequence[str], program: str, options: Sequence[str] = ()) -> DecodeConfig:
-    """`config.decode` overridden by `--decode.name value` arguments, checked."""
+    """`config.decode` overridden by `--decode.name value` arguments. Raises `UserError` if a value breaks a rule."""
     decode = override(DecodeOptions(config.decode), arguments, program, options).decode
     check(dataclasses.replace(config, decode=decode))
     return decode
 
 
 def evaluate_options(config: Config, arguments: Sequence[str], program: str, options: Sequence[str] = ()) -> Config:
-    """`config` with the options of decoding, scoring and text that the arguments give, checked."""
+    """`config` overridden by arguments for decoding, scoring and text. Raises `UserError` if a value breaks a rule."""
     data = DataOptions(config.data.languages, config.data.fields)
     given = override(EvaluateOptions(data, config.decode, config.evaluate), arguments, program, options)
     data = dataclasses.replace(config.data, **vars(given.data))

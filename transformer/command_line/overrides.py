@@ -1,4 +1,4 @@
-"""Fields of any dataclass composed of sections, replaced by `--dotted.name value` arguments."""
+"""Replace fields of a dataclass composed of sections by `--dotted.name value` arguments."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ C = TypeVar("C")
 
 
 def override(default: C, arguments: Sequence[str], program: str, options: Sequence[str] = ()) -> C:
-    """`default` with its fields replaced by `--dotted.name value` arguments; --help names them all.
+    """`default` with its fields replaced by `--dotted.name value` arguments; --help prints all of them.
 
-    Values of a list that is given several times add up. Raises `UserError` on any other field that is given twice, on
-    an unknown name, with the nearest known ones (of the program's other `options`, too), or on a value of the wrong
-    type.
+    The values of a list that is given several times add up. Raises `UserError` for another field that is given twice,
+    for a value of the wrong type, and for an unknown name: then the message suggests similar names of fields and of
+    `options`, the program's other options.
     """
     fields = flatten(default)
     known = [*fields, *options]
@@ -32,7 +32,7 @@ def override(default: C, arguments: Sequence[str], program: str, options: Sequen
             near = difflib.get_close_matches(name, known, n=3, cutoff=0.5) or [
                 k for k in known if k.split(".")[-1] == name.split(".")[-1]
             ]
-            hint = f"did you mean {' or '.join('--' + n for n in near)}?" if near else "--help names every option"
+            hint = f"did you mean {' or '.join('--' + n for n in near)}?" if near else "--help lists every option"
             raise UserError(f"unknown option {group[0].split('=')[0]}; {hint}")
         if first.setdefault(name, group) is not group:
             if not _is_list(type(default), name):
@@ -46,8 +46,8 @@ def override(default: C, arguments: Sequence[str], program: str, options: Sequen
 
 
 def _groups(arguments: Sequence[str]) -> list[tuple[str, list[str]]]:
-    """Each option by its name, with underscores, and its arguments as they were given; what comes before all of them by
-    the name ""."""
+    """(name, arguments) of each option: the name has underscores for dashes, the arguments are unchanged. Arguments
+    before the first option have the name ""."""
     groups: list[tuple[str, list[str]]] = []
     for argument in arguments:
         if argument.startswith("--"):
@@ -60,27 +60,27 @@ def _groups(arguments: Sequence[str]) -> list[tuple[str, list[str]]]:
 
 
 def _is_list(kind: Any, name: str) -> bool:
-    """Whether the field of this dotted name holds a tuple of any length."""
+    """Whether the field with this dotted name is a tuple of any length."""
     for part in name.split("."):
         kind = get_type_hints(kind)[part]
     return Ellipsis in get_args(kind)
 
 
 def _replaced(config: C, name: str, value: Any) -> C:
-    """A config with another value of the field of this dotted name."""
+    """The config with `value` in the field of this dotted name."""
     section, _, rest = name.partition(".")
     value = _replaced(getattr(config, section), rest, value) if rest else value
     return dataclasses.replace(config, **{section: value})
 
 
 def _parsed(default: C, arguments: Sequence[str], program: str) -> C:
-    """`default` with its fields replaced, each at most once."""
+    """`default` overridden by arguments that name each field at most once."""
     import tyro
 
-    said = io.StringIO()
+    errors = io.StringIO()
     try:
-        # tyro warns of a default of the wrong type, which `check` refuses, too.
-        with contextlib.redirect_stderr(said), warnings.catch_warnings(action="ignore"):
+        # tyro only warns about a default of the wrong type; `check` raises for it.
+        with contextlib.redirect_stderr(errors), warnings.catch_warnings(action="ignore"):
             return tyro.cli(
                 type(default),
                 default=default,
@@ -93,7 +93,7 @@ def _parsed(default: C, arguments: Sequence[str], program: str) -> C:
     except SystemExit as stop:
         if not stop.code:
             raise
-        lines = [line.strip("│╭╰─╮╯ ") for line in said.getvalue().splitlines()]
-        # tyro draws a box: its title, then the message, up to a rule.
+        lines = [line.strip("│╭╰─╮╯ ") for line in errors.getvalue().splitlines()]
+        # tyro draws a box: a title, then the message, then a horizontal line.
         message = " ".join(line for line in lines[1 : next((i for i, x in enumerate(lines) if i and not x), None)])
-        raise UserError(message or f"wrong arguments; {program} --help names every option") from None
+        raise UserError(message or f"wrong arguments; {program} --help lists every option") from None

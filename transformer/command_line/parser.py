@@ -1,4 +1,4 @@
-"""argparse whose errors are one line, and which refuses an option that is given twice."""
+"""argparse with errors in one line. An option that is given twice is an error."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from transformer.config import UserError, whole_number
 
 
 class _Once(argparse.Action):
-    """An option that may be given once; a second one would replace the first without a word."""
+    """An option that may be given once; argparse would silently use the last value."""
 
     def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
-        parser.given_once(self.dest, option_string)
+        parser.refuse_second(self.dest, option_string)
         setattr(namespace, self.dest, values)
 
 
@@ -28,8 +28,8 @@ class _Flag(_Once):
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse without abbreviations, whose errors are one line too. An option that is given twice is refused, unless
-    its action says that they add up ("append")."""
+    """argparse without abbreviations. Errors are `UserError`s of one line. An option that is given twice is an error,
+    unless its action is "append"."""
 
     def __init__(self, program: str, description: str | None, **options: Any):
         super().__init__(program, description=description, allow_abbrev=False, **options)
@@ -42,27 +42,27 @@ class Parser(argparse.ArgumentParser):
         self._given.clear()
         return super().parse_known_args(*given, **more)
 
-    def given_once(self, name: str, shown: str | None) -> None:
-        """Raise `UserError` where this option was given before."""
+    def refuse_second(self, name: str, shown: str | None) -> None:
+        """Raise `UserError` if this option was given before."""
         if name in self._given:
             raise UserError(f"{shown or name} is given twice; leave one of the two out")
         self._given.add(name)
 
     def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}; {self.prog} --help names every option")
+        raise UserError(f"{message}; {self.prog} --help lists every option")
 
     def options(self) -> list[str]:
-        """The names of its options, without dashes before them."""
+        """The names of all options, without the leading dashes."""
         return [name[2:] for name in self._option_string_actions if name.startswith("--")]
 
 
 def whole(least: int, most: int = 1_000_000) -> Callable[[str], int]:
-    """A type of options: whole numbers from `least` to `most`."""
+    """An argparse type: whole numbers from `least` to `most`."""
 
     def read(text: str) -> int:
         number = whole_number(text)
         if number is None or not least <= number <= most:
-            raise argparse.ArgumentTypeError(f"{text!r} is no whole number from {least} to {most}")
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {least} to {most}")
         return number
 
     return read

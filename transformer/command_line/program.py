@@ -1,4 +1,4 @@
-"""Run a program: its log, errors in one line, exit codes, and an end in order after a signal."""
+"""Run a program: log, errors in one line, exit codes, clean-up after a signal."""
 
 from __future__ import annotations
 
@@ -19,24 +19,27 @@ from transformer.streams import ReaderGone, one_line, open_streams
 
 
 def run(main: Callable[[list[str]], int | None], *, interrupted: str = "interrupted") -> None:
-    """Call `main` with the command line and exit: 0, 2 on a mistake of the user's or trouble of the machine (in one
-    line), 130 on Ctrl-C, 143 and 129 where SIGTERM or SIGHUP ended a run in order."""
+    """Call `main` with the command line and exit.
+
+    Exit codes: 0; 2 for a mistake of the user or a fault of the machine, with one line; 130 after Ctrl-C; 143 after
+    SIGTERM and 129 after SIGHUP; 141 if the reader of standard output has gone.
+    """
     open_streams()
     handler = StandardError()
     handler.setFormatter(Format())
     log = logging.getLogger("transformer")
     log.handlers[:], log.propagate = [handler], False
     log.setLevel(logging.INFO)
-    logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax logs tracebacks of what it raises
+    logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax logs tracebacks of errors that it also raises
     if sys.unraisablehook is sys.__unraisablehook__:
-        sys.unraisablehook = _unraisable
-    with _ended_by_signals(interrupted):
-        code = _outcome(main, interrupted)
+        sys.unraisablehook = _show_unraisable
+    with _interrupted_by_signals(interrupted):
+        code = _exit_code(main, interrupted)
     sys.exit(code)
 
 
-def _outcome(main: Callable[[list[str]], int | None], interrupted: str) -> int:
-    """The exit code of a call of `main`; what went wrong is written to standard error."""
+def _exit_code(main: Callable[[list[str]], int | None], interrupted: str) -> int:
+    """Call `main`, print its error to standard error, and return the exit code."""
     try:
         try:
             code = main(sys.argv[1:]) or 0
@@ -56,40 +59,40 @@ def _outcome(main: Callable[[list[str]], int | None], interrupted: str) -> int:
     except ReaderGone:
         return 141
     except Exception as error:
-        if (trouble := _trouble(error)) is None:
+        if (fault := _machine_fault(error)) is None:
             raise
-        print("error:", one_line(trouble), file=sys.stderr)
+        print("error:", one_line(fault), file=sys.stderr)
         return 2
 
 
-def _unraisable(info: Any) -> None:
-    """Show an error that no code can handle, as of a destructor; but not those that follow an error told already."""
+def _show_unraisable(info: Any) -> None:
+    """Print an error that no code can catch, such as one in a destructor; but not one that follows a reported error."""
     error = info.exc_value
-    # Tensorstore calls loops that Orbax closed when a save had failed.
+    # "Event loop is closed": after a failed save, tensorstore calls event loops that Orbax has closed.
     if error is None or not (str(error) == "Event loop is closed" or ran_out(error)):
         sys.__unraisablehook__(info)
 
 
-# What an operating system refuses whatever the program does; other errors of it are this program's own.
-_MACHINE = "ENOSPC EDQUOT EFBIG EIO EROFS EACCES EPERM EMFILE ENFILE ENAMETOOLONG ELOOP ESTALE ENXIO ENODEV ETIMEDOUT"
-_ERRNOS = {getattr(errno, name) for name in _MACHINE.split() if hasattr(errno, name)}
+# Error codes that are faults of the machine, its disks or permissions. Other OSErrors are bugs of this program.
+_FAULTS = "ENOSPC EDQUOT EFBIG EIO EROFS EACCES EPERM EMFILE ENFILE ENAMETOOLONG ELOOP ESTALE ENXIO ENODEV ETIMEDOUT"
+_ERRNOS = {getattr(errno, name) for name in _FAULTS.split() if hasattr(errno, name)}
 
 
-def _trouble(error: Exception) -> str | None:
-    """What is wrong with the machine, if that is what an error says."""
+def _machine_fault(error: Exception) -> str | None:
+    """A message for an error that is a fault of the machine; None for other errors."""
     if ran_out(error):
         return str(out_of_memory(error, "end other programs, or ask for less at a time"))
-    if isinstance(error, RuntimeError) and "home directory" in str(error):  # of pathlib
-        return "a path begins with ~, but that home folder is not known; set HOME, or write the path out"
-    if isinstance(error, FileNotFoundError) and _gone():
-        return "the folder that this command runs in was removed; go to one that is there (cd), then run it again"
+    if isinstance(error, RuntimeError) and "home directory" in str(error):  # raised by pathlib
+        return "a path begins with ~, but that home folder is not known; set HOME, or write the whole path"
+    if isinstance(error, FileNotFoundError) and _folder_removed():
+        return "the current folder was removed; change to one that exists (cd), then run the command again"
     if isinstance(error, OSError) and error.errno in _ERRNOS:
-        return f"{error.filename or 'a file'}: {error.strerror or error}; mend that, then run the same command again"
+        return f"{error.filename or 'a file'}: {error.strerror or error}; fix that, then run the same command again"
     return None
 
 
-def _gone() -> bool:
-    """Whether the folder that this process runs in was removed."""
+def _folder_removed() -> bool:
+    """Whether the current folder of this process was removed."""
     try:
         os.getcwd()
     except FileNotFoundError:
@@ -98,24 +101,26 @@ def _gone() -> bool:
 
 
 @contextlib.contextmanager
-def _ended_by_signals(message: str) -> Iterator[None]:
-    """A block that SIGTERM and SIGHUP, a terminal's end, break off with `Interrupted`, so that it cleans up. Those that
-    are ignored, as under nohup, or handled otherwise stay so."""
+def _interrupted_by_signals(message: str) -> Iterator[None]:
+    """A block in which SIGTERM and SIGHUP (a closed terminal) raise `Interrupted`, so that the program cleans up.
+
+    A signal that is ignored, as under nohup, or has another handler is left alone.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    asked = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
-    asked = [number for number in asked if signal.getsignal(number) == signal.SIG_DFL]
+    signals = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    signals = [number for number in signals if signal.getsignal(number) == signal.SIG_DFL]
 
     def end(number: int, frame: Any) -> NoReturn:
-        for other in asked:  # a terminal that ends sends several; the cleaning up is not to be broken off, too
+        for other in signals:  # a closed terminal sends several signals: don't interrupt the clean-up
             signal.signal(other, signal.SIG_IGN)
         raise Interrupted(f"{signal.Signals(number).name}: {message}", number)
 
-    for number in asked:
+    for number in signals:
         signal.signal(number, end)
     try:
         yield
     finally:
-        for number in asked:
+        for number in signals:
             signal.signal(number, signal.SIG_DFL)

@@ -103,7 +103,9 @@ class ModelConfig:
 
     def with_vocabulary(self, size: int) -> ModelConfig:
         """The same architecture with this vocabulary size."""
-        return replace(self, vocab_size=operator.index(size) if hasattr(size, "__index__") else size)
+        return replace(
+            self, vocab_size=operator.index(size) if hasattr(size, "__index__") and size is not True else size
+        )
 
     @property
     def key_size(self) -> int:

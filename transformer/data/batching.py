@@ -1,10 +1,10 @@
-"""Batches under a budget of tokens, in an order known in advance: pairs packed into rows of one length, or bucketed by
-length into a few fixed shapes.
+"""Training and evaluation batches under a budget of tokens. Training packs pairs into rows of one length, or buckets
+them by length into a few fixed shapes.
 
-The order is a pure function of (seed, epoch, step): each epoch's plan comes from numpy's PCG64 seeded with
-SeedSequence([seed, epoch]), whose streams, and Generator.permutation's use of them, numpy keeps stable. So a run
-resumes from its step alone. The shapes and the number of batches of an epoch are the same in every epoch.
-Lengths are counted with the end of sentence, on both sides, as the model sees them.
+The order of training batches is a pure function of (seed, epoch, step). PCG64, seeded with SeedSequence([seed, epoch]),
+draws the plan of each epoch; numpy keeps this stream, and the use that Generator.permutation makes of it, stable. So
+the step alone is enough to resume a run. Every epoch has the same shapes and the same number of batches.
+Lengths include EOS on both sides, as the model sees them.
 """
 
 from __future__ import annotations
@@ -20,53 +20,53 @@ import numpy as np
 
 from transformer.config import EOS, PAD, UserError
 from transformer.data.buckets import Shape, bucket_shapes, fitting_rows, round_up
-from transformer.data.packing import pack_once, room
+from transformer.data.packing import choose_row_lengths, pack_cached
 from transformer.data.tokens import TokenStore
 
 Batch = dict[str, np.ndarray]
 
 
 class Plan(NamedTuple):
-    """One epoch: batch b has the rows `rows[starts[b]:starts[b + 1]]`, and is the order[i] = b that comes i-th."""
+    """The batches of an epoch: batch b has the rows `rows[starts[b]:starts[b + 1]]`; the i-th batch is b = order[i]."""
 
     rows: np.ndarray
     order: np.ndarray
 
 
 def _gather(store: TokenStore, pairs: np.ndarray, shape: Shape) -> Batch:
-    """One batch of these pairs of a store, each a row, PAD to its shape; fewer pairs than rows leave rows of PAD."""
-    batch = _nothing(shape)
+    """A batch with one pair of the store in each row, padded with PAD. Rows beyond the last pair are PAD."""
+    batch = _empty_batch(shape)
     for side, ids in batch.items():
         _write(ids, store, side, pairs, np.arange(len(pairs)) * ids.shape[1])
     return batch
 
 
-def _nothing(shape: Shape) -> Batch:
+def _empty_batch(shape: Shape) -> Batch:
     return {
         "source": np.full((shape.rows, shape.source), PAD, np.int32),
         "target": np.full((shape.rows, shape.target), PAD, np.int32),
     }
 
 
-def _write(ids: np.ndarray, store: TokenStore, side: str, pairs: np.ndarray, places: np.ndarray) -> None:
-    """Write one side of these pairs of a store, with EOS, to `ids`: pair i from position `places[i]` of the flat array
-    on."""
+def _write(ids: np.ndarray, store: TokenStore, side: str, pairs: np.ndarray, flat_starts: np.ndarray) -> None:
+    """Write one side of the given pairs, each followed by EOS, into `ids`. Pair i starts at `flat_starts[i]` of the
+    flattened array."""
     tokens, offsets = getattr(store, f"{side}_tokens"), getattr(store, f"{side}_offsets")
     starts = offsets[pairs]
     lengths = offsets[pairs + 1] - starts
-    # The positions of all pieces, pair by pair: runs of ones that jump where a pair starts.
-    run = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    # The position of each piece within its pair: 0, 1, ..., 0, 1, ...
+    within = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
     flat = ids.reshape(-1)
-    flat[run + np.repeat(places, lengths)] = tokens[run + np.repeat(starts, lengths)]
-    flat[places + lengths] = EOS
+    flat[within + np.repeat(flat_starts, lengths)] = tokens[within + np.repeat(starts, lengths)]
+    flat[flat_starts + lengths] = EOS
 
 
 def _usable(
     source: np.ndarray, target: np.ndarray, max_length: int, max_ratio: float
 ) -> tuple[np.ndarray, dict[str, int]]:
-    """The numbers of the pairs of these lengths that training sees, and how many others there are, by reason.
+    """Indices of the pairs that training uses, and the number of dropped pairs by reason. Lengths include EOS.
 
-    Raises `UserError` where none is left.
+    Raises `UserError` if no pair is left.
     """
     empty = (source == 1) | (target == 1)
     long = ~empty & ((source > max_length) | (target > max_length))
@@ -83,15 +83,16 @@ def _usable(
 
 
 def _by_bucket(pairs: np.ndarray, bucket: np.ndarray, n: int) -> list[np.ndarray]:
-    """The pairs of each of n buckets, in their order. `bucket[i]` is the bucket of `pairs[i]`."""
+    """Split pairs into n buckets and keep their order within each. `bucket[i]` is the bucket of `pairs[i]`."""
     ends = np.cumsum(np.bincount(bucket, minlength=n))
     return np.split(pairs[np.argsort(bucket, kind="stable")], ends[:-1])
 
 
 def _strata(rows: np.ndarray, first_rows: np.ndarray, weights: Sequence[float]) -> list[tuple[np.ndarray, int, int]]:
-    """For each store: its part of these rows, how often all of them come in an epoch, and how many more are drawn.
+    """For each store (part, times, drawn): its part of `rows`; how often an epoch has all of them; how many more it
+    draws at random.
 
-    Store c has the rows from `first_rows[c]` up to `first_rows[c + 1]`.
+    Store c has the row numbers from `first_rows[c]` up to `first_rows[c + 1]`.
     """
     strata = []
     parts = np.split(rows, np.searchsorted(rows, first_rows[1:-1]))
@@ -104,13 +105,14 @@ def _strata(rows: np.ndarray, first_rows: np.ndarray, weights: Sequence[float]) 
 class Batches:
     """An endless random-access sequence of training batches; `batches[step]` is the batch of update `step` (from 0).
 
-    With packing, a row holds several pairs of one store, one after the other on both sides, always the same ones; all
-    batches have one shape. Without, a row is one pair, and rows of similar length lie in one of `n_buckets` buckets,
-    each with its own shape.
+    With packing, a row holds several pairs of one store, one after the other on both sides, and the same pairs share a
+    row in every epoch; all batches have one shape. Without packing, a row is one pair. Rows of similar length share one
+    of `n_buckets` buckets, and each bucket has its own shape.
 
-    An epoch has each row of store c floor(weight) times, and, for the rest of the weight, a fresh random share of the
-    store's rows (rounded up in each bucket). Rows of a bucket that do not fill a batch move up to the next bucket; the
-    epoch's only partial batch is filled up with rows of PAD. No shape depends on the number of devices.
+    An epoch has each row of store c floor(weight) times. For the fraction of the weight, each epoch draws that share of
+    the store's rows anew (rounded up in each bucket). Rows of a bucket that do not fill a batch move up to the next
+    bucket. Only one batch of an epoch can be partial; it is filled up with rows of PAD. No shape depends on the number
+    of devices.
     """
 
     def __init__(
@@ -126,115 +128,116 @@ class Batches:
         packing: bool = False,
         seed: int,
     ):
-        """See `DataConfig` and `TrainConfig` for the parameters; a batch has `batch_tokens` at most on either side, and
-        a multiple of `accumulate` rows. Raises `UserError` when no pair is left, or none of `max_length` would fit.
+        """For the parameters see `DataConfig` and `TrainConfig`. Each side of a batch has at most `batch_tokens`
+        positions; the number of rows is a multiple of `accumulate`. Raises `UserError` if no pair is left, or if the
+        longest row does not fit the budget.
         """
         self._stores, self._seed = list(stores), seed
-        self._first = np.cumsum([0, *map(len, stores)])  # number of each store's first pair, over all stores
+        self._first_pairs = np.cumsum([0, *map(len, stores)])  # index of each store's first pair among all pairs
         source = np.concatenate([store.source_lengths for store in stores]) + 1
         target = np.concatenate([store.target_lengths for store in stores]) + 1
 
         kept, self.dropped = _usable(source, target, max_length, max_ratio)
-        """Number of pairs left out, by reason; each pair counts once."""
+        """Number of dropped pairs by reason; each pair counts once."""
         self.kept = len(kept)
-        """Number of pairs that training sees."""
+        """Number of pairs that training uses."""
         source, target = source[kept], target[kept]
         weights = [1.0] * len(stores) if weights is None else weights
-        # The pairs of row r are `_pairs[_row_starts[r]:_row_starts[r + 1]]`; None: each pair is a row, by its number.
+        # Row r has the pairs `_pairs[_row_starts[r]:_row_starts[r + 1]]`. None: row r is pair r.
         self._pairs: np.ndarray | None = None
-        in_epoch = math.ceil(np.dot(weights, np.diff(np.searchsorted(kept, self._first))))
-        if in_epoch >= 2**31:
-            raise UserError(f"data.weights: an epoch would have {in_epoch:,} pairs, at most 2**31 can be; lower them")
+        epoch_size = math.ceil(np.dot(weights, np.diff(np.searchsorted(kept, self._first_pairs))))
+        if epoch_size >= 2**31:
+            raise UserError(f"data.weights: an epoch would have {epoch_size:,} pairs, at most 2**31 can be; lower them")
         if packing:
-            sides = room(source, target, batch_tokens // (8 * accumulate), seed)
-            first_rows = self._pack(kept, source, target, sides, seed)
-            in_epoch = math.ceil(np.dot(weights, np.diff(first_rows)))
-            shapes = [Shape(fitting_rows(batch_tokens // max(sides), accumulate, in_epoch), *sides)]
+            row_lengths = choose_row_lengths(source, target, batch_tokens // (8 * accumulate), seed)
+            first_rows = self._pack(kept, source, target, row_lengths, seed)
+            epoch_size = math.ceil(np.dot(weights, np.diff(first_rows)))
+            shapes = [Shape(fitting_rows(batch_tokens // max(row_lengths), accumulate, epoch_size), *row_lengths)]
             in_buckets = [np.arange(first_rows[-1], dtype=kept.dtype)]
         else:
-            shapes, bucket = bucket_shapes(source, target, n_buckets, batch_tokens, accumulate, max_length, in_epoch)
-            first_rows, in_buckets = self._first, _by_bucket(kept, bucket, len(shapes))
+            shapes, bucket = bucket_shapes(source, target, n_buckets, batch_tokens, accumulate, max_length, epoch_size)
+            first_rows, in_buckets = self._first_pairs, _by_bucket(kept, bucket, len(shapes))
         if not all(shape.rows for shape in shapes):
-            what = "row of packed sentences" if packing else "sentence"
+            unit = "row of packed sentences" if packing else "sentence"
             raise UserError(
-                f"train.batch_tokens = {batch_tokens}: too small for {accumulate} micro-batches of a {what} of "
+                f"train.batch_tokens = {batch_tokens}: too small for {accumulate} micro-batches of a {unit} of "
                 f"{max(max(shape[1:]) for shape in shapes)} pieces; raise it or lower data.max_length"
             )
         self._shapes = shapes
-        # strata[b]: for each store, its rows in bucket b, how often all of them come, and how many more are drawn.
+        # strata[b]: for each store, what `_strata` gives for bucket b.
         self._strata = [_strata(rows, first_rows, weights) for rows in in_buckets]
-        self._fill_epoch()
+        self._count_batches()
 
         self._lock = threading.Lock()
         self._plans: dict[int, Plan] = {}
         positions = sum(shapes[b].rows * (shapes[b].source + shapes[b].target) for b in self._shape_of)
-        length = np.zeros(self._first[-1], np.int32)
+        length = np.zeros(self._first_pairs[-1], np.int32)
         length[kept] = source + target
-        self.padding = 1 - int(length[self._in_rows(self._plan(0).rows)[0]].sum(dtype=np.int64)) / positions
-        """Share of the first epoch's positions, source and target, that are padding."""
+        self.padding = 1 - int(length[self._pairs_in(self._plan(0).rows)[0]].sum(dtype=np.int64)) / positions
+        """Share of padding among all positions of the first epoch, source and target together."""
 
-    def _fill_epoch(self) -> None:
-        """Count the batches that each shape has in an epoch; the rest of each bucket moves up."""
-        waiting, sizes = 0, []
+    def _count_batches(self) -> None:
+        """Count the batches of each shape in an epoch. Rows that do not fill a batch move up to the next bucket."""
+        leftover, sizes = 0, []
         self._full = []
         for shape, strata in zip(self._shapes, self._strata, strict=True):
-            waiting += sum(len(part) * times + drawn for part, times, drawn in strata)
-            full, waiting = divmod(waiting, shape.rows)
+            leftover += sum(len(part) * times + drawn for part, times, drawn in strata)
+            full, leftover = divmod(leftover, shape.rows)
             self._full.append(full)
             sizes += [shape.rows] * full
         self._shape_of = np.repeat(np.arange(len(self._shapes)), self._full)
-        if waiting:
-            sizes.append(waiting)
+        if leftover:
+            sizes.append(leftover)
             self._shape_of = np.append(self._shape_of, len(self._shapes) - 1)
         self._starts = np.cumsum([0, *sizes])
         self.batches_per_epoch = len(sizes)
-        """Number of updates an epoch, the same for every epoch."""
+        """Number of updates in an epoch; the same for every epoch."""
         self.shapes = tuple(self._shapes[b].by_name for b in np.unique(self._shape_of))
-        """The shapes that occur, shortest first: {"source": (rows, length), "target": (rows, length)}."""
+        """The shapes of all batches, shortest first: {"source": (rows, length), "target": (rows, length)}."""
 
     def digest(self) -> str:
-        """Hex digest of what all batches follow from, but for the tokens: rows, their pairs, shapes and the seed."""
+        """Hex sha256 of all that determines the batches, except the tokens: rows, their pairs, shapes and the seed."""
         digest = hashlib.sha256(f"{self._seed} {self.shapes} {self._full} {self.batches_per_epoch}".encode())
-        rows = [own for strata in self._strata for own, _, _ in strata]
+        rows = [part for strata in self._strata for part, _, _ in strata]
         packed = [] if self._pairs is None else [self._pairs, self._row_starts]
         for array in (*rows, *packed):
             digest.update(np.ascontiguousarray(array).data)
         return digest.hexdigest()
 
     def _pack(
-        self, kept: np.ndarray, source: np.ndarray, target: np.ndarray, sides: tuple[int, int], seed: int
+        self, kept: np.ndarray, source: np.ndarray, target: np.ndarray, row_lengths: tuple[int, int], seed: int
     ) -> np.ndarray:
-        """Pack the kept pairs of each store into rows of its own; returns the number of each store's first row."""
+        """Pack the kept pairs of each store into rows; no row mixes stores. Returns each store's first row number."""
         pairs, starts, rows = [], [np.zeros(1, np.int64)], [0]
-        bounds = np.searchsorted(kept, self._first)
+        bounds = np.searchsorted(kept, self._first_pairs)
         for store, (begin, end) in zip(self._stores, itertools.pairwise(bounds), strict=True):
-            own, own_starts = pack_once(source[begin:end], target[begin:end], sides, seed, store.path)
-            pairs.append(kept[begin:end][own])
-            starts.append(own_starts[1:] + begin)
-            rows.append(rows[-1] + len(own_starts) - 1)
+            order, row_starts = pack_cached(source[begin:end], target[begin:end], row_lengths, seed, store.path)
+            pairs.append(kept[begin:end][order])
+            starts.append(row_starts[1:] + begin)
+            rows.append(rows[-1] + len(row_starts) - 1)
         self._pairs, self._row_starts = np.concatenate(pairs), np.concatenate(starts)
         return np.array(rows)
 
     def _plan(self, epoch: int) -> Plan:
-        with self._lock:  # Grain's threads ask for the same plan at once
+        with self._lock:  # Grain's threads may need the same plan at the same time
             if epoch not in self._plans:
                 rng = np.random.default_rng(np.random.SeedSequence([self._seed, epoch]))
-                waiting, batches = np.zeros(0, self._strata[0][0][0].dtype), []
+                leftover, batches = np.zeros(0, self._strata[0][0][0].dtype), []
                 for shape, full, strata in zip(self._shapes, self._full, self._strata, strict=True):
-                    pool = [waiting]
-                    for own, times, drawn in strata:
-                        pool += [own] * times
+                    pool = [leftover]
+                    for part, times, drawn in strata:
+                        pool += [part] * times
                         if drawn:
-                            pool.append(rng.permutation(own)[:drawn])
+                            pool.append(rng.permutation(part)[:drawn])
                     mixed = rng.permutation(np.concatenate(pool))
                     batches.append(mixed[: full * shape.rows])
-                    waiting = mixed[full * shape.rows :]
-                plan = Plan(np.concatenate([*batches, waiting]), rng.permutation(self.batches_per_epoch))
+                    leftover = mixed[full * shape.rows :]
+                plan = Plan(np.concatenate([*batches, leftover]), rng.permutation(self.batches_per_epoch))
                 self._plans = {e: p for e, p in self._plans.items() if e == max(self._plans)} | {epoch: plan}
             return self._plans[epoch]
 
     def locate(self, step: int) -> tuple[int, int]:
-        """The epoch of an update and its place in it, both from 0."""
+        """The epoch of update `step`, and its index within the epoch; both count from 0."""
         return divmod(step, self.batches_per_epoch)
 
     def _rows(self, step: int) -> tuple[np.ndarray, Shape]:
@@ -243,66 +246,66 @@ class Batches:
         b = plan.order[index]
         return plan.rows[self._starts[b] : self._starts[b + 1]], self._shapes[self._shape_of[b]]
 
-    def _in_rows(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The pairs in these rows, one row after the other, and for each the place of its row among `rows`."""
+    def _pairs_in(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The pairs of the given rows, row by row, and for each pair the index of its row within `rows`."""
         if self._pairs is None:
             return rows, np.arange(len(rows))
         counts = self._row_starts[rows + 1] - self._row_starts[rows]
-        run = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
-        return self._pairs[run + np.repeat(self._row_starts[rows], counts)], np.repeat(np.arange(len(rows)), counts)
+        within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+        return self._pairs[within + np.repeat(self._row_starts[rows], counts)], np.repeat(np.arange(len(rows)), counts)
 
     def lines(self, step: int) -> np.ndarray:
-        """int64 (pairs, 2): for each pair of the batch its store and its line there, both from 0."""
-        pairs, _ = self._in_rows(self._rows(step)[0])
-        store = np.searchsorted(self._first, pairs, side="right") - 1
-        return np.stack([store, pairs - self._first[store]], axis=1)
+        """For each pair of the batch, the index of its store and its line in that store, from 0: int64 (pairs, 2)."""
+        pairs, _ = self._pairs_in(self._rows(step)[0])
+        store_of = np.searchsorted(self._first_pairs, pairs, side="right") - 1
+        return np.stack([store_of, pairs - self._first_pairs[store_of]], axis=1)
 
     def shape(self, step: int) -> dict[str, tuple[int, int]]:
         """The (rows, length) of each side in the batch of update `step`."""
         return self._rows(step)[1].by_name
 
     def __getitem__(self, step: int) -> Batch:
-        """{"source": int32 (rows, source), "target": int32 (rows, target)}, each row ids, EOS, PAD …; no BOS.
+        """{"source": int32 (rows, source), "target": int32 (rows, target)}; each row is ids, EOS, PAD …, without BOS.
 
-        With packing each row is ids, EOS, ids, EOS, …, PAD …, with as many EOS on either side.
+        With packing, each row is ids, EOS, ids, EOS, …, PAD …, with the same number of EOS on both sides.
         """
         return self.read(step, 0, self._rows(step)[1].rows)
 
     def read(self, step: int, begin: int, end: int) -> Batch:
-        """Rows `begin` to `end` of `batches[step]` alone; beyond its last row there is PAD."""
+        """Rows `begin` up to `end` of `batches[step]`, without reading the others. Rows beyond the last are PAD."""
         rows, shape = self._rows(step)
         rows, shape = rows[begin:end], shape._replace(rows=end - begin)
-        pairs, row = self._in_rows(rows)
-        store = np.searchsorted(self._first, pairs, side="right") - 1
-        batch = _nothing(shape)
-        own = [pairs[store == c] - self._first[c] for c in range(len(self._stores))]
+        pairs, row = self._pairs_in(rows)
+        store_of = np.searchsorted(self._first_pairs, pairs, side="right") - 1
+        batch = _empty_batch(shape)
+        by_store = [pairs[store_of == c] - self._first_pairs[c] for c in range(len(self._stores))]
         for side, ids in batch.items():
             lengths = np.empty(len(pairs), np.int64)
-            for c, (tokens, mine) in enumerate(zip(self._stores, own, strict=True)):
-                offsets = getattr(tokens, f"{side}_offsets")
-                lengths[store == c] = offsets[mine + 1] - offsets[mine] + 1
-            # Each pair begins where the one before it in its row ends.
+            for c, (store, store_pairs) in enumerate(zip(self._stores, by_store, strict=True)):
+                offsets = getattr(store, f"{side}_offsets")
+                lengths[store_of == c] = offsets[store_pairs + 1] - offsets[store_pairs] + 1
+            # Each pair starts where the pair before it in the same row ends.
             before = np.cumsum(lengths) - lengths
-            places = row * ids.shape[1] + before - before[np.searchsorted(row, row)]
-            for c, (tokens, mine) in enumerate(zip(self._stores, own, strict=True)):
-                if len(mine):
-                    _write(ids, tokens, side, mine, places[store == c])
+            flat_starts = row * ids.shape[1] + before - before[np.searchsorted(row, row)]
+            for c, (store, store_pairs) in enumerate(zip(self._stores, by_store, strict=True)):
+                if len(store_pairs):
+                    _write(ids, store, side, store_pairs, flat_starts[store_of == c])
         return batch
 
 
-def too_long(store: TokenStore, most: float) -> np.ndarray:
-    """The numbers, from 0, of the pairs that have more pieces than `most` on a side, end of sentence included."""
-    return np.flatnonzero(np.maximum(store.source_lengths, store.target_lengths) + 1 > most)
+def too_long(store: TokenStore, max_length: float) -> np.ndarray:
+    """Indices of the pairs with more than `max_length` pieces on a side, EOS included."""
+    return np.flatnonzero(np.maximum(store.source_lengths, store.target_lengths) + 1 > max_length)
 
 
 def evaluation_batches(
-    store: TokenStore, *, batch_tokens: int, n_buckets: int, most: float = math.inf
+    store: TokenStore, *, batch_tokens: int, n_buckets: int, max_length: float = math.inf
 ) -> Iterator[Batch]:
-    """Every pair once, shortest first, in batches like those of `Batches`; left out are those that are `too_long`.
+    """Yield every pair once, shortest first, in bucketed batches as `Batches` gives; skip pairs that are `too_long`.
 
-    Empty sides are just EOS. If one sentence is longer than `batch_tokens`, its length is the budget.
+    An empty side is EOS alone. If the longest sentence exceeds `batch_tokens`, its length is the budget.
     """
-    kept = np.setdiff1d(np.arange(len(store)), too_long(store, most))
+    kept = np.setdiff1d(np.arange(len(store)), too_long(store, max_length))
     if not len(kept):
         return
     source, target = store.source_lengths[kept] + 1, store.target_lengths[kept] + 1

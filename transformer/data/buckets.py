@@ -1,4 +1,4 @@
-"""The shapes of batches: buckets by length that waste the least on padding, and the rows that a budget allows."""
+"""Shapes of batches: length buckets with the least padding, and the number of rows that a budget of tokens allows."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import numpy as np
 
 
 class Shape(NamedTuple):
-    """The shape of one kind of batch."""
+    """The shape of a batch."""
 
     rows: int
     source: int
-    """Positions of a source, EOS and padding included."""
+    """Positions in a row on the source side, EOS and padding included."""
     target: int
 
     @property
@@ -22,30 +22,31 @@ class Shape(NamedTuple):
 
 
 def round_up(length: np.ndarray | int) -> Any:
-    """The next length at which a bucket may end: a multiple of 4 up to 64, of 8 beyond."""
+    """Round up to a length at which a bucket may end: a multiple of 4 up to 64, of 8 beyond."""
     return np.where(length <= 64, -(-length // 4) * 4, -(-length // 8) * 8)
 
 
 def length_buckets(source_lengths: np.ndarray, target_lengths: np.ndarray, n_buckets: int) -> tuple[int, ...]:
-    """At most `n_buckets` ascending boundaries on max(source, target) that waste the fewest positions on padding.
+    """At most `n_buckets` ascending boundaries on max(source, target) with the least padding.
 
-    A pair falls into the first bucket whose boundary is not below its longer side; the last boundary is at least the
-    longest length. The choice is exact (dynamic programming over the histogram of lengths), for boundaries that are
-    multiples of 4 up to 64 and of 8 beyond. Lengths count EOS.
+    A pair belongs to the first bucket whose boundary is at least as long as its longer side. The last boundary is at
+    least as long as the longest sentence. The choice is optimal (dynamic programming over the histogram of lengths)
+    among boundaries that are multiples of 4 up to 64 and of 8 beyond. Lengths include EOS.
     """
     longer = np.maximum(source_lengths, target_lengths)
-    ends, member = np.unique(round_up(longer), return_inverse=True)
-    count = np.concatenate([[0], np.cumsum(np.bincount(member))])  # pairs up to each end
-    # A batch's sides are padded to the longest source and target up to the bucket's end (see `bucket_shapes`).
-    width = sum(round_up(_running_longest(side, member, len(ends))) for side in (source_lengths, target_lengths))
+    ends, end_of = np.unique(round_up(longer), return_inverse=True)
+    count = np.concatenate([[0], np.cumsum(np.bincount(end_of))])  # pairs up to each end
+    # Each side of a batch is padded to the longest sentence on that side up to the bucket's end (see `bucket_shapes`).
+    width = sum(round_up(_running_max(side, end_of, len(ends))) for side in (source_lengths, target_lengths))
 
-    # cost[j] = positions of the pairs up to end j in k buckets; start[k][j] = where the last of them begins.
+    # cost[j] = least number of positions for the pairs up to end j in k buckets; starts[k][j] = first end of the last
+    # of these buckets.
     n = len(ends)
     cost = np.concatenate([[0.0], count[1:] * width])
     starts = []
     for _ in range(min(n_buckets, n) - 1):
         options = cost[None, :-1] + (count[1:, None] - count[None, :-1]) * width[:, None].astype(float)
-        options[np.triu_indices(n, 1)] = np.inf  # the last bucket begins at or before its end
+        options[np.triu_indices(n, 1)] = np.inf  # the last bucket starts at or before its end
         starts.append(options.argmin(axis=1))
         cost = np.concatenate([[0.0], options.min(axis=1)])
     boundaries, j = [int(ends[-1])], n - 1
@@ -57,24 +58,24 @@ def length_buckets(source_lengths: np.ndarray, target_lengths: np.ndarray, n_buc
     return tuple(reversed(boundaries))
 
 
-def _running_longest(lengths: np.ndarray, member: np.ndarray, n: int) -> np.ndarray:
-    """The longest of `lengths` among the members of groups 0 .. i, for each i < n."""
+def _running_max(lengths: np.ndarray, group_of: np.ndarray, n: int) -> np.ndarray:
+    """For each i < n, the largest of `lengths` in the groups 0 to i."""
     longest = np.zeros(n, np.int64)
-    np.maximum.at(longest, member, lengths)
+    np.maximum.at(longest, group_of, lengths)
     return np.maximum.accumulate(longest)
 
 
 def bucket_shapes(
     source: np.ndarray, target: np.ndarray, n_buckets: int, batch_tokens: int, accumulate: int, max_length: int, n: int
 ) -> tuple[list[Shape], np.ndarray]:
-    """The shape of each bucket and the bucket of each pair. No shape has more rows than hold all `n` pairs.
+    """The shape of each bucket, and the bucket of each pair. No shape has more rows than an epoch of `n` pairs needs.
 
-    A pair fits the shapes of its own and of all longer buckets: both sides grow from bucket to bucket.
+    A pair fits the shape of its bucket and those of all later buckets: both sides grow from bucket to bucket.
     """
     boundaries = np.array(length_buckets(source, target, n_buckets))
     bucket = np.searchsorted(boundaries, np.maximum(source, target)).astype(np.int16)
     widths = [
-        np.minimum(round_up(_running_longest(side, bucket, len(boundaries))), max_length) for side in (source, target)
+        np.minimum(round_up(_running_max(side, bucket, len(boundaries))), max_length) for side in (source, target)
     ]
     shapes = [
         Shape(fitting_rows(batch_tokens // max(int(s), int(t)), accumulate, n), int(s), int(t))
@@ -84,7 +85,7 @@ def bucket_shapes(
 
 
 def fitting_rows(rows: int, accumulate: int, n: int) -> int:
-    """At most `rows`, and no more than hold all of n."""
-    # Rows in eights fill the devices and their vector units; fewer must at least cut into the micro-batches.
+    """The number of rows of a batch: at most `rows`, no more than n items need, and a multiple of `accumulate`."""
+    # Multiples of 8 fill the devices and their vector units. Fewer rows must at least divide into the micro-batches.
     step = 8 * accumulate if rows >= 8 * accumulate else accumulate
     return min(rows // step, -(-n // step)) * step

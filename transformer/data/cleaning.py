@@ -1,16 +1,17 @@
-"""The default rule by which text is cleaned before it is cut into pieces (`data.normalization = "clean"`).
+"""The default rule that cleans text before SentencePiece cuts it into pieces (`data.normalization = "clean"`).
 
-- Sources: Unicode's compatibility form (NFKC). White space of any kind becomes one space, and none at the ends, and so
-  do letters that are blank. Format and control characters, which show nothing, are removed. U+200C, U+200D and U+180E
-  stay where a script or an emoji needs them, and so do the tags of a flag.
-- Targets: composed form (NFC) and white space, nothing else. What a model learns to write is never distorted.
-- Prefixes, which a translation is to begin with: like sources, but a character that the model itself writes stays, and
-  so does one space at the end, which says that a word has ended.
+- Sources: Unicode's compatibility form (NFKC). Each run of white space, and of letters that are blank, becomes one
+  space; white space at both ends is removed. Format and control characters, which are invisible, are removed. U+200C,
+  U+200D and U+180E stay where a script or an emoji needs them, and so do the tags of a flag.
+- Targets: the composed form (NFC) and the same treatment of white space, nothing else. The text that a model learns to
+  write is never distorted.
+- Prefixes, the texts that translations must begin with: as sources, but characters that the model itself writes stay,
+  and so does one space at the end, which marks the end of a word.
 
-U+2581, "▁", is white space on all sides: SentencePiece itself writes a space so, and reads it as one.
+U+2581, "▁", is white space everywhere, because SentencePiece uses it for a space.
 
-Training and translating call the same functions. `rows` gives the rule as SentencePiece's table of replacements, which
-has no context: it keeps every joiner and every tag. Both are tested to agree on all other text.
+Training and translation call the same functions. `rows` gives the rule as a table of replacements for SentencePiece. A
+table has no context, so it keeps every joiner and every tag. Tests check that both agree on all other text.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from collections.abc import Callable, Collection, Iterator
 from typing import Literal
 
 RULE = "transformer.clean.1"
-"""Name of the rule inside a SentencePiece model. The number is raised when the rule changes."""
+"""Name of the rule inside a SentencePiece model. Raise the number when the rule changes."""
 
 _SHOWS_NOTHING = (
     "\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f"  # controls; the others are white space
@@ -34,14 +35,14 @@ _SHOWS_NOTHING = (
 _TAG = "\U000e0001\U000e0020-\U000e007f"
 _JOINER = "\u200c\u200d\u180e"
 _FORMAT = re.compile(f"[{_SHOWS_NOTHING}]")
-# Hangul's fillers, of which NFKC makes these two, and a cell of Braille without dots.
+# Hangul fillers (NFKC maps them all to these two) and the Braille cell without dots.
 _BLANK = re.compile("[\u115f\u1160\u2800]")
-# Neither letters nor digits nor space: all combining marks, and some other characters.
+# Long runs of characters other than letters, digits, white space and ASCII: these include all combining marks.
 _MANY_MARKS = re.compile(r"[^\w\s\x00-\x7f]{64,}")
-# A flag such as Scotland's is a black flag, the letters of its name as tags, and a last tag.
+# A flag such as Scotland's is a black flag, the letters of its name as tags, and a closing tag.
 _TAGS = re.compile(f"(\U0001f3f4[\U000e0020-\U000e007e]+\U000e007f)|[{_TAG}]")
 _JOINERS = re.compile(f"[{_JOINER}]+")
-# Arabic and its relatives, the scripts of India and those that come from them, Mongolian.
+# Arabic and related scripts, the scripts of India and those derived from them, Mongolian.
 _SCRIPTS = re.compile(
     "[\u0600-\u0dff\u0f00-\u109f\u1780-\u18af\u1a20-\u1c4f\ua800-\ua82f\ua840-\ua8ff\ua930-\ua9ff\uaa00-\uaaff\uabc0-\uabff"
     "\ufb50-\ufdff\ufe70-\ufefc\U00010a00-\U00010aff\U00010d00-\U00010d3f\U00010f30-\U00010fdf\U00011000-\U00011fff"
@@ -53,78 +54,79 @@ _PICTURE_ENDS = "\ufe0f\u20e3\U000e007f"
 
 
 def source(text: str) -> str:
-    """A source, cleaned. To clean it once more changes nothing."""
+    """Clean a source. Idempotent."""
     if text.isascii() and text.isprintable():
         return spaces(text)
-    while (cleaned := _once(text)) != text:
+    while (cleaned := _clean_once(text)) != text:
         text = cleaned
     return text
 
 
 def target(text: str) -> str:
-    """A target, cleaned: composed, and its white space. To clean it once more changes nothing."""
+    """Clean a target: compose characters and normalise white space. Idempotent."""
     return spaces(_normalized("NFC", text))
 
 
 def prefix(text: str, known: Collection[str]) -> str:
-    """What a translation is to begin with, cleaned; characters that are `known` stay as they are."""
-    # With a character behind, as a space at the end stays, whatever is removed behind it.
+    """Clean the prefix of a translation. Characters in `known` stay unchanged."""
+    # The "|" at the end protects a space at the end of the prefix, even if characters after the space are removed.
     words = target(f"{text}|")
     rest = "".join({c for c in words[:-1] if c not in known})
     if rest:
-        # Runs, so that what belongs together is composed. Spaces at the ends of a run are no ends of the text.
+        # Clean whole runs, so that neighbours are composed. The "|" protect spaces at the ends of a run.
         runs = re.compile(f"[{re.escape(rest)}]+")
         words = target(runs.sub(lambda run: source(f"|{run[0]}|")[1:-1], words[:-1]) + "|")
     return words[:-1]
 
 
 def spaces(text: str) -> str:
-    """White space of any kind as one space, and none at the ends."""
+    """Replace each run of white space of any kind by one space, and strip it at both ends."""
     return " ".join(text.replace("\u2581", " ").split())
 
 
 def _normalized(form: Literal["NFC", "NFKC"], text: str) -> str:
-    """As unicodedata.normalize, in linear time: that sorts marks in a row by insertion."""
-    parts = "NFD" if form == "NFC" else "NFKD"
+    """As unicodedata.normalize, but in nearly linear time. The library sorts a run of marks by insertion, in quadratic
+    time; so long runs are sorted here first."""
+    decomposition = "NFD" if form == "NFC" else "NFKD"
 
-    def in_order(found: re.Match[str]) -> str:
-        places, start = [], 0
-        for i, c in enumerate(chars := "".join(unicodedata.normalize(parts, c) for c in found[0])):
-            kind = unicodedata.combining(c)
-            start = start if kind else i
-            places.append((start, kind))
-        return "".join(c for _, c in sorted(zip(places, chars, strict=True), key=operator.itemgetter(0)))
+    def in_order(match: re.Match[str]) -> str:
+        sort_keys, start = [], 0
+        for i, c in enumerate(chars := "".join(unicodedata.normalize(decomposition, c) for c in match[0])):
+            combining_class = unicodedata.combining(c)
+            start = start if combining_class else i
+            sort_keys.append((start, combining_class))
+        return "".join(c for _, c in sorted(zip(sort_keys, chars, strict=True), key=operator.itemgetter(0)))
 
     return unicodedata.normalize(form, _MANY_MARKS.sub(in_order, text))
 
 
-def _once(text: str) -> str:
+def _clean_once(text: str) -> str:
     text = _BLANK.sub(" ", _FORMAT.sub("", _normalized("NFKC", text)))
-    text = _TAGS.sub(lambda found: found[1] or "", text)
-    return spaces(_JOINERS.sub(_needed, text))
+    text = _TAGS.sub(lambda match: match[1] or "", text)
+    return spaces(_JOINERS.sub(_needed_joiners, text))
 
 
-def _needed(found: re.Match[str]) -> str:
-    """Of some joiners in a row those that the characters around them need, each once."""
-    before, after = found.string[max(0, found.start() - 1) : found.start()], found.string[found.end() : found.end() + 1]
+def _needed_joiners(match: re.Match[str]) -> str:
+    """From a run of joiners, keep those that the neighbouring characters need, each once."""
+    before, after = match.string[max(0, match.start() - 1) : match.start()], match.string[match.end() : match.end() + 1]
     between = bool(_SCRIPTS.match(before) and _SCRIPTS.match(after))
     beside = bool(_SCRIPTS.match(before) or _SCRIPTS.match(after))
     pictures = bool((_PICTURE.match(before) or before in [*_PICTURE_ENDS]) and _PICTURE.match(after))
     mongolian = bool(_MONGOLIAN.match(before) and _MONGOLIAN.match(after))
     stays = {"\u200c": between, "\u200d": beside or pictures, "\u180e": mongolian}
-    return "".join(joiner for joiner in dict.fromkeys(found[0]) if stays[joiner])
+    return "".join(joiner for joiner in dict.fromkeys(match[0]) if stays[joiner])
 
 
 def rows(rule: Callable[[str], str]) -> Iterator[tuple[str, str]]:
-    """`source` or `target` as replacements of single characters and of sequences that are composed.
+    """Yield `rule`, which is `source` or `target`, as replacements of single characters and of sequences that compose.
 
-    White space is left to SentencePiece's `remove_extra_whitespaces`. Its tables cannot hold U+0000.
+    SentencePiece's `remove_extra_whitespaces` handles white space. Its tables can't hold U+0000.
     """
     kept = re.compile(f"[{_JOINER}{_TAG}]")
     for c in map(chr, itertools.chain(range(1, 0xD800), range(0xE000, sys.maxunicode + 1))):
         if unicodedata.category(c) in ("Cn", "Co") or kept.match(c):
             continue
-        # The letters keep spaces at both ends; no rule changes them.
+        # The letters around c protect spaces at both ends; no rule changes these letters.
         cleaned = rule(f"a{c}a")[1:-1] if unicodedata.combining(c) == 0 else rule(c)
         if cleaned != c:
             yield c, cleaned
@@ -133,12 +135,12 @@ def rows(rule: Callable[[str], str]) -> Iterator[tuple[str, str]]:
 
 
 def _sequences(c: str) -> Iterator[str]:
-    """Sequences of characters whose composed form is c."""
+    """Yield the sequences of characters whose composed form is c."""
     parts = unicodedata.normalize("NFD", c)
     if parts == c:
         return
-    found = {parts}
+    candidates = {parts}
     for marks in itertools.permutations(parts[1:]):
         for i in range(len(marks)):
-            found.add(unicodedata.normalize("NFC", parts[0] + "".join(marks[:i])) + "".join(marks[i:]))
-    yield from sorted(s for s in found if s != c and unicodedata.normalize("NFC", s) == c)
+            candidates.add(unicodedata.normalize("NFC", parts[0] + "".join(marks[:i])) + "".join(marks[i:]))
+    yield from sorted(s for s in candidates if s != c and unicodedata.normalize("NFC", s) == c)

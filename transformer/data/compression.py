@@ -1,4 +1,4 @@
-"""Unpack gzip, xz and bzip2, which the first bytes of a file show."""
+"""Decompress gzip, xz and bzip2. The first bytes of a file tell the format."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ _MAGIC = {
     b"\x1f\x8b\x08": _GZIP,
     b"\xfd7zXZ\0": _XZ,
     b"]\0\0": _XZ,  # .lzma, its predecessor
-    # The first block begins with the digits of pi; without a block, those of its square root follow.
+    # The header is followed by the digits of pi (first block) or, in an empty file, of its square root.
     **{b"BZh%d%b" % (level, block): _BZIP2 for level in range(1, 10) for block in (b"1AY&SY", b"\x17rE8P")},
 }
 _ENDINGS = {".gz": _GZIP, ".xz": _XZ, ".bz2": _BZIP2, ".lzma": _XZ}
 
 
 class Damaged(OSError):
-    """A packed file breaks off, or is not as it was written."""
+    """A compressed file is truncated or damaged."""
 
 
 def uncompressed_name(path: str | Path) -> str:
-    """A file's name in small letters, without the ending of what it is packed by."""
+    """The path of a file in lower case, without the extension of its compression."""
     name = str(path).lower()
     return next((name.removesuffix(ending) for ending in _ENDINGS if name.endswith(ending)), name)
 
 
 def compression_of(head: bytes, name: str = "") -> str | None:
-    """What packed a file with these first bytes: gzip, xz, bzip2 or None.
+    """The compression of a file with these first bytes: "gzip", "xz", "bzip2" or None.
 
-    The name decides for a file that breaks off within its first bytes.
+    If the file ends within the first bytes, its name decides.
     """
     for magic, kind in _MAGIC.items():
         ends = head and len(head) < len(magic) and name.lower().endswith(tuple(_ENDINGS))
@@ -46,12 +46,12 @@ def compression_of(head: bytes, name: str = "") -> str | None:
 
 
 def undecided(head: bytes) -> bool:
-    """Whether more bytes may show that a file is packed."""
+    """Whether more bytes may show that the file is compressed."""
     return any(len(head) < len(magic) and magic.startswith(head) for magic in _MAGIC)
 
 
 class _Gzip:
-    """zlib's decompressor of a gzip member, with the methods that those of bz2 and lzma have."""
+    """zlib's decompressor of a gzip member, with the methods of the decompressors of bz2 and lzma."""
 
     def __init__(self) -> None:
         self._inner = zlib.decompressobj(wbits=31)
@@ -72,8 +72,8 @@ _DECOMPRESSORS: dict[str, Callable[[], Any]] = {
 
 
 class Decompressed(io.RawIOBase):
-    """The content of a packed file, which holds one or several streams. Python's own readers of xz and bzip2 are not
-    used, because they take a second stream whose first bytes are damaged for the end of the file."""
+    """The content of a compressed file, which has one or several streams. Python's readers of xz and bzip2 do not fit:
+    they treat a second stream with damaged first bytes as the end of the file."""
 
     def __init__(self, packed: io.RawIOBase, kind: str):
         self._packed, self._kind = packed, kind
@@ -87,11 +87,11 @@ class Decompressed(io.RawIOBase):
     def readinto(self, buffer: Any) -> int:
         if self._failure is not None:
             raise self._failure
-        data = self._some(len(buffer))
+        data = self._read_some(len(buffer))
         buffer[: len(data)] = data
         return len(data)
 
-    def _some(self, size: int) -> bytes:
+    def _read_some(self, size: int) -> bytes:
         while True:
             if self._stream.eof and not self._next_stream():
                 return b""
@@ -100,7 +100,7 @@ class Decompressed(io.RawIOBase):
                 block = self._waiting or self._packed.read(_BLOCK)
                 self._waiting = b""
                 if not block:
-                    raise self._damaged("it breaks off")
+                    raise self._damaged("it is truncated")
             try:
                 data = self._stream.decompress(block, size)
             except (OSError, ValueError, EOFError, zlib.error, lzma.LZMAError) as error:
@@ -109,7 +109,7 @@ class Decompressed(io.RawIOBase):
                 return data
 
     def _next_stream(self) -> bool:
-        """Begin with the stream behind the one that has ended, and behind zeros; False at the end of the file."""
+        """Begin the next stream, after zero bytes if there are any. Returns False at the end of the file."""
         self._waiting = self._stream.unused_data.lstrip(b"\0")
         while not self._waiting:
             if not (block := self._packed.read(_BLOCK)):

@@ -1,4 +1,4 @@
-"""The local folder of what is made once from a run's text: generated corpora, tokenizers and tokens."""
+"""The local cache folder: generated corpora, tokenizers and token stores."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from transformer.config import DataConfig, UserError
 
 
 def cache_dir(config: DataConfig) -> Path:
-    """The local folder of generated corpora, tokenizers and tokenised text (not created here)."""
+    """The path of the cache folder, which may not exist yet. Raises `UserError` if the path can't be used."""
     folder = config.cache_dir or os.environ.get("TRANSFORMER_CACHE") or "~/.cache/transformer"
     try:
         folder.encode()
         return Path(folder).expanduser()
     except UnicodeEncodeError:
         raise UserError(
-            f"the cache would be in {folder}, whose name is not valid UTF-8, as JAX asks of it; rename it, or set "
-            "TRANSFORMER_CACHE to another folder"
+            f"the cache would be in {folder}, but JAX needs a name in valid UTF-8; rename the folder, or set "
+            "TRANSFORMER_CACHE to another one"
         ) from None
-    except RuntimeError:  # HOME is not set, and the system knows no user of this number
+    except RuntimeError:  # HOME is not set, and the system has no entry for this user id
         raise UserError(
             f"the cache would be in {folder}, but your home folder is not known; set HOME, or TRANSFORMER_CACHE to a "
             "folder"
@@ -30,7 +30,7 @@ def cache_dir(config: DataConfig) -> Path:
 
 @contextlib.contextmanager
 def writable_cache_dir(config: DataConfig) -> Iterator[Path]:
-    """The cache folder, made if need be, for a block that writes there; what the disk refuses is told in one line."""
+    """The cache folder, created if missing, for a block that writes to it. An OSError becomes a `UserError`."""
     folder = cache_dir(config)
     try:
         folder.mkdir(parents=True, exist_ok=True)

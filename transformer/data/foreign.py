@@ -1,4 +1,4 @@
-"""Files that are no text, known by their first bytes: each is refused, with the tool that makes text of it."""
+"""Recognise files that are not text by their first bytes, and refuse them with the tool that converts them to text."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from transformer.data import sgml
 from transformer.data.compression import compression_of
 
 HEAD = 4096
-"""Bytes of a file that say what it is."""
+"""Number of first bytes that identify the format of a file."""
 
 _CONTROL = bytes(byte for byte in range(32) if byte not in b"\t\n\v\f\r\x1b")
-"""Characters that text seldom has."""
+"""Control characters that are rare in text."""
 STREAM = "standard input"
 _TEXT = "plain text"
-# Offset, bytes there, what such a file is, what to do. {} is the path.
+# Offset, bytes at this offset, kind of file, fix. {} stands for the path.
 _FOREIGN = (
-    (0, b"\x28\xb5\x2f\xfd", "packed by zstd", "unpack it first: zstd -d {}"),
-    (1, b"\x2a\x4d\x18", "packed by zstd or lz4", "unpack it first: zstd -d {}, or lz4 -d {}"),
-    (0, b"\x04\x22\x4d\x18", "packed by lz4", "unpack it first: lz4 -d {}"),
-    (0, b"\x89LZO\0", "packed by lzop", "unpack it first: lzop -d {}"),
-    (0, b"LZIP\x01", "packed by lzip", "unpack it first: lzip -d {}"),
-    (0, b"\x1f\x9d", "packed by compress", "unpack it first: uncompress {}"),
+    (0, b"\x28\xb5\x2f\xfd", "compressed by zstd", "decompress it first: zstd -d {}"),
+    (1, b"\x2a\x4d\x18", "compressed by zstd or lz4", "decompress it first: zstd -d {}, or lz4 -d {}"),
+    (0, b"\x04\x22\x4d\x18", "compressed by lz4", "decompress it first: lz4 -d {}"),
+    (0, b"\x89LZO\0", "compressed by lzop", "decompress it first: lzop -d {}"),
+    (0, b"LZIP\x01", "compressed by lzip", "decompress it first: lzip -d {}"),
+    (0, b"\x1f\x9d", "compressed by compress", "decompress it first: uncompress {}"),
     (30, b"[Content_Types].xml", "a document of Microsoft Office", "save it as text in UTF-8 first"),
     (30, b"mimetypeapplication/", "a document of an office program", "save it as text in UTF-8 first"),
     (0, b"PK\x03\x04", "a zip archive", "unpack it first (unzip {}), and name a file of it"),
-    (0, b"PK\x05\x06", "an empty zip archive", "make it again"),
+    (0, b"PK\x05\x06", "an empty zip archive", "create it again"),
     (0, b"7z\xbc\xaf\x27\x1c", "a 7z archive", "unpack it first (7z x {}), and name a file of it"),
     (0, b"Rar!\x1a\x07", "a rar archive", "unpack it first (unrar x {}), and name a file of it"),
     (257, b"ustar", "a tar archive", "unpack it first (tar -xf {}), and name a file of it"),
@@ -39,7 +39,7 @@ _FOREIGN = (
     (0, b"SQLite format 3\0", "an SQLite database", "write its text to a file first, with sqlite3 {}"),
     (0, b"PAR1\x15", "a Parquet file", "write it as .jsonl first, e.g. with pandas: read_parquet, to_json"),
     (0, b"ARROW1\0\0", "an Arrow file", "write it as .jsonl first, e.g. with pandas: read_feather, to_json"),
-    (0, b"%PDF-", "a PDF", "take its text first: pdftotext {}"),
+    (0, b"%PDF-", "a PDF", "extract its text first: pdftotext {}"),
     (0, b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "a document of Microsoft Office", "save it as text in UTF-8 first"),
     (0, b"{\\rtf", "an RTF document", "save it as text in UTF-8 first"),
     (0, b"version https://git-lfs.github.com/spec/", "a pointer of Git LFS", "fetch the file itself: git lfs pull"),
@@ -47,30 +47,35 @@ _FOREIGN = (
 
 
 def refuse_other(path: str | Path, wanted: str) -> None:
-    """Raise `UserError` for a file that is packed, an archive, or something else that is no `wanted` for sure."""
+    """Raise `UserError` for a file that is compressed, an archive, or otherwise certainly not a `wanted`.
+
+    `wanted` is a phrase for the message, such as "a config file".
+    """
     try:
         with open(path, "rb") as file:
             head = file.read(HEAD)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
     if (compression := compression_of(head, str(path))) is not None:
-        fix = f"unpack it first: {compression} -dc {shlex.quote(str(path))} > NEW"
-        raise UserError(f"{path}: packed by {compression}, not {wanted}; {fix}")
+        fix = f"decompress it first: {compression} -dc {shlex.quote(str(path))} > NEW"
+        raise UserError(f"{path}: compressed by {compression}, not {wanted}; {fix}")
     refuse_foreign(head, str(path), wanted)
     refuse_markup(head, str(path), wanted)
 
 
 def refuse_foreign(head: bytes, name: str, wanted: str = _TEXT) -> None:
+    """Raise `UserError` for a file called `name` if its first bytes show a binary format, UTF-16 or UTF-32."""
     path = "FILE" if name == STREAM else shlex.quote(name)
     for offset, magic, what, fix in _FOREIGN:
         if head.startswith(magic, offset):
             raise UserError(f"{name}: {what}, not {wanted}; {fix.format(path)}")
-    if (encoding := _wide(head)) is not None:
+    if (encoding := _wide_encoding(head)) is not None:
         fix = f"convert it first: iconv -f {encoding.lower()} -t utf-8 {path} > NEW"
         raise UserError(f"{name}: seems to be {encoding}, not UTF-8; {fix}")
 
 
 def refuse_markup(head: bytes, name: str, wanted: str = _TEXT) -> None:
+    """Raise `UserError` for a file called `name` if its first bytes show XML or HTML."""
     path, root = "FILE" if name == STREAM else shlex.quote(name), sgml.root(head)
     if root == "dataset":
         raise UserError(
@@ -85,15 +90,15 @@ def refuse_markup(head: bytes, name: str, wanted: str = _TEXT) -> None:
         raise UserError(f"{name}: XML (<{root}>), not {wanted}; write each side as a file first, one sentence a line")
 
 
-def _wide(head: bytes) -> str | None:
-    """UTF-16 or UTF-32 without a byte order mark, or None.
+def _wide_encoding(head: bytes) -> str | None:
+    """The encoding of UTF-16 or UTF-32 without a byte order mark, or None.
 
-    The upper bytes of most alphabets are control characters, and so stand at the same places everywhere. Single ones
-    are text.
+    In most alphabets the upper bytes of a character are control characters, so these occur at regular offsets. A few
+    control characters elsewhere are text.
     """
     size = len(head) // 4
-    places = [head[i : 4 * size : 4] for i in range(4)]
-    counts = [len(place) - len(place.translate(None, _CONTROL)) for place in places]
+    bytes_at = [head[i : 4 * size : 4] for i in range(4)]
+    counts = [len(column) - len(column.translate(None, _CONTROL)) for column in bytes_at]
     if size < 4 or sum(counts) < 8 or any(0.1 * size < count < 0.9 * size for count in counts):
         return None
     shape = "".join("-" if count >= 0.9 * size else "x" for count in counts)
@@ -101,9 +106,9 @@ def _wide(head: bytes) -> str | None:
 
 
 def not_utf8(path: str | Path, number: int, line: bytes, at: int, head: bytes, utf8: bool) -> UserError:
-    """The error of a line whose byte `at` is not UTF-8, with what to do about it.
+    """The error for a line whose byte `at` is not UTF-8, with a fix that depends on the bytes around it.
 
-    `head` are the file's first bytes; `utf8`: lines before have letters beyond ASCII that are UTF-8.
+    `head`: the first bytes of the file. `utf8`: whether earlier lines have non-ASCII characters in valid UTF-8.
     """
     near = line[max(0, at - HEAD) : at + HEAD]
     both = head + near

@@ -1,4 +1,4 @@
-"""What is wrong with development and test sets: references that tell nothing, and pairs that were trained on."""
+"""Warnings about development and test sets: useless references, and pairs that are also in the training text."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import numpy as np
 from transformer.data.languages import Named
 from transformer.data.tokens import TokenStore
 
-_PART = 0.1  # of a set: from here on it is told that so much of it occurs elsewhere
-_CHUNK = 1 << 20  # pairs that are looked at together
-_FEW = 10  # of fewer references more than half may be the same by chance
+_MIN_SHARE = 0.1  # share of a set; warn if at least so many of its pairs occur in the other text
+_CHUNK = 1 << 20  # pairs that are compared at a time
+_MIN_REFERENCES = 10  # with fewer references, more than half may be equal by chance
 
 
 class HeldOut(NamedTuple):
@@ -26,67 +26,68 @@ class HeldOut(NamedTuple):
 
 
 def held_out_doubts(train: Sequence[Named], dev: HeldOut | None, test: HeldOut | None) -> Iterator[str]:
-    """What seems wrong with the sets, a line for each doubt."""
-    sets = [(kind, own) for kind, own in (("development", dev), ("test", test)) if own is not None]
-    trained_on = shared([corpus.tokens for corpus in train], [own.tokens for _, own in sets])
-    for (kind, own), found in zip(sets, trained_on, strict=True):
-        yield from reference_doubts(own.name, own.sources, own.references)
-        if found and found >= _PART * len(own.tokens):
+    """Yield a warning of one line for each doubt about the development and test sets of a run."""
+    sets = [(kind, held) for kind, held in (("development", dev), ("test", test)) if held is not None]
+    counts = shared([corpus.tokens for corpus in train], [held.tokens for _, held in sets])
+    for (kind, held), count in zip(sets, counts, strict=True):
+        yield from reference_doubts(held.name, held.sources, held.references)
+        if count and count >= _MIN_SHARE * len(held.tokens):
             yield (
-                f"{own.name}: {found:,} of {len(own.tokens):,} pairs of the {kind} set are in the training text, too, "
-                "so its scores tell little about other text; take them out of one of the two"
+                f"{held.name}: {count:,} of {len(held.tokens):,} pairs of the {kind} set are in the training text, "
+                "too, so its scores tell little about other text; remove them from one of the two"
             )
     if dev and test:
-        (found,) = shared([dev.tokens], [test.tokens])
-        if found and found >= _PART * len(test.tokens):
+        (count,) = shared([dev.tokens], [test.tokens])
+        if count and count >= _MIN_SHARE * len(test.tokens):
             yield (
-                f"{test.name}: {found:,} of {len(test.tokens):,} pairs of the test set are in the development set, "
-                "too, which chooses the checkpoint, so its scores come out too high"
+                f"{test.name}: {count:,} of {len(test.tokens):,} pairs of the test set are in the development set, "
+                "too, which chooses the checkpoint, so its scores are too high; remove them from one of the two"
             )
 
 
 def reference_doubts(name: str, sources: Sequence[str], references: Sequence[str]) -> Iterator[str]:
-    """What seems wrong with the references of a set that is called `name`, a line for each doubt."""
+    """Yield a warning of one line for each doubt about the references of the set `name`."""
     count = len(references)
     blank = [bool(source.strip()) for source, line in zip(sources, references, strict=True) if not line.strip()]
-    if any(blank) or len(blank) == count:  # a blank line may stand for a blank line
+    if any(blank) or len(blank) == count:  # a blank reference is right for a blank source
         yield f"{name}: {len(blank):,} of {count:,} references are blank, and scores count them like any other"
     text, most = Counter(line.strip() for line in references).most_common(1)[0] if references else ("", 0)
-    if text and (most == count > 1 or (count >= _FEW and most > count / 2)):
+    if text and (most == count > 1 or (count >= _MIN_REFERENCES and most > count / 2)):
         yield f"{name}: {most:,} of {count:,} references are the same, {text[:60]!r}; check that they are translations"
 
 
 def shared(known: Sequence[TokenStore], texts: Sequence[TokenStore]) -> list[int]:
-    """How many pairs of each of the texts, blank ones aside, occur in `known` with the same pieces on both sides."""
+    """For each of `texts`, the number of its pairs that occur in `known` with the same pieces on both sides. Pairs with
+    a blank side do not count."""
     pairs = [
         Counter(_pair(text, i) for i in range(len(text)) if text.source_lengths[i] and text.target_lengths[i])
         for text in texts
     ]
-    missing = {pair for text in pairs for pair in text}
-    marks = np.unique(np.concatenate([np.zeros(0, np.uint64), *(_marks(text, 0, len(text)) for text in texts)]))
-    found: set[tuple[bytes, bytes]] = set()
+    wanted = {pair for text in pairs for pair in text}
+    hashes = np.unique(np.concatenate([np.zeros(0, np.uint64), *(_hashes(text, 0, len(text)) for text in texts)]))
+    occurring: set[tuple[bytes, bytes]] = set()
     for tokens in known:
         for begin in range(0, len(tokens), _CHUNK):
-            near = np.isin(_marks(tokens, begin, min(begin + _CHUNK, len(tokens))), marks)
-            for i in begin + np.flatnonzero(near):
-                if not missing:
+            candidates = np.isin(_hashes(tokens, begin, min(begin + _CHUNK, len(tokens))), hashes)
+            for i in begin + np.flatnonzero(candidates):
+                if not wanted:
                     break
-                if (pair := _pair(tokens, i)) in missing:
-                    missing.remove(pair)
-                    found.add(pair)
-    return [sum(count for pair, count in text.items() if pair in found) for text in pairs]
+                if (pair := _pair(tokens, i)) in wanted:
+                    wanted.remove(pair)
+                    occurring.add(pair)
+    return [sum(count for pair, count in text.items() if pair in occurring) for text in pairs]
 
 
 def _pair(tokens: TokenStore, i: int) -> tuple[bytes, bytes]:
     return tokens.source(i).astype(np.int32).tobytes(), tokens.target(i).astype(np.int32).tobytes()
 
 
-def _marks(tokens: TokenStore, begin: int, end: int) -> np.ndarray:
-    """A number for each of these pairs, the same for the same pieces: of lengths and of a few of the pieces.
+def _hashes(tokens: TokenStore, begin: int, end: int) -> np.ndarray:
+    """A hash of the lengths and of a few pieces of each pair from `begin` up to `end`: uint64 (end - begin,).
 
-    It costs little, and tells nearly all pairs apart.
+    It is cheap, and differs for nearly all pairs that differ. Equal pairs have equal hashes.
     """
-    marks = np.zeros(end - begin, np.uint64)
+    hashes = np.zeros(end - begin, np.uint64)
     for ids, offsets in (
         (tokens.source_tokens, tokens.source_offsets),
         (tokens.target_tokens, tokens.target_offsets),
@@ -97,5 +98,5 @@ def _marks(tokens: TokenStore, begin: int, end: int) -> np.ndarray:
             at = (first, (2 * first + last) // 3, (first + 2 * last) // 3, last - 1)
             columns += [ids[np.clip(places, 0, len(ids) - 1)] for places in at]
         for column in columns:
-            marks = marks * np.uint64(0x9E3779B97F4A7C15) + column.astype(np.uint64) + np.uint64(1)
-    return marks
+            hashes = hashes * np.uint64(0x9E3779B97F4A7C15) + column.astype(np.uint64) + np.uint64(1)
+    return hashes

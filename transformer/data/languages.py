@@ -1,8 +1,9 @@
-"""Whether the sides of a corpus are in the languages they should be, told by how often each piece occurs on them.
+"""Check that the sides of a corpus are in the right languages, by the frequency of each piece on them.
 
-A side's lead is by how many nats a piece it is likelier as the source of another corpus than as its target. From which
-lead on it means something was chosen on real text; that exchanged sides are always found there, and others never taken
-for it, is a test (tests/data/test_languages.py; how many pairs were tried is in RESULTS.md).
+The lead of a side is the mean log-likelihood ratio, in nats per piece, of the side as the source of another corpus and
+as its target. The threshold from which a lead counts was chosen on real text. A test checks on real text that exchanged
+sides are always found and that others never are (tests/data/test_languages.py; RESULTS.md has the number of pairs
+of corpora).
 """
 
 from __future__ import annotations
@@ -16,24 +17,24 @@ import numpy as np
 from transformer.config import UserError
 from transformer.data.tokens import TokenStore
 
-_COUNTED = 1_000_000  # pieces of a side that are looked at, taken evenly
-_CLEAR, _CHANCE = 0.1, 1.0  # a lead means something from here on; and from this much more, over the root of the pieces
+_COUNTED = 1_000_000  # pieces of a side to count at most, taken evenly from the text
+_CLEAR, _CHANCE = 0.1, 1.0  # a lead counts from _CLEAR + _CHANCE / sqrt(pieces) nats on
 
 
 class Named(NamedTuple):
-    """A corpus and what it is called."""
+    """A token store, and the name of its corpus in messages."""
 
     name: str
     tokens: TokenStore
 
 
 def doubts(train: Sequence[Named], dev: Named | None) -> list[str]:
-    """What seems wrong with the languages of a run's text, a line for each corpus.
+    """Warnings about the languages of a run's text, one line for each corpus in doubt.
 
-    Raises `UserError`, naming the corpus, where source and target are exchanged in all of the training text, as against
-    the development set; and where all of it is the same on both sides, but the development set is not. A corpus that is
-    exchanged among others, which may be meant, is told; without a development set as against the largest one. Where
-    sides can hardly be told apart, as in copying or reversing, nothing is said of their languages.
+    Each corpus is compared with the development set, or without one with the largest corpus. Raises `UserError` with
+    the name of the corpus if source and target are exchanged in all of the training text; and if all of it has the same
+    text on both sides, unlike the development set. If only some corpora are exchanged, which may be intended, this is a
+    warning. If the two sides are hardly different, as in copying or reversing, there is no warning about languages.
     """
     known = dev or max(train, key=lambda corpus: len(corpus.tokens))
     if dev and _copied(dev) <= 0.5 and all(_copied(corpus) == 1 for corpus in train):
@@ -41,32 +42,32 @@ def doubts(train: Sequence[Named], dev: Named | None) -> list[str]:
             f"{train[0].name}: source and target are the same text in all {train[0].tokens.same:,} pairs, unlike in "
             f"{dev.name}; give its translations as target"
         )
-    found, exchanged = [], []
+    lines, exchanged = [], []
     for corpus in train if dev else [corpus for corpus in train if corpus is not known]:
-        # The larger one knows more of its languages.
+        # The larger corpus gives better statistics, so it is the reference.
         larger, smaller = sorted((known.tokens, corpus.tokens), key=_pieces, reverse=True)
-        if _belong(larger, smaller) == ["target", "source"]:
+        if _reads_like(larger, smaller) == ["target", "source"]:
             exchanged.append(
                 f"{corpus.name}: its source reads like the target of {known.name}, and its target like the source "
-                "there; exchange the two in one of them"
+                "there; exchange source and target in one of them"
             )
             continue
-        source, target = _belong(known.tokens, corpus.tokens)
+        source, target = _reads_like(known.tokens, corpus.tokens)
         if source == target != "" and _copied(corpus) <= 0.5:
-            found.append(f"{corpus.name}: its source and its target both read like the {source} of {known.name}")
+            lines.append(f"{corpus.name}: its source and its target both read like the {source} of {known.name}")
     if dev and len(exchanged) == len(train):
         raise UserError(exchanged[0])
-    found += [f"{told}, unless both directions are meant" for told in exchanged]
+    lines += [f"{line}, unless you want both directions" for line in exchanged]
     for corpus in (*train, *([dev] if dev else [])):
         if _copied(corpus) > 0.5:
-            found.append(
+            lines.append(
                 f"{corpus.name}: {corpus.tokens.same:,} of {len(corpus.tokens):,} pairs are the same text on both sides"
             )
-    return found
+    return lines
 
 
 def _copied(corpus: Named) -> float:
-    """Which share of its pairs, but for those with a blank side, are the same text on both sides."""
+    """The share of pairs with the same text on both sides, among pairs without a blank side."""
     tokens = corpus.tokens
     whole = int(((tokens.source_lengths > 0) & (tokens.target_lengths > 0)).sum())
     return tokens.same / whole if whole else 0.0
@@ -76,19 +77,19 @@ def _pieces(tokens: TokenStore) -> int:
     return min(len(tokens.source_tokens), len(tokens.target_tokens))
 
 
-def _belong(known: TokenStore, text: TokenStore) -> list[str]:
-    """For source and target of `text`: which side of `known` it clearly reads like, "source" or "target", else ""."""
-    # As many pieces of either side: of two samples of one language the larger one has seen more.
+def _reads_like(known: TokenStore, text: TokenStore) -> list[str]:
+    """For source and target of `text`, the side of `known` that it clearly resembles: "source", "target" or ""."""
+    # The same number of pieces from both sides: of two samples of one language, the larger would look more likely.
     n = min(_pieces(known), _COUNTED)
-    sides = [_evenly(side, n) for side in (known.source_tokens, known.target_tokens)]
-    own = [_evenly(side, min(len(side), _COUNTED)) for side in (text.source_tokens, text.target_tokens)]
-    size = 1 + max((int(side.max()) for side in (*sides, *own) if len(side)), default=0)
+    sides = [_evenly_spaced(side, n) for side in (known.source_tokens, known.target_tokens)]
+    text_sides = [_evenly_spaced(side, min(len(side), _COUNTED)) for side in (text.source_tokens, text.target_tokens)]
+    size = 1 + max((int(side.max()) for side in (*sides, *text_sides) if len(side)), default=0)
     as_source, as_target = (np.log1p(np.bincount(side, minlength=size)) for side in sides)
-    clear = _CLEAR + _CHANCE / math.sqrt(max(min(n, *map(len, own)), 1))
-    leads = [float((as_source - as_target)[side].mean()) if len(side) else 0.0 for side in own]
+    clear = _CLEAR + _CHANCE / math.sqrt(max(min(n, *map(len, text_sides)), 1))
+    leads = [float((as_source - as_target)[side].mean()) if len(side) else 0.0 for side in text_sides]
     return ["source" if lead > clear else "target" if lead < -clear else "" for lead in leads]
 
 
-def _evenly(tokens: np.ndarray, n: int) -> np.ndarray:
-    """n of the tokens, from all of the text."""
+def _evenly_spaced(tokens: np.ndarray, n: int) -> np.ndarray:
+    """n tokens at equal distances from the whole text."""
     return tokens[np.linspace(0, max(len(tokens) - 1, 0), n).astype(np.int64)]

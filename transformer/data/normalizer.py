@@ -1,7 +1,7 @@
-"""The normaliser inside a SentencePiece model: read, replaced, compiled from a table of replacements.
+"""Read and replace the normaliser inside a SentencePiece model, and compile one from a table of replacements.
 
-A model is one protocol buffer, `ModelProto`; its field 3, `NormalizerSpec`, holds the normaliser. SentencePiece's own
-reader needs a further package, so the few bytes are read here.
+A model is a protocol buffer, `ModelProto`. Its field 3, `NormalizerSpec`, is the normaliser. SentencePiece's own reader
+needs another package (protobuf), so these few bytes are parsed here.
 """
 
 from __future__ import annotations
@@ -19,34 +19,34 @@ _SPEC = 3  # number of the normaliser's field in a model
 
 @dataclass(frozen=True)
 class Normalizer:
-    """What a model does to text before it cuts it. The fields are those of SentencePiece, by their numbers there."""
+    """What a model does to text before it cuts it into pieces: SentencePiece's fields, ordered by number."""
 
     name: str = ""
     charsmap: bytes = b""
-    """The compiled replacements; none = text stays as it is."""
+    """The compiled replacements; b"" = none."""
     dummy_prefix: bool = True
-    """A space is put before each text."""
+    """Whether to put a space before each text."""
     remove_spaces: bool = True
-    """Spaces in a row become one, and those at the ends go."""
+    """Whether to replace each run of spaces by one space and to strip spaces at both ends."""
     escape_spaces: bool = True
-    """A space is written "▁"."""
+    """Whether to write a space as "▁"."""
 
 
 def read(model: bytes) -> Normalizer:
-    """The normaliser of a model."""
-    found = Normalizer()
+    """The normaliser of a model file, given as bytes."""
+    normalizer = Normalizer()
     names = {i: f.name for i, f in enumerate(dataclasses.fields(Normalizer), 1)}
     for number, content, _ in _fields(model):
         if number == _SPEC:
-            given = {names[n]: value for n, value, _ in _fields(content) if n in names}
-            text = {"name": given["name"].decode()} if "name" in given else {}
-            flags = {name: bool(value) for name, value in given.items() if isinstance(value, int)}
-            found = dataclasses.replace(found, **given | text | flags)
-    return found
+            values = {names[n]: value for n, value, _ in _fields(content) if n in names}
+            text = {"name": values["name"].decode()} if "name" in values else {}
+            flags = {name: bool(value) for name, value in values.items() if isinstance(value, int)}
+            normalizer = dataclasses.replace(normalizer, **values | text | flags)
+    return normalizer
 
 
 def replace(model: bytes, new: Normalizer) -> bytes:
-    """The model with another normaliser."""
+    """The bytes of the model with `new` as its normaliser."""
     spec = _bytes(1, new.name.encode()) + _bytes(2, new.charsmap)
     for number, flag in enumerate((new.dummy_prefix, new.remove_spaces, new.escape_spaces), 3):
         spec += _varint(number << 3) + _varint(int(flag))
@@ -58,14 +58,14 @@ def replace(model: bytes, new: Normalizer) -> bytes:
 
 
 def compiled(rows: Iterable[tuple[str, str]]) -> bytes:
-    """Replacements as SentencePiece keeps them; the longest that fits comes first."""
+    """Compile (text, replacement) rows to SentencePiece's format. The longest match wins."""
     model = io.BytesIO()
     with tempfile.NamedTemporaryFile("w", encoding="ascii", suffix=".tsv") as file:
         for before, after in rows:
             sides = (" ".join(f"{ord(c):X}" for c in side) for side in (before, after))
             file.write("\t".join(sides) + "\n")
         file.flush()
-        # SentencePiece compiles a table as it trains: here on one letter.
+        # SentencePiece compiles a table only while it trains, so train on one letter.
         sentencepiece.SentencePieceTrainer.train(
             sentence_iterator=iter(["a"]),
             model_writer=model,
@@ -79,7 +79,7 @@ def compiled(rows: Iterable[tuple[str, str]]) -> bytes:
 
 
 def _fields(message: bytes) -> Iterator[tuple[int, int | bytes, bytes]]:
-    """Number, value and all bytes of each field of a protocol buffer."""
+    """Yield the number, the value and the raw bytes of each field of a protocol buffer."""
     at = 0
     while at < len(message):
         start = at
@@ -99,7 +99,7 @@ def _fields(message: bytes) -> Iterator[tuple[int, int | bytes, bytes]]:
 
 
 def _number(message: bytes, at: int) -> tuple[int, int]:
-    """The number that begins at a byte, seven bits in each, and where it ends."""
+    """Decode the varint (seven bits per byte) at offset `at`. Returns the number and the offset behind it."""
     value = shift = 0
     while True:
         value |= (message[at] & 0x7F) << shift

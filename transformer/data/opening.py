@@ -1,5 +1,5 @@
-"""Open text by its content: gzip, xz and bzip2 are unpacked and SGML sets unwrapped, whatever a file is called. A file
-of another kind is refused, with the tool that makes text of it."""
+"""Open text by its content, whatever the file's name: decompress gzip, xz and bzip2, and unwrap SGML sets. Refuse other
+kinds of files, with an error that names the tool that converts them to text."""
 
 from __future__ import annotations
 
@@ -17,29 +17,29 @@ _BLOCK = 1 << 16
 
 
 class Opened(io.BufferedReader):
-    """Bytes of a text, one line a line: neither packed nor SGML any more."""
+    """A text as bytes, one sentence a line: decompressed, and without SGML."""
 
     head: bytes
-    """The first bytes of the file, unpacked."""
+    """The first bytes of the file, decompressed."""
     compression: str | None
-    """What it was packed by."""
+    """Compression of the file: "gzip", "xz", "bzip2" or None."""
     segments: list[sgml.Segment] | None = None
-    """Of an SGML set; its lines are their texts."""
+    """The segments of an SGML set, whose texts are the lines; None for other files."""
     file: Hashed
-    """The file itself."""
+    """The file on disk, with the digest of its bytes."""
 
 
 def open_text(path: str | Path) -> Opened:
-    """Open a file. Raises `UserError` for one that can't be opened or is of another kind; reading may raise `Damaged`.
+    """Open a file. Raises `UserError` if it can't be opened or is not text. Reading from it may raise `Damaged`.
 
-    It is opened once and read from begin to end, so it may be a pipe.
+    The file is opened once and read from beginning to end, so it may be a pipe.
     """
     name = str(path)
     try:
         raw = Hashed(path)
     except FileNotFoundError:
         raise UserError(f"{name}: no such file") from None
-    except (OSError, ValueError) as error:  # ValueError: a NUL in its name
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
         raise UserError(f"{name}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
     try:
         opened = _unpacked(raw, name, HEAD)
@@ -55,11 +55,11 @@ def open_text(path: str | Path) -> Opened:
 
 
 def open_stream(stream: Any) -> Opened:
-    """As `open_text`, of a stream, such as standard input. It is not closed.
+    """As `open_text`, for a stream such as standard input. The stream is not closed.
 
-    Waits for its first bytes, but for no more than show what it is: each line can be read once it is there.
+    Waits only for as many first bytes as identify the format, so that each line can be read as soon as it arrives.
     """
-    # Below its buffer: a thread that waits while holding the buffer's lock would keep Python from ending.
+    # Read below the stream's buffer: a thread that waits with the buffer's lock would keep Python from exiting.
     opened = _unpacked(_Borrowed(getattr(stream, "raw", stream)), STREAM, 1)
     if sgml.is_set(opened.head):
         return _unwrapped(opened, STREAM)
@@ -68,29 +68,29 @@ def open_stream(stream: Any) -> Opened:
 
 
 def read_all(path: str | Path) -> bytes:
-    """All bytes of a text; raises as `open_text`, and for a damaged file."""
+    """All bytes of a text. Raises `UserError` as `open_text`, and for a damaged file."""
     with open_text(path) as opened:
         return _read_all(opened, str(path))
 
 
-def _unpacked(raw: Any, name: str, enough: int) -> Opened:
-    head = _head(raw, name, enough)
+def _unpacked(raw: Any, name: str, min_bytes: int) -> Opened:
+    head = _head(raw, name, min_bytes)
     compression = compression_of(head, name)
-    found: io.RawIOBase = _Prefixed(head, raw)
+    content: io.RawIOBase = _Prefixed(head, raw)
     if compression is not None:
-        unpacked = Decompressed(found, compression)
-        head = _head(unpacked, name, enough)
-        found = _Prefixed(head, unpacked)
+        unpacked = Decompressed(content, compression)
+        head = _head(unpacked, name, min_bytes)
+        content = _Prefixed(head, unpacked)
         if compression_of(head) is not None:
-            raise UserError(f"{name}: packed twice; unpack it once, e.g. with {compression} -d")
+            raise UserError(f"{name}: compressed twice; decompress it once, e.g. with {compression} -d")
     refuse_foreign(head, name)
-    opened = Opened(found, _BLOCK)
+    opened = Opened(content, _BLOCK)
     opened.head, opened.compression = head, compression
     return opened
 
 
 def _unwrapped(opened: Opened, name: str) -> Opened:
-    """The segments of an SGML set, one a line."""
+    """Replace an opened SGML set by its segments, one a line."""
     content = _read_all(opened, name)
     try:
         text = content.decode("utf-8-sig")
@@ -121,17 +121,17 @@ def _read_all(opened: Opened, name: str) -> bytes:
     return b"".join(blocks)
 
 
-def _head(raw: Any, name: str, enough: int) -> bytes:
-    """At least so many first bytes, if there are, and so many that it is clear whether they are packed."""
+def _head(raw: Any, name: str, min_bytes: int) -> bytes:
+    """Read at least `min_bytes` first bytes, if the file has so many, and enough to tell the format."""
     head = b""
     try:
-        while len(head) < enough or undecided(head) or (len(head) < HEAD and sgml.undecided(head)):
+        while len(head) < min_bytes or undecided(head) or (len(head) < HEAD and sgml.undecided(head)):
             if not (block := raw.read(HEAD)):
                 break
             head += block
     except Damaged:
-        return head  # told when this place is read
-    except UserError:  # a stream that tells itself what is wrong with it
+        return head  # reading this place again raises it again
+    except UserError:  # from a stream with error messages of its own
         raise
     except OSError as error:
         raise UserError(f"{name}: cannot be read ({error.strerror or error})") from None
@@ -139,7 +139,7 @@ def _head(raw: Any, name: str, enough: int) -> bytes:
 
 
 class Hashed(io.FileIO):
-    """A file whose digest is taken of what was read, while it was read."""
+    """A file that updates a sha256 with the bytes that are read."""
 
     def __init__(self, path: str | Path):
         super().__init__(path)
@@ -156,12 +156,12 @@ class Hashed(io.FileIO):
         return block
 
     def sha256(self) -> str:
-        """Hex digest of what was read."""
+        """Hex sha256 of the bytes that were read."""
         return self._sha256.hexdigest()
 
 
 class _Prefixed(io.RawIOBase):
-    """First bytes that were read already, and the rest."""
+    """A stream of which the first bytes were read already: gives `head`, then the rest of `raw`."""
 
     def __init__(self, head: bytes, raw: Any):
         self._head, self._raw = head, raw
@@ -183,7 +183,7 @@ class _Prefixed(io.RawIOBase):
 
 
 class _Borrowed(io.RawIOBase):
-    """A stream that somebody else closes."""
+    """A stream that the caller closes, not this object."""
 
     def __init__(self, raw: Any):
         self._raw = raw

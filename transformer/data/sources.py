@@ -1,4 +1,4 @@
-"""Where a run's text comes from: the user's files, generated phrases, or WMT14. All become plain parallel files."""
+"""The text of a run: the user's files, generated phrases, or WMT14. The latter two are written as parallel files."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from pathlib import Path
 from transformer.config import SPECIALS, DataConfig, UserError
 from transformer.data.folder import writable_cache_dir
 from transformer.data.opening import open_text
-from transformer.data.text import Corpora, Parallel, form, of_csv
+from transformer.data.text import Corpora, Parallel, csv_hint, file_kind
 
 log = logging.getLogger("transformer")
 
-# Special pieces, bytes and one character: SentencePiece takes no fewer where a character may be spelt in bytes.
+# Special pieces, bytes and one character: the fewest that SentencePiece accepts with byte fallback.
 _SMALLEST_VOCABULARY = len(SPECIALS) + 256 + 1
 
 
 def corpora(config: DataConfig) -> Corpora:
     """The training, development and test text of a config.
 
-    The user's development and test files, where named, replace those of 'phrases' and 'wmt14'. Raises `UserError` for
-    fields that contradict each other, and names every missing file at once, before any work is done.
+    Development and test files of the user, if given, replace those of 'phrases' and 'wmt14'. Raises `UserError` before
+    any work if fields contradict each other, or if files are missing; it names all missing files at once.
     """
     if config.tokenizer is None and config.vocab_size < _SMALLEST_VOCABULARY:
         raise UserError(
@@ -35,7 +35,7 @@ def corpora(config: DataConfig) -> Corpora:
     dev = _held_out(config, "dev")
     test = _held_out(config, "test")
     train = _train(config)
-    _tell_repeated(train)
+    _warn_of_repeated(train)
 
     dev_name = Path(dev.source).name if dev else ""
     test_name = Path(test.source).name if test else ""
@@ -62,7 +62,7 @@ def _train(config: DataConfig) -> tuple[Parallel, ...]:
     if config.corpus != "text":
         for name in ("source", "target", "weights"):
             if getattr(config, name):
-                raise UserError(f"data.{name}: data.corpus = '{config.corpus}' brings its own training text; "
+                raise UserError(f"data.{name}: data.corpus = '{config.corpus}' has its own training text; "
                                 f"leave out data.{name}, or set data.corpus to 'text'")  # fmt: skip
         return ()
     if not config.source:
@@ -72,17 +72,17 @@ def _train(config: DataConfig) -> tuple[Parallel, ...]:
         raise UserError(f"data.weights: {len(weights)} given for {len(config.source)} files in data.source")
     if not config.target:
         for path in config.source:
-            if form(path) == "text":
-                open_text(path).close()  # which tells what it is, if it is no text
-                reason = f"missing; {path} holds one side only, unlike a .tsv or .jsonl{of_csv(path)}"
+            if file_kind(path) == "text":
+                open_text(path).close()  # raises an error of its own if the file is not text
+                reason = f"missing; {path} holds one side only, unlike a .tsv or .jsonl{csv_hint(path)}"
                 raise UserError(f"data.target: {reason}")
         return tuple(Parallel(path, None, weight) for path, weight in zip(config.source, weights, strict=True))
-    both = [path for path in (*config.source, *config.target) if form(path) != "text"]
+    both = [path for path in (*config.source, *config.target) if file_kind(path) != "text"]
     if both:
         raise UserError(f"data.target: {both[0]} holds both sides; give such files in data.source without data.target")
     if len(config.target) != len(config.source):
         raise UserError(
-            f"data.target: {len(config.target)} given for {len(config.source)} in data.source; each needs its own"
+            f"data.target: {len(config.target)} given for {len(config.source)} in data.source; give one for each"
         )
     return tuple(Parallel(*row) for row in zip(config.source, config.target, weights, strict=True))
 
@@ -93,35 +93,35 @@ def _held_out(config: DataConfig, name: str) -> Parallel | None:
         return None
     if source is None:
         raise UserError(f"data.{name}_source: missing, but data.{name}_target = {target}; give both")
-    if form(source) == "text" and target is None:
+    if file_kind(source) == "text" and target is None:
         open_text(source).close()
         raise UserError(f"data.{name}_target: missing, but data.{name}_source = {source}; give both")
-    if form(source) != "text" and target is not None:
+    if file_kind(source) != "text" and target is not None:
         raise UserError(f"data.{name}_target: {source} holds both sides; leave out data.{name}_target")
-    if target is not None and form(target) != "text":
+    if target is not None and file_kind(target) != "text":
         raise UserError(f"data.{name}_target: {target} holds both sides; give it as data.{name}_source alone")
     return Parallel(source, target)
 
 
 def _require_files(config: DataConfig) -> None:
-    named = [("source", path) for path in config.source] + [("target", path) for path in config.target]
+    named_paths = [("source", path) for path in config.source] + [("target", path) for path in config.target]
     names = ("dev_source", "dev_target", "test_source", "test_target", "tokenizer")
-    named += [(name, getattr(config, name)) for name in names if getattr(config, name) is not None]
+    named_paths += [(name, getattr(config, name)) for name in names if getattr(config, name) is not None]
     missing = []
-    for name, path in named:
+    for name, path in named_paths:
         try:
             mode = os.stat(path).st_mode
-        except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a NUL in its name
+        except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a NUL in the path
             missing.append(f"{path} (data.{name})")
             continue
         except OSError as error:
             raise UserError(f"data.{name}: {path} cannot be read ({error.strerror})") from None
         if stat.S_ISDIR(mode):
             raise UserError(f"data.{name}: {path} is a folder; name a file in it")
-        if not stat.S_ISREG(mode):  # such as what <(zcat FILE) stands for
+        if not stat.S_ISREG(mode):  # such as the pipe of <(zcat FILE)
             raise UserError(
                 f"data.{name}: {path} is a pipe or a device, but text is read several times; write it to a file first "
-                "(.gz, .xz and .bz2 are read as they are)"
+                "(.gz, .xz and .bz2 need no decompressing)"
             )
     if missing:
         raise UserError(f"no such file: {', '.join(missing)}; correct the path")
@@ -132,23 +132,23 @@ def _require_files(config: DataConfig) -> None:
     ]
     for name, source, target in both:
         if source and target and os.path.samefile(source, target):
-            raise UserError(f"data.{name}: {target} is the source, too; name the file of its translations")
+            raise UserError(f"data.{name}: {target} is also the source; name the file of its translations")
 
 
-def _tell_repeated(train: tuple[Parallel, ...]) -> None:
-    """Warn of training text that is given twice."""
+def _warn_of_repeated(train: tuple[Parallel, ...]) -> None:
+    """Log a warning for each corpus that is given twice."""
     for i, parallel in enumerate(train):
         if any(_same_text(parallel, other) for other in train[:i]):
             log.warning(
-                "data.source: %s is given twice, so that its pairs count twice; where that is meant, give it once with "
-                "a weight in data.weights",
+                "data.source: %s is given twice, so its pairs count twice; if you want that, give it once with a "
+                "weight in data.weights",
                 parallel.source,
             )
 
 
 def _same_text(one: Parallel, other: Parallel) -> bool:
-    """Whether two corpora have the same bytes, under whatever names."""
+    """Whether the files of two corpora have the same bytes; their names may differ."""
     sides = ((one.source, other.source), (one.target, other.target))
-    with contextlib.suppress(OSError):  # told by whoever reads it
+    with contextlib.suppress(OSError):  # reading the file raises it again
         return all(a == b or (None not in (a, b) and filecmp.cmp(a, b, shallow=False)) for a, b in sides)
     return False

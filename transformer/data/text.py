@@ -1,9 +1,9 @@
-"""Parallel text on disk: lines of plain files, packed ones and SGML sets, and pairs of two such files, a .tsv or a
-.jsonl.
+"""Read parallel text: lines of a plain file, a compressed file or an SGML set; pairs of two such files, of a .tsv or of
+a .jsonl.
 
-A line ends at "\\n" and nowhere else: U+0085, U+2028, "\\r" or a form feed inside a line are text, so that every file
-has as many lines here as `wc -l` counts. Files are UTF-8; a byte order mark and the "\\r" of Windows line ends are
-not text. A NUL is a character like any other.
+A line ends at "\\n" only. U+0085, U+2028, "\\r" and form feeds inside a line are text, so that the number of lines is
+the one that `wc -l` counts. Files are UTF-8; a byte order mark and the "\\r" of Windows line ends are removed. A NUL is
+an ordinary character.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from transformer.data.foreign import not_utf8
 from transformer.data.opening import open_text
 from transformer.data.sgml import Segment, compare
 
-_NAMED = 12  # fields that an error names
+_SHOWN = 12  # fields that an error lists
 _BOTH_SIDES = {".tsv": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl"}
 
 
@@ -34,47 +34,47 @@ class Parallel(NamedTuple):
     source: str
     """Path of the source side."""
     target: str | None = None
-    """Path of the target side; None: `source` is a .tsv or .jsonl that holds both."""
+    """Path of the target side. None: `source` is a .tsv or .jsonl with both sides."""
     weight: float = 1.0
-    """How often each pair is seen in an epoch."""
+    """How often an epoch has each pair."""
 
 
 class Corpora(NamedTuple):
-    """Everything one run reads, as plain files."""
+    """The training, development and test text of a run."""
 
     train: tuple[Parallel, ...]
     dev: Parallel | None
     test: Parallel | None
     dev_name: str
-    """What the development set is called in logs and results, e.g. "newstest2013"; "" without one."""
+    """Name of the development set in logs and results, e.g. "newstest2013"; "" without one."""
     test_name: str
 
 
-def form(path: str | Path) -> str:
-    """Kind of file, by its name: "tsv" or "jsonl" holds both sides, "text" (any other) one."""
+def file_kind(path: str | Path) -> str:
+    """The kind of a file by its name: "tsv" or "jsonl" (both sides), or "text" (one side, any other name)."""
     name = uncompressed_name(path)
     return next((kind for ending, kind in _BOTH_SIDES.items() if name.endswith(ending)), "text")
 
 
-def of_csv(path: str | Path) -> str:
-    """What to do with a .csv, as part of a message; "" for other files."""
-    fix = "; make a .tsv of a .csv first, e.g. with csvformat -T of csvkit"
+def csv_hint(path: str | Path) -> str:
+    """The end of an error message that tells how to convert a .csv; "" for other files."""
+    fix = "; convert a .csv to .tsv first, e.g. with csvformat -T of csvkit"
     return fix if uncompressed_name(path).endswith(".csv") else ""
 
 
-def of_list(line: str) -> str:
-    """What to do where the first line of a list in JSON stands for an object, as part of a message; "" for others."""
-    return "; of a list of objects make lines with jq -c '.[]'" if line.lstrip().startswith("[") else ""
+def list_hint(line: str) -> str:
+    """The end of an error message that tells how to convert a JSON list of objects to .jsonl; "" for other lines."""
+    return "; convert a list of objects to lines with jq -c '.[]'" if line.lstrip().startswith("[") else ""
 
 
 def read_lines(
     path: str | Path, segments: list[Segment] | None = None, digests: dict[str, str] | None = None
 ) -> Iterator[str]:
-    """The lines of a text, without line ends; a last line without "\\n" counts. The file is read once.
+    """Yield the lines of a text without line ends. A last line without "\\n" counts. The file is read once.
 
-    Of an SGML set they are its segments, which are added to `segments`, too, before the first line. Behind the last
-    line, `digests` gets the sha256 of the file as it was read, under its path.
-    Raises `UserError` for a missing or damaged file, or one that is no text, and naming the line that is not UTF-8.
+    The lines of an SGML set are its segments; they are also appended to `segments` before the first line. After the
+    last line, `digests[path]` is set to the sha256 of the bytes that were read.
+    Raises `UserError` for a file that is missing, damaged, not text or not UTF-8; the message names the line.
     """
     number, utf8 = 0, False
     try:
@@ -100,39 +100,39 @@ def read_lines(
 
 
 def count_lines(path: str | Path) -> int:
-    """How many lines `read_lines` finds in a file; raises as it does."""
+    """The number of lines that `read_lines` yields. Raises what `read_lines` raises."""
     count, last = 0, b"\n"
     try:
         with open_text(path) as file:
             while block := file.read1(1 << 20):
                 count, last = count + block.count(b"\n"), block[-1:]
     except OSError:
-        return sum(1 for _ in read_lines(path))  # which tells what is wrong
+        return sum(1 for _ in read_lines(path))  # raises the error with its line
     return count + (last != b"\n")
 
 
 def read_pairs(
     parallel: Parallel, fields: tuple[str, str] = ("source", "target"), digests: dict[str, str] | None = None
 ) -> Iterator[tuple[str, str]]:
-    """The (source, target) lines of a corpus.
+    """Yield the (source, target) pairs of a corpus.
 
-    Two files are read side by side and must have equally many lines. A .tsv holds two columns, source and target,
-    without quoting; a .jsonl one object a line with the two `fields`, in which a line break becomes a space, because a
-    sentence is one line everywhere else. A field a.b is the key "a.b", else the key "b" of the object "a".
-    `digests` is as in `read_lines`. Raises `UserError` naming file and line.
+    Two files are read side by side and must have the same number of lines. A .tsv has two columns, source and target,
+    without quoting. A .jsonl has one object per line with the two `fields`; a line break in a field becomes a space,
+    because a sentence is one line everywhere else. The field a.b is the key "a.b", or else the key "b" of the object
+    "a". `digests` is as in `read_lines`. Raises `UserError` with file and line.
     """
-    kind = form(parallel.source)
+    kind = file_kind(parallel.source)
     if kind == "text" and parallel.target is None:
-        open_text(parallel.source).close()  # which tells what it is, if it is no text
-        reason = f"no target given; name its file of translations, or use a .tsv or .jsonl{of_csv(parallel.source)}"
+        open_text(parallel.source).close()  # raises an error of its own if the file is not text
+        reason = f"no target given; name its file of translations, or use a .tsv or .jsonl{csv_hint(parallel.source)}"
         raise UserError(f"{parallel.source}: {reason}")
     if kind != "text" and parallel.target is not None:
         raise UserError(f"{parallel.source}: holds both sides, so leave out its target {parallel.target}")
-    if kind == "text" and form(parallel.target) != "text":
+    if kind == "text" and file_kind(parallel.target) != "text":
         raise UserError(f"{parallel.target}: holds both sides; give it as the source, without a target")
-    with contextlib.suppress(OSError):  # told by whoever reads it
+    with contextlib.suppress(OSError):  # reading the file raises it again
         if kind == "text" and os.path.samefile(parallel.source, parallel.target):
-            raise UserError(f"{parallel.target}: is the source, too; name the file of its translations")
+            raise UserError(f"{parallel.target}: is also the source; name the file of its translations")
     return {"text": _text, "tsv": _tsv, "jsonl": _jsonl}[kind](parallel, fields, digests)
 
 
@@ -143,7 +143,7 @@ def _text(parallel: Parallel, fields: tuple[str, str], digests: _Digests) -> Ite
     segments: tuple[list[Segment], list[Segment]] = [], []
     sources = read_lines(parallel.source, segments[0], digests)
     targets = read_lines(parallel.target, segments[1], digests)
-    if not os.path.isfile(parallel.source):  # whoever writes into two pipes may write into one after the other
+    if not os.path.isfile(parallel.source):  # a program may write its two pipes one after the other
         sources = iter(list(sources))
     count = 0
     while True:
@@ -171,26 +171,26 @@ def _tsv(parallel: Parallel, fields: tuple[str, str], digests: _Digests) -> Iter
         if len(columns) > 2:
             raise UserError(
                 f"{parallel.source}:{number}: {len(columns)} columns, but each line must hold source, a tab, target; "
-                "remove a stray tab, or cut out the two that are meant, such as: cut -f2,3 OLD.tsv > NEW.tsv"
+                "remove a stray tab, or select two columns, such as: cut -f2,3 OLD.tsv > NEW.tsv"
             )
         yield columns[0], columns[1]
 
 
 class RepeatedKey(ValueError):
-    """An object in JSON has a key twice."""
+    """A JSON object has the same key twice."""
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    row = dict(pairs)
+    if len(row) < len(pairs):
         name = Counter(name for name, _ in pairs).most_common(1)[0][0]
-        raise RepeatedKey(f"the key {json.dumps(name)} stands twice in one object; remove the one that is not meant")
-    return found
+        raise RepeatedKey(f"the key {json.dumps(name)} occurs twice in one object; remove one of them")
+    return row
 
 
 read_json = json.JSONDecoder(object_pairs_hook=_object).decode
-"""As json.loads, but for keys that stand twice in an object: of their values other programs take the first, the last or
-none, so `RepeatedKey` is raised."""
+"""As json.loads, but raises `RepeatedKey` if an object has the same key twice: programs differ in whether they take the
+first value, the last or none."""
 
 
 def _jsonl(parallel: Parallel, fields: tuple[str, str], digests: _Digests) -> Iterator[tuple[str, str]]:
@@ -200,28 +200,28 @@ def _jsonl(parallel: Parallel, fields: tuple[str, str], digests: _Digests) -> It
             row = read_json(line)
         except RepeatedKey as error:
             raise UserError(f"{where}: {error}") from None
-        except (ValueError, RecursionError):  # not only JSONDecodeError: Python takes no integer of 5,000 digits
+        except (ValueError, RecursionError):  # ValueError: Python refuses an integer of 5,000 digits
             row = None
         if not isinstance(row, dict):
             needed = f"each line must be one, with '{fields[0]}' and '{fields[1]}'"
-            raise UserError(f"{where}: not a JSON object; {needed}{of_list(line)}")
+            raise UserError(f"{where}: not a JSON object; {needed}{list_hint(line)}")
         source, target = (_field(row, field, where) for field in fields)
         yield source, target
 
 
 def _field(row: dict[str, Any], field: str, where: str) -> str:
-    """The string in a field, in which a line break becomes a space."""
+    """The string in a field, with line breaks replaced by spaces. `where` begins an error message: file and line."""
     try:
         value = _value(row, field)
     except KeyError:
-        names = [name if name.isprintable() else json.dumps(name) for name in itertools.islice(_names(row), _NAMED + 1)]
-        named = ", ".join([*names[:_NAMED], *(["..."] if len(names) > _NAMED else [])])
-        raise UserError(f"{where}: no field '{field}' (it has {named or 'none'}); set data.fields") from None
+        names = [name if name.isprintable() else json.dumps(name) for name in itertools.islice(_names(row), _SHOWN + 1)]
+        fields = ", ".join([*names[:_SHOWN], *(["..."] if len(names) > _SHOWN else [])])
+        raise UserError(f"{where}: no field '{field}' (it has {fields or 'none'}); set data.fields") from None
     if not isinstance(value, str):
-        shown = {dict: "an object", list: "a list"}.get(type(value)) or json.dumps(value)[:40]
+        kind = {dict: "an object", list: "a list"}.get(type(value)) or json.dumps(value)[:40]
         inner = next((name for name in _names(value) if name.isprintable()), None) if isinstance(value, dict) else None
-        fix = "" if inner is None else f"; name what it holds, such as {field}.{inner}"
-        raise UserError(f"{where}: field '{field}' must be a string, not {shown}{fix}")
+        fix = "" if inner is None else f"; name a field of it, such as {field}.{inner}"
+        raise UserError(f"{where}: field '{field}' must be a string, not {kind}{fix}")
     try:
         value.encode()
     except UnicodeEncodeError:
@@ -231,8 +231,8 @@ def _field(row: dict[str, Any], field: str, where: str) -> str:
 
 
 def _value(row: dict[str, Any], field: str) -> Any:
-    """What a field holds: that of its whole name, else that of the rest of its name in the object behind one of its
-    dots. Raises KeyError if there is none."""
+    """The value of a field: that of the key `field`, else that of the part behind a dot in the object before the dot.
+    Raises KeyError if there is none."""
     if field in row:
         return row[field]
     parts = field.split(".")
@@ -247,19 +247,19 @@ def _value(row: dict[str, Any], field: str) -> Any:
 
 
 def _names(row: dict[str, Any]) -> Iterator[str]:
-    """The names of all fields of an object and of those in it, the outer ones first."""
+    """Yield the names of all fields of an object and of the objects in it, outer fields first."""
     rows = deque([("", row)])
     while rows:
-        before, row = rows.popleft()
+        prefix, row = rows.popleft()
         for name, value in row.items():
             if isinstance(value, dict) and value:
-                rows.append((f"{before}{name}.", value))
+                rows.append((f"{prefix}{name}.", value))
             else:
-                yield before + name
+                yield prefix + name
 
 
 def sha256(path: str | Path) -> str:
-    """Hex digest of a file's bytes."""
+    """Hex sha256 of a file's bytes."""
     try:
         with open(path, "rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
@@ -270,22 +270,25 @@ def sha256(path: str | Path) -> str:
 
 
 def fingerprint(parallel: Parallel, digests: Mapping[str, str] | None = None) -> str:
-    """Hex digest of a corpus's content: the bytes of its files and how they are read, not where they lie.
+    """Hex digest of a corpus's content: the bytes of its files and how they are read, but not their paths.
 
-    `digests`: the sha256 of the files by their paths, where they were read already.
+    `digests`: path -> sha256 of files that were already read.
     """
     parts = []
     for path in (parallel.source, parallel.target):
         if path is not None:
             with open_text(path) as file:
-                kind = form(path) if file.segments is None else "sgml"
+                kind = file_kind(path) if file.segments is None else "sgml"
                 digest = sha256(path) if digests is None else digests[str(path)]
                 parts.append((kind, file.compression == "gzip", digest))
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
 def require_same(parallel: Parallel, expected: str, digests: Mapping[str, str]) -> None:
-    """Raise `UserError` if a corpus was not read as its `fingerprint` was taken: somebody wrote to it meanwhile."""
+    """Raise `UserError` if the `fingerprint` of a corpus is not `expected`: another program changed it meanwhile.
+
+    `digests`: path -> sha256 of the bytes that were read.
+    """
     if fingerprint(parallel, digests) != expected:
         names = " or ".join(path for path in parallel[:2] if path)
-        raise UserError(f"{names} changed while it was read; run the same command again when nobody writes there")
+        raise UserError(f"{names} changed while it was read; run the same command again when no program writes to it")

@@ -1,11 +1,11 @@
-"""SentencePiece BPE, one vocabulary for both sides, with byte fallback (paper §5.1 uses shared BPE of 37,000 pieces).
+"""SentencePiece BPE with byte fallback, one vocabulary for both sides (paper §5.1: a shared BPE of 37,000 pieces).
 
-Ids are always PAD, BOS, EOS, UNK = 0, 1, 2, 3 and then the other pieces, whatever the order inside a ready model. The
-same text gives the same model, byte for byte, wherever it lies: SentencePiece stores file names and the number of
-threads in the model, so it trains from an iterator on one thread. (Another Python may know more of Unicode, and so
-compile another table for `normalization = "clean"`.)
+Ids are always PAD, BOS, EOS, UNK = 0, 1, 2, 3, followed by the other pieces, whatever their order inside a ready model.
+The same text gives the same model, byte for byte. SentencePiece stores file names and the number of threads in the
+model, so it trains from an iterator on one thread. (With `normalization = "clean"`, a Python with a newer version of
+Unicode may compile another table.)
 
-The model file names its rule, so whoever has the file cleans text as its training did.
+The model file names the cleaning rule, so that every user of the file cleans text as in training.
 """
 
 from __future__ import annotations
@@ -34,42 +34,42 @@ from transformer.data.normalizer import Normalizer
 from transformer.data.text import Parallel, fingerprint, read_pairs, require_same
 from transformer.files import cached
 
-_MODEL = "tokenizer.model"
+_MODEL_FILE = "tokenizer.model"
 
-# SentencePiece silently skips lines above 4,192 bytes: longer ones are cut into runs of so many characters.
-_LONGEST_RUN = 1_000
-# Characters get a piece of their own, the most frequent first, until this share of the text is covered; the rest is
-# spelt in bytes. On WMT14 full coverage would spend thousands of the 37,000 pieces on stray scripts.
+# SentencePiece silently skips lines above 4,192 bytes, so training cuts lines into runs of at most so many characters.
+_MAX_RUN = 1_000
+# The most frequent characters become pieces, until they cover this share of the text; byte pieces spell the rest. On
+# WMT14, full coverage would spend thousands of the 37,000 pieces on stray scripts.
 COVERAGE = 0.99995
-_FORMAT = 2  # part of every cache key: raise it when `train` would give another model for the same text
+_FORMAT = 2  # part of every cache key: raise it when `train` gives another model for the same text
 
-_MOST_SHOWN = 10  # unknown characters in a warning
+_MAX_SHOWN = 10  # unknown characters that a warning lists
 
 log = logging.getLogger("transformer")
 
 Side = Literal["source", "target"]
-# Inside a model with `cleaning.RULE`, for text that is clean already: nothing is changed, and each space counts.
-_AS_IT_IS = Normalizer("identity", remove_spaces=False)
+# The normaliser for text that `cleaning` has cleaned already: it changes nothing and keeps every space.
+_IDENTITY = Normalizer("identity", remove_spaces=False)
 _SPACE = "\u2581"
 
 
 class Cut(NamedTuple):
-    """A text in pieces."""
+    """A text, cut into pieces."""
 
     pieces: list[int]
     spelt: list[bytes]
-    """What each piece spells (see `Tokenizer.spelling`)."""
+    """The bytes that each piece spells (see `Tokenizer.spelling`)."""
 
 
 class Tokenizer:
     """A SentencePiece model with the special ids at 0..3.
 
-    Text is cleaned by the rule that the model names: by `cleaning` where that is `cleaning.RULE`, else by the model
-    itself, sources and targets alike.
+    The model names the rule that cleans text. If it is `cleaning.RULE`, `cleaning` cleans sources and targets each in
+    its way; else the model itself normalises both sides alike.
 
-    A ready model may keep its own special pieces elsewhere or lack some (SentencePiece's default is unk 0, bos 1,
-    eos 2 and no pad); ids are then translated, missing ones are added, and `vocab_size` grows by their number. Our
-    own models need no translation.
+    A ready model may have other ids for its special pieces, or lack some (SentencePiece's default is unk 0, bos 1,
+    eos 2 and no pad). Its ids are then mapped to ours, the missing pieces are added, and `vocab_size` grows by their
+    number. The models that `train` makes need no mapping.
     """
 
     def __init__(self, model: bytes, where: str | Path = "tokenizer"):
@@ -84,22 +84,22 @@ class Tokenizer:
         """The model file's bytes."""
         rule = normalizer.read(model).name
         self.cleans = rule == cleaning.RULE
-        """Whether text is cleaned by `cleaning`."""
+        """Whether `cleaning` cleans the text; else the model itself does."""
         if self.cleans:
-            self._processor = sentencepiece.SentencePieceProcessor(model_proto=normalizer.replace(model, _AS_IT_IS))
+            self._processor = sentencepiece.SentencePieceProcessor(model_proto=normalizer.replace(model, _IDENTITY))
         elif rule.startswith(cleaning.RULE.rstrip("0123456789")):
             raise UserError(f"{where}: its rule {rule!r} is that of another version of this program; use that version")
         p = self._processor
         specials = [p.pad_id(), p.bos_id(), p.eos_id(), p.unk_id()]  # -1: the model has none
-        others = [i for i in range(p.get_piece_size()) if i not in specials]
-        self._inner = specials + others  # our id -> the model's
-        self._outer = None  # the model's id -> ours; None: they are the same
-        if self._inner != list(range(len(self._inner))):
-            self._outer = {inner: outer for outer, inner in enumerate(self._inner) if inner >= 0}
+        pieces = [i for i in range(p.get_piece_size()) if i not in specials]
+        self._model_ids = specials + pieces  # our id -> the model's
+        self._our_ids = None  # the model's id -> ours; None: they are the same
+        if self._model_ids != list(range(len(self._model_ids))):
+            self._our_ids = {model_id: our_id for our_id, model_id in enumerate(self._model_ids) if model_id >= 0}
 
     @classmethod
     def load(cls, path: str | Path) -> Tokenizer:
-        """The tokenizer in a SentencePiece .model file."""
+        """Load a SentencePiece .model file. Raises `UserError` if it can't be read or is of another kind."""
         try:
             model = Path(path).read_bytes()
         except OSError as error:
@@ -112,20 +112,20 @@ class Tokenizer:
 
     @classmethod
     def train(cls, lines: Iterable[str], *, vocab_size: int, normalization: str = "identity") -> Tokenizer:
-        """Train BPE on `lines`. The text's characters become pieces, but for the rarest (see `COVERAGE`).
+        """Train BPE on `lines`. All characters of the text become pieces, except the rarest (see `COVERAGE`).
 
-        `normalization` as in `DataConfig`. With "clean" the lines must be clean by the rule of their side already.
-        Raises `UserError` when the text does not allow `vocab_size` pieces, naming the nearest size that it allows,
-        and passes on whatever reading `lines` raises.
+        `normalization` is as in `DataConfig`. With "clean", the caller must have cleaned each line by the rule of its
+        side. Raises `UserError` if the text does not allow `vocab_size` pieces, with the nearest size that it allows.
+        Errors that reading `lines` raises pass through.
         """
         failure: list[Exception] = []
 
         def runs() -> Iterator[str]:
             try:
                 for line in lines:
-                    for start in range(0, len(line), _LONGEST_RUN):
-                        yield line[start : start + _LONGEST_RUN]
-            except Exception as error:  # SentencePiece would wrap it
+                    for start in range(0, len(line), _MAX_RUN):
+                        yield line[start : start + _MAX_RUN]
+            except Exception as error:  # SentencePiece would wrap the error
                 failure.append(error)
                 raise
 
@@ -139,7 +139,7 @@ class Tokenizer:
                 normalization_rule_name="identity" if normalization == "clean" else normalization,
                 character_coverage=COVERAGE,
                 byte_fallback=True,
-                remove_extra_whitespaces=False,  # decoding gives back every space
+                remove_extra_whitespaces=False,  # decoding restores every space
                 pad_id=PAD,
                 bos_id=BOS,
                 eos_id=EOS,
@@ -161,135 +161,137 @@ class Tokenizer:
                 raise
             raise UserError(f"data.vocab_size = {vocab_size}: {rule}") from None
         if normalization == "clean":
-            return cls(normalizer.replace(model.getvalue(), _clean("source")))
+            return cls(normalizer.replace(model.getvalue(), _cleaner("source")))
         return cls(model.getvalue())
 
     @property
     def sha256(self) -> str:
-        """Hex digest of the model."""
+        """Hex sha256 of the model file."""
         return hashlib.sha256(self.model).hexdigest()
 
     @property
     def vocab_size(self) -> int:
-        """Number of ids, specials included."""
-        return len(self._inner)
+        """Number of ids, special ids included."""
+        return len(self._model_ids)
 
     def piece(self, id: int) -> str:
-        """The piece behind an id, with "▁" for a space."""
-        return SPECIALS[id] if id < len(SPECIALS) else self._processor.id_to_piece(self._inner[id])
+        """The piece of an id, with "▁" for a space."""
+        return SPECIALS[id] if id < len(SPECIALS) else self._processor.id_to_piece(self._model_ids[id])
 
     def model_of(self, side: Side) -> bytes:
-        """The SentencePiece model for one side alone: it cleans text as far as a model without context can."""
-        return normalizer.replace(self.model, _clean("target")) if self.cleans and side == "target" else self.model
+        """The bytes of a SentencePiece model for one side. It cleans text as far as a model without context can."""
+        return normalizer.replace(self.model, _cleaner("target")) if self.cleans and side == "target" else self.model
 
     def encode(self, lines: Sequence[str], side: Side = "source") -> list[list[int]]:
-        """One list of ids a line, without BOS and EOS; none for an empty line. Lines are cleaned as text of a side."""
+        """Clean and encode lines of one side: a list of ids for each, without BOS and EOS; [] for an empty line."""
         return self._ids(self._processor.encode(self._cleaned(lines, side), num_threads=1))
 
     def _ids(self, lines: list[list[int]]) -> list[list[int]]:
-        if self._outer is None:
+        if self._our_ids is None:
             return lines
-        return [[self._outer[i] for i in line] for line in lines]
+        return [[self._our_ids[i] for i in line] for line in lines]
 
     def _cleaned(self, lines: Sequence[str], side: Side) -> list[str]:
         rule = cleaning.source if side == "source" else cleaning.target
         return [rule(line) for line in lines] if self.cleans else list(lines)
 
     def prefix(self, text: str) -> str:
-        """A text that a translation is to begin with, cleaned."""
+        """Clean a prefix, the text that a translation must begin with."""
         return cleaning.prefix(text, self.characters) if self.cleans else text
 
     def cut(self, lines: Sequence[str]) -> list[Cut]:
-        """Lines that are clean already, in pieces."""
+        """Cut lines into pieces, without cleaning them."""
         ids = self._ids(self._processor.encode(list(lines), num_threads=1))
         return [Cut(line, [self.spelling[i] for i in line]) for line in ids]
 
     def ends_in_space(self, text: str) -> bool:
-        """Whether a text that is clean already ends in a space, also where the model's own rule takes that away."""
+        """Whether a clean text ends in a space, even if the model's own rule would strip that space."""
         words = self._processor.normalize(f"{text}|")
         return words.endswith(f"{_SPACE}|") and words.strip(_SPACE) != "|"
 
     @cached_property
     def spelling(self) -> list[bytes]:
-        """For each id what it spells, as UTF-8 with "▁" for a space; for UNK the byte 0xFF; nothing for other specials
-        and what stands for no text."""
-        p, found = self._processor, []
-        for id, inner in enumerate(self._inner):
-            if id < len(SPECIALS) or p.is_control(inner) or p.is_unused(inner):
-                found.append(b"\xff" if id == UNK else b"")
-            elif p.is_byte(inner):
-                found.append(bytes([int(p.id_to_piece(inner)[3:5], 16)]))
+        """For each id the bytes that it spells: UTF-8 with "▁" for a space, 0xFF for UNK, and b"" for other special ids
+        and pieces without text."""
+        p, spellings = self._processor, []
+        for id, model_id in enumerate(self._model_ids):
+            if id < len(SPECIALS) or p.is_control(model_id) or p.is_unused(model_id):
+                spellings.append(b"\xff" if id == UNK else b"")
+            elif p.is_byte(model_id):
+                spellings.append(bytes([int(p.id_to_piece(model_id)[3:5], 16)]))
             else:
-                found.append(p.id_to_piece(inner).encode())
-        return found
+                spellings.append(p.id_to_piece(model_id).encode())
+        return spellings
 
     @cached_property
     def characters(self) -> frozenset[str]:
-        """The characters that pieces hold. A model has hardly met any other: they are spelt in bytes, or unknown."""
-        byte = [inner >= 0 and self._processor.is_byte(inner) for inner in self._inner]
-        whole = [text for text, one in zip(self.spelling, byte, strict=True) if not one]
-        return frozenset(" ").union(*(text.decode(errors="ignore") for text in whole))
+        """All characters in the pieces. Training hardly saw any other character: byte pieces spell it, or it is UNK."""
+        is_byte = [model_id >= 0 and self._processor.is_byte(model_id) for model_id in self._model_ids]
+        texts = [text for text, byte in zip(self.spelling, is_byte, strict=True) if not byte]
+        return frozenset(" ").union(*(text.decode(errors="ignore") for text in texts))
 
     def unknown(self, lines: Sequence[str], first_line: int) -> str | None:
-        """A warning that counts and names the characters, as cleaned, that no piece holds; None without any.
+        """A warning that counts and lists the characters of cleaned sources that no piece has, or None.
 
-        Lines are sources, counted from `first_line`.
+        `lines` are sources; the first has the number `first_line`.
         """
         counts: Counter[str] = Counter()
         numbers = []
         for number, line in enumerate(self._cleaned(lines, "source"), first_line):
             if not self.characters.issuperset(line):
-                # What a model's own rule replaces is not unknown.
-                found = [c for c in self._processor.normalize(line) if c not in self.characters and c != _SPACE]
-                counts.update(found)
-                numbers += [number] if found else []
+                # A character that the model's own rule replaces is not unknown.
+                unseen = [c for c in self._processor.normalize(line) if c not in self.characters and c != _SPACE]
+                counts.update(unseen)
+                numbers += [number] if unseen else []
         if not counts:
             return None
-        # Shown only where that is harmless on a terminal.
+        # Show the character itself only if that is harmless on a terminal.
         names = [
             f"{c} (U+{ord(c):04X})" if c.isprintable() and not unicodedata.combining(c) else f"U+{ord(c):04X}"
-            for c, _ in counts.most_common(_MOST_SHOWN)
+            for c, _ in counts.most_common(_MAX_SHOWN)
         ]
-        if len(counts) > _MOST_SHOWN:
-            names.append(f"and {len(counts) - _MOST_SHOWN} more")
+        if len(counts) > _MAX_SHOWN:
+            names.append(f"and {len(counts) - _MAX_SHOWN} more")
         characters = "1 character was" if counts.total() == 1 else f"{counts.total():,} characters were"
-        lines_told = "" if len(numbers) == 1 else f" the first of {len(numbers):,} such lines;"
-        return f"line {numbers[0]}:{lines_told} {characters} never seen in training: {', '.join(names)}"
+        first_of = "" if len(numbers) == 1 else f" the first of {len(numbers):,} such lines;"
+        return f"line {numbers[0]}:{first_of} {characters} never seen in training: {', '.join(names)}"
 
     def decode(self, ids: Iterable[Iterable[int]]) -> list[str]:
         """One text for each sequence of ids; never raises.
 
-        Specials, padding and numbers outside the vocabulary count for nothing. Byte pieces that are not UTF-8 together
-        become U+FFFD, and they can spell any character, a line break too: who writes lines must see to that.
+        Special ids, padding and numbers outside the vocabulary are skipped. Byte pieces that are not UTF-8 together
+        become U+FFFD. Byte pieces can spell any character, even a line break: a caller that writes lines must replace
+        it.
         """
-        size, inner = self.vocab_size, self._inner
-        lines = [[inner[i] for i in line if len(SPECIALS) <= i < size] for line in _ints(ids)]
+        size, model_ids = self.vocab_size, self._model_ids
+        lines = [[model_ids[i] for i in line if len(SPECIALS) <= i < size] for line in _id_lists(ids)]
         return self._processor.decode(lines) if lines else []  # SentencePiece takes [] for one sequence
 
     def round_trip_rate(self, lines: Sequence[str], side: Side = "source") -> float:
-        """Share of `lines` of a side that decoding gives back unchanged; 1.0 without lines."""
+        """Share of `lines` that encoding as text of `side` and decoding leave unchanged; 1.0 without lines."""
         lines = list(lines)
-        back = self.decode(self.encode(lines, side))
-        return sum(a == b for a, b in zip(lines, back, strict=True)) / len(lines) if lines else 1.0
+        decoded = self.decode(self.encode(lines, side))
+        return sum(a == b for a, b in zip(lines, decoded, strict=True)) / len(lines) if lines else 1.0
 
 
 @functools.cache
-def _clean(side: Side) -> Normalizer:
-    """`cleaning.RULE` for one side as a SentencePiece model has it, for programs that read the model file alone."""
+def _cleaner(side: Side) -> Normalizer:
+    """`cleaning.RULE` for one side as a SentencePiece normaliser, for programs that read the model file only."""
     rule = cleaning.source if side == "source" else cleaning.target
     return Normalizer(cleaning.RULE, normalizer.compiled(cleaning.rows(rule)))
 
 
-def _ints(ids: Iterable[Iterable[int]]) -> Iterator[list[int]]:
+def _id_lists(ids: Iterable[Iterable[int]]) -> Iterator[list[int]]:
     for line in ids:
         yield line.tolist() if hasattr(line, "tolist") else [int(i) for i in line]
 
 
 def tokenizer(config: DataConfig, train: tuple[Parallel, ...]) -> Tokenizer:
-    """The tokenizer of a run: `config.tokenizer` if given, whose own size then counts, else one trained on `train`.
+    """The tokenizer of a run: `config.tokenizer` if given (`config.vocab_size` is then ignored), else one trained on
+    both sides of all corpora in `train`.
 
-    Both sides of all corpora are used, at most `config.tokenizer_sentences` lines of each side, spread evenly over
-    the whole text. The model is kept in the cache under the content of the text and everything else it depends on.
+    Training uses at most `config.tokenizer_sentences` lines of each side, spread evenly over the whole text. The cache
+    folder keeps the model under a hash of the text and of everything else that the model depends on.
     """
     if config.tokenizer is not None:
         return Tokenizer.load(config.tokenizer)
@@ -310,18 +312,18 @@ def tokenizer(config: DataConfig, train: tuple[Parallel, ...]) -> Tokenizer:
         return cached(
             folder / "tokenizers" / key,
             lambda new: _train(new, config, train, digests),
-            lambda path: Tokenizer.load(path / _MODEL),
+            lambda path: Tokenizer.load(path / _MODEL_FILE),
             "the tokenizer",
         )
 
 
 def _train(folder: Path, config: DataConfig, train: tuple[Parallel, ...], digests: Sequence[str]) -> None:
-    """Train a tokenizer on corpora of these fingerprints, and write it to a folder."""
+    """Train a tokenizer on corpora with the fingerprints `digests`, and write it to `folder`."""
     count = sum(1 for parallel in train for _ in read_pairs(parallel, config.fields))
     used = min(count, config.tokenizer_sentences)
     log.info("training a tokenizer of %s pieces on %s of %s pairs", f"{config.vocab_size:,}", f"{used:,}", f"{count:,}")
-    found: dict[str, str] = {}
-    pairs = itertools.chain.from_iterable(read_pairs(parallel, config.fields, found) for parallel in train)
+    read: dict[str, str] = {}
+    pairs = itertools.chain.from_iterable(read_pairs(parallel, config.fields, read) for parallel in train)
     chosen = (pair for i, pair in enumerate(pairs) if (i + 1) * used // count > i * used // count)
     trained = Tokenizer.train(
         itertools.chain.from_iterable(_clean_pairs(chosen) if config.normalization == "clean" else chosen),
@@ -329,8 +331,8 @@ def _train(folder: Path, config: DataConfig, train: tuple[Parallel, ...], digest
         normalization=config.normalization,
     )
     for parallel, digest in zip(train, digests, strict=True):
-        require_same(parallel, digest, found)
-    (folder / _MODEL).write_bytes(trained.model)
+        require_same(parallel, digest, read)
+    (folder / _MODEL_FILE).write_bytes(trained.model)
 
 
 def _clean_pairs(pairs: Iterable[tuple[str, str]]) -> Iterator[tuple[str, str]]:

@@ -1,6 +1,7 @@
-"""Text tokenised once, kept as flat arrays that are memory-mapped: a corpus costs no memory.
+"""The token store: a parallel corpus, tokenised once into flat arrays. They are memory-mapped, so that a corpus of any
+size needs hardly any memory.
 
-A store is a sealed folder `<folder>/tokens/<key>/`, the key being a hash of text, tokenizer and format.
+A store is a sealed folder `<folder>/tokens/<key>/`. The key is a hash of text, tokenizer and format.
 """
 
 from __future__ import annotations
@@ -33,23 +34,23 @@ from transformer.data.tokenizer import Tokenizer
 from transformer.files import cached, damage, digest_once, manifest
 from transformer.streams import plain
 
-_FORMAT = 3  # part of the key: raise it when the files change
-_TOKENISATION = 1  # part of `TokenStore.text`: raise it when the tokens of the same text change
-_CHUNK = 2_000  # pairs handed to a process at a time
-_SMALL = 20_000  # below so many pairs, processes take longer to start than to work
+_FORMAT = 3  # part of the key: raise it when the format of the files changes
+_TOKENISATION = 1  # part of `TokenStore.text`: raise it when the same text gives other tokens
+_CHUNK = 2_000  # pairs that a process tokenises at a time
+_PARALLEL_FROM = 20_000  # pairs; with fewer, starting processes takes longer than tokenising
 
 log = logging.getLogger("transformer")
 
 Pair = tuple[str, str]
-# Source ids and lengths, target ids and lengths, number of pairs whose sides are the same text.
+# Source ids and lengths, target ids and lengths, number of pairs with the same text on both sides.
 Tokens = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, int]
 
 
 class TokenStore:
-    """Tokenised pairs 0 .. len-1, in the order of the text, opened from a folder that `tokenize` made."""
+    """The tokenised pairs 0 .. len-1 of a corpus, in the order of the text, from a folder that `tokenize` wrote."""
 
     def __init__(self, folder: str | Path):
-        """Raises OSError or ValueError if the files are not as they were written, or not as long as they should be."""
+        """Raises OSError or ValueError if a file is damaged or has the wrong length."""
         folder = Path(folder)
         if wrong := damage(folder, digest_once):
             raise ValueError(wrong)
@@ -57,11 +58,11 @@ class TokenStore:
         self.path = folder
         self._sha256 = hashlib.sha256(json.dumps(manifest(folder), sort_keys=True).encode()).hexdigest()
         self.text: str = meta["text"]
-        """Says which text this is, tokenised by what: the same in all formats of the files."""
+        """Hex digest of the text, the fields read and the tokenizer. It does not depend on the format of the files."""
         self.same: int = meta["same"]
-        """Number of pairs whose two sides are the same text, blank ones not counted."""
+        """Number of pairs with the same text on both sides; blank pairs do not count."""
         self.source_tokens, self.source_offsets = _open(folder, "source", meta)
-        """Flat ids of one side; pair i has those from offsets[i] up to offsets[i + 1], without BOS and EOS."""
+        """Flat ids of one side, without BOS and EOS. Pair i has the ids from offsets[i] up to offsets[i + 1]."""
         self.target_tokens, self.target_offsets = _open(folder, "target", meta)
 
     def __len__(self) -> int:
@@ -69,16 +70,16 @@ class TokenStore:
 
     @cached_property
     def source_lengths(self) -> np.ndarray:
-        """int32 (len,): pieces of each source, EOS not counted."""
+        """Number of pieces of each source, without EOS: int32 (len,)."""
         return np.diff(self.source_offsets).astype(np.int32)
 
     @cached_property
     def target_lengths(self) -> np.ndarray:
-        """int32 (len,): pieces of each target, EOS not counted."""
+        """Number of pieces of each target, without EOS: int32 (len,)."""
         return np.diff(self.target_offsets).astype(np.int32)
 
     def sha256(self) -> str:
-        """Hex digest of all pieces and lengths."""
+        """Hex sha256 of all pieces and lengths."""
         return self._sha256
 
     def source(self, i: int) -> np.ndarray:
@@ -91,7 +92,7 @@ class TokenStore:
 
 
 def _open(folder: Path, side: str, meta: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
-    # np.asarray: a plain array over the map, which indexes faster than np.memmap. An empty file cannot be mapped.
+    # np.asarray: a plain array over the map is faster to index than np.memmap. An empty file can't be mapped.
     path, dtype = folder / f"{side}.tokens", np.dtype(meta["dtype"])
     tokens = np.asarray(np.memmap(path, dtype, "r")) if meta[f"{side}_pieces"] else np.zeros(0, dtype)
     offsets = np.asarray(np.load(folder / f"{side}.offsets.npy", mmap_mode="r", allow_pickle=False))
@@ -108,9 +109,9 @@ def tokenize(
     folder: str | Path,
     workers: int = 0,
 ) -> TokenStore:
-    """The tokens of a corpus, from the store in `folder` or made now by so many processes (0 = one a processor).
+    """The token store of a corpus in `folder`. If there is none, `workers` processes write it (0 = one per processor).
 
-    Blank lines (nothing but white space) become no pieces at all. The result does not depend on `workers`.
+    Blank lines (white space only) have no pieces. The result does not depend on `workers`.
     Raises what reading the text raises, and `UserError` if one of the processes is killed.
     """
     digest = fingerprint(parallel)
@@ -120,7 +121,7 @@ def tokenize(
         Path(folder) / "tokens" / key,
         lambda new: _build(new, text, parallel, digest, tokenizer, fields, workers or os.cpu_count() or 1),
         TokenStore,
-        "the cache of tokens",
+        "the token store",
     )
 
 
@@ -150,7 +151,7 @@ def _build(
         for source, source_lengths, target, target_lengths, alike in _encoded(
             parallel, tokenizer, fields, workers, digests
         ):
-            source_file.write(source.astype(dtype).data)  # `tofile` tells no error at its close
+            source_file.write(source.astype(dtype).data)  # `tofile` hides an error when the file is closed
             target_file.write(target.astype(dtype).data)
             lengths["source"].append(source_lengths)
             lengths["target"].append(target_lengths)
@@ -174,35 +175,35 @@ def _build(
 
 
 @contextlib.contextmanager
-def _progress(what: str, path: str) -> Iterator[Callable[[int], None]]:
-    """What shows how many of the file's lines are done: a bar on a terminal, elsewhere a line of the log at times."""
+def _progress(title: str, path: str) -> Iterator[Callable[[int], None]]:
+    """A function that shows how many lines of the file are done: as a bar on a terminal, else in the log every 10 s."""
     total, began = count_lines(path), time.monotonic()
     if sys.stderr.isatty():
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-        # As a field: in a format, or as markup, a file's name could mean something.
-        named = TextColumn("{task.fields[what]}", markup=False)
+        # The title is a field, not part of a format or markup, where a file's name could have a meaning.
+        named = TextColumn("{task.fields[title]}", markup=False)
         columns = (named, BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"))
         with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as bar:
-            task = bar.add_task("", total=total, what=plain(what))
+            task = bar.add_task("", total=total, title=plain(title))
 
-            def draw(done: int) -> None:
+            def update_bar(done: int) -> None:
                 rate = done / max(time.monotonic() - began, 1e-9)
                 bar.update(task, completed=done, description=f"{rate:,.0f} pairs/s")
 
-            yield draw
+            yield update_bar
         return
     reported = began
 
-    def tell(done: int) -> None:
+    def log_rate(done: int) -> None:
         nonlocal reported
         if time.monotonic() - reported > 10:
             reported = time.monotonic()
             rate = done / (reported - began)
-            log.info("%s: %s of %s pairs, %s a second", what, f"{done:,}", f"{total:,}", f"{rate:,.0f}")
+            log.info("%s: %s of %s pairs, %s a second", title, f"{done:,}", f"{total:,}", f"{rate:,.0f}")
 
-    yield tell
+    yield log_rate
 
 
 def _encoded(
@@ -210,45 +211,45 @@ def _encoded(
 ) -> Iterator[Tokens]:
     rows = read_pairs(parallel, fields, digests)
     chunks = iter(lambda: list(itertools.islice(rows, _CHUNK)), [])
-    first = list(itertools.islice(chunks, _SMALL // _CHUNK))
-    if workers == 1 or len(first) < _SMALL // _CHUNK:
+    first = list(itertools.islice(chunks, _PARALLEL_FROM // _CHUNK))
+    if workers == 1 or len(first) < _PARALLEL_FROM // _CHUNK:
         for chunk in itertools.chain(first, chunks):
             yield _encode(tokenizer, chunk)
         return
-    # Spawned, not forked: JAX's threads may hold locks that a forked child would wait for for ever.
+    # Spawned, not forked: a forked child could wait forever for a lock that one of JAX's threads holds.
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(workers, context, _start_worker, (tokenizer.model,))
     try:
-        yield from _in_order(_deaf(pool.submit), itertools.chain(first, chunks), ahead=4 * workers)
+        yield from _in_order(_without_signals(pool.submit), itertools.chain(first, chunks), ahead=4 * workers)
     except BrokenProcessPool:
         raise UserError(
-            f"data.workers: one of {workers} processes that tokenise was killed, perhaps as memory ran out; set it to "
-            "fewer, 1 = this process alone"
+            f"data.workers: one of {workers} processes that tokenise was killed, perhaps because memory ran out; use "
+            "fewer (1 = this process alone)"
         ) from None
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _deaf(submit: Callable) -> Callable:
-    """`submit`, whose processes hear neither Ctrl-C nor a terminal's end from their very start: both are for this one
-    alone."""
-    unheard = {getattr(signal, name) for name in ("SIGINT", "SIGHUP") if hasattr(signal, name)}
+def _without_signals(submit: Callable) -> Callable:
+    """`submit`, with Ctrl-C and the hang-up of a terminal blocked in the processes that it starts: only this process
+    handles them."""
+    blocked = {getattr(signal, name) for name in ("SIGINT", "SIGHUP") if hasattr(signal, name)}
 
-    def submit_deaf(*given: Any) -> Any:
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, unheard)  # which a process has from its parent
+    def submit_blocked(*args: Any) -> Any:
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, blocked)  # a child inherits this mask
         try:
-            return submit(*given)
+            return submit(*args)
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
-    return submit_deaf if hasattr(signal, "pthread_sigmask") else submit
+    return submit_blocked if hasattr(signal, "pthread_sigmask") else submit
 
 
 def _in_order(submit: Callable, chunks: Iterable[list[Pair]], ahead: int) -> Iterator[Tokens]:
-    """Results in the order of `chunks`, with at most `ahead` of them in flight, which bounds memory."""
+    """Results in the order of `chunks`. At most `ahead` chunks are in flight, which bounds memory."""
     running: deque = deque()
     for chunk in chunks:
-        running.append(submit(_work, chunk))
+        running.append(submit(_encode_in_worker, chunk))
         if len(running) >= ahead:
             yield running.popleft().result()
     while running:
@@ -256,18 +257,18 @@ def _in_order(submit: Callable, chunks: Iterable[list[Pair]], ahead: int) -> Ite
 
 
 def _start_worker(model: bytes) -> None:
-    threading.Thread(target=_end_with, args=(multiprocessing.parent_process().sentinel,), daemon=True).start()
+    threading.Thread(target=_exit_with_parent, args=(multiprocessing.parent_process().sentinel,), daemon=True).start()
     global _tokenizer
     _tokenizer = Tokenizer(model)
 
 
-def _end_with(parent: int) -> None:
-    """End this process with its parent, which may have been killed: there is nobody left to ask for anything."""
-    multiprocessing.connection.wait([parent])
+def _exit_with_parent(sentinel: int) -> None:
+    """End this process when its parent ends, also when the parent is killed."""
+    multiprocessing.connection.wait([sentinel])
     os._exit(1)
 
 
-def _work(chunk: list[Pair]) -> Tokens:
+def _encode_in_worker(chunk: list[Pair]) -> Tokens:
     return _encode(_tokenizer, chunk)
 
 

@@ -1,11 +1,12 @@
 """WMT14 German-English and French-English as plain text, through TFDS's own builder and without TensorFlow.
 
-TFDS downloads the archives, checks their sha256, reads and shuffles them. Two things it does only with TensorFlow are
-done here: unpacking the archives, and the files in which it sorts more than 1 GB.
+TFDS downloads the archives, checks their sha256, reads and shuffles them. It needs TensorFlow for two things, which are
+done here instead: to unpack the archives, and to write the files in which it sorts more than 1 GB.
 
-The test set is all of newstest2014, sacreBLEU's `wmt14/full`: TFDS takes it from WMT19's dev.tgz, whose De-En and Fr-En
-files have 3,003 segments each (as counted by mtdata's issue 3 and Hugging Face's wmt14 card, made from that archive;
-counted again here). The 2,737 lines on which some score En-De come from WMT14's test-filtered.tgz, which is not read.
+The test set is all of newstest2014, sacreBLEU's `wmt14/full`. TFDS takes it from WMT19's dev.tgz, whose De-En and Fr-En
+files have 3,003 segments each (mtdata's issue 3 and Hugging Face's wmt14 card, which is made from that archive, count
+the same; this module counts them again). Some papers score En-De on 2,737 lines, which come from WMT14's
+test-filtered.tgz; this module does not read that file.
 """
 
 from __future__ import annotations
@@ -43,11 +44,13 @@ def write(folder: Path, languages: tuple[str, str], tfds_dir: str | None = None)
     """The training text, newstest2013 and newstest2014 of De-En or Fr-En, in either direction.
 
     They are written once, to `folder`/de-en or `folder`/fr-en: train.de, train.en, newstest2013.de, ... Training pairs
-    stand in TFDS's fixed shuffled order; development and test pairs in corpus order, entities decoded, none left out.
-    Archives and prepared data stay in `tfds_dir` (None: TFDS's default, ~/tensorflow_datasets). Roughly, De-En takes
-    1.7 GB of download, 10 GB of disk and 4 GB of memory; Fr-En 6.7, 60 and 32 GB, for TFDS reads whole corpora at once.
+    have TFDS's fixed shuffled order. Development and test pairs have the order of the corpus, with entities decoded and
+    no pair left out. Archives and prepared data stay in `tfds_dir` (None: TFDS's default, ~/tensorflow_datasets).
+    De-En takes about 1.7 GB of download, 10 GB of disk and 4 GB of memory; Fr-En takes 6.7, 60 and 32 GB, because TFDS
+    reads whole corpora into memory.
 
-    Raises `UserError` for other languages, and for an archive that can't be had, naming the place to put it by hand.
+    Raises `UserError` for other languages, and for an archive that can't be downloaded; the message names the path
+    where the user can put it by hand.
     """
     if tuple(sorted(languages)) not in (("de", "en"), ("en", "fr")):
         raise UserError(
@@ -68,7 +71,7 @@ def write(folder: Path, languages: tuple[str, str], tfds_dir: str | None = None)
 
 
 def _prepare(new: Path, folder: Path, foreign: str, tfds_dir: str | None) -> None:
-    """Download and prepare what is not there yet, and write the text to `new`, which will be `folder`."""
+    """Download and prepare what is missing, and write the text to `new`, which is renamed to `folder` afterwards."""
     pair = (foreign, "en")
     with _tfds():
         from tensorflow_datasets.translate.wmt import DATASET_MAP
@@ -78,7 +81,7 @@ def _prepare(new: Path, folder: Path, foreign: str, tfds_dir: str | None) -> Non
         wmt14 = partial(Wmt14Translate, config=f"{foreign}-en", file_format="array_record", data_dir=root)
         try:
             builder = wmt14()
-        except ValueError as error:  # prepared before, in a format that only TensorFlow reads
+        except ValueError as error:  # prepared earlier in a format that only TensorFlow reads
             raise UserError(f"data.tfds_dir: wmt14_translate/{foreign}-en: {error}; name another folder") from None
 
         prepared = builder.data_path.exists()
@@ -102,7 +105,7 @@ def _prepare(new: Path, folder: Path, foreign: str, tfds_dir: str | None) -> Non
             pairs = list(zip(*map(_segments, paths), strict=True))
             if len(pairs) != SEGMENTS[name]:
                 logger.warning("%s has %d segments instead of %d: %s", name, len(pairs), SEGMENTS[name], paths[0])
-            # TFDS shuffles and leaves out pairs with an empty side; but for that its split must be the same.
+            # TFDS shuffles the pairs and drops those with an empty side; otherwise its split must be the same.
             if Counter(_prepared_pairs(builder, split, pair)) - Counter(pairs):
                 raise UserError(f"{builder.data_path}: its {name} is not that of {paths[0]}; delete it and run again")
             _write_pairs(new / name, pair, ([_decode(text) for text in texts] for texts in pairs))
@@ -112,7 +115,8 @@ def _prepare(new: Path, folder: Path, foreign: str, tfds_dir: str | None) -> Non
 
 
 def _download(builder: Any, urls: Iterable[str]) -> dict[str, Path]:
-    """Downloads and unpacks, one at a time as the servers ask, what is not there yet: URL -> unpacked folder."""
+    """Download and unpack the archives that are missing, one at a time because the servers ask for this. Returns URL ->
+    unpacked folder."""
     from tensorflow_datasets import download
     from tensorflow_datasets.core.download.download_manager import NonMatchingChecksumError
 
@@ -140,14 +144,15 @@ def _download(builder: Any, urls: Iterable[str]) -> dict[str, Path]:
                 f"cannot download {url} ({reason}); get it by hand, there or from {builder.builder_config.url}, "
                 f"put it at {manual} and run again"
             ) from None
-        # Where TFDS's builder looks for it before it unpacks the archive itself, with TensorFlow.
+        # TFDS's builder looks here before it unpacks the archive itself, for which it needs TensorFlow.
         unpacked[url] = folder / "extracted" / f"{download.Resource(path=archive).extract_method.name}.{archive.name}"
         _unpack(archive, unpacked[url])
     return unpacked
 
 
 def _unpack(archive: Path, folder: Path) -> None:
-    """Unpack a .tar or .tgz to `folder`, whole or not at all. Raises `UserError` where it would write elsewhere."""
+    """Unpack a .tar or .tgz to `folder`, completely or not at all. Raises `UserError` for a damaged archive and for one
+    that would write outside the folder."""
 
     def make(new: Path) -> None:
         logger.info("unpacking %s", archive)
@@ -157,29 +162,29 @@ def _unpack(archive: Path, folder: Path) -> None:
         except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
             raise UserError(f"{archive}: cannot be unpacked ({error}); delete it and run again") from None
 
-    cached(folder, make, manifest, f"what is unpacked of {archive.name}")
+    cached(folder, make, manifest, f"the unpacked {archive.name}")
 
 
 @contextlib.contextmanager
 def _tfds() -> Iterator[None]:
-    """TFDS for the length of a block: in no need of TensorFlow, quiet, and with nothing to say on standard output."""
+    """Change TFDS for the length of a block: it works without TensorFlow, logs errors only, and prints nothing."""
     from tensorflow_datasets.core import shuffle
     from tensorflow_datasets.core.download import downloader
     from tensorflow_datasets.core.utils import tqdm_utils
 
-    # A split of more than shuffle.MAX_MEM_BUFFER_SIZE (1 GB) is sorted in files. `except ():` catches nothing.
+    # TFDS sorts a split of more than shuffle.MAX_MEM_BUFFER_SIZE (1 GB) in files. `except ():` catches nothing.
     gfile = SimpleNamespace(GFile=open, exists=os.path.exists, remove=os.remove)
     tensorflow = SimpleNamespace(io=SimpleNamespace(gfile=gfile), errors=SimpleNamespace(ResourceExhaustedError=()))
     changes = (
         (shuffle, "tf", tensorflow),
-        (shuffle, "BUCKETS_NUMBER", 128),  # those files are open together; many systems allow 256
-        (downloader, "MAX_RETRIES", 6),  # without a network that is 12 seconds; TFDS's 10 are 200
+        (shuffle, "BUCKETS_NUMBER", 128),  # all these files are open at once; many systems allow 256
+        (downloader, "MAX_RETRIES", 6),  # without a network, 6 take 12 seconds, and TFDS's default of 10 takes 200
         (tqdm_utils, "_active", sys.stderr.isatty()),
     )
     before = [getattr(owner, name) for owner, name, _ in changes]
     loggers = [logging.getLogger(name) for name in ("absl", "urllib3")]
     levels = [noisy.level for noisy in loggers]
-    silent = logging.NullHandler()  # else absl, on its first message, gives the root logger a handler for good
+    silent = logging.NullHandler()  # without it, absl's first message would add a permanent handler to the root logger
     try:
         for owner, name, value in changes:
             setattr(owner, name, value)
@@ -197,7 +202,7 @@ def _tfds() -> Iterator[None]:
 
 
 def _prepared_pairs(builder: Any, split: str, pair: tuple[str, str]) -> Iterator[tuple[str, ...]]:
-    """The pairs of a prepared split in TFDS's order, a thousand in memory at a time."""
+    """Yield the pairs of a prepared split in TFDS's order, with a thousand in memory at a time."""
     records = builder.as_data_source(split)
     for start in range(0, len(records), 1_000):
         for example in records.__getitems__(range(start, min(start + 1_000, len(records)))):
@@ -205,7 +210,7 @@ def _prepared_pairs(builder: Any, split: str, pair: tuple[str, str]) -> Iterator
 
 
 def _segments(path: Path) -> list[str]:
-    """The segments of an SGML file or the lines of any other, in their order and undecoded."""
+    """The segments of an SGML file, or the lines of any other file, in order, with entities not decoded."""
     text = path.read_bytes().decode()
     if path.suffix == ".sgm":
         return re.findall(r"<seg\b[^>]*>(.*?)</seg>", text, re.DOTALL)
@@ -213,12 +218,12 @@ def _segments(path: Path) -> list[str]:
 
 
 def _decode(text: str) -> str:
-    """`text` with whole entities (&amp;) replaced; other ampersands, as in AT&T, stay."""
+    """Decode complete entities (&amp;); other ampersands, as in AT&T, stay."""
     return re.sub(r"&#?\w+;", lambda entity: html.unescape(entity[0]), text)
 
 
 def _write_pairs(stem: Path, pair: tuple[str, str], pairs: Iterable[Iterable[str]]) -> None:
-    """Writes `stem`.de and `stem`.en, a pair a line; a line feed inside a sentence becomes a space."""
+    """Write `stem`.de and `stem`.en, a sentence a line; a line feed inside a sentence becomes a space."""
     with contextlib.ExitStack() as stack:
         files = [
             stack.enter_context(open(f"{stem}.{language}", "w", encoding="utf-8", newline="\n")) for language in pair

@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 
 from transformer.config import UserError
 from transformer.data.compression import Damaged
-from transformer.data.text import RepeatedKey, of_list, read_json
+from transformer.data.text import RepeatedKey, list_hint, read_json
 from transformer.inference.scorer import Scored
 from transformer.inference.translator import Hypothesis, Translator
 from transformer.streams import to_json
@@ -131,10 +131,10 @@ def _records(
         except RepeatedKey as error:
             raise UserError(f"line {number}: {error}") from None
         except (ValueError, RecursionError) as error:
-            fix = f"each line must be an object{of_list(line)}"
+            fix = f"each line must be an object{list_hint(line)}"
             raise UserError(f"line {number}: not JSON ({error}); {fix}") from None
         if not isinstance(record, dict):
-            raise UserError(f"line {number}: not a JSON object; each line must be one{of_list(line)}")
+            raise UserError(f"line {number}: not a JSON object; each line must be one{list_hint(line)}")
         for name in needed:
             if name not in record:
                 raise UserError(f"line {number}: no field {name!r}; each object needs {' and '.join(needed)}")

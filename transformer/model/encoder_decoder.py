@@ -139,9 +139,7 @@ class EncoderDecoder(nnx.Module):
         want_weights: bool = False,
         run: Run = RUN,
     ) -> tuple[Array, Cache | None, Weights | None]:
-        """Run the decoder. Return x_BTD for `logits`, the new cache, and the cross-attention weights.
-
-        The weights are one weights_BNTS per block if `want_weights`, else None.
+        """Run the decoder. Return x_BTD for `logits`, the new cache, and weights_BNTS per block if `want_weights`.
 
         Without a cache, tokens_BT are whole targets that begin with bos. With a cache (see `init_cache`), the tokens
         have positions `at_B`, `at_B + 1`, … and also attend to the earlier positions in the cache. `at_B` is one

@@ -1,4 +1,4 @@
-"""What can be trained. Each task is a module of its own, imported when it is asked for."""
+"""The tasks that can be trained. Each is one module, which is imported on first use."""
 
 from __future__ import annotations
 
@@ -13,4 +13,4 @@ def _translation() -> Any:
 
 
 TASKS: dict[str, Callable[[], Any]] = {"translation": _translation}
-"""The class of each task, by the name that its config has (`config.RUNS`)."""
+"""Name of a task, as in `config.RUNS` -> a function that imports and returns its class."""

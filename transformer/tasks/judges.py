@@ -1,4 +1,4 @@
-"""BLEU and chrF, as sacreBLEU takes them, with the tokeniser that the target language asks for."""
+"""BLEU and chrF by sacreBLEU, with the tokeniser for the target language."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ if TYPE_CHECKING:
     import sacrebleu
 
 References = Sequence[Sequence[str]]
-"""One or several references of each sentence: references[i][n] is the i-th one of sentence n."""
+"""One or several references for each sentence: references[i][n] is reference i of sentence n."""
 
-# evaluate.metric -> the scores that judge checkpoints, in the order that they are compared in.
+# evaluate.metric -> the scores that judge checkpoints, in the order of comparison.
 JUDGED = {
     "bleu": (("dev_bleu", "up"), ("dev_chrf", "up"), ("dev_loss", "down")),
     "chrf": (("dev_chrf", "up"), ("dev_bleu", "up"), ("dev_loss", "down")),
     "loss": (("dev_loss", "down"), ("dev_bleu", "up"), ("dev_chrf", "up")),
 }
 
-# sacreBLEU's tokenisers by the language, as ISO 639 names it in two or three letters. sacreBLEU recommends those for
-# Chinese, Japanese and Korean. The other languages have no spaces between words, and sacreBLEU nothing for them but
-# single characters. (Its spm and flores tokenisers download a model.)
+# sacreBLEU's tokeniser -> ISO 639 codes of languages, in two or three letters. sacreBLEU recommends the tokenisers for
+# Chinese, Japanese and Korean. The languages under "char" have no spaces between words, and sacreBLEU has no other
+# tokeniser for them that works without a download (its spm and flores tokenisers download a model).
 _LANGUAGES = {
     "zh": {"zh", "zho", "chi", "cmn", "yue", "wuu", "lzh", "hak", "gan", "hsn"},
     "ja-mecab": {"ja", "jpn"},
@@ -36,11 +36,11 @@ _PACKAGES = {"ja-mecab": "sacrebleu[ja]", "ko-mecab": "sacrebleu[ko]"}
 # Letters of scripts without spaces between words: Thai, Lao, Tibetan, Burmese, Khmer, kana, Han.
 _UNSPACED = re.compile("[\u0e00-\u0fff\u1000-\u109f\u1780-\u17ff\u3041-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
                        "\U00020000-\U0003ffff]")  # fmt: skip
-_LOOKED_AT = 1_000  # references
+_EXAMINED = 1_000  # references
 
 
 def language(code: str) -> str:
-    """The language of a code without its script and region: zh for zh-CN, zh_Hant_TW and ZH."""
+    """The language code without script and region: zh for zh-CN, zh_Hant_TW and ZH."""
     return re.split(r"[-_@.]", code.strip().lower())[0]
 
 
@@ -53,14 +53,14 @@ def bleu_tokenizer(config: Config) -> str:
 
 
 def bleu(tokenize: str, **options: Any) -> sacrebleu.BLEU:
-    """sacreBLEU's BLEU with this tokeniser. Raises `UserError` where what the tokeniser needs is not installed."""
+    """sacreBLEU's BLEU with this tokeniser. Raises `UserError` if the tokeniser's packages are not installed."""
     import sacrebleu
 
     try:
         return sacrebleu.BLEU(tokenize=tokenize, **options)
-    except (ImportError, RuntimeError, AssertionError) as error:  # which sacreBLEU's tokenisers raise
+    except (ImportError, RuntimeError, AssertionError) as error:  # all three are raised by sacreBLEU's tokenisers
         reason = " ".join(str(error).split()) or type(error).__name__
-        if "extra dependencies" in reason:  # sacreBLEU's own way of saying it takes several lines
+        if "extra dependencies" in reason:  # sacreBLEU's message has several lines
             reason = "its packages are not installed"
         raise UserError(
             f"BLEU's tokeniser {tokenize} cannot be used ({reason}); install it with: pip install "
@@ -69,21 +69,21 @@ def bleu(tokenize: str, **options: Any) -> sacrebleu.BLEU:
 
 
 def check_scoring(config: Config) -> None:
-    """Raise `UserError` if the development set of a run can't be scored, as a package is missing."""
+    """Raise `UserError` if the run has a development set and a package that scoring needs is missing."""
     if config.data.corpus != "text" or config.data.dev_source is not None:
         bleu(bleu_tokenizer(config))
 
 
 def unsuited(name: str, references: Sequence[str], config: Config) -> str | None:
-    """A warning where BLEU can tell little, as the references have no spaces between words, but the tokeniser, which
-    nobody chose, needs them; else None.
+    """A warning if the references have no spaces between words and BLEU uses its default tokeniser, 13a, which needs
+    them; else None. No warning if the user chose the tokeniser.
 
-    The tokeniser itself does not follow the script: a score would depend on the text that it is taken on, and Chinese
-    could not be told from Japanese for certain.
+    The tokeniser is not chosen by the script of the text: BLEU would then differ in kind from one text to another, and
+    Chinese can't be distinguished from Japanese with certainty.
     """
     if config.evaluate.bleu_tokenize != "auto" or bleu_tokenizer(config) != "13a":
         return None
-    letters = [char for line in itertools.islice(references, _LOOKED_AT) for char in line if char.isalpha()]
+    letters = [char for line in itertools.islice(references, _EXAMINED) for char in line if char.isalpha()]
     if sum(map(bool, map(_UNSPACED.match, letters))) <= len(letters) / 2:
         return None
     return (
@@ -93,8 +93,8 @@ def unsuited(name: str, references: Sequence[str], config: Config) -> str | None
 
 
 def spelt_otherwise(name: str, hypotheses: Sequence[str], references: Sequence[str]) -> str | None:
-    """A warning where a tenth of the references or more spell letters in several characters (as in NFD), and no
-    translation does, so that words which look the same are different ones to every score; else None."""
+    """A warning if a tenth or more of the references are not in NFC (letters spelt with combining characters, as in
+    NFD) while all translations are; else None. Words that look the same then differ in every score."""
 
     def decomposed(lines: Sequence[str]) -> int:
         return sum(not unicodedata.is_normalized("NFC", line) for line in lines)
@@ -119,10 +119,10 @@ def score(hypotheses: Sequence[str], references: References, tokenize: str) -> d
 
 
 def compound_split_bleu(hypotheses: Sequence[str], references: References) -> float:
-    """BLEU of tokenised text with words split at hyphens, which is how the paper's En-De figures were taken.
+    """BLEU of tokenised text with words split at hyphens, as in the paper's En-De figures.
 
-    The paper's script splits Moses tokens; here they are sacreBLEU's 13a tokens. Never to be set beside a sacreBLEU
-    figure: it comes out higher.
+    The paper's script splits Moses tokens; this function splits sacreBLEU's 13a tokens. Don't compare the result with a
+    sacreBLEU figure: it is higher.
     """
     from sacrebleu.tokenizers.tokenizer_13a import Tokenizer13a
 
@@ -135,21 +135,21 @@ def compound_split_bleu(hypotheses: Sequence[str], references: References) -> fl
 
 
 def has_compound_split(languages: tuple[str, str] | None) -> bool:
-    """Whether these are the languages that the paper's compound-split BLEU is for."""
+    """Whether the paper's compound-split BLEU applies to these languages: English to German."""
     return languages is not None and tuple(map(language, languages)) == ("en", "de")
 
 
 def paired_bootstrap(
     systems: Sequence[tuple[str, Sequence[str]]], references: References, tokenize: str
 ) -> dict[str, Any]:
-    """sacreBLEU's paired bootstrap of BLEU, of two systems' names and translations; the first one is the baseline."""
+    """sacreBLEU's paired bootstrap test of BLEU. `systems`: (name, translations) of two; the first is the baseline."""
     from sacrebleu.significance import PairedTest
 
     same = len({tuple(hypotheses) for _, hypotheses in systems}) == 1
     test = PairedTest(systems, {"BLEU": bleu(tokenize)}, references, "bs", 1000)
     signatures, scores = test()
     rows = [
-        # Of two outputs that are the same, sacreBLEU says p = 0.001.
+        # For two equal outputs sacreBLEU reports p = 0.001, which is wrong.
         {
             "system": name,
             "bleu": row.score,

@@ -1,4 +1,4 @@
-"""Scores of a workdir on a test set, with what is needed to compare them: signatures, checkpoint, decoding."""
+"""Score a workdir on a test set. A result also holds what a comparison needs: signatures, checkpoint, decoding."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from transformer.files import append, local, path_of, refuse_links, replace, wri
 from transformer.inference.translator import Translator
 from transformer.judging import Judged
 from transformer.streams import plain, to_json
-from transformer.tasks.gathered import refuse_broken, together
+from transformer.tasks.gathered import refuse_broken, translate_shares
 from transformer.tasks.judges import (
     JUDGED,
     References,
@@ -40,11 +40,11 @@ log = logging.getLogger("transformer")
 
 
 class _Loaded(NamedTuple):
-    """A checkpoint that is to be scored."""
+    """A checkpoint to be scored."""
 
     checkpoint: Checkpoint
     config: Config
-    """That of the checkpoint, with the options of the command line."""
+    """The checkpoint's config, with the options of the command line."""
     translator: Translator
 
 
@@ -62,73 +62,73 @@ def evaluate_workdir(
 ) -> dict[str, Any]:
     """BLEU and chrF of a workdir's checkpoint on a test set, as evaluate.py prints them.
 
-    `references`: one or several files, none for a source that holds both sides. `options` gives a workdir's config with
-    the options of the command line; with `against` each of the two has its own. Of several processes each translates
-    its share, and all have the result.
+    `references`: one or several files; none if the source file holds both sides. `options` applies the options of the
+    command line to a workdir's config; with `against` it is called for each of the two workdirs. With several processes
+    each translates its share, and all return the result. Raises `UserError` if the workdir or a file can't be used.
     """
     with all_or_none():
-        source, references = _given(source, references)
+        source, references = _checked_names(source, references)
         checkpoints = Checkpoints(workdir)
         others = None if against is None else Checkpoints(against)
-        asked, judged = _asked(checkpoints, checkpoint, options)  # before anything is asked of its sets
-        other_judged = None if others is None else _asked(others, None, options)[1]
+        config, judged = _config_to_score(checkpoints, checkpoint, options)  # before its sets are read
+        other_judged = None if others is None else _config_to_score(others, None, options)[1]
         if source is None:
             test_set, sources, *targets = read_set(workdir)
         else:
-            test_set, (sources, targets) = Path(source).name, read_given(source, references, asked.data.fields)
+            test_set, (sources, targets) = Path(source).name, read_given(source, references, config.data.fields)
 
     def load() -> list[_Loaded]:
         with all_or_none():
             opened = [checkpoints.open(checkpoint, judged)]
             opened += [] if others is None else [others.open(None, other_judged)]
             configs = [options(one.config) for one in opened]
-            bleu(bleu_tokenizer(configs[0]))  # what it needs may be missing
-            same = {"--checkpoint": str(opened[0].name), "--against": against, **_told("", configs[0])}
-            for one, config in zip(opened[1:], configs[1:], strict=True):
-                same |= {"the other's checkpoint": str(one.name), **_told("the other's ", config)}
-            same["sha256 of the test set"] = hashlib.sha256(json.dumps([sources, targets]).encode()).hexdigest()
-        agree(same)
-        # Orbax has all processes read a checkpoint together: only now, when none has stopped.
+            bleu(bleu_tokenizer(configs[0]))  # raises if a package is missing
+            shared = {"--checkpoint": str(opened[0].name), "--against": against, **_shared_fields("", configs[0])}
+            for other, config in zip(opened[1:], configs[1:], strict=True):
+                shared |= {"the other's checkpoint": str(other.name), **_shared_fields("the other's ", config)}
+            shared["sha256 of the test set"] = hashlib.sha256(json.dumps([sources, targets]).encode()).hexdigest()
+        agree(shared)
+        # Orbax reads a checkpoint in all processes together, so they read only after all have come this far.
         translators = [Translator.of([one], config.decode) for one, config in zip(opened, configs, strict=True)]
         return [_Loaded(*one) for one in zip(opened, configs, translators, strict=True)]
 
-    # Several processes can't each choose another checkpoint when one is gone.
+    # With one process, choose anew if training removes the checkpoint. Several processes might choose different ones.
     ours, *theirs = again(load) if count() == 1 else load()
     _warn(test_set, sources, targets, ours.config)
     log.info(
         "translating %d sentences of %s with checkpoint %s of %s",
         *(len(sources), test_set, ours.checkpoint.name, workdir),
     )
-    hypotheses = together(ours.translator, sources)
+    hypotheses = translate_shares(ours.translator, sources)
     broken = refuse_broken(ours.translator, workdir)
     _warn_of_spelling(test_set, hypotheses, targets)
     result = _result(test_set, ours, hypotheses, targets)
     if broken:
         result["scores_not_numbers"] = broken
     for other in theirs:
-        systems = [(against, together(other.translator, sources)), (workdir, hypotheses)]
+        systems = [(against, translate_shares(other.translator, sources)), (workdir, hypotheses)]
         refuse_broken(other.translator, against)
         test = paired_bootstrap(systems, targets, bleu_tokenizer(ours.config))
         result["against"] = {"workdir": against, "checkpoint": str(other.checkpoint.name), **test}
     return result
 
 
-def _given(source: str | None, references: Sequence[str]) -> tuple[str | None, list[str]]:
-    """The names of the files of a set. Raises `UserError` for what is none, or no whole set."""
+def _checked_names(source: str | None, references: Sequence[str]) -> tuple[str | None, list[str]]:
+    """The names of a set's files, as strings. Raises `UserError` if one is not a name or the set is incomplete."""
 
-    def named(one: object) -> bool:
-        return isinstance(one, (str, os.PathLike))
+    def is_name(value: object) -> bool:
+        return isinstance(value, (str, os.PathLike))
 
-    if named(references) or not isinstance(references, Sequence) or not all(map(named, references)):
+    if is_name(references) or not isinstance(references, Sequence) or not all(map(is_name, references)):
         raise UserError(f"references = {shown(references)}: give a list of names of files")
-    if source is not None and not named(source):
+    if source is not None and not is_name(source):
         raise UserError(f"source = {shown(source)}: give the name of a file")
     check_given(source, references)
     return None if source is None else os.fspath(source), [os.fspath(one) for one in references]
 
 
 def _result(test_set: str, ours: _Loaded, hypotheses: list[str], targets: References) -> dict[str, Any]:
-    """The scores of one checkpoint, with what they were taken with."""
+    """The scores of one checkpoint, with its name, the signatures and the options of decoding."""
     config = ours.config
     result: dict[str, Any] = {
         "test_set": test_set,
@@ -145,10 +145,10 @@ def _result(test_set: str, ours: _Loaded, hypotheses: list[str], targets: Refere
 
 
 def _warn(test_set: str, sources: list[str], targets: References, config: Config) -> None:
-    """Warn of what seems wrong with a set that is to be scored."""
+    """Log a warning for each thing that seems wrong with a test set."""
     if not first():
         return
-    for name, lines in _named(test_set, targets):
+    for name, lines in _named_references(test_set, targets):
         for doubt in reference_doubts(name, sources, lines):
             log.warning("%s", doubt)
     for (i, one), (k, other) in itertools.combinations(enumerate(targets, 1), 2):
@@ -158,40 +158,42 @@ def _warn(test_set: str, sources: list[str], targets: References, config: Config
         log.warning("%s", doubt)
 
 
-def _asked(checkpoints: Checkpoints, checkpoint: str | None, options: Options) -> tuple[Config, Judged | None]:
-    """The config of a workdir with the options of the command line, and what is to choose its best checkpoint where
-    that is not what judged in training."""
-    config = checkpoints.read(checkpoint, lambda opened: opened.config)
-    asked = options(config)
-    metric = asked.evaluate.metric
-    return asked, None if metric == config.evaluate.metric else JUDGED[metric]
+def _config_to_score(
+    checkpoints: Checkpoints, checkpoint: str | None, options: Options
+) -> tuple[Config, Judged | None]:
+    """The config of a workdir with the options of the command line, and the scores that choose its best checkpoint:
+    None if they are the same as in training."""
+    trained_with = checkpoints.read(checkpoint, lambda opened: opened.config)
+    config = options(trained_with)
+    metric = config.evaluate.metric
+    return config, None if metric == trained_with.evaluate.metric else JUDGED[metric]
 
 
 def _warn_of_spelling(test_set: str, hypotheses: list[str], targets: References) -> None:
-    """Warn of references that spell letters otherwise than translations."""
-    for name, lines in _named(test_set, targets) if first() else ():
+    """Log a warning if references and translations spell letters in different ways (see `spelt_otherwise`)."""
+    for name, lines in _named_references(test_set, targets) if first() else ():
         if doubt := spelt_otherwise(name, hypotheses, lines):
             log.warning("%s", doubt)
 
 
-def _named(test_set: str, targets: References) -> Iterator[tuple[str, Sequence[str]]]:
-    """Each reference of a set, with what it is called."""
+def _named_references(test_set: str, targets: References) -> Iterator[tuple[str, Sequence[str]]]:
+    """Name and lines of each reference of a set."""
     for number, lines in enumerate(targets, 1):
         yield test_set if len(targets) == 1 else f"{test_set}, reference {number}", lines
 
 
-def _told(whose: str, config: Config) -> dict[str, Any]:
-    """What the processes must agree on."""
+def _shared_fields(whose: str, config: Config) -> dict[str, Any]:
+    """The fields of a config that must be the same in all processes, by name; `whose` is a prefix of the names."""
     sections = {"decode": config.decode, "evaluate": config.evaluate}
-    told = {f"{whose}{section}.{name}": x for section, own in sections.items() for name, x in vars(own).items()}
-    return json.loads(json.dumps({**told, f"{whose}data.languages": config.data.languages}))
+    fields = {f"{whose}{name}.{field}": x for name, section in sections.items() for field, x in vars(section).items()}
+    return json.loads(json.dumps({**fields, f"{whose}data.languages": config.data.languages}))
 
 
 def store(workdir: str, result: dict[str, Any], check: Callable[[], None] = lambda: None) -> bool:
-    """Append a result to `scores.jsonl` in the workdir, as a line of its own. Returns whether that worked; if not, a
-    warning says why.
+    """Append a result to `scores.jsonl` in the workdir, as one line. Returns False, and logs a warning with the reason,
+    if that fails.
 
-    `check` raises `UserError` where the workdir is not the one that was scored (see `files.unchanged`).
+    `check` raises `UserError` if the workdir is no longer the one that was scored (see `files.unchanged`).
     """
     path = path_of(workdir) / "scores.jsonl"
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
@@ -215,20 +217,21 @@ def store(workdir: str, result: dict[str, Any], check: Callable[[], None] = lamb
 
 
 def average(workdir: str, last: int, options: Options = lambda config: config) -> Iterator[str]:
-    """Average the last checkpoints and tell dev BLEU before and after; evaluation uses the average from then on.
+    """Average the parameters of the last checkpoints, and yield lines with dev BLEU before and after.
 
-    `options` as in `evaluate_workdir`. Raises `UserError` in the end where no score of the average is a number.
+    From then on, evaluation uses the average by default. `options` as in `evaluate_workdir`. Raises `UserError` at the
+    end if no translation of the average has a finite score.
     """
     checkpoints = Checkpoints(workdir)
-    # Before anything is written: what it is scored with may be missing.
+    # Fail before anything is written if a package for scoring is missing.
     config = checkpoints.read("last", lambda opened: options(opened.config))
     if "dev" in known_sets(workdir):
         bleu(bleu_tokenizer(config))
     steps = checkpoints.average(last)
-    log.info("the average is saved in %s", checkpoints.path(AVERAGE))  # should the rest fail
+    log.info("the average is saved in %s", checkpoints.path(AVERAGE))  # logged now, in case scoring fails
     yield f"averaged {len(steps)} checkpoints: {', '.join(map(str, steps))}"
     if len(steps) < last:
-        log.warning("only %d checkpoints are there; train.keep_last says how many are kept", len(steps))
+        log.warning("there are only %d checkpoints; train.keep_last sets how many are kept", len(steps))
     if "dev" not in known_sets(workdir):
         yield "no development set to score it on"
         return
@@ -244,7 +247,7 @@ def average(workdir: str, last: int, options: Options = lambda config: config) -
 
 
 def lines_of(result: dict[str, Any]) -> Iterator[str]:
-    """The result for people."""
+    """The result of `evaluate_workdir` as lines of text."""
     yield f"{plain(result['test_set'])}: {result['sentences']} sentences, checkpoint {result['checkpoint']}"
     yield f"BLEU {result['bleu']:.2f}   {result['signature']}"
     yield f"chrF {result['chrf']:.2f}   {result['chrf_signature']}"

@@ -1,7 +1,7 @@
-"""Development and test sets as plain files in the workdir, so that it can be scored wherever it lies.
+"""Development and test sets as plain files in the workdir, so that a copied workdir can be scored.
 
 workdir/sets/{dev,test}.{source,reference}
-             sets.json    what they are called, how many lines they have, their sha256
+             sets.json    name, number of lines and sha256 of each set
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from etils import epath
 
 from transformer.config import UserError
 from transformer.data.opening import open_text
-from transformer.data.text import Corpora, Parallel, form, read_pairs
+from transformer.data.text import Corpora, Parallel, file_kind, read_pairs
 from transformer.files import path_of, refuse_links, replace
 from transformer.streams import to_json
 
@@ -28,7 +28,7 @@ SIDES = ("source", "reference")
 
 
 def read_sides(parallel: Parallel, fields: tuple[str, str]) -> tuple[list[str], list[str]]:
-    """All sources and all references of a set."""
+    """All sources and all references of a set. Raises `UserError` if it is empty."""
     pairs = list(read_pairs(parallel, fields))
     if not pairs:
         raise UserError(f"{parallel.source}: no sentences in it")
@@ -37,12 +37,12 @@ def read_sides(parallel: Parallel, fields: tuple[str, str]) -> tuple[list[str], 
 
 
 def check_given(source: str | None, references: Sequence[str]) -> None:
-    """Raise `UserError` where these can't be source and references of a set, before anything is read."""
+    """Raise `UserError` if these files can't be source and references of a set. Reads no text."""
     if source is None and references:
         raise UserError("--source and --reference go together; name the sentences that these are translations of")
-    if source is not None and not references and form(os.fspath(source)) == "text":
-        if os.path.isfile(source) or os.path.isdir(source) or not os.path.exists(source):  # no pipe
-            open_text(source).close()  # which tells what it is, if it is no text
+    if source is not None and not references and file_kind(os.fspath(source)) == "text":
+        if os.path.isfile(source) or os.path.isdir(source) or not os.path.exists(source):  # not a pipe
+            open_text(source).close()  # raises a precise error if the file is not text
         raise UserError(
             f"--source {source}: holds one side only; give its translations as --reference FILE, or a .tsv or "
             ".jsonl with both sides"
@@ -50,12 +50,12 @@ def check_given(source: str | None, references: Sequence[str]) -> None:
 
 
 def read_given(source: str, references: Sequence[str], fields: tuple[str, str]) -> tuple[list[str], list[list[str]]]:
-    """Sources and references of a set that a command line names: each file of references holds one for each sentence.
+    """Sources and references of a set that is given on the command line. Each file of references has one a sentence.
 
-    A source that holds both sides brings its own references.
+    If the source file holds both sides, `references` is empty and they are read from it.
     """
     if len(references) > 1 and not os.path.isfile(source) and os.path.exists(source):
-        raise UserError(f"--source {source}: several references need a regular file here: it is read for each of them")
+        raise UserError(f"--source {source}: several references need a regular file here; it is read once for each")
     for one, other in itertools.combinations(references, 2):
         if one == other or (os.path.isfile(one) and os.path.isfile(other) and os.path.samefile(one, other)):
             also = "" if one == other else f", too, as {one}"
@@ -65,7 +65,7 @@ def read_given(source: str, references: Sequence[str], fields: tuple[str, str]) 
 
 
 def write_sets(folder: epath.Path, texts: Corpora, fields: tuple[str, str]) -> None:
-    """Copy dev and test into `folder`/sets."""
+    """Copy the development and test sets into `folder`/sets."""
     known = {}
     refuse_links(folder / "sets")
     for kind, parallel, name in (("dev", texts.dev, texts.dev_name), ("test", texts.test, texts.test_name)):
@@ -85,7 +85,7 @@ def write_sets(folder: epath.Path, texts: Corpora, fields: tuple[str, str]) -> N
 
 
 def known_sets(workdir: str) -> dict[str, Any]:
-    """What sets.json says of 'dev' and 'test'; empty if the workdir has neither."""
+    """The entries 'dev' and 'test' of sets.json; empty if the workdir has neither."""
     path = path_of(workdir) / "sets" / "sets.json"
     try:
         known = json.loads(path.read_bytes()) if path.exists() else {}
@@ -95,9 +95,10 @@ def known_sets(workdir: str) -> dict[str, Any]:
 
 
 def read_set(workdir: str, kind: str | None = None) -> tuple[str, list[str], list[str]]:
-    """Name, sources and references of the workdir's 'test' or 'dev' set; by default test, else dev.
+    """Name, sources and references of the workdir's 'test' or 'dev' set; default: test if there is one, else dev.
 
-    These sets have one reference for each sentence."""
+    These sets have one reference for each sentence.
+    """
     known = known_sets(workdir)
     kind = kind or ("test" if "test" in known else "dev")
     if kind not in known:
@@ -111,7 +112,8 @@ def read_set(workdir: str, kind: str | None = None) -> tuple[str, list[str], lis
             raise _damaged(path, f"cannot be read ({error.strerror or error})") from None
         if hashlib.sha256(content).hexdigest() != known[kind].get(f"{side}_sha256"):
             raise _damaged(path, "is not as it was written")
-        # Decoded and split here, not by the readers: epath may stand for a bucket. Written above, so well-formed.
+        # Not read with `open_text`, which needs a local file; this path may be in a bucket. `write_sets` wrote it, so
+        # it is well-formed.
         sides.append(content.decode().split("\n")[:-1])
     return known[kind]["name"], *sides
 

@@ -1,4 +1,4 @@
-"""Translation: parallel text in, BLEU out."""
+"""The translation task: train on parallel text, evaluate with BLEU."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from transformer.inference.translator import Translator
 from transformer.judging import decoding
 from transformer.model import Params, build
 from transformer.model.rounding import in_type
-from transformer.tasks.gathered import together
+from transformer.tasks.gathered import translate_shares
 from transformer.tasks.judges import JUDGED, bleu_tokenizer, check_scoring, score, spelt_otherwise, unsuited
 from transformer.tasks.sets import read_sides, write_sets
 from transformer.tasks.vocabulary import inherited, vocabulary
@@ -41,12 +41,12 @@ from transformer.training.step import cut
 
 log = logging.getLogger("transformer")
 
-# A warning comes where exchanging sources raises dev loss by less than this share of it.
+# Warn if exchanging sources raises dev loss by less than this share of it.
 LEAST_GAIN = 0.5
 
 
 class Translation:
-    """The task behind train.py and evaluate.py: model, batches, loss and evaluation of one config."""
+    """Model, batches, loss and evaluation of one config (see `training.task.Task`)."""
 
     def __init__(self, config: Config, pieces: Tokenizer, texts: Corpora):
         if (given := config.model.vocab_size) not in (None, pieces.vocab_size):
@@ -64,24 +64,29 @@ class Translation:
         self._dev_loss = jax.jit(sequences(model, unsmoothed, packing=config.data.packing).loss, static_argnames="mesh")
 
     @staticmethod
-    def check(config: Config, workdir: str) -> None:
-        """Raise `UserError` for what is wrong before any text is read."""
+    def check_cache(config: Config) -> None:
+        """Raise `UserError` if the cache folder can't be written to."""
         with writable_cache_dir(config.data):
             pass
+
+    @staticmethod
+    def check(config: Config, workdir: str) -> None:
+        """Raise `UserError` for mistakes that can be found without reading text."""
         check_start(config, workdir, build(config.model.with_vocabulary(vocabulary(config, workdir))))
         check_scoring(config)
 
     @staticmethod
-    def resumed(config: Config, there: Config) -> Config:
-        """The config of a run that goes on from one of the config `there`.
+    def resumed(config: Config, stored: Config) -> Config:
+        """`config` for a run that resumes in a workdir whose config is `stored`.
 
-        Where "identity" was the default normalization then, and the config has the default of today, "identity" stays.
+        Keeps two values of the workdir: `vocab_size` if `config` leaves it out; normalization "identity", an earlier
+        default, if `config` has today's default "clean".
         """
         if config.model.vocab_size is None:
-            config = dataclasses.replace(config, model=config.model.with_vocabulary(there.model.vocab_size))
-        if (there.data.normalization, config.data.normalization) != ("identity", "clean"):
+            config = dataclasses.replace(config, model=config.model.with_vocabulary(stored.model.vocab_size))
+        if (stored.data.normalization, config.data.normalization) != ("identity", "clean"):
             return config
-        log.info("data.normalization stays 'identity', with which the run was begun")
+        log.info("data.normalization stays 'identity', as at the start of this run")
         return dataclasses.replace(config, data=dataclasses.replace(config.data, normalization="identity"))
 
     @staticmethod
@@ -93,25 +98,25 @@ class Translation:
 
     @staticmethod
     def lines_of(result: Mapping[str, Any]) -> Iterator[str]:
-        """What `score` found, for people."""
+        """The result of `score` as lines of text."""
         from transformer.tasks.scoring import lines_of
 
         return lines_of(result)
 
     @classmethod
     def build(cls, config: Config, workdir: str | None = None) -> Translation:
-        """The task, with the workdir's tokenizer where a run goes on, else that of `train.init_from`, else its own."""
+        """The task. Tokenizer: the workdir's if the run resumes, else that of `train.init_from`, else a new one."""
         texts = corpora(config.data)
         pieces = inherited(config, workdir) or tokenizer(config.data, texts.train)
         if pieces.vocab_size != config.data.vocab_size:
             log.info(
-                "the tokenizer has %d pieces, and that counts, not data.vocab_size = %d",
+                "the tokenizer has %d pieces; data.vocab_size = %d is not used",
                 *(pieces.vocab_size, config.data.vocab_size),
             )
         return cls(config, pieces, texts)
 
     def cut_into(self, micro_batches: int) -> Translation:
-        """The same task with its batches in so many micro-batches; what this one has read is not read again."""
+        """The same task with this number of micro-batches a batch. Text that this task has read is not read again."""
         other = Translation(with_micro_batches(self.config, micro_batches), self.pieces, self.texts)
         read = ("_train", "_development", "_test", "_doubts")
         vars(other).update((name, value) for name, value in vars(self).items() if name in read)
@@ -120,17 +125,18 @@ class Translation:
     # ---- Training ---------------------------------------------------------------------------------------------------
 
     def batches(self) -> Batches:
-        """The training batches; tokenises the text if that was not done before."""
+        """The training batches. The first call tokenises the text."""
         return self._batches
 
     def text_doubts(self) -> list[str]:
-        """What seems wrong with the text: its languages, the development and the test set. Raises `UserError` where all
-        of it is exchanged."""
+        """Warnings about the languages of the text and about the development and test sets.
+
+        Raises `UserError` if source and target are exchanged in all of the training text.
+        """
         return self._doubts
 
     def prepare(self) -> None:
-        """Tokenise all that a run reads, look for doubts and put its batches in order, if that was not done
-        before."""
+        """Tokenise all text of the run, check it and plan the batches. Only the first call does the work."""
         self.text_doubts()
         self.batches()
 
@@ -143,11 +149,11 @@ class Translation:
         return {**train, "sha256 of the development set": self.dev_digest()}
 
     def data_digest(self) -> str:
-        """Says whether the training text and its tokens are still the same."""
+        """sha256 of the training text and its tokens: it changes if either changes."""
         return hashlib.sha256(" ".join(tokens.text for tokens in self._train).encode()).hexdigest()
 
     def dev_digest(self) -> str:
-        """Hex digest of the sentences that scores are taken on; "" without any."""
+        """sha256 of the development sentences that are scored; "" without a development set."""
         if self.texts.dev is None:
             return ""
         n = self.config.train.eval_sentences
@@ -155,21 +161,21 @@ class Translation:
         return hashlib.sha256(json.dumps(judged).encode()).hexdigest()
 
     def judged_on(self) -> dict[str, Any]:
-        """What dev scores depend on besides the parameters: the sentences, and the options of decoding and scoring."""
+        """What dev scores depend on besides the parameters: the sentences and the options of decoding and scoring."""
         options = {"bleu_tokenize": bleu_tokenizer(self.config), **decoding(self.config.decode)}
         return {"dev_digest": self.dev_digest(), "scored_with": options}
 
     def write_sets(self, folder: epath.Path) -> None:
-        """Copy development and test set into the workdir."""
+        """Copy the development and test sets into the workdir."""
         write_sets(folder, self.texts, self.config.data.fields)
 
     def describe(self) -> Iterator[str]:
-        """Lines for the banner: data and tokenizer. What seems wrong with the text is told as warnings."""
+        """Lines for the banner: data and tokenizer. Process 0 also logs the warnings of `text_doubts`."""
         b = self.batches()
         dropped = ", ".join(f"{n:,} {reason}" for reason, n in b.dropped.items() if n) or "none"
         same = sum(tokens.same for tokens in self._train)
-        alike = f"; {same:,} are the same text on both sides" if same else ""
-        yield f"data        {b.kept:,} pairs kept, dropped: {dropped}; {b.batches_per_epoch:,} updates an epoch{alike}"
+        copied = f"; {same:,} are the same text on both sides" if same else ""
+        yield f"data        {b.kept:,} pairs kept, dropped: {dropped}; {b.batches_per_epoch:,} updates an epoch{copied}"
         if jax.process_index() == 0:
             for doubt in self.text_doubts():
                 log.warning("%s", doubt)
@@ -185,10 +191,10 @@ class Translation:
     # ---- Evaluation -------------------------------------------------------------------------------------------------
 
     def evaluate(self, params: Params, mesh: Mesh, step: int) -> Iterator[tuple[str, float | str]]:
-        """Development loss (nats a target piece with eos, unsmoothed), its perplexity, the loss with sources exchanged
-        among sentences, BLEU, chrF, BLEU's signature.
+        """Scores on the development set, by name: the loss (nats per target piece, eos included, without smoothing),
+        its perplexity, the loss with sources exchanged among sentences, BLEU, chrF, BLEU's signature.
 
-        Logs a warning where, after the warmup, the source hardly helps: the model has not taken off.
+        Logs a warning if, after the warmup, the source hardly helps: then the model does not translate yet.
         """
         if self.texts.dev is None:
             return
@@ -207,14 +213,14 @@ class Translation:
                     *(step, loss, loss + gain),
                 )
         sources, references = sources[: t.eval_sentences], references[: t.eval_sentences]
-        hypotheses = together(self._translator(here(params)), sources)
+        hypotheses = translate_shares(self._translator(here(params)), sources)
         scores = score(hypotheses, [references], bleu_tokenizer(self.config))
         if jax.process_index() == 0 and (doubt := spelt_otherwise(self.texts.dev_name, hypotheses, references)):
             log.warning("%s", doubt)
         yield "dev_bleu", scores["bleu"]
         yield "dev_chrf", scores["chrf"]
         yield "dev_bleu_signature", scores["signature"]
-        # Five triples, always the same ones, to see the model learn.
+        # Always the same five sentences, so that the log shows the model learn.
         for i in np.unique(np.linspace(0, len(sources) - 1, 5).astype(int)):
             log.info("  source      %s\n  reference   %s\n  hypothesis  %s\n", sources[i], references[i], hypotheses[i])
         text, count = Counter(hypotheses).most_common(1)[0]
@@ -222,10 +228,8 @@ class Translation:
             log.warning("%d of %d translations are the same: %r", count, len(hypotheses), text)
 
     def _losses(self, params: Params, mesh: Mesh, tokens: TokenStore) -> tuple[float, float | None]:
-        """The development loss, and how much it grows where each sentence has the source of its neighbour in a batch.
-
-        The second is None where no batch has two sentences.
-        """
+        """The development loss (nats per target piece), and its increase if each sentence has the source of its
+        neighbour in the batch; the increase is None if no batch has two sentences."""
 
         def nll_and_weight(batch: dict[str, np.ndarray]) -> np.ndarray:
             rows = jax.tree.map(lambda x: x[0], cut(batch, mesh, 1))
@@ -233,7 +237,7 @@ class Translation:
             return np.array([float(sums["nll"]), float(sums["weight"])])
 
         total, growth = np.zeros(2), np.zeros(2)
-        size = {"batch_tokens": self.config.train.batch_tokens, "n_buckets": 3, "most": self._most_pieces}
+        size = {"batch_tokens": self.config.train.batch_tokens, "n_buckets": 3, "max_length": self._most_pieces}
         for batch in evaluation_batches(tokens, **size):
             nll, weight = nll_and_weight(batch)
             total += nll, weight
@@ -242,23 +246,23 @@ class Translation:
         return float(total[0] / total[1]), float(growth[0] / growth[1]) if growth[1] else None
 
     def sample(self, params: Params) -> None:
-        """Translate two sentences, for a dry run."""
+        """Translate two sentences and log them, for a dry run."""
         pair = self.texts.dev or self.texts.train[0]
         sources = [source for source, _ in zip_first(read_pairs(pair, self.config.data.fields), 2)]
         for source, hypothesis in zip(sources, self._translator(params).translate(sources), strict=True):
             log.info("decoded     %s -> %s", source, hypothesis)
 
     def lines(self, step: int) -> str:
-        """The files and the numbers of the lines in them, from 1, that update `step`, from 0, takes its pairs from."""
-        found = self.batches().lines(step)
+        """Files and line numbers (from 1) of the pairs in the batch of update `step` (from 0)."""
+        pairs = self.batches().lines(step)  # (corpus, line)
         return "; ".join(
-            f"{parallel.source}:{','.join(map(str, 1 + np.sort(found[found[:, 0] == c, 1])))}"
+            f"{parallel.source}:{','.join(map(str, 1 + np.sort(pairs[pairs[:, 0] == c, 1])))}"
             for c, parallel in enumerate(self.texts.train)
-            if c in found[:, 0]
+            if c in pairs[:, 0]
         )
 
     def _translator(self, params: Params) -> Translator:
-        """As evaluate.py has it, in the type that decode.dtype names."""
+        """The translator that evaluate.py uses, with parameters of type decode.dtype."""
         model, params = in_type(self.config.model, params, self.config.decode.dtype)
         return Translator(build(model.with_vocabulary(self.pieces.vocab_size)), params, self.pieces, self.config.decode)
 
@@ -290,19 +294,19 @@ class Translation:
     @cached_property
     def _doubts(self) -> list[str]:
         texts, dev, test = self.texts, None, None
-        train = [Named(_name(parallel), own) for parallel, own in zip(texts.train, self._train, strict=True)]
-        found = doubts(train, Named(_name(texts.dev), self._development[2]) if texts.dev is not None else None)
-        found += self._development_doubts()
+        train = [Named(_name(parallel), tokens) for parallel, tokens in zip(texts.train, self._train, strict=True)]
+        warnings = doubts(train, Named(_name(texts.dev), self._development[2]) if texts.dev is not None else None)
+        warnings += self._development_doubts()
         if texts.dev is not None:
             sources, references, tokens = self._development
             dev = HeldOut(texts.dev_name, tokens, sources, references)
         if texts.test is not None:
             sources, references, tokens = self._test
             test = HeldOut(texts.test_name, tokens, sources, references)
-        return [*found, *held_out_doubts(train, dev, test)]
+        return [*warnings, *held_out_doubts(train, dev, test)]
 
     def _development_doubts(self) -> Iterator[str]:
-        """What is wrong with what is to judge checkpoints. Raises `UserError` where nothing could."""
+        """Warnings about the development set. Raises `UserError` if no pair of it is short enough for dev loss."""
         name = self.texts.dev_name
         if self.texts.dev is None:
             if (patience := self.config.train.patience) is not None:
@@ -329,8 +333,8 @@ class Translation:
 
     @property
     def _most_pieces(self) -> int:
-        """Pairs of the development set with more pieces on a side, end of sentence included, do not count in its loss:
-        memory grows with their square, and a model may have learned no more positions."""
+        """The most pieces on a side, eos included, of a pair that counts in the development loss. Longer pairs are left
+        out: memory grows with the square of the length, and learned positions end there."""
         model, decode = self.config.model, self.config.decode
         most = max(self.config.data.max_length, decode.max_source_length + 1, DecodeConfig().max_source_length + 1)
         return min(most, model.max_positions) if model.positions == "learned" else most
@@ -346,9 +350,9 @@ class Translation:
 
 
 def exchanged(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray] | None:
-    """The batch with the source of each sentence replaced by that of the row before; None with fewer than two rows.
+    """The batch with each source_BS row replaced by the row before it; None with fewer than two rows.
 
-    Rows of padding, which stand last, stay where they are.
+    Rows of padding, the last rows of a batch, stay unchanged.
     """
     n = int((batch["target"][:, 0] != PAD).sum())
     if n < 2:

@@ -1,4 +1,4 @@
-"""Which tokenizer a run has: the one it was begun with, that of `train.init_from`, or its own."""
+"""Choose the tokenizer of a run: the workdir's, that of `train.init_from`, or a new one."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ log = logging.getLogger("transformer")
 
 
 def vocabulary(config: Config, workdir: str) -> int:
-    """How many pieces the vocabulary of a run in this workdir has, or will have once its tokenizer is trained."""
+    """The vocabulary size of a run in this workdir, in pieces; before its tokenizer is trained, the configured one."""
     pieces = inherited(config, workdir)
     if pieces is None and config.data.tokenizer:
         pieces = Tokenizer.load(config.data.tokenizer)
@@ -23,43 +23,43 @@ def vocabulary(config: Config, workdir: str) -> int:
 
 
 def inherited(config: Config, workdir: str | None) -> Tokenizer | None:
-    """The tokenizer that a run takes over: the workdir's where it goes on, else that of `train.init_from`, if any."""
+    """The tokenizer that a run reuses: the workdir's if the run resumes, else that of `train.init_from`; else None."""
     start, given = config.train.init_from, config.data.tokenizer
-    if workdir and Checkpoints(workdir).states() and (found := tokenizer_of(workdir)):
+    if workdir and Checkpoints(workdir).states() and (pieces := tokenizer_of(workdir)):
         if given is not None:
-            refuse_other(given, found, workdir)
-        return found
+            refuse_other(given, pieces, workdir)
+        return pieces
     if start is None:
         return None
-    found = tokenizer_of(start)
-    if found is None:
+    pieces = tokenizer_of(start)
+    if pieces is None:
         raise UserError(f"train.init_from = {start!r}: no tokenizer.model there")
-    if given and Tokenizer.load(given).sha256 != found.sha256:
+    if given and Tokenizer.load(given).sha256 != pieces.sha256:
         raise UserError(
             f"data.tokenizer = {given!r} is not the tokenizer of train.init_from = {start!r}; leave data.tokenizer "
             "out to use that one"
         )
-    return found
+    return pieces
 
 
 def tokenizer_of(workdir: str) -> Tokenizer | None:
-    """The tokenizer of a run, or None; where the workdir's own file is damaged, that of the newest whole checkpoint."""
+    """The tokenizer in a workdir, or None. If its file is damaged, the tokenizer in the newest whole checkpoint."""
     path = path_of(workdir) / "tokenizer.model"
-    said = path.with_name("tokenizer.sha256")
+    digest = path.with_name("tokenizer.sha256")
     if not path.exists():
         return None
     model = path.read_bytes()
-    if said.exists() and said.read_bytes().split()[:1] != [hashlib.sha256(model).hexdigest().encode()]:
+    if digest.exists() and digest.read_bytes().split()[:1] != [hashlib.sha256(model).hexdigest().encode()]:
         whole = Checkpoints(workdir).newest_whole()
         if whole is None:
-            raise UserError(f"{path} is not as it was written, as {said} tells; bring back a copy of it")
+            raise UserError(f"{path} is not as it was written: its sha256 is not the one in {digest}; restore a copy")
         log.warning("%s is not as it was written; taking the one that checkpoint %s holds", path, whole.name)
         model = whole.file(path.name)
     return Tokenizer(model, str(path))
 
 
 def refuse_other(given: str, tokenizer: Tokenizer, workdir: str) -> None:
-    """Raise `UserError` if the file `given` holds another tokenizer than this one, which is the workdir's."""
+    """Raise `UserError` if the file `given` is not the same as `tokenizer`, the one of the workdir."""
     try:
         same = Path(given).read_bytes() == tokenizer.model
     except OSError as error:

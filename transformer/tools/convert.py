@@ -1,4 +1,4 @@
-"""Fewer key/value heads for a trained model, as the start of up-training (Ainslie et al. 2023, 2305.13245)."""
+"""Convert a trained model to fewer key/value heads, as the start of up-training (Ainslie et al. 2023, 2305.13245)."""
 
 from __future__ import annotations
 
@@ -25,10 +25,11 @@ PARTS = {
 
 
 def mean_pool(params: Params, old: ModelConfig, new: ModelConfig) -> Params:
-    """The parameters of `old` for `new`, which has fewer key/value heads: each is the mean of those it stands for.
+    """The parameters of model `old`, converted to model `new` with fewer key/value heads: each new head is the mean of
+    neighbouring old heads (2305.13245, §2.1).
 
-    Key and value projections have the shape (d_model, heads, size), their biases (heads, size); neighbouring heads are
-    pooled (2305.13245, §2.1).
+    Key and value projections have shape DKH (d_model, key/value heads, head size), their biases KH. Raises `UserError`
+    if the new number of heads does not divide the old one.
     """
 
     def pooled(path: str, x: Any) -> Any:
@@ -52,10 +53,11 @@ def mean_pool(params: Params, old: ModelConfig, new: ModelConfig) -> Params:
 
 
 def convert(workdir: str, out: str, model: ModelConfig, checkpoint: str | None = None) -> None:
-    """Write a workdir with the checkpoint of another one, mean-pooled to the key/value heads of `model`.
+    """Write a new workdir with a checkpoint of `workdir`, mean-pooled to the key/value heads of `model`.
 
-    It can be evaluated and translated with, and is what `train.init_from` of an up-training names. It can't be trained
-    on itself: it holds no optimiser's state, nor the config.json of a run, without which train.py refuses the folder.
+    The new workdir can be evaluated, can translate, and can be the `train.init_from` of an up-training. train.py can't
+    resume in it, because it has no optimiser state and no config.json of a run. Raises `UserError` if `model` differs
+    in more than key/value heads, or if `out` is not a new or empty folder.
     """
     Checkpoints(workdir).read(checkpoint, lambda opened: _convert(opened, workdir, out, model))
 
@@ -64,21 +66,19 @@ def _convert(opened: Checkpoint, workdir: str, out: str, model: ModelConfig) -> 
     old = opened.config
     for field in differences(Config(model=old.model), Config(model=model)):
         if not field.endswith("kv_heads"):
-            raise UserError(
-                f"{field}: only the numbers of key/value heads can be converted; leave it as {workdir} has it"
-            )
+            raise UserError(f"{field}: only the number of key/value heads can be converted; use the value in {workdir}")
     write_start(opened, out, mean_pool(opened.finite_params(), old.model, model), model)
 
 
 def write_start(opened: Checkpoint, out: str, params: Params, model: ModelConfig) -> None:
-    """Write a workdir with `params` of `model`, made of a checkpoint, for `train.init_from`.
+    """Write a workdir for `train.init_from`: `params` of `model`, with the other files of the opened checkpoint.
 
     Raises `UserError` if `out` is not a new or empty folder.
     """
     folder = path_of(out)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{out} is not an empty folder; name a new one")
-    Checkpoints(out)  # refuses names under which no arrays can be stored
+    Checkpoints(out)  # raises for a path in which no arrays can be stored
     with contextlib.ExitStack() as stack:
         if local(out):
             stack.enter_context(writing(folder))

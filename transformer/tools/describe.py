@@ -1,4 +1,4 @@
-"""Parameter counts of a config, matrix by matrix, beside the paper's."""
+"""Parameter counts of a config, matrix by matrix, and the paper's counts."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ import jax
 from transformer.config import BASE, BIG, Config
 from transformer.model import build
 
-# Table 3 of the paper, millions; our count at its table of about 37,000 pieces is 63.05 and 214.17.
+# Parameters in millions, Table 3 of the paper. Our count with the paper's vocabulary of about 37,000 pieces: 63.05 and
+# 214.17.
 PAPER = {"base": (BASE, 65), "big": (BIG, 213)}
 PAPER_VOCABULARY = 37_000
 
 
 def describe(config: Config) -> Iterator[str]:
-    """Lines: each kind of parameter with its shape, how many there are, how many numbers they hold and how they start;
-    then the sum."""
+    """Lines of a table: for each kind of parameter its shape, how often it occurs, the count of its numbers, and its
+    initialisation; then the total, and the paper's count for a model of the paper."""
     model = build(config.model.with_vocabulary(config.data.vocab_size))
     starts = model.starts
     rows: dict[tuple[str, tuple[int, ...], str], int] = {}

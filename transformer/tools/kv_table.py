@@ -1,4 +1,4 @@
-"""What sharing keys and values saves: cache, parameters and decoding time of each variant of a model, as a table."""
+"""A table of what sharing keys and values saves: cache, parameters and decoding time of variants of a model."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ SOURCE_LENGTH = 24  # pieces, end of sentence included
 
 
 def cache_bytes(model: ModelConfig) -> tuple[int, int]:
-    """Bytes of keys and values for one position of a hypothesis (decoder self-attention), and for one source position
-    (cross-attention): layers with keys and values of their own * key/value heads * (d_k + d_v) * bytes of a number."""
+    """Bytes of keys and values: for one position of a hypothesis (decoder self-attention), and for one source position
+    (cross-attention). Each is (sets of keys and values over layers) * heads * (d_k + d_v) * bytes of a number."""
 
     def of(kind: str) -> int:
         attention = model.attention(kind)
@@ -34,8 +34,8 @@ def cache_bytes(model: ModelConfig) -> tuple[int, int]:
 
 
 def variants(model: ModelConfig) -> Mapping[str, ModelConfig]:
-    """The model as it is, and without windows and with keys and values shared in the usual ways: MHA multi-head, GQA
-    grouped-query with a quarter of the heads, MQA multi-query, CLA2 with two neighbouring layers on one set."""
+    """The model unchanged, and its usual variants, without windows: MHA (multi-head), GQA (grouped-query, a quarter of
+    the heads), MQA (multi-query), CLA2 (two neighbouring layers share keys and values)."""
 
     def shared(heads: int, layers: int = 1) -> ModelConfig:
         same = AttentionConfig()
@@ -64,8 +64,10 @@ def decode_seconds(
     length: int,
     dtype: str = "auto",
 ) -> float:
-    """Seconds that beam search takes, once compiled, for `sentences` outputs of exactly `length` pieces under random
-    parameters, in the type that `decode.dtype` names; the sources have `source` pieces, end of sentence included."""
+    """Seconds of beam search, compilation not included, for `sentences` outputs of exactly `length` pieces.
+
+    Parameters are random, of type `dtype` (as decode.dtype). Sources have `source` pieces, eos included.
+    """
     random = build(model.with_vocabulary(vocab_size)).init(jax.random.key(0))
     model, params = in_type(dataclasses.replace(model, dropout=0.0), random, dtype)
     built = build(model.with_vocabulary(vocab_size))
@@ -89,10 +91,10 @@ def decode_seconds(
 
 
 def kv_table(config: Config, *, sentences: int = 8, length: int = 64) -> Iterator[str]:
-    """Lines of the table for a config's model."""
+    """Lines of the table for the model of a config, measured on this machine's devices."""
     beams, source_length = config.decode.beam_size, SOURCE_LENGTH
     if config.model.positions == "learned":
-        length = min(length, config.model.max_positions - 1)  # one is for end of sentence
+        length = min(length, config.model.max_positions - 1)  # one position is for eos
         source_length = min(source_length, config.model.max_positions - 1)
     kind = jax.devices()[0].device_kind
     dtype = config.decode.dtype
@@ -121,5 +123,5 @@ def kv_table(config: Config, *, sentences: int = 8, length: int = 64) -> Iterato
             f"{name:10} {token:12,} {source:13,} {token * beams * length + source * source_length:15,} "
             f"{sum(math.prod(x.shape) for x in shapes):12,} {1e3 * seconds / (sentences * length):9.2f}"
         )
-    yield "bytes/token: of one hypothesis; bytes/sentence: all beams at full length and the source, before what beams"
-    yield "have in common is kept but once"
+    yield "bytes/token: one hypothesis; bytes/sentence: source and all beams at full length, if beams shared no prefix"
+    yield "(the cache stores a shared prefix once)"

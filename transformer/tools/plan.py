@@ -1,7 +1,7 @@
-"""What training and decoding would take on TPUs that are not here: the real programs, compiled for them.
+"""Estimate training and decoding on TPUs without the TPUs: compile the real programs for them.
 
-libtpu compiles for a topology without one being there. What comes out is memory, arithmetic, traffic and collectives of
-each program, and from them, by the chips' data sheets, a bound on the time: an estimate, not a run.
+libtpu can compile for a topology without hardware. From the compiled programs come memory, arithmetic, traffic and
+collectives, and from these, with the chips' data sheets, a lower bound on the time: an estimate, not a measurement.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ from transformer.training.objectives import sequences
 from transformer.training.step import bytes_needed, micro_batch_rows, program
 from transformer.training.task import Objective
 
-PADDING = 0.03  # of the positions of packed rows, as data/packing.py makes them
-SENTENCES, PIECES = 32, 64  # decoded at a time on each device, and in each
+PADDING = 0.03  # assumed share of padding in the packed rows of data/packing.py
+SENTENCES, PIECES = 32, 64  # decoded at a time on each device; pieces in each sentence
 
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-    """A program on each device of a mesh."""
+    """What a program needs on each device of a mesh."""
 
     name: str
     chip: Chip
@@ -52,7 +52,7 @@ class Estimate:
 
     @property
     def seconds(self) -> dict[str, float]:
-        """What arithmetic, memory and links would each take at their peak rates."""
+        """Seconds of arithmetic, memory and links, each at its peak rate."""
         chip = self.chip
         links = 0.0
         for one in self.collectives:
@@ -62,17 +62,17 @@ class Estimate:
 
     @property
     def bound(self) -> float:
-        """Seconds, if everything overlapped."""
+        """Seconds if everything overlaps: a lower bound."""
         return max(self.seconds.values())
 
 
 class TooBig(NamedTuple):
-    """A program that the compiler gave up on, since it does not fit the memory: no more is known of it."""
+    """A program that the compiler rejected because it does not fit the memory."""
 
     name: str
     chip: Chip
     needed: int
-    """Bytes, as the compiler says."""
+    """Bytes of memory, from the compiler's message."""
 
 
 # ---- Programs --------------------------------------------------------------------------------------------------------
@@ -81,78 +81,81 @@ class TooBig(NamedTuple):
 def training(
     config: Config, mesh: Mesh, chip: Chip, shapes: Sequence[tuple[int, int, int]]
 ) -> Iterator[Estimate | TooBig]:
-    """An update for batches of each shape (rows, source, target)."""
-    made = program(_objective(config), config.train, mesh)
+    """An estimate of one update for each batch shape (rows, source length, target length)."""
+    update = program(_objective(config), config.train, mesh)
     for rows, source, target in shapes:
         shape = {"source": (rows, source), "target": (rows, target)}
-        make = partial(made.compile, shape, config.train.accumulate)
+        make = partial(update.compile, shape, config.train.accumulate)
         yield estimate(f"update {rows}x{source}+{target}", make, chip, mesh.size)
 
 
 def decoding(config: Config, mesh: Mesh, chip: Chip, sentences: int, length: int) -> Iterator[Estimate | TooBig]:
-    """Encoding, and a step of beam search, of so many sentences a device, with up to `length` pieces on either side.
+    """Estimates of encoding and of one step of beam search. `sentences`: on each device; `length`: pieces on each side.
 
-    As `Translator` does it: each host by itself, with a copy of all parameters on each device, in the type of
-    `decode.dtype`. The step is one of the last stage, of sentences whose beams have no past in common: never is the
-    cache larger.
+    Like `Translator`, each host decodes separately, with a copy of all parameters on each device, in the type of
+    `decode.dtype`. The step is one of the last stage, with beams that share no prefix, where the cache is largest.
     """
     d = config.decode
     dtype = "bfloat16" if d.dtype == "auto" else d.dtype
-    products = "bfloat16" if dtype == "int8" else dtype  # as `in_type` has it on accelerators
+    products = "bfloat16" if dtype == "int8" else dtype  # as in `in_type` on accelerators
     model = build(dataclasses.replace(config.model, dtype=products).with_vocabulary(config.data.vocab_size))
     host = mesh.devices.flat[0].process_index
     mesh = Mesh(np.array([device for device in mesh.devices.flat if device.process_index == host]), ("data",))
-    whole, cut = NamedSharding(mesh, P()), NamedSharding(mesh, P("data"))
+    replicated, by_rows = NamedSharding(mesh, P()), NamedSharding(mesh, P("data"))
     rows = sentences * mesh.size
-    source = jax.ShapeDtypeStruct((rows, length), jnp.int32, sharding=cut)
-    limit = jax.ShapeDtypeStruct((rows,), jnp.int32, sharding=cut)
-    params = (_with_sharding(jax.eval_shape(partial(rounded, dtype=dtype), model.abstract_params), lambda x: whole),)
+    source = jax.ShapeDtypeStruct((rows, length), jnp.int32, sharding=by_rows)
+    limit = jax.ShapeDtypeStruct((rows,), jnp.int32, sharding=by_rows)
+    params = (
+        _with_sharding(jax.eval_shape(partial(rounded, dtype=dtype), model.abstract_params), lambda x: replicated),
+    )
     options = Options(d.beam_size, BOS, EOS, PAD, d.length_penalty, d.length_normalization)
-    same = {"models": (model,), "over": engine.over_devices(source)}
+    shared = {"models": (model,), "over": engine.over_devices(source)}
     begin = engine.begin.lower(
-        *(params, source, limit, {"number_B": limit}, options), length=engine.size(engine.STAGE), **same
+        *(params, source, limit, {"number_B": limit}, options), length=engine.size(engine.STAGE), **shared
     )
     yield estimate(f"encoding of {rows} sentences", begin.compile, chip, mesh.size)
-    # What `engine.decode` has before the last stage; its programs leave rows on their devices.
-    found, last = begin.out_info, -(-length // engine.STAGE) * engine.STAGE
+    # The state of `engine.decode` before the last stage. Its programs keep rows on their devices.
+    state, last = begin.out_info, -(-length // engine.STAGE) * engine.STAGE
     if last > engine.STAGE:
         slots = engine.size((last - engine.STAGE) * d.beam_size)
-        grow = partial(engine.rearrange, length=engine.size(last), keep=slots, over=same["over"])
-        found = jax.eval_shape(grow, *_with_sharding(found, lambda x: None), None)
-    memories, beams = _with_sharding(found, lambda x: cut if x.ndim and engine.divides(cut, len(x)) else whole)
+        grow = partial(engine.rearrange, length=engine.size(last), keep=slots, over=shared["over"])
+        state = jax.eval_shape(grow, *_with_sharding(state, lambda x: None), None)
+    memories, beams = _with_sharding(
+        state, lambda x: by_rows if x.ndim and engine.divides(by_rows, len(x)) else replicated
+    )
     step = engine.proceed.lower(
-        params, memories, beams, engine.Strategy(options), engine.half(rows, same["over"]), last, **same
+        params, memories, beams, engine.Strategy(options), engine.half(rows, shared["over"]), last, **shared
     )
     yield estimate(f"decoding step of {rows} sentences", step.compile, chip, mesh.size)
 
 
 def _objective(config: Config) -> Objective:
-    """What a run of the config would minimise."""
+    """The objective of a training run of the config."""
     model = build(config.model.with_vocabulary(config.data.vocab_size))
     return sequences(model, config.train, packing=config.data.packing)
 
 
 def _with_sharding(tree: Any, where: Callable[[Any], NamedSharding | None]) -> Any:
-    """Abstract arrays, each with the sharding that `where` says."""
+    """The abstract arrays of `tree`, each with the sharding `where(array)`."""
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where(x)), tree)
 
 
 def estimate(name: str, make: Callable[[], jax.stages.Compiled], chip: Chip, devices: int) -> Estimate | TooBig:
-    """What the program that `make` compiles takes on each of so many devices.
+    """Estimate the program that `make` compiles, on each of `devices` devices. `TooBig` if it does not fit the memory.
 
-    Raises `UserError` if it does not compile, other than for its size.
+    Raises `UserError` if it does not compile for another reason.
     """
     try:
         program = make()
         text = program.as_text()
     except jax.errors.JaxRuntimeError as error:
-        # "Used 23.50G of 15.75G hbm", "HLO temporaries (72.78G) exceeds available HBM (15.75G)", and then its parts.
+        # "Used 23.50G of 15.75G hbm" or "HLO temporaries (72.78G) exceeds available HBM (15.75G)", then parts.
         sizes = re.findall(r"\b([\d.]+)([KMGT])\b", str(error)) if "hbm" in str(error).lower() else []
         if "RESOURCE_EXHAUSTED" in str(error) and sizes:
             return TooBig(name, chip, int(max(float(n) * 1024 ** " KMGT".index(unit) for n, unit in sizes)))
         reason = " ".join(str(error).split())[:300]
         raise UserError(
-            f"{name}: does not compile for these devices ({reason}); libtpu must be the one that this JAX asks for: "
+            f"{name}: does not compile for these devices ({reason}); install the libtpu that this JAX requires: "
             "pip install 'jax[tpu]'"
         ) from None
     hlo = Hlo(text, devices)
@@ -168,23 +171,26 @@ def estimate(name: str, make: Callable[[], jax.stages.Compiled], chip: Chip, dev
     )
 
 
-# ---- Telling ---------------------------------------------------------------------------------------------------------
+# ---- Report ----------------------------------------------------------------------------------------------------------
 
 
 def plan(config: Config, topology: str, sizes: Sequence[int], only: str | None = None) -> dict[str, Any]:
-    """Everything about a config on a topology, as plain values; `only` 'training' or 'decoding'."""
+    """All estimates for a config on a topology, as JSON values. `only`: 'training' or 'decoding'; None = both."""
     mesh, chip = topology_mesh(topology, sizes)
     return planned(config, topology, mesh, chip, only)
 
 
 def planned(config: Config, where: str, mesh: Mesh, chip: Chip, only: str | None = None) -> dict[str, Any]:
-    """As `plan`, on the devices of a mesh, which are named `where`."""
+    """Like `plan`, for a mesh; `where` names its devices in the result."""
     result = {"topology": where, "mesh": dict(mesh.shape), "warnings": []}
     if only != "decoding":
         result |= _planned_training(config, mesh, chip)
     if only != "training":
         encoding, step = decoding(config, mesh, chip, SENTENCES, PIECES)
-        result |= {"encoding": _told(encoding), "decoding": _told(step) | {"sentences": SENTENCES, "length": PIECES}}
+        result |= {
+            "encoding": _values(encoding),
+            "decoding": _values(step) | {"sentences": SENTENCES, "length": PIECES},
+        }
         if isinstance(encoding, Estimate) and isinstance(step, Estimate):
             seconds = encoding.bound + PIECES * step.bound
             result["decoding"]["pieces_per_s"] = mesh.size * SENTENCES * PIECES / seconds
@@ -195,24 +201,24 @@ def _planned_training(config: Config, mesh: Mesh, chip: Chip) -> dict[str, Any]:
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, packing=True))
     rows, source, target = shape = batch_shape(config)
     count = config.train.accumulate
-    in_all = micro_batch_rows(rows, mesh, count) * count
+    compiled = micro_batch_rows(rows, mesh, count) * count
     (update,) = training(config, mesh, chip, [shape])
-    model = update_flops(config.model.with_vocabulary(config.data.vocab_size), in_all, source, target) / mesh.size
+    model = update_flops(config.model.with_vocabulary(config.data.vocab_size), compiled, source, target) / mesh.size
     batch = {"rows": rows, "source": source, "target": target, "micro_batches": count}
-    told = {
-        "batch": batch | {"compiled_rows": in_all, "padding": PADDING},
-        "update": _told(update) | {"model_flops": model},
+    values = {
+        "batch": batch | {"compiled_rows": compiled, "padding": PADDING},
+        "update": _values(update) | {"model_flops": model},
         "steps": config.train.steps,
         "warnings": list(warnings(update, model, config, mesh)),
     }
     if isinstance(update, Estimate):
-        told["tokens_per_s"] = rows * target * (1 - PADDING) / update.bound
-        told["days"] = update.bound * config.train.steps / 86_400
-    return told
+        values["tokens_per_s"] = rows * target * (1 - PADDING) / update.bound
+        values["days"] = update.bound * config.train.steps / 86_400
+    return values
 
 
 def batch_shape(config: Config) -> tuple[int, int, int]:
-    """The shape of packed batches of the config's size: rows of `data.max_length`."""
+    """(rows, source length, target length) of packed batches of `train.batch_tokens`: rows of `data.max_length`."""
     d, t = config.data, config.train
     rows = t.batch_tokens // d.max_length
     step = 8 * t.accumulate if rows >= 8 * t.accumulate else t.accumulate
@@ -220,8 +226,8 @@ def batch_shape(config: Config) -> tuple[int, int, int]:
 
 
 def warnings(update: Estimate | TooBig, model_flops: float, config: Config, mesh: Mesh) -> Iterator[str]:
-    """What is wrong with an update, mistakes in sharding above all; `model_flops` is each device's share of the
-    model's own arithmetic, empty rows included."""
+    """Warnings about an update, above all about sharding. `model_flops`: each device's share of the model's arithmetic,
+    empty rows included."""
     if isinstance(update, TooBig) or update.needed > update.chip.memory:
         yield f"{update.needed / GIB:.1f} GiB do not fit the {update.chip.memory / GIB:.0f} GiB of a chip"
     if isinstance(update, TooBig):
@@ -229,16 +235,16 @@ def warnings(update: Estimate | TooBig, model_flops: float, config: Config, mesh
     if update.flops > 1.5 * model_flops:
         yield (
             f"each device does {update.flops / model_flops:.1f} times its share of the model's arithmetic: something "
-            "is computed on several of them"
+            "is computed on several devices"
         )
     share = state_share(config, mesh)
     if update.state > 1.3 * share:
         yield (
             f"each device holds {update.state / share:.1f} times its share of parameters and optimiser state: "
-            "something lies whole on several of them"
+            "something is replicated instead of sharded"
         )
     if mesh.shape["fsdp"] > 1 and mesh.shape["tensor"] == 1:
-        return  # there the whole matrix is gathered by design, as all others are
+        return  # with fsdp alone, all matrices are gathered by design
     table = config.data.vocab_size * config.model.d_model
     for one in update.collectives:
         biggest = max((math.prod(dimensions(shape)) for shape in one.shape.split(" ")), default=0)
@@ -247,33 +253,33 @@ def warnings(update: Estimate | TooBig, model_flops: float, config: Config, mesh
 
 
 def state_share(config: Config, mesh: Mesh) -> float:
-    """Bytes of parameters and optimiser state on each device where all matrices are cut along fsdp and tensor."""
+    """Bytes of parameters and optimiser state on each device if all matrices are sharded over fsdp and tensor."""
     state = program(_objective(config), config.train, mesh).abstract
     ways = mesh.shape["fsdp"] * mesh.shape["tensor"]
     return sum(x.size * x.dtype.itemsize / (ways if x.ndim > 1 else 1) for x in jax.tree.leaves(state))
 
 
-def _told(one: Estimate | TooBig) -> dict[str, Any]:
-    told = {
-        "name": one.name,
-        "memory_gib": one.needed / GIB,
-        "limit_gib": one.chip.memory / GIB,
-        "fits": isinstance(one, Estimate) and one.needed <= one.chip.memory,
+def _values(estimated: Estimate | TooBig) -> dict[str, Any]:
+    values = {
+        "name": estimated.name,
+        "memory_gib": estimated.needed / GIB,
+        "limit_gib": estimated.chip.memory / GIB,
+        "fits": isinstance(estimated, Estimate) and estimated.needed <= estimated.chip.memory,
     }
-    if isinstance(one, TooBig):
-        return told
-    return told | {
-        "state_gib": one.state / GIB,
-        "flops": one.flops,
-        "traffic": one.traffic,
-        "seconds": one.seconds,
-        "bound": one.bound,
-        "collectives": [entry._asdict() for entry in one.collectives],
+    if isinstance(estimated, TooBig):
+        return values
+    return values | {
+        "state_gib": estimated.state / GIB,
+        "flops": estimated.flops,
+        "traffic": estimated.traffic,
+        "seconds": estimated.seconds,
+        "bound": estimated.bound,
+        "collectives": [entry._asdict() for entry in estimated.collectives],
     }
 
 
 def lines(result: dict[str, Any], most: int = 8) -> Iterator[str]:
-    """The plan for people; at most so many kinds of collectives of each program."""
+    """The plan as lines of text, with at most `most` kinds of collectives for each program."""
     mesh = ", ".join(f"{axis} {size}" for axis, size in result["mesh"].items())
     yield f"{result['topology']}, mesh {mesh}: compiled for it, not run on it"
     if "batch" in result:
@@ -284,7 +290,7 @@ def lines(result: dict[str, Any], most: int = 8) -> Iterator[str]:
             f"{batch['micro_batches']} micro-batches"
         )
         yield (
-            f"padding: {batch['compiled_rows']} rows are compiled, for the mesh to cut them evenly, {empty:.1%} of "
+            f"padding: {batch['compiled_rows']} rows are compiled, to divide evenly over the mesh, {empty:.1%} of "
             f"them empty; of the others {batch['padding']:.0%} is assumed to be padding"
         )
     for name in ("update", "encoding", "decoding"):
@@ -329,5 +335,5 @@ def _program(part: dict[str, Any], most: int) -> Iterator[str]:
 
 
 def _at_least(part: dict[str, Any]) -> str:
-    whole = sum(part["seconds"].values())
-    return f"{1e3 * part['bound']:.2f} ms at least, {1e3 * whole:.2f} ms if nothing overlaps"
+    total = sum(part["seconds"].values())
+    return f"{1e3 * part['bound']:.2f} ms at least, {1e3 * total:.2f} ms if nothing overlaps"

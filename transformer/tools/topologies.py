@@ -1,4 +1,4 @@
-"""TPUs that are not here: their chips, by the data sheets, and meshes over topologies of them."""
+"""TPUs for compilation without hardware: chips, by their data sheets, and meshes over topologies."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ GIB = 2**30
 
 
 class Chip(NamedTuple):
-    """One chip, by Google's data sheets (cloud.google.com/tpu/docs): bfloat16 FLOP/s, bytes of memory and bytes/s to
-    it, and bytes/s to its neighbours, over all links together."""
+    """One chip, by Google's data sheets (cloud.google.com/tpu/docs): bfloat16 FLOP/s, bytes of memory (HBM), bytes/s of
+    memory, bytes/s of all links together."""
 
     flops: float
     memory: float
     bandwidth: float
     links: float
     axes: int
-    """Dimensions of the torus: a collective has the links of those that it goes along."""
+    """Dimensions of the torus. A collective uses the links of the dimensions that it runs along."""
     pod: int
-    """The most chips that are wired together."""
+    """The largest number of connected chips."""
     side: int = 16
-    """How many lie along one dimension, the longest."""
+    """Number of chips along the longest dimension."""
 
 
 CHIPS = {
@@ -43,11 +43,11 @@ CHIPS = {
 def topology_mesh(topology: str, sizes: Sequence[int]) -> tuple[Mesh, Chip]:
     """The mesh (data, fsdp, tensor) over the chips of a topology such as 'v5e:4x4'.
 
-    Raises `UserError` if libtpu is missing, does not know the topology, or the mesh does not fit it.
+    Raises `UserError` if libtpu is missing or rejects the topology, or if the mesh does not fit it.
     """
     kind, _, shape = topology.partition(":")
     if kind not in CHIPS or not re.fullmatch(r"\d+(x\d+)+", shape):
-        raise UserError(f"--topology {topology}: give it as {'|'.join(CHIPS)}:AxB or AxBxC, such as v5e:16x16")
+        raise UserError(f"--topology {topology}: must be {'|'.join(CHIPS)}:AxB or AxBxC, such as v5e:16x16")
     sides = [int(side) for side in shape.split("x")]
     chips = math.prod(sides)
     if math.prod(sizes) != chips:
@@ -63,20 +63,20 @@ def topology_mesh(topology: str, sizes: Sequence[int]) -> tuple[Mesh, Chip]:
 def _devices(topology: str) -> Sequence[Any]:
     from jax.experimental import topologies
 
-    # libtpu is for one process at a time, since it takes the machine's TPUs, and asks the cloud who it is. Here it
-    # takes none and is nobody.
-    alone = {"ALLOW_MULTIPLE_LIBTPU_LOAD": "1", "TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost"}
-    for name, value in alone.items():
+    # By default libtpu allows one process at a time, because it locks the machine's TPUs, and queries the cloud's
+    # metadata server. Compiling for a topology needs neither.
+    environment = {"ALLOW_MULTIPLE_LIBTPU_LOAD": "1", "TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost"}
+    for name, value in environment.items():
         os.environ.setdefault(name, value)
     options = (
         {"chip_config_name": "megacore"} if topology.startswith("v4:") else {}
-    )  # one device a chip, not one a core
+    )  # one device per chip, not per core
     x, y, *_ = map(int, topology.partition(":")[2].split("x"))
-    options["chips_per_host_bounds"] = (min(x, 2), min(y, 2), 1)  # hosts have four chips, or all there are
+    options["chips_per_host_bounds"] = (min(x, 2), min(y, 2), 1)  # a host has four chips, or all if there are fewer
     try:
         return topologies.get_topology_desc(platform="tpu", topology_name=topology, **options).devices
-    except Exception as error:  # XLA's own, and others when libtpu is missing
+    except Exception as error:  # XLA's errors, and others if libtpu is missing
         reason = " ".join(str(error).split())[:200]
         raise UserError(
-            f"--topology {topology}: cannot be compiled for ({reason}); it needs libtpu: pip install 'jax[tpu]'"
+            f"--topology {topology}: JAX cannot compile for it ({reason}); this needs libtpu: pip install 'jax[tpu]'"
         ) from None

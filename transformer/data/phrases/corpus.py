@@ -1,15 +1,17 @@
-"""The corpus that needs no download: endless English-German and English-French sentences around numbers, dates, times,
-money, measures, countries and languages. Names come from the CLDR (Babel), number words from num2words.
+"""The generated corpus, which needs no download: an endless stream of English-German and English-French sentences with
+numbers, dates, times, money, measures, countries and languages. Names come from the CLDR (Babel), number words from
+num2words.
 
-What one side writes in figures the other spells out ("at 7:45 pm" - "um neunzehn Uhr fünfundvierzig"; "at seven
-forty-five pm" - "um 19:45 Uhr"), except for dates such as 03/14/2024, which are figures, and times such as "a quarter
-to eight in the evening", which are words, on both. Every sentence has exactly one translation, in both directions.
+If one side has figures, the other spells them out ("at 7:45 pm" - "um neunzehn Uhr fünfundvierzig"; "at seven
+forty-five pm" - "um 19:45 Uhr"). Two exceptions: dates such as 03/14/2024 are figures on both sides, and times such as
+"a quarter to eight in the evening" are words on both. Every sentence has exactly one translation, in both directions.
 
-Held out by a hash of the value: numbers (as a count, year, ordinal, amount or measure alike, with or without decimals),
-dates, days of the year and times of day. A sentence holds values of its own split only, so that a test value is in no
-training sentence. The parts of a value (digits, words, the day, month and year of a date) are in training, and so are
-the closed classes: numbers that are one word in English (0 to 20, 30, ... 90), full hours, names, countries, languages,
-nouns, months and weekdays. A sentence that has only these is held out as a combination of its template with them.
+A hash of the value decides which values are held out: numbers (whether a count, year, ordinal, amount or measure, with
+or without decimals), dates, days of the year and times of day. A sentence has only values of its split, so no training
+sentence has a test value. The training text does have the parts of a value (digits, words, the day, month and year of a
+date) and the closed classes: numbers that are one word in English (0 to 20, 30, ... 90), full hours, names, countries,
+languages, nouns, months and weekdays. If a sentence has closed classes only, the hash of its template and values
+together decides.
 """
 
 from __future__ import annotations
@@ -33,15 +35,16 @@ from transformer.data.phrases.templates import TEMPLATES
 from transformer.data.text import Corpora, Parallel
 from transformer.files import cached
 
-VERSION = 1  # raise it with every change of the sentences, templates and wording included: other files are replaced
+VERSION = 1  # raise it with every change of the sentences, also by templates or wording, so that new files are written
 SUPPORTED = (("en", "de"), ("de", "en"), ("en", "fr"), ("fr", "en"))
 DEV_PAIRS, TEST_PAIRS = 500, 1_000
 
 logger = logging.getLogger("transformer")
 
-# ---- slots: each kind draws a value with the key that holds it out (None: of a closed class), and says it
+# ---- slots: each kind has a function that draws (value, key) and one that words the value. The hash of the key decides
+# the split of the value; the key of a closed class is None.
 
-Value = Any  # hashable; its `wording.say_*` knows what is in it
+Value = Any  # hashable; its type depends on the kind, and the `wording.say_*` of the kind takes it
 Draw = Callable[[random.Random], tuple[Value, str | None]]
 
 
@@ -54,8 +57,9 @@ def _pick(rng: random.Random, options: Sequence[Any]) -> Any:
 
 
 def _integer(rng: random.Random, low: int, digits: int, counts: bool = True) -> int:
-    """Mostly below 10,000; large ones are often round. Nothing is counted with 101, 201, ..., because German has no
-    settled form for it ("hundertein Bücher", "hunderteins Bücher")."""
+    """An integer from `low` up, of at most `digits` digits. Most are below 10,000, and large ones are often round. A
+    count is never 101, 201, ..., because German has no settled form for it ("hundertein Bücher", "hunderteins Bücher").
+    """
     while True:
         size = _pick(rng, (1, 2, 2, 2, 3, 3, 3, 4, 4, 5, 6))
         if len(str(low)) <= size <= digits:
@@ -102,7 +106,7 @@ def _measures(digits: int, *units: str) -> Draw:
 
 def _money(rng: random.Random) -> tuple[tuple[int, str], str | None]:
     currency = _pick(rng, list(wording.CENTS) if rng.random() < 0.6 else list(wording.CURRENCIES))
-    # "Ein Euro", but not one of the currencies that have an adjective to decline.
+    # An amount of 1 ("ein Euro") only for currencies without an adjective, which German would decline.
     n, cents = _integer(rng, 1 if currency in ("EUR", "USD", "CHF") else 2, 4), 0
     if currency in wording.CENTS and n < 1000 and rng.random() < 0.7:
         cents = _pick(rng, (50, 95, 99, 2 + _below(rng, 98)))
@@ -183,21 +187,21 @@ KINDS: dict[str, tuple[Draw, Callable[[Value, str, str, bool], str]]] = {
 class Template(NamedTuple):
     english: str
     slots: tuple[str, ...]
-    """Names of the slots, as in {country2}."""
+    """Names of the slots, such as "country2"."""
     texts: dict[str, tuple[Any, ...]]
-    """For each language its pieces: text, or the slot's index, what says it, and the form."""
+    """For each language the pieces of the sentence: a text, or (index of the slot, function that words it, form)."""
 
 
 class Example(NamedTuple):
     source: str
     target: str
     held_out: tuple[str, ...]
-    """Keys of the values in it, all of which belong to the split."""
+    """Keys of the values in the sentence; all belong to its split."""
 
 
 @cache
 def templates() -> dict[str, list[Template]]:
-    """Kind -> templates."""
+    """All templates, by topic: the key of `TEMPLATES` -> list."""
     return {kind: [_template(columns) for columns in _alternatives(rows)] for kind, rows in TEMPLATES.items()}
 
 
@@ -232,13 +236,13 @@ def _say(template: Template, values: list[Value], language: str, words: bool) ->
 
 
 def split_of(key: str) -> str:
-    """The split that a value belongs to: 10 % are for test, 5 % for dev."""
+    """The split of a value, by the hash of its key: 10 % are in "test", 5 % in "dev", the others in "train"."""
     share = int.from_bytes(hashlib.sha256(key.encode()).digest()[:4]) / 2**32
     return "test" if share < 0.1 else "dev" if share < 0.15 else "train"
 
 
 def examples(split: str, languages: tuple[str, str], seed: int = 0) -> Iterator[Example]:
-    """Endless sentence pairs of 'train', 'dev' or 'test', each with the values that it holds out.
+    """Yield sentence pairs of "train", "dev" or "test" without end, each with the keys of its values.
 
     A language pair and its reverse have the same sentences. Raises `UserError` for languages that are not `SUPPORTED`.
     """
@@ -262,13 +266,13 @@ def examples(split: str, languages: tuple[str, str], seed: int = 0) -> Iterator[
             keys = [f"{template.english} {values}"]
             if split_of(keys[0]) != split:
                 continue
-        figures = rng.random() < 0.5  # in English; the other language has words
+        figures = rng.random() < 0.5  # whether English has figures and the other language words, or the reverse
         said = {"en": _say(template, values, "en", not figures), other: _say(template, values, other, figures)}
         yield Example(said[languages[0]], said[languages[1]], tuple(keys))
 
 
 def pairs(split: str, languages: tuple[str, str], seed: int = 0) -> Iterator[tuple[str, str]]:
-    """Endless (source, target) sentences of 'train', 'dev' or 'test': a pure function of the arguments."""
+    """Yield (source, target) sentences of "train", "dev" or "test" without end: a pure function of the arguments."""
     return ((example.source, example.target) for example in examples(split, languages, seed))
 
 
@@ -276,7 +280,7 @@ def _check(languages: tuple[str, str]) -> None:
     if tuple(languages) not in SUPPORTED:
         known = ", ".join("-".join(pair) for pair in SUPPORTED)
         raise UserError(
-            f"data.languages = {'-'.join(languages)}: the generated phrases know {known}; choose one of these, "
+            f"data.languages = {'-'.join(languages)}: the generated phrases support {known}; choose one of these, "
             "or set data.corpus to 'text' and name your own files"
         )
 
@@ -287,9 +291,9 @@ def _check(languages: tuple[str, str]) -> None:
 def write(folder: Path, languages: tuple[str, str], train_pairs: int, seed: int = 0) -> Corpora:
     """Write `train.en`, `train.de`, `dev.en`, ... to a sealed folder in `folder`: `train_pairs`, 500 and 1,000 pairs.
 
-    No development or test sentence is repeated, and neither set depends on `train_pairs`. The sealed folder's name is
-    a hash of all that the text depends on; one that is there is taken. Raises `UserError` for languages that are not
-    `SUPPORTED`.
+    No source sentence is repeated within the development or the test set, and neither set depends on `train_pairs`. The
+    name of the sealed folder ends in a hash of all that the text depends on; an existing folder is used again. Raises
+    `UserError` for languages that are not `SUPPORTED`.
     """
     _check(languages)
     made_of = {

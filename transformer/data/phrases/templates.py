@@ -1,8 +1,8 @@
-"""The sentences of the generated phrases, as rows "English | German | French"; an indented line continues its row.
+"""The templates of the generated phrases, as rows "English | German | French". An indented line continues a row.
 
-(a/b) are alternatives, chosen together in all groups of a row: each choice is one template. {kind} is a slot, filled
-from `corpus.KINDS`; {kind2} is another of the kind, {kind:form} asks for a grammatical form of `wording`.
-Each text stands once in a language, so that a sentence has one translation; neither "/" nor "(" can be part of it.
+(a/b) are alternatives: the n-th of all groups of a row together make one template. {kind} is a slot for a value of the
+kind in `corpus.KINDS`, {kind2} a second slot of this kind, and {kind:form} a slot in a grammatical form of `wording`.
+No text occurs twice in a language, so that a sentence has one translation. A text can't contain "/" or "(".
 """
 
 TEMPLATES = {

@@ -1,9 +1,9 @@
-"""How English, German and French word what the generated phrases are about: numbers, dates, times of day, money,
-measures, countries, languages and a few nouns. Names and units come from the CLDR (through Babel), most number words
-from num2words; the tables add the genders, articles and prepositions that neither knows.
+"""English, German and French words for numbers, dates, times of day, money, measures, countries, languages and a few
+nouns, for the generated phrases. Names and units come from the CLDR (through Babel), most number words from num2words.
+The tables here add the genders, articles and prepositions that these lack.
 
-Every `say_*(value, language, form, words)` returns text; `words` spells numbers out, else they are figures. `form` is a
-grammatical form, in the terms of the language at hand; "" is the form that `templates.TEMPLATES` needs most.
+Every `say_*(value, language, form, words)` returns the text of a value. With `words`, numbers are spelt out, else they
+are figures. `form` is a grammatical form of the given language; "" is the form that `templates.TEMPLATES` needs most.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from babel.units import format_unit
 from num2words import num2words
 
 LOCALES = {language: babel.Locale(language) for language in ("en", "de", "fr")}
-THOUSANDS = {"en": ",", "de": ".", "fr": " "}  # French as it is typed; the CLDR prints U+202F
+THOUSANDS = {"en": ",", "de": ".", "fr": " "}  # French: a plain space, as people type it; the CLDR has U+202F
 POINT = {"en": ".", "de": ",", "fr": ","}
 POINT_WORD = {"en": "point", "de": "Komma", "fr": "virgule"}
-VOWELS = tuple("aeiouéèêœAEIOUÉ")  # l', d'
+VOWELS = tuple("aeiouéèêœAEIOUÉ")  # before these, French has l' and d'
 
 # English: singular and plural. German and French: gender, singular and plural.
 NOUN_ROWS = """
@@ -55,7 +55,7 @@ NOUNS = {
     language: [("", *row.split(" | ")[column].split())[-3:] for row in NOUN_ROWS.strip().split("\n")]
     for column, language in enumerate(LOCALES)
 }
-FOOD = (  # with the French "de"
+FOOD = (  # French: with "de"
     {"en": "flour", "de": "Mehl", "fr": "de farine"},
     {"en": "sugar", "de": "Zucker", "fr": "de sucre"},
     {"en": "rice", "de": "Reis", "fr": "de riz"},
@@ -76,7 +76,7 @@ GERMAN_ONE = {  # before a noun; "" is the accusative
     "": {"m": "einen", "f": "eine", "n": "ein"},
     "dat": {"m": "einem", "f": "einer", "n": "einem"},
 }
-# Countries by German gender ("n" goes without an article) and by French ("island" goes without one, and takes "à").
+# Countries by gender in German ("n": without article) and in French ("island": without article, and with "à").
 GERMAN_COUNTRIES = {
     "n": "AL AR AT AU BE BG BO BR CA CL CN CO CU CY CZ DE DK DZ EC EE EG ES ET FI FR GH GR HR HU ID IE IN IS IT JO JP"
     " KE KR KZ LT LU LV MA MG MX NG NO NP NZ PE PL PT RO RS SE SI TH TN UY VE VN ZA",
@@ -116,20 +116,20 @@ LANGUAGE_CODES = (
     " sv tr uk vi zh"
 )
 LANGUAGES = LANGUAGE_CODES.split()
-DURATIONS = {  # German and French gender
+DURATIONS = {  # gender in German, then in French
     "second": "ff", "minute": "ff", "hour": "ff", "day": "mm", "week": "ff", "month": "mm", "year": "nm",
 }  # fmt: skip
-CURRENCIES = {  # French gender
+CURRENCIES = {  # gender in French
     "EUR": "m", "USD": "m", "CHF": "m", "GBP": "f", "JPY": "m", "CAD": "m", "DKK": "f", "SEK": "f", "PLN": "m",
     "CZK": "f", "INR": "f", "MXN": "m",
 }  # fmt: skip
-CENTS = {  # the other currencies occur in whole amounts only
+CENTS = {  # other currencies have whole amounts only
     "EUR": {"en": "cents", "de": "Cent", "fr": "centimes"},
     "USD": {"en": "cents", "de": "Cent", "fr": "cents"},
     "CHF": {"en": "rappen", "de": "Rappen", "fr": "centimes"},
     "GBP": {"en": "pence", "de": "Pence", "fr": "pence"},
 }
-PERIODS = {  # of the hours that are told on a twelve-hour clock
+PERIODS = {  # parts of the day, for the hours that the twelve-hour clock can have
     range(1, 11): {"en": "in the morning", "de": "morgens", "fr": "du matin"},
     range(13, 18): {"en": "in the afternoon", "de": "nachmittags", "fr": "de l'après-midi"},
     range(18, 23): {"en": "in the evening", "de": "abends", "fr": "du soir"},
@@ -146,14 +146,14 @@ def _below_1000(language: str) -> list[str]:
 
 
 def cardinal(language: str, n: int) -> str:
-    """The number 0 <= n < 1,000,000 in words, as one counts: "eins", "quatre-vingts", without commas in English."""
+    """The number 0 <= n < 1,000,000 in words, as in counting: "eins", "quatre-vingts", without commas in English."""
     small = _below_1000(language)
     thousands, rest = divmod(n, 1000)
     if not thousands:
         return small[n]
     if language == "en":
         head, link = small[thousands] + " thousand", " and " if rest < 100 else " "
-    elif language == "de":  # num2words says "einundzwanzigtausend", but wrongly "zweihunderteinstausend"
+    elif language == "de":  # num2words has "einundzwanzigtausend", but also the wrong "zweihunderteinstausend"
         head, link = (small[thousands].removesuffix("s") if thousands % 10 == 1 else small[thousands]) + "tausend", ""
     else:
         head, link = "mille" if thousands == 1 else _without_s(small[thousands]) + " mille", " "
@@ -161,12 +161,12 @@ def cardinal(language: str, n: int) -> str:
 
 
 def _without_s(french: str) -> str:
-    """Cent and vingt take a plural -s ("deux cents"), but not before a number word, nor in years, pages and so on."""
+    """Remove the plural -s of cent and vingt ("deux cents"): there is none before a number word, in years, pages ..."""
     return french[:-1] if french.endswith(("cents", "vingts")) else french
 
 
 def say_number(n: int, language: str, form: str = "", words: bool = True) -> str:
-    """A cardinal; form "f" is the French feminine ("vingt et une")."""
+    """A cardinal number. Form "f": the French feminine ("vingt et une")."""
     if not words:
         return f"{n:,}".replace(",", THOUSANDS[language])
     text = cardinal(language, n)
@@ -193,11 +193,11 @@ def _decimal(hundredths: int, language: str, words: bool) -> str:
 
 @cache
 def say_ordinal(n: int, language: str, form: str, words: bool) -> str:
-    """Form: the German ending, or the French gender."""
+    """An ordinal number. Form: the German ending, or the French gender."""
     if language == "fr" and n == 1:
         return ("première" if words else "1re") if form == "f" else ("premier" if words else "1er")
     if words:
-        text = num2words(n, lang=language, to="ordinal").replace("vingtsième", "vingtième")  # its error at 80
+        text = num2words(n, lang=language, to="ordinal").replace("vingtsième", "vingtième")  # corrects num2words at 80
         return text + form.removeprefix("e") if language == "de" else text
     return num2words(n, lang="en", to="ordinal_num") if language == "en" else f"{n}." if language == "de" else f"{n}e"
 
@@ -210,7 +210,7 @@ def say_year(year: int, language: str, form: str, words: bool) -> str:
 
 
 def _counted(n: int, noun: tuple[str, str, str], language: str, form: str, words: bool) -> str:
-    """n of a noun, which is given by gender, singular and plural; form "dat" is the German dative, else accusative."""
+    """A number n with its noun (gender, singular, plural). Form "dat": the German dative; else the accusative."""
     gender, singular, plural = noun
     name = singular if n == 1 else plural
     if form == "dat" and n > 1 and name[-1] not in "ns":
@@ -310,7 +310,7 @@ def say_money(value: tuple[int, str], language: str, form: str, words: bool) -> 
 
 
 def say_date(value: tuple[datetime.date, bool], language: str, form: str, words: bool, year: bool = True) -> str:
-    """A date, and whether it is written as 03/14/2024. Form: the German ending of the day, "" is the dative's."""
+    """A date; value: (date, whether to write it as 03/14/2024). Form: the German ending of the day; "" = the dative."""
     date, slashes = value
     if slashes:
         return date.strftime({"en": "%m/%d/%Y", "de": "%d.%m.%Y", "fr": "%d/%m/%Y"}[language])
@@ -345,7 +345,7 @@ def say_month(month: int, language: str, form: str = "", words: bool = True) -> 
 
 
 def say_time(value: tuple[int, int, bool], language: str, form: str, words: bool) -> str:
-    """Hour (0-23), minute, and whether it is told as "a quarter to eight in the evening"."""
+    """A time; value: (hour 0-23, minute, whether to write it as "a quarter to eight in the evening")."""
     hour, minute, colloquial = value
     if colloquial:
         return _colloquial(hour, minute, language)
@@ -372,7 +372,7 @@ def _hour(hour: int, language: str) -> str:
 
 @cache
 def _colloquial(hour: int, minute: int, language: str) -> str:
-    """A multiple of five minutes on the twelve-hour clock, with the part of the day."""
+    """A time on the twelve-hour clock, with the part of the day. The minute is a multiple of five."""
     now, following = (hour - 1) % 12 + 1, hour % 12 + 1
     before = 60 - minute
     if language == "en":

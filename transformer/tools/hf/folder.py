@@ -1,4 +1,4 @@
-"""The folder of a model for another library's `from_pretrained`: files that are read back, arrays as safetensors."""
+"""Write the folder of a model for another library's `from_pretrained`. Every file is read back and compared."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from transformer.tools.hf.names import Arrays
 
 
 def require_safetensors(what: str) -> None:
-    """Raise `UserError` where the package is missing that `what` needs."""
+    """Raise `UserError` if the package safetensors is missing. `what` names the command that needs it."""
     try:
         import safetensors.numpy  # noqa: F401
     except ImportError:
         raise UserError(f"{what} needs safetensors: pip install 'transformer[export]'") from None
 
 
-def new(out: str) -> Path:
-    """The path of a folder to write. Raises `UserError` where it holds something."""
+def target_folder(out: str) -> Path:
+    """The path of a folder to write. Raises `UserError` if it is not a new or empty folder."""
     folder = Path(out)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{out}: there is something already; name a new folder")
+        raise UserError(f"{out} is not an empty folder; name a new one")
     return folder
 
 
 def write(path: Path, content: Any) -> None:
-    """Write bytes, or anything else as JSON. Raises `OSError` where they can't be read back."""
+    """Write bytes, or anything else as JSON. Raises `OSError` if the file then has other content."""
     if not isinstance(content, bytes):
         content = (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()
     path.write_bytes(content)
@@ -38,10 +38,10 @@ def write(path: Path, content: Any) -> None:
 
 
 def write_arrays(path: Path, arrays: Arrays) -> None:
-    """Write a safetensors file. Raises `OSError` where it can't be read back."""
+    """Write a safetensors file. Raises `OSError` if the file then has other content."""
     from safetensors.numpy import save
 
-    # In memory: the package opens its files by UTF-8 names, whatever the locale.
+    # Not `save_file`: the package encodes file names in UTF-8, whatever the locale.
     write(path, save(dict(arrays), metadata={"format": "pt"}))
     back = read_arrays(path)
     if not all(np.array_equal(back[name], x) for name, x in arrays.items()):

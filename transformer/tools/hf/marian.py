@@ -1,12 +1,13 @@
-"""Our trained model as Hugging Face's `MarianMTModel`, and back, by a table of names.
+"""Convert our trained model to Hugging Face's `MarianMTModel` and back, by a table of names.
 
-Marian's is the one layout there that knows the paper's model: post-norm, sinusoids, one tied table, scaled embeddings.
-What differs is told here and nowhere else: it has biases where ours are an option (they are zero then), and its
-sinusoids keep all sines before all cosines where ours alternate, so every axis over d_model is put in another order.
+Of Hugging Face's models only Marian has the structure of the paper's: post-norm, sinusoids, one tied table, scaled
+embeddings. Two differences are handled here. Marian always has biases in attention and output; they are zero if our
+model has none. Marian's sinusoids have all sines before all cosines, ours alternate; so each axis over d_model is
+permuted.
 
-One difference can't be carried: Marian's norms add 1e-5 to the variance, in its code and not in its config, ours 1e-6
-unless `norm_eps` says so. At the variances of a post-norm model (about 1 and more) the logits differ by some 1e-5; who
-wants them closer sets `module.eps = 1e-6` on each `torch.nn.LayerNorm` after loading.
+One difference remains: Marian's norms add 1e-5 to the variance (in its code, not in its config); ours add `norm_eps`,
+by default 1e-6. At the variances of a post-norm model (about 1 or more) logits differ by about 1e-5. For closer logits,
+set `module.eps = 1e-6` on each `torch.nn.LayerNorm` after loading.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from transformer.config import BOS, EOS, PAD, SPECIALS, Config, ModelConfig, Use
 from transformer.data.tokenizer import Tokenizer
 from transformer.files import new_folder, writing
 from transformer.model import Params
-from transformer.tools.hf.folder import new, require_safetensors, write, write_arrays
+from transformer.tools.hf.folder import require_safetensors, target_folder, write, write_arrays
 from transformer.tools.hf.names import (
     Arrays,
     Row,
@@ -37,7 +38,7 @@ from transformer.tools.hf.names import (
     to_theirs,
 )
 
-# Of each layer; cross-attention in the decoder only. Their matrices are (out, in), ours (in, out).
+# The parameters of one layer; cross-attention is in the decoder only. Their matrices are (out, in), ours (in, out).
 LAYER = (
     Row("self_attention/query", "self_attn.q_proj.weight", "DNH", "NHD"),
     Row("self_attention/key", "self_attn.k_proj.weight", "DNH", "NHD"),
@@ -58,7 +59,7 @@ LAYER = (
     Row("feed_forward_norm/scale", "final_layer_norm.weight", "D", "D"),
     Row("feed_forward_norm/bias", "final_layer_norm.bias", "D", "D"),
 )
-# With biases of ours.
+# Added if our model has `attention_bias`.
 BIASES = tuple(
     Row(f"{theirs}_attention/{ours}_bias", f"{prefix}_attn.{name}_proj.bias", axes, axes)
     for theirs, prefix in (("self", "self"), ("cross", "encoder"))
@@ -67,20 +68,20 @@ BIASES = tuple(
 OUTPUT_BIAS = Row("output_bias", "final_logits_bias", "V", "1V")
 ACTIVATIONS = {"relu": "relu", "gelu": "gelu", "gelu_tanh": "gelu_new", "swish": "swish"}
 SHARED = "model.shared.weight"
-# Other names of the one tied table; saved files leave them out, a model in memory has them.
+# Other names of the tied table. A model in memory has them; saved files don't.
 TIED = ("model.encoder.embed_tokens.weight", "model.decoder.embed_tokens.weight", "lm_head.weight")
-# Computed when a model is built, never saved.
+# Marian computes these when it builds a model. They are never saved.
 POSITIONS = ("model.encoder.embed_positions.weight", "model.decoder.embed_positions.weight")
-# What Marian can express; every other field of the model must have its default, the paper's.
-FREE = (
-    *("encoder_layers", "decoder_layers", "d_model", "d_ff", "heads", "dropout", "max_positions"),
+# Fields that may have any value. Every other field of the model must have its default, the paper's.
+ANY_VALUE = (
+    *("encoder_layers", "decoder_layers", "d_model", "d_ff", "heads", "vocab_size", "dropout", "max_positions"),
     *("initializer", "attention_kernel", "dtype", "attention_dropout", "attention_bias", "activation"),
     *("embedding_scale", "output_bias"),
 )
 
 
 def table(config: ModelConfig) -> list[Row]:
-    """A row for each parameter of a model of this config."""
+    """One row for each parameter of a model with this config."""
     rows = [Row("embedding/table", SHARED, "VD", "VD")] + [OUTPUT_BIAS] * config.output_bias
     for side, layers in (("encoder", config.encoder_layers), ("decoder", config.decoder_layers)):
         for i in range(layers):
@@ -93,10 +94,10 @@ def table(config: ModelConfig) -> list[Row]:
 
 
 def to_marian(params: Params, config: ModelConfig, vocab_size: int) -> dict[str, np.ndarray]:
-    """The state dict of a `MarianMTModel`, float32, as it is saved: the tied table once, no position tables.
+    """The state dict of a `MarianMTModel`, float32, as in a saved file: the tied table once, no position tables.
 
     Raises `UserError` naming the first field of `config` that Marian can't express, or every parameter that is missing,
-    unknown or misshapen.
+    unknown or of the wrong shape.
     """
     refuse_inexpressible(config)
     rows, sizes = table(config), _sizes(config, vocab_size)
@@ -108,11 +109,11 @@ def to_marian(params: Params, config: ModelConfig, vocab_size: int) -> dict[str,
 
 
 def from_marian(state: Arrays, config: ModelConfig, vocab_size: int) -> dict[str, Any]:
-    """Our nested parameters from the state dict of a `MarianMTModel`, saved or in memory: what `to_marian` undoes.
+    """Our nested parameters from the state dict of a `MarianMTModel`, saved or in memory: the inverse of `to_marian`.
 
-    Raises `UserError` naming the first field of `config` that Marian can't express, or everything in `state` that is
-    missing, unknown, misshapen or said twice in two ways, biases that are not zero where our model has none, and
-    position tables other than the sinusoids.
+    Raises `UserError` naming the first field of `config` that Marian can't express, or all that is wrong in `state`:
+    arrays that are missing, unknown or of the wrong shape, copies of the tied table that differ, non-zero biases that
+    our model does not have, and position tables that are not the sinusoids.
     """
     refuse_inexpressible(config)
     rows, sizes = table(config), _sizes(config, vocab_size)
@@ -121,7 +122,7 @@ def from_marian(state: Arrays, config: ModelConfig, vocab_size: int) -> dict[str
     wrong = mismatches(state, [(row.theirs, their_shape(row, sizes)) for row in rows] + _zeros(rows, sizes))
     for name, array in computed.items():
         if name in TIED and SHARED in state and not np.array_equal(array, state[SHARED]):
-            wrong.append(f"{name} and {SHARED} both are our embedding/table, but differ")
+            wrong.append(f"{name} and {SHARED} are both our embedding/table, but differ")
         if name in POSITIONS and not (array.shape[1:] == (config.d_model,) and _is_sinusoidal(array)):
             wrong.append(f"{name} is not the table of sinusoids")
     wrong += [
@@ -135,16 +136,16 @@ def from_marian(state: Arrays, config: ModelConfig, vocab_size: int) -> dict[str
 
 
 def refuse_inexpressible(config: ModelConfig) -> None:
-    """Raise `UserError` naming the first field whose value has no counterpart in Marian."""
-    # A size left to its default and the same size spelt out are one thing.
+    """Raise `UserError` naming the first field whose value Marian can't express."""
+    # A size that is given explicitly is the same as the default if the values are equal.
     size = config.d_model / config.heads
     implied = {"kv_heads": config.heads, "kv_sharing": 1, "d_k": size, "d_v": size, "norm_eps": 1e-5}
     default = flatten(ModelConfig())
     for name, value in flatten(config).items():
-        if name not in FREE and value not in (default[name], implied.get(name.split(".")[-1], default[name])):
+        if name not in ANY_VALUE and value not in (default[name], implied.get(name.split(".")[-1], default[name])):
             raise UserError(
-                f"model.{name} = {value!r}: Marian can't express it; the hf-marian layout is for models with "
-                f"model.{name} {default[name]!r}"
+                f"model.{name} = {value!r}: Marian can't express it; hf-marian needs a model with "
+                f"model.{name} = {default[name]!r}"
             )
 
 
@@ -179,15 +180,15 @@ def marian_config(config: Config, vocab_size: int) -> dict[str, Any]:
         "bos_token_id": BOS,
         "eos_token_id": EOS,
         "decoder_start_token_id": BOS,
-        "forced_eos_token_id": None,  # theirs by default: id 0
+        "forced_eos_token_id": None,  # the default is id 0
         "dtype": "float32",
     }
 
 
 def generation_config(config: Config) -> dict[str, Any]:
-    """The generation_config.json: our beam search as far as theirs has it.
+    """The generation_config.json: those options of our beam search that theirs has.
 
-    Theirs divides by length^alpha alone ('fairseq'); the paper's penalty becomes that one with the same alpha.
+    Theirs can only divide by length^alpha ('fairseq'); the paper's penalty is replaced by that one with the same alpha.
     """
     d = config.decode
     return {
@@ -205,11 +206,11 @@ def generation_config(config: Config) -> dict[str, Any]:
 def export(workdir: str, out: str, checkpoint: str | None = None) -> Path:
     """Write a checkpoint as a folder for `MarianMTModel.from_pretrained` and `MarianTokenizer.from_pretrained`.
 
-    `checkpoint` as in `transformer.load`. Neither torch nor transformers is needed, but the safetensors package.
-    Raises `UserError` where it is missing, where `out` holds something, and as `to_marian` does.
+    `checkpoint` as in `transformer.load`. Needs the package safetensors, but neither torch nor transformers. Raises
+    `UserError` if safetensors is missing, if `out` is not a new or empty folder, and as `to_marian` does.
     """
     require_safetensors("export --to hf-marian")
-    folder = new(out)
+    folder = target_folder(out)
     config, state, pieces = Checkpoints(workdir).read(checkpoint, _state)
     vocab_size = pieces.vocab_size
     with writing(folder), new_folder(folder) as building:
@@ -229,7 +230,7 @@ def export(workdir: str, out: str, checkpoint: str | None = None) -> Path:
 
 
 def _state(opened: Checkpoint) -> tuple[Config, dict[str, np.ndarray], Tokenizer]:
-    """A checkpoint's config, its parameters by Marian's names, and its tokenizer."""
+    """The config of a checkpoint, its state dict for Marian, and its tokenizer."""
     config = opened.config
     refuse_inexpressible(config.model)  # before the arrays are read
     state = to_marian(opened.finite_params(), config.model, opened.progress["vocab_size"])
@@ -242,7 +243,7 @@ def _sizes(config: ModelConfig, vocab_size: int) -> Sizes:
 
 
 def _zeros(rows: Iterable[Row], sizes: Sizes) -> list[tuple[str, tuple[int, ...]]]:
-    """Names and shapes of the biases that only they have."""
+    """Names and shapes of the biases that Marian has and our model does not."""
     ours = {row.theirs for row in rows}
     projections = [row.theirs for row in rows if "N" in row.their_axes and row.theirs.endswith("weight")]
     biases = [(name.removesuffix("weight") + "bias", (sizes["D"],)) for name in projections]
@@ -251,12 +252,12 @@ def _zeros(rows: Iterable[Row], sizes: Sizes) -> list[tuple[str, tuple[int, ...]
 
 
 def _order(d_model: int) -> np.ndarray:
-    """Our dimension behind each of theirs: first those with a sine, then those with a cosine (paper §3.5)."""
+    """For each of their model dimensions the index of ours: first the sines, then the cosines (paper §3.5)."""
     return np.concatenate([np.arange(0, d_model, 2), np.arange(1, d_model, 2)])
 
 
 def _is_sinusoidal(table_PD: np.ndarray) -> bool:
-    """Whether this is Marian's table of positions. In float64, as theirs: in float32 large angles are 1e-4 apart."""
+    """Whether this is Marian's table of sinusoids. Computed in float64, like theirs: float32 errs by up to 1e-4."""
     length, d_model = table_PD.shape
     angles = np.arange(length)[:, None] * 10_000.0 ** (-np.arange(0, d_model, 2) / d_model)
     return np.allclose(table_PD, np.concatenate([np.sin(angles), np.cos(angles)], axis=1), rtol=0, atol=1e-6)

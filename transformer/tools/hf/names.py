@@ -1,4 +1,4 @@
-"""A table of names between our parameters and another library's arrays, applied both ways, and strict both ways."""
+"""Convert between our parameters and another library's arrays by a table of names. Both directions are strict."""
 
 from __future__ import annotations
 
@@ -20,8 +20,11 @@ Sizes = Mapping[str, int]
 
 
 class Row(NamedTuple):
-    """One parameter: D model, N heads, H head size, F feed-forward, V vocabulary; theirs has N and H as one axis, and
-    may have axes of size 1, written "1", that ours has not."""
+    """One parameter: its name and axes in our model and in theirs.
+
+    Axes: D model, N heads, H head size, F feed-forward, V vocabulary. In their arrays N and H are one axis, written
+    "NH", and "1" is an axis of size 1 that ours does not have.
+    """
 
     ours: str
     theirs: str
@@ -30,13 +33,13 @@ class Row(NamedTuple):
 
 
 def flat(params: Params) -> dict[str, np.ndarray]:
-    """Our nested parameters in float32, by their paths."""
+    """Our nested parameters as a flat dict: path -> float32 array."""
     leaves = jax.tree_util.tree_leaves_with_path(params)
     return {"/".join(key.key for key in keys): np.asarray(leaf, np.float32) for keys, leaf in leaves}
 
 
 def nested(arrays: Arrays) -> dict[str, Any]:
-    """What `flat` undoes."""
+    """Nested parameters from a flat dict: the inverse of `flat`."""
     params: dict[str, Any] = {}
     for path, array in arrays.items():
         *folders, last = path.split("/")
@@ -48,37 +51,37 @@ def nested(arrays: Arrays) -> dict[str, Any]:
 
 
 def our_shape(row: Row, sizes: Sizes) -> tuple[int, ...]:
-    """The shape of the row's parameter."""
+    """The shape of our parameter."""
     return tuple(sizes[a] for a in row.our_axes)
 
 
 def their_shape(row: Row, sizes: Sizes) -> tuple[int, ...]:
-    """The shape of the row's array."""
+    """The shape of their array."""
     sizes = {**sizes, "1": 1}
     return tuple(math.prod(sizes[a] for a in axis) for axis in re.findall("NH|.", row.their_axes))
 
 
 def to_theirs(array: np.ndarray, row: Row, sizes: Sizes, order: np.ndarray | None = None) -> np.ndarray:
-    """Our parameter as their array. `order`: our dimension of the model behind each of theirs, where they differ."""
+    """Convert our parameter to their array. `order`: for each of their model dimensions the index of ours."""
     array = _permuted(array, row.our_axes, row.their_axes.replace("1", ""), order)
     return np.array(array.reshape(their_shape(row, sizes)), order="C")  # a copy: JAX's arrays are read-only
 
 
 def to_ours(array: np.ndarray, row: Row, sizes: Sizes, order: np.ndarray | None = None) -> np.ndarray:
-    """What `to_theirs` undoes, with the same `order`."""
+    """Convert their array to our parameter: the inverse of `to_theirs` with the same `order`."""
     axes = row.their_axes.replace("1", "")
     array = array.reshape([sizes[a] for a in axes])
     return np.array(_permuted(array, axes, row.our_axes, None if order is None else np.argsort(order)), order="C")
 
 
 def _permuted(array: np.ndarray, axes: str, to: str, order: np.ndarray | None) -> np.ndarray:
-    """`array` with its axes in the order `to` and the dimensions of the model in the given order."""
+    """`array` with its axes in the order `to`, and axis D permuted by `order`."""
     array = array.transpose([axes.index(a) for a in to])
     return array if order is None or "D" not in axes else array.take(order, axis=to.index("D"))
 
 
 def mismatches(arrays: Arrays, expected: Iterable[tuple[str, tuple[int, ...]]]) -> list[str]:
-    """What is missing, unknown, misshapen, or expected twice."""
+    """A message for each array that is missing, unknown, expected twice, or has the wrong shape."""
     shapes = dict(expected)
     wrong = [f"{name} is matched {n} times" for name, n in Counter(name for name, _ in expected).items() if n > 1]
     wrong += [f"missing {name}" for name in shapes if name not in arrays]
@@ -91,6 +94,6 @@ def mismatches(arrays: Arrays, expected: Iterable[tuple[str, tuple[int, ...]]]) 
 
 
 def refuse(what: str, wrong: list[str]) -> None:
-    """Raise `UserError` with all that is wrong, if anything is."""
+    """Raise `UserError` with all messages in `wrong`, if there are any. `what` names the model."""
     if wrong:
         raise UserError(f"{what}: {'; '.join(wrong)}")
