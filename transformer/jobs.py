@@ -106,7 +106,7 @@ def _train(task: Any, config: Any, options: argparse.Namespace, profile: tuple[i
     from transformer.training.start import hold, refuse_other_config
 
     with contextlib.ExitStack() as stack:
-        stack.enter_context(processes.together())
+        stack.enter_context(processes.fail_fast())
         lock = None
         stack.enter_context(enough_memory(SMALLER))  # inside, as the other processes are to be told
         there = config_there(options.workdir)

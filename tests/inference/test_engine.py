@@ -223,7 +223,7 @@ def test_the_batch_changes_nothing(decode):
 def test_collecting_the_cache_changes_nothing(monkeypatch):
     """More room from the beginning: then nothing is ever collected. Sentences never leave but all at once."""
     monkeypatch.setattr(engine, "STAGE", 48)
-    monkeypatch.setattr(engine, "FEWEST_ROWS", 64)
+    monkeypatch.setattr(engine, "MIN_ROWS", 64)
     calls, rearrange = [], engine.rearrange
     monkeypatch.setattr(engine, "rearrange", lambda *a, **k: calls.append(a) or rearrange(*a, **k))
     # STAGE is no argument of the compiled programs: a model of its own keeps them from being mistaken.

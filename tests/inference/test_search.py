@@ -13,7 +13,7 @@ from transformer.config import ModelConfig
 from transformer.inference import engine
 from transformer.inference.beam_search import Options
 from transformer.inference.constraints import Constraints
-from transformer.inference.engine import FEWEST_ROWS, Strategy, decode
+from transformer.inference.engine import MIN_ROWS, Strategy, decode
 from transformer.model import build
 
 PAD, BOS, EOS = 0, 1, 2
@@ -100,7 +100,7 @@ def test_equals_a_plain_beam_search_without_a_cache():
 
 def test_neighbours_and_padding_rows_change_no_bit():
     """At one compiled shape, that of the fewest rows: each sentence among others, among empty rows, in another row."""
-    rows = FEWEST_ROWS
+    rows = MIN_ROWS
     others = sources(rows, 6, seed=1)
     for first in (0, rows):
         chosen, limits_of = SOURCE[first : first + rows], LIMITS[first : first + rows]

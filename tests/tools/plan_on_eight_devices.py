@@ -65,7 +65,8 @@ def main() -> None:
     found["replicated"] = update(mesh)
     found["replicated over fsdp"] = update(sharding.make_mesh(MeshConfig(1, 8, 1)))
     sharding.RULES = ((r"(.*_)?embedding/table", P("data")), *right[1:])
-    translation.in_use = lambda params, mesh: params  # else there are copies of it, one for each part of the batch
+    # Without this, each part of the batch has a copy of the table.
+    translation.with_table_copies = lambda params, mesh: params
     found["gathered"] = update(sharding.make_mesh(MeshConfig(8, 1, 1)))
     print(json.dumps(found))
 

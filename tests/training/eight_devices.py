@@ -81,13 +81,13 @@ class Run:
         shapes = {name: array.shape for name, array in batches(accumulate, variant)[0].items()}
         self.update = made.compile(shapes, accumulate)
 
-    def place(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
+    def put(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
         return jax.device_put(cut(batch, self.mesh, self.accumulate), batch_sharding(self.mesh, micro_batches=True))
 
     def train(self, state: TrainState, some: list[dict[str, np.ndarray]]) -> tuple[TrainState, list[float]]:
         losses = []
         for batch in some:
-            state, metrics = self.update(state, self.place(batch))
+            state, metrics = self.update(state, self.put(batch))
             losses.append(float(metrics["loss"]))
         return state, losses
 
@@ -156,7 +156,7 @@ def main(folder: Path, cases: list[tuple[str, int]]) -> None:
             "expected": expected,
             "decoded": decoded(jax.device_put(learned, run.layout.params), variant),
         }
-        batch = sum(x.addressable_shards[0].data.nbytes for x in run.place(some[0]).values())
+        batch = sum(x.addressable_shards[0].data.nbytes for x in run.put(some[0]).values())
         result["planned"] = bytes_of(run.abstract) + batch
         result["arguments"] = run.update.memory_analysis().argument_size_in_bytes
         result["needed"] = bytes_needed(run.update), bytes_needed(single.update)

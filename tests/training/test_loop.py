@@ -843,7 +843,7 @@ def test_each_shape_is_compiled_once(tiny, packing: bool) -> None:
     made, batches = program(task.objective, config.train, make_mesh(config.mesh, jax.devices()[:1])), task.batches()
     state, feed = made.init(), Feed(batches, made.mesh, config.train.accumulate)
     for host in feed.stream(0, 3 * batches.batches_per_epoch, 2):
-        state, _ = made.update(state, feed.place(host))
+        state, _ = made.update(state, feed.put(host))
     assert made.update._cache_size() == len(batches.shapes) == (1 if packing else 2)
 
 

@@ -302,6 +302,6 @@ def test_alone_all_of_it_is_nothing() -> None:
 def test_a_collective_that_fails_waits_for_what_became_of_the_others(monkeypatch, caplog, kind, told, waits) -> None:
     monkeypatch.setattr(processes, "count", lambda: 2)
     monkeypatch.setattr(processes, "HEARTBEAT", 0.001)
-    with pytest.raises(kind, match=told.split()[0]), processes.together():
+    with pytest.raises(kind, match=told.split()[0]), processes.fail_fast():
         raise kind(told)
     assert ("no longer answer" in caplog.text) == waits

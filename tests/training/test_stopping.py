@@ -21,7 +21,7 @@ from transformer.tasks.translation import Translation
 from transformer.training import loop
 from transformer.training.objectives import sequences
 from transformer.training.progress import Display
-from transformer.training.stopping import Ears
+from transformer.training.stopping import StopSignals
 
 
 @pytest.fixture
@@ -52,16 +52,16 @@ def send(number: int) -> Callable[[], None]:
 def test_what_is_heard_and_what_stays_ignored(number: int, monkeypatch, capfd) -> None:
     """Under nohup SIGHUP is ignored."""
     before = signal.getsignal(number)
-    with Ears() as ears:
+    with StopSignals() as signals:
         send(number)()
-        assert ears.heard == number
+        assert signals.received == number
     assert signal.getsignal(number) == before
     assert f"{signal.Signals(number).name}: saving the state" in capfd.readouterr().err
     try:
         signal.signal(number, signal.SIG_IGN)
-        with Ears() as ears:
+        with StopSignals() as signals:
             send(number)()
-            assert ears.heard is None
+            assert signals.received is None
     finally:
         signal.signal(number, before)
 
@@ -72,10 +72,10 @@ def test_a_signal_is_heard_where_nothing_can_be_written(monkeypatch) -> None:
     def gone(*_: object) -> None:
         raise OSError(5, "Input/output error")
 
-    with Ears() as ears, monkeypatch.context() as patch:
+    with StopSignals() as signals, monkeypatch.context() as patch:
         patch.setattr(os, "write", gone)
         send(SIGHUP)()
-        assert ears.heard == SIGHUP
+        assert signals.received == SIGHUP
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from transformer.model import Params
 log = logging.getLogger("transformer")
 J, R = TypeVar("J"), TypeVar("R")
 
-MOST_STREAMS = 8  # on a CPU of many cores
+MAX_STREAMS = 8  # on a CPU of many cores
 LENGTHS = (8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
 
 
@@ -144,7 +144,7 @@ class Batcher:
         if self._streams:
             return self._streams
         # What is small in a step runs on one core: another batch uses the others meanwhile.
-        return min(MOST_STREAMS, cores()) if jax.default_backend() == "cpu" else 1
+        return min(MAX_STREAMS, cores()) if jax.default_backend() == "cpu" else 1
 
 
 def padded_lengths() -> Iterator[int]:

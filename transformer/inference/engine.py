@@ -28,9 +28,9 @@ from transformer.inference.constraints import Constraints
 from transformer.inference.sampling import sampled
 from transformer.model import Cache, Memory, Model, Params
 
-FEWEST_ROWS = 4  # below this a smaller batch is hardly faster
+MIN_ROWS = 4  # below this a smaller batch is hardly faster
 STAGE = 16  # positions between two looks at the cache
-_dispatching = threading.Lock()  # of threads that decode at once, none compiles what another is just compiling
+_dispatch_lock = threading.Lock()  # of threads that decode at once, none compiles what another is just compiling
 SIZES = (0, 32, 64, 96, 128, 192, 256, 384, 512, 768, 1024)  # of what is kept: output positions, or cache slots
 
 
@@ -67,7 +67,7 @@ def log_softmax(logits_XV: Array) -> Array:
     return jax.lax.platform_dependent(logits_XV, cpu=on_cpu, default=jax.nn.log_softmax)
 
 
-def over_devices(array: Any) -> NamedSharding | None:
+def row_sharding(array: Any) -> NamedSharding | None:
     """How an array's rows are cut over several devices; None if they are not."""
     sharding = getattr(array, "sharding", None)  # NumPy arrays have none
     cut = isinstance(sharding, NamedSharding) and sharding.mesh.size > 1 and sharding.spec and sharding.spec[0]
@@ -90,14 +90,14 @@ def on_each_device(function: Any, over: NamedSharding | None) -> Any:
     if over is None:
         return function
 
-    def on_own_rows(*args: Any) -> Any:
+    def on_local_rows(*args: Any) -> Any:
         specs = jax.tree.map(lambda x: over.spec if x.ndim else P(), args)
         return jax.shard_map(function, mesh=over.mesh, in_specs=specs, out_specs=over.spec)(*args)
 
-    return on_own_rows
+    return on_local_rows
 
 
-def laid(tree: Any, over: NamedSharding | None) -> Any:
+def constrain_rows(tree: Any, over: NamedSharding | None) -> Any:
     """Arrays with their rows over the devices, where these divide them."""
     constrain = jax.lax.with_sharding_constraint
     return jax.tree.map(lambda x: constrain(x, over) if x.ndim and divides(over, len(x)) else x, tree)
@@ -154,7 +154,7 @@ def begin(
         model.bind(parameters).init_cache(len(source_BS), STAGE, options.beam_size, dtype)
         for model, parameters in zip(models, params, strict=True)
     )
-    return laid((memories, start(caches, limit_B, length, options, given)), over)
+    return constrain_rows((memories, start(caches, limit_B, length, options, given)), over)
 
 
 @partial(jax.jit, static_argnames=("models", "over"), donate_argnames="beams")
@@ -210,7 +210,7 @@ def rearrange(
     beams = replace(
         beams, tokens_BML=jnp.pad(beams.tokens_BML, more), done_tokens_BML=jnp.pad(beams.done_tokens_BML, more)
     )
-    return laid((memories, beams), over)
+    return constrain_rows((memories, beams), over)
 
 
 def size(n: int, ladder: Sequence[int] = SIZES) -> int:
@@ -232,45 +232,47 @@ def decode(
     `source_BS` are pieces with eos, padded with 0; `limit_B` the greatest numbers of pieces, eos included, and 0 for
     rows that are not there: these yield nothing. Ends early once `stop` is set.
     """
-    limits, over = np.asarray(limit_B), over_devices(source_BS)
+    limits, over = np.asarray(limit_B), row_sharding(source_BS)
     length, until, keep = size(STAGE), STAGE, None
-    with _dispatching:
+    with _dispatch_lock:
         memories, beams = begin(
             *(params, source_BS, limit_B, given, strategy.options),
             **{"models": models, "length": length, "dtype": cache_type(), "over": over},
         )
     # Which row of the input each row of the batch holds; -1 where it is done with.
-    number = np.where(limits > 0, np.arange(len(limits)), -1)
-    while (left := np.flatnonzero(number >= 0)).size:
+    input_row = np.where(limits > 0, np.arange(len(limits)), -1)
+    while (left := np.flatnonzero(input_row >= 0)).size:
         if stop is not None and stop.is_set():
             return
-        rows, index = len(number), None
-        while half(rows, over) >= len(left):
+        rows, index = len(input_row), None
+        while halve_at(rows, over) >= len(left):
             rows //= 2
-        if rows < len(number):
+        if rows < len(input_row):
             # Filled up with sentences that are done with, which stay stopped.
-            index = np.concatenate([left, np.flatnonzero(number < 0)])[:rows]
-            number = number[index]
-        with _dispatching:
+            index = np.concatenate([left, np.flatnonzero(input_row < 0)])[:rows]
+            input_row = input_row[index]
+        with _dispatch_lock:
             if index is not None or keep is not None:
                 memories, beams = rearrange(memories, beams, index, length=length, keep=keep, over=over)
-            beams, used = proceed(params, memories, beams, strategy, half(rows, over), until, models=models, over=over)
-        done = np.flatnonzero(np.asarray(beams.stopped_B) & (number >= 0))
+            beams, used = proceed(
+                params, memories, beams, strategy, halve_at(rows, over), until, models=models, over=over
+            )
+        done = np.flatnonzero(np.asarray(beams.stopped_B) & (input_row >= 0))
         if done.size:
-            with _dispatching:
-                found = hypotheses(beams, strategy.options)
-            found = jax.tree.map(np.asarray, found)
+            with _dispatch_lock:
+                finished = hypotheses(beams, strategy.options)
+            finished = jax.tree.map(np.asarray, finished)
             for row in done:
-                yield int(number[row]), Hypotheses(*(x[row] for x in found))
-            number[done] = -1
+                yield int(input_row[row]), Hypotheses(*(x[row] for x in finished))
+            input_row[done] = -1
         keep = None
         if int(beams.at) == until:
             until, keep = until + STAGE, size(int(used))
             length = size(until)
 
 
-def half(rows: int, over: NamedSharding | None) -> int:
+def halve_at(rows: int, over: NamedSharding | None) -> int:
     """At how many sentences a batch of so many rows is cut in half; 0 = never."""
-    if rows <= FEWEST_ROWS or rows % 2:
+    if rows <= MIN_ROWS or rows % 2:
         return 0
     return rows // 2 if over is None or divides(over, rows // 2) else 0  # else each device would have all of them

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("transformer")
 
 _NEIGHBOURHOOD = 256  # pieces
-MOST_LINES = 2**31 - 1  # which sampling numbers by 32 bits
+MAX_LINES = 2**31 - 1  # which sampling numbers by 32 bits
 
 
 def texts(name: str, given: Iterable[str]) -> list[str]:

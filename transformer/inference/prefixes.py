@@ -150,12 +150,12 @@ class Prefixes:
         for offset in range(len(prefix.spelt)):
             rest = self._reach(prefix.spelt, offset)
             tables["beyond_BO2"][row, offset] = self._beyond(rest)
-            found = list(self._within(rest))
-            sure = [(offset, id) in prefix.sure for id, _ in found]
-            tables["pieces_BOK"][row, offset, : len(found)] = [id for id, _ in found]
-            tables["fewest_BOK"][row, offset, : len(found)] = [prefix.fewest[offset + n] for _, n in found]
+            within = list(self._within(rest))
+            sure = [(offset, id) in prefix.sure for id, _ in within]
+            tables["pieces_BOK"][row, offset, : len(within)] = [id for id, _ in within]
+            tables["fewest_BOK"][row, offset, : len(within)] = [prefix.fewest[offset + n] for _, n in within]
             # Where only the model's own choice has led, it goes on choosing.
-            tables["sure_BOK"][row, offset, : len(found)] = sure if any(sure) else True
+            tables["sure_BOK"][row, offset, : len(within)] = sure if any(sure) else True
 
     def limit(self, limit: int, prefix: Prefix) -> int:
         """How many pieces a translation may have: a limit, or more where the prefix alone needs them."""
@@ -171,8 +171,8 @@ class Prefixes:
 
 def _offsets(cut: Cut) -> set[tuple[int, int]]:
     """Where each piece begins, and the piece."""
-    found, offset = set(), 0
+    offsets, offset = set(), 0
     for piece, spelt in zip(cut.pieces, cut.spelt, strict=True):
-        found.add((offset, piece))
+        offsets.add((offset, piece))
         offset += len(spelt)
-    return found
+    return offsets

@@ -22,7 +22,7 @@ from transformer.files import synced
 
 log = logging.getLogger("transformer")
 
-_MOST = 10_000  # shares
+_MAX_SHARES = 10_000  # shares
 _DIGEST = 64  # bytes at the end of a part: the sha256 of which share it is and of all before them
 
 
@@ -31,8 +31,8 @@ def parse(text: str) -> tuple[int, int]:
     numbers = [whole_number(number) for number in text.split("/")]
     if len(numbers) != 2 or None in numbers or not numbers[0] < numbers[1]:
         raise UserError(f"--share {text}: must be I/N with I from 0 to N - 1, such as 0/4")
-    if numbers[1] > _MOST:
-        raise UserError(f"--share {text}: there can be {_MOST:,} shares at most")
+    if numbers[1] > _MAX_SHARES:
+        raise UserError(f"--share {text}: there can be {_MAX_SHARES:,} shares at most")
     return numbers[0], numbers[1]
 
 
@@ -96,7 +96,7 @@ def translate_share(
         if others := sorted(path.name for path in every if path not in parts):
             log.warning("not put together with these, of another input, model, options or type: %s", ", ".join(others))
         return
-    if _put_together(parts, target, digest):
+    if _join(parts, target, digest):
         log.info("%s is complete", target)
     # The parts, and what processes left that were killed.
     for path in target.parent.glob(f"{glob.escape(target.name)}.{digest}.*"):
@@ -108,28 +108,28 @@ def _translate(answer: Callable, lines: list[bytes], first: int, part: Path, tar
     # A number of a process will not do: those of several machines or containers may be the same.
     unfinished = part.with_name(f"{part.name}.{uuid.uuid4().hex}.unfinished")
     try:
-        output = _Output(unfinished, target, _which(part))
+        output = _Output(unfinished, target, _share_of(part))
         with io.BufferedWriter(output) as file:
             answer(io.BytesIO(b"".join(line + b"\n" for line in lines)), file, first)
             file.flush()
             file.write(output.sha256.hexdigest().encode())
         # It is gone where others, who had this share too, have completed the output meanwhile.
-        with _told(target), contextlib.suppress(FileNotFoundError):
+        with _output_errors(target), contextlib.suppress(FileNotFoundError):
             synced(unfinished)
-            if _finished(unfinished, _which(part)) is None:
-                raise _not_kept(target)
+            if _finished(unfinished, _share_of(part)) is None:
+                raise _disk_error(target)
             unfinished.replace(part)
     finally:
         with contextlib.suppress(OSError):
             unfinished.unlink(missing_ok=True)
 
 
-def _which(part: Path) -> bytes:
+def _share_of(part: Path) -> bytes:
     """Which share a part is of: one that is renamed is not taken for another."""
     return part.name.rpartition(".")[2].encode()
 
 
-def _not_kept(target: Path) -> UserError:
+def _disk_error(target: Path) -> UserError:
     return UserError(f"--output {target}: the disk does not keep what is written; name one on another disk")
 
 
@@ -152,7 +152,7 @@ def _finished(part: Path, which: bytes | None = None) -> bytes | None:
     except OSError as error:
         raise UserError(f"{part} cannot be read ({error.strerror or error}); remove it, or see to that") from None
     translations, digest = content[:-_DIGEST], content[-_DIGEST:]
-    sha256 = hashlib.sha256(_which(part) if which is None else which)
+    sha256 = hashlib.sha256(_share_of(part) if which is None else which)
     sha256.update(translations)
     if sha256.hexdigest().encode() == digest:
         return translations
@@ -175,14 +175,14 @@ def _require_same(target: Path, first: int, translations: bytes | None) -> None:
         raise _occupied(target)
 
 
-def _put_together(parts: Sequence[Path], target: Path, digest: str) -> bool:
+def _join(parts: Sequence[Path], target: Path, digest: str) -> bool:
     """Write the output of all parts. Returns False where another process was as quick.
 
     Raises `UserError` where one of them is not as it was written, or where another file has come to be there.
     """
-    together = target.with_name(f"{target.name}.{digest}.{uuid.uuid4().hex}.together")
+    joined = target.with_name(f"{target.name}.{digest}.{uuid.uuid4().hex}.together")
     try:
-        with io.BufferedWriter(whole := _Output(together, target)) as file:
+        with io.BufferedWriter(output := _Output(joined, target)) as file:
             for i, part in enumerate(parts):
                 if (translations := _finished(part)) is None:
                     if target.exists():
@@ -191,17 +191,17 @@ def _put_together(parts: Sequence[Path], target: Path, digest: str) -> bool:
                         f"--output {target}: share {i} is missing; translate it with --share {i}/{len(parts)}"
                     )
                 file.write(translations)
-        synced(together)
-        written = digest_of_file(together)
-        if written["sha256"] != whole.sha256.hexdigest():
-            raise _not_kept(target)
-        return _rename_to_new(together, target, written)
+        synced(joined)
+        written = digest_of_file(joined)
+        if written["sha256"] != output.sha256.hexdigest():
+            raise _disk_error(target)
+        return _rename_to_new(joined, target, written)
     except OSError as error:
         if isinstance(error, FileNotFoundError) and target.exists():
             return False
         raise UserError(f"--output {target}: {error.strerror}") from None
     finally:
-        together.unlink(missing_ok=True)
+        joined.unlink(missing_ok=True)
 
 
 def _rename_to_new(path: Path, target: Path, written: dict[str, Any]) -> bool:
@@ -229,22 +229,22 @@ class _Output(io.FileIO):
     def __init__(self, path: Path, target: Path, seed: bytes = b""):
         """`sha256` is that of `seed` and of what is written."""
         self._target, self.sha256 = target, hashlib.sha256(seed)
-        with _told(target):
+        with _output_errors(target):
             super().__init__(path, "x")
 
     def write(self, data: Any) -> int:
-        with _told(self._target):
+        with _output_errors(self._target):
             count = super().write(data)
         self.sha256.update(memoryview(data)[:count])
         return count
 
     def close(self) -> None:
-        with _told(self._target):
+        with _output_errors(self._target):
             super().close()
 
 
 @contextlib.contextmanager
-def _told(target: Path) -> Iterator[None]:
+def _output_errors(target: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:

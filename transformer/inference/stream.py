@@ -37,7 +37,7 @@ def translate_stream(translator: Translator, source: BinaryIO, target: BinaryIO,
             log.warning("line 1 is a JSON object, and translated as text; with --jsonl its field 'source' is")
         return translator.translate(lines, first_line=first)
 
-    return _answer(source, target, answer, first_line)
+    return _answer_lines(source, target, answer, first_line)
 
 
 def translate_jsonl(
@@ -57,30 +57,30 @@ def translate_jsonl(
         records = list(_records(lines, first, ("source",), ("prefix",)))
         sources = [record["source"] for record in records]
         prefixes = [record.get("prefix", "") for record in records]
-        found = translator.translate_n_best(sources, first_line=first, prefixes=prefixes if any(prefixes) else None)
+        n_best = translator.translate_n_best(sources, first_line=first, prefixes=prefixes if any(prefixes) else None)
         scored = iter(())
         if details:
             best = [
                 (text, hypotheses[0].tokens)
-                for text, hypotheses in zip(sources, found, strict=True)
-                if _scored(hypotheses)
+                for text, hypotheses in zip(sources, n_best, strict=True)
+                if _has_score(hypotheses)
             ]
             # Their warnings have been given.
             again = translator.encode([text for text, _ in best], None)
             scored = iter(translator.score_pieces(again, [tokens for _, tokens in best]))
-        for record, hypotheses in zip(records, found, strict=True):
+        for record, hypotheses in zip(records, n_best, strict=True):
             record |= {"translation": "", "score": None}
-            if _scored(hypotheses):
+            if _has_score(hypotheses):
                 record |= {"translation": hypotheses[0].text, "score": hypotheses[0].score}
             if translator.config.n_best > 1:
                 record["n_best"] = [
-                    {"translation": t.text, "score": t.score} for t in hypotheses if _scored(hypotheses)
+                    {"translation": t.text, "score": t.score} for t in hypotheses if _has_score(hypotheses)
                 ]
-            if details and _scored(hypotheses):
+            if details and _has_score(hypotheses):
                 record |= _details(next(scored))
             yield to_json(record)
 
-    return _answer(source, target, answer, first_line)
+    return _answer_lines(source, target, answer, first_line)
 
 
 def score_jsonl(translator: Translator, source: BinaryIO, target: BinaryIO) -> int:
@@ -94,10 +94,10 @@ def score_jsonl(translator: Translator, source: BinaryIO, target: BinaryIO) -> i
         for record, scored in zip(records, translator.score(*sides, first_line=first), strict=True):
             yield to_json(record | {"score": scored.score} | _details(scored))
 
-    return _answer(source, target, answer, 1)
+    return _answer_lines(source, target, answer, 1)
 
 
-def _answer(
+def _answer_lines(
     source: BinaryIO, target: BinaryIO, answer: Callable[[Sequence[str], int], Iterable[str]], first_line: int
 ) -> int:
     """Write a line for each line; `answer(lines, number of the first)` gives them for those that arrived together."""
@@ -154,9 +154,9 @@ def _is_record(line: str) -> bool:
         return False
 
 
-def _scored(found: Sequence[Hypothesis]) -> bool:
+def _has_score(hypotheses: Sequence[Hypothesis]) -> bool:
     """Whether there is a translation, with a score that is a number."""
-    return bool(found) and math.isfinite(found[0].score)
+    return bool(hypotheses) and math.isfinite(hypotheses[0].score)
 
 
 def _details(scored: Scored) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from transformer.config import EOS, PAD, DecodeConfig, UserError, check_decode, 
 from transformer.inference.batches import Batch, Batcher, on_all_devices
 from transformer.inference.beam_search import Hypotheses
 from transformer.inference.engine import Strategy, decode
-from transformer.inference.pieces import MOST_LINES, check_ids, encode, texts
+from transformer.inference.pieces import MAX_LINES, check_ids, encode, texts
 from transformer.inference.prefixes import Prefix, Prefixes
 from transformer.inference.scorer import Scored, Scorer
 from transformer.inference.strategy import beams, options, strategy
@@ -154,8 +154,8 @@ class Translator:
         such line and counts them. With `prefixes`, each translation begins with its own, cleaned like a source. A
         prefix may break off anywhere, in a word, too; a space at its end says that the word has ended.
         """
-        found = self.translate_n_best(sentences, first_line=first_line, prefixes=prefixes)
-        return [hypotheses[0].text if hypotheses else "" for hypotheses in found]
+        results = self.translate_n_best(sentences, first_line=first_line, prefixes=prefixes)
+        return [hypotheses[0].text if hypotheses else "" for hypotheses in results]
 
     def translate_n_best(
         self, sentences: Sequence[str], *, first_line: int = 1, prefixes: Sequence[str] | None = None
@@ -163,21 +163,21 @@ class Translator:
         """For each sentence up to `config.n_best` translations, best first; none for a blank one. As `translate`."""
         whole("first_line", first_line, 1)
         pieces = self.encode(sentences, first_line)
-        begun = None
+        forced = None
         if prefixes is not None:
             prefixes = texts("prefixes", prefixes)
             if len(prefixes) != len(pieces):
                 raise UserError(f"{len(pieces)} sentences and {len(prefixes)} prefixes: give as many")
-            begun = self._prefixes.of(
-                prefixes, lambda found: self._check_lengths(found, lambda i: f"line {first_line + i}: the prefix")
+            forced = self._prefixes.of(
+                prefixes, lambda pieces: self._check_lengths(pieces, lambda i: f"line {first_line + i}: the prefix")
             )
         n_best = self.config.n_best
         results: list[list[Hypothesis]] = [[] for _ in pieces]
-        for i, (tokens, scores) in self.search(pieces, prefixes=begun, first=first_line - 1):
+        for i, (tokens, scores) in self.search(pieces, prefixes=forced, first=first_line - 1):
             # Byte pieces can spell a line break; a translation is one line.
             lines = self.tokenizer.decode(tokens[:n_best])
-            if begun is not None:
-                lines = [self._prefixes.kept(line, begun[i]) for line in lines]
+            if forced is not None:
+                lines = [self._prefixes.kept(line, forced[i]) for line in lines]
             lines = [" ".join(line.split("\n")) for line in lines]
             results[i] = [Hypothesis(*parts) for parts in zip(lines, scores, tokens, strict=False)]
         self.tally.count([result[0].score if result else None for result in results], first_line)
@@ -201,7 +201,7 @@ class Translator:
         """
         sentences = texts("sentences", sentences)
         if first_line is not None:
-            whole("first_line", first_line, 1, MOST_LINES - len(sentences))
+            whole("first_line", first_line, 1, MAX_LINES - len(sentences))
         if self.tokenizer is None:
             raise UserError("this translator has no tokenizer: give one, such as Tokenizer.load('tokenizer.model')")
         if self._vocab_size not in (None, self.tokenizer.vocab_size):
@@ -220,15 +220,15 @@ class Translator:
         number of the first sentence in the whole input, which sampling depends on.
         """
         check_ids("source", sources, self._vocab_size)
-        whole("first", first, 0, MOST_LINES - len(sources))
+        whole("first", first, 0, MAX_LINES - len(sources))
         if prefixes is not None and [type(one) for one in prefixes] != [Prefix] * len(sources):
             raise UserError(f"{len(sources)} sources: give as many prefixes, as `Prefixes.of` makes them")
         self._check_sources(sources)
-        how = strategy(self.config, self.tokenizer, None if prefixes is None else self._prefixes.spelling)
+        decoding = strategy(self.config, self.tokenizer, None if prefixes is None else self._prefixes.spelling)
         limits = self._limits(sources, prefixes)
         prefix_bytes = max((len(prefix.spelt) for prefix in prefixes or ()), default=0)
 
-        def work(batch: Batch, stop: threading.Event) -> list[tuple[int, Found]]:
+        def decode_batch(batch: Batch, stop: threading.Event) -> list[tuple[int, Found]]:
             # Empty rows may not search at all.
             limit_B = np.zeros(batch.rows, np.int32)
             given = {"number_B": np.zeros(batch.rows, np.int32)}
@@ -239,12 +239,12 @@ class Translator:
                 given["number_B"][row] = first + i
                 if prefixes is not None:
                     self._prefixes.fill(given, row, prefixes[i])
-            found = self._decode(batch.filled(sources, EOS, PAD), limit_B, how, given, stop)
-            return [(batch.indices[row], _found(hypotheses)) for row, hypotheses in found]
+            finished = self._decode(batch.filled(sources, EOS, PAD), limit_B, decoding, given, stop)
+            return [(batch.indices[row], _as_lists(hypotheses)) for row, hypotheses in finished]
 
         lengths = [n + 1 if n else 0 for n in map(len, sources)]
         batches = self.batcher.batches(lengths, self.config.max_source_length + 1)
-        for results in self.batcher.side_by_side(work, batches):
+        for results in self.batcher.side_by_side(decode_batch, batches):
             yield from results
 
     def _limits(self, sources: Sequence[Sequence[int]], prefixes: Sequence[Prefix] | None) -> list[int]:
@@ -261,7 +261,7 @@ class Translator:
         self,
         source_BS: np.ndarray,
         limit_B: np.ndarray,
-        how: Strategy,
+        decoding: Strategy,
         given: Mapping[str, np.ndarray],
         stop: threading.Event,
     ) -> list[tuple[int, Hypotheses]]:
@@ -271,10 +271,10 @@ class Translator:
             arrays = [x[rows] for x in (source_BS, limit_B, *given.values())]
             source, limit, *rest = self.batcher.put(*arrays)
             of_rows = dict(zip(given, rest, strict=True))
-            found = decode(self.models, self.all_params, source, limit, how, of_rows, stop)
-            return [(rows.start + row, result) for row, result in found]
+            finished = decode(self.models, self.all_params, source, limit, decoding, of_rows, stop)
+            return [(rows.start + row, result) for row, result in finished]
 
-        return [one for found in self.batcher.in_parts(part, len(source_BS)) for one in found]
+        return [row for rows in self.batcher.in_parts(part, len(source_BS)) for row in rows]
 
     def score(self, sentences: Sequence[str], translations: Sequence[str], *, first_line: int = 1) -> list[Scored]:
         """What the model thinks of given translations (forced decoding).
@@ -338,7 +338,7 @@ class Translator:
                 )
 
 
-def _found(hypotheses: Hypotheses) -> Found:
+def _as_lists(hypotheses: Hypotheses) -> Found:
     """The hypotheses of one sentence as lists."""
     lengths = [int(n) for n in hypotheses.lengths_BM if n > 0]
     tokens = [hypotheses.tokens_BML[m, : n - 1].tolist() for m, n in enumerate(lengths)]

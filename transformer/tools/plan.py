@@ -108,7 +108,7 @@ def decoding(config: Config, mesh: Mesh, chip: Chip, sentences: int, length: int
     limit = jax.ShapeDtypeStruct((rows,), jnp.int32, sharding=cut)
     params = (_with_sharding(jax.eval_shape(partial(rounded, dtype=dtype), model.abstract_params), lambda x: whole),)
     options = Options(d.beam_size, BOS, EOS, PAD, d.length_penalty, d.length_normalization)
-    same = {"models": (model,), "over": engine.over_devices(source)}
+    same = {"models": (model,), "over": engine.row_sharding(source)}
     begin = engine.begin.lower(
         *(params, source, limit, {"number_B": limit}, options), length=engine.size(engine.STAGE), **same
     )
@@ -121,7 +121,7 @@ def decoding(config: Config, mesh: Mesh, chip: Chip, sentences: int, length: int
         found = jax.eval_shape(grow, *_with_sharding(found, lambda x: None), None)
     memories, beams = _with_sharding(found, lambda x: cut if x.ndim and engine.divides(cut, len(x)) else whole)
     step = engine.proceed.lower(
-        params, memories, beams, engine.Strategy(options), engine.half(rows, same["over"]), last, **same
+        params, memories, beams, engine.Strategy(options), engine.halve_at(rows, same["over"]), last, **same
     )
     yield estimate(f"decoding step of {rows} sentences", step.compile, chip, mesh.size)
 

@@ -36,17 +36,17 @@ class Feed:
             name: ((m, micro_batch_rows(rows, self._mesh, m), length), {}) for name, (rows, length) in shape.items()
         }
         rows = next(iter(host.values()))[0][1]
-        for begin, end in sorted(self._own(rows)):
+        for begin, end in sorted(self._row_ranges(rows)):
             part = self.batches.read(step, begin * m, end * m)
             for name, (_, parts) in host.items():
                 parts[begin, end] = dealt(part[name], m)
         return host
 
-    def _own(self, rows: int) -> set[tuple[int, int]]:
-        where = self.sharding.addressable_devices_indices_map((self.micro_batches, rows, 1))
-        return {index[1].indices(rows)[:2] for index in where.values()}
+    def _row_ranges(self, rows: int) -> set[tuple[int, int]]:
+        slices = self.sharding.addressable_devices_indices_map((self.micro_batches, rows, 1))
+        return {index[1].indices(rows)[:2] for index in slices.values()}
 
-    def place(self, host: HostBatch) -> Batch:
+    def put(self, host: HostBatch) -> Batch:
         """The batch on the devices of all processes, each of which gives its own part."""
         return {
             name: jax.make_array_from_callback(

@@ -18,7 +18,7 @@ from transformer.checkpoint import Checkpoints
 from transformer.config import UserError, to_json
 from transformer.training.processes import gather
 from transformer.training.progress import clock
-from transformer.training.sharding import batch_sharding, make_mesh, place
+from transformer.training.sharding import batch_sharding, make_mesh, put
 from transformer.training.start import banner, initial, shown
 from transformer.training.step import Program, TrainState, bytes_needed, cut, program
 from transformer.training.task import Batches, Shape, Task
@@ -48,11 +48,11 @@ def accumulation(task_of: Callable[[int], Task], limit: int | None = None) -> in
     has. Raises `UserError` if not even the smallest micro-batches fit.
     """
     limit = min(map(int, gather(str(limit or memory_of_a_device() * 9 // 10))))
-    never = UserError(
+    too_large = UserError(
         f"--batch auto: an update does not fit {limit / 2**30:.1f} GiB a device, however it is cut up; share the "
         "parameters over more devices (mesh.fsdp, mesh.tensor), or set --train.remat True"
     )
-    whole, updates_an_epoch, at_least = 0, 0, 1
+    whole_batch, updates_an_epoch, at_least = 0, 0, 1
     for count in MICRO_BATCHES:
         if count < at_least:
             continue
@@ -62,13 +62,13 @@ def accumulation(task_of: Callable[[int], Task], limit: int | None = None) -> in
         except UserError:
             if count == 1:
                 raise
-            raise never from None
+            raise too_large from None
         most = positions(extremes(batches)[0])
-        whole, updates_an_epoch = whole or most, updates_an_epoch or batches.batches_per_epoch
-        if most < 0.97 * whole or batches.batches_per_epoch > 1.03 * updates_an_epoch + 1:
+        whole_batch, updates_an_epoch = whole_batch or most, updates_an_epoch or batches.batches_per_epoch
+        if most < 0.97 * whole_batch or batches.batches_per_epoch > 1.03 * updates_an_epoch + 1:
             continue  # its micro-batches, of whole rows, make up too little of the batch
-        made = program(task.objective, task.config.train, make_mesh(task.config.mesh))
-        need = memory_of_an_update(made, batches, count)
+        update_program = program(task.objective, task.config.train, make_mesh(task.config.mesh))
+        need = memory_of_an_update(update_program, batches, count)
         fits = need <= limit
         memory = f"{need / 2**30:.2f} of" if need < TOO_MUCH else "more than"
         log.info(
@@ -78,20 +78,20 @@ def accumulation(task_of: Callable[[int], Task], limit: int | None = None) -> in
         if fits:
             return count
         # All but the state shrinks with the micro-batches at most: fewer of them than this need not be tried.
-        state = bytes_of(made.abstract)
+        state = bytes_of(update_program.abstract)
         if state >= limit:
-            raise never
+            raise too_large
         if need < TOO_MUCH:
             at_least = math.ceil(count * (need - state) / (limit - state))
     raise AssertionError("no batch can be cut into so many")
 
 
-def memory_of_an_update(made: Program, batches: Batches, micro_batches: int) -> int:
+def memory_of_an_update(update_program: Program, batches: Batches, micro_batches: int) -> int:
     """Bytes that the largest update takes on a device; `TOO_MUCH` where the compiler refuses it."""
     largest, longest = extremes(batches)
     shapes = [largest] if largest == longest else [largest, longest]
     try:
-        need = max(bytes_needed(made.compile(shape, micro_batches)) for shape in shapes)
+        need = max(bytes_needed(update_program.compile(shape, micro_batches)) for shape in shapes)
     except jax.errors.JaxRuntimeError as error:  # the compiler itself finds out on some devices
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
@@ -126,28 +126,30 @@ def memory_of_a_device() -> int:
 def dry_run(task: Task, workdir: str) -> None:
     """Do everything once: compile the largest shapes, update, save, restore, decode. Log what a run would take."""
     batches, train = task.batches(), task.config.train
-    made = program(task.objective, train, make_mesh(task.config.mesh))
-    banner(task, batches, made)
+    update_program = program(task.objective, train, make_mesh(task.config.mesh))
+    banner(task, batches, update_program)
     largest, longest = extremes(batches)
     for shape in [largest] if largest == longest else [longest, largest]:
         began = time.monotonic()
-        update = made.compile(shape, train.accumulate)
+        update = update_program.compile(shape, train.accumulate)
         log.info("compiled    %s in %s", shown(shape), clock(time.monotonic() - began))
         log.info("memory      %.2f GiB a device for this update", bytes_needed(update) / 2**30)
     filled = {name: np.full(size, 3, np.int32) for name, size in largest.items()}
-    batch = place(cut(filled, made.mesh, train.accumulate), batch_sharding(made.mesh, micro_batches=True))
-    state = initial(task.config, made)
+    batch = put(
+        cut(filled, update_program.mesh, train.accumulate), batch_sharding(update_program.mesh, micro_batches=True)
+    )
+    state = initial(task.config, update_program)
     began = time.monotonic()
     state, metrics = update(state, batch)
     loss = float(metrics["loss"])
     seconds = time.monotonic() - began
     log.info("update 1    loss %.3f in %.2f s", loss, seconds)
-    task.sample(saved_and_restored(task, made, state).params)
+    task.sample(saved_and_restored(task, update_program, state).params)
     log.info("estimate    %s for %s updates, evaluation not counted", clock(seconds * train.steps), f"{train.steps:,}")
     log.info("dry run done; %s was not touched", workdir)
 
 
-def saved_and_restored(task: Task, made: Program, state: TrainState) -> TrainState:
+def saved_and_restored(task: Task, update_program: Program, state: TrainState) -> TrainState:
     """The state as a checkpoint in a temporary folder gives it back."""
     with tempfile.TemporaryDirectory(prefix="transformer-dry-run-") as folder:
         checkpoints = Checkpoints(folder)
@@ -156,7 +158,7 @@ def saved_and_restored(task: Task, made: Program, state: TrainState) -> TrainSta
         progress = {"step": 1, "vocab_size": task.objective.model.config.vocab_size}
         checkpoints.save(1, items, progress=progress, files=files)
         checkpoints.wait()
-        abstract = {"params": made.abstract.params, "optimizer": made.abstract.optimizer}
+        abstract = {"params": update_program.abstract.params, "optimizer": update_program.abstract.optimizer}
         restored = checkpoints.at(1).restore(abstract)
         log.info("checkpoint  saved and restored")
     return TrainState(state.step, **restored)

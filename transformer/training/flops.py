@@ -35,9 +35,9 @@ def update_flops(config: ModelConfig, rows: int, encoded: int, decoded: int) -> 
     queries, heads = 2 * c.d_model * c.heads * c.key_size, c.heads * (c.key_size + c.value_size)
 
     def attention(kind: str, layers: int, positions: int, keys: int) -> float:
-        own = c.attention(kind)
+        options = c.attention(kind)
         project = positions * (queries + 2 * c.heads * c.value_size * c.d_model)
-        made = -(-layers // own.kv_sharing) * keys * 2 * c.d_model * own.kv_heads * (c.key_size + c.value_size)
+        made = -(-layers // options.kv_sharing) * keys * 2 * c.d_model * options.kv_heads * (c.key_size + c.value_size)
         return layers * (project + positions * keys * 2 * heads) + made
 
     feed_forward = 4 * c.d_model * c.d_ff

@@ -21,7 +21,7 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from transformer.model.products import einsum
-from transformer.training.sharding import BATCH_AXES, Copies, batch_ways, lie
+from transformer.training.sharding import BATCH_AXES, Copies, batch_ways, constrain
 
 PARTS = 8  # at most; as many as divide T
 
@@ -37,7 +37,7 @@ class _Options(NamedTuple):
 
     def table(self, table_WVD: Array, dtype: jnp.dtype) -> Array:
         """The table as the products take it: of their type, once for all parts."""
-        return lie(table_WVD.astype(dtype), self.mesh, P(BATCH_AXES, "tensor"))
+        return constrain(table_WVD.astype(dtype), self.mesh, P(BATCH_AXES, "tensor"))
 
 
 @jax.named_scope("cross_entropy")
@@ -74,7 +74,7 @@ def _parts(options: _Options, array: Array) -> Array:
         .transpose(2, 0, 1, 3, *range(4, array.ndim + 2))
         .reshape(n, W, -1, *rest)
     )
-    return lie(parts, options.mesh, P(None, BATCH_AXES))
+    return constrain(parts, options.mesh, P(None, BATCH_AXES))
 
 
 def _part(
@@ -101,22 +101,22 @@ def _summed(
 ) -> tuple:
     table_WVD = options.table(table_WVD, x_BTD.dtype)
 
-    def own(table_VD: Array, x_XD: Array, label_X: Array, weights_X: Array) -> tuple[Array, Array]:
+    def part_sums(table_VD: Array, x_XD: Array, label_X: Array, weights_X: Array) -> tuple[Array, Array]:
         return _part(options.smoothing, x_XD, table_VD, bias_V, label_X, weights_X)[:2]
 
     def add(sums: tuple, part: tuple) -> tuple[tuple, None]:
-        return jax.tree.map(jnp.add, sums, _each_way(own, options.ways)(table_WVD, *part)), None
+        return jax.tree.map(jnp.add, sums, _over_ways(part_sums, options.ways)(table_WVD, *part)), None
 
     parts = tuple(_parts(options, array) for array in (x_BTD, label_BT, weights_BT))
     sums, _ = jax.lax.scan(add, (jnp.zeros(options.ways),) * 2, parts)
     return tuple(jnp.sum(one) for one in sums)
 
 
-def _each_way(own: Callable, ways: int) -> Callable:
-    """`own` over a leading axis of so many; with one alone, whose products then have two dimensions, by itself."""
+def _over_ways(function: Callable, ways: int) -> Callable:
+    """`function` over a leading axis of so many; with one alone, whose products then have two dimensions, by itself."""
     if ways > 1:
-        return jax.vmap(own)
-    return lambda *arrays: jax.tree.map(lambda x: x[None], own(*(array[0] for array in arrays)))
+        return jax.vmap(function)
+    return lambda *arrays: jax.tree.map(lambda x: x[None], function(*(array[0] for array in arrays)))
 
 
 def _forward(
@@ -126,7 +126,7 @@ def _forward(
     V, dtype = table_WVD.shape[1], table_WVD.dtype
     table_WVD = options.table(table_WVD, x_BTD.dtype)
 
-    def own(table_VD: Array, x_XD: Array, label_X: Array, weights_X: Array) -> tuple:
+    def part_gradients(table_VD: Array, x_XD: Array, label_X: Array, weights_X: Array) -> tuple:
         loss, nll, logits_XV, lse_X = _part(smoothing, x_XD, table_VD, bias_V, label_X, weights_X)
         # The softmax minus the smoothed distribution. A comparison fuses into the pass; a gather's own gradient would
         # be a scatter.
@@ -138,9 +138,9 @@ def _forward(
         return loss, nll, dbias_V, einsum("XV,XD->VD", dlogits_XV, x_XD), dx_XD
 
     def add(sums: tuple, part: tuple) -> tuple[tuple, Array]:
-        *more, dx_WXD = _each_way(own, W)(table_WVD, *part)
+        *more, dx_WXD = _over_ways(part_gradients, W)(table_WVD, *part)
         *sums, dtable_WVD = jax.tree.map(jnp.add, sums, tuple(more))
-        return (*sums, lie(dtable_WVD, options.mesh, P(BATCH_AXES, "tensor"))), dx_WXD
+        return (*sums, constrain(dtable_WVD, options.mesh, P(BATCH_AXES, "tensor"))), dx_WXD
 
     parts = tuple(_parts(options, array) for array in (x_BTD, label_BT, weights_BT))
     no_bias = None if bias_V is None else jnp.zeros((W, V))

@@ -14,7 +14,7 @@ from transformer.config import BOS, EOS, PAD, TrainConfig
 from transformer.model import Model, Params, Run, fold
 from transformer.training.flops import update_flops
 from transformer.training.loss import cross_entropy
-from transformer.training.sharding import in_use, lie
+from transformer.training.sharding import constrain, with_table_copies
 from transformer.training.task import Batch, Objective, Shape
 
 
@@ -35,7 +35,7 @@ def sequences(model: Model, train: TrainConfig, *, packing: bool = False) -> Obj
             packed_source = {"positions_BS": places_BS, "segments_BS": numbers_BS}
             packed_target = {"positions_BT": places_BT, "segments_BT": numbers_BT}
         weights_BT = (target_BT != PAD).astype(jnp.float32)
-        module, run = model.bind(in_use(params, mesh)), Run(train.remat, partial(lie, mesh=mesh))
+        module, run = model.bind(with_table_copies(params, mesh)), Run(train.remat, partial(constrain, mesh=mesh))
         memory = module.encode(source_BS, key=fold(key, 0), run=run, **packed_source)
         x_BTD, _, _ = module.hidden(before_BT, memory, key=fold(key, 1), run=run, **packed_target)
         bias_V = None if module.output_bias is None else module.output_bias[...]

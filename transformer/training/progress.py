@@ -99,17 +99,17 @@ class Watch:
     """Looks out for jumps of the loss."""
 
     def __init__(self) -> None:
-        self._last: collections.deque[float] = collections.deque(maxlen=50)
+        self._recent: collections.deque[float] = collections.deque(maxlen=50)
 
     def jump(self, loss: float) -> float | None:
         """The usual loss, if this one lies a tenth above it, and more than it spreads from update to update by far;
         else None."""
         usual = None
-        if len(self._last) >= 20:
-            mean = float(np.mean(list(self._last)[-10:]))
-            spread = float(np.std(np.diff(self._last))) / 2**0.5  # of differences: while the loss falls, too
+        if len(self._recent) >= 20:
+            mean = float(np.mean(list(self._recent)[-10:]))
+            spread = float(np.std(np.diff(self._recent))) / 2**0.5  # of differences: while the loss falls, too
             usual = mean if loss > mean + max(6 * spread, 0.1 * mean) else None
-        self._last.append(loss)
+        self._recent.append(loss)
         return usual
 
 

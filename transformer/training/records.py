@@ -41,8 +41,8 @@ class Records:
         text = self._read()
         *lines, last = text.split("\n")
         entries = {line: _entry(line) for line in (*lines, last)}
-        if lost := sum(entries[line] is None for line in lines):  # half a line at the end was left by a kill
-            log.warning("%s: %d lines that are no entries are left out", self._path, lost)
+        if skipped := sum(entries[line] is None for line in lines):  # half a line at the end was left by a kill
+            log.warning("%s: %d lines that are no entries are left out", self._path, skipped)
         self._lines = [line for line in (*lines, last) if (entry := entries[line]) and entry["step"] <= step]
         if text:
             self._rewrite()  # even if no entry goes: a kill may have left the last one without its end of line
@@ -56,11 +56,11 @@ class Records:
                 for old in folder.glob("events.out.tfevents.*"):
                     old.unlink()
             # Without the other file there is nothing better than to say from where the old ones no longer count.
-            purged = step + 1 if step and not text else None
+            purge_from = step + 1 if step and not text else None
             self._plots = folder / f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}"
             with self._plots.open("xb") as file:
-                file.write(_begin(purged) + b"".join(_scalars(entries[line]) for line in self._lines))
-        self._fresh: list[str] = []
+                file.write(_first_events(purge_from) + b"".join(_scalars(entries[line]) for line in self._lines))
+        self._unflushed: list[str] = []
 
     def write(self, step: int, values: Mapping[str, float | str]) -> None:
         """One entry: {"step": step, "time": seconds since 1970, **values}. TensorBoard gets what are numbers."""
@@ -72,7 +72,7 @@ class Records:
             with self._writing(self._path):
                 append(self._path, line)
         else:
-            self._fresh.append(line)
+            self._unflushed.append(line)
         with self._writing(self._plots), self._plots.open("ab") as file:
             file.write(_scalars(entry))
 
@@ -82,8 +82,8 @@ class Records:
             return
         with self._writing(self._path):
             if not self._local:
-                self._lines += self._fresh
-                self._fresh = []
+                self._lines += self._unflushed
+                self._unflushed = []
                 self._rewrite()
             elif self._path.exists():
                 synced(self._path)
@@ -131,13 +131,13 @@ def _entry(line: str) -> dict[str, Any] | None:
 # tensorboardX offers a writer, too: in a thread of its own, which dies of a full disk, and then training waits for it.
 
 
-def _begin(purged: int | None) -> bytes:
-    """What comes first. From the step `purged` on, what other files of the folder say does not count."""
+def _first_events(purge_from: int | None) -> bytes:
+    """What comes first. From the step `purge_from` on, what other files of the folder say does not count."""
     from tensorboardX.proto.event_pb2 import Event, SessionLog
 
     events = [Event(wall_time=time.time(), file_version="brain.Event:2")]
-    if purged is not None:
-        events.append(Event(wall_time=time.time(), step=purged, session_log=SessionLog(status=SessionLog.START)))
+    if purge_from is not None:
+        events.append(Event(wall_time=time.time(), step=purge_from, session_log=SessionLog(status=SessionLog.START)))
     return b"".join(map(_record, events))
 
 

@@ -95,7 +95,7 @@ def batch_sharding(mesh: Mesh, *, micro_batches: bool = False) -> NamedSharding:
     return NamedSharding(mesh, P(None, BATCH_AXES) if micro_batches else BATCH)
 
 
-def lie(x: Array, mesh: Mesh | None, rule: P = BATCH) -> Array:
+def constrain(x: Array, mesh: Mesh | None, rule: P = BATCH) -> Array:
     """x, which XLA is told to lay over the mesh by `rule`, by default its rows over devices; without a mesh x itself.
 
     Told nothing, XLA decides for each array by those next to it, and moves activations to where parameters lie.
@@ -120,10 +120,10 @@ class Copies:
         """Copies of a table that lies by `rule`; whole in D, since parts of rows would have to be sent to where their
         sentences lie. Made in two steps, and so summed: over fsdp each device gets its part alone."""
         data, fsdp = mesh.shape["data"], mesh.shape["fsdp"]
-        of_data = lie(jnp.broadcast_to(table_VD, (data, *table_VD.shape)), mesh, P("data", *rule))
+        of_data = constrain(jnp.broadcast_to(table_VD, (data, *table_VD.shape)), mesh, P("data", *rule))
         copies = jnp.broadcast_to(of_data[:, None], (data, fsdp, *table_VD.shape))
-        copies = lie(copies, mesh, P("data", "fsdp", rule[0], None))
-        return cls(lie(copies.reshape(-1, *table_VD.shape), mesh, P(BATCH_AXES, rule[0], None)), mesh)
+        copies = constrain(copies, mesh, P("data", "fsdp", rule[0], None))
+        return cls(constrain(copies.reshape(-1, *table_VD.shape), mesh, P(BATCH_AXES, rule[0], None)), mesh)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -136,10 +136,10 @@ class Copies:
         """Rows of the table, x_BTD; B is a multiple of W."""
         index_WXT = index_BT.reshape(len(self.table_WVD), -1, *index_BT.shape[1:])
         rows_WXTD = jax.vmap(lambda table_VD, index_XT: table_VD[index_XT])(self.table_WVD, index_WXT)
-        return lie(rows_WXTD, self.mesh).reshape(*index_BT.shape, -1)
+        return constrain(rows_WXTD, self.mesh).reshape(*index_BT.shape, -1)
 
 
-def in_use(params: Any, mesh: Mesh | None) -> Any:
+def with_table_copies(params: Any, mesh: Mesh | None) -> Any:
     """Parameters as an update takes them: of each table of pieces the `Copies`; learned positions, which are looked up,
     too, whole in D. XLA gathers the others itself, each where it is used."""
     if mesh is None or mesh.size == 1:
@@ -149,30 +149,30 @@ def in_use(params: Any, mesh: Mesh | None) -> Any:
         rule = spec("/".join(str(key.key) for key in keys))
         if keys[-1].key == "table":
             return Copies.of(x, mesh, rule)
-        return lie(x, mesh, P(rule[0], None)) if keys[-1].key.endswith("_positions") else x
+        return constrain(x, mesh, P(rule[0], None)) if keys[-1].key.endswith("_positions") else x
 
     return jax.tree_util.tree_map_with_path(leaf, params)
 
 
-def place(tree: Any, sharding: NamedSharding) -> Any:
+def put(tree: Any, sharding: NamedSharding) -> Any:
     """NumPy arrays, the same in all processes, on the devices of all of them."""
     return jax.tree.map(lambda x: jax.make_array_from_callback(x.shape, sharding, lambda index: x[index]), tree)
 
 
 @functools.cache
-def _whole_on(mesh: Mesh) -> Any:
+def _replicate_on(mesh: Mesh) -> Any:
     return jax.jit(lambda params: params, out_shardings=NamedSharding(mesh, P()))
 
 
-def here(params: Any) -> Any:
+def gathered(params: Any) -> Any:
     """Parameters that lie over the devices of several processes, whole on the devices of this one."""
     if jax.process_count() == 1:
         return params
-    whole = _whole_on(jax.tree.leaves(params)[0].sharding.mesh)(params)
-    own = jax.make_mesh(
+    replicated = _replicate_on(jax.tree.leaves(params)[0].sharding.mesh)(params)
+    local_mesh = jax.make_mesh(
         (jax.local_device_count(),), ("data",), axis_types=(AxisType.Auto,), devices=jax.local_devices()
     )
-    return jax.device_put(jax.tree.map(lambda x: x.addressable_data(0), whole), NamedSharding(own, P()))
+    return jax.device_put(jax.tree.map(lambda x: x.addressable_data(0), replicated), NamedSharding(local_mesh, P()))
 
 
 def batch_ways(mesh: Mesh | None) -> int:

@@ -40,7 +40,7 @@ from transformer.training.processes import agree, all_or_none, first, gather
 from transformer.training.progress import Interval, Progress
 from transformer.training.sharding import check_mesh
 from transformer.training.step import Program, TrainState, counter
-from transformer.training.stopping import Ears
+from transformer.training.stopping import StopSignals
 from transformer.training.task import Batches, Shape, Task
 
 log = logging.getLogger("transformer")
@@ -79,27 +79,27 @@ def refuse_other_config(config: Config, workdir: str) -> None:
     """
     checkpoints = Checkpoints(workdir)
     folder, steps = checkpoints.folder.parent, checkpoints.steps()
-    there = config_of(checkpoints)
-    if there is None:
-        found = [name for name in MADE if (folder / name).exists()]
-        if found:
+    old_config = config_of(checkpoints)
+    if old_config is None:
+        made = [name for name in MADE if (folder / name).exists()]
+        if made:
             raise UserError(
-                f"{workdir} is not a workdir of train.py: it has no config.json, but {', '.join(found)}, which "
+                f"{workdir} is not a workdir of train.py: it has no config.json, but {', '.join(made)}, which "
                 "training would overwrite; use another --workdir"
             )
         return
-    if refused := conflicts(there, config):
-        shown = "; ".join(f"{name} is {old!r} there, {new!r} now" for name, (old, new) in refused.items())
+    if conflicting := conflicts(old_config, config):
+        listed = "; ".join(f"{name} is {old!r} there, {new!r} now" for name, (old, new) in conflicting.items())
         raise UserError(
-            f"{workdir} was trained with another config: {shown}. Use another --workdir, or the same values"
+            f"{workdir} was trained with another config: {listed}. Use another --workdir, or the same values"
         )
-    if not checkpoints.states() and (saved := checkpoints.once_saved(there.train.checkpoint_every)):
+    if not checkpoints.states() and (saved := checkpoints.once_saved(old_config.train.checkpoint_every)):
         raise UserError(
             f"{workdir}: {saved}, but no complete checkpoint is in {checkpoints.folder}; bring them back, or start "
             "anew with another --workdir"
         )
     if steps:
-        for name, (old, new) in differences(there, config).items():
+        for name, (old, new) in differences(old_config, config).items():
             log.info("resuming with %s changed from %r to %r", name, old, new)
 
 
@@ -115,16 +115,16 @@ def config_of(checkpoints: Checkpoints) -> Config | None:
     try:
         return from_json(path.read_bytes().decode(), str(path))
     except (UserError, OSError, UnicodeDecodeError) as error:
-        whole = checkpoints.newest_whole()
-        if whole is None:
+        intact = checkpoints.newest_whole()
+        if intact is None:
             workdir = checkpoints.folder.parent
             raise UserError(f"{workdir} is not a workdir of train.py ({error}); use another --workdir") from None
-        log.warning("%s; taking the one that checkpoint %s holds", error, whole.name)
-        return whole.config
+        log.warning("%s; taking the one that checkpoint %s holds", error, intact.name)
+        return intact.config
 
 
 # ---- The state -------------------------------------------------------------------------------------------------------
-class Ready(NamedTuple):
+class Setup(NamedTuple):
     """What a run needs and no update changes."""
 
     task: Task
@@ -133,16 +133,16 @@ class Ready(NamedTuple):
     lock: Lock | None
     batches: Batches
     program: Program
-    ears: Ears
+    signals: StopSignals
 
 
-def begin(ready: Ready) -> tuple[TrainState, Progress]:
+def begin(setup: Setup) -> tuple[TrainState, Progress]:
     """The state and the progress that updates go on from. Writes the workdir's files, once all is found right."""
-    task, folder, checkpoints, _, _, program, _ = ready
+    task, folder, checkpoints, _, _, program, _ = setup
     config, digest = task.config, task.data_digest()
     state, saved = restore(
         *(checkpoints, program.abstract),
-        lambda there: there.unfit(config, program.abstract.params, task.files),
+        lambda checkpoint: checkpoint.unfit(config, program.abstract.params, task.files),
     )
     if saved.get("data_digest", digest) != digest:
         raise UserError(f"the training text is not what {folder} was trained on; restore it, or use another --workdir")
@@ -150,9 +150,9 @@ def begin(ready: Ready) -> tuple[TrainState, Progress]:
         state = initial(config, program)
     run = saved.get("run") or gather(secrets.token_hex(8))[0]
     machine = machine_of(program.mesh)
-    if changed := other_machine(saved.get("machine"), machine):
+    if changed := machine_changes(saved.get("machine"), machine):
         log.info("resuming on another machine (%s): sums may be rounded differently from here on", changed)
-    write_workdir(ready)
+    write_workdir(setup)
     judge = Judge(task.judged, task.judged_on(), upgraded(saved, lambda: checkpoints.open("last").config))
     if judge.begun_anew:
         log.warning(
@@ -174,9 +174,9 @@ def begin(ready: Ready) -> tuple[TrainState, Progress]:
     )
 
 
-def write_workdir(ready: Ready) -> None:
+def write_workdir(setup: Setup) -> None:
     """Write config.json first (see `MADE`), then the task's files and sets."""
-    task, folder, _, lock, *_ = ready
+    task, folder, _, lock, *_ = setup
     with all_or_none():
         if first():
             if lock is not None:
@@ -187,13 +187,13 @@ def write_workdir(ready: Ready) -> None:
                 replace(folder / name, content)
             task.write_sets(folder)
     with all_or_none():
-        same_folder(folder)
+        require_same_folder(folder)
 
 
 def restore(
     checkpoints: Checkpoints,
     abstract: TrainState,
-    unfit: Callable[[Checkpoint], str | None] = lambda there: None,
+    unfit: Callable[[Checkpoint], str | None] = lambda checkpoint: None,
 ) -> tuple[TrainState | None, dict[str, Any]]:
     """The newest checkpoint that is whole and of this run, laid out as `abstract` is, with its progress; None and {}
     if none was ever saved. `unfit` says of one that is whole why it is not of this run.
@@ -225,11 +225,11 @@ def newest_whole(
     """The newest checkpoint that is as it was written, and not `unfit`; None if there is none. Adds those passed over
     to `damaged`."""
     for name in reversed(checkpoints.states()):
-        there = checkpoints.at(name)
-        wrong = there.damage() or unfit(there)
-        if not wrong:
+        checkpoint = checkpoints.at(name)
+        reason = checkpoint.damage() or unfit(checkpoint)
+        if not reason:
             return name
-        log.warning("%s; going back to the checkpoint before", wrong)
+        log.warning("%s; going back to the checkpoint before", reason)
         damaged.append(name)
     if damaged:
         raise UserError(
@@ -241,54 +241,56 @@ def newest_whole(
 
 def initial(config: Config, program: Program) -> TrainState:
     """Fresh parameters, laid out on the mesh from the first byte, or those of `train.init_from`."""
-    start = config.train.init_from
-    if start is None:
+    init_from = config.train.init_from
+    if init_from is None:
         return program.init()
     with all_or_none():
         name = starting_point(config, program.abstract.params).name
     # A run that still trains may have another one by now: all processes take that of process 0.
-    other = Checkpoints(start).at(json.loads(gather(json.dumps(name))[0]))
-    params = other.restore({"params": program.abstract.params})["params"]
+    checkpoint = Checkpoints(init_from).at(json.loads(gather(json.dumps(name))[0]))
+    params = checkpoint.restore({"params": program.abstract.params})["params"]
     if not finite(params):
-        raise UserError(f"train.init_from = {start!r}: {other.path} holds parameters that are no numbers")
-    log.info("starting from the parameters of %s", other.path)
+        raise UserError(f"train.init_from = {init_from!r}: {checkpoint.path} holds parameters that are no numbers")
+    log.info("starting from the parameters of %s", checkpoint.path)
     return program.start_from(params)
 
 
 def starting_point(config: Config, abstract_params: Params) -> Checkpoint:
     """The checkpoint that `train.init_from` means. Raises `UserError` if there is none, or if it is of another model:
     then with the options in which the two differ."""
-    start = config.train.init_from
-    opened = Checkpoints(start).open()
+    init_from = config.train.init_from
+    opened = Checkpoints(init_from).open()
     try:
         wrong = opened.misfit(abstract_params)
-        there = opened.config if wrong else config
+        start_config = opened.config if wrong else config
     except OSError as error:
-        wrong, there = f"{opened.path} cannot be read ({error.strerror or error})", config
-    if unlike := other_shapes(there.model, config.model):
-        shown = "; ".join(f"--model.{field} is {old!r} there, {new!r} here" for field, (old, new) in unlike.items())
-        wrong = f"{shown}. Give the values of there, or leave train.init_from out"
+        wrong, start_config = f"{opened.path} cannot be read ({error.strerror or error})", config
+    if different := other_shapes(start_config.model, config.model):
+        listed = "; ".join(f"--model.{field} is {old!r} there, {new!r} here" for field, (old, new) in different.items())
+        wrong = f"{listed}. Give the values of there, or leave train.init_from out"
     if wrong:
-        raise UserError(f"train.init_from = {start!r}: {wrong}")
+        raise UserError(f"train.init_from = {init_from!r}: {wrong}")
     return opened
 
 
-def other_shapes(there: ModelConfig, here: ModelConfig) -> dict[str, tuple[Any, Any]]:
+def other_shapes(old: ModelConfig, new: ModelConfig) -> dict[str, tuple[Any, Any]]:
     """The fields, as far as they give parameters their shapes, in which two models differ, with both values."""
 
     def filled_in(model: ModelConfig) -> dict[str, Any]:
         """What a field comes to that is left to its default."""
-        own = {f"{kind}_attention": model.attention(kind) for kind in KINDS}
+        kinds = {f"{kind}_attention": model.attention(kind) for kind in KINDS}
         kv_heads = model.kv_heads or model.heads
-        return flatten(dataclasses.replace(model, kv_heads=kv_heads, d_k=model.key_size, d_v=model.value_size, **own))
+        return flatten(dataclasses.replace(model, kv_heads=kv_heads, d_k=model.key_size, d_v=model.value_size, **kinds))
 
-    free = [*SHAPELESS, *(["max_positions"] if "learned" not in (there.positions, here.positions) else [])]
-    free += ["vocab_size"] if None in (there.vocab_size, here.vocab_size) else []
-    meant, before, after = (filled_in(there), filled_in(here)), flatten(there), flatten(here)
+    ignored = [*SHAPELESS, *(["max_positions"] if "learned" not in (old.positions, new.positions) else [])]
+    ignored += ["vocab_size"] if None in (old.vocab_size, new.vocab_size) else []
+    resolved, before, after = (filled_in(old), filled_in(new)), flatten(old), flatten(new)
     return {
         field: (before[field], after[field])
         for field in before
-        if before[field] != after[field] and meant[0][field] != meant[1][field] and field.split(".")[-1] not in free
+        if before[field] != after[field]
+        and resolved[0][field] != resolved[1][field]
+        and field.split(".")[-1] not in ignored
     }
 
 
@@ -301,7 +303,7 @@ def check_start(config: Any, workdir: str, model: Model) -> None:
 
 
 # ---- All processes, and the machine ----------------------------------------------------------------------------------
-def compare(task: Task) -> None:
+def require_same_inputs(task: Task) -> None:
     """Raise `UserError` in all processes if they do not see the same config, text and tokenizer."""
     if jax.process_count() == 1:
         return
@@ -313,7 +315,7 @@ def compare(task: Task) -> None:
     agree(json.loads(json.dumps({**fields, **hashes, **task.content_digests(), **batches})))
 
 
-def same_folder(folder: epath.Path) -> None:
+def require_same_folder(folder: epath.Path) -> None:
     """Raise `UserError` in a process that sees another folder at the workdir's path than process 0."""
     if jax.process_count() == 1:
         return
@@ -332,7 +334,7 @@ def machine_of(mesh: Mesh) -> dict[str, int | str]:
     return {"cores": cores(), "device": mesh.devices.flat[0].device_kind}
 
 
-def other_machine(before: Any, now: Mapping[str, int | str]) -> str:
+def machine_changes(before: Any, now: Mapping[str, int | str]) -> str:
     """How a run's machine differs from the one that it was saved on, in words; "" where it does not, or where a
     checkpoint of an older version does not say."""
     before = before if isinstance(before, dict) else {}
