@@ -152,7 +152,7 @@ def no_numbers(broken: Path, tmp_path_factory) -> Path:
 
 
 def test_parameters_that_are_no_numbers_are_not_handed_on(call, no_numbers: Path, tiny, tmp_path: Path) -> None:
-    told = f"{no_numbers / 'checkpoints/average'} holds parameters that are no numbers"
+    told = f"{no_numbers / 'checkpoints/average'} holds parameters that are not finite"
     for arguments in (
         ("convert", no_numbers, tmp_path / "out", "--kv-heads", 1),
         ("export", no_numbers, tmp_path / "out", "--to", "hf-marian"),

@@ -673,7 +673,7 @@ def test_init_from_what_does_not_fit_is_told_in_one_line(tmp_path: Path, run, tr
     other = tmp_path / "other.model"
     other.write_bytes(Tokenizer.train(["completely other words that were never seen"] * 9, vocab_size=300).model)
     assert "is not the tokenizer of train.init_from" in refused("--data.tokenizer", other)
-    both = "--model.d_model is 32 there, 64 here; --model.d_ff is 64 there, 32 here. Give the values of there, or leave"
+    both = "--model.d_model is 32 there, 64 here; --model.d_ff is 64 there, 32 here. Give the same values as there"
     assert both in refused("--model.d_ff", 32, "--model.d_model", 64, "--model.dropout", 0.3)
     assert "no tokenizer.model there" in refused("--train.init_from", tmp_path / "nowhere")
     # Before anything is tokenised.

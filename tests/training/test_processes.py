@@ -196,7 +196,7 @@ def test_who_waits_for_too_long_says_so(tiny, environment, tmp_path) -> None:
     told = running[1].communicate(timeout=300)[1]
     assert running[1].returncode == 2, told
     assert told.splitlines()[-1].startswith(
-        "error: process 1 waited 0 s for process 0 to make the tokenizer and the tokenised text; see what holds it up"
+        "error: process 1 waited 0 s for process 0 to make the tokenizer and the tokenised text; see what delays it"
     )
     told = running[0].communicate(timeout=300)[1]  # which does not wait for an hour either
     assert running[0].returncode in (2, processes.LOST), told

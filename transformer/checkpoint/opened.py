@@ -105,7 +105,7 @@ class Checkpoint:
         """`params`, for who hands them on. Raises `UserError` where some are no finite numbers."""
         params = self.params()
         if not finite(params):
-            raise UserError(f"{self.path} holds parameters that are no numbers; choose another with --checkpoint")
+            raise UserError(f"{self.path} holds parameters that are not finite; choose another with --checkpoint")
         return params
 
     def file(self, name: str) -> bytes:

@@ -1,4 +1,4 @@
-"""Will it fit, and does it run: micro-batches chosen for a device's memory, and a dry run of everything."""
+"""`--batch auto`: choose micro-batches that fit the memory of a device. `--dry-run`: try every part of a run once."""
 
 from __future__ import annotations
 
@@ -27,25 +27,25 @@ log = logging.getLogger("transformer")
 
 # Micro-batch counts that `--batch auto` tries. The last is a sentinel: no batch has so many rows.
 MICRO_BATCHES = (*range(1, 9), 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 64, 96, 128, 192, 256, 2**30)
-TOO_MUCH = 2**62  # bytes
+TOO_MUCH = 2**62  # bytes; the compiler itself ran out of memory
 
 
 def positions(shape: Shape) -> int:
-    """The positions of a batch, in all of its arrays."""
+    """The number of positions in all arrays of a batch."""
     return sum(rows * length for rows, length in shape.values())
 
 
 def extremes(batches: Batches) -> tuple[Shape, Shape]:
-    """The shapes with the most positions and with the longest rows: one of them needs the most memory."""
+    """The shape with the most positions and the shape with the longest rows: one of them needs the most memory."""
     longest = max(batches.shapes, key=lambda shape: sum(length for _, length in shape.values()))
     return max(batches.shapes, key=lambda shape: (positions(shape), *(length for _, length in shape.values()))), longest
 
 
 def accumulation(task_of: Callable[[int], Task], limit: int | None = None) -> int:
-    """The fewest micro-batches with which an update fits the memory of a device, found by compiling.
+    """The smallest number of micro-batches with which an update fits the memory of a device. It compiles each try.
 
-    `task_of(n)` is the task with n micro-batches. The limit, in bytes, is by default nine tenths of what the device
-    has. Raises `UserError` if not even the smallest micro-batches fit.
+    `task_of(n)`: the task with n micro-batches. `limit`: bytes per device, by default nine tenths of its memory. Raises
+    `UserError` if not even the smallest micro-batches fit.
     """
     limit = min(map(int, gather(str(limit or memory_of_a_device() * 9 // 10))))
     too_large = UserError(
@@ -66,7 +66,7 @@ def accumulation(task_of: Callable[[int], Task], limit: int | None = None) -> in
         most = positions(extremes(batches)[0])
         whole_batch, updates_an_epoch = whole_batch or most, updates_an_epoch or batches.batches_per_epoch
         if most < 0.97 * whole_batch or batches.batches_per_epoch > 1.03 * updates_an_epoch + 1:
-            continue  # its micro-batches, of whole rows, make up too little of the batch
+            continue  # micro-batches of whole rows would make the batch too small
         update_program = program(task.objective, task.config.train, make_mesh(task.config.mesh))
         need = memory_of_an_update(update_program, batches, count)
         fits = need <= limit
@@ -77,7 +77,7 @@ def accumulation(task_of: Callable[[int], Task], limit: int | None = None) -> in
         )
         if fits:
             return count
-        # All but the state shrinks with the micro-batches at most: fewer of them than this need not be tried.
+        # The state stays the same, and the rest shrinks at most in proportion: smaller counts cannot fit.
         state = bytes_of(update_program.abstract)
         if state >= limit:
             raise too_large
@@ -87,12 +87,12 @@ def accumulation(task_of: Callable[[int], Task], limit: int | None = None) -> in
 
 
 def memory_of_an_update(update_program: Program, batches: Batches, micro_batches: int) -> int:
-    """Bytes that the largest update takes on a device; `TOO_MUCH` where the compiler refuses it."""
+    """Bytes that the largest update needs on a device; `TOO_MUCH` if the compiler runs out of memory."""
     largest, longest = extremes(batches)
     shapes = [largest] if largest == longest else [largest, longest]
     try:
         need = max(bytes_needed(update_program.compile(shape, micro_batches)) for shape in shapes)
-    except jax.errors.JaxRuntimeError as error:  # the compiler itself finds out on some devices
+    except jax.errors.JaxRuntimeError as error:  # on some devices, compiling already fails
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         need = TOO_MUCH
@@ -105,26 +105,26 @@ def memory_of_an_update(update_program: Program, batches: Batches, micro_batches
 
 
 def bytes_of(abstract: TrainState) -> int:
-    """Bytes of a state on each device."""
+    """Bytes that a state takes on each device."""
     leaves = jax.tree.leaves(abstract)
     return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in leaves)
 
 
 def memory_of_a_device() -> int:
-    """Bytes that one device has for us."""
+    """Bytes that this program may use on one device."""
     device = jax.local_devices()[0]
     stats = device.memory_stats()
     if stats and "bytes_limit" in stats:
         return stats["bytes_limit"]
     limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
-    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):  # of a container
+    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):  # a container's limits
         with contextlib.suppress(OSError, ValueError):
             limits.append(int(Path(path).read_text()))
     return min(limits) // jax.local_device_count()
 
 
 def dry_run(task: Task, workdir: str) -> None:
-    """Do everything once: compile the largest shapes, update, save, restore, decode. Log what a run would take."""
+    """Try every part of a run once: compile the largest shapes, update, save, restore, decode. Log time and memory."""
     batches, train = task.batches(), task.config.train
     update_program = program(task.objective, train, make_mesh(task.config.mesh))
     banner(task, batches, update_program)
@@ -150,7 +150,7 @@ def dry_run(task: Task, workdir: str) -> None:
 
 
 def saved_and_restored(task: Task, update_program: Program, state: TrainState) -> TrainState:
-    """The state as a checkpoint in a temporary folder gives it back."""
+    """Save the state as a checkpoint in a temporary folder, and return the restored state."""
     with tempfile.TemporaryDirectory(prefix="transformer-dry-run-") as folder:
         checkpoints = Checkpoints(folder)
         items = {"params": state.params, "optimizer": state.optimizer}

@@ -30,23 +30,24 @@ from transformer.training.task import Task
 
 log = logging.getLogger("transformer")
 
-PREFETCH = 4  # batches made ahead, by two threads
+PREFETCH = 4  # batches read ahead, by two threads
 
 Scores = dict[str, float | str]
 
 
 class Rollback(Exception):
-    """An update broke the numbers; the run goes back to its last checkpoint and leaves that update out."""
+    """Update `step` was not finite. The run goes back to its last checkpoint and leaves that update out."""
 
     def __init__(self, step: int):
         self.step = step
 
 
 def train(task: Task, workdir: str, *, profile: tuple[int, int] | None = None, lock: Lock | None = None) -> Scores:
-    """Train until `train.steps`, going on from the workdir's last checkpoint; returns the last evaluation.
+    """Train to update `train.steps`, starting from the last checkpoint in the workdir. Returns the last scores.
 
-    Of the updates `profile`, first and last, a trace is written to the workdir. Sent SIGINT, SIGTERM or SIGHUP the
-    run saves its state and raises `Interrupted`. The workdir's `lock` (see `hold`) is checked before each write.
+    `profile`: the first and the last update of a trace that is written to the workdir. `lock`: the lock of the workdir
+    (see `hold`), checked before each write. Raises `Interrupted` after SIGINT, SIGTERM or SIGHUP, once the state is
+    saved, and `UserError` if the run diverges or cannot start.
     """
     folder = path_of(workdir)
     with StopSignals() as signals:
@@ -64,15 +65,16 @@ def train(task: Task, workdir: str, *, profile: tuple[int, int] | None = None, l
 
 
 def train_from_checkpoint(setup: Setup, profile: tuple[int, int] | None, broken_updates: set[int]) -> Scores:
-    """From the last checkpoint, or the start, to the end; all but the `broken_updates`, which become part of the run.
+    """Train from the last checkpoint, or from scratch, to the end. Returns the last scores.
 
-    Raises `Rollback` where an update breaks the numbers and the config says to go back.
+    Leaves out the `broken_updates`, and saves their numbers in each checkpoint. Raises `Rollback` after an update that
+    is not finite if `train.non_finite` is "rollback".
     """
     t = setup.task.config.train
     state, progress = begin(setup)
     progress.left_out |= broken_updates
     step, stale = int(state.step), progress.judge.stale
-    # Where it was interrupted before the evaluation of its last update, that comes first.
+    # `owed`: the evaluation of the last update was interrupted. It comes first, even if training is complete.
     if progress.owed is None and (step >= t.steps or (t.patience is not None and stale >= t.patience)):
         if first():
             setup.checkpoints.prune(t.keep_last, t.keep_every, progress.run)
@@ -82,16 +84,16 @@ def train_from_checkpoint(setup: Setup, profile: tuple[int, int] | None, broken_
 
 
 class Pending(NamedTuple):
-    """An update whose metrics are being computed."""
+    """An update that has been started and whose metrics have not been read."""
 
     step: int
     metrics: Mapping[str, Any]
     stop_signal: Callable[[], int]
-    """The signal that a process had heard by then, or 0."""
+    """Returns the number of the stop signal that a process had received when this update was started, or 0."""
 
 
 class Training:
-    """The updates of a run, one after the other. Each is settled while the next one is prepared."""
+    """The updates of a run. The metrics of an update are read after the next one has been started."""
 
     def __init__(self, setup: Setup, state: TrainState, progress: Progress, profile: tuple[int, int] | None):
         self.setup, self.state, self.progress = setup, state, progress
@@ -106,11 +108,11 @@ class Training:
         self.began = time.monotonic()
         self.pending: Pending | None = None
         self.compiled: set[tuple] = set()
-        """The shapes of the batches so far."""
+        """The batch shapes that the update has been compiled for."""
         self.scores: Scores = {}
         self.stop_signal, self.stop_early = 0, False
         self.unproven: int | None = self.start
-        """The step of a checkpoint from which no update was finite yet."""
+        """The step that the run started from, until a first update from there is finite; then None."""
 
     def run(self) -> Scores:
         t, step = self.setup.task.config.train, self.start
@@ -122,7 +124,7 @@ class Training:
                 step += 1
                 self.start_update(step, stream)
                 self.after_update(step)
-            with all_or_none():  # no process ends while another still writes
+            with all_or_none():  # no process ends while another one is writing
                 self.records.close()
                 self.setup.checkpoints.wait()
         finally:
@@ -141,7 +143,7 @@ class Training:
 
     # ---- An update --------------------------------------------------------------------------------------------------
     def start_update(self, step: int, stream: Iterator[Any]) -> None:
-        """Start update `step`, and settle the one before."""
+        """Start update `step`, then collect the metrics of the update before it."""
         if step == self.trace.first:
             self.collect()
             self.trace.start()
@@ -155,7 +157,7 @@ class Training:
         else:
             batch, before = self.feed.put(host_batch), time.monotonic()
             self.state, metrics = self.setup.program.update(self.state, batch)
-        if new:  # to compile, unlike to run, is waited for
+        if new:  # the call returns after compiling, but does not wait for the update
             took = time.monotonic() - before
             log.info("step %d: compiled in %.1f s", step, took)
             self.progress.interval.leave_out(took)
@@ -167,7 +169,8 @@ class Training:
             self.progress.interval.restart_clock()
 
     def before_compiling(self, step: int, shape: tuple) -> None:
-        if self.pending:  # who asks to stop shall not wait for a compilation
+        """Log the new batch shape. Stop here if a stop signal has come, rather than after the compilation."""
+        if self.pending:
             self.collect()
             if self.stop_signal:
                 self.after_update(step - 1)
@@ -176,9 +179,10 @@ class Training:
         log.info("step %d: compiling batch shape %s (%d of %d)", step, shape[0], count, of)
 
     def collect(self, write: bool = True) -> dict[str, float]:
-        """Take in the metrics of the last update, by now computed while the next one was prepared.
+        """Wait for the metrics of the pending update and add them to the means since the last log entry.
 
-        Where an entry of the log is due it is returned, and written unless there is more to come for it.
+        Returns a log entry if one is due, else {}. `write`: whether to write the entry; if not, the caller does, once
+        it has the scores.
         """
         if self.pending is None:
             return {}
@@ -202,26 +206,26 @@ class Training:
         return entry
 
     def add_metrics(self, step: int, values: Mapping[str, float]) -> None:
-        """Add the metrics of an update to the means, or deal with numbers that are not finite."""
+        """Add the metrics of an update to the means, or handle a loss or gradient that is not finite."""
         if not (math.isfinite(values["loss"]) and math.isfinite(values["gradient_norm"])):
             self.progress.skipped += 1
             handle_not_finite(self.setup, step, values, self.progress, self.unproven)
             return
         self.unproven = None
-        self.setup.checkpoints.confirm()  # of an earlier step: from what it holds an update was finite
+        self.setup.checkpoints.confirm()  # a finite update from its state shows that the last checkpoint is good
         if usual := self.watch.jump(values["loss"]):
             log.warning(
-                "step %d: the loss jumped to %.3f, from some %.3f; its batch: %s",
+                "step %d: the loss jumped to %.3f, from about %.3f; its batch: %s",
                 *(step, values["loss"], usual, self.setup.task.lines(step - 1)),
             )
         self.progress.interval.add(values, self.setup.task.objective.flops(self.setup.batches.shape(step - 1)))
 
     # ---- What is due after an update --------------------------------------------------------------------------------
     def after_update(self, step: int, owed: dict[str, float] | None = None) -> None:
-        """Do what is due after an update: evaluate, then save with the scores.
+        """Evaluate if it is due, then save the state with the scores if that is due.
 
-        `owed`: the entry of the log at an update that is saved already, but whose evaluation was interrupted. Raises
-        `Interrupted` where the run is to end here.
+        `owed`: the log entry of an update that was saved before its evaluation was interrupted. Raises `Interrupted`
+        if a stop signal has come.
         """
         t = self.setup.task.config.train
         due = owed is not None or step % t.eval_every == 0 or step == t.steps
@@ -251,7 +255,7 @@ class Training:
             log.info("step %d: nothing better than %s in %d evaluations, stopping early", step, judge, judge.stale)
 
     def evaluate(self, step: int) -> bool:
-        """Evaluate, unless a signal comes first. Whether there are new `scores`."""
+        """Set `scores`. Returns False if a stop signal interrupted the evaluation."""
         try:
             with phase(f"evaluation at step {step}"), self.setup.signals.interruptible():
                 self.scores = dict(self.setup.task.evaluate(self.state.params, self.setup.program.mesh, step))
@@ -263,7 +267,7 @@ class Training:
         return True
 
     def judge(self, step: int, entry: Mapping[str, float]) -> bool:
-        """Log the scores. Whether they are the best so far; if they were not for too long, the run has `stopped`."""
+        """Log the scores. Returns whether they are the best so far. Sets `stop_early` if `train.patience` is over."""
         scores, judge = self.scores, self.progress.judge
         if entry or scores:
             self.records.write(step, {**entry, **scores})
@@ -278,7 +282,10 @@ class Training:
 
     # ---- Saving -----------------------------------------------------------------------------------------------------
     def save_checkpoint(self, step: int, evaluated: bool, last: bool) -> None:
-        """Save after an update whose evaluation, if one was due, is done. The last checkpoint must be sound."""
+        """Save the state after update `step`, with its scores if it was `evaluated`.
+
+        Raises `UserError` if the last checkpoint of the run is not good.
+        """
         t, checkpoints = self.setup.task.config.train, self.setup.checkpoints
         good = evaluated and bool(self.scores) and not first_not_finite(self.scores)
         self.save(step, step, self.scores if evaluated else None, keep=(t.keep_last, t.keep_every), good=good)
@@ -296,7 +303,11 @@ class Training:
         good: bool = False,
         **more: Any,
     ) -> None:
-        """Save the state under this name. `more` goes to its progress."""
+        """Save the state after update `step` as checkpoint `name`. `more`: further entries of progress.json.
+
+        `keep`: `train.keep_last` and `train.keep_every`; None deletes no older checkpoint. `good`: whether the scores
+        show that the state is good; if not, the next finite update does.
+        """
         setup = self.setup
         progress = self.progress.saved(step, *setup.batches.locate(step), scores, **more)
         if not finite(self.state.params):
@@ -304,7 +315,7 @@ class Training:
             raise diverged(setup.checkpoints, what, self.unproven)
         with all_or_none():
             self.records.flush()
-            setup.checkpoints.abandon()  # one after which no update was finite
+            setup.checkpoints.abandon()  # an earlier save that no finite update has followed
             if first():
                 setup.checkpoints.make_folder(name)
         items = {"params": self.state.params, "optimizer": self.state.optimizer}
@@ -313,9 +324,9 @@ class Training:
         setup.checkpoints.save(name, items, progress=progress, files=files, **options)
 
     def not_finite_after(self, step: int) -> str:
-        """What breaks in an update from the final state, whose outcome nobody keeps; "" if nothing does.
+        """Try one more update from the final state and drop its result. Returns what is not finite, or "".
 
-        Without a development set only this shows whether the state is good.
+        Without a development set, this is the only test of the final state.
         """
         batch = self.feed.put(self.feed.read(step - 1))
         values = {name: float(x) for name, x in self.setup.program.update(self.state, batch)[1].items()}
@@ -332,9 +343,10 @@ def first_not_finite(scores: Scores) -> str:
 def handle_not_finite(
     setup: Setup, step: int, values: Mapping[str, float], progress: Progress, unproven: int | None
 ) -> None:
-    """What the config says of an update whose loss or gradient is not finite: returns if it was skipped, else raises.
+    """Apply `train.non_finite` to an update whose loss or gradient is not finite.
 
-    `unproven` is as in `diverged`.
+    Returns if the update was skipped. Raises `Rollback` for "rollback", and `UserError` for "stop" or when there were
+    more than `train.non_finite_limit` such updates. `unproven`: see `diverged`.
     """
     t, count = setup.task.config.train, progress.skipped + len(progress.left_out)
     what = f"update {step}: the loss is {values['loss']} and the gradient norm {values['gradient_norm']}"
@@ -354,9 +366,10 @@ def handle_not_finite(
 
 
 def diverged(checkpoints: Checkpoints, what: str, unproven: int | None = None) -> UserError:
-    """The end of a run whose numbers are no longer finite.
+    """The error that ends a run whose numbers are no longer finite. `what`: what is not finite.
 
-    `unproven`: the step that it went on from, if no update since then was finite. Its checkpoint is not good.
+    `unproven`: the step that the run started from, if no update since then was finite. The checkpoint of that step is
+    then not named as good.
     """
     checkpoints.abandon()
     names = {name: int(str(name).partition(".")[0]) for name in checkpoints.states()}

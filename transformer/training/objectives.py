@@ -1,4 +1,4 @@
-"""What is minimised, for each kind of batch."""
+"""The objectives: a model and the loss that training minimises, for each kind of batch."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from transformer.training.task import Batch, Objective, Shape
 
 
 def sequences(model: Model, train: TrainConfig, *, packing: bool = False) -> Objective:
-    """Label-smoothed cross-entropy of each target token, given the source and the tokens before (paper §5.4).
+    """Label-smoothed cross-entropy of each target token, given the source and the target tokens before it (paper §5.4).
 
-    A batch holds "source" and "target": int32 (rows, length), each sentence with EOS, no BOS, PAD at the end. With
-    `packing` a row holds several sentences, as many on either side. "tokens" counts both sides.
+    A batch holds "source" and "target": int32 (rows, length). Each sentence ends with EOS and has no BOS; PAD fills the
+    row. With `packing`, a row holds several sentences, the same number in source and target. "tokens" counts both.
     """
 
     def loss(params: Params, batch: Batch, key: Array | None, *, mesh: Mesh | None = None) -> Any:
@@ -52,9 +52,9 @@ def sequences(model: Model, train: TrainConfig, *, packing: bool = False) -> Obj
 
 
 def sentences(tokens_BT: Array) -> tuple[Array, Array]:
-    """The position of each token in its sentence, and the number of that sentence in the row, both from 0.
+    """For each token of a packed row: its position in its sentence, and the number of the sentence. Both count from 0.
 
-    A sentence ends with its EOS, so the tokens of a packed row tell it themselves.
+    EOS marks the end of each sentence.
     """
     begins_BT = jnp.pad(tokens_BT[:, :-1] == EOS, ((0, 0), (1, 0)))
     t_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1]), tokens_BT.shape)

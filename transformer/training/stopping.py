@@ -1,7 +1,7 @@
-"""Stop signals: SIGINT (Ctrl-C), SIGTERM and SIGHUP are heard between updates, so that the state is saved first.
+"""Stop signals: SIGINT (Ctrl-C), SIGTERM and SIGHUP take effect between updates, so that the state is saved first.
 
-Machines that are taken away send SIGTERM some time before; SLURM and Kubernetes do, and Cloud TPU's maintenance. A
-terminal that is closed, or a connection that breaks, sends SIGHUP; under nohup it is ignored.
+SLURM, Kubernetes and the maintenance of Cloud TPU send SIGTERM some time before they take a machine away. A closed
+terminal or a broken connection sends SIGHUP; under nohup it is ignored.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP"
 
 
 class StopRequested(BaseException):
-    """Asked to stop while something ran that is not waited for. Like KeyboardInterrupt nothing else catches it."""
+    """Interrupts an `interruptible` block. A BaseException, so that nothing else catches it."""
 
     def __init__(self, number: int):
         super().__init__(signal.Signals(number).name)
@@ -34,9 +34,9 @@ class StopRequested(BaseException):
 
 
 class StopSignals:
-    """While entered, the first of `SIGNALS` is only noted, as `heard`; a SIGINT after it ends the process at once.
+    """Inside this context the first of `SIGNALS` only sets `received`. A SIGINT after it ends the process at once.
 
-    Outside the main thread, which alone is told of signals, nothing is ever heard.
+    Outside the main thread nothing is received: Python delivers signals to the main thread only.
     """
 
     def __init__(self) -> None:
@@ -46,12 +46,12 @@ class StopSignals:
 
     def __enter__(self) -> StopSignals:
         if threading.current_thread() is threading.main_thread():
-            # Python's handlers wait for whatever runs, a compilation, say. A thread that reads numbers from a pipe
-            # does not.
+            # Python runs a signal handler only after the current C call, such as a compilation. A thread that reads
+            # the signal numbers from a pipe need not wait for it.
             reading, self._wakeup_fd = os.pipe()
             os.set_blocking(self._wakeup_fd, False)
             threading.Thread(target=_watch, args=(reading,), daemon=True).start()
-            # One that is ignored, as Ctrl-C is by what a shell runs in the background, stays so.
+            # A signal that is ignored stays ignored: a shell ignores Ctrl-C for a background process, for example.
             caught = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
             self._old_handlers = {number: signal.signal(number, self._receive) for number in caught}
             self._old_wakeup_fd = signal.set_wakeup_fd(self._wakeup_fd, warn_on_full_buffer=False)
@@ -68,7 +68,7 @@ class StopSignals:
     def interruptible(self) -> Iterator[None]:
         """A block that a signal interrupts with `StopRequested`. With several processes it runs to its end."""
         if jax.process_count() == 1:
-            self._interrupting = True  # first, so that no signal falls in between
+            self._interrupting = True  # before the test, so that no signal is lost between the two
             if self.received:
                 self._interrupting = False
                 raise StopRequested(self.received)
@@ -80,7 +80,7 @@ class StopSignals:
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if self.received is None:
             self.received = number
-            # Not by the log, nor by sys.stderr: a handler may run in the middle of another line's writing.
+            # Neither the log nor sys.stderr may be used here: the handler may run while another line is being written.
             tell(f"\n{signal.Signals(number).name}: saving the state after this update; Ctrl-C then stops at once\n")
             if self._interrupting:
                 self._interrupting = False
@@ -88,7 +88,7 @@ class StopSignals:
 
 
 def _watch(pipe: int) -> None:
-    """End the process at the first SIGINT that is not the first signal."""
+    """Read signal numbers from a pipe. End the process at a SIGINT that is not the first signal."""
     count = 0
     while number := os.read(pipe, 1):
         if number[0] in SIGNALS:
@@ -100,10 +100,10 @@ def _watch(pipe: int) -> None:
 
 
 class StopPoll:
-    """Whether any process was asked to stop, as all of them learn it after the same update.
+    """Tells all processes, after the same update, whether one of them has received a stop signal.
 
-    `ask()` is called once an update, by all. What it gives is called once that update is done: the signal that some
-    process had heard, or 0.
+    All processes call it once for each update. It returns a function, to be called after that update is done, which
+    returns the largest signal number that a process had received, or 0.
     """
 
     def __init__(self, mesh: Mesh, signals: StopSignals):
