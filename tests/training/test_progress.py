@@ -164,7 +164,7 @@ def test_a_log_that_cannot_be_read_is_told_in_one_line_and_left_alone(folder, ha
     else:
         path.mkdir()
     before = scalars(folder)
-    with pytest.raises(UserError, match=rf"^{path} cannot be read \(.*\); mend it, or move it away") as error:
+    with pytest.raises(UserError, match=rf"^{path} cannot be read \(.*\); repair it, or move it away") as error:
         Records(folder, 10)
     assert "\n" not in str(error.value)
     assert path.is_dir() or path.read_bytes() == b"\xff\xfe{}\n"
