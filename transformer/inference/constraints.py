@@ -1,7 +1,7 @@
-"""What users forbid or demand of an output, as one hook on the scores of a search (`adjust` of `beam_search`).
+"""Constraints on outputs, as one hook on the log-probabilities of a search (`adjust` of `beam_search`).
 
-Shapes: B sentences, M beams, L output positions, V vocabulary, P phrases, W pieces of a phrase, O offsets into a
-prefix, K pieces that one offset may have.
+Shapes: B sentences, M beams, L output positions, V vocabulary, P phrases, W pieces of a phrase, O byte offsets into a
+prefix, K pieces that may follow at an offset.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from transformer.inference.beam_search import Beams
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Spelling:
-    """What pieces spell, in numbers."""
+    """Rank and length of the text that each piece spells."""
 
     rank_V: Array
-    """Place of each piece in the order of what they spell; -1 where that is nothing."""
+    """Rank of each piece in the sorted order of spellings; -1 if it spells nothing."""
     bytes_V: Array
     """Number of bytes that each piece spells."""
 
@@ -34,21 +34,23 @@ class Spelling:
 )
 @dataclass(frozen=True)
 class Constraints:
-    """Wishes that hold for all sentences; a forced prefix is each sentence's own."""
+    """Constraints that are the same for all sentences. The forced prefix of each sentence is in `beams.given`."""
 
     eos: int
     min_length: Array | int = 0
-    """No end of sentence before so many pieces."""
+    """The fewest pieces before the end of sentence."""
     banned_PW: Array | None = None
-    """Phrases that may not occur, padded with -1 on the left."""
+    """Banned phrases, padded with -1 on the left."""
     no_repeat_ngram: int = 0
-    """No sequence of so many pieces occurs twice; 0 = no such wish."""
+    """No sequence of this many pieces occurs twice; 0 = not constrained."""
     prefix: Spelling | None = None
-    """Given, each output begins with the text that the tables in `beams.given` demand (see `prefixes.py`)."""
+    """If given, each output begins with the text in the tables of `beams.given` (see `prefixes.py`)."""
 
     def adjust(self, log_probs_BMV: Array, beams: Beams) -> Array:
-        """The log-probabilities with -inf at what is not allowed next. A forced prefix goes before all other wishes,
-        but not what a piece adds to it."""
+        """The log-probabilities, with -inf at pieces that are not allowed next.
+
+        Inside a forced prefix, the other constraints do not apply. They do apply to a piece that goes beyond its end.
+        """
         V = log_probs_BMV.shape[-1]
         pieces_V = jnp.arange(V)
         forbidden = (pieces_V == self.eos) & (beams.at < self.min_length)
@@ -63,8 +65,8 @@ class Constraints:
 
 
 def _prefix_masks(log_probs_BMV: Array, beams: Beams, spelling: Spelling, eos: int) -> tuple[Array, Array, Array]:
-    """Of hypotheses that have to go on with their prefix: which they are, (B, M, 1); the pieces that may follow within
-    the prefix; and those that complete it and may add to it, eos among them where the prefix may be the whole."""
+    """Masks for forced prefixes: hypotheses whose prefix is unfinished (B, M, 1); pieces that may follow inside the
+    prefix (B, M, V); pieces that complete it and may go beyond it, and eos where the output may end (B, M, V)."""
     given, at = beams.given, beams.at
     (B, M, V), L = log_probs_BMV.shape, beams.tokens_BML.shape[2]
     bytes_BML = jnp.where(jnp.arange(L) < at, jnp.asarray(spelling.bytes_V)[beams.tokens_BML], 0)
@@ -73,12 +75,12 @@ def _prefix_masks(log_probs_BMV: Array, beams: Beams, spelling: Spelling, eos: i
     of_offset = jnp.arange(B)[:, None], jnp.minimum(offset_BM, given["pieces_BOK"].shape[1] - 1)
     pieces_BMK, fewest_BMK, sure_BMK = (given[name][of_offset] for name in ("pieces_BOK", "fewest_BOK", "sure_BOK"))
     exists_BMK = pieces_BMK >= 0
-    # With room for the rest of the prefix and eos; where there was none from the start, the limit cuts the prefix.
+    # Pieces that leave room for the rest of the prefix and eos. If none does, the limit cuts the prefix.
     room_BMK = exists_BMK & (at + 1 + fewest_BMK < beams.limit_B[:, None, None])
     beyond_BM2 = given["beyond_BO2"][of_offset]
     possible_BM1 = room_BMK.any(axis=2, keepdims=True) | (beyond_BM2[..., :1] < beyond_BM2[..., 1:])
     fits_BMK = jnp.where(possible_BM1, room_BMK, exists_BMK)
-    # As many as a search without a prefix would look at.
+    # The pieces that a search without a prefix would consider.
     ranked_BM1 = jax.lax.top_k(log_probs_BMV, min(2 * M, V) if M > 1 else 1)[0][..., -1:]
     likely_BMK = jnp.take_along_axis(log_probs_BMV, jnp.maximum(pieces_BMK, 0), axis=2) >= ranked_BM1
     sure_BMK &= fits_BMK
@@ -90,15 +92,15 @@ def _prefix_masks(log_probs_BMV: Array, beams: Beams, spelling: Spelling, eos: i
 
 
 def _mask(pieces_BMC: Array, wanted_BMC: Array, V: int) -> Array:
-    """(B, M, V): whether a piece is among the wanted ones."""
+    """(B, M, V): whether a piece is among `pieces_BMC` and wanted."""
     B, M, _ = pieces_BMC.shape
     b, m = jnp.arange(B)[:, None, None], jnp.arange(M)[None, :, None]
-    # What is not wanted is written beyond the vocabulary, where it is dropped.
+    # Pieces that are not wanted get the index V, beyond the array, which is dropped.
     return jnp.zeros((B, M, V), bool).at[b, m, jnp.where(wanted_BMC, pieces_BMC, V)].set(True, mode="drop")
 
 
 def _repeating(tokens_BML: Array, at: Array, n: int, V: int) -> Array:
-    """(B, M, V): the pieces that would complete an n-gram that the hypothesis already has."""
+    """(B, M, V): the pieces that would repeat an n-gram of the hypothesis."""
     L = tokens_BML.shape[2]
     if n > L:
         return jnp.zeros((*tokens_BML.shape[:2], V), bool)
