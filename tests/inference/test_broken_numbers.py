@@ -1,4 +1,4 @@
-"""A model whose log-probabilities are no numbers: told, counted, and never a translation or a number that is none."""
+"""A model whose log-probabilities are not finite: warned of, counted, and never output as a translation or a score."""
 
 import io
 import json
@@ -16,7 +16,7 @@ from transformer.inference.tally import Tally
 from transformer.inference.translator import Hypothesis, Translator
 
 LINES = ["4 6", "", "5 6", "7", "5"]
-WARNING = "line 13: the model's scores are no numbers, so there is no translation or score; so it is with 2 of 5 lines"
+WARNING = "line 13: the model's scores are not finite, so there is no translation or score (2 of 5 lines)"
 
 
 def breaking(at=(5,), value=np.nan, others=(), **decode):
@@ -65,7 +65,7 @@ def test_wishes_that_nothing_obeys_are_told_and_are_no_fault_of_numbers(caplog):
     assert ours.translate(["4", "", "5"], first_line=7) == ["", "", ""]
     (message,) = caplog.messages
     assert message.startswith("line 7: no translation obeys decode.banned, no_repeat_ngram")
-    assert message.endswith("so it is with 2 of 3 lines")
+    assert message.endswith("(2 of 3 lines)")
     assert ours.tally == Tally()
 
 

@@ -96,7 +96,7 @@ def test_beyond_learned_positions_is_refused_and_the_line_named():
     (scored,) = ours.score(["4"], [most])
     assert len(scored.log_probs) == 64 and np.isfinite(scored.log_probs).all()
     # What searching may need is told at once, of the smallest of several models too.
-    with pytest.raises(UserError, match=r"max_source_length = 58 .* allow for 65 positions, .* ones for 64"):
+    with pytest.raises(UserError, match=r"max_source_length = 58 .* allow for 65 positions, .* only 64 learned"):
         translator(max_source_length=58)
     # Sinusoids have no end.
     endless = translator(dataclasses.replace(CONFIG, positions="sinusoidal"), max_source_length=70)

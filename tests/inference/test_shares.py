@@ -260,10 +260,10 @@ def test_shares_of_another_job_are_named(tmp_path: Path, caplog) -> None:
     source, target = tmp_path / "in", tmp_path / "out"
     source.write_bytes(b"a\nb\n")
     translate_share(numbered, source, target, 0, 2, "float32")
-    assert "not put together" not in caplog.text
+    assert "not used" not in caplog.text
     translate_share(numbered, source, target, 1, 2, "bfloat16")
     (other,) = tmp_path.glob("out.*.0-of-2")
-    assert f"not put together with these, of another input, model, options or type: {other.name}" in caplog.text
+    assert f"these parts are of another input, model, options or type, and not used: {other.name}" in caplog.text
     assert not target.exists()
     translate_share(numbered, source, target, 0, 2, "bfloat16")
     assert target.read_bytes() == b"1 A\n2 B\n" and other.exists()
@@ -302,7 +302,7 @@ def test_a_part_of_another_share_is_not_taken(tmp_path: Path, caplog):
     (part,) = tmp_path.glob("out.*.1-of-2")
     shutil.copy(part, str(part).replace("1-of-2", "0-of-2"))
     translate_share(numbered, source, target, 0, 2)
-    assert "0-of-2 is not as it was written: its share is to be translated again" in caplog.text
+    assert "0-of-2 is damaged: its share must be translated again" in caplog.text
     assert target.read_bytes() == b"1 A\n2 B\n"
 
 
@@ -317,7 +317,7 @@ def test_a_file_that_came_meanwhile_is_not_overwritten(tmp_path: Path, content: 
         target.mkdir() if content is None else target.write_bytes(content)
         return numbered(lines, out, first_line)
 
-    with pytest.raises(UserError, match=f"^--output {target}: another file came there meanwhile, and it stays"):
+    with pytest.raises(UserError, match=f"^--output {target}: another file has appeared there and is not overwritten"):
         translate_share(slowly, source, target, shares - 1, shares)
     assert content is None or target.read_bytes() == content
     assert [path.name.rpartition(".")[2] for path in tmp_path.glob("out.*")] == [f"{shares - 1}-of-{shares}"]
@@ -342,7 +342,7 @@ def test_a_file_that_comes_while_the_output_is_put_together_is_not_overwritten(t
     monkeypatch.setattr(transformer.inference.shares, "synced", late)
     if not links:
         monkeypatch.setattr(os, "link", refuse)
-    with pytest.raises(UserError, match="another file came there meanwhile"):
+    with pytest.raises(UserError, match="another file has appeared there"):
         translate_share(numbered, source, target, 0, 1)
     assert target.read_bytes() == b"mine"
     monkeypatch.setattr(transformer.inference.shares, "synced", lambda path: None)

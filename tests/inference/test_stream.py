@@ -63,14 +63,14 @@ def test_as_many_lines_out_as_in(source, expected):
 )
 def test_an_object_that_is_translated_as_text_is_told(caplog, line, told):
     assert translated(f"{line}\n{line}\n".encode())[0] == f"{line}\n{line}\n".upper().encode()
-    warning = "line 1 is a JSON object, and translated as text; with --jsonl its field 'source' is"
+    warning = "line 1 is a JSON object and is translated as text; --jsonl translates its field 'source'"
     assert caplog.messages == [warning] * told
 
 
 def test_what_is_not_utf8_is_told_once_and_counted(caplog):
     translated("a\n\ufffd\n".encode() + b"b\xff\nc\n\xc3\n")
     assert caplog.messages == [
-        "line 3: not valid UTF-8; what cannot be read is taken as U+FFFD",
+        "line 3: not valid UTF-8; invalid bytes are read as U+FFFD",
         "2 of 5 lines were not valid UTF-8",
     ]
 

@@ -220,7 +220,7 @@ def test_a_banned_phrase_that_the_tokenizer_drops_is_told_of(monkeypatch, phrase
     dropping = Tokenizer.train(sentences(400, seed=9), vocab_size=330, normalization="nmt_nfkc")
     assert [dropping.piece(i) for i in dropping.encode(["\u0001"])[0]] == ["▁"]
     ours = Translator(None, {"w": np.zeros(1)}, dropping, DecodeConfig(banned=phrases))
-    told = r"^decode.banned: this model's tokenizer sees nothing in '.x01'; leave it out$"
+    told = r"^decode.banned: this model's tokenizer keeps nothing of '.x01'; leave it out$"
     with pytest.raises(UserError, match=told):
         list(ours.search([[5]]))
     # A SentencePiece model of the user's own may put no space before a line.
