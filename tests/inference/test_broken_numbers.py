@@ -20,7 +20,7 @@ WARNING = "line 13: the model's scores are not finite, so there is no translatio
 
 
 def breaking(at=(5,), value=np.nan, others=(), **decode):
-    """A translator that sources with one of these pieces break; source and output have tables of their own."""
+    """A translator with NaN scores for sources with one of these pieces. Source and output tables are separate."""
     whole = translator(seeds=(0, *others), **decode)
     model, params = tiny(CONFIG, 0)
     table = params["embedding"]["table"].at[jnp.array(at)].set(value)
@@ -29,7 +29,7 @@ def breaking(at=(5,), value=np.nan, others=(), **decode):
 
 
 def strict(text):
-    """JSON as others read it, without NaN and Infinity."""
+    """Read JSON as other readers do, without NaN and Infinity."""
 
     def refuse(name):
         raise AssertionError(f"{name} is no JSON")
@@ -60,7 +60,7 @@ def test_translations_are_told_and_counted(decode, value, caplog):
 
 
 def test_wishes_that_nothing_obeys_are_told_and_are_no_fault_of_numbers(caplog):
-    """Each of ten pieces once at most, and more than ten of them."""
+    """Constraints that exclude each other: each of ten pieces at most once, and more than ten pieces."""
     ours = translator(no_repeat_ngram=1, min_length=20, max_extra_length=30)
     assert ours.translate(["4", "", "5"], first_line=7) == ["", "", ""]
     (message,) = caplog.messages

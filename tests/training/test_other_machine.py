@@ -1,4 +1,4 @@
-"""Bits are the same on the same machine: a run that goes on on another one says so, in one line."""
+"""Bits are the same only on the same machine: a run that is resumed on another machine logs one line about it."""
 
 from __future__ import annotations
 

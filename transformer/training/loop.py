@@ -115,6 +115,7 @@ class Training:
         """The step that the run started from, until a first update from there is finite; then None."""
 
     def run(self) -> Scores:
+        """Make the updates to the end of training. Returns the last scores."""
         t, step = self.setup.task.config.train, self.start
         stream = self.feed.stream(step, t.steps, PREFETCH)
         try:
@@ -220,7 +221,7 @@ class Training:
             )
         self.progress.interval.add(values, self.setup.task.objective.flops(self.setup.batches.shape(step - 1)))
 
-    # ---- What is due after an update --------------------------------------------------------------------------------
+    # ---- After an update --------------------------------------------------------------------------------------------
     def after_update(self, step: int, owed: dict[str, float] | None = None) -> None:
         """Evaluate if it is due, then save the state with the scores if that is due.
 
@@ -267,7 +268,7 @@ class Training:
         return True
 
     def judge(self, step: int, entry: Mapping[str, float]) -> bool:
-        """Log the scores. Returns whether they are the best so far. Sets `stop_early` if `train.patience` is over."""
+        """Log the scores. Returns whether they are the best so far. Sets `stop_early` if `train.patience` runs out."""
         scores, judge = self.scores, self.progress.judge
         if entry or scores:
             self.records.write(step, {**entry, **scores})
