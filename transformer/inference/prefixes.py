@@ -66,7 +66,7 @@ class Prefixes:
         )
         self._longest = max([1, *map(len, self._sorted)])
         # K is the same for all prefixes, so that one compiled program serves them all.
-        self._most = max([1, *(sum(1 for _ in self._within(spelt)) for spelt in self._ids)])
+        self._max_pieces = max([1, *(sum(1 for _ in self._within(spelt)) for spelt in self._ids)])
 
     def of(
         self, texts: Sequence[str], check: Callable[[Sequence[Sequence[int]]], None] = lambda pieces: None
@@ -75,14 +75,14 @@ class Prefixes:
         texts = [self._tokenizer.prefix(text) if text.strip() else "" for text in texts]
         cuts = self._tokenizer.cut(texts)
         check([cut.pieces for cut in cuts])
-        parts = [self._parts(text) for text in texts]
-        heads = iter(self._tokenizer.cut([part for broken_off in parts for part in broken_off]))
+        beginnings_of = [self._beginnings(text) for text in texts]
+        heads = iter(self._tokenizer.cut([part for beginnings in beginnings_of for part in beginnings]))
         return [
-            self._prefix(text, cut, [next(heads) for _ in broken_off])
-            for text, cut, broken_off in zip(texts, cuts, parts, strict=True)
+            self._prefix(text, cut, [next(heads) for _ in beginnings])
+            for text, cut, beginnings in zip(texts, cuts, beginnings_of, strict=True)
         ]
 
-    def _parts(self, text: str) -> list[str]:
+    def _beginnings(self, text: str) -> list[str]:
         """The text cut off at each character of its last word, at most the length of a piece before the end."""
         spaces = [i for i, c in enumerate(text) if c.isspace()]
         start = max(len(text) - self._longest, spaces[-1] if spaces else 0, 0)
@@ -133,7 +133,7 @@ class Prefixes:
 
     def tables(self, rows: int, longest: int) -> dict[str, np.ndarray]:
         """Tables for `rows` prefixes of at most `longest` bytes. They demand nothing until `fill` is called."""
-        B, O, K = rows, size(longest + 1), self._most  # noqa: E741
+        B, O, K = rows, size(longest + 1), self._max_pieces  # noqa: E741
         return {
             "pieces_BOK": np.full((B, O, K), -1, np.int32),  # pieces inside the prefix
             "fewest_BOK": np.full((B, O, K), _NEVER, np.int32),  # the fewest pieces to its end after each

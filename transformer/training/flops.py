@@ -37,8 +37,8 @@ def update_flops(config: ModelConfig, rows: int, encoded: int, decoded: int) -> 
     def attention(kind: str, layers: int, positions: int, keys: int) -> float:
         options = c.attention(kind)
         project = positions * (queries + 2 * c.heads * c.value_size * c.d_model)
-        made = -(-layers // options.kv_sharing) * keys * 2 * c.d_model * options.kv_heads * (c.key_size + c.value_size)
-        return layers * (project + positions * keys * 2 * heads) + made
+        kv = -(-layers // options.kv_sharing) * keys * 2 * c.d_model * options.kv_heads * (c.key_size + c.value_size)
+        return layers * (project + positions * keys * 2 * heads) + kv
 
     feed_forward = 4 * c.d_model * c.d_ff
     encoder = attention("encoder", c.encoder_layers, encoded, encoded) + c.encoder_layers * encoded * feed_forward

@@ -149,7 +149,7 @@ class Training:
             self.collect()
             self.trace.start()
         host_batch = next(stream)
-        shape = tuple(whole for whole, _ in host_batch.values())
+        shape = tuple(global_shape for global_shape, _ in host_batch.values())
         new = shape not in self.compiled and step not in self.progress.left_out
         if new:
             self.before_compiling(step, shape)
@@ -176,8 +176,8 @@ class Training:
             if self.stop_signal:
                 self.after_update(step - 1)
         self.compiled.add(shape)
-        count, of = len(self.compiled), len(self.setup.batches.shapes)
-        log.info("step %d: compiling batch shape %s (%d of %d)", step, shape[0], count, of)
+        count, total = len(self.compiled), len(self.setup.batches.shapes)
+        log.info("step %d: compiling batch shape %s (%d of %d)", step, shape[0], count, total)
 
     def collect(self, write: bool = True) -> dict[str, float]:
         """Wait for the metrics of the pending update and add them to the means since the last log entry.
