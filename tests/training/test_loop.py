@@ -192,7 +192,7 @@ def test_other_dev_sentences_start_the_best_score_anew(workdir: Path, run, monke
     assert (progress["best"]["dev_bleu"], progress["evaluations_without_better"]) == (best, 1)
     told = run(workdir, *more, "--train.steps", 122, "--train.eval_sentences", 7)
     assert (
-        len([line for line in told if "scores do not compare with those before step 121, as the development" in line])
+        len([line for line in told if "cannot be compared with those before step 121, because the development" in line])
         == 1
     )
     progress = Checkpoints(workdir).at(122).progress
@@ -218,7 +218,7 @@ def test_other_judging_starts_the_best_score_anew(workdir: Path, run, monkeypatc
     monkeypatch.setattr(Translation, "evaluate", lambda *_: iter(next(found)))
     more = ("--train.eval_every", 1, "--train.patience", 1, *option)
     said = run(workdir, *more, "--train.steps", 121)
-    expected = f"scores do not compare with those before step 120, as {told}; the best checkpoint and"
+    expected = f"scores cannot be compared with those before step 120, because {told}; the best checkpoint and"
     assert len([line for line in said if line.startswith(expected)]) == 1
     checkpoints = Checkpoints(workdir)
     progress = checkpoints.at(121).progress
@@ -814,7 +814,7 @@ def test_the_banner(tmp_path: Path, run) -> None:
     count = sum(leaf.size for leaf in jax.tree.leaves(parameters))
     assert "devices     1 x " in text
     assert f"model       {count:,} parameters, float32, vocabulary 400" in text
-    assert "batch       512 positions a side and update, in 2 micro-batches" in text
+    assert "batch       512 positions per side and update, in 2 micro-batches" in text
     assert "data        400 pairs kept, dropped: none; 9 updates an epoch" in text
     assert "shapes      2 to compile: " in text
     assert "dev set     dev.en, 20 pairs; 100.00% and 100.00% of lines survive the tokenizer unchanged" in text

@@ -162,7 +162,7 @@ def test_a_damaged_interruption_is_passed_over_and_kept(call, tiny, trained, tmp
     (workdir / "checkpoints/00000061.interrupted/progress.json").write_text("{}")
     done = call(*command)
     assert done.code == 0
-    assert "progress.json is not as it was written; going back to the checkpoint before" in done.err
+    assert "progress.json is not as it was written; going back to the previous checkpoint" in done.err
     assert "resuming from step 50" in done.err
     same_run(workdir, trained)
     assert (workdir / "checkpoints/00000061.interrupted.damaged/manifest.json").exists()

@@ -63,7 +63,7 @@ def hold(workdir: str) -> Iterator[Lock]:
     """
     folder = path_of(workdir)
     if sealed(folder):
-        raise UserError(f"--workdir {workdir}: a checkpoint, in which nothing else is written; use another folder")
+        raise UserError(f"--workdir {workdir}: this is a checkpoint, whose folder must not change; use another folder")
     lock = Lock(folder / ".lock", "another run trains there; stop it first, or use another --workdir")
     with contextlib.ExitStack() as stack:
         try:
@@ -160,7 +160,8 @@ def begin(setup: Setup) -> tuple[TrainState, Progress]:
     judge = Judge(task.judged, task.judged_on(), upgraded(saved, lambda: checkpoints.open("last").config))
     if judge.begun_anew:
         log.warning(
-            "scores do not compare with those before step %d, as %s; the best checkpoint and train.patience begin anew",
+            "scores cannot be compared with those before step %d, because %s; the best checkpoint and train.patience "
+            "start again",
             *(int(state.step), ", ".join(judge.begun_anew)),
         )
     if first():  # a killed run may have left files behind; older checkpoints are removed after a finite update
@@ -236,7 +237,7 @@ def newest_whole(
         reason = checkpoint.damage() or unfit(checkpoint)
         if not reason:
             return name
-        log.warning("%s; going back to the checkpoint before", reason)
+        log.warning("%s; going back to the previous checkpoint", reason)
         damaged.append(name)
     if damaged:
         raise UserError(
@@ -366,7 +367,7 @@ def banner(task: Task, batches: Batches, program: Program) -> None:
         "model       %s parameters, %s, vocabulary %d", f"{parameters:,}", model.config.dtype, model.config.vocab_size
     )
     log.info(
-        "batch       %s positions a side and update, in %d micro-batches",
+        "batch       %s positions per side and update, in %d micro-batches",
         *(f"{train.batch_tokens:,}", train.accumulate),
     )
     for line in task.describe():
