@@ -574,8 +574,8 @@ def test_a_batch_that_shrinks_stays_on_all_devices():
     for devices, halves in ((4, [8, 4, 0]), (8, [8, 0, 0])):
         mesh = jax.sharding.AbstractMesh((devices,), ("data",))
         over = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
-        assert [engine.half(rows, over) for rows in (16, 8, 4)] == halves
-    assert [engine.half(rows, None) for rows in (16, 8, 7, 4)] == [8, 4, 0, 0]
+        assert [engine.halve_at(rows, over) for rows in (16, 8, 4)] == halves
+    assert [engine.halve_at(rows, None) for rows in (16, 8, 7, 4)] == [8, 4, 0, 0]
 
 
 def test_scoring_that_does_not_fit_is_halved(monkeypatch, caplog):
