@@ -281,7 +281,7 @@ def test_a_damaged_part_is_translated_again(tmp_path: Path, harm: str, caplog):
     )
     with pytest.raises(UserError, match=r"out: share 0 is missing; translate it with --share 0/2"):
         translate_share(numbered, source, target, 1, 2)
-    assert f"{part} is not as it was written" in caplog.text and not target.exists()
+    assert f"{part} is damaged" in caplog.text and not target.exists()
     translate_share(numbered, source, target, 0, 2)
     expected = io.BytesIO()
     numbered(io.BytesIO(source.read_bytes()), expected, 1)
