@@ -129,13 +129,13 @@ def _set_up(config: Any, vocab_size: int, source: np.ndarray, target: np.ndarray
     from transformer.config import MeshConfig
     from transformer.model import build
     from transformer.training.objectives import sequences
-    from transformer.training.sharding import batch_sharding, make_mesh, place
+    from transformer.training.sharding import batch_sharding, make_mesh, put
     from transformer.training.step import cut, program
 
     mesh, model = make_mesh(MeshConfig()), build(config.model.with_vocabulary(vocab_size))
     made = program(sequences(model, config.train, packing=config.data.packing), config.train, mesh)
     batch = cut({"source": source, "target": target}, mesh, 1)
-    return made.update, made.init(), place(batch, batch_sharding(mesh, micro_batches=True))
+    return made.update, made.init(), put(batch, batch_sharding(mesh, micro_batches=True))
 
 
 def sha256_of(params: Any) -> str:
@@ -259,7 +259,7 @@ def pipeline(workdir: str, threads: int, packing: bool, vocab_size: int, batch_t
         positions = 0
         began = time.perf_counter()
         for host in stream:
-            batch = feed.place(host)
+            batch = feed.put(host)
             positions += sum(x.size for x in batch.values())
         jax.block_until_ready(batch)
         return {"seconds": time.perf_counter() - began, "tokens": positions * (1 - batches.padding)}

@@ -539,8 +539,8 @@ def test_training_goes_back_to_the_last_whole_checkpoint(checkpoints, folder: Pa
     back, progress = resumed(checkpoints)
     assert (int(back.step), progress["step"]) == (5, 5)
     assert equal(back, made)
-    assert len([record for record in caplog.records if "going back to the checkpoint before" in record.message]) == 2
-    # A damaged checkpoint counts neither as the last one nor among those to keep.
+    assert len([record for record in caplog.records if "going back to the previous checkpoint" in record.message]) == 2
+    # What is damaged no longer counts: not as the last one, nor among those that are kept.
     assert checkpoints.steps() == [5]
     save(checkpoints, 7, keep_last=2)
     assert checkpoints.steps() == [5, 7]

@@ -108,7 +108,7 @@ def _train(task: Any, config: Any, options: argparse.Namespace, profile: tuple[i
     from transformer.training.start import hold, refuse_other_config
 
     with contextlib.ExitStack() as stack:
-        stack.enter_context(processes.together())
+        stack.enter_context(processes.fail_fast())
         lock = None
         stack.enter_context(enough_memory(LESS_TO_TRAIN))  # inside, so that the other processes get its message
         stored = stored_config(options.workdir)

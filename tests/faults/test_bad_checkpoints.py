@@ -136,7 +136,7 @@ def test_harmed(workdir: Path, trained: Path, other: Path, call, tiny, harm: Cal
     assert done.code == 0
     assert "Traceback" not in done.err
     warnings = [line for line in done.err.splitlines() if line.startswith("warning:")]
-    assert re.search(told + ".*going back to the checkpoint before", warnings[0]), warnings
+    assert re.search(told + ".*going back to the previous checkpoint", warnings[0]), warnings
     assert "resuming from step 100" in done.err
     # Step 120 is saved again under the same name; a copy of the damaged one stays.
     kept = [path for path in (workdir / "checkpoints").iterdir() if "damaged" in path.name]
@@ -310,7 +310,7 @@ def test_a_run_goes_on_elsewhere_with_the_same_text(workdir: Path, trained: Path
     (moved / "dev.en").write_text((moved / "dev.en").read_text().replace("red", "blue"))
     done = call(*command, "--train.steps=121")
     assert done.code == 0
-    assert "scores do not compare with those before step" in done.err
+    assert "scores cannot be compared with those before step" in done.err
 
 
 # ---- Readers --------------------------------------------------------------------------------------------------------

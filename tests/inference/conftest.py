@@ -1,4 +1,4 @@
-"""The engine's programs, compiled in a hurry as `quick.jit` does: here they run a few times on tiny shapes."""
+"""Compile the programs of the engine fast, as `quick.jit` does: here they run only a few times, on tiny shapes."""
 
 import inspect
 
@@ -13,7 +13,7 @@ def compiled_quickly():
     with pytest.MonkeyPatch.context() as patch:
         for module, name in ((engine, "begin"), (engine, "proceed"), (engine, "rearrange"), (scorer, "forced")):
             program = inspect.unwrap(getattr(module, name))
-            # What stands behind the star of their signatures is static.
+            # Their keyword-only arguments are static.
             static = [p.name for p in inspect.signature(program).parameters.values() if p.kind == p.KEYWORD_ONLY]
             donated = {"donate_argnames": "beams"} if name == "proceed" else {}
             patch.setattr(module, name, jit(program, static_argnames=static, **donated))

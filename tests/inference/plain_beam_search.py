@@ -1,16 +1,16 @@
-"""Beam search once more, one sentence at a time, over Python lists."""
+"""A plain beam search to compare with: one sentence at a time, over Python lists."""
 
 import numpy as np
 
 
 def normalization(length, alpha, form):
-    """What a log-probability is divided by: Wu et al. 2016, eq. 14, or fairseq's, or nothing."""
+    """The length penalty that a log-probability is divided by: Wu et al. 2016, eq. 14, or fairseq's, or 1."""
     return {"paper": ((5 + length) / 6) ** alpha, "fairseq": length**alpha, "none": 1.0}[form]
 
 
 def allowed(pieces, limit, eos, *, min_length=0, banned=(), no_repeat_ngram=0, prefix=()):
-    """Whether the last of these pieces may follow the others: at the limit an end and nothing else, before that the
-    forced prefix and nothing else, after it whatever no wish forbids."""
+    """Whether the last of these pieces may follow the others: at the limit only eos; before it only the forced prefix;
+    after the prefix, any piece that no constraint forbids."""
     *before, last = pieces
     if len(pieces) == limit:
         return last == eos
@@ -26,11 +26,11 @@ def allowed(pieces, limit, eos, *, min_length=0, banned=(), no_repeat_ngram=0, p
 
 
 def plain_beam_search(log_probs, limit, beam_size, eos, alpha, form, **wishes):
-    """[(score, pieces)], best first, where `log_probs(prefix)` gives the following piece's, as an array.
+    """[(score, pieces)], best first. `log_probs(prefix)` returns the log-probabilities of the next piece, as an array.
 
-    Of all continuations the best 2 * beam_size are looked at: those that end are done, of the others the best
-    beam_size go on; with a beam of 1 the best alone is looked at. After `limit` pieces only an end is possible. The
-    `wishes` are those of `allowed`.
+    The search considers the best 2 * beam_size continuations: those that end are finished; of the others, the best
+    beam_size go on. A beam of 1 considers only the best one. The last of `limit` pieces must be eos. `wishes`: the
+    constraints of `allowed`.
     """
     live, done = [(0.0, ())], []
     for length in range(1, limit + 1):

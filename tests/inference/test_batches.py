@@ -1,4 +1,4 @@
-"""Batches of any sequences: their shapes, devices and parts, and jobs side by side. No model is needed."""
+"""Batches of any sequences: their shapes, devices and parts, and jobs in threads. No model is needed."""
 
 import threading
 import time
@@ -19,7 +19,7 @@ def batcher(devices=1, **sizes):
 
 
 def test_jobs_side_by_side_overlap_and_keep_their_order():
-    meeting = threading.Barrier(3, timeout=30)  # only three at once get past it
+    meeting = threading.Barrier(3, timeout=30)  # opens only for three threads at once
 
     def work(job, stop):
         meeting.wait()
@@ -68,7 +68,7 @@ def test_what_is_left_over_lies_evenly_on_the_devices(devices, left, rows):
 
 @pytest.mark.parametrize("longest", [1_024, 1_500, 100_000, 1_000_000])
 def test_a_source_is_padded_to_something_near_it(longest):
-    """However long sources may be; and to few different lengths."""
+    """However long sources may be. There are only a few different lengths."""
     batches = batcher(batch_tokens=1).batches
     lengths = [n for n in (1, 1_000, 1_024, 1_100, 1_500, 5_000, 90_000, 999_999) if n <= longest]
     shapes = {tuple(indices): length for indices, _, length in batches([n + 1 for n in lengths], longest + 1)}
@@ -77,7 +77,7 @@ def test_a_source_is_padded_to_something_near_it(longest):
     every = {length for _, _, length in batches(range(2, longest + 2, max(1, longest // 5_000)), longest + 1)}
     assert len(every) <= 15 + 2 * np.log2(longest / 1_024) + 1
     assert max(every) == longest + 1
-    # To score it is the same, for what is there.
+    # Scoring pads to the same length, if all sequences are short.
     padded = next(n for n in padded_lengths() if n > max(lengths))
     scored = {length for _, _, length in batches([n + 1 for n in lengths], padded)}
     assert max(scored) <= 1.6 * max(lengths)
@@ -85,7 +85,7 @@ def test_a_source_is_padded_to_something_near_it(longest):
 
 @pytest.mark.parametrize("devices", [1, 3])
 def test_no_batch_is_far_larger_than_what_is_in_it(devices):
-    """However many sentences a batch may have."""
+    """Whatever the largest number of sentences in a batch."""
     ours = batcher(devices, batch_sentences=2**31 - 1, batch_tokens=2**31 - 1)
     shapes = set()
     for count in (1, 2, 9, 65, 600, 5_000):

@@ -1,4 +1,4 @@
-"""Beam search over trees of random log-probabilities: every prefix of a sentence has its own, looked up in a table."""
+"""Beam search over trees of random log-probabilities: a table has different ones for each prefix of each sentence."""
 
 import functools
 
@@ -18,7 +18,7 @@ FORMS = ["paper", "fairseq", "none"]
 
 
 def child(prefix, word):
-    """Prefixes are numbered as the nodes of a ternary tree: the empty one is 0."""
+    """Prefixes are numbered like the nodes of a ternary tree; the empty prefix is 0."""
     return 3 * prefix + word - 2
 
 
@@ -31,7 +31,7 @@ def random_tables(sentences, depth, *, seed, spread=1.0):
 
 
 def lookup(table):
-    """One sentence's log-probabilities after a prefix, for the plain searches."""
+    """The log-probabilities of one sentence after a prefix, for the plain searches."""
     return lambda words: table[functools.reduce(child, words, 0)].astype(np.float64)
 
 
@@ -44,7 +44,7 @@ def search(tables, limits, alpha, *, M, form, length, n_best=1, stop_early=True)
         prefix = jnp.where(at == 0, 0 * prefix, child(prefix, tokens_X))
         return tables[sentence, prefix], (sentence, prefix)
 
-    # The cache's rows move with the beams: the prefixes must, the sentences' numbers don't care.
+    # The rows of the cache move with the beams. The prefixes need that; sentence numbers stay the same anyway.
     cache = jnp.repeat(jnp.arange(len(tables)), M), jnp.full(len(tables) * M, 99)
     return beam_search(
         step, cache, jnp.asarray(limits), max_length=length, beam_size=M, bos=BOS, eos=EOS, pad=PAD,
@@ -53,7 +53,7 @@ def search(tables, limits, alpha, *, M, form, length, n_best=1, stop_early=True)
 
 
 def hypotheses(found, sentence):
-    """[(score, pieces)] of one sentence, and the rules that all results obey."""
+    """[(score, pieces)] of one sentence. Also checks the rules that hold for all results."""
     tokens, lengths, scores = (np.asarray(x)[sentence] for x in found)
     assert (np.diff(scores[np.isfinite(scores)]) <= 0).all()
     assert not np.isnan(scores).any()
@@ -70,7 +70,7 @@ def hypotheses(found, sentence):
 
 
 def assert_same(got, expected):
-    """The same pieces in the same order, and scores; neighbours closer than rounding may change places."""
+    """Require the same pieces in the same order, and the same scores. Neighbours within rounding may be swapped."""
     assert len(got) == len(expected)
     np.testing.assert_allclose([s for s, _ in got], [s for s, _ in expected], atol=1e-5, rtol=1e-5)
     gaps = -np.diff([np.inf, *(s for s, _ in expected), -np.inf])
@@ -144,7 +144,7 @@ def test_a_beam_of_2_finds_what_greedy_misses():
 
 @pytest.mark.parametrize("form", ["paper", "none"])
 def test_a_beam_of_1_is_greedy(form):
-    """Even where eos, or what stands beside it, would have scored better in the end."""
+    """Even if eos, or the second best piece, would have scored better in the end."""
     tables, limits = random_tables(200, 4, seed=3), np.arange(200) % 4 + 1
     for stop_early in (True, False):
         found = search(tables, limits, 2.0, M=1, form=form, length=4, stop_early=stop_early)
@@ -170,12 +170,12 @@ def test_stopping_early_changes_no_result(form):
             for a, b in zip(early, late, strict=True):
                 np.testing.assert_allclose(a[:, :n_best], b[:, :n_best], rtol=1e-6)
             stopped += int((np.asarray(early.scores_BM) != np.asarray(late.scores_BM)).any(axis=1).sum())
-    # It did stop: what it does not promise, the hypotheses behind the n best, did change.
+    # The search did stop early: the hypotheses after the n best, which may change, did change.
     assert stopped > B / 4
 
 
 def test_neighbours_change_nothing():
-    """Bit for bit: neighbours that take longer, shorter, or nothing, and in other rows."""
+    """Bit for bit: with neighbours that are longer, shorter or empty, and in other rows."""
     limits = np.array([4, 3, 4, 2])
     tables, others = random_tables(4, 4, seed=5, spread=2), random_tables(4, 4, seed=6, spread=0.1)
     run = functools.partial(search, alpha=0.6, M=3, form="paper", length=4)
@@ -189,7 +189,7 @@ def test_neighbours_change_nothing():
 
 
 def test_forbidden_pieces_leave_fewer_hypotheses():
-    """-inf forbids: only two ways lead to an end here. What is no number leads nowhere."""
+    """-inf forbids a piece: only two paths lead to an end here. NaN forbids a piece, too."""
     tables = np.full((4, 4, VOCABULARY), -np.inf, np.float32)
     tables[:, 0, [3, 4]] = np.log([0.7, 0.3])
     tables[0, child(0, 3), EOS] = np.log(0.5)
@@ -223,7 +223,7 @@ RIGHT = {"max_length": 3, "beam_size": 2, "bos": BOS, "eos": EOS, "pad": PAD}
 
 
 def plain(limits=(3,), rows=2, columns=VOCABULARY, **options):
-    """A search of one sentence with two beams over a constant, under right or wrong options."""
+    """A search of one sentence with two beams over constant log-probabilities, with valid or invalid options."""
     step = lambda tokens_X, cache, at: (jnp.full((rows, columns), -1.8), cache)  # noqa: E731
     limits = jnp.array(limits) if isinstance(limits, tuple) else limits
     return beam_search(step, options.pop("cache", ()), limits, **RIGHT | options)
@@ -261,7 +261,7 @@ def plain(limits=(3,), rows=2, columns=VOCABULARY, **options):
     ids=str,
 )
 def test_options_that_make_no_search_are_named(wrong, message):
-    """XLA would have taken the last row or the first hypothesis, or stopped before anything had ended."""
+    """Without checks, XLA would take the last row or the first hypothesis, or stop before any hypothesis has ended."""
     with pytest.raises(ValueError) as error:
         plain(**wrong)
     assert str(error.value).startswith(message) and "\n" not in str(error.value)
@@ -275,14 +275,14 @@ def test_right_options_in_other_forms_are_taken():
         {"beam_size": np.int8(2)},
     ):
         jax.tree.map(np.testing.assert_array_equal, plain(**options), wanted)
-    # Inside jit the values of arrays are not known, and not looked at.
+    # Inside jit the values of arrays are not known, and not checked.
     inside = jit(lambda limits, alpha: plain(limits, length_penalty=alpha))(jnp.array([3]), 0.6)
     jax.tree.map(np.testing.assert_array_equal, inside, wanted)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_scores_tell_where_log_probabilities_are_no_numbers(value):
-    """NaN instead of -inf where hypotheses are missing; a single piece that is no number is only forbidden."""
+    """NaN instead of -inf where hypotheses are missing. A single piece with NaN is only forbidden."""
     tables = random_tables(4, 3, seed=7)
     tables[1] = value  # everywhere
     tables[2, 1:] = value  # after the first piece
@@ -294,6 +294,6 @@ def test_scores_tell_where_log_probabilities_are_no_numbers(value):
     assert lengths[2].tolist() == [1, 0, 0] and np.isfinite(scores[2, 0]) and np.isnan(scores[2, 1:]).all()
     assert (lengths[3] > 0).all() and np.isfinite(scores[3]).all()
     assert not (np.asarray(found.tokens_BML)[3] == 3).any()
-    # What is forbidden everywhere is no fault of numbers.
+    # If all pieces are forbidden, the score is -inf, not NaN.
     nothing = search(np.full_like(tables, -np.inf), [3] * 4, 0.6, M=3, form="paper", length=3)
     assert (np.asarray(nothing.scores_BM) == -np.inf).all()

@@ -1,4 +1,4 @@
-"""A model whose log-probabilities are no numbers: told, counted, and never a translation or a number that is none."""
+"""A model whose log-probabilities are not finite: warned of, counted, and never output as a translation or a score."""
 
 import io
 import json
@@ -16,11 +16,11 @@ from transformer.inference.tally import Tally
 from transformer.inference.translator import Hypothesis, Translator
 
 LINES = ["4 6", "", "5 6", "7", "5"]
-WARNING = "line 13: the model's scores are no numbers, so there is no translation or score; so it is with 2 of 5 lines"
+WARNING = "line 13: the model's scores are not finite, so there is no translation or score (2 of 5 lines)"
 
 
 def breaking(at=(5,), value=np.nan, others=(), **decode):
-    """A translator that sources with one of these pieces break; source and output have tables of their own."""
+    """A translator with NaN scores for sources with one of these pieces. Source and output tables are separate."""
     whole = translator(seeds=(0, *others), **decode)
     model, params = tiny(CONFIG, 0)
     table = params["embedding"]["table"].at[jnp.array(at)].set(value)
@@ -29,7 +29,7 @@ def breaking(at=(5,), value=np.nan, others=(), **decode):
 
 
 def strict(text):
-    """JSON as others read it, without NaN and Infinity."""
+    """Read JSON as other readers do, without NaN and Infinity."""
 
     def refuse(name):
         raise AssertionError(f"{name} is no JSON")
@@ -60,12 +60,12 @@ def test_translations_are_told_and_counted(decode, value, caplog):
 
 
 def test_wishes_that_nothing_obeys_are_told_and_are_no_fault_of_numbers(caplog):
-    """Each of ten pieces once at most, and more than ten of them."""
+    """Constraints that exclude each other: each of ten pieces at most once, and more than ten pieces."""
     ours = translator(no_repeat_ngram=1, min_length=20, max_extra_length=30)
     assert ours.translate(["4", "", "5"], first_line=7) == ["", "", ""]
     (message,) = caplog.messages
     assert message.startswith("line 7: no translation obeys decode.banned, no_repeat_ngram")
-    assert message.endswith("so it is with 2 of 3 lines")
+    assert message.endswith("(2 of 3 lines)")
     assert ours.tally == Tally()
 
 

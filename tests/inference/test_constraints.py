@@ -1,4 +1,4 @@
-"""Wishes of users on random models, a beam search over tables of log-probabilities, against the plain beam search."""
+"""Constraints on random models (tables of log-probabilities): beam search compared with the plain beam search."""
 
 import functools
 
@@ -26,12 +26,12 @@ def tables():
 
 
 def following(sentence):
-    """For the plain search."""
+    """The log-probabilities of one sentence, for the plain search."""
     return lambda words: tables()[sentence, len(words), *(BOS, BOS, *words)[-2:]].astype(np.float64)
 
 
 class Letters:
-    """A tokenizer whose pieces each spell a letter of their own."""
+    """A tokenizer in which each piece spells a different letter."""
 
     spelling = (b"", b"", b"", *(bytes([65 + i]) for i in range(3, VOCABULARY)))
 
@@ -62,7 +62,7 @@ def search(limits, alpha, constraints, given, *, M, form, n_best):
 
 
 def padded(phrases):
-    """-1 on the left where a phrase is shorter than the longest."""
+    """Phrases as one array, padded with -1 on the left."""
     result = np.full((len(phrases), max(map(len, phrases))), -1, np.int32)
     for row, phrase in zip(result, phrases, strict=True):
         row[len(row) - len(phrase) :] = phrase
@@ -75,7 +75,7 @@ PREFIXES = [(), (3,), (4, 4), (5, 4, 5, 4), (6,), (3, 3, 3), (), (4, 5), (3, 4),
 
 
 def check(M, form, alpha, *, n_best=1, min_length=0, banned=(), no_repeat_ngram=0, prefixes=None):
-    """The search finds what the plain one does; returns the best of each sentence, without eos."""
+    """Require the results of the plain search. Returns the best output of each sentence, without eos."""
     letters = Prefixes(Letters())
     spelling = None if prefixes is None else letters.spelling
     phrases = padded(banned) if banned else None
@@ -103,7 +103,7 @@ def check(M, form, alpha, *, n_best=1, min_length=0, banned=(), no_repeat_ngram=
 def test_without_wishes():
     free = check(3, "paper", 0.6, n_best=3)
     assert check(1, "paper", 0.6) != free
-    # What the wishes below are for: the outputs break each of them.
+    # Without constraints, the outputs break each of the constraints that the tests below use.
     assert any(len(pieces) < 5 for pieces in free[:6])
     assert any(3 in pieces for pieces in free if pieces)
     assert any(len(set(pieces)) < len(pieces) for pieces in free if pieces)
@@ -114,12 +114,12 @@ def test_minimum_length(M, form, n_best):
     for wanted in (1, 5, 20):
         best = check(M, form, 1.0, n_best=n_best, min_length=wanted)
         for pieces, limit in zip(best, LIMITS, strict=True):
-            assert pieces is None or len(pieces) >= min(wanted, limit - 1)  # the limit goes before it
+            assert pieces is None or len(pieces) >= min(wanted, limit - 1)  # the limit takes precedence
 
 
 @pytest.mark.parametrize(("M", "form", "n_best"), [(1, "paper", 1), (3, "none", 3)])
 def test_banned_phrases(M, form, n_best):
-    """Of one, two and three pieces; the end, too, which comes at the limit all the same."""
+    """Phrases of one, two and three pieces. Also eos, which comes at the limit nevertheless."""
     best = check(M, form, 0.6, n_best=n_best, banned=BANNED[:3])
     assert not any(3 in pieces for pieces in best if pieces)
     assert [len(p) + 1 for p in check(M, form, 0.6, n_best=n_best, banned=[(EOS,)])[:11]] == LIMITS[:11].tolist()
@@ -127,7 +127,7 @@ def test_banned_phrases(M, form, n_best):
 
 @pytest.mark.parametrize(("M", "n"), [(1, 2), (3, 1), (3, 2), (3, 3), (3, 12)])
 def test_no_ngram_twice(M, n):
-    """Minimum lengths that outputs without repetition can't always have: then fewer or none are found."""
+    """Outputs without repetition cannot always have the minimum length. Then fewer hypotheses are found, or none."""
     for min_length in (0, 4, 6):
         for pieces in check(M, "fairseq", 0.6, n_best=M, no_repeat_ngram=n, min_length=min_length):
             ngrams = [pieces[i : i + n] for i in range(len(pieces or ()) - n + 1)]
@@ -138,13 +138,13 @@ def test_no_ngram_twice(M, n):
 def test_forced_prefixes(M, n_best):
     best = check(M, "paper", 0.6, n_best=n_best, prefixes=PREFIXES)
     for pieces, prefix, limit in zip(best, PREFIXES, LIMITS, strict=True):
-        # The limit goes before it.
+        # The limit takes precedence.
         assert pieces is None or pieces[: len(prefix)] == prefix[: limit - 1]
 
 
 @pytest.mark.parametrize(("M", "form", "n_best"), [(1, "none", 1), (2, "fairseq", 1), (4, "paper", 4)])
 def test_all_wishes_at_once(M, form, n_best):
-    """The prefixes repeat themselves, hold banned phrases and are shorter than the minimum: they stand all the same."""
+    """The prefixes repeat n-grams, contain banned phrases and are shorter than the minimum. They are kept anyway."""
     for alpha, min_length in ((0.0, 3), (0.6, 5), (2.0, 4)):
         wishes = {"min_length": min_length, "banned": BANNED[:3], "no_repeat_ngram": 2}
         best = check(M, form, alpha, n_best=n_best, prefixes=PREFIXES, **wishes)
@@ -152,6 +152,6 @@ def test_all_wishes_at_once(M, form, n_best):
 
 
 def test_no_way_out_is_no_hypothesis():
-    """All words are banned and the end comes too early: what is left is an end at the limit, or nothing."""
+    """All words are banned and eos comes too early: there is only eos at the limit, or no hypothesis."""
     best = check(3, "paper", 0.6, n_best=3, banned=[(w,) for w in range(3, VOCABULARY)], min_length=1)
     assert [pieces is None for pieces in best] == [limit != 1 for limit in LIMITS]

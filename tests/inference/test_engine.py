@@ -1,4 +1,4 @@
-"""Decoding with real, tiny, random models: it finds what a plain search over whole passes finds, whatever the batch."""
+"""Decoding with real, tiny, random models: the results of a plain search over whole passes, whatever the batch."""
 
 import dataclasses
 import functools
@@ -61,7 +61,7 @@ EACH_ITS_OWN = dataclasses.replace(CONFIG, **VARIANTS["each its own"])
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_equals_a_plain_search_without_a_cache(name):
-    """All n best, under wishes."""
+    """All n best hypotheses, with constraints."""
     ours = translator(
         dataclasses.replace(CONFIG, **VARIANTS[name]), n_best=3, no_repeat_ngram=2, min_length=4, banned=("5 6", "7")
     )
@@ -86,7 +86,7 @@ OPTIONS = [
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_equals_a_plain_search_whatever_the_options(options):
-    """With prefixes of 0 to 9 pieces, some of them longer than the limit."""
+    """With prefixes of 0 to 9 pieces; some are longer than the limit."""
     ours = translator(**options)
     texts, prefixes = sources(4, seed=1), [[], [4, 4], [3], [9, 8, 7, 6, 5, 9, 8, 7, 6]]
     found = dict(ours.search(texts, prefixes=begun(ours, prefixes)))
@@ -105,7 +105,7 @@ def test_an_ensemble_searches_averaged_probabilities():
         pieces, scores = expected(ours, source)
         np.testing.assert_allclose(found[i][1][:2], scores, rtol=1e-5)
         assert found[i][0][:2] == pieces
-    for one in alone:  # it is neither of the two
+    for one in alone:  # the ensemble differs from both models
         assert sum(one[i][0][0] != found[i][0][0] for i in range(8)) > 2
 
 
@@ -117,7 +117,7 @@ def pieces_of(text):
 
 
 def workdir(folder, seed, text):
-    """What a training run leaves, with a random model."""
+    """A workdir as training leaves it, with a random model."""
     model, params = tiny(CONFIG, seed)
     checkpoints = Checkpoints(str(folder))
     config = Config(model=CONFIG, decode=DecodeConfig(beam_size=2, max_source_length=15, max_extra_length=6))
@@ -143,7 +143,7 @@ def test_an_ensemble_of_workdirs(tmp_path):
 @pytest.mark.parametrize("backend", ["cpu", "gpu", "tpu"])
 @pytest.mark.parametrize("trained", ["float32", "bfloat16"])
 def test_the_type_of_decoding(monkeypatch, backend, trained):
-    """'auto' is bfloat16 but on a CPU, where it is the model's own."""
+    """'auto' is bfloat16, except on a CPU, where it is the type of the model."""
     monkeypatch.setattr(jax, "default_backend", lambda: backend)
     model, params = dataclasses.replace(CONFIG, dtype=trained), {"w1": jnp.ones((2, 3)), "scale": jnp.ones(3)}
     fast = "float32" if backend == "cpu" else "bfloat16"
@@ -160,7 +160,7 @@ def test_the_type_of_decoding(monkeypatch, backend, trained):
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
 def test_a_workdir_in_fewer_bits(tmp_path, dtype):
-    """A search with a cache finds what forced scoring without one gives the same score, within the type's rounding."""
+    """A search with a cache gives the same score as forced scoring without a cache, within the rounding of the type."""
     folder = workdir(tmp_path / "run", 0, "the dog sees a cat")
     decode = DecodeConfig(beam_size=3, min_length=5, max_extra_length=20, max_source_length=15, dtype=dtype)
     ours, exact = Translator.load(folder, config=decode), translator(min_length=5, max_extra_length=20)
@@ -171,12 +171,12 @@ def test_a_workdir_in_fewer_bits(tmp_path, dtype):
     np.testing.assert_allclose(again, scores, rtol=0.02)
     other = np.array([one.score for one in exact.score_pieces(TEXTS, targets)])
     off = np.abs(other - scores) / np.abs(scores)
-    assert off.min() > 0  # it is another type
+    assert off.min() > 0  # the type does differ
     assert np.median(off) < 0.05
 
 
 def fresh(config):
-    """A model that no program was compiled for yet, unlike that of `build`, which is kept."""
+    """A new model, for which no program has been compiled. `build` would return a cached one."""
     return Model(config, lambda rngs: EncoderDecoder(config.with_vocabulary(VOCABULARY), rngs=rngs))
 
 
@@ -188,13 +188,13 @@ LONG = {"max_extra_length": 28, "min_length": 12, "length_normalization": "fairs
 
 @functools.cache
 def alone():
-    """Each sentence in a batch of its own."""
+    """Each sentence in a separate batch."""
     ours = translator(EACH_ITS_OWN, **LONG)
     return [next(iter(ours.search([source])))[1] for source in TEXTS]
 
 
 def test_long_outputs_equal_a_plain_search():
-    """Over a cache that is collected."""
+    """With a cache that is collected."""
     ours, count = translator(EACH_ITS_OWN, **LONG), 0
     for source, found in zip(TEXTS, alone(), strict=True):
         if len(source) < 6:
@@ -209,7 +209,7 @@ def test_long_outputs_equal_a_plain_search():
     "decode", [{}, {"batch_sentences": 16}, {"batch_sentences": 2}, {"batch_tokens": 16 * 3 * 8, "batch_sentences": 64}]
 )
 def test_the_batch_changes_nothing(decode):
-    """Rows, neighbours and padding; sentences that leave; a cache that is collected once or twice."""
+    """Rows, neighbours and padding; finished sentences that leave; a cache that is collected once or twice."""
     ours = translator(EACH_ITS_OWN, **LONG, **decode)
     for order in (range(len(TEXTS)), np.random.default_rng(0).permutation(len(TEXTS))):
         found = dict(ours.search([TEXTS[i] for i in order]))
@@ -221,12 +221,12 @@ def test_the_batch_changes_nothing(decode):
 
 
 def test_collecting_the_cache_changes_nothing(monkeypatch):
-    """More room from the beginning: then nothing is ever collected. Sentences never leave but all at once."""
+    """With more room from the beginning, the cache is never collected. Sentences leave only all at once."""
     monkeypatch.setattr(engine, "STAGE", 48)
-    monkeypatch.setattr(engine, "FEWEST_ROWS", 64)
+    monkeypatch.setattr(engine, "MIN_ROWS", 64)
     calls, rearrange = [], engine.rearrange
     monkeypatch.setattr(engine, "rearrange", lambda *a, **k: calls.append(a) or rearrange(*a, **k))
-    # STAGE is no argument of the compiled programs: a model of its own keeps them from being mistaken.
+    # The compiled programs do not have STAGE as an argument: a new model prevents that old ones are used.
     own, config = fresh(EACH_ITS_OWN), translator(EACH_ITS_OWN, **LONG).config
     found = dict(Translator(own, tiny(EACH_ITS_OWN, 0)[1], Numbers(), config).search(TEXTS))
     assert not calls
@@ -283,7 +283,7 @@ def test_eight_devices_change_nothing(environment):
     agreeing = sum(same(own, alone()[i]) for i, own in enumerate(found))
     print(f"{len(found) - agreeing} of {len(found)} differ at a choice closer than 1e-4")
     assert agreeing >= len(found) - 1
-    # In 8 bits a rounding may fall the other way.
+    # In int8, a value may be rounded the other way.
     np.testing.assert_allclose([own[1][0] for own in eight], [own[1][0] for own in one], rtol=0.01)
     assert len(wished) == 32
     assert sum(same(own, other) for own, other in zip(wished, alone_wished, strict=True)) >= 31
@@ -294,7 +294,7 @@ def test_eight_devices_change_nothing(environment):
 
 @pytest.fixture
 def compilations():
-    """A list to which each compilation of whatever program adds an entry."""
+    """A list to which each compilation of any program adds an entry."""
     seen = []
 
     def listen(event, duration, **_):
@@ -315,9 +315,9 @@ def test_once_compiled_it_serves_all_sentences_and_numbers(compilations):
         return dict(ours.search(texts, prefixes=begun(ours, prefixes)))
 
     first = run(texts)
-    assert compilations  # it does count
+    assert compilations  # the list does count them
     del compilations[:]
-    # Other sentences of the same shapes, in other numbers.
+    # Other sentences of the same shapes, and another number of them.
     assert run(sources(9, seed=5)) != first
     run(sources(9, seed=6), length_penalty=2.0)
     run(sources(9, seed=6), min_length=7, banned=("8 9 10", "11"))
@@ -329,8 +329,8 @@ def test_once_compiled_it_serves_all_sentences_and_numbers(compilations):
 
 @pytest.fixture
 def stages(monkeypatch, compilations):
-    """A list to which each call of one of the engine's programs adds what that is compiled for, its static arguments
-    and the shapes and types of the others, and how many compilations there were."""
+    """A list with an entry for each call of a program of the engine: its static arguments, the shapes and types of the
+    other arguments, and the number of compilations."""
     calls = []
 
     def watched(name):
@@ -352,7 +352,7 @@ def stages(monkeypatch, compilations):
 
 
 def test_each_shape_is_compiled_once_however_long_the_outputs(stages, compilations, report):
-    """Batches of several shapes, cut in half and again, their caches collected and enlarged."""
+    """Batches of several shapes, halved twice, with caches that are collected and enlarged."""
     config = dataclasses.replace(CONFIG, encoder_layers=1, decoder_layers=1, pre_norm=True)
     own, params = fresh(config), tiny(config, 2)[1]
     decode = translator(**LONG | {"min_length": 8}, batch_sentences=16, streams=1).config
@@ -375,7 +375,7 @@ def test_each_shape_is_compiled_once_however_long_the_outputs(stages, compilatio
     assert count == len(shapes)
     again, count = run(range(len(texts)))
     assert again == shapes and count == 0 and compilations == []
-    # Other neighbours: how many slots of a cache are kept depends on what its beams have in common.
+    # With other neighbours: the number of kept cache slots depends on what the beams have in common.
     others, count = run(np.random.default_rng(0).permutation(len(texts)))
     assert count == len(others - shapes)
     report(f"the same {len(texts)} sentences with other neighbours: {count} programs more than {len(shapes)}")
@@ -383,7 +383,7 @@ def test_each_shape_is_compiled_once_however_long_the_outputs(stages, compilatio
 
 
 def test_a_second_translator_of_the_same_config_compiles_nothing(compilations, tmp_path):
-    """Another run's, too: programs are of shapes and options, not of parameters."""
+    """The same for a translator of another run: programs depend on shapes and options, not on parameters."""
     found = []
     for seed in (0, 1):
         ours = Translator.load(workdir(tmp_path / str(seed), seed, "the dog sees a cat"))
@@ -395,7 +395,7 @@ def test_a_second_translator_of_the_same_config_compiles_nothing(compilations, t
 
 
 def test_threads_do_not_compile_what_another_compiles(compilations):
-    """Four batches of one shape at once, in a model of its own: as many compilations as for one batch."""
+    """Four batches of one shape at once, with a new model: as many compilations as for one batch."""
     own = build(dataclasses.replace(CONFIG, d_ff=28).with_vocabulary(13))
     params = own.init(jax.random.key(1))
 
@@ -434,7 +434,7 @@ def test_scoring_compiles_once_a_shape(compilations):
     translator().score_pieces(sources(4), sources(4, seed=1))
     del compilations[:]
     translator(length_penalty=1.0).score_pieces(sources(4, seed=2), sources(4, seed=3))
-    # Whatever the longest of them is.
+    # Whatever the largest length.
     for longest in range(1, SOURCE_LENGTH):
         pairs = [[5] * longest] * 4
         translator().score_pieces(pairs, pairs)
@@ -474,7 +474,7 @@ def test_compiled_programs_are_kept_for_the_next_process(environment, tmp_path):
 
 
 def exponentials(jaxpr):
-    """How often `exp` stands in a program and the programs it holds."""
+    """The number of `exp` in a program and in the programs inside it."""
     count = 0
     for equation in jaxpr.eqns:
         count += equation.primitive.name == "exp"
@@ -486,7 +486,7 @@ def exponentials(jaxpr):
 
 @pytest.mark.parametrize("want_weights", [False, True])
 def test_the_one_softmax(want_weights):
-    """One in `attend`; in the encoder one a layer, in a step of decoding two a layer, and none elsewhere."""
+    """The softmax is only in `attend`: once per layer in the encoder, twice per layer in a step of decoding."""
     kv = KV(jnp.ones((1, 2, 4, 5)), jnp.ones((1, 2, 5, 4)))
     mask = jnp.ones((1, 1, 5), bool)
     program = jax.make_jaxpr(lambda q: attend(q, kv, mask, want_weights=want_weights))(jnp.ones((1, 3, 4, 4)))
@@ -508,7 +508,7 @@ def test_the_one_softmax(want_weights):
 
 
 def test_what_does_not_fit_is_halved(monkeypatch, caplog):
-    """Results are complete and in place, each row is decoded once, later batches have the smaller size at once."""
+    """Results are complete and in order, each row is decoded once, and later batches start with the smaller size."""
     ours, tried = translator(batch_sentences=16, streams=1), []
 
     def limited(models, params, source_BS, *rest):
@@ -538,7 +538,7 @@ def test_what_does_not_fit_is_halved(monkeypatch, caplog):
 @pytest.mark.parametrize(
     ("ways", "most", "told"),
     [
-        # Rows that the devices divide take a share of memory on each, others all of it on all of them.
+        # If the devices divide the rows, each holds a part of them; otherwise each holds all of them.
         (3, 2, ["12 sentences at once do not fit into memory; going on with 6"]),
         (3, 1, ["12 sentences at once do not fit into memory; going on with 6", "6 .* with 3", "6 .* with 3"]),
         (8, 1, ["16 sentences at once do not fit into memory; going on with 8"]),
@@ -562,7 +562,7 @@ def test_halves_lie_on_all_devices(monkeypatch, caplog, ways, most, told):
     said = [record.getMessage() for record in caplog.records]
     assert len(said) == len(told) and all(map(re.fullmatch, told, said))
     assert all(rows % ways == 0 for rows in tried) and ours.batcher.rows(8) == most * ways
-    # Less than one row on each device there is not.
+    # A batch has at least one row on each device.
     most, tried[:] = 0, []
     with pytest.raises(jax.errors.JaxRuntimeError):
         list(ours.search(texts))
@@ -570,12 +570,12 @@ def test_halves_lie_on_all_devices(monkeypatch, caplog, ways, most, told):
 
 
 def test_a_batch_that_shrinks_stays_on_all_devices():
-    """Four rows of four devices lie on one each; of eight devices they would be on every one of them."""
+    """Four rows on four devices: one on each. On eight devices, each device would hold all four."""
     for devices, halves in ((4, [8, 4, 0]), (8, [8, 0, 0])):
         mesh = jax.sharding.AbstractMesh((devices,), ("data",))
         over = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
-        assert [engine.half(rows, over) for rows in (16, 8, 4)] == halves
-    assert [engine.half(rows, None) for rows in (16, 8, 7, 4)] == [8, 4, 0, 0]
+        assert [engine.halve_at(rows, over) for rows in (16, 8, 4)] == halves
+    assert [engine.halve_at(rows, None) for rows in (16, 8, 7, 4)] == [8, 4, 0, 0]
 
 
 def test_scoring_that_does_not_fit_is_halved(monkeypatch, caplog):
@@ -597,7 +597,7 @@ def test_scoring_that_does_not_fit_is_halved(monkeypatch, caplog):
 
 
 def test_nobody_waits_nothing_is_decoded(monkeypatch):
-    """Once told to stop, a batch ends at its next look at the cache."""
+    """Once `stop` is set, a batch ends after its present stage."""
     ours, stop, stages = translator(EACH_ITS_OWN, **LONG), threading.Event(), []
     proceed = engine.proceed
     monkeypatch.setattr(engine, "proceed", lambda *a, **k: stages.append(stop.set()) or proceed(*a, **k))

@@ -1,5 +1,5 @@
-"""Translations that begin with a given text, wherever it breaks off: of a trained model, and of pieces that overlap in
-many ways."""
+"""Translations that begin with a given text, which may end inside a word: with a trained model, and with pieces that
+overlap in many ways."""
 
 import dataclasses
 import functools
@@ -52,10 +52,10 @@ def tests(trained):
 
 @pytest.mark.parametrize("beam_size", [1, 2])
 def test_broken_off_anywhere_its_own_translation_comes_again(ours, tests, beam_size, report):
-    """In a word, at its end, behind a space, at the very end, and with a space behind that.
+    """Cut inside a word, at its end, after a space, at the end of the text, and with a space after that.
 
-    Greedily always. Several beams may find a better one, as the prefix holds off what pushed it out; of a model that
-    has learnt as little as this one they do.
+    With greedy search always. With several beams the search may find a better one, because the prefix excludes
+    hypotheses that had displaced it before; with a model that has learnt as little as this one, it does.
     """
     ours = as_(ours, beam_size=beam_size)
     whole = [found[0] for found in ours.translate_n_best(tests[:8])]
@@ -76,7 +76,7 @@ def test_white_space_around_a_prefix_changes_nothing(ours):
     assert ours.translate([SOURCE] * 4, prefixes=spaces) == [whole] * 4
 
 
-# Of 31 bytes at most, so that one compiled program serves all.
+# At most 31 bytes, so that one compiled program serves all.
 PREFIX = st.lists(
     st.sampled_from(["Katze", "Hu", "n", "ro", "t", " ", "ß", "ü", "4", "漢", "é", "\u00a0", "\ufb01", "\u200b", "."]),
     max_size=5,
@@ -89,7 +89,7 @@ def test_any_prefix_is_kept_letter_by_letter(ours, tests, prefixes):
     for text, prefix in zip(ours.translate(tests[:8], prefixes=prefixes), prefixes, strict=True):
         clean = ours.tokenizer.prefix(prefix)
         assert f"{text} ".startswith(clean)
-        # A space at the end is the end of a word.
+        # A space at the end means that the word is complete.
         assert text.startswith(clean) or text == clean.removesuffix(" ")
 
 
@@ -108,12 +108,12 @@ def test_of_several_results_samples_and_an_ensemble(ours, tests):
         for results, prefix in zip(found, prefixes, strict=True):
             assert results and all(result.text.startswith(prefix) for result in results)
             assert all(np.isfinite(result.score) for result in results)
-    # Two models that are the same vote as one does.
+    # Two identical models give the same result as one.
     assert searches[3].translate(tests[:8], prefixes=prefixes) == ours.translate(tests[:8], prefixes=prefixes)
 
 
 def test_what_a_piece_adds_to_a_prefix_is_bound_by_the_other_wishes(ours):
-    """Of "Ka" nothing but "Katze" is made, unless that is banned; a prefix that holds it stands all the same."""
+    """The prefix "Ka" becomes "Katze", unless that is banned. A prefix that contains "Katze" is kept nevertheless."""
     assert "Katze" in ours.translate([SOURCE], prefixes=["Ka"])[0]
     banned = as_(ours, banned=("Katze",))
     assert "Katze" not in banned.translate([SOURCE], prefixes=["Ka"])[0]
@@ -156,7 +156,7 @@ def test_unknown_characters_are_told_once(ours, caplog):
 
 @functools.cache
 def random_translator(model: bytes):
-    """A model that knows nothing, so that its translations are cut in pieces as no tokenizer does."""
+    """A random model, whose translations have pieces that no tokenizer would choose."""
     pieces = Tokenizer(model)
     config = ModelConfig(encoder_layers=1, decoder_layers=1, d_model=16, d_ff=32, heads=2)
     net = build(config.with_vocabulary(pieces.vocab_size))
@@ -165,7 +165,7 @@ def random_translator(model: bytes):
 
 
 def foreign(options):
-    """A SentencePiece model of somebody else's."""
+    """A SentencePiece model with other settings than ours."""
     model, words = io.BytesIO(), ["der Hund", "die Katze", "das Haus läuft", "unter 45 Bäumen", "Er hat", "geheiratet"]
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(words * 30), model_writer=model, minloglevel=2,
@@ -186,13 +186,13 @@ def foreign(options):
     ids=str,
 )
 def test_tokenizers_of_somebody_else(options):
-    """Without spaces before a line, with pieces across words, with rules of their own, and without the character."""
+    """Without a space before a line, with pieces across words, with other normalisation rules, without a character."""
     ours = random_translator(foreign(options))
     prefixes = ["Er hat", "Er hat ", "Er h", "der Hun", "die Katze läuft unter 4", "漢", "Er 漢字 ha", "", "x"]
     found = ours.translate(["die Katze"] * len(prefixes), prefixes=prefixes)
     for text, prefix in zip(found, prefixes, strict=True):
         assert f"{text} ".startswith(prefix)
-    # Greedily, whatever its cut, its own translation comes again; unless its pieces spell what no text does.
+    # With greedy search, any prefix of a translation gives it again, unless its pieces spell what no text does.
     ((whole, _, tokens),), *_ = ours.translate_n_best(["die Katze"])
     spelt = b"".join(ours.tokenizer.spelling[i] for i in tokens)
     cuts = [whole[:n] for n in range(len(whole) + 1)]
@@ -211,7 +211,7 @@ def test_tokenizers_of_somebody_else(options):
 )
 @pytest.mark.parametrize("remove_spaces", [False, True])
 def test_a_prefix_ends_in_a_space_where_the_models_rule_says_so(normalization, ends, stays, remove_spaces):
-    """Whatever it makes a space of; all else is a letter, and no space is demanded behind it."""
+    """Whatever the rule turns into a space. Everything else is a letter, and no space is demanded after it."""
     made = Tokenizer.train(["der rote Hund rot"] * 50, vocab_size=275, normalization=normalization)
     if normalization != "clean":
         rule = dataclasses.replace(normalizer.read(made.model), remove_spaces=remove_spaces)
@@ -229,7 +229,7 @@ def test_a_prefix_ends_in_a_space_where_the_models_rule_says_so(normalization, e
 
 
 class Overlapping:
-    """Pieces that overlap in many ways. The tokenizer takes the longest that fits."""
+    """A tokenizer with pieces that overlap in many ways. It takes the longest piece that fits."""
 
     spelling = (b"", b"", b"", b"", *map(str.encode, ["a", "b", "ab", "ba", "aba", "bb", "abab", "bab"]))
 
@@ -296,7 +296,7 @@ def test_all_results_begin_with_the_prefix_and_there_are_some(seed, M, texts, li
     for found, text, limit in zip(results(texts, limits), texts, limits, strict=True):
         assert found and all(whole.startswith(text) for whole, _ in found)
         assert max(n for _, n in found) <= max(limit, len(Overlapping().cut([text])[0].pieces) + 1)
-    if M == 1:  # what was found comes again
+    if M == 1:  # the same result comes again
         whole = [found[0][0] for found in results([""] * 6, [LONGEST] * 6)]
         for n in range(7):
             begun = [text[: min(n, 7)] for text in whole]

@@ -1,4 +1,4 @@
-"""Sampling: what is drawn, how often, and that it depends on the seed and the sentence alone."""
+"""Sampling: what is drawn, how often, and that draws depend only on the seed and the sentence."""
 
 import functools
 
@@ -16,7 +16,7 @@ BOS, VOCABULARY, DRAWS = 1, 6, 4000
 
 
 def plain_filter(logits, top_k, top_p):
-    """Which pieces may be drawn: one by one from the likeliest on, until there are `top_k`, or enough probability."""
+    """The pieces that may be drawn: from the most probable down, until there are `top_k`, or enough probability."""
     order = np.argsort(-logits, kind="stable")[: top_k or None]
     probs = np.exp(logits[order] - logits[order].max())
     probs /= probs.sum()
@@ -39,13 +39,13 @@ def test_filtered_by_hand(top_k, top_p):
     for row, own in zip(found, logits, strict=True):
         kept = np.isfinite(row)
         np.testing.assert_array_equal(row[kept], own[kept])
-        # With everything allowed, what is impossible is allowed too, and stays impossible.
+        # If all pieces are allowed, impossible ones are allowed, too, and stay impossible.
         assert set(np.flatnonzero(kept)) == {i for i in plain_filter(own, top_k, top_p) if np.isfinite(own[i])}
 
 
 @functools.partial(jit, static_argnames=("sentences", "options"))
 def draw(table, temperature, top_k, top_p, sentences, options=None):
-    """DRAWS samples of up to 3 pieces, which after each piece are distributed as table[piece]."""
+    """DRAWS samples of up to 3 pieces. The piece after each piece is distributed as table[piece]."""
     samples = DRAWS // sentences
     options = {"n_best": samples, "stop_early": False} if options is None else dict(options)
     return beam_search(
@@ -64,8 +64,8 @@ def peaked():
 
 
 def assert_fair(found, log_probs, probs):
-    """All DRAWS samples are there, and their first two pieces together as often as `probs` says: a draw depends on the
-    pieces before it, and on no draw otherwise."""
+    """Require all DRAWS samples, and pairs of first and second piece as often as `probs` gives: a draw depends on the
+    pieces before it and on nothing else."""
     tokens, lengths = np.asarray(found.tokens_BML).reshape(DRAWS, 3), np.asarray(found.lengths_BM).reshape(DRAWS)
     assert (lengths > 0).all() and (lengths <= 3).all()
     together = probs[BOS][:, None] * probs
@@ -74,9 +74,9 @@ def assert_fair(found, log_probs, probs):
     counts = np.zeros_like(together)
     np.add.at(counts, (tokens[:, 0], tokens[:, 1]), 1)
     assert (counts[together == 0] == 0).all()
-    # Five standard deviations: about one of a million right programs fails at one of these 17 numbers.
+    # Five standard deviations: about one correct program in a million fails at one of these 17 numbers.
     np.testing.assert_array_less(abs(counts - DRAWS * together), 5 * np.sqrt(DRAWS * together * (1 - together)) + 1e-9)
-    # Scores are the model's own, whatever the temperature, and in order.
+    # Scores are the log-probabilities of the model, whatever the temperature, and sorted.
     assert (np.diff(found.scores_BM) <= 0).all()
     previous = np.concatenate([np.full((DRAWS, 1), BOS), tokens[:, :-1]], axis=1)
     own = np.where(np.arange(3) < lengths[:, None], log_probs[previous, tokens], 0.0).sum(axis=1)
@@ -100,8 +100,8 @@ def test_frequencies_are_probabilities(temperature, top_k, top_p, sentences):
 
 @pytest.mark.parametrize("options", [{}, {"n_best": 1}, {"n_best": 3}, {"n_best": 4}, {"stop_early": False}], ids=str)
 def test_no_draw_is_lost_whatever_is_wanted_of_a_search(options):
-    """Four samples a sentence under the options of a search, its defaults among them: what ends late or is unlikely is
-    drawn to its end, and as often as it should be."""
+    """Four samples per sentence, with options of a search and their defaults. Samples that end late or are improbable
+    are drawn to their end, and as often as they should be."""
     log_probs = peaked()
     found = draw(jnp.asarray(log_probs), 1.0, 0, 1.0, DRAWS // 4, tuple(options.items()))
     assert_fair(found, log_probs, np.exp(log_probs.astype(np.float64)))
@@ -150,7 +150,7 @@ def test_the_seed_decides():
 
 
 def test_neighbours_do_not():
-    """Alone, in another order, in batches of other sizes: what counts is a sentence's number in the whole input."""
+    """Alone, in another order, in batches of other sizes: only the number of a sentence in the whole input counts."""
     for i in (0, 5, 8):
         ((_, (tokens, scores)),) = translator(**SAMPLE).search([TEXTS[i]], first=i)
         assert tokens == drawn()[i][0]
@@ -161,7 +161,7 @@ def test_neighbours_do_not():
     lines = [" ".join(map(str, source)) for source in TEXTS]
     wanted = [" ".join(map(str, drawn()[i][0][0])) for i in range(5, 9)]
     assert translator(**SAMPLE).translate(lines[5:], first_line=6) == wanted
-    # Of two equal sentences each has its own draws.
+    # Two equal sentences have different draws.
     twice = dict(translator(**SAMPLE).search([TEXTS[0]] * 2))
     assert twice[0][0] == drawn()[0][0] != twice[1][0]
 
@@ -190,6 +190,6 @@ def test_the_likeliest_piece_alone_is_greedy_search(decode):
 
 
 def test_samples_count_in_the_budget_of_memory():
-    """Positions times hypotheses, whatever a beam search would have."""
+    """The budget counts positions times samples, whatever the beam size."""
     for decode in ({"beam_size": 8}, {"sample": True, "n_best": 8}, {"sample": True, "n_best": 8, "beam_size": 1}):
         assert translator(batch_tokens=8 * 8 * 2, **decode).batcher.rows(8) == 2

@@ -1,4 +1,4 @@
-"""Forced scoring: what a model thinks of given pairs, and that a search ranks its n best by just that."""
+"""Forced scoring of given pairs. A search ranks its n best by the same scores."""
 
 import dataclasses
 
@@ -21,7 +21,7 @@ def plain_score(models, source, target):
 @pytest.mark.parametrize("seeds", [(0,), (0, 1)])
 @pytest.mark.parametrize(("form", "alpha"), [("paper", 0.6), ("fairseq", 1.0), ("none", 0.6)])
 def test_scores_by_hand(seeds, form, alpha):
-    """Empty sources and targets, too; one model and an ensemble; whatever the order and the batch."""
+    """Also empty sources and targets; one model and an ensemble; in any order and batch."""
     ours = translator(seeds=seeds, length_normalization=form, length_penalty=alpha)
     scored = ours.score_pieces(SOURCES, TARGETS)
     for own, source, target in zip(scored, SOURCES, TARGETS, strict=True):
@@ -52,7 +52,7 @@ def test_the_n_best_are_sorted_unique_and_scored_as_given_translations_are(seeds
 
 @pytest.mark.parametrize(("layers", "aligns"), [(1, 0), (2, 0), (3, 1)])
 def test_the_alignment_is_that_of_the_last_layer_but_one(layers, aligns):
-    """Averaged over its heads; of several models the first aligns."""
+    """Averaged over its heads. With several models, the alignment is that of the first."""
     config = dataclasses.replace(CONFIG, encoder_layers=1, decoder_layers=layers, cross_attention=AttentionConfig(1))
     ours = translator(config, seeds=(0, 1))
     scored = ours.score_pieces(SOURCES, TARGETS)
@@ -80,14 +80,14 @@ def test_numbers_of_sentences_must_agree():
 
 
 def test_lines_are_scored_as_their_pieces_are():
-    """A source beyond the longest is cut, as it is for a translation; a blank one is empty."""
+    """A source that is too long is cut, as in a translation; a blank one is empty."""
     ours = translator(max_source_length=3)
     scored = ours.score(["4 5 6 7", " ", "8"], ["9", "3 4", ""])
     assert scored == ours.score_pieces([[4, 5, 6], [], [8]], [[9], [3, 4], []])
 
 
 def test_beyond_learned_positions_is_refused_and_the_line_named():
-    """CONFIG has 64; one is for end of sentence."""
+    """CONFIG has 64 positions; one is for eos."""
     ours, long, most = translator(max_source_length=57), " ".join(["5"] * 64), " ".join(["5"] * 63)
     with pytest.raises(UserError, match=r"line 8: the translation has 64 pieces; .* model.max_positions = 64"):
         ours.score(["4", "4"], ["4", long], first_line=7)
@@ -95,10 +95,10 @@ def test_beyond_learned_positions_is_refused_and_the_line_named():
         ours.translate(["4", "4"], prefixes=["", long])
     (scored,) = ours.score(["4"], [most])
     assert len(scored.log_probs) == 64 and np.isfinite(scored.log_probs).all()
-    # What searching may need is told at once, of the smallest of several models too.
-    with pytest.raises(UserError, match=r"max_source_length = 58 .* allow for 65 positions, .* ones for 64"):
+    # The positions that a search may need are checked at once, also for the smallest of several models.
+    with pytest.raises(UserError, match=r"max_source_length = 58 .* allow for 65 positions, .* only 64 learned"):
         translator(max_source_length=58)
-    # Sinusoids have no end.
+    # Sinusoidal positions are not limited.
     endless = translator(dataclasses.replace(CONFIG, positions="sinusoidal"), max_source_length=70)
     assert len(endless.score([long], [long])[0].log_probs) == 65
 

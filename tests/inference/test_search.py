@@ -1,4 +1,4 @@
-"""Beam search with a real, tiny, random model: over its cache, against passes over whole prefixes without one."""
+"""Beam search with a real, tiny, random model: with its cache, compared with passes over whole prefixes without one."""
 
 import functools
 
@@ -13,7 +13,7 @@ from transformer.config import ModelConfig
 from transformer.inference import engine
 from transformer.inference.beam_search import Options
 from transformer.inference.constraints import Constraints
-from transformer.inference.engine import FEWEST_ROWS, Strategy, decode
+from transformer.inference.engine import MIN_ROWS, Strategy, decode
 from transformer.model import build
 
 PAD, BOS, EOS = 0, 1, 2
@@ -22,7 +22,7 @@ CONFIG = ModelConfig(encoder_layers=1, decoder_layers=2, d_model=16, d_ff=32, he
 
 
 def random_params(model, seed):
-    """As at the start, but with a sharper output: an untrained model would find all pieces alike."""
+    """Initial parameters with a sharper output: to an untrained model, all pieces are almost equally probable."""
     params = jit(model.init)(jax.random.key(seed))
     return jax.tree.map(lambda x: x * 1.7, params)
 
@@ -44,13 +44,13 @@ def sources(rows, width, seed):
 
 @functools.cache
 def forward():
-    """Log-probabilities of what follows each prefix of whole targets."""
+    """Log-probabilities of the piece after each prefix of whole targets."""
     model, params = model_and_params()
     return jit(lambda source, target: jax.nn.log_softmax(model.apply(params, source, target)))
 
 
 def found(source, limits, params=None):
-    """(tokens, lengths, scores) of all rows; a row that was given nothing to do finds nothing."""
+    """(tokens, lengths, scores) of all rows; empty rows have no hypotheses."""
     model, own = model_and_params()
     plan = Strategy(Options(BEAMS, BOS, EOS, length_penalty=ALPHA))
     tokens = np.zeros((len(source), BEAMS, LONGEST), np.int32)
@@ -77,7 +77,7 @@ def test_scores_are_those_of_a_full_forward_pass():
                 assert scores[b, m] == pytest.approx(total / normalization(n, ALPHA, "paper"), rel=1e-5)
                 assert tokens[b, m, n - 1] == EOS and not set(tokens[b, m, : n - 1]) & {PAD, BOS, EOS}
     assert lengths[5, 0] <= 3 and lengths[7].tolist() == [1, 0, 0]
-    assert (lengths[:, 0] < LIMITS).sum() > 2  # some end of themselves, some are made to
+    assert (lengths[:, 0] < LIMITS).sum() > 2  # some end before the limit, some at it
     assert (lengths[:, 0] == LIMITS).sum() > 2
 
 
@@ -99,8 +99,8 @@ def test_equals_a_plain_beam_search_without_a_cache():
 
 
 def test_neighbours_and_padding_rows_change_no_bit():
-    """At one compiled shape, that of the fewest rows: each sentence among others, among empty rows, in another row."""
-    rows = FEWEST_ROWS
+    """With one compiled shape, that of the fewest rows: a sentence with others, with empty rows, in another row."""
+    rows = MIN_ROWS
     others = sources(rows, 6, seed=1)
     for first in (0, rows):
         chosen, limits_of = SOURCE[first : first + rows], LIMITS[first : first + rows]
@@ -110,15 +110,15 @@ def test_neighbours_and_padding_rows_change_no_bit():
                 source, limits = neighbours.copy(), np.full(rows, limit, np.int32)
                 source[seat], limits[seat] = chosen[i], limits_of[i]
                 for alone, all_four in zip(found(source, limits), together, strict=True):
-                    # Behind the best, a search that stopped early promises nothing; it is equal all the same.
+                    # A search that stops early guarantees only the best hypothesis, but the others are equal, too.
                     np.testing.assert_array_equal(alone[seat], all_four[i])
 
 
 def test_sentences_that_leave_change_nothing_for_those_that_stay(monkeypatch):
-    """Limits from 1 to 40 in one batch: it shrinks to half and to a quarter, its cache is tidied up twice, and each
-    sentence has the result that it has by itself."""
+    """Limits from 1 to 40 in one batch. It shrinks to half and to a quarter, its cache is collected twice, and each
+    sentence has the same result as alone."""
     model, params = model_and_params()
-    # The end of sentence is made unlikely, so that limits end most sentences.
+    # The end of sentence is improbable, so that most sentences end at their limits.
     plan = Strategy(Options(BEAMS, BOS, EOS, length_penalty=ALPHA), Constraints(EOS, 30))
     source, limits = sources(16, 6, seed=2), np.array([*range(1, 9), *range(33, 41)], np.int32)
     stages, rearrange = [], engine.rearrange
@@ -132,13 +132,13 @@ def test_sentences_that_leave_change_nothing_for_those_that_stay(monkeypatch):
     together = dict(decode((model,), (params,), source, limits, plan))
     assert sorted(together) == list(range(16))
     assert {rows for (rows, _), _ in stages} >= {8, 4} and {length for (_, length), _ in stages} >= {32, 64}
-    # What the beams have in common is kept once: fewer slots than positions times beams.
+    # The cache keeps common parts of the beams once: fewer slots than positions times beams.
     assert None in {keep for _, keep in stages} and max(keep or 0 for _, keep in stages) < 40 * BEAMS
     exceptions = 0
     for i in range(16):
         ((_, alone),) = decode((model,), (params,), source[i : i + 1], limits[i : i + 1], plan)
         n = together[i].lengths_BM[0]
-        # Sums of up to 40 log-probabilities, each within some 1e-5.
+        # Sums of up to 40 log-probabilities, each within about 1e-5.
         np.testing.assert_allclose(together[i].scores_BM[0], alone.scores_BM[0], rtol=1e-5, atol=1e-5 * n)
         assert min(30, limits[i] - 1) < n <= limits[i]
         if together[i].tokens_BML[0, :n].tolist() != alone.tokens_BML[0, : alone.lengths_BM[0]].tolist():

@@ -19,7 +19,7 @@ from transformer.inference.shares import parse, translate_share
 
 
 def numbered(source, target, first_line):
-    """Lines with their numbers, shouted."""
+    """Write each line in capitals, with its number."""
     for number, line in enumerate(source.read().splitlines(), first_line):
         target.write(b"%d %s\n" % (number, line.upper()))
     return 0
@@ -61,11 +61,11 @@ def test_a_share_that_broke_is_done_again_and_the_others_are_not(tmp_path: Path)
     with pytest.raises(KeyboardInterrupt):
         translate_share(breaks, source, target, 1, 2)
     assert not target.exists() and not list(tmp_path.glob("*.unfinished"))
-    # One that is killed can't clear up; the one that puts the output together does.
+    # A killed process can't clear up; the process that joins the parts does.
     (part,) = tmp_path.glob("out.*.0-of-2")
     part.with_name(part.name.replace("0-of-2", "1-of-2.x.unfinished")).write_bytes(b"half a li")
     translate_share(lambda *_: pytest.fail("done already"), source, target, 0, 2)
-    # Of another model or with other options it is another thing.
+    # With another model or other options, the parts have other names.
     translate_share(numbered, source, target, 1, 2, "beam 8")
     assert not target.exists()
     translate_share(numbered, source, target, 1, 2)
@@ -76,7 +76,7 @@ def test_a_share_that_broke_is_done_again_and_the_others_are_not(tmp_path: Path)
 
 @pytest.fixture
 def one_number(monkeypatch):
-    """All processes have the same number, as those of several hosts or containers may."""
+    """All processes have the same number, as may happen on several hosts or containers."""
     monkeypatch.setattr("os.getpid", lambda: 7)
 
 
@@ -87,7 +87,7 @@ def test_two_at_the_same_share_do_not_write_into_one_file(tmp_path: Path, one_nu
     def slow(lines, out, first_line):
         out.write(b"1 ")
         out.flush()
-        translate_share(numbered, source, target, 0, 2)  # another process, from beginning to end
+        translate_share(numbered, source, target, 0, 2)  # another process does all its work here
         out.write(b"A\n")
 
     translate_share(slow, source, target, 0, 2)
@@ -96,7 +96,7 @@ def test_two_at_the_same_share_do_not_write_into_one_file(tmp_path: Path, one_nu
 
     def slower(lines, out, first_line):
         out.write(b"2 B\n")
-        translate_share(numbered, source, target, 1, 2)  # this one puts the output together, too
+        translate_share(numbered, source, target, 1, 2)  # this process joins the parts, too
 
     translate_share(slower, source, target, 1, 2)
     assert target.read_bytes() == b"1 A\n2 B\n"
@@ -104,7 +104,7 @@ def test_two_at_the_same_share_do_not_write_into_one_file(tmp_path: Path, one_nu
 
 
 def test_two_that_put_the_output_together_do_not_write_into_one_file(tmp_path: Path, one_number, monkeypatch):
-    """One has written it; before it has its name, the other begins, and finds the parts gone when it would read on."""
+    """The first has written the output. Before it renames it, the second begins, and then finds the parts removed."""
     source, target = tmp_path / "in", tmp_path / "out"
     source.write_bytes(b"a\nb\n")
     translate_share(numbered, source, target, 0, 2)
@@ -161,7 +161,7 @@ PACKINGS = {"plain": bytes, "gzip": gzip.compress, "xz": lzma.compress, "bzip2":
 
 @pytest.mark.parametrize("packing", PACKINGS)
 def test_the_input_is_opened_by_its_content(tmp_path: Path, packing):
-    """Its shares are those of the same lines in another file."""
+    """The shares of a compressed file are those of the same lines in a plain file."""
     for name in ("in", "in.gz", "in.sgm"):
         content = b"a\nb\nc\n"
         if name == "in.sgm":
@@ -188,7 +188,7 @@ def test_a_pipe_is_read_once(tmp_path: Path, packing):
 
 
 def test_a_pipe_has_one_share(tmp_path: Path):
-    """Nobody waits for what somebody else has read."""
+    """No process waits for input that another one has read."""
     os.mkfifo(tmp_path / "in")
     with pytest.raises(
         UserError, match=r"^--input \S+/in: a pipe or a device, which 2 shares can't each read; write it to"
@@ -205,7 +205,7 @@ def small_files():
     resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-@pytest.mark.parametrize("size", [2_000, 1_000_000])  # told when the file is closed, or already when it is written to
+@pytest.mark.parametrize("size", [2_000, 1_000_000])  # the error comes from close, or already from a write
 def test_a_full_disk_is_a_matter_of_the_output(tmp_path: Path, small_files, size):
     source, target = tmp_path / "in", tmp_path / "out"
     source.write_bytes(b"a\n")
@@ -260,10 +260,10 @@ def test_shares_of_another_job_are_named(tmp_path: Path, caplog) -> None:
     source, target = tmp_path / "in", tmp_path / "out"
     source.write_bytes(b"a\nb\n")
     translate_share(numbered, source, target, 0, 2, "float32")
-    assert "not put together" not in caplog.text
+    assert "not used" not in caplog.text
     translate_share(numbered, source, target, 1, 2, "bfloat16")
     (other,) = tmp_path.glob("out.*.0-of-2")
-    assert f"not put together with these, of another input, model, options or type: {other.name}" in caplog.text
+    assert f"these parts are of another input, model, options or type, and not used: {other.name}" in caplog.text
     assert not target.exists()
     translate_share(numbered, source, target, 0, 2, "bfloat16")
     assert target.read_bytes() == b"1 A\n2 B\n" and other.exists()
@@ -281,7 +281,7 @@ def test_a_damaged_part_is_translated_again(tmp_path: Path, harm: str, caplog):
     )
     with pytest.raises(UserError, match=r"out: share 0 is missing; translate it with --share 0/2"):
         translate_share(numbered, source, target, 1, 2)
-    assert f"{part} is not as it was written" in caplog.text and not target.exists()
+    assert f"{part} is damaged" in caplog.text and not target.exists()
     translate_share(numbered, source, target, 0, 2)
     expected = io.BytesIO()
     numbered(io.BytesIO(source.read_bytes()), expected, 1)
@@ -302,14 +302,14 @@ def test_a_part_of_another_share_is_not_taken(tmp_path: Path, caplog):
     (part,) = tmp_path.glob("out.*.1-of-2")
     shutil.copy(part, str(part).replace("1-of-2", "0-of-2"))
     translate_share(numbered, source, target, 0, 2)
-    assert "0-of-2 is not as it was written: its share is to be translated again" in caplog.text
+    assert "0-of-2 is damaged: its share must be translated again" in caplog.text
     assert target.read_bytes() == b"1 A\n2 B\n"
 
 
 @pytest.mark.parametrize("content", [b"", b"1 A\n2 C\n", b"mine", None])
 @pytest.mark.parametrize("shares", [1, 2])
 def test_a_file_that_came_meanwhile_is_not_overwritten(tmp_path: Path, content: bytes | None, shares: int):
-    """Nor are the parts removed, which it is not made of. (None: a folder.)"""
+    """The parts are not removed either. (None: a folder.)"""
     source, target = tmp_path / "in", tmp_path / "out"
     source.write_bytes(b"a\nb\n")
 
@@ -317,7 +317,7 @@ def test_a_file_that_came_meanwhile_is_not_overwritten(tmp_path: Path, content: 
         target.mkdir() if content is None else target.write_bytes(content)
         return numbered(lines, out, first_line)
 
-    with pytest.raises(UserError, match=f"^--output {target}: another file came there meanwhile, and it stays"):
+    with pytest.raises(UserError, match=f"^--output {target}: another file has appeared there and is not overwritten"):
         translate_share(slowly, source, target, shares - 1, shares)
     assert content is None or target.read_bytes() == content
     assert [path.name.rpartition(".")[2] for path in tmp_path.glob("out.*")] == [f"{shares - 1}-of-{shares}"]
@@ -342,7 +342,7 @@ def test_a_file_that_comes_while_the_output_is_put_together_is_not_overwritten(t
     monkeypatch.setattr(transformer.inference.shares, "synced", late)
     if not links:
         monkeypatch.setattr(os, "link", refuse)
-    with pytest.raises(UserError, match="another file came there meanwhile"):
+    with pytest.raises(UserError, match="another file has appeared there"):
         translate_share(numbered, source, target, 0, 1)
     assert target.read_bytes() == b"mine"
     monkeypatch.setattr(transformer.inference.shares, "synced", lambda path: None)

@@ -22,7 +22,7 @@ from transformer.inference.translator import Hypothesis
 
 
 class Capitals:
-    """A translator that shouts; it remembers what was asked of it together."""
+    """A translator that writes capitals, and records which lines came together."""
 
     def __init__(self):
         self.calls = []
@@ -50,7 +50,7 @@ def translated(source):
         (b"a\r\nb\r\n\r\n", b"A\nB\n\n"),
         ("ä\u2028b\u0085c\x0cd\re\n".encode(), "Ä\u2028B\u0085C\x0cD\rE\n".encode()),
         (b"a\xff\xc3\nb\n", "A\ufffd\ufffd\nB\n".encode()),
-        ("\ufeffa\n\ufeffb\n".encode(), "A\n\ufeffB\n".encode()),  # a mark before the first line is no text
+        ("\ufeffa\n\ufeffb\n".encode(), "A\n\ufeffB\n".encode()),  # a byte order mark before the first line is not text
         (b"a\r\r\n", b"A\r\n"),
     ],
 )
@@ -63,14 +63,14 @@ def test_as_many_lines_out_as_in(source, expected):
 )
 def test_an_object_that_is_translated_as_text_is_told(caplog, line, told):
     assert translated(f"{line}\n{line}\n".encode())[0] == f"{line}\n{line}\n".upper().encode()
-    warning = "line 1 is a JSON object, and translated as text; with --jsonl its field 'source' is"
+    warning = "line 1 is a JSON object and is translated as text; --jsonl translates its field 'source'"
     assert caplog.messages == [warning] * told
 
 
 def test_what_is_not_utf8_is_told_once_and_counted(caplog):
     translated("a\n\ufffd\n".encode() + b"b\xff\nc\n\xc3\n")
     assert caplog.messages == [
-        "line 3: not valid UTF-8; what cannot be read is taken as U+FFFD",
+        "line 3: not valid UTF-8; invalid bytes are read as U+FFFD",
         "2 of 5 lines were not valid UTF-8",
     ]
 
@@ -138,7 +138,7 @@ def test_input_that_cannot_be_read_is_an_error():
 
 
 def test_packed_input_that_breaks_off_ends_in_one_line():
-    """What was whole before is translated, half a line is not."""
+    """Complete lines before the break are translated; half a line is not."""
     packed = gzip.compress("".join(f"line {i}\n" for i in range(20_000)).encode())[:-20]
     target = io.BytesIO()
     with pytest.raises(UserError, match=r"the input is damaged or not a gzip file \(it is truncated\)"):
@@ -149,7 +149,7 @@ def test_packed_input_that_breaks_off_ends_in_one_line():
 
 
 def seconds(line: bytes) -> float:
-    """How long it takes to read one line, at best."""
+    """The shortest measured time to read one line."""
 
     def read() -> float:
         began = time.perf_counter()
@@ -200,7 +200,7 @@ except KeyboardInterrupt:
 
 
 def test_it_can_be_interrupted_while_it_waits_for_input(environment):
-    """A reader that held the lock of standard input would abort the interpreter at its exit."""
+    """If the reader held the lock of standard input, the interpreter would abort at its exit."""
     process = subprocess.Popen(
         [sys.executable, "-c", PROGRAM],
         stdin=subprocess.PIPE,
@@ -220,7 +220,7 @@ def test_it_can_be_interrupted_while_it_waits_for_input(environment):
 
 
 class Scoring(Capitals):
-    """Its n best of a sentence are the sentence shouted, once, twice, …; it knows details."""
+    """A translator whose n best are the sentence in capitals, once, twice, …; it also scores pieces."""
 
     def __init__(self, n_best=1):
         super().__init__()
@@ -253,7 +253,7 @@ class Scoring(Capitals):
 
 
 def answered(function, records, translator=None, **options):
-    """What comes out, as objects; `records` are objects or lines."""
+    """The output as objects. `records`: input objects or lines."""
     lines = [line if isinstance(line, str) else json.dumps(line, ensure_ascii=False) for line in records]
     target = io.BytesIO()
     source = io.BytesIO("\n".join(lines).encode())
@@ -276,7 +276,7 @@ def test_json_lines_keep_their_fields_and_their_order():
         {"source": "c", "translation": "C", "score": -0.5},
     ]
     assert list(found[0]) == ["id", "source", "meta", "a", "translation", "score"]
-    # What a line already has of these is replaced.
+    # Fields of these names in the input are replaced.
     assert answered(translate_jsonl, [{"score": 1, "source": "c", "translation": "x"}]) == [found[2]]
     assert answered(translate_jsonl, []) == []
 
@@ -339,7 +339,7 @@ def test_pairs_of_json_lines_are_scored():
     ],
 )
 def test_errors_name_the_line(monkeypatch, function, line, told):
-    """Counted from the beginning of the input; what came before is written."""
+    """Lines are counted from the beginning of the input. The results of earlier lines are written."""
     monkeypatch.setattr(stream, "CHUNK_LINES", 2)
     good = '{"source": "a", "target": "b"}'
     target = io.BytesIO()
@@ -350,7 +350,7 @@ def test_errors_name_the_line(monkeypatch, function, line, told):
 
 
 def test_half_a_character_in_json_is_a_question_mark_where_it_is_translated():
-    """Elsewhere it is handed on as it came."""
+    """In other fields it stays unchanged."""
     line = '{"source": "a\\ud800", "x": "\\udfff", "target": "\\udc00", "prefix": "\\ud800"}'
     (found,) = answered(translate_jsonl, [line])
     handed_on = {"x": "\udfff", "target": "\udc00"}
@@ -359,7 +359,7 @@ def test_half_a_character_in_json_is_a_question_mark_where_it_is_translated():
 
 
 def test_a_line_that_is_cut_is_told_of_once(caplog):
-    """Details ask for its pieces again."""
+    """With details, its pieces are computed a second time."""
     records = [{"source": ""}, {"source": "4 5 6 7"}]
     found = answered(translate_jsonl, records, translator(max_source_length=3), details=True)
     assert len(found[1]["pieces"]) > 3

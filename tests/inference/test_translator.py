@@ -31,19 +31,19 @@ def tokenizer():
     return Tokenizer.train(sentences(400, seed=9), vocab_size=330)
 
 
-# --- a search that gives back what it is given: what is around it, without a model
+# --- the translator around a search that only copies its sources, without a model
 
 
 @pytest.fixture
 def shapes(monkeypatch):
-    """Replaces the decoding of a batch by one that copies sources; gives the (rows, length) it was called with."""
+    """Replace the decoding of a batch by one that copies sources. Returns a list of the (rows, length) of its calls."""
     calls = []
 
     def copy(models, params, source_BS, limit_B, plan, given, stop):
         calls.append(source_BS.shape)
         for row, (source, limit) in enumerate(zip(source_BS, limit_B, strict=True)):
             n = int((source != PAD).sum())
-            # A sentence and its eos, of at most 50 pieces more; or an empty row, which may not search at all.
+            # A sentence with eos and a limit of 50 more pieces; or an empty row with the limit 0.
             assert limit == (n - 1 + 50 + 1 if n else 0)
             if n:
                 assert source[n - 1] == EOS and EOS not in source[: n - 1]
@@ -90,7 +90,7 @@ def test_long_input_is_cut_and_its_line_named(shapes, caplog):
     "unit", ["the dog ", "x", "🙂", "thedoghouse", "a  b", "\t", "\u00a0house", "the\u3000dog", "ab" * 50 + " "]
 )
 def test_a_very_long_line_is_cut_to_the_same_pieces(unit, caplog, monkeypatch):
-    """Its pieces beyond those are not looked for."""
+    """The rest of the line is not encoded."""
     caplog.set_level(logging.WARNING, logger="transformer")
     translator, asked = copier(max_source_length=20), []
     encode = translator.tokenizer.encode
@@ -116,7 +116,7 @@ def test_a_very_long_line_is_cut_to_the_same_pieces(unit, caplog, monkeypatch):
 
 @pytest.mark.parametrize("decode", [{}, {"beam_size": 1, "max_source_length": 90}, {"batch_tokens": 1}])
 def test_a_few_fixed_shapes_within_the_budget(shapes, decode):
-    """Whatever the number and the lengths of sentences; every one is decoded once."""
+    """Whatever the number and the lengths of sentences. Each sentence is decoded once."""
     translator = copier(**decode)
     c = translator.config
     draw = np.random.default_rng(0)
@@ -167,28 +167,28 @@ def random_translator():
 
 
 def agree(found, expected):
-    """Scores within 1e-5 of each other, and the same pieces; returns 1 for an exception: pieces that differ.
+    """Require relative score differences within 1e-5, and the same pieces. Returns 1 for an exception: other pieces.
 
-    The scores are sums of some twenty float32 log-probabilities near -4, hence relative.
+    The scores are sums of about twenty float32 log-probabilities near -4; therefore the difference is relative.
     """
     (pieces, scores), (wanted, wanted_scores) = found, expected
     np.testing.assert_allclose(scores[0], wanted_scores[0], rtol=1e-5)
     if pieces[0] == wanted[0]:
         return 0
-    # Another choice is excused only where some hypotheses of the search itself stood that close.
+    # Other pieces are allowed only if some hypotheses of the search have scores that close.
     runners_up = np.concatenate([-np.diff(scores), -np.diff(wanted_scores)])
     assert runners_up.min() <= 1e-4
     return 1
 
 
 def test_alone_or_with_neighbours(report):
-    """Other neighbours, other numbers of rows and more padding: other compiled shapes, the same results."""
+    """With other neighbours, numbers of rows and padding: other compiled shapes, but the same results."""
     translator = random_translator()
     sources = tokenizer().encode(sentences(22, longest=5, seed=3))
     assert max(map(len, sources)) < 16
     alone = {i: next(iter(translator.search([source])))[1] for i, source in enumerate(sources)}
     together = dict(translator.search(sources))
-    # Two longer neighbours: what does not fill a batch waits for them, and is padded to their length.
+    # With two longer neighbours: sentences that do not fill a batch join them, and are padded to their length.
     longer = [[5] * 20] * 2
     padded = dict(translator.search([*longer, *sources]))
     exceptions = 0
@@ -196,14 +196,14 @@ def test_alone_or_with_neighbours(report):
         exceptions += agree(together[i], alone[i]) + agree(padded[i + 2], alone[i])
     report(f"{exceptions} of {2 * len(sources)} translations differ by their batch, at a choice closer than 1e-4")
     assert exceptions < len(sources) / 4
-    assert len({tuple(tokens[0]) for tokens, _ in alone.values()}) > 12  # they do say different things
+    assert len({tuple(tokens[0]) for tokens, _ in alone.values()}) > 12  # the translations differ
     shuffled = [*reversed(sources)]
     again = dict(translator.search(shuffled))
     assert sum(agree(again[len(sources) - 1 - i], together[i]) for i in range(len(sources))) < len(sources) / 4
 
 
 def test_side_by_side_or_one_after_another():
-    """Batches in several threads: bit for bit the same results, in the same order."""
+    """Batches in several threads: the same results bit for bit, in the same order."""
     sources = tokenizer().encode(sentences(40, longest=5, seed=6))
     found = []
     for streams in (1, 3):
@@ -216,14 +216,14 @@ def test_side_by_side_or_one_after_another():
 
 @pytest.mark.parametrize("phrases", [("\u0001",), ("dog", "\u0001")])
 def test_a_banned_phrase_that_the_tokenizer_drops_is_told_of(monkeypatch, phrases):
-    """Its normalisation leaves no piece, so that nothing could be banned, or a space, so that much would be."""
+    """Normalisation leaves no piece, so that nothing could be banned, or only a space, so that too much would be."""
     dropping = Tokenizer.train(sentences(400, seed=9), vocab_size=330, normalization="nmt_nfkc")
     assert [dropping.piece(i) for i in dropping.encode(["\u0001"])[0]] == ["▁"]
     ours = Translator(None, {"w": np.zeros(1)}, dropping, DecodeConfig(banned=phrases))
-    told = r"^decode.banned: this model's tokenizer sees nothing in '.x01'; leave it out$"
+    told = r"^decode.banned: this model's tokenizer keeps nothing of '.x01'; leave it out$"
     with pytest.raises(UserError, match=told):
         list(ours.search([[5]]))
-    # A SentencePiece model of the user's own may put no space before a line.
+    # A SentencePiece model from the user may not put a space before a line.
     monkeypatch.setattr(dropping, "encode", lambda lines, side: [[5] if line == "dog" else [] for line in lines])
     with pytest.raises(UserError, match=told):
         list(ours.search([[5]]))
@@ -252,7 +252,7 @@ def test_numpy_params_do_as_well():
 
 
 def test_params_laid_over_a_mesh():
-    """One device, but the way of several: rows are placed as the mesh says."""
+    """One device, but the code for several: rows are put on the mesh."""
     translator = random_translator()
     mesh = jax.make_mesh((1, 1, 1), ("data", "fsdp", "tensor"), axis_types=(jax.sharding.AxisType.Auto,) * 3)
     everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
@@ -291,7 +291,7 @@ def test_prefixes_without_pieces_are_none():
 
 
 def test_half_a_character_is_a_question_mark():
-    """JSON and Python can spell it, and no tokenizer takes it."""
+    """JSON and Python strings can hold a lone surrogate; no tokenizer takes it."""
     translator = random_translator()
     assert translator.translate(["the \ud800 dog"]) == translator.translate(["the ? dog"])
     (half,), (mark,) = (translator.score(["a"], [text]) for text in ("\udfff", "?"))

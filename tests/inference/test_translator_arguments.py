@@ -1,4 +1,4 @@
-"""What a translator is given from Python is checked as the command line checks it, before anything is computed."""
+"""Arguments of a translator in Python are checked like those of the command line, before anything is computed."""
 
 import dataclasses
 import pathlib
@@ -35,7 +35,7 @@ WRONG = [
 
 
 def refused(function, *args, **kwargs):
-    """The message of the one ValueError that a call ends in."""
+    """The message of the ValueError that a call raises."""
     with pytest.raises(ValueError) as error:
         function(*args, **kwargs)
     assert isinstance(error.value, UserError) and "\n" not in str(error.value)
@@ -44,7 +44,7 @@ def refused(function, *args, **kwargs):
 
 @pytest.mark.parametrize(("fields", "message"), WRONG, ids=lambda value: str(value)[:50])
 def test_options_that_break_a_rule_are_named(fields, message, tmp_path):
-    """With the words of the command line, and before a workdir is looked at."""
+    """With the message of the command line, and before a workdir is opened."""
     model, params = tiny(CONFIG, 0)
     decode = DecodeConfig(**fields)
     told = refused(Translator, model, params, Numbers(), decode)
@@ -151,7 +151,7 @@ def test_a_source_too_long_is_not_left_out():
 
 @pytest.mark.parametrize("number", ["1", None, 1.0, True, 0, -1, 2**31 - 1, 2**40, 10**30], ids=repr)
 def test_the_number_of_the_first_line_is_a_whole_number(number):
-    """Which sampling counts on from, in 32 bits."""
+    """Sampling counts lines from it, in 32 bits."""
     ours = translator()
     for method, *more in ((ours.translate,), (ours.translate_n_best,), (ours.score, ["4"])):
         assert refused(method, ["4"], *more, first_line=number).startswith(f"first_line = {number!r}: must be")
@@ -170,7 +170,7 @@ WITHOUT_END = dataclasses.replace(CONFIG, positions="sinusoidal")
 
 @pytest.mark.parametrize("config", [CONFIG, WITHOUT_END], ids=["learned", "computed"])
 def test_what_a_translation_is_given_is_no_longer_than_one_may_be(config):
-    """A source is cut, a translation is not: its score would be that of another text."""
+    """A source is cut, but a translation is not: the score would be that of another text."""
     ours, longest = translator(config, max_source_length=7, max_extra_length=3), " ".join("4" * 10)
     assert len(ours.score(["5"], [longest])[0].pieces) == 11
     assert ours.translate(["5"], prefixes=[longest])[0].startswith(longest)
@@ -202,7 +202,7 @@ def test_what_no_translator_is_made_of_is_named():
         assert refused(Translator, model, params, wrong).startswith(f"tokenizer = {wrong!r}: give Tokenizer.load of it")
     config = translator().config
     ours = Translator(model, params, None, config)
-    assert len(dict(ours.search([[4]]))) == 1  # for which none is needed
+    assert len(dict(ours.search([[4]]))) == 1  # a search needs no tokenizer
     for method, *more in ((ours.translate,), (ours.score, ["4"]), (ours.encode,)):
         assert refused(method, ["4"], *more).startswith("this translator has no tokenizer: give one, such as")
     assert refused(Translator.of, []).startswith("no checkpoints")

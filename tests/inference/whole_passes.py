@@ -1,4 +1,4 @@
-"""What a `Translator` should find: the plain beam search over whole passes of its models, without cache or batch."""
+"""The expected results of a `Translator`: a plain beam search with whole passes, no cache and no batch."""
 
 import functools
 
@@ -24,7 +24,7 @@ SPREAD = {"table": 0.6, "query": 0.5, "key": 0.5, "value": 0.5, "output": 0.5, "
 
 
 class Numbers:
-    """A tokenizer whose text is the numbers of its pieces. To prefixes each piece spells a letter of its own."""
+    """A tokenizer whose text is the ids of the pieces. For prefixes, each piece spells a different letter."""
 
     vocab_size = VOCABULARY
     spelling = (b"", b"", b"", *(bytes([65 + i]) for i in range(3, VOCABULARY)))
@@ -54,7 +54,7 @@ class Numbers:
 
 @functools.cache
 def tiny(config, seed):
-    """A model whose every parameter is random, with much attention, so that outputs depend on their sources."""
+    """A model with random parameters and large attention weights, so that outputs depend on their sources."""
     model, draw = build(config.with_vocabulary(VOCABULARY)), np.random.default_rng(seed)
 
     def leaf(path, abstract):
@@ -80,7 +80,7 @@ def translator(config=CONFIG, seeds=(0,), **decode):
 
 
 def begun(translator, prefixes):
-    """Prefixes, given by their pieces."""
+    """Prefixes from their pieces."""
     return translator._prefixes.of([" ".join(map(str, pieces)) for pieces in prefixes])
 
 
@@ -111,7 +111,7 @@ def following(models, source):
 
 
 def expected(translator, source, prefix=()):
-    """The hypotheses of one source as (pieces without eos, scores), all options being the translator's."""
+    """The hypotheses of one source as (pieces without eos, scores), with the options of the translator."""
     c = translator.config
     limit = len(source) + c.max_extra_length + 1
     if c.max_length is not None:
@@ -126,8 +126,8 @@ def expected(translator, source, prefix=()):
 
 
 def same(found, wanted):
-    """1 if the best pieces are the same, 0 for an exception, which only a choice closer than 1e-4 excuses. The best
-    scores are within 1e-5, relatively, of each other."""
+    """1 if the best pieces are the same; 0 for an exception, which must have a choice closer than 1e-4. The best scores
+    must be within 1e-5 of each other, relatively."""
     (pieces, scores), (others, other_scores) = found, wanted
     np.testing.assert_allclose(scores[:1], other_scores[:1], rtol=1e-5)
     if pieces[:1] == others[:1]:

@@ -53,7 +53,7 @@ def test_translate_ends_with_2_and_as_many_lines(call, broken: Path, given, tmp_
     done = call("transformer", "translate", broken)
     assert (done.code, done.out) == (2, "\n\n\n")
     warning, error = done.err.splitlines()[-2:]
-    assert warning.startswith("warning: line 1: the model's scores are no numbers") and "2 of 3 lines" in warning
+    assert warning.startswith("warning: line 1: the model's scores are not finite") and "2 of 3 lines" in warning
     assert error.startswith(ERROR.format(2))
     given('{"source": "the red cat"}\n')
     done = call("transformer", "translate", broken, "--jsonl")
@@ -102,7 +102,7 @@ def test_evaluate_counts_those_of_some_sentences(call, workdir: Path, monkeypatc
     done = call("evaluate.py", "--workdir", workdir, "--json")
     result = json.loads(done.out)
     assert done.code == 0 and 0 < result["scores_not_numbers"] < 20
-    assert f"so it is with {result['scores_not_numbers']} of 20 lines" in done.err
+    assert f"({result['scores_not_numbers']} of 20 lines)" in done.err
     assert json.loads((workdir / "scores.jsonl").read_text().splitlines()[-1])["scores_not_numbers"] > 0
 
 
@@ -112,7 +112,7 @@ def test_in_training_it_is_a_warning(trained: Path, tiny, caplog) -> None:
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     scores = dict(task.evaluate(break_(Checkpoints(trained).at(120).params(), np.nan), mesh, 120))
     assert scores["dev_bleu"] == 0 and "dev_chrf" in scores
-    assert any("scores are no numbers" in line and "20 of 20 lines" in line for line in caplog.messages)
+    assert any("scores are not finite" in line and "20 of 20 lines" in line for line in caplog.messages)
 
 
 def test_an_average_without_scores_ends_with_2(call, broken: Path, tmp_path: Path) -> None:

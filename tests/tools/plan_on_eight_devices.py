@@ -9,10 +9,9 @@ import jax
 from jax.sharding import PartitionSpec as P
 
 from transformer.config import Config, DataConfig, MeshConfig, ModelConfig, TrainConfig
-from transformer.tasks import translation
 from transformer.tools.plan import decoding, planned, training, warnings
 from transformer.tools.topologies import CHIPS
-from transformer.training import sharding
+from transformer.training import objectives, sharding
 from transformer.training.flops import update_flops
 
 CONFIG = Config(
@@ -65,7 +64,8 @@ def main() -> None:
     found["replicated"] = update(mesh)
     found["replicated over fsdp"] = update(sharding.make_mesh(MeshConfig(1, 8, 1)))
     sharding.RULES = ((r"(.*_)?embedding/table", P("data")), *right[1:])
-    translation.in_use = lambda params, mesh: params  # don't copy it for each part of the batch
+    # Without this, each part of the batch has a copy of the table.
+    objectives.with_table_copies = lambda params, mesh: params
     found["gathered"] = update(sharding.make_mesh(MeshConfig(8, 1, 1)))
     print(json.dumps(found))
 

@@ -93,5 +93,5 @@ def test_what_is_timed_is_what_was_asked_for():
     )
     sizes = {"sentences": 2, "beam_size": 2, "source": 6, "length": 6}
     assert decode_seconds(model, 32, **sizes) > 0
-    with pytest.raises(UserError, match="model has learned ones for 6"):
+    with pytest.raises(UserError, match="model has only 6"):
         decode_seconds(dataclasses.replace(model, max_positions=6), 32, **sizes)

@@ -1,4 +1,4 @@
-"""Ten updates and a search on meshes of 1 and 8 virtual devices, run by test_step.py in a process of its own.
+"""Ten updates and a search on meshes of 1 and 8 virtual devices. test_step.py runs it in a separate process.
 
 python eight_devices.py FOLDER MESH MICRO-BATCHES [MESH MICRO-BATCHES ...]: writes FOLDER/results.json, and a checkpoint
 of the last case there. A mesh is given as 2x4x1 (data, fsdp, tensor), or as 2x4x1-remat, -packing, -bfloat16 or
@@ -31,7 +31,7 @@ from transformer.training.task import Objective
 MODEL = ModelConfig(encoder_layers=1, decoder_layers=1, d_model=32, d_ff=32, heads=8, dropout=0.1)
 TRAIN = TrainConfig(warmup_steps=20, peak_learning_rate=0.002, seed=3)
 VOCABULARY, UPDATES = 48, 10
-# By micro-batches: 8 does not divide the first; of the second some devices get padding only.
+# By the number of micro-batches. 8 does not divide the first; in the second, some devices get only padding.
 ROWS = {1: 13, 2: 22}
 
 
@@ -81,19 +81,19 @@ class Run:
         shapes = {name: array.shape for name, array in batches(accumulate, variant)[0].items()}
         self.update = made.compile(shapes, accumulate)
 
-    def place(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
+    def put(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
         return jax.device_put(cut(batch, self.mesh, self.accumulate), batch_sharding(self.mesh, micro_batches=True))
 
     def train(self, state: TrainState, some: list[dict[str, np.ndarray]]) -> tuple[TrainState, list[float]]:
         losses = []
         for batch in some:
-            state, metrics = self.update(state, self.place(batch))
+            state, metrics = self.update(state, self.put(batch))
             losses.append(float(metrics["loss"]))
         return state, losses
 
 
 def decoded(params: dict, variant: str) -> list[tuple[list[int], float]]:
-    """The best translation of each of some sentences with its score, searched for where the parameters lie."""
+    """(pieces, score) of the best translation of each sentence, searched for on the devices of the parameters."""
     rows = [row for batch in batches(1) for row in batch["source"]]
     model = objective(variant if variant == "untied" else "").model
     translator = Translator(model, params, None, DecodeConfig(beam_size=4, max_extra_length=6, max_source_length=64))
@@ -102,25 +102,25 @@ def decoded(params: dict, variant: str) -> list[tuple[list[int], float]]:
 
 
 def gradients(state: TrainState) -> dict:
-    """Those of the first update, out of Adam's first moment after it."""
+    """The gradients of the first update, computed from Adam's first moment after it."""
     return jax.tree.map(lambda m: np.asarray(m) / (1 - TRAIN.adam_b1), state.optimizer[0].mu)
 
 
 def farthest(ours: dict, theirs: dict) -> float:
-    """The largest distance of two tensors, in parts of the norm of the second."""
+    """The largest distance between two tensors, relative to the norm of the second."""
     distances = jax.tree.map(lambda a, b: float(np.linalg.norm(a - b) / np.linalg.norm(b)), ours, theirs)
     return max(jax.tree.leaves(distances))
 
 
 def table_sums(run: Run) -> int:
-    """How many arrays of the shape of the vocabulary's table, whole in D or not, an update sums over devices."""
+    """How many arrays of the shape of the embedding table, cut along D or not, an update sums over devices."""
     rows, D = VOCABULARY // run.mesh.shape["tensor"], MODEL.d_model
     sums = re.findall(r"= (.*) (?:all-reduce|reduce-scatter)(?:-start)?\(", run.update.as_text())
     return len(re.findall(rf"\[(?:1,)?{rows},(?:{D}|{D // run.mesh.shape['fsdp']})\]", " ".join(sums)))
 
 
 def digest(state: TrainState) -> str:
-    """The same for states that are equal bit for bit."""
+    """A digest that is the same for states that are equal bit for bit."""
     return hashlib.sha256(b"".join(np.asarray(x).tobytes() for x in jax.tree.leaves(state))).hexdigest()
 
 
@@ -156,7 +156,7 @@ def main(folder: Path, cases: list[tuple[str, int]]) -> None:
             "expected": expected,
             "decoded": decoded(jax.device_put(learned, run.layout.params), variant),
         }
-        batch = sum(x.addressable_shards[0].data.nbytes for x in run.place(some[0]).values())
+        batch = sum(x.addressable_shards[0].data.nbytes for x in run.put(some[0]).values())
         result["planned"] = bytes_of(run.abstract) + batch
         result["arguments"] = run.update.memory_analysis().argument_size_in_bytes
         result["needed"] = bytes_needed(run.update), bytes_needed(single.update)

@@ -1,4 +1,4 @@
-"""A storage server that speaks as much of Google Cloud Storage's JSON interface as gcsfs and TensorStore use."""
+"""A storage server with the part of Google Cloud Storage's JSON interface that gcsfs and TensorStore use."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 
 class FakeStorage(ThreadingHTTPServer):
-    """Objects in memory: name -> (content, generation). One bucket of any name."""
+    """Objects in memory: name -> (content, generation). The bucket may have any name."""
 
     daemon_threads = True
 
@@ -27,7 +27,7 @@ class FakeStorage(ThreadingHTTPServer):
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
     def handle_error(self, *_: object) -> None:
-        """Clients hang up as they like."""
+        """Ignore clients that close their connection."""
 
     @property
     def url(self) -> str:

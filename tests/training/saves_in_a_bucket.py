@@ -1,4 +1,4 @@
-"""What `test_bucket` does to the checkpoints of gs://bucket/run, in a process that may be killed: `… killed|mended`."""
+"""Changes the checkpoints of gs://bucket/run for `test_bucket`, in a process that may be killed: `… killed|mended`."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ if __name__ == "__main__":
         folders.remove = lambda path: (remove(path), killed())
         checkpoints.average(1)
     if sys.argv[1] == "mended":
-        assert checkpoints.at("average").progress["averaged_steps"] == [20]  # the one that was ready
+        assert checkpoints.at("average").progress["averaged_steps"] == [20]  # of the checkpoint that was complete
         assert checkpoints.at("average").params()["x"].tolist() == [20.0] * 3
         save(checkpoints, 25)
         assert checkpoints.average(1) == [25]

@@ -1,4 +1,4 @@
-"""A workdir in a bucket, on a storage server of our own on loopback."""
+"""A workdir in a bucket, on a fake storage server on loopback."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_what_is_missing_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "gcsfs", None)  # importing it fails, as where it is not installed
+    monkeypatch.setitem(sys.modules, "gcsfs", None)  # so that its import fails, as if it were not installed
     with pytest.raises(UserError, match=r"^gs://bucket/run: .*gcsfs"):
         Checkpoints("gs://bucket/run")
 
@@ -30,14 +30,14 @@ def server() -> FakeStorage:
 
 @pytest.fixture
 def call(server: FakeStorage, environment, tmp_path: Path) -> Callable[..., subprocess.CompletedProcess]:
-    """`call("train.py", ...)`: a command in a process of its own, that finds the server."""
+    """`call("train.py", ...)`: run a command in a separate process that uses the server."""
     environment = {name: value for name, value in environment.items() if "proxy" not in name.lower()} | {
         "STORAGE_EMULATOR_HOST": server.url,
         "TENSORSTORE_GCS_HTTP_URL": server.url,
         "GOOGLE_AUTH_TOKEN_FOR_TESTING": "none",
         "FSSPEC_GS_TOKEN": "anon",
         "FSSPEC_GCS_TOKEN": "anon",
-        "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",  # asks the real server
+        "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",  # this feature would query the real server
     }
 
     def call(*command: object) -> subprocess.CompletedProcess:
@@ -48,7 +48,7 @@ def call(server: FakeStorage, environment, tmp_path: Path) -> Callable[..., subp
 
 
 def folders(server: FakeStorage, run: str) -> set[str]:
-    """What there is in a run's checkpoints."""
+    """The names in the folder of a run's checkpoints."""
     start = f"{run}/checkpoints/"
     return {name.removeprefix(start).partition("/")[0] for name in server.objects if name.startswith(start)}
 
@@ -73,17 +73,17 @@ def test_train_resume_average_and_evaluate_in_a_bucket(tiny, trained: Path, serv
     assert done.returncode == 0, done.stderr[-3000:]
     assert "TensorBoard's files of gs://bucket/runs/one are on this machine, in /" in done.stderr
     assert "runs/one/checkpoints/00000025/manifest.json" in server.objects
-    assert folders(server, "runs/one") == {"00000020", "00000025"}  # of three, the last two
+    assert folders(server, "runs/one") == {"00000020", "00000025"}  # the last two of three
     done = call(*train, "--train.steps", 41, "--train.eval_every", 40)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "resuming from step 25" in done.stderr
-    # The numbers are those of a local workdir. (At 25 and 41, the ends, this log has entries of its own.)
+    # The numbers are those of a local workdir. (Only this log has entries at 25 and 41, where its runs ended.)
     ours = [json.loads(line) for line in server.objects["runs/one/metrics.jsonl"][0].decode().splitlines()]
     local = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
     assert [entry["loss"] for entry in ours if entry["step"] in (7, 14, 21)] == [entry["loss"] for entry in local[:3]]
     assert [entry["dev_loss"] for entry in ours if entry["step"] == 40] == [local[5]["dev_loss"]]
     left = folders(server, "runs/one")
-    assert {"00000041"} < left <= {"00000025", "00000040", "00000041"}  # 40 is one if its score is better
+    assert {"00000041"} < left <= {"00000025", "00000040", "00000041"}  # 40 is there if its score is better
 
     done = call(*train, "--train.steps", 41, "--train.seed", 3)
     assert done.returncode == 2
@@ -100,4 +100,4 @@ def test_train_resume_average_and_evaluate_in_a_bucket(tiny, trained: Path, serv
     done = call(*train)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr[-3000:]
     assert done.stderr.startswith("error: gs://bucket/runs/one cannot be reached (OSError: Forbidden: ")
-    assert list(tmp_path.iterdir()) == []  # nothing was left here
+    assert list(tmp_path.iterdir()) == []  # no file was left on this machine

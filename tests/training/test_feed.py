@@ -22,7 +22,7 @@ def test_the_batch_cut_into_micro_batches(packing: bool, micro_batches: int) -> 
     feed = Feed(batches, MESH, micro_batches)
     for step in range(batches.batches_per_epoch):
         expected = cut(batches[step], MESH, micro_batches)
-        placed = feed.place(feed.read(step))
+        placed = feed.put(feed.read(step))
         for name, array in expected.items():
             assert placed[name].sharding == feed.sharding
             np.testing.assert_array_equal(placed[name], array)
@@ -44,6 +44,6 @@ def test_rows_read_by_themselves_are_those_of_the_batch(packing: bool) -> None:
 def test_the_stream_goes_on_from_any_update() -> None:
     batches = make(random_pairs(300), packing=True)
     feed = Feed(batches, MESH)
-    found = [feed.place(host)["source"] for host in feed.stream(3, 9, 2)]
+    found = [feed.put(host)["source"] for host in feed.stream(3, 9, 2)]
     for step, array in zip(range(3, 9), found, strict=True):
         np.testing.assert_array_equal(array[0], batches[step]["source"])

@@ -10,7 +10,7 @@ from transformer.training.progress import Interval
 
 
 def test_by_hand():
-    """One layer a side, three rows of 5 and 7 positions, each product counted by itself."""
+    """One layer in encoder and decoder, three rows of 5 and 7 positions, each product counted separately."""
     config = ModelConfig(encoder_layers=1, decoder_layers=1, d_model=8, d_ff=20, heads=2, d_k=3, d_v=5)
     D, F, N, K, V, source, target, vocabulary = 8, 20, 2, 3, 5, 5, 7, 11
 
@@ -26,7 +26,8 @@ def test_by_hand():
 
 @pytest.mark.parametrize("config", [BASE, BIG])
 def test_near_six_times_parameters_times_tokens(config):
-    """The rule of thumb: source positions see the encoder and the decoder's keys and values, target ones the rest."""
+    """The rule of thumb. Source positions pass the encoder and the keys and values of the cross-attention, target
+    positions the rest."""
     params = build(config.with_vocabulary(37_000)).abstract_params
     size = {side: sum(x.size for x in jax.tree.leaves(params[side])) for side in ("encoder", "decoder")}
     table = params["embedding"]["table"].size
@@ -47,7 +48,7 @@ def test_the_log_has_the_share_of_the_peak_rate_that_the_arithmetic_takes(monkey
     interval = Interval({})
     values = {"loss": 2.0, "nll": 8.0, "weight": 4.0, "gradient_norm": 1.0, "tokens": 40.0}
     interval.add(values, 3e12)
-    interval.leave_out(95.0)  # of compiling
+    interval.leave_out(95.0)  # spent on compiling
     interval.add(values, 1e12)
     entry = interval.close(2e12)
     assert entry["mfu"] == pytest.approx(4e12 / 5 / 2e12)

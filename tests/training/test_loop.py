@@ -41,8 +41,8 @@ from transformer.training.step import program
 
 @pytest.fixture
 def run(tiny, caplog) -> Callable[..., list[str]]:
-    """`run(workdir, "--train.steps", 50)`: train.py in this process; what it logs. Raises what it raises. Of an option
-    that is given twice the last one counts."""
+    """`run(workdir, "--train.steps", 50)`: run train.py in this process. Returns its log lines; errors pass through. If
+    an option is given twice, the last one counts."""
 
     def run(workdir: Path, *arguments: object) -> list[str]:
         caplog.clear()
@@ -64,7 +64,7 @@ def entries(workdir: Path) -> list[dict]:
 
 
 def contents(folder: Path) -> dict[str, str]:
-    """Every file below a folder with a digest of its content."""
+    """Each file below a folder with a digest of its content."""
     return {
         str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in folder.rglob("*")
@@ -77,7 +77,7 @@ def equal(one, other) -> bool:
 
 
 def short(*more: object) -> tuple[object, ...]:
-    """A run of a few updates, that translates little."""
+    """Options of a run with few updates and few translations."""
     return "--train.steps", 6, "--train.checkpoint_every", 3, "--train.log_every", 2, "--train.eval_sentences", 2, *more
 
 
@@ -90,7 +90,7 @@ def test_what_a_run_leaves(trained: Path, tiny) -> None:
     assert from_json((trained / "config.json").read_text()) == config
     pieces = Tokenizer.load(trained / "tokenizer.model")
     assert (trained / "tokenizer.sha256").read_text() == f"{pieces.sha256}  tokenizer.model\n"
-    # The last three, and the best: here one of them.
+    # The last three and the best, which here is one of them.
     checkpoints = Checkpoints(trained)
     assert checkpoints.steps() == [80, 100, 120]
     assert all(checkpoints.at(step).damage() is None for step in checkpoints.steps())
@@ -106,7 +106,7 @@ def test_the_log(trained: Path) -> None:
     assert [entry["step"] for entry in training] == [*range(7, 120, 7), 120]
     assert [entry["step"] for entry in scores] == [40, 80, 120]
     steps = [entry["step"] for entry in entries(trained)]
-    assert steps == sorted(set(steps))  # one entry a step, also where both are due
+    assert steps == sorted(set(steps))  # one entry per step, also if log and evaluation are both due
     assert set(training[0]) == {
         "step",
         "time",
@@ -122,7 +122,7 @@ def test_the_log(trained: Path) -> None:
     assert set(scores[-1]) == {*training[0], *of_scores}
     assert training[-1]["loss"] < training[0]["loss"] - 2  # it learns
     assert scores[-1]["dev_loss"] < scores[0]["dev_loss"]
-    # 20 updates of warmup to 0.01, then the inverse square root.
+    # 20 updates of warmup to 0.01, then inverse square root decay.
     assert training[0]["learning_rate"] == pytest.approx(0.01 * 7 / 20)
     assert training[-1]["learning_rate"] == pytest.approx(0.01 * (20 / 120) ** 0.5)
     assert [entry["epoch"] for entry in training] == [(step - 1) // 9 for step in [*range(7, 120, 7), 120]]
@@ -147,13 +147,13 @@ def test_the_same_command_again_changes_nothing(workdir: Path, run) -> None:
     told = run(workdir)
     assert contents(workdir) == before
     assert any("is trained already, to step 120; raise train.steps" in line for line in told)
-    # Nor does a smaller number of steps.
+    # A smaller number of steps changes nothing either.
     told = run(workdir, "--train.steps", 60)
     assert any("is trained already, to step 120" in line for line in told)
     assert Checkpoints(workdir).steps() == [80, 100, 120]
 
 
-# ---- Going on -------------------------------------------------------------------------------------------------------
+# ---- Resuming -------------------------------------------------------------------------------------------------------
 
 
 def test_another_config_is_refused_and_nothing_touched(workdir: Path, run) -> None:
@@ -162,10 +162,10 @@ def test_another_config_is_refused_and_nothing_touched(workdir: Path, run) -> No
         run(workdir, "--train.seed", 3, "--model.dropout", 0.2, "--train.steps", 130)
     assert "train.seed is 0 there, 3 now" in str(error.value)
     assert "model.dropout is 0.1 there, 0.2 now" in str(error.value)
-    assert "train.steps" not in str(error.value)  # that may change
+    assert "train.steps" not in str(error.value)  # this option may change
     assert "\n" not in str(error.value)
     assert contents(workdir) == before
-    # Also where only the checkpoints say what the config was.
+    # Also if only the checkpoints have the config.
     (workdir / "config.json").unlink()
     with pytest.raises(UserError, match=r"train.seed is 0 there, 3 now"):
         run(workdir, "--train.seed", 3)
@@ -189,19 +189,19 @@ def test_other_dev_sentences_start_the_best_score_anew(workdir: Path, run, monke
     monkeypatch.setattr(Translation, "evaluate", lambda *_: iter([("dev_bleu", best / 2)]))
     more = ("--train.eval_every", 1, "--train.patience", 4)
     told = run(workdir, *more, "--train.steps", 121)
-    assert not any("scores do not compare" in line for line in told)
+    assert not any("scores cannot be compared" in line for line in told)
     progress = Checkpoints(workdir).at(121).progress
     assert (progress["best"]["dev_bleu"], progress["evaluations_without_better"]) == (best, 1)
     told = run(workdir, *more, "--train.steps", 122, "--train.eval_sentences", 7)
     assert (
-        len([line for line in told if "scores do not compare with those before step 121, as the development" in line])
+        len([line for line in told if "cannot be compared with those before step 121, because the development" in line])
         == 1
     )
     progress = Checkpoints(workdir).at(122).progress
     assert (progress["best"]["dev_bleu"], progress["evaluations_without_better"]) == (best / 2, 0)
     assert Checkpoints(workdir).best() == 122
     told = run(workdir, *more, "--train.steps", 123, "--train.eval_sentences", 7)
-    assert not any("scores do not compare" in line for line in told)
+    assert not any("scores cannot be compared" in line for line in told)
 
 
 @pytest.mark.parametrize(
@@ -220,20 +220,20 @@ def test_other_judging_starts_the_best_score_anew(workdir: Path, run, monkeypatc
     monkeypatch.setattr(Translation, "evaluate", lambda *_: iter(next(found)))
     more = ("--train.eval_every", 1, "--train.patience", 1, *option)
     said = run(workdir, *more, "--train.steps", 121)
-    expected = f"scores do not compare with those before step 120, as {told}; the best checkpoint and"
+    expected = f"scores cannot be compared with those before step 120, because {told}; the best checkpoint and"
     assert len([line for line in said if line.startswith(expected)]) == 1
     checkpoints = Checkpoints(workdir)
     progress = checkpoints.at(121).progress
     assert (progress["best"]["dev_loss"], progress["evaluations_without_better"]) == (9.0, 0)
     assert checkpoints.best() == checkpoints.choose() == 121
-    # The same again does not, and patience counts from there.
+    # The same scores again are not better, and patience counts from there.
     said = run(workdir, *more, "--train.steps", 123)
-    assert not any("scores do not compare" in line for line in said)
+    assert not any("scores cannot be compared" in line for line in said)
     assert any("step 122: nothing better than dev_" in line for line in said)
 
 
 def test_zeros_neither_choose_nor_stop(tmp_path: Path, run, monkeypatch) -> None:
-    """As where BLEU's tokeniser does not fit the language: chrF decides, then dev loss."""
+    """BLEU is 0 if its tokeniser does not fit the language. Then chrF decides, then dev loss."""
     from transformer.tasks.translation import Translation
 
     values = iter([(0.0, 64.8, 2.0), (0.0, 98.1, 1.0), (0.0, 99.4, 1.0), (0.0, 99.4, 0.9), (0.0, 99.4, 0.9)] * 2)
@@ -247,7 +247,7 @@ def test_zeros_neither_choose_nor_stop(tmp_path: Path, run, monkeypatch) -> None
 
 
 def test_a_run_of_an_earlier_version_goes_on(workdir: Path, run, monkeypatch) -> None:
-    """Its checkpoints say dev BLEU alone, and with what they were scored only in their config and signature."""
+    """Its checkpoints hold only dev BLEU; how they were scored follows from their config and signature."""
     import hashlib
 
     from transformer.tasks.translation import Translation
@@ -271,13 +271,13 @@ def test_a_run_of_an_earlier_version_goes_on(workdir: Path, run, monkeypatch) ->
     before = checkpoints.best()
     monkeypatch.setattr(Translation, "evaluate", lambda *_: iter([("dev_bleu", best / 2), ("dev_chrf", 99.0)]))
     told = run(workdir, "--train.eval_every", 1, "--train.steps", 121)
-    assert not any("scores do not compare" in line for line in told)
+    assert not any("scores cannot be compared" in line for line in told)
     progress = checkpoints.at(121).progress
     assert (progress["best"], progress["evaluations_without_better"]) == ({"dev_bleu": best}, 1)
     assert checkpoints.best() == before
     monkeypatch.setattr(Translation, "evaluate", lambda *_: iter([("dev_bleu", best), ("dev_chrf", 99.0)]))
     run(workdir, "--train.eval_every", 1, "--train.steps", 122)
-    assert checkpoints.best() == 122  # equal in BLEU, and the rest is known
+    assert checkpoints.best() == 122  # equal in BLEU, and better in the other scores
     told = run(workdir, "--train.eval_every", 1, "--train.steps", 123, "--decode.max_length", 3)
     assert any("decode.max_length is 3 instead of None" in line for line in told)
 
@@ -317,7 +317,7 @@ def test_a_second_run_in_the_same_workdir_is_refused(workdir: Path, run) -> None
     with hold(str(workdir)):
         with pytest.raises(UserError, match=f"^{workdir}: another run trains there; stop it first, or use another"):
             run(workdir, "--train.steps", 130)
-        assert read_set(str(workdir))  # who only reads is not kept from it
+        assert read_set(str(workdir))  # reading needs no lock
     assert contents(workdir) == before
     assert any("is trained already" in line for line in run(workdir))
 
@@ -409,7 +409,7 @@ def test_what_may_change_is_told_and_training_goes_on(workdir: Path, run) -> Non
     after = entries(workdir)
     assert after[: len(before)] == before
     assert [entry["step"] for entry in after[len(before) :]] == [124]
-    # Learned things are still there.
+    # The parameters are still trained ones.
     assert after[-1]["loss"] < before[0]["loss"] - 2
 
 
@@ -423,7 +423,7 @@ def test_a_run_killed_before_its_first_checkpoint_starts_afresh(tmp_path: Path, 
     assert not any("resuming" in line for line in told)
     assert Checkpoints(workdir).steps() == [3, 6]
     assert [entry["step"] for entry in entries(workdir)] == [2, 4, 6]
-    # The first updates do not depend on what comes after them.
+    # The first updates do not depend on later ones.
     assert entries(workdir)[2]["loss"] < entries(workdir)[0]["loss"]
 
 
@@ -478,7 +478,7 @@ def test_the_first_file_of_a_run_says_whose_the_folder_is(tmp_path: Path, run, m
     with pytest.raises(Killed):
         run(tmp_path / "run", *short())
     assert set(contents(tmp_path / "run")) == {".lock", "config.json"}
-    refuse_other_config(config_file(tiny.config), str(tmp_path / "run"))  # so the same command is not refused
+    refuse_other_config(config_file(tiny.config), str(tmp_path / "run"))  # so the same command is accepted
 
 
 def test_patience_stops_early_and_stays_stopped(tmp_path: Path, run, monkeypatch) -> None:
@@ -490,15 +490,15 @@ def test_patience_stops_early_and_stays_stopped(tmp_path: Path, run, monkeypatch
     told = run(tmp_path / "run", *every)
     assert "step 8: nothing better than dev_bleu 5 in 2 evaluations, stopping early" in told
     checkpoints = Checkpoints(tmp_path / "run")
-    assert checkpoints.steps() == [2, 4, 8]  # each that was better, and the last
+    assert checkpoints.steps() == [2, 4, 8]  # each better one, and the last
     assert checkpoints.best() == checkpoints.choose() == 4
     assert checkpoints.at(8).progress["evaluations_without_better"] == 2
-    # The same command does not train on; more patience does, and the count goes on.
+    # The same command does not continue training. With more patience it does, and the count continues.
     told = run(tmp_path / "run", *every)
     assert any("is trained already, to step 8; raise train.steps or train.patience" in line for line in told)
     assert checkpoints.steps() == [2, 4, 8]
     run(tmp_path / "run", *every[:-1], 4, "--train.steps", 12)
-    assert checkpoints.steps() == [4, 8, 12]  # none at 10, where 4.5 was no better; of the others the last three
+    assert checkpoints.steps() == [4, 8, 12]  # none at 10, where 4.5 was not better; the last three of the others
     assert (
         checkpoints.at(12).progress["best"]["dev_bleu"],
         checkpoints.at(12).progress["evaluations_without_better"],
@@ -533,7 +533,7 @@ def finite(workdir: Path) -> bool:
 
 
 def test_a_loss_that_is_not_finite_stops(workdir: Path, call, tiny, monkeypatch) -> None:
-    # In the parameters is suddenly something that is no number.
+    # One parameter suddenly is NaN.
     restore = start.restore
 
     def spoilt(*given):
@@ -564,7 +564,7 @@ def test_parameters_that_are_not_finite_are_not_saved(tmp_path: Path, run, monke
 
 @pytest.mark.parametrize("non_finite", ["stop", "rollback"])
 def test_a_checkpoint_from_which_no_update_is_finite_is_not_kept(tmp_path: Path, run, non_finite: str) -> None:
-    """The first update makes parameters of 1e30: numbers, but with them the next loss is none."""
+    """The first update makes parameters of 1e30. They are finite, but the next loss is not."""
     options = "--train.peak_learning_rate", 1e30, "--train.warmup_steps", 1, "--train.non_finite_limit", 2
     with pytest.raises(UserError, match=r"^update \d: the loss is nan.*stopped, no checkpoint was saved yet. Lower"):
         run(tmp_path / "run", *short("--train.checkpoint_every", 1, *options, "--train.non_finite", non_finite))
@@ -610,7 +610,7 @@ def test_a_checkpoint_from_which_no_update_was_finite_is_not_called_good(tmp_pat
 
 
 def test_no_config_is_written_into_another_folder(tmp_path: Path, run, trained: Path, monkeypatch) -> None:
-    """Which replaces the workdir while text is tokenised."""
+    """Another folder replaces the workdir while text is tokenised."""
     workdir, banner = tmp_path / "run", loop.banner
 
     def replaced(*given: Any) -> None:
@@ -640,16 +640,16 @@ def test_the_end_of_a_run_is_good_when_its_evaluation_is(tmp_path: Path, run, mo
 
 
 def test_init_from_takes_parameters_and_tokenizer(tmp_path: Path, run, trained: Path) -> None:
-    # Another vocabulary size is asked for; that of the other run counts.
+    # The options give another vocabulary size, but that of the other run counts.
     told = run(tmp_path / "run", *short("--train.init_from", trained, "--data.vocab_size", 390))
     best = Checkpoints(trained).best()
     assert f"starting from the parameters of {trained}/checkpoints/{best:08d}" in told
     assert "the tokenizer has 400 pieces; data.vocab_size = 390 is not used" in told
     assert (tmp_path / "run/tokenizer.model").read_bytes() == (trained / "tokenizer.model").read_bytes()
-    # It starts where the other stood, with a new optimiser.
+    # It starts from the parameters of the other run, with a new optimiser.
     assert entries(tmp_path / "run")[0]["loss"] < entries(trained)[0]["loss"] - 2
     assert entries(tmp_path / "run")[0]["learning_rate"] == pytest.approx(0.01 * 2 / 20)
-    # Once there are checkpoints of its own, it goes on from those, even if the other has gone.
+    # Once it has its own checkpoints, it continues from them, even if the other run is gone.
     told = run(tmp_path / "run", *short("--train.init_from", trained, "--data.vocab_size", 390))
     assert "resuming from step 6" in told
 
@@ -675,7 +675,7 @@ def test_init_from_what_does_not_fit_is_told_in_one_line(tmp_path: Path, run, tr
     other = tmp_path / "other.model"
     other.write_bytes(Tokenizer.train(["completely other words that were never seen"] * 9, vocab_size=300).model)
     assert "is not the tokenizer of train.init_from" in refused("--data.tokenizer", other)
-    both = "--model.d_model is 32 there, 64 here; --model.d_ff is 64 there, 32 here. Give the values of there, or leave"
+    both = "--model.d_model is 32 there, 64 here; --model.d_ff is 64 there, 32 here. Give the same values as there"
     assert both in refused("--model.d_ff", 32, "--model.d_model", 64, "--model.dropout", 0.3)
     assert "no tokenizer.model there" in refused("--train.init_from", tmp_path / "nowhere")
     # Before anything is tokenised.
@@ -688,7 +688,7 @@ def test_init_from_what_does_not_fit_is_told_in_one_line(tmp_path: Path, run, tr
     [
         ({}, {}),
         ({"dropout": 0.5, "dtype": "bfloat16", "initializer": "glorot", "attention_kernel": "cudnn"}, {}),
-        ({"kv_heads": 8, "d_k": 64, "d_v": 64}, {}),  # what they come to anyway
+        ({"kv_heads": 8, "d_k": 64, "d_v": 64}, {}),  # the defaults
         ({"max_positions": 2048, "cross_attention": AttentionConfig(window=3)}, {}),
         ({"d_model": 256}, {"d_model": (512, 256)}),
         ({"heads": 4}, {"heads": (8, 4)}),
@@ -720,7 +720,7 @@ def test_a_damaged_config_is_taken_from_a_checkpoint(workdir: Path, tiny, caplog
 
 
 def test_a_checkpoint_that_memory_does_not_hold_is_no_damaged_one(workdir: Path, run, monkeypatch) -> None:
-    """Else training would put it aside, and go back further and further."""
+    """Otherwise training would discard it and go back further and further."""
     import orbax.checkpoint
 
     def short_of_memory(*_: object, **__: object) -> None:
@@ -754,7 +754,7 @@ def test_a_mesh_that_does_not_fit_is_told_before_any_work(tmp_path: Path, run, t
     assert "mesh.tensor = 3 does not divide embedding/table, which has a dimension of 400" in refused(
         *("--mesh.tensor", 3, "--model.heads", 3, "--model.d_k", 4, "--model.d_v", 4, "--model.d_ff", 66)
     )
-    # The size of the vocabulary is that of the tokenizer given, not data.vocab_size.
+    # The vocabulary size is that of the given tokenizer, not data.vocab_size.
     own = "--data.tokenizer", trained / "tokenizer.model", "--data.vocab_size", 300
     assert "which has a dimension of 400" in refused(
         *("--mesh.tensor", 3, "--model.heads", 3, "--model.d_k", 4, "--model.d_v", 4, "--model.d_ff", 66, *own)
@@ -762,7 +762,7 @@ def test_a_mesh_that_does_not_fit_is_told_before_any_work(tmp_path: Path, run, t
 
 
 def test_a_ready_tokenizer(tmp_path: Path, run, trained: Path) -> None:
-    # Its own size counts, not data.vocab_size.
+    # The size of the tokenizer counts, not data.vocab_size.
     told = run(tmp_path / "run", *short("--data.tokenizer", trained / "tokenizer.model", "--data.vocab_size", 9_999))
     assert not any("training a tokenizer" in line for line in told)
     assert "the tokenizer has 400 pieces; data.vocab_size = 9999 is not used" in told
@@ -805,7 +805,7 @@ def test_a_dry_run_does_everything_once_and_leaves_nothing(tmp_path: Path, run, 
     assert any(line.startswith("estimate") and "for 120 updates" in line for line in told)
     assert not any("resuming" in line for line in told)
     before = contents(workdir)
-    run(workdir, "--dry-run", "--data.max_ratio", 8)  # of a used workdir, with whatever config
+    run(workdir, "--dry-run", "--data.max_ratio", 8)  # in a used workdir, with any config
     assert contents(workdir) == before
 
 
@@ -816,7 +816,7 @@ def test_the_banner(tmp_path: Path, run) -> None:
     count = sum(leaf.size for leaf in jax.tree.leaves(parameters))
     assert "devices     1 x " in text
     assert f"model       {count:,} parameters, float32, vocabulary 400" in text
-    assert "batch       512 positions a side and update, in 2 micro-batches" in text
+    assert "batch       512 positions per side and update, in 2 micro-batches" in text
     assert "data        400 pairs kept, dropped: none; 9 updates an epoch" in text
     assert "shapes      2 to compile: " in text
     assert "dev set     dev.en, 20 pairs; 100.00% and 100.00% of lines survive the tokenizer unchanged" in text
@@ -838,19 +838,19 @@ def test_packed_rows_are_learned_from(run, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("packing", [True, False])
 def test_each_shape_is_compiled_once(tiny, packing: bool) -> None:
-    """Counted by JAX itself over three epochs."""
+    """JAX counts the compilations over three epochs."""
     config = config_file(tiny.config)
     data = dataclasses.replace(config.data, packing=packing)
     task = Translation.build(dataclasses.replace(config, data=data))
     made, batches = program(task.objective, config.train, make_mesh(config.mesh, jax.devices()[:1])), task.batches()
     state, feed = made.init(), Feed(batches, made.mesh, config.train.accumulate)
     for host in feed.stream(0, 3 * batches.batches_per_epoch, 2):
-        state, _ = made.update(state, feed.place(host))
+        state, _ = made.update(state, feed.put(host))
     assert made.update._cache_size() == len(batches.shapes) == (1 if packing else 2)
 
 
 def test_metrics_are_waited_for_behind_the_next_update(run, tmp_path: Path, monkeypatch) -> None:
-    """So the device always has work; who was asked to stop does not wait for a new shape to be compiled, though."""
+    """So the device always has work. But a run that was asked to stop does not wait for a new shape to be compiled."""
     real, happened = loop.program, []
 
     class Watched:
@@ -921,7 +921,8 @@ def test_as_many_micro_batches_as_memory_asks_for(tiny, caplog) -> None:
     assert accumulation(task_of, needs[1]) == 1
     assert accumulation(task_of, needs[1] - 1) == 2
 
-    # Two make the longest sentences' batches no smaller here, but others: then they are more, and two are passed over.
+    # As if two micro-batches made batches smaller, though not that of the longest sentences. An epoch then has more
+    # batches, and two is not chosen.
     fewer = Batches.__init__
 
     def shorter(self, *given, accumulate: int, **options) -> None:

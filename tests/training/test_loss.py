@@ -10,7 +10,7 @@ RNG = np.random.default_rng(0)
 
 
 def naive(logits, target, weights, smoothing):
-    """Cross-entropy with 1 - smoothing on the target and smoothing / V on all V pieces, as it is defined."""
+    """The definition: cross-entropy with 1 - smoothing on the target plus smoothing / V on all V pieces."""
     V = logits.shape[-1]
     distribution = (1 - smoothing) * jax.nn.one_hot(target, V) + smoothing / V
     log_probs = jax.nn.log_softmax(logits)
@@ -18,7 +18,7 @@ def naive(logits, target, weights, smoothing):
 
 
 def of_logits(logits, target, weights, **options):
-    """`cross_entropy` of logits given as they are: times a table that changes nothing."""
+    """`cross_entropy` of given logits, with the identity as the table."""
     return cross_entropy(logits, jnp.eye(logits.shape[-1]), target, weights, **options)
 
 
@@ -44,7 +44,7 @@ def test_uniform_logits_cost_log_v_whatever_the_smoothing():
 
 
 def test_the_best_loss_is_the_entropy_of_the_smoothed_distribution():
-    """Reached where the model predicts exactly that distribution, where the gradient is zero."""
+    """The model reaches it by predicting exactly that distribution. The gradient is zero there."""
     smoothed = np.full(5, 0.02)
     smoothed[1] = 0.92
     logits = jnp.asarray(np.log(smoothed), jnp.float32)[None, None]
@@ -141,7 +141,7 @@ def test_gradients_of_x_and_of_the_table(parts, dtype):
         assert grad.dtype == wanted.dtype
         error = np.linalg.norm(np.float32(grad) - np.float32(wanted)) / np.linalg.norm(np.float32(wanted))
         assert error < (1e-5 if dtype == jnp.float32 else 1e-2)
-    assert jit(ours)(x, table) == pytest.approx(float(loss), rel=1e-6)  # where no gradient is asked for
+    assert jit(ours)(x, table) == pytest.approx(float(loss), rel=1e-6)  # without a gradient
 
 
 def test_no_array_of_all_positions_by_all_pieces():

@@ -1,4 +1,4 @@
-"""Workdirs of earlier versions go on, are evaluated and translate."""
+"""Workdirs of earlier versions can be resumed, evaluated and used to translate."""
 
 import json
 import shutil
@@ -13,9 +13,9 @@ from transformer.files import MANIFEST, digest
 
 
 def as_before(workdir: Path) -> None:
-    """Rewrite a workdir as versions of November 2026 wrote it, whose config names neither task nor vocabulary.
+    """Rewrite a workdir in the format of November 2026, in which the config names neither task nor vocabulary size.
 
-    Compared file by file with a workdir of such a version, trained on the same text with the same seed.
+    The format was compared, file by file, with a workdir of such a version trained on the same text and seed.
     """
     for path in (workdir / "config.json", *workdir.glob("checkpoints/*/config.json")):
         values = json.loads(path.read_text())

@@ -31,7 +31,7 @@ def test_schedule_of_traced_and_first_steps():
 
 
 def updates_of(config, d_model, gradients):
-    """What is added to one tensor of parameters at each update."""
+    """What each update adds to a single parameter tensor."""
     adam = optimizer(config, d_model)
     params = {"w": jnp.zeros(len(gradients[0]))}
     state, updates = adam.init(params), []
@@ -58,7 +58,7 @@ def test_epsilon_is_the_papers():
 
 @pytest.mark.parametrize("clip_norm", [None, 1.0])
 def test_updates_equal_adam_written_out(clip_norm):
-    """§5.3: beta1 0.9, beta2 0.98, epsilon 1e-9, the bias corrected; gradients clipped first if at all."""
+    """§5.3: beta1 0.9, beta2 0.98, epsilon 1e-9, with bias correction. Gradients are clipped first, if at all."""
     config = TrainConfig(warmup_steps=3, clip_norm=clip_norm)
     gradients = np.random.default_rng(0).normal(size=(7, 5)) * np.array([3, 0.1, 1, 0.2, 5, 1, 0.1])[:, None]
     assert 0 < (np.linalg.norm(gradients, axis=1) > 1).sum() < 7

@@ -1,4 +1,4 @@
-"""Bits are the same on the same machine: a run that goes on on another one says so, in one line."""
+"""Bits are the same only on the same machine: a run that is resumed on another machine logs one line about it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 from transformer.checkpoint import Checkpoints
 from transformer.jobs import train
-from transformer.training.start import other_machine
+from transformer.training.start import machine_changes
 
 TOLD = "resuming on another machine"
 
@@ -43,7 +43,7 @@ def test_cores_and_device_are_recorded_and_a_change_is_told(workdir: Path, tiny,
 def test_what_an_older_version_did_not_record_is_no_change() -> None:
     now = {"cores": 2, "device": "cpu"}
     for before in (None, {}, "two", 2, now, {**now, "more": 1}):
-        assert other_machine(before, now) == ""
-    assert other_machine({"cores": 8, "device": "NVIDIA H100"}, now) == (
+        assert machine_changes(before, now) == ""
+    assert machine_changes({"cores": 8, "device": "NVIDIA H100"}, now) == (
         "cores: 8 before, 2 now, device: 'NVIDIA H100' before, 'cpu' now"
     )

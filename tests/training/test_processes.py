@@ -1,4 +1,4 @@
-"""Two processes of one device each against one process of two, on this machine's loopback."""
+"""Two processes with one device each, compared with one process with two devices. They connect over loopback."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def leaves(workdir: Path, step: int) -> dict[str, np.ndarray]:
 
 
 def agree(ours: Path, theirs: Path) -> bool:
-    """The same entries and parameters within 1e-5; returns whether they are equal bit for bit."""
+    """Require the same log entries and parameters within 1e-5. Returns whether they are equal bit for bit."""
     mine, other = metrics(ours), metrics(theirs)
     assert [entry["step"] for entry in mine] == [entry["step"] for entry in other]
     for a, b in zip(mine, other, strict=True):
@@ -50,7 +50,7 @@ def agree(ours: Path, theirs: Path) -> bool:
 
 
 def train_as_one_does(tiny, environment, folder: Path, *options: str) -> None:
-    """Train with two processes, and with one that has two devices: the same comes out."""
+    """Train with two processes, and with one process that has two devices: the results must be the same."""
     done = both(environment, "--config", tiny.config, "--workdir", folder / "two", *options)
     assert [code for code, _ in done] == [0, 0], done
     process = start(environment, 2, "--config", tiny.config, "--workdir", folder / "one", *options)
@@ -61,7 +61,7 @@ def train_as_one_does(tiny, environment, folder: Path, *options: str) -> None:
 
 @pytest.fixture(scope="module")
 def one(tiny, environment, tmp_path_factory) -> Path:
-    """What one process with two devices makes of it."""
+    """The workdir of one process with two devices."""
     workdir = tmp_path_factory.mktemp("one") / "run"
     process = start(environment, 2, "--config", tiny.config, "--workdir", workdir, *SHORTER)
     _, told = process.communicate(timeout=300)
@@ -82,7 +82,7 @@ def test_two_processes_are_as_one_with_two_devices(one: Path, two, report) -> No
     report(f"two processes and one with two devices: {'equal bit for bit' if equal else 'within 1e-5'}")
     log = two[1]
     assert "2 x cpu" in log[0] and "step 24" in log[0]
-    assert "loss" not in log[1]  # process 0 tells for all
+    assert "loss" not in log[1]  # only process 0 logs it
 
 
 @pytest.mark.slow
@@ -92,7 +92,7 @@ def test_two_processes_evaluate_as_one_does(one: Path, environment) -> None:
     assert [code for code, _ in both(environment, "--workdir", one, program="evaluate.py")] == [0, 0]
     alone, shared = [json.loads(line) for line in (one / "scores.jsonl").read_text().splitlines()]
     assert {**alone, "time": shared["time"]} == shared
-    # Draws are those of the sentences' numbers, whoever makes them.
+    # Samples depend on the numbers of the sentences, not on the process that draws them.
     sampled = "--workdir", one, "--decode.sample", "True", "--decode.seed", "3"
     process = start(environment, 2, *sampled, program="evaluate.py")
     assert process.communicate(timeout=300) and process.returncode == 0
@@ -138,7 +138,7 @@ def test_a_run_goes_on_with_another_number_of_processes(
         told = process.communicate(timeout=300)[1]
         assert process.returncode == 0, told
     else:
-        # Here the two share out the parameters, too.
+        # Here the parameters are cut over the two processes, too.
         done = both(environment, *arguments, mesh)
         assert [code for code, _ in done] == [0, 0], done
         told = done[0][1]
@@ -159,7 +159,7 @@ def test_each_host_makes_its_own_cache_and_they_are_compared(tiny, environment, 
 
 @pytest.mark.slow
 def test_other_text_in_the_same_place_is_found_by_its_contents(tiny, environment, tmp_path) -> None:
-    """Each process sees a folder of its own, where one word differs."""
+    """Each process sees another folder, where one word differs."""
     hosts = [tmp_path / "host0", tmp_path / "host1"]
     for host in hosts:
         shutil.copytree(tiny.folder, host)
@@ -175,7 +175,7 @@ def test_other_text_in_the_same_place_is_found_by_its_contents(tiny, environment
         assert "error: sha256 of the tokens of train.en (data.source, 1) is " in told.splitlines()[-1]
         assert "in process 1" in told and "in process 0" in told and "Traceback" not in told
     assert not (tmp_path / "run" / "config.json").exists()
-    # The same text elsewhere on each host is the same text.
+    # The same text under another path on each host is accepted.
     (hosts[1] / "train.de").write_text(words)
     assert [code for code, _ in both(environment, *arguments, own=own)] == [0, 0]
 
@@ -189,23 +189,23 @@ def given_tokenizer(tiny, folder: Path) -> Path:
 @pytest.mark.slow
 def test_who_waits_for_too_long_says_so(tiny, environment, tmp_path) -> None:
     arguments = "--config", tiny.config, "--workdir", tmp_path / "run", "--coordinator", f"127.0.0.1:{port()}"
-    # Process 0 takes some time to train a tokenizer of its own cache; process 1 does not wait at all.
+    # Process 0 needs some time to train a tokenizer in its empty cache. Process 1 waits 0 seconds for it.
     fresh = environment | {"TRANSFORMER_CACHE": str(tmp_path / "cache")}
     running = [start(fresh, 1, *arguments, "--process", "0/2"), None]
     running[1] = start(fresh, 1, *arguments, "--process", "1/2", "--wait-minutes", "0")
     told = running[1].communicate(timeout=300)[1]
     assert running[1].returncode == 2, told
     assert told.splitlines()[-1].startswith(
-        "error: process 1 waited 0 s for process 0 to make the tokenizer and the tokenised text; see what holds it up"
+        "error: process 1 waited 0 s for process 0 to make the tokenizer and the tokenised text; see what delays it"
     )
-    told = running[0].communicate(timeout=300)[1]  # which does not wait for an hour either
+    told = running[0].communicate(timeout=300)[1]  # it does not wait for an hour either
     assert running[0].returncode in (2, processes.LOST), told
     assert "Traceback" not in told
 
 
 @pytest.mark.slow
 def test_a_job_of_slurm_is_found_by_itself(one: Path, tiny, environment, tmp_path) -> None:
-    """By what SLURM tells each of its tasks, and no option of ours."""
+    """From the environment that SLURM sets for each task, without our options."""
     job = {"SLURM_JOB_ID": str(port()), "SLURM_STEP_NODELIST": "127.0.0.1", "SLURM_NTASKS": "2"}
     job |= {"SLURM_STEP_NUM_NODES": "1"}
     arguments = "--config", tiny.config, "--workdir", tmp_path / "run", *SHORTER
@@ -256,7 +256,7 @@ def test_packed_rows_cut_into_micro_batches(tiny, environment, tmp_path) -> None
 
 @pytest.mark.slow
 def test_fewer_sentences_to_decode_than_processes_and_a_batch_that_fits(tiny, environment, tmp_path) -> None:
-    """Both find the same number of micro-batches; one of them has no dev sentence to translate."""
+    """Both processes find the same number of micro-batches. One of them has no dev sentence to translate."""
     options = ("--batch", "auto", "--train.eval_sentences=1", *SHORTER)
     train_as_one_does(tiny, environment, tmp_path, *options)
 
@@ -294,7 +294,7 @@ def test_alone_all_of_it_is_nothing() -> None:
     processes.agree({"text": "digest"})
 
 
-@pytest.mark.parametrize("kind", [RuntimeError, ValueError])  # JAX raises either, by where it notices
+@pytest.mark.parametrize("kind", [RuntimeError, ValueError])  # JAX raises one of them, depending on the place
 @pytest.mark.parametrize(
     "told, waits",
     [("UNKNOWN: Gloo all-reduce failed: Read error: Connection reset by peer", True), ("shapes differ", False)],
@@ -302,6 +302,6 @@ def test_alone_all_of_it_is_nothing() -> None:
 def test_a_collective_that_fails_waits_for_what_became_of_the_others(monkeypatch, caplog, kind, told, waits) -> None:
     monkeypatch.setattr(processes, "count", lambda: 2)
     monkeypatch.setattr(processes, "HEARTBEAT", 0.001)
-    with pytest.raises(kind, match=told.split()[0]), processes.together():
+    with pytest.raises(kind, match=told.split()[0]), processes.fail_fast():
         raise kind(told)
     assert ("no longer answer" in caplog.text) == waits

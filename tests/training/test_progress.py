@@ -26,10 +26,10 @@ def lines_as_written(folder: Path) -> list[dict]:
 
 
 def lines(folder: Path) -> list[dict]:
-    """The entries of metrics.jsonl, without their times."""
+    """The entries of metrics.jsonl without their times."""
     entries = lines_as_written(folder)
     now = time.time()
-    assert all(now - 600 < entry.pop("time") <= now + 0.001 for entry in entries)  # which are rounded
+    assert all(now - 600 < entry.pop("time") <= now + 0.001 for entry in entries)  # times are rounded
     return entries
 
 
@@ -53,7 +53,7 @@ def test_entries_are_in_both_files_at_once(folder) -> None:
 
 
 def test_tensorboard_reads_what_is_written(folder) -> None:
-    """The framing and its checksums, as tensorboardX writes them."""
+    """The framing and its checksums are those of tensorboardX."""
     from tensorboardX.event_file_writer import EventsWriter
     from tensorboardX.proto.event_pb2 import Event
     from tensorboardX.summary import scalar
@@ -64,7 +64,7 @@ def test_tensorboard_reads_what_is_written(folder) -> None:
     theirs.write_event(Event(step=10, wall_time=lines_as_written(folder)[0]["time"], summary=scalar("loss", 2.5)))
     theirs.close()
     (other,) = folder.glob("theirs*")
-    size = struct.unpack_from("<Q", other.read_bytes())[0] + 16  # the first event, which says when the file was begun
+    size = struct.unpack_from("<Q", other.read_bytes())[0] + 16  # of the first event, with the start time of the file
     assert ours.read_bytes()[size:] == other.read_bytes()[size:]
 
 
@@ -87,7 +87,7 @@ def test_entries_after_the_step_of_resuming_are_cut_off(folder) -> None:
 @pytest.mark.parametrize("step", [0, 5])
 def test_each_step_stands_once_where_a_run_was_killed_before_its_next_checkpoint(folder, step: int) -> None:
     for _ in range(3):
-        records = Records(folder, step)  # and gone, without a word
+        records = Records(folder, step)  # the process ends without closing the file
         records.write(7, {"loss": 7.0})
         records.write(14, {"loss": 14.0})
     assert [line["step"] for line in lines(folder)] == [7, 14]
@@ -102,7 +102,7 @@ def test_without_its_log_tensorboard_is_told_from_where_it_begins_anew(folder) -
     records.write(14, {"loss": 14.0})
     assert scalars(folder) == [(7, "loss", 7.0), (14, "loss", 14.0)]
     (_, newer) = sorted((folder / "tensorboard").iterdir())
-    assert b"\x10\x08" in newer.read_bytes()  # a step of 8, from which the older file no longer counts
+    assert b"\x10\x08" in newer.read_bytes()  # step 8: from there on, the older file no longer counts
 
 
 def test_a_log_that_is_damaged_within_is_told(folder, caplog) -> None:
@@ -164,7 +164,7 @@ def test_a_log_that_cannot_be_read_is_told_in_one_line_and_left_alone(folder, ha
     else:
         path.mkdir()
     before = scalars(folder)
-    with pytest.raises(UserError, match=rf"^{path} cannot be read \(.*\); mend it, or move it away") as error:
+    with pytest.raises(UserError, match=rf"^{path} cannot be read \(.*\); repair it, or move it away") as error:
         Records(folder, 10)
     assert "\n" not in str(error.value)
     assert path.is_dir() or path.read_bytes() == b"\xff\xfe{}\n"
@@ -210,7 +210,7 @@ def test_what_is_no_number_is_for_the_log_only(folder) -> None:
 
 
 def test_a_score_that_is_no_number_is_null(folder) -> None:
-    """JSON has no NaN, and other readers refuse it; TensorBoard has, and shows it."""
+    """JSON has no NaN, and other readers refuse it. TensorBoard has NaN, and shows it."""
     Records(folder, 0).write(10, {"dev_loss": math.nan, "dev_perplexity": math.inf, "dev_bleu": 0.0})
 
     def refuse(name: str) -> None:
@@ -222,7 +222,7 @@ def test_a_score_that_is_no_number_is_null(folder) -> None:
         ("dev_loss", "nan"),
         ("dev_perplexity", "inf"),
     ]
-    Records(folder, 10)  # reads it again
+    Records(folder, 10)  # reads the file again
     assert lines(folder)[0]["dev_loss"] is None
 
 
@@ -235,7 +235,7 @@ def test_a_full_disk_is_told_in_one_line_and_once(folder, monkeypatch, full_afte
     with full_after((folder / "metrics.jsonl").stat().length + 20):
         with pytest.raises(UserError, match=r"^\S+/metrics.jsonl cannot be written \(File too large\); make"):
             records.write(20, {"loss": 2.0})
-        records.close()  # and does not hide the error under another
+        records.close()  # does not hide the error behind another one
     with monkeypatch.context() as patch:
         patch.setattr(Path, "open", full)
         with pytest.raises(UserError, match=r"^\S+/tensorboard cannot be written \(No space left"):
@@ -275,7 +275,7 @@ def test_what_a_kill_left_of_the_last_entry_does_no_harm(folder, cut: int) -> No
     records = Records(folder, 20)
     records.write(21, {"loss": 3.0})
     records.close()
-    # One byte short is the end of the line: the entry itself is whole.
+    # If one byte is missing, it is the newline: the entry itself is complete.
     assert [line["step"] for line in lines(folder)] == ([10, 20, 21] if cut == 1 else [10, 21])
 
 
@@ -360,7 +360,7 @@ def test_an_interval_gives_means_and_a_rate(monkeypatch) -> None:
     now[0] += 2
     interval.add(values(2.0, 40.0, 20.0, 3.0, 70))
     assert interval.close() == {"loss": 3.0, "nll": 2.5, "gradient_norm": 2.0, "tokens_per_second": 60.0}
-    # An evaluation between is not counted as time of training.
+    # An evaluation in between does not count as training time.
     interval.add(values(1.0, 5.0, 5.0, 1.0, 50))
     now[0] += 1000
     interval.restart_clock()

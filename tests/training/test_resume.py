@@ -1,4 +1,4 @@
-"""Training killed without warning and started again ends where training straight through does, bit for bit."""
+"""Training that is killed and started again ends with the same bits as training without an interruption."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from transformer.config import from_json
 from transformer.training.loop import PREFETCH
 
 TRAIN = str(Path(__file__).parents[2] / "train.py")
-PATIENCE = 300  # seconds for any one thing to happen
+PATIENCE = 300  # seconds to wait for an event
 
 
 @pytest.fixture
 def start(tiny, environment) -> Iterator[Callable[..., subprocess.Popen]]:
-    """`start(workdir)`: train.py in a process of its own, ended with the test."""
+    """`start(workdir)`: run train.py in a separate process, which is killed after the test."""
     running = []
 
     def start(workdir: Path, *arguments: str) -> subprocess.Popen:
@@ -39,7 +39,7 @@ def start(tiny, environment) -> Iterator[Callable[..., subprocess.Popen]]:
 
 
 def wait(process: subprocess.Popen, happened: Callable[[], bool], log: Path) -> None:
-    """Until something has happened, which must be before the process ends."""
+    """Wait for an event, which must happen before the process ends."""
     until = time.monotonic() + PATIENCE
     while not happened():
         assert process.poll() is None, f"ended too early:\n{log.read_text()[-3000:]}"
@@ -52,11 +52,11 @@ def finish(process: subprocess.Popen, log: Path) -> None:
 
 
 def kill_during_a_save(process: subprocess.Popen, checkpoints: Path, log: Path) -> str:
-    """Kill the process while a checkpoint is half written, and name that."""
+    """Kill the process while a checkpoint is half written. Returns the name of the checkpoint."""
     begun = time.time()
 
     def unfinished() -> list[str]:
-        """Of this process: another may have left some, too."""
+        """The unfinished files of this process; another one may have left some, too."""
         complete = max(path.parent.name for path in checkpoints.glob("0*/manifest.json"))
         found = []
         for path in checkpoints.glob("0*"):
@@ -67,13 +67,13 @@ def kill_during_a_save(process: subprocess.Popen, checkpoints: Path, log: Path) 
 
     while True:
         wait(process, lambda: bool(unfinished()), log)
-        process.send_signal(signal.SIGSTOP)  # hold it, to look without haste
+        process.send_signal(signal.SIGSTOP)  # stop the process to look at its files
         if saving := unfinished():
             process.kill()
             process.wait()
             assert unfinished() == saving
             return saving[0]
-        process.send_signal(signal.SIGCONT)  # it was quicker
+        process.send_signal(signal.SIGCONT)  # the checkpoint was already complete
 
 
 def test_the_run_is_one_that_could_go_wrong(trained: Path) -> None:
@@ -83,9 +83,9 @@ def test_the_run_is_one_that_could_go_wrong(trained: Path) -> None:
     assert config.train.eval_every % config.train.checkpoint_every != 0
     assert PREFETCH >= 2
     progress = Checkpoints(trained).at(100).progress
-    assert progress["batch_of_epoch"] != 0  # in the midst of an epoch
+    assert progress["batch_of_epoch"] != 0  # in the middle of an epoch
     assert progress["epoch"] > 0
-    assert progress["interval"]["updates"] == 100 % config.train.log_every != 0  # and of an interval of the log
+    assert progress["interval"]["updates"] == 100 % config.train.log_every != 0  # and in the middle of a log interval
 
 
 def test_killed_after_a_save_and_during_one(trained: Path, start, tmp_path: Path) -> None:
@@ -111,7 +111,7 @@ def entries_so_far(workdir: Path) -> list[str]:
 
 @pytest.mark.slow
 def test_a_run_from_before_the_default_rule_keeps_its_own(call, tiny, tmp_path) -> None:
-    """The command names no rule; the run was begun when "identity" was the default."""
+    """The command does not set the option. The run was begun when "identity" was the default."""
     workdir, command = tmp_path / "run", ["--config", tiny.config, "--workdir", tmp_path / "run"]
     old = ["--data.normalization", "identity"]
     assert call("train.py", *command, "--train.steps", 2, *old).code == 0

@@ -30,7 +30,7 @@ VARIANTS = [
 
 
 def flat(tree) -> dict:
-    """Path -> leaf, the path written with slashes; numbers and attribute names count too."""
+    """Path -> leaf. The path is written with slashes, and contains indices and attribute names, too."""
     return {
         "/".join(re.sub(r"\W", "", str(key)) for key in keys): leaf
         for keys, leaf in jax.tree_util.tree_leaves_with_path(tree)
@@ -44,7 +44,7 @@ def test_every_parameter_of_every_variant_has_one_rule(variant: dict) -> None:
         matching = [rule for pattern, rule in RULES if re.fullmatch(pattern, path)]
         assert len(matching) == 1, path
         assert len(matching[0]) <= len(leaf.shape), path
-        # A matrix is cut along both axes, so that neither optimiser state nor activations are repeated everywhere.
+        # A matrix is cut along both axes, so that neither optimiser state nor activations are replicated everywhere.
         if path.endswith(("table", "query", "key", "value", "output", "w1", "w2")):
             assert {"fsdp", "tensor"} <= set(matching[0]), path
 
@@ -71,7 +71,7 @@ def test_the_table() -> None:
 
 
 def abstract_mesh(**sizes: int) -> jax.sharding.AbstractMesh:
-    """A mesh of more devices than there are here."""
+    """A mesh of more devices than this machine has."""
     names = ("data", "fsdp", "tensor")
     return jax.sharding.AbstractMesh(tuple(sizes.get(name, 1) for name in names), names)
 
@@ -88,7 +88,7 @@ def test_a_dimension_that_an_axis_does_not_divide(sizes: dict, told: str) -> Non
     params = build(TINY.with_vocabulary(24)).abstract_params
     with pytest.raises(UserError, match=told):
         shardings(params, abstract_mesh(**sizes))
-    shardings(params, abstract_mesh(data=5))  # copies cut nothing
+    shardings(params, abstract_mesh(data=5))  # the data axis cuts no parameter
 
 
 def test_a_vocabulary_that_the_tensor_axis_does_not_divide() -> None:

@@ -35,7 +35,7 @@ def objective(**changes) -> Objective:
 
 
 def batch(rows: int, every: int = 2) -> dict[str, np.ndarray]:
-    """Sentences of which one in `every` is much longer than the others."""
+    """Sentences; one in `every` is much longer than the others."""
     rng = np.random.default_rng(0)
     made = {}
     for side, width in (("source", 9), ("target", 12)):
@@ -76,7 +76,7 @@ def test_micro_batches_give_the_gradients_of_one_batch(count: int) -> None:
 
 
 def test_the_loss_is_divided_once_by_all_weights() -> None:
-    # A loss of which the answer is known: one number a row, its weight beside it.
+    # A loss with a known result: each row holds one number and its weight.
     def loss(params, batch, key):
         return jnp.sum(params["w"] * batch["x"] * batch["weight"]), {"weight": batch["weight"].sum()}
 
@@ -87,7 +87,7 @@ def test_the_loss_is_divided_once_by_all_weights() -> None:
     assert float(grads["w"]) == pytest.approx(total / 111)
     assert float(mean) == pytest.approx(2 * total / 111)
     assert float(sums["weight"]) == 111
-    # Nothing but padding: no division by zero.
+    # Only padding: no division by zero.
     grads, mean, _ = gradients(loss, params, {"x": values["x"], "weight": 0 * values["weight"]}, None)
     assert float(grads["w"]) == float(mean) == 0
 
@@ -117,10 +117,10 @@ def test_padding_rows_change_nothing() -> None:
 
 
 def keys_seen(step: int, seed: int, micro_batches: int) -> list[tuple[int, ...]]:
-    """The dropout keys that the micro-batches of one update are given."""
+    """The dropout keys of the micro-batches of one update."""
 
     def loss(params, batch, key):
-        seen = jax.random.key_data(key).astype(jnp.float32)  # exact enough to tell keys apart
+        seen = jax.random.key_data(key).astype(jnp.float32)  # exact enough to distinguish keys
         return jnp.sum(params["w"]), {"weight": jnp.float32(1), "keys": jnp.zeros((9, 2)).at[batch["i"][0]].set(seen)}
 
     tx = optax.sgd(0.0)
@@ -135,7 +135,7 @@ def test_dropout_differs_between_updates_and_micro_batches() -> None:
     assert len(set(keys)) == 12
     assert keys_seen(2, 0, 3) == keys[6:9]  # a pure function of seed, update and micro-batch
     assert set(keys_seen(2, 1, 3)).isdisjoint(keys)
-    # However many there are, micro-batch i of an update has the same key.
+    # Micro-batch i of an update has the same key, whatever the number of micro-batches.
     assert keys_seen(1, 0, 1) == keys[3:4]
 
 
@@ -155,7 +155,7 @@ def test_an_update_donates_the_state_and_counts() -> None:
     made = program(objective(), TrainConfig(peak_learning_rate=0.01, warmup_steps=5), MESH)
     state = old = made.init()
     pieces = cut(batch(4), MESH, 2)
-    update = made.update.lower(state, pieces).compile({"xla_backend_optimization_level": 0})  # in a hurry
+    update = made.update.lower(state, pieces).compile({"xla_backend_optimization_level": 0})  # faster to compile
     before = jax.tree.map(np.array, old.params)
     state, metrics = update(state, pieces)
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(old))
@@ -166,7 +166,7 @@ def test_an_update_donates_the_state_and_counts() -> None:
     # The first update of Adam is the learning rate of step 1 times the gradient's sign.
     moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), before, state.params)
     assert max(jax.tree.leaves(moved)) == pytest.approx(0.01 / 5, rel=1e-3)
-    # Twenty more on the same rows: they are learned.
+    # After twenty more updates, these rows are learned.
     first = float(metrics["loss"])
     for _ in range(20):
         state, metrics = update(state, pieces)
@@ -204,10 +204,10 @@ def agree(result: dict, share: float, within: float = 1e-5, tables: int = 1) -> 
     assert result["same start"]
     assert result["devices"] == 8
     assert result["largest share"] == share
-    assert result["arguments"] == result["planned"]  # what each device holds is what the table says
+    assert result["arguments"] == result["planned"]  # each device holds what the sharding table gives
     assert result["needed"][0] < result["needed"][1]
     assert result["gradients"] < within
-    # The logits' share of the vocabulary's gradient and those of both inputs are summed in one, over each axis.
+    # The gradients of the table from the logits and from both inputs are summed together, once over each axis.
     assert result["table sums"] == tables * result["axes"]
     assert len(result["losses"]) == 10
     assert result["losses"] == pytest.approx(result["expected"], rel=within)
@@ -236,10 +236,10 @@ def test_eight_devices_translate_as_one_does(results, case: str, report) -> None
     for (ours, score), (theirs, reference) in zip(found, expected, strict=True):
         if ours == theirs:
             assert score == pytest.approx(reference, abs=1e-5)
-        else:  # two that are as good
+        else:  # two equally good ones
             exceptions += 1
             assert score == pytest.approx(reference, abs=1e-4)
-    assert len({tuple(tokens) for tokens, _ in expected}) > 20  # not one translation for all
+    assert len({tuple(tokens) for tokens, _ in expected}) > 20  # the translations differ
     report(f"{exceptions} of {len(found)} translations on {case.split()[0]} devices are not those of one device")
     assert exceptions <= len(found) // 20
 

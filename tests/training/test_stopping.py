@@ -1,4 +1,4 @@
-"""Runs that are asked to stop, and runs whose numbers break, in this process: they go on as if nothing had been."""
+"""Runs that are asked to stop, and runs with updates that are not finite: they resume as if nothing had happened."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from transformer.tasks.translation import Translation
 from transformer.training import loop
 from transformer.training.objectives import sequences
 from transformer.training.progress import Display
-from transformer.training.stopping import Ears
+from transformer.training.stopping import StopSignals
 
 
 @pytest.fixture
 def at(monkeypatch) -> Callable[[int, Callable[[], None]], None]:
-    """`at(step, act)`: something happens once, when update `step` is done and the next one runs."""
+    """`at(step, act)`: call `act` once, when update `step` is done and the next one runs."""
 
     def at(step: int, act: Callable[[], None]) -> None:
         advance, waiting = Display.advance, [act]
@@ -52,30 +52,30 @@ def send(number: int) -> Callable[[], None]:
 def test_what_is_heard_and_what_stays_ignored(number: int, monkeypatch, capfd) -> None:
     """Under nohup SIGHUP is ignored."""
     before = signal.getsignal(number)
-    with Ears() as ears:
+    with StopSignals() as signals:
         send(number)()
-        assert ears.heard == number
+        assert signals.received == number
     assert signal.getsignal(number) == before
     assert f"{signal.Signals(number).name}: saving the state" in capfd.readouterr().err
     try:
         signal.signal(number, signal.SIG_IGN)
-        with Ears() as ears:
+        with StopSignals() as signals:
             send(number)()
-            assert ears.heard is None
+            assert signals.received is None
     finally:
         signal.signal(number, before)
 
 
 def test_a_signal_is_heard_where_nothing_can_be_written(monkeypatch) -> None:
-    """As where the terminal is gone, whose end the signal tells."""
+    """For example, SIGHUP comes because the terminal is gone."""
 
     def gone(*_: object) -> None:
         raise OSError(5, "Input/output error")
 
-    with Ears() as ears, monkeypatch.context() as patch:
+    with StopSignals() as signals, monkeypatch.context() as patch:
         patch.setattr(os, "write", gone)
         send(SIGHUP)()
-        assert ears.heard == SIGHUP
+        assert signals.received == SIGHUP
 
 
 @pytest.mark.parametrize(
@@ -98,9 +98,9 @@ def test_a_run_that_is_asked_to_stop_saves_and_goes_on(
     checkpoints = Checkpoints(workdir)
     assert checkpoints.states() == [25, 40, 50, "00000061.interrupted"]
     assert checkpoints.at("00000061.interrupted").progress["step"] == 61
-    assert checkpoints.choose("last") == "00000061.interrupted"  # to be tried by who wonders
+    assert checkpoints.choose("last") == "00000061.interrupted"  # users may choose it
     assert checkpoints.choose() == checkpoints.best() == 40
-    # What listens to signals is what did before.
+    # The signal handlers are the same as before.
     assert signal.getsignal(SIGTERM) == before[SIGTERM]
     assert signal.getsignal(SIGINT) == signal.default_int_handler
     again = call(*command)
@@ -120,7 +120,7 @@ def test_asked_to_stop_where_an_evaluation_is_due(call, tiny, trained, tmp_path,
 
         def score(*given: object) -> dict:
             count.append(1)
-            if len(count) in (2, 3):  # the evaluation at 80, and again when it comes first
+            if len(count) in (2, 3):  # the evaluation at 80, and the same one at the start of the next run
                 send(SIGTERM)()
             return whole(*given)
 
@@ -162,7 +162,7 @@ def test_a_damaged_interruption_is_passed_over_and_kept(call, tiny, trained, tmp
     (workdir / "checkpoints/00000061.interrupted/progress.json").write_text("{}")
     done = call(*command)
     assert done.code == 0
-    assert "progress.json is not as it was written; going back to the checkpoint before" in done.err
+    assert "progress.json is not as it was written; going back to the previous checkpoint" in done.err
     assert "resuming from step 50" in done.err
     same_run(workdir, trained)
     assert (workdir / "checkpoints/00000061.interrupted.damaged/manifest.json").exists()
@@ -182,16 +182,16 @@ def contents(folder: Path) -> dict[Path, bytes]:
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-# ---- Numbers that break ---------------------------------------------------------------------------------------------
+# ---- Updates that are not finite ------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def planted(monkeypatch, tiny) -> Callable[..., None]:
-    """`planted(30, 31)`: the losses of these updates, told by their batches, are no numbers."""
+    """`planted(30, 31)`: make the losses of these updates NaN. Marked batches identify the updates."""
 
     def plant(*steps: int) -> None:
         whole, read = sequences, loop.Feed.read
-        marked = 3_000  # a piece that there is not
+        marked = 3_000  # an id outside of the vocabulary
 
         def spoilt(*given, **options):
             objective = whole(*given, **options)
@@ -236,7 +236,7 @@ def test_what_is_not_finite_is_skipped_and_counted(call, tiny, tmp_path, planted
         np.isfinite(value) for entry in entries(tmp_path / "a") for value in entry.values() if value != str(value)
     )
     assert [entry["step"] for entry in entries(tmp_path / "a")][:5] == [7, 14, 21, 28, 35]
-    # Interrupted in between, the same.
+    # The same with an interruption in between.
     at(31, send(SIGTERM))
     assert call(*command, "--workdir", tmp_path / "b").code == 143
     assert call(*command, "--workdir", tmp_path / "b").code == 0
@@ -272,7 +272,7 @@ def test_going_back_leaves_the_update_out(call, tiny, tmp_path, planted, at) -> 
     assert Checkpoints(tmp_path / "a").at(120).progress["left_out"] == [60, 110]
     steps = [entry["step"] for entry in entries(tmp_path / "a")]
     assert steps == sorted(set(steps))
-    # Interrupted behind that, the same.
+    # The same with an interruption after that.
     at(70, send(SIGTERM))
     assert call(*command, "--workdir", tmp_path / "b").code == 143
     assert call(*command, "--workdir", tmp_path / "b").code == 0
@@ -306,7 +306,7 @@ def test_a_jump_of_the_loss_is_told_with_its_lines(call, tiny, tmp_path, monkeyp
     def jumping(self, step: int):
         host = read(self, step)
         if step + 1 == 60:
-            for part in host["target"][1].values():  # every second word is another one
+            for part in host["target"][1].values():  # change every second word
                 part[:, :, ::2] = np.where(part[:, :, ::2] > 3, 390, part[:, :, ::2])
         return host
 

@@ -1,7 +1,7 @@
-"""A fresh model takes off: it learns to use the source, soon, with the paper's post-norm layers and dropout.
+"""A fresh model takes off: it soon learns to use the source, with the paper's post-norm layers and dropout.
 
-The first update is held to the numbers it has given; a small language is learnt; Multi30k and the quickstart, among the
-slow tests, reach what only a model reaches that has taken off.
+The first update must give recorded numbers. A small language must be learnt. In the slow tests, Multi30k and the
+quickstart must reach scores that a model reaches only after it has taken off.
 """
 
 from __future__ import annotations
@@ -44,7 +44,8 @@ def objective_of(config: Config, vocab_size: int) -> Objective:
 
 
 def test_the_first_update_is_what_it_was() -> None:
-    """Loss, gradient and parameters, with dropout and label smoothing; another start, rule or order changes them."""
+    """Loss, gradient and parameters, with dropout and label smoothing. Another initialisation, update
+    rule or order of operations changes them."""
     model = ModelConfig(encoder_layers=2, decoder_layers=2, d_model=16, d_ff=32, heads=2)
     config = Config(model=model, train=TrainConfig(peak_learning_rate=0.01, warmup_steps=1))
     rng = np.random.default_rng(0)
@@ -68,7 +69,7 @@ WORDS, LENGTH = 8, 4
 
 
 def sentences(count: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Random sentences of one language, and the same in another one: other words, and each two neighbours exchanged."""
+    """Random sentences and their translations: other words, and each pair of neighbours exchanged."""
     source = np.full((count, LENGTH + 1), EOS, np.int32)
     source[:, :-1] = rng.integers(4, 4 + WORDS, (count, LENGTH))
     target = source.copy()
@@ -77,7 +78,7 @@ def sentences(count: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndar
 
 
 def greedy(objective: Objective, params, source_BS: np.ndarray) -> np.ndarray:
-    """The likeliest piece at each position, after those before it."""
+    """The most probable piece at each position, given those before it."""
     apply = jit(objective.model.apply)
     before_BT = np.full_like(source_BS, BOS)
     for t in range(source_BS.shape[1]):
@@ -87,7 +88,7 @@ def greedy(objective: Objective, params, source_BS: np.ndarray) -> np.ndarray:
 
 
 def test_a_small_language_is_learnt() -> None:
-    """By six post-norm layers a side with dropout. Models that start by Glorot's rule stay on a plateau."""
+    """With six post-norm layers on each side, and dropout. Models with Glorot initialisation stay on a plateau."""
     model = ModelConfig(encoder_layers=6, decoder_layers=6, d_model=32, d_ff=64, heads=4, dropout=0.1)
     config = Config(model=model, train=TrainConfig(peak_learning_rate=0.005, warmup_steps=100))
     objective, rng = objective_of(config, 4 + 2 * WORDS), np.random.default_rng(0)
@@ -107,7 +108,7 @@ MULTI30K = ("train.steps=300", "train.warmup_steps=200", "train.eval_every=300",
 
 @pytest.mark.slow
 def test_multi30k_takes_off_with_two_seeds(environment, tmp_path: Path, report) -> None:
-    """A shorter warmup than its config's, so that 300 updates tell."""
+    """With a shorter warmup than in the config, so that 300 updates are enough."""
     text = environment.get("TRANSFORMER_DATA")
     if not text or not (Path(text) / "multi30k" / "raw").is_dir():
         pytest.skip("TRANSFORMER_DATA does not name a folder with multi30k/raw")

@@ -1,4 +1,4 @@
-"""Batches for every generator: of a few fixed shapes, on all devices, in parts where memory is short, side by side."""
+"""Batches for every generator: a few fixed shapes, rows over all devices, halving when memory is short, and threads."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ from transformer.model import Params
 log = logging.getLogger("transformer")
 J, R = TypeVar("J"), TypeVar("R")
 
-MOST_STREAMS = 8  # on a CPU of many cores
+MAX_STREAMS = 8  # the most batches at a time on a CPU
 LENGTHS = (8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
 
 
 class Batch(NamedTuple):
-    """Sequences that are computed together, and the shape of their batch."""
+    """Sequences that are computed together, and the shape of their array."""
 
     indices: list[int]
-    """Their numbers among all sequences."""
+    """The indices of these sequences among all sequences."""
     rows: int
-    """At least as many as there are sequences."""
+    """Rows of the array, at least the number of sequences."""
     length: int
-    """Positions that each is padded to."""
+    """Positions that each row is padded to."""
 
     def filled(self, sequences: Sequence[Sequence[int]], eos: int, pad: int) -> np.ndarray:
-        """The batch as an array (rows, length): its sequences, with eos behind each, padded."""
+        """The batch as an int32 array (rows, length): each sequence followed by eos and padding."""
         array = np.full((self.rows, self.length), pad, np.int32)
         for row, i in zip(array, self.indices, strict=False):
             row[: len(sequences[i]) + 1] = [*sequences[i], eos]
@@ -47,26 +47,26 @@ class Batcher:
     """Forms batches for one model or several, and runs them on the devices that hold the parameters."""
 
     def __init__(self, params: Params, *, batch_sentences: int, batch_tokens: int, beams: int = 1, streams: int = 0):
-        """`params` tell the devices. A batch has at most `batch_sentences` sequences, and at most `batch_tokens`
-        positions, where each sequence has `beams` hypotheses. `streams` batches run at a time; 0 = what suits the
-        machine."""
+        """`params`: their sharding gives the devices. `batch_sentences`: the most sequences of a batch. `batch_tokens`:
+        its most positions, counted for each of the `beams` hypotheses of a sequence. `streams`: batches at a time; 0 =
+        chosen for the machine."""
         first = next(iter(jax.tree.leaves(params)), None)
         sharding = getattr(first, "sharding", None)  # NumPy arrays have none
         self.mesh = sharding.mesh if isinstance(sharding, jax.sharding.NamedSharding) else None
-        """The mesh that the parameters lie on, if they do."""
+        """The mesh of the parameters; None without one."""
         sizes = {} if self.mesh is None else self.mesh.shape
         self.ways = math.prod(n for axis, n in sizes.items() if axis != "tensor")
-        """Over how many devices the rows of a batch are laid."""
+        """The number of parts that the rows of a batch are cut into, over devices."""
         self.batch_tokens, self.beams = batch_tokens, beams
         self._streams = streams
         self._rows_that_fit = batch_sentences
         self._lock = threading.Lock()
 
     def batches(self, lengths: Sequence[int], longest: int) -> Iterator[Batch]:
-        """Batches of sequences with these numbers of positions, at most `longest`; those of 0 are left out.
+        """Batches of sequences with these lengths in positions, sorted by length. `longest`: the largest length.
 
-        What does not fill a batch waits for the next longer one, if that is at most twice as long; else it is computed
-        in the smallest shape that holds it.
+        Sequences of length 0 are left out. Sequences that do not fill a batch join the next longer one if that is at
+        most twice as long; otherwise they form a batch of the smallest shape that holds them.
         """
         buckets = [*itertools.takewhile(lambda n: n < longest, padded_lengths()), longest]
         order = sorted((i for i, n in enumerate(lengths) if n), key=lambda i: lengths[i])
@@ -86,20 +86,20 @@ class Batcher:
                     waiting = []
 
     def rows(self, length: int) -> int:
-        """Rows of a full batch of this length, within `batch_tokens`: a power of two, on each of the devices if they
-        are several."""
+        """Rows of a full batch of this length, within `batch_tokens`: `ways` times a power of two, or, if fewer than
+        `ways` rows fit, a power of two."""
         fit = min(self._rows_that_fit, max(1, self.batch_tokens // (length * self.beams)))
         ways = self.ways if fit >= self.ways else 1
         return ways << ((fit // ways).bit_length() - 1)
 
     def _fewer_rows(self, count: int, full: int) -> int:
-        """Rows of a batch of `count` sequences, which do not fill one of `full` rows."""
+        """Rows of a batch for `count` sequences, at most `full`: a power of 8, rounded up to a multiple of `ways`."""
         ways = self.ways if full % self.ways == 0 else 1
-        few = (-(-(8**k) // ways) * ways for k in itertools.count())  # the devices divide them
+        few = (-(-(8**k) // ways) * ways for k in itertools.count())  # multiples of `ways`
         return min(full, next(n for n in few if n >= count))
 
     def put(self, *arrays: np.ndarray) -> Sequence[Any]:
-        """Rows laid over the mesh that the parameters lie on, where it divides them."""
+        """Put arrays on the mesh of the parameters: their rows cut over it if it divides them, else replicated."""
         if self.mesh is None:
             return arrays
         axes = tuple(axis for axis in self.mesh.axis_names if axis != "tensor")
@@ -107,7 +107,10 @@ class Batcher:
         return [jax.device_put(array, jax.sharding.NamedSharding(self.mesh, spec)) for array in arrays]
 
     def in_parts(self, compute: Callable[[slice], R], rows: int) -> list[R]:
-        """`compute` of all rows; of one half and then the other where memory is short, and so on."""
+        """`compute(slice(0, rows))`. When memory is short, compute one half and then the other, recursively.
+
+        Returns the results in the order of rows. Later batches have at most as many rows as have fitted.
+        """
         waiting, done = [slice(0, rows)], []
         while waiting:
             part = waiting.pop()
@@ -119,8 +122,8 @@ class Batcher:
             except jax.errors.JaxRuntimeError as error:
                 if not ran_out(error) or not count:
                     raise
-            # Outside of the handler, which would keep the failed attempt's arrays alive.
-            with self._lock:  # fewer than the devices take no less
+            # Outside of the handler: there the exception keeps the arrays of the failed attempt alive.
+            with self._lock:  # fewer rows than `ways` do not need less memory
                 self._rows_that_fit = min(self._rows_that_fit, max(count, self.ways))
             log.warning("%d sentences at once do not fit into memory; going on with %d", rows, count)
             middle = part.start + count
@@ -128,36 +131,36 @@ class Batcher:
         return done
 
     def first_part(self, rows: int) -> int:
-        """How many of so many rows go first where they are too many; 0 if neither part would take less memory."""
-        if rows % self.ways == 0:  # so they lie on all devices, and both parts are to
+        """The rows of the first of two parts; 0 if neither part would need less memory than all `rows`."""
+        if rows % self.ways == 0:  # the rows are on all devices, and those of each part stay so
             return rows // self.ways // 2 * self.ways
         return rows // self.ways * self.ways or rows // 2
 
     def side_by_side(self, work: Callable[[J, threading.Event], R], jobs: Iterable[J]) -> Iterator[R]:
-        """As the function `side_by_side`, with so many jobs at a time as suits the devices."""
+        """The function `side_by_side` with `streams()` jobs at a time."""
         return side_by_side(work, jobs, self.streams())
 
     def streams(self) -> int:
-        """How many batches are computed at a time."""
+        """The number of batches that are computed at a time."""
         if jax.local_device_count() > 1:
             return 1  # all devices work on one batch
         if self._streams:
             return self._streams
-        # What is small in a step runs on one core: another batch uses the others meanwhile.
-        return min(MOST_STREAMS, cores()) if jax.default_backend() == "cpu" else 1
+        # Small operations of a step use one core; another batch can use the other cores meanwhile.
+        return min(MAX_STREAMS, cores()) if jax.default_backend() == "cpu" else 1
 
 
 def padded_lengths() -> Iterator[int]:
-    """The lengths that batches are padded to, ascending: beyond those of `LENGTHS` two for each doubling."""
+    """The lengths that batches are padded to, ascending: `LENGTHS`, and then two for each doubling."""
     yield from LENGTHS
     for doubled in itertools.count(1):
         yield from (3 * LENGTHS[-1] * 2**doubled // 4, LENGTHS[-1] * 2**doubled)
 
 
 def side_by_side(work: Callable[[J, threading.Event], R], jobs: Iterable[J], ways: int) -> Iterator[R]:
-    """What `work` gives for each of the jobs, in their order; so many are done at a time, each in a thread.
+    """`work(job, stop)` for each job, `ways` at a time in threads. Yields the results in the order of the jobs.
 
-    `work` is given an event, too, that is set when nobody waits for its result any more.
+    `stop` is an event that is set when the caller no longer waits for results.
     """
     stop = threading.Event()
     if ways == 1:
@@ -178,7 +181,7 @@ def side_by_side(work: Callable[[J, threading.Event], R], jobs: Iterable[J], way
 
 
 def on_all_devices(params: Params) -> Params:
-    """A copy of the parameters on each of this process's devices, if there are several."""
+    """The parameters, replicated on all devices of this process if there are several."""
     if jax.local_device_count() == 1:
         return params
     mesh = jax.make_mesh(

@@ -1,10 +1,10 @@
-"""Beam search (paper §6.1; Wu et al. 2016 §7) over any step function; it knows no model.
+"""Beam search (paper §6.1; Wu et al. 2016 §7) over any step function, independent of the model.
 
-`beam_search` is the whole of it. Its parts (`start`, `advance`, `run`, `hypotheses`) are there for callers that stop in
-between, to let finished sentences go or to enlarge a cache.
+`beam_search` is the complete search. Its parts (`start`, `advance`, `run`, `hypotheses`) are for callers that stop in
+between, to remove finished sentences from the batch or to enlarge a cache.
 
-Shapes: B sentences, M beams, L output positions, V vocabulary, C candidates; X = B * M rows, the beams of a sentence
-side by side.
+Shapes: B sentences, M beams, L output positions, V vocabulary, C candidates; X = B * M rows, where the beams of a
+sentence are adjacent.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ class Hypotheses(NamedTuple):
     """The finished hypotheses of each sentence, best first."""
 
     tokens_BML: Array
-    """Pieces without bos, ending with eos, padded on the right."""
+    """Pieces without bos, with eos at the end, padded on the right."""
     lengths_BM: Array
     """Number of pieces, eos included; 0 where fewer than M hypotheses exist."""
     scores_BM: Array
-    """Log-probability divided by the length penalty; -inf where fewer than M hypotheses exist, and NaN where fewer
-    exist as the log-probabilities were no numbers."""
+    """Log-probability divided by the length penalty. -inf where fewer than M hypotheses exist; NaN if they are missing
+    because log-probabilities were not finite."""
 
 
 @partial(
@@ -48,7 +48,7 @@ class Hypotheses(NamedTuple):
 )
 @dataclass(frozen=True)
 class Options:
-    """What a search is told, apart from its step; see `beam_search`. A pytree whose one leaf is the penalty's alpha."""
+    """The options of `beam_search`, which explains them. A pytree whose only leaf is `length_penalty`."""
 
     beam_size: int
     bos: int
@@ -60,7 +60,7 @@ class Options:
     stop_early: bool = True
 
     def score(self, log_probs: Array, length: Array | int) -> Array:
-        """What hypotheses are ranked by."""
+        """The scores that hypotheses are ranked by."""
         return log_probs / penalty(length, self.length_penalty, self.length_normalization)
 
 
@@ -70,32 +70,32 @@ class Beams:
     """The state of a search."""
 
     at: Array
-    """Pieces chosen so far, the same for all sentences."""
+    """Number of pieces chosen so far, the same for all sentences."""
     tokens_BML: Array
     """Pieces of the live hypotheses."""
     log_probs_BM: Array
-    """Their log-probabilities, best first; -inf where there is none."""
+    """Log-probabilities of the live hypotheses, best first; -inf where fewer than M are live."""
     done_tokens_BML: Array
     done_scores_BM: Array
     """Scores of the finished hypotheses, best first."""
     done_lengths_BM: Array
     stopped_B: Array
     broken_B: Array
-    """Whether the log-probabilities after some live hypothesis were no numbers."""
+    """Whether the log-probabilities after some live hypothesis were NaN or +inf."""
     limit_B: Array
     given: Any
-    """Whatever else a hook wants to know of each sentence: any tree of arrays with B leading rows."""
+    """Further data of each sentence for the hooks: any tree of arrays with B leading rows."""
     cache: Any
 
 
 # (log_probs_BMV, beams) -> log_probs_BMV, with -inf at pieces that are not allowed, or other changes.
 Adjust = Callable[[Array, Beams], Array]
-# (log_probs_BMV, beams) -> log-probabilities_BC, parents_BC, pieces_BC of the continuations to look at.
+# (log_probs_BMV, beams) -> log-probabilities_BC, parents_BC, pieces_BC of the candidate continuations.
 Choose = Callable[[Array, Beams], tuple[Array, Array, Array]]
 
 
 def penalty(length: Array | int, alpha: float | Array, form: str) -> Array:
-    """What a log-probability is divided by; the length counts eos.
+    """The length penalty that a log-probability is divided by. The length includes eos.
 
     'paper': ((5 + length) / 6)^alpha (Wu et al. 2016, eq. 14); 'fairseq': length^alpha; 'none': 1.
     """
@@ -110,7 +110,7 @@ def penalty(length: Array | int, alpha: float | Array, form: str) -> Array:
 
 
 def gather_rows(cache: Any, parents_BM: Array) -> Any:
-    """Reorder a cache that has X leading rows, by moving them."""
+    """Reorder a cache whose arrays have X leading rows, by gathering rows. Raises `UserError` for other arrays."""
     B, M = parents_BM.shape
     for leaf in jax.tree.leaves(cache) if M > 1 else ():
         if jnp.shape(leaf)[:1] != (B * M,):
@@ -123,7 +123,7 @@ def gather_rows(cache: Any, parents_BM: Array) -> Any:
 
 
 def best_candidates(log_probs_BMV: Array, beams: Beams) -> tuple[Array, Array, Array]:
-    """The 2 * M likeliest continuations of a sentence; with one beam the likeliest alone, which is greedy search."""
+    """The 2 * M most probable continuations of a sentence. With one beam only the most probable: greedy search."""
     B, M, V = log_probs_BMV.shape
     totals_BMV = beams.log_probs_BM[:, :, None] + log_probs_BMV
     best_BC, index_BC = jax.lax.top_k(totals_BMV.reshape(B, M * V), min(2 * M, M * V) if M > 1 else 1)
@@ -159,8 +159,11 @@ def advance(
     choose: Choose = best_candidates,
     by_rows: Callable[[Callable], Callable] = lambda function: function,
 ) -> Beams:
-    """One more piece for each live hypothesis. `by_rows` may have what treats each sentence by itself, a function of
-    arrays with B leading rows and scalars, done elsewhere: on the devices that hold them."""
+    """Add one piece to each live hypothesis.
+
+    `by_rows` wraps the function that treats each sentence separately, of arrays with B leading rows and scalars: for
+    example, to run it on the devices that hold the rows.
+    """
     B, M, _ = beams.tokens_BML.shape
     last_BM = jnp.where(beams.at == 0, options.bos, beams.tokens_BML[:, :, jnp.maximum(beams.at - 1, 0)])
     log_probs_XV, cache = step(last_BM.reshape(-1), beams.cache, beams.at)
@@ -178,14 +181,14 @@ def advance(
 def _chosen(
     raw_BMV: Array, beams: Beams, options: Options, adjust: Adjust | None, choose: Choose
 ) -> tuple[Array, dict[str, Array]]:
-    """Which hypotheses live on, and what changes with them."""
+    """The parents of the next live hypotheses, and the new values of the fields of `Beams`."""
     s, o = beams, options
     rows, M = jnp.arange(len(raw_BMV))[:, None], raw_BMV.shape[1]
-    # Softmax makes all of a row NaN or nothing of it, so one column tells. What is no number leads nowhere.
+    # Softmax makes a whole row NaN or none of it, so it is enough to test one column. NaN and +inf become -inf.
     broken_BM = ~(raw_BMV[:, :, o.eos] < jnp.inf) & (s.log_probs_BM > -jnp.inf) & ~s.stopped_B[:, None]
     raw_BMV = jnp.where(raw_BMV < jnp.inf, raw_BMV, -jnp.inf)
     log_probs_BMV = raw_BMV if adjust is None else adjust(raw_BMV, s)
-    # At its limit a sentence can do nothing but end, whatever else is wished for.
+    # At its limit a sentence can only end, whatever the constraints demand.
     must_end_B = s.at + 1 >= s.limit_B
     ends_V = jnp.arange(raw_BMV.shape[-1]) == o.eos
     log_probs_BMV = jnp.where(must_end_B[:, None, None], jnp.where(ends_V, raw_BMV, -jnp.inf), log_probs_BMV)
@@ -193,19 +196,19 @@ def _chosen(
     tokens_BCL = s.tokens_BML[rows, parents_BC].at[:, :, s.at].set(pieces_BC)
     ended_BC = pieces_BC == o.eos
 
-    # Finished: the old ones first, so that of two equal scores the earlier stays ahead.
+    # Finished hypotheses: the old ones come first, so that of two equal scores the earlier one ranks higher.
     fresh_BC = jnp.where(ended_BC, o.score(best_BC, s.at + 1), -jnp.inf)
     done_scores, kept = jax.lax.top_k(jnp.concatenate([s.done_scores_BM, fresh_BC], axis=1), M)
     done_tokens = jnp.concatenate([s.done_tokens_BML, tokens_BCL], axis=1)[rows, kept]
     done_lengths = jnp.concatenate([s.done_lengths_BM, jnp.full_like(pieces_BC, s.at + 1)], axis=1)[rows, kept]
 
-    # Living: the best M that did not end.
+    # Live hypotheses: the best M that did not end.
     live_BM, kept = jax.lax.top_k(jnp.where(ended_BC, -jnp.inf, best_BC), M)
 
-    # A stopped sentence keeps what it had, whatever its neighbours still do.
+    # A stopped sentence keeps its results while the other sentences go on.
     frozen = s.stopped_B[:, None]
     done_scores = jnp.where(frozen, s.done_scores_BM, done_scores)
-    # That nothing better follows is proved for a search. What is drawn is drawn to its end, however likely it is.
+    # The bound on later scores holds for a search only. Sampled hypotheses continue to their end, however probable.
     if o.stop_early and choose is best_candidates:
         over_B = done_scores[:, o.n_best - 1] >= o.score(live_BM[:, 0], s.limit_B)
     else:
@@ -224,7 +227,7 @@ def _chosen(
 def run(
     step: Step, beams: Beams, options: Options, *, few: Array | int = 0, until: Array | int | None = None, **hooks: Any
 ) -> Beams:
-    """Advance until at most `few` sentences go on, or there are `until` pieces (by default, as many as have room)."""
+    """Advance until at most `few` sentences are unfinished, or until there are `until` pieces (default: L)."""
     until = beams.tokens_BML.shape[2] if until is None else until
 
     def continues(s: Beams) -> Array:
@@ -234,7 +237,7 @@ def run(
 
 
 def hypotheses(beams: Beams, options: Options) -> Hypotheses:
-    """What has been finished."""
+    """The finished hypotheses of a state."""
     exists_BM = jnp.isfinite(beams.done_scores_BM)
     scores_BM = jnp.where(exists_BM | ~beams.broken_B[:, None], beams.done_scores_BM, jnp.nan)
     return Hypotheses(
@@ -265,24 +268,24 @@ def beam_search(
 ) -> Hypotheses:
     """The best hypotheses of B sentences under `step`.
 
-    `step(tokens_X, cache, at) -> log_probs_XV, cache` takes the last piece of each row (bos at first), which stands at
-    position `at`, and gives the log-probabilities (at most 0; -inf forbids a piece) of the next. `cache` is any tree of
-    arrays with X = B * beam_size leading rows, which are moved as the beams are; a cache that need not be moved comes
-    with a `reorder` of its own. Sentence b's hypotheses have at most `limit_B[b]` pieces, eos included, and are made
-    to end there; `max_length` is the largest limit.
+    `step(tokens_X, cache, at) -> log_probs_XV, cache` takes the last piece of each row (bos at first), at position
+    `at`, and returns the log-probabilities of the next piece, in nats (at most 0; -inf forbids a piece). `cache` is any
+    tree of arrays with X = B * beam_size leading rows, which are moved with the beams; for another cache, pass a
+    `reorder`. The hypotheses of sentence b have at most `limit_B[b]` pieces, eos included, and are forced to end there;
+    `max_length` is the largest limit.
 
-    At each position the 2 * beam_size best continuations are kept for a moment: those that end are finished, the best
-    others live on. A beam of 1 keeps the one best alone, which is greedy search. `adjust` may change or forbid the
-    log-probabilities at each position (`constraints.py` has the usual wishes; it finds `given` in the state), `choose`
-    may look at other continuations (`sampling.py`).
+    At each position, the search considers the 2 * beam_size best continuations. Those that end are finished; of the
+    others, the best beam_size stay live. A beam of 1 considers only the best one: greedy search. `adjust` may change
+    or forbid log-probabilities at each position (see `constraints.py`; it finds `given` in the state). `choose` may
+    propose other continuations (see `sampling.py`).
 
-    A sentence stops when no live beam can still beat its `n_best`-th finished hypothesis, however long it gets: since
-    log-probabilities only fall and penalties only rise, its score is at most the present log-probability over the
-    penalty of the limit. So stopping (`stop_early`) changes no result among the `n_best`. With a `choose` of your own,
-    such as sampling, all hypotheses go on until they end.
+    A sentence stops when no live hypothesis can still beat its `n_best`-th finished one, however long it gets: because
+    log-probabilities only fall and penalties only rise, its score is at most its present log-probability divided by
+    the penalty at the limit. So stopping (`stop_early`) changes none of the `n_best` results. With another `choose`,
+    such as sampling, all hypotheses continue until they end.
 
-    Raises `UserError` (a ValueError) for options that make no search. Of `limit_B` and `length_penalty` the values are
-    checked where they are known, so not inside `jax.jit`.
+    Raises `UserError` (a ValueError) for invalid options. The values of `limit_B` and `length_penalty` are not checked
+    inside `jax.jit`, where they are unknown.
     """
     _check(limit_B, max_length, beam_size, (bos, eos, pad), length_penalty, length_normalization, n_best)
     options = Options(beam_size, bos, eos, pad, length_penalty, length_normalization, n_best, stop_early)
@@ -299,7 +302,7 @@ def _check(
     length_normalization: str,
     n_best: int,
 ) -> None:
-    """Raise `UserError` naming the first option of `beam_search` that makes no search."""
+    """Raise `UserError` naming the first invalid option of `beam_search`."""
     check_integer("max_length", max_length, 1)
     check_integer("beam_size", beam_size, 1)
     check_integer("n_best", n_best, 1, beam_size)

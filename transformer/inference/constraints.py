@@ -1,7 +1,7 @@
-"""What users forbid or demand of an output, as one hook on the scores of a search (`adjust` of `beam_search`).
+"""Constraints on outputs, as one hook on the log-probabilities of a search (`adjust` of `beam_search`).
 
-Shapes: B sentences, M beams, L output positions, V vocabulary, P phrases, W pieces of a phrase, O offsets into a
-prefix, K pieces that one offset may have.
+Shapes: B sentences, M beams, L output positions, V vocabulary, P phrases, W pieces of a phrase, O byte offsets into a
+prefix, K pieces that may follow at an offset.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from transformer.inference.beam_search import Beams
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Spelling:
-    """What pieces spell, in numbers."""
+    """Rank and length of the text that each piece spells."""
 
     rank_V: Array
-    """Place of each piece in the order of what they spell; -1 where that is nothing."""
+    """Rank of each piece in the sorted order of spellings; -1 if it spells nothing."""
     bytes_V: Array
     """Number of bytes that each piece spells."""
 
@@ -34,37 +34,39 @@ class Spelling:
 )
 @dataclass(frozen=True)
 class Constraints:
-    """Wishes that hold for all sentences; a forced prefix is each sentence's own."""
+    """Constraints that are the same for all sentences. The forced prefix of each sentence is in `beams.given`."""
 
     eos: int
     min_length: Array | int = 0
-    """No end of sentence before so many pieces."""
+    """The fewest pieces before the end of sentence."""
     banned_PW: Array | None = None
-    """Phrases that may not occur, padded with -1 on the left."""
+    """Banned phrases, padded with -1 on the left."""
     no_repeat_ngram: int = 0
-    """No sequence of so many pieces occurs twice; 0 = no such wish."""
+    """No sequence of this many pieces occurs twice; 0 = not constrained."""
     prefix: Spelling | None = None
-    """Given, each output begins with the text that the tables in `beams.given` demand (see `prefixes.py`)."""
+    """If given, each output begins with the text in the tables of `beams.given` (see `prefixes.py`)."""
 
     def adjust(self, log_probs_BMV: Array, beams: Beams) -> Array:
-        """The log-probabilities with -inf at what is not allowed next. A forced prefix goes before all other wishes,
-        but not what a piece adds to it."""
+        """The log-probabilities, with -inf at pieces that are not allowed next.
+
+        Inside a forced prefix, the other constraints do not apply. They do apply to a piece that goes beyond its end.
+        """
         V = log_probs_BMV.shape[-1]
         pieces_V = jnp.arange(V)
         forbidden = (pieces_V == self.eos) & (beams.at < self.min_length)
         if self.no_repeat_ngram:
-            forbidden = forbidden | _repeats(beams.tokens_BML, beams.at, self.no_repeat_ngram, V)
+            forbidden = forbidden | _repeating(beams.tokens_BML, beams.at, self.no_repeat_ngram, V)
         if self.banned_PW is not None:
-            forbidden = forbidden | _completes(beams.tokens_BML, beams.at, self.banned_PW, V)
+            forbidden = forbidden | _completing(beams.tokens_BML, beams.at, self.banned_PW, V)
         if self.prefix is not None:
-            unfinished_BM1, within_BMV, beyond_BMV = _begins(log_probs_BMV, beams, self.prefix, self.eos)
+            unfinished_BM1, within_BMV, beyond_BMV = _prefix_masks(log_probs_BMV, beams, self.prefix, self.eos)
             forbidden = jnp.where(unfinished_BM1, ~(within_BMV | (beyond_BMV & ~forbidden)), forbidden)
         return jnp.where(forbidden, -jnp.inf, log_probs_BMV)
 
 
-def _begins(log_probs_BMV: Array, beams: Beams, spelling: Spelling, eos: int) -> tuple[Array, Array, Array]:
-    """Of hypotheses that have to go on with their prefix: which they are, (B, M, 1); the pieces that may follow within
-    the prefix; and those that complete it and may add to it, eos among them where the prefix may be the whole."""
+def _prefix_masks(log_probs_BMV: Array, beams: Beams, spelling: Spelling, eos: int) -> tuple[Array, Array, Array]:
+    """Masks for forced prefixes: hypotheses whose prefix is unfinished (B, M, 1); pieces that may follow inside the
+    prefix (B, M, V); pieces that complete it and may go beyond it, and eos where the output may end (B, M, V)."""
     given, at = beams.given, beams.at
     (B, M, V), L = log_probs_BMV.shape, beams.tokens_BML.shape[2]
     bytes_BML = jnp.where(jnp.arange(L) < at, jnp.asarray(spelling.bytes_V)[beams.tokens_BML], 0)
@@ -72,33 +74,33 @@ def _begins(log_probs_BMV: Array, beams: Beams, spelling: Spelling, eos: int) ->
     unfinished_BM = offset_BM < given["length_B"][:, None]
     of_offset = jnp.arange(B)[:, None], jnp.minimum(offset_BM, given["pieces_BOK"].shape[1] - 1)
     pieces_BMK, fewest_BMK, sure_BMK = (given[name][of_offset] for name in ("pieces_BOK", "fewest_BOK", "sure_BOK"))
-    there_BMK = pieces_BMK >= 0
-    # With room for the rest of the prefix and eos; where there was none from the start, the limit cuts the prefix.
-    room_BMK = there_BMK & (at + 1 + fewest_BMK < beams.limit_B[:, None, None])
+    exists_BMK = pieces_BMK >= 0
+    # Pieces that leave room for the rest of the prefix and eos. If none does, the limit cuts the prefix.
+    room_BMK = exists_BMK & (at + 1 + fewest_BMK < beams.limit_B[:, None, None])
     beyond_BM2 = given["beyond_BO2"][of_offset]
-    a_way_BM1 = room_BMK.any(axis=2, keepdims=True) | (beyond_BM2[..., :1] < beyond_BM2[..., 1:])
-    fits_BMK = jnp.where(a_way_BM1, room_BMK, there_BMK)
-    # As many as a search without a prefix would look at.
+    possible_BM1 = room_BMK.any(axis=2, keepdims=True) | (beyond_BM2[..., :1] < beyond_BM2[..., 1:])
+    fits_BMK = jnp.where(possible_BM1, room_BMK, exists_BMK)
+    # The pieces that a search without a prefix would consider.
     ranked_BM1 = jax.lax.top_k(log_probs_BMV, min(2 * M, V) if M > 1 else 1)[0][..., -1:]
-    liked_BMK = jnp.take_along_axis(log_probs_BMV, jnp.maximum(pieces_BMK, 0), axis=2) >= ranked_BM1
+    likely_BMK = jnp.take_along_axis(log_probs_BMV, jnp.maximum(pieces_BMK, 0), axis=2) >= ranked_BM1
     sure_BMK &= fits_BMK
-    within_BMK = fits_BMK & (sure_BMK | liked_BMK | ~sure_BMK.any(axis=2, keepdims=True))
+    within_BMK = fits_BMK & (sure_BMK | likely_BMK | ~sure_BMK.any(axis=2, keepdims=True))
     beyond_BMV = (spelling.rank_V >= beyond_BM2[..., :1]) & (spelling.rank_V < beyond_BM2[..., 1:])
     ends_BM1 = (offset_BM >= given["ends_B"][:, None])[..., None]
     beyond_BMV |= (jnp.arange(V) == eos) & ends_BM1
-    return unfinished_BM[..., None], _marked(pieces_BMK, within_BMK, V), beyond_BMV
+    return unfinished_BM[..., None], _mask(pieces_BMK, within_BMK, V), beyond_BMV
 
 
-def _marked(pieces_BMC: Array, wanted_BMC: Array, V: int) -> Array:
-    """(B, M, V): whether a piece is among the wanted ones."""
+def _mask(pieces_BMC: Array, wanted_BMC: Array, V: int) -> Array:
+    """(B, M, V): whether a piece is among `pieces_BMC` and wanted."""
     B, M, _ = pieces_BMC.shape
     b, m = jnp.arange(B)[:, None, None], jnp.arange(M)[None, :, None]
-    # What is not wanted is written beyond the vocabulary, where it is dropped.
+    # Pieces that are not wanted get the index V, beyond the array, which is dropped.
     return jnp.zeros((B, M, V), bool).at[b, m, jnp.where(wanted_BMC, pieces_BMC, V)].set(True, mode="drop")
 
 
-def _repeats(tokens_BML: Array, at: Array, n: int, V: int) -> Array:
-    """(B, M, V): the pieces that would complete an n-gram that the hypothesis already has."""
+def _repeating(tokens_BML: Array, at: Array, n: int, V: int) -> Array:
+    """(B, M, V): the pieces that would repeat an n-gram of the hypothesis."""
     L = tokens_BML.shape[2]
     if n > L:
         return jnp.zeros((*tokens_BML.shape[:2], V), bool)
@@ -108,16 +110,16 @@ def _repeats(tokens_BML: Array, at: Array, n: int, V: int) -> Array:
     for j in range(n - 1):
         same &= tokens_BML[:, :, j : j + len(starts)] == last_BMW[:, :, j : j + 1]
     following = tokens_BML[:, :, n - 1 :]
-    return _marked(following, same & (starts + n <= at), V)
+    return _mask(following, same & (starts + n <= at), V)
 
 
-def _completes(tokens_BML: Array, at: Array, banned_PW: Array, V: int) -> Array:
+def _completing(tokens_BML: Array, at: Array, banned_PW: Array, V: int) -> Array:
     """(B, M, V): the pieces that would complete a banned phrase."""
     W, L = banned_PW.shape[1], tokens_BML.shape[2]
     same_BMP = jnp.ones((*tokens_BML.shape[:2], banned_PW.shape[0]), bool)
     for j in range(W - 1):
-        place = at - (W - 1) + j
-        piece_BM1 = jnp.where(place >= 0, tokens_BML[:, :, jnp.clip(place, 0, L - 1)], -2)[..., None]
+        index = at - (W - 1) + j
+        piece_BM1 = jnp.where(index >= 0, tokens_BML[:, :, jnp.clip(index, 0, L - 1)], -2)[..., None]
         same_BMP &= (banned_PW[:, j] == -1) | (piece_BM1 == banned_PW[:, j])
     last_BMP = jnp.broadcast_to(banned_PW[:, -1], same_BMP.shape)
-    return _marked(last_BMP, same_BMP & (last_BMP >= 0), V)
+    return _mask(last_BMP, same_BMP & (last_BMP >= 0), V)

@@ -1,7 +1,7 @@
-"""Decoding a batch in stages: finished sentences leave it, and the cache grows as the outputs do.
+"""Decoding a batch in stages: finished sentences leave the batch, and the cache grows with the outputs.
 
-Every stage is one compiled program for a number of rows, a source length and a capacity, all from short ladders, so
-that a few programs serve any input. Between stages the host looks which sentences are done.
+Every stage is one compiled program for a number of rows, a source length and a capacity. Each of these has only a few
+possible values, so that a few programs serve any input. Between stages, the host checks which sentences are finished.
 
 Shapes: B sentences, M beams, S source positions, L capacity in output positions, V vocabulary; X = B * M rows.
 """
@@ -28,16 +28,16 @@ from transformer.inference.constraints import Constraints
 from transformer.inference.sampling import sampled
 from transformer.model import Cache, Memory, Model, Params
 
-FEWEST_ROWS = 4  # below this a smaller batch is hardly faster
-STAGE = 16  # positions between two looks at the cache
-_dispatching = threading.Lock()  # of threads that decode at once, none compiles what another is just compiling
-SIZES = (0, 32, 64, 96, 128, 192, 256, 384, 512, 768, 1024)  # of what is kept: output positions, or cache slots
+MIN_ROWS = 4  # a batch of fewer rows is hardly faster
+STAGE = 16  # output positions of a stage
+_dispatch_lock = threading.Lock()  # so that two threads never compile the same program
+SIZES = (0, 32, 64, 96, 128, 192, 256, 384, 512, 768, 1024)  # possible capacities: output positions, or cache slots
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Sampler:
-    """Parameters of sampling, see `sampling.sampled`."""
+    """The parameters of `sampling.sampled`."""
 
     key: Array
     temperature: Array | float = 1.0
@@ -48,7 +48,7 @@ class Sampler:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Strategy:
-    """How to decode: all that is the same for every sentence."""
+    """How to decode: everything that is the same for all sentences."""
 
     options: Options
     constraints: Constraints | None = None
@@ -57,8 +57,8 @@ class Strategy:
 
 @jax.named_scope("softmax")
 def log_softmax(logits_XV: Array) -> Array:
-    """As `jax.nn.log_softmax`, but on a CPU the maximum is found by top_k: a plain one XLA fuses there into the product
-    that makes the logits, which then takes twice as long."""
+    """`jax.nn.log_softmax`, but on a CPU the maximum is computed by top_k: XLA would fuse a plain maximum into the
+    product that makes the logits, which would then take twice as long."""
 
     def on_cpu(logits_XV: Array) -> Array:
         shifted_XV = logits_XV - jax.lax.top_k(logits_XV, 1)[0]
@@ -67,15 +67,15 @@ def log_softmax(logits_XV: Array) -> Array:
     return jax.lax.platform_dependent(logits_XV, cpu=on_cpu, default=jax.nn.log_softmax)
 
 
-def over_devices(array: Any) -> NamedSharding | None:
-    """How an array's rows are cut over several devices; None if they are not."""
+def row_sharding(array: Any) -> NamedSharding | None:
+    """The sharding that cuts the rows of an array over several devices; None if they are not cut."""
     sharding = getattr(array, "sharding", None)  # NumPy arrays have none
     cut = isinstance(sharding, NamedSharding) and sharding.mesh.size > 1 and sharding.spec and sharding.spec[0]
     return NamedSharding(sharding.mesh, P(sharding.spec[0])) if cut else None
 
 
 def divides(over: NamedSharding | None, rows: int) -> bool:
-    """Whether there is a layout, and so many rows can be cut by it."""
+    """Whether `over` is a sharding that divides this number of rows."""
     if over is None:
         return False
     axes = over.spec[0] if isinstance(over.spec[0], tuple) else over.spec[:1]
@@ -83,22 +83,23 @@ def divides(over: NamedSharding | None, rows: int) -> bool:
 
 
 def on_each_device(function: Any, over: NamedSharding | None) -> Any:
-    """`function`, which treats each row by itself, of its arrays' own rows on each device; scalars are for all.
+    """`function`, run on each device for the rows that the device holds. It must treat each row separately; scalars are
+    replicated.
 
-    XLA would gather all rows on all devices where it sorts them.
+    Without this, XLA gathers all rows on all devices wherever it sorts them.
     """
     if over is None:
         return function
 
-    def on_own_rows(*args: Any) -> Any:
+    def on_local_rows(*args: Any) -> Any:
         specs = jax.tree.map(lambda x: over.spec if x.ndim else P(), args)
         return jax.shard_map(function, mesh=over.mesh, in_specs=specs, out_specs=over.spec)(*args)
 
-    return on_own_rows
+    return on_local_rows
 
 
-def laid(tree: Any, over: NamedSharding | None) -> Any:
-    """Arrays with their rows over the devices, where these divide them."""
+def constrain_rows(tree: Any, over: NamedSharding | None) -> Any:
+    """Arrays with the sharding constraint `over` on their rows, if it divides them."""
     constrain = jax.lax.with_sharding_constraint
     return jax.tree.map(lambda x: constrain(x, over) if x.ndim and divides(over, len(x)) else x, tree)
 
@@ -109,7 +110,7 @@ def next_log_probs(
     memories: tuple[Memory, ...],
     over: NamedSharding | None = None,
 ) -> Any:  # a beam_search.Step
-    """A step of beam search under one model, or under several whose probabilities are averaged."""
+    """The step of beam search under one model, or under several with averaged probabilities."""
     normalized = on_each_device(log_softmax, over)
 
     def step(tokens_X: Array, caches: tuple[Cache, ...], at: Array) -> tuple[Array, tuple[Cache, ...]]:
@@ -121,7 +122,7 @@ def next_log_probs(
         log_probs_XV = log_probs[0]
         if len(log_probs) > 1:
             log_probs_XV = jax.nn.logsumexp(jnp.stack(log_probs), axis=0) - np.log(len(log_probs))
-        # Neither piece is ever a target in training; an untrained model must not produce them either.
+        # PAD and BOS are never targets in training. An untrained model must not produce them either.
         real_V = jnp.arange(log_probs_XV.shape[1]) > BOS
         return jnp.where(real_V, log_probs_XV, -jnp.inf), tuple(new_caches)
 
@@ -129,8 +130,8 @@ def next_log_probs(
 
 
 def cache_type() -> Any:
-    """The type of the cache; None = the model's own."""
-    # XLA on CPU turns the whole of a 16-bit cache to float32 and back at each write.
+    """The type of the cache; None = that of the model."""
+    # At each write, XLA on CPU converts the whole of a 16-bit cache to float32 and back.
     return jnp.float32 if jax.default_backend() == "cpu" else None
 
 
@@ -147,14 +148,17 @@ def begin(
     dtype: Any = None,
     over: NamedSharding | None = None,
 ) -> tuple[tuple[Memory, ...], Beams]:
-    """Encode the sources, once; and the state of their search before the first piece, with room for `length` and a
-    cache of type `dtype`, or of the model's own. `over` says how rows are laid over several devices."""
+    """Encode the sources once. Returns the memories, and the state of the search before the first piece.
+
+    `length`: the capacity in output positions. `dtype`: the type of the cache; None = that of the model. `over`: the
+    sharding of rows over several devices.
+    """
     memories = tuple(model.bind(parameters).encode(source_BS) for model, parameters in zip(models, params, strict=True))
     caches = tuple(
         model.bind(parameters).init_cache(len(source_BS), STAGE, options.beam_size, dtype)
         for model, parameters in zip(models, params, strict=True)
     )
-    return laid((memories, start(caches, limit_B, length, options, given)), over)
+    return constrain_rows((memories, start(caches, limit_B, length, options, given)), over)
 
 
 @partial(jax.jit, static_argnames=("models", "over"), donate_argnames="beams")
@@ -169,8 +173,11 @@ def proceed(
     models: tuple[Model, ...],
     over: NamedSharding | None = None,
 ) -> tuple[Beams, Array]:
-    """Search on until at most `few` sentences are left, or there are `until` pieces; and how many slots of the cache
-    the sentences that are left still need. `over` says how rows are laid over several devices."""
+    """Continue the search until at most `few` sentences are unfinished, or until there are `until` pieces.
+
+    Returns the state, and the largest number of cache slots that an unfinished sentence needs. `over`: the sharding of
+    rows over several devices.
+    """
     sampler = strategy.sampler
     over = over if divides(over, len(beams.limit_B)) else None
     choose = best_candidates
@@ -200,8 +207,10 @@ def rearrange(
     keep: int | None,
     over: NamedSharding | None = None,
 ) -> tuple[tuple[Memory, ...], Beams]:
-    """Only the sentences of these rows; with room for `length` pieces; and, if `keep` is given, with a cache that
-    keeps so many slots and has room for another stage."""
+    """Memories and state of the sentences `index_B` only (None = all), with a capacity of `length` output positions.
+
+    `keep`: if given, the cache is collected into this number of slots, plus room for another stage.
+    """
     if index_B is not None:
         memories, beams = jax.tree.map(lambda x: x if x.ndim == 0 else x[index_B], (memories, beams))
     if keep is not None:
@@ -210,11 +219,11 @@ def rearrange(
     beams = replace(
         beams, tokens_BML=jnp.pad(beams.tokens_BML, more), done_tokens_BML=jnp.pad(beams.done_tokens_BML, more)
     )
-    return laid((memories, beams), over)
+    return constrain_rows((memories, beams), over)
 
 
 def size(n: int, ladder: Sequence[int] = SIZES) -> int:
-    """The smallest size on the ladder that holds so many; above it, multiples of the last."""
+    """The smallest size in `ladder` that is at least n; beyond its last size, the next multiple of that."""
     return next((size for size in ladder if size >= n), -(-n // ladder[-1]) * ladder[-1])
 
 
@@ -227,50 +236,53 @@ def decode(
     given: Any = (),
     stop: threading.Event | None = None,
 ) -> Iterator[tuple[int, Hypotheses]]:
-    """Row number and hypotheses (without the row's own axis) of each row, in the order in which they finish.
+    """Decode a batch. Yields (row, hypotheses of that row) for each row, in the order in which they finish.
 
-    `source_BS` are pieces with eos, padded with 0; `limit_B` the greatest numbers of pieces, eos included, and 0 for
-    rows that are not there: these yield nothing. Ends early once `stop` is set.
+    `source_BS`: pieces with eos, padded with 0. `limit_B`: the most pieces of each output, eos included; rows with 0
+    are empty and yield nothing. `given`: further data of each row, see `Beams`. Once `stop` is set, it ends after the
+    present stage.
     """
-    limits, over = np.asarray(limit_B), over_devices(source_BS)
+    limits, over = np.asarray(limit_B), row_sharding(source_BS)
     length, until, keep = size(STAGE), STAGE, None
-    with _dispatching:
+    with _dispatch_lock:
         memories, beams = begin(
             *(params, source_BS, limit_B, given, strategy.options),
             **{"models": models, "length": length, "dtype": cache_type(), "over": over},
         )
-    # Which row of the input each row of the batch holds; -1 where it is done with.
-    number = np.where(limits > 0, np.arange(len(limits)), -1)
-    while (left := np.flatnonzero(number >= 0)).size:
+    # For each row of the batch: its row in the input, or -1 when it is finished.
+    input_row = np.where(limits > 0, np.arange(len(limits)), -1)
+    while (left := np.flatnonzero(input_row >= 0)).size:
         if stop is not None and stop.is_set():
             return
-        rows, index = len(number), None
-        while half(rows, over) >= len(left):
+        rows, index = len(input_row), None
+        while halve_at(rows, over) >= len(left):
             rows //= 2
-        if rows < len(number):
-            # Filled up with sentences that are done with, which stay stopped.
-            index = np.concatenate([left, np.flatnonzero(number < 0)])[:rows]
-            number = number[index]
-        with _dispatching:
+        if rows < len(input_row):
+            # Finished sentences, which stay stopped, fill up the batch.
+            index = np.concatenate([left, np.flatnonzero(input_row < 0)])[:rows]
+            input_row = input_row[index]
+        with _dispatch_lock:
             if index is not None or keep is not None:
                 memories, beams = rearrange(memories, beams, index, length=length, keep=keep, over=over)
-            beams, used = proceed(params, memories, beams, strategy, half(rows, over), until, models=models, over=over)
-        done = np.flatnonzero(np.asarray(beams.stopped_B) & (number >= 0))
+            beams, used = proceed(
+                params, memories, beams, strategy, halve_at(rows, over), until, models=models, over=over
+            )
+        done = np.flatnonzero(np.asarray(beams.stopped_B) & (input_row >= 0))
         if done.size:
-            with _dispatching:
-                found = hypotheses(beams, strategy.options)
-            found = jax.tree.map(np.asarray, found)
+            with _dispatch_lock:
+                finished = hypotheses(beams, strategy.options)
+            finished = jax.tree.map(np.asarray, finished)
             for row in done:
-                yield int(number[row]), Hypotheses(*(x[row] for x in found))
-            number[done] = -1
+                yield int(input_row[row]), Hypotheses(*(x[row] for x in finished))
+            input_row[done] = -1
         keep = None
         if int(beams.at) == until:
             until, keep = until + STAGE, size(int(used))
             length = size(until)
 
 
-def half(rows: int, over: NamedSharding | None) -> int:
-    """At how many sentences a batch of so many rows is cut in half; 0 = never."""
-    if rows <= FEWEST_ROWS or rows % 2:
+def halve_at(rows: int, over: NamedSharding | None) -> int:
+    """The number of unfinished sentences at which a batch of this many rows is halved; 0 = never."""
+    if rows <= MIN_ROWS or rows % 2:
         return 0
-    return rows // 2 if over is None or divides(over, rows // 2) else 0  # else each device would have all of them
+    return rows // 2 if over is None or divides(over, rows // 2) else 0  # otherwise each device would hold all rows

@@ -1,4 +1,4 @@
-"""Text as pieces for a model: what users give, checked, and cut where it is too long."""
+"""From text to pieces: check what the caller passes, encode it, and cut what is too long."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("transformer")
 
-_NEIGHBOURHOOD = 256  # pieces
-MOST_LINES = 2**31 - 1  # which sampling numbers by 32 bits
+_NEIGHBOURHOOD = 256  # pieces around a position that its piece may depend on
+MAX_LINES = 2**31 - 1  # sampling numbers the lines with 32 bits
 
 
 def texts(name: str, given: Iterable[str]) -> list[str]:
-    """The texts as a list, with "?" for half a character, which no tokenizer takes.
+    """The texts as a list. Replaces lone surrogates, which no tokenizer takes, by "?".
 
-    Raises `UserError` for anything else than strings.
+    Raises `UserError` for anything other than an iterable of strings. `name`: the argument, for messages.
     """
     if isinstance(given, (str, bytes)) or not isinstance(given, Iterable):
         raise UserError(f"{name} is a {type(given).__name__}: give a list of strings")
@@ -36,9 +36,10 @@ def texts(name: str, given: Iterable[str]) -> list[str]:
 
 
 def encode(tokenizer: Tokenizer, sentences: Sequence[str], longest: int, first_line: int | None = 1) -> list[list[int]]:
-    """Pieces of the sentences, blank ones emptied, cut to `decode.max_source_length` = `longest` with a warning.
+    """The pieces of each sentence, cut to `longest` (= `decode.max_source_length`) pieces; none for a blank sentence.
 
-    Characters that no piece holds are counted in a warning. With None as the first line there are no warnings.
+    Warns of cut sentences, and of characters that no piece contains. `first_line`: the line number of the first
+    sentence, for warnings; None = no warnings.
     """
     heads = [_head(tokenizer, sentence, longest) for sentence in sentences]
     pieces = tokenizer.encode(heads)
@@ -59,8 +60,11 @@ def encode(tokenizer: Tokenizer, sentences: Sequence[str], longest: int, first_l
 
 
 def _head(tokenizer: Tokenizer, sentence: str, longest: int) -> str:
-    """So much of a very long sentence that its first `longest` pieces stay the same, as those of a book need not be
-    looked for. Pieces end at spaces, and elsewhere depend on their neighbourhood alone."""
+    """The beginning of a very long sentence, long enough that its first `longest` pieces do not change.
+
+    So a sentence as long as a book need not be encoded whole. Pieces end at spaces; within a word they depend only on
+    their neighbourhood.
+    """
     enough = longest + _NEIGHBOURHOOD
     size = 16 * enough
     while 2 * size < len(sentence):
@@ -73,7 +77,7 @@ def _head(tokenizer: Tokenizer, sentence: str, longest: int) -> str:
 
 
 def check_ids(what: str, lists: Sequence[Sequence[int]], vocab_size: int | None) -> None:
-    """Raise `UserError` unless these are lists of ids of the vocabulary."""
+    """Raise `UserError` unless `lists` are lists of ids of the vocabulary. `what`: name of a list."""
 
     beyond = math.inf if vocab_size is None else vocab_size
 

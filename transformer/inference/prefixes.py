@@ -1,15 +1,15 @@
-"""Translations that begin with a given text, wherever it breaks off.
+"""Translations that begin with a given text (a forced prefix), which may end inside a word.
 
-The tokenizer cuts half a word in other pieces than the whole one, and a space belongs to the word behind it. A search
-that is held to the pieces of a prefix is therefore led where training never was. So it is held to the prefix's bytes
-instead (token healing): after so many bytes of it, these pieces may follow:
+The tokenizer cuts half a word into other pieces than the whole word, and a space belongs to the word after it. So the
+pieces of a prefix may be a sequence that never occurs in training. Therefore the search is constrained to the bytes of
+the prefix, not to its pieces (token healing). At each byte offset into the prefix, these pieces may follow:
 
-- the pieces in which the tokenizer cuts the prefix;
-- at its end also those that go beyond it, and the pieces that lead there;
-- everywhere other pieces that spell the same, where the model itself ranks them high.
+- the pieces into which the tokenizer cuts the prefix;
+- at its end, also pieces that go beyond it, and the pieces that lead to them;
+- everywhere, other pieces that spell the same bytes, if the model ranks them high.
 
-This file prepares the tables that say so; `constraints.py` reads them at each step. They have a row for each offset,
-counted in bytes. Shapes: B sentences, O offsets, K pieces that one offset may have, V vocabulary.
+This file prepares tables with a row for each byte offset; `constraints.py` reads them at each step. Shapes: B
+sentences, O offsets, K pieces that may follow at an offset, V vocabulary.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from transformer.data.tokenizer import Cut, Tokenizer
 
 _SPACE = "\u2581".encode()
-_UNKNOWN = b"\xff"  # in no UTF-8
+_UNKNOWN = b"\xff"  # a byte that never occurs in UTF-8
 _NEVER = 1 << 20  # more pieces than any output has
 
 
@@ -35,21 +35,21 @@ class Prefix(NamedTuple):
     """A text that a translation is to begin with."""
 
     text: str
-    """As cleaned."""
+    """The cleaned text."""
     spelt: bytes
-    """As pieces spell it."""
+    """The bytes that its pieces spell."""
     ends: int
-    """From this offset on the translation may end: before a space at the end of the text."""
+    """The offset from which on the translation may end: the end of the text, without a space there."""
     pieces: list[int]
-    """As the tokenizer cuts it."""
+    """The pieces into which the tokenizer cuts it."""
     sure: frozenset[tuple[int, int]]
-    """Offsets and pieces that may follow there, whatever the model ranks high."""
+    """(offset, piece): pieces that may always follow at an offset, even if the model does not rank them high."""
     fewest: list[int]
-    """For each offset the number of pieces that it takes at least from there until the translation may end."""
+    """For each offset, the fewest pieces from there until the translation may end."""
 
 
 class Prefixes:
-    """The pieces of a tokenizer by what they spell."""
+    """The pieces of a tokenizer, sorted by the bytes that they spell."""
 
     def __init__(self, tokenizer: Tokenizer):
         self._tokenizer = tokenizer
@@ -65,26 +65,25 @@ class Prefixes:
             np.array([len(spelt) for spelt in spelling], np.int32),
         )
         self._longest = max([1, *map(len, self._sorted)])
-        # The same for all prefixes, so that one compiled program serves them.
-        self._most = max([1, *(sum(1 for _ in self._within(spelt)) for spelt in self._ids)])
+        # K is the same for all prefixes, so that one compiled program serves them all.
+        self._max_pieces = max([1, *(sum(1 for _ in self._within(spelt)) for spelt in self._ids)])
 
     def of(
         self, texts: Sequence[str], check: Callable[[Sequence[Sequence[int]]], None] = lambda pieces: None
     ) -> list[Prefix]:
-        """Texts as prefixes; a blank one demands nothing. `check` is given the pieces of each, and may refuse them
-        before more is done."""
+        """Texts as prefixes; a blank text demands nothing. `check` gets the pieces of all, early, and may raise."""
         texts = [self._tokenizer.prefix(text) if text.strip() else "" for text in texts]
         cuts = self._tokenizer.cut(texts)
         check([cut.pieces for cut in cuts])
-        parts = [self._parts(text) for text in texts]
-        heads = iter(self._tokenizer.cut([part for broken_off in parts for part in broken_off]))
+        beginnings_of = [self._beginnings(text) for text in texts]
+        heads = iter(self._tokenizer.cut([part for beginnings in beginnings_of for part in beginnings]))
         return [
-            self._prefix(text, cut, [next(heads) for _ in broken_off])
-            for text, cut, broken_off in zip(texts, cuts, parts, strict=True)
+            self._prefix(text, cut, [next(heads) for _ in beginnings])
+            for text, cut, beginnings in zip(texts, cuts, beginnings_of, strict=True)
         ]
 
-    def _parts(self, text: str) -> list[str]:
-        """The text broken off at each character of its last word, as far as a piece can reach."""
+    def _beginnings(self, text: str) -> list[str]:
+        """The text cut off at each character of its last word, at most the length of a piece before the end."""
         spaces = [i for i, c in enumerate(text) if c.isspace()]
         start = max(len(text) - self._longest, spaces[-1] if spaces else 0, 0)
         return [text[:i] for i in range(start, len(text))]
@@ -95,7 +94,7 @@ class Prefixes:
         if self._tokenizer.ends_in_space(text):
             if spelt.endswith(_SPACE):
                 ends -= len(_SPACE)
-            else:  # the model's own rule took the space away
+            else:  # a normalisation rule of this tokenizer removed the space
                 spelt += _SPACE
         sure = set(_offsets(cut))
         for head in heads:
@@ -114,11 +113,11 @@ class Prefixes:
         return fewest
 
     def _reach(self, spelt: bytes, offset: int) -> bytes:
-        """What follows in `spelt`, as far as pieces reach, and a byte more: none begins with all of that."""
+        """The bytes at an offset, one more than the longest piece has: no piece begins with all of them."""
         return spelt[offset : offset + self._longest + 1]
 
     def _within(self, rest: bytes) -> Iterator[tuple[int, int]]:
-        """Pieces that spell the beginning of `rest` or all of it, and how many bytes they take."""
+        """(piece, number of bytes) for each piece that spells the beginning of `rest`, or all of it."""
         for n in range(1, len(rest) + 1):
             spelt = rest[:n]
             for id in self._ids.get(spelt, ()):
@@ -128,18 +127,18 @@ class Prefixes:
                 return
 
     def _beyond(self, rest: bytes) -> tuple[int, int]:
-        """From which rank, and up to which, pieces begin with `rest`."""
-        # No piece has the byte 0xFF.
+        """The range of ranks (begin, end) of the pieces that begin with `rest`."""
+        # No piece contains the byte 0xFF.
         return bisect.bisect_left(self._sorted, rest), bisect.bisect_left(self._sorted, rest + _UNKNOWN)
 
     def tables(self, rows: int, longest: int) -> dict[str, np.ndarray]:
-        """Room for so many prefixes, the longest of so many bytes; they demand nothing yet."""
-        B, O, K = rows, size(longest + 1), self._most  # noqa: E741
+        """Tables for `rows` prefixes of at most `longest` bytes. They demand nothing until `fill` is called."""
+        B, O, K = rows, size(longest + 1), self._max_pieces  # noqa: E741
         return {
-            "pieces_BOK": np.full((B, O, K), -1, np.int32),  # that lie within the prefix
-            "fewest_BOK": np.full((B, O, K), _NEVER, np.int32),  # pieces that it takes to its end after each of them
+            "pieces_BOK": np.full((B, O, K), -1, np.int32),  # pieces inside the prefix
+            "fewest_BOK": np.full((B, O, K), _NEVER, np.int32),  # the fewest pieces to its end after each
             "sure_BOK": np.zeros((B, O, K), bool),
-            "beyond_BO2": np.zeros((B, O, 2), np.int32),  # ranks of the pieces that reach its end
+            "beyond_BO2": np.zeros((B, O, 2), np.int32),  # range of ranks of the pieces that reach its end
             "ends_B": np.zeros(B, np.int32),
             "length_B": np.zeros(B, np.int32),
         }
@@ -150,19 +149,19 @@ class Prefixes:
         for offset in range(len(prefix.spelt)):
             rest = self._reach(prefix.spelt, offset)
             tables["beyond_BO2"][row, offset] = self._beyond(rest)
-            found = list(self._within(rest))
-            sure = [(offset, id) in prefix.sure for id, _ in found]
-            tables["pieces_BOK"][row, offset, : len(found)] = [id for id, _ in found]
-            tables["fewest_BOK"][row, offset, : len(found)] = [prefix.fewest[offset + n] for _, n in found]
-            # Where only the model's own choice has led, it goes on choosing.
-            tables["sure_BOK"][row, offset, : len(found)] = sure if any(sure) else True
+            within = list(self._within(rest))
+            sure = [(offset, id) in prefix.sure for id, _ in within]
+            tables["pieces_BOK"][row, offset, : len(within)] = [id for id, _ in within]
+            tables["fewest_BOK"][row, offset, : len(within)] = [prefix.fewest[offset + n] for _, n in within]
+            # At an offset that only choices of the model lead to, all pieces stay allowed.
+            tables["sure_BOK"][row, offset, : len(within)] = sure if any(sure) else True
 
     def limit(self, limit: int, prefix: Prefix) -> int:
-        """How many pieces a translation may have: a limit, or more where the prefix alone needs them."""
+        """The most pieces of a translation: `limit`, or more if the prefix alone needs more."""
         return limit if prefix.fewest[0] <= limit else len(prefix.pieces)
 
     def kept(self, text: str, prefix: Prefix) -> str:
-        """A translation with those characters of its prefix that no piece can spell."""
+        """The translation, with the characters of its prefix that no piece can spell put back."""
         if _UNKNOWN not in prefix.spelt:
             return text
         (shown,) = self._tokenizer.decode([prefix.pieces])
@@ -170,9 +169,9 @@ class Prefixes:
 
 
 def _offsets(cut: Cut) -> set[tuple[int, int]]:
-    """Where each piece begins, and the piece."""
-    found, offset = set(), 0
+    """(offset, piece) for each piece."""
+    offsets, offset = set(), 0
     for piece, spelt in zip(cut.pieces, cut.spelt, strict=True):
-        found.add((offset, piece))
+        offsets.add((offset, piece))
         offset += len(spelt)
-    return found
+    return offsets

@@ -1,4 +1,4 @@
-"""Sampling instead of searching: another way to choose a hypothesis's next piece (`choose` of `beam_search`)."""
+"""Sampling: draws the next piece of each hypothesis instead of searching for the best (`choose` of `beam_search`)."""
 
 from __future__ import annotations
 
@@ -16,11 +16,12 @@ from transformer.model.checks import value_of
 
 
 def filtered(logits_XV: Array, *, top_k: Array | int, top_p: Array | float) -> Array:
-    """Logits with -inf at what is not to be drawn.
+    """Logits with -inf at pieces that may not be drawn.
 
-    `top_k`: only the k likeliest (0 = all). `top_p`: only the likeliest that together have at least this probability
-    (Holtzman et al. 2020), after the first filter; the likeliest of all always stays. Of equals the first stay.
-    Raises `UserError` for values that leave nothing, where they are known: inside `jax.jit` they are not.
+    `top_k`: keep only the k most probable pieces (0 = all). `top_p`: after that, keep only the most probable pieces
+    that together have at least this probability (nucleus sampling, Holtzman et al. 2020). The most probable piece
+    always stays; of equal pieces, the first stay. Raises `UserError` for invalid values, but not inside `jax.jit`,
+    where they are unknown.
     """
     _check_filter(top_k, top_p)
     V = logits_XV.shape[-1]
@@ -37,12 +38,13 @@ def filtered(logits_XV: Array, *, top_k: Array | int, top_p: Array | float) -> A
 
 
 def sampled(key: Array, *, temperature: Array | float, top_k: Array | int, top_p: Array | float) -> Choose:
-    """A `choose` that draws one piece for each of the M hypotheses, which go on independently of one another.
+    """A `choose` that draws one piece for each of the M hypotheses, independently of the other hypotheses.
 
-    Draws depend on the key, on `beams.given["number_B"]` (the sentence's number), on the hypothesis and its length:
-    not on which sentences share a batch. Scores stay the model's own log-probabilities, whatever the temperature.
-    With it `beam_search` ends each of the M hypotheses, whatever its `n_best` and `stop_early`: all are fair draws.
-    Raises `UserError` as `filtered` does, and for a temperature that is not above 0.
+    A draw depends on the key, on `beams.given["number_B"]` (the number of the sentence in the input), on the hypothesis
+    and on its length, but not on the other sentences of the batch. Scores are the log-probabilities of the model,
+    whatever the temperature. `beam_search` then continues each of the M hypotheses to its end, whatever `n_best` and
+    `stop_early`, so that all are fair draws. Raises `UserError` as `filtered` does, and for a temperature that is not
+    above 0.
     """
     positive = "a finite number above 0; for the likeliest piece alone: top_k = 1"
     _check_filter(top_k, top_p)
@@ -61,7 +63,7 @@ def sampled(key: Array, *, temperature: Array | float, top_k: Array | int, top_p
         _, pieces_X1 = jax.lax.top_k(logits_XV + noise_XV, 1)
         pieces_BM = pieces_X1.reshape(B, M)
         drawn_BM = jnp.take_along_axis(log_probs_BMV, pieces_BM[..., None], axis=2)[..., 0]
-        # A search begins with one hypothesis, which all samples continue.
+        # The search begins with a single hypothesis; all samples continue it.
         parents_BM = jnp.where(beams.at == 0, 0, jnp.broadcast_to(jnp.arange(M), (B, M)))
         return jnp.take_along_axis(beams.log_probs_BM, parents_BM, axis=1) + drawn_BM, parents_BM, pieces_BM
 
@@ -74,7 +76,7 @@ def _check_filter(top_k: Any, top_p: Any) -> None:
 
 
 def _check(name: str, number: Any, rule: str, holds: Callable[[np.ndarray], Any]) -> None:
-    """Raise `UserError` where a number whose value is known breaks its rule."""
+    """Raise `UserError` if the value of `number` is known and breaks its rule."""
     value = value_of(number)
     if value is not None and (value.ndim or not holds(value)):
         raise UserError(f"{name} = {number!r}: must be {rule}")

@@ -1,4 +1,4 @@
-"""Forced decoding: what a model thinks of given translations, piece by piece."""
+"""Forced decoding: the log-probability of each piece of given translations."""
 
 from __future__ import annotations
 
@@ -23,37 +23,37 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Scored:
-    """What a model thinks of a given translation."""
+    """The scores of a given translation."""
 
     pieces: tuple[str, ...]
-    """Its pieces, eos at the end."""
+    """The pieces of the translation, eos at the end."""
     log_probs: tuple[float, ...]
-    """The log-probability of each piece after those before it, in nats."""
+    """The log-probability of each piece given those before it, in nats."""
     score: float
-    """Their sum over the length penalty: what beam search would have ranked it by."""
+    """The sum of the log-probabilities divided by the length penalty, as beam search ranks hypotheses."""
     source_pieces: tuple[str, ...]
     """The pieces of the source, eos at the end."""
     alignment: tuple[int, ...]
-    """For each piece the number, from 0, of the source piece that it looks at most (see `Translator.score`)."""
+    """For each piece, the index of the source piece that gets most of its attention (see `Translator.score`)."""
 
 
 @dataclass(frozen=True)
 class Scorer:
-    """Scores pairs of pieces without eos under one model, or under several whose probabilities are averaged."""
+    """Scores pairs of piece lists under one model, or under several with averaged probabilities."""
 
     models: tuple[Model, ...]
     params: tuple[Params, ...]
     tokenizer: Tokenizer
     batcher: Batcher
     options: Options
-    """Its length penalty is that of the scores."""
+    """The length penalty of the scores is taken from here."""
     positions: float
-    """The most positions that the models have."""
+    """The largest number of positions of the models; inf if they are not learned."""
 
     def score(self, sources: Sequence[Sequence[int]], targets: Sequence[Sequence[int]]) -> list[Scored]:
-        """What the models think of each target as the translation of its source."""
+        """Score each target as the translation of its source. All are pieces without eos."""
         results: list[Any] = [None] * len(sources)
-        # At least 1 piece and eos, so that an empty sentence is scored like any other.
+        # At least 1 piece and eos, because the batcher leaves out sequences of length 0.
         lengths = [max(1, len(s), len(t)) + 1 for s, t in zip(sources, targets, strict=True)]
         longest = max(lengths, default=2)
         longest = min(next(n for n in padded_lengths() if n >= longest), self.positions)
@@ -72,7 +72,7 @@ class Scorer:
         return results
 
     def _forced(self, source_BS: np.ndarray, target_BT: np.ndarray) -> list[np.ndarray]:
-        """`forced`, in parts where the whole does not fit into memory."""
+        """`forced`, in parts if the whole batch does not fit into memory."""
 
         def part(rows: slice) -> tuple[np.ndarray, np.ndarray]:
             placed = self.batcher.put(source_BS[rows], target_BT[rows])
@@ -86,8 +86,8 @@ class Scorer:
 def forced(
     params: tuple[Params, ...], source_BS: Array, target_BT: Array, *, models: tuple[Model, ...]
 ) -> tuple[Array, Array]:
-    """Log-probability of each target piece (B, T), averaged over the models' probabilities, and the source position
-    (B, T) that it looks at most."""
+    """(B, T) each: the log-probability of each target piece, from the probabilities averaged over the models, and the
+    source position that gets most attention when the piece is predicted."""
     input_BT = jnp.concatenate([jnp.full_like(target_BT[:, :1], BOS), target_BT[:, :-1]], axis=1)
     log_probs, alignment_BT = [], None
     for model, parameters in zip(models, params, strict=True):
@@ -95,7 +95,7 @@ def forced(
         logits_BTV, _, weights = bound.decode(input_BT, bound.encode(source_BS), want_weights=alignment_BT is None)
         if alignment_BT is None:
             alignment_BT = jnp.argmax(weights[max(0, len(weights) - 2)].mean(axis=1), axis=-1)
-        # As the search sees them: see `engine.next_log_probs`.
+        # The same log-probabilities as in the search: see `engine.next_log_probs`.
         log_probs_BTV = jax.nn.log_softmax(logits_BTV)
         log_probs.append(jnp.take_along_axis(log_probs_BTV, target_BT[..., None], axis=2)[..., 0])
     return jax.nn.logsumexp(jnp.stack(log_probs), axis=0) - np.log(len(log_probs)), alignment_BT

@@ -1,5 +1,5 @@
-"""One file translated by several processes, on one machine or many that see the same folder: each takes a run of its
-lines, and whichever is the last to finish puts the parts together."""
+"""One file translated by several processes, on one machine or on several that share a folder. Each process translates a
+range of lines (a share); the last one to finish joins the parts."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ from transformer.files import synced
 
 log = logging.getLogger("transformer")
 
-_MOST = 10_000  # shares
-_DIGEST = 64  # bytes at the end of a part: the sha256 of which share it is and of all before them
+_MAX_SHARES = 10_000  # shares
+_DIGEST = 64  # bytes at the end of a part: the sha256 of the share's name and of the translations before it
 
 
 def parse(text: str) -> tuple[int, int]:
-    """'2/8' as (2, 8): the third of eight shares."""
+    """'2/8' as (2, 8): the third of eight shares. Raises `UserError` for anything else."""
     numbers = [whole_number(number) for number in text.split("/")]
     if len(numbers) != 2 or None in numbers or not numbers[0] < numbers[1]:
         raise UserError(f"--share {text}: must be I/N with I from 0 to N - 1, such as 0/4")
-    if numbers[1] > _MOST:
-        raise UserError(f"--share {text}: there can be {_MOST:,} shares at most")
+    if numbers[1] > _MAX_SHARES:
+        raise UserError(f"--share {text}: there can be {_MAX_SHARES:,} shares at most")
     return numbers[0], numbers[1]
 
 
 def refuse(source: Path, target: Path, shares: int) -> None:
-    """Raise `UserError` for an input that can't be read, or an output that can't be written."""
+    """Raise `UserError` if the input cannot be read or the output cannot be written."""
     try:
         if not stat.S_ISREG(source.stat().st_mode) and not source.is_dir():  # a pipe can be opened only once
             if shares > 1:
@@ -66,13 +66,13 @@ def translate_share(
     shares: int,
     about: str = "",
 ) -> None:
-    """Translate one share of the lines of `source`; write `target` if no other share is missing. `source` is opened by
-    its content (see `open_text`); a pipe is read once, so it has one share.
+    """Translate one share of the lines of `source`. If no other share is missing, join the parts into `target`.
 
-    `answer(lines in, lines out, number of the first line)` is what one process would call for the whole file. A part is
-    written beside the target, under a name that holds the digest of the source and of `about`, which says all else that
-    the output depends on. It ends with its own digest, and counts as long as that is right: after an interruption only
-    the missing shares need to run again. Several processes may be at the same share.
+    `source` may be compressed (see `open_text`); a pipe can be read only once, so it has one share.
+    `answer(lines in, lines out, number of the first line)` translates lines. `about`: a text that holds everything else
+    that the output depends on. The part is written beside the target; its name contains a digest of the source and of
+    `about`. It ends with a digest of its content and is valid while that is right: after an interruption, only the
+    missing shares need to run again. Several processes may translate the same share. Raises `UserError`.
     """
     refuse(source, target, shares)
     content = read_all(source)
@@ -83,106 +83,108 @@ def translate_share(
     parts = [target.parent / f"{target.name}.{digest}.{i}-of-{shares}" for i in range(shares)]
     first, last = (len(lines) * i // shares for i in (share, share + 1))
     if _finished(parts[share]) is not None:
-        log.info("share %d of %d is there already", share, shares)
+        log.info("share %d of %d is done already", share, shares)
     else:
         _translate(answer, lines[first:last], first + 1, parts[share], target)
         log.info("share %d of %d: lines %d to %d are done", share, shares, first + 1, last)
-    if target.exists():  # if others, who had this share, too, were quicker, it holds what this part does
+    if target.exists():  # written by a process that had this share, too: then it contains the same as this part
         _require_same(target, first, _finished(parts[share]))
     missing = [i for i, part in enumerate(parts) if not part.exists()]
     if missing and not target.exists():
         log.info("the output follows when these shares are done: %s", ", ".join(map(str, missing)))
         every = target.parent.glob(f"{glob.escape(target.name)}.*-of-{shares}")
         if others := sorted(path.name for path in every if path not in parts):
-            log.warning("not put together with these, of another input, model, options or type: %s", ", ".join(others))
+            log.warning("these parts are of another input, model, options or type, and not used: %s", ", ".join(others))
         return
-    if _put_together(parts, target, digest):
+    if _join(parts, target, digest):
         log.info("%s is complete", target)
-    # The parts, and what processes left that were killed.
+    # The parts, and the files that killed processes have left.
     for path in target.parent.glob(f"{glob.escape(target.name)}.{digest}.*"):
         path.unlink(missing_ok=True)
 
 
 def _translate(answer: Callable, lines: list[bytes], first: int, part: Path, target: Path) -> None:
     """Write a part, with its digest at its end."""
-    # A number of a process will not do: those of several machines or containers may be the same.
+    # Not the process number: it may be the same on several machines or containers.
     unfinished = part.with_name(f"{part.name}.{uuid.uuid4().hex}.unfinished")
     try:
-        output = _Output(unfinished, target, _which(part))
+        output = _Output(unfinished, target, _share_of(part))
         with io.BufferedWriter(output) as file:
             answer(io.BytesIO(b"".join(line + b"\n" for line in lines)), file, first)
             file.flush()
             file.write(output.sha256.hexdigest().encode())
-        # It is gone where others, who had this share too, have completed the output meanwhile.
-        with _told(target), contextlib.suppress(FileNotFoundError):
+        # The file is gone if a process that had this share, too, has completed the output meanwhile.
+        with _output_errors(target), contextlib.suppress(FileNotFoundError):
             synced(unfinished)
-            if _finished(unfinished, _which(part)) is None:
-                raise _not_kept(target)
+            if _finished(unfinished, _share_of(part)) is None:
+                raise _disk_error(target)
             unfinished.replace(part)
     finally:
         with contextlib.suppress(OSError):
             unfinished.unlink(missing_ok=True)
 
 
-def _which(part: Path) -> bytes:
-    """Which share a part is of: one that is renamed is not taken for another."""
+def _share_of(part: Path) -> bytes:
+    """The share of a part, from its name. The digest includes it, so a renamed part is not taken for another share."""
     return part.name.rpartition(".")[2].encode()
 
 
-def _not_kept(target: Path) -> UserError:
-    return UserError(f"--output {target}: the disk does not keep what is written; name one on another disk")
+def _disk_error(target: Path) -> UserError:
+    return UserError(f"--output {target}: the disk does not keep what is written to it; name a file on another disk")
 
 
 def _occupied(target: Path) -> UserError:
     return UserError(
-        f"--output {target}: another file came there meanwhile, and it stays; move it away, then run the same command "
-        "again: what is translated is kept beside it"
+        f"--output {target}: another file has appeared there and is not overwritten; move it away, then run the same "
+        "command again: the translated parts are kept beside it"
     )
 
 
 def _finished(part: Path, which: bytes | None = None) -> bytes | None:
-    """The translations in a part; None if it is not there. A damaged one is removed, with a warning.
+    """The translations in a part; None if the part is missing or damaged. A damaged part is removed, with a warning.
 
-    `which` share it is of; by default its name says so.
+    `which`: the share of the part; by default taken from its name.
     """
     try:
         content = part.read_bytes()
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise UserError(f"{part} cannot be read ({error.strerror or error}); remove it, or see to that") from None
+        raise UserError(f"{part} cannot be read ({error.strerror or error}); repair or remove it") from None
     translations, digest = content[:-_DIGEST], content[-_DIGEST:]
-    sha256 = hashlib.sha256(_which(part) if which is None else which)
+    sha256 = hashlib.sha256(_share_of(part) if which is None else which)
     sha256.update(translations)
     if sha256.hexdigest().encode() == digest:
         return translations
-    log.warning("%s is not as it was written: its share is to be translated again", part)
+    log.warning("%s is damaged: its share must be translated again", part)
     part.unlink(missing_ok=True)
     return None
 
 
 def _require_same(target: Path, first: int, translations: bytes | None) -> None:
-    """Raise `UserError` unless the output that came to be meanwhile has these translations from line `first` on, from
-    0. None: whoever completed it has removed them."""
+    """Raise `UserError` unless the existing output has these translations from line `first` (from 0) on.
+
+    `translations`: None if the process that completed the output has already removed the part.
+    """
     if translations is None:
         return
     try:
         lines = target.read_bytes().split(b"\n")
-    except OSError:  # a folder, say
+    except OSError:  # for example, a folder
         raise _occupied(target) from None
     count = translations.count(b"\n")
     if lines[first : first + count] != translations.split(b"\n")[:-1]:
         raise _occupied(target)
 
 
-def _put_together(parts: Sequence[Path], target: Path, digest: str) -> bool:
-    """Write the output of all parts. Returns False where another process was as quick.
+def _join(parts: Sequence[Path], target: Path, digest: str) -> bool:
+    """Write the output from all parts. Returns False if another process has written it meanwhile.
 
-    Raises `UserError` where one of them is not as it was written, or where another file has come to be there.
+    Raises `UserError` if a part is missing or damaged, or if another file has appeared at `target`.
     """
-    together = target.with_name(f"{target.name}.{digest}.{uuid.uuid4().hex}.together")
+    joined = target.with_name(f"{target.name}.{digest}.{uuid.uuid4().hex}.together")
     try:
-        with io.BufferedWriter(whole := _Output(together, target)) as file:
+        with io.BufferedWriter(output := _Output(joined, target)) as file:
             for i, part in enumerate(parts):
                 if (translations := _finished(part)) is None:
                     if target.exists():
@@ -191,23 +193,23 @@ def _put_together(parts: Sequence[Path], target: Path, digest: str) -> bool:
                         f"--output {target}: share {i} is missing; translate it with --share {i}/{len(parts)}"
                     )
                 file.write(translations)
-        synced(together)
-        written = digest_of_file(together)
-        if written["sha256"] != whole.sha256.hexdigest():
-            raise _not_kept(target)
-        return _rename_to_new(together, target, written)
+        synced(joined)
+        written = digest_of_file(joined)
+        if written["sha256"] != output.sha256.hexdigest():
+            raise _disk_error(target)
+        return _rename_to_new(joined, target, written)
     except OSError as error:
         if isinstance(error, FileNotFoundError) and target.exists():
             return False
         raise UserError(f"--output {target}: {error.strerror}") from None
     finally:
-        together.unlink(missing_ok=True)
+        joined.unlink(missing_ok=True)
 
 
 def _rename_to_new(path: Path, target: Path, written: dict[str, Any]) -> bool:
-    """Rename a file, but not over another one. Returns False where what is there is the same.
+    """Rename a file without overwriting another one. Returns False if a file with the same content is there.
 
-    Raises `UserError` where it is not.
+    Raises `UserError` if another file is there.
     """
     try:
         os.link(path, target)
@@ -215,7 +217,7 @@ def _rename_to_new(path: Path, target: Path, written: dict[str, Any]) -> bool:
         if target.is_file() and digest_of_file(target) == written:
             return False
         raise _occupied(target) from None
-    except OSError:  # a disk without such links
+    except OSError:  # a file system without hard links
         if os.path.lexists(target):
             raise _occupied(target) from None
         path.replace(target)
@@ -224,27 +226,27 @@ def _rename_to_new(path: Path, target: Path, written: dict[str, Any]) -> bool:
 
 
 class _Output(io.FileIO):
-    """A new file. What the disk refuses is told in one line; other errors of whoever writes to it stay as they are."""
+    """A new file. Its own errors become a `UserError`; other errors of the writing code stay unchanged."""
 
     def __init__(self, path: Path, target: Path, seed: bytes = b""):
-        """`sha256` is that of `seed` and of what is written."""
+        """`sha256` is computed over `seed` and all that is written."""
         self._target, self.sha256 = target, hashlib.sha256(seed)
-        with _told(target):
+        with _output_errors(target):
             super().__init__(path, "x")
 
     def write(self, data: Any) -> int:
-        with _told(self._target):
+        with _output_errors(self._target):
             count = super().write(data)
         self.sha256.update(memoryview(data)[:count])
         return count
 
     def close(self) -> None:
-        with _told(self._target):
+        with _output_errors(self._target):
             super().close()
 
 
 @contextlib.contextmanager
-def _told(target: Path) -> Iterator[None]:
+def _output_errors(target: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:

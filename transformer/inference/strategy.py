@@ -1,4 +1,4 @@
-"""How a `DecodeConfig` says to decode: the options of the search, constraints, sampling."""
+"""From a `DecodeConfig` to the options of the search, constraints and sampling."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def beams(config: DecodeConfig) -> int:
-    """How many hypotheses of each sentence live at a time."""
+    """The number of live hypotheses of each sentence."""
     return config.n_best if config.sample else config.beam_size
 
 
@@ -36,7 +36,7 @@ def options(config: DecodeConfig) -> Options:
 
 
 def strategy(config: DecodeConfig, tokenizer: Tokenizer, spelling: Spelling | None = None) -> Strategy:
-    """The search with its constraints and its sampler. With `spelling`, outputs begin with prefixes."""
+    """The search with its constraints and its sampler. With `spelling`, outputs begin with forced prefixes."""
     constraints = None
     banned = _banned(config, tokenizer) if config.banned else None
     if config.min_length or config.no_repeat_ngram or config.banned or spelling is not None:
@@ -50,12 +50,12 @@ def strategy(config: DecodeConfig, tokenizer: Tokenizer, spelling: Spelling | No
 def _banned(config: DecodeConfig, tokenizer: Tokenizer) -> np.ndarray:
     """`decode.banned` as pieces, each phrase padded with -1 on the left.
 
-    Raises `UserError` for a phrase of which the tokenizer leaves nothing.
+    Raises `UserError` for a phrase that the tokenizer reduces to nothing or to a space.
     """
     phrases = tokenizer.encode(texts("decode.banned", config.banned), "target")
     for phrase, pieces in zip(config.banned, phrases, strict=True):
         if not pieces or not tokenizer.decode([pieces])[0].strip():
-            raise UserError(f"decode.banned: this model's tokenizer sees nothing in {phrase!r}; leave it out")
+            raise UserError(f"decode.banned: this model's tokenizer keeps nothing of {phrase!r}; leave it out")
     banned_PW = np.full((len(phrases), max(map(len, phrases))), -1, np.int32)
     for row, phrase in zip(banned_PW, phrases, strict=True):
         row[len(row) - len(phrase) :] = phrase

@@ -1,4 +1,4 @@
-"""Lines in, lines out: what is there is translated together, and written at once."""
+"""Translation of a stream of lines: lines that have arrived are translated together, and written at once."""
 
 from __future__ import annotations
 
@@ -19,74 +19,76 @@ from transformer.streams import to_json
 
 log = logging.getLogger("transformer")
 
-CHUNK_LINES = 10_000
-CHUNK_SECONDS = 0.05  # how long to wait for a line that follows at once
+CHUNK_LINES = 10_000  # the most lines that are translated together
+CHUNK_SECONDS = 0.05  # seconds to wait for a further line
 
 
 def translate_stream(translator: Translator, source: BinaryIO, target: BinaryIO, first_line: int = 1) -> int:
-    """Write one translation for each line of `source`, in order; returns their number.
+    """Write one translation for each line of `source`, in order. Returns the number of lines.
 
-    Lines end with "\n" alone; the last may lack it. Whatever has arrived is translated together, so a file goes in
-    large batches, and somebody who types gets an answer after each line. Bytes that are not UTF-8 are read as U+FFFD,
-    with a warning that names the first such line and one that counts them.
-    `first_line` is the number of the first line, where `source` is a part of something.
+    Only "\n" ends a line; the last line may lack it. All lines that have arrived are translated together: a file in
+    large batches, typed text line by line. Bytes that are not UTF-8 are read as U+FFFD; one warning names the first
+    such line, another counts them. `first_line`: the number of the first line, if `source` is a part of a file.
     """
 
     def answer(lines: Sequence[str], first: int) -> list[str]:
         if first == 1 and _is_record(lines[0]):
-            log.warning("line 1 is a JSON object, and translated as text; with --jsonl its field 'source' is")
+            log.warning("line 1 is a JSON object and is translated as text; --jsonl translates its field 'source'")
         return translator.translate(lines, first_line=first)
 
-    return _answer(source, target, answer, first_line)
+    return _answer_lines(source, target, answer, first_line)
 
 
 def translate_jsonl(
     translator: Translator, source: BinaryIO, target: BinaryIO, first_line: int = 1, *, details: bool = False
 ) -> int:
-    """As `translate_stream`, for lines that are JSON objects with a field `source` and, if wanted, `prefix`, which the
-    translation is to begin with. Each comes out again with all its fields, and with
+    """`translate_stream` for JSON lines: objects with a field `source` and optionally `prefix`, the beginning of the
+    translation. Writes each object with all its fields, and in addition
 
-    - `translation` and `score` (what beam search ranks by);
+    - `translation` and `score`, by which beam search ranks;
     - `n_best`, if decode.n_best is more than 1: a list of such pairs, best first;
-    - with `details`, of the best: `pieces`, `log_probs` of each, `source_pieces`, and `alignment` (see `Scored`).
+    - with `details`, for the best translation: `pieces`, `log_probs`, `source_pieces` and `alignment` (see `Scored`).
 
-    A blank source has the translation "" and the score null, as has one for which the model's scores are no numbers.
+    If the source is blank or the model's scores are not finite, the translation is "" and the score null. Raises
+    `UserError`, with the number of the line, for a line that is no such object.
     """
 
     def answer(lines: Sequence[str], first: int) -> Iterator[str]:
         records = list(_records(lines, first, ("source",), ("prefix",)))
         sources = [record["source"] for record in records]
         prefixes = [record.get("prefix", "") for record in records]
-        found = translator.translate_n_best(sources, first_line=first, prefixes=prefixes if any(prefixes) else None)
+        n_best = translator.translate_n_best(sources, first_line=first, prefixes=prefixes if any(prefixes) else None)
         scored = iter(())
         if details:
             best = [
                 (text, hypotheses[0].tokens)
-                for text, hypotheses in zip(sources, found, strict=True)
-                if _scored(hypotheses)
+                for text, hypotheses in zip(sources, n_best, strict=True)
+                if _has_score(hypotheses)
             ]
-            # Their warnings have been given.
+            # None: the warnings have been logged already.
             again = translator.encode([text for text, _ in best], None)
             scored = iter(translator.score_pieces(again, [tokens for _, tokens in best]))
-        for record, hypotheses in zip(records, found, strict=True):
+        for record, hypotheses in zip(records, n_best, strict=True):
             record |= {"translation": "", "score": None}
-            if _scored(hypotheses):
+            if _has_score(hypotheses):
                 record |= {"translation": hypotheses[0].text, "score": hypotheses[0].score}
             if translator.config.n_best > 1:
                 record["n_best"] = [
-                    {"translation": t.text, "score": t.score} for t in hypotheses if _scored(hypotheses)
+                    {"translation": t.text, "score": t.score} for t in hypotheses if _has_score(hypotheses)
                 ]
-            if details and _scored(hypotheses):
+            if details and _has_score(hypotheses):
                 record |= _details(next(scored))
             yield to_json(record)
 
-    return _answer(source, target, answer, first_line)
+    return _answer_lines(source, target, answer, first_line)
 
 
 def score_jsonl(translator: Translator, source: BinaryIO, target: BinaryIO) -> int:
-    """The model's opinion of given translations: each line, a JSON object with the fields `source` and `target`, comes
-    out again with all its fields and with `score`, `pieces`, `log_probs`, `source_pieces` and `alignment` (see
-    `Scored`). Scores and log-probabilities that are no numbers are null."""
+    """Score given translations: JSON lines, objects with the fields `source` and `target`. Returns the number of lines.
+
+    Writes each object with all its fields and with `score`, `pieces`, `log_probs`, `source_pieces` and `alignment` (see
+    `Scored`). Scores and log-probabilities that are not finite are null. Raises `UserError` as `translate_jsonl` does.
+    """
 
     def answer(lines: Sequence[str], first: int) -> Iterator[str]:
         records = list(_records(lines, first, ("source", "target"), ()))
@@ -94,13 +96,16 @@ def score_jsonl(translator: Translator, source: BinaryIO, target: BinaryIO) -> i
         for record, scored in zip(records, translator.score(*sides, first_line=first), strict=True):
             yield to_json(record | {"score": scored.score} | _details(scored))
 
-    return _answer(source, target, answer, 1)
+    return _answer_lines(source, target, answer, 1)
 
 
-def _answer(
+def _answer_lines(
     source: BinaryIO, target: BinaryIO, answer: Callable[[Sequence[str], int], Iterable[str]], first_line: int
 ) -> int:
-    """Write a line for each line; `answer(lines, number of the first)` gives them for those that arrived together."""
+    """Write a line for each line of `source`. Returns their number.
+
+    `answer(lines, number of the first line)` returns the lines to write for lines that have arrived together.
+    """
     done = broken = 0
     for lines in _chunks(source):
         if done == 0 and first_line == 1:
@@ -110,7 +115,7 @@ def _answer(
             if "\ufffd" in text and "\ufffd".encode() not in line:
                 broken += 1
                 if broken == 1:
-                    log.warning("line %d: not valid UTF-8; what cannot be read is taken as U+FFFD", number)
+                    log.warning("line %d: not valid UTF-8; invalid bytes are read as U+FFFD", number)
         for text in answer(texts, first_line + done):
             target.write(text.encode("utf-8", errors="replace") + b"\n")
         target.flush()
@@ -126,7 +131,7 @@ def _records(
     for number, line in enumerate(lines, first):
         try:
             record = read_json(line)
-            # Python reads NaN and 1e999, and would write what no other reader takes.
+            # Python reads NaN and 1e999, but no other reader of JSON accepts what it would write for them.
             json.dumps(record, allow_nan=False)
         except RepeatedKey as error:
             raise UserError(f"line {number}: {error}") from None
@@ -141,22 +146,22 @@ def _records(
         for name in (*needed, *optional):
             if not isinstance(record.get(name, ""), str):
                 raise UserError(f"line {number}: the field {name!r} must be a string")
-            if name in record:  # JSON can spell half of a character, which no tokenizer takes
+            if name in record:  # JSON can hold a lone surrogate, which no tokenizer takes
                 record[name] = record[name].encode("utf-8", errors="replace").decode()
         yield record
 
 
 def _is_record(line: str) -> bool:
-    """Whether a line is what `translate_jsonl` takes."""
+    """Whether a line is an object for `translate_jsonl`."""
     try:
         return line.startswith("{") and "source" in read_json(line)
     except (ValueError, RecursionError):
         return False
 
 
-def _scored(found: Sequence[Hypothesis]) -> bool:
-    """Whether there is a translation, with a score that is a number."""
-    return bool(found) and math.isfinite(found[0].score)
+def _has_score(hypotheses: Sequence[Hypothesis]) -> bool:
+    """Whether there is a translation with a finite score."""
+    return bool(hypotheses) and math.isfinite(hypotheses[0].score)
 
 
 def _details(scored: Scored) -> dict[str, Any]:
@@ -164,9 +169,10 @@ def _details(scored: Scored) -> dict[str, Any]:
 
 
 def _chunks(source: BinaryIO) -> Iterator[list[bytes]]:
-    """Runs of lines that arrived together. A thread reads, so that reading on never waits for a translation.
+    """Lists of lines that arrived together. A thread reads, so that reading continues during a translation.
 
-    It reads below the buffer of `source`: were it to wait while holding the buffer's lock, Python could not exit.
+    It reads from the raw stream below the buffer of `source`: if it waited for input while holding the lock of the
+    buffer, Python could not exit.
     """
     arrived: queue.Queue[bytes | None] = queue.Queue(maxsize=2 * CHUNK_LINES)
     raw = getattr(source, "raw", source)

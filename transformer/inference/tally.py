@@ -1,4 +1,4 @@
-"""How many sentences a model gave scores that are no numbers."""
+"""Counts sentences whose scores are not finite."""
 
 from __future__ import annotations
 
@@ -14,26 +14,25 @@ log = logging.getLogger("transformer")
 
 @dataclass
 class Tally:
-    """How many sentences a translator has translated or scored, blank ones not counted."""
+    """The sentences that a translator has translated or scored, without blank ones."""
 
     all: int = 0
     broken: int = 0
-    """Those whose scores are no numbers."""
+    """The number of sentences whose scores are not finite."""
 
     def count(self, scores: Sequence[float | None], first_line: int) -> None:
-        """Count sentences by their scores, None for a blank one, and warn of scores that are no numbers."""
+        """Count sentences by their scores (None for a blank sentence), and warn of scores that are not finite."""
         broken = [i for i, score in enumerate(scores) if score is not None and not math.isfinite(score)]
         self.all += sum(score is not None for score in scores)
         self.broken += len(broken)
         if broken:
             log.warning(
-                "line %d: the model's scores are no numbers, so there is no translation or score; so it is with %d of "
-                "%d lines",
+                "line %d: the model's scores are not finite, so there is no translation or score (%d of %d lines)",
                 *(first_line + broken[0], len(broken), len(scores)),
             )
 
     def refuse(self, whose: str = "") -> None:
-        """Raise `UserError`, beginning with `whose`, if there were sentences, and no score of theirs is a number."""
+        """Raise `UserError` if there were sentences and none has a finite score. The message begins with `whose`."""
         if self.all and self.broken == self.all:
             raise UserError(
                 f"{whose}no score of {self.all} sentences is a number: the parameters of this model are broken; choose "

@@ -1,4 +1,4 @@
-"""From text to text: sentences sorted by length, decoded in a few fixed shapes, put back in order."""
+"""From text to text: sentences are sorted by length, decoded in a few fixed shapes, and put back in order."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from transformer.config import EOS, PAD, DecodeConfig, UserError, check_decode, 
 from transformer.inference.batches import Batch, Batcher, on_all_devices
 from transformer.inference.beam_search import Hypotheses
 from transformer.inference.engine import Strategy, decode
-from transformer.inference.pieces import MOST_LINES, check_ids, encode, texts
+from transformer.inference.pieces import MAX_LINES, check_ids, encode, texts
 from transformer.inference.prefixes import Prefix, Prefixes
 from transformer.inference.scorer import Scored, Scorer
 from transformer.inference.strategy import beams, options, strategy
@@ -32,27 +32,28 @@ if TYPE_CHECKING:
 log = logging.getLogger("transformer")
 
 Found = tuple[list[list[int]], list[float]]
-"""Hypotheses of a sentence as pieces without eos, best first, and their scores. Where the model's log-probabilities are
-no numbers, one hypothesis without pieces, whose score is NaN."""
+"""The hypotheses of a sentence as pieces without eos, best first, and their scores. If the log-probabilities of the
+model are not finite, one hypothesis without pieces, with the score NaN."""
 
 
 class Hypothesis(NamedTuple):
-    """One hypothesis."""
+    """One translation of a sentence."""
 
     text: str
     score: float
-    """Log-probability over the length penalty; NaN, with an empty text, where the model's are no numbers."""
+    """Log-probability (nats) divided by the length penalty. NaN, with an empty text, if it is not finite."""
     tokens: list[int]
-    """Its pieces, without eos."""
+    """The ids of its pieces, without eos."""
 
 
 class Translator:
-    """Translates sentences with one model, or with several that vote. `tally` counts what it has done so far.
+    """Translates sentences with one model, or with an ensemble. `tally` counts the sentences so far.
 
-    Results do not depend on how the sentences are grouped into batches, but for rounding: of two hypotheses whose
-    scores differ in the last digits, another batch may prefer the other.
+    Results do not depend on the grouping of sentences into batches, except for rounding: of two hypotheses whose scores
+    differ in the last digits, another batch may prefer the other.
 
-    Arguments are checked as on the command line: all methods raise `UserError` (a ValueError) before they compute.
+    All methods check their arguments as the command line does: they raise `UserError` (a ValueError) before they
+    compute.
     """
 
     def __init__(
@@ -63,9 +64,9 @@ class Translator:
         config: DecodeConfig | None = None,
         others: Sequence[tuple[Model, Params]] = (),
     ):
-        """`others` are further models over the same pieces: at each step probabilities are averaged over all.
+        """`others`: further models with the same vocabulary. Each step averages the probabilities of all models.
 
-        `config.dtype` is for `load`: here parameters stay as they are (see `in_type`).
+        `config.dtype` has no effect here: only `load` converts parameters (see `in_type`).
         """
         _check_parts(params, tokenizer, others)
         self.model, self.params, self.tokenizer = model, params, tokenizer
@@ -88,14 +89,14 @@ class Translator:
             raise UserError(f"the models have vocabularies of {sorted(sizes)} pieces; an ensemble needs the same one")
         self._vocab_size = max(sizes, default=None)
         tables = [each.get(f"{side}_positions") for each in self.all_params for side in ("source", "target")]
-        # None where positions are computed, and so without end.
+        # None if positions are computed and therefore not limited.
         self._positions = min((table.shape[0] for table in tables if table is not None), default=None)
         longest = min(c.max_source_length + c.max_extra_length, c.max_length or math.inf)
         if self._positions is not None and max(c.max_source_length, longest) >= self._positions:
             raise UserError(
                 f"decode.max_source_length = {c.max_source_length} and decode.max_extra_length = {c.max_extra_length} "
-                f"allow for {max(c.max_source_length, longest) + 1} positions, but a model has learned ones for "
-                f"{self._positions} (model.max_positions); lower them"
+                f"allow for {max(c.max_source_length, longest) + 1} positions, but a model has only {self._positions} "
+                "learned positions (model.max_positions); lower them"
             )
 
     @classmethod
@@ -107,8 +108,8 @@ class Translator:
     ) -> Translator:
         """The translator of a workdir, or of several as an ensemble.
 
-        `checkpoint` as in `transformer.load`, or one for each workdir; `config` overrides the (first) workdir's own.
-        Where there are several devices, batches are laid over all of them.
+        `checkpoint`: as in `transformer.load`, or one for each workdir. `config`: by default that of the first workdir.
+        If there are several devices, the rows of a batch are cut over all of them.
         """
         if config is not None:
             check_decode(config)
@@ -124,7 +125,7 @@ class Translator:
 
     @classmethod
     def of(cls, checkpoints: Sequence[Checkpoint], config: DecodeConfig | None = None) -> Translator:
-        """The translator of a checkpoint, or of several as an ensemble; `config` as in `load`."""
+        """The translator of one checkpoint, or of several as an ensemble. `config`: as in `load`."""
         from transformer.data.tokenizer import Tokenizer
 
         if not checkpoints:
@@ -147,37 +148,37 @@ class Translator:
     def translate(
         self, sentences: Sequence[str], *, first_line: int = 1, prefixes: Sequence[str] | None = None
     ) -> list[str]:
-        """One translation, without line breaks, for each sentence; a blank one gives an empty one.
+        """One translation, without line breaks, for each sentence. The translation of a blank sentence is empty.
 
         A sentence of more than `config.max_source_length` pieces is cut, with a warning that names its line, counted
-        from `first_line`. Where the model's scores are no numbers the translation is empty; a warning names the first
-        such line and counts them. With `prefixes`, each translation begins with its own, cleaned like a source. A
-        prefix may break off anywhere, in a word, too; a space at its end says that the word has ended.
+        from `first_line`. If the model's scores are not finite, the translation is empty; a warning names the first
+        such line and counts them. `prefixes`: the beginning of each translation, cleaned like a source. A prefix may
+        end inside a word; a space at its end means that the word is complete.
         """
-        found = self.translate_n_best(sentences, first_line=first_line, prefixes=prefixes)
-        return [hypotheses[0].text if hypotheses else "" for hypotheses in found]
+        results = self.translate_n_best(sentences, first_line=first_line, prefixes=prefixes)
+        return [hypotheses[0].text if hypotheses else "" for hypotheses in results]
 
     def translate_n_best(
         self, sentences: Sequence[str], *, first_line: int = 1, prefixes: Sequence[str] | None = None
     ) -> list[list[Hypothesis]]:
-        """For each sentence up to `config.n_best` translations, best first; none for a blank one. As `translate`."""
+        """Up to `config.n_best` translations of each sentence, best first; none for a blank one. See `translate`."""
         check_integer("first_line", first_line, 1)
         pieces = self.encode(sentences, first_line)
-        begun = None
+        forced = None
         if prefixes is not None:
             prefixes = texts("prefixes", prefixes)
             if len(prefixes) != len(pieces):
-                raise UserError(f"{len(pieces)} sentences and {len(prefixes)} prefixes: give as many")
-            begun = self._prefixes.of(
-                prefixes, lambda found: self._check_lengths(found, lambda i: f"line {first_line + i}: the prefix")
+                raise UserError(f"{len(pieces)} sentences and {len(prefixes)} prefixes: give one prefix per sentence")
+            forced = self._prefixes.of(
+                prefixes, lambda pieces: self._check_lengths(pieces, lambda i: f"line {first_line + i}: the prefix")
             )
         n_best = self.config.n_best
         results: list[list[Hypothesis]] = [[] for _ in pieces]
-        for i, (tokens, scores) in self.search(pieces, prefixes=begun, first=first_line - 1):
-            # Byte pieces can spell a line break; a translation is one line.
+        for i, (tokens, scores) in self.search(pieces, prefixes=forced, first=first_line - 1):
+            # Byte pieces can spell a line break, but a translation is one line.
             lines = self.tokenizer.decode(tokens[:n_best])
-            if begun is not None:
-                lines = [self._prefixes.kept(line, begun[i]) for line in lines]
+            if forced is not None:
+                lines = [self._prefixes.kept(line, forced[i]) for line in lines]
             lines = [" ".join(line.split("\n")) for line in lines]
             results[i] = [Hypothesis(*parts) for parts in zip(lines, scores, tokens, strict=False)]
         self.tally.count([result[0].score if result else None for result in results], first_line)
@@ -185,7 +186,7 @@ class Translator:
         if nothing:
             log.warning(
                 "line %d: no translation obeys decode.banned, no_repeat_ngram and min_length together, so it stays "
-                "empty; so it is with %d of %d lines",
+                "empty (%d of %d lines)",
                 *(first_line + nothing[0], len(nothing), len(results)),
             )
         return results
@@ -195,13 +196,13 @@ class Translator:
         return Prefixes(self.tokenizer)
 
     def encode(self, sentences: Sequence[str], first_line: int | None = 1) -> list[list[int]]:
-        """Pieces of the sentences, blank ones emptied, long ones cut; with None without a warning.
+        """The pieces of each sentence, cut to `config.max_source_length`; none for a blank sentence.
 
-        Characters that no piece holds are counted in a warning.
+        Warns of cut sentences, and of characters that no piece contains. With `first_line` None it does not warn.
         """
         sentences = texts("sentences", sentences)
         if first_line is not None:
-            check_integer("first_line", first_line, 1, MOST_LINES - len(sentences))
+            check_integer("first_line", first_line, 1, MAX_LINES - len(sentences))
         if self.tokenizer is None:
             raise UserError("this translator has no tokenizer: give one, such as Tokenizer.load('tokenizer.model')")
         if self._vocab_size not in (None, self.tokenizer.vocab_size):
@@ -214,22 +215,22 @@ class Translator:
     def search(
         self, sources: Sequence[Sequence[int]], *, prefixes: Sequence[Prefix] | None = None, first: int = 0
     ) -> Iterator[tuple[int, Found]]:
-        """For each non-empty source (pieces without eos): its index and what was found.
+        """Yields (index, hypotheses) for each non-empty source, in any order. Sources are pieces without eos.
 
-        They come in an order that suits the machine. `prefixes` say what the translations begin with; `first` is the
-        number of the first sentence in the whole input, which sampling depends on.
+        `prefixes`: the beginnings of the translations. `first`: the number of the first sentence in the whole input,
+        from 0; samples depend on it.
         """
         check_ids("source", sources, self._vocab_size)
-        check_integer("first", first, 0, MOST_LINES - len(sources))
+        check_integer("first", first, 0, MAX_LINES - len(sources))
         if prefixes is not None and [type(one) for one in prefixes] != [Prefix] * len(sources):
-            raise UserError(f"{len(sources)} sources: give as many prefixes, as `Prefixes.of` makes them")
+            raise UserError(f"{len(sources)} sources: give one prefix per source, made by `Prefixes.of`")
         self._check_sources(sources)
-        how = strategy(self.config, self.tokenizer, None if prefixes is None else self._prefixes.spelling)
+        decoding = strategy(self.config, self.tokenizer, None if prefixes is None else self._prefixes.spelling)
         limits = self._limits(sources, prefixes)
         prefix_bytes = max((len(prefix.spelt) for prefix in prefixes or ()), default=0)
 
-        def work(batch: Batch, stop: threading.Event) -> list[tuple[int, Found]]:
-            # Empty rows may not search at all.
+        def decode_batch(batch: Batch, stop: threading.Event) -> list[tuple[int, Found]]:
+            # A limit of 0 excludes empty rows from the search.
             limit_B = np.zeros(batch.rows, np.int32)
             given = {"number_B": np.zeros(batch.rows, np.int32)}
             if prefixes is not None:
@@ -239,16 +240,16 @@ class Translator:
                 given["number_B"][row] = first + i
                 if prefixes is not None:
                     self._prefixes.fill(given, row, prefixes[i])
-            found = self._decode(batch.filled(sources, EOS, PAD), limit_B, how, given, stop)
-            return [(batch.indices[row], _found(hypotheses)) for row, hypotheses in found]
+            finished = self._decode(batch.filled(sources, EOS, PAD), limit_B, decoding, given, stop)
+            return [(batch.indices[row], _as_lists(hypotheses)) for row, hypotheses in finished]
 
         lengths = [n + 1 if n else 0 for n in map(len, sources)]
         batches = self.batcher.batches(lengths, self.config.max_source_length + 1)
-        for results in self.batcher.side_by_side(work, batches):
+        for results in self.batcher.side_by_side(decode_batch, batches):
             yield from results
 
     def _limits(self, sources: Sequence[Sequence[int]], prefixes: Sequence[Prefix] | None) -> list[int]:
-        """How many pieces the translation of each source may have, without eos."""
+        """The most pieces of each translation, without eos."""
         c = self.config
         limits = [len(source) + c.max_extra_length for source in sources]
         if c.max_length is not None:
@@ -261,28 +262,28 @@ class Translator:
         self,
         source_BS: np.ndarray,
         limit_B: np.ndarray,
-        how: Strategy,
+        decoding: Strategy,
         given: Mapping[str, np.ndarray],
         stop: threading.Event,
     ) -> list[tuple[int, Hypotheses]]:
-        """`engine.decode`, in parts where the whole does not fit into memory."""
+        """`engine.decode`, in parts if the whole batch does not fit into memory."""
 
         def part(rows: slice) -> list[tuple[int, Hypotheses]]:
             arrays = [x[rows] for x in (source_BS, limit_B, *given.values())]
             source, limit, *rest = self.batcher.put(*arrays)
             of_rows = dict(zip(given, rest, strict=True))
-            found = decode(self.models, self.all_params, source, limit, how, of_rows, stop)
-            return [(rows.start + row, result) for row, result in found]
+            finished = decode(self.models, self.all_params, source, limit, decoding, of_rows, stop)
+            return [(rows.start + row, result) for row, result in finished]
 
-        return [one for found in self.batcher.in_parts(part, len(source_BS)) for one in found]
+        return [row for rows in self.batcher.in_parts(part, len(source_BS)) for row in rows]
 
     def score(self, sentences: Sequence[str], translations: Sequence[str], *, first_line: int = 1) -> list[Scored]:
-        """What the model thinks of given translations (forced decoding).
+        """Score given translations (forced decoding).
 
-        The alignment is read off the cross-attention of the last layer but one (of the only one, if there is but one),
-        averaged over its heads: for each target piece the source position with the greatest weight when that piece is
-        predicted (after Garg et al. 2019, who found that layer to align best). With several models, the first aligns.
-        Of scores that are no numbers a warning tells as `translate` does.
+        The alignment comes from the cross-attention of the last layer but one (or of the only layer), averaged over its
+        heads: for each target piece, the source position with the greatest weight when that piece is predicted (Garg et
+        al. 2019 found that this layer aligns best). With several models, the alignment is that of the first. Warns of
+        scores that are not finite, as `translate` does.
         """
         check_integer("first_line", first_line, 1)
         pieces = (
@@ -290,18 +291,20 @@ class Translator:
             self.tokenizer.encode(texts("translations", translations), "target"),
         )
         if len(pieces[0]) != len(pieces[1]):
-            raise UserError(f"{len(pieces[0])} sentences and {len(pieces[1])} translations: give as many")
+            raise UserError(
+                f"{len(pieces[0])} sentences and {len(pieces[1])} translations: give one translation per sentence"
+            )
         self._check_lengths(pieces[1], lambda i: f"line {first_line + i}: the translation")
         results = self.score_pieces(*pieces)
         self.tally.count([result.score for result in results], first_line)
         return results
 
     def score_pieces(self, sources: Sequence[Sequence[int]], targets: Sequence[Sequence[int]]) -> list[Scored]:
-        """As `score`, for pieces without eos."""
+        """`score` for pieces without eos."""
         check_ids("source", sources, self._vocab_size)
         check_ids("target", targets, self._vocab_size)
         if len(sources) != len(targets):
-            raise UserError(f"{len(sources)} sources and {len(targets)} targets: give as many")
+            raise UserError(f"{len(sources)} sources and {len(targets)} targets: give one target per source")
         self._check_sources(sources)
         self._check_lengths(targets, lambda i: f"target {i}")
         scorer = Scorer(
@@ -315,14 +318,14 @@ class Translator:
         return scorer.score(sources, targets)
 
     def _check_sources(self, sources: Sequence[Sequence[int]]) -> None:
-        """Raise `UserError` where a source is longer than `encode` gives any."""
+        """Raise `UserError` if a source is longer than `config.max_source_length`."""
         longest = self.config.max_source_length
         if (most := max(map(len, sources), default=0)) > longest:
             raise UserError(f"a source has {most} pieces, and decode.max_source_length = {longest}; cut it")
 
     def _check_lengths(self, pieces: Sequence[Sequence[int]], name: Callable[[int], str]) -> None:
-        """Raise `UserError` where a translation, or its beginning, has more pieces than decoding allows for, or than
-        the model has positions for. `name(i)` says what the i-th is."""
+        """Raise `UserError` if a translation or prefix has more pieces than decoding allows, or than the model has
+        positions. `name(i)`: what to call the i-th in the message."""
         c = self.config
         most = c.max_source_length + c.max_extra_length
         for i, ids in enumerate(pieces):
@@ -338,7 +341,7 @@ class Translator:
                 )
 
 
-def _found(hypotheses: Hypotheses) -> Found:
+def _as_lists(hypotheses: Hypotheses) -> Found:
     """The hypotheses of one sentence as lists."""
     lengths = [int(n) for n in hypotheses.lengths_BM if n > 0]
     tokens = [hypotheses.tokens_BML[m, : n - 1].tolist() for m, n in enumerate(lengths)]
@@ -348,7 +351,7 @@ def _found(hypotheses: Hypotheses) -> Found:
 
 
 def _check_parts(params: Any, tokenizer: Any, others: Any) -> None:
-    """Raise `UserError` for what no translator can be made of. Without a tokenizer it can search, for pieces."""
+    """Raise `UserError` for arguments of a wrong kind. The tokenizer may be None: `search` needs only pieces."""
     if not isinstance(others, Sequence) or not all(isinstance(one, (tuple, list)) and len(one) == 2 for one in others):
         raise UserError(f"others = {shown(others)}: give pairs of a model and its parameters")
     for each in (params, *(other for _, other in others)):

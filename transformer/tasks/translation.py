@@ -35,7 +35,7 @@ from transformer.tasks.judges import JUDGED, bleu_tokenizer, check_scoring, scor
 from transformer.tasks.sets import read_sides, write_sets
 from transformer.tasks.vocabulary import inherited, vocabulary
 from transformer.training.objectives import sequences
-from transformer.training.sharding import batch_sharding, here, place
+from transformer.training.sharding import batch_sharding, gathered, put
 from transformer.training.start import check_start
 from transformer.training.step import cut
 
@@ -213,7 +213,7 @@ class Translation:
                     *(step, loss, loss + gain),
                 )
         sources, references = sources[: t.eval_sentences], references[: t.eval_sentences]
-        hypotheses = translate_shares(self._translator(here(params)), sources)
+        hypotheses = translate_shares(self._translator(gathered(params)), sources)
         scores = score(hypotheses, [references], bleu_tokenizer(self.config))
         if jax.process_index() == 0 and (doubt := spelt_otherwise(self.texts.dev_name, hypotheses, references)):
             log.warning("%s", doubt)
@@ -233,7 +233,7 @@ class Translation:
 
         def nll_and_weight(batch: dict[str, np.ndarray]) -> np.ndarray:
             rows = jax.tree.map(lambda x: x[0], cut(batch, mesh, 1))
-            _, sums = self._dev_loss(params, place(rows, batch_sharding(mesh)), None, mesh=mesh)
+            _, sums = self._dev_loss(params, put(rows, batch_sharding(mesh)), None, mesh=mesh)
             return np.array([float(sums["nll"]), float(sums["weight"])])
 
         total, growth = np.zeros(2), np.zeros(2)

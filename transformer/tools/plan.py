@@ -109,7 +109,7 @@ def decoding(config: Config, mesh: Mesh, chip: Chip, sentences: int, length: int
         _with_sharding(jax.eval_shape(partial(rounded, dtype=dtype), model.abstract_params), lambda x: replicated),
     )
     options = Options(d.beam_size, BOS, EOS, PAD, d.length_penalty, d.length_normalization)
-    shared = {"models": (model,), "over": engine.over_devices(source)}
+    shared = {"models": (model,), "over": engine.row_sharding(source)}
     begin = engine.begin.lower(
         *(params, source, limit, {"number_B": limit}, options), length=engine.size(engine.STAGE), **shared
     )
@@ -124,7 +124,7 @@ def decoding(config: Config, mesh: Mesh, chip: Chip, sentences: int, length: int
         state, lambda x: by_rows if x.ndim and engine.divides(by_rows, len(x)) else replicated
     )
     step = engine.proceed.lower(
-        params, memories, beams, engine.Strategy(options), engine.half(rows, shared["over"]), last, **shared
+        params, memories, beams, engine.Strategy(options), engine.halve_at(rows, shared["over"]), last, **shared
     )
     yield estimate(f"decoding step of {rows} sentences", step.compile, chip, mesh.size)
 

@@ -1,4 +1,4 @@
-"""The batches of a run as one process needs them: its own rows only, read ahead by threads, laid on its devices."""
+"""The batches of a run for one process: reads only the rows of its devices, ahead by threads, and puts them there."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from transformer.training.sharding import batch_sharding
 from transformer.training.step import dealt, micro_batch_rows
 from transformer.training.task import Batch, Batches
 
-# For each array its shape on all devices together, and what lies where: (first row, last row) -> values.
+# Array name -> (global shape over all devices, {(begin row, end row): values} for the devices of this process).
 HostBatch = dict[str, tuple[tuple[int, ...], dict[tuple[int, int], np.ndarray]]]
 
 
 class Feed:
-    """Reads and places batches for a mesh, cut into micro-batches of shape (micro-batches, rows, length).
+    """Reads batches and puts them on a mesh, as micro-batches of shape (micro-batches, rows, length).
 
-    Rows are dealt out to the micro-batches as by `dealt`. Empty rows are added where the mesh does not divide. What a
-    process reads depends on its devices alone, and all take the same number of batches.
+    `dealt` defines which row goes to which micro-batch. Empty rows fill up a batch that the mesh does not divide. A
+    process reads only the rows of its devices; all processes read the same number of batches.
     """
 
     def __init__(self, batches: Batches, mesh: Mesh, micro_batches: int = 1):
@@ -30,24 +30,24 @@ class Feed:
         self._mesh = mesh
 
     def read(self, step: int) -> HostBatch:
-        """The rows of this process's devices in the batch of update `step`, counted from 0."""
+        """The rows of this process in the batch of update `step`, counted from 0."""
         m, shape = self.micro_batches, self.batches.shape(step)
         host: HostBatch = {
             name: ((m, micro_batch_rows(rows, self._mesh, m), length), {}) for name, (rows, length) in shape.items()
         }
         rows = next(iter(host.values()))[0][1]
-        for begin, end in sorted(self._own(rows)):
+        for begin, end in sorted(self._row_ranges(rows)):
             part = self.batches.read(step, begin * m, end * m)
             for name, (_, parts) in host.items():
                 parts[begin, end] = dealt(part[name], m)
         return host
 
-    def _own(self, rows: int) -> set[tuple[int, int]]:
-        where = self.sharding.addressable_devices_indices_map((self.micro_batches, rows, 1))
-        return {index[1].indices(rows)[:2] for index in where.values()}
+    def _row_ranges(self, rows: int) -> set[tuple[int, int]]:
+        slices = self.sharding.addressable_devices_indices_map((self.micro_batches, rows, 1))
+        return {index[1].indices(rows)[:2] for index in slices.values()}
 
-    def place(self, host: HostBatch) -> Batch:
-        """The batch on the devices of all processes, each of which gives its own part."""
+    def put(self, host: HostBatch) -> Batch:
+        """The batch on the devices of all processes; each process puts its own rows."""
         return {
             name: jax.make_array_from_callback(
                 shape, self.sharding, lambda index, parts=parts, n=shape[1]: parts[index[1].indices(n)[:2]]
@@ -56,15 +56,15 @@ class Feed:
         }
 
     def stream(self, start: int, stop: int, prefetch: int) -> Iterator[Any]:
-        """What `read` gives for updates `start` to `stop`, made ahead by two threads."""
+        """`read(start)` .. `read(stop - 1)`, read ahead by two threads."""
         return iterate(self.read, start=start, stop=stop, threads=2, prefetch=prefetch)
 
 
 def iterate(read: Callable[[int], Any], *, start: int, stop: int, threads: int, prefetch: int) -> Any:
-    """Grain's iterator over `read(start)` .. `read(stop - 1)`, read ahead by `prefetch` batches on threads.
+    """A Grain iterator over `read(start)` .. `read(stop - 1)`, whose threads read `prefetch` batches ahead.
 
-    `get_state()` is {"next_index": step}, the update whose batch comes next for the consumer, however far the threads
-    have read; `set_state` accepts it under any number of threads. `close()` stops reading ahead.
+    `get_state()` is {"next_index": step}: the update whose batch the consumer gets next, however far the threads have
+    read. `set_state` accepts it for any number of threads. `close()` stops the threads.
     """
     import grain
 

@@ -1,4 +1,4 @@
-"""Will it fit, and does it run: micro-batches chosen for a device's memory, and a dry run of everything."""
+"""`--batch auto`: choose micro-batches that fit the memory of a device. `--dry-run`: try every part of a run once."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from transformer.checkpoint import Checkpoints
 from transformer.config import UserError, to_json
 from transformer.training.processes import gather
 from transformer.training.progress import clock
-from transformer.training.sharding import batch_sharding, make_mesh, place
+from transformer.training.sharding import batch_sharding, make_mesh, put
 from transformer.training.start import banner, initial, shown
 from transformer.training.step import Program, TrainState, bytes_needed, cut, program
 from transformer.training.task import Batches, Shape, Task
@@ -27,32 +27,32 @@ log = logging.getLogger("transformer")
 
 # Micro-batch counts that `--batch auto` tries. The last is a sentinel: no batch has so many rows.
 MICRO_BATCHES = (*range(1, 9), 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 64, 96, 128, 192, 256, 2**30)
-TOO_MUCH = 2**62  # bytes
+TOO_MUCH = 2**62  # bytes; the compiler itself ran out of memory
 
 
 def positions(shape: Shape) -> int:
-    """The positions of a batch, in all of its arrays."""
+    """The number of positions in all arrays of a batch."""
     return sum(rows * length for rows, length in shape.values())
 
 
 def extremes(batches: Batches) -> tuple[Shape, Shape]:
-    """The shapes with the most positions and with the longest rows: one of them needs the most memory."""
+    """The shape with the most positions and the shape with the longest rows: one of them needs the most memory."""
     longest = max(batches.shapes, key=lambda shape: sum(length for _, length in shape.values()))
     return max(batches.shapes, key=lambda shape: (positions(shape), *(length for _, length in shape.values()))), longest
 
 
 def accumulation(task_of: Callable[[int], Task], limit: int | None = None) -> int:
-    """The fewest micro-batches with which an update fits the memory of a device, found by compiling.
+    """The smallest number of micro-batches with which an update fits the memory of a device. It compiles each try.
 
-    `task_of(n)` is the task with n micro-batches. The limit, in bytes, is by default nine tenths of what the device
-    has. Raises `UserError` if not even the smallest micro-batches fit.
+    `task_of(n)`: the task with n micro-batches. `limit`: bytes per device, by default nine tenths of its memory. Raises
+    `UserError` if not even the smallest micro-batches fit.
     """
     limit = min(map(int, gather(str(limit or memory_of_a_device() * 9 // 10))))
-    never = UserError(
+    too_large = UserError(
         f"--batch auto: an update does not fit {limit / 2**30:.1f} GiB a device, however it is cut up; share the "
         "parameters over more devices (mesh.fsdp, mesh.tensor), or set --train.remat True"
     )
-    whole, updates_an_epoch, at_least = 0, 0, 1
+    whole_batch, updates_an_epoch, at_least = 0, 0, 1
     for count in MICRO_BATCHES:
         if count < at_least:
             continue
@@ -62,13 +62,13 @@ def accumulation(task_of: Callable[[int], Task], limit: int | None = None) -> in
         except UserError:
             if count == 1:
                 raise
-            raise never from None
+            raise too_large from None
         most = positions(extremes(batches)[0])
-        whole, updates_an_epoch = whole or most, updates_an_epoch or batches.batches_per_epoch
-        if most < 0.97 * whole or batches.batches_per_epoch > 1.03 * updates_an_epoch + 1:
-            continue  # its micro-batches, of whole rows, make up too little of the batch
-        made = program(task.objective, task.config.train, make_mesh(task.config.mesh))
-        need = memory_of_an_update(made, batches, count)
+        whole_batch, updates_an_epoch = whole_batch or most, updates_an_epoch or batches.batches_per_epoch
+        if most < 0.97 * whole_batch or batches.batches_per_epoch > 1.03 * updates_an_epoch + 1:
+            continue  # micro-batches of whole rows would make the batch too small
+        update_program = program(task.objective, task.config.train, make_mesh(task.config.mesh))
+        need = memory_of_an_update(update_program, batches, count)
         fits = need <= limit
         memory = f"{need / 2**30:.2f} of" if need < TOO_MUCH else "more than"
         log.info(
@@ -77,22 +77,22 @@ def accumulation(task_of: Callable[[int], Task], limit: int | None = None) -> in
         )
         if fits:
             return count
-        # All but the state shrinks with the micro-batches at most: fewer of them than this need not be tried.
-        state = bytes_of(made.abstract)
+        # The state stays the same, and the rest shrinks at most in proportion: smaller counts cannot fit.
+        state = bytes_of(update_program.abstract)
         if state >= limit:
-            raise never
+            raise too_large
         if need < TOO_MUCH:
             at_least = math.ceil(count * (need - state) / (limit - state))
     raise AssertionError("no batch can be cut into so many")
 
 
-def memory_of_an_update(made: Program, batches: Batches, micro_batches: int) -> int:
-    """Bytes that the largest update takes on a device; `TOO_MUCH` where the compiler refuses it."""
+def memory_of_an_update(update_program: Program, batches: Batches, micro_batches: int) -> int:
+    """Bytes that the largest update needs on a device; `TOO_MUCH` if the compiler runs out of memory."""
     largest, longest = extremes(batches)
     shapes = [largest] if largest == longest else [largest, longest]
     try:
-        need = max(bytes_needed(made.compile(shape, micro_batches)) for shape in shapes)
-    except jax.errors.JaxRuntimeError as error:  # the compiler itself finds out on some devices
+        need = max(bytes_needed(update_program.compile(shape, micro_batches)) for shape in shapes)
+    except jax.errors.JaxRuntimeError as error:  # on some devices, compiling already fails
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         need = TOO_MUCH
@@ -105,50 +105,52 @@ def memory_of_an_update(made: Program, batches: Batches, micro_batches: int) -> 
 
 
 def bytes_of(abstract: TrainState) -> int:
-    """Bytes of a state on each device."""
+    """Bytes that a state takes on each device."""
     leaves = jax.tree.leaves(abstract)
     return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in leaves)
 
 
 def memory_of_a_device() -> int:
-    """Bytes that one device has for us."""
+    """Bytes that this program may use on one device."""
     device = jax.local_devices()[0]
     stats = device.memory_stats()
     if stats and "bytes_limit" in stats:
         return stats["bytes_limit"]
     limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
-    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):  # of a container
+    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):  # a container's limits
         with contextlib.suppress(OSError, ValueError):
             limits.append(int(Path(path).read_text()))
     return min(limits) // jax.local_device_count()
 
 
 def dry_run(task: Task, workdir: str) -> None:
-    """Do everything once: compile the largest shapes, update, save, restore, decode. Log what a run would take."""
+    """Try every part of a run once: compile the largest shapes, update, save, restore, decode. Log time and memory."""
     batches, train = task.batches(), task.config.train
-    made = program(task.objective, train, make_mesh(task.config.mesh))
-    banner(task, batches, made)
+    update_program = program(task.objective, train, make_mesh(task.config.mesh))
+    banner(task, batches, update_program)
     largest, longest = extremes(batches)
     for shape in [largest] if largest == longest else [longest, largest]:
         began = time.monotonic()
-        update = made.compile(shape, train.accumulate)
+        update = update_program.compile(shape, train.accumulate)
         log.info("compiled    %s in %s", shown(shape), clock(time.monotonic() - began))
         log.info("memory      %.2f GiB a device for this update", bytes_needed(update) / 2**30)
     filled = {name: np.full(size, 3, np.int32) for name, size in largest.items()}
-    batch = place(cut(filled, made.mesh, train.accumulate), batch_sharding(made.mesh, micro_batches=True))
-    state = initial(task.config, made)
+    batch = put(
+        cut(filled, update_program.mesh, train.accumulate), batch_sharding(update_program.mesh, micro_batches=True)
+    )
+    state = initial(task.config, update_program)
     began = time.monotonic()
     state, metrics = update(state, batch)
     loss = float(metrics["loss"])
     seconds = time.monotonic() - began
     log.info("update 1    loss %.3f in %.2f s", loss, seconds)
-    task.sample(saved_and_restored(task, made, state).params)
+    task.sample(saved_and_restored(task, update_program, state).params)
     log.info("estimate    %s for %s updates, evaluation not counted", clock(seconds * train.steps), f"{train.steps:,}")
     log.info("dry run done; %s was not touched", workdir)
 
 
-def saved_and_restored(task: Task, made: Program, state: TrainState) -> TrainState:
-    """The state as a checkpoint in a temporary folder gives it back."""
+def saved_and_restored(task: Task, update_program: Program, state: TrainState) -> TrainState:
+    """Save the state as a checkpoint in a temporary folder, and return the restored state."""
     with tempfile.TemporaryDirectory(prefix="transformer-dry-run-") as folder:
         checkpoints = Checkpoints(folder)
         items = {"params": state.params, "optimizer": state.optimizer}
@@ -156,7 +158,7 @@ def saved_and_restored(task: Task, made: Program, state: TrainState) -> TrainSta
         progress = {"step": 1, "vocab_size": task.objective.model.config.vocab_size}
         checkpoints.save(1, items, progress=progress, files=files)
         checkpoints.wait()
-        abstract = {"params": made.abstract.params, "optimizer": made.abstract.optimizer}
+        abstract = {"params": update_program.abstract.params, "optimizer": update_program.abstract.optimizer}
         restored = checkpoints.at(1).restore(abstract)
         log.info("checkpoint  saved and restored")
     return TrainState(state.step, **restored)

@@ -1,8 +1,8 @@
-"""Arithmetic of an update: the products of matrices that the model is made of, and chips' peak rates.
+"""Model FLOPs of an update, and the peak rates of devices.
 
-Model FLOPs as Chowdhery et al. 2022 (PaLM, appendix B) count them: what rematerialisation computes again does not
-count; padding does, and so does attention to masked positions, also those of other sentences in a packed row. A
-product of (m, k) and (k, n) is 2 m k n.
+The count follows Chowdhery et al. 2022 (PaLM, appendix B). It includes matrix products only: 2 m k n FLOPs for (m, k)
+times (k, n). It includes padding, and attention to masked positions, such as those of other sentences in a packed row.
+It does not include what rematerialisation computes again.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import jax
 
 from transformer.config import ModelConfig
 
-# bfloat16 FLOP/s of one device, by the name that JAX gives it: the makers' data sheets, without sparsity.
+# Device name in JAX -> dense bfloat16 FLOP/s of one device, from the data sheets of the makers.
 PEAKS = {
     r"TPU v4": 275e12,
     r"TPU v5( lite|e)": 197e12,
@@ -27,18 +27,18 @@ PEAKS = {
 
 
 def update_flops(config: ModelConfig, rows: int, encoded: int, decoded: int) -> float:
-    """FLOPs of one update on `rows` rows of `encoded` positions in the encoder and `decoded` in the decoder.
+    """FLOPs of one update on `rows` rows with `encoded` positions in the encoder and `decoded` in the decoder.
 
-    That is three times the forward pass.
+    The backward pass counts as two forward passes.
     """
     c = config
     queries, heads = 2 * c.d_model * c.heads * c.key_size, c.heads * (c.key_size + c.value_size)
 
     def attention(kind: str, layers: int, positions: int, keys: int) -> float:
-        own = c.attention(kind)
+        options = c.attention(kind)
         project = positions * (queries + 2 * c.heads * c.value_size * c.d_model)
-        made = -(-layers // own.kv_sharing) * keys * 2 * c.d_model * own.kv_heads * (c.key_size + c.value_size)
-        return layers * (project + positions * keys * 2 * heads) + made
+        kv = -(-layers // options.kv_sharing) * keys * 2 * c.d_model * options.kv_heads * (c.key_size + c.value_size)
+        return layers * (project + positions * keys * 2 * heads) + kv
 
     feed_forward = 4 * c.d_model * c.d_ff
     encoder = attention("encoder", c.encoder_layers, encoded, encoded) + c.encoder_layers * encoded * feed_forward
@@ -48,5 +48,5 @@ def update_flops(config: ModelConfig, rows: int, encoded: int, decoded: int) -> 
 
 
 def peak(device: jax.Device) -> float | None:
-    """The device's bfloat16 FLOP/s, if it is known."""
+    """The peak bfloat16 FLOP/s of a device; None if it is not in `PEAKS`."""
     return next((rate for name, rate in PEAKS.items() if re.fullmatch(name, device.device_kind)), None)

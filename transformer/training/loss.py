@@ -1,10 +1,10 @@
-"""Cross-entropy with label smoothing (paper §5.4), as sums and weights that are divided once, at the very end.
+"""Cross-entropy with label smoothing (paper §5.4), as sums that the caller divides by the sum of weights.
 
-Logits are made here, a few positions at a time, and each part's share of the gradient at once: an array of all
-positions by all pieces, the largest of a training step by far, never exists.
+The positions are processed in parts. Each part computes its logits and its share of the gradient together. So the
+array of all logits (B, T, V), by far the largest of a training step, never exists.
 
-Shapes: B batch, T positions, D model, V vocabulary, W ways in which rows are cut over devices, X positions of a part
-on one of them.
+Shapes: B batch, T positions, D model, V vocabulary, W ways (the groups of devices that rows are cut over), X positions
+of a part on one of the ways.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from transformer.model.products import einsum
-from transformer.training.sharding import BATCH_AXES, Copies, batch_ways, lie
+from transformer.training.sharding import BATCH_AXES, Copies, batch_ways, constrain
 
-PARTS = 8  # at most; as many as divide T
+PARTS = 8  # the most parts; the number of parts also divides T
 
 
 class _Options(NamedTuple):
@@ -36,8 +36,8 @@ class _Options(NamedTuple):
         return batch_ways(self.mesh)
 
     def table(self, table_WVD: Array, dtype: jnp.dtype) -> Array:
-        """The table as the products take it: of their type, once for all parts."""
-        return lie(table_WVD.astype(dtype), self.mesh, P(BATCH_AXES, "tensor"))
+        """The table cast to the type of the products, once for all parts."""
+        return constrain(table_WVD.astype(dtype), self.mesh, P(BATCH_AXES, "tensor"))
 
 
 @jax.named_scope("cross_entropy")
@@ -51,13 +51,12 @@ def cross_entropy(
     smoothing: float = 0.0,
     parts: int = PARTS,
 ) -> tuple[Array, Array]:
-    """Sums over all positions, in nats: the smoothed loss, and the negative log-likelihood of the labels.
+    """The smoothed loss and the negative log-likelihood of the labels: weighted sums over all positions, in nats.
 
     The logits are x_BTD table_VD^T, plus bias_V if given, in float32. The smoothed distribution is
     1 - smoothing on the label plus smoothing / V on each of the V pieces, the label included (Szegedy et al. 2016,
-    §7). Differentiable in x, table and bias, through the first sum only. `parts` bounds how many parts the positions
-    are taken in. Where the rows are laid over the devices of a mesh the table comes as `Copies` on it, and B is a
-    multiple of their number.
+    §7). Only the first sum is differentiable, in x, table and bias. `parts`: the largest number of parts. If rows are
+    cut over the devices of a mesh, `table` must be `Copies` on that mesh, and B a multiple of the number of copies.
     """
     copies = table if isinstance(table, Copies) else Copies(table[None], None)
     options = _Options(smoothing, math.gcd(x_BTD.shape[1], parts), copies.mesh)
@@ -66,7 +65,7 @@ def cross_entropy(
 
 
 def _parts(options: _Options, array: Array) -> Array:
-    """(B, T, ...) as (parts, ways, B / ways * T / parts, ...): along T, so that rows stay where they lie."""
+    """(B, T, ...) as (parts, W, B / W * T / parts, ...). Parts are cut along T, so that rows stay on their devices."""
     B, T, *rest = array.shape
     n, W = options.parts, options.ways
     parts = (
@@ -74,13 +73,13 @@ def _parts(options: _Options, array: Array) -> Array:
         .transpose(2, 0, 1, 3, *range(4, array.ndim + 2))
         .reshape(n, W, -1, *rest)
     )
-    return lie(parts, options.mesh, P(None, BATCH_AXES))
+    return constrain(parts, options.mesh, P(None, BATCH_AXES))
 
 
 def _part(
     smoothing: float, x_XD: Array, table_VD: Array, bias_V: Array | None, label_X: Array, weights_X: Array
 ) -> tuple:
-    """The two sums of a part, and what its gradient takes: logits and their log-sum-exp.
+    """The two sums of a part, and for its gradient the logits and their log-sum-exp.
 
     With lse = log sum exp of the logits, the cross-entropy with the smoothed distribution is
     lse - (1 - smoothing) * logit[label] - smoothing * mean(logits).
@@ -101,22 +100,22 @@ def _summed(
 ) -> tuple:
     table_WVD = options.table(table_WVD, x_BTD.dtype)
 
-    def own(table_VD: Array, x_XD: Array, label_X: Array, weights_X: Array) -> tuple[Array, Array]:
+    def part_sums(table_VD: Array, x_XD: Array, label_X: Array, weights_X: Array) -> tuple[Array, Array]:
         return _part(options.smoothing, x_XD, table_VD, bias_V, label_X, weights_X)[:2]
 
     def add(sums: tuple, part: tuple) -> tuple[tuple, None]:
-        return jax.tree.map(jnp.add, sums, _each_way(own, options.ways)(table_WVD, *part)), None
+        return jax.tree.map(jnp.add, sums, _over_ways(part_sums, options.ways)(table_WVD, *part)), None
 
     parts = tuple(_parts(options, array) for array in (x_BTD, label_BT, weights_BT))
     sums, _ = jax.lax.scan(add, (jnp.zeros(options.ways),) * 2, parts)
     return tuple(jnp.sum(one) for one in sums)
 
 
-def _each_way(own: Callable, ways: int) -> Callable:
-    """`own` over a leading axis of so many; with one alone, whose products then have two dimensions, by itself."""
+def _over_ways(function: Callable, ways: int) -> Callable:
+    """Map `function` over a leading axis of size `ways`. A single way is not mapped, so its products stay 2-D."""
     if ways > 1:
-        return jax.vmap(own)
-    return lambda *arrays: jax.tree.map(lambda x: x[None], own(*(array[0] for array in arrays)))
+        return jax.vmap(function)
+    return lambda *arrays: jax.tree.map(lambda x: x[None], function(*(array[0] for array in arrays)))
 
 
 def _forward(
@@ -126,10 +125,10 @@ def _forward(
     V, dtype = table_WVD.shape[1], table_WVD.dtype
     table_WVD = options.table(table_WVD, x_BTD.dtype)
 
-    def own(table_VD: Array, x_XD: Array, label_X: Array, weights_X: Array) -> tuple:
+    def part_gradients(table_VD: Array, x_XD: Array, label_X: Array, weights_X: Array) -> tuple:
         loss, nll, logits_XV, lse_X = _part(smoothing, x_XD, table_VD, bias_V, label_X, weights_X)
-        # The softmax minus the smoothed distribution. A comparison fuses into the pass; a gather's own gradient would
-        # be a scatter.
+        # The softmax minus the smoothed distribution. The comparison fuses with the rest; a gather would have a
+        # scatter as its gradient.
         smoothed_XV = jnp.where(jnp.arange(V) == label_X[:, None], 1 - smoothing, 0.0) + smoothing / V
         dlogits_XV = (jnp.exp(logits_XV - lse_X[:, None]) - smoothed_XV) * weights_X[:, None]
         dbias_V = None if bias_V is None else jnp.sum(dlogits_XV, axis=0)
@@ -138,9 +137,9 @@ def _forward(
         return loss, nll, dbias_V, einsum("XV,XD->VD", dlogits_XV, x_XD), dx_XD
 
     def add(sums: tuple, part: tuple) -> tuple[tuple, Array]:
-        *more, dx_WXD = _each_way(own, W)(table_WVD, *part)
+        *more, dx_WXD = _over_ways(part_gradients, W)(table_WVD, *part)
         *sums, dtable_WVD = jax.tree.map(jnp.add, sums, tuple(more))
-        return (*sums, lie(dtable_WVD, options.mesh, P(BATCH_AXES, "tensor"))), dx_WXD
+        return (*sums, constrain(dtable_WVD, options.mesh, P(BATCH_AXES, "tensor"))), dx_WXD
 
     parts = tuple(_parts(options, array) for array in (x_BTD, label_BT, weights_BT))
     no_bias = None if bias_V is None else jnp.zeros((W, V))

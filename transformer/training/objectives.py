@@ -1,4 +1,4 @@
-"""What is minimised, for each kind of batch."""
+"""The objectives: a model and the loss that training minimises, for each kind of batch."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from transformer.config import BOS, EOS, PAD, TrainConfig
 from transformer.model import Model, Params, Run, fold
 from transformer.training.flops import update_flops
 from transformer.training.loss import cross_entropy
-from transformer.training.sharding import in_use, lie
+from transformer.training.sharding import constrain, with_table_copies
 from transformer.training.task import Batch, Objective, Shape
 
 
 def sequences(model: Model, train: TrainConfig, *, packing: bool = False) -> Objective:
-    """Label-smoothed cross-entropy of each target token, given the source and the tokens before (paper §5.4).
+    """Label-smoothed cross-entropy of each target token, given the source and the target tokens before it (paper §5.4).
 
-    A batch holds "source" and "target": int32 (rows, length), each sentence with EOS, no BOS, PAD at the end. With
-    `packing` a row holds several sentences, as many on either side. "tokens" counts both sides.
+    A batch holds "source" and "target": int32 (rows, length). Each sentence ends with EOS and has no BOS; PAD fills the
+    row. With `packing`, a row holds several sentences, the same number in source and target. "tokens" counts both.
     """
 
     def loss(params: Params, batch: Batch, key: Array | None, *, mesh: Mesh | None = None) -> Any:
@@ -35,7 +35,7 @@ def sequences(model: Model, train: TrainConfig, *, packing: bool = False) -> Obj
             packed_source = {"positions_BS": places_BS, "segments_BS": numbers_BS}
             packed_target = {"positions_BT": places_BT, "segments_BT": numbers_BT}
         weights_BT = (target_BT != PAD).astype(jnp.float32)
-        module, run = model.bind(in_use(params, mesh)), Run(train.remat, partial(lie, mesh=mesh))
+        module, run = model.bind(with_table_copies(params, mesh)), Run(train.remat, partial(constrain, mesh=mesh))
         memory = module.encode(source_BS, key=fold(key, 0), run=run, **packed_source)
         x_BTD, _, _ = module.hidden(before_BT, memory, key=fold(key, 1), run=run, **packed_target)
         bias_V = None if module.output_bias is None else module.output_bias[...]
@@ -52,9 +52,9 @@ def sequences(model: Model, train: TrainConfig, *, packing: bool = False) -> Obj
 
 
 def sentences(tokens_BT: Array) -> tuple[Array, Array]:
-    """The position of each token in its sentence, and the number of that sentence in the row, both from 0.
+    """For each token of a packed row: its position in its sentence, and the number of the sentence. Both count from 0.
 
-    A sentence ends with its EOS, so the tokens of a packed row tell it themselves.
+    EOS marks the end of each sentence.
     """
     begins_BT = jnp.pad(tokens_BT[:, :-1] == EOS, ((0, 0), (1, 0)))
     t_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1]), tokens_BT.shape)

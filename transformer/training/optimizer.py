@@ -22,7 +22,7 @@ def learning_rate(step: Array | int, *, d_model: int, warmup_steps: int, peak: f
 
 
 def optimizer(config: TrainConfig, d_model: int) -> optax.GradientTransformation:
-    """Adam under that schedule. Optax counts updates from 0 and the paper from 1, hence the + 1."""
+    """Adam with that schedule. Optax counts updates from 0 and the paper from 1, hence the + 1."""
 
     def schedule(count: Array) -> Array:
         return learning_rate(

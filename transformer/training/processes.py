@@ -1,6 +1,7 @@
-"""Several processes that work on one model, each on its own devices: who does what alone, and what all must agree on.
+"""Several processes that train or evaluate one model, each on its own devices: start, order, agreement, failure.
 
-They talk through JAX's coordination service, which process 0 runs. For a single process all of this is nothing.
+They exchange short texts through JAX's coordination service, which process 0 runs. With a single process, these
+functions do nothing.
 """
 
 from __future__ import annotations
@@ -25,84 +26,85 @@ from transformer.streams import one_line, tell
 log = logging.getLogger("transformer")
 
 WAIT = 3_600.0  # seconds that a process waits for another one
-HEARTBEAT = 20  # seconds of silence after which a process is given up
-LOST = 75  # the exit code of a process that has lost the others: to be started again
-# What JAX's errors say when another process is gone.
-_OF_COLLECTIVES = ("Gloo", "gloo", "NCCL")
-_OF_OTHERS = (
-    *_OF_COLLECTIVES,
+HEARTBEAT = 20  # seconds without a sign of life after which a process counts as lost
+LOST = 75  # exit code of a process that has lost another one; the job can be started again
+# Words in JAX's errors when another process is gone.
+_COLLECTIVE_WORDS = ("Gloo", "gloo", "NCCL")
+_LOST_WORDS = (
+    *_COLLECTIVE_WORDS,
     *("UNAVAILABLE", "DEADLINE_EXCEEDED", "CANCELLED", "ABORTED", "oordination", "onnection"),
 )
-_REMIND = 60.0  # seconds between two lines that say so
-_CHUNK = 1 << 20  # characters of a message: a service takes no more than a few million bytes at once
-_meetings = itertools.count()  # in step everywhere, as all processes run the same program
-_said: list[str] = []  # keys of this process's last messages
+_REMIND_EVERY = 60.0  # seconds between two warnings that a process is waiting
+_CHUNK = 1 << 20  # characters of a message part; the service takes at most a few million bytes at once
+_rounds = itertools.count()  # equal in all processes, because all run the same program
+_published: list[str] = []  # keys of the last message of this process
 
 
 def start(coordinator: str | None = None, process: str | None = None) -> None:
-    """Join the other processes: those of a SLURM, Cloud TPU, GKE or Open MPI job, or those that `process`, such as
-    '0/4', numbers, meeting at process 0's `coordinator`, such as '10.0.0.1:1234'. Before JAX is used at all.
+    """Connect to the other processes of this job. Call it before any other use of JAX.
 
-    Without either this process is alone. Raises `UserError` for wrong options, or if the others can't be met.
+    `process`: the number of this process and of all, such as '0/4'. `coordinator`: the address of process 0, such as
+    '10.0.0.1:1234'. Without the two, the processes of a SLURM, Cloud TPU, GKE or Open MPI job are found; without such a
+    job, this process is alone. Raises `UserError` for wrong options, or if the processes do not connect.
     """
     if (coordinator is None) != (process is None):
         raise UserError("--coordinator HOST:PORT and --process I/N go together; leave both out for a single process")
-    given: dict[str, Any] = {}
+    options: dict[str, Any] = {}
     if coordinator is not None and process is not None:
         index, number = map(whole_number, process.partition("/")[::2])
         if index is None or number is None or not index < number:
             raise UserError(f"--process {process}: give it as I/N, such as 0/2 for the first of two")
         if whole_number(coordinator.rpartition(":")[2]) is None or ":" not in coordinator:
             raise UserError(f"--coordinator {coordinator}: give it as HOST:PORT, the same for all processes")
-        given = {
+        options = {
             "coordinator_address": coordinator,
             "num_processes": number,
             "process_id": index,
             "cluster_detection_method": "deactivate",
         }
     sizes = [os.environ.get(name) for name in ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE")]
-    if given.get("num_processes") == 1 or (not given and "1" in sizes):
+    if options.get("num_processes") == 1 or (not options and "1" in sizes):
         return
-    # SIGTERM is for `stopping` to hear.
+    # `stopping` handles SIGTERM.
     jax.config.update("jax_enable_preemption_service", False)
     try:
-        with _told_of_losses():
-            jax.distributed.initialize(**given, heartbeat_timeout_seconds=HEARTBEAT)
-    except Exception as error:  # what finds a job out raises what it likes
+        with _report_lost_processes():
+            jax.distributed.initialize(**options, heartbeat_timeout_seconds=HEARTBEAT)
+    except Exception as error:  # detecting a job may raise anything
         reason = " ".join(str(error).split())
-        if not given and ("coordinator_address should be defined" in reason or "must be called before" in reason):
-            return  # no job of several processes; or called from a program that uses JAX already, alone
+        if not options and ("coordinator_address should be defined" in reason or "must be called before" in reason):
+            return  # there is no job of several processes, or the caller, a single process, has already used JAX
         raise UserError(
-            f"the processes of this job did not meet ({type(error).__name__}: {reason[:200]}); start all of them, and "
-            "anew; or say that this one is alone: --process 0/1 --coordinator localhost:1"
+            f"the processes of this job did not connect ({type(error).__name__}: {reason[:200]}); start all of them "
+            "again, or run this one alone: --process 0/1 --coordinator localhost:1"
         ) from None
     if jax.process_index():
-        log.setLevel(logging.WARNING)  # process 0 tells for all
+        log.setLevel(logging.WARNING)  # only process 0 logs information
         for handler in log.handlers:
-            handler.addFilter(_number)
+            handler.addFilter(_add_process_number)
 
 
-class Waited(UserError):
-    """Another process took too long. Who says so can't wait for what the others say to it."""
+class TimedOut(UserError):
+    """Another process took too long. `all_or_none` raises it at once, without waiting for the others again."""
 
 
 @contextlib.contextmanager
-def _told_of_losses() -> Iterator[None]:
-    """A block that joins the others: who loses one of them later ends with a line of ours, and with `LOST`.
+def _report_lost_processes() -> Iterator[None]:
+    """In this block the process connects. If it loses another process later, it ends with our message and code `LOST`.
 
-    JAX notices, in threads that Python does not hold up, and then ends the process natively. It offers a callback, but
-    shows that nowhere, and in the versions at hand fails to call it and aborts instead: so both are caught.
+    JAX detects the loss in native threads and then ends the process. It has a callback for it, which is not public.
+    Known versions fail to call it and abort instead, so this function handles both, the callback and SIGABRT.
     """
     try:
         from jax._src.lib import _jax
 
-        whole = _jax.get_distributed_runtime_client
-    except (ImportError, AttributeError):  # then it ends as JAX sees fit
+        original = _jax.get_distributed_runtime_client
+    except (ImportError, AttributeError):  # another version of JAX: the process ends with JAX's own message
         yield
         return
 
-    def client(*given: Any, **options: Any) -> Any:
-        return whole(*given, **options, missed_heartbeat_callback=_lost)
+    def client(*arguments: Any, **options: Any) -> Any:
+        return original(*arguments, **options, missed_heartbeat_callback=_lost)
 
     _jax.get_distributed_runtime_client = client
     try:
@@ -110,7 +112,7 @@ def _told_of_losses() -> Iterator[None]:
         if sys.platform == "linux":
             ctypes.CDLL(None).signal(signal.SIGABRT, _aborted)
     finally:
-        _jax.get_distributed_runtime_client = whole
+        _jax.get_distributed_runtime_client = original
 
 
 def _lost(*reason: Any) -> None:
@@ -126,54 +128,55 @@ _aborted = ctypes.CFUNCTYPE(None, ctypes.c_int)(_lost)
 
 
 @contextlib.contextmanager
-def together() -> Iterator[None]:
-    """A block of work that several processes share, for errors that only one of them has.
+def fail_fast() -> Iterator[None]:
+    """A block of work that several processes share. Ends a process that fails alone, instead of waiting for the others.
 
-    Where a collective fails as another process has ended, that is what is told, once JAX knows. An error that the
-    others were not told of ends this process without waiting for them; they find it gone.
+    A `UserError` that the other processes do not have ends this process at once; the others then detect its loss. If a
+    collective fails because another process has ended, the block waits for JAX to report that loss.
     """
     try:
         yield
     except UserError as error:
-        if count() > 1 and not getattr(error, "told", False):
+        if count() > 1 and not getattr(error, "shared", False):
             print("error:", one_line(error), file=sys.stderr, flush=True)
-            # Where all have the same error each shall end with it, and not with the loss of process 0, who goes last.
+            # All may have the same error. Process 0 ends last, so that each ends with it and not with a lost process 0.
             time.sleep(1 if jax.process_index() else 4)
             os._exit(2)
         raise
     except (RuntimeError, ValueError) as error:
-        # A collective that fails while it is dispatched raises ValueError.
-        words = _OF_OTHERS if isinstance(error, RuntimeError) else _OF_COLLECTIVES
+        # A collective that fails during its dispatch raises ValueError.
+        words = _LOST_WORDS if isinstance(error, RuntimeError) else _COLLECTIVE_WORDS
         if count() > 1 and any(word in str(error) for word in words):
-            log.warning("the other processes no longer answer; waiting for what became of them")
+            log.warning("the other processes no longer answer; waiting for JAX to report which are lost")
             time.sleep(2 * HEARTBEAT)
         raise
 
 
-def _number(record: logging.LogRecord) -> bool:
+def _add_process_number(record: logging.LogRecord) -> bool:
     record.msg = f"process {jax.process_index()}: {record.msg}"
     return True
 
 
 def count() -> int:
-    """How many processes there are. Unlike `jax.process_count` it does not wake JAX's devices up where there is one."""
+    """The number of processes. Unlike `jax.process_count`, it does not initialise the devices of a single process."""
     return jax.process_count() if jax.distributed.is_initialized() else 1
 
 
 def first() -> bool:
-    """Whether this is process 0, which alone writes to the workdir and tells how it goes."""
+    """Whether this is process 0, the only one that writes to the workdir and logs progress."""
     return count() == 1 or jax.process_index() == 0
 
 
 @contextlib.contextmanager
 def in_turn(what: str, timeout: float | None = None) -> Iterator[None]:
-    """The block runs in process 0 first, and in all others once it is done there.
+    """Run the block in process 0 first, and then in all other processes.
 
-    So what it leaves in a folder that all can see is made once; who can't see it makes its own. If it fails in one of
-    them all raise `UserError`; who waits for another longer than `timeout` seconds (default: `WAIT`) raises it alone.
+    So process 0 makes the files of a shared folder once; a process that does not share the folder makes its own.
+    `what`: the name of these files. If the block fails in one process, all raise `UserError`. A process that waits for
+    another one longer than `timeout` seconds (default: `WAIT`) raises `TimedOut` alone.
     """
     with all_or_none(timeout):
-        key = f"transformer/turn/{next(_meetings)}"
+        key = f"transformer/turn/{next(_rounds)}"
         if count() == 1:
             yield
         elif first():
@@ -186,90 +189,90 @@ def in_turn(what: str, timeout: float | None = None) -> Iterator[None]:
         elif _get(key, f"process 0 to make {what}", timeout) == "done":
             yield
         else:
-            raise UserError("")  # what failed there comes with what all tell each other at the end
+            raise UserError("")  # `all_or_none` replaces it with the error of process 0
 
 
 @contextlib.contextmanager
 def all_or_none(timeout: float | None = None) -> Iterator[None]:
-    """If the block raises `UserError` in some of the processes, all raise it behind the block: none goes on alone.
+    """If the block raises `UserError` in one process, every process raises `UserError` after it.
 
-    There each waits for the others for `timeout` seconds at most (default: `WAIT`).
+    After the block, each process waits for the others for at most `timeout` seconds (default: `WAIT`).
     """
     failure = None
     try:
         yield
-    except Waited:
+    except TimedOut:
         raise
     except UserError as error:
         failure = str(error)
         if count() == 1:
             raise
     except BaseException as error:
-        if count() > 1:  # the others shall not wait for this one
-            _say(f"transformer/gather/{next(_meetings)}", json.dumps(f"{type(error).__name__}: {error}"))
+        if count() > 1:  # so that the others do not wait for this process
+            _publish(f"transformer/gather/{next(_rounds)}", json.dumps(f"{type(error).__name__}: {error}"))
         raise
-    told = [json.loads(one) for one in gather(json.dumps(failure), timeout)]
-    for index, other in enumerate(told):
+    failures = [json.loads(text) for text in gather(json.dumps(failure), timeout)]
+    for index, other in enumerate(failures):
         if failure or other:
-            raise _told(failure or f"process {index} had to stop: {other}")
+            raise _shared_error(failure or f"process {index} had to stop: {other}")
 
 
-def _told(message: str) -> UserError:
+def _shared_error(message: str) -> UserError:
     """An error that all processes raise."""
     error = UserError(message)
-    error.told = True
+    error.shared = True
     return error
 
 
 def gather(text: str, timeout: float | None = None) -> list[str]:
-    """The texts of all processes, in their order; each must call this at the same point.
+    """The texts of all processes, in the order of their numbers. Every process must call this at the same point.
 
-    Raises `Waited` if one of them does not come within `timeout` seconds (default: `WAIT`).
+    Raises `TimedOut` if the text of a process takes longer than `timeout` seconds (default: `WAIT`).
     """
     n = count()
     if n == 1:
         return [text]
-    key = f"transformer/gather/{next(_meetings)}"
-    said = _say(key, text)
+    key = f"transformer/gather/{next(_rounds)}"
+    keys = _publish(key, text)
     texts = []
     for index in range(n):
-        whole = ""
+        message = ""
         for part in itertools.count():
             left, _, content = _get(f"{key}/{index}/{part}", f"process {index}", timeout).partition(" ")
-            whole += content
+            message += content
             if left == "0":
                 break
-        texts.append(whole)
-    # All have come here, so all have read what was said the time before.
-    for name in _said:
+        texts.append(message)
+    # All processes have published this round, so all have read the round before: its messages can be deleted.
+    for name in _published:
         _client().key_value_delete(name)
-    _said[:] = said
+    _published[:] = keys
     return texts
 
 
-def _say(key: str, text: str) -> list[str]:
-    """Tell the others, in as many parts as it takes; the keys of these."""
+def _publish(key: str, text: str) -> list[str]:
+    """Publish a text for the other processes, in parts of `_CHUNK` characters. Returns the keys of the parts."""
     parts = -(-len(text) // _CHUNK) or 1
-    said = [f"{key}/{jax.process_index()}/{part}" for part in range(parts)]
-    for part, name in enumerate(said):
+    keys = [f"{key}/{jax.process_index()}/{part}" for part in range(parts)]
+    for part, name in enumerate(keys):
         _set(name, f"{parts - part - 1} {text[part * _CHUNK : (part + 1) * _CHUNK]}")
-    return said
+    return keys
 
 
 def agree(values: Mapping[str, Any]) -> None:
-    """Raise `UserError`, in all processes, naming what is not the same in each."""
-    told = [json.loads(one) for one in gather(json.dumps(dict(values)))]
-    for index, other in enumerate(told):
-        for name, value in told[0].items():
+    """Raise `UserError` in all processes if a value differs between them. The message names the first such value."""
+    gathered = [json.loads(text) for text in gather(json.dumps(dict(values)))]
+    for index, other in enumerate(gathered):
+        for name, value in gathered[0].items():
             if other.get(name) != value:
-                raise _told(
+                raise _shared_error(
                     f"{name} is {other.get(name)!r} in process {index} and {value!r} in process 0; all must see the "
-                    "same: give them the same files and options, then start them anew"
+                    "same: give them the same files and options, then start them again"
                 )
 
 
 def _client() -> Any:
-    from jax._src import distributed  # JAX shows its key-value store nowhere else
+    from jax._src import distributed  # JAX has no public interface to its key-value store
 
     return distributed.global_state.client
 
@@ -279,16 +282,16 @@ def _set(key: str, value: str) -> None:
 
 
 def _get(key: str, whom: str, timeout: float | None = None) -> str:
-    """The value of a key, once it is there."""
+    """Wait for the value of a key. `whom`: the process that sets it, for messages."""
     began, timeout = time.monotonic(), WAIT if timeout is None else timeout
     while (left := timeout - (time.monotonic() - began)) > 0:
         try:
-            return _client().blocking_key_value_get(key, int(1_000 * min(left, _REMIND)) + 1)
+            return _client().blocking_key_value_get(key, int(1_000 * min(left, _REMIND_EVERY)) + 1)
         except RuntimeError as error:
             if "DEADLINE_EXCEEDED" not in str(error):
                 raise
-            if left > _REMIND:
+            if left > _REMIND_EVERY:
                 log.warning("waiting for %s (%.0f s)", whom, time.monotonic() - began)
-    raise Waited(
-        f"process {jax.process_index()} waited {timeout:.0f} s for {whom}; see what holds it up, then start all anew"
+    raise TimedOut(
+        f"process {jax.process_index()} waited {timeout:.0f} s for {whom}; see what delays it, then start all again"
     )

@@ -1,4 +1,4 @@
-"""Where a run is: what its checkpoints hold of that, means for its log, and its display."""
+"""The progress of a run: what its checkpoints save of it, means for the log, the progress bar, and traces."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ log = logging.getLogger("transformer")
 
 @dataclass
 class Progress:
-    """Where a run is, besides its parameters and its optimizer: progress.json of a checkpoint holds it."""
+    """The state of a run besides parameters and optimizer; a checkpoint saves it as progress.json."""
 
     run: str
     """A random name, the same in all checkpoints of a run."""
@@ -32,15 +32,17 @@ class Progress:
     judge: Judge
     interval: Interval
     skipped: int
-    """Updates whose loss or gradient was not finite and that changed nothing."""
+    """The number of updates whose loss or gradient was not finite; they changed nothing."""
     left_out: set[int]
-    """Updates that are not made: each broke the numbers once."""
+    """Updates to leave out, because their loss or gradient was not finite in an earlier try."""
     owed: dict[str, float] | None
-    """The log's entry of the last update, if its evaluation was interrupted."""
+    """The log entry of the last update, if its evaluation was interrupted; else None."""
 
     def saved(self, step: int, epoch: int, index: int, scores: Mapping[str, Any] | None, **more: Any) -> dict[str, Any]:
-        """The content of progress.json after update `step`, which is the `index`-th of its epoch. `scores`: of its
-        evaluation, if there was one."""
+        """The content of progress.json after update `step`, the `index`-th of its epoch.
+
+        `scores`: those of the evaluation after this update, if there was one. `more`: further entries.
+        """
         return {
             "step": step,
             "epoch": epoch,
@@ -58,18 +60,18 @@ class Progress:
 
 
 class Interval:
-    """Means since the last entry of the log; `sums` travel in the checkpoint, so that resuming loses none."""
+    """Means over the updates since the last log entry. Checkpoints save `sums`, so that a resumed run loses none."""
 
     def __init__(self, sums: dict[str, float]):
         self.sums = dict(sums)
         self.restart_clock()
 
     def restart_clock(self) -> None:
-        """Leave out of the rates what wasn't training."""
+        """Start the rates again, so that they do not count time that was not training."""
         self._began, self._tokens, self._flops = time.monotonic(), 0.0, 0.0
 
     def leave_out(self, seconds: float) -> None:
-        """Leave so many seconds out of the rates."""
+        """Do not count these seconds in the rates."""
         self._began += seconds
 
     def add(self, values: dict[str, float], flops: float = 0.0) -> None:
@@ -82,8 +84,11 @@ class Interval:
         self._flops += flops
 
     def close(self, peak_flops: float = 0.0) -> dict[str, float]:
-        """The means, the tokens a second (padding not counted), the share of the devices' peak rate
-        that the model's own arithmetic takes up (where that is known), and a fresh start."""
+        """Return the means and rates, and start the next interval.
+
+        The rates are "tokens_per_second", without padding, and, if `peak_flops` (FLOP/s of all devices) is given,
+        "mfu": the model FLOPs per second as a share of that peak.
+        """
         n = self.sums.pop("updates")
         means = {name: total / n for name, total in self.sums.items()}
         seconds = max(time.monotonic() - self._began, 1e-9)
@@ -96,25 +101,28 @@ class Interval:
 
 
 class Watch:
-    """Looks out for jumps of the loss."""
+    """Detects jumps of the loss."""
 
     def __init__(self) -> None:
-        self._last: collections.deque[float] = collections.deque(maxlen=50)
+        self._recent: collections.deque[float] = collections.deque(maxlen=50)
 
     def jump(self, loss: float) -> float | None:
-        """The usual loss, if this one lies a tenth above it, and more than it spreads from update to update by far;
-        else None."""
+        """The mean loss of the last 10 updates, if this loss is far above it; else None.
+
+        Far: by a tenth of the mean and by 6 standard deviations between updates.
+        """
         usual = None
-        if len(self._last) >= 20:
-            mean = float(np.mean(list(self._last)[-10:]))
-            spread = float(np.std(np.diff(self._last))) / 2**0.5  # of differences: while the loss falls, too
+        if len(self._recent) >= 20:
+            mean = float(np.mean(list(self._recent)[-10:]))
+            # Of differences, so that a falling loss does not count as spread.
+            spread = float(np.std(np.diff(self._recent))) / 2**0.5
             usual = mean if loss > mean + max(6 * spread, 0.1 * mean) else None
-        self._last.append(loss)
+        self._recent.append(loss)
         return usual
 
 
 class Display:
-    """A progress bar on a terminal, nothing elsewhere: there the log's lines tell."""
+    """A progress bar on a terminal; elsewhere, lines in the log."""
 
     def __init__(self, step: int, steps: int):
         self._bar: Any = None
@@ -128,7 +136,7 @@ class Display:
             self._bar.start()
 
     def show(self, step: int, values: Mapping[str, float], seconds_left: float) -> None:
-        """At each entry of the log."""
+        """Show a log entry. `seconds_left`: the estimated time to the end of training."""
         text = (
             f"loss {values['loss']:.3f}  lr {values['learning_rate']:.2e}  "
             f"gradient {values['gradient_norm']:.2f}  {values['tokens_per_second']:,.0f} tokens/s"
@@ -141,7 +149,7 @@ class Display:
             self._bar.update(self._task, completed=step, description=text)
 
     def advance(self, step: int) -> None:
-        """At each update."""
+        """Show that update `step` is done."""
         if self._bar is not None:
             self._bar.update(self._task, completed=step)
 
@@ -158,10 +166,10 @@ def clock(seconds: float) -> str:
 
 
 class Trace:
-    """A trace of some updates for xprof or Perfetto, in the workdir's `profile`. Process 0 writes it."""
+    """A trace of some updates for xprof or Perfetto, in the folder `profile` of the workdir. Process 0 writes it."""
 
     def __init__(self, updates: tuple[int, int] | None, start: int, steps: int, folder: epath.Path):
-        """`updates`: the first and the last to trace, of those from `start` + 1 to `steps`."""
+        """`updates`: the first and the last update to trace. The run makes updates `start` + 1 to `steps`."""
         if updates and not (start < updates[1] and updates[0] <= steps):
             log.warning("no trace is written: updates %d to %d are not among %d to %d", *updates, start + 1, steps)
             updates = None

@@ -1,4 +1,4 @@
-"""The log of a run on the disk: metrics.jsonl, and the same for TensorBoard."""
+"""The metrics of a run on disk: metrics.jsonl, and the same entries for TensorBoard."""
 
 from __future__ import annotations
 
@@ -24,14 +24,17 @@ log = logging.getLogger("transformer")
 
 
 class Records:
-    """`metrics.jsonl`, one object an entry, and `tensorboard/` in the workdir; entries after `step` are cut off.
+    """Writes `metrics.jsonl`, one object per entry, and `tensorboard/` in the workdir. Removes entries after `step`.
 
-    TensorBoard's files, which can't be cut, are made anew from what is left of the other one: so each step stands in
-    either exactly once, in order.
+    TensorBoard's files cannot be cut, so they are written again from the remaining entries of `metrics.jsonl`. Both
+    then hold each step exactly once, in order.
     """
 
     def __init__(self, workdir: epath.Path | None, step: int, lock: Lock | None = None):
-        """None: nothing is kept; of several processes one writes. The workdir's `lock` is checked before each write."""
+        """`workdir`: None in processes that write nothing. `lock`: the lock of the workdir, checked before each write.
+
+        Raises `UserError` if metrics.jsonl cannot be read or written.
+        """
         self._off, self._lock = workdir is None, lock
         if workdir is None:
             return
@@ -41,12 +44,13 @@ class Records:
         text = self._read()
         *lines, last = text.split("\n")
         entries = {line: _entry(line) for line in (*lines, last)}
-        if lost := sum(entries[line] is None for line in lines):  # half a line at the end was left by a kill
-            log.warning("%s: %d lines that are no entries are left out", self._path, lost)
+        if skipped := sum(entries[line] is None for line in lines):  # not counting the last: a killed run cuts it off
+            log.warning("%s: %d lines that are no entries are left out", self._path, skipped)
         self._lines = [line for line in (*lines, last) if (entry := entries[line]) and entry["step"] <= step]
         if text:
-            self._rewrite()  # even if no entry goes: a kill may have left the last one without its end of line
-        # A bucket can't be appended to: there JSONL is written whole at each flush, and TensorBoard stays local.
+            self._rewrite()  # even if it removes no entry: a killed run may have left no newline at the end
+        # A file in a bucket can't be appended to. So each flush writes all of metrics.jsonl, and TensorBoard's files
+        # stay local.
         folder = Path(workdir / "tensorboard" if self._local else tempfile.mkdtemp(prefix="tensorboard-"))
         if not self._local:
             log.info("TensorBoard's files of %s are on this machine, in %s", workdir, folder)
@@ -55,15 +59,15 @@ class Records:
             if self._local and (text or not step):
                 for old in folder.glob("events.out.tfevents.*"):
                     old.unlink()
-            # Without the other file there is nothing better than to say from where the old ones no longer count.
-            purged = step + 1 if step and not text else None
+            # Without metrics.jsonl the old files cannot be rewritten; the new one marks where they stop to count.
+            purge_from = step + 1 if step and not text else None
             self._plots = folder / f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}"
             with self._plots.open("xb") as file:
-                file.write(_begin(purged) + b"".join(_scalars(entries[line]) for line in self._lines))
-        self._fresh: list[str] = []
+                file.write(_first_events(purge_from) + b"".join(_scalars(entries[line]) for line in self._lines))
+        self._unflushed: list[str] = []
 
     def write(self, step: int, values: Mapping[str, float | str]) -> None:
-        """One entry: {"step": step, "time": seconds since 1970, **values}. TensorBoard gets what are numbers."""
+        """Write the entry {"step": step, "time": seconds since 1970, **values}. TensorBoard gets its numbers only."""
         if self._off:
             return
         entry = {"step": step, "time": round(time.time(), 3), **values}
@@ -72,18 +76,18 @@ class Records:
             with self._writing(self._path):
                 append(self._path, line)
         else:
-            self._fresh.append(line)
+            self._unflushed.append(line)
         with self._writing(self._plots), self._plots.open("ab") as file:
             file.write(_scalars(entry))
 
     def flush(self) -> None:
-        """What was written is on the disk, or in the bucket, when this returns."""
+        """Return once all entries are on the disk, or in the bucket."""
         if self._off:
             return
         with self._writing(self._path):
             if not self._local:
-                self._lines += self._fresh
-                self._fresh = []
+                self._lines += self._unflushed
+                self._unflushed = []
                 self._rewrite()
             elif self._path.exists():
                 synced(self._path)
@@ -94,7 +98,7 @@ class Records:
 
     @contextlib.contextmanager
     def _writing(self, path: Any) -> Iterator[None]:
-        """As `writing`; after an error `close` leaves it at that."""
+        """`files.writing` after a check of the lock. After an error here, `close` writes nothing more."""
         self._failed = True
         if self._lock is not None:
             self._lock.check()
@@ -107,8 +111,8 @@ class Records:
             return self._path.read_bytes().decode() if self._path.exists() else ""
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(
-                f"{self._path} cannot be read ({error}); mend it, or move it away: then the log begins where training "
-                "goes on"
+                f"{self._path} cannot be read ({error}); repair it, or move it away: then the log begins where "
+                "training goes on"
             ) from None
 
     def _rewrite(self) -> None:
@@ -116,33 +120,34 @@ class Records:
 
 
 def _entry(line: str) -> dict[str, Any] | None:
-    """The entry that a line holds; None for any other text, which nobody can go on from."""
+    """The entry in a line; None if the line is not a valid entry."""
     try:
         entry = json.loads(line)
         if not isinstance(entry, dict) or type(entry.get("step")) is not int or entry["step"] < 0:
             return None
-        _scalars(entry)  # which takes no numbers beyond its own
+        _scalars(entry)  # raises for numbers that TensorBoard's format cannot hold
     except (ValueError, TypeError, OverflowError, RecursionError):
         return None
     return entry
 
 
 # ---- TensorBoard's files --------------------------------------------------------------------------------------------
-# tensorboardX offers a writer, too: in a thread of its own, which dies of a full disk, and then training waits for it.
+# tensorboardX has a writer, too. But it writes in a thread; a full disk ends that thread, and training waits for it
+# forever.
 
 
-def _begin(purged: int | None) -> bytes:
-    """What comes first. From the step `purged` on, what other files of the folder say does not count."""
+def _first_events(purge_from: int | None) -> bytes:
+    """The first records of a file. `purge_from`: TensorBoard ignores entries of other files from this step on."""
     from tensorboardX.proto.event_pb2 import Event, SessionLog
 
     events = [Event(wall_time=time.time(), file_version="brain.Event:2")]
-    if purged is not None:
-        events.append(Event(wall_time=time.time(), step=purged, session_log=SessionLog(status=SessionLog.START)))
+    if purge_from is not None:
+        events.append(Event(wall_time=time.time(), step=purge_from, session_log=SessionLog(status=SessionLog.START)))
     return b"".join(map(_record, events))
 
 
 def _scalars(entry: Mapping[str, Any]) -> bytes:
-    """An entry's numbers."""
+    """The records of the numbers in an entry."""
     from tensorboardX.proto.event_pb2 import Event
     from tensorboardX.proto.summary_pb2 import Summary
 
@@ -155,7 +160,7 @@ def _scalars(entry: Mapping[str, Any]) -> bytes:
 
 
 def _record(event: Any) -> bytes:
-    """TFRecord's framing: length, its checksum, content, its checksum."""
+    """An event in the TFRecord format: length, checksum of the length, content, checksum of the content."""
     from tensorboardX.record_writer import masked_crc32c
 
     content = event.SerializeToString()

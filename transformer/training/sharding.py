@@ -1,4 +1,4 @@
-"""How parameters and batches lie on a mesh of devices: one table of path rules, outside the model."""
+"""The sharding of parameters and batches over a mesh of devices: one table of path rules, outside the model."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from jax.sharding import PartitionSpec as P
 from transformer.config import MeshConfig, UserError
 from transformer.model import Model
 
-# Parameter path -> the mesh axis that each dimension is cut along. The first match wins; no match is an error.
+# Pattern of parameter paths -> the mesh axis that each dimension is cut along. The first match wins. No match is an
+# error.
 RULES: tuple[tuple[str, P], ...] = (
     (r"(.*_)?embedding/table", P("tensor", "fsdp")),
     (r"output_bias", P("tensor")),
@@ -34,13 +35,16 @@ RULES: tuple[tuple[str, P], ...] = (
     (r".*norm/(scale|bias)", P()),
 )
 
-# Rows of a batch are cut along these.
+# The mesh axes that the rows of a batch are cut along.
 BATCH_AXES = ("data", "fsdp")
 BATCH = P(BATCH_AXES)
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """The mesh (data, fsdp, tensor) over all devices, or over those given."""
+    """The mesh (data, fsdp, tensor) over all devices, or over the given ones.
+
+    Raises `UserError` if the sizes do not match the number of devices.
+    """
     devices = jax.devices() if devices is None else list(devices)
     others = config.fsdp * config.tensor
     data = len(devices) // others if config.data == -1 else config.data
@@ -50,7 +54,7 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
             f"does not match the number of devices, {len(devices)}"
         )
     shape = (data, config.fsdp, config.tensor)
-    try:  # neighbours on the mesh are neighbours in the machine; an axis of it may be split between two of ours
+    try:  # neighbours on the mesh are neighbours in the machine; a physical axis may be split between two mesh axes
         placed = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
     except (NotImplementedError, ValueError, AssertionError) as error:
         raise UserError(f"mesh {shape}: cannot be laid over these devices ({error}); try other sizes") from None
@@ -58,7 +62,7 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
 
 
 def check_mesh(model: Model, config: MeshConfig) -> None:
-    """Raise `UserError` if the mesh does not fit the devices that are here, or does not divide the model."""
+    """Raise `UserError` if the mesh does not fit the available devices, or does not divide the model."""
     shardings(model.abstract_params, make_mesh(config))
 
 
@@ -71,10 +75,10 @@ def spec(path: str) -> P:
 
 
 def shardings(tree: Any, mesh: Mesh) -> Any:
-    """A NamedSharding for each leaf of parameters, or of any state that holds trees of parameters (Adam's moments).
+    """A NamedSharding for each leaf of parameters, or of a state that holds trees of parameters (Adam's moments).
 
-    Leaves that lie in no dict, such as counters, are replicated. A dimension that its axis does not divide is a
-    `UserError`.
+    Leaves outside of any dict, such as counters, are replicated. Raises `UserError` if a mesh axis does not divide a
+    dimension.
     """
 
     def leaf_sharding(keys: tuple, leaf: Any) -> NamedSharding:
@@ -91,14 +95,15 @@ def shardings(tree: Any, mesh: Mesh) -> Any:
 
 
 def batch_sharding(mesh: Mesh, *, micro_batches: bool = False) -> NamedSharding:
-    """Rows cut over the mesh; with `micro_batches` a leading axis stands before them, uncut."""
+    """Rows cut over the mesh. With `micro_batches`, arrays have a leading axis before the rows, which is not cut."""
     return NamedSharding(mesh, P(None, BATCH_AXES) if micro_batches else BATCH)
 
 
-def lie(x: Array, mesh: Mesh | None, rule: P = BATCH) -> Array:
-    """x, which XLA is told to lay over the mesh by `rule`, by default its rows over devices; without a mesh x itself.
+def constrain(x: Array, mesh: Mesh | None, rule: P = BATCH) -> Array:
+    """x with a sharding constraint (default: rows over devices). Returns x unchanged without a mesh.
 
-    Told nothing, XLA decides for each array by those next to it, and moves activations to where parameters lie.
+    Without constraints, XLA derives the sharding of each array from its neighbours, and moves activations to the
+    devices that hold the parameters.
     """
     return x if mesh is None or mesh.size == 1 else jax.lax.with_sharding_constraint(x, NamedSharding(mesh, rule))
 
@@ -106,10 +111,10 @@ def lie(x: Array, mesh: Mesh | None, rule: P = BATCH) -> Array:
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["table_WVD"], meta_fields=["mesh"])
 @dataclass(frozen=True)
 class Copies:
-    """A table as the W parts of a batch use it: a copy for each, which lies where its rows lie.
+    """W copies of an embedding table, one for each of the W parts of a batch, on the devices that hold the part.
 
-    What the copies' gradients come to, those of looking up and those of the logits, is summed over devices once, where
-    they were made. Summed by XLA each use of the one table would be by itself.
+    The gradient of a copy collects all its uses: the lookups and the logits. It is then summed over devices once, where
+    the copies were made. With a single table, XLA would sum the gradient of each use over devices separately.
     """
 
     table_WVD: Array
@@ -117,31 +122,35 @@ class Copies:
 
     @classmethod
     def of(cls, table_VD: Array, mesh: Mesh, rule: P) -> Copies:
-        """Copies of a table that lies by `rule`; whole in D, since parts of rows would have to be sent to where their
-        sentences lie. Made in two steps, and so summed: over fsdp each device gets its part alone."""
+        """Copies of a table that is sharded by `rule`.
+
+        A copy is not cut along D, because parts of rows would have to be sent to the devices of their sentences. The
+        copies are made in two steps, data and then fsdp, and so their gradients are summed in two steps: over fsdp,
+        each device gets only its own part of the sum.
+        """
         data, fsdp = mesh.shape["data"], mesh.shape["fsdp"]
-        of_data = lie(jnp.broadcast_to(table_VD, (data, *table_VD.shape)), mesh, P("data", *rule))
+        of_data = constrain(jnp.broadcast_to(table_VD, (data, *table_VD.shape)), mesh, P("data", *rule))
         copies = jnp.broadcast_to(of_data[:, None], (data, fsdp, *table_VD.shape))
-        copies = lie(copies, mesh, P("data", "fsdp", rule[0], None))
-        return cls(lie(copies.reshape(-1, *table_VD.shape), mesh, P(BATCH_AXES, rule[0], None)), mesh)
+        copies = constrain(copies, mesh, P("data", "fsdp", rule[0], None))
+        return cls(constrain(copies.reshape(-1, *table_VD.shape), mesh, P(BATCH_AXES, rule[0], None)), mesh)
 
     @property
     def shape(self) -> tuple[int, ...]:
         return self.table_WVD.shape[1:]
 
     def __getitem__(self, everything: Any) -> Copies:
-        return self  # as an array's `[...]`
+        return self  # like `array[...]`
 
     def lookup(self, index_BT: Array) -> Array:
-        """Rows of the table, x_BTD; B is a multiple of W."""
+        """The rows of the table at these indices, x_BTD. B must be a multiple of W."""
         index_WXT = index_BT.reshape(len(self.table_WVD), -1, *index_BT.shape[1:])
         rows_WXTD = jax.vmap(lambda table_VD, index_XT: table_VD[index_XT])(self.table_WVD, index_WXT)
-        return lie(rows_WXTD, self.mesh).reshape(*index_BT.shape, -1)
+        return constrain(rows_WXTD, self.mesh).reshape(*index_BT.shape, -1)
 
 
-def in_use(params: Any, mesh: Mesh | None) -> Any:
-    """Parameters as an update takes them: of each table of pieces the `Copies`; learned positions, which are looked up,
-    too, whole in D. XLA gathers the others itself, each where it is used."""
+def with_table_copies(params: Any, mesh: Mesh | None) -> Any:
+    """Parameters for an update: embedding tables become `Copies`; learned positions, also looked up, are not cut along
+    D. XLA gathers the other parameters itself where they are used."""
     if mesh is None or mesh.size == 1:
         return params
 
@@ -149,32 +158,32 @@ def in_use(params: Any, mesh: Mesh | None) -> Any:
         rule = spec("/".join(str(key.key) for key in keys))
         if keys[-1].key == "table":
             return Copies.of(x, mesh, rule)
-        return lie(x, mesh, P(rule[0], None)) if keys[-1].key.endswith("_positions") else x
+        return constrain(x, mesh, P(rule[0], None)) if keys[-1].key.endswith("_positions") else x
 
     return jax.tree_util.tree_map_with_path(leaf, params)
 
 
-def place(tree: Any, sharding: NamedSharding) -> Any:
-    """NumPy arrays, the same in all processes, on the devices of all of them."""
+def put(tree: Any, sharding: NamedSharding) -> Any:
+    """Put NumPy arrays, which are the same in all processes, on the devices of all processes."""
     return jax.tree.map(lambda x: jax.make_array_from_callback(x.shape, sharding, lambda index: x[index]), tree)
 
 
 @functools.cache
-def _whole_on(mesh: Mesh) -> Any:
+def _replicate_on(mesh: Mesh) -> Any:
     return jax.jit(lambda params: params, out_shardings=NamedSharding(mesh, P()))
 
 
-def here(params: Any) -> Any:
-    """Parameters that lie over the devices of several processes, whole on the devices of this one."""
+def gathered(params: Any) -> Any:
+    """Parameters that are sharded over several processes, replicated on the devices of this process."""
     if jax.process_count() == 1:
         return params
-    whole = _whole_on(jax.tree.leaves(params)[0].sharding.mesh)(params)
-    own = jax.make_mesh(
+    replicated = _replicate_on(jax.tree.leaves(params)[0].sharding.mesh)(params)
+    local_mesh = jax.make_mesh(
         (jax.local_device_count(),), ("data",), axis_types=(AxisType.Auto,), devices=jax.local_devices()
     )
-    return jax.device_put(jax.tree.map(lambda x: x.addressable_data(0), whole), NamedSharding(own, P()))
+    return jax.device_put(jax.tree.map(lambda x: x.addressable_data(0), replicated), NamedSharding(local_mesh, P()))
 
 
 def batch_ways(mesh: Mesh | None) -> int:
-    """Into how many parts the rows of a batch are cut."""
+    """The number of parts that the rows of a batch are cut into."""
     return 1 if mesh is None else mesh.shape["data"] * mesh.shape["fsdp"]

@@ -1,6 +1,6 @@
-"""How a run begins: nobody else trains in its workdir, all processes agree, and it goes on from what is there.
+"""The start of a run: lock its workdir, check that all processes agree, and get the state to continue from.
 
-A state comes from the run's newest checkpoint, else from `train.init_from`, else from `train.seed`.
+The state comes from the newest checkpoint of the run, else from `train.init_from`, else from `train.seed`.
 """
 
 from __future__ import annotations
@@ -40,26 +40,30 @@ from transformer.training.processes import agree, all_or_none, first, gather
 from transformer.training.progress import Interval, Progress
 from transformer.training.sharding import check_mesh
 from transformer.training.step import Program, TrainState, counter
-from transformer.training.stopping import Ears
+from transformer.training.stopping import StopSignals
 from transformer.training.task import Batches, Shape, Task
 
 log = logging.getLogger("transformer")
 
-# Each of several hosts may have its own cache, and its text elsewhere: the contents are compared.
+# Options that may differ between hosts: each may have its own cache and its own copy of the text. The contents of the
+# text are compared instead.
 OF_MACHINE = ("data.cache_dir", "data.workers", "data.tfds_dir")
-# What a run makes in its workdir after config.json, which comes first and tells a workdir from other folders.
+# What a run writes to its workdir after config.json. That file comes first and marks the folder as a workdir.
 MADE = ("checkpoints", "metrics.jsonl", "scores.jsonl", "sets", "tensorboard", "tokenizer.model", "tokenizer.sha256")
-# Fields of a model that change none of its parameters' shapes.
+# Fields of `ModelConfig` on which no parameter's shape depends.
 SHAPELESS = ("dropout", "attention_dropout", "initializer", "attention_kernel", "dtype", "window", "position_offset")
 
 
 # ---- The workdir -----------------------------------------------------------------------------------------------------
 @contextlib.contextmanager
 def hold(workdir: str) -> Iterator[Lock]:
-    """Make the workdir, and keep other training runs out of it. Who only reads there is not kept from it."""
+    """Make the workdir and lock it against other training runs. Reading from it needs no lock.
+
+    Raises `UserError` if another run holds the lock, or if the folder cannot be written.
+    """
     folder = path_of(workdir)
     if sealed(folder):
-        raise UserError(f"--workdir {workdir}: a checkpoint, in which nothing else is written; use another folder")
+        raise UserError(f"--workdir {workdir}: this is a checkpoint, whose folder must not change; use another folder")
     lock = Lock(folder / ".lock", "another run trains there; stop it first, or use another --workdir")
     with contextlib.ExitStack() as stack:
         try:
@@ -73,40 +77,37 @@ def hold(workdir: str) -> Iterator[Lock]:
 
 
 def refuse_other_config(config: Config, workdir: str) -> None:
-    """Raise `UserError` if the folder is that of a run with another config, or of something else altogether.
-
-    Differences that may be are logged.
-    """
+    """Raise `UserError` if the folder holds a run with a conflicting config, or is no workdir. Log the rest."""
     checkpoints = Checkpoints(workdir)
     folder, steps = checkpoints.folder.parent, checkpoints.steps()
-    there = config_of(checkpoints)
-    if there is None:
-        found = [name for name in MADE if (folder / name).exists()]
-        if found:
+    old_config = config_of(checkpoints)
+    if old_config is None:
+        made = [name for name in MADE if (folder / name).exists()]
+        if made:
             raise UserError(
-                f"{workdir} is not a workdir of train.py: it has no config.json, but {', '.join(found)}, which "
+                f"{workdir} is not a workdir of train.py: it has no config.json, but {', '.join(made)}, which "
                 "training would overwrite; use another --workdir"
             )
         return
-    if refused := conflicts(there, config):
-        shown = "; ".join(f"{name} is {old!r} there, {new!r} now" for name, (old, new) in refused.items())
+    if conflicting := conflicts(old_config, config):
+        listed = "; ".join(f"{name} is {old!r} there, {new!r} now" for name, (old, new) in conflicting.items())
         raise UserError(
-            f"{workdir} was trained with another config: {shown}. Use another --workdir, or the same values"
+            f"{workdir} was trained with another config: {listed}. Use another --workdir, or the same values"
         )
-    if not checkpoints.states() and (saved := checkpoints.once_saved(there.train.checkpoint_every)):
+    if not checkpoints.states() and (saved := checkpoints.once_saved(old_config.train.checkpoint_every)):
         raise UserError(
             f"{workdir}: {saved}, but no complete checkpoint is in {checkpoints.folder}; bring them back, or start "
             "anew with another --workdir"
         )
     if steps:
-        for name, (old, new) in differences(there, config).items():
+        for name, (old, new) in differences(old_config, config).items():
             log.info("resuming with %s changed from %r to %r", name, old, new)
 
 
 def config_of(checkpoints: Checkpoints) -> Config | None:
-    """The config of a workdir; where its own file is damaged or gone, that of a checkpoint. None if there is neither.
+    """The config in the workdir's config.json. If that is missing or damaged, the config of the newest checkpoint.
 
-    Raises `UserError` if there is something else.
+    None if there is neither. Raises `UserError` if config.json is damaged and no checkpoint is intact.
     """
     path = checkpoints.folder.parent / "config.json"
     if not path.exists():
@@ -115,17 +116,17 @@ def config_of(checkpoints: Checkpoints) -> Config | None:
     try:
         return from_json(path.read_bytes().decode(), str(path))
     except (UserError, OSError, UnicodeDecodeError) as error:
-        whole = checkpoints.newest_whole()
-        if whole is None:
+        intact = checkpoints.newest_whole()
+        if intact is None:
             workdir = checkpoints.folder.parent
             raise UserError(f"{workdir} is not a workdir of train.py ({error}); use another --workdir") from None
-        log.warning("%s; taking the one that checkpoint %s holds", error, whole.name)
-        return whole.config
+        log.warning("%s; taking the one that checkpoint %s holds", error, intact.name)
+        return intact.config
 
 
 # ---- The state -------------------------------------------------------------------------------------------------------
-class Ready(NamedTuple):
-    """What a run needs and no update changes."""
+class Setup(NamedTuple):
+    """The parts of a run that no update changes."""
 
     task: Task
     folder: epath.Path
@@ -133,16 +134,19 @@ class Ready(NamedTuple):
     lock: Lock | None
     batches: Batches
     program: Program
-    ears: Ears
+    signals: StopSignals
 
 
-def begin(ready: Ready) -> tuple[TrainState, Progress]:
-    """The state and the progress that updates go on from. Writes the workdir's files, once all is found right."""
-    task, folder, checkpoints, _, _, program, _ = ready
+def begin(setup: Setup) -> tuple[TrainState, Progress]:
+    """The state and the progress to continue from. Checks them first, then writes the files of the workdir.
+
+    Raises `UserError` if the training text has changed, or if there is no intact checkpoint (see `restore`).
+    """
+    task, folder, checkpoints, _, _, program, _ = setup
     config, digest = task.config, task.data_digest()
     state, saved = restore(
         *(checkpoints, program.abstract),
-        lambda there: there.unfit(config, program.abstract.params, task.files),
+        lambda checkpoint: checkpoint.unfit(config, program.abstract.params, task.files),
     )
     if saved.get("data_digest", digest) != digest:
         raise UserError(f"the training text is not what {folder} was trained on; restore it, or use another --workdir")
@@ -150,16 +154,17 @@ def begin(ready: Ready) -> tuple[TrainState, Progress]:
         state = initial(config, program)
     run = saved.get("run") or gather(secrets.token_hex(8))[0]
     machine = machine_of(program.mesh)
-    if changed := other_machine(saved.get("machine"), machine):
+    if changed := machine_changes(saved.get("machine"), machine):
         log.info("resuming on another machine (%s): sums may be rounded differently from here on", changed)
-    write_workdir(ready)
+    write_workdir(setup)
     judge = Judge(task.judged, task.judged_on(), upgraded(saved, lambda: checkpoints.open("last").config))
     if judge.reset_reasons:
         log.warning(
-            "scores do not compare with those before step %d, as %s; the best checkpoint and train.patience begin anew",
+            "scores cannot be compared with those before step %d, because %s; the best checkpoint and train.patience "
+            "start again",
             *(int(state.step), ", ".join(judge.reset_reasons)),
         )
-    if first():  # which a run that was killed may not have come to; older ones go once an update was finite
+    if first():  # a killed run may have left files behind; older checkpoints are removed after a finite update
         checkpoints.prune(None, None, run)
     return state, Progress(
         run=run,
@@ -174,9 +179,9 @@ def begin(ready: Ready) -> tuple[TrainState, Progress]:
     )
 
 
-def write_workdir(ready: Ready) -> None:
+def write_workdir(setup: Setup) -> None:
     """Write config.json first (see `MADE`), then the task's files and sets."""
-    task, folder, _, lock, *_ = ready
+    task, folder, _, lock, *_ = setup
     with all_or_none():
         if first():
             if lock is not None:
@@ -187,19 +192,20 @@ def write_workdir(ready: Ready) -> None:
                 replace(folder / name, content)
             task.write_sets(folder)
     with all_or_none():
-        same_folder(folder)
+        require_same_folder(folder)
 
 
 def restore(
     checkpoints: Checkpoints,
     abstract: TrainState,
-    unfit: Callable[[Checkpoint], str | None] = lambda there: None,
+    unfit: Callable[[Checkpoint], str | None] = lambda checkpoint: None,
 ) -> tuple[TrainState | None, dict[str, Any]]:
-    """The newest checkpoint that is whole and of this run, laid out as `abstract` is, with its progress; None and {}
-    if none was ever saved. `unfit` says of one that is whole why it is not of this run.
+    """The state and the progress of the newest checkpoint that is intact and belongs to this run; None and {} if there
+    is no checkpoint. The state has the shapes and shardings of `abstract`.
 
-    Raises `UserError` if there are some and all are damaged: nobody wants to start afresh without being asked.
-    Process 0 looks, and all take what it chose.
+    `unfit` returns why an intact checkpoint does not belong to this run, or None. Process 0 chooses the checkpoint for
+    all processes. Newer ones, which it passed over, are discarded. Raises `UserError` if there are checkpoints but none
+    can be used: training must not start from scratch without being asked.
     """
     items = {"params": abstract.params, "optimizer": abstract.optimizer}
     damaged: list[int | str] = []
@@ -222,14 +228,16 @@ def restore(
 def newest_whole(
     checkpoints: Checkpoints, damaged: list[int | str], unfit: Callable[[Checkpoint], str | None]
 ) -> int | str | None:
-    """The newest checkpoint that is as it was written, and not `unfit`; None if there is none. Adds those passed over
-    to `damaged`."""
+    """The name of the newest checkpoint that is undamaged and not `unfit`; None if there are no checkpoints.
+
+    Adds the names of newer checkpoints to `damaged`. Raises `UserError` if none can be used.
+    """
     for name in reversed(checkpoints.states()):
-        there = checkpoints.at(name)
-        wrong = there.damage() or unfit(there)
-        if not wrong:
+        checkpoint = checkpoints.at(name)
+        reason = checkpoint.damage() or unfit(checkpoint)
+        if not reason:
             return name
-        log.warning("%s; going back to the checkpoint before", wrong)
+        log.warning("%s; going back to the previous checkpoint", reason)
         damaged.append(name)
     if damaged:
         raise UserError(
@@ -240,68 +248,72 @@ def newest_whole(
 
 
 def initial(config: Config, program: Program) -> TrainState:
-    """Fresh parameters, laid out on the mesh from the first byte, or those of `train.init_from`."""
-    start = config.train.init_from
-    if start is None:
+    """The state before the first update, sharded over the mesh: parameters of `train.init_from`, else random ones."""
+    init_from = config.train.init_from
+    if init_from is None:
         return program.init()
     with all_or_none():
         name = starting_point(config, program.abstract.params).name
-    # A run that still trains may have another one by now: all processes take that of process 0.
-    other = Checkpoints(start).at(json.loads(gather(json.dumps(name))[0]))
-    params = other.restore({"params": program.abstract.params})["params"]
+    # Another run may be training there and save meanwhile: all processes take the checkpoint that process 0 found.
+    checkpoint = Checkpoints(init_from).at(json.loads(gather(json.dumps(name))[0]))
+    params = checkpoint.restore({"params": program.abstract.params})["params"]
     if not finite(params):
-        raise UserError(f"train.init_from = {start!r}: {other.path} holds parameters that are no numbers")
-    log.info("starting from the parameters of %s", other.path)
+        raise UserError(f"train.init_from = {init_from!r}: {checkpoint.path} holds parameters that are not finite")
+    log.info("starting from the parameters of %s", checkpoint.path)
     return program.start_from(params)
 
 
 def starting_point(config: Config, abstract_params: Params) -> Checkpoint:
-    """The checkpoint that `train.init_from` means. Raises `UserError` if there is none, or if it is of another model:
-    then with the options in which the two differ."""
-    start = config.train.init_from
-    opened = Checkpoints(start).open()
+    """The checkpoint that `train.init_from` names.
+
+    Raises `UserError` if there is none, or if its model has other shapes; the message lists the options that differ.
+    """
+    init_from = config.train.init_from
+    opened = Checkpoints(init_from).open()
     try:
         wrong = opened.misfit(abstract_params)
-        there = opened.config if wrong else config
+        start_config = opened.config if wrong else config
     except OSError as error:
-        wrong, there = f"{opened.path} cannot be read ({error.strerror or error})", config
-    if unlike := other_shapes(there.model, config.model):
-        shown = "; ".join(f"--model.{field} is {old!r} there, {new!r} here" for field, (old, new) in unlike.items())
-        wrong = f"{shown}. Give the values of there, or leave train.init_from out"
+        wrong, start_config = f"{opened.path} cannot be read ({error.strerror or error})", config
+    if different := other_shapes(start_config.model, config.model):
+        listed = "; ".join(f"--model.{field} is {old!r} there, {new!r} here" for field, (old, new) in different.items())
+        wrong = f"{listed}. Give the same values as there, or leave train.init_from out"
     if wrong:
-        raise UserError(f"train.init_from = {start!r}: {wrong}")
+        raise UserError(f"train.init_from = {init_from!r}: {wrong}")
     return opened
 
 
-def other_shapes(there: ModelConfig, here: ModelConfig) -> dict[str, tuple[Any, Any]]:
-    """The fields, as far as they give parameters their shapes, in which two models differ, with both values."""
+def other_shapes(old: ModelConfig, new: ModelConfig) -> dict[str, tuple[Any, Any]]:
+    """The fields that determine parameter shapes and in which the two models differ: name -> (old value, new value)."""
 
     def filled_in(model: ModelConfig) -> dict[str, Any]:
-        """What a field comes to that is left to its default."""
-        own = {f"{kind}_attention": model.attention(kind) for kind in KINDS}
+        """All fields, with defaults that depend on other fields filled in."""
+        kinds = {f"{kind}_attention": model.attention(kind) for kind in KINDS}
         kv_heads = model.kv_heads or model.heads
-        return flatten(dataclasses.replace(model, kv_heads=kv_heads, d_k=model.key_size, d_v=model.value_size, **own))
+        return flatten(dataclasses.replace(model, kv_heads=kv_heads, d_k=model.key_size, d_v=model.value_size, **kinds))
 
-    free = [*SHAPELESS, *(["max_positions"] if "learned" not in (there.positions, here.positions) else [])]
-    free += ["vocab_size"] if None in (there.vocab_size, here.vocab_size) else []
-    meant, before, after = (filled_in(there), filled_in(here)), flatten(there), flatten(here)
+    ignored = [*SHAPELESS, *(["max_positions"] if "learned" not in (old.positions, new.positions) else [])]
+    ignored += ["vocab_size"] if None in (old.vocab_size, new.vocab_size) else []
+    resolved, before, after = (filled_in(old), filled_in(new)), flatten(old), flatten(new)
     return {
         field: (before[field], after[field])
         for field in before
-        if before[field] != after[field] and meant[0][field] != meant[1][field] and field.split(".")[-1] not in free
+        if before[field] != after[field]
+        and resolved[0][field] != resolved[1][field]
+        and field.split(".")[-1] not in ignored
     }
 
 
 def check_start(config: Any, workdir: str, model: Model) -> None:
-    """Raise `UserError` if the mesh does not fit the devices or divide the model, or a new run can't start from
-    `train.init_from`: all of it before any text is read."""
+    """Raise `UserError`, before any text is read, if the mesh does not fit the devices or does not divide the model, or
+    if a new run cannot start from `train.init_from`."""
     check_mesh(model, config.mesh)
     if config.train.init_from and not Checkpoints(workdir).states():
         starting_point(config, model.abstract_params)
 
 
 # ---- All processes, and the machine ----------------------------------------------------------------------------------
-def compare(task: Task) -> None:
+def require_same_inputs(task: Task) -> None:
     """Raise `UserError` in all processes if they do not see the same config, text and tokenizer."""
     if jax.process_count() == 1:
         return
@@ -313,8 +325,8 @@ def compare(task: Task) -> None:
     agree(json.loads(json.dumps({**fields, **hashes, **task.content_digests(), **batches})))
 
 
-def same_folder(folder: epath.Path) -> None:
-    """Raise `UserError` in a process that sees another folder at the workdir's path than process 0."""
+def require_same_folder(folder: epath.Path) -> None:
+    """Raise `UserError` if this process sees another folder at the workdir's path than process 0."""
     if jax.process_count() == 1:
         return
     path, mark = folder / ".together", gather(secrets.token_hex(8))[0]
@@ -328,20 +340,23 @@ def same_folder(folder: epath.Path) -> None:
 
 
 def machine_of(mesh: Mesh) -> dict[str, int | str]:
-    """What sums are taken on. The bits of an update are the same only where all of this is."""
+    """The properties of the machine on which the rounding of sums depends: an update gives the same bits only if all of
+    them are the same."""
     return {"cores": cores(), "device": mesh.devices.flat[0].device_kind}
 
 
-def other_machine(before: Any, now: Mapping[str, int | str]) -> str:
-    """How a run's machine differs from the one that it was saved on, in words; "" where it does not, or where a
-    checkpoint of an older version does not say."""
+def machine_changes(before: Any, now: Mapping[str, int | str]) -> str:
+    """A text that lists the changed properties of the machine (see `machine_of`); "" if there are none.
+
+    `before` comes from a checkpoint. Properties that an older version did not save count as unchanged.
+    """
     before = before if isinstance(before, dict) else {}
     changed = [name for name in now if name in before and before[name] != now[name]]
     return ", ".join(f"{name}: {before[name]!r} before, {now[name]!r} now" for name in changed)
 
 
 def banner(task: Task, batches: Batches, program: Program) -> None:
-    """Log what is about to run."""
+    """Log devices, model, batches and data of the run."""
     mesh, model, train = program.mesh, task.objective.model, task.config.train
     parameters = sum(x.size for x in jax.tree.leaves(program.abstract.params))
     log.info(
@@ -352,7 +367,7 @@ def banner(task: Task, batches: Batches, program: Program) -> None:
         "model       %s parameters, %s, vocabulary %d", f"{parameters:,}", model.config.dtype, model.config.vocab_size
     )
     log.info(
-        "batch       %s positions a side and update, in %d micro-batches",
+        "batch       %s positions per side and update, in %d micro-batches",
         *(f"{train.batch_tokens:,}", train.accumulate),
     )
     for line in task.describe():
@@ -361,6 +376,6 @@ def banner(task: Task, batches: Batches, program: Program) -> None:
 
 
 def shown(shape: Shape) -> str:
-    """A shape for people, its rows and lengths: 96x32+40."""
+    """A batch shape as text, rows x lengths: 96x32+40."""
     rows = next(iter(shape.values()))[0]
     return f"{rows}x" + "+".join(str(length) for _, length in shape.values())

@@ -1,4 +1,4 @@
-"""One update as a pure function: losses and weights are summed, over micro-batches and devices, and divided once."""
+"""One update as a pure function. It sums losses and weights over micro-batches and devices, and divides once."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ from transformer.training.task import Batch, Loss, Objective, Shape
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class TrainState:
-    """All that an update changes."""
+    """Everything that an update changes."""
 
     step: Array
-    """Number of updates done, int32."""
+    """The number of updates done, int32."""
     params: Params
     optimizer: Any
 
@@ -40,9 +40,9 @@ def init_state(init: Callable[[Array], Params], optimizer: optax.GradientTransfo
 
 
 def gradients(loss: Loss, params: Params, batch: Batch, key: Array | None) -> tuple[Params, Array, dict[str, Array]]:
-    """Gradients of the mean loss over all micro-batches, that mean, and the sums.
+    """The gradients of the mean loss over all micro-batches, that mean, and the sums that the loss returns.
 
-    Arrays of `batch` have shape (micro-batches, rows, ...). Micro-batch i draws its dropout from `fold_in(key, i)`.
+    Arrays of `batch` have shape (micro-batches, rows, ...). Micro-batch i uses the dropout key `fold_in(key, i)`.
     """
 
     def micro(batch_i: Batch, i: Array | int) -> tuple[Params, Array, dict[str, Array]]:
@@ -59,7 +59,7 @@ def gradients(loss: Loss, params: Params, batch: Batch, key: Array | None) -> tu
         def add(summed: Any, inputs: tuple[Batch, Array]) -> tuple[Any, None]:
             return jax.tree.map(jnp.add, summed, micro(*inputs)), None
 
-        # From zero, so that the model is compiled once.
+        # Start from zeros, not from the first micro-batch, so that the program holds the model only once.
         nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(micro, first, 0))
         (grads, total, sums), _ = jax.lax.scan(add, nothing, (batch, jnp.arange(count)))
     weight = jnp.maximum(sums["weight"], 1.0)
@@ -75,9 +75,9 @@ def train_step(
     seed: int,
     skip: bool = False,
 ) -> tuple[TrainState, dict[str, Array]]:
-    """The state after one more update, and its metrics: 'loss', 'gradient_norm', and the loss's sums.
+    """The state after one more update, and its metrics: "loss", "gradient_norm", and the sums that `loss` returns.
 
-    With `skip`, an update whose loss or gradient is not finite changes nothing but the counters (see `left_out`).
+    With `skip`, an update whose loss or gradient is not finite changes only the counters (see `left_out`).
     """
     key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), 1), state.step)
     grads, mean_loss, sums = gradients(loss, state.params, batch, key)
@@ -92,7 +92,7 @@ def train_step(
 
 
 def left_out(state: TrainState) -> TrainState:
-    """The state after an update that does nothing: it counts, also for the learning rate, and that is all."""
+    """The state after an update that is left out: all counters, also that of the learning rate, go up by 1."""
     return jax.tree.map(lambda x: x + 1 if jnp.issubdtype(x.dtype, jnp.integer) else x, state)
 
 
@@ -104,14 +104,14 @@ class Program:
     abstract: TrainState
     """Shapes, types and shardings of the state."""
     init: Callable[[], TrainState]
-    """The state before the first update, laid out on the mesh; a pure function of `train.seed`."""
+    """Makes the state before the first update, sharded over the mesh; a pure function of `train.seed`."""
     start_from: Callable[[Params], TrainState]
-    """The state before the first update with these parameters."""
+    """Makes the state before the first update from given parameters."""
     update: Any
     """`train_step` under jit, (state, batch) -> (state, metrics). The state is donated."""
 
     def compile(self, shape: Shape, micro_batches: int) -> jax.stages.Compiled:
-        """The update for batches of this shape. It needs neither state nor data, nor the devices of the mesh."""
+        """Compile the update for batches of this shape. Needs neither state, data nor the devices."""
         sharding = batch_sharding(self.mesh, micro_batches=True)
 
         def array(rows: int, length: int) -> jax.ShapeDtypeStruct:
@@ -122,7 +122,7 @@ class Program:
 
 
 def program(objective: Objective, train: TrainConfig, mesh: Mesh) -> Program:
-    """The program that trains an objective; it is compiled when it is first called with a shape of batch."""
+    """The program that trains an objective. The first call with a new batch shape compiles the update."""
     model, tx = objective.model, optimizer(train, objective.model.config.d_model)
     loss, skip = partial(objective.loss, mesh=mesh), train.non_finite == "skip"
     abstract = jax.eval_shape(lambda: init_state(model.init, tx, train.seed))
@@ -149,18 +149,18 @@ def program(objective: Objective, train: TrainConfig, mesh: Mesh) -> Program:
 
 
 def counter(step: int, mesh: Mesh) -> Array:
-    """The step of a state, on all devices."""
+    """A step counter, replicated on all devices of the mesh."""
     return jax.device_put(jnp.int32(step), NamedSharding(mesh, PartitionSpec()))
 
 
 def micro_batch_rows(count: int, mesh: Mesh, micro_batches: int) -> int:
-    """Rows of each micro-batch of a batch of `count` rows, over all devices, which cut them evenly."""
+    """The rows of each micro-batch of a batch of `count` rows, over all devices: a multiple of `batch_ways`."""
     ways = batch_ways(mesh)
     return -(-count // (ways * micro_batches)) * ways
 
 
 def bytes_needed(program: jax.stages.Compiled) -> int:
-    """Memory that a program takes on each device, its arguments and results included; 0 where JAX can't tell."""
+    """Bytes that a program needs on each device, arguments and results included; 0 if JAX can't tell."""
     memory = program.memory_analysis()
     if memory is None:
         return 0
@@ -169,12 +169,12 @@ def bytes_needed(program: jax.stages.Compiled) -> int:
 
 
 def cut(batch: dict[str, np.ndarray], mesh: Mesh, micro_batches: int) -> dict[str, np.ndarray]:
-    """A batch of (rows, length) as (micro-batches, rows, length), empty rows added where the mesh does not divide."""
+    """A batch of (rows, length) as (micro-batches, rows, length). Adds empty rows if the mesh does not divide it."""
     ways = batch_ways(mesh) * micro_batches
     return {name: dealt(np.pad(x, ((0, -len(x) % ways), (0, 0))), micro_batches) for name, x in batch.items()}
 
 
 def dealt(rows: np.ndarray, micro_batches: int) -> np.ndarray:
-    """Rows as (micro-batches, rows, length): row r goes to micro-batch r mod `micro_batches`, so that neighbours in
-    length stay together with their likes."""
+    """Rows as (micro-batches, rows, length). Row r goes to micro-batch r mod `micro_batches`, so that all micro-batches
+    have similar lengths if the rows are sorted by length."""
     return rows.reshape(-1, micro_batches, rows.shape[1]).swapaxes(0, 1)

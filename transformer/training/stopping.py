@@ -1,7 +1,7 @@
-"""Asked to stop: SIGINT (Ctrl-C), SIGTERM and SIGHUP are heard between updates, so that the state is saved first.
+"""Stop signals: SIGINT (Ctrl-C), SIGTERM and SIGHUP take effect between updates, so that the state is saved first.
 
-Machines that are taken away send SIGTERM some time before; SLURM and Kubernetes do, and Cloud TPU's maintenance. A
-terminal that is closed, or a connection that breaks, sends SIGHUP; under nohup it is ignored.
+SLURM, Kubernetes and the maintenance of Cloud TPU send SIGTERM some time before they take a machine away. A closed
+terminal or a broken connection sends SIGHUP; under nohup it is ignored.
 """
 
 from __future__ import annotations
@@ -25,97 +25,96 @@ from transformer.streams import tell
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 
 
-class Asked(BaseException):
-    """Asked to stop while something ran that is not waited for. Like KeyboardInterrupt nothing else catches it."""
+class StopRequested(BaseException):
+    """Interrupts an `interruptible` block. A BaseException, so that nothing else catches it."""
 
     def __init__(self, number: int):
         super().__init__(signal.Signals(number).name)
         self.number = number
 
 
-class Ears:
-    """While entered, the first of `SIGNALS` is only noted, as `heard`; a SIGINT after it ends the process at once.
+class StopSignals:
+    """Inside this context the first of `SIGNALS` only sets `received`. A SIGINT after it ends the process at once.
 
-    Outside the main thread, which alone is told of signals, nothing is ever heard.
+    Outside the main thread nothing is received: Python delivers signals to the main thread only.
     """
 
     def __init__(self) -> None:
-        self.heard: int | None = None
-        self._at_once = False
-        self._before: dict[int, Any] = {}
+        self.received: int | None = None
+        self._interrupting = False
+        self._old_handlers: dict[int, Any] = {}
 
-    def __enter__(self) -> Ears:
+    def __enter__(self) -> StopSignals:
         if threading.current_thread() is threading.main_thread():
-            # Python's handlers wait for whatever runs, a compilation, say. A thread that reads numbers from a pipe
-            # does not.
-            reading, self._pipe = os.pipe()
-            os.set_blocking(self._pipe, False)
+            # Python runs a signal handler only after the current C call, such as a compilation. A thread that reads
+            # the signal numbers from a pipe need not wait for it.
+            reading, self._wakeup_fd = os.pipe()
+            os.set_blocking(self._wakeup_fd, False)
             threading.Thread(target=_watch, args=(reading,), daemon=True).start()
-            # One that is ignored, as Ctrl-C is by what a shell runs in the background, stays so.
-            heard = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
-            self._before = {number: signal.signal(number, self._hear) for number in heard}
-            self._other = signal.set_wakeup_fd(self._pipe, warn_on_full_buffer=False)
+            # A signal that is ignored stays ignored: a shell ignores Ctrl-C for a background process, for example.
+            caught = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+            self._old_handlers = {number: signal.signal(number, self._receive) for number in caught}
+            self._old_wakeup_fd = signal.set_wakeup_fd(self._wakeup_fd, warn_on_full_buffer=False)
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if threading.current_thread() is threading.main_thread():
-            signal.set_wakeup_fd(self._other)
-            os.close(self._pipe)
-        for number, handler in self._before.items():
+            signal.set_wakeup_fd(self._old_wakeup_fd)
+            os.close(self._wakeup_fd)
+        for number, handler in self._old_handlers.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
     @contextlib.contextmanager
-    def at_once(self) -> Iterator[None]:
-        """A block that a signal breaks off: `Asked` is raised in it. Not with several processes, which do it together:
-        there the block is waited for."""
+    def interruptible(self) -> Iterator[None]:
+        """A block that a signal interrupts with `StopRequested`. With several processes it runs to its end."""
         if jax.process_count() == 1:
-            self._at_once = True  # first, so that no signal falls in between
-            if self.heard:
-                self._at_once = False
-                raise Asked(self.heard)
+            self._interrupting = True  # before the test, so that no signal is lost between the two
+            if self.received:
+                self._interrupting = False
+                raise StopRequested(self.received)
         try:
             yield
         finally:
-            self._at_once = False
+            self._interrupting = False
 
-    def _hear(self, number: int, frame: FrameType | None) -> None:
-        if self.heard is None:
-            self.heard = number
-            # Not by the log, nor by sys.stderr: a handler may run in the middle of another line's writing.
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        if self.received is None:
+            self.received = number
+            # Neither the log nor sys.stderr may be used here: the handler may run while another line is being written.
             tell(f"\n{signal.Signals(number).name}: saving the state after this update; Ctrl-C then stops at once\n")
-            if self._at_once:
-                self._at_once = False
-                raise Asked(number)
+            if self._interrupting:
+                self._interrupting = False
+                raise StopRequested(number)
 
 
 def _watch(pipe: int) -> None:
-    """End the process at the first SIGINT that is not the first signal."""
-    heard = 0
+    """Read signal numbers from a pipe. End the process at a SIGINT that is not the first signal."""
+    count = 0
     while number := os.read(pipe, 1):
         if number[0] in SIGNALS:
-            if heard and number[0] == signal.SIGINT:
+            if count and number[0] == signal.SIGINT:
                 tell("\ninterrupted; the same command goes on from the last checkpoint\n")
                 os._exit(128 + signal.SIGINT)
-            heard += 1
+            count += 1
     os.close(pipe)
 
 
-class Ask:
-    """Whether any process was asked to stop, as all of them learn it after the same update.
+class StopPoll:
+    """Tells all processes, after the same update, whether one of them has received a stop signal.
 
-    `ask()` is called once an update, by all. What it gives is called once that update is done: the signal that some
-    process had heard, or 0.
+    All processes call it once for each update. It returns a function, to be called after that update is done, which
+    returns the largest signal number that a process had received, or 0.
     """
 
-    def __init__(self, mesh: Mesh, ears: Ears):
-        self._ears, self._alone = ears, jax.process_count() == 1
+    def __init__(self, mesh: Mesh, signals: StopSignals):
+        self._signals, self._alone = signals, jax.process_count() == 1
         self._sharding = NamedSharding(mesh, P(mesh.axis_names))
         self._shape = (mesh.size,)
-        self._most = jax.jit(jnp.max, out_shardings=NamedSharding(mesh, P()))
+        self._max = jax.jit(jnp.max, out_shardings=NamedSharding(mesh, P()))
 
     def __call__(self) -> Callable[[], int]:
         if self._alone:
-            return lambda: self._ears.heard or 0
-        own = np.full(1, self._ears.heard or 0, np.int32)
-        told = self._most(jax.make_array_from_callback(self._shape, self._sharding, lambda index: own))
-        return lambda: int(told)
+            return lambda: self._signals.received or 0
+        received = np.full(1, self._signals.received or 0, np.int32)
+        largest = self._max(jax.make_array_from_callback(self._shape, self._sharding, lambda index: received))
+        return lambda: int(largest)

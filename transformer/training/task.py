@@ -1,4 +1,4 @@
-"""What training asks of a task: a model with its loss, batches, and scores that judge it."""
+"""The interface of a task: a model with its loss, batches, and scores that judge checkpoints."""
 
 from __future__ import annotations
 
@@ -15,17 +15,18 @@ from transformer.judging import Judged
 from transformer.model import Model, Params
 
 Batch = dict[str, Array]
-"""Arrays by name; all have the same rows."""
+"""Arrays by name; all have the same number of rows."""
 
 Shape = Mapping[str, tuple[int, int]]
 """The (rows, length) of each array of a batch, by its name: {"text": (32, 512)}."""
 
 
 class Loss(Protocol):
-    """The sum of the losses of a batch, and further sums by name.
+    """Returns the summed loss of a batch, in nats, and further sums by name.
 
-    Of these "weight" is the number of terms in the sum, "nll" the sum without smoothing, and "tokens" the number of
-    tokens that the model reads. Without a key there is no dropout. `mesh`: the devices over which the rows lie.
+    The further sums are "weight", the number of terms in the loss; "nll", the loss without smoothing; and "tokens",
+    the number of tokens that the model reads. Without a key there is no dropout. `mesh`: the devices that rows are cut
+    over.
     """
 
     def __call__(
@@ -34,7 +35,7 @@ class Loss(Protocol):
 
 
 class Objective(NamedTuple):
-    """What training minimises. It holds no data."""
+    """A model and the loss that training minimises. It holds no data."""
 
     model: Model
     loss: Loss
@@ -46,17 +47,17 @@ class Batches(Protocol):
     """An endless sequence of training batches with random access. Updates are counted from 0."""
 
     shapes: Sequence[Shape]
-    """All shapes that occur."""
+    """All shapes of the batches."""
     batches_per_epoch: int
 
     def shape(self, step: int) -> Shape: ...
 
     def read(self, step: int, begin: int, end: int) -> dict[str, np.ndarray]:
-        """Rows `begin` to `end` of the batch of an update; beyond its last row there is padding."""
+        """Rows `begin` to `end` of the batch of an update. Rows after its last one are padding."""
         ...
 
     def locate(self, step: int) -> tuple[int, int]:
-        """The epoch of an update and its place in it, both from 0."""
+        """The epoch of an update and its index in that epoch, both from 0."""
         ...
 
     def digest(self) -> str:
@@ -65,39 +66,39 @@ class Batches(Protocol):
 
 
 class Task(Protocol):
-    """What is trained: a config, an objective, batches, and an evaluation."""
+    """A config, an objective, batches and an evaluation: all that `train` needs."""
 
     config: Config
     objective: Objective
     files: Mapping[str, bytes]
-    """Saved with every checkpoint, by file name."""
+    """File name -> content; saved with every checkpoint."""
     judged: Judged
     """The scores of `evaluate` that judge checkpoints, in the order of comparison."""
 
     def batches(self) -> Batches: ...
 
     def data_digest(self) -> str:
-        """Hex digest of the training data: a run goes on with the same data only."""
+        """Hex digest of the training data. A run resumes only with the same data."""
         ...
 
     def content_digests(self) -> Mapping[str, str]:
-        """Digests of all data by name: several processes must find the same."""
+        """Digests of all data by name. They must be the same in all processes."""
         ...
 
     def judged_on(self) -> Mapping[str, Any]:
-        """What scores depend on besides the parameters: `dev_digest` and `scored_with` (see `judging`)."""
+        """What the scores depend on besides the parameters: `dev_digest` and `scored_with` (see `judging`)."""
         ...
 
     def describe(self) -> Iterator[str]:
-        """Lines about the data for the start of the log."""
+        """Lines that describe the data, for the start of the log."""
         ...
 
     def evaluate(self, params: Params, mesh: Mesh, step: int) -> Iterator[tuple[str, float | str]]:
-        """Scores on the development set, by name; nothing without a development set."""
+        """(name, score) pairs on the development set; none without a development set."""
         ...
 
     def sample(self, params: Params) -> None:
-        """Log an output or two of the model, to show that it runs."""
+        """Log a few outputs of the model, to show that it runs."""
         ...
 
     def write_sets(self, folder: epath.Path) -> None:
@@ -105,5 +106,5 @@ class Task(Protocol):
         ...
 
     def lines(self, step: int) -> str:
-        """Where the batch of an update comes from: files and line numbers, for people."""
+        """The files and line numbers that the batch of an update comes from, for messages."""
         ...
