@@ -306,6 +306,20 @@ def test_a_part_of_another_share_is_not_taken(tmp_path: Path, caplog):
     assert target.read_bytes() == b"1 A\n2 B\n"
 
 
+def test_a_part_of_another_translation_is_not_taken(tmp_path: Path, caplog):
+    source, target = tmp_path / "in", tmp_path / "out"
+    for content in (b"a\nb\n", b"c\nd\n"):  # the second part has the name of the first translation's
+        source.write_bytes(content)
+        translate_share(numbered, source, target, 0, 2)
+    renamed, part = sorted(tmp_path.glob("out.*.0-of-2"), key=lambda path: path.read_bytes()[:3] == b"1 C")
+    part.rename(renamed)
+    source.write_bytes(b"a\nb\n")
+    translate_share(numbered, source, target, 0, 2)
+    assert f"{renamed} is damaged: its share must be translated again" in caplog.text
+    translate_share(numbered, source, target, 1, 2)
+    assert target.read_bytes() == b"1 A\n2 B\n"
+
+
 @pytest.mark.parametrize("content", [b"", b"1 A\n2 C\n", b"mine", None])
 @pytest.mark.parametrize("shares", [1, 2])
 def test_a_file_that_came_meanwhile_is_not_overwritten(tmp_path: Path, content: bytes | None, shares: int):

@@ -23,7 +23,7 @@ from transformer.files import synced
 log = logging.getLogger("transformer")
 
 _MAX_SHARES = 10_000  # shares
-_DIGEST = 64  # bytes at the end of a part: the sha256 of the share's name and of the translations before it
+_DIGEST = 64  # bytes at the end of a part: the sha256 of the end of its name and of the translations before it
 
 
 def parse(text: str) -> tuple[int, int]:
@@ -125,8 +125,11 @@ def _translate(answer: Callable, lines: list[bytes], first: int, part: Path, tar
 
 
 def _share_of(part: Path) -> bytes:
-    """The share of a part, from its name. The digest includes it, so a renamed part is not taken for another share."""
-    return part.name.rpartition(".")[2].encode()
+    """The end of a part's name, DIGEST.I-of-N: its translation and its share.
+
+    The part's own digest includes it, so a renamed part is not taken for another translation or another share.
+    """
+    return ".".join(part.name.split(".")[-2:]).encode()
 
 
 def _disk_error(target: Path) -> UserError:
@@ -143,7 +146,7 @@ def _occupied(target: Path) -> UserError:
 def _finished(part: Path, which: bytes | None = None) -> bytes | None:
     """The translations in a part; None if the part is missing or damaged. A damaged part is removed, with a warning.
 
-    `which`: the share of the part; by default taken from its name.
+    `which`: translation and share of the part, see `_share_of`; by default taken from its name.
     """
     try:
         content = part.read_bytes()
