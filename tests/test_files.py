@@ -20,6 +20,7 @@ from transformer.files import (
     new_folder,
     path_of,
     replace,
+    require_new,
     seal,
     sealed,
     synced,
@@ -384,3 +385,29 @@ def test_two_do_not_fill_one_folder(tmp_path):
         with pytest.raises(UserError, match=f"{out}: another process writes there"), new_folder(out):
             pass
     assert [path.name for path in out.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("empty", [True, False])
+def test_what_a_killed_writer_of_a_folder_left_is_removed(environment, tmp_path, empty: bool):
+    out = tmp_path / "out"
+    if empty:
+        out.mkdir()
+    program = "import os, sys, pathlib; from transformer.files import new_folder\n"
+    program += "with new_folder(pathlib.Path(sys.argv[1])) as new: (new / 'file').touch(); os.kill(os.getpid(), 9)"
+    killed = subprocess.run([sys.executable, "-c", program, str(out)], env=environment)
+    assert killed.returncode == -9 and len(list(tmp_path.rglob("file"))) == 1
+    with new_folder(tmp_path / "other"):  # of a process that runs
+        require_new(out)
+        assert not list(tmp_path.rglob("file"))
+    assert sorted(path.name for path in tmp_path.rglob("*")) == sorted(["other", *(["out"] if empty else [])])
+
+
+def test_only_a_missing_or_empty_folder_is_new(tmp_path):
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to(tmp_path / "none")
+    (tmp_path / "empty").mkdir()
+    for name in ("none", "empty"):
+        require_new(tmp_path / name)
+    for name, told in (("file", "not an empty folder"), ("", "not an empty folder"), ("link", "a link to nothing")):
+        with pytest.raises(UserError, match=f"^{tmp_path / name} is {told}"):
+            require_new(tmp_path / name)

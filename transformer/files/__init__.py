@@ -4,7 +4,7 @@ A path is a local path, or an etils `epath.Path` in a bucket. A sealed folder ho
 bytes) and the sha256 of each of its files. The manifest is written last: a folder without one is unfinished.
 """
 
-from transformer.files.atomic import append, new_folder, replace, synced, writing
+from transformer.files.atomic import append, new_folder, replace, require_new, synced, writing
 from transformer.files.caching import cached, digest_once
 from transformer.files.locks import Lock, unchanged
 from transformer.files.paths import files_in, local, path_of, refuse_links
@@ -29,6 +29,7 @@ __all__ = [
     "path_of",
     "refuse_links",
     "replace",
+    "require_new",
     "seal",
     "sealed",
     "sweep",

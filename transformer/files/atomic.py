@@ -6,7 +6,6 @@ import contextlib
 import os
 import shutil
 import time
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from typing import Any
 from transformer.config import UserError
 from transformer.files.locks import lock_and_wait, only_writer
 from transformer.files.paths import local, refuse_links
-from transformer.files.temporaries import temporary_name
+from transformer.files.temporaries import sweep, temporary_name
 from transformer.phases import phase
 
 
@@ -95,17 +94,30 @@ def append(path: Any, line: str) -> bool:
     return half
 
 
+def require_new(folder: Any) -> None:
+    """Raise `UserError` unless a folder is missing or empty. First remove what killed writers of this folder left."""
+    if local(folder):
+        for place in (Path(folder), Path(folder).parent):  # see `new_folder`
+            with contextlib.suppress(OSError):
+                sweep(place)
+    if os.path.islink(folder) and not folder.exists():
+        raise UserError(f"{folder} is a link to nothing; remove it, or name a new folder")
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder} is not an empty folder; name a new one")
+
+
 @contextlib.contextmanager
 def new_folder(out: Path) -> Iterator[Path]:
     """Context manager: a temporary folder to fill, which becomes `out` after the block, once it is on the disk.
 
-    `out` must be new or empty. If the block fails, the temporary folder is removed. Raises `OSError` if writing fails,
-    and `UserError` if something else was written to `out` meanwhile.
+    `out` must be new or empty. If the block fails, the temporary folder is removed; if the process is killed,
+    `require_new` removes it. Raises `OSError` if writing fails, and `UserError` if something else was written to `out`
+    meanwhile.
     """
     created = [folder for folder in out.parents if not folder.exists()]
     existed = out.exists()
     # An existing folder may be a mount point: fill it instead of replacing it.
-    building = (out if existed else out.parent) / f".{out.name}.{uuid.uuid4().hex}.tmp"
+    building = (out if existed else out.parent) / temporary_name(f".{out.name}")
     try:
         building.mkdir(parents=True)
         with only_writer(out) if existed else contextlib.nullcontext():

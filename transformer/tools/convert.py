@@ -14,7 +14,7 @@ from etils import epath
 
 from transformer.checkpoint import AVERAGE, Checkpoint, Checkpoints
 from transformer.config import KINDS, Config, ModelConfig, UserError, differences, to_json
-from transformer.files import local, new_folder, path_of, replace, writing
+from transformer.files import local, new_folder, path_of, replace, require_new, writing
 from transformer.model import Params
 
 PARTS = {
@@ -75,9 +75,7 @@ def write_start(opened: Checkpoint, out: str, params: Params, model: ModelConfig
 
     Raises `UserError` if `out` is not a new or empty folder.
     """
-    folder = path_of(out)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{out} is not an empty folder; name a new one")
+    require_new(folder := path_of(out))
     Checkpoints(out)  # raises for a path in which no arrays can be stored
     with contextlib.ExitStack() as stack:
         if local(out):

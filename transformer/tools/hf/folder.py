@@ -20,14 +20,6 @@ def require_safetensors(what: str) -> None:
         raise UserError(f"{what} needs safetensors: pip install 'transformer[export]'") from None
 
 
-def target_folder(out: str) -> Path:
-    """The path of a folder to write. Raises `UserError` if it is not a new or empty folder."""
-    folder = Path(out)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{out} is not an empty folder; name a new one")
-    return folder
-
-
 def write(path: Path, content: Any) -> None:
     """Write bytes, or anything else as JSON. Raises `OSError` if the file then has other content."""
     if not isinstance(content, bytes):

@@ -21,9 +21,9 @@ import numpy as np
 from transformer.checkpoint import Checkpoint, Checkpoints
 from transformer.config import BOS, EOS, PAD, SPECIALS, Config, ModelConfig, UserError, flatten
 from transformer.data.tokenizer import Tokenizer
-from transformer.files import new_folder, writing
+from transformer.files import new_folder, require_new, writing
 from transformer.model import Params
-from transformer.tools.hf.folder import require_safetensors, target_folder, write, write_arrays
+from transformer.tools.hf.folder import require_safetensors, write, write_arrays
 from transformer.tools.hf.names import (
     Arrays,
     Row,
@@ -210,7 +210,7 @@ def export(workdir: str, out: str, checkpoint: str | None = None) -> Path:
     `UserError` if safetensors is missing, if `out` is not a new or empty folder, and as `to_marian` does.
     """
     require_safetensors("export --to hf-marian")
-    folder = target_folder(out)
+    require_new(folder := Path(out))
     config, state, pieces = Checkpoints(workdir).read(checkpoint, _state)
     vocab_size = pieces.vocab_size
     with writing(folder), new_folder(folder) as building:
