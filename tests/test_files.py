@@ -1,5 +1,6 @@
 import contextlib
 import os
+import shutil
 import stat
 import subprocess
 import sys
@@ -140,6 +141,23 @@ def test_a_cache_is_made_once_and_anew_when_it_is_damaged(tmp_path, caplog):
         assert cached(folder, make, whole, "the text") == "abc" and damage(folder) is None
         assert "making the text again" in caplog.text
     assert len(made) == 5 and [path.name for path in folder.parent.iterdir()] == ["[key]"]
+
+
+@pytest.mark.parametrize("version", ["this", "an earlier one"])
+def test_an_entry_of_a_cache_under_the_name_of_another_is_made_again(tmp_path, caplog, version: str):
+    for name in ("abc", "abd"):
+        cached(tmp_path / name, lambda new, name=name: (new / "text").write_text(name), whole, "the text")
+    if version == "an earlier one":  # without the name
+        (tmp_path / "abc/entry").unlink()
+        (tmp_path / "abc/manifest.json").unlink()
+        seal(tmp_path / "abc")
+    assert cached(tmp_path / "abc", pytest.fail, whole, "the text") == "abc"
+    shutil.rmtree(tmp_path / "abd")
+    (tmp_path / "abc").rename(tmp_path / "abd")
+    if version == "this":
+        again = cached(tmp_path / "abd", lambda new: (new / "text").write_text("abd"), whole, "the text")
+        assert again == "abd" and f"{tmp_path}/abd was made as abc" in caplog.text
+        assert "making the text again" in caplog.text and [path.name for path in tmp_path.iterdir()] == ["abd"]
 
 
 def test_a_cache_that_cannot_be_read_back_is_never_sealed(tmp_path):

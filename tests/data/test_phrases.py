@@ -206,7 +206,7 @@ def test_write(tmp_path):
         assert len(set(lines(parallel.source))) == len(lines(parallel.source))
     assert sorted(path.name for path in folder.iterdir()) == sorted(
         [f"{split}.{language}" for split in ("train", "dev", "test") for language in EN_DE]
-        + ["phrases.json", "manifest.json"]
+        + ["phrases.json", "entry", "manifest.json"]
     )
 
 

@@ -161,7 +161,7 @@ def test_files_are_looked_through_once_a_process(tokenizer, parallel, tmp_path, 
     monkeypatch.setattr(caching, "_digests", {})
     TokenStore(path)
     assert sorted(read) == [
-        *("meta.json", "source.offsets.npy", "source.tokens", "target.offsets.npy", "target.tokens")
+        *("entry", "meta.json", "source.offsets.npy", "source.tokens", "target.offsets.npy", "target.tokens")
     ]
 
 

@@ -128,7 +128,9 @@ def test_german_whole(run):
         assert dev == [str(folder / "newstest2013.en"), str(folder / "newstest2013.de"), 1.0]
         assert test == [str(folder / "newstest2014.en"), str(folder / "newstest2014.de"), 1.0]
         names = [f"{stem}.{language}" for stem in ("train", dev_name, "newstest2014") for language in ("de", "en")]
-        assert sorted(path.name for path in folder.iterdir()) == sorted([*names, "lines.json", "manifest.json"])
+        assert sorted(path.name for path in folder.iterdir()) == sorted(
+            [*names, "lines.json", "entry", "manifest.json"]
+        )
 
         # All training pairs except the one without an English side, shuffled together.
         pairs = list(zip(lines(folder / "train.de"), lines(folder / "train.en"), strict=True))

@@ -31,7 +31,7 @@ import numpy as np
 from transformer.config import UserError
 from transformer.data.text import Parallel, count_lines, fingerprint, read_pairs, require_same
 from transformer.data.tokenizer import Tokenizer
-from transformer.files import cached, damage, digest_once, manifest
+from transformer.files import ENTRY, cached, damage, digest_once, manifest
 from transformer.streams import plain
 
 _FORMAT = 3  # part of the key: raise it when the format of the files changes
@@ -56,7 +56,8 @@ class TokenStore:
             raise ValueError(wrong)
         meta = json.loads((folder / "meta.json").read_text())
         self.path = folder
-        self._sha256 = hashlib.sha256(json.dumps(manifest(folder), sort_keys=True).encode()).hexdigest()
+        content = {name: entry for name, entry in manifest(folder).items() if name != ENTRY}
+        self._sha256 = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
         self.text: str = meta["text"]
         """Hex digest of the text, the fields read and the tokenizer. It does not depend on the format of the files."""
         self.same: int = meta["same"]

@@ -17,6 +17,9 @@ from transformer.phases import phase
 log = logging.getLogger("transformer")
 T = TypeVar("T")
 
+ENTRY = "entry"
+"""A file in each folder of a cache, which holds the name of the folder. Folders of earlier versions lack it."""
+
 _digests: dict[tuple[int, ...], dict[str, Any]] = {}
 
 
@@ -33,12 +36,12 @@ def cached(folder: Path, make: Callable[[Path], None], read: Callable[[Path], T]
     """Return `read(folder)` for a sealed folder of a cache; make the folder first if it is missing or damaged.
 
     `make` fills an empty folder, which is then sealed, read, and renamed to `folder`. Before a damaged folder is made
-    again, a warning names it by `what`. `read` must raise `ValueError`, `KeyError` or `OSError` for wrong files.
-    Raises `UserError` if the new folder cannot be read back.
+    again, a warning names it by `what`. A folder that was made under another name counts as damaged. `read` must raise
+    `ValueError`, `KeyError` or `OSError` for wrong files. Raises `UserError` if the new folder cannot be read back.
     """
     if folder.exists():
         try:
-            wrong = damage(folder, digest_once) if sealed(folder) else f"{folder} has no {MANIFEST}"
+            wrong = _fault(folder) if sealed(folder) else f"{folder} has no {MANIFEST}"
             if not wrong:
                 return read(folder)
         except (FileNotFoundError, ValueError, KeyError) as error:
@@ -47,6 +50,7 @@ def cached(folder: Path, make: Callable[[Path], None], read: Callable[[Path], T]
     with temporary(folder.parent, folder.name) as new:
         with phase(f"building {what}"):
             make(new)
+            (new / ENTRY).write_bytes(os.fsencode(folder.name))
             seal(new)
         try:
             read(new)
@@ -60,6 +64,15 @@ def cached(folder: Path, make: Callable[[Path], None], read: Callable[[Path], T]
     return read(folder)
 
 
+def _fault(folder: Path) -> str | None:
+    """What is wrong with a sealed folder of a cache, in words, or None."""
+    entry = folder / ENTRY
+    if (wrong := damage(folder, digest_once)) or not entry.exists():
+        return wrong
+    name = os.fsdecode(entry.read_bytes())
+    return None if name == folder.name else f"{folder} was made as {name} and has been renamed or copied"
+
+
 def _move_into_place(new: Path, folder: Path) -> None:
     """Rename a sealed folder to `folder`. Keep an undamaged one that another process put there meanwhile; else replace.
 
@@ -69,7 +82,7 @@ def _move_into_place(new: Path, folder: Path) -> None:
     with open_folder(folder.parent) as parent:
         lock_and_wait(parent)
         if os.path.lexists(folder):
-            if sealed(folder) and damage(folder, digest_once) is None:
+            if sealed(folder) and _fault(folder) is None:
                 return
             with temporary(folder.parent, "replaced") as old:
                 os.rename(folder, old / folder.name)
