@@ -591,7 +591,7 @@ def test_damaged_files_beside_the_arrays_are_told_in_one_line(checkpoints, folde
     assert f"00000005/{file} {'cannot be read (' if harm == 'missing' else 'is not as it was written: '}" in str(
         error.value
     )
-    assert "choose another with --checkpoint" in str(error.value)
+    assert "choose another with --checkpoint (if the command has it), or remove" in str(error.value)
     assert "\n" not in str(error.value)
     if harm in content:  # written by another program, and sealed
         seal(path.parent)
@@ -738,6 +738,10 @@ def test_nothing_is_written_through_a_link(checkpoints, folder: Path, tmp_path: 
     assert (outside / "five/manifest.json").exists()
     assert [path.name for path in outside.iterdir() if path.is_file()] == ["file"]
     assert (outside / "file").read_text() == "mine"
+    (run / ".average.lock").symlink_to(outside / "nowhere")
+    with pytest.raises(UserError, match=f"^{run}/.average.lock {told}"):
+        checkpoints.average(1)
+    assert not (outside / "nowhere").exists()
     # The workdir itself may be a link.
     (tmp_path / "link").symlink_to(run)
     linked = Checkpoints(tmp_path / "link")

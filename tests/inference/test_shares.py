@@ -152,6 +152,9 @@ def test_what_cannot_be_read_or_written_is_told_in_one_line(tmp_path: Path):
     assert stat.S_ISFIFO((tmp_path / "pipe").stat().st_mode)
     with pytest.raises(UserError, match=r"^--output \S+/none/out: there is no folder \S+/none$"):
         translate_share(numbered, source, tmp_path / "none/out", 0, 1)
+    (tmp_path / "link").symlink_to(tmp_path / "none")
+    with pytest.raises(UserError, match=r"^--output \S+/link exists; name another file, or remove it$"):
+        translate_share(lambda *_: pytest.fail("too late"), source, tmp_path / "link", 0, 1)
     with pytest.raises(UserError, match=r"^--output \S+: File name too long$"):
         translate_share(numbered, source, tmp_path / ("x" * 200), 0, 1)
 

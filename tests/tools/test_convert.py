@@ -9,7 +9,8 @@ import transformer
 from transformer.checkpoint import Checkpoints
 from transformer.config import AttentionConfig, ModelConfig, UserError
 from transformer.model import build
-from transformer.tools.convert import convert, mean_pool
+from transformer.tasks.sets import read_set
+from transformer.tools.convert import convert, mean_pool, write_start
 
 OLD = ModelConfig(encoder_layers=1, decoder_layers=2, d_model=16, d_ff=24, heads=4)
 
@@ -66,6 +67,16 @@ def test_a_converted_workdir_translates(trained: Path, tmp_path: Path):
             convert(str(trained), str(taken), new)
     with pytest.raises(UserError, match=r"^model.d_ff: only the number of key/value heads"):
         convert(str(trained), str(tmp_path / "other"), dataclasses.replace(old, d_ff=7))
+
+
+def test_sets_are_copied_without_what_else_lies_there(workdir: Path, tmp_path: Path):
+    (workdir / "sets/mine").mkdir()
+    (workdir / "sets/notes.txt").touch()
+    opened, out = Checkpoints(workdir).open("last"), tmp_path / "out"
+    write_start(opened, str(out), opened.params(), opened.config.model)
+    for kind in ("dev", "test"):
+        assert read_set(str(out), kind) == read_set(str(workdir), kind)
+    assert not (out / "sets/mine").exists() and not (out / "sets/notes.txt").exists()
 
 
 def test_up_training_by_the_command_line(call, trained: Path, tiny, tmp_path: Path):

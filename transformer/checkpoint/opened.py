@@ -24,7 +24,7 @@ from transformer.model import Model, Params, build
 from transformer.model.functional import finite
 
 T = TypeVar("T")
-_DAMAGED = "this checkpoint is damaged; choose another with --checkpoint, or remove its folder"
+_DAMAGED = "this checkpoint is damaged; choose another with --checkpoint (if the command has it), or remove its folder"
 
 
 class Removed(UserError):

@@ -306,6 +306,7 @@ class Checkpoints:
         path = self.folder.parent / ".average.lock"
         if not self.steps():
             raise UserError(f"{self.folder.parent}: no complete checkpoint to average")
+        refuse_links(path)
         before = self._lock
         with writing(path), Lock(path, "another process averages there; wait until it is done").held() as self._lock:
             try:

@@ -52,7 +52,7 @@ def refuse(source: Path, target: Path, shares: int) -> None:
     if target.exists() and not target.is_file() and not target.is_dir():
         reason = "a pipe or a device; leave out --input and --output, and write: translate WORKDIR < IN > OUT"
         raise UserError(f"--output {target}: {reason}")
-    if target.exists():
+    if os.path.lexists(target):  # a link to nothing, too
         raise UserError(f"--output {target} exists; name another file, or remove it")
     if not target.parent.is_dir():
         raise UserError(f"--output {target}: there is no folder {target.parent}")

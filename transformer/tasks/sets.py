@@ -84,6 +84,13 @@ def write_sets(folder: epath.Path, texts: Corpora, fields: tuple[str, str]) -> N
         replace(folder / "sets" / "sets.json", (to_json(known, indent=2) + "\n").encode())
 
 
+def copy_sets(workdir: epath.Path, folder: epath.Path) -> None:
+    """Copy what `write_sets` wrote in `workdir` to `folder`/sets. Other files and folders there are not copied."""
+    for name in ("sets.json", *(f"{kind}.{side}" for kind in ("dev", "test") for side in SIDES)):
+        if (path := workdir / "sets" / name).is_file():
+            replace(folder / "sets" / name, path.read_bytes())
+
+
 def known_sets(workdir: str) -> dict[str, Any]:
     """The entries 'dev' and 'test' of sets.json; empty if the workdir has neither."""
     path = path_of(workdir) / "sets" / "sets.json"

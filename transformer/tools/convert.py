@@ -16,6 +16,7 @@ from transformer.checkpoint import AVERAGE, Checkpoint, Checkpoints
 from transformer.config import KINDS, Config, ModelConfig, UserError, differences, to_json
 from transformer.files import local, new_folder, path_of, replace, require_new, writing
 from transformer.model import Params
+from transformer.tasks.sets import copy_sets
 
 PARTS = {
     "encoder": r"encoder/layers/\d+/self_attention",
@@ -90,9 +91,7 @@ def _write_start(opened: Checkpoint, folder: epath.Path, params: Params, model: 
     progress = opened.progress
     kept = {key: progress[key] for key in ("step", "vocab_size")}
     replace(folder / "tokenizer.model", files["tokenizer.model"])
-    if (sets := opened.path.parent.parent / "sets").exists():
-        for path in sets.iterdir():
-            replace(folder / "sets" / path.name, path.read_bytes())
+    copy_sets(opened.path.parent.parent, folder)
     target = Checkpoints(folder)
     converted = {"averaged_steps": progress.get("averaged_steps", [progress["step"]]), "trainable": False}
     target.save(AVERAGE, {"params": params}, progress=kept | converted, files=files)
