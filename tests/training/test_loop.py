@@ -719,6 +719,21 @@ def test_a_damaged_config_is_taken_from_a_checkpoint(workdir: Path, tiny, caplog
     assert "taking the one that checkpoint 120 holds" in caplog.text
 
 
+def test_without_config_json_the_newest_whole_checkpoint_gives_it(workdir: Path, tiny, caplog) -> None:
+    checkpoints, config = Checkpoints(workdir), config_file(tiny.config)
+    before = checkpoints.at(120).config
+    (workdir / "config.json").unlink()
+    (workdir / "checkpoints/00000120/config.json").write_text("{")
+    assert start.config_of(checkpoints) == before
+    refuse_other_config(config, str(workdir))
+    with pytest.raises(UserError, match=r"train\.seed is 0 there, 7 now"):
+        other = dataclasses.replace(config, train=dataclasses.replace(config.train, seed=7))
+        refuse_other_config(other, str(workdir))
+    for step in (80, 100, 120):
+        (workdir / f"checkpoints/{step:08d}").rename(workdir / f"checkpoints/{step:08d}.interrupted")
+    assert start.config_of(checkpoints) == before
+
+
 def test_a_checkpoint_that_memory_does_not_hold_is_no_damaged_one(workdir: Path, run, monkeypatch) -> None:
     """Otherwise training would discard it and go back further and further."""
     import orbax.checkpoint
