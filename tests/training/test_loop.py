@@ -677,7 +677,7 @@ def test_init_from_what_does_not_fit_is_told_in_one_line(tmp_path: Path, run, tr
     assert "is not the tokenizer of train.init_from" in refused("--data.tokenizer", other)
     both = "--model.d_model is 32 there, 64 here; --model.d_ff is 64 there, 32 here. Give the same values as there"
     assert both in refused("--model.d_ff", 32, "--model.d_model", 64, "--model.dropout", 0.3)
-    assert "no tokenizer.model there" in refused("--train.init_from", tmp_path / "nowhere")
+    assert "nowhere: no complete checkpoint there; train first" in refused("--train.init_from", tmp_path / "nowhere")
     # Before anything is tokenised.
     monkeypatch.setattr(Translation, "prepare", None)
     assert "--model.d_ff is 64 there, 32 here. Give" in refused("--model.d_ff", 32)
