@@ -947,6 +947,41 @@ def test_the_average_is_the_mean_of_the_last_ones(checkpoints, folder: Path, cap
     assert caplog.messages == []
 
 
+def test_a_copy_under_the_name_of_another_step_is_neither_chosen_nor_averaged(
+    checkpoints, folder, caplog, monkeypatch
+) -> None:
+    for step in (10, 20, 30):
+        save(checkpoints, step, float(-step), small=True)
+    copies = [folder / name for name in ("00000005", "00000040")]
+    for copy in copies:
+        shutil.copytree(folder / "00000010", copy)
+    assert checkpoints.choose("last") == 30
+    assert checkpoints.choose("best") == checkpoints.best() == 10
+    with pytest.raises(UserError, match=r"^--checkpoint 40: not in .* it has 10, 20, 30, best"):
+        checkpoints.choose(40)
+    monkeypatch.setattr(store, "mean", lambda opened: {"x": np.zeros(3)})
+    assert checkpoints.average(9) == [10, 20, 30]
+    told = "is passed over: it holds step 10, not the one in its name"
+    assert caplog.messages == [f"{copy} {told}" for copy in copies]
+
+
+def test_only_checkpoints_of_one_run_are_averaged(checkpoints, folder: Path, caplog) -> None:
+    for step in (10, 20, 30, 40, 50):
+        save(checkpoints, step)
+    (folder / "00000020/tokenizer.model").write_bytes(b"others")
+    for step, run in ((10, "theirs"), (30, "ours"), (50, "ours")):  # 40: of an earlier version, which saved no run
+        path = folder / f"{step:08d}/progress.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), "run": run}))
+    for step in (10, 20, 30, 50):
+        seal(folder / f"{step:08d}")
+    assert checkpoints.average(2) == [40, 50]
+    assert caplog.messages == []
+    assert checkpoints.average(9) == checkpoints.at("average").progress["averaged_steps"] == [30, 40, 50]
+    assert caplog.messages == [
+        f"{folder}: left out, as their run or tokenizer is not that of 00000050: 00000020, 00000010"
+    ]
+
+
 @pytest.mark.parametrize(
     ("at", "after", "counts"),
     [

@@ -60,7 +60,8 @@ def test_a_training_that_goes_on_has_no_row_twice(trainings, tmp_path: Path) -> 
     names = ("a", "b", "c")
     found = started(trainings, tmp_path, *names)
     assert next(found)["step"] == 2
-    while not all('"step": 5' in (tmp_path / f"kept/{name}/metrics.jsonl").read_text() for name in "ab"):
+    logs = [tmp_path / f"kept/{name}/metrics.jsonl" for name in "ab"]
+    while not all(log.exists() and '"step": 5' in log.read_text() for log in logs):
         time.sleep(0.01)
     found.close()  # as Ctrl-C does
     kept = lines(tmp_path / "rows.jsonl")

@@ -14,8 +14,9 @@ from quick import jit
 import transformer
 from transformer.checkpoint import Checkpoints
 from transformer.command_line import config_file
-from transformer.config import BOS, EOS, PAD, AttentionConfig, Config, MeshConfig, UserError
+from transformer.config import BOS, EOS, PAD, AttentionConfig, Config, MeshConfig, UserError, from_json, to_json
 from transformer.data.batching import evaluation_batches
+from transformer.data.tokenizer import Tokenizer
 from transformer.inference.translator import Translator
 from transformer.tasks import translation
 from transformer.tasks.judges import compound_split_bleu
@@ -321,3 +322,18 @@ def test_patience_without_a_development_set_is_told(trained: Path, config) -> No
     assert [doubt for doubt in doubts if doubt.startswith("train.patience = 3 has no effect, as there is no develop")]
     doubts = Translation.build(dataclasses.replace(config, data=data), str(trained)).text_doubts()
     assert not [doubt for doubt in doubts if "patience" in doubt]
+
+
+def test_the_tokenizer_may_change_before_the_first_checkpoint(call, tiny, trained: Path, tmp_path: Path) -> None:
+    """config.json of the workdir names the size of the former tokenizer."""
+    workdir, given = tmp_path / "run", tmp_path / "t.model"
+    given.write_bytes(Tokenizer.train(lines(tiny.folder / "train.en"), vocab_size=300).model)
+    stored = from_json((trained / "config.json").read_text())
+    assert stored.model.vocab_size == 400
+    workdir.mkdir()
+    stored = dataclasses.replace(stored, data=dataclasses.replace(stored.data, tokenizer=str(given)))
+    (workdir / "config.json").write_text(to_json(stored))
+    short = "--data.tokenizer", given, "--train.steps", 1, "--train.eval_sentences", 1
+    done = call("train.py", "--config", tiny.config, "--workdir", workdir, *short)
+    assert done.code == 0, done.err
+    assert Checkpoints(workdir).at(1).progress["vocab_size"] == 300

@@ -677,7 +677,7 @@ def test_init_from_what_does_not_fit_is_told_in_one_line(tmp_path: Path, run, tr
     assert "is not the tokenizer of train.init_from" in refused("--data.tokenizer", other)
     both = "--model.d_model is 32 there, 64 here; --model.d_ff is 64 there, 32 here. Give the same values as there"
     assert both in refused("--model.d_ff", 32, "--model.d_model", 64, "--model.dropout", 0.3)
-    assert "no tokenizer.model there" in refused("--train.init_from", tmp_path / "nowhere")
+    assert "nowhere: no complete checkpoint there; train first" in refused("--train.init_from", tmp_path / "nowhere")
     # Before anything is tokenised.
     monkeypatch.setattr(Translation, "prepare", None)
     assert "--model.d_ff is 64 there, 32 here. Give" in refused("--model.d_ff", 32)
@@ -717,6 +717,21 @@ def test_a_damaged_config_is_taken_from_a_checkpoint(workdir: Path, tiny, caplog
     (workdir / "config.json").write_text(content, encoding="latin-1")
     refuse_other_config(config_file(tiny.config), str(workdir))
     assert "taking the one that checkpoint 120 holds" in caplog.text
+
+
+def test_without_config_json_the_newest_whole_checkpoint_gives_it(workdir: Path, tiny, caplog) -> None:
+    checkpoints, config = Checkpoints(workdir), config_file(tiny.config)
+    before = checkpoints.at(120).config
+    (workdir / "config.json").unlink()
+    (workdir / "checkpoints/00000120/config.json").write_text("{")
+    assert start.config_of(checkpoints) == before
+    refuse_other_config(config, str(workdir))
+    with pytest.raises(UserError, match=r"train\.seed is 0 there, 7 now"):
+        other = dataclasses.replace(config, train=dataclasses.replace(config.train, seed=7))
+        refuse_other_config(other, str(workdir))
+    for step in (80, 100, 120):
+        (workdir / f"checkpoints/{step:08d}").rename(workdir / f"checkpoints/{step:08d}.interrupted")
+    assert start.config_of(checkpoints) == before
 
 
 def test_a_checkpoint_that_memory_does_not_hold_is_no_damaged_one(workdir: Path, run, monkeypatch) -> None:

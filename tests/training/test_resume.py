@@ -118,7 +118,7 @@ def test_a_run_from_before_the_default_rule_keeps_its_own(call, tiny, tmp_path) 
     model = (workdir / "tokenizer.model").read_bytes()
     done = call("train.py", *command, "--train.steps", 4)
     assert done.code == 0 and Checkpoints(workdir).steps()[-1] == 4
-    assert f"{workdir} keeps data.normalization 'identity', with which it was begun" in done.err
+    assert "data.normalization stays 'identity', as at the start of this run" in done.err
     assert from_json((workdir / "config.json").read_text()).data.normalization == "identity"
     assert (workdir / "tokenizer.model").read_bytes() == model
     refused = call("train.py", *command, "--train.steps", 4, "--data.normalization", "nfkc")

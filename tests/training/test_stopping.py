@@ -109,6 +109,29 @@ def test_a_run_that_is_asked_to_stop_saves_and_goes_on(
     same_run(workdir, trained)
 
 
+@pytest.mark.parametrize("resumed", [False, True])
+def test_a_run_stops_before_its_first_compilation(call, tiny, workdir, tmp_path, monkeypatch, resumed: bool) -> None:
+    begin = loop.begin
+
+    def asked(setup: loop.Setup) -> tuple:
+        send(SIGTERM)()
+        return begin(setup)
+
+    monkeypatch.setattr(loop, "begin", asked)
+    folder = workdir if resumed else tmp_path / "new"
+    before = Checkpoints(folder).states()
+    done = call("train.py", "--config", tiny.config, "--workdir", folder, "--train.steps", 124)
+    assert done.code == 143
+    assert "compiling" not in done.err
+    where = (
+        "after update 120; the same command goes on from there"
+        if resumed
+        else "before the first update; nothing was saved, the same command starts again"
+    )
+    assert done.err.splitlines()[-1] == f"SIGTERM: stopped {where}"
+    assert Checkpoints(folder).states() == before
+
+
 @pytest.mark.parametrize("where", [pytest.param("before", marks=pytest.mark.slow), "within"])
 def test_asked_to_stop_where_an_evaluation_is_due(call, tiny, trained, tmp_path, at, monkeypatch, where: str) -> None:
     workdir = tmp_path / "run"

@@ -130,6 +130,17 @@ class Checkpoint:
         names = [name for name in manifest(self.path, self._manifest) if "/" not in name and name != "progress.json"]
         return {name: self.file(name) for name in names}
 
+    def same_run(self, other: Checkpoint) -> bool:
+        """Whether both belong to one run: `run` in their progress and the files of the task are the same.
+
+        What one of them lacks, as earlier versions did not save it, is not compared.
+        """
+        runs = {checkpoint.progress.get("run") for checkpoint in (self, other)} - {None}
+        ours, theirs = (manifest(checkpoint.path, checkpoint._manifest) for checkpoint in (self, other))
+        files = [name for name in ours.keys() & theirs.keys() if "/" not in name]
+        changing = ("config.json", "progress.json")
+        return len(runs) < 2 and all(ours[name] == theirs[name] for name in files if name not in changing)
+
     def _json(self, name: str) -> str:
         content = self.file(name)
         try:

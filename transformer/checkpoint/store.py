@@ -115,6 +115,8 @@ class Checkpoints:
         """
         scored = {}
         for step in self.steps():
+            if self._misnamed(step):
+                continue
             try:
                 if (progress := self.at(step).evaluation) is not None:
                     scored[step] = progress
@@ -132,11 +134,12 @@ class Checkpoints:
     def choose(self, checkpoint: str | int | None = None, judged: Judged | None = None) -> int | str:
         """Resolve 'best', 'last', 'average', a step or a name to a step or name; None = the average, else the best.
 
-        Without evaluated checkpoints, None means the last. `judged`: the scores to rank by; None = those that training
-        used. Warns if the average is chosen by default and is older than the last checkpoint. Raises `UserError` if
-        there is no such checkpoint.
+        Without evaluated checkpoints, None means the last. Passes over copies whose name is not their step. `judged`:
+        the scores to rank by; None = those that training used. Warns if the average is chosen by default and is older
+        than the last checkpoint. Raises `UserError` if there is no such checkpoint.
         """
-        steps = self.steps()
+        states = [name for name in self.states() if not self._misnamed(name)]
+        steps = [name for name in states if not isinstance(name, str)]
         workdir = self.folder.parent
         if checkpoint is None and steps and self.complete(AVERAGE):
             self._warn_of_an_old_average(steps[-1])
@@ -145,7 +148,6 @@ class Checkpoints:
             if not self.complete(AVERAGE):
                 raise UserError(f"{workdir}: no average yet; make one with: python -m transformer average {workdir}")
             return AVERAGE
-        states = self.states()
         if not states:
             raise UserError(f"{workdir}: no complete checkpoint there; {_advice(self.folder.parent)}")
         if checkpoint is None or checkpoint == "best":
@@ -315,8 +317,8 @@ class Checkpoints:
                 self._lock = before
 
     def _average(self, last: int) -> list[int]:
-        steps = self.steps()[-last:]
-        opened = [self.at(step) for step in steps]
+        opened = self._last_of_one_run(last)
+        steps = [checkpoint.name for checkpoint in opened]
         params = mean(opened)
         files = opened[-1].files()
         progress = {
@@ -328,6 +330,39 @@ class Checkpoints:
         self.save(AVERAGE, {"params": params}, progress=progress, files=files)
         self.wait()
         return steps
+
+    def _last_of_one_run(self, last: int) -> list[Checkpoint]:
+        """The last `last` checkpoints of the run that the newest one belongs to. A warning names those left out."""
+        chosen: list[Checkpoint] = []
+        others: list[str] = []
+        for step in reversed(self.steps()):
+            if len(chosen) == last:
+                break
+            if not self._misnamed(step):
+                opened = self.at(step)
+                same = not chosen or opened.same_run(chosen[0])
+                (chosen if same else others).append(opened if same else opened.path.name)
+        if others:
+            log.warning(
+                "%s: left out, as their run or tokenizer is not that of %s: %s",
+                *(self.folder, chosen[0].path.name, ", ".join(others)),
+            )
+        if not chosen:
+            raise UserError(f"{self.folder.parent}: no complete checkpoint to average")
+        return chosen[::-1]
+
+    def _misnamed(self, name: int | str) -> bool:
+        """Whether a checkpoint's name is not the step that it holds, as of a copy. Logs a warning, once."""
+        try:
+            opened = self.at(name)
+            step = opened.progress.get("step")
+        except UserError:  # removed, or damaged: reported when it is opened
+            return False
+        misnamed = int(opened.path.name.removesuffix(INTERRUPTED)) != step
+        if misnamed and name not in self._warned:
+            log.warning("%s is passed over: it holds step %s, not the one in its name", opened.path, step)
+            self._warned.add(name)
+        return misnamed
 
     def _check_lock(self) -> None:
         if self._lock is not None:

@@ -79,11 +79,8 @@ class Translation:
     def resumed(config: Config, stored: Config) -> Config:
         """`config` for a run that resumes in a workdir whose config is `stored`.
 
-        Keeps two values of the workdir: `vocab_size` if `config` leaves it out; normalization "identity", an earlier
-        default, if `config` has today's default "clean".
+        Keeps normalization "identity", an earlier default, if `config` has today's default "clean".
         """
-        if config.model.vocab_size is None:
-            config = dataclasses.replace(config, model=config.model.with_vocabulary(stored.model.vocab_size))
         if (stored.data.normalization, config.data.normalization) != ("identity", "clean"):
             return config
         log.info("data.normalization stays 'identity', as at the start of this run")

@@ -6,7 +6,9 @@ import hashlib
 import logging
 from pathlib import Path
 
-from transformer.checkpoint import Checkpoints
+from etils import epath
+
+from transformer.checkpoint import Checkpoint, Checkpoints
 from transformer.config import Config, UserError
 from transformer.data.tokenizer import Tokenizer
 from transformer.files import path_of
@@ -25,15 +27,14 @@ def vocabulary(config: Config, workdir: str) -> int:
 def inherited(config: Config, workdir: str | None) -> Tokenizer | None:
     """The tokenizer that a run reuses: the workdir's if the run resumes, else that of `train.init_from`; else None."""
     start, given = config.train.init_from, config.data.tokenizer
-    if workdir and Checkpoints(workdir).states() and (pieces := tokenizer_of(workdir)):
+    if workdir and Checkpoints(workdir).states():
+        pieces = tokenizer_of(workdir)
         if given is not None:
             refuse_other(given, pieces, workdir)
         return pieces
     if start is None:
         return None
-    pieces = tokenizer_of(start)
-    if pieces is None:
-        raise UserError(f"train.init_from = {start!r}: no tokenizer.model there")
+    pieces = Checkpoints(start).read(None, _tokenizer_in)
     if given and Tokenizer.load(given).sha256 != pieces.sha256:
         raise UserError(
             f"data.tokenizer = {given!r} is not the tokenizer of train.init_from = {start!r}; leave data.tokenizer "
@@ -42,20 +43,38 @@ def inherited(config: Config, workdir: str | None) -> Tokenizer | None:
     return pieces
 
 
-def tokenizer_of(workdir: str) -> Tokenizer | None:
-    """The tokenizer in a workdir, or None. If its file is damaged, the tokenizer in the newest whole checkpoint."""
+def tokenizer_of(workdir: str) -> Tokenizer:
+    """The tokenizer of a run that has checkpoints.
+
+    It is the workdir's tokenizer.model if that has the sha256 in tokenizer.sha256. Else it is the tokenizer of the
+    newest whole checkpoint, with a warning if the two differ. Raises `UserError` if no checkpoint is whole.
+    """
     path = path_of(workdir) / "tokenizer.model"
-    digest = path.with_name("tokenizer.sha256")
-    if not path.exists():
-        return None
-    model = path.read_bytes()
-    if digest.exists() and digest.read_bytes().split()[:1] != [hashlib.sha256(model).hexdigest().encode()]:
-        whole = Checkpoints(workdir).newest_whole()
-        if whole is None:
-            raise UserError(f"{path} is not as it was written: its sha256 is not the one in {digest}; restore a copy")
-        log.warning("%s is not as it was written; taking the one that checkpoint %s holds", path, whole.name)
-        model = whole.file(path.name)
-    return Tokenizer(model, str(path))
+    model, digest = _content(path), _content(path.with_name("tokenizer.sha256"))
+    if model and digest and digest.split()[:1] == [hashlib.sha256(model).hexdigest().encode()]:
+        return Tokenizer(model, str(path))
+    wrong = f"{path} is {'missing' if model is None else 'not as it was written'}"
+    whole = Checkpoints(workdir).newest_whole()
+    if whole is None:
+        raise UserError(f"{wrong}, and no checkpoint is whole; restore a copy")
+    pieces = _tokenizer_in(whole)
+    if pieces.model != model:
+        log.warning("%s; taking the one that checkpoint %s holds", wrong, whole.name)
+    return pieces
+
+
+def _tokenizer_in(checkpoint: Checkpoint) -> Tokenizer:
+    """The tokenizer that the parameters of a checkpoint were trained with."""
+    return Tokenizer(checkpoint.file("tokenizer.model"), str(checkpoint.path / "tokenizer.model"))
+
+
+def _content(path: epath.Path) -> bytes | None:
+    """The content of a file, or None if it does not exist. Raises `UserError` if it cannot be read."""
+    try:
+        return path.read_bytes() if path.exists() else None
+    except OSError as error:  # such as a folder
+        why = error.strerror or error
+        raise UserError(f"{path} cannot be read ({why}); restore a copy, then run the same command again") from None
 
 
 def refuse_other(given: str, tokenizer: Tokenizer, workdir: str) -> None:

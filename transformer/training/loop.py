@@ -7,7 +7,7 @@ import math
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import jax
 
@@ -175,6 +175,10 @@ class Training:
             self.collect()
             if self.stop_signal:
                 self.after_update(step - 1)
+        elif step - 1 == self.start:  # nothing to save: no update was made
+            self.stop_signal = self.poll_stop()()
+            if self.stop_signal:
+                self.stop(self.start)
         self.compiled.add(shape)
         count, total = len(self.compiled), len(self.setup.batches.shapes)
         log.info("step %d: compiling batch shape %s (%d of %d)", step, shape[0], count, total)
@@ -244,16 +248,20 @@ class Training:
             self.collect()
             self.save(interrupted(step), step, None, **({} if complete else {"owed": entry}))
         if self.stop_signal:
-            with all_or_none():
-                self.records.close()
-                self.setup.checkpoints.wait()
-            name = signal.Signals(self.stop_signal).name
-            raise Interrupted(
-                f"{name}: stopped after update {step}; the same command goes on from there", self.stop_signal
-            )
+            self.stop(step)
         if self.stop_early:
             judge = self.progress.judge
             log.info("step %d: nothing better than %s in %d evaluations, stopping early", step, judge, judge.stale)
+
+    def stop(self, step: int) -> NoReturn:
+        """Raise `Interrupted`. The state after update `step` is already saved, or the run has just started from it."""
+        with all_or_none():
+            self.records.close()
+            self.setup.checkpoints.wait()
+        where = f"after update {step}; the same command goes on from there"
+        if not step:
+            where = "before the first update; nothing was saved, the same command starts again"
+        raise Interrupted(f"{signal.Signals(self.stop_signal).name}: stopped {where}", self.stop_signal)
 
     def evaluate(self, step: int) -> bool:
         """Set `scores`. Returns False if a stop signal interrupted the evaluation."""

@@ -101,18 +101,20 @@ def refuse_other_config(config: Config, workdir: str) -> None:
         )
     if steps:
         for name, (old, new) in differences(old_config, config).items():
+            if name == "model.vocab_size":  # None where the config leaves it to the task
+                continue
             log.info("resuming with %s changed from %r to %r", name, old, new)
 
 
 def config_of(checkpoints: Checkpoints) -> Config | None:
-    """The config in the workdir's config.json. If that is missing or damaged, the config of the newest checkpoint.
+    """The config in the workdir's config.json. If that is missing or damaged, that of the newest whole checkpoint.
 
     None if there is neither. Raises `UserError` if config.json is damaged and no checkpoint is intact.
     """
     path = checkpoints.folder.parent / "config.json"
     if not path.exists():
-        steps = checkpoints.steps()
-        return checkpoints.at(steps[-1]).config if steps else None
+        intact = checkpoints.newest_whole()
+        return intact.config if intact else None
     try:
         return from_json(path.read_bytes().decode(), str(path))
     except (UserError, OSError, UnicodeDecodeError) as error:
