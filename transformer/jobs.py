@@ -117,6 +117,8 @@ def _train(task: Any, config: Any, options: argparse.Namespace, profile: tuple[i
         keep_micro_batches = stored is not None and options.batch
         if keep_micro_batches:
             config = with_micro_batches(config, stored.train.accumulate)
+        # They decide how often the processes wait for each other below.
+        processes.agree({"--batch": options.batch, "whether a run is there": stored is not None})
         with processes.all_or_none():
             refuse_other_config(config, options.workdir)
             if processes.first():
