@@ -109,18 +109,20 @@ class Checkpoint:
         return params
 
     def file(self, name: str) -> bytes:
-        """The content of one of the files beside the arrays. Raises `UserError` if it is damaged."""
+        """The content of one of the files beside the arrays. Raises `UserError` if it is missing or damaged."""
         path = self.path / name
+        try:
+            entry = manifest(self.path, self._manifest).get(name)
+        except ValueError as error:
+            raise UserError(f"{self.path / MANIFEST} is not as it was written ({error}): {_DAMAGED}") from None
+        if entry is None and not path.exists():
+            raise UserError(f"{self.path} holds no {name}; choose another checkpoint or workdir")
         try:
             content = path.read_bytes()
         except OSError as error:
             self.require_unchanged()
             raise UserError(f"{path} cannot be read ({error}): {_DAMAGED}") from None
-        try:
-            wrong = manifest(self.path, self._manifest).get(name) != digest_of(content)
-        except ValueError as error:
-            raise UserError(f"{self.path / MANIFEST} is not as it was written ({error}): {_DAMAGED}") from None
-        if wrong:
+        if entry != digest_of(content):
             self.require_unchanged()
             raise UserError(f"{path} is not as it was written: {_DAMAGED}")
         return content

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from transformer.checkpoint import Checkpoint, Checkpoints
-from transformer.config import BOS, EOS, PAD, SPECIALS, Config, ModelConfig, UserError, flatten
+from transformer.config import BOS, EOS, PAD, SPECIALS, Config, ModelConfig, UserError, flatten, require_translation
 from transformer.data.tokenizer import Tokenizer
 from transformer.files import new_folder, writing
 from transformer.model import Params
@@ -232,6 +232,7 @@ def export(workdir: str, out: str, checkpoint: str | None = None) -> Path:
 def _state(opened: Checkpoint) -> tuple[Config, dict[str, np.ndarray], Tokenizer]:
     """The config of a checkpoint, its state dict for Marian, and its tokenizer."""
     config = opened.config
+    require_translation(config, opened.path.parent.parent)
     refuse_inexpressible(config.model)  # before the arrays are read
     state = to_marian(opened.finite_params(), config.model, opened.progress["vocab_size"])
     return config, state, Tokenizer(opened.file("tokenizer.model"))
