@@ -75,7 +75,8 @@ class Checkpoint:
     def progress(self) -> dict[str, Any]:
         """The content of progress.json: 'step', 'vocab_size', the scores (see transformer/judging.py), ..."""
         progress = json.loads(self._json("progress.json"))
-        if not isinstance(progress, dict):
+        numbers = [progress.get(name) for name in ("step", "vocab_size")] if isinstance(progress, dict) else [None]
+        if any(type(number) is not int for number in numbers):
             raise UserError(f"{self.path / 'progress.json'} was not written by this program: {_DAMAGED}")
         return progress
 
