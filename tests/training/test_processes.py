@@ -288,6 +288,10 @@ def test_what_goes_wrong_in_process_0_ends_the_other(tiny, environment, tmp_path
         ("localhost:1", "2/2", "--process 2/2: give it as I/N"),
         ("localhost:1", "first", "--process first: give it as I/N"),
         ("localhost", "0/2", "--coordinator localhost: give it as HOST:PORT"),
+        (":1234", "0/2", "--coordinator :1234: give it as HOST:PORT"),
+        ("localhost:0", "0/1", "--coordinator localhost:0: give it as HOST:PORT"),
+        ("localhost:65536", "0/1", "--coordinator localhost:65536: .* with a port from 1 to 65535$"),
+        ("localhost:99999999", "0/1", "--coordinator localhost:99999999: give it as HOST:PORT"),
     ],
 )
 def test_wrong_options(coordinator, process, told: str) -> None:
