@@ -123,7 +123,7 @@ class Reversal:
         return f"digits {step}"
 
     @staticmethod
-    def score(workdir: str, *, checkpoint: str | None = None, **_: Any) -> dict[str, Any]:
+    def score(workdir: str, *, checkpoint: str | None = None) -> dict[str, Any]:
         opened = Checkpoints(workdir).open(checkpoint)
         return {"checkpoint": str(opened.name), "wrong": Reversal(opened.config).wrong(opened.params())}
 

@@ -785,6 +785,17 @@ def test_one_whose_score_cannot_be_read_is_kept_and_the_others_are_not(checkpoin
         checkpoints.best()
 
 
+@pytest.mark.parametrize("change", [{"vocab_size": None}, {"step": None}, {"step": "5"}, {"vocab_size": 20.0}])
+def test_progress_of_another_program_is_told(checkpoints, folder: Path, change: dict) -> None:
+    save(checkpoints, 5, small=True)
+    path = folder / "00000005/progress.json"
+    changed = {name: x for name, x in {**json.loads(path.read_text()), **change}.items() if x is not None}
+    path.write_text(json.dumps(changed))
+    seal(path.parent)
+    with pytest.raises(UserError, match=r"00000005/progress\.json was not written by this program: "):
+        _ = checkpoints.at(5).progress
+
+
 def test_what_cannot_be_removed_does_not_keep_the_others(checkpoints, folder: Path, monkeypatch, caplog) -> None:
     remove = folders.remove
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from transformer.command_line import Parser, configured, decode_options, evaluate_options, run, set_up_jax, whole
-from transformer.config import KINDS, Config, DecodeConfig, UserError, check, whole_number
+from transformer.config import KINDS, Config, DecodeConfig, UserError, check, require_translation, whole_number
 from transformer.data.opening import open_stream
 from transformer.jobs import LESS_TO_DECODE
 from transformer.memory import enough_memory
@@ -144,6 +144,7 @@ def _loaded(
         for workdir in (args.workdir, *args.ensemble):
             chosen.append(Checkpoints(workdir).open(args.checkpoint))
             log.info("using checkpoint %s of %s", chosen[-1].name, workdir)
+            require_translation(chosen[-1].config, workdir)
         options = decode_options(chosen[0].config, rest, parser.prog, parser.options())
         refuse(options)
         return chosen, options, Translator.of(chosen, options)
@@ -181,6 +182,7 @@ def describe(arguments: list[str]) -> None:
     args, _, config = configured(parser, arguments)
     if config is None:
         raise UserError("--config is missing, such as --config configs/wmt14_en_de.py")
+    require_translation(config, f"--config {args.config}")
     from transformer.tools.describe import describe as lines
 
     if args.kv:
@@ -248,6 +250,7 @@ def plan(arguments: list[str]) -> None:
     for name in ("config", "topology", "mesh"):
         if getattr(args, name) is None:
             raise UserError(f"--{name} is missing; {parser.prog} --help shows an example")
+    require_translation(config, f"--config {args.config}")
     sizes = [whole_number(size) for size in args.mesh.split(",")]
     if len(sizes) != 3 or not all(sizes):
         raise UserError(f"--mesh {args.mesh}: give three numbers, devices along data, fsdp and tensor, such as 64,2,2")

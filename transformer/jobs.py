@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import inspect
 import logging
 import os
 import sys
@@ -117,6 +118,8 @@ def _train(task: Any, config: Any, options: argparse.Namespace, profile: tuple[i
         keep_micro_batches = stored is not None and options.batch
         if keep_micro_batches:
             config = with_micro_batches(config, stored.train.accumulate)
+        # They decide how often the processes wait for each other below.
+        processes.agree({"--batch": options.batch, "whether a run is there": stored is not None})
         with processes.all_or_none():
             refuse_other_config(config, options.workdir)
             if processes.first():
@@ -216,17 +219,33 @@ def evaluate(arguments: Sequence[str]) -> None:
     set_up_jax()
     stored = stored_config(options.workdir)
     task = TASKS[Config.task if stored is None else stored.task]()
+    given = {
+        "source": options.source,
+        "references": options.reference,
+        "checkpoint": options.checkpoint,
+        "against": options.against,
+        "options": lambda config: evaluate_options(config, rest, "evaluate.py", parser.options()),
+    }
+    given = _accepted(task.score, given, rest, options.workdir)
     with unchanged(options.workdir) as check:
-        result = task.score(
-            options.workdir,
-            source=options.source,
-            references=options.reference,
-            checkpoint=options.checkpoint,
-            against=options.against,
-            options=lambda config: evaluate_options(config, rest, "evaluate.py", parser.options()),
-        )
+        result = task.score(options.workdir, **given)
         if processes.first():
             _print_and_store(result, list(task.lines_of(result)), options.workdir, check, as_json=options.json)
+
+
+def _accepted(score: Callable[..., Any], given: dict[str, Any], rest: Sequence[str], workdir: str) -> dict[str, Any]:
+    """The options that a task's `score` has. Raises `UserError` if the command line gives another one.
+
+    `rest`: the arguments that the entry "options" applies to a config.
+    """
+    parameters = inspect.signature(score).parameters
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+        return given
+    for name in given.keys() - parameters.keys():
+        if rest if name == "options" else given[name]:
+            option = rest[0] if name == "options" else f"--{name.removesuffix('s')}"
+            raise UserError(f"{option}: the task of {workdir} has no such option; leave it out")
+    return {name: value for name, value in given.items() if name in parameters}
 
 
 def _print_and_store(

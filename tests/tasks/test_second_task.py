@@ -8,8 +8,10 @@ import pytest
 import second_task
 
 from transformer.checkpoint import Checkpoints
-from transformer.config import RUNS
+from transformer.config import RUNS, UserError
+from transformer.inference.translator import Translator
 from transformer.tasks import TASKS
+from transformer.tasks.scoring import evaluate_workdir
 
 CONFIG = """
 import second_task
@@ -74,3 +76,56 @@ def test_a_run_of_one_task_does_not_go_on_as_another(config: Path, tiny, workdir
     refused = call("train.py", "--config", config, "--workdir", workdir)
     assert refused.code == 2
     assert "was trained with another config: task is 'translation' there, 'reversal' now" in refused.err
+
+
+@pytest.fixture
+def reversal(config: Path, tmp_path: Path, call) -> Path:
+    """The workdir of a short run of the second task."""
+    folder = tmp_path / "reversal"
+    assert call("train.py", "--config", config, "--workdir", folder, "--train.steps", 10).code == 0
+    return folder
+
+
+def test_what_is_for_translation_refuses_another_task(
+    config: Path, reversal: Path, trained: Path, tmp_path, call
+) -> None:
+    told = "its task is 'reversal'; give one of the task 'translation'"
+    for arguments in (
+        ("translate", reversal),
+        ("translate", trained, "--ensemble", reversal),
+        ("score", reversal),
+        ("average", reversal),
+        ("convert", reversal, tmp_path / "out", "--kv-heads", 1),
+        ("export", reversal, tmp_path / "out", "--to", "hf-marian"),
+        ("describe", "--config", config),
+        ("describe", "--config", config, "--kv"),
+        ("plan", "--config", config, "--topology", "v5e:2x2", "--mesh", "4,1,1"),
+    ):
+        done = call("transformer", *arguments)
+        named = f"--config {config}" if "--config" in arguments else str(reversal)
+        assert done.code == 2 and done.err.splitlines()[-1] == f"error: {named}: {told}", (arguments, done)
+    assert not (tmp_path / "out").exists() and not (reversal / "checkpoints" / "average").exists()
+    done = call("evaluate.py", "--workdir", trained, "--against", reversal)
+    assert done.code == 2 and done.err.endswith(f"error: {reversal}: {told}\n")
+    for load in (evaluate_workdir, Translator.load):
+        with pytest.raises(UserError, match=f"^{reversal}: {told}$"):
+            load(str(reversal))
+    with pytest.raises(UserError, match=r"/00000010 holds no tokenizer\.model; choose another checkpoint or workdir$"):
+        Checkpoints(reversal).open().file("tokenizer.model")
+
+
+def test_it_is_not_evaluated_with_options_of_translation(reversal: Path, tmp_path: Path, call) -> None:
+    pairs = tmp_path / "pairs.tsv"
+    pairs.write_text("a\tb\n")
+    for option, value in (
+        ("--source", pairs),
+        ("--against", reversal),
+        ("--decode.beam_size", 0),
+        ("--decode.baem_size", 2),
+    ):
+        done = call("evaluate.py", "--workdir", reversal, option, value)
+        assert done.code == 2 and done.err.splitlines()[-1] == (
+            f"error: {option}: the task of {reversal} has no such option; leave it out"
+        )
+    assert not (reversal / "scores.jsonl").exists()
+    assert call("evaluate.py", "--workdir", reversal, "--checkpoint", "last").code == 0

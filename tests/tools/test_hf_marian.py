@@ -149,6 +149,12 @@ def test_what_marian_cannot_express_is_refused(change: dict) -> None:
         assert "Marian can't express it" in said
 
 
+def test_a_config_that_breaks_a_rule_is_named(params) -> None:
+    config = dataclasses.replace(CONFIG, heads="x")
+    for call in (to_marian, from_marian):
+        assert complaint(call, params, config, VOCABULARY).startswith("model.heads = 'x': must be of type int")
+
+
 def test_a_default_spelt_out_is_no_other_model(params) -> None:
     config = dataclasses.replace(
         CONFIG, kv_heads=4, d_k=4, d_v=4, cross_attention=AttentionConfig(4, 1), dtype="bfloat16", dropout=0.3,

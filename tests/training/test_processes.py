@@ -218,14 +218,24 @@ def test_a_job_of_slurm_is_found_by_itself(one: Path, tiny, environment, tmp_pat
     agree(tmp_path / "run", one)
 
 
-def test_other_options_are_named(tiny, environment, tmp_path) -> None:
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (("--train.seed=0", "--train.seed=1"), "train.seed is 1 in process 1 and 0 in process 0"),
+        ((None, "--batch=auto"), "--batch is 'auto' in process 1 and None in process 0"),
+    ],
+)
+def test_other_options_are_named(tiny, environment, tmp_path, options, told: str) -> None:
     meeting = f"127.0.0.1:{port()}"
     arguments = ("--config", tiny.config, "--workdir", tmp_path / "run", *SHORTER, "--coordinator", meeting)
-    running = [start(environment, 1, *arguments, "--process", f"{i}/2", f"--train.seed={i}") for i in range(2)]
+    running = [
+        start(environment, 1, *arguments, "--process", f"{i}/2", *filter(None, [option]))
+        for i, option in enumerate(options)
+    ]
     for process in running:
-        told = process.communicate(timeout=300)[1]
-        assert process.returncode == 2, told
-        assert "train.seed is 1 in process 1 and 0 in process 0" in told and "Traceback" not in told
+        said = process.communicate(timeout=300)[1]
+        assert process.returncode == 2, said
+        assert told in said and "Traceback" not in said
 
 
 def test_what_goes_wrong_in_process_1_ends_the_other(tiny, environment, tmp_path) -> None:
@@ -278,6 +288,10 @@ def test_what_goes_wrong_in_process_0_ends_the_other(tiny, environment, tmp_path
         ("localhost:1", "2/2", "--process 2/2: give it as I/N"),
         ("localhost:1", "first", "--process first: give it as I/N"),
         ("localhost", "0/2", "--coordinator localhost: give it as HOST:PORT"),
+        (":1234", "0/2", "--coordinator :1234: give it as HOST:PORT"),
+        ("localhost:0", "0/1", "--coordinator localhost:0: give it as HOST:PORT"),
+        ("localhost:65536", "0/1", "--coordinator localhost:65536: .* with a port from 1 to 65535$"),
+        ("localhost:99999999", "0/1", "--coordinator localhost:99999999: give it as HOST:PORT"),
     ],
 )
 def test_wrong_options(coordinator, process, told: str) -> None:

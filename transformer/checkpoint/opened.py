@@ -75,7 +75,8 @@ class Checkpoint:
     def progress(self) -> dict[str, Any]:
         """The content of progress.json: 'step', 'vocab_size', the scores (see transformer/judging.py), ..."""
         progress = json.loads(self._json("progress.json"))
-        if not isinstance(progress, dict):
+        numbers = [progress.get(name) for name in ("step", "vocab_size")] if isinstance(progress, dict) else [None]
+        if any(type(number) is not int for number in numbers):
             raise UserError(f"{self.path / 'progress.json'} was not written by this program: {_DAMAGED}")
         return progress
 
@@ -109,18 +110,20 @@ class Checkpoint:
         return params
 
     def file(self, name: str) -> bytes:
-        """The content of one of the files beside the arrays. Raises `UserError` if it is damaged."""
+        """The content of one of the files beside the arrays. Raises `UserError` if it is missing or damaged."""
         path = self.path / name
+        try:
+            entry = manifest(self.path, self._manifest).get(name)
+        except ValueError as error:
+            raise UserError(f"{self.path / MANIFEST} is not as it was written ({error}): {_DAMAGED}") from None
+        if entry is None and not path.exists():
+            raise UserError(f"{self.path} holds no {name}; choose another checkpoint or workdir")
         try:
             content = path.read_bytes()
         except OSError as error:
             self.require_unchanged()
             raise UserError(f"{path} cannot be read ({error}): {_DAMAGED}") from None
-        try:
-            wrong = manifest(self.path, self._manifest).get(name) != digest_of(content)
-        except ValueError as error:
-            raise UserError(f"{self.path / MANIFEST} is not as it was written ({error}): {_DAMAGED}") from None
-        if wrong:
+        if entry != digest_of(content):
             self.require_unchanged()
             raise UserError(f"{path} is not as it was written: {_DAMAGED}")
         return content

@@ -76,6 +76,12 @@ RUNS: dict[str, Any] = {kind.task: kind for kind in (Config,)}
 """Map each task's name to its config class."""
 
 
+def require_translation(config: Any, where: object) -> None:
+    """Raise `UserError` unless this is a config of translation. `where`: its file or workdir, for the message."""
+    if not isinstance(config, Config):
+        raise UserError(f"{where}: its task is {config.task!r}; give one of the task {Config.task!r}")
+
+
 def resumable(name: str) -> bool:
     """Whether the field with this dotted name may take any value when a run is resumed."""
     return any(fnmatch.fnmatchcase(name, pattern) for pattern in RESUMABLE)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from transformer.config import EOS, PAD, DecodeConfig, UserError, check_decode, shown
+from transformer.config import EOS, PAD, DecodeConfig, UserError, check_decode, require_translation, shown
 from transformer.inference.batches import Batch, Batcher, on_all_devices
 from transformer.inference.beam_search import Hypotheses
 from transformer.inference.engine import Strategy, decode
@@ -130,6 +130,8 @@ class Translator:
 
         if not checkpoints:
             raise UserError("no checkpoints: give one at least")
+        for opened in checkpoints:
+            require_translation(opened.config, opened.path.parent.parent)
         first = checkpoints[0]
         pieces = first.file("tokenizer.model")
         for other in checkpoints:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from transformer.checkpoint import AVERAGE, Checkpoint, Checkpoints, again
-from transformer.config import Config, UserError, shown
+from transformer.config import Config, UserError, require_translation, shown
 from transformer.data.held_out import reference_doubts
 from transformer.files import append, local, path_of, refuse_links, replace, writing
 from transformer.inference.translator import Translator
@@ -164,6 +164,7 @@ def _config_to_score(
     """The config of a workdir with the options of the command line, and the scores that choose its best checkpoint:
     None if they are the same as in training."""
     trained_with = checkpoints.read(checkpoint, lambda opened: opened.config)
+    require_translation(trained_with, checkpoints.folder.parent)
     config = options(trained_with)
     metric = config.evaluate.metric
     return config, None if metric == trained_with.evaluate.metric else JUDGED[metric]
@@ -224,7 +225,9 @@ def average(workdir: str, last: int, options: Options = lambda config: config) -
     """
     checkpoints = Checkpoints(workdir)
     # Fail before anything is written if a package for scoring is missing.
-    config = checkpoints.read("last", lambda opened: options(opened.config))
+    trained_with = checkpoints.read("last", lambda opened: opened.config)
+    require_translation(trained_with, checkpoints.folder.parent)
+    config = options(trained_with)
     if "dev" in known_sets(workdir):
         bleu(bleu_tokenizer(config))
     steps = checkpoints.average(last)

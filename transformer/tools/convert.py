@@ -13,7 +13,7 @@ import numpy as np
 from etils import epath
 
 from transformer.checkpoint import AVERAGE, Checkpoint, Checkpoints
-from transformer.config import KINDS, Config, ModelConfig, UserError, differences, to_json
+from transformer.config import KINDS, Config, ModelConfig, UserError, differences, require_translation, to_json
 from transformer.files import local, new_folder, path_of, replace, require_new, writing
 from transformer.model import Params
 from transformer.tasks.sets import copy_sets
@@ -64,6 +64,7 @@ def convert(workdir: str, out: str, model: ModelConfig, checkpoint: str | None =
 
 
 def _convert(opened: Checkpoint, workdir: str, out: str, model: ModelConfig) -> None:
+    require_translation(opened.config, workdir)
     old = opened.config
     for field in differences(Config(model=old.model), Config(model=model)):
         if not field.endswith("kv_heads"):

@@ -54,8 +54,12 @@ def start(coordinator: str | None = None, process: str | None = None) -> None:
         index, number = map(whole_number, process.partition("/")[::2])
         if index is None or number is None or not index < number:
             raise UserError(f"--process {process}: give it as I/N, such as 0/2 for the first of two")
-        if whole_number(coordinator.rpartition(":")[2]) is None or ":" not in coordinator:
-            raise UserError(f"--coordinator {coordinator}: give it as HOST:PORT, the same for all processes")
+        host, _, port = coordinator.rpartition(":")
+        if not host or not 1 <= (whole_number(port) or 0) <= 65_535:
+            raise UserError(
+                f"--coordinator {coordinator}: give it as HOST:PORT, the same for all processes, with a port from 1 to "
+                "65535"
+            )
         options = {
             "coordinator_address": coordinator,
             "num_processes": number,

@@ -19,7 +19,18 @@ from typing import Any
 import numpy as np
 
 from transformer.checkpoint import Checkpoint, Checkpoints
-from transformer.config import BOS, EOS, PAD, SPECIALS, Config, ModelConfig, UserError, flatten
+from transformer.config import (
+    BOS,
+    EOS,
+    PAD,
+    SPECIALS,
+    Config,
+    ModelConfig,
+    UserError,
+    check_model,
+    flatten,
+    require_translation,
+)
 from transformer.data.tokenizer import Tokenizer
 from transformer.files import new_folder, require_new, writing
 from transformer.model import Params
@@ -136,7 +147,8 @@ def from_marian(state: Arrays, config: ModelConfig, vocab_size: int) -> dict[str
 
 
 def refuse_inexpressible(config: ModelConfig) -> None:
-    """Raise `UserError` naming the first field whose value Marian can't express."""
+    """Raise `UserError` naming the first field that breaks a rule, or whose value Marian can't express."""
+    check_model(config)
     # A size that is given explicitly is the same as the default if the values are equal.
     size = config.d_model / config.heads
     implied = {"kv_heads": config.heads, "kv_sharing": 1, "d_k": size, "d_v": size, "norm_eps": 1e-5}
@@ -232,6 +244,7 @@ def export(workdir: str, out: str, checkpoint: str | None = None) -> Path:
 def _state(opened: Checkpoint) -> tuple[Config, dict[str, np.ndarray], Tokenizer]:
     """The config of a checkpoint, its state dict for Marian, and its tokenizer."""
     config = opened.config
+    require_translation(config, opened.path.parent.parent)
     refuse_inexpressible(config.model)  # before the arrays are read
     state = to_marian(opened.finite_params(), config.model, opened.progress["vocab_size"])
     return config, state, Tokenizer(opened.file("tokenizer.model"))
