@@ -671,3 +671,10 @@ def test_devices_that_are_not_there_are_told_in_one_line(environment, tmp_path: 
     error = done.stderr.splitlines()[-1]
     assert error.startswith(f"error: JAX cannot use the devices that JAX_PLATFORMS={platforms} asks for (")
     assert reason in error and error.endswith("set JAX_PLATFORMS=cpu to run on the CPU")
+
+
+def test_64_bits_are_refused(call, trained) -> None:
+    with jax.enable_x64(True):
+        done = call("transformer", "translate", trained)
+    assert done.code == 2
+    assert done.err == "error: JAX_ENABLE_X64 is set, but this program computes in 32 bits; unset it, or set it to 0\n"

@@ -252,6 +252,11 @@ def plain(limits=(3,), rows=2, columns=VOCABULARY, **options):
         ({"limits": ((3,),)}, "limit_B must be an array of integers"),
         ({"limits": [3]}, "limit_B must be an array of integers"),
         ({"limits": 3}, "limit_B must be an array of integers"),
+        ({"bos": 2**40}, "bos = 1099511627776: must be at least 0, at most 2147483647"),
+        ({"pad": 2**40}, "pad = 1099511627776: must be at least 0, at most 2147483647"),
+        ({"limits": jnp.zeros(0, int)}, "limit_B must be an array of integers"),
+        ({"length_penalty": [1.0]}, "length_penalty = [1.0]: must be a finite number"),
+        ({"length_penalty": np.ones(2)}, "length_penalty = array([1., 1.]): must be a finite number"),
         ({"rows": 1}, "the step gives log-probabilities of shape (1, 6): it must give 2 rows"),
         ({"columns": 2}, "the step gives log-probabilities of shape (2, 2): it must give 2 rows"),
         ({"eos": 6}, "the step gives log-probabilities of shape (2, 6): it must give 2 rows"),
@@ -265,6 +270,11 @@ def test_options_that_make_no_search_are_named(wrong, message):
     with pytest.raises(ValueError) as error:
         plain(**wrong)
     assert str(error.value).startswith(message) and "\n" not in str(error.value)
+
+
+def test_a_step_that_gives_a_list_is_named():
+    with pytest.raises(ValueError, match=r"^the step gives a list: it must give an array of log-probabilities"):
+        beam_search(lambda tokens_X, cache, at: ([[-1.0] * 6] * 2, cache), (), jnp.array([3]), **RIGHT)
 
 
 def test_right_options_in_other_forms_are_taken():

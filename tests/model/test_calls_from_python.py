@@ -67,7 +67,7 @@ def test_a_config_that_breaks_a_rule_builds_no_model(fields, message):
     assert refused(check, Config(model=config)) == told
 
 
-@pytest.mark.parametrize("size", [0, -1, 3, 2**31, 8.0, "8000", True, None, np.float32(8)], ids=repr)
+@pytest.mark.parametrize("size", [0, -1, 3, 2**31, 8.0, "8000", True, None, np.float32(8), np.array([8])], ids=repr)
 def test_a_vocabulary_has_room_for_the_special_ids(size):
     told = refused(transformer.build, SHALLOW.with_vocabulary(size))
     rules = "at least 4, or None", "at most 2,147,483,647, or None", "type int, or None", "the size of the vocabulary"
@@ -249,6 +249,14 @@ def test_decoding_with_a_cache_has_room_and_rows():
     assert refused(decode, TARGET[:, :1], segments_BT=T[:, :1]).startswith("segments")
     assert refused(decode, TARGET[:, :1], positions_BT=T[:, :1]).startswith("with a cache, at_B gives the")
     assert refused(decode, TARGET[:, :1], memory=SOURCE).startswith("memory is a ndarray: give what `encode` returns")
+    for place, told in ((1.5, "at_B = 1.5: give integers"), (True, "at_B = True"), (-1, "at_B has -1: positions must")):
+        assert refused(decode, TARGET[:, :1], at_B=place).startswith(told)
+    assert refused(decode, TARGET[:, :1], cache=5) == "cache is a int: give what `init_cache` returns"
+    other = cache._replace(kv=cache.kv * 2)
+    assert refused(decode, TARGET[:, :1], cache=other).startswith("cache is of another model: ")
+    other = memory._replace(kv=tuple(KV(kv.k_BKHS[:, :1], kv.v_BKSH[:, :1]) for kv in memory.kv))
+    assert refused(decode, TARGET[:, :1], memory=other).startswith("memory is of another model: ")
+    assert refused(model.bind(params).init_cache, 2**40, 2**40).startswith("rows * beams * length = 1")
     for sizes in ((0, 4), (3, -1), (3, 4, 0), (3, 4.0)):
         refused(model.bind(params).init_cache, *sizes)
 
@@ -269,6 +277,8 @@ def test_parameters_that_are_no_dict_of_arrays_are_named():
     model, params = tiny(SHALLOW)
     with pytest.raises(ValueError, match="params is a tuple: give a nested dict of arrays"):
         model.apply((model, params), SOURCE, TARGET)
+    with pytest.raises(ValueError, match=r"unknown 5$"):
+        model.apply({**params, 5: params["embedding"]["table"]}, SOURCE, TARGET)
     listed = {**params, "embedding": {"table": np.asarray(params["embedding"]["table"]).tolist()}}
     with pytest.raises(ValueError, match=re.escape("embedding/table has shape none, as a list, not (13, 16)")):
         model.apply(listed, SOURCE, TARGET)

@@ -16,12 +16,14 @@ def set_up_jax() -> None:
 
     On a CPU, JAX allocates the memory of its intermediate results anew at each step. By default glibc returns freed
     memory to the system; the page faults of getting it back took a sixth of a training step. Raises `UserError` if JAX
-    can't use its devices.
+    can't use its devices, or would compute in 64 bits.
     """
     import jax
 
     from transformer.data.folder import writable_cache_dir
 
+    if jax.config.jax_enable_x64:
+        raise UserError("JAX_ENABLE_X64 is set, but this program computes in 32 bits; unset it, or set it to 0")
     if (limit := address_space()) is not None and limit < 8 * 2**30:
         logging.getLogger("transformer").warning(
             "memory is limited to %.2f GiB (ulimit -v). If JAX needs more, this program may crash with exit code 134 "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 import operator
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Literal
@@ -104,7 +105,7 @@ class ModelConfig:
     def with_vocabulary(self, size: int) -> ModelConfig:
         """The same architecture with this vocabulary size."""
         return replace(
-            self, vocab_size=operator.index(size) if hasattr(size, "__index__") and size is not True else size
+            self, vocab_size=operator.index(size) if isinstance(size, numbers.Integral) and size is not True else size
         )
 
     @property

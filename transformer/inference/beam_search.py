@@ -16,10 +16,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from transformer.config import UserError
-from transformer.model.checks import check_integer, value_of
+from transformer.model.checks import INT32_MAX, check_integer, value_of
 
 NORMALIZATIONS = ("paper", "fairseq", "none")
 
@@ -167,6 +168,8 @@ def advance(
     B, M, _ = beams.tokens_BML.shape
     last_BM = jnp.where(beams.at == 0, options.bos, beams.tokens_BML[:, :, jnp.maximum(beams.at - 1, 0)])
     log_probs_XV, cache = step(last_BM.reshape(-1), beams.cache, beams.at)
+    if not hasattr(log_probs_XV, "ndim"):
+        raise UserError(f"the step gives a {type(log_probs_XV).__name__}: it must give an array of log-probabilities")
     if log_probs_XV.ndim != 2 or len(log_probs_XV) != B * M or log_probs_XV.shape[1] <= options.eos:
         raise UserError(
             f"the step gives log-probabilities of shape {log_probs_XV.shape}: it must give {B * M} rows, one for each "
@@ -307,11 +310,17 @@ def _check(
     check_integer("beam_size", beam_size, 1)
     check_integer("n_best", n_best, 1, beam_size)
     for name, piece in zip(("bos", "eos", "pad"), special, strict=True):
-        check_integer(name, piece, 0)
+        check_integer(name, piece, 0, INT32_MAX)
     penalty(1, 0.0, length_normalization)
-    if (alpha := value_of(length_penalty)) is not None and not (alpha.dtype.kind in "iuf" and 0 <= alpha < jnp.inf):
+    alpha = value_of(length_penalty)
+    if np.ndim(length_penalty) or (alpha is not None and not (alpha.dtype.kind in "iuf" and 0 <= alpha < jnp.inf)):
         raise UserError(f"length_penalty = {length_penalty!r}: must be a finite number, 0 or more")
-    if not hasattr(limit_B, "dtype") or not jnp.issubdtype(limit_B.dtype, jnp.integer) or limit_B.ndim != 1:
+    if (
+        not hasattr(limit_B, "dtype")
+        or not jnp.issubdtype(limit_B.dtype, jnp.integer)
+        or limit_B.ndim != 1
+        or not limit_B.size
+    ):
         raise UserError("limit_B must be an array of integers, the most pieces of each sentence")
     if (limits := value_of(limit_B)) is not None and limits.size and limits.max() > max_length:
         raise UserError(f"limit_B has {limits.max()}: must be at most max_length, {max_length}")

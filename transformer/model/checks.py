@@ -17,6 +17,8 @@ import numpy as np
 
 from transformer.config import BOS, PAD, ModelConfig, UserError, check_model
 
+INT32_MAX = 2**31 - 1  # the largest id and index
+
 
 def value_of(x: Any) -> np.ndarray | None:
     """The values of an array or number as NumPy; None if it is traced (`jax.jit`) or partly in other processes."""
@@ -68,6 +70,19 @@ def check_same_shape(name: str, x_BT: Any, ids_BT: Any) -> None:
     check_integers(name, x_BT)
     if x_BT.shape[1] != ids_BT.shape[1] or x_BT.shape[0] not in (1, ids_BT.shape[0]):
         raise UserError(f"{name} has the shape {x_BT.shape}, but its ids have {ids_BT.shape}: give the same shape")
+
+
+def check_places(name: str, places: Any, rows: int) -> None:
+    """Raise `UserError` unless this is one position, or an array with one for each of `rows` sentences."""
+    kind = getattr(places, "dtype", type(places))
+    if kind is not int and not (hasattr(places, "dtype") and jnp.issubdtype(kind, jnp.integer)):
+        raise UserError(f"{name} = {places!r}: give integers")
+    if jnp.shape(places) not in ((), (rows,)):
+        raise UserError(
+            f"{name} has the shape {jnp.shape(places)}: give one position, or one for each sentence, {rows}"
+        )
+    if (values := value_of(places)) is not None and values.min() < 0:
+        raise UserError(f"{name} has {values.min()}: positions must be 0 or more")
 
 
 def check_pair(name: str, pair: Any) -> tuple[Any, Any]:

@@ -13,10 +13,12 @@ from transformer.config import PAD, ModelConfig, UserError
 from transformer.model.attention import KV
 from transformer.model.cache import Cache, Memory, causal, same_segment, within
 from transformer.model.checks import (
+    INT32_MAX,
     check_complete,
     check_ids,
     check_integer,
     check_pair,
+    check_places,
     check_positions,
     check_same_shape,
     check_sources,
@@ -204,12 +206,25 @@ class EncoderDecoder(nnx.Module):
         for name, number in (("rows", rows), ("length", length), ("beams", beams)):
             check_integer(name, number, 1)
         c, attention = self.config, self.config.attention("decoder")
+        check_integer("rows * beams * length", int(rows) * int(beams) * int(length), 1, INT32_MAX)
         S, K, dtype = length * beams, attention.kv_heads, jnp.dtype(dtype or c.dtype)
         kv = tuple(
             KV(jnp.zeros((rows, K, c.key_size, S), dtype), jnp.zeros((rows, K, S, c.value_size), dtype))
             for _ in range(0, c.decoder_layers, attention.kv_sharing)
         )
         return Cache(kv, jnp.zeros((rows, beams, S), bool), jnp.zeros((rows, S), jnp.int32), jnp.int32(0))
+
+    def _check_kv(self, name: str, kvs: tuple[KV, ...], kind: str, rows: int, length: int) -> None:
+        """Raise `UserError` unless the keys and values have the shapes of this model's attention of this kind."""
+        c, attention = self.config, self.config.attention(kind)
+        keys, values = (rows, attention.kv_heads, c.key_size, length), (rows, attention.kv_heads, length, c.value_size)
+        shapes = [(kv.k_BKHS.shape, kv.v_BKSH.shape) for kv in kvs]
+        expected = [(keys, values)] * len(range(0, c.decoder_layers, attention.kv_sharing))
+        if shapes != expected:
+            raise UserError(
+                f"{name} is of another model: it has keys and values of the shapes {shapes}, and this model needs "
+                f"{expected}"
+            )
 
     def _check_decoding(
         self,
@@ -225,6 +240,7 @@ class EncoderDecoder(nnx.Module):
         if not isinstance(memory, Memory):
             raise UserError(f"memory is a {type(memory).__name__}: give what `encode` returns")
         check_sources(memory.mask_BS, tokens_BT)
+        self._check_kv("memory", memory.kv, "cross", *memory.mask_BS.shape)
         if (segments_BT is None) != (memory.segments_BS is None):
             raise UserError("segments: give both source and target segments, or neither; else sentences see each other")
         if cache is None:
@@ -234,11 +250,14 @@ class EncoderDecoder(nnx.Module):
             return
         if positions_BT is not None or segments_BT is not None:
             raise UserError("with a cache, at_B gives the tokens' positions; leave out positions_BT and segments_BT")
+        if not isinstance(cache, Cache):
+            raise UserError(f"cache is a {type(cache).__name__}: give what `init_cache` returns")
         (rows, T), (B, M, S) = tokens_BT.shape, cache.seen_BMS.shape
+        self._check_kv("cache", cache.kv, "decoder", B, S)
         if rows != B * M:
             raise UserError(f"tokens_BT has {rows} rows: the cache is for {B} sentences of {M} beams")
-        if at_B is not None and jnp.shape(at_B) not in ((), (B,)):
-            raise UserError(f"at_B has the shape {jnp.shape(at_B)}: give one position, or one for each sentence, {B}")
+        if at_B is not None:
+            check_places("at_B", at_B, B)
         end = value_of(cache.end)
         if end is not None and end + T * M > S:
             raise UserError(f"the cache has room for {S // M} positions and holds {end // M} already: no room for {T}")

@@ -67,7 +67,7 @@ class Model:
         flat = _flatten(params)
         expected = {tuple(map(str, path)): path for path in self._variables}
         wrong = [f"missing {'/'.join(p)}" for p in expected if p not in flat]
-        wrong += [f"unknown {'/'.join(p)}" for p in flat if p not in expected]
+        wrong += [f"unknown {'/'.join(map(str, p))}" for p in flat if p not in expected]
         wrong += [
             f"{'/'.join(p)} has shape {_shape(flat[p])}, not {self._variables[path].shape}"
             for p, path in expected.items()
