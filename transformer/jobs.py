@@ -9,7 +9,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from transformer.command_line import Parser, configured, evaluate_options, set_up_jax, whole
 from transformer.config import Config, UserError, to_json, whole_number, with_micro_batches
@@ -17,6 +17,9 @@ from transformer.files import unchanged
 from transformer.memory import enough_memory
 from transformer.streams import print_json
 from transformer.tasks import TASKS
+
+if TYPE_CHECKING:
+    from transformer.training.task import RunnableTask
 
 log = logging.getLogger("transformer")
 
@@ -103,7 +106,7 @@ def _train_parser() -> Parser:
     return parser
 
 
-def _train(task: Any, config: Any, options: argparse.Namespace, profile: tuple[int, int] | None) -> None:
+def _train(task: type[RunnableTask], config: Any, options: argparse.Namespace, profile: tuple[int, int] | None) -> None:
     """Train in the workdir, and lock it against other runs."""
     from transformer.training import loop, processes
     from transformer.training.start import hold, refuse_other_config
@@ -144,7 +147,7 @@ def refuse_indeterminate(config: Any) -> None:
         )
 
 
-def fewest_micro_batches(task: Any) -> Any:
+def fewest_micro_batches(task: RunnableTask) -> RunnableTask:
     """The task with the fewest micro-batches that fit memory."""
     from transformer.training.fit import accumulation
 

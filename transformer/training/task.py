@@ -108,3 +108,43 @@ class Task(Protocol):
     def lines(self, step: int) -> str:
         """The files and line numbers that the batch of an update comes from, for messages."""
         ...
+
+
+class RunnableTask(Task, Protocol):
+    """A task that `train.py` and `evaluate.py` can run: what its class in `tasks.TASKS` has besides."""
+
+    @staticmethod
+    def check_cache(config: Any) -> None:
+        """Raise `UserError` if the cache folder can't be written to. Called before JAX opens its own cache."""
+        ...
+
+    @staticmethod
+    def check(config: Any, workdir: str) -> None:
+        """Raise `UserError` for mistakes that can be found without reading data."""
+        ...
+
+    @staticmethod
+    def resumed(config: Any, stored: Any) -> Any:
+        """The config of a run that resumes in a workdir with the config `stored`."""
+        ...
+
+    @classmethod
+    def build(cls, config: Any, workdir: str | None = None) -> RunnableTask: ...
+
+    def prepare(self) -> None:
+        """Read and cache all data of a run. The processes call this one after the other."""
+        ...
+
+    def cut_into(self, micro_batches: int) -> RunnableTask:
+        """The same task with another number of micro-batches."""
+        ...
+
+    @staticmethod
+    def score(workdir: str, *, checkpoint: str | None = None) -> Mapping[str, Any]:
+        """The scores of a checkpoint. Further keywords are the options of `evaluate.py` that the task takes."""
+        ...
+
+    @staticmethod
+    def lines_of(result: Mapping[str, Any]) -> Iterator[str]:
+        """The result of `score`, for people."""
+        ...
