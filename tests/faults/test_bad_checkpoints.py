@@ -118,13 +118,13 @@ def other(tiny, tmp_path_factory) -> Path:
         (empty, "00000120/state/.* is not as it was written"),
         (flip, "00000120/state/.* is not as it was written"),
         (half_copied, "00000120/state/.* is missing"),
-        (foreign, "00000120 belongs to another run: different model.d_ff, data.vocab_size"),
+        (foreign, "00000120 belongs to another run: different model.d_ff, model.vocab_size, data.vocab_size"),
         (newer, "config.json: unknown field 'experts'; was it written by a newer version?"),
         (other_tokenizer, "00000120 belongs to another run: its tokenizer.model differs from that of .*/run"),
         (an_average, "00000120 is not a checkpoint that training can resume from"),
         (an_earlier_one, "00000120 is not a checkpoint that training can resume from"),
         (another_seed, "00000120 belongs to another run: different train.seed"),
-        (something_else, "00000120/config.json cannot be read"),
+        (something_else, "00000120 holds no config.json"),
     ],
 )
 def test_harmed(workdir: Path, trained: Path, other: Path, call, tiny, harm: Callable, told: str) -> None:

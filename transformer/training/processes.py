@@ -14,6 +14,7 @@ import logging
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -38,6 +39,7 @@ _REMIND_EVERY = 60.0  # seconds between two warnings that a process is waiting
 _CHUNK = 1 << 20  # characters of a message part; the service takes at most a few million bytes at once
 _rounds = itertools.count()  # equal in all processes, because all run the same program
 _published: list[str] = []  # keys of the last message of this process
+_last_word = threading.Lock()  # held by `_lost` to its end, so that no other thread writes a line after its own
 
 
 def start(coordinator: str | None = None, process: str | None = None) -> None:
@@ -124,6 +126,7 @@ def _lost(*reason: Any) -> None:
         "\nerror: another process of this job was lost, so this one ends, too, unless the lines above say that it "
         "failed itself; start all of them again: they go on from the last checkpoint\n"
     )
+    _last_word.acquire(timeout=1)  # a signal may have interrupted the thread that holds it
     tell(line)
     os._exit(LOST)
 
@@ -151,7 +154,8 @@ def fail_fast() -> Iterator[None]:
         # A collective that fails during its dispatch raises ValueError.
         words = _LOST_WORDS if isinstance(error, RuntimeError) else _COLLECTIVE_WORDS
         if count() > 1 and any(word in str(error) for word in words):
-            log.warning("the other processes no longer answer; waiting for JAX to report which are lost")
+            with _last_word:
+                log.warning("the other processes no longer answer; waiting for JAX to report which are lost")
             time.sleep(2 * HEARTBEAT)
         raise
 
