@@ -36,9 +36,9 @@ class ModelConfig:
     """The architecture. The defaults are the base model of Vaswani et al. 2017 (Table 3)."""
 
     encoder_layers: Layers = 6
-    """Number of encoder layers (the paper's N)."""
+    """Number of encoder layers (the paper's N); 0 = no encoder, as in a language model such as GPT."""
     decoder_layers: Layers = 6
-    """Number of decoder layers (the paper's N)."""
+    """Number of decoder layers (the paper's N); 0 = no decoder."""
     d_model: Count = 512
     """Width of the residual stream."""
     d_ff: Count = 2048
@@ -130,6 +130,25 @@ class ModelConfig:
 BASE = ModelConfig()
 BIG = ModelConfig(d_model=1024, d_ff=4096, heads=16, dropout=0.3)
 
+# The smallest GPT-2 (Radford et al. 2019): 124,439,808 parameters with its vocabulary of 50,257 pieces.
+GPT2 = ModelConfig(
+    encoder_layers=0,
+    decoder_layers=12,
+    d_model=768,
+    d_ff=3072,
+    heads=12,
+    dropout=0.1,
+    attention_dropout=0.1,
+    attention_bias=True,
+    activation="gelu_tanh",
+    norm_eps=1e-5,
+    embedding_scale=False,
+    positions="learned",
+    max_positions=1024,
+    pre_norm=True,
+    initializer="gpt2",
+)
+
 
 def check_model(model: ModelConfig) -> None:
     """Raise `UserError` for the first field of the model section that breaks a rule of this section."""
@@ -138,6 +157,7 @@ def check_model(model: ModelConfig) -> None:
 
 
 def _of_model(m: ModelConfig) -> Relations:
+    yield m.encoder_layers + m.decoder_layers > 0, "decoder_layers", "must be above 0 where model.encoder_layers is 0"
     if m.d_k is None or m.d_v is None:
         yield m.d_model % m.heads == 0, "heads", f"must divide model.d_model ({m.d_model}), or set d_k and d_v"
     for kind in KINDS:
