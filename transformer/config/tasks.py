@@ -75,23 +75,28 @@ class Config:
         return name == "data.languages" and self.data.corpus == other.data.corpus == "text"
 
 
+# Optimisation as for GPT-2 and GPT-3 (Brown et al. 2020, appendix B).
+_GPT_TRAINING = TrainConfig(
+    batch_tokens=32_768,
+    peak_learning_rate=6e-4,
+    warmup_steps=2_000,
+    adam_b2=0.95,
+    adam_eps=1e-8,
+    clip_norm=1.0,
+    label_smoothing=0.0,
+)
+_SAMPLING = DecodeConfig(sample=True)
+
+
 @dataclass(frozen=True)
 class LanguageModelConfig:
-    """Config of a run of the task that trains a language model: a decoder alone. The defaults are GPT-2's."""
+    """Config of a run of the task that trains a language model, a decoder alone. The default model is GPT-2."""
 
     model: ModelConfig = GPT2
     data: TextConfig = field(default_factory=TextConfig)
-    train: TrainConfig = TrainConfig(
-        batch_tokens=32_768,
-        peak_learning_rate=6e-4,
-        warmup_steps=2_000,
-        adam_b2=0.95,
-        adam_eps=1e-8,
-        clip_norm=1.0,
-        label_smoothing=0.0,
-    )
+    train: TrainConfig = _GPT_TRAINING
     mesh: MeshConfig = field(default_factory=MeshConfig)
-    decode: DecodeConfig = DecodeConfig(sample=True)
+    decode: DecodeConfig = _SAMPLING
 
     task = "language_model"
     movable = ("data.text", "data.dev_text", "data.test_text", "data.tokenizer")
