@@ -8,7 +8,17 @@ from dataclasses import dataclass, field, replace
 from typing import Annotated, Literal
 
 from transformer.config.codec import Relations, check_fields, require
-from transformer.config.numbers import INT32_MAX, Count, CountOrZero, Layers, LengthOrZero, Positive, Rule, Share
+from transformer.config.numbers import (
+    INT32_MAX,
+    Count,
+    CountOrZero,
+    Layers,
+    LayersOrZero,
+    LengthOrZero,
+    Positive,
+    Rule,
+    Share,
+)
 
 SPECIALS = ("<pad>", "<s>", "</s>", "<unk>")
 """The first pieces of every vocabulary, at ids PAD, BOS, EOS and UNK."""
@@ -35,8 +45,8 @@ class AttentionConfig:
 class ModelConfig:
     """The architecture. The defaults are the base model of Vaswani et al. 2017 (Table 3)."""
 
-    encoder_layers: Layers = 6
-    """Number of encoder layers (the paper's N)."""
+    encoder_layers: LayersOrZero = 6
+    """Number of encoder layers (the paper's N); 0 = a decoder alone, as in GPT."""
     decoder_layers: Layers = 6
     """Number of decoder layers (the paper's N)."""
     d_model: Count = 512

@@ -18,6 +18,7 @@ from transformer.config.sections import (
     MeshConfig,
     TrainConfig,
     check_decode,
+    check_train,
 )
 
 # Fields that may change when a run is resumed. None of them alters what an update computes.
@@ -140,12 +141,13 @@ def with_micro_batches(config: C, count: int) -> C:
     return config
 
 
-CHECKS = {ModelConfig: check_model, DecodeConfig: check_decode}
+CHECKS = {ModelConfig: check_model, TrainConfig: check_train, DecodeConfig: check_decode}
 """Map each section class to the function that checks the rules within this section."""
 
 
 def _of_data(config: Config) -> Relations:
     m, d, decode = config.model, config.data, config.decode
+    yield m.encoder_layers > 0, "model.encoder_layers", "must be at least 1: translation needs an encoder"
     if m.positions == "learned":
         longest = max(d.max_length + m.position_offset, decode.max_source_length + decode.max_extra_length + 1)
         yield (

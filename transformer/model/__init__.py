@@ -2,6 +2,7 @@
 
 from transformer.model.attention import KV, Attention, attend
 from transformer.model.cache import Cache, Memory
+from transformer.model.decoder import Decoder
 from transformer.model.encoder_decoder import EncoderDecoder
 from transformer.model.functional import Model, Params, build
 from transformer.model.layers import fold
@@ -11,6 +12,7 @@ __all__ = [
     "KV",
     "Attention",
     "Cache",
+    "Decoder",
     "EncoderDecoder",
     "Memory",
     "Model",
