@@ -140,6 +140,25 @@ class ModelConfig:
 BASE = ModelConfig()
 BIG = ModelConfig(d_model=1024, d_ff=4096, heads=16, dropout=0.3)
 
+# The smallest GPT-2 (Radford et al. 2019): 124,439,808 parameters with its vocabulary of 50,257 pieces.
+GPT2 = ModelConfig(
+    encoder_layers=0,
+    decoder_layers=12,
+    d_model=768,
+    d_ff=3072,
+    heads=12,
+    dropout=0.1,
+    attention_dropout=0.1,
+    attention_bias=True,
+    activation="gelu_tanh",
+    norm_eps=1e-5,
+    embedding_scale=False,
+    positions="learned",
+    max_positions=1024,
+    pre_norm=True,
+    initializer="gpt2",
+)
+
 
 def check_model(model: ModelConfig) -> None:
     """Raise `UserError` for the first field of the model section that breaks a rule of this section."""

@@ -82,6 +82,40 @@ class DataConfig:
 
 
 @dataclass(frozen=True)
+class TextConfig:
+    """Where the text of a language model comes from, and how it is split into pieces and rows."""
+
+    text: tuple[str, ...] = ()
+    """Training text: one or several files, plain or compressed."""
+    dev_text: tuple[str, ...] = ()
+    """Development text, in one or several files; training scores it regularly."""
+    test_text: tuple[str, ...] = ()
+    """Test text, in one or several files; evaluate.py scores it by default."""
+    dev_share: Share = 0.1
+    """Without dev_text: this last share of the training text (of its characters or documents) is the development text
+    and not trained on. 0 = no development text."""
+    documents: Literal["none", "blank_lines", "files"] = "none"
+    """What a document is; no piece sees another document. 'none' = the files are one running text, which is cut into
+    windows; 'blank_lines' = blank lines separate documents; 'files' = each file is a document."""
+    pieces: Literal["characters", "bytes", "sentencepiece"] = "sentencepiece"
+    """What text is split into: the characters of the training text, the 256 bytes of UTF-8, or the pieces of a new
+    SentencePiece BPE vocabulary. Without effect if `tokenizer` is given."""
+    tokenizer: str | None = None
+    """File of an existing vocabulary: a SentencePiece model with byte pieces, a tokenizer.json of Hugging Face with
+    byte-level BPE (needs the package tokenizers), or the characters.json of a workdir."""
+    vocab_size: Annotated[int, Rule(least=8, most=INT32_MAX)] = 8_000
+    """Number of pieces in a new SentencePiece vocabulary."""
+    tokenizer_lines: Count = 2_000_000
+    """Train the SentencePiece vocabulary on at most this many lines, sampled evenly from the whole text."""
+    context: Annotated[int, Rule(least=2, most=1_000_000)] = 1024
+    """Number of pieces in a row: the most that the model sees at once. Longer documents are cut."""
+    cache_dir: str | None = None
+    """Local folder for tokenised text; None = $TRANSFORMER_CACHE or ~/.cache/transformer."""
+    workers: Workers = 0
+    """Number of processes that tokenise; 0 = one per processor core."""
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     """Optimisation (paper §5), evaluation during training, and checkpoints."""
 
