@@ -7,8 +7,8 @@ import operator
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Literal
 
-from transformer.config.codec import Relations, check_fields, require
-from transformer.config.numbers import INT32_MAX, Count, CountOrZero, Layers, LengthOrZero, Positive, Rule, Share
+from .codec import Relations, check_fields, require
+from .numbers import INT32_MAX, Count, CountOrZero, Layers, LengthOrZero, Positive, Rule, Share
 
 SPECIALS = ("<pad>", "<s>", "</s>", "<unk>")
 """The first pieces of every vocabulary, at ids PAD, BOS, EOS and UNK."""

@@ -8,10 +8,10 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
-from transformer.config.codec import C, Relations, build, check_fields, differences, read_json, require
-from transformer.config.errors import UserError, shown
-from transformer.config.model import ModelConfig, check_model
-from transformer.config.sections import (
+from .codec import C, Relations, build, check_fields, differences, read_json, require
+from .errors import UserError, shown
+from .model import ModelConfig, check_model
+from .sections import (
     DataConfig,
     DecodeConfig,
     EvaluateConfig,

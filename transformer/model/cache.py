@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from transformer.model.attention import KV
+from .attention import KV
 
 
 class Memory(NamedTuple):

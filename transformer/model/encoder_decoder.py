@@ -9,10 +9,10 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from transformer.config import PAD, ModelConfig, UserError
-from transformer.model.attention import KV
-from transformer.model.cache import Cache, Memory, causal, same_segment, within
-from transformer.model.checks import (
+from ..config import PAD, ModelConfig, UserError
+from .attention import KV
+from .cache import Cache, Memory, causal, same_segment, within
+from .checks import (
     INT32_MAX,
     check_complete,
     check_ids,
@@ -24,10 +24,10 @@ from transformer.model.checks import (
     check_sources,
     value_of,
 )
-from transformer.model.initializers import constant
-from transformer.model.inputs import inputs, position_table, shifted
-from transformer.model.layers import Embedding, fold
-from transformer.model.stack import RUN, Run, Stack
+from .initializers import constant
+from .inputs import inputs, position_table, shifted
+from .layers import Embedding, fold
+from .stack import RUN, Run, Stack
 
 Weights = tuple[Array | None, ...]
 

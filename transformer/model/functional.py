@@ -16,9 +16,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from transformer.config import ModelConfig
-from transformer.model.checks import check_complete
-from transformer.model.encoder_decoder import EncoderDecoder
+from ..config import ModelConfig
+from .checks import check_complete
+from .encoder_decoder import EncoderDecoder
 
 Params = Mapping[str, Any]
 
