@@ -7,8 +7,8 @@ import operator
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Literal
 
-from transformer.config.codec import Relations, check_fields, require
-from transformer.config.numbers import (
+from .codec import Relations, check_fields, require
+from .numbers import (
     INT32_MAX,
     Count,
     CountOrZero,

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from transformer.config.codec import Relations, check_fields, require
-from transformer.config.numbers import (
+from .codec import Relations, check_fields, require
+from .numbers import (
     FLOAT32_MAX,
     INT32_MAX,
     Count,

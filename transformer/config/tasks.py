@@ -8,10 +8,10 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
-from transformer.config.codec import C, Relations, build, check_fields, differences, read_json, require
-from transformer.config.errors import UserError, shown
-from transformer.config.model import GPT2, SPECIALS, ModelConfig, check_model
-from transformer.config.sections import (
+from .codec import C, Relations, build, check_fields, differences, read_json, require
+from .errors import UserError, shown
+from .model import GPT2, SPECIALS, ModelConfig, check_model
+from .sections import (
     DataConfig,
     DecodeConfig,
     EvaluateConfig,
@@ -74,23 +74,31 @@ class Config:
         return name == "data.languages" and self.data.corpus == other.data.corpus == "text"
 
 
+_GPT_TRAINING = TrainConfig(
+    batch_tokens=32_768,
+    peak_learning_rate=6e-4,
+    warmup_steps=2_000,
+    schedule="cosine",
+    decay_steps=100_000,
+    final_learning_rate=0.1,
+    adam_b2=0.95,
+    adam_eps=1e-8,
+    weight_decay=0.1,
+    clip_norm=1.0,
+    label_smoothing=0.0,
+)
+_SAMPLING = DecodeConfig(sample=True)
+
+
 @dataclass(frozen=True)
 class LanguageModelConfig:
     """Config of a run of the task that trains a language model: a decoder alone. The defaults are GPT-2's."""
 
     model: ModelConfig = GPT2
     data: TextConfig = field(default_factory=TextConfig)
-    train: TrainConfig = TrainConfig(
-        batch_tokens=32_768,
-        peak_learning_rate=6e-4,
-        warmup_steps=2_000,
-        adam_b2=0.95,
-        adam_eps=1e-8,
-        clip_norm=1.0,
-        label_smoothing=0.0,
-    )
+    train: TrainConfig = _GPT_TRAINING
     mesh: MeshConfig = field(default_factory=MeshConfig)
-    decode: DecodeConfig = DecodeConfig(sample=True)
+    decode: DecodeConfig = _SAMPLING
 
     task = "language_model"
     movable = ("data.text", "data.dev_text", "data.test_text", "data.tokenizer")

@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from transformer.config import ModelConfig, UserError
-from transformer.model.attention import KV
-from transformer.model.checks import INT32_MAX, check_integer, check_places, check_same_shape, value_of
+from ..config import ModelConfig, UserError
+from .attention import KV
+from .checks import INT32_MAX, check_integer, check_places, check_same_shape, value_of
 
 
 class Memory(NamedTuple):

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from transformer.config import BOS, ModelConfig, UserError, check_model
+from ..config import BOS, ModelConfig, UserError, check_model
 
 INT32_MAX = 2**31 - 1  # the largest id and index
 

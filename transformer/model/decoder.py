@@ -9,13 +9,13 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from transformer.config import ModelConfig, UserError
-from transformer.model.cache import Cache, check_cache, empty_cache, past
-from transformer.model.checks import check_complete, check_ids, check_positions
-from transformer.model.initializers import constant
-from transformer.model.inputs import inputs, position_table, shifted
-from transformer.model.layers import Embedding, fold
-from transformer.model.stack import RUN, Run, Stack
+from ..config import ModelConfig, UserError
+from .cache import Cache, check_cache, empty_cache, past
+from .checks import check_complete, check_ids, check_positions
+from .initializers import constant
+from .inputs import inputs, position_table, shifted
+from .layers import Embedding, fold
+from .stack import RUN, Run, Stack
 
 
 class Decoder(nnx.Module):

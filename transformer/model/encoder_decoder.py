@@ -9,9 +9,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from transformer.config import PAD, ModelConfig, UserError
-from transformer.model.cache import Cache, Memory, check_cache, check_kv, empty_cache, past, same_segment, within
-from transformer.model.checks import (
+from ..config import PAD, ModelConfig, UserError
+from .cache import Cache, Memory, check_cache, check_kv, empty_cache, past, same_segment, within
+from .checks import (
     check_complete,
     check_ids,
     check_pair,
@@ -19,10 +19,10 @@ from transformer.model.checks import (
     check_same_shape,
     check_sources,
 )
-from transformer.model.initializers import constant
-from transformer.model.inputs import inputs, position_table, shifted
-from transformer.model.layers import Embedding, fold
-from transformer.model.stack import RUN, Run, Stack
+from .initializers import constant
+from .inputs import inputs, position_table, shifted
+from .layers import Embedding, fold
+from .stack import RUN, Run, Stack
 
 Weights = tuple[Array | None, ...]
 

@@ -16,10 +16,10 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from transformer.config import ModelConfig
-from transformer.model.checks import check_complete
-from transformer.model.decoder import Decoder
-from transformer.model.encoder_decoder import EncoderDecoder
+from ..config import ModelConfig
+from .checks import check_complete
+from .decoder import Decoder
+from .encoder_decoder import EncoderDecoder
 
 Params = Mapping[str, Any]
 
