@@ -39,7 +39,7 @@ def predictions(store: TextStore, batch: dict[str, np.ndarray]) -> list[tuple[in
     found = []
     for r, text in enumerate(batch["text"].tolist()):
         following = batch["next"][r].tolist()
-        number = batch["document"][r].tolist() if store.framed else [1] * len(text)
+        number = batch["document"][r].tolist()
         for i, (piece, after) in enumerate(zip(text, following, strict=True)):
             if after < 0:
                 continue
@@ -50,11 +50,11 @@ def predictions(store: TextStore, batch: dict[str, np.ndarray]) -> list[tuple[in
                 assert piece == following[i - 1] or following[i - 1] == -1
             document = document_of(store, after if after != EOS else piece)
             found.append((document, after))
-        if store.framed:
-            real = [n for n in number if n]
-            assert number == real + [0] * (len(number) - len(real))  # padding is at the end
-            assert real == sorted(real) and set(real) == set(range(1, len(set(real)) + 1))
-            assert all(after == -1 for n, after in zip(number, following, strict=True) if not n)
+        real = [n for n in number if n]
+        assert number == real + [0] * (len(number) - len(real))  # padding is at the end
+        assert real == sorted(real) and set(real) == set(range(1, len(set(real)) + 1))
+        assert store.framed or set(real) <= {1}
+        assert all(after == -1 for n, after in zip(number, following, strict=True) if not n)
     return found
 
 
@@ -95,7 +95,7 @@ def test_windows_predict_each_piece_once_an_epoch(tmp_path, length, context, row
         rows_of(store, context, seed), batch_tokens=rows * accumulate * context, accumulate=accumulate, seed=seed
     )
     shape = batches.shapes[0]
-    assert shape.keys() == {"text", "next"} and shape["text"] == shape["next"]
+    assert shape.keys() == {"text", "next", "document"} and len(set(shape.values())) == 1
     assert shape["text"][0] % accumulate == 0 and shape["text"][0] <= rows * accumulate and shape["text"][1] == context
     for epoch in range(3):
         assert epoch_of(batches, store, epoch) == all_predictions(store)
@@ -113,7 +113,6 @@ def test_windows_predict_each_piece_once_an_epoch(tmp_path, length, context, row
 def test_packed_documents_predict_each_piece_and_each_end_once_an_epoch(tmp_path, lengths, context, rows, seed) -> None:
     store = store_of(tmp_path, lengths, "blank_lines")
     batches = Batches(rows_of(store, context, seed), batch_tokens=rows * context, seed=seed)
-    assert batches.shapes[0].keys() == {"text", "next", "document"}
     for epoch in range(2):
         assert epoch_of(batches, store, epoch) == all_predictions(store)
     # A begin of a document is read once for each.
@@ -137,10 +136,8 @@ def test_evaluation_predicts_each_piece_once_after_enough_others(tmp_path, lengt
         assert {x.shape for x in batch.values()} == {(rows, context)}
         found.update(predictions(store, batch))
         for r, c in zip(*np.nonzero(batch["next"] >= 0), strict=True):
-            before = [piece for piece in batch["text"][r, : c + 1].tolist()]
-            if store.framed:
-                same = batch["document"][r, : c + 1] == batch["document"][r, c]
-                before = batch["text"][r, : c + 1][same].tolist()
+            same = batch["document"][r, : c + 1] == batch["document"][r, c]
+            before = batch["text"][r, : c + 1][same].tolist()
             first = {BOS, int(store.tokens[0])}  # the beginning of a document
             assert len(before) >= context - (stride or context) or before[0] in first
     assert found == all_predictions(store)

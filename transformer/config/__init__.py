@@ -1,11 +1,12 @@
 """Configuration of the whole project: frozen dataclasses, conversion to and from JSON, and validation rules.
 
-Needs only the standard library. You can copy this package and `model/` together into another project.
+Needs only the standard library. You can copy this package and `model/` side by side into a package of any name:
+both import relatively.
 """
 
-from transformer.config.codec import check_fields, differences, flatten
-from transformer.config.errors import Interrupted, UserError, shown
-from transformer.config.model import (
+from .codec import check_fields, differences, flatten
+from .errors import Interrupted, UserError, shown
+from .model import (
     BASE,
     BIG,
     BOS,
@@ -19,8 +20,8 @@ from transformer.config.model import (
     ModelConfig,
     check_model,
 )
-from transformer.config.numbers import whole_number
-from transformer.config.sections import (
+from .numbers import whole_number
+from .sections import (
     DataConfig,
     DecodeConfig,
     EvaluateConfig,
@@ -29,7 +30,7 @@ from transformer.config.sections import (
     TrainConfig,
     check_decode,
 )
-from transformer.config.tasks import (
+from .tasks import (
     RUNS,
     Config,
     LanguageModelConfig,

@@ -7,8 +7,18 @@ import operator
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Literal
 
-from transformer.config.codec import Relations, check_fields, require
-from transformer.config.numbers import INT32_MAX, Count, CountOrZero, Layers, LengthOrZero, Positive, Rule, Share
+from .codec import Relations, check_fields, require
+from .numbers import (
+    INT32_MAX,
+    Count,
+    CountOrZero,
+    Layers,
+    LayersOrZero,
+    LengthOrZero,
+    Positive,
+    Rule,
+    Share,
+)
 
 SPECIALS = ("<pad>", "<s>", "</s>", "<unk>")
 """The first pieces of every vocabulary, at ids PAD, BOS, EOS and UNK."""
@@ -35,10 +45,10 @@ class AttentionConfig:
 class ModelConfig:
     """The architecture. The defaults are the base model of Vaswani et al. 2017 (Table 3)."""
 
-    encoder_layers: Layers = 6
-    """Number of encoder layers (the paper's N); 0 = no encoder, as in a language model such as GPT."""
+    encoder_layers: LayersOrZero = 6
+    """Number of encoder layers (the paper's N); 0 = a decoder alone, as in GPT."""
     decoder_layers: Layers = 6
-    """Number of decoder layers (the paper's N); 0 = no decoder."""
+    """Number of decoder layers (the paper's N)."""
     d_model: Count = 512
     """Width of the residual stream."""
     d_ff: Count = 2048
@@ -157,7 +167,6 @@ def check_model(model: ModelConfig) -> None:
 
 
 def _of_model(m: ModelConfig) -> Relations:
-    yield m.encoder_layers + m.decoder_layers > 0, "decoder_layers", "must be above 0 where model.encoder_layers is 0"
     if m.d_k is None or m.d_v is None:
         yield m.d_model % m.heads == 0, "heads", f"must divide model.d_model ({m.d_model}), or set d_k and d_v"
     for kind in KINDS:

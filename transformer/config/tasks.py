@@ -8,10 +8,10 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
-from transformer.config.codec import C, Relations, build, check_fields, differences, read_json, require
-from transformer.config.errors import UserError, shown
-from transformer.config.model import GPT2, SPECIALS, ModelConfig, check_model
-from transformer.config.sections import (
+from .codec import C, Relations, build, check_fields, differences, read_json, require
+from .errors import UserError, shown
+from .model import GPT2, SPECIALS, ModelConfig, check_model
+from .sections import (
     DataConfig,
     DecodeConfig,
     EvaluateConfig,
@@ -19,6 +19,7 @@ from transformer.config.sections import (
     TextConfig,
     TrainConfig,
     check_decode,
+    check_train,
 )
 
 # Fields that may change when a run is resumed. None of them alters what an update computes.
@@ -61,8 +62,6 @@ class Config:
 
     def relations(self) -> Relations:
         """The rules between fields of several sections."""
-        for name in ("encoder_layers", "decoder_layers"):
-            yield getattr(self.model, name) > 0, f"model.{name}", "must be at least 1 for translation"
         yield from _of_data(self)
         yield from _of_training(self, self.data.max_length, "sentence of data.max_length")
 
@@ -80,8 +79,12 @@ _GPT_TRAINING = TrainConfig(
     batch_tokens=32_768,
     peak_learning_rate=6e-4,
     warmup_steps=2_000,
+    schedule="cosine",
+    decay_steps=100_000,
+    final_learning_rate=0.1,
     adam_b2=0.95,
     adam_eps=1e-8,
+    weight_decay=0.1,
     clip_norm=1.0,
     label_smoothing=0.0,
 )
@@ -192,12 +195,13 @@ def with_micro_batches(config: C, count: int) -> C:
     return config
 
 
-CHECKS = {ModelConfig: check_model, DecodeConfig: check_decode}
+CHECKS = {ModelConfig: check_model, TrainConfig: check_train, DecodeConfig: check_decode}
 """Map each section class to the function that checks the rules within this section."""
 
 
 def _of_data(config: Config) -> Relations:
     m, d, decode = config.model, config.data, config.decode
+    yield m.encoder_layers > 0, "model.encoder_layers", "must be at least 1: translation needs an encoder"
     if m.positions == "learned":
         longest = max(d.max_length + m.position_offset, decode.max_source_length + decode.max_extra_length + 1)
         yield (

@@ -4,7 +4,7 @@ A batch has int32 arrays of shape (rows, context):
 
     text        the pieces that the model reads
     next        the piece that follows each; -1 where nothing is to be predicted
-    document    only if the text has documents: the number of the document in the row, from 1; 0 = padding
+    document    the number of the document in the row, from 1; 0 = padding. In windows of a running text it is 1.
 
 The order of training batches is a pure function of (seed, epoch, step), so the step alone is enough to resume a run.
 """
@@ -141,7 +141,7 @@ def fill(store: TextStore, rows: Sequence[Sequence[Span]], context: int, count: 
             following[r, at + read_only : at + size] = follow[read_only:]
             document[r, at : at + size] = number
             at += size
-    return {"text": text, "next": following} | ({"document": document} if store.framed else {})
+    return {"text": text, "next": following, "document": document}
 
 
 class Plan(NamedTuple):
@@ -172,8 +172,7 @@ class Batches:
         self.batches_per_epoch = -(-rows.count // self._size)
         """Number of updates in an epoch; the same for every epoch."""
         self._starts = np.arange(self.batches_per_epoch + 1) * rows.count // self.batches_per_epoch
-        names = ("text", "next", "document") if rows.store.framed else ("text", "next")
-        self.shapes = (dict.fromkeys(names, (self._size, context)),)
+        self.shapes = (dict.fromkeys(("text", "next", "document"), (self._size, context)),)
         """The one shape of all batches."""
         positions = self.batches_per_epoch * self._size * context
         self.padding = 1 - int(rows.store.positions.sum()) / positions
