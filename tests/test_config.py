@@ -421,9 +421,7 @@ def test_configs_of_language_models_that_are_sound() -> None:
 
 def test_a_model_may_lack_an_encoder_but_not_for_translation() -> None:
     check_model(ModelConfig(encoder_layers=0))
-    with pytest.raises(
-        UserError, match=r"^model\.encoder_layers = 0: must be at least 1: translation"
-    ):
+    with pytest.raises(UserError, match=r"^model\.encoder_layers = 0: must be at least 1: translation"):
         check(changed(model__encoder_layers=0))
     with pytest.raises(UserError, match=r"^model\.decoder_layers = 0: must be at least 1$"):
         check_model(ModelConfig(encoder_layers=0, decoder_layers=0))
