@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from functools import cached_property
 from typing import Any
 
@@ -20,8 +20,7 @@ from transformer.data.running import Text, Texts, texts
 from transformer.data.text_store import TextStore, encode_text
 from transformer.data.vocabularies import Vocabulary
 from transformer.data.vocabulary_training import vocabulary
-from transformer.data.windows import Batches, evaluation_batches, rows_of
-from transformer.inference.generator import Generator
+from transformer.data.windows import Batches, rows_of
 from transformer.model import Params, build
 from transformer.model.rounding import in_type
 from transformer.tasks import text_sets
@@ -150,8 +149,6 @@ class LanguageModel:
         yield "dev_loss", totals.nats_per_token
         yield "dev_perplexity", totals.perplexity
         yield "dev_bits_per_byte", totals.bits_per_byte
-        if jax.process_index() == 0:
-            self.sample(params)
 
     def sample(self, params: Params) -> None:
         """Generate a text and log it."""
@@ -161,7 +158,9 @@ class LanguageModel:
         """Files and line numbers (from 1) of the text in the batch of update `step` (from 0)."""
         return self.batches().lines(step)
 
-    def _generator(self, params: Params) -> Generator:
+    def _generator(self, params: Params) -> Any:
+        from transformer.inference.generator import Generator
+
         model, params = in_type(self.config.model, params, self.config.decode.dtype)
         return Generator(build(model.with_vocabulary(self.pieces.size)), params, self.pieces, self.config.decode)
 

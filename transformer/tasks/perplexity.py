@@ -124,7 +124,10 @@ def evaluate_workdir(
         "checkpoint": str(opened.name),
         "tokens": blocks.pieces,
         "bytes": blocks.bytes,
-        **{score: getattr(blocks, score) for score in ("nats_per_token", "nats_per_byte", "bits_per_byte", "perplexity")},
+        **{
+            score: getattr(blocks, score)
+            for score in ("nats_per_token", "nats_per_byte", "bits_per_byte", "perplexity")
+        },
         "context": context,
         "stride": stride,
         "sliding_nats_per_token": sliding.nats_per_token,
