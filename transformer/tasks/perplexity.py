@@ -29,6 +29,8 @@ from transformer.training.objectives import causal
 
 log = logging.getLogger("transformer")
 
+SCORES = ("nats_per_token", "nats_per_byte", "bits_per_byte", "perplexity")
+
 
 class Totals(NamedTuple):
     """Sums over all predicted pieces of a text."""
