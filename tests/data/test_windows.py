@@ -38,23 +38,23 @@ def predictions(store: TextStore, batch: dict[str, np.ndarray]) -> list[tuple[in
     follows on one another in the text, and padding is at the end."""
     found = []
     for r, text in enumerate(batch["text"].tolist()):
-        following = batch["next"][r].tolist()
-        number = batch["document"][r].tolist()
+        following, predicted = batch["next"][r].tolist(), batch["predicted"][r].tolist()
+        number = batch["document"][r].tolist() if store.framed else [1] * len(text)
         for i, (piece, after) in enumerate(zip(text, following, strict=True)):
-            if after < 0:
+            if not predicted[i]:
                 continue
             assert number[i] > 0
             if piece == BOS:
                 assert i == 0 or number[i] == number[i - 1] + 1  # a document begins
             elif i and number[i] == number[i - 1]:
-                assert piece == following[i - 1] or following[i - 1] == -1
+                assert piece == following[i - 1]
             document = document_of(store, after if after != EOS else piece)
             found.append((document, after))
-        real = [n for n in number if n]
-        assert number == real + [0] * (len(number) - len(real))  # padding is at the end
-        assert real == sorted(real) and set(real) == set(range(1, len(set(real)) + 1))
-        assert store.framed or set(real) <= {1}
-        assert all(after == -1 for n, after in zip(number, following, strict=True) if not n)
+        if store.framed:
+            real = [n for n in number if n]
+            assert number == real + [0] * (len(number) - len(real))  # padding is at the end
+            assert real == sorted(real) and set(real) == set(range(1, len(set(real)) + 1))
+            assert not any(one for n, one in zip(number, predicted, strict=True) if not n)
     return found
 
 
@@ -95,12 +95,12 @@ def test_windows_predict_each_piece_once_an_epoch(tmp_path, length, context, row
         rows_of(store, context, seed), batch_tokens=rows * accumulate * context, accumulate=accumulate, seed=seed
     )
     shape = batches.shapes[0]
-    assert shape.keys() == {"text", "next", "document"} and len(set(shape.values())) == 1
+    assert shape.keys() == {"text", "next", "predicted"} and shape["text"] == shape["next"]
     assert shape["text"][0] % accumulate == 0 and shape["text"][0] <= rows * accumulate and shape["text"][1] == context
     for epoch in range(3):
         assert epoch_of(batches, store, epoch) == all_predictions(store)
     for step in range(batches.batches_per_epoch):
-        assert (batches[step]["next"] >= 0).any()  # no batch is empty
+        assert batches[step]["predicted"].any()  # no batch is empty
 
 
 @given(
@@ -113,6 +113,7 @@ def test_windows_predict_each_piece_once_an_epoch(tmp_path, length, context, row
 def test_packed_documents_predict_each_piece_and_each_end_once_an_epoch(tmp_path, lengths, context, rows, seed) -> None:
     store = store_of(tmp_path, lengths, "blank_lines")
     batches = Batches(rows_of(store, context, seed), batch_tokens=rows * context, seed=seed)
+    assert batches.shapes[0].keys() == {"text", "next", "predicted", "document"}
     for epoch in range(2):
         assert epoch_of(batches, store, epoch) == all_predictions(store)
     # A begin of a document is read once for each.
@@ -135,9 +136,11 @@ def test_evaluation_predicts_each_piece_once_after_enough_others(tmp_path, lengt
     for batch in evaluation_batches(store, context=context, batch_tokens=rows * context, stride=stride):
         assert {x.shape for x in batch.values()} == {(rows, context)}
         found.update(predictions(store, batch))
-        for r, c in zip(*np.nonzero(batch["next"] >= 0), strict=True):
-            same = batch["document"][r, : c + 1] == batch["document"][r, c]
-            before = batch["text"][r, : c + 1][same].tolist()
+        for r, c in zip(*np.nonzero(batch["predicted"]), strict=True):
+            before = [piece for piece in batch["text"][r, : c + 1].tolist()]
+            if store.framed:
+                same = batch["document"][r, : c + 1] == batch["document"][r, c]
+                before = batch["text"][r, : c + 1][same].tolist()
             first = {BOS, int(store.tokens[0])}  # the beginning of a document
             assert len(before) >= context - (stride or context) or before[0] in first
     assert found == all_predictions(store)
@@ -153,7 +156,7 @@ def test_a_run_goes_on_with_the_same_rows(tmp_path) -> None:
             assert again.shape(step) == {name: x.shape for name, x in steps[step].items()}
             parts = [again.read(step, begin, end) for begin, end in ((0, 1), (1, 3), (3, 9))]
             for name, whole in steps[step].items():
-                padded = np.concatenate([whole, np.full_like(whole, -1 if name == "next" else 0)])[:9]
+                padded = np.concatenate([whole, np.zeros_like(whole)])[:9]
                 assert np.array_equal(np.concatenate([part[name] for part in parts]), padded)
         other = Batches(rows_of(store, 8, 4), batch_tokens=5 * 8, seed=4)
         assert any(not np.array_equal(other[0][name], x) for name, x in steps[0].items())
@@ -181,7 +184,7 @@ def test_epochs_begin_at_another_place_and_have_another_order(tmp_path) -> None:
 def test_no_batch_differs_by_more_than_a_row(tmp_path) -> None:
     store = store_of(tmp_path, [1_000])
     batches = Batches(Windows(store, 8), batch_tokens=5 * 8, seed=0)
-    rows = [int((batches[step]["next"] >= 0).any(axis=1).sum()) for step in range(batches.batches_per_epoch)]
+    rows = [int(batches[step]["predicted"].any(axis=1).sum()) for step in range(batches.batches_per_epoch)]
     assert max(rows) - min(rows) <= 1 and max(rows) == 5 and len(rows) == 26
 
 
