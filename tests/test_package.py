@@ -140,7 +140,7 @@ def test_the_dependencies_alone_are_enough_to_use_a_model(workdir: Path, tmp_pat
     run(programs / "pip", "check", folder=tmp_path)
     clean = {"PYTHONPATH": "", "JAX_PLATFORMS": "cpu", "TRANSFORMER_CACHE": str(tmp_path / "cache")}
     assert "(1, 2, 9)" in run(programs / "python", "-c", LIGHT, workdir, folder=tmp_path, **clean)
-    for verb in (("describe", workdir), ("average", workdir, "--last", "2")):
+    for verb in (("describe", "--config", "multi30k_en_de"), ("average", workdir, "--last", "2")):
         run(programs / "transformer", *verb, folder=tmp_path, **clean)
     run(programs / "transformer-train", "--config", "quickstart", "--print-config", folder=tmp_path, **clean)
     for program, needs in (("train", "training needs grain"), ("evaluate", "scoring needs sacrebleu")):

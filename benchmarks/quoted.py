@@ -1,0 +1,279 @@
+"""Check that each figure quoted in a Markdown file stands in a row of `results/*.jsonl`.
+
+A comment before a paragraph, list or table cites the rows that its figures come from; it is not shown:
+
+    <!-- rows: results/decoding.jsonl part=decode device~EPYC by system dtype columns batch -->
+
+`field=value` selects rows by a field (`null`: the field is missing), `field~text` by a part of it; `;` separates
+citations. In a table, `by` names the fields that the first cells hold, and `columns` the field whose value is the last
+number in a column's header: each cell is then compared with its row alone. `<!-- not measured -->` marks a paragraph
+whose figures are no measurements.
+
+A figure may also be the mean or the standard deviation of a field over the rows, or their number. It may be rounded as
+printed, and have a unit of `UNITS`. Text in code style, versions such as 0.10.2 and numbers inside words don't count.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import statistics
+from collections.abc import Iterator, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+Row = dict[str, Any]
+
+ROOT = Path(__file__).resolve().parents[1]
+# What a number with this unit may be multiplied by to give the value in a row.
+UNITS = {
+    **{"%": (0.01, 1), "GiB": (1024, 1), "GB": (1000, 1), "MB": (1,), "MiB": (1,)},
+    **{"million": (1e6, 1), "TFLOP/s": (1e12, 1), "GFLOP/s": (1e9, 1), "TB/s": (1e12, 1), "pieces/s": (1,)},
+    **{"ms": (1, 1e-3), "s": (1,), "min": (60, 1), "minutes": (60, 1), "h": (3600, 1), "hours": (3600, 1)},
+    **{"BLEU": (1,), "chrF": (1,), "times": (1,), "packages": (1,)},
+}
+_NUMBER = r"\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d+)?"
+_FIGURE = re.compile(
+    rf"(?<![\w.,/:+=~^-])({_NUMBER})(?![\w:+]|[.,/-]\d|%\w)(?:\s*({'|'.join(map(re.escape, UNITS))})(?!\w))?"
+)
+_CITATION = re.compile(r"<!--\s*(rows:(.*?)|not measured)\s*-->", re.DOTALL)
+_UNQUOTED = {"commit", "recorded_in", "sha256", "signature", "dev_bleu_signature"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Figure:
+    """A number as printed: its text, value, decimals and unit ("" without one)."""
+
+    text: str
+    value: float
+    decimals: int
+    unit: str
+
+    def is_in(self, values: Sequence[float]) -> bool:
+        """Whether a value, rounded as printed, is this figure."""
+        half = 0.5 * 10**-self.decimals * (1 + 1e-6)
+        return any(abs(value / scale - self.value) <= half for scale in UNITS.get(self.unit, (1,)) for value in values)
+
+
+@dataclasses.dataclass(frozen=True)
+class Cited:
+    """Rows cited by a comment; `by` and `columns`: see the module's docstring."""
+
+    name: str
+    rows: Sequence[Row]
+    by: tuple[str, ...] = ()
+    columns: str = ""
+
+
+def figures(text: str) -> list[Figure]:
+    """The figures in a text, dates left out."""
+    text = re.sub(r"`[^`]*`|\]\([^)]*\)|<!--.*?-->|\d{4}-\d\d-\d\d", " ", text, flags=re.DOTALL)
+    text = re.sub(r"\b(\d+):(\d\d)\b(?: min)?", lambda m: f" {60 * int(m[1]) + int(m[2])} s ", text)
+    text = re.sub(r"(?<=\d)[-\u2013](?=\d)", " to ", text.replace("**", ""))
+    found = []
+    for number, unit in _FIGURE.findall(text):
+        decimals = len(number.partition(".")[2])
+        found.append(Figure(f"{number} {unit}".strip(), float(number.replace(",", "")), decimals, unit))
+    return found
+
+
+def values(value: Any, field: str = "") -> Iterator[float]:
+    """All numbers in a row or in a part of it, those in texts included."""
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            yield from values(inner, name)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from values(inner, field)
+    elif isinstance(value, str) and field not in _UNQUOTED:
+        yield from (figure.value for figure in figures(value))
+        yield from (float(number) for number in re.findall(r"(?<![\w.])\d+\.\d+(?![\w.])", value))
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        yield value
+
+
+def summaries(rows: Sequence[Row]) -> Iterator[float]:
+    """The number of rows; mean and standard deviation of each field that holds numbers."""
+    yield len(rows)
+    for field in {field for row in rows for field in row}:
+        numbers = [row[field] for row in rows if type(row.get(field)) in (int, float)]
+        if len(numbers) > 1:
+            yield statistics.mean(numbers)
+            yield statistics.stdev(numbers)
+
+
+@cache
+def read(path: Path) -> tuple[Row, ...]:
+    """The rows of a file. Raises `ValueError` with file and line for anything that is not a JSON object."""
+    rows = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        try:
+            row = json.loads(line)
+        except ValueError:
+            row = None
+        if not isinstance(row, dict):
+            raise ValueError(f"{path.name}:{number}: not a JSON object")
+        rows.append(row)
+    return tuple(rows)
+
+
+def all_rows(root: Path = ROOT) -> dict[str, tuple[Row, ...]]:
+    """File name -> rows, of all result files."""
+    return {path.name: read(path) for path in sorted((root / "results").glob("*.jsonl"))}
+
+
+def selected(row: Row, condition: str) -> bool:
+    """Whether a row has what `field=value` or `field~text` asks."""
+    field, sign, wanted = re.match(r"(\w+)([=~])(.*)", condition).groups()
+    if wanted == "null":
+        return row.get(field) is None
+    value = row.get(field)
+    text = value if isinstance(value, str) else json.dumps(value)
+    return text == wanted if sign == "=" else wanted in text
+
+
+def cited(text: str, root: Path) -> list[Cited]:
+    """The citations in a comment. Raises `ValueError` for a file that is missing, a word not known, or no rows."""
+    found = []
+    for one in text.split(";"):
+        words = one.split()
+        files = [word for word in words if word.endswith(".jsonl")]
+        by, columns, place = [], "", None
+        conditions = []
+        for word in words:
+            if word in ("by", "columns"):
+                place = word
+            elif place == "by":
+                by.append(word)
+            elif place == "columns":
+                columns = word
+            elif re.match(r"\w+[=~]", word):
+                conditions.append(word)
+            elif word not in files:
+                raise ValueError(f"what is {word!r}?")
+        for file in files:
+            if not (root / file).is_file():
+                raise ValueError(f"there is no file {file}")
+        rows = [row for file in files for row in read(root / file) if all(selected(row, one) for one in conditions)]
+        if not rows:
+            raise ValueError(f"no row has {one.strip()}")
+        found.append(Cited(one.strip(), rows, tuple(by), columns))
+    return found
+
+
+# ---- A Markdown file ------------------------------------------------------------------------------------------------
+@dataclasses.dataclass
+class Block:
+    """A paragraph, list or table: its lines, the number of the first, and the comment that cites its rows."""
+
+    line: int
+    lines: list[str]
+    citation: str | None = None
+    measured: bool = True
+
+    @property
+    def is_table(self) -> bool:
+        return len(self.lines) > 1 and re.match(r"\|?[\s|:-]+$", self.lines[1]) is not None
+
+
+def blocks(text: str) -> Iterator[Block]:
+    """The blocks of a Markdown file; headings, code, pictures and comments left out."""
+    text = re.sub(
+        r"^(```.*?^```)|(?<=\n\n)((?: {4,}.*\n)+)", lambda m: re.sub(r"[^\n]", "", m[0]), text, flags=re.M | re.S
+    )
+    comment, number = None, 1
+    for part in re.split(r"(\n(?:[ \t]*\n)+)", text):
+        lines, start = [], None
+        if found := _CITATION.search(part):
+            comment = found
+            before = part[: found.start()]
+            part_lines = part[found.end() :].split("\n")
+            offset = number + before.count("\n") + found[0].count("\n")
+        else:
+            part_lines, offset = part.split("\n"), number
+        for i, line in enumerate(part_lines):
+            if line.strip() and not line.startswith(("#", "![", "<")):
+                start = offset + i if start is None else start
+                lines.append(line)
+        if lines:
+            citation = comment[2] if comment and comment[2] else None
+            yield Block(start, lines, citation, not (comment and not comment[2]))
+            comment = None
+        number += part.count("\n")
+
+
+def _same(printed: str, row: Row, by: Sequence[str]) -> bool:
+    """Whether cells hold the values of a row's fields; upper case, blanks and marks don't count."""
+    texts = (row.get(field) for field in by)
+    wanted = "".join(text if isinstance(text, str) else json.dumps(text) for text in texts)
+    return re.sub(r"[\W_]", "", printed).lower() == re.sub(r"[\W_]", "", wanted).lower()
+
+
+def _table(block: Block, citations: Sequence[Cited]) -> Iterator[tuple[int, Figure, Sequence[Row]]]:
+    """(line, figure, rows to find it in) of each figure in a table's body."""
+    cells = [[cell.strip() for cell in line.strip().strip("|").split("|")] for line in block.lines]
+    header = [([f.value for f in figures(cell)] or [None])[-1] for cell in cells[0]]
+    by, columns = citations[0].by, citations[0].columns
+    rows = [row for one in citations for row in one.rows]
+    for i, line in enumerate(cells[2:], 2):
+        # One cell may hold several fields: `ours float32` is a system and a type.
+        width, of_line = 0, rows
+        while width < len(by) and (not width or not of_line):
+            width += 1
+            of_line = [row for row in rows if _same("".join(line[:width]), row, by)]
+        if not of_line:
+            raise ValueError(f"no row has {' and '.join(by)} = {line[0]}")
+        for j, cell in enumerate(line[width:], width):
+            column = header[j] if columns and j < len(header) else None
+            of_cell = of_line if column is None else [row for row in of_line if row.get(columns) == column]
+            yield from ((block.line + i, figure, of_cell) for figure in figures(cell))
+
+
+def _needs_row(block: Block, figure: Figure, strict: bool) -> bool:
+    return strict or bool(figure.unit) or (block.is_table and figure.decimals > 0)
+
+
+def problems(path: Path, *, strict: bool, root: Path = ROOT) -> Iterator[str]:
+    """A line for each figure of a Markdown file that stands in no row.
+
+    With `strict` each paragraph that has a figure must cite rows. Without it, paragraphs that cite none are compared
+    with all rows, and only figures with a unit and decimals in tables count.
+    """
+    for block in blocks(path.read_text(encoding="utf-8")):
+        if not block.measured or not any(_needs_row(block, one, strict) for one in figures("\n".join(block.lines))):
+            continue
+        where = f"{path.name}:{block.line}"
+        if block.citation is None and strict:
+            yield f"{where}: figures without a citation of rows: put <!-- rows: results/X.jsonl --> before it"
+            continue
+        try:
+            if block.citation is None:
+                citations = [Cited(name, rows) for name, rows in all_rows(root).items()]
+            else:
+                citations = cited(block.citation, root)
+            if block.is_table:
+                found = list(_table(block, citations))
+            else:
+                rows = [row for one in citations for row in one.rows]
+                found = [(block.line + i, one, rows) for i, line in enumerate(_joined(block)) for one in figures(line)]
+        except ValueError as error:
+            yield f"{where}: {error}"
+            continue
+        # Means and so on of all rows cited, but not where a cell is compared with its own row.
+        more = [] if citations[0].columns else [x for one in citations for x in summaries(one.rows)]
+        for line, figure, rows in found:
+            if _needs_row(block, figure, strict) and not figure.is_in([*values(list(rows)), *more]):
+                yield f"{path.name}:{line}: {figure.text} is in no row of {', '.join(one.name for one in citations)}"
+
+
+def _joined(block: Block) -> list[str]:
+    """The lines of a paragraph, each unit moved up to its number at the end of the line before."""
+    lines = list(block.lines)
+    for i in range(1, len(lines)):
+        first = lines[i].split(maxsplit=1)
+        if re.search(r"\d$", lines[i - 1].rstrip()) and first and first[0].strip(".,;:)") in UNITS:
+            lines[i - 1] += f" {first[0]}"
+            lines[i] = first[1] if len(first) > 1 else ""
+    return lines
