@@ -56,7 +56,7 @@ def main() -> None:
     parser.add_argument("targets", nargs="*", default=[".", ".[train]"], metavar="TARGET", help="arguments of pip")
     parser.add_argument("--rows", default=str(HERE.parent / "results" / "install.jsonl"), help="where rows are added")
     options = parser.parse_args()
-    rows = Rows(options.rows, device=f"{machine(("pip",))}, {len(os.sched_getaffinity(0))} cores")
+    rows = Rows(options.rows, device=f"{machine(('pip',))}, {len(os.sched_getaffinity(0))} cores")
     for target in options.targets:
         with tempfile.TemporaryDirectory() as folder:
             print(json.dumps(rows.add(measure(target, Path(folder) / "venv"))))

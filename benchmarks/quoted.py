@@ -5,9 +5,9 @@ A comment before a paragraph, list or table cites the rows that its figures come
     <!-- rows: results/decoding.jsonl part=decode device~EPYC by system dtype columns batch -->
 
 `field=value` selects rows by a field (`null`: the field is missing), `field~text` by a part of it; `;` separates
-citations. In a table, `by` names the fields that the first cells hold, and `columns` the field whose value is the last
-number in a column's header: each cell is then compared with its row alone. `<!-- not measured -->` marks a paragraph
-whose figures are no measurements.
+citations. In a table, `by` names the fields that the first cells hold, and `columns` the field whose value is the text
+of a column's header or its last number: each cell is then compared with its row alone. Such a comment inside a line is
+for this line. `<!-- not measured -->` marks a paragraph whose figures are no measurements.
 
 A figure may also be the mean or the standard deviation of a field over the rows, or their number. It may be rounded as
 printed, and have a unit of `UNITS`. Text in code style, versions such as 0.10.2 and numbers inside words don't count.
@@ -16,6 +16,7 @@ printed, and have a unit of `UNITS`. Text in code style, versions such as 0.10.2
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import re
 import statistics
@@ -38,7 +39,8 @@ _NUMBER = r"\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d+)?"
 _FIGURE = re.compile(
     rf"(?<![\w.,/:+=~^-])({_NUMBER})(?![\w:+]|[.,/-]\d|%\w)(?:\s*({'|'.join(map(re.escape, UNITS))})(?!\w))?"
 )
-_CITATION = re.compile(r"<!--\s*(rows:(.*?)|not measured)\s*-->", re.DOTALL)
+_CITATION = re.compile(r"^<!--\s*(rows:(.*?)|not measured)\s*-->", re.DOTALL | re.MULTILINE)
+_OF_LINE = re.compile(r"<!--\s*rows:(.*?)-->")
 _UNQUOTED = {"commit", "recorded_in", "sha256", "signature", "dev_bleu_signature"}
 
 
@@ -94,7 +96,7 @@ def values(value: Any, field: str = "") -> Iterator[float]:
         yield value
 
 
-def summaries(rows: Sequence[Row]) -> Iterator[float]:
+def _summaries(rows: Sequence[Row]) -> Iterator[float]:
     """The number of rows; mean and standard deviation of each field that holds numbers."""
     yield len(rows)
     for field in {field for row in rows for field in row}:
@@ -211,24 +213,34 @@ def _same(printed: str, row: Row, by: Sequence[str]) -> bool:
     return re.sub(r"[\W_]", "", printed).lower() == re.sub(r"[\W_]", "", wanted).lower()
 
 
-def _table(block: Block, citations: Sequence[Cited]) -> Iterator[tuple[int, Figure, Sequence[Row]]]:
+def _of_line(cells: Sequence[str], cited: Cited) -> tuple[int, Sequence[Row]]:
+    """How many first cells hold the values of `cited.by`, and the rows that have these."""
+    for width in range(1, len(cited.by) + 1):  # one cell may hold several fields: `ours float32`
+        if rows := [row for row in cited.rows if _same("".join(cells[:width]), row, cited.by)]:
+            return width, rows
+    if cited.by:
+        raise ValueError(f"no row has {' and '.join(cited.by)} = {cells[0]}")
+    return 0, cited.rows
+
+
+def _table(block: Block, citations: Sequence[Cited], root: Path) -> Iterator[tuple[int, Figure, Sequence[Row]]]:
     """(line, figure, rows to find it in) of each figure in a table's body."""
-    cells = [[cell.strip() for cell in line.strip().strip("|").split("|")] for line in block.lines]
-    header = [([f.value for f in figures(cell)] or [None])[-1] for cell in cells[0]]
-    by, columns = citations[0].by, citations[0].columns
-    rows = [row for one in citations for row in one.rows]
-    for i, line in enumerate(cells[2:], 2):
-        # One cell may hold several fields: `ours float32` is a system and a type.
-        width, of_line = 0, rows
-        while width < len(by) and (not width or not of_line):
-            width += 1
-            of_line = [row for row in rows if _same("".join(line[:width]), row, by)]
-        if not of_line:
-            raise ValueError(f"no row has {' and '.join(by)} = {line[0]}")
-        for j, cell in enumerate(line[width:], width):
-            column = header[j] if columns and j < len(header) else None
-            of_cell = of_line if column is None else [row for row in of_line if row.get(columns) == column]
-            yield from ((block.line + i, figure, of_cell) for figure in figures(cell))
+    header, _, *body = ([cell.strip() for cell in line.strip().strip("|").split("|")] for line in block.lines)
+    for number, (text, cells) in enumerate(zip(block.lines[2:], body, strict=True), block.line + 2):
+        of_line = cited(found[1], root) if (found := _OF_LINE.search(text)) else citations
+        found_rows = [_of_line(cells, one) for one in of_line]
+        width = max((width for width, _ in found_rows), default=0)
+        rows = [row for _, rows in found_rows for row in rows]
+        columns = next((one.columns for one in of_line), "")
+        for cell, title in zip(cells[width:], header[width:], strict=False):
+            of_cell = [row for row in rows if _is_column(title, row, columns)] if columns else []
+            yield from ((number, figure, of_cell or rows) for figure in figures(cell))
+
+
+def _is_column(title: str, row: Row, field: str) -> bool:
+    """Whether a column's title is the value of a row's field, or ends with this number."""
+    numbers = figures(title)
+    return _same(title, row, (field,)) or bool(numbers and numbers[-1].value == row.get(field))
 
 
 def _needs_row(block: Block, figure: Figure, strict: bool) -> bool:
@@ -245,27 +257,28 @@ def problems(path: Path, *, strict: bool, root: Path = ROOT) -> Iterator[str]:
         if not block.measured or not any(_needs_row(block, one, strict) for one in figures("\n".join(block.lines))):
             continue
         where = f"{path.name}:{block.line}"
-        if block.citation is None and strict:
+        cites = block.citation is not None or any(map(_OF_LINE.search, block.lines))
+        if strict and not cites:
             yield f"{where}: figures without a citation of rows: put <!-- rows: results/X.jsonl --> before it"
             continue
         try:
-            if block.citation is None:
-                citations = [Cited(name, rows) for name, rows in all_rows(root).items()]
-            else:
+            if block.citation is not None:
                 citations = cited(block.citation, root)
+            else:
+                citations = [] if strict else [Cited(name, rows) for name, rows in all_rows(root).items()]
             if block.is_table:
-                found = list(_table(block, citations))
+                found = list(_table(block, citations, root))
             else:
                 rows = [row for one in citations for row in one.rows]
                 found = [(block.line + i, one, rows) for i, line in enumerate(_joined(block)) for one in figures(line)]
         except ValueError as error:
             yield f"{where}: {error}"
             continue
-        # Means and so on of all rows cited, but not where a cell is compared with its own row.
-        more = [] if citations[0].columns else [x for one in citations for x in summaries(one.rows)]
+        of_files = [] if cites else [x for one in citations for x in _summaries(one.rows)]
         for line, figure, rows in found:
-            if _needs_row(block, figure, strict) and not figure.is_in([*values(list(rows)), *more]):
-                yield f"{path.name}:{line}: {figure.text} is in no row of {', '.join(one.name for one in citations)}"
+            known = itertools.chain(values(list(rows)), _summaries(rows) if cites else of_files)
+            if _needs_row(block, figure, strict) and not figure.is_in(list(known)):
+                yield f"{path.name}:{line}: {figure.text} is in none of the {len(rows)} rows cited"
 
 
 def _joined(block: Block) -> list[str]:
