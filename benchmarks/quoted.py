@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 Row = dict[str, Any]
+Groups = Sequence[Sequence[Row]]
 
 ROOT = Path(__file__).resolve().parents[1]
 # What a number with this unit may be multiplied by to give the value in a row.
@@ -223,18 +224,19 @@ def _of_line(cells: Sequence[str], cited: Cited) -> tuple[int, Sequence[Row]]:
     return 0, cited.rows
 
 
-def _table(block: Block, citations: Sequence[Cited], root: Path) -> Iterator[tuple[int, Figure, Sequence[Row]]]:
-    """(line, figure, rows to find it in) of each figure in a table's body."""
+def _table(block: Block, citations: Sequence[Cited], root: Path) -> Iterator[tuple[int, Figure, Groups]]:
+    """(line, figure, rows to find it in, by citation) of each figure in a table's body."""
     header, _, *body = ([cell.strip() for cell in line.strip().strip("|").split("|")] for line in block.lines)
     for number, (text, cells) in enumerate(zip(block.lines[2:], body, strict=True), block.line + 2):
         of_line = cited(found[1], root) if (found := _OF_LINE.search(text)) else citations
-        found_rows = [_of_line(cells, one) for one in of_line]
-        width = max((width for width, _ in found_rows), default=0)
-        rows = [row for _, rows in found_rows for row in rows]
-        columns = next((one.columns for one in of_line), "")
-        for cell, title in zip(cells[width:], header[width:], strict=False):
-            of_cell = [row for row in rows if _is_column(title, row, columns)] if columns else []
-            yield from ((number, figure, of_cell or rows) for figure in figures(cell))
+        widths, groups = zip(*(_of_line(cells, one) for one in of_line), strict=True)
+        for cell, title in zip(cells[max(widths) :], header[max(widths) :], strict=False):
+            of_cell = [
+                [row for row in rows if one.columns and _is_column(title, row, one.columns)]
+                for one, rows in zip(of_line, groups, strict=True)
+            ]
+            chosen = of_cell if any(of_cell) else groups
+            yield from ((number, figure, chosen) for figure in figures(cell))
 
 
 def _is_column(title: str, row: Row, field: str) -> bool:
@@ -243,50 +245,42 @@ def _is_column(title: str, row: Row, field: str) -> bool:
     return _same(title, row, (field,)) or bool(numbers and numbers[-1].value == row.get(field))
 
 
-def _needs_row(block: Block, figure: Figure, strict: bool) -> bool:
-    return strict or bool(figure.unit) or (block.is_table and figure.decimals > 0)
+def _counts(block: Block, figure: Figure, strict: bool, cites: bool) -> bool:
+    """Whether a figure must stand in a row: with `strict` all in tables and in paragraphs that cite rows."""
+    if strict and (block.is_table or cites):
+        return True
+    return bool(figure.unit) or (figure.decimals > 0 and (strict or block.is_table))
+
+
+def _found(block: Block, citations: Sequence[Cited], root: Path) -> Iterator[tuple[int, Figure, Groups]]:
+    if block.is_table:
+        yield from _table(block, citations, root)
+    else:
+        groups = [one.rows for one in citations]
+        yield from ((block.line, figure, groups) for figure in figures("\n".join(block.lines)))
 
 
 def problems(path: Path, *, strict: bool, root: Path = ROOT) -> Iterator[str]:
     """A line for each figure of a Markdown file that stands in no row.
 
-    With `strict` each paragraph that has a figure must cite rows. Without it, paragraphs that cite none are compared
-    with all rows, and only figures with a unit and decimals in tables count.
+    With `strict` a table with figures, and a paragraph with a unit or decimals, must cite rows. Without it, those that
+    cite none are compared with all rows, and only figures with a unit, and decimals in tables, count.
     """
+    everything = [Cited(name, rows) for name, rows in all_rows(root).items()]
     for block in blocks(path.read_text(encoding="utf-8")):
-        if not block.measured or not any(_needs_row(block, one, strict) for one in figures("\n".join(block.lines))):
-            continue
-        where = f"{path.name}:{block.line}"
         cites = block.citation is not None or any(map(_OF_LINE.search, block.lines))
-        if strict and not cites:
-            yield f"{where}: figures without a citation of rows: put <!-- rows: results/X.jsonl --> before it"
+        if not block.measured:
             continue
         try:
-            if block.citation is not None:
-                citations = cited(block.citation, root)
-            else:
-                citations = [] if strict else [Cited(name, rows) for name, rows in all_rows(root).items()]
-            if block.is_table:
-                found = list(_table(block, citations, root))
-            else:
-                rows = [row for one in citations for row in one.rows]
-                found = [(block.line + i, one, rows) for i, line in enumerate(_joined(block)) for one in figures(line)]
+            citations = cited(block.citation, root) if block.citation is not None else everything
+            found = [one for one in _found(block, citations, root) if _counts(block, one[1], strict, cites)]
         except ValueError as error:
-            yield f"{where}: {error}"
+            yield f"{path.name}:{block.line}: {error}"
             continue
-        of_files = [] if cites else [x for one in citations for x in _summaries(one.rows)]
-        for line, figure, rows in found:
-            known = itertools.chain(values(list(rows)), _summaries(rows) if cites else of_files)
-            if _needs_row(block, figure, strict) and not figure.is_in(list(known)):
-                yield f"{path.name}:{line}: {figure.text} is in none of the {len(rows)} rows cited"
-
-
-def _joined(block: Block) -> list[str]:
-    """The lines of a paragraph, each unit moved up to its number at the end of the line before."""
-    lines = list(block.lines)
-    for i in range(1, len(lines)):
-        first = lines[i].split(maxsplit=1)
-        if re.search(r"\d$", lines[i - 1].rstrip()) and first and first[0].strip(".,;:)") in UNITS:
-            lines[i - 1] += f" {first[0]}"
-            lines[i] = first[1] if len(first) > 1 else ""
-    return lines
+        if found and strict and not cites:
+            yield f"{path.name}:{block.line}: cites no rows: put <!-- rows: results/X.jsonl --> before it"
+            continue
+        for line, figure, groups in found:
+            known = [x for rows in groups for x in itertools.chain(values(list(rows)), _summaries(rows))]
+            if not figure.is_in(known):
+                yield f"{path.name}:{line}: {figure.text} is in none of the {sum(map(len, groups))} rows cited"
