@@ -32,7 +32,14 @@ ROOT = Path(__file__).resolve().parents[1]
 # What a number with this unit may be multiplied by to give the value in a row.
 UNITS = {
     **{"%": (0.01, 1), "GiB": (1024, 1), "GB": (1000, 1), "MB": (1,), "MiB": (1,)},
-    **{"million": (1e6, 1), "TFLOP/s": (1e12, 1), "GFLOP/s": (1e9, 1), "TB/s": (1e12, 1), "pieces/s": (1,)},
+    **{
+        "million": (1e6, 1),
+        "TFLOP/s": (1e12, 1),
+        "GFLOP/s": (1e9, 1),
+        "TB/s": (1e12, 1),
+        "pieces/s": (1,),
+        "target pieces/s": (1,),
+    },
     **{"ms": (1, 1e-3), "s": (1,), "min": (60, 1), "minutes": (60, 1), "h": (3600, 1), "hours": (3600, 1)},
     **{"BLEU": (1,), "chrF": (1,), "times": (1,), "packages": (1,)},
 }
