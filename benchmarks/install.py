@@ -47,7 +47,9 @@ def size(folder: Path) -> int:
 
 def packages(folder: Path) -> set[str]:
     """The distributions in an environment, with their versions."""
-    done = subprocess.run([folder / "bin" / "pip", "list", "--format=json"], capture_output=True, check=True)
+    # -I: not those of the current folder, where a build has left its metadata.
+    command = [folder / "bin" / "python", "-I", "-m", "pip", "list", "--format=json"]
+    done = subprocess.run(command, capture_output=True, check=True)
     return {f"{one['name']}=={one['version']}" for one in json.loads(done.stdout)}
 
 
