@@ -209,7 +209,8 @@ def _bars(axes: Any, panel: dict[str, Any]) -> None:
 # ---- Check -----------------------------------------------------------------------------------------------------------
 def wrong(root: Path = ROOT) -> Iterator[str]:
     """A line for each figure that stands in no row, and each picture that is missing or shows other rows."""
-    yield from problems(root / "README.md", strict=False, root=root)
+    for page in ("README.md", "docs/install.md"):
+        yield from problems(root / page, strict=False, root=root)
     yield from problems(root / "RESULTS.md", strict=True, root=root)
     rows = all_rows(root)
     for name, shown in PICTURES.items():

@@ -31,24 +31,17 @@ Groups = Sequence[Sequence[Row]]
 ROOT = Path(__file__).resolve().parents[1]
 # What a number with this unit may be multiplied by to give the value in a row.
 UNITS = {
-    **{"%": (0.01, 1), "GiB": (1024, 1), "GB": (1000, 1), "MB": (1,), "MiB": (1,)},
-    **{
-        "million": (1e6, 1),
-        "TFLOP/s": (1e12, 1),
-        "GFLOP/s": (1e9, 1),
-        "TB/s": (1e12, 1),
-        "pieces/s": (1,),
-        "target pieces/s": (1,),
-    },
-    **{"ms": (1, 1e-3), "s": (1,), "min": (60, 1), "minutes": (60, 1), "h": (3600, 1), "hours": (3600, 1)},
-    **{"BLEU": (1,), "chrF": (1,), "times": (1,), "packages": (1,)},
+    **{"%": (0.01, 1), "GiB": (1024, 1), "GB": (1000, 1), "million": (1e6, 1)},
+    **{"TFLOP/s": (1e12, 1), "GFLOP/s": (1e9, 1), "TB/s": (1e12, 1)},
+    **{"ms": (1, 1e-3), "min": (60, 1), "minutes": (60, 1), "h": (3600, 1), "hours": (3600, 1)},
+    **dict.fromkeys(("s", "MB", "MiB", "BLEU", "chrF", "times", "packages", "pieces/s", "target pieces/s"), (1,)),
 }
 _NUMBER = r"\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d+)?"
 _FIGURE = re.compile(
     rf"(?<![\w.,/:+=~^-])({_NUMBER})(?![\w:+]|[.,/-]\d|%\w)(?:\s*({'|'.join(map(re.escape, UNITS))})(?!\w))?"
 )
-_CITATION = re.compile(r"^<!--\s*(rows:(.*?)|not measured)\s*-->", re.DOTALL | re.MULTILINE)
-_OF_LINE = re.compile(r"<!--\s*rows:(.*?)-->")
+_CITATION = re.compile(r"<!-- (rows:(?P<citation>.*)|(?P<none>not measured)) -->$")
+_OF_LINE = re.compile(r"<!-- rows:(.*?) -->")
 _UNQUOTED = {"commit", "recorded_in", "sha256", "signature", "dev_bleu_signature"}
 
 
@@ -71,7 +64,6 @@ class Figure:
 class Cited:
     """Rows cited by a comment; `by` and `columns`: see the module's docstring."""
 
-    name: str
     rows: Sequence[Row]
     by: tuple[str, ...] = ()
     columns: str = ""
@@ -148,28 +140,23 @@ def cited(text: str, root: Path) -> list[Cited]:
     """The citations in a comment. Raises `ValueError` for a file that is missing, a word not known, or no rows."""
     found = []
     for one in text.split(";"):
-        words = one.split()
-        files = [word for word in words if word.endswith(".jsonl")]
-        by, columns, place = [], "", None
-        conditions = []
-        for word in words:
-            if word in ("by", "columns"):
-                place = word
-            elif place == "by":
-                by.append(word)
-            elif place == "columns":
-                columns = word
+        files, conditions = [], []
+        named: dict[str, list[str]] = {"by": [], "columns": []}
+        words = files
+        for word in one.split():
+            if word in named:
+                words = named[word]
             elif re.match(r"\w+[=~]", word):
                 conditions.append(word)
-            elif word not in files:
-                raise ValueError(f"what is {word!r}?")
+            else:
+                words.append(word)
         for file in files:
             if not (root / file).is_file():
                 raise ValueError(f"there is no file {file}")
         rows = [row for file in files for row in read(root / file) if all(selected(row, one) for one in conditions)]
         if not rows:
             raise ValueError(f"no row has {one.strip()}")
-        found.append(Cited(one.strip(), rows, tuple(by), columns))
+        found.append(Cited(rows, tuple(named["by"]), "".join(named["columns"])))
     return found
 
 
@@ -189,29 +176,21 @@ class Block:
 
 
 def blocks(text: str) -> Iterator[Block]:
-    """The blocks of a Markdown file; headings, code, pictures and comments left out."""
-    text = re.sub(
-        r"^(```.*?^```)|(?<=\n\n)((?: {4,}.*\n)+)", lambda m: re.sub(r"[^\n]", "", m[0]), text, flags=re.M | re.S
-    )
-    comment, number = None, 1
-    for part in re.split(r"(\n(?:[ \t]*\n)+)", text):
-        lines, start = [], None
-        if found := _CITATION.search(part):
+    """The blocks of a Markdown file; headings, code, pictures and HTML left out."""
+    lines: list[str] = []
+    start, comment, fenced = 0, None, False
+    for number, line in enumerate([*text.splitlines(), ""], 1):
+        if line.startswith("```"):
+            fenced = not fenced
+        elif found := _CITATION.match(line):
             comment = found
-            before = part[: found.start()]
-            part_lines = part[found.end() :].split("\n")
-            offset = number + before.count("\n") + found[0].count("\n")
-        else:
-            part_lines, offset = part.split("\n"), number
-        for i, line in enumerate(part_lines):
-            if line.strip() and not line.startswith(("#", "![", "<")):
-                start = offset + i if start is None else start
-                lines.append(line)
+        elif line.strip() and not (fenced or line.startswith(("#", "![", "<")) or (not lines and line[:4] == "    ")):
+            start = start if lines else number
+            lines.append(line)
+            continue
         if lines:
-            citation = comment[2] if comment and comment[2] else None
-            yield Block(start, lines, citation, not (comment and not comment[2]))
-            comment = None
-        number += part.count("\n")
+            yield Block(start, lines, comment and comment["citation"], measured=not (comment and comment["none"]))
+            lines, comment = [], None
 
 
 def _same(printed: str, row: Row, by: Sequence[str]) -> bool:
@@ -273,7 +252,7 @@ def problems(path: Path, *, strict: bool, root: Path = ROOT) -> Iterator[str]:
     With `strict` a table with figures, and a paragraph with a unit or decimals, must cite rows. Without it, those that
     cite none are compared with all rows, and only figures with a unit, and decimals in tables, count.
     """
-    everything = [Cited(name, rows) for name, rows in all_rows(root).items()]
+    everything = [Cited(rows) for rows in all_rows(root).values()]
     for block in blocks(path.read_text(encoding="utf-8")):
         cites = block.citation is not None or any(map(_OF_LINE.search, block.lines))
         if not block.measured:
