@@ -16,6 +16,7 @@ OPTIONAL = {
     "safetensors": ("safetensors", "export"),
     "tensorboardX": ("tensorboardX", "train"),
     "tensorflow_datasets": ("tensorflow-datasets", "train"),
+    "tokenizers": ("tokenizers", "gpt2"),
 }
 
 
