@@ -27,17 +27,18 @@ MAY_IMPORT = {
     "memory": {"config"},
     "streams": {"config"},
     "judging": {"config"},
-    "data": {"config", "phases", "files", "memory", "streams"},
+    "packages": {"config"},
+    "data": {"config", "phases", "files", "memory", "streams", "packages"},
     "checkpoint": {"config", "model", "phases", "files", "judging", "memory", "streams"},
     "command_line": {"config", "data", "memory", "streams"},
     "inference": {"config", "model", "data", "checkpoint", "files", "machine", "memory", "streams"},
     "training": {"config", "model", "phases", "files", "judging", "machine", "memory", "streams", "checkpoint"},
     "tasks": {
-        *("config", "model", "files", "judging", "memory", "streams", "data", "checkpoint"),
+        *("config", "model", "files", "judging", "memory", "streams", "packages", "data", "checkpoint"),
         *("inference", "training", "command_line"),
     },
     "tools": {
-        *("config", "model", "files", "memory", "streams", "data", "checkpoint"),
+        *("config", "model", "files", "memory", "streams", "packages", "data", "checkpoint"),
         *("inference", "training", "tasks", "command_line"),
     },
 }

@@ -20,6 +20,7 @@ import numpy as np
 
 from transformer.config import BOS, EOS, PAD, SPECIALS, UNK, UserError
 from transformer.data.foreign import refuse_other
+from transformer.packages import require
 
 _REPLACEMENT = "\ufffd".encode()  # spells a character that the vocabulary lacks
 
@@ -264,10 +265,9 @@ def _require_byte_level(spec: dict[str, Any], where: str | Path) -> None:
 
 
 def _library(where: str | Path) -> Any:
-    try:
-        from tokenizers import Tokenizer
-    except ImportError:
-        raise UserError(f"{where}: needs the package tokenizers; install it: pip install tokenizers") from None
+    require(f"{where}: reading it", "tokenizers")
+    from tokenizers import Tokenizer
+
     return Tokenizer
 
 

@@ -8,16 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from transformer.config import UserError
 from transformer.tools.hf.names import Arrays
-
-
-def require_safetensors(what: str) -> None:
-    """Raise `UserError` if the package safetensors is missing. `what` names the command that needs it."""
-    try:
-        import safetensors.numpy  # noqa: F401
-    except ImportError:
-        raise UserError(f"{what} needs safetensors: pip install 'transformer[export]'") from None
 
 
 def write(path: Path, content: Any) -> None:
