@@ -7,6 +7,7 @@ import filecmp
 import logging
 import os
 import stat
+from collections.abc import Iterable
 from pathlib import Path
 
 from transformer.config import SPECIALS, DataConfig, UserError
@@ -103,10 +104,8 @@ def _held_out(config: DataConfig, name: str) -> Parallel | None:
     return Parallel(source, target)
 
 
-def _require_files(config: DataConfig) -> None:
-    named_paths = [("source", path) for path in config.source] + [("target", path) for path in config.target]
-    names = ("dev_source", "dev_target", "test_source", "test_target", "tokenizer")
-    named_paths += [(name, getattr(config, name)) for name in names if getattr(config, name) is not None]
+def require_files(named_paths: Iterable[tuple[str, str]]) -> None:
+    """Raise `UserError` unless each (field of the data section, path) is a regular file. Names all that are missing."""
     missing = []
     for name, path in named_paths:
         try:
@@ -125,6 +124,12 @@ def _require_files(config: DataConfig) -> None:
             )
     if missing:
         raise UserError(f"no such file: {', '.join(missing)}; correct the path")
+
+
+def _require_files(config: DataConfig) -> None:
+    named_paths = [("source", path) for path in config.source] + [("target", path) for path in config.target]
+    names = ("dev_source", "dev_target", "test_source", "test_target", "tokenizer")
+    require_files(named_paths + [(name, getattr(config, name)) for name in names if getattr(config, name) is not None])
     both = [("target", *sides) for sides in zip(config.source, config.target, strict=False)]
     both += [
         ("dev_target", config.dev_source, config.dev_target),
