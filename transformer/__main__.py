@@ -1,4 +1,4 @@
-"""python -m transformer VERB: translate, score, average, describe, convert, export, plan. A function for each."""
+"""python -m transformer VERB. The verbs are in `VERBS`, with a function for each."""
 
 from __future__ import annotations
 
@@ -224,12 +224,44 @@ def export(arguments: list[str]) -> None:
     parser = Parser("python -m transformer export", export.__doc__)
     parser.add_argument("workdir", help="the workdir of a training run")
     parser.add_argument("out", help="the folder to write; must be new or empty")
-    parser.add_argument("--to", required=True, choices=["hf-marian"], help="hf-marian: transformers' MarianMTModel")
+    parser.add_argument(
+        "--to",
+        required=True,
+        choices=["hf-marian", "hf-gpt2"],
+        help="a class of transformers: hf-marian: MarianMTModel, for translation; hf-gpt2: GPT2LMHeadModel, for a "
+        "language model",
+    )
     parser.add_argument("--checkpoint", help="best, last, average or a step; default: the average if any, else best")
     args = parser.parse_args(arguments)
-    from transformer.tools.hf import marian
+    from transformer.tools.hf import gpt2_folder, marian
 
-    written = plain(str(marian.export(args.workdir, args.out, args.checkpoint)))
+    write = {"hf-marian": marian.export, "hf-gpt2": gpt2_folder.export}[args.to]
+    _tell(plain(str(write(args.workdir, args.out, args.checkpoint))))
+
+
+@enough_memory(MORE_MEMORY)
+def import_(arguments: list[str]) -> None:
+    """Read a model of another library from its folder, and write it as a workdir."""
+    parser = Parser("python -m transformer import", import_.__doc__)
+    parser.add_argument("folder", help="the folder of the model, as save_pretrained wrote it")
+    parser.add_argument("out", help="the workdir to write; must be new or empty")
+    parser.add_argument(
+        "--from",
+        dest="library",
+        required=True,
+        choices=["hf-gpt2"],
+        help="a class of transformers: hf-gpt2: GPT2LMHeadModel",
+    )
+    args = parser.parse_args(arguments)
+    set_up_jax()
+    from transformer.tools.hf.gpt2_folder import import_folder
+
+    import_folder(args.folder, args.out)
+    _tell(plain(args.out))
+
+
+def _tell(written: str) -> None:
+    """Print the path that was written; log it if it can't be printed."""
     try:
         print(written, flush=True)
     except OSError:
@@ -267,6 +299,7 @@ VERBS = {
     "describe": describe,
     "convert": convert,
     "export": export,
+    "import": import_,
     "plan": plan,
 }
 
