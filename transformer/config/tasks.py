@@ -74,6 +74,7 @@ class Config:
         return name == "data.languages" and self.data.corpus == other.data.corpus == "text"
 
 
+# Optimisation as for GPT-2 and GPT-3 (Brown et al. 2020, appendix B).
 _GPT_TRAINING = TrainConfig(
     batch_tokens=32_768,
     peak_learning_rate=6e-4,
@@ -92,7 +93,7 @@ _SAMPLING = DecodeConfig(sample=True)
 
 @dataclass(frozen=True)
 class LanguageModelConfig:
-    """Config of a run of the task that trains a language model: a decoder alone. The defaults are GPT-2's."""
+    """Config of a run of the task that trains a language model, a decoder alone. The default model is GPT-2."""
 
     model: ModelConfig = GPT2
     data: TextConfig = field(default_factory=TextConfig)

@@ -171,6 +171,11 @@ class Tokenizer:
         return cls(model.getvalue())
 
     @property
+    def file(self) -> tuple[str, bytes]:
+        """Name and content of the file in a workdir."""
+        return "tokenizer.model", self.model
+
+    @property
     def sha256(self) -> str:
         """Hex sha256 of the model file."""
         return hashlib.sha256(self.model).hexdigest()

@@ -254,14 +254,10 @@ def _json_object(content: bytes, where: str | Path) -> dict[str, Any]:
 
 def _require_byte_level(spec: dict[str, Any], where: str | Path) -> None:
     """Raise `UserError` unless a tokenizer.json has byte-level BPE that keeps text unchanged."""
-
-    def kinds(part: str) -> list[dict[str, Any]]:
-        """The steps of a part, which may be one step, a sequence of steps or null."""
-        step = spec.get(part) or {}
-        return step.get("pretokenizers") or step.get("normalizers") or step.get("decoders") or [step]
-
     model = spec.get("model")
-    levels = [step for step in kinds("pre_tokenizer") if step.get("type") == "ByteLevel"]
+    before = spec.get("pre_tokenizer")  # one step, a sequence of steps, or null
+    steps = before.get("pretokenizers", [before]) if isinstance(before, dict) else []
+    levels = [step for step in steps if isinstance(step, dict) and step.get("type") == "ByteLevel"]
     kind = model.get("type", "BPE") if isinstance(model, dict) else None
     if kind != "BPE" or not levels:
         raise UserError(f"{where}: not a tokenizer.json with byte-level BPE, as GPT-2 has it; give another vocabulary")
@@ -275,7 +271,7 @@ def _library(where: str | Path) -> Any:
     try:
         from tokenizers import Tokenizer
     except ImportError:
-        raise UserError(f"{where}: needs the package tokenizers; install it: pip install tokenizers") from None
+        raise UserError(f"{where}: needs the package tokenizers: pip install 'transformer[gpt2]'") from None
     return Tokenizer
 
 

@@ -3,7 +3,8 @@
 A batch has int32 arrays of shape (rows, context):
 
     text        the pieces that the model reads
-    next        the piece that follows each; -1 where nothing is to be predicted
+    next        the piece that follows each
+    predicted   1 where that piece is to be predicted; 0 at padding, and at pieces that are only read
     document    only if the text has documents: the number of the document in the row, from 1; 0 = padding
 
 The order of training batches is a pure function of (seed, epoch, step), so the step alone is enough to resume a run.
@@ -130,18 +131,17 @@ def rows_of(store: TextStore, context: int, seed: int) -> Rows:
 
 def fill(store: TextStore, rows: Sequence[Sequence[Span]], context: int, count: int) -> Batch:
     """A batch of `count` rows with these spans; the rows after them are padding."""
-    text, following = np.zeros((count, context), np.int32), np.full((count, context), -1, np.int32)
-    document = np.zeros((count, context), np.int32)
+    text, following, predicted, document = (np.zeros((count, context), np.int32) for _ in range(4))
     for r, spans in enumerate(rows):
         at = 0
         for number, span in enumerate(spans, 1):
-            size, read_only = span.end - span.begin, span.predicted - span.begin
-            read, follow = store.read(span.document, span.begin, span.end)
-            text[r, at : at + size] = read
-            following[r, at + read_only : at + size] = follow[read_only:]
-            document[r, at : at + size] = number
-            at += size
-    return {"text": text, "next": following} | ({"document": document} if store.framed else {})
+            here = slice(at, at + span.end - span.begin)
+            text[r, here], following[r, here] = store.read(span.document, span.begin, span.end)
+            predicted[r, at + span.predicted - span.begin : here.stop] = 1
+            document[r, here] = number
+            at = here.stop
+    batch = {"text": text, "next": following, "predicted": predicted}
+    return batch | ({"document": document} if store.framed else {})
 
 
 class Plan(NamedTuple):
@@ -172,7 +172,7 @@ class Batches:
         self.batches_per_epoch = -(-rows.count // self._size)
         """Number of updates in an epoch; the same for every epoch."""
         self._starts = np.arange(self.batches_per_epoch + 1) * rows.count // self.batches_per_epoch
-        names = ("text", "next", "document") if rows.store.framed else ("text", "next")
+        names = ("text", "next", "predicted", *(["document"] if rows.store.framed else []))
         self.shapes = (dict.fromkeys(names, (self._size, context)),)
         """The one shape of all batches."""
         positions = self.batches_per_epoch * self._size * context

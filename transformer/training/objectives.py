@@ -51,17 +51,18 @@ def sequences(model: Model, train: TrainConfig, *, packing: bool = False) -> Obj
 def causal(model: Model, train: TrainConfig, *, documents: bool = False) -> Objective:
     """Label-smoothed cross-entropy of each next piece of a text, given the pieces before it (a language model).
 
-    A batch holds "text", "next" and "document": int32 (rows, length). Each piece of the text is followed by its next
-    one. Where the document number is 0, nothing is predicted. With `documents`, a row holds several documents, numbered
-    from 1: positions restart in each, and none attends to another.
+    A batch holds "text", "next" and "predicted": int32 (rows, length). "next" is the piece that follows each piece of
+    the text; it counts where "predicted" is not 0. With `documents`, a row holds several documents, and "document"
+    numbers them: positions restart in each, and none attends to another.
     """
 
     def loss(params: Params, batch: Batch, key: Array | None, *, mesh: Mesh | None = None) -> Any:
-        text_BT, number_BT = batch["text"], batch["document"]
-        packed = {"positions_BT": restarted(number_BT), "segments_BT": number_BT} if documents else {}
+        packed, mask_BT = {}, batch["predicted"] != 0
+        if documents:
+            packed = {"positions_BT": restarted(batch["document"]), "segments_BT": batch["document"]}
         module, run = model.bind(with_table_copies(params, mesh)), Run(train.remat, partial(constrain, mesh=mesh))
-        x_BTD, _, _ = module.hidden(text_BT, key=key, run=run, **packed)
-        return _loss(module, x_BTD, batch["next"], number_BT > 0, train.label_smoothing, (number_BT > 0).sum())
+        x_BTD, _, _ = module.hidden(batch["text"], key=key, run=run, **packed)
+        return _loss(module, x_BTD, batch["next"], mask_BT, train.label_smoothing, mask_BT.sum())
 
     def flops(shape: Shape) -> float:
         rows, length = shape["text"]

@@ -11,9 +11,11 @@ import numpy as np
 
 from transformer.checkpoint import Checkpoint, Checkpoints
 from transformer.config import LanguageModelConfig, ModelConfig, UserError, check, require_task
-from transformer.data import vocabularies
 from transformer.data.vocabularies import Vocabulary
 from transformer.files import new_folder, path_of, require_new, writing
+from transformer.tasks.vocabulary import VOCABULARIES
+from transformer.tasks.vocabulary import files_of as vocabulary_files
+from transformer.tasks.vocabulary import vocabulary_in as vocabulary_of_checkpoint
 from transformer.tools.hf import gpt2
 from transformer.tools.hf.folder import read_model, read_object, require_safetensors, write, write_arrays
 from transformer.tools.hf.vocabulary import files_of, special_ids, vocabulary_in
@@ -56,7 +58,7 @@ def import_folder(folder: str, out: str) -> None:
     kept = {name: values[name] for name in gpt2.SPECIAL_IDS if type(values.get(name)) is int}
     kept["prefix"] = gpt2.prefix_of(state)
     progress = {"step": 0, "vocab_size": model.vocab_size, "averaged_steps": [0], _KEPT: kept}
-    files = {} if vocabulary is None else dict([vocabulary.file])
+    files = {} if vocabulary is None else vocabulary_files(vocabulary)
     new_workdir(out, params, config, progress=progress, files=files)
 
 
@@ -129,9 +131,8 @@ def _open(opened: Checkpoint) -> _Opened:
     require_task(config, opened.path.parent.parent, LanguageModelConfig)
     config = dataclasses.replace(config, model=config.model.with_vocabulary(progress["vocab_size"]))
     gpt2.refuse_inexpressible(config.model)  # before the arrays are read
-    files = opened.files()
-    name = next((name for name in vocabularies.FILES if name in files), None)
-    vocabulary = None if name is None else vocabularies.read(name, files[name], opened.path / name)
+    has_vocabulary = any((opened.path / name).exists() for name in VOCABULARIES.names)
+    vocabulary = vocabulary_of_checkpoint(opened, VOCABULARIES) if has_vocabulary else None
     kept = progress.get(_KEPT, {})
     prefix = kept.get("prefix", gpt2.PREFIX) if config.model.tied_embeddings != "none" else gpt2.PREFIX
     ids = {name: kept.get(name) for name in gpt2.SPECIAL_IDS}
