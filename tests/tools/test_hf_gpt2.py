@@ -409,6 +409,42 @@ def test_our_vocabularies_go_out_and_come_back(vocabularies, kind: str, tmp_path
             assert theirs.decode(ids) == text
 
 
+RUN = """
+import dataclasses
+from transformer.config import GPT2, LanguageModelConfig, TextConfig, TrainConfig
+
+small = dict(decoder_layers=2, d_model=12, d_ff=20, heads=3, max_positions=16)
+config = LanguageModelConfig(
+    dataclasses.replace(GPT2, **small),
+    TextConfig(text=("{folder}/text.txt",), context=16, workers=1),
+    TrainConfig(steps=2, batch_tokens=64, peak_learning_rate=1e-6, warmup_steps=1, label_smoothing=0.0),
+)
+"""
+
+
+@pytest.mark.slow
+def test_training_goes_on_from_an_exported_and_imported_model(tmp_path: Path, call) -> None:
+    vocabulary = Bytes()
+    config = dataclasses.replace(CONFIG, vocab_size=vocabulary.size)
+    first, folder, start, on = (tmp_path / name for name in ("first", "folder", "start", "on"))
+    progress = {"step": 1, "vocab_size": vocabulary.size}
+    of_run = LanguageModelConfig(config, TextConfig(context=16))
+    new_workdir(str(first), random_params(config), of_run, progress=progress, files=dict([vocabulary.file]))
+    assert call("transformer", "export", first, folder, "--to", "hf-gpt2").code == 0
+    assert call("transformer", "import", folder, start, "--from", "hf-gpt2").code == 0
+    (tmp_path / "text.txt").write_text("to be, or not to be: that is the question\n" * 40)
+    (tmp_path / "run.py").write_text(RUN.format(folder=tmp_path))
+    train = ("train.py", "--config", tmp_path / "run.py")
+    done = call(*train, "--workdir", start)
+    assert done.code == 2 and f"{start} is not a workdir of train.py" in done.err
+    done = call(*train, "--workdir", on, "--train.init_from", start)
+    assert done.code == 0, done.err
+    assert f"starting from the parameters of {start}/checkpoints/average" in done.err
+    before, after = flat(random_params(config)), flat(transformer.load(str(on))[1])
+    assert 0 < max(np.abs(after[name] - before[name]).max() for name in before) < 1e-5
+    assert Checkpoints(on).open().file("bytes.json") == vocabulary.file[1]
+
+
 # ---- Against transformers --------------------------------------------------------------------------------------------
 
 SHAPES = {

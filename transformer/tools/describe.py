@@ -34,7 +34,9 @@ def vocabulary_size(config: Any) -> int:
         return config.model.vocab_size
     if data.tokenizer is not None:
         return vocabularies.load(data.tokenizer).size
-    return data.vocab_size if data.pieces == "sentencepiece" else vocabulary(data, texts(data).train).size
+    if data.pieces == "characters":
+        return vocabulary(data, texts(data).train).size
+    return vocabularies.Bytes().size if data.pieces == "bytes" else data.vocab_size
 
 
 def describe(config: Any) -> Iterator[str]:
