@@ -363,7 +363,8 @@ def test_vocab_and_merges_are_read(folder: Path, tmp_path: Path, call) -> None:
     assert done.code == 0 and "the last 8 ids of the model have no piece in its tokenizer" in done.err
     vocabulary = ByteLevel((tmp_path / "run/tokenizer.json").read_bytes())
     assert vocabulary.pieces(vocabulary.encode(" abcd abab")) == ["Ġab", "cd", "Ġab", "ab"]
-    assert (vocabulary.begin, vocabulary.end, vocabulary.banned) == (260, 260, (261,))
+    assert (vocabulary.begin, vocabulary.end, vocabulary.banned) == (260, 260, tuple(range(261, 270)))
+    assert vocabulary.size == 270 and vocabulary.pieces([261, 262]) == ["[PAD]", "<|unused_262|>"]
     call("transformer", "export", tmp_path / "run", tmp_path / "out", "--to", "hf-gpt2")
     assert vocabulary_in(tmp_path / "out").file == vocabulary.file
 

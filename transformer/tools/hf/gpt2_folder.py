@@ -18,7 +18,7 @@ from transformer.tasks.vocabulary import files_of as vocabulary_files
 from transformer.tasks.vocabulary import vocabulary_in as vocabulary_of_checkpoint
 from transformer.tools.hf import gpt2
 from transformer.tools.hf.folder import read_model, read_object, require_safetensors, write, write_arrays
-from transformer.tools.hf.vocabulary import files_of, special_ids, vocabulary_in
+from transformer.tools.hf.vocabulary import files_of, filled_up, special_ids, vocabulary_in
 from transformer.tools.new_workdir import new_workdir
 
 _KEPT = "hf_gpt2"
@@ -52,7 +52,7 @@ def import_folder(folder: str, out: str) -> None:
         log.warning("%s: these fields have no counterpart here and are left out: %s", file, ", ".join(left_out))
     vocabulary = vocabulary_in(path)
     if vocabulary is not None:
-        _compare_sizes(vocabulary, model, path)
+        vocabulary = _of_size(vocabulary, model.vocab_size, path)
     state = read_model(path)
     params = gpt2.from_gpt2(state, model)
     kept = {name: values[name] for name in gpt2.SPECIAL_IDS if type(values.get(name)) is int}
@@ -75,19 +75,20 @@ def _run_config(model: ModelConfig, where: Path) -> LanguageModelConfig:
     return config
 
 
-def _compare_sizes(vocabulary: Vocabulary, model: ModelConfig, folder: Path) -> None:
-    """Raise `UserError` if the vocabulary has ids beyond the model's. Warn if it has fewer."""
-    if vocabulary.size > model.vocab_size:
+def _of_size(vocabulary: Vocabulary, size: int, folder: Path) -> Vocabulary:
+    """The vocabulary for a model with `size` ids. Raises `UserError` if it has more; fills it up, with a warning, if it
+    has fewer."""
+    if vocabulary.size > size:
         raise UserError(
-            f"{folder}: its tokenizer has {vocabulary.size:,} pieces, but config.json has vocab_size "
-            f"{model.vocab_size:,}; give the tokenizer of this model"
+            f"{folder}: its tokenizer has {vocabulary.size:,} pieces, but config.json has vocab_size {size:,}; give "
+            "the tokenizer of this model"
         )
-    if vocabulary.size < model.vocab_size:
+    if lacking := size - vocabulary.size:
         log.warning(
-            "%s: the last %s ids of the model have no piece in its tokenizer",
-            folder,
-            f"{model.vocab_size - vocabulary.size:,}",
+            "%s: the last %s ids of the model have no piece in its tokenizer; they are never generated",
+            *(folder, f"{lacking:,}"),
         )
+    return filled_up(vocabulary, size)
 
 
 # ---- Out -------------------------------------------------------------------------------------------------------------
@@ -143,13 +144,12 @@ def _open(opened: Checkpoint) -> _Opened:
 
 def generation_config(opened: _Opened) -> dict[str, Any]:
     """The generation_config.json: options of our decoding that theirs has, and the ids never generated."""
-    model, d = opened.config.model, opened.config.decode
-    values: dict[str, Any] = {"max_length": model.max_positions, "do_sample": d.sample}
+    d = opened.config.decode
+    values: dict[str, Any] = {"max_length": opened.config.model.max_positions, "do_sample": d.sample}
     if d.sample:
         values |= {"temperature": d.temperature, "top_k": d.top_k, "top_p": d.top_p}
     else:
         values |= {"num_beams": d.beam_size}
     if opened.vocabulary is not None:
-        without_piece = range(opened.vocabulary.size, model.vocab_size)
-        values["suppress_tokens"] = sorted({*opened.vocabulary.banned, *without_piece}) or None
+        values["suppress_tokens"] = list(opened.vocabulary.banned) or None
     return values | opened.ids

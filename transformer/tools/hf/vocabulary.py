@@ -16,6 +16,7 @@ from transformer.tools.hf.folder import read_object
 OURS = "transformer_vocabulary"
 """Field of tokenizer_config.json: the file of our own vocabulary, which an export writes beside its tokenizer.json."""
 _END = "<|endoftext|>"
+_SPECIAL = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
 
 log = logging.getLogger("transformer")
 
@@ -57,6 +58,15 @@ def _from_pairs(folder: Path) -> bytes:
     if (more := folder / "added_tokens.json").exists():
         added |= read_object(more)
     return _tokenizer_json(vocab, merges, added, {"pre_tokenizer": _byte_level(True), "decoder": _byte_level(True)})
+
+
+def filled_up(vocabulary: Vocabulary, size: int) -> Vocabulary:
+    """The vocabulary with pieces that spell nothing for the last ids of a model with `size` ids, if it has fewer."""
+    if vocabulary.size >= size or not isinstance(vocabulary, ByteLevel):
+        return vocabulary
+    spec = json.loads(vocabulary.file[1])
+    more = [{"id": i, "content": f"<|unused_{i}|>", **_SPECIAL} for i in range(vocabulary.size, size)]
+    return ByteLevel(_json({**spec, "added_tokens": [*(spec.get("added_tokens") or ()), *more]}))
 
 
 # ---- Out -------------------------------------------------------------------------------------------------------------
@@ -153,7 +163,6 @@ def _tokenizer_json(
     byte_fallback: bool = False,
 ) -> bytes:
     """A tokenizer.json with BPE, as the package `tokenizers` writes it. `parts`: its parts that are not null."""
-    plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
     model = {
         "type": "BPE",
         "dropout": None,
@@ -167,6 +176,10 @@ def _tokenizer_json(
         "merges": [list(pair) for pair in merges],
     }
     empty = dict.fromkeys(("truncation", "padding", "normalizer", "pre_tokenizer", "post_processor", "decoder"))
-    added = [{"id": i, "content": name, **plain} for name, i in sorted(special.items(), key=lambda item: item[1])]
+    added = [{"id": i, "content": name, **_SPECIAL} for name, i in sorted(special.items(), key=lambda item: item[1])]
     content = {"version": "1.0", "added_tokens": added, **empty, **parts, "model": model}
+    return _json(content)
+
+
+def _json(content: Any) -> bytes:
     return (json.dumps(content, ensure_ascii=False, indent=2) + "\n").encode()
