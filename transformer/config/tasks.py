@@ -133,8 +133,17 @@ RUNS: dict[str, Any] = {kind.task: kind for kind in (Config, LanguageModelConfig
 
 def require_translation(config: Any, where: object) -> None:
     """Raise `UserError` unless this is a config of translation. `where`: its file or workdir, for the message."""
-    if not isinstance(config, Config):
-        raise UserError(f"{where}: its task is {config.task!r}; give one of the task {Config.task!r}")
+    _require_task(config, Config, where)
+
+
+def require_language_model(config: Any, where: object) -> None:
+    """Raise `UserError` unless this is a config of a language model. `where`: as in `require_translation`."""
+    _require_task(config, LanguageModelConfig, where)
+
+
+def _require_task(config: Any, kind: Any, where: object) -> None:
+    if not isinstance(config, kind):
+        raise UserError(f"{where}: its task is {config.task!r}; give one of the task {kind.task!r}")
 
 
 def resumable(name: str) -> bool:
