@@ -163,7 +163,7 @@ class Generator:
         The parts are whole characters; what may begin a stop string is held back. Raises `UserError` for beam search,
         which decides only at the end.
         """
-        if beams(self.config) > 1:
+        if not self.streams:
             kind = f"decode.n_best = {self.config.n_best}" if self.config.sample else "beam search"
             raise UserError(f"{kind} has no stream of pieces: give --decode.n_best 1 and --decode.sample True")
         (pieces,) = self.encode([prompt], first_line)
@@ -180,6 +180,11 @@ class Generator:
                 yield sure[len(shown) :]
                 shown = sure
         self.tally.count([score], first_line)
+
+    @property
+    def streams(self) -> bool:
+        """Whether `stream` can give the pieces as they are drawn: there is one sample, or a greedy search."""
+        return beams(self.config) == 1
 
     def encode(self, prompts: Sequence[str], first_line: int = 1) -> list[list[int]]:
         """The pieces of each prompt, with the begin of a document where it belongs (see `__init__`).
@@ -282,7 +287,7 @@ class Generator:
 
     def _batches(self, prompts: Sequence[Sequence[int]]) -> Iterator[Batch]:
         lengths = list(map(len, prompts))
-        return self.batcher.batches(lengths, self.context or max(lengths, default=1))
+        return self.batcher.batches(lengths, max(self.context or self.config.max_source_length, *lengths, 1))
 
     def _texts(self, hypotheses: Any, decoding: Any, stop: Sequence[str]) -> list[Generated]:
         """The hypotheses of one prompt as texts."""

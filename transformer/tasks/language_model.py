@@ -161,8 +161,10 @@ class LanguageModel:
     def _generator(self, params: Params) -> Any:
         from transformer.inference.generator import Generator
 
-        model, params = in_type(self.config.model, params, self.config.decode.dtype)
-        return Generator(build(model.with_vocabulary(self.pieces.size)), params, self.pieces, self.config.decode)
+        c = self.config
+        model, params = in_type(c.model, params, c.decode.dtype)
+        seen = {"context": c.data.context, "documents": c.data.documents != "none"}
+        return Generator(build(model.with_vocabulary(self.pieces.size)), params, self.pieces, c.decode, **seen)
 
     def _store(self, text: Text | None) -> TextStore | None:
         if text is None:
