@@ -21,6 +21,7 @@ from transformer.data.text_store import TextStore, encode_text
 from transformer.data.vocabularies import Vocabulary
 from transformer.data.vocabulary_training import vocabulary
 from transformer.data.windows import Batches, rows_of
+from transformer.inference.generator import Generator
 from transformer.model import Params, build
 from transformer.model.rounding import in_type
 from transformer.tasks import text_sets
@@ -158,11 +159,11 @@ class LanguageModel:
         """Files and line numbers (from 1) of the text in the batch of update `step` (from 0)."""
         return self.batches().lines(step)
 
-    def _generator(self, params: Params) -> Any:
-        from transformer.inference.generator import Generator
-
-        model, params = in_type(self.config.model, params, self.config.decode.dtype)
-        return Generator(build(model.with_vocabulary(self.pieces.size)), params, self.pieces, self.config.decode)
+    def _generator(self, params: Params) -> Generator:
+        c = self.config
+        model, params = in_type(c.model, params, c.decode.dtype)
+        seen = {"context": c.data.context, "documents": c.data.documents != "none"}
+        return Generator(build(model.with_vocabulary(self.pieces.size)), params, self.pieces, c.decode, **seen)
 
     def _store(self, text: Text | None) -> TextStore | None:
         if text is None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from transformer.config import UserError
 from transformer.tools.hf.names import Arrays
 
 
