@@ -141,18 +141,22 @@ def test_the_dependencies_alone_are_enough_to_use_a_model(workdir: Path, tmp_pat
     run(programs / "pip", "check", folder=tmp_path)
     clean = {"PYTHONPATH": "", "JAX_PLATFORMS": "cpu", "TRANSFORMER_CACHE": str(tmp_path / "cache")}
     assert "(1, 2, 9)" in run(programs / "python", "-c", LIGHT, workdir, folder=tmp_path, **clean)
-    for verb in (("describe", "--config", "multi30k_en_de"), ("average", workdir, "--last", "2")):
+    (tmp_path / "in.txt").write_text("a b\n")
+    files = "--input", tmp_path / "in.txt", "--output", tmp_path / "out.txt"
+    for verb in (("describe", "--config", "multi30k_en_de"), ("translate", workdir, *files)):
         run(programs / "transformer", *verb, folder=tmp_path, **clean)
+    assert (tmp_path / "out.txt").read_text().count("\n") == 1
     run(programs / "transformer-train", "--config", "quickstart", "--print-config", folder=tmp_path, **clean)
-    for program, needs in (("train", "training needs grain"), ("evaluate", "scoring needs sacrebleu")):
-        more = ("--config", "quickstart") if program == "train" else ()
-        folder = workdir if program == "evaluate" else tmp_path / "run"
-        done = subprocess.run(
-            list(map(str, (programs / f"transformer-{program}", *more, "--workdir", folder))),
-            cwd=tmp_path, env={**os.environ, **clean}, capture_output=True, text=True,
-        )  # fmt: skip
-        assert done.returncode == 2 and done.stderr.splitlines()[-1].startswith(f"error: {needs}, ")
-        assert "pip install 'transformer[train]'" in done.stderr and "Traceback" not in done.stderr
+    for command, needs in (
+        (("transformer-train", "--config", "quickstart", "--workdir", tmp_path / "new"), "training needs grain"),
+        (("transformer-evaluate", "--workdir", workdir), "scoring needs sacrebleu"),
+        (("transformer", "average", workdir, "--last", "2"), "scoring needs sacrebleu"),
+    ):
+        words = [str(programs / command[0]), *map(str, command[1:])]
+        done = subprocess.run(words, cwd=tmp_path, env={**os.environ, **clean}, capture_output=True, text=True)
+        last = f"error: {needs}, which is not installed: pip install 'transformer[train]'"
+        assert (done.returncode, done.stderr.splitlines()[-1]) == (2, last)
+        assert "Traceback" not in done.stderr
 
 
 def test_the_version_is_that_of_the_changelog() -> None:
