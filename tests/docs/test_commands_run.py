@@ -43,6 +43,11 @@ def folder(tiny, trained: Path, tmp_path: Path, monkeypatch) -> Path:
         text(f"{name}.tsv", ["\t".join(pair) for pair in part])
     text("second.de", [line.upper() for line in (tmp_path / "test.de").read_text().splitlines()])
     text("mono.de", ["", *target[:20]])
+    for name in ("a", "b", "dev", "other"):
+        text(f"{name}.txt", source)
+    (tmp_path / "tiny_shakespeare").mkdir()
+    text("tiny_shakespeare/input.txt", source)
+    monkeypatch.setenv("TRANSFORMER_DATA", str(tmp_path))
     text("in.txt", ["", *source[:4]])
     text("in.jsonl", [json.dumps({"source": line, "id": i}) for i, line in enumerate(source[:4])])
     (tmp_path / "configs").symlink_to(ROOT / "configs")
@@ -81,7 +86,7 @@ def check(text: str, out: str) -> None:
     if "--print-config" in text:
         assert json.loads(out)["task"] == "translation"
     if "evaluate.py" in text:
-        assert json.loads(out)["bleu"] >= 0 if "--json" in text else "BLEU" in out
+        assert "checkpoint" in (json.loads(out) if "--json" in text else out)
     if "translate" in text:
         source, target = re.search(r"(?:<|--input) (\S+)", text), re.search(r"(?:>|--output) (\S+)", text)
         if "--share 0/2" in text:  # the second share joins both
