@@ -42,7 +42,7 @@ MAY_IMPORT = {
         *("inference", "training", "tasks", "command_line"),
     },
 }
-ENTRY_POINTS = {"__main__", "jobs", "programs", "train", "evaluate"}
+ENTRY_POINTS = {"__main__", "jobs", "programs", "verbs", "train", "evaluate"}
 # Third-party packages that a part may import, where these are few, and those that it may not.
 THEIRS = {
     "config": set(),
@@ -157,15 +157,15 @@ def run(program, folder, **environment):
 
 
 def test_import_transformer_is_light():
-    """The package, the model, beam search and the translator do not import what only data and files need, and the text
-    of a language model needs no library that splits text before its first use."""
+    """The package, the model, beam search, translator and generator do not import what only data and files need, and
+    the text of a language model needs no library that splits text before its first use."""
     heavy = "{'tensorflow_datasets', 'tensorflow', 'grain', 'orbax', 'sentencepiece', 'sacrebleu', 'tokenizers'}"
     program = f"""
 import sys, transformer
 print(sorted({heavy} & set(sys.modules)), 'jax' in sys.modules)
 import transformer.data.vocabulary_training, transformer.data.windows
 print(sorted({heavy} & set(sys.modules)), 'jax' in sys.modules)
-transformer.Translator, transformer.beam_search, transformer.build
+transformer.Translator, transformer.Generator, transformer.beam_search, transformer.build
 print(sorted({heavy} & set(sys.modules)))
 """
     assert run(program, ROOT) == "[] False\n[] False\n[]\n"

@@ -33,6 +33,7 @@ _LAZY = {
     "Model": "transformer.model",
     "build": "transformer.model",
     "beam_search": "transformer.inference.beam_search",
+    "Generator": "transformer.inference.generator",
     "Translator": "transformer.inference.translator",
     "load": "transformer.checkpoint",
 }
@@ -43,6 +44,7 @@ __all__ = [
     "DecodeConfig",
     "EncoderDecoder",
     "EvaluateConfig",
+    "Generator",
     "LanguageModelConfig",
     "MeshConfig",
     "Model",

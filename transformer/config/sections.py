@@ -206,29 +206,36 @@ class DecodeConfig:
     """Number of hypotheses returned per sentence, if the output format holds several (--jsonl); beam search allows at
     most beam_size."""
     max_extra_length: LengthOrZero = 50
-    """Maximum number of pieces by which a translation may exceed its source."""
+    """Maximum number of pieces by which a translation may exceed its source; in a language model, maximum number of
+    new pieces."""
     max_length: Length | None = None
-    """Maximum number of pieces of a translation, for any source; None = no such limit."""
+    """Maximum number of pieces of an output, for any source or prompt; None = no such limit."""
     min_length: LengthOrZero = 0
-    """Minimum number of pieces of a translation; the limits above take precedence."""
+    """Minimum number of pieces of an output; the limits above take precedence."""
     no_repeat_ngram: LengthOrZero = 0
-    """Forbid that any sequence of this many pieces occurs twice in a translation; 0 = off."""
+    """Forbid that any sequence of this many pieces occurs twice in an output; 0 = off."""
+    repetition_penalty: Annotated[float, Rule(above=0, most=FLOAT32_MAX)] = 1.0
+    """Make pieces of the output so far less likely, and those of a language model's prompt: divide their positive
+    logits by this, and multiply their negative ones (Keskar et al. 2019). 1 = off. The scores count it."""
     banned: tuple[str, ...] = ()
-    """Phrases that must not occur in a translation. They are matched as the pieces that the tokenizer makes of the
-    phrase alone."""
+    """Phrases that must not occur in an output. They are matched as the pieces that the tokenizer makes of the phrase
+    alone."""
     sample: bool = False
-    """Sample n_best translations per sentence at random instead of beam search."""
+    """Sample n_best outputs per sentence or prompt at random instead of beam search."""
     temperature: Annotated[float, Rule(least=1e-6, most=FLOAT32_MAX)] = 1.0
     """Sampling: divide log-probabilities by this; below 1, likely pieces become more likely."""
     top_k: CountOrZero = 0
     """Sampling: draw only from this many most likely pieces; 0 = from all pieces."""
     top_p: Annotated[float, Rule(above=0, most=1)] = 1.0
     """Sampling: draw only from the most likely pieces that together have this probability."""
+    min_p: Annotated[float, Rule(least=0, most=1)] = 0.0
+    """Sampling: draw only pieces with at least this share of the probability of the likeliest piece; 0 = off."""
     seed: Seed = 0
     """Sampling: random seed. The samples of a line depend on the seed and the line number; other batch sizes may
     change the rounding."""
     max_source_length: Length = 1024
-    """Maximum number of source pieces. Longer inputs are cut, with a warning."""
+    """Maximum number of pieces of a source or prompt. Longer sources lose their end, longer prompts their beginning,
+    with a warning."""
     batch_sentences: Count = 64
     """Maximum number of sentences per batch, in each stream."""
     batch_tokens: Count = 16_384

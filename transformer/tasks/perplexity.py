@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from transformer.checkpoint import AVERAGE, Checkpoint, Checkpoints, again
-from transformer.config import LanguageModelConfig, UserError
+from transformer.config import LanguageModelConfig, UserError, require_task
 from transformer.data.running import Text
 from transformer.data.text_store import TextStore, encode_text
 from transformer.data.vocabularies import Vocabulary
@@ -83,8 +83,7 @@ def _loaded(workdir: str, checkpoint: str | None) -> tuple[Checkpoint, Vocabular
     """A checkpoint of a language model, its vocabulary, and its loss."""
     opened = Checkpoints(workdir).open(checkpoint)
     config = opened.config
-    if not isinstance(config, LanguageModelConfig):
-        raise UserError(f"{workdir}: its task is {config.task!r}; give one of the task {LanguageModelConfig.task!r}")
+    require_task(config, workdir, LanguageModelConfig)
     pieces = vocabulary_in(opened, VOCABULARIES)
     model, params = in_type(config.model, opened.params(), config.decode.dtype)
     model = build(model.with_vocabulary(pieces.size))
