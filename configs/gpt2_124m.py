@@ -10,24 +10,18 @@ of GPT-2, cut into micro-batches of 12 rows. Not run here.
 
 import dataclasses
 
-from transformer.config import GPT2, LanguageModelConfig, TextConfig, TrainConfig
+from transformer.config import GPT2, LanguageModelConfig, TextConfig
 
 config = LanguageModelConfig(
     model=dataclasses.replace(GPT2, vocab_size=50_257),
     data=TextConfig(documents="blank_lines", vocab_size=50_257, context=1_024),
-    train=TrainConfig(
+    train=dataclasses.replace(
+        LanguageModelConfig.train,
         steps=600_000,
         batch_tokens=480 * 1_024,
         accumulate=40,
         peak_learning_rate=6e-4,
         warmup_steps=2_000,
-        schedule="cosine",
         decay_steps=600_000,
-        final_learning_rate=0.1,
-        weight_decay=0.1,
-        adam_b2=0.95,
-        adam_eps=1e-8,
-        clip_norm=1.0,
-        label_smoothing=0.0,
     ),
 )

@@ -7,7 +7,7 @@ All layers attend to the whole context; every other layer of the original attend
 
 import dataclasses
 
-from transformer.config import GPT2, LanguageModelConfig, TextConfig, TrainConfig
+from transformer.config import GPT2, LanguageModelConfig, TextConfig
 
 config = LanguageModelConfig(
     model=dataclasses.replace(
@@ -21,14 +21,13 @@ config = LanguageModelConfig(
         dtype="bfloat16",
     ),
     data=TextConfig(documents="blank_lines", vocab_size=50_257, context=2_048),
-    train=TrainConfig(  # table 2.1 and appendix B: 300 billion pieces in batches of 3.2 million
+    # Table 2.1 and appendix B: 300 billion pieces in batches of 3.2 million.
+    train=dataclasses.replace(
+        LanguageModelConfig.train,
         steps=95_000,
         batch_tokens=1_536 * 2_048,
         peak_learning_rate=6e-5,
         warmup_steps=120,
-        adam_b2=0.95,
-        adam_eps=1e-8,
-        clip_norm=1.0,
-        label_smoothing=0.0,
+        decay_steps=83_000,
     ),
 )

@@ -9,24 +9,18 @@ files), no document sees another one. The size of the model suits 10 to 100 MB o
 
 import dataclasses
 
-from transformer.config import GPT2, LanguageModelConfig, TextConfig, TrainConfig
+from transformer.config import GPT2, LanguageModelConfig, TextConfig
 
 config = LanguageModelConfig(
     model=dataclasses.replace(GPT2, decoder_layers=6, d_model=384, d_ff=1_536, heads=6),
     data=TextConfig(vocab_size=8_000, context=256),
-    train=TrainConfig(
+    train=dataclasses.replace(
+        LanguageModelConfig.train,
         steps=20_000,
         batch_tokens=32 * 256,
         peak_learning_rate=1e-3,
         warmup_steps=500,
-        schedule="cosine",
         decay_steps=20_000,
-        final_learning_rate=0.1,
-        weight_decay=0.1,
-        adam_b2=0.95,
-        adam_eps=1e-8,
-        clip_norm=1.0,
-        label_smoothing=0.0,
         patience=10,
     ),
 )

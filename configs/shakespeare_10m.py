@@ -10,7 +10,7 @@ and the run stops when no evaluation has been better for 1,000 more.
 import dataclasses
 import os
 
-from transformer.config import GPT2, LanguageModelConfig, TextConfig, TrainConfig
+from transformer.config import GPT2, LanguageModelConfig, TextConfig
 
 stem = os.path.join(os.environ.get("TRANSFORMER_DATA", "data"), "tiny_shakespeare", "input.txt")
 text = f"{stem}.gz" if os.path.exists(f"{stem}.gz") else stem
@@ -27,19 +27,14 @@ config = LanguageModelConfig(
         max_positions=256,
     ),
     data=TextConfig(text=(text,), dev_share=0.1, pieces="characters", context=256),
-    train=TrainConfig(
+    train=dataclasses.replace(
+        LanguageModelConfig.train,
         steps=5_000,
         batch_tokens=64 * 256,
         peak_learning_rate=1e-3,
         warmup_steps=100,
-        schedule="cosine",
         decay_steps=5_000,
-        final_learning_rate=0.1,
-        weight_decay=0.1,
         adam_b2=0.99,
-        adam_eps=1e-8,
-        clip_norm=1.0,
-        label_smoothing=0.0,
         log_every=50,
         eval_every=250,
         checkpoint_every=250,

@@ -10,7 +10,7 @@ Put input.txt (or input.txt.gz) of karpathy/char-rnn's tiny_shakespeare in $TRAN
 import dataclasses
 import os
 
-from transformer.config import GPT2, LanguageModelConfig, TextConfig, TrainConfig
+from transformer.config import GPT2, LanguageModelConfig, TextConfig
 
 stem = os.path.join(os.environ.get("TRANSFORMER_DATA", "data"), "tiny_shakespeare", "input.txt")
 text = f"{stem}.gz" if os.path.exists(f"{stem}.gz") else stem
@@ -27,19 +27,14 @@ config = LanguageModelConfig(
         max_positions=64,
     ),
     data=TextConfig(text=(text,), dev_share=0.1, pieces="characters", context=64),
-    train=TrainConfig(
+    train=dataclasses.replace(
+        LanguageModelConfig.train,
         steps=2_000,
         batch_tokens=12 * 64,
         peak_learning_rate=1e-3,
         warmup_steps=100,
-        schedule="cosine",
         decay_steps=2_000,
-        final_learning_rate=0.1,
-        weight_decay=0.1,
         adam_b2=0.99,
-        adam_eps=1e-8,
-        clip_norm=1.0,
-        label_smoothing=0.0,
         log_every=100,
         eval_every=500,
         checkpoint_every=500,

@@ -1,4 +1,4 @@
-"""python -m transformer VERB: translate, generate, score, average, describe, convert, export, plan. A function each."""
+"""python -m transformer VERB. The verbs are in `VERBS`, with a function for each."""
 
 from __future__ import annotations
 
@@ -8,7 +8,15 @@ import logging
 from functools import partial
 
 from transformer.command_line import Parser, configured, evaluate_options, run, set_up_jax, whole
-from transformer.config import KINDS, Config, UserError, check, require_translation, whole_number
+from transformer.config import (
+    KINDS,
+    Config,
+    LanguageModelConfig,
+    UserError,
+    check,
+    require_task,
+    whole_number,
+)
 from transformer.memory import enough_memory
 from transformer.streams import plain
 from transformer.verbs.decoding import workdir_first
@@ -48,12 +56,22 @@ def describe(arguments: list[str]) -> None:
     parser = Parser("python -m transformer describe", describe.__doc__, add_help=False)
     parser.add_argument("--config", metavar="FILE", help="a config file, such as configs/wmt14_en_de.py")
     parser.add_argument("--kv", action="store_true", help="instead, measure what sharing keys and values saves")
+    parser.add_argument(
+        "--attention",
+        action="store_true",
+        help="instead, count the parameters of attention, head by head, and the numbers of its pattern",
+    )
     args, _, config = configured(parser, arguments)
     if config is None:
         raise UserError("--config is missing, such as --config configs/wmt14_en_de.py")
-    require_translation(config, f"--config {args.config}")
+    if args.kv and args.attention:
+        raise UserError("--kv and --attention print different tables; leave one of the two out")
+    kinds = (Config,) if args.kv else (Config, LanguageModelConfig)
+    require_task(config, f"--config {args.config}", *kinds)
     from transformer.tools.describe import describe as lines
 
+    if args.attention:
+        from transformer.tools.attention_table import attention_table as lines
     if args.kv:
         set_up_jax()
         from transformer.tools.kv_table import kv_table as lines
@@ -93,12 +111,44 @@ def export(arguments: list[str]) -> None:
     parser = Parser("python -m transformer export", export.__doc__)
     parser.add_argument("workdir", help="the workdir of a training run")
     parser.add_argument("out", help="the folder to write; must be new or empty")
-    parser.add_argument("--to", required=True, choices=["hf-marian"], help="hf-marian: transformers' MarianMTModel")
+    parser.add_argument(
+        "--to",
+        required=True,
+        choices=["hf-marian", "hf-gpt2"],
+        help="a class of transformers: hf-marian: MarianMTModel, for translation; hf-gpt2: GPT2LMHeadModel, for a "
+        "language model",
+    )
     parser.add_argument("--checkpoint", help="best, last, average or a step; default: the average if any, else best")
     args = parser.parse_args(arguments)
-    from transformer.tools.hf import marian
+    from transformer.tools.hf import gpt2_folder, marian
 
-    written = plain(str(marian.export(args.workdir, args.out, args.checkpoint)))
+    write = {"hf-marian": marian.export, "hf-gpt2": gpt2_folder.export}[args.to]
+    _tell(plain(str(write(args.workdir, args.out, args.checkpoint))))
+
+
+@enough_memory(MORE_MEMORY)
+def import_(arguments: list[str]) -> None:
+    """Read a model of another library from its folder, and write it as a workdir."""
+    parser = Parser("python -m transformer import", import_.__doc__)
+    parser.add_argument("folder", help="the folder of the model, as save_pretrained wrote it")
+    parser.add_argument("out", help="the workdir to write; must be new or empty")
+    parser.add_argument(
+        "--from",
+        dest="library",
+        required=True,
+        choices=["hf-gpt2"],
+        help="a class of transformers: hf-gpt2: GPT2LMHeadModel",
+    )
+    args = parser.parse_args(arguments)
+    set_up_jax()
+    from transformer.tools.hf.gpt2_folder import import_folder
+
+    import_folder(args.folder, args.out)
+    _tell(plain(args.out))
+
+
+def _tell(written: str) -> None:
+    """Print the path that was written; log it if it can't be printed."""
     try:
         print(written, flush=True)
     except OSError:
@@ -119,7 +169,9 @@ def plan(arguments: list[str]) -> None:
     for name in ("config", "topology", "mesh"):
         if getattr(args, name) is None:
             raise UserError(f"--{name} is missing; {parser.prog} --help shows an example")
-    require_translation(config, f"--config {args.config}")
+    require_task(
+        config, f"--config {args.config}", *((Config,) if args.only == "decoding" else (Config, LanguageModelConfig))
+    )
     sizes = [whole_number(size) for size in args.mesh.split(",")]
     if len(sizes) != 3 or not all(sizes):
         raise UserError(f"--mesh {args.mesh}: give three numbers, devices along data, fsdp and tensor, such as 64,2,2")
@@ -137,6 +189,7 @@ VERBS = {
     "describe": describe,
     "convert": convert,
     "export": export,
+    "import": import_,
     "plan": plan,
 }
 

@@ -15,6 +15,7 @@ from transformer.command_line import Parser, configured, evaluate_options, set_u
 from transformer.config import Config, UserError, to_json, whole_number, with_micro_batches
 from transformer.files import unchanged
 from transformer.memory import enough_memory
+from transformer.packages import require
 from transformer.streams import print_json
 from transformer.tasks import TASKS
 
@@ -42,6 +43,7 @@ def train(arguments: Sequence[str]) -> None:
         return
     if not options.workdir:
         raise UserError("--workdir is missing; for a first run: --workdir runs/quickstart")
+    require("training", "grain", "tensorboardX")  # before text is read: updates are not reached in a minute
     profile = _span(options.profile)
     if profile and "://" in options.workdir:
         raise UserError(f"--profile {options.profile}: traces can be written to a local workdir only")

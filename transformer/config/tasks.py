@@ -131,19 +131,17 @@ RUNS: dict[str, Any] = {kind.task: kind for kind in (Config, LanguageModelConfig
 """Map each task's name to its config class."""
 
 
+def require_task(config: Any, where: object, *kinds: type) -> None:
+    """Raise `UserError` unless this is a config of one of these classes. `where`: its file or workdir, for the
+    message."""
+    if not isinstance(config, kinds):
+        tasks = " or ".join(repr(kind.task) for kind in kinds)
+        raise UserError(f"{where}: its task is {config.task!r}; give one of the task {tasks}")
+
+
 def require_translation(config: Any, where: object) -> None:
     """Raise `UserError` unless this is a config of translation. `where`: its file or workdir, for the message."""
-    _require_task(config, Config, where)
-
-
-def require_language_model(config: Any, where: object) -> None:
-    """Raise `UserError` unless this is a config of a language model. `where`: as in `require_translation`."""
-    _require_task(config, LanguageModelConfig, where)
-
-
-def _require_task(config: Any, kind: Any, where: object) -> None:
-    if not isinstance(config, kind):
-        raise UserError(f"{where}: its task is {config.task!r}; give one of the task {kind.task!r}")
+    require_task(config, where, Config)
 
 
 def resumable(name: str) -> bool:

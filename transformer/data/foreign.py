@@ -77,7 +77,7 @@ def refuse_foreign(head: bytes, name: str, wanted: str = _TEXT) -> None:
 
 def refuse_binary(head: bytes, name: str) -> None:
     """Raise `UserError` for a file called `name` if many of its first bytes are control characters."""
-    if len(head) - len(head.translate(None, _CONTROL)) > len(head) // _MOST_CONTROL:
+    if len(head) - len(head.translate(None, _CONTROL)) > max(8, len(head) // _MOST_CONTROL):
         raise UserError(f"{name}: binary, not {_TEXT}; give the text that it was made from")
 
 

@@ -14,6 +14,7 @@ from transformer.config import SPECIALS, DataConfig, UserError
 from transformer.data.folder import writable_cache_dir
 from transformer.data.opening import open_text
 from transformer.data.text import Corpora, Parallel, csv_hint, file_kind
+from transformer.packages import require
 
 log = logging.getLogger("transformer")
 
@@ -43,6 +44,7 @@ def corpora(config: DataConfig) -> Corpora:
     if config.corpus == "text":
         return Corpora(train, dev, test, dev_name, test_name)
     if config.corpus == "phrases":
+        require("the generated text of data.corpus 'phrases'", "babel", "num2words")
         from transformer.data.phrases import corpus
 
         with writable_cache_dir(config) as folder:

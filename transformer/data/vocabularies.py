@@ -20,6 +20,7 @@ import numpy as np
 
 from transformer.config import BOS, EOS, PAD, SPECIALS, UNK, UserError
 from transformer.data.foreign import refuse_other
+from transformer.packages import require
 
 _REPLACEMENT = "\ufffd".encode()  # spells a character that the vocabulary lacks
 
@@ -73,10 +74,11 @@ class Vocabulary:
 
     def pieces(self, ids: Iterable[int]) -> list[str]:
         """A printable name of each id. Raises IndexError for a number outside the vocabulary."""
-        names = ((i, self._name(i)) for i in _listed(ids))
+        names = ((i, self.name(i)) for i in _listed(ids))
         return [name if name.isprintable() else f"<0x{self.spelling[i].hex().upper()}>" for i, name in names]
 
-    def _name(self, id: int) -> str:
+    def name(self, id: int) -> str:
+        """The name of an id, which may have letters that can't be printed."""
         return SPECIALS[id] if id < len(SPECIALS) else self.spelling[id].decode("utf-8", "backslashreplace")
 
     @cached_property
@@ -164,7 +166,7 @@ class SentencePiece(Vocabulary):
         )
         return np.fromiter(joined, np.int32)
 
-    def _name(self, id: int) -> str:
+    def name(self, id: int) -> str:
         return self._tokenizer.piece(id)
 
     def missing(self, text: str) -> Counter[str]:
@@ -202,9 +204,11 @@ class ByteLevel(Vocabulary):
         added = {token["id"]: token for token in spec.get("added_tokens") or ()}
         ids = self._tokenizer.get_vocab(with_added_tokens=True)
         self._names = {i: name for name, i in ids.items()}
+        if moved := [token["content"] for i, token in added.items() if ids.get(token["content"]) != i]:
+            raise UserError(f"{where}: the id of the added piece {moved[0]!r} does not follow the others; correct it")
         if max(self._names, default=0) > 2 * len(ids) + 1_000:
             raise UserError(f"{where}: has {len(ids):,} pieces, but an id of {max(self._names):,}; correct it")
-        if lacking := 256 - sum(c in ids for c in _BYTES):
+        if lacking := 256 - sum(c in ids for c in BYTE_SYMBOLS):
             raise UserError(f"{where}: lacks pieces for {lacking} of the 256 bytes, so it can't spell every text")
         ends = [ids[name] for name in _ENDS if name in ids]
         if not ends:
@@ -219,23 +223,24 @@ class ByteLevel(Vocabulary):
         if added is not None or id in (self.begin, self.end):
             special = added is None or added["special"] or id in (self.begin, self.end)
             return b"" if special else name.encode()
-        return bytes(_BYTES.get(c, 0xFF) for c in name)
+        return bytes(BYTE_SYMBOLS.get(c, 0xFF) for c in name)
 
     def _encode(self, text: str, content: bytes) -> np.ndarray:
         return np.array(self._tokenizer.encode(text, add_special_tokens=False).ids, np.int32)
 
-    def _name(self, id: int) -> str:
+    def name(self, id: int) -> str:
         return self._names.get(id) or f"<{range(self.size)[id]}>"
 
 
 def _byte_symbols() -> dict[str, int]:
-    """The printable character that stands for each byte in byte-level BPE -> the byte (GPT-2's `bytes_to_unicode`)."""
+    """GPT-2's `bytes_to_unicode`, from character to byte."""
     shown = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     hidden = [byte for byte in range(256) if byte not in shown]
     return {chr(byte): byte for byte in shown} | {chr(256 + i): byte for i, byte in enumerate(hidden)}
 
 
-_BYTES = _byte_symbols()
+BYTE_SYMBOLS = _byte_symbols()
+"""The printable character that stands for each byte in byte-level BPE -> the byte."""
 
 
 def _json_object(content: bytes, where: str | Path) -> dict[str, Any]:
@@ -250,14 +255,10 @@ def _json_object(content: bytes, where: str | Path) -> dict[str, Any]:
 
 def _require_byte_level(spec: dict[str, Any], where: str | Path) -> None:
     """Raise `UserError` unless a tokenizer.json has byte-level BPE that keeps text unchanged."""
-
-    def kinds(part: str) -> list[dict[str, Any]]:
-        """The steps of a part, which may be one step, a sequence of steps or null."""
-        step = spec.get(part) or {}
-        return step.get("pretokenizers") or step.get("normalizers") or step.get("decoders") or [step]
-
     model = spec.get("model")
-    levels = [step for step in kinds("pre_tokenizer") if step.get("type") == "ByteLevel"]
+    before = spec.get("pre_tokenizer")  # one step, a sequence of steps, or null
+    steps = before.get("pretokenizers", [before]) if isinstance(before, dict) else []
+    levels = [step for step in steps if isinstance(step, dict) and step.get("type") == "ByteLevel"]
     kind = model.get("type", "BPE") if isinstance(model, dict) else None
     if kind != "BPE" or not levels:
         raise UserError(f"{where}: not a tokenizer.json with byte-level BPE, as GPT-2 has it; give another vocabulary")
@@ -268,10 +269,9 @@ def _require_byte_level(spec: dict[str, Any], where: str | Path) -> None:
 
 
 def _library(where: str | Path) -> Any:
-    try:
-        from tokenizers import Tokenizer
-    except ImportError:
-        raise UserError(f"{where}: needs the package tokenizers; install it: pip install tokenizers") from None
+    require(f"{where}: reading it", "tokenizers")
+    from tokenizers import Tokenizer
+
     return Tokenizer
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from transformer.config import DecodeConfig, UserError, check_decode, require_language_model, shown
+from transformer.config import DecodeConfig, LanguageModelConfig, UserError, check_decode, require_task, shown
 from transformer.inference.batches import Batch
 from transformer.inference.context import Prompts
 from transformer.inference.engine import stages
@@ -115,7 +115,7 @@ class Generator:
         if not checkpoints:
             raise UserError("no checkpoints: give one at least")
         for opened in checkpoints:
-            require_language_model(opened.config, opened.path.parent.parent)
+            require_task(opened.config, opened.path.parent.parent, LanguageModelConfig)
         name, content = same_file(checkpoints, vocabularies.FILES, "vocabularies")
         vocabulary = vocabularies.read(name, content, str(checkpoints[0].path / name))
         config = checkpoints[0].config.decode if config is None else config

@@ -21,6 +21,7 @@ from transformer.data.text_store import TextStore, encode_text
 from transformer.data.vocabularies import Vocabulary
 from transformer.data.vocabulary_training import vocabulary
 from transformer.data.windows import Batches, rows_of
+from transformer.inference.generator import Generator
 from transformer.model import Params, build
 from transformer.model.rounding import in_type
 from transformer.tasks import text_sets
@@ -149,22 +150,24 @@ class LanguageModel:
         yield "dev_loss", totals.nats_per_token
         yield "dev_perplexity", totals.perplexity
         yield "dev_bits_per_byte", totals.bits_per_byte
+        self.sample(params)
 
     def sample(self, params: Params) -> None:
-        """Generate a text and log it."""
-        log.info("sample      %s", self._generator(gathered(params)).generate([""])[0])
+        """Generate a text from nothing, and log it."""
+        model, params = in_type(self.config.model, gathered(params), self.config.decode.dtype)
+        data = self.config.data
+        generator = Generator(
+            *(build(model.with_vocabulary(self.pieces.size)), params, self.pieces, self.config.decode),
+            **{"context": data.context, "documents": data.documents != "none"},
+        )
+        text = generator.generate([""])[0]
+        if jax.process_index() == 0:
+            for line in ["  sample", *(f"  | {line}" for line in text.split("\n")), ""]:
+                log.info("%s", line)
 
     def lines(self, step: int) -> str:
         """Files and line numbers (from 1) of the text in the batch of update `step` (from 0)."""
         return self.batches().lines(step)
-
-    def _generator(self, params: Params) -> Any:
-        from transformer.inference.generator import Generator
-
-        c = self.config
-        model, params = in_type(c.model, params, c.decode.dtype)
-        seen = {"context": c.data.context, "documents": c.data.documents != "none"}
-        return Generator(build(model.with_vocabulary(self.pieces.size)), params, self.pieces, c.decode, **seen)
 
     def _store(self, text: Text | None) -> TextStore | None:
         if text is None:

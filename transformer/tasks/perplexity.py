@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from transformer.checkpoint import AVERAGE, Checkpoint, Checkpoints, again
-from transformer.config import LanguageModelConfig, UserError
+from transformer.config import LanguageModelConfig, UserError, require_task
 from transformer.data.running import Text
 from transformer.data.text_store import TextStore, encode_text
 from transformer.data.vocabularies import Vocabulary
@@ -32,13 +32,17 @@ log = logging.getLogger("transformer")
 SCORES = ("nats_per_token", "nats_per_byte", "bits_per_byte", "perplexity")
 
 
+Sums = Callable[[dict[str, np.ndarray]], Mapping[str, Any]]
+"""A batch -> its "nll", in nats, and "weight", the number of predicted pieces."""
+
+
 class Totals(NamedTuple):
     """Sums over all predicted pieces of a text."""
 
     nats: float
     pieces: int
     bytes: int
-    """Number of bytes that these pieces spell."""
+    """Number of bytes of their text, separators of documents left out."""
 
     @property
     def nats_per_token(self) -> float:
@@ -59,20 +63,32 @@ class Totals(NamedTuple):
 
 
 def summed(
-    sums: Callable[[dict[str, np.ndarray]], Mapping[str, Any]],
+    sums: Sums,
     store: TextStore,
     *,
     context: int,
     batch_tokens: int,
     stride: int | None = None,
 ) -> Totals:
-    """The totals of a text. `sums(batch)` gives "nll" and "weight" of a batch; `stride` as in `evaluation_batches`."""
-    nats, pieces, size = 0.0, 0, 0
+    """The totals of a text. `stride` as in `evaluation_batches`."""
+    nats, pieces = 0.0, 0
     for batch in evaluation_batches(store, context=context, batch_tokens=batch_tokens, stride=stride):
         result = sums(batch)
         nats, pieces = nats + float(result["nll"]), pieces + int(result["weight"])
-        size += int(store.vocabulary.byte_lengths[batch["next"]][batch["predicted"] != 0].sum())
-    return Totals(nats, pieces, size)
+    first = 0 if store.framed else store.vocabulary.byte_lengths[store.tokens[0]]  # of a running text: not predicted
+    return Totals(nats, pieces, store.bytes - int(first))
+
+
+def _loaded(workdir: str, checkpoint: str | None) -> tuple[Checkpoint, Vocabulary, Sums]:
+    """A checkpoint of a language model, its vocabulary, and its loss."""
+    opened = Checkpoints(workdir).open(checkpoint)
+    config = opened.config
+    require_task(config, workdir, LanguageModelConfig)
+    pieces = vocabulary_in(opened, VOCABULARIES)
+    model, params = in_type(config.model, opened.params(), config.decode.dtype)
+    model = build(model.with_vocabulary(pieces.size))
+    loss = jax.jit(causal(model, config.train, documents=config.data.documents != "none").loss)
+    return opened, pieces, lambda batch: loss(params, batch, None)[1]
 
 
 def evaluate_workdir(
@@ -85,41 +101,24 @@ def evaluate_workdir(
     one before it (default: half of the context), so that nearly every piece is predicted from at least
     `data.context - stride` others. Raises `UserError` if the workdir or the file can't be used.
     """
-    checkpoints = Checkpoints(workdir)
-
-    def load() -> tuple[Checkpoint, Vocabulary, Any]:
-        opened = checkpoints.open(checkpoint)
-        config = opened.config
-        if not isinstance(config, LanguageModelConfig):
-            raise UserError(f"{workdir}: its task is {config.task!r}; give one of {LanguageModelConfig.task!r}")
-        return opened, vocabulary_in(opened, VOCABULARIES), opened.params()
-
-    opened, pieces, params = again(load)
-    config = opened.config
-    context = config.data.context
+    opened, pieces, sums = again(lambda: _loaded(workdir, checkpoint))
+    data, context = opened.config.data, opened.config.data.context
     if stride is not None:
         check_integer("--stride", stride, 1, context)
-    model_config, params = in_type(config.model, params, config.decode.dtype)
-    model = build(model_config.with_vocabulary(pieces.size))
-    loss = jax.jit(causal(model, config.train, documents=config.data.documents != "none").loss)
-
-    def sums(batch: dict[str, np.ndarray]) -> Mapping[str, Any]:
-        return loss(params, batch, None)[1]
-
+    stride = max(1, context // 2) if stride is None else stride
     with tempfile.TemporaryDirectory() as folder:
         if text is None:
             name, source = text_sets.read(workdir, Path(folder))
         else:
-            name, source = Path(text).name, Text((text,), config.data.documents)
-        store = encode_text(source, pieces, folder=folder, workers=config.data.workers)
+            name, source = Path(text).name, Text((text,), data.documents)
+        store = encode_text(source, pieces, folder=folder, workers=data.workers)
         if doubt := store.doubt():
             log.warning("%s", doubt)
-        total = partial(summed, sums, store, context=context, batch_tokens=config.train.batch_tokens)
+        total = partial(summed, sums, store, context=context, batch_tokens=opened.config.train.batch_tokens)
         log.info("scoring %s pieces of %s with checkpoint %s of %s", len(store.tokens), name, opened.name, workdir)
         blocks = total()
         if not math.isfinite(blocks.nats):
             raise UserError(f"{workdir}: the loss of checkpoint {opened.name} is not finite; choose another checkpoint")
-        stride = max(1, context // 2) if stride is None else stride
         sliding = total(stride=stride)
     result = {
         "test_set": name,

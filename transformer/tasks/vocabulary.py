@@ -95,8 +95,8 @@ def vocabulary_of(workdir: str, kind: Kind = TOKENIZERS) -> Any:
 
 
 def vocabulary_in(checkpoint: Checkpoint, kind: Kind = TOKENIZERS) -> Any:
-    """The vocabulary that the parameters of a checkpoint were trained with."""
-    name = next((name for name in kind.names if (checkpoint.path / name).exists()), kind.names[0])
+    """The vocabulary that the parameters of a checkpoint were trained with. Raises `UserError` if it has none."""
+    name = next((name for name in kind.names if (checkpoint.path / name).exists()), " or ".join(kind.names))
     return kind.read(name, checkpoint.file(name), str(checkpoint.path / name))
 
 

@@ -52,8 +52,8 @@ def causal(model: Model, train: TrainConfig, *, documents: bool = False) -> Obje
     """Label-smoothed cross-entropy of each next piece of a text, given the pieces before it (a language model).
 
     A batch holds "text", "next" and "predicted": int32 (rows, length). "next" is the piece that follows each piece of
-    the text; it counts where "predicted" is not 0. With `documents`, a row holds several documents, and "document" numbers
-    them: positions restart in each, and none attends to another.
+    the text; it counts where "predicted" is not 0. With `documents`, a row holds several documents, and "document"
+    numbers them: positions restart in each, and none attends to another.
     """
 
     def loss(params: Params, batch: Batch, key: Array | None, *, mesh: Mesh | None = None) -> Any:

@@ -20,7 +20,7 @@ def translate(arguments: list[str]) -> None:
     """Translate standard input to standard output, line by line."""
     parser = Parser("python -m transformer translate", translate.__doc__, add_help=False)
     parser.add_argument(
-        "--jsonl", action="store_true", help="lines are JSON objects with a field source; see the README"
+        "--jsonl", action="store_true", help="lines are JSON objects with a field source; see docs/decoding.md"
     )
     parser.add_argument("--details", action="store_true", help=f"with --jsonl: also {DETAILS}")
     parser.add_argument("--input", metavar="FILE", help="read this file instead of standard input")
