@@ -15,6 +15,7 @@ from transformer.model.cache import Cache, Memory, causal, same_segment, within
 from transformer.model.checks import (
     INT32_MAX,
     check_complete,
+    check_float,
     check_ids,
     check_integer,
     check_pair,
@@ -22,12 +23,13 @@ from transformer.model.checks import (
     check_positions,
     check_same_shape,
     check_sources,
+    check_width,
     value_of,
 )
 from transformer.model.initializers import constant
 from transformer.model.inputs import inputs, position_table, shifted
 from transformer.model.layers import Embedding, fold
-from transformer.model.stack import RUN, Run, Stack
+from transformer.model.stack import RUN, Run, Stack, check_run
 
 Weights = tuple[Array | None, ...]
 
@@ -75,6 +77,7 @@ class EncoderDecoder(nnx.Module):
         Raises `UserError` (a ValueError) for wrong types or shapes. Outside `jax.jit` it also raises for ids outside
         the vocabulary, a target whose source is all padding, and positions beyond the learned ones.
         """
+        check_run(run, key)
         check_ids("source_BS", source_BS, self.vocab_size)
         check_ids("target_BT", target_BT, self.vocab_size)
         if len(source_BS) != len(target_BT):
@@ -103,6 +106,7 @@ class EncoderDecoder(nnx.Module):
         For packed rows, `segments_BS` numbers the sentences and `positions_BS` restarts in each. A `key` switches
         dropout on. Raises the same errors as `__call__`.
         """
+        check_run(run, key)
         check_ids("source_BS", source_BS, self.vocab_size)
         for name, given in (("positions_BS", positions_BS), ("segments_BS", segments_BS)):
             if given is not None:
@@ -151,6 +155,7 @@ class EncoderDecoder(nnx.Module):
 
         Raises the errors of `__call__`, and `UserError` if the cache has no room for the tokens.
         """
+        check_run(run, key)
         self._check_decoding(tokens_BT, memory, cache, at_B, positions_BT, segments_BT)
         rows, T = tokens_BT.shape
         window, extended = self.config.attention("decoder").window, None
@@ -190,6 +195,7 @@ class EncoderDecoder(nnx.Module):
 
     def logits(self, x_BTD: Array) -> Array:
         """Logits of each piece of the vocabulary, float32: logits_BTV."""
+        check_width("x_BTD", x_BTD, self.config.d_model)
         logits_BTV = self.output.logits(x_BTD)
         return logits_BTV if self.output_bias is None else logits_BTV + self.output_bias[...]
 
@@ -207,7 +213,7 @@ class EncoderDecoder(nnx.Module):
             check_integer(name, number, 1)
         c, attention = self.config, self.config.attention("decoder")
         check_integer("rows * beams * length", int(rows) * int(beams) * int(length), 1, INT32_MAX)
-        S, K, dtype = length * beams, attention.kv_heads, jnp.dtype(dtype or c.dtype)
+        S, K, dtype = length * beams, attention.kv_heads, check_float("dtype", dtype or c.dtype)
         kv = tuple(
             KV(jnp.zeros((rows, K, c.key_size, S), dtype), jnp.zeros((rows, K, S, c.value_size), dtype))
             for _ in range(0, c.decoder_layers, attention.kv_sharing)

@@ -17,7 +17,7 @@ from flax import nnx
 from jax import Array
 
 from transformer.config import ModelConfig
-from transformer.model.checks import check_complete
+from transformer.model.checks import check_complete, check_key
 from transformer.model.encoder_decoder import EncoderDecoder
 
 Params = Mapping[str, Any]
@@ -45,7 +45,8 @@ class Model:
         return {"/".join(map(str, path)): v.get_metadata()["start"] for path, v in self._variables.items()}
 
     def init(self, key: Array) -> Params:
-        """Fresh float32 parameters; the same key gives the same values."""
+        """Fresh float32 parameters; the same key gives the same values. Raises `UserError` if `key` is no key."""
+        check_key(key, optional=False)
         state = nnx.state(self._make(nnx.Rngs(params=key)))
         return _nest({path: variable[...] for path, variable in nnx.to_flat_state(state)})
 

@@ -13,9 +13,10 @@ import jax
 from flax import nnx
 from jax import Array
 
-from transformer.config import ModelConfig
+from transformer.config import ModelConfig, UserError, shown
 from transformer.model.attention import KV, Attention, write
 from transformer.model.cache import Cache
+from transformer.model.checks import check_key
 from transformer.model.initializers import distributions
 from transformer.model.layers import FeedForward, LayerNorm, dropout, fold
 
@@ -32,6 +33,13 @@ class Run(NamedTuple):
 
 
 RUN = Run()
+
+
+def check_run(run: object, key: object) -> None:
+    """Raise `UserError` unless these are options of running a stack, and a key or None."""
+    check_key(key)
+    if not isinstance(run, Run) or not callable(run.between):
+        raise UserError(f"run = {shown(run)}: give a transformer.model.Run, or leave it out")
 
 
 class SublayerNorm(LayerNorm):
