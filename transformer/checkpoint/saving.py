@@ -11,7 +11,7 @@ from etils import epath
 
 from transformer.checkpoint.arrays import Arrays, shapes_of
 from transformer.checkpoint.folders import remove
-from transformer.config import UserError
+from transformer.config import UserError, shown
 from transformer.files import seal, writing
 from transformer.memory import out_of_memory, ran_out
 from transformer.phases import phase
@@ -21,10 +21,23 @@ NEEDED = {"progress": {"step", "vocab_size"}, "files": {"config.json"}, "items":
 GOES_ON = "then run the same command again: it goes on from the last complete checkpoint"
 
 
-def require_needed(given: Mapping[str, Mapping[str, Any]]) -> None:
-    """Raise `ValueError` if a checkpoint with this content would lack an entry of `NEEDED`."""
+def require_needed(name: Any, given: Mapping[str, Mapping[str, Any]]) -> None:
+    """Raise `ValueError` if a checkpoint with this name and content would lack an entry of `NEEDED`, or would have a
+    name, file or number that readers do not accept."""
+    if not (type(name) is int and 0 <= name < 10**8) and not (isinstance(name, str) and _is_file_name(name)):
+        raise ValueError(f"a checkpoint cannot be called {shown(name)}; give its step, or a name without /")
+    for file, content in given["files"].items():
+        if not isinstance(file, str) or not _is_file_name(file) or not isinstance(content, bytes):
+            raise ValueError(f"file {shown(file)} of a checkpoint: give a name without / and its content as bytes")
+    for key in NEEDED["progress"] & given["progress"].keys():
+        if type(number := given["progress"][key]) is not int:
+            raise ValueError(f"progress[{key!r}] = {shown(number)}: give an int")
     if lacking := [f"{name} in {where}" for where, names in NEEDED.items() for name in names - given[where].keys()]:
         raise ValueError(f"a checkpoint cannot be read without {', '.join(sorted(lacking))}; pass these to save, too")
+
+
+def _is_file_name(name: str) -> bool:
+    return name not in ("", ".", "..") and "/" not in name and "\0" not in name
 
 
 class Saving:
