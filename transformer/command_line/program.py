@@ -10,7 +10,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from typing import Any, NoReturn
+from typing import Any
 
 from transformer.command_line.log import Format, StandardError
 from transformer.config import Interrupted, UserError
@@ -66,8 +66,19 @@ def _exit_code(main: Callable[[list[str]], int | None], interrupted: str) -> int
 
 
 def _show_unraisable(info: Any) -> None:
-    """Print an error that no code can catch, such as one in a destructor; but not one that follows a reported error."""
+    """Print an error that no code can catch, such as one in a destructor; but not one that follows a reported error.
+
+    If a signal came in such a place, send it again: else it would be lost, and the program could not be stopped.
+    """
     error = info.exc_value
+    if isinstance(error, (Interrupted, KeyboardInterrupt)):
+        number = error.code - 128 if isinstance(error, Interrupted) else signal.SIGINT
+        if isinstance(handler := signal.getsignal(number), _End):
+            handler.raised = False
+        again = threading.Timer(0.05, os.kill, (os.getpid(), number))
+        again.daemon = True
+        again.start()
+        return
     # "Event loop is closed": after a failed save, tensorstore calls event loops that Orbax has closed.
     if error is None or not (str(error) == "Event loop is closed" or ran_out(error)):
         sys.__unraisablehook__(info)
@@ -84,6 +95,8 @@ def _machine_fault(error: Exception) -> str | None:
         return str(out_of_memory(error, "end other programs, or ask for less at a time"))
     if isinstance(error, RuntimeError) and "home directory" in str(error):  # raised by pathlib
         return "a path begins with ~, but that home folder is not known; set HOME, or write the whole path"
+    if isinstance(error, FileNotFoundError) and "temporary directory" in str(error):  # raised by tempfile
+        return "no folder for temporary files can be written; make room in /tmp, or set TMPDIR to another folder"
     if isinstance(error, FileNotFoundError) and _folder_removed():
         return "the current folder was removed; change to one that exists (cd), then run the command again"
     if isinstance(error, OSError) and error.errno in _ERRNOS:
@@ -100,6 +113,19 @@ def _folder_removed() -> bool:
     return False
 
 
+class _End:
+    """A signal handler that raises `Interrupted`, once: a closed terminal sends several signals, which must not
+    interrupt the clean-up."""
+
+    def __init__(self, message: str):
+        self._message, self.raised = message, False
+
+    def __call__(self, number: int, frame: Any) -> None:
+        if not self.raised:
+            self.raised = True
+            raise Interrupted(f"{signal.Signals(number).name}: {self._message}", number)
+
+
 @contextlib.contextmanager
 def _interrupted_by_signals(message: str) -> Iterator[None]:
     """A block in which SIGTERM and SIGHUP (a closed terminal) raise `Interrupted`, so that the program cleans up.
@@ -112,11 +138,7 @@ def _interrupted_by_signals(message: str) -> Iterator[None]:
     signals = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
     signals = [number for number in signals if signal.getsignal(number) == signal.SIG_DFL]
 
-    def end(number: int, frame: Any) -> NoReturn:
-        for other in signals:  # a closed terminal sends several signals: don't interrupt the clean-up
-            signal.signal(other, signal.SIG_IGN)
-        raise Interrupted(f"{signal.Signals(number).name}: {message}", number)
-
+    end = _End(message)
     for number in signals:
         signal.signal(number, end)
     try:
