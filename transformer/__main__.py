@@ -9,12 +9,12 @@ import sys
 from argparse import Namespace
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from transformer.command_line import Parser, configured, decode_options, evaluate_options, run, set_up_jax, whole
 from transformer.config import KINDS, Config, DecodeConfig, UserError, check, require_translation, whole_number
 from transformer.data.opening import open_stream
+from transformer.files import local_path
 from transformer.jobs import LESS_TO_DECODE
 from transformer.memory import enough_memory
 from transformer.streams import plain
@@ -59,7 +59,8 @@ def translate(arguments: list[str]) -> None:
 
     share = shares.parse(args.share or "0/1")
     if args.input is not None:
-        shares.refuse(Path(args.input), Path(args.output), share[1])
+        source, target = local_path("--input", args.input), local_path("--output", args.output)
+        shares.refuse(source, target, share[1])
 
     def refuse(options: DecodeConfig) -> None:
         if options.n_best > 1 and not args.jsonl:
@@ -80,7 +81,7 @@ def translate(arguments: list[str]) -> None:
         fields = {**vars(options), "batch_sentences": 0, "batch_tokens": 0, "streams": 0}
         types = [in_type(model.config.model, {}, options.dtype)[0].dtype for model in models]
         about = repr(([model.digest for model in models], types, args.jsonl, args.details, sorted(fields.items())))
-        shares.translate_share(answer, Path(args.input), Path(args.output), *share, about)
+        shares.translate_share(answer, source, target, *share, about)
     translator.tally.refuse()
 
 
