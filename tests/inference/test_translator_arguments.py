@@ -149,6 +149,14 @@ def test_a_source_too_long_is_not_left_out():
     assert len(dict(ours.search([[4], [4] * 4]))) == 2
 
 
+def test_a_source_whose_attention_no_memory_holds_is_refused():
+    ours = translator(dataclasses.replace(CONFIG, positions="sinusoidal"), max_source_length=1_000_000)
+    told = refused(lambda: list(ours.search([[4], [4] * 1_000_000])))
+    assert told.startswith("the attention weights of a source of 1000000 pieces need at least ")
+    assert told.endswith(" GiB; lower decode.max_source_length")
+    assert refused(ours.score_pieces, [[4] * 1_000_000], [[4]]).startswith("the attention weights of a source of")
+
+
 @pytest.mark.parametrize("number", ["1", None, 1.0, True, 0, -1, 2**31 - 1, 2**40, 10**30], ids=repr)
 def test_the_number_of_the_first_line_is_a_whole_number(number):
     """Sampling counts lines from it, in 32 bits."""
@@ -198,7 +206,10 @@ def test_what_no_translator_is_made_of_is_named():
         assert refused(Translator, model, params, Numbers(), None, [(model, wrong)]).startswith("params = ")
     for wrong in (None, 5, [model], [(model,)], ["ab", "abc"]):
         assert refused(Translator, model, params, Numbers(), None, wrong).startswith("others = ")
-    for wrong in ("tokenizer.model", b"tokenizer.model", pathlib.Path("tokenizer.model")):
+    for wrong in (None, "model", params):
+        assert refused(Translator, wrong, params, Numbers()).startswith("model = ")
+        assert refused(Translator, model, params, Numbers(), None, [(wrong, params)]).startswith("model = ")
+    for wrong in (3, "tokenizer.model", b"tokenizer.model", pathlib.Path("tokenizer.model")):
         assert refused(Translator, model, params, wrong).startswith(f"tokenizer = {wrong!r}: give Tokenizer.load of it")
     config = translator().config
     ours = Translator(model, params, None, config)

@@ -58,6 +58,11 @@ class Config:
     )
     """File names. A resumed run may have them at other paths, in the same number, since their content is compared."""
 
+    @property
+    def vocab_size(self) -> int:
+        """Number of pieces of the model as far as the config says; the tokenizer has the last word."""
+        return self.model.vocab_size or self.data.vocab_size
+
     def relations(self) -> Relations:
         """The rules between fields of several sections."""
         yield from _of_data(self)

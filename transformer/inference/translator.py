@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
@@ -21,6 +20,7 @@ from transformer.inference.prefixes import Prefix, Prefixes
 from transformer.inference.scorer import Scored, Scorer
 from transformer.inference.strategy import beams, options, strategy
 from transformer.inference.tally import Tally
+from transformer.memory import require_memory
 from transformer.model import Model, Params, build
 from transformer.model.checks import check_integer
 from transformer.model.rounding import in_type
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from transformer.data.tokenizer import Tokenizer
 
 log = logging.getLogger("transformer")
+
+_LONG = 4_096  # pieces of a source; attention over so many takes less than a GiB in the paper's models
 
 Found = tuple[list[list[int]], list[float]]
 """The hypotheses of a sentence as pieces without eos, best first, and their scores. If the log-probabilities of the
@@ -68,7 +70,7 @@ class Translator:
 
         `config.dtype` has no effect here: only `load` converts parameters (see `in_type`).
         """
-        _check_parts(params, tokenizer, others)
+        _check_parts(model, params, tokenizer, others)
         self.model, self.params, self.tokenizer = model, params, tokenizer
         self.config = DecodeConfig() if config is None else config
         check_decode(self.config)
@@ -320,10 +322,15 @@ class Translator:
         return scorer.score(sources, targets)
 
     def _check_sources(self, sources: Sequence[Sequence[int]]) -> None:
-        """Raise `UserError` if a source is longer than `config.max_source_length`."""
+        """Raise `UserError` if a source is longer than `config.max_source_length`, or its attention needs more memory
+        than a device has."""
         longest = self.config.max_source_length
         if (most := max(map(len, sources), default=0)) > longest:
             raise UserError(f"a source has {most} pieces, and decode.max_source_length = {longest}; cut it")
+        if most > _LONG:
+            heads = max(model.config.heads for model in self.models)
+            what = f"the attention weights of a source of {most} pieces"
+            require_memory(4 * heads * (most + 1) ** 2, what, "lower decode.max_source_length")
 
     def _check_lengths(self, pieces: Sequence[Sequence[int]], name: Callable[[int], str]) -> None:
         """Raise `UserError` if a translation or prefix has more pieces than decoding allows, or than the model has
@@ -352,12 +359,15 @@ def _as_lists(hypotheses: Hypotheses) -> Found:
     return tokens, hypotheses.scores_BM[: len(tokens)].tolist()
 
 
-def _check_parts(params: Any, tokenizer: Any, others: Any) -> None:
+def _check_parts(model: Any, params: Any, tokenizer: Any, others: Any) -> None:
     """Raise `UserError` for arguments of a wrong kind. The tokenizer may be None: `search` needs only pieces."""
     if not isinstance(others, Sequence) or not all(isinstance(one, (tuple, list)) and len(one) == 2 for one in others):
         raise UserError(f"others = {shown(others)}: give pairs of a model and its parameters")
+    for each in (model, *(other for other, _ in others)):
+        if not isinstance(each, Model):
+            raise UserError(f"model = {shown(each)}: give what `transformer.build` returns")
     for each in (params, *(other for _, other in others)):
         if not isinstance(each, Mapping) or not each:
             raise UserError(f"params = {shown(each)}: give a nested dict of arrays, as `transformer.load` returns")
-    if isinstance(tokenizer, (str, bytes, os.PathLike)):
+    if tokenizer is not None and not hasattr(tokenizer, "vocab_size"):
         raise UserError(f"tokenizer = {shown(tokenizer)}: give Tokenizer.load of it")

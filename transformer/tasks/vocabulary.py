@@ -21,7 +21,15 @@ def vocabulary(config: Config, workdir: str) -> int:
     pieces = inherited(config, workdir)
     if pieces is None and config.data.tokenizer:
         pieces = Tokenizer.load(config.data.tokenizer)
-    return pieces.vocab_size if pieces else config.data.vocab_size
+    size = pieces.vocab_size if pieces else config.data.vocab_size
+    refuse_other_size(config, size)
+    return size
+
+
+def refuse_other_size(config: Config, size: int) -> None:
+    """Raise `UserError` if model.vocab_size is not the size of the tokenizer."""
+    if (given := config.model.vocab_size) not in (None, size):
+        raise UserError(f"model.vocab_size = {given}: the tokenizer has {size} pieces; leave model.vocab_size out")
 
 
 def inherited(config: Config, workdir: str | None) -> Tokenizer | None:

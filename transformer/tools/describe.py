@@ -20,7 +20,7 @@ PAPER_VOCABULARY = 37_000
 def describe(config: Config) -> Iterator[str]:
     """Lines of a table: for each kind of parameter its shape, how often it occurs, the count of its numbers, and its
     initialisation; then the total, and the paper's count for a model of the paper."""
-    model = build(config.model.with_vocabulary(config.data.vocab_size))
+    model = build(config.model.with_vocabulary(config.vocab_size))
     starts = model.starts
     rows: dict[tuple[str, tuple[int, ...], str], int] = {}
     for keys, leaf in jax.tree_util.tree_leaves_with_path(model.abstract_params):
@@ -35,11 +35,11 @@ def describe(config: Config) -> Iterator[str]:
         yield f"{path:{width}}  {'x'.join(map(str, shape)):>16}  {count:5}  {count * math.prod(shape):12,}  {start}"
     yield f"{'total':{width}}  {'':16}  {'':5}  {total:12,}"
     for name, (paper, millions) in PAPER.items():
-        if build(paper.with_vocabulary(config.data.vocab_size)).abstract_params == model.abstract_params:
+        if build(paper.with_vocabulary(config.vocab_size)).abstract_params == model.abstract_params:
             ours = sum(
                 math.prod(x.shape) for x in jax.tree.leaves(build(paper.with_vocabulary(37_000)).abstract_params)
             )
             yield (
                 f"the paper's {name} model: {millions}M (Table 3); this one has {total / 1e6:.2f}M with "
-                f"{config.data.vocab_size:,} pieces, and {ours / 1e6:.2f}M with {PAPER_VOCABULARY:,}"
+                f"{config.vocab_size:,} pieces, and {ours / 1e6:.2f}M with {PAPER_VOCABULARY:,}"
             )

@@ -98,7 +98,7 @@ def decoding(config: Config, mesh: Mesh, chip: Chip, sentences: int, length: int
     d = config.decode
     dtype = "bfloat16" if d.dtype == "auto" else d.dtype
     products = "bfloat16" if dtype == "int8" else dtype  # as in `in_type` on accelerators
-    model = build(dataclasses.replace(config.model, dtype=products).with_vocabulary(config.data.vocab_size))
+    model = build(dataclasses.replace(config.model, dtype=products).with_vocabulary(config.vocab_size))
     host = mesh.devices.flat[0].process_index
     mesh = Mesh(np.array([device for device in mesh.devices.flat if device.process_index == host]), ("data",))
     replicated, by_rows = NamedSharding(mesh, P()), NamedSharding(mesh, P("data"))
@@ -131,7 +131,7 @@ def decoding(config: Config, mesh: Mesh, chip: Chip, sentences: int, length: int
 
 def _objective(config: Config) -> Objective:
     """The objective of a training run of the config."""
-    model = build(config.model.with_vocabulary(config.data.vocab_size))
+    model = build(config.model.with_vocabulary(config.vocab_size))
     return sequences(model, config.train, packing=config.data.packing)
 
 
@@ -203,7 +203,7 @@ def _planned_training(config: Config, mesh: Mesh, chip: Chip) -> dict[str, Any]:
     count = config.train.accumulate
     compiled = micro_batch_rows(rows, mesh, count) * count
     (update,) = training(config, mesh, chip, [shape])
-    model = update_flops(config.model.with_vocabulary(config.data.vocab_size), compiled, source, target) / mesh.size
+    model = update_flops(config.model.with_vocabulary(config.vocab_size), compiled, source, target) / mesh.size
     batch = {"rows": rows, "source": source, "target": target, "micro_batches": count}
     values = {
         "batch": batch | {"compiled_rows": compiled, "padding": PADDING},
@@ -245,7 +245,7 @@ def warnings(update: Estimate | TooBig, model_flops: float, config: Config, mesh
         )
     if mesh.shape["fsdp"] > 1 and mesh.shape["tensor"] == 1:
         return  # with fsdp alone, all matrices are gathered by design
-    table = config.data.vocab_size * config.model.d_model
+    table = config.vocab_size * config.model.d_model
     for one in update.collectives:
         biggest = max((math.prod(dimensions(shape)) for shape in one.shape.split(" ")), default=0)
         if one.kind == "all-gather" and biggest >= table:
