@@ -178,6 +178,7 @@ def test_a_save_without_what_readers_need_is_refused_at_once(checkpoints, folder
         (2, {"../y": b""}, {}, "file '../y' of a checkpoint"),
         (2, {"y": "text"}, {}, "file 'y' of a checkpoint"),
         (2, {}, {"step": "2"}, r"progress\['step'\] = '2': give an int"),
+        (2, {}, {"more": {1}}, r"the progress of a checkpoint can't be written as JSON \(Object of type set"),
         (2, {}, {"vocab_size": True}, r"progress\['vocab_size'\] = True: give an int"),
     ],
 )
@@ -189,6 +190,10 @@ def test_a_save_that_no_reader_accepts_is_refused(
     whole = {"progress": {"step": 2, "vocab_size": 20, **progress}, "files": {**FILES, **files_}}
     with pytest.raises(ValueError, match=f"^{told}"):
         checkpoints.save(name, {"params": {"x": np.zeros(3)}}, **whole)
+    with pytest.raises(ValueError, match=r"^the items of a checkpoint hold 'a': give trees of arrays"):
+        checkpoints.save(2, {"params": {"x": "a"}}, files=FILES, progress={"step": 2, "vocab_size": 20})
+    with pytest.raises(ValueError, match=r"^progress of a checkpoint is a list: give a dict"):
+        checkpoints.save(2, {"params": {}}, files=FILES, progress=[1])
     checkpoints.wait()
     assert files(folder.parent) == before
 

@@ -203,7 +203,7 @@ def test_an_integer_beyond_every_float_is_no_score() -> None:
             )
         ),
         *({"left_out": x} for x in (3, "x", ["3"], None)),
-        *({"owed": x} for x in ({"a": "b"}, 3, "x", {"loss": []})),
+        *({"owed": x} for x in ({"a": "b"}, [], 3, "x", {"loss": []})),
         {"skipped": None},
     ],
     ids=str,

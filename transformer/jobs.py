@@ -63,11 +63,12 @@ def train(arguments: Sequence[str]) -> None:
     if options.deterministic:
         refuse_indeterminate(config)
     with processes.all_or_none():
+        config, stored = _as_stored(task, config, options)
         task.check(config, options.workdir)
     if options.dry_run:
-        _dry_run(task, config, options)
+        _dry_run(task, config, stored, options)
     else:
-        _train(task, config, options, profile)
+        _train(task, config, stored, options, profile)
 
 
 def _train_parser() -> Parser:
@@ -105,8 +106,14 @@ def _train_parser() -> Parser:
     return parser
 
 
-def _train(task: type[RunnableTask], config: Any, options: argparse.Namespace, profile: tuple[int, int] | None) -> None:
-    """Train in the workdir, and lock it against other runs."""
+def _train(
+    task: type[RunnableTask],
+    config: Any,
+    stored: Any,
+    options: argparse.Namespace,
+    profile: tuple[int, int] | None,
+) -> None:
+    """Train in the workdir, and lock it against other runs. `stored`: the config of the run there, or None."""
     from transformer.training import loop, processes
     from transformer.training.workdir import hold, refuse_other_config
 
@@ -114,7 +121,6 @@ def _train(task: type[RunnableTask], config: Any, options: argparse.Namespace, p
         stack.enter_context(processes.fail_fast())
         lock = None
         stack.enter_context(enough_memory(LESS_TO_TRAIN))  # inside, so that the other processes get its message
-        config, stored = _as_stored(task, config, options)
         # They decide how often the processes wait for each other below.
         processes.agree({"--batch": options.batch, "whether a run is there": stored is not None})
         with processes.all_or_none():
@@ -129,25 +135,30 @@ def _train(task: type[RunnableTask], config: Any, options: argparse.Namespace, p
         loop.train(built, options.workdir, profile=profile, lock=lock)
 
 
-def _dry_run(task: type[RunnableTask], config: Any, options: argparse.Namespace) -> None:
+def _dry_run(task: type[RunnableTask], config: Any, stored: Any, options: argparse.Namespace) -> None:
     """Try every part of a run once. Writes nothing in the workdir, but refuses it where a run would."""
     from transformer.training.fit import dry_run
     from transformer.training.workdir import refuse_held, refuse_other_config
 
-    config, stored = _as_stored(task, config, options)
-    refuse_held(options.workdir)
     refuse_other_config(config, options.workdir)
+    refuse_held(options.workdir)
     built = task.build(config, options.workdir)
     dry_run(fewest_micro_batches(built) if options.batch and stored is None else built, options.workdir)
 
 
 def _as_stored(task: type[RunnableTask], config: Any, options: argparse.Namespace) -> tuple[Any, Any]:
     """`config` with the fields that a run keeps when it resumes, and the stored config of the run in the workdir, or
-    None."""
+    None. Raises `UserError` if that is a run of another task."""
     stored = stored_config(options.workdir)
-    if stored is not None and type(stored) is type(config):
-        config = task.resumed(config, stored)
-    if stored is not None and options.batch:
+    if stored is None:
+        return config, None
+    if stored.task != config.task:
+        raise UserError(
+            f"{options.workdir} was trained with another config: task is {stored.task!r} there, {config.task!r} now. "
+            "Use another --workdir"
+        )
+    config = task.resumed(config, stored)
+    if options.batch:
         config = with_micro_batches(config, stored.train.accumulate)
     return config, stored
 

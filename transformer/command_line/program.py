@@ -33,13 +33,13 @@ def run(main: Callable[[list[str]], int | None], *, interrupted: str = "interrup
     logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax logs tracebacks of errors that it also raises
     if sys.unraisablehook is sys.__unraisablehook__:
         sys.unraisablehook = _show_unraisable
-    with _interrupted_by_signals(interrupted):
-        code = _exit_code(main, interrupted)
+    with _interrupted_by_signals(interrupted) as end:
+        code = _exit_code(main, interrupted, end)
     sys.exit(code)
 
 
-def _exit_code(main: Callable[[list[str]], int | None], interrupted: str) -> int:
-    """Call `main`, print its error to standard error, and return the exit code."""
+def _exit_code(main: Callable[[list[str]], int | None], interrupted: str, end: _End) -> int:
+    """Call `main`, print its error to standard error, and return the exit code. `end`: the handler of signals."""
     try:
         try:
             code = main(sys.argv[1:]) or 0
@@ -59,6 +59,9 @@ def _exit_code(main: Callable[[list[str]], int | None], interrupted: str) -> int
     except ReaderGone:
         return 141
     except Exception as error:
+        if end.raised is not None:  # libraries may turn it into an error of their own, for example in an import
+            print(one_line(end.raised), file=sys.stderr)
+            return end.raised.code
         if (fault := _machine_fault(error)) is None:
             raise
         print("error:", one_line(fault), file=sys.stderr)
@@ -74,7 +77,7 @@ def _show_unraisable(info: Any) -> None:
     if isinstance(error, (Interrupted, KeyboardInterrupt)):
         number = error.code - 128 if isinstance(error, Interrupted) else signal.SIGINT
         if isinstance(handler := signal.getsignal(number), _End):
-            handler.raised = False
+            handler.raised = None
         again = threading.Timer(0.05, os.kill, (os.getpid(), number))
         again.daemon = True
         again.start()
@@ -118,31 +121,32 @@ class _End:
     interrupt the clean-up."""
 
     def __init__(self, message: str):
-        self._message, self.raised = message, False
+        self._message = message
+        self.raised: Interrupted | None = None
 
     def __call__(self, number: int, frame: Any) -> None:
-        if not self.raised:
-            self.raised = True
-            raise Interrupted(f"{signal.Signals(number).name}: {self._message}", number)
+        if self.raised is None:
+            self.raised = Interrupted(f"{signal.Signals(number).name}: {self._message}", number)
+            raise self.raised
 
 
 @contextlib.contextmanager
-def _interrupted_by_signals(message: str) -> Iterator[None]:
-    """A block in which SIGTERM and SIGHUP (a closed terminal) raise `Interrupted`, so that the program cleans up.
+def _interrupted_by_signals(message: str) -> Iterator[_End]:
+    """A block in which SIGTERM and SIGHUP (a closed terminal) raise `Interrupted`, so that the program cleans up. Gives
+    their handler.
 
     A signal that is ignored, as under nohup, or has another handler is left alone.
     """
+    end = _End(message)
     if threading.current_thread() is not threading.main_thread():
-        yield
+        yield end
         return
     signals = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
     signals = [number for number in signals if signal.getsignal(number) == signal.SIG_DFL]
-
-    end = _End(message)
     for number in signals:
         signal.signal(number, end)
     try:
-        yield
+        yield end
     finally:
         for number in signals:
             signal.signal(number, signal.SIG_DFL)
