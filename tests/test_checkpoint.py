@@ -816,7 +816,9 @@ def test_one_whose_score_cannot_be_read_is_kept_and_the_others_are_not(checkpoin
         checkpoints.best()
 
 
-@pytest.mark.parametrize("change", [{"vocab_size": None}, {"step": None}, {"step": "5"}, {"vocab_size": 20.0}])
+@pytest.mark.parametrize(
+    "change", [{"vocab_size": None}, {"step": None}, {"step": "5"}, {"run": {}}, {"vocab_size": 20.0}]
+)
 def test_progress_of_another_program_is_told(checkpoints, folder: Path, change: dict) -> None:
     save(checkpoints, 5, small=True)
     path = folder / "00000005/progress.json"

@@ -561,6 +561,9 @@ def test_training_refuses_a_pipe_at_once(call, tiny, tmp_path: Path) -> None:
     done = call("train.py", *arguments)
     assert done.code == 2
     assert done.err.splitlines()[-1].startswith(f"error: data.source: {tmp_path / 'pipe'} is a pipe or a device, but ")
+    # It would wait for ever for somebody who writes to it.
+    done = call("train.py", *arguments[:4], "--data.tokenizer", tmp_path / "pipe")
+    assert done.err.splitlines()[-1].startswith(f"error: {tmp_path / 'pipe'} is a pipe or a device, but it is read ")
     assert not (tmp_path / "run/config.json").exists()
 
 
