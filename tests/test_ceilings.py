@@ -5,6 +5,7 @@ import io
 import re
 import tokenize
 from collections.abc import Iterator
+from importlib.util import resolve_name
 from pathlib import Path
 
 import pytest
@@ -58,10 +59,10 @@ def imports(path: Path) -> set[str]:
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{name(path)}: a relative import"
+            base = resolve_name("." * node.level + (node.module or ""), module(path.parent))
             for alias in node.names:
-                inner = f"{node.module}.{alias.name}"
-                found.add(inner if inner in MODULES else node.module)
+                inner = f"{base}.{alias.name}"
+                found.add(inner if inner in MODULES else base)
     return found & MODULES.keys() - {module(path)}
 
 

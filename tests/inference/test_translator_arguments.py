@@ -95,6 +95,7 @@ def test_models_and_tokenizer_have_one_vocabulary():
         (["4", "5", b"6"], "sentences[2] is a bytes"),
         ([["4"]], "sentences[0] is a list"),
         (np.array([1.5]), "sentences[0] is a float64"),
+        (np.array("4"), "sentences is a ndarray: give a list of strings"),
     ],
     ids=repr,
 )
@@ -139,6 +140,9 @@ def test_pieces_are_lists_of_lists(lists):
 
 def test_a_search_has_a_prefix_for_each_source():
     ours = translator()
+    assert refused(lambda: list(ours.search(iter([[4]])))).startswith(
+        "the sources must be a list of lists of ids, not "
+    )
     for prefixes in ("4", ["4"], [[4]], ours._prefixes.of(["4"]), ours._prefixes.of(["4", "5", "6"])):
         assert refused(lambda given: list(ours.search([[4], [5]], prefixes=given)), prefixes).startswith("2 sources")
 

@@ -206,7 +206,7 @@ def test_mistakes_on_the_command_line(call, monkeypatch, trained, tmp_path) -> N
             f"error: OUT {there}: give a local path (with ./ before a name that contains ://)\n",
         )
     assert list(tmp_path.iterdir()) == []
-    monkeypatch.setitem(__import__("sys").modules, "safetensors.numpy", None)
+    monkeypatch.setitem(__import__("sys").modules, "safetensors", None)
     done = call("transformer", "export", trained, out, "--to", "hf-marian")
     assert (done.code, done.err.count("\n")) == (2, 1)
     assert "pip install 'transformer[export]'" in done.err

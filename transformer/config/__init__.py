@@ -1,15 +1,17 @@
 """Configuration of the whole project: frozen dataclasses, conversion to and from JSON, and validation rules.
 
-Needs only the standard library. You can copy this package and `model/` together into another project.
+Needs only the standard library. You can copy this package and `model/` side by side into a package of any name:
+both import relatively.
 """
 
-from transformer.config.codec import check_fields, differences, flatten
-from transformer.config.errors import Interrupted, UserError, shown
-from transformer.config.model import (
+from .codec import check_fields, differences, flatten
+from .errors import Interrupted, UserError, shown
+from .model import (
     BASE,
     BIG,
     BOS,
     EOS,
+    GPT2,
     KINDS,
     PAD,
     SPECIALS,
@@ -18,21 +20,24 @@ from transformer.config.model import (
     ModelConfig,
     check_model,
 )
-from transformer.config.numbers import whole_number
-from transformer.config.sections import (
+from .numbers import whole_number
+from .sections import (
     DataConfig,
     DecodeConfig,
     EvaluateConfig,
     MeshConfig,
+    TextConfig,
     TrainConfig,
     check_decode,
 )
-from transformer.config.tasks import (
+from .tasks import (
     RUNS,
     Config,
+    LanguageModelConfig,
     check,
     conflicts,
     from_json,
+    require_task,
     require_translation,
     resumable,
     to_json,
@@ -44,6 +49,7 @@ __all__ = [
     "BIG",
     "BOS",
     "EOS",
+    "GPT2",
     "KINDS",
     "PAD",
     "RUNS",
@@ -55,8 +61,10 @@ __all__ = [
     "DecodeConfig",
     "EvaluateConfig",
     "Interrupted",
+    "LanguageModelConfig",
     "MeshConfig",
     "ModelConfig",
+    "TextConfig",
     "TrainConfig",
     "UserError",
     "check",
@@ -67,6 +75,7 @@ __all__ = [
     "differences",
     "flatten",
     "from_json",
+    "require_task",
     "require_translation",
     "resumable",
     "shown",

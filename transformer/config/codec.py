@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from types import UnionType
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from transformer.config.errors import UserError, shown
+from .errors import UserError, shown
 
 C = TypeVar("C")
 

@@ -1,16 +1,18 @@
 """The Transformer and its building blocks. Needs only jax, numpy, flax and `transformer.config`."""
 
-from transformer.model.attention import KV, Attention, attend
-from transformer.model.cache import Cache, Memory
-from transformer.model.encoder_decoder import EncoderDecoder
-from transformer.model.functional import Model, Params, build
-from transformer.model.layers import fold
-from transformer.model.stack import Run
+from .attention import KV, Attention, attend
+from .cache import Cache, Memory
+from .decoder import Decoder
+from .encoder_decoder import EncoderDecoder
+from .functional import Model, Params, build
+from .layers import fold
+from .stack import Run
 
 __all__ = [
     "KV",
     "Attention",
     "Cache",
+    "Decoder",
     "EncoderDecoder",
     "Memory",
     "Model",

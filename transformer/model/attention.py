@@ -17,10 +17,10 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from transformer.config import ModelConfig
-from transformer.model.initializers import Distributions, constant, matrix
-from transformer.model.layers import dropout
-from transformer.model.products import einsum, product
+from ..config import ModelConfig
+from .initializers import Distributions, constant, matrix
+from .layers import dropout
+from .products import einsum, product
 
 MASKED = -1e30  # finite, so that a fully masked row has a finite softmax and finite gradients
 

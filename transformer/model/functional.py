@@ -16,9 +16,10 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from transformer.config import ModelConfig
-from transformer.model.checks import check_complete, check_key
-from transformer.model.encoder_decoder import EncoderDecoder
+from ..config import ModelConfig
+from .checks import check_complete, check_key
+from .decoder import Decoder
+from .encoder_decoder import EncoderDecoder
 
 Params = Mapping[str, Any]
 
@@ -81,8 +82,9 @@ class Model:
 
 
 def build(config: ModelConfig) -> Model:
-    """The encoder-decoder model of a config, whose `vocab_size` must be set. Equal configs give the same `Model`.
+    """The model of a config, whose `vocab_size` must be set: an `EncoderDecoder`, or a `Decoder` if encoder_layers = 0.
 
+    Equal configs give the same `Model`.
     Raises `UserError` (a ValueError) if the config breaks a rule, with the same message as on the command line.
     """
     check_complete(config)
@@ -91,7 +93,8 @@ def build(config: ModelConfig) -> Model:
 
 @cache  # compiled programs belong to a `Model` object: a second one of the same config would compile all again
 def _built(config: ModelConfig) -> Model:
-    return Model(config, lambda rngs: EncoderDecoder(config, rngs=rngs))
+    module = EncoderDecoder if config.encoder_layers else Decoder
+    return Model(config, lambda rngs: module(config, rngs=rngs))
 
 
 @jax.jit

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from transformer.config import ModelConfig
+from ..config import ModelConfig
 
 
 class Uniform(NamedTuple):

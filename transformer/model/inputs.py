@@ -10,9 +10,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from transformer.config import ModelConfig
-from transformer.model.initializers import table
-from transformer.model.layers import Embedding, dropout
+from ..config import ModelConfig
+from .initializers import table
+from .layers import Embedding, dropout
 
 
 def sinusoids(positions_BT: Array, d_model: int) -> Array:

@@ -13,9 +13,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from transformer.config import ModelConfig
-from transformer.model.initializers import Distributions, constant, matrix, table
-from transformer.model.products import lookup, matmul, product
+from ..config import ModelConfig
+from .initializers import Distributions, constant, matrix, table
+from .products import lookup, matmul, product
 
 ACTIVATIONS = {
     "relu": jax.nn.relu,

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.experimental.layout import Layout, with_layout_constraint
 
-from transformer.model.rounding import Rounded, rounded_product
+from .rounding import Rounded, rounded_product
 
 
 @runtime_checkable

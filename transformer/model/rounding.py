@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from transformer.config import ModelConfig
+from ..config import ModelConfig
 
 # Number of leading axes of each matrix that a product sums over; 0 = an embedding table, whose rows are outputs.
 INNER = {"query": 1, "key": 1, "value": 1, "output": 2, "w1": 1, "w2": 1, "table": 0}

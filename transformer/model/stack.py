@@ -13,12 +13,12 @@ import jax
 from flax import nnx
 from jax import Array
 
-from transformer.config import ModelConfig, UserError, shown
-from transformer.model.attention import KV, Attention, write
-from transformer.model.cache import Cache
-from transformer.model.checks import check_key
-from transformer.model.initializers import distributions
-from transformer.model.layers import FeedForward, LayerNorm, dropout, fold
+from ..config import ModelConfig, UserError, shown
+from .attention import KV, Attention, write
+from .cache import Cache
+from .checks import check_key
+from .initializers import distributions
+from .layers import FeedForward, LayerNorm, dropout, fold
 
 Kind = Literal["encoder", "decoder"]
 

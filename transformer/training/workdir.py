@@ -14,7 +14,10 @@ from transformer.files import Lock, path_of, refuse_links, sealed
 log = logging.getLogger("transformer")
 
 # What a run writes to its workdir after config.json. That file comes first and marks the folder as a workdir.
-MADE = ("checkpoints", "metrics.jsonl", "scores.jsonl", "sets", "tensorboard", "tokenizer.model", "tokenizer.sha256")
+MADE = (
+    *("checkpoints", "metrics.jsonl", "scores.jsonl", "sets", "tensorboard"),
+    *("tokenizer.model", "tokenizer.json", "characters.json", "bytes.json", "tokenizer.sha256"),
+)
 FOLDERS = ("checkpoints", "sets", "tensorboard", "profile")
 
 
