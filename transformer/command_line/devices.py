@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import logging
 import sys
+import tempfile
 
 from transformer.config import Config, UserError
 from transformer.memory import address_space, ran_out
@@ -45,6 +46,8 @@ def set_up_jax() -> None:
     try:
         with writable_cache_dir(Config().data) as folder:
             (folder / "compiled").mkdir(exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder / "compiled"):  # JAX would warn at each program that it can't write
+                pass
         jax.config.update("jax_compilation_cache_dir", str(folder / "compiled"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
     except UserError as error:

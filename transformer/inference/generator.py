@@ -72,7 +72,7 @@ class Generator:
         prompt; otherwise it stands only for an empty prompt. `config.dtype` has no effect here: only `load` converts
         parameters (see `in_type`).
         """
-        check_members(params, others)
+        check_members(model, params, others)
         if not hasattr(vocabulary, "spelling"):
             raise UserError(f"vocabulary = {shown(vocabulary)}: give one of transformer.data.vocabularies")
         self.model, self.params, self.vocabulary, self.documents = model, params, vocabulary, documents

@@ -17,7 +17,7 @@ from flax import nnx
 from jax import Array
 
 from ..config import ModelConfig
-from .checks import check_complete
+from .checks import check_complete, check_key
 from .decoder import Decoder
 from .encoder_decoder import EncoderDecoder
 
@@ -46,7 +46,8 @@ class Model:
         return {"/".join(map(str, path)): v.get_metadata()["start"] for path, v in self._variables.items()}
 
     def init(self, key: Array) -> Params:
-        """Fresh float32 parameters; the same key gives the same values."""
+        """Fresh float32 parameters; the same key gives the same values. Raises `UserError` if `key` is no key."""
+        check_key(key, optional=False)
         state = nnx.state(self._make(nnx.Rngs(params=key)))
         return _nest({path: variable[...] for path, variable in nnx.to_flat_state(state)})
 
