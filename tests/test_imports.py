@@ -28,8 +28,9 @@ MAY_IMPORT = {
     "streams": {"config"},
     "judging": {"config"},
     "data": {"config", "phases", "files", "memory", "streams"},
+    "compiled": {"config", "data"},
     "checkpoint": {"config", "model", "phases", "files", "judging", "memory", "streams"},
-    "command_line": {"config", "data", "memory", "streams"},
+    "command_line": {"config", "data", "compiled", "memory", "streams"},
     "inference": {"config", "model", "data", "checkpoint", "files", "machine", "memory", "streams"},
     "training": {"config", "model", "phases", "files", "judging", "machine", "memory", "streams", "checkpoint"},
     "tasks": {

@@ -23,6 +23,10 @@ J, R = TypeVar("J"), TypeVar("R")
 
 MAX_STREAMS = 8  # the most batches at a time on a CPU
 LENGTHS = (8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
+# Fewer sequences than fill this number of batches are computed in few shapes: a program takes longer to compile than
+# these sequences would save by more shapes.
+FEW_BATCHES = 8
+FEW_LENGTHS = (8, 32, 128, 512)
 
 
 class Batch(NamedTuple):
@@ -34,6 +38,8 @@ class Batch(NamedTuple):
     """Rows of the array, at least the number of sequences."""
     length: int
     """Positions that each row is padded to."""
+    few: bool = False
+    """Whether there are so few sequences that they are computed in few shapes."""
 
     def filled(self, sequences: Sequence[Sequence[int]], eos: int, pad: int) -> np.ndarray:
         """The batch as an int32 array (rows, length): each sequence followed by eos and padding."""
@@ -59,30 +65,35 @@ class Batcher:
         """The number of parts that the rows of a batch are cut into, over devices."""
         self.batch_tokens, self.beams = batch_tokens, beams
         self._streams = streams
-        self._rows_that_fit = batch_sentences
+        self._rows_that_fit = self._batch_sentences = batch_sentences
         self._lock = threading.Lock()
 
     def batches(self, lengths: Sequence[int], longest: int) -> Iterator[Batch]:
         """Batches of sequences with these lengths in positions, sorted by length. `longest`: the largest length.
 
         Sequences of length 0 are left out. Sequences that do not fill a batch join the next longer one if that is at
-        most twice as long; otherwise they form a batch of the smallest shape that holds them.
+        most twice as long; otherwise they form a batch of the smallest shape that holds them. If there are few
+        sequences (see `FEW_BATCHES`), lengths are coarser, and sequences join a batch up to four times as long.
         """
-        buckets = [*itertools.takewhile(lambda n: n < longest, padded_lengths()), longest]
         order = sorted((i for i, n in enumerate(lengths) if n), key=lambda i: lengths[i])
+        few = len(order) < FEW_BATCHES * self._batch_sentences
+        ladder, most = (FEW_LENGTHS, 4) if few else (padded_lengths(), 2)
+        buckets = [*itertools.takewhile(lambda n: n < longest, ladder), longest]
         at, waiting = 0, []
         for b, bucket in enumerate(buckets):
             while at < len(order) and lengths[order[at]] <= bucket:
                 waiting.append(order[at])
                 at += 1
-            while len(waiting) >= (full := self.rows(bucket)):
-                yield Batch(waiting[:full], full, bucket)
+            full, least = self.rows(bucket), 0
+            while len(waiting) >= full:
+                yield Batch(waiting[:full], full, bucket, few)
                 del waiting[:full]
+                least = full if few else 0  # the shape that is there already
             if waiting:
                 upper = buckets[b + 1] if b + 1 < len(buckets) else 0
-                follows = at < len(order) and lengths[order[at]] <= upper <= 2 * bucket
+                follows = at < len(order) and lengths[order[at]] <= upper <= most * bucket
                 if not follows:
-                    yield Batch(waiting, self._fewer_rows(len(waiting), full), bucket)
+                    yield Batch(waiting, max(least, self._fewer_rows(len(waiting), full)), bucket, few)
                     waiting = []
 
     def rows(self, length: int) -> int:

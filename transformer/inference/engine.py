@@ -11,9 +11,10 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -30,8 +31,23 @@ from transformer.model import Cache, Memory, Model, Params
 
 MIN_ROWS = 4  # a batch of fewer rows is hardly faster
 STAGE = 16  # output positions of a stage
-_dispatch_lock = threading.Lock()  # so that two threads never compile the same program
 SIZES = (0, 32, 64, 96, 128, 192, 256, 384, 512, 768, 1024)  # possible capacities: output positions, or cache slots
+
+
+class Grain(NamedTuple):
+    """How finely the shapes of a batch follow its sentences. Each shape costs a compilation."""
+
+    stage: int
+    """Output positions of a stage."""
+    shrink: int
+    """The factor by which the rows become fewer when sentences are finished."""
+    sizes: Sequence[int]
+    """Possible capacities: output positions, or cache slots."""
+
+
+FINE = Grain(STAGE, 2, SIZES)
+COARSE = Grain(2 * STAGE, 4, (0, 32, 64, 128, 256, 512, 1024))
+"""For a few sentences, which take less time than the compilation of a program."""
 
 
 @jax.tree_util.register_dataclass
@@ -135,7 +151,7 @@ def cache_type() -> Any:
     return jnp.float32 if jax.default_backend() == "cpu" else None
 
 
-@partial(jax.jit, static_argnames=("models", "length", "dtype", "over"))
+@partial(jax.jit, static_argnames=("models", "length", "dtype", "over", "stage"))
 def begin(
     params: tuple[Params, ...],
     source_BS: Array,
@@ -147,15 +163,16 @@ def begin(
     length: int,
     dtype: Any = None,
     over: NamedSharding | None = None,
+    stage: int = STAGE,
 ) -> tuple[tuple[Memory, ...], Beams]:
     """Encode the sources once. Returns the memories, and the state of the search before the first piece.
 
-    `length`: the capacity in output positions. `dtype`: the type of the cache; None = that of the model. `over`: the
-    sharding of rows over several devices.
+    `length`: the capacity in output positions; `stage`: that of the cache. `dtype`: the type of the cache; None = that
+    of the model. `over`: the sharding of rows over several devices.
     """
     memories = tuple(model.bind(parameters).encode(source_BS) for model, parameters in zip(models, params, strict=True))
     caches = tuple(
-        model.bind(parameters).init_cache(len(source_BS), STAGE, options.beam_size, dtype)
+        model.bind(parameters).init_cache(len(source_BS), stage, options.beam_size, dtype)
         for model, parameters in zip(models, params, strict=True)
     )
     return constrain_rows((memories, start(caches, limit_B, length, options, given)), over)
@@ -197,7 +214,7 @@ def proceed(
     return beams, jnp.max(jnp.where(beams.stopped_B, 0, beams.cache[0].used_B()))
 
 
-@partial(jax.jit, static_argnames=("length", "keep", "over"))
+@partial(jax.jit, static_argnames=("length", "keep", "over", "stage"))
 def rearrange(
     memories: tuple[Memory, ...],
     beams: Beams,
@@ -206,15 +223,16 @@ def rearrange(
     length: int,
     keep: int | None,
     over: NamedSharding | None = None,
+    stage: int = STAGE,
 ) -> tuple[tuple[Memory, ...], Beams]:
     """Memories and state of the sentences `index_B` only (None = all), with a capacity of `length` output positions.
 
-    `keep`: if given, the cache is collected into this number of slots, plus room for another stage.
+    `keep`: if given, the cache is collected into this number of slots, plus room for another `stage` positions.
     """
     if index_B is not None:
         memories, beams = jax.tree.map(lambda x: x if x.ndim == 0 else x[index_B], (memories, beams))
     if keep is not None:
-        beams = replace(beams, cache=tuple(cache.collect(keep, STAGE) for cache in beams.cache))
+        beams = replace(beams, cache=tuple(cache.collect(keep, stage) for cache in beams.cache))
     more = ((0, 0), (0, 0), (0, length - beams.tokens_BML.shape[2]))
     beams = replace(
         beams, tokens_BML=jnp.pad(beams.tokens_BML, more), done_tokens_BML=jnp.pad(beams.done_tokens_BML, more)
@@ -227,6 +245,17 @@ def size(n: int, ladder: Sequence[int] = SIZES) -> int:
     return next((size for size in ladder if size >= n), -(-n // ladder[-1]) * ladder[-1])
 
 
+_locks: dict[Any, threading.Lock] = {}
+
+
+def once(program: Any, *args: Any, **static: Any) -> Any:
+    """Call a jitted program. Threads that call it with the same shapes take turns, so that only one compiles it."""
+    leaves, tree = jax.tree.flatten(args)
+    key = program, tree, tuple((np.shape(leaf), getattr(leaf, "dtype", None)) for leaf in leaves), *static.items()
+    with _locks.setdefault(key, threading.Lock()):
+        return program(*args, **static)
+
+
 def decode(
     models: tuple[Model, ...],
     params: tuple[Params, ...],
@@ -235,6 +264,7 @@ def decode(
     strategy: Strategy,
     given: Any = (),
     stop: threading.Event | None = None,
+    grain: Grain = FINE,
 ) -> Iterator[tuple[int, Hypotheses]]:
     """Decode a batch. Yields (row, hypotheses of that row) for each row, in the order in which they finish.
 
@@ -242,47 +272,82 @@ def decode(
     are empty and yield nothing. `given`: further data of each row, see `Beams`. Once `stop` is set, it ends after the
     present stage.
     """
-    limits, over = np.asarray(limit_B), row_sharding(source_BS)
-    length, until, keep = size(STAGE), STAGE, None
-    with _dispatch_lock:
-        memories, beams = begin(
-            *(params, source_BS, limit_B, given, strategy.options),
-            **{"models": models, "length": length, "dtype": cache_type(), "over": over},
-        )
+    limits, over, stage = np.asarray(limit_B), row_sharding(source_BS), grain.stage
+    until, shared = stage, {"over": over, "stage": stage}
+    memories, beams = once(
+        *(begin, params, source_BS, limit_B, given, strategy.options),
+        **{"models": models, "length": size(stage, grain.sizes), "dtype": cache_type(), **shared},
+    )
     # For each row of the batch: its row in the input, or -1 when it is finished.
     input_row = np.where(limits > 0, np.arange(len(limits)), -1)
     while (left := np.flatnonzero(input_row >= 0)).size:
         if stop is not None and stop.is_set():
             return
-        rows, index = len(input_row), None
-        while halve_at(rows, over) >= len(left):
-            rows //= 2
-        if rows < len(input_row):
+        while 0 < len(left) <= (fewer := fewer_rows(len(input_row), over, grain.shrink)):
             # Finished sentences, which stay stopped, fill up the batch.
-            index = np.concatenate([left, np.flatnonzero(input_row < 0)])[:rows]
-            input_row = input_row[index]
-        with _dispatch_lock:
-            if index is not None or keep is not None:
-                memories, beams = rearrange(memories, beams, index, length=length, keep=keep, over=over)
-            beams, used = proceed(
-                params, memories, beams, strategy, halve_at(rows, over), until, models=models, over=over
-            )
+            index = np.concatenate([np.flatnonzero(input_row >= 0), np.flatnonzero(input_row < 0)])[:fewer]
+            input_row, length = input_row[index], beams.tokens_BML.shape[2]
+            memories, beams = once(rearrange, memories, beams, index, length=length, keep=None, **shared)
+        few = fewer_rows(len(input_row), over, grain.shrink)
+        beams, used = once(proceed, params, memories, beams, strategy, few, until, models=models, over=over)
         done = np.flatnonzero(np.asarray(beams.stopped_B) & (input_row >= 0))
         if done.size:
-            with _dispatch_lock:
-                finished = hypotheses(beams, strategy.options)
-            finished = jax.tree.map(np.asarray, finished)
+            finished = hypotheses(jax.tree.map(np.asarray, replace(beams, cache=(), given=())), strategy.options)
             for row in done:
                 yield int(input_row[row]), Hypotheses(*(x[row] for x in finished))
             input_row[done] = -1
-        keep = None
-        if int(beams.at) == until:
-            until, keep = until + STAGE, size(int(used))
-            length = size(until)
+        if int(beams.at) == until and (input_row >= 0).any():
+            until += stage
+            sizes = {"length": size(until, grain.sizes), "keep": size(int(used), grain.sizes)}
+            memories, beams = once(rearrange, memories, beams, None, **sizes, **shared)
 
 
-def halve_at(rows: int, over: NamedSharding | None) -> int:
-    """The number of unfinished sentences at which a batch of this many rows is halved; 0 = never."""
-    if rows <= MIN_ROWS or rows % 2:
+def compile_ahead(
+    models: tuple[Model, ...],
+    params: tuple[Params, ...],
+    source_BS: Array,
+    limit_B: Array,
+    strategy: Strategy,
+    given: Any,
+    grain: Grain,
+    threads: int,
+) -> None:
+    """Compile the programs that `decode` runs for outputs of one stage, `threads` at a time, unless they are there.
+
+    The arguments are those of `decode`; only their shapes count. For one device.
+    """
+    stage, first = grain.stage, jax.tree.leaves(params)[0]
+    device = first.sharding if getattr(first, "committed", False) else None  # committed arrays have other programs
+
+    def shapes(tree: Any) -> Any:
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), tree)
+
+    with ThreadPoolExecutor(threads, "compile") as pool:
+        jobs = []
+
+        def lowered(program: Any, *args: Any, **static: Any) -> Any:
+            program = program.lower(*args, **static)
+            jobs.append(pool.submit(program.compile))
+            return shapes(program.out_info)
+
+        length, rows = size(stage, grain.sizes), len(limit_B)
+        shared = {"over": None, "stage": stage}
+        static = {"models": models, "length": length, "dtype": cache_type(), **shared}
+        memories, beams = lowered(begin, params, source_BS, limit_B, given, strategy.options, **static)
+        while True:
+            fewer = fewer_rows(rows, None, grain.shrink)
+            lowered(proceed, params, memories, beams, strategy, fewer, stage, models=models, over=None)
+            if not fewer:
+                break
+            index, rows = np.arange(fewer), fewer
+            memories, beams = lowered(rearrange, memories, beams, index, length=length, keep=None, **shared)
+        for job in jobs:
+            job.result()
+
+
+def fewer_rows(rows: int, over: NamedSharding | None, shrink: int = 2) -> int:
+    """The number of unfinished sentences at which a batch of this many rows is cut to that number; 0 = never."""
+    if rows <= MIN_ROWS or rows % shrink:
         return 0
-    return rows // 2 if over is None or divides(over, rows // 2) else 0  # otherwise each device would hold all rows
+    fewer = max(rows // shrink, MIN_ROWS)
+    return fewer if over is None or divides(over, fewer) else 0  # otherwise each device would hold all rows

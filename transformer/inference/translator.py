@@ -12,15 +12,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from transformer.config import EOS, PAD, DecodeConfig, UserError, check_decode, require_translation, shown
+from transformer.config import EOS, PAD, UNK, DecodeConfig, UserError, check_decode, require_translation, shown
 from transformer.inference.batches import Batch, Batcher, on_all_devices
 from transformer.inference.beam_search import Hypotheses
-from transformer.inference.engine import Strategy, decode
+from transformer.inference.engine import COARSE, FINE, Grain, Strategy, compile_ahead, decode
 from transformer.inference.pieces import MAX_LINES, check_ids, encode, texts
 from transformer.inference.prefixes import Prefix, Prefixes
 from transformer.inference.scorer import Scored, Scorer
 from transformer.inference.strategy import beams, options, strategy
 from transformer.inference.tally import Tally
+from transformer.machine import cores
 from transformer.model import Model, Params, build
 from transformer.model.checks import check_integer
 from transformer.model.rounding import in_type
@@ -73,6 +74,7 @@ class Translator:
         self.config = DecodeConfig() if config is None else config
         check_decode(self.config)
         self.tally = Tally()
+        self._compiling, self._compiled = threading.Lock(), set[Any]()
         self.models = (model, *(other for other, _ in others))
         self.all_params = (params, *(other for _, other in others))
         c = self.config
@@ -232,6 +234,7 @@ class Translator:
         prefix_bytes = max((len(prefix.spelt) for prefix in prefixes or ()), default=0)
 
         def decode_batch(batch: Batch, stop: threading.Event) -> list[tuple[int, Found]]:
+            grain = COARSE if batch.few else FINE
             # A limit of 0 excludes empty rows from the search.
             limit_B = np.zeros(batch.rows, np.int32)
             given = {"number_B": np.zeros(batch.rows, np.int32)}
@@ -242,7 +245,7 @@ class Translator:
                 given["number_B"][row] = first + i
                 if prefixes is not None:
                     self._prefixes.fill(given, row, prefixes[i])
-            finished = self._decode(batch.filled(sources, EOS, PAD), limit_B, decoding, given, stop)
+            finished = self._decode(batch.filled(sources, EOS, PAD), limit_B, decoding, given, stop, grain)
             return [(batch.indices[row], _as_lists(hypotheses)) for row, hypotheses in finished]
 
         lengths = [n + 1 if n else 0 for n in map(len, sources)]
@@ -267,6 +270,7 @@ class Translator:
         decoding: Strategy,
         given: Mapping[str, np.ndarray],
         stop: threading.Event,
+        grain: Grain,
     ) -> list[tuple[int, Hypotheses]]:
         """`engine.decode`, in parts if the whole batch does not fit into memory."""
 
@@ -274,10 +278,39 @@ class Translator:
             arrays = [x[rows] for x in (source_BS, limit_B, *given.values())]
             source, limit, *rest = self.batcher.put(*arrays)
             of_rows = dict(zip(given, rest, strict=True))
-            finished = decode(self.models, self.all_params, source, limit, decoding, of_rows, stop)
+            if grain is COARSE:
+                self._compile_ahead(source, limit, decoding, of_rows, grain)
+            finished = decode(self.models, self.all_params, source, limit, decoding, of_rows, stop, grain)
             return [(rows.start + row, result) for row, result in finished]
 
         return [row for rows in self.batcher.in_parts(part, len(source_BS)) for row in rows]
+
+    def _compile_ahead(self, source_BS: Any, limit_B: Any, decoding: Strategy, given: Mapping, grain: Grain) -> None:
+        """Compile the programs for a batch of this shape side by side, once. Does nothing with several devices."""
+        key = grain, source_BS.shape, *((name, x.shape) for name, x in given.items())
+        with self._compiling:
+            if self.batcher.mesh is None and key not in self._compiled:
+                compile_ahead(self.models, self.all_params, source_BS, limit_B, decoding, given, grain, cores())
+                self._compiled.add(key)
+
+    def warm_up(self, sentences: int = 64, pieces: int = 31) -> None:
+        """Compile, side by side, the programs for calls with this number of sentences of at most this many pieces.
+
+        Sentences of a quarter of this length need the same programs. Outputs of more than 32 pieces (16, if
+        `sentences` fill 8 batches or more) need further ones, which are compiled when they occur. With several devices
+        this decodes one call of such sentences instead. See `transformer.cache_compiled` to keep programs on disk.
+        """
+        check_integer("sentences", sentences, 1, MAX_LINES)
+        check_integer("pieces", pieces, 1, self.config.max_source_length)
+        sources = [[UNK] * pieces] * sentences
+        if self.batcher.mesh is not None:
+            list(self.search(sources))
+            return
+        decoding, longest = strategy(self.config, self.tokenizer), self.config.max_source_length + 1
+        for batch in self.batcher.batches([pieces + 1] * sentences, longest):
+            zeros_B = np.zeros(batch.rows, np.int32)
+            arrays = batch.filled(sources, EOS, PAD), zeros_B
+            self._compile_ahead(*arrays, decoding, {"number_B": zeros_B}, COARSE if batch.few else FINE)
 
     def score(self, sentences: Sequence[str], translations: Sequence[str], *, first_line: int = 1) -> list[Scored]:
         """Score given translations (forced decoding).

@@ -79,10 +79,9 @@ class EncoderDecoder(nnx.Module):
         """
         check_ids("source_BS", source_BS, self.vocab_size)
         check_ids("target_BT", target_BT, self.vocab_size)
-        if source_BS.shape[0] != target_BT.shape[0]:
-            raise UserError(
-                f"source_BS has {source_BS.shape[0]} rows and target_BT {target_BT.shape[0]}: give one target for each source"
-            )
+        sources, targets = source_BS.shape[0], target_BT.shape[0]  # not `len`: symbolic when exported
+        if sources != targets:
+            raise UserError(f"source_BS has {sources} rows and target_BT {targets}: give one target for each source")
         positions_BS, positions_BT = check_pair("positions", positions)
         segments_BS, segments_BT = check_pair("segments", segments)
         mask_BS, mask_BTS = check_pair("masks", masks)
@@ -142,7 +141,10 @@ class EncoderDecoder(nnx.Module):
         if positions_BS is None:
             positions_BS = jnp.arange(source_BS.shape[1])[None]
         mask_BTS = within(self.config.attention("encoder").window, mask_BTS, positions_BS, positions_BS)
-        learned, shifted_BS = self.source_positions, shifted(self.config, positions_BS, source_BS.shape[0], fold(key, 2))
+        learned, shifted_BS = (
+            self.source_positions,
+            shifted(self.config, positions_BS, source_BS.shape[0], fold(key, 2)),
+        )
         if learned is not None:
             check_positions("source_BS", source_BS, shifted_BS, len(learned[...]))
         x_BSD = inputs(self.config, self.embedding, learned, source_BS, shifted_BS, fold(key, 0))
