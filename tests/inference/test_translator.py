@@ -39,7 +39,7 @@ def shapes(monkeypatch):
     """Replace the decoding of a batch by one that copies sources. Returns a list of the (rows, length) of its calls."""
     calls = []
 
-    def copy(models, params, source_BS, limit_B, plan, given, stop):
+    def copy(models, params, source_BS, limit_B, plan, given, stop, grain):
         calls.append(source_BS.shape)
         for row, (source, limit) in enumerate(zip(source_BS, limit_B, strict=True)):
             n = int((source != PAD).sum())
@@ -58,7 +58,7 @@ def copier(**decode):
 
 
 def test_results_come_in_the_order_of_the_input(shapes):
-    lines = sentences(300, longest=100)
+    lines = sentences(600, longest=100)
     assert copier().translate(lines) == lines
     assert len({length for _, length in shapes}) > 2
 
@@ -120,7 +120,7 @@ def test_a_few_fixed_shapes_within_the_budget(shapes, decode):
     translator = copier(**decode)
     c = translator.config
     draw = np.random.default_rng(0)
-    for count in (1, 2, 7, 9, 65, 500):
+    for count in (1, 2, 7, 9, 65, 500, 600):
         lengths = np.minimum(draw.geometric(0.02, count), c.max_source_length).tolist()
         translator_sources = [[5] * n for n in lengths]
         translator_sources.insert(count // 2, [])

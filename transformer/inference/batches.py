@@ -38,8 +38,6 @@ class Batch(NamedTuple):
     """Rows of the array, at least the number of sequences."""
     length: int
     """Positions that each row is padded to."""
-    few: bool = False
-    """Whether there are so few sequences that they are computed in few shapes."""
 
     def filled(self, sequences: Sequence[Sequence[int]], eos: int, pad: int) -> np.ndarray:
         """The batch as an int32 array (rows, length): each sequence followed by eos and padding."""
@@ -76,7 +74,7 @@ class Batcher:
         sequences (see `FEW_BATCHES`), lengths are coarser, and sequences join a batch up to four times as long.
         """
         order = sorted((i for i, n in enumerate(lengths) if n), key=lambda i: lengths[i])
-        few = len(order) < FEW_BATCHES * self._batch_sentences
+        few = self.few(lengths)
         ladder, most = (FEW_LENGTHS, 4) if few else (padded_lengths(), 2)
         buckets = [*itertools.takewhile(lambda n: n < longest, ladder), longest]
         at, waiting = 0, []
@@ -84,17 +82,22 @@ class Batcher:
             while at < len(order) and lengths[order[at]] <= bucket:
                 waiting.append(order[at])
                 at += 1
-            full, least = self.rows(bucket), 0
-            while len(waiting) >= full:
-                yield Batch(waiting[:full], full, bucket, few)
+            filled = False
+            while len(waiting) >= (full := self.rows(bucket)):
+                yield Batch(waiting[:full], full, bucket)
                 del waiting[:full]
-                least = full if few else 0  # the shape that is there already
+                filled = True
             if waiting:
                 upper = buckets[b + 1] if b + 1 < len(buckets) else 0
                 follows = at < len(order) and lengths[order[at]] <= upper <= most * bucket
-                if not follows:
-                    yield Batch(waiting, max(least, self._fewer_rows(len(waiting), full)), bucket, few)
+                if not follows:  # few sequences: in the shape that is there already
+                    rows = full if few and filled else self._fewer_rows(len(waiting), full)
+                    yield Batch(waiting, rows, bucket)
                     waiting = []
+
+    def few(self, lengths: Sequence[int]) -> bool:
+        """Whether these sequences are so few that they are computed in few shapes."""
+        return sum(1 for n in lengths if n) < FEW_BATCHES * self._batch_sentences
 
     def rows(self, length: int) -> int:
         """Rows of a full batch of this length, within `batch_tokens`: `ways` times a power of two, or, if fewer than

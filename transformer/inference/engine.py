@@ -27,6 +27,7 @@ from transformer.config import BOS
 from transformer.inference.beam_search import Beams, Hypotheses, Options, best_candidates, hypotheses, run, start
 from transformer.inference.constraints import Constraints
 from transformer.inference.sampling import sampled
+from transformer.machine import cores
 from transformer.model import Cache, Memory, Model, Params
 
 MIN_ROWS = 4  # a batch of fewer rows is hardly faster
@@ -43,10 +44,12 @@ class Grain(NamedTuple):
     """The factor by which the rows become fewer when sentences are finished."""
     sizes: Sequence[int]
     """Possible capacities: output positions, or cache slots."""
+    ahead: bool
+    """Compile the programs of a first stage together, before they are needed (with one device)."""
 
 
-FINE = Grain(STAGE, 2, SIZES)
-COARSE = Grain(2 * STAGE, 4, (0, 32, 64, 128, 256, 512, 1024))
+FINE = Grain(STAGE, 2, SIZES, False)
+COARSE = Grain(2 * STAGE, 4, (0, 32, 64, 128, 256, 512, 1024), True)
 """For a few sentences, which take less time than the compilation of a program."""
 
 
@@ -246,13 +249,18 @@ def size(n: int, ladder: Sequence[int] = SIZES) -> int:
 
 
 _locks: dict[Any, threading.Lock] = {}
+_compiled: set[Any] = set()
+
+
+def shapes_of(program: Any, args: Any, static: Any) -> Any:
+    """What the compilation of a program for these arguments depends on, as a key."""
+    leaves, tree = jax.tree.flatten(args)
+    return program, tree, tuple((np.shape(leaf), getattr(leaf, "dtype", None)) for leaf in leaves), *static.items()
 
 
 def once(program: Any, *args: Any, **static: Any) -> Any:
     """Call a jitted program. Threads that call it with the same shapes take turns, so that only one compiles it."""
-    leaves, tree = jax.tree.flatten(args)
-    key = program, tree, tuple((np.shape(leaf), getattr(leaf, "dtype", None)) for leaf in leaves), *static.items()
-    with _locks.setdefault(key, threading.Lock()):
+    with _locks.setdefault(shapes_of(program, args, static), threading.Lock()):
         return program(*args, **static)
 
 
@@ -273,6 +281,8 @@ def decode(
     present stage.
     """
     limits, over, stage = np.asarray(limit_B), row_sharding(source_BS), grain.stage
+    if grain.ahead and not isinstance(getattr(source_BS, "sharding", None), NamedSharding):
+        compile_ahead(models, params, source_BS, limit_B, strategy, given, grain)
     until, shared = stage, {"over": over, "stage": stage}
     memories, beams = once(
         *(begin, params, source_BS, limit_B, given, strategy.options),
@@ -310,39 +320,37 @@ def compile_ahead(
     strategy: Strategy,
     given: Any,
     grain: Grain,
-    threads: int,
 ) -> None:
-    """Compile the programs that `decode` runs for outputs of one stage, `threads` at a time, unless they are there.
+    """Compile the programs that `decode` runs for outputs of one stage, on all cores, unless they are there.
 
     The arguments are those of `decode`; only their shapes count. For one device.
     """
-    stage, first = grain.stage, jax.tree.leaves(params)[0]
-    device = first.sharding if getattr(first, "committed", False) else None  # committed arrays have other programs
-
-    def shapes(tree: Any) -> Any:
-        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), tree)
-
-    with ThreadPoolExecutor(threads, "compile") as pool:
+    key = shapes_of(compile_ahead, (params, source_BS, limit_B, strategy, given), {"models": models, "grain": grain})
+    with _locks.setdefault(key, threading.Lock()), ThreadPoolExecutor(cores(), "compile") as pool:
+        if key in _compiled:
+            return
+        first = jax.tree.leaves(params)[0]
+        device = first.sharding if getattr(first, "committed", False) else None  # committed arrays have other programs
         jobs = []
 
         def lowered(program: Any, *args: Any, **static: Any) -> Any:
             program = program.lower(*args, **static)
             jobs.append(pool.submit(program.compile))
-            return shapes(program.out_info)
+            return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), program.out_info)
 
-        length, rows = size(stage, grain.sizes), len(limit_B)
-        shared = {"over": None, "stage": stage}
+        length, rows, shared = size(grain.stage, grain.sizes), len(limit_B), {"over": None, "stage": grain.stage}
         static = {"models": models, "length": length, "dtype": cache_type(), **shared}
         memories, beams = lowered(begin, params, source_BS, limit_B, given, strategy.options, **static)
         while True:
             fewer = fewer_rows(rows, None, grain.shrink)
-            lowered(proceed, params, memories, beams, strategy, fewer, stage, models=models, over=None)
+            lowered(proceed, params, memories, beams, strategy, fewer, grain.stage, models=models, over=None)
             if not fewer:
                 break
             index, rows = np.arange(fewer), fewer
             memories, beams = lowered(rearrange, memories, beams, index, length=length, keep=None, **shared)
         for job in jobs:
             job.result()
+        _compiled.add(key)
 
 
 def fewer_rows(rows: int, over: NamedSharding | None, shrink: int = 2) -> int:

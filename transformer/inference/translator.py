@@ -21,7 +21,6 @@ from transformer.inference.prefixes import Prefix, Prefixes
 from transformer.inference.scorer import Scored, Scorer
 from transformer.inference.strategy import beams, options, strategy
 from transformer.inference.tally import Tally
-from transformer.machine import cores
 from transformer.model import Model, Params, build
 from transformer.model.checks import check_integer
 from transformer.model.rounding import in_type
@@ -74,7 +73,6 @@ class Translator:
         self.config = DecodeConfig() if config is None else config
         check_decode(self.config)
         self.tally = Tally()
-        self._compiling, self._compiled = threading.Lock(), set[Any]()
         self.models = (model, *(other for other, _ in others))
         self.all_params = (params, *(other for _, other in others))
         c = self.config
@@ -234,7 +232,6 @@ class Translator:
         prefix_bytes = max((len(prefix.spelt) for prefix in prefixes or ()), default=0)
 
         def decode_batch(batch: Batch, stop: threading.Event) -> list[tuple[int, Found]]:
-            grain = COARSE if batch.few else FINE
             # A limit of 0 excludes empty rows from the search.
             limit_B = np.zeros(batch.rows, np.int32)
             given = {"number_B": np.zeros(batch.rows, np.int32)}
@@ -249,6 +246,7 @@ class Translator:
             return [(batch.indices[row], _as_lists(hypotheses)) for row, hypotheses in finished]
 
         lengths = [n + 1 if n else 0 for n in map(len, sources)]
+        grain = COARSE if self.batcher.few(lengths) else FINE
         batches = self.batcher.batches(lengths, self.config.max_source_length + 1)
         for results in self.batcher.side_by_side(decode_batch, batches):
             yield from results
@@ -278,20 +276,10 @@ class Translator:
             arrays = [x[rows] for x in (source_BS, limit_B, *given.values())]
             source, limit, *rest = self.batcher.put(*arrays)
             of_rows = dict(zip(given, rest, strict=True))
-            if grain is COARSE:
-                self._compile_ahead(source, limit, decoding, of_rows, grain)
             finished = decode(self.models, self.all_params, source, limit, decoding, of_rows, stop, grain)
             return [(rows.start + row, result) for row, result in finished]
 
         return [row for rows in self.batcher.in_parts(part, len(source_BS)) for row in rows]
-
-    def _compile_ahead(self, source_BS: Any, limit_B: Any, decoding: Strategy, given: Mapping, grain: Grain) -> None:
-        """Compile the programs for a batch of this shape side by side, once. Does nothing with several devices."""
-        key = grain, source_BS.shape, *((name, x.shape) for name, x in given.items())
-        with self._compiling:
-            if self.batcher.mesh is None and key not in self._compiled:
-                compile_ahead(self.models, self.all_params, source_BS, limit_B, decoding, given, grain, cores())
-                self._compiled.add(key)
 
     def warm_up(self, sentences: int = 64, pieces: int = 31) -> None:
         """Compile, side by side, the programs for calls with this number of sentences of at most this many pieces.
@@ -306,11 +294,11 @@ class Translator:
         if self.batcher.mesh is not None:
             list(self.search(sources))
             return
-        decoding, longest = strategy(self.config, self.tokenizer), self.config.max_source_length + 1
-        for batch in self.batcher.batches([pieces + 1] * sentences, longest):
-            zeros_B = np.zeros(batch.rows, np.int32)
-            arrays = batch.filled(sources, EOS, PAD), zeros_B
-            self._compile_ahead(*arrays, decoding, {"number_B": zeros_B}, COARSE if batch.few else FINE)
+        decoding, lengths = strategy(self.config, self.tokenizer), [pieces + 1] * sentences
+        grain = COARSE if self.batcher.few(lengths) else FINE
+        for batch in self.batcher.batches(lengths, self.config.max_source_length + 1):
+            source_BS, zeros_B = batch.filled(sources, EOS, PAD), np.zeros(batch.rows, np.int32)
+            compile_ahead(self.models, self.all_params, source_BS, zeros_B, decoding, {"number_B": zeros_B}, grain)
 
     def score(self, sentences: Sequence[str], translations: Sequence[str], *, first_line: int = 1) -> list[Scored]:
         """Score given translations (forced decoding).
