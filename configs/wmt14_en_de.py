@@ -4,8 +4,8 @@
     python -m transformer average runs/wmt14_en_de --last 5
     python evaluate.py --workdir runs/wmt14_en_de
 
-Not run to the end here. Expect 25.5 to 26.9 sacreBLEU (13a) on the full newstest2014: see README.md. The paper's 27.3
-is tokenised and compound-split BLEU, which evaluate.py prints as its second number.
+Not run to the end here. Expect 25.5 to 26.9 sacreBLEU (13a) on the full newstest2014: see docs/wmt14.md. The paper's
+27.3 is tokenised and compound-split BLEU, which evaluate.py prints as its second number.
 """
 
 from transformer.config import BASE, Config, DataConfig, DecodeConfig, TrainConfig

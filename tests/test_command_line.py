@@ -348,6 +348,7 @@ def test_help_of_train_names_every_option(call) -> None:
         ),
         ("transformer", ("translate",), "workdir --checkpoint --ensemble --jsonl --details"),
         ("transformer", ("score",), "workdir --checkpoint --ensemble"),
+        ("transformer", ("generate",), "workdir --checkpoint --ensemble --prompt --stop --samples --jsonl"),
     ],
 )
 def test_help_of_the_commands_that_translate_names_every_option(call, program, verb, options: str) -> None:

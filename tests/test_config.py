@@ -17,11 +17,14 @@ from transformer.config import (
     DataConfig,
     DecodeConfig,
     EvaluateConfig,
+    LanguageModelConfig,
     MeshConfig,
     ModelConfig,
+    TextConfig,
     TrainConfig,
     UserError,
     check,
+    check_model,
     conflicts,
     differences,
     flatten,
@@ -41,14 +44,14 @@ FIXED = {
 }
 
 
-def changed(**fields: Any) -> Config:
-    """The default config with changed fields, given as section__name=value."""
+def changed(kind: Any = Config, /, **fields: Any) -> Any:
+    """The default config of a task with changed fields, given as section__name=value."""
 
     def replace(node: Any, names: list[str], value: Any) -> Any:
         inner = replace(getattr(node, names[0]), names[1:], value) if names else value
         return dataclasses.replace(node, **{names[0]: inner}) if names else inner
 
-    config = Config()
+    config = kind()
     for field, value in fields.items():
         config = replace(config, field.split("__"), value)
     return config
@@ -64,12 +67,16 @@ def test_the_fixed_field_names_exist() -> None:
     ] == []
 
 
-def test_every_field_is_documented() -> None:
+EVERY_TASK = pytest.mark.parametrize("kind", RUNS.values(), ids=RUNS)
+
+
+@EVERY_TASK
+def test_every_field_is_documented(kind: Any) -> None:
     folder = Path(__file__).parents[1] / "transformer/config"
     source = "".join((folder / f"{name}.py").read_text() for name in ("model", "sections"))
-    for name in flatten(Config()):
-        _, after = source.split(f"\n    {name.split('.')[1]}: ", 1)
-        assert after.split("\n")[1].startswith('    """'), name
+    for name in flatten(kind()):
+        _, *definitions = source.split(f"\n    {name.split('.')[1]}: ")
+        assert definitions and all(after.split("\n")[1].startswith('    """') for after in definitions), name
 
 
 def test_base_and_big_are_the_papers() -> None:
@@ -98,11 +105,12 @@ def other(value: Any) -> Any:
     return ("a", "b") if isinstance(value, tuple) else value + "x"
 
 
-def test_json_round_trip_of_every_field() -> None:
-    default = Config()
+@EVERY_TASK
+def test_json_round_trip_of_every_field(kind: Any) -> None:
+    default = kind()
     assert from_json(to_json(default)) == default
     for name, value in flatten(default).items():
-        config = changed(**{name.replace(".", "__"): other(value)})
+        config = changed(kind, **{name.replace(".", "__"): other(value)})
         assert config != default
         again = from_json(to_json(config))
         assert again == config
@@ -283,21 +291,23 @@ def test_check_names_the_field_and_its_value(name: str, value: Any) -> None:
     assert "\n" not in str(error.value)
 
 
-def test_check_knows_the_type_of_every_field() -> None:
-    for name in flatten(Config()):
+@EVERY_TASK
+def test_check_knows_the_type_of_every_field(kind: Any) -> None:
+    for name in flatten(kind()):
         for wrong in ({}, [1], b"x"):  # no field has this type
             with pytest.raises(UserError) as error:
-                check(changed(**{name.replace(".", "__"): wrong}))
+                check(changed(kind, **{name.replace(".", "__"): wrong}))
             assert str(error.value).startswith(f"{name} = {wrong!r}: must be "), name
 
 
-def test_every_number_has_bounds() -> None:
+@EVERY_TASK
+def test_every_number_has_bounds(kind: Any) -> None:
     extremes = {int: (2**60, 10**6_000), float: (1e300, float("inf"), 10**6_000), type(None): (10**6_000,)}
-    for name, value in flatten(Config()).items():
+    for name, value in flatten(kind()).items():
         for far in extremes.get(type(value), ()):
             for extreme in (far, -far):
                 with pytest.raises(UserError, match=rf"^{name} = .*: must be ") as error:
-                    check(changed(**{name.replace(".", "__"): extreme}))
+                    check(changed(kind, **{name.replace(".", "__"): extreme}))
                 assert len(str(error.value)) < 400
 
 
@@ -360,6 +370,100 @@ def test_configs_are_sound_and_survive_json(path: Path) -> None:
     assert from_json(to_json(config)) == config
     # Standard JSON only: no NaN, no infinity.
     json.loads(to_json(config), parse_constant=lambda name: pytest.fail(name))
+
+
+# ---- Language models ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("model__encoder_layers", 1),
+        ("model__decoder_layers", 0),
+        ("model__max_positions", 1_023),
+        ("model__position_offset", 1),
+        ("train__batch_tokens", 1_023),
+        ("train__accumulate", 33),
+        ("mesh__data", 0),
+        ("data__text", "a.txt"),
+        ("data__dev_share", 1.0),
+        ("data__dev_share", -0.1),
+        ("data__documents", "lines"),
+        ("data__pieces", "words"),
+        ("data__vocab_size", 260),
+        ("data__context", 1),
+        ("data__context", 10**7),
+        ("data__tokenizer_lines", 0),
+        ("data__workers", -1),
+        ("decode__temperature", 0.0),
+    ],
+)
+def test_check_of_a_language_model_names_the_field(name: str, value: Any) -> None:
+    with pytest.raises(UserError) as error:
+        check(changed(LanguageModelConfig, **{name: value}))
+    field = {"model.position_offset": "model.max_positions", "train.accumulate": "train.batch_tokens"}
+    named = field.get(name.replace("__", "."), name.replace("__", "."))
+    assert str(error.value).startswith(f"{named} = ") and ": must " in str(error.value)
+
+
+def test_configs_of_language_models_that_are_sound() -> None:
+    for fields in (
+        {},
+        {"data__pieces": "bytes", "data__vocab_size": 8},
+        {"data__tokenizer": "a.model", "data__vocab_size": 8},
+        {"data__context": 512, "model__position_offset": 512},
+        {"model__positions": "rotary", "data__context": 5_000},
+        {"train__accumulate": 32},
+        {"decode__n_best": 9},  # samples
+    ):
+        check(changed(LanguageModelConfig, **fields))
+
+
+def test_a_model_may_lack_an_encoder_but_not_for_translation() -> None:
+    check_model(ModelConfig(encoder_layers=0))
+    with pytest.raises(UserError, match=r"^model\.encoder_layers = 0: must be at least 1: translation"):
+        check(changed(model__encoder_layers=0))
+    with pytest.raises(UserError, match=r"^model\.decoder_layers = 0: must be at least 1$"):
+        check_model(ModelConfig(encoder_layers=0, decoder_layers=0))
+
+
+def test_what_may_change_when_a_language_model_goes_on() -> None:
+    old = LanguageModelConfig(data=TextConfig(text=("a.txt", "b.txt"), dev_text=("c.txt",)))
+
+    def now(**fields: Any) -> set[str]:
+        new = dataclasses.replace(old, data=dataclasses.replace(old.data, **fields))
+        return set(conflicts(old, new))
+
+    assert now(text=("x/a.txt", "x/b.txt"), dev_text=("d.txt",), cache_dir="c", workers=3, dev_share=0.2) == set()
+    assert now(text=("a.txt",)) == {"data.text"}
+    assert now(dev_text=(), dev_share=0.2) == {"data.dev_text", "data.dev_share"}
+    assert now(context=512, documents="files", pieces="bytes") == {"data.context", "data.documents", "data.pieces"}
+    assert conflicts(Config(), old) == {"task": ("translation", "language_model")}
+
+
+def test_the_ready_gpts_are_the_published_ones() -> None:
+    def row(m: ModelConfig) -> tuple:
+        return m.decoder_layers, m.d_model, m.d_ff, m.heads, m.key_size, m.max_positions, m.dropout, m.norm_eps
+
+    configs = Path(__file__).parents[1] / "configs"
+    small, large = (runpy.run_path(str(configs / f"{name}.py"))["config"] for name in ("gpt2_124m", "gpt3"))
+    assert row(small.model) == (12, 768, 3_072, 12, 64, 1_024, 0.1, 1e-5)
+    assert row(large.model)[:6] == (96, 12_288, 49_152, 96, 128, 2_048)
+    assert small.model.vocab_size == large.model.vocab_size == 50_257
+    assert small.train.batch_tokens == 491_520 and large.train.batch_tokens == 3_145_728
+
+
+def test_shakespeare_is_found_compressed_or_not(monkeypatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("TRANSFORMER_DATA", str(tmp_path))
+    (tmp_path / "tiny_shakespeare").mkdir()
+    for name in ("input.txt", "input.txt.gz"):
+        (tmp_path / "tiny_shakespeare" / name).write_text("")
+        for config in ("shakespeare_char", "shakespeare_10m"):
+            found = runpy.run_path(str(Path(__file__).parents[1] / "configs" / f"{config}.py"))["config"]
+            assert found.data.text == (str(tmp_path / "tiny_shakespeare" / name),)
+
+
+# ---- Going on -------------------------------------------------------------------------------------------------------
 
 
 RESUMABLE = {
@@ -437,5 +541,7 @@ def test_a_config_without_a_task_is_one_of_translation() -> None:
     values = json.loads(to_json(changed(train__seed=3)))
     assert values.pop("task") == "translation" and from_json(json.dumps(values)) == changed(train__seed=3)
     for wrong in ("parsing", None, 3, ["translation"]):
-        with pytest.raises(UserError, match=r"^config\.json: task = .*: must be one of translation; was it written by"):
+        with pytest.raises(
+            UserError, match=r"^config\.json: task = .*: must be one of translation, language_model; was it written by"
+        ):
             from_json(json.dumps({**values, "task": wrong}))

@@ -1,4 +1,4 @@
-"""The Python examples in README.md run as printed."""
+"""The Python example in README.md runs as printed. tests/docs/ has the commands."""
 
 import os
 import re
@@ -14,5 +14,6 @@ def test_the_python_block_runs(trained: Path, tmp_path: Path, monkeypatch) -> No
     os.symlink(trained, "runs/quickstart")
     found: dict = {}
     exec(compile(block, str(README), "exec"), found)
-    assert found["logits_BTV"].shape[:2] == found["target_BT"].shape
-    assert found["memory"].mask_BS.shape == found["source_BS"].shape
+    assert found["logits_BTV"].shape[:2] == (1, 3)
+    assert found["memory"].mask_BS.shape == (1, 4)
+    assert len(block.splitlines()) <= 12

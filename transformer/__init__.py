@@ -20,8 +20,10 @@ from transformer.config import (
     DataConfig,
     DecodeConfig,
     EvaluateConfig,
+    LanguageModelConfig,
     MeshConfig,
     ModelConfig,
+    TextConfig,
     TrainConfig,
     UserError,
 )
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     from transformer.compiled import cache_compiled
     from transformer.data.tokenizer import Tokenizer
     from transformer.inference.beam_search import beam_search
+    from transformer.inference.generator import Generator
     from transformer.inference.translator import Translator
     from transformer.model import EncoderDecoder, Model, build
     from transformer.tasks.loading import load
@@ -40,6 +43,7 @@ __version__ = "0.1.0"
 _LAZY = {
     "EncoderDecoder": "transformer.model",
     "Model": "transformer.model",
+    "Generator": "transformer.inference.generator",
     "Tokenizer": "transformer.data.tokenizer",
     "Translator": "transformer.inference.translator",
     "beam_search": "transformer.inference.beam_search",
@@ -56,9 +60,12 @@ __all__ = [
     "DecodeConfig",
     "EncoderDecoder",
     "EvaluateConfig",
+    "Generator",
+    "LanguageModelConfig",
     "MeshConfig",
     "Model",
     "ModelConfig",
+    "TextConfig",
     "Tokenizer",
     "TrainConfig",
     "Translator",

@@ -15,6 +15,7 @@ from transformer.command_line import Parser, configured, evaluate_options, set_u
 from transformer.config import Config, UserError, to_json, whole_number, with_micro_batches
 from transformer.files import unchanged
 from transformer.memory import enough_memory
+from transformer.packages import require
 from transformer.streams import print_json
 from transformer.tasks import TASKS
 
@@ -42,6 +43,7 @@ def train(arguments: Sequence[str]) -> None:
         return
     if not options.workdir:
         raise UserError("--workdir is missing; for a first run: --workdir runs/quickstart")
+    require("training", "grain", "tensorboardX")  # before text is read: updates are not reached in a minute
     profile = _span(options.profile)
     if profile and "://" in options.workdir:
         raise UserError(f"--profile {options.profile}: traces can be written to a local workdir only")
@@ -203,6 +205,13 @@ def evaluate(arguments: Sequence[str]) -> None:
     parser.add_argument(
         "--checkpoint", help="best, last, average or a step; default: the average if any, else the best"
     )
+    parser.add_argument("--text", metavar="FILE", help="text to score a language model on; default: as for --source")
+    parser.add_argument(
+        "--stride",
+        type=whole(1),
+        metavar="N",
+        help="a language model's sliding perplexity: each block begins N pieces after the one before it",
+    )
     parser.add_argument("--against", metavar="DIR", help="another workdir: sacreBLEU's paired bootstrap test of both")
     parser.add_argument("--json", action="store_true", help="print one JSON object on standard output")
     _process_options(parser)
@@ -226,6 +235,8 @@ def evaluate(arguments: Sequence[str]) -> None:
         "source": options.source,
         "references": options.reference,
         "checkpoint": options.checkpoint,
+        "text": options.text,
+        "stride": options.stride,
         "against": options.against,
         "options": lambda config: evaluate_options(config, rest, "evaluate.py", parser.options()),
     }
@@ -242,8 +253,6 @@ def _accepted(score: Callable[..., Any], given: dict[str, Any], rest: Sequence[s
     `rest`: the arguments that the entry "options" applies to a config.
     """
     parameters = inspect.signature(score).parameters
-    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
-        return given
     for name in given.keys() - parameters.keys():
         if rest if name == "options" else given[name]:
             option = rest[0] if name == "options" else f"--{name.removesuffix('s')}"

@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 
 from transformer.config import DataConfig, UserError
+from transformer.data import pool, tokens
 from transformer.data import tokenizer as tokenizer_module
-from transformer.data import tokens
 from transformer.data.text import Parallel, fingerprint, read_lines
 from transformer.data.tokenizer import Tokenizer
 from transformer.data.tokens import TokenStore, tokenize
@@ -332,7 +332,7 @@ def die(chunk):
 def test_a_process_that_is_killed_is_told_in_one_line(tokenizer, parallel, tmp_path, monkeypatch):
     monkeypatch.setattr(tokens, "_CHUNK", 3)
     monkeypatch.setattr(tokens, "_PARALLEL_FROM", 6)
-    monkeypatch.setattr(tokens, "_encode_in_worker", die)
+    monkeypatch.setattr(pool, "_apply", die)
     with pytest.raises(
         UserError, match=r"^data\.workers: one of 2 processes that tokenise was killed.*memory"
     ) as error:

@@ -5,13 +5,14 @@ import inspect
 import pytest
 from quick import jit
 
-from transformer.inference import engine, scorer
+from transformer.inference import engine, scorer, text_scorer
 
 
 @pytest.fixture(scope="session", autouse=True)
 def compiled_quickly():
     with pytest.MonkeyPatch.context() as patch:
-        for module, name in ((engine, "begin"), (engine, "proceed"), (engine, "rearrange"), (scorer, "forced")):
+        programs = [(engine, name) for name in ("begin", "proceed", "rearrange", "read_again")]
+        for module, name in (*programs, (scorer, "forced"), (text_scorer, "predicted")):
             program = inspect.unwrap(getattr(module, name))
             # Their keyword-only arguments are static.
             static = [p.name for p in inspect.signature(program).parameters.values() if p.kind == p.KEYWORD_ONLY]

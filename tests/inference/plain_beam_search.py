@@ -8,11 +8,11 @@ def normalization(length, alpha, form):
     return {"paper": ((5 + length) / 6) ** alpha, "fairseq": length**alpha, "none": 1.0}[form]
 
 
-def allowed(pieces, limit, eos, *, min_length=0, banned=(), no_repeat_ngram=0, prefix=()):
-    """Whether the last of these pieces may follow the others: at the limit only eos; before it only the forced prefix;
-    after the prefix, any piece that no constraint forbids."""
+def allowed(pieces, limit, eos, *, min_length=0, banned=(), no_repeat_ngram=0, prefix=(), cut=False):
+    """Whether the last of these pieces may follow the others: at the limit only eos, but for `cut`; before it only the
+    forced prefix; after the prefix, any piece that no constraint forbids."""
     *before, last = pieces
-    if len(pieces) == limit:
+    if len(pieces) == limit and not cut:
         return last == eos
     if len(pieces) <= len(prefix):
         return last == prefix[len(before)]
@@ -29,8 +29,8 @@ def plain_beam_search(log_probs, limit, beam_size, eos, alpha, form, **wishes):
     """[(score, pieces)], best first. `log_probs(prefix)` returns the log-probabilities of the next piece, as an array.
 
     The search considers the best 2 * beam_size continuations: those that end are finished; of the others, the best
-    beam_size go on. A beam of 1 considers only the best one. The last of `limit` pieces must be eos. `wishes`: the
-    constraints of `allowed`.
+    beam_size go on. A beam of 1 considers only the best one. The last of `limit` pieces must be eos; with `cut`,
+    hypotheses of this length are finished without it. `wishes`: the constraints of `allowed`.
     """
     live, done = [(0.0, ())], []
     for length in range(1, limit + 1):
@@ -40,6 +40,7 @@ def plain_beam_search(log_probs, limit, beam_size, eos, alpha, form, **wishes):
                 if log_prob > -np.inf and allowed((*prefix, piece), limit, eos, **wishes):
                     candidates.append((total + log_prob, (*prefix, piece)))
         candidates = sorted(candidates, reverse=True)[: 2 * beam_size if beam_size > 1 else 1]
-        done += [(total / normalization(length, alpha, form), p) for total, p in candidates if p[-1] == eos]
-        live = [(total, p) for total, p in candidates if p[-1] != eos][:beam_size]
+        ends = length == limit and wishes.get("cut", False)
+        done += [(total / normalization(length, alpha, form), p) for total, p in candidates if ends or p[-1] == eos]
+        live = [(total, p) for total, p in candidates if not ends and p[-1] != eos][:beam_size]
     return sorted(done, reverse=True)[:beam_size]

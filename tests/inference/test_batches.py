@@ -7,14 +7,7 @@ import numpy as np
 import pytest
 
 from transformer.config import DecodeConfig
-from transformer.inference import batches
 from transformer.inference.batches import Batcher, padded_lengths, side_by_side
-
-
-@pytest.fixture
-def many(monkeypatch):
-    """Batches as of many sequences, however few there are."""
-    monkeypatch.setattr(batches, "FEW_BATCHES", 0)
 
 
 def batcher(devices=1, **sizes):
@@ -66,7 +59,7 @@ def test_full_batches_lie_evenly_on_the_devices(devices, sentences, rows):
     ("devices", "left", "rows"),
     [(1, 1, 1), (1, 3, 8), (1, 20, 64), (3, 2, 3), (3, 5, 9), (4, 3, 4), (16, 1, 16), (16, 20, 64), (6, 1, 1)],
 )
-def test_what_is_left_over_lies_evenly_on_the_devices(many, devices, left, rows):
+def test_what_is_left_over_lies_evenly_on_the_devices(devices, left, rows):
     ours = batcher(devices, batch_sentences=5 if devices == 6 else 64)
     full = ours.rows(16)
     found = [(len(indices), shape) for indices, shape, _ in ours.batches([11] * (full + left), 251)]
@@ -74,7 +67,7 @@ def test_what_is_left_over_lies_evenly_on_the_devices(many, devices, left, rows)
 
 
 @pytest.mark.parametrize("longest", [1_024, 1_500, 100_000, 1_000_000])
-def test_a_source_is_padded_to_something_near_it(many, longest):
+def test_a_source_is_padded_to_something_near_it(longest):
     """However long sources may be. There are only a few different lengths."""
     made = batcher(batch_tokens=1).batches
     lengths = [n for n in (1, 1_000, 1_024, 1_100, 1_500, 5_000, 90_000, 999_999) if n <= longest]
@@ -94,11 +87,11 @@ def test_few_sequences_have_few_shapes():
     """Sequences of all lengths: one or two lengths of rows, and at most four times what each sequence needs."""
     lengths = np.random.default_rng(0).integers(2, 33, 200).tolist()
     for count in (1, 7, 64, 200):
-        found = [(batch.rows, batch.length) for batch in batcher().batches(lengths[:count], 251)]
+        found = [(batch.rows, batch.length) for batch in batcher().batches(lengths[:count], 251, few=True)]
         assert len(set(found)) <= 2
         assert sum(rows for rows, _ in found) <= max(8, 64 * -(-count // 64) + 64)
     for length in range(2, 130):
-        ((batch),) = batcher().batches([length], 251)
+        (batch,) = batcher().batches([length], 251, few=True)
         assert length <= batch.length <= max(8, 4 * length)
     assert batcher().few(511 * [9] + 10 * [0]) and not batcher().few(512 * [9])
 

@@ -30,7 +30,7 @@ from whole_passes import (
 
 from transformer.checkpoint import Checkpoints
 from transformer.config import AttentionConfig, Config, DecodeConfig, UserError, to_json
-from transformer.inference import batches, engine, scorer
+from transformer.inference import batches, engine, ensemble, scorer
 from transformer.inference import translator as translator_module
 from transformer.inference.strategy import strategy
 from transformer.inference.translator import Translator
@@ -520,7 +520,7 @@ def test_what_does_not_fit_is_halved(monkeypatch, caplog):
 
     texts = sources(35, seed=7)
     wanted = dict(translator().search(texts))
-    monkeypatch.setattr(translator_module, "decode", limited)
+    monkeypatch.setattr(ensemble, "decode", limited)
     caplog.set_level(logging.WARNING, logger="transformer")
     prefixes = [[3 + i % 9] for i in range(35)]
     found = list(ours.search(texts))
@@ -557,7 +557,7 @@ def test_halves_lie_on_all_devices(monkeypatch, caplog, ways, most, told):
         yield from engine.decode(models, params, source_BS, *rest)
 
     texts = [[5, 6, 7]] * ours.batcher.rows(8)
-    monkeypatch.setattr(translator_module, "decode", limited)
+    monkeypatch.setattr(ensemble, "decode", limited)
     caplog.set_level(logging.WARNING, logger="transformer")
     assert len(list(ours.search(texts))) == len(texts)
     said = [record.getMessage() for record in caplog.records]
@@ -618,7 +618,7 @@ def test_failures_that_halves_do_not_help_are_not_hidden(monkeypatch):
         raise jax.errors.JaxRuntimeError(message)
         yield
 
-    monkeypatch.setattr(translator_module, "decode", fail)
+    monkeypatch.setattr(ensemble, "decode", fail)
     for message, rows in (
         ("RESOURCE_EXHAUSTED: Out of memory", 1),
         ("INTERNAL: YNNPACK operation failed", 1),

@@ -97,13 +97,16 @@ def test_what_is_for_translation_refuses_another_task(
         ("average", reversal),
         ("convert", reversal, tmp_path / "out", "--kv-heads", 1),
         ("export", reversal, tmp_path / "out", "--to", "hf-marian"),
-        ("describe", "--config", config),
         ("describe", "--config", config, "--kv"),
+        ("plan", "--config", config, "--topology", "v5e:2x2", "--mesh", "4,1,1", "--only", "decoding"),
+        ("describe", "--config", config),
+        ("describe", "--config", config, "--attention"),
         ("plan", "--config", config, "--topology", "v5e:2x2", "--mesh", "4,1,1"),
     ):
         done = call("transformer", *arguments)
         named = f"--config {config}" if "--config" in arguments else str(reversal)
-        assert done.code == 2 and done.err.splitlines()[-1] == f"error: {named}: {told}", (arguments, done)
+        both = " or 'language_model'" * (named != str(reversal) and not {"--kv", "--only"} & {*arguments})
+        assert done.code == 2 and done.err.splitlines()[-1] == f"error: {named}: {told}{both}", (arguments, done)
     assert not (tmp_path / "out").exists() and not (reversal / "checkpoints" / "average").exists()
     done = call("evaluate.py", "--workdir", trained, "--against", reversal)
     assert done.code == 2 and done.err.endswith(f"error: {reversal}: {told}\n")

@@ -8,8 +8,17 @@ import json
 import jax
 from jax.sharding import PartitionSpec as P
 
-from transformer.config import Config, DataConfig, MeshConfig, ModelConfig, TrainConfig
-from transformer.tools.plan import decoding, planned, training, warnings
+from transformer.config import (
+    GPT2,
+    Config,
+    DataConfig,
+    LanguageModelConfig,
+    MeshConfig,
+    ModelConfig,
+    TextConfig,
+    TrainConfig,
+)
+from transformer.tools.plan import decoding, lines, planned, training, warnings
 from transformer.tools.topologies import CHIPS
 from transformer.training import objectives, sharding
 from transformer.training.flops import update_flops
@@ -19,12 +28,12 @@ CONFIG = Config(
     data=DataConfig(vocab_size=512, packing=True),
     train=TrainConfig(batch_tokens=1024),
 )
-SHAPE = (32, 24, 24)
+SHAPE = {"source": (32, 24), "target": (32, 24)}
 
 
 def update(mesh: jax.sharding.Mesh, config: Config = CONFIG) -> dict:
     (one,) = training(config, mesh, CHIPS["v5e"], [SHAPE])
-    model = update_flops(CONFIG.model.with_vocabulary(512), *SHAPE) / mesh.size
+    model = update_flops(CONFIG.model.with_vocabulary(512), 32, 24, 24) / mesh.size
     return {
         "flops": one.flops,
         "model_flops": model,
@@ -56,6 +65,16 @@ def main() -> None:
     # 4 rows on 8 devices: half of the compiled rows are empty.
     small = dataclasses.replace(CONFIG, data=dataclasses.replace(CONFIG.data, max_length=256))
     found["plan"] = planned(small, "eight of these", sharding.make_mesh(MeshConfig()), CHIPS["v5e"])
+
+    windows = LanguageModelConfig(
+        dataclasses.replace(GPT2, decoder_layers=1, d_model=64, d_ff=128, heads=8),
+        TextConfig(context=32, vocab_size=512),
+        dataclasses.replace(LanguageModelConfig().train, batch_tokens=32 * 32, accumulate=2),
+    )
+    documents = dataclasses.replace(windows, data=dataclasses.replace(windows.data, documents="files"))
+    for name, config in (("windows", windows), ("documents", documents)):
+        result = planned(config, "eight of these", sharding.make_mesh(MeshConfig(2, 2, 2)), CHIPS["v5e"])
+        found[name] = result | {"lines": list(lines(result))}
 
     # Mistakes: no parameter is sharded over the tensor axis; the vocabulary's matrix is sharded, but needed whole.
     mesh = sharding.make_mesh(MeshConfig(1, 1, 8))

@@ -335,6 +335,20 @@ def test_a_plan_is_told(eight: dict) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("name", "padding"), [("windows", 0), ("documents", 0.03)])
+def test_a_language_model_is_planned(eight: dict, name: str, padding: float) -> None:
+    plan = eight[name]
+    batch = {"rows": 32, "text": 32, "micro_batches": 2, "compiled_rows": 32, "padding": padding}
+    assert plan["batch"] == batch and "decoding" not in plan and not plan["warnings"]
+    assert plan["update"]["name"] == "update 32x32"
+    assert 0.9 < plan["update"]["flops"] / plan["update"]["model_flops"] < 1.5
+    assert plan["tokens_per_s"] == pytest.approx(32 * 32 * (1 - padding) / plan["update"]["bound"])
+    told = "\n".join(plan["lines"])
+    assert "batch of 32 rows of 32 positions, in 2 micro-batches" in told and " tokens/s at most" in told
+    assert "target" not in told
+
+
+@pytest.mark.slow
 def test_activations_stay_where_they_are(eight: dict) -> None:
     """Rows stay on their devices; parameters are gathered there, and logits are not summed over devices."""
     for mesh, tensor in {"8x1x1": 1, "2x4x1": 1, "2x2x2": 2, "2x4x1 learned": 1}.items():

@@ -1,9 +1,13 @@
+import re
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
-from transformer.config import TrainConfig
+from transformer.config import Config, ModelConfig, TrainConfig, UserError, check
+from transformer.model import build
 from transformer.training.optimizer import learning_rate, optimizer
 
 
@@ -20,14 +24,53 @@ from transformer.training.optimizer import learning_rate, optimizer
 )
 def test_schedule_by_hand(step, base, peak):
     """Equation 3 of the paper for the base model, and the same curve with a peak of 0.001."""
-    assert learning_rate(step, d_model=512, warmup_steps=4_000) == pytest.approx(base, rel=1e-5)
-    assert learning_rate(step, d_model=512, warmup_steps=4_000, peak=1e-3) == pytest.approx(peak, rel=1e-5)
+    assert learning_rate(step, TrainConfig(), 512) == pytest.approx(base, rel=1e-5)
+    assert learning_rate(step, TrainConfig(peak_learning_rate=1e-3), 512) == pytest.approx(peak, rel=1e-5)
 
 
 def test_schedule_of_traced_and_first_steps():
     steps = jnp.array([0, 1, 4_000])
-    rates = learning_rate(steps, d_model=1024, warmup_steps=4_000)
+    rates = learning_rate(steps, TrainConfig(), 1024)
     np.testing.assert_allclose(rates, [0, 1.235265e-7, 4.941059e-4], rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "shares"),
+    [("linear", [0.1, 0.5, 1, 0.775, 0.55, 0.1, 0.1]), ("cosine", [0.1, 0.5, 1, 0.868198, 0.55, 0.1, 0.1])],
+)
+def test_decay_to_a_floor(schedule, shares):
+    """Warmup to update 10, then to a tenth of the peak at update 30; a quarter of the way is update 15."""
+    config = TrainConfig(
+        peak_learning_rate=2.0, warmup_steps=10, schedule=schedule, decay_steps=30, final_learning_rate=0.1
+    )
+    rates = learning_rate(jnp.array([1, 5, 10, 15, 20, 30, 1_000]), config, 512)
+    np.testing.assert_allclose(rates, 2 * np.array(shares), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "field"),
+    [
+        ({"schedule": "cosine"}, "train.decay_steps"),
+        ({"schedule": "linear", "decay_steps": 4_000}, "train.decay_steps"),
+        ({"decay_steps": 9_000}, "train.decay_steps"),
+        ({"final_learning_rate": 0.1}, "train.final_learning_rate"),
+    ],
+)
+def test_schedules_that_make_no_sense(options, field):
+    with pytest.raises(UserError, match=field):
+        check(Config(train=TrainConfig(**options)))
+
+
+def test_weight_decay_leaves_out_biases_and_norms():
+    model = build(ModelConfig(2, 2, 8, 16, 2, vocab_size=9, attention_bias=True, output_bias=True, positions="learned"))
+    params = jax.tree.map(jnp.ones_like, model.init(jax.random.key(0)))
+    tx = optimizer(TrainConfig(peak_learning_rate=0.5, warmup_steps=1, weight_decay=0.1), 8)
+    updates, _ = tx.update(jax.tree.map(jnp.zeros_like, params), tx.init(params), params)
+    for keys, update in jax.tree_util.tree_leaves_with_path(updates):
+        path = "/".join(key.key for key in keys)
+        left_out = re.search(r"norm/|bias$|/b[12]$", path)
+        np.testing.assert_allclose(update, 0 if left_out else -0.05, rtol=1e-6, err_msg=path)
+    assert sum(x.size for x in jax.tree.leaves(updates)) > 0
 
 
 def updates_of(config, d_model, gradients):

@@ -9,7 +9,17 @@ from typing import Annotated, Literal
 
 from .codec import Relations, check_fields, require
 from .documentation import documented
-from .numbers import INT32_MAX, Count, CountOrZero, Layers, LengthOrZero, Positive, Rule, Share
+from .numbers import (
+    INT32_MAX,
+    Count,
+    CountOrZero,
+    Layers,
+    LayersOrZero,
+    LengthOrZero,
+    Positive,
+    Rule,
+    Share,
+)
 
 SPECIALS = ("<pad>", "<s>", "</s>", "<unk>")
 """The first pieces of every vocabulary, at ids PAD, BOS, EOS and UNK."""
@@ -38,8 +48,8 @@ class AttentionConfig:
 class ModelConfig:
     """The architecture. The defaults are the base model of Vaswani et al. 2017 (Table 3)."""
 
-    encoder_layers: Layers = 6
-    """Number of encoder layers (the paper's N)."""
+    encoder_layers: LayersOrZero = 6
+    """Number of encoder layers (the paper's N); 0 = a decoder alone, as in GPT."""
     decoder_layers: Layers = 6
     """Number of decoder layers (the paper's N)."""
     d_model: Count = 512
@@ -132,6 +142,25 @@ class ModelConfig:
 # The two models of the paper (Table 3). The big one has dropout 0.3, but 0.1 for English-French.
 BASE = ModelConfig()
 BIG = ModelConfig(d_model=1024, d_ff=4096, heads=16, dropout=0.3)
+
+# The smallest GPT-2 (Radford et al. 2019): 124,439,808 parameters with its vocabulary of 50,257 pieces.
+GPT2 = ModelConfig(
+    encoder_layers=0,
+    decoder_layers=12,
+    d_model=768,
+    d_ff=3072,
+    heads=12,
+    dropout=0.1,
+    attention_dropout=0.1,
+    attention_bias=True,
+    activation="gelu_tanh",
+    norm_eps=1e-5,
+    embedding_scale=False,
+    positions="learned",
+    max_positions=1024,
+    pre_norm=True,
+    initializer="gpt2",
+)
 
 
 def check_model(model: ModelConfig) -> None:

@@ -85,6 +85,40 @@ class DataConfig:
 
 @documented
 @dataclass(frozen=True)
+class TextConfig:
+    """Where the text of a language model comes from, and how it is split into pieces and rows."""
+
+    text: tuple[str, ...] = ()
+    """Training text: one or several files, plain or compressed."""
+    dev_text: tuple[str, ...] = ()
+    """Development text, in one or several files; training scores it regularly."""
+    test_text: tuple[str, ...] = ()
+    """Test text, in one or several files; evaluate.py scores it by default."""
+    dev_share: Share = 0.1
+    """Without dev_text: this last share of the training text (of its characters or documents) is the development text
+    and not trained on. 0 = no development text."""
+    documents: Literal["none", "blank_lines", "files"] = "none"
+    """What a document is; no piece sees another document. 'none' = the files are one running text, which is cut into
+    windows; 'blank_lines' = blank lines separate documents; 'files' = each file is a document."""
+    pieces: Literal["characters", "bytes", "sentencepiece"] = "sentencepiece"
+    """What text is split into: the characters of the training text, the 256 bytes of UTF-8, or the pieces of a new
+    SentencePiece BPE vocabulary. Without effect if `tokenizer` is given."""
+    tokenizer: str | None = None
+    """File of an existing vocabulary: a SentencePiece model with byte pieces, a tokenizer.json of Hugging Face with
+    byte-level BPE (needs the package tokenizers), or the characters.json of a workdir."""
+    vocab_size: Annotated[int, Rule(least=8, most=INT32_MAX)] = 8_000
+    """Number of pieces in a new SentencePiece vocabulary."""
+    tokenizer_lines: Count = 2_000_000
+    """Train the SentencePiece vocabulary on at most this many lines, sampled evenly from the whole text."""
+    context: Annotated[int, Rule(least=2, most=1_000_000)] = 1024
+    """Number of pieces in a row: the most that the model sees at once. Longer documents are cut."""
+    cache_dir: str | None = None
+    """Local folder for tokenised text; None = $TRANSFORMER_CACHE or ~/.cache/transformer."""
+    workers: Workers = 0
+    """Number of processes that tokenise; 0 = one per processor core."""
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     """Optimisation (paper §5), evaluation during training, and checkpoints."""
 
@@ -99,13 +133,23 @@ class TrainConfig:
     peak_learning_rate: Positive | None = None
     """Learning rate at the end of warmup; None = the paper's d_model^-0.5 * warmup_steps^-0.5."""
     warmup_steps: Count = 4_000
-    """Number of updates of linear warmup before the inverse square root decay."""
+    """Number of updates of linear warmup before the decay."""
+    schedule: Literal["inverse_sqrt", "linear", "cosine"] = "inverse_sqrt"
+    """Decay of the learning rate after the warmup: 'inverse_sqrt' = with the inverse square root of the update (paper
+    §5.3); 'linear' (BERT) and 'cosine' (GPT) = to a floor, where it stays."""
+    decay_steps: Count | None = None
+    """Update at which a linear or cosine decay reaches its floor. Set it with these schedules."""
+    final_learning_rate: Share = 0.0
+    """Floor of a linear or cosine decay, as a share of the peak."""
     adam_b1: Share = 0.9
     """Adam's beta1, the decay rate of the first moment."""
     adam_b2: Share = 0.98
     """Adam's beta2, the decay rate of the second moment."""
     adam_eps: Positive = 1e-9
     """Adam's epsilon."""
+    weight_decay: Annotated[float, Rule(least=0, most=1)] = 0.0
+    """AdamW's weight decay (Loshchilov and Hutter 2019): an update also subtracts learning rate * this * weight. Biases
+    and norms are left out."""
     clip_norm: Positive | None = None
     """Clip the global gradient norm to this; None = no clipping, as in the paper."""
     label_smoothing: Share = 0.1
@@ -167,29 +211,36 @@ class DecodeConfig:
     """Number of hypotheses returned per sentence, if the output format holds several (--jsonl); beam search allows at
     most beam_size."""
     max_extra_length: LengthOrZero = 50
-    """Maximum number of pieces by which a translation may exceed its source."""
+    """Maximum number of pieces by which a translation may exceed its source; in a language model, maximum number of
+    new pieces."""
     max_length: Length | None = None
-    """Maximum number of pieces of a translation, for any source; None = no such limit."""
+    """Maximum number of pieces of an output, for any source or prompt; None = no such limit."""
     min_length: LengthOrZero = 0
-    """Minimum number of pieces of a translation; the limits above take precedence."""
+    """Minimum number of pieces of an output; the limits above take precedence."""
     no_repeat_ngram: LengthOrZero = 0
-    """Forbid that any sequence of this many pieces occurs twice in a translation; 0 = off."""
+    """Forbid that any sequence of this many pieces occurs twice in an output; 0 = off."""
+    repetition_penalty: Annotated[float, Rule(above=0, most=FLOAT32_MAX)] = 1.0
+    """Make pieces of the output so far less likely, and those of a language model's prompt: divide their positive
+    logits by this, and multiply their negative ones (Keskar et al. 2019). 1 = off. The scores count it."""
     banned: tuple[str, ...] = ()
-    """Phrases that must not occur in a translation. They are matched as the pieces that the tokenizer makes of the
-    phrase alone."""
+    """Phrases that must not occur in an output. They are matched as the pieces that the tokenizer makes of the phrase
+    alone."""
     sample: bool = False
-    """Sample n_best translations per sentence at random instead of beam search."""
+    """Sample n_best outputs per sentence or prompt at random instead of beam search."""
     temperature: Annotated[float, Rule(least=1e-6, most=FLOAT32_MAX)] = 1.0
     """Sampling: divide log-probabilities by this; below 1, likely pieces become more likely."""
     top_k: CountOrZero = 0
     """Sampling: draw only from this many most likely pieces; 0 = from all pieces."""
     top_p: Annotated[float, Rule(above=0, most=1)] = 1.0
     """Sampling: draw only from the most likely pieces that together have this probability."""
+    min_p: Annotated[float, Rule(least=0, most=1)] = 0.0
+    """Sampling: draw only pieces with at least this share of the probability of the likeliest piece; 0 = off."""
     seed: Seed = 0
     """Sampling: random seed. The samples of a line depend on the seed and the line number; other batch sizes may
     change the rounding."""
     max_source_length: Length = 1024
-    """Maximum number of source pieces. Longer inputs are cut, with a warning."""
+    """Maximum number of pieces of a source or prompt. Longer sources lose their end, longer prompts their beginning,
+    with a warning."""
     batch_sentences: Count = 64
     """Maximum number of sentences per batch, in each stream."""
     batch_tokens: Count = 16_384
@@ -213,6 +264,23 @@ class EvaluateConfig:
     metric: Literal["bleu", "chrf", "loss"] = "bleu"
     """Score on the development set that ranks checkpoints. The other scores break ties, in the order BLEU, chrF,
     loss."""
+
+
+def check_train(train: TrainConfig) -> None:
+    """Raise `UserError` for the first field of the train section that breaks a rule of this section."""
+    check_fields(train, TrainConfig, "train.")
+    require(train, "train.", _of_schedule(train))
+
+
+def _of_schedule(t: TrainConfig) -> Relations:
+    given = f"train.schedule = {t.schedule!r}"
+    if t.schedule == "inverse_sqrt":
+        yield t.decay_steps is None, "decay_steps", f"must be None: {given} has no end"
+        yield t.final_learning_rate == 0, "final_learning_rate", f"must be 0: {given} has no floor"
+    else:
+        yield t.decay_steps is not None, "decay_steps", f"must be set with {given}"
+        warmup = t.warmup_steps
+        yield (t.decay_steps or 0) > warmup, "decay_steps", f"must be above train.warmup_steps ({warmup})"
 
 
 def check_decode(decode: DecodeConfig) -> None:

@@ -11,14 +11,16 @@ from typing import Any
 from .codec import C, Relations, build, check_fields, differences, read_json, require
 from .documentation import documented
 from .errors import UserError, shown
-from .model import ModelConfig, check_model
+from .model import GPT2, SPECIALS, ModelConfig, check_model
 from .sections import (
     DataConfig,
     DecodeConfig,
     EvaluateConfig,
     MeshConfig,
+    TextConfig,
     TrainConfig,
     check_decode,
+    check_train,
 )
 
 # Fields that may change when a run is resumed. None of them alters what an update computes.
@@ -63,7 +65,7 @@ class Config:
     def relations(self) -> Relations:
         """The rules between fields of several sections."""
         yield from _of_data(self)
-        yield from _of_training(self)
+        yield from _of_training(self, self.data.max_length, "sentence of data.max_length")
 
     def may_become(self, other: Config, name: str) -> bool:
         """Whether a run of this config may be resumed with the value of field `name` in `other`.
@@ -74,14 +76,74 @@ class Config:
         return name == "data.languages" and self.data.corpus == other.data.corpus == "text"
 
 
-RUNS: dict[str, Any] = {kind.task: kind for kind in (Config,)}
+# Optimisation as for GPT-2 and GPT-3 (Brown et al. 2020, appendix B).
+_GPT_TRAINING = TrainConfig(
+    batch_tokens=32_768,
+    peak_learning_rate=6e-4,
+    warmup_steps=2_000,
+    schedule="cosine",
+    decay_steps=100_000,
+    final_learning_rate=0.1,
+    adam_b2=0.95,
+    adam_eps=1e-8,
+    weight_decay=0.1,
+    clip_norm=1.0,
+    label_smoothing=0.0,
+)
+_SAMPLING = DecodeConfig(sample=True)
+
+
+@dataclass(frozen=True)
+class LanguageModelConfig:
+    """Config of a run of the task that trains a language model, a decoder alone. The default model is GPT-2."""
+
+    model: ModelConfig = GPT2
+    data: TextConfig = field(default_factory=TextConfig)
+    train: TrainConfig = _GPT_TRAINING
+    mesh: MeshConfig = field(default_factory=MeshConfig)
+    decode: DecodeConfig = _SAMPLING
+
+    task = "language_model"
+    movable = ("data.text", "data.dev_text", "data.test_text", "data.tokenizer")
+    """File names. A resumed run may have them at other paths, in the same number, since their content is compared."""
+
+    def relations(self) -> Relations:
+        """The rules between fields of several sections."""
+        m, d = self.model, self.data
+        yield m.encoder_layers == 0, "model.encoder_layers", "must be 0: a language model has no encoder"
+        if m.positions == "learned":
+            longest = d.context + m.position_offset
+            rule = f"must be at least {longest}: data.context + model.position_offset"
+            yield m.max_positions >= longest, "model.max_positions", rule
+        if d.tokenizer is None and d.pieces == "sentencepiece":
+            # Special pieces, bytes and one character: the fewest that SentencePiece accepts with byte pieces.
+            fewest = len(SPECIALS) + 256 + 1
+            yield d.vocab_size >= fewest, "data.vocab_size", f"must be at least {fewest} with byte pieces"
+        yield from _of_training(self, d.context, "row of data.context")
+
+    def may_become(self, other: LanguageModelConfig, name: str) -> bool:
+        """Whether a run of this config may be resumed with the value of field `name` in `other`.
+
+        Called only for fields that differ and are in neither `RESUMABLE` nor `movable`.
+        """
+        return name == "data.dev_share" and bool(self.data.dev_text and other.data.dev_text)
+
+
+RUNS: dict[str, Any] = {kind.task: kind for kind in (Config, LanguageModelConfig)}
 """Map each task's name to its config class."""
+
+
+def require_task(config: Any, where: object, *kinds: type) -> None:
+    """Raise `UserError` unless this is a config of one of these classes. `where`: its file or workdir, for the
+    message."""
+    if not isinstance(config, kinds):
+        tasks = " or ".join(repr(kind.task) for kind in kinds)
+        raise UserError(f"{where}: its task is {config.task!r}; give one of the task {tasks}")
 
 
 def require_translation(config: Any, where: object) -> None:
     """Raise `UserError` unless this is a config of translation. `where`: its file or workdir, for the message."""
-    if not isinstance(config, Config):
-        raise UserError(f"{where}: its task is {config.task!r}; give one of the task {Config.task!r}")
+    require_task(config, where, Config)
 
 
 def resumable(name: str) -> bool:
@@ -142,12 +204,13 @@ def with_micro_batches(config: C, count: int) -> C:
     return config
 
 
-CHECKS = {ModelConfig: check_model, DecodeConfig: check_decode}
+CHECKS = {ModelConfig: check_model, TrainConfig: check_train, DecodeConfig: check_decode}
 """Map each section class to the function that checks the rules within this section."""
 
 
 def _of_data(config: Config) -> Relations:
     m, d, decode = config.model, config.data, config.decode
+    yield m.encoder_layers > 0, "model.encoder_layers", "must be at least 1: translation needs an encoder"
     if m.positions == "learned":
         longest = max(d.max_length + m.position_offset, decode.max_source_length + decode.max_extra_length + 1)
         yield (
@@ -165,12 +228,13 @@ def _of_data(config: Config) -> Relations:
     yield d.fields[0] != d.fields[1], "data.fields", "must be two different names: source field, target field"
 
 
-def _of_training(config: Config) -> Relations:
-    t, length = config.train, config.data.max_length
+def _of_training(config: Any, length: int, unit: str) -> Relations:
+    """`length`: the most pieces in a row. `unit`: what such a row holds, and the field that limits it."""
+    t = config.train
     yield (
         t.batch_tokens >= length * t.accumulate,
         "train.batch_tokens",
-        f"must hold at least one sentence of data.max_length ({length}) pieces in each of its "
-        f"{t.accumulate} micro-batches; raise it or lower data.max_length",
+        f"must hold at least one {unit} ({length}) pieces in each of its {t.accumulate} micro-batches; raise it or "
+        f"lower {unit.split()[-1]}",
     )
     yield config.mesh.data != 0, "mesh.data", "must be -1 or at least 1"

@@ -7,10 +7,10 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from transformer.config import DataConfig, UserError
+from transformer.config import DataConfig, TextConfig, UserError
 
 
-def cache_dir(config: DataConfig) -> Path:
+def cache_dir(config: DataConfig | TextConfig) -> Path:
     """The path of the cache folder, which may not exist yet. Raises `UserError` if the path can't be used."""
     folder = config.cache_dir or os.environ.get("TRANSFORMER_CACHE") or "~/.cache/transformer"
     try:
@@ -29,7 +29,7 @@ def cache_dir(config: DataConfig) -> Path:
 
 
 @contextlib.contextmanager
-def writable_cache_dir(config: DataConfig) -> Iterator[Path]:
+def writable_cache_dir(config: DataConfig | TextConfig) -> Iterator[Path]:
     """The cache folder, created if missing, for a block that writes to it. An OSError becomes a `UserError`."""
     folder = cache_dir(config)
     try:

@@ -15,6 +15,7 @@ HEAD = 4096
 
 _CONTROL = bytes(byte for byte in range(32) if byte not in b"\t\n\v\f\r\x1b")
 """Control characters that are rare in text."""
+_MOST_CONTROL = 50  # text has at most one of them in so many bytes
 STREAM = "standard input"
 _TEXT = "plain text"
 # Offset, bytes at this offset, kind of file, fix. {} stands for the path.
@@ -74,6 +75,12 @@ def refuse_foreign(head: bytes, name: str, wanted: str = _TEXT) -> None:
         raise UserError(f"{name}: seems to be {encoding}, not UTF-8; {fix}")
 
 
+def refuse_binary(head: bytes, name: str) -> None:
+    """Raise `UserError` for a file called `name` if many of its first bytes are control characters."""
+    if len(head) - len(head.translate(None, _CONTROL)) > max(8, len(head) // _MOST_CONTROL):
+        raise UserError(f"{name}: binary, not {_TEXT}; give the text that it was made from")
+
+
 def refuse_markup(head: bytes, name: str, wanted: str = _TEXT) -> None:
     """Raise `UserError` for a file called `name` if its first bytes show XML or HTML."""
     path, root = "FILE" if name == STREAM else shlex.quote(name), sgml.root(head)
@@ -119,7 +126,7 @@ def not_utf8(path: str | Path, number: int, line: bytes, at: int, head: bytes, u
     whole = sum(char > "\x7f" for char in text) - broken
     if utf8 or whole > max(2, 3 * broken):
         fix = "other letters are UTF-8, so correct this line, or drop such bytes: iconv -c -f utf-8 -t utf-8 FILE"
-    elif len(both) - len(both.translate(None, _CONTROL)) > len(both) // 50:
+    elif len(both) - len(both.translate(None, _CONTROL)) > len(both) // _MOST_CONTROL:
         fix = "the file is binary; give a text file"
     elif letters >= 3 * high:
         encoding = "cp1252" if re.search(rb"[\x80-\x9f]", near) else "latin1"

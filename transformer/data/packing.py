@@ -83,9 +83,10 @@ def pack_cached(
 
 def _pack_chunk(source: np.ndarray, target: np.ndarray, S: int, T: int) -> tuple[np.ndarray, int]:
     """The row of each pair, and the number of rows."""
-    sizes, size_of, count = np.unique(source * (T + 1) + target, return_inverse=True, return_counts=True)
+    combined = source.astype(np.int64) * (T + 1) + target
+    sizes, size_of, count = np.unique(combined, return_inverse=True, return_counts=True)
     pairs_of_size = np.split(np.argsort(size_of, kind="stable"), np.cumsum(count)[:-1])
-    size_S, size_T = sizes // (T + 1), sizes % (T + 1)
+    size_S, size_T = (sizes // (T + 1)).astype(np.int32), (sizes % (T + 1)).astype(np.int32)
     share_S, share_T = size_S * _SCALE // S, size_T * _SCALE // T
     # Longest first. Of two equally long pairs, first the more uneven one, which is harder to place.
     largest_first = np.argsort(-(2 * (share_S + share_T) + np.abs(share_S - share_T)), kind="stable")

@@ -7,12 +7,14 @@ import filecmp
 import logging
 import os
 import stat
+from collections.abc import Iterable
 from pathlib import Path
 
 from transformer.config import SPECIALS, DataConfig, UserError
 from transformer.data.folder import writable_cache_dir
 from transformer.data.opening import open_text
 from transformer.data.text import Corpora, Parallel, csv_hint, file_kind
+from transformer.packages import require
 
 log = logging.getLogger("transformer")
 
@@ -42,6 +44,7 @@ def corpora(config: DataConfig) -> Corpora:
     if config.corpus == "text":
         return Corpora(train, dev, test, dev_name, test_name)
     if config.corpus == "phrases":
+        require("the generated text of data.corpus 'phrases'", "babel", "num2words")
         from transformer.data.phrases import corpus
 
         with writable_cache_dir(config) as folder:
@@ -103,10 +106,8 @@ def _held_out(config: DataConfig, name: str) -> Parallel | None:
     return Parallel(source, target)
 
 
-def _require_files(config: DataConfig) -> None:
-    named_paths = [("source", path) for path in config.source] + [("target", path) for path in config.target]
-    names = ("dev_source", "dev_target", "test_source", "test_target", "tokenizer")
-    named_paths += [(name, getattr(config, name)) for name in names if getattr(config, name) is not None]
+def require_files(named_paths: Iterable[tuple[str, str]]) -> None:
+    """Raise `UserError` unless each (field of the data section, path) is a regular file. Names all that are missing."""
     missing = []
     for name, path in named_paths:
         try:
@@ -125,6 +126,12 @@ def _require_files(config: DataConfig) -> None:
             )
     if missing:
         raise UserError(f"no such file: {', '.join(missing)}; correct the path")
+
+
+def _require_files(config: DataConfig) -> None:
+    named_paths = [("source", path) for path in config.source] + [("target", path) for path in config.target]
+    names = ("dev_source", "dev_target", "test_source", "test_target", "tokenizer")
+    require_files(named_paths + [(name, getattr(config, name)) for name in names if getattr(config, name) is not None])
     both = [("target", *sides) for sides in zip(config.source, config.target, strict=False)]
     both += [
         ("dev_target", config.dev_source, config.dev_target),

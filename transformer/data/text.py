@@ -13,8 +13,9 @@ import hashlib
 import itertools
 import json
 import os
+import unicodedata
 from collections import Counter, deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,6 +26,7 @@ from transformer.data.opening import open_text
 from transformer.data.sgml import Segment, compare
 
 _SHOWN = 12  # fields that an error lists
+_MAX_SHOWN = 10  # unknown characters that a warning lists
 _BOTH_SIDES = {".tsv": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl"}
 
 
@@ -258,6 +260,19 @@ def _names(row: dict[str, Any]) -> Iterator[str]:
                 yield prefix + name
 
 
+def never_seen(counts: Counter[str]) -> str:
+    """The words of a warning that counts and lists characters that the vocabulary lacks."""
+    # Show the character itself only if that is harmless on a terminal.
+    names = [
+        f"{c} (U+{ord(c):04X})" if c.isprintable() and not unicodedata.combining(c) else f"U+{ord(c):04X}"
+        for c, _ in counts.most_common(_MAX_SHOWN)
+    ]
+    if len(counts) > _MAX_SHOWN:
+        names.append(f"and {len(counts) - _MAX_SHOWN} more")
+    characters = "1 character was" if counts.total() == 1 else f"{counts.total():,} characters were"
+    return f"{characters} never seen in training: {', '.join(names)}"
+
+
 def sha256(path: str | Path) -> str:
     """Hex sha256 of a file's bytes."""
     try:
@@ -274,13 +289,17 @@ def fingerprint(parallel: Parallel, digests: Mapping[str, str] | None = None) ->
 
     `digests`: path -> sha256 of files that were already read.
     """
+    return fingerprint_of_files([path for path in parallel[:2] if path is not None], digests)
+
+
+def fingerprint_of_files(paths: Sequence[str], digests: Mapping[str, str] | None = None) -> str:
+    """As `fingerprint`, for files in this order."""
     parts = []
-    for path in (parallel.source, parallel.target):
-        if path is not None:
-            with open_text(path) as file:
-                kind = file_kind(path) if file.segments is None else "sgml"
-                digest = sha256(path) if digests is None else digests[str(path)]
-                parts.append((kind, file.compression == "gzip", digest))
+    for path in paths:
+        with open_text(path) as file:
+            kind = file_kind(path) if file.segments is None else "sgml"
+            digest = sha256(path) if digests is None else digests[str(path)]
+            parts.append((kind, file.compression == "gzip", digest))
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
@@ -289,6 +308,11 @@ def require_same(parallel: Parallel, expected: str, digests: Mapping[str, str]) 
 
     `digests`: path -> sha256 of the bytes that were read.
     """
-    if fingerprint(parallel, digests) != expected:
-        names = " or ".join(path for path in parallel[:2] if path)
+    require_same_files([path for path in parallel[:2] if path is not None], expected, digests)
+
+
+def require_same_files(paths: Sequence[str], expected: str, digests: Mapping[str, str]) -> None:
+    """As `require_same`, for the `fingerprint_of_files`."""
+    if fingerprint_of_files(paths, digests) != expected:
+        names = " or ".join(paths)
         raise UserError(f"{names} changed while it was read; run the same command again when no program writes to it")

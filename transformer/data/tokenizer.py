@@ -31,7 +31,7 @@ from transformer.data import cleaning, normalizer
 from transformer.data.folder import writable_cache_dir
 from transformer.data.foreign import refuse_other
 from transformer.data.normalizer import Normalizer
-from transformer.data.text import Parallel, fingerprint, read_pairs, require_same
+from transformer.data.text import Parallel, fingerprint, never_seen, read_pairs, require_same
 from transformer.files import cached
 
 _MODEL_FILE = "tokenizer.model"
@@ -43,7 +43,8 @@ _MAX_RUN = 1_000
 COVERAGE = 0.99995
 _FORMAT = 2  # part of every cache key: raise it when `train` gives another model for the same text
 
-_MAX_SHOWN = 10  # unknown characters that a warning lists
+# SentencePiece's options for running text.
+_RUNNING = {"add_dummy_prefix": False, "allow_whitespace_only_pieces": True}
 
 log = logging.getLogger("transformer")
 
@@ -111,12 +112,15 @@ class Tokenizer:
             raise
 
     @classmethod
-    def train(cls, lines: Iterable[str], *, vocab_size: int, normalization: str = "identity") -> Tokenizer:
+    def train(
+        cls, lines: Iterable[str], *, vocab_size: int, normalization: str = "identity", running: bool = False
+    ) -> Tokenizer:
         """Train BPE on `lines`. All characters of the text become pieces, except the rarest (see `COVERAGE`).
 
         `normalization` is as in `DataConfig`. With "clean", the caller must have cleaned each line by the rule of its
-        side. Raises `UserError` if the text does not allow `vocab_size` pieces, with the nearest size that it allows.
-        Errors that reading `lines` raises pass through.
+        side. `running`: for running text; lines do not begin with a space of the model's, and several spaces may be
+        one piece. Raises `UserError` if the text does not allow `vocab_size` pieces, with the nearest size that it
+        allows. Errors that reading `lines` raises pass through.
         """
         failure: list[Exception] = []
 
@@ -140,6 +144,7 @@ class Tokenizer:
                 character_coverage=COVERAGE,
                 byte_fallback=True,
                 remove_extra_whitespaces=False,  # decoding restores every space
+                **(_RUNNING if running else {}),
                 pad_id=PAD,
                 bos_id=BOS,
                 eos_id=EOS,
@@ -156,13 +161,19 @@ class Tokenizer:
             elif large := re.search(r"value <= (\d+)", message):
                 rule = f"too large for this text; the largest possible is {large[1]}"
             elif "!sentences_.empty()" in message:
-                raise UserError("data.source: there is no text to train the tokenizer on") from None
+                field = "data.text" if running else "data.source"
+                raise UserError(f"{field}: there is no text to train the tokenizer on") from None
             else:
                 raise
             raise UserError(f"data.vocab_size = {vocab_size}: {rule}") from None
         if normalization == "clean":
             return cls(normalizer.replace(model.getvalue(), _cleaner("source")))
         return cls(model.getvalue())
+
+    @property
+    def file(self) -> tuple[str, bytes]:
+        """Name and content of the file in a workdir."""
+        return "tokenizer.model", self.model
 
     @property
     def sha256(self) -> str:
@@ -245,16 +256,8 @@ class Tokenizer:
                 numbers += [number] if unseen else []
         if not counts:
             return None
-        # Show the character itself only if that is harmless on a terminal.
-        names = [
-            f"{c} (U+{ord(c):04X})" if c.isprintable() and not unicodedata.combining(c) else f"U+{ord(c):04X}"
-            for c, _ in counts.most_common(_MAX_SHOWN)
-        ]
-        if len(counts) > _MAX_SHOWN:
-            names.append(f"and {len(counts) - _MAX_SHOWN} more")
-        characters = "1 character was" if counts.total() == 1 else f"{counts.total():,} characters were"
         first_of = "" if len(numbers) == 1 else f" the first of {len(numbers):,} such lines;"
-        return f"line {numbers[0]}:{first_of} {characters} never seen in training: {', '.join(names)}"
+        return f"line {numbers[0]}:{first_of} {never_seen(counts)}"
 
     def decode(self, ids: Iterable[Iterable[int]]) -> list[str]:
         """One text for each sequence of ids; never raises.

@@ -6,33 +6,25 @@ A store is a sealed folder `<folder>/tokens/<key>/`. The key is a hash of text, 
 
 from __future__ import annotations
 
-import contextlib
+import functools
 import hashlib
 import itertools
 import json
 import logging
-import multiprocessing
-import multiprocessing.connection
 import os
-import signal
-import sys
-import threading
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable, Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from transformer.config import UserError
+from transformer.data.bar import bar
+from transformer.data.pool import in_processes
 from transformer.data.text import Parallel, count_lines, fingerprint, read_pairs, require_same
 from transformer.data.tokenizer import Tokenizer
 from transformer.files import ENTRY, cached, damage, digest_once, manifest
-from transformer.streams import plain
 
 _FORMAT = 3  # part of the key: raise it when the format of the files changes
 _TOKENISATION = 1  # part of `TokenStore.text`: raise it when the same text gives other tokens
@@ -147,7 +139,7 @@ def _build(
     with (
         open(folder / "source.tokens", "wb") as source_file,
         open(folder / "target.tokens", "wb") as target_file,
-        _progress(f"tokenising {parallel.source}", parallel.source) as show,
+        bar(f"tokenising {parallel.source}", count_lines(parallel.source), "pairs") as show,
     ):
         for source, source_lengths, target, target_lengths, alike in _encoded(
             parallel, tokenizer, fields, workers, digests
@@ -175,38 +167,6 @@ def _build(
     )
 
 
-@contextlib.contextmanager
-def _progress(title: str, path: str) -> Iterator[Callable[[int], None]]:
-    """A function that shows how many lines of the file are done: as a bar on a terminal, else in the log every 10 s."""
-    total, began = count_lines(path), time.monotonic()
-    if sys.stderr.isatty():
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-        # The title is a field, not part of a format or markup, where a file's name could have a meaning.
-        named = TextColumn("{task.fields[title]}", markup=False)
-        columns = (named, BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"))
-        with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as bar:
-            task = bar.add_task("", total=total, title=plain(title))
-
-            def update_bar(done: int) -> None:
-                rate = done / max(time.monotonic() - began, 1e-9)
-                bar.update(task, completed=done, description=f"{rate:,.0f} pairs/s")
-
-            yield update_bar
-        return
-    reported = began
-
-    def log_rate(done: int) -> None:
-        nonlocal reported
-        if time.monotonic() - reported > 10:
-            reported = time.monotonic()
-            rate = done / (reported - began)
-            log.info("%s: %s of %s pairs, %s a second", title, f"{done:,}", f"{total:,}", f"{rate:,.0f}")
-
-    yield log_rate
-
-
 def _encoded(
     parallel: Parallel, tokenizer: Tokenizer, fields: tuple[str, str], workers: int, digests: dict[str, str]
 ) -> Iterator[Tokens]:
@@ -217,60 +177,11 @@ def _encoded(
         for chunk in itertools.chain(first, chunks):
             yield _encode(tokenizer, chunk)
         return
-    # Spawned, not forked: a forked child could wait forever for a lock that one of JAX's threads holds.
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, context, _start_worker, (tokenizer.model,))
-    try:
-        yield from _in_order(_without_signals(pool.submit), itertools.chain(first, chunks), ahead=4 * workers)
-    except BrokenProcessPool:
-        raise UserError(
-            f"data.workers: one of {workers} processes that tokenise was killed, perhaps because memory ran out; use "
-            "fewer (1 = this process alone)"
-        ) from None
-    finally:
-        pool.shutdown(cancel_futures=True)
+    yield from in_processes(_encoder, (tokenizer.model,), itertools.chain(first, chunks), workers)
 
 
-def _without_signals(submit: Callable) -> Callable:
-    """`submit`, with Ctrl-C and the hang-up of a terminal blocked in the processes that it starts: only this process
-    handles them."""
-    blocked = {getattr(signal, name) for name in ("SIGINT", "SIGHUP") if hasattr(signal, name)}
-
-    def submit_blocked(*args: Any) -> Any:
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, blocked)  # a child inherits this mask
-        try:
-            return submit(*args)
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-    return submit_blocked if hasattr(signal, "pthread_sigmask") else submit
-
-
-def _in_order(submit: Callable, chunks: Iterable[list[Pair]], ahead: int) -> Iterator[Tokens]:
-    """Results in the order of `chunks`. At most `ahead` chunks are in flight, which bounds memory."""
-    running: deque = deque()
-    for chunk in chunks:
-        running.append(submit(_encode_in_worker, chunk))
-        if len(running) >= ahead:
-            yield running.popleft().result()
-    while running:
-        yield running.popleft().result()
-
-
-def _start_worker(model: bytes) -> None:
-    threading.Thread(target=_exit_with_parent, args=(multiprocessing.parent_process().sentinel,), daemon=True).start()
-    global _tokenizer
-    _tokenizer = Tokenizer(model)
-
-
-def _exit_with_parent(sentinel: int) -> None:
-    """End this process when its parent ends, also when the parent is killed."""
-    multiprocessing.connection.wait([sentinel])
-    os._exit(1)
-
-
-def _encode_in_worker(chunk: list[Pair]) -> Tokens:
-    return _encode(_tokenizer, chunk)
+def _encoder(model: bytes) -> Callable[[list[Pair]], Tokens]:
+    return functools.partial(_encode, Tokenizer(model))
 
 
 def _encode(tokenizer: Tokenizer, chunk: list[Pair]) -> Tokens:

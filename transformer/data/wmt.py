@@ -32,6 +32,7 @@ from typing import Any
 from transformer.config import UserError
 from transformer.data.text import Corpora, Parallel, count_lines
 from transformer.files import cached, manifest
+from transformer.packages import require
 
 logger = logging.getLogger("transformer")
 
@@ -72,6 +73,7 @@ def write(folder: Path, languages: tuple[str, str], tfds_dir: str | None = None)
 
 def _prepare(new: Path, folder: Path, foreign: str, tfds_dir: str | None) -> None:
     """Download and prepare what is missing, and write the text to `new`, which is renamed to `folder` afterwards."""
+    require("the download of WMT14", "tensorflow_datasets", "importlib_resources")
     pair = (foreign, "en")
     with _tfds():
         from tensorflow_datasets.translate.wmt import DATASET_MAP

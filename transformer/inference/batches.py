@@ -66,15 +66,14 @@ class Batcher:
         self._rows_that_fit = self._batch_sentences = batch_sentences
         self._lock = threading.Lock()
 
-    def batches(self, lengths: Sequence[int], longest: int) -> Iterator[Batch]:
+    def batches(self, lengths: Sequence[int], longest: int, *, few: bool = False) -> Iterator[Batch]:
         """Batches of sequences with these lengths in positions, sorted by length. `longest`: the largest length.
 
         Sequences of length 0 are left out. Sequences that do not fill a batch join the next longer one if that is at
-        most twice as long; otherwise they form a batch of the smallest shape that holds them. If there are few
-        sequences (see `FEW_BATCHES`), lengths are coarser, and sequences join a batch up to four times as long.
+        most twice as long; otherwise they form a batch of the smallest shape that holds them. With `few`, for few
+        sequences, lengths are coarser, and sequences join a batch up to four times as long.
         """
         order = sorted((i for i, n in enumerate(lengths) if n), key=lambda i: lengths[i])
-        few = self.few(lengths)
         ladder, most = (FEW_LENGTHS, 4) if few else (padded_lengths(), 2)
         buckets = [*itertools.takewhile(lambda n: n < longest, ladder), longest]
         at, waiting = 0, []
@@ -96,7 +95,7 @@ class Batcher:
                     waiting = []
 
     def few(self, lengths: Sequence[int]) -> bool:
-        """Whether these sequences are so few that they are computed in few shapes."""
+        """Whether these sequences are so few that few shapes save more time than they cost (see `FEW_BATCHES`)."""
         return sum(1 for n in lengths if n) < FEW_BATCHES * self._batch_sentences
 
     def rows(self, length: int) -> int:

@@ -34,7 +34,7 @@ class Hypotheses(NamedTuple):
     """The finished hypotheses of each sentence, best first."""
 
     tokens_BML: Array
-    """Pieces without bos, with eos at the end, padded on the right."""
+    """Pieces without bos, with eos at the end (see `cut` of `beam_search`), padded on the right."""
     lengths_BM: Array
     """Number of pieces, eos included; 0 where fewer than M hypotheses exist."""
     scores_BM: Array
@@ -45,7 +45,7 @@ class Hypotheses(NamedTuple):
 @partial(
     jax.tree_util.register_dataclass,
     data_fields=["length_penalty"],
-    meta_fields=["beam_size", "bos", "eos", "pad", "length_normalization", "n_best", "stop_early"],
+    meta_fields=["beam_size", "bos", "eos", "pad", "length_normalization", "n_best", "stop_early", "cut"],
 )
 @dataclass(frozen=True)
 class Options:
@@ -59,6 +59,7 @@ class Options:
     length_normalization: str = "paper"
     n_best: int = 1
     stop_early: bool = True
+    cut: bool = False
 
     def score(self, log_probs: Array, length: Array | int) -> Array:
         """The scores that hypotheses are ranked by."""
@@ -192,13 +193,15 @@ def _chosen(
     broken_BM = ~(raw_BMV[:, :, o.eos] < jnp.inf) & (s.log_probs_BM > -jnp.inf) & ~s.stopped_B[:, None]
     raw_BMV = jnp.where(raw_BMV < jnp.inf, raw_BMV, -jnp.inf)
     log_probs_BMV = raw_BMV if adjust is None else adjust(raw_BMV, s)
-    # At its limit a sentence can only end, whatever the constraints demand.
     must_end_B = s.at + 1 >= s.limit_B
-    ends_V = jnp.arange(raw_BMV.shape[-1]) == o.eos
-    log_probs_BMV = jnp.where(must_end_B[:, None, None], jnp.where(ends_V, raw_BMV, -jnp.inf), log_probs_BMV)
+    if not o.cut:  # at its limit a sentence can only end, whatever the constraints demand
+        ends_V = jnp.arange(raw_BMV.shape[-1]) == o.eos
+        log_probs_BMV = jnp.where(must_end_B[:, None, None], jnp.where(ends_V, raw_BMV, -jnp.inf), log_probs_BMV)
     best_BC, parents_BC, pieces_BC = choose(log_probs_BMV, s)
     tokens_BCL = s.tokens_BML[rows, parents_BC].at[:, :, s.at].set(pieces_BC)
     ended_BC = pieces_BC == o.eos
+    if o.cut:
+        ended_BC = ended_BC | must_end_B[:, None]
 
     # Finished hypotheses: the old ones come first, so that of two equal scores the earlier one ranks higher.
     fresh_BC = jnp.where(ended_BC, o.score(best_BC, s.at + 1), -jnp.inf)
@@ -266,6 +269,7 @@ def beam_search(
     length_normalization: str = "paper",
     n_best: int = 1,
     stop_early: bool = True,
+    cut: bool = False,
     reorder: Reorder = gather_rows,
     adjust: Adjust | None = None,
     choose: Choose = best_candidates,
@@ -277,7 +281,7 @@ def beam_search(
     `at`, and returns the log-probabilities of the next piece, in nats (at most 0; -inf forbids a piece). `cache` is any
     tree of arrays with X = B * beam_size leading rows, which are moved with the beams; for another cache, pass a
     `reorder`. The hypotheses of sentence b have at most `limit_B[b]` pieces, eos included, and are forced to end there;
-    `max_length` is the largest limit.
+    `max_length` is the largest limit. With `cut`, they need not end: at its limit a hypothesis is finished without eos.
 
     At each position, the search considers the 2 * beam_size best continuations. Those that end are finished; of the
     others, the best beam_size stay live. A beam of 1 considers only the best one: greedy search. `adjust` may change
@@ -293,7 +297,7 @@ def beam_search(
     inside `jax.jit`, where they are unknown.
     """
     _check(limit_B, max_length, beam_size, (bos, eos, pad), length_penalty, length_normalization, n_best)
-    options = Options(beam_size, bos, eos, pad, length_penalty, length_normalization, n_best, stop_early)
+    options = Options(beam_size, bos, eos, pad, length_penalty, length_normalization, n_best, stop_early, cut)
     beams = start(cache, limit_B, max_length, options, given)
     return hypotheses(run(step, beams, options, reorder=reorder, adjust=adjust, choose=choose), options)
 

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from transformer.inference.beam_search import Beams
+from transformer.inference.stops import Stops
 
 
 @jax.tree_util.register_dataclass
@@ -29,7 +30,7 @@ class Spelling:
 
 @partial(
     jax.tree_util.register_dataclass,
-    data_fields=["min_length", "banned_PW", "prefix"],
+    data_fields=["min_length", "banned_PW", "prefix", "stops"],
     meta_fields=["eos", "no_repeat_ngram"],
 )
 @dataclass(frozen=True)
@@ -45,11 +46,14 @@ class Constraints:
     """No sequence of this many pieces occurs twice; 0 = not constrained."""
     prefix: Spelling | None = None
     """If given, each output begins with the text in the tables of `beams.given` (see `prefixes.py`)."""
+    stops: Stops | None = None
+    """If given, an output ends after the piece that completes a stop string."""
 
     def adjust(self, log_probs_BMV: Array, beams: Beams) -> Array:
         """The log-probabilities, with -inf at pieces that are not allowed next.
 
         Inside a forced prefix, the other constraints do not apply. They do apply to a piece that goes beyond its end.
+        After a stop string the end is certain: its log-probability is 0.
         """
         V = log_probs_BMV.shape[-1]
         pieces_V = jnp.arange(V)
@@ -61,7 +65,11 @@ class Constraints:
         if self.prefix is not None:
             unfinished_BM1, within_BMV, beyond_BMV = _prefix_masks(log_probs_BMV, beams, self.prefix, self.eos)
             forbidden = jnp.where(unfinished_BM1, ~(within_BMV | (beyond_BMV & ~forbidden)), forbidden)
-        return jnp.where(forbidden, -jnp.inf, log_probs_BMV)
+        log_probs_BMV = jnp.where(forbidden, -jnp.inf, log_probs_BMV)
+        if self.stops is not None:
+            stopped_BM1 = self.stops.found(beams.tokens_BML, beams.at)[..., None]
+            log_probs_BMV = jnp.where(stopped_BM1, jnp.where(pieces_V == self.eos, 0.0, -jnp.inf), log_probs_BMV)
+        return log_probs_BMV
 
 
 def _prefix_masks(log_probs_BMV: Array, beams: Beams, spelling: Spelling, eos: int) -> tuple[Array, Array, Array]:

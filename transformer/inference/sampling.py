@@ -15,15 +15,25 @@ from transformer.inference.beam_search import Beams, Choose
 from transformer.model.checks import value_of
 
 
-def filtered(logits_XV: Array, *, top_k: Array | int, top_p: Array | float) -> Array:
+def filtered(logits_XV: Array, *, top_k: Array | int, top_p: Array | float, min_p: Array | float = 0.0) -> Array:
     """Logits with -inf at pieces that may not be drawn.
 
     `top_k`: keep only the k most probable pieces (0 = all). `top_p`: after that, keep only the most probable pieces
-    that together have at least this probability (nucleus sampling, Holtzman et al. 2020). The most probable piece
-    always stays; of equal pieces, the first stay. Raises `UserError` for invalid values, but not inside `jax.jit`,
-    where they are unknown.
+    that together have at least this probability (nucleus sampling, Holtzman et al. 2020). `min_p`: keep only pieces
+    with at least this share of the probability of the most probable one (Nguyen et al. 2024, arXiv 2407.01082). The
+    most probable piece always stays; of equal pieces, the first stay. Raises `UserError` for invalid values, but not
+    inside `jax.jit`, where they are unknown.
     """
-    _check_filter(top_k, top_p)
+    _check_filter(top_k, top_p, min_p)
+    # Sorting a large vocabulary takes longer than the model's step, so it is left out where it changes nothing.
+    sorts = jnp.logical_or(jnp.asarray(top_k) > 0, jnp.asarray(top_p) < 1)
+    kept_XV = jax.lax.cond(sorts, lambda x: _most_probable(x, top_k, top_p), lambda x: x, logits_XV)
+    lowest_X1 = jnp.max(logits_XV, axis=-1, keepdims=True) + jnp.log(jnp.asarray(min_p, jnp.float32))
+    return jnp.where(logits_XV >= lowest_X1, kept_XV, -jnp.inf)
+
+
+def _most_probable(logits_XV: Array, top_k: Array | int, top_p: Array | float) -> Array:
+    """The logits, with -inf at pieces that `top_k` and `top_p` leave out."""
     V = logits_XV.shape[-1]
     ordered_XV = jnp.flip(jnp.sort(logits_XV, axis=-1), axis=-1)
     kept_V = jnp.arange(V) < jnp.where(top_k > 0, top_k, V)
@@ -37,7 +47,14 @@ def filtered(logits_XV: Array, *, top_k: Array | int, top_p: Array | float) -> A
     return jnp.where(stays_XV, logits_XV, -jnp.inf)
 
 
-def sampled(key: Array, *, temperature: Array | float, top_k: Array | int, top_p: Array | float) -> Choose:
+def sampled(
+    key: Array,
+    *,
+    temperature: Array | float,
+    top_k: Array | int,
+    top_p: Array | float,
+    min_p: Array | float = 0.0,
+) -> Choose:
     """A `choose` that draws one piece for each of the M hypotheses, independently of the other hypotheses.
 
     A draw depends on the key, on `beams.given["number_B"]` (the number of the sentence in the input), on the hypothesis
@@ -47,7 +64,7 @@ def sampled(key: Array, *, temperature: Array | float, top_k: Array | int, top_p
     above 0.
     """
     positive = "a finite number above 0; for the likeliest piece alone: top_k = 1"
-    _check_filter(top_k, top_p)
+    _check_filter(top_k, top_p, min_p)
     _check("temperature", temperature, positive, lambda t: t.dtype.kind in "iuf" and 0 < t < jnp.inf)
 
     def choose(log_probs_BMV: Array, beams: Beams) -> tuple[Array, Array, Array]:
@@ -58,7 +75,7 @@ def sampled(key: Array, *, temperature: Array | float, top_k: Array | int, top_p
         def noise(number: Array) -> Array:
             return jax.random.gumbel(jax.random.fold_in(jax.random.fold_in(key, number), beams.at), (M, V))
 
-        logits_XV = filtered(log_probs_BMV.reshape(-1, V) / temperature, top_k=top_k, top_p=top_p)
+        logits_XV = filtered(log_probs_BMV.reshape(-1, V) / temperature, top_k=top_k, top_p=top_p, min_p=min_p)
         noise_XV = jax.vmap(noise)(beams.given["number_B"]).reshape(-1, V)
         _, pieces_X1 = jax.lax.top_k(logits_XV + noise_XV, 1)
         pieces_BM = pieces_X1.reshape(B, M)
@@ -70,9 +87,10 @@ def sampled(key: Array, *, temperature: Array | float, top_k: Array | int, top_p
     return choose
 
 
-def _check_filter(top_k: Any, top_p: Any) -> None:
+def _check_filter(top_k: Any, top_p: Any, min_p: Any) -> None:
     _check("top_k", top_k, "an integer, 0 or more", lambda k: k.dtype.kind in "iu" and k >= 0)
     _check("top_p", top_p, "a number above 0 and at most 1", lambda p: p.dtype.kind in "iuf" and 0 < p <= 1)
+    _check("min_p", min_p, "a number from 0 to 1", lambda p: p.dtype.kind in "iuf" and 0 <= p <= 1)
 
 
 def _check(name: str, number: Any, rule: str, holds: Callable[[np.ndarray], Any]) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
@@ -10,11 +11,13 @@ import numpy as np
 from transformer.config import BOS, EOS, PAD, DecodeConfig, UserError
 from transformer.inference.beam_search import Options
 from transformer.inference.constraints import Constraints, Spelling
-from transformer.inference.engine import Sampler, Strategy
 from transformer.inference.pieces import texts
+from transformer.inference.programs import Sampler, Strategy
+from transformer.inference.stops import automaton
 
 if TYPE_CHECKING:
     from transformer.data.tokenizer import Tokenizer
+    from transformer.data.vocabularies import Vocabulary
 
 
 def beams(config: DecodeConfig) -> int:
@@ -23,39 +26,75 @@ def beams(config: DecodeConfig) -> int:
 
 
 def options(config: DecodeConfig) -> Options:
-    """The options of a search."""
-    return Options(
-        beam_size=beams(config),
-        bos=BOS,
-        eos=EOS,
-        pad=PAD,
-        length_penalty=config.length_penalty,
-        length_normalization=config.length_normalization,
-        n_best=config.n_best,
-    )
+    """The options of a search for translations."""
+    return Options(bos=BOS, eos=EOS, pad=PAD, **_ranking(config))
+
+
+def _ranking(config: DecodeConfig) -> dict[str, Any]:
+    """The options of a search that do not depend on the vocabulary."""
+    return {
+        "beam_size": beams(config),
+        "length_penalty": config.length_penalty,
+        "length_normalization": config.length_normalization,
+        "n_best": config.n_best,
+    }
 
 
 def strategy(config: DecodeConfig, tokenizer: Tokenizer, spelling: Spelling | None = None) -> Strategy:
-    """The search with its constraints and its sampler. With `spelling`, outputs begin with forced prefixes."""
-    constraints = None
-    banned = _banned(config, tokenizer) if config.banned else None
-    if config.min_length or config.no_repeat_ngram or config.banned or spelling is not None:
-        constraints = Constraints(EOS, config.min_length, banned, config.no_repeat_ngram, spelling)
-    sampler = None
-    if config.sample:
-        sampler = Sampler(jax.random.key(config.seed), config.temperature, config.top_k, config.top_p)
-    return Strategy(options(config), constraints, sampler)
+    """The search for translations with its constraints and its sampler. With `spelling`, outputs begin with forced
+    prefixes."""
+    phrases = tokenizer.encode(texts("decode.banned", config.banned), "target") if config.banned else []
+    banned = _banned(config, phrases, lambda pieces: tokenizer.decode([pieces])[0])
+    constraints = _constraints(config, EOS, banned, prefix=spelling)
+    return Strategy(options(config), constraints, _sampler(config), _penalty(config))
 
 
-def _banned(config: DecodeConfig, tokenizer: Tokenizer) -> np.ndarray:
-    """`decode.banned` as pieces, each phrase padded with -1 on the left.
+def generation(config: DecodeConfig, vocabulary: Vocabulary, stop: Sequence[str] = ()) -> Strategy:
+    """The search or the sampling of texts that go on from prompts. They end at their limit, at the end of a document,
+    or at one of the strings `stop`."""
+    # Samples are ranked by their log-probabilities.
+    search = {**_ranking(config), **({"length_normalization": "none"} if config.sample else {})}
+    phrases = [vocabulary.encode(phrase).tolist() for phrase in texts("decode.banned", config.banned)]
+    banned = _banned(config, phrases, vocabulary.decode)
+    stops = automaton(stop, vocabulary.spelling) if stop else None
+    return Strategy(
+        Options(bos=vocabulary.begin, eos=vocabulary.end, cut=True, **search),
+        _constraints(config, vocabulary.end, banned, stops=stops),
+        _sampler(config),
+        _penalty(config),
+        tuple(vocabulary.banned),
+    )
+
+
+def _constraints(config: DecodeConfig, eos: int, banned_PW: np.ndarray | None, **more: Any) -> Constraints | None:
+    """The constraints; None without any. `more`: further ones, or None."""
+    given = any(one is not None for one in (banned_PW, *more.values()))
+    if not (config.min_length or config.no_repeat_ngram or given):
+        return None
+    return Constraints(eos, config.min_length, banned_PW, config.no_repeat_ngram, **more)
+
+
+def _sampler(config: DecodeConfig) -> Sampler | None:
+    c = config
+    return Sampler(jax.random.key(c.seed), c.temperature, c.top_k, c.top_p, c.min_p) if c.sample else None
+
+
+def _penalty(config: DecodeConfig) -> float | None:
+    return None if config.repetition_penalty == 1 else config.repetition_penalty
+
+
+def _banned(
+    config: DecodeConfig, phrases: Sequence[Sequence[int]], decode: Callable[[Sequence[int]], str]
+) -> np.ndarray | None:
+    """The pieces of the phrases of `decode.banned`, each padded with -1 on the left; None if there are none.
 
     Raises `UserError` for a phrase that the tokenizer reduces to nothing or to a space.
     """
-    phrases = tokenizer.encode(texts("decode.banned", config.banned), "target")
     for phrase, pieces in zip(config.banned, phrases, strict=True):
-        if not pieces or not tokenizer.decode([pieces])[0].strip():
+        if not pieces or not decode(pieces).strip():
             raise UserError(f"decode.banned: this model's tokenizer keeps nothing of {phrase!r}; leave it out")
+    if not phrases:
+        return None
     banned_PW = np.full((len(phrases), max(map(len, phrases))), -1, np.int32)
     for row, phrase in zip(banned_PW, phrases, strict=True):
         row[len(row) - len(phrase) :] = phrase

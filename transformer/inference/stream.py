@@ -36,7 +36,7 @@ def translate_stream(translator: Translator, source: BinaryIO, target: BinaryIO,
             log.warning("line 1 is a JSON object and is translated as text; --jsonl translates its field 'source'")
         return translator.translate(lines, first_line=first)
 
-    return _answer_lines(source, target, answer, first_line)
+    return answer_lines(source, target, answer, first_line)
 
 
 def translate_jsonl(
@@ -54,7 +54,7 @@ def translate_jsonl(
     """
 
     def answer(lines: Sequence[str], first: int) -> Iterator[str]:
-        records = list(_records(lines, first, ("source",), ("prefix",)))
+        records = list(records_of(lines, first, ("source",), ("prefix",)))
         sources = [record["source"] for record in records]
         prefixes = [record.get("prefix", "") for record in records]
         n_best = translator.translate_n_best(sources, first_line=first, prefixes=prefixes if any(prefixes) else None)
@@ -80,7 +80,7 @@ def translate_jsonl(
                 record |= _details(next(scored))
             yield to_json(record)
 
-    return _answer_lines(source, target, answer, first_line)
+    return answer_lines(source, target, answer, first_line)
 
 
 def score_jsonl(translator: Translator, source: BinaryIO, target: BinaryIO) -> int:
@@ -91,15 +91,15 @@ def score_jsonl(translator: Translator, source: BinaryIO, target: BinaryIO) -> i
     """
 
     def answer(lines: Sequence[str], first: int) -> Iterator[str]:
-        records = list(_records(lines, first, ("source", "target"), ()))
+        records = list(records_of(lines, first, ("source", "target"), ()))
         sides = [[record[side] for record in records] for side in ("source", "target")]
         for record, scored in zip(records, translator.score(*sides, first_line=first), strict=True):
             yield to_json(record | {"score": scored.score} | _details(scored))
 
-    return _answer_lines(source, target, answer, 1)
+    return answer_lines(source, target, answer, 1)
 
 
-def _answer_lines(
+def answer_lines(
     source: BinaryIO, target: BinaryIO, answer: Callable[[Sequence[str], int], Iterable[str]], first_line: int
 ) -> int:
     """Write a line for each line of `source`. Returns their number.
@@ -125,9 +125,10 @@ def _answer_lines(
     return done
 
 
-def _records(
+def records_of(
     lines: Sequence[str], first: int, needed: Sequence[str], optional: Sequence[str]
 ) -> Iterator[dict[str, Any]]:
+    """The objects in JSON lines. `needed` and `optional`: names of fields that are strings. Raises `UserError`."""
     for number, line in enumerate(lines, first):
         try:
             record = read_json(line)

@@ -6,34 +6,29 @@ import logging
 import math
 import os
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from transformer.config import EOS, PAD, UNK, DecodeConfig, UserError, check_decode, require_translation, shown
-from transformer.inference.batches import Batch, Batcher, on_all_devices
-from transformer.inference.beam_search import Hypotheses
-from transformer.inference.engine import COARSE, FINE, Grain, Strategy, compile_ahead, decode
+from transformer.inference.batches import Batch
+from transformer.inference.engine import COARSE, FINE, compile_ahead
+from transformer.inference.ensemble import Ensemble, Found, as_lists, check_members, load, members, same_file
 from transformer.inference.pieces import MAX_LINES, check_ids, encode, texts
 from transformer.inference.prefixes import Prefix, Prefixes
 from transformer.inference.scorer import Scored, Scorer
-from transformer.inference.strategy import beams, options, strategy
+from transformer.inference.strategy import options, strategy
 from transformer.inference.tally import Tally
-from transformer.model import Model, Params, build
+from transformer.model import Model, Params
 from transformer.model.checks import check_integer
-from transformer.model.rounding import in_type
 
 if TYPE_CHECKING:
     from transformer.checkpoint import Checkpoint
     from transformer.data.tokenizer import Tokenizer
 
 log = logging.getLogger("transformer")
-
-Found = tuple[list[list[int]], list[float]]
-"""The hypotheses of a sentence as pieces without eos, best first, and their scores. If the log-probabilities of the
-model are not finite, one hypothesis without pieces, with the score NaN."""
 
 
 class Hypothesis(NamedTuple):
@@ -68,29 +63,17 @@ class Translator:
 
         `config.dtype` has no effect here: only `load` converts parameters (see `in_type`).
         """
-        _check_parts(params, tokenizer, others)
+        check_members(params, others)
+        if isinstance(tokenizer, (str, bytes, os.PathLike)):  # None: `search` needs only pieces
+            raise UserError(f"tokenizer = {shown(tokenizer)}: give Tokenizer.load of it")
         self.model, self.params, self.tokenizer = model, params, tokenizer
-        self.config = DecodeConfig() if config is None else config
-        check_decode(self.config)
+        self.config = c = DecodeConfig() if config is None else config
+        check_decode(c)
         self.tally = Tally()
-        self.models = (model, *(other for other, _ in others))
-        self.all_params = (params, *(other for _, other in others))
-        c = self.config
-        self.beams = beams(c)
-        self.batcher = Batcher(
-            params,
-            batch_sentences=c.batch_sentences,
-            batch_tokens=c.batch_tokens,
-            beams=self.beams,
-            streams=c.streams,
-        )
-        sizes = {each["embedding"]["table"].shape[0] for each in self.all_params if "embedding" in each}
-        if len(sizes) > 1:
-            raise UserError(f"the models have vocabularies of {sorted(sizes)} pieces; an ensemble needs the same one")
-        self._vocab_size = max(sizes, default=None)
-        tables = [each.get(f"{side}_positions") for each in self.all_params for side in ("source", "target")]
-        # None if positions are computed and therefore not limited.
-        self._positions = min((table.shape[0] for table in tables if table is not None), default=None)
+        self._ensemble = Ensemble([(model, params), *others], c)
+        self.models, self.all_params = self._ensemble.models, self._ensemble.params
+        self.batcher, self._vocab_size = self._ensemble.batcher, self._ensemble.vocab_size
+        self._positions = self._ensemble.positions("source_positions", "target_positions")
         longest = min(c.max_source_length + c.max_extra_length, c.max_length or math.inf)
         if self._positions is not None and max(c.max_source_length, longest) >= self._positions:
             raise UserError(
@@ -111,17 +94,7 @@ class Translator:
         `checkpoint`: as in `transformer.load`, or one for each workdir. `config`: by default that of the first workdir.
         If there are several devices, the rows of a batch are cut over all of them.
         """
-        if config is not None:
-            check_decode(config)
-        from transformer.checkpoint import Checkpoints, again
-
-        workdirs = [workdir] if isinstance(workdir, str) or not isinstance(workdir, Sequence) else list(workdir)
-        single = isinstance(checkpoint, str) or not isinstance(checkpoint, Sequence)
-        names = [checkpoint] * len(workdirs) if single else list(checkpoint)
-        if not workdirs or len(names) != len(workdirs):
-            raise UserError(f"{len(workdirs)} workdirs and {len(names)} checkpoints: give one, or as many as workdirs")
-        folders = [Checkpoints(folder) for folder in workdirs]
-        return again(lambda: cls.of([of.open(name) for of, name in zip(folders, names, strict=True)], config))
+        return load(workdir, checkpoint, config, cls.of)
 
     @classmethod
     def of(cls, checkpoints: Sequence[Checkpoint], config: DecodeConfig | None = None) -> Translator:
@@ -132,19 +105,10 @@ class Translator:
             raise UserError("no checkpoints: give one at least")
         for opened in checkpoints:
             require_translation(opened.config, opened.path.parent.parent)
-        first = checkpoints[0]
-        pieces = first.file("tokenizer.model")
-        for other in checkpoints:
-            if other.file("tokenizer.model") != pieces:
-                one, two = (opened.path.parent.parent for opened in (other, first))
-                raise UserError(f"{one} and {two} have different tokenizers; an ensemble needs the same one")
-        config = first.config.decode if config is None else config
+        _, pieces = same_file(checkpoints, ["tokenizer.model"], "tokenizers")
+        config = checkpoints[0].config.decode if config is None else config
         check_decode(config)
-        loaded = []
-        for opened in checkpoints:
-            model, params = in_type(opened.config.model, opened.params(), config.dtype)
-            loaded.append((build(model.with_vocabulary(opened.progress["vocab_size"])), on_all_devices(params)))
-        (model, params), *others = loaded
+        (model, params), *others = members(checkpoints, config)
         return cls(model, params, Tokenizer(pieces), config, others)
 
     def translate(
@@ -242,12 +206,14 @@ class Translator:
                 given["number_B"][row] = first + i
                 if prefixes is not None:
                     self._prefixes.fill(given, row, prefixes[i])
-            finished = self._decode(batch.filled(sources, EOS, PAD), limit_B, decoding, given, stop, grain)
-            return [(batch.indices[row], _as_lists(hypotheses)) for row, hypotheses in finished]
+            source_BS = batch.filled(sources, EOS, PAD)
+            finished = self._ensemble.decode(source_BS, limit_B, decoding, given, stop, grain=grain)
+            return [(batch.indices[row], as_lists(hypotheses, EOS)) for row, hypotheses in finished]
 
         lengths = [n + 1 if n else 0 for n in map(len, sources)]
-        grain = COARSE if self.batcher.few(lengths) else FINE
-        batches = self.batcher.batches(lengths, self.config.max_source_length + 1)
+        few = self.batcher.few(lengths)
+        grain = COARSE if few else FINE
+        batches = self.batcher.batches(lengths, self.config.max_source_length + 1, few=few)
         for results in self.batcher.side_by_side(decode_batch, batches):
             yield from results
 
@@ -260,26 +226,6 @@ class Translator:
         if prefixes is not None:
             limits = [self._prefixes.limit(*row) for row in zip(limits, prefixes, strict=True)]
         return limits
-
-    def _decode(
-        self,
-        source_BS: np.ndarray,
-        limit_B: np.ndarray,
-        decoding: Strategy,
-        given: Mapping[str, np.ndarray],
-        stop: threading.Event,
-        grain: Grain,
-    ) -> list[tuple[int, Hypotheses]]:
-        """`engine.decode`, in parts if the whole batch does not fit into memory."""
-
-        def part(rows: slice) -> list[tuple[int, Hypotheses]]:
-            arrays = [x[rows] for x in (source_BS, limit_B, *given.values())]
-            source, limit, *rest = self.batcher.put(*arrays)
-            of_rows = dict(zip(given, rest, strict=True))
-            finished = decode(self.models, self.all_params, source, limit, decoding, of_rows, stop, grain)
-            return [(rows.start + row, result) for row, result in finished]
-
-        return [row for rows in self.batcher.in_parts(part, len(source_BS)) for row in rows]
 
     def warm_up(self, sentences: int = 64, pieces: int = 31) -> None:
         """Compile, side by side, the programs for calls with this number of sentences of at most this many pieces.
@@ -295,8 +241,9 @@ class Translator:
             list(self.search(sources))
             return
         decoding, lengths = strategy(self.config, self.tokenizer), [pieces + 1] * sentences
-        grain = COARSE if self.batcher.few(lengths) else FINE
-        for batch in self.batcher.batches(lengths, self.config.max_source_length + 1):
+        few = self.batcher.few(lengths)
+        grain = COARSE if few else FINE
+        for batch in self.batcher.batches(lengths, self.config.max_source_length + 1, few=few):
             source_BS, zeros_B = batch.filled(sources, EOS, PAD), np.zeros(batch.rows, np.int32)
             compile_ahead(self.models, self.all_params, source_BS, zeros_B, decoding, {"number_B": zeros_B}, grain)
 
@@ -362,23 +309,3 @@ class Translator:
                     f"{name(i)} has {len(ids)} pieces, and decode.max_source_length + decode.max_extra_length = "
                     f"{most} is the most that a translation may have; make it shorter, or raise one of the two"
                 )
-
-
-def _as_lists(hypotheses: Hypotheses) -> Found:
-    """The hypotheses of one sentence as lists."""
-    lengths = [int(n) for n in hypotheses.lengths_BM if n > 0]
-    tokens = [hypotheses.tokens_BML[m, : n - 1].tolist() for m, n in enumerate(lengths)]
-    if not tokens and np.isnan(hypotheses.scores_BM[0]):
-        tokens = [[]]
-    return tokens, hypotheses.scores_BM[: len(tokens)].tolist()
-
-
-def _check_parts(params: Any, tokenizer: Any, others: Any) -> None:
-    """Raise `UserError` for arguments of a wrong kind. The tokenizer may be None: `search` needs only pieces."""
-    if not isinstance(others, Sequence) or not all(isinstance(one, (tuple, list)) and len(one) == 2 for one in others):
-        raise UserError(f"others = {shown(others)}: give pairs of a model and its parameters")
-    for each in (params, *(other for _, other in others)):
-        if not isinstance(each, Mapping) or not each:
-            raise UserError(f"params = {shown(each)}: give a nested dict of arrays, as `transformer.load` returns")
-    if isinstance(tokenizer, (str, bytes, os.PathLike)):
-        raise UserError(f"tokenizer = {shown(tokenizer)}: give Tokenizer.load of it")

@@ -1,7 +1,8 @@
-"""The Transformer and its building blocks. Needs only jax, numpy, flax and the package `config` beside this one."""
+"""The Transformer and its building blocks. Needs only jax, numpy, flax and `transformer.config`."""
 
 from .attention import KV, Attention, attend
 from .cache import Cache, Memory
+from .decoder import Decoder
 from .encoder_decoder import EncoderDecoder
 from .functional import Model, Params, build
 from .layers import fold
@@ -11,6 +12,7 @@ __all__ = [
     "KV",
     "Attention",
     "Cache",
+    "Decoder",
     "EncoderDecoder",
     "Memory",
     "Model",

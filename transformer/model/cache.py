@@ -11,7 +11,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from ..config import ModelConfig, UserError
 from .attention import KV
+from .checks import INT32_MAX, check_integer, check_mask, check_places, check_same_shape, value_of
 
 
 class Memory(NamedTuple):
@@ -116,3 +118,94 @@ def within(window: int | None, mask_BTS: Array, queries_BT: Array, keys_BS: Arra
     if window is None:
         return mask_BTS
     return mask_BTS & (jnp.abs(queries_BT[:, :, None] - keys_BS[:, None, :]) <= window)
+
+
+def past(
+    T: int,
+    window: int | None,
+    positions_BT: Array | None,
+    segments_BT: Array | None,
+    cache: Cache | None,
+    at_B: Array | None,
+    mask_BTS: Array | None = None,
+) -> tuple[Array, Array, Cache | None]:
+    """What T tokens of a decoder may attend to: themselves and the past, within `window` positions.
+
+    Returns (positions_BT, mask_BTS, extended cache). Without a cache, the tokens are whole rows; segments number the
+    sequences of packed rows, and a given `mask_BTS` replaces the causal one. With a cache, they have positions `at_B`,
+    `at_B + 1`, … (default: 0), see `Cache.extend`.
+    """
+    if cache is None:
+        positions_BT = jnp.arange(T)[None] if positions_BT is None else positions_BT
+        mask_BTS = within(window, causal(T) if mask_BTS is None else mask_BTS, positions_BT, positions_BT)
+        if segments_BT is not None:
+            mask_BTS = mask_BTS & same_segment(segments_BT, segments_BT)
+        return positions_BT, mask_BTS, None
+    at_B = jnp.int32(0) if at_B is None else jnp.asarray(at_B)
+    mask_BTS, extended = cache.extend(at_B, T, window)
+    positions_BT = at_B[..., None] + jnp.arange(T)
+    if at_B.ndim:
+        positions_BT = jnp.repeat(positions_BT, cache.seen_BMS.shape[1], axis=0)
+    return positions_BT.reshape(-1, T), mask_BTS, extended
+
+
+def empty_cache(config: ModelConfig, rows: int, length: int, beams: int = 1, dtype: jnp.dtype | None = None) -> Cache:
+    """An empty cache of a decoder for `rows` sequences with `beams` beams each and `length` positions per beam.
+
+    `dtype`: type of keys and values; None = the model's dtype.
+    """
+    for name, number in (("rows", rows), ("length", length), ("beams", beams)):
+        check_integer(name, number, 1)
+    check_integer("rows * beams * length", int(rows) * int(beams) * int(length), 1, INT32_MAX)
+    attention, S, dtype = config.attention("decoder"), length * beams, jnp.dtype(dtype or config.dtype)
+    K = attention.kv_heads
+    kv = tuple(
+        KV(jnp.zeros((rows, K, config.key_size, S), dtype), jnp.zeros((rows, K, S, config.value_size), dtype))
+        for _ in range(0, config.decoder_layers, attention.kv_sharing)
+    )
+    return Cache(kv, jnp.zeros((rows, beams, S), bool), jnp.zeros((rows, S), jnp.int32), jnp.int32(0))
+
+
+def check_kv(name: str, kvs: tuple[KV, ...], config: ModelConfig, kind: str, rows: int, length: int) -> None:
+    """Raise `UserError` unless the keys and values have the shapes of this model's attention of this kind."""
+    c, attention = config, config.attention(kind)
+    keys, values = (rows, attention.kv_heads, c.key_size, length), (rows, attention.kv_heads, length, c.value_size)
+    shapes = [(kv.k_BKHS.shape, kv.v_BKSH.shape) for kv in kvs]
+    expected = [(keys, values)] * len(range(0, c.decoder_layers, attention.kv_sharing))
+    if shapes != expected:
+        raise UserError(
+            f"{name} is of another model: it has keys and values of the shapes {shapes}, and this model needs "
+            f"{expected}"
+        )
+
+
+def check_cache(
+    config: ModelConfig,
+    tokens_BT: Array,
+    cache: Cache | None,
+    at_B: Array | None,
+    positions_BT: Array | None,
+    segments_BT: Array | None,
+    mask_BTS: Array | None = None,
+) -> None:
+    """Raise `UserError` if a decoder can't take these tokens with this cache, these positions, segments and mask."""
+    if mask_BTS is not None:
+        check_mask("mask_BTS", mask_BTS, (*tokens_BT.shape, tokens_BT.shape[1]), cache)
+    if cache is None:
+        for name, given in (("positions_BT", positions_BT), ("segments_BT", segments_BT)):
+            if given is not None:
+                check_same_shape(name, given, tokens_BT)
+        return
+    if positions_BT is not None or segments_BT is not None:
+        raise UserError("with a cache, at_B gives the tokens' positions; leave out positions_BT and segments_BT")
+    if not isinstance(cache, Cache):
+        raise UserError(f"cache is a {type(cache).__name__}: give what `init_cache` returns")
+    (rows, T), (B, M, S) = tokens_BT.shape, cache.seen_BMS.shape
+    check_kv("cache", cache.kv, config, "decoder", B, S)
+    if rows != B * M:
+        raise UserError(f"tokens_BT has {rows} rows: the cache is for {B} sentences of {M} beams")
+    if at_B is not None:
+        check_places("at_B", at_B, B)
+    end = value_of(cache.end)
+    if end is not None and end + T * M > S:
+        raise UserError(f"the cache has room for {S // M} positions and holds {end // M} already: no room for {T}")

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..config import BOS, PAD, ModelConfig, UserError, check_model
+from ..config import BOS, ModelConfig, UserError, check_model
 
 INT32_MAX = 2**31 - 1  # the largest id and index
 
@@ -120,16 +120,17 @@ def check_pair(name: str, pair: Any) -> tuple[Any, Any]:
     return pair[0], pair[1]
 
 
-def check_positions(name: str, ids_BT: Any, positions_BT: Any, rows: int) -> None:
-    """Raise `UserError` if a piece has a position outside a learned table of `rows` rows."""
-    ids, positions = value_of(ids_BT), value_of(positions_BT)
-    if ids is None or positions is None:
+def check_positions(name: str, ids_BT: Any, positions_BT: Any, rows: int, mask_BT: Any = True) -> None:
+    """Raise `UserError` if a piece has a position outside a learned table of `rows` rows. `mask_BT`: False at padding,
+    which is not checked."""
+    mask, positions = value_of(mask_BT), value_of(positions_BT)
+    if mask is None or positions is None:
         return
-    wrong = np.broadcast_to((positions < 0) | (positions >= rows), ids.shape) & (ids != PAD)
+    wrong = np.broadcast_to((positions < 0) | (positions >= rows), ids_BT.shape) & mask
     if wrong.any():
         row, column = np.argwhere(wrong)[0]
         raise UserError(
-            f"{name}[{row}, {column}] is at position {np.broadcast_to(positions, ids.shape)[row, column]}, "
+            f"{name}[{row}, {column}] is at position {np.broadcast_to(positions, ids_BT.shape)[row, column]}, "
             f"counted from 0, but this model has {rows} learned positions (max_positions); give shorter sentences"
         )
 

@@ -10,20 +10,15 @@ from flax import nnx
 from jax import Array
 
 from ..config import PAD, ModelConfig, UserError
-from .attention import KV
-from .cache import Cache, Memory, causal, same_segment, within
+from .cache import Cache, Memory, check_cache, check_kv, empty_cache, past, same_segment, within
 from .checks import (
-    INT32_MAX,
     check_complete,
     check_ids,
-    check_integer,
     check_mask,
     check_pair,
-    check_places,
     check_positions,
     check_same_shape,
     check_sources,
-    value_of,
 )
 from .initializers import constant
 from .inputs import inputs, position_table, shifted
@@ -141,12 +136,10 @@ class EncoderDecoder(nnx.Module):
         if positions_BS is None:
             positions_BS = jnp.arange(source_BS.shape[1])[None]
         mask_BTS = within(self.config.attention("encoder").window, mask_BTS, positions_BS, positions_BS)
-        learned, shifted_BS = (
-            self.source_positions,
-            shifted(self.config, positions_BS, source_BS.shape[0], fold(key, 2)),
-        )
+        rows, learned = source_BS.shape[0], self.source_positions
+        shifted_BS = shifted(self.config, positions_BS, rows, fold(key, 2))
         if learned is not None:
-            check_positions("source_BS", source_BS, shifted_BS, len(learned[...]))
+            check_positions("source_BS", source_BS, shifted_BS, len(learned[...]), source_BS != PAD)
         x_BSD = inputs(self.config, self.embedding, learned, source_BS, shifted_BS, fold(key, 0))
         return self.encoder(x_BSD, mask_BTS, shifted_BS, key=fold(key, 1), run=run)[0]
 
@@ -183,29 +176,16 @@ class EncoderDecoder(nnx.Module):
 
         Raises the errors of `__call__`, and `UserError` if the cache has no room for the tokens.
         """
-        self._check_decoding(tokens_BT, memory, cache, at_B, positions_BT, segments_BT)
+        self._check_decoding(tokens_BT, memory, cache, at_B, positions_BT, segments_BT, mask_BTS)
         rows, T = tokens_BT.shape
-        if mask_BTS is not None:
-            check_mask("mask_BTS", mask_BTS, (rows, T, T), cache)
-        window, extended = self.config.attention("decoder").window, None
-        if cache is not None:
-            at_B = jnp.int32(0) if at_B is None else jnp.asarray(at_B)
-            mask_BTS, extended = cache.extend(at_B, T, window)
-            positions_BT = at_B[..., None] + jnp.arange(T)
-            if at_B.ndim:
-                positions_BT = jnp.repeat(positions_BT, cache.seen_BMS.shape[1], axis=0)
-            positions_BT = positions_BT.reshape(-1, T)
-        else:
-            positions_BT = jnp.arange(T)[None] if positions_BT is None else positions_BT
-            mask_BTS = within(window, causal(T) if mask_BTS is None else mask_BTS, positions_BT, positions_BT)
-            if segments_BT is not None:
-                mask_BTS = mask_BTS & same_segment(segments_BT, segments_BT)
+        window = self.config.attention("decoder").window
+        positions_BT, mask_BTS, extended = past(T, window, positions_BT, segments_BT, cache, at_B, mask_BTS)
         # M * T queries per sentence.
         query_positions = jnp.broadcast_to(positions_BT, (rows, T)).reshape(memory.mask_BS.shape[0], -1)
         memory_mask_BTS = memory.mask_BTS(query_positions, segments_BT, self.config.attention("cross").window)
         learned, positions_BT = self.target_positions, shifted(self.config, positions_BT, rows, fold(key, 2))
         if learned is not None:
-            check_positions("tokens_BT", tokens_BT, positions_BT, len(learned[...]))
+            check_positions("tokens_BT", tokens_BT, positions_BT, len(learned[...]), tokens_BT != PAD)
         embedding = self.target_embedding or self.embedding
         x_BTD, kv, weights = self.decoder(
             inputs(self.config, embedding, learned, tokens_BT, positions_BT, fold(key, 0)),
@@ -237,28 +217,7 @@ class EncoderDecoder(nnx.Module):
 
         `dtype`: type of keys and values; None = the model's dtype.
         """
-        for name, number in (("rows", rows), ("length", length), ("beams", beams)):
-            check_integer(name, number, 1)
-        c, attention = self.config, self.config.attention("decoder")
-        check_integer("rows * beams * length", int(rows) * int(beams) * int(length), 1, INT32_MAX)
-        S, K, dtype = length * beams, attention.kv_heads, jnp.dtype(dtype or c.dtype)
-        kv = tuple(
-            KV(jnp.zeros((rows, K, c.key_size, S), dtype), jnp.zeros((rows, K, S, c.value_size), dtype))
-            for _ in range(0, c.decoder_layers, attention.kv_sharing)
-        )
-        return Cache(kv, jnp.zeros((rows, beams, S), bool), jnp.zeros((rows, S), jnp.int32), jnp.int32(0))
-
-    def _check_kv(self, name: str, kvs: tuple[KV, ...], kind: str, rows: int, length: int) -> None:
-        """Raise `UserError` unless the keys and values have the shapes of this model's attention of this kind."""
-        c, attention = self.config, self.config.attention(kind)
-        keys, values = (rows, attention.kv_heads, c.key_size, length), (rows, attention.kv_heads, length, c.value_size)
-        shapes = [(kv.k_BKHS.shape, kv.v_BKSH.shape) for kv in kvs]
-        expected = [(keys, values)] * len(range(0, c.decoder_layers, attention.kv_sharing))
-        if shapes != expected:
-            raise UserError(
-                f"{name} is of another model: it has keys and values of the shapes {shapes}, and this model needs "
-                f"{expected}"
-            )
+        return empty_cache(self.config, rows, length, beams, dtype)
 
     def _check_decoding(
         self,
@@ -268,30 +227,14 @@ class EncoderDecoder(nnx.Module):
         at_B: Array | None,
         positions_BT: Array | None,
         segments_BT: Array | None,
+        mask_BTS: Array | None,
     ) -> None:
         """Raise `UserError` for arguments that `hidden` does not accept."""
         check_ids("tokens_BT", tokens_BT, self.vocab_size)
         if not isinstance(memory, Memory):
             raise UserError(f"memory is a {type(memory).__name__}: give what `encode` returns")
         check_sources(memory.mask_BS, tokens_BT)
-        self._check_kv("memory", memory.kv, "cross", *memory.mask_BS.shape)
+        check_kv("memory", memory.kv, self.config, "cross", *memory.mask_BS.shape)
         if (segments_BT is None) != (memory.segments_BS is None):
             raise UserError("segments: give both source and target segments, or neither; else sentences see each other")
-        if cache is None:
-            for name, given in (("positions_BT", positions_BT), ("segments_BT", segments_BT)):
-                if given is not None:
-                    check_same_shape(name, given, tokens_BT)
-            return
-        if positions_BT is not None or segments_BT is not None:
-            raise UserError("with a cache, at_B gives the tokens' positions; leave out positions_BT and segments_BT")
-        if not isinstance(cache, Cache):
-            raise UserError(f"cache is a {type(cache).__name__}: give what `init_cache` returns")
-        (rows, T), (B, M, S) = tokens_BT.shape, cache.seen_BMS.shape
-        self._check_kv("cache", cache.kv, "decoder", B, S)
-        if rows != B * M:
-            raise UserError(f"tokens_BT has {rows} rows: the cache is for {B} sentences of {M} beams")
-        if at_B is not None:
-            check_places("at_B", at_B, B)
-        end = value_of(cache.end)
-        if end is not None and end + T * M > S:
-            raise UserError(f"the cache has room for {S // M} positions and holds {end // M} already: no room for {T}")
+        check_cache(self.config, tokens_BT, cache, at_B, positions_BT, segments_BT, mask_BTS)

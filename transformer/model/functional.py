@@ -20,6 +20,7 @@ from jax import Array
 
 from ..config import ModelConfig, UserError
 from .checks import check_axes, check_complete
+from .decoder import Decoder
 from .encoder_decoder import EncoderDecoder
 
 Params = Mapping[str, Any]
@@ -53,9 +54,7 @@ class Model(Generic[M]):
         return hash((self.config, self._make))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (
-            (build, (self.config,)) if isinstance(self._make, _EncoderDecoder) else (Model, (self.config, self._make))
-        )
+        return (build, (self.config,)) if isinstance(self._make, _Module) else (Model, (self.config, self._make))
 
     @property
     def abstract_params(self) -> Params:
@@ -115,9 +114,10 @@ class Model(Generic[M]):
         return nnx.merge(self._graph, state)
 
 
-def build(config: ModelConfig) -> Model[EncoderDecoder]:
-    """The encoder-decoder model of a config, whose `vocab_size` must be set. Equal configs give the same `Model`.
+def build(config: ModelConfig) -> Model[Any]:
+    """The model of a config, whose `vocab_size` must be set: an `EncoderDecoder`, or a `Decoder` if encoder_layers = 0.
 
+    Equal configs give the same `Model`.
     Raises `UserError` (a ValueError) if the config breaks a rule, with the same message as on the command line.
     """
     check_complete(config)
@@ -125,18 +125,18 @@ def build(config: ModelConfig) -> Model[EncoderDecoder]:
 
 
 @cache  # compiled programs belong to a `Model` object: a second one of the same config would compile all again
-def _built(config: ModelConfig) -> Model[EncoderDecoder]:
-    return Model(config, _EncoderDecoder(config))
+def _built(config: ModelConfig) -> Model[Any]:
+    return Model(config, _Module(config))
 
 
 @dataclass(frozen=True)
-class _EncoderDecoder:
+class _Module:
     """Makes the module of `build`. Not a lambda, so that models can be compared and pickled."""
 
     config: ModelConfig
 
-    def __call__(self, rngs: nnx.Rngs) -> EncoderDecoder:
-        return EncoderDecoder(self.config, rngs=rngs)
+    def __call__(self, rngs: nnx.Rngs) -> EncoderDecoder | Decoder:
+        return (EncoderDecoder if self.config.encoder_layers else Decoder)(self.config, rngs=rngs)
 
 
 @jax.jit

@@ -12,5 +12,11 @@ def _translation() -> Any:
     return Translation
 
 
-TASKS: dict[str, Callable[[], Any]] = {"translation": _translation}
+def _language_model() -> Any:
+    from transformer.tasks.language_model import LanguageModel
+
+    return LanguageModel
+
+
+TASKS: dict[str, Callable[[], Any]] = {"translation": _translation, "language_model": _language_model}
 """Name of a task, as in `config.RUNS` -> a function that imports and returns its class."""

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from transformer.config import Config, UserError
+from transformer.packages import require
 
 if TYPE_CHECKING:
     import sacrebleu
@@ -54,6 +55,7 @@ def bleu_tokenizer(config: Config) -> str:
 
 def bleu(tokenize: str, **options: Any) -> sacrebleu.BLEU:
     """sacreBLEU's BLEU with this tokeniser. Raises `UserError` if the tokeniser's packages are not installed."""
+    require("scoring", "sacrebleu")
     import sacrebleu
 
     try:

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import os
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from transformer.checkpoint import Checkpoint, Checkpoints, Removed
 from transformer.config import Config, UserError
-from transformer.model import EncoderDecoder, Model, Params
+from transformer.model import Model, Params
 
 if TYPE_CHECKING:
     from transformer.data.tokenizer import Tokenizer
 
 
-class Loaded(tuple[Model[EncoderDecoder], Params]):
+class Loaded(tuple[Model[Any], Params]):
     """The pair (model, params) of a checkpoint, with its config and its tokenizer."""
 
     _checkpoint: Checkpoint
@@ -40,7 +40,10 @@ class Loaded(tuple[Model[EncoderDecoder], Params]):
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        """The tokenizer that the model was trained with. Imports sentencepiece on first use."""
+        """The tokenizer of a translation model. Imports sentencepiece on first use.
+
+        Raises `UserError` for a language model, which has a vocabulary of its own kind (see `Generator`).
+        """
         from transformer.data.tokenizer import Tokenizer
 
         return Tokenizer(self._pieces, str(self._checkpoint.path / "tokenizer.model"))

@@ -7,7 +7,7 @@ import hashlib
 import json
 import logging
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -32,8 +32,9 @@ from transformer.model import Params, build
 from transformer.model.rounding import in_type
 from transformer.tasks.gathered import translate_shares
 from transformer.tasks.judges import JUDGED, bleu_tokenizer, check_scoring, score, spelt_otherwise, unsuited
+from transformer.tasks.scoring import evaluate_workdir, lines_of
 from transformer.tasks.sets import read_sides, write_sets
-from transformer.tasks.vocabulary import inherited, vocabulary
+from transformer.tasks.vocabulary import files_of, inherited, size_before_training
 from transformer.training.objectives import sequences
 from transformer.training.sharding import batch_sharding, gathered, put
 from transformer.training.start import check_start
@@ -55,10 +56,7 @@ class Translation:
         self.config, self.pieces, self.texts = config, pieces, texts
         model = build(config.model)
         self.objective = sequences(model, config.train, packing=config.data.packing)
-        self.files = {
-            "tokenizer.model": pieces.model,
-            "tokenizer.sha256": f"{pieces.sha256}  tokenizer.model\n".encode(),
-        }
+        self.files = files_of(pieces)
         self.judged = JUDGED[config.evaluate.metric]
         unsmoothed = dataclasses.replace(config.train, label_smoothing=0.0)
         self._dev_loss = jax.jit(sequences(model, unsmoothed, packing=config.data.packing).loss, static_argnames="mesh")
@@ -72,7 +70,7 @@ class Translation:
     @staticmethod
     def check(config: Config, workdir: str) -> None:
         """Raise `UserError` for mistakes that can be found without reading text."""
-        check_start(config, workdir, build(config.model.with_vocabulary(vocabulary(config, workdir))))
+        check_start(config, workdir, build(config.model.with_vocabulary(size_before_training(config, workdir))))
         check_scoring(config)
 
     @staticmethod
@@ -86,19 +84,8 @@ class Translation:
         log.info("data.normalization stays 'identity', as at the start of this run")
         return dataclasses.replace(config, data=dataclasses.replace(config.data, normalization="identity"))
 
-    @staticmethod
-    def score(workdir: str, **options: Any) -> dict[str, Any]:
-        """The scores of a checkpoint, for evaluate.py; see `scoring.evaluate_workdir`."""
-        from transformer.tasks.scoring import evaluate_workdir
-
-        return evaluate_workdir(workdir, **options)
-
-    @staticmethod
-    def lines_of(result: Mapping[str, Any]) -> Iterator[str]:
-        """The result of `score` as lines of text."""
-        from transformer.tasks.scoring import lines_of
-
-        return lines_of(result)
+    score = staticmethod(evaluate_workdir)
+    lines_of = staticmethod(lines_of)
 
     @classmethod
     def build(cls, config: Config, workdir: str | None = None) -> Translation:

@@ -1,41 +1,71 @@
-"""Choose the tokenizer of a run: the workdir's, that of `train.init_from`, or a new one."""
+"""Choose the vocabulary of a run: the workdir's, that of `train.init_from`, or a new one."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from etils import epath
 
 from transformer.checkpoint import Checkpoint, Checkpoints
-from transformer.config import Config, UserError
+from transformer.config import UserError
+from transformer.data import vocabularies
 from transformer.data.tokenizer import Tokenizer
 from transformer.files import path_of
 
 log = logging.getLogger("transformer")
 
+DIGEST = "tokenizer.sha256"  # file in the workdir beside that of the vocabulary
 
-def vocabulary(config: Config, workdir: str) -> int:
-    """The vocabulary size of a run in this workdir, in pieces; before its tokenizer is trained, the configured one."""
-    pieces = inherited(config, workdir)
+
+class Kind(NamedTuple):
+    """How the vocabularies of a task are read. Each has `file`, the (name, content) in a workdir, and `sha256`."""
+
+    names: tuple[str, ...]
+    """The names that the file may have."""
+    read: Callable[[str, bytes, str], Any]
+    """(name, content, where it comes from) -> the vocabulary."""
+    load: Callable[[str], Any]
+    """Path of a user's file -> the vocabulary."""
+
+
+TOKENIZERS = Kind(("tokenizer.model",), lambda name, content, where: Tokenizer(content, where), Tokenizer.load)
+VOCABULARIES = Kind(vocabularies.FILES, vocabularies.read, vocabularies.load)
+
+
+def files_of(pieces: Any) -> dict[str, bytes]:
+    """The files of a vocabulary in a workdir and in each checkpoint: its own, and the sha256 of that."""
+    name, content = pieces.file
+    return {name: content, DIGEST: f"{pieces.sha256}  {name}\n".encode()}
+
+
+def size_before_training(config: Any, workdir: str, kind: Kind = TOKENIZERS) -> int | None:
+    """The vocabulary size of a run in this workdir, in pieces, before any text is read; None if the text decides."""
+    pieces = inherited(config, workdir, kind)
     if pieces is None and config.data.tokenizer:
-        pieces = Tokenizer.load(config.data.tokenizer)
-    return pieces.vocab_size if pieces else config.data.vocab_size
+        pieces = kind.load(config.data.tokenizer)
+    if pieces is not None:
+        return pieces.vocab_size if kind is TOKENIZERS else pieces.size
+    of_pieces = {"characters": None, "bytes": vocabularies.Bytes().size}
+    return of_pieces.get(getattr(config.data, "pieces", None), config.data.vocab_size)
 
 
-def inherited(config: Config, workdir: str | None) -> Tokenizer | None:
-    """The tokenizer that a run reuses: the workdir's if the run resumes, else that of `train.init_from`; else None."""
+def inherited(config: Any, workdir: str | None, kind: Kind = TOKENIZERS) -> Any:
+    """The vocabulary that a run reuses: the workdir's if the run resumes, else that of `train.init_from`; else None."""
     start, given = config.train.init_from, config.data.tokenizer
     if workdir and Checkpoints(workdir).states():
-        pieces = tokenizer_of(workdir)
+        pieces = vocabulary_of(workdir, kind)
         if given is not None:
-            refuse_other(given, pieces, workdir)
+            refuse_other(given, pieces, workdir, kind)
         return pieces
     if start is None:
         return None
-    pieces = Checkpoints(start).read(None, _tokenizer_in)
-    if given and Tokenizer.load(given).sha256 != pieces.sha256:
+    pieces = Checkpoints(start).read(None, lambda opened: vocabulary_in(opened, kind))
+    if given and kind.load(given).sha256 != pieces.sha256:
         raise UserError(
             f"data.tokenizer = {given!r} is not the tokenizer of train.init_from = {start!r}; leave data.tokenizer "
             "out to use that one"
@@ -43,29 +73,31 @@ def inherited(config: Config, workdir: str | None) -> Tokenizer | None:
     return pieces
 
 
-def tokenizer_of(workdir: str) -> Tokenizer:
-    """The tokenizer of a run that has checkpoints.
+def vocabulary_of(workdir: str, kind: Kind = TOKENIZERS) -> Any:
+    """The vocabulary of a run that has checkpoints.
 
-    It is the workdir's tokenizer.model if that has the sha256 in tokenizer.sha256. Else it is the tokenizer of the
-    newest whole checkpoint, with a warning if the two differ. Raises `UserError` if no checkpoint is whole.
+    It is that of the workdir if it has the sha256 in tokenizer.sha256. Else it is that of the newest whole checkpoint,
+    with a warning if the two differ. Raises `UserError` if no checkpoint is whole.
     """
-    path = path_of(workdir) / "tokenizer.model"
-    model, digest = _content(path), _content(path.with_name("tokenizer.sha256"))
-    if model and digest and digest.split()[:1] == [hashlib.sha256(model).hexdigest().encode()]:
-        return Tokenizer(model, str(path))
-    wrong = f"{path} is {'missing' if model is None else 'not as it was written'}"
+    folder = path_of(workdir)
+    path = next((folder / name for name in kind.names if (folder / name).exists()), folder / kind.names[0])
+    content, digest = _content(path), _content(folder / DIGEST)
+    if content and digest and digest.split()[:1] == [hashlib.sha256(content).hexdigest().encode()]:
+        return kind.read(path.name, content, str(path))
+    wrong = f"{path} is {'missing' if content is None else 'not as it was written'}"
     whole = Checkpoints(workdir).newest_whole()
     if whole is None:
         raise UserError(f"{wrong}, and no checkpoint is whole; restore a copy")
-    pieces = _tokenizer_in(whole)
-    if pieces.model != model:
+    pieces = vocabulary_in(whole, kind)
+    if pieces.file[1] != content:
         log.warning("%s; taking the one that checkpoint %s holds", wrong, whole.name)
     return pieces
 
 
-def _tokenizer_in(checkpoint: Checkpoint) -> Tokenizer:
-    """The tokenizer that the parameters of a checkpoint were trained with."""
-    return Tokenizer(checkpoint.file("tokenizer.model"), str(checkpoint.path / "tokenizer.model"))
+def vocabulary_in(checkpoint: Checkpoint, kind: Kind = TOKENIZERS) -> Any:
+    """The vocabulary that the parameters of a checkpoint were trained with. Raises `UserError` if it has none."""
+    name = next((name for name in kind.names if (checkpoint.path / name).exists()), " or ".join(kind.names))
+    return kind.read(name, checkpoint.file(name), str(checkpoint.path / name))
 
 
 def _content(path: epath.Path) -> bytes | None:
@@ -77,14 +109,16 @@ def _content(path: epath.Path) -> bytes | None:
         raise UserError(f"{path} cannot be read ({why}); restore a copy, then run the same command again") from None
 
 
-def refuse_other(given: str, tokenizer: Tokenizer, workdir: str) -> None:
-    """Raise `UserError` if the file `given` is not the same as `tokenizer`, the one of the workdir."""
+def refuse_other(given: str, pieces: Any, workdir: str, kind: Kind = TOKENIZERS) -> None:
+    """Raise `UserError` if the file `given` is not the vocabulary of the workdir."""
     try:
-        same = Path(given).read_bytes() == tokenizer.model
+        same = Path(given).read_bytes() == pieces.file[1]
     except OSError as error:
         raise UserError(f"data.tokenizer = {given!r} cannot be read ({error.strerror or error})") from None
+    with contextlib.suppress(UserError):  # reading may change the normaliser
+        same = same or kind.load(given).sha256 == pieces.sha256
     if not same:
         raise UserError(
             f"data.tokenizer = {given!r} is not the tokenizer that {workdir} was trained with, "
-            f"{path_of(workdir) / 'tokenizer.model'}; give that one, or use another --workdir"
+            f"{path_of(workdir) / pieces.file[0]}; give that one, or use another --workdir"
         )

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import re
-from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from etils import epath
 
-from transformer.checkpoint import AVERAGE, Checkpoint, Checkpoints
-from transformer.config import KINDS, Config, ModelConfig, UserError, differences, require_translation, to_json
-from transformer.files import local, new_folder, path_of, replace, require_new, writing
+from transformer.checkpoint import Checkpoint, Checkpoints
+from transformer.config import KINDS, Config, ModelConfig, UserError, differences, require_translation
 from transformer.model import Params
 from transformer.tasks.sets import copy_sets
+from transformer.tools.new_workdir import new_workdir
 
 PARTS = {
     "encoder": r"encoder/layers/\d+/self_attention",
@@ -77,23 +74,13 @@ def write_start(opened: Checkpoint, out: str, params: Params, model: ModelConfig
 
     Raises `UserError` if `out` is not a new or empty folder.
     """
-    require_new(folder := path_of(out))
-    Checkpoints(out)  # raises for a path in which no arrays can be stored
-    with contextlib.ExitStack() as stack:
-        if local(out):
-            stack.enter_context(writing(folder))
-            folder = stack.enter_context(new_folder(Path(out)))
-        _write_start(opened, epath.Path(folder), params, model)
-
-
-def _write_start(opened: Checkpoint, folder: epath.Path, params: Params, model: ModelConfig) -> None:
-    config = to_json(dataclasses.replace(opened.config, model=model)).encode()
-    files = {"config.json": config, "tokenizer.model": opened.file("tokenizer.model")}
     progress = opened.progress
-    kept = {key: progress[key] for key in ("step", "vocab_size")}
-    replace(folder / "tokenizer.model", files["tokenizer.model"])
-    copy_sets(opened.path.parent.parent, folder)
-    target = Checkpoints(folder)
-    converted = {"averaged_steps": progress.get("averaged_steps", [progress["step"]]), "trainable": False}
-    target.save(AVERAGE, {"params": params}, progress=kept | converted, files=files)
-    target.wait()
+    new_workdir(
+        out,
+        params,
+        dataclasses.replace(opened.config, model=model),
+        progress={key: progress[key] for key in ("step", "vocab_size")}
+        | {"averaged_steps": progress.get("averaged_steps", [progress["step"]])},
+        files={"tokenizer.model": opened.file("tokenizer.model")},
+        more=lambda folder: copy_sets(opened.path.parent.parent, folder),
+    )

@@ -5,10 +5,14 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 
-from transformer.config import BASE, BIG, Config
+from transformer.config import BASE, BIG, LanguageModelConfig
+from transformer.data import vocabularies
+from transformer.data.running import texts
+from transformer.data.vocabulary_training import vocabulary
 from transformer.model import build
 
 # Parameters in millions, Table 3 of the paper. Our count with the paper's vocabulary of about 37,000 pieces: 63.05 and
@@ -17,10 +21,29 @@ PAPER = {"base": (BASE, 65), "big": (BIG, 213)}
 PAPER_VOCABULARY = 37_000
 
 
-def describe(config: Config) -> Iterator[str]:
+def vocabulary_size(config: Any) -> int:
+    """The number of pieces in the vocabulary of a config of any task.
+
+    Reads a file only for a language model without model.vocab_size: its tokenizer, or the text whose characters are the
+    pieces. Raises `UserError` if that can't be read.
+    """
+    data = config.data
+    if not isinstance(config, LanguageModelConfig):
+        return data.vocab_size
+    if config.model.vocab_size is not None:
+        return config.model.vocab_size
+    if data.tokenizer is not None:
+        return vocabularies.load(data.tokenizer).size
+    if data.pieces == "characters":
+        return vocabulary(data, texts(data).train).size
+    return vocabularies.Bytes().size if data.pieces == "bytes" else data.vocab_size
+
+
+def describe(config: Any) -> Iterator[str]:
     """Lines of a table: for each kind of parameter its shape, how often it occurs, the count of its numbers, and its
     initialisation; then the total, and the paper's count for a model of the paper."""
-    model = build(config.model.with_vocabulary(config.data.vocab_size))
+    pieces = vocabulary_size(config)
+    model = build(config.model.with_vocabulary(pieces))
     starts = model.starts
     rows: dict[tuple[str, tuple[int, ...], str], int] = {}
     for keys, leaf in jax.tree_util.tree_leaves_with_path(model.abstract_params):
@@ -35,11 +58,11 @@ def describe(config: Config) -> Iterator[str]:
         yield f"{path:{width}}  {'x'.join(map(str, shape)):>16}  {count:5}  {count * math.prod(shape):12,}  {start}"
     yield f"{'total':{width}}  {'':16}  {'':5}  {total:12,}"
     for name, (paper, millions) in PAPER.items():
-        if build(paper.with_vocabulary(config.data.vocab_size)).abstract_params == model.abstract_params:
+        if build(paper.with_vocabulary(pieces)).abstract_params == model.abstract_params:
             ours = sum(
                 math.prod(x.shape) for x in jax.tree.leaves(build(paper.with_vocabulary(37_000)).abstract_params)
             )
             yield (
                 f"the paper's {name} model: {millions}M (Table 3); this one has {total / 1e6:.2f}M with "
-                f"{config.data.vocab_size:,} pieces, and {ours / 1e6:.2f}M with {PAPER_VOCABULARY:,}"
+                f"{pieces:,} pieces, and {ours / 1e6:.2f}M with {PAPER_VOCABULARY:,}"
             )

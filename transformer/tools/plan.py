@@ -19,17 +19,17 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from transformer.config import BOS, EOS, PAD, Config, UserError
+from transformer.config import BOS, EOS, PAD, Config, LanguageModelConfig, UserError
 from transformer.inference import engine
 from transformer.inference.beam_search import Options
 from transformer.model import build
 from transformer.model.rounding import rounded
+from transformer.tools.describe import vocabulary_size
 from transformer.tools.hlo import Collective, Hlo, dimensions
 from transformer.tools.topologies import GIB, Chip, topology_mesh
-from transformer.training.flops import update_flops
-from transformer.training.objectives import sequences
+from transformer.training.objectives import causal, sequences
 from transformer.training.step import bytes_needed, micro_batch_rows, program
-from transformer.training.task import Objective
+from transformer.training.task import Objective, Shape
 
 PADDING = 0.03  # assumed share of padding in the packed rows of data/packing.py
 SENTENCES, PIECES = 32, 64  # decoded at a time on each device; pieces in each sentence
@@ -78,15 +78,14 @@ class TooBig(NamedTuple):
 # ---- Programs --------------------------------------------------------------------------------------------------------
 
 
-def training(
-    config: Config, mesh: Mesh, chip: Chip, shapes: Sequence[tuple[int, int, int]]
-) -> Iterator[Estimate | TooBig]:
-    """An estimate of one update for each batch shape (rows, source length, target length)."""
+def training(config: Any, mesh: Mesh, chip: Chip, shapes: Sequence[Shape]) -> Iterator[Estimate | TooBig]:
+    """An estimate of one update for each batch shape."""
     update = program(_objective(config), config.train, mesh)
-    for rows, source, target in shapes:
-        shape = {"source": (rows, source), "target": (rows, target)}
+    for shape in shapes:
         make = partial(update.compile, shape, config.train.accumulate)
-        yield estimate(f"update {rows}x{source}+{target}", make, chip, mesh.size)
+        rows = next(iter(shape.values()))[0]
+        lengths = "+".join(str(shape[name][1]) for name in ("source", "target", "text") if name in shape)
+        yield estimate(f"update {rows}x{lengths}", make, chip, mesh.size)
 
 
 def decoding(config: Config, mesh: Mesh, chip: Chip, sentences: int, length: int) -> Iterator[Estimate | TooBig]:
@@ -129,9 +128,11 @@ def decoding(config: Config, mesh: Mesh, chip: Chip, sentences: int, length: int
     yield estimate(f"decoding step of {rows} sentences", step.compile, chip, mesh.size)
 
 
-def _objective(config: Config) -> Objective:
+def _objective(config: Any) -> Objective:
     """The objective of a training run of the config."""
-    model = build(config.model.with_vocabulary(config.data.vocab_size))
+    model = build(config.model.with_vocabulary(vocabulary_size(config)))
+    if isinstance(config, LanguageModelConfig):
+        return causal(model, config.train, documents=config.data.documents != "none")
     return sequences(model, config.train, packing=config.data.packing)
 
 
@@ -174,18 +175,21 @@ def estimate(name: str, make: Callable[[], jax.stages.Compiled], chip: Chip, dev
 # ---- Report ----------------------------------------------------------------------------------------------------------
 
 
-def plan(config: Config, topology: str, sizes: Sequence[int], only: str | None = None) -> dict[str, Any]:
-    """All estimates for a config on a topology, as JSON values. `only`: 'training' or 'decoding'; None = both."""
+def plan(config: Any, topology: str, sizes: Sequence[int], only: str | None = None) -> dict[str, Any]:
+    """All estimates for a config on a topology, as JSON values. `only`: 'training' or 'decoding'; None = both.
+
+    For a language model there is training only.
+    """
     mesh, chip = topology_mesh(topology, sizes)
     return planned(config, topology, mesh, chip, only)
 
 
-def planned(config: Config, where: str, mesh: Mesh, chip: Chip, only: str | None = None) -> dict[str, Any]:
+def planned(config: Any, where: str, mesh: Mesh, chip: Chip, only: str | None = None) -> dict[str, Any]:
     """Like `plan`, for a mesh; `where` names its devices in the result."""
     result = {"topology": where, "mesh": dict(mesh.shape), "warnings": []}
     if only != "decoding":
         result |= _planned_training(config, mesh, chip)
-    if only != "training":
+    if only != "training" and isinstance(config, Config):
         encoding, step = decoding(config, mesh, chip, SENTENCES, PIECES)
         result |= {
             "encoding": _values(encoding),
@@ -197,35 +201,45 @@ def planned(config: Config, where: str, mesh: Mesh, chip: Chip, only: str | None
     return result
 
 
-def _planned_training(config: Config, mesh: Mesh, chip: Chip) -> dict[str, Any]:
-    config = dataclasses.replace(config, data=dataclasses.replace(config.data, packing=True))
-    rows, source, target = shape = batch_shape(config)
-    count = config.train.accumulate
+def _planned_training(config: Any, mesh: Mesh, chip: Chip) -> dict[str, Any]:
+    padding = PADDING
+    if isinstance(config, Config):
+        config = dataclasses.replace(config, data=dataclasses.replace(config.data, packing=True))
+    elif config.data.documents == "none":  # windows of one text are full
+        padding = 0.0
+    shape = batch_shape(config)
+    rows, count = next(iter(shape.values()))[0], config.train.accumulate
     compiled = micro_batch_rows(rows, mesh, count) * count
     (update,) = training(config, mesh, chip, [shape])
-    model = update_flops(config.model.with_vocabulary(config.data.vocab_size), compiled, source, target) / mesh.size
-    batch = {"rows": rows, "source": source, "target": target, "micro_batches": count}
+    model = _objective(config).flops({name: (compiled, length) for name, (_, length) in shape.items()}) / mesh.size
+    lengths = {name: shape[name][1] for name in ("source", "target", "text") if name in shape}
+    batch = {"rows": rows, **lengths, "micro_batches": count}
     values = {
-        "batch": batch | {"compiled_rows": compiled, "padding": PADDING},
+        "batch": batch | {"compiled_rows": compiled, "padding": padding},
         "update": _values(update) | {"model_flops": model},
         "steps": config.train.steps,
         "warnings": list(warnings(update, model, config, mesh)),
     }
     if isinstance(update, Estimate):
-        values["tokens_per_s"] = rows * target * (1 - PADDING) / update.bound
+        values["tokens_per_s"] = rows * list(lengths.values())[-1] * (1 - padding) / update.bound
         values["days"] = update.bound * config.train.steps / 86_400
     return values
 
 
-def batch_shape(config: Config) -> tuple[int, int, int]:
-    """(rows, source length, target length) of packed batches of `train.batch_tokens`: rows of `data.max_length`."""
+def batch_shape(config: Any) -> Shape:
+    """The shape of packed batches of `train.batch_tokens`, with rows of `data.max_length`; for a language model, with
+    rows of `data.context`."""
     d, t = config.data, config.train
+    if isinstance(config, LanguageModelConfig):
+        rows = max(t.batch_tokens // d.context // t.accumulate, 1) * t.accumulate
+        names = ("text", "next", "predicted", *(["document"] if d.documents != "none" else []))
+        return dict.fromkeys(names, (rows, d.context))
     rows = t.batch_tokens // d.max_length
     step = 8 * t.accumulate if rows >= 8 * t.accumulate else t.accumulate
-    return max(rows // step, 1) * step, d.max_length, d.max_length
+    return dict.fromkeys(("source", "target"), (max(rows // step, 1) * step, d.max_length))
 
 
-def warnings(update: Estimate | TooBig, model_flops: float, config: Config, mesh: Mesh) -> Iterator[str]:
+def warnings(update: Estimate | TooBig, model_flops: float, config: Any, mesh: Mesh) -> Iterator[str]:
     """Warnings about an update, above all about sharding. `model_flops`: each device's share of the model's arithmetic,
     empty rows included."""
     if isinstance(update, TooBig) or update.needed > update.chip.memory:
@@ -245,14 +259,14 @@ def warnings(update: Estimate | TooBig, model_flops: float, config: Config, mesh
         )
     if mesh.shape["fsdp"] > 1 and mesh.shape["tensor"] == 1:
         return  # with fsdp alone, all matrices are gathered by design
-    table = config.data.vocab_size * config.model.d_model
+    table = vocabulary_size(config) * config.model.d_model
     for one in update.collectives:
         biggest = max((math.prod(dimensions(shape)) for shape in one.shape.split(" ")), default=0)
         if one.kind == "all-gather" and biggest >= table:
             yield f"all-gather of {one.shape}, as large as the vocabulary's matrix, {one.times} times an update"
 
 
-def state_share(config: Config, mesh: Mesh) -> float:
+def state_share(config: Any, mesh: Mesh) -> float:
     """Bytes of parameters and optimiser state on each device if all matrices are sharded over fsdp and tensor."""
     state = program(_objective(config), config.train, mesh).abstract
     ways = mesh.shape["fsdp"] * mesh.shape["tensor"]
@@ -285,10 +299,8 @@ def lines(result: dict[str, Any], most: int = 8) -> Iterator[str]:
     if "batch" in result:
         batch = result["batch"]
         empty = 1 - batch["rows"] / batch["compiled_rows"]
-        yield (
-            f"batch of {batch['rows']} rows of {batch['source']} source and {batch['target']} target positions, in "
-            f"{batch['micro_batches']} micro-batches"
-        )
+        lengths = f"{batch['text']}" if "text" in batch else f"{batch['source']} source and {batch['target']} target"
+        yield f"batch of {batch['rows']} rows of {lengths} positions, in {batch['micro_batches']} micro-batches"
         yield (
             f"padding: {batch['compiled_rows']} rows are compiled, to divide evenly over the mesh, {empty:.1%} of "
             f"them empty; of the others {batch['padding']:.0%} is assumed to be padding"
@@ -299,9 +311,10 @@ def lines(result: dict[str, Any], most: int = 8) -> Iterator[str]:
             yield from _program(result[name], most)
     yield ""
     if "tokens_per_s" in result:
+        side = "" if "text" in result["batch"] else "target "
         yield (
             f"an update takes {_at_least(result['update'])}; {result['steps']:,} updates {result['days'] * 24:.2f} "
-            f"hours at least; {result['tokens_per_s']:,.0f} target tokens/s at most, padding and empty rows left out"
+            f"hours at least; {result['tokens_per_s']:,.0f} {side}tokens/s at most, padding and empty rows left out"
         )
     step = result.get("decoding", {})
     if "pieces_per_s" in step:

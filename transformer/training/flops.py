@@ -29,7 +29,7 @@ PEAKS = {
 def update_flops(config: ModelConfig, rows: int, encoded: int, decoded: int) -> float:
     """FLOPs of one update on `rows` rows with `encoded` positions in the encoder and `decoded` in the decoder.
 
-    The backward pass counts as two forward passes.
+    `encoded` is 0 for a decoder alone, which has no cross-attention. The backward pass counts as two forward passes.
     """
     c = config
     queries, heads = 2 * c.d_model * c.heads * c.key_size, c.heads * (c.key_size + c.value_size)
@@ -43,7 +43,7 @@ def update_flops(config: ModelConfig, rows: int, encoded: int, decoded: int) -> 
     feed_forward = 4 * c.d_model * c.d_ff
     encoder = attention("encoder", c.encoder_layers, encoded, encoded) + c.encoder_layers * encoded * feed_forward
     decoder = attention("decoder", c.decoder_layers, decoded, decoded) + c.decoder_layers * decoded * feed_forward
-    cross = attention("cross", c.decoder_layers, decoded, encoded)
+    cross = attention("cross", c.decoder_layers, decoded, encoded) if c.encoder_layers else 0
     return 3.0 * rows * (encoder + decoder + cross + decoded * 2 * c.d_model * c.vocab_size)
 
 

@@ -201,7 +201,7 @@ class Training:
         if not interval.sums or not (step % t.log_every == 0 or step == t.steps):
             return {}
         mesh, d_model = self.setup.program.mesh, self.setup.task.objective.model.config.d_model
-        rate = learning_rate(step, d_model=d_model, warmup_steps=t.warmup_steps, peak=t.peak_learning_rate)
+        rate = learning_rate(step, t, d_model)
         means = interval.close((peak(mesh.devices.flat[0]) or 0.0) * mesh.size)
         entry = {**means, "learning_rate": float(rate), "epoch": self.setup.batches.locate(step - 1)[0]}
         seconds = (time.monotonic() - self.began) / max(step - self.start, 1)

@@ -34,19 +34,39 @@ def sequences(model: Model, train: TrainConfig, *, packing: bool = False) -> Obj
             before_BT = jnp.where(places_BT == 0, BOS, before_BT)
             packed_source = {"positions_BS": places_BS, "segments_BS": numbers_BS}
             packed_target = {"positions_BT": places_BT, "segments_BT": numbers_BT}
-        weights_BT = (target_BT != PAD).astype(jnp.float32)
         module, run = model.bind(with_table_copies(params, mesh)), Run(train.remat, partial(constrain, mesh=mesh))
         memory = module.encode(source_BS, key=fold(key, 0), run=run, **packed_source)
         x_BTD, _, _ = module.hidden(before_BT, memory, key=fold(key, 1), run=run, **packed_target)
-        bias_V = None if module.output_bias is None else module.output_bias[...]
-        table, smoothing = module.output.table[...], train.label_smoothing
-        total, nll = cross_entropy(x_BTD, table, target_BT, weights_BT, bias_V, smoothing=smoothing)
-        weight = weights_BT.sum()
-        return total, {"weight": weight, "nll": nll, "tokens": weight + (source_BS != PAD).sum()}
+        mask_BT = target_BT != PAD
+        tokens = mask_BT.sum() + (source_BS != PAD).sum()
+        return _loss(module, x_BTD, target_BT, mask_BT, train.label_smoothing, tokens)
 
     def flops(shape: Shape) -> float:
         (rows, S), (_, T) = shape["source"], shape["target"]
         return update_flops(model.config, rows, S, T)
+
+    return Objective(model, loss, flops)
+
+
+def causal(model: Model, train: TrainConfig, *, documents: bool = False) -> Objective:
+    """Label-smoothed cross-entropy of each next piece of a text, given the pieces before it (a language model).
+
+    A batch holds "text", "next" and "predicted": int32 (rows, length). "next" is the piece that follows each piece of
+    the text; it counts where "predicted" is not 0. With `documents`, a row holds several documents, and "document"
+    numbers them: positions restart in each, and none attends to another.
+    """
+
+    def loss(params: Params, batch: Batch, key: Array | None, *, mesh: Mesh | None = None) -> Any:
+        packed, mask_BT = {}, batch["predicted"] != 0
+        if documents:
+            packed = {"positions_BT": restarted(batch["document"]), "segments_BT": batch["document"]}
+        module, run = model.bind(with_table_copies(params, mesh)), Run(train.remat, partial(constrain, mesh=mesh))
+        x_BTD, _, _ = module.hidden(batch["text"], key=key, run=run, **packed)
+        return _loss(module, x_BTD, batch["next"], mask_BT, train.label_smoothing, mask_BT.sum())
+
+    def flops(shape: Shape) -> float:
+        rows, length = shape["text"]
+        return update_flops(model.config, rows, 0, length)
 
     return Objective(model, loss, flops)
 
@@ -59,3 +79,21 @@ def sentences(tokens_BT: Array) -> tuple[Array, Array]:
     begins_BT = jnp.pad(tokens_BT[:, :-1] == EOS, ((0, 0), (1, 0)))
     t_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1]), tokens_BT.shape)
     return t_BT - jax.lax.cummax(jnp.where(begins_BT, t_BT, 0), axis=1), jnp.cumsum(begins_BT, axis=1)
+
+
+def restarted(numbers_BT: Array) -> Array:
+    """The position of each token in its sequence, from 0. Neighbouring tokens with one number form a sequence."""
+    begins_BT = jnp.pad(numbers_BT[:, 1:] != numbers_BT[:, :-1], ((0, 0), (1, 0)))
+    t_BT = jnp.broadcast_to(jnp.arange(numbers_BT.shape[1]), numbers_BT.shape)
+    return t_BT - jax.lax.cummax(jnp.where(begins_BT, t_BT, 0), axis=1)
+
+
+def _loss(
+    module: Any, x_BTD: Array, label_BT: Array, mask_BT: Array, smoothing: float, tokens: Array
+) -> tuple[Array, dict[str, Array]]:
+    """What a `Loss` returns. `x_BTD`: the output of the decoder. `mask_BT`: where a label counts."""
+    weights_BT = mask_BT.astype(jnp.float32)
+    bias_V = None if module.output_bias is None else module.output_bias[...]
+    table = module.output.table[...]
+    total, nll = cross_entropy(x_BTD, table, label_BT, weights_BT, bias_V, smoothing=smoothing)
+    return total, {"weight": weights_BT.sum(), "nll": nll, "tokens": tokens}

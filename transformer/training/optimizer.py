@@ -1,7 +1,10 @@
-"""Adam with linear warmup and inverse square root decay (paper §5.3)."""
+"""Adam with linear warmup and inverse square root decay (paper §5.3); AdamW, and linear or cosine decay."""
 
 from __future__ import annotations
 
+from typing import Any
+
+import jax
 import jax.numpy as jnp
 import optax
 from jax import Array
@@ -9,25 +12,41 @@ from jax import Array
 from transformer.config import TrainConfig
 
 
-def learning_rate(step: Array | int, *, d_model: int, warmup_steps: int, peak: float | None = None) -> Array:
-    """The learning rate of update `step`, counted from 1 (paper §5.3, eq. 3).
+def learning_rate(step: Array | int, config: TrainConfig, d_model: int) -> Array:
+    """The learning rate of update `step`, counted from 1.
 
-    d_model^-0.5 * min(step^-0.5, step * warmup_steps^-1.5); with `peak`, the same curve scaled to reach it at the end
-    of the warmup.
+    It rises linearly to `peak_learning_rate` at the end of the warmup; without a peak, to that of the paper (§5.3,
+    eq. 3): d_model^-0.5 * min(step^-0.5, step * warmup_steps^-1.5). Then it decays by `schedule`.
     """
-    step = jnp.asarray(step, jnp.float32)
-    if peak is None:
-        peak = d_model**-0.5 * warmup_steps**-0.5
-    return peak * jnp.minimum((warmup_steps / step) ** 0.5, step / warmup_steps)
+    step, warmup = jnp.asarray(step, jnp.float32), config.warmup_steps
+    peak = d_model**-0.5 * warmup**-0.5 if config.peak_learning_rate is None else config.peak_learning_rate
+    if config.schedule == "inverse_sqrt":
+        return peak * jnp.minimum((warmup / step) ** 0.5, step / warmup)
+    done = jnp.clip((step - warmup) / (config.decay_steps - warmup), 0, 1)
+    left = 1 - done if config.schedule == "linear" else (1 + jnp.cos(jnp.pi * done)) / 2
+    floor = config.final_learning_rate
+    return peak * jnp.minimum(floor + (1 - floor) * left, step / warmup)
 
 
 def optimizer(config: TrainConfig, d_model: int) -> optax.GradientTransformation:
     """Adam with that schedule. Optax counts updates from 0 and the paper from 1, hence the + 1."""
 
     def schedule(count: Array) -> Array:
-        return learning_rate(
-            count + 1, d_model=d_model, warmup_steps=config.warmup_steps, peak=config.peak_learning_rate
-        )
+        return learning_rate(count + 1, config, d_model)
 
-    adam = optax.adam(schedule, b1=config.adam_b1, b2=config.adam_b2, eps=config.adam_eps)
+    options = {"b1": config.adam_b1, "b2": config.adam_b2, "eps": config.adam_eps}
+    if config.weight_decay:
+        adam = optax.adamw(schedule, **options, weight_decay=config.weight_decay, mask=decayed)
+    else:
+        adam = optax.adam(schedule, **options)
     return adam if config.clip_norm is None else optax.chain(optax.clip_by_global_norm(config.clip_norm), adam)
+
+
+def decayed(params: Any) -> Any:
+    """For each parameter, whether weight decay applies: not to biases and norms."""
+
+    def leaf(keys: tuple, _: Any) -> bool:
+        name = keys[-1].key
+        return not (name in ("scale", "b1", "b2") or name.endswith("bias"))
+
+    return jax.tree_util.tree_map_with_path(leaf, params)

@@ -23,7 +23,7 @@ from transformer.model import Model
 RULES: tuple[tuple[str, P], ...] = (
     (r"(.*_)?embedding/table", P("tensor", "fsdp")),
     (r"output_bias", P("tensor")),
-    (r".*_positions", P(None, "fsdp")),
+    (r"(.*_)?positions", P(None, "fsdp")),
     (r".*_attention/(query|key|value)", P("fsdp", "tensor", None)),
     (r".*_attention/(query|key|value)_bias", P("tensor", None)),
     (r".*_attention/output", P("tensor", None, "fsdp")),
@@ -158,7 +158,7 @@ def with_table_copies(params: Any, mesh: Mesh | None) -> Any:
         rule = spec("/".join(str(key.key) for key in keys))
         if keys[-1].key == "table":
             return Copies.of(x, mesh, rule)
-        return constrain(x, mesh, P(rule[0], None)) if keys[-1].key.endswith("_positions") else x
+        return constrain(x, mesh, P(rule[0], None)) if keys[-1].key.endswith("positions") else x
 
     return jax.tree_util.tree_map_with_path(leaf, params)
 

@@ -49,7 +49,10 @@ log = logging.getLogger("transformer")
 # text are compared instead.
 OF_MACHINE = ("data.cache_dir", "data.workers", "data.tfds_dir")
 # What a run writes to its workdir after config.json. That file comes first and marks the folder as a workdir.
-MADE = ("checkpoints", "metrics.jsonl", "scores.jsonl", "sets", "tensorboard", "tokenizer.model", "tokenizer.sha256")
+MADE = (
+    *("checkpoints", "metrics.jsonl", "scores.jsonl", "sets", "tensorboard"),
+    *("tokenizer.model", "tokenizer.json", "characters.json", "bytes.json", "tokenizer.sha256"),
+)
 # Fields of `ModelConfig` on which no parameter's shape depends.
 SHAPELESS = ("dropout", "attention_dropout", "initializer", "attention_kernel", "dtype", "window", "position_offset")
 

@@ -1,4 +1,4 @@
-"""Write the folder of a model for another library's `from_pretrained`. Every file is read back and compared."""
+"""Read and write folders of models of Hugging Face's libraries. Every file written is read back and compared."""
 
 from __future__ import annotations
 
@@ -10,14 +10,6 @@ import numpy as np
 
 from transformer.config import UserError
 from transformer.tools.hf.names import Arrays
-
-
-def require_safetensors(what: str) -> None:
-    """Raise `UserError` if the package safetensors is missing. `what` names the command that needs it."""
-    try:
-        import safetensors.numpy  # noqa: F401
-    except ImportError:
-        raise UserError(f"{what} needs safetensors: pip install 'transformer[export]'") from None
 
 
 def write(path: Path, content: Any) -> None:
@@ -41,7 +33,67 @@ def write_arrays(path: Path, arrays: Arrays) -> None:
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of a safetensors file."""
-    from safetensors.numpy import load
+    """The arrays of a safetensors file; those in bfloat16 become float32, exactly. Raises `UserError` if it is none."""
+    from safetensors import SafetensorError, deserialize
 
-    return load(path.read_bytes())
+    try:
+        entries = deserialize(_read(path))
+        return {name: _array(**entry) for name, entry in entries}
+    except (SafetensorError, TypeError, ValueError) as error:
+        raise UserError(f"{path}: not a safetensors file, or a damaged one ({error}); copy it again") from None
+
+
+def _array(data: bytes, dtype: str, shape: list[int]) -> np.ndarray:
+    if dtype == "BF16":  # the upper half of a float32
+        return (np.frombuffer(data, "<u2").astype(np.uint32) << 16).view(np.float32).reshape(shape)
+    kind = {"F": "f", "I": "i", "U": "u", "B": "?"}[dtype[0]]
+    size = "" if kind == "?" else int(dtype.lstrip("FIU")) // 8
+    return np.frombuffer(data, f"<{kind}{size}" if size else kind).reshape(shape)
+
+
+def read_model(folder: Path) -> dict[str, np.ndarray]:
+    """The arrays of the model in a folder: of model.safetensors, or of the shards that its index names.
+
+    Raises `UserError` if they are missing, are only there in a format that can run code, or do not fit the index.
+    """
+    if (path := folder / "model.safetensors").exists():
+        return read_arrays(path)
+    index = folder / "model.safetensors.index.json"
+    if not index.exists():
+        raise UserError(_without_arrays(folder))
+    places = read_object(index).get("weight_map")
+    if not isinstance(places, dict) or not all(isinstance(x, str) and Path(x).name == x for x in places.values()):
+        raise UserError(f"{index}: 'weight_map' must name a file of this folder for each array")
+    shards = {name: read_arrays(folder / name) for name in sorted(set(places.values()))}
+    found = {array: name for name, arrays in shards.items() for array in arrays}
+    if wrong := sorted(name for name in places.keys() | found.keys() if places.get(name) != found.get(name)):
+        raise UserError(f"{index}: {', '.join(wrong)}: not in the file that 'weight_map' names; copy the folder again")
+    return {name: array for arrays in shards.values() for name, array in arrays.items()}
+
+
+def _without_arrays(folder: Path) -> str:
+    pickles = [path.name for path in (*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth"))]
+    if not pickles:
+        return f"{folder}: holds no model.safetensors; give the folder that save_pretrained wrote"
+    return (
+        f"{folder}: holds {pickles[0]}, which can run code when it is read, but no model.safetensors; write that with "
+        "transformers: AutoModelForCausalLM.from_pretrained(folder).save_pretrained(new_folder)"
+    )
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a file. Raises `UserError` if it is missing or holds none."""
+    try:
+        values = json.loads(_read(path))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not valid JSON ({error})") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: must hold a JSON object, not a {type(values).__name__}")
+    return values
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        raise UserError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from None

@@ -34,7 +34,8 @@ from transformer.config import (
 from transformer.data.tokenizer import Tokenizer
 from transformer.files import new_folder, require_new, writing
 from transformer.model import Params
-from transformer.tools.hf.folder import require_safetensors, write, write_arrays
+from transformer.packages import require
+from transformer.tools.hf.folder import write, write_arrays
 from transformer.tools.hf.names import (
     Arrays,
     Row,
@@ -221,7 +222,7 @@ def export(workdir: str, out: str, checkpoint: str | None = None) -> Path:
     `checkpoint` as in `transformer.load`. Needs the package safetensors, but neither torch nor transformers. Raises
     `UserError` if safetensors is missing, if `out` is not a new or empty folder, and as `to_marian` does.
     """
-    require_safetensors("export --to hf-marian")
+    require("export --to hf-marian", "safetensors")
     require_new(folder := Path(out))
     config, state, pieces = Checkpoints(workdir).read(checkpoint, _state)
     vocab_size = pieces.vocab_size

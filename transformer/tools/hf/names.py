@@ -22,8 +22,8 @@ Sizes = Mapping[str, int]
 class Row(NamedTuple):
     """One parameter: its name and axes in our model and in theirs.
 
-    Axes: D model, N heads, H head size, F feed-forward, V vocabulary. In their arrays N and H are one axis, written
-    "NH", and "1" is an axis of size 1 that ours does not have.
+    Axes: D model, N heads, H head size, F feed-forward, V vocabulary, P learned positions. In their arrays N and H are
+    one axis, written "NH", and "1" is an axis of size 1 that ours does not have.
     """
 
     ours: str

@@ -1,0 +1,245 @@
+"""Draw results/figures/*.svg from results/*.jsonl, and check the figures that README.md and RESULTS.md quote.
+
+    pip install matplotlib
+    python benchmarks/plots.py           # draws all pictures again
+    python benchmarks/plots.py --check   # needs no matplotlib; exit code 1 with a line for each that is wrong
+
+A picture holds the sha256 of what it shows, so the check finds those that are older than their rows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import itertools
+import json
+import re
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from quoted import ROOT, Row, all_rows, problems
+
+FOLDER = Path("results") / "figures"
+GREY, OURS, SECOND, THIRD = "#7d8590", "#2f81f7", "#d29922", "#8b949e"  # legible on white and on black
+COLOURS = {"ours": OURS, "huggingface": SECOND, "pytorch": SECOND, "ctranslate2": THIRD, "pytorch-compile": THIRD}
+NAMES = {
+    **{"ours": "ours", "huggingface": "Hugging Face", "ctranslate2": "CTranslate2"},
+    **{"pytorch": "PyTorch eager", "pytorch-compile": "torch.compile"},
+}
+AMX, EPYC = "with AVX-512 and AMX", "AMD EPYC"
+
+Picture = dict[str, Any]
+"""What a picture shows, as JSON: {"kind": "lines" or "bars", "panels"}; a panel has a title and a list of series (and
+`x`, the label of its axis) or bars. A series: name, colour, points (x, y). A bar: name, colour, value, range."""
+
+
+# ---- What each picture shows -----------------------------------------------------------------------------------------
+def multi30k(rows: dict[str, tuple[Row, ...]]) -> Picture:
+    """Dev BLEU of whole trainings of configs/multi30k_en_de.py, a line for each seed."""
+    runs = [
+        ("scaled (the default)", OURS, row) for row in rows["multi30k.jsonl"] if row["config"] == "multi30k_en_de.py"
+    ]
+    old = (row for row in rows["earlier.jsonl"] if row["config"] == "multi30k_en_de.py" and "dev" in row)
+    runs += [("glorot (until 2026-11-27)", SECOND, row) for row in old]
+    series = [
+        {
+            "name": f"{name}, seed {row['seed']}",
+            "colour": colour,
+            "points": [(x["step"], x["bleu"]) for x in row["dev"]],
+        }
+        for name, colour, row in runs
+    ]
+    panel = {"title": "dev BLEU of Multi30k En-De, Tiny", "x": "updates", "series": series}
+    return {"kind": "lines", "panels": [panel]}
+
+
+def seeds(rows: dict[str, tuple[Row, ...]]) -> Picture:
+    """Dev loss of the first 1,000 updates of Multi30k, a line for each seed and initialiser."""
+    points: dict[tuple[str, int], dict[int, float]] = {}
+    for row in rows["initialization.jsonl"]:
+        if row["part"] == "seeds" and row["size"] == "tiny" and row["depth"] == 4 and "dev_loss" in row:
+            points.setdefault((row["initializer"], row["seed"]), {})[row["step"]] = row["dev_loss"]
+    for row in rows["multi30k.jsonl"]:
+        for x in row["dev"][:2] if row["config"] == "multi30k_en_de.py" else ():
+            points.setdefault(("scaled", row["seed"]), {}).setdefault(x["step"], x["loss"])
+    colours = {"scaled": OURS, "glorot": SECOND}
+    series = [
+        {"name": f"{name}, seed {seed}", "colour": colours.get(name, THIRD), "points": sorted(found.items())}
+        for (name, seed), found in sorted(points.items(), reverse=True)
+    ]
+    at_end = [{**one, "points": [(int(one["name"].split()[-1]), one["points"][-1][1])]} for one in series]
+    panels = [
+        {"title": "dev loss of Multi30k, Tiny", "x": "updates", "series": series},
+        {"title": "after 1,000 updates", "x": "seed", "series": at_end},
+    ]
+    return {"kind": "lines", "panels": panels}
+
+
+def bar(row: Row, name: str) -> dict[str, Any]:
+    colour = COLOURS[row["system"]]
+    return {"name": name, "colour": colour, "value": row["tokens_per_s"], "range": row.get("tokens_per_s_range")}
+
+
+def decoding_cpu(rows: dict[str, tuple[Row, ...]]) -> Picture:
+    """Decoding beside peers on two processors: all outputs of 48 pieces, batch 32."""
+    found = [row for row in rows["decoding.jsonl"] if row["part"] == "decode" and row["mode"] == "fixed"]
+    panels = [
+        {
+            "title": f"{title}, batch 32: pieces/s",
+            "bars": [
+                bar(row, f"{NAMES[row['system']]} {row['dtype']}")
+                for row in found
+                if machine in row["device"] and row["batch"] == 32
+            ],
+        }
+        for machine, title in ((AMX, "Xeon, AMX"), (EPYC, "EPYC, no AMX"))
+    ]
+    return {"kind": "bars", "panels": panels}
+
+
+def gpu_rows(rows: dict[str, tuple[Row, ...]], part: str) -> list[Row]:
+    """The rows with a speed of the last command that measured this part on a GPU."""
+    found = [row for row in rows["gpu.jsonl"] if row["part"] == part and row.get("tokens_per_s") and not row["quick"]]
+    complete = [row for row in found if row["system"] == "ours"]
+    return [row for row in found if (row["command"], row["date"]) == (complete[-1]["command"], complete[-1]["date"])]
+
+
+def decoding_gpu(rows: dict[str, tuple[Row, ...]]) -> Picture:
+    """Decoding beside Hugging Face on one GPU."""
+    found = gpu_rows(rows, "decoding")
+    panels = [
+        {
+            "title": f"{device(found)}, batch {batch}: pieces/s",
+            "bars": [bar(row, f"{NAMES[row['system']]} {row['dtype']}") for row in found if row["batch"] == batch],
+        }
+        for batch in sorted({row["batch"] for row in found})
+    ]
+    return {"kind": "bars", "panels": panels}
+
+
+def training(rows: dict[str, tuple[Row, ...]]) -> Picture:
+    """Whole updates beside PyTorch, on a CPU and on a GPU."""
+    cpu = [row for row in rows["training.jsonl"] if row["part"] == "steps" and EPYC in row["device"]]
+    gpu = gpu_rows(rows, "training")
+    panels = [
+        {
+            "title": f"{place}, {model}: target pieces/s",
+            "bars": [bar(row, f"{NAMES[row['system']]} {row['dtype']}") for row in found if row["model"] == model],
+        }
+        for (place, found), model in itertools.product((("EPYC, 2 cores", cpu), (device(gpu), gpu)), ("base", "big"))
+    ]
+    return {"kind": "bars", "panels": panels}
+
+
+def device(rows: Iterable[Row]) -> str:
+    """The GPU's name in rows: NVIDIA H200."""
+    return next(iter(rows))["device"].split(",")[0].removeprefix("1 x ")
+
+
+PICTURES: dict[str, Callable[[dict[str, tuple[Row, ...]]], Picture]] = {
+    one.__name__: one for one in (multi30k, seeds, decoding_cpu, decoding_gpu, training)
+}
+
+
+def digest(picture: Picture) -> str:
+    return hashlib.sha256(json.dumps(picture, sort_keys=True).encode()).hexdigest()
+
+
+# ---- Drawing ---------------------------------------------------------------------------------------------------------
+def draw(picture: Picture, path: Path) -> None:
+    """Write an SVG: transparent, with text as text, the same bytes for the same picture and version of matplotlib."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    import matplotlib.pyplot as plt
+
+    style = {"svg.hashsalt": path.stem, "svg.fonttype": "none", "font.family": "sans-serif", "font.size": 10}
+    style |= dict.fromkeys(("text.color", "axes.labelcolor", "xtick.color", "ytick.color", "axes.edgecolor"), GREY)
+    style |= {"axes.spines.top": False, "axes.spines.right": False, "axes.titlesize": 11, "axes.titlelocation": "left"}
+    with matplotlib.rc_context(style):
+        panels = picture["panels"]
+        columns = min(2, len(panels))
+        grid_lines = [panels[i : i + columns] for i in range(0, len(panels), columns)]
+        heights = [0.75 + 0.3 * max(len(panel.get("bars", " " * 9)) for panel in line) for line in grid_lines]
+        figure, grid = plt.subplots(
+            *(len(heights), columns), figsize=(9.6, sum(heights)), squeeze=False, height_ratios=heights
+        )
+        for axes, panel in itertools.zip_longest(grid.flat, panels):
+            if panel is None:
+                axes.set_axis_off()
+                continue
+            axes.set_title(panel["title"])
+            (_lines if picture["kind"] == "lines" else _bars)(axes, panel)
+        figure.tight_layout()
+        about = {"Date": None, "Description": f"data sha256 {digest(picture)}"}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, format="svg", transparent=True, metadata=about)
+        plt.close(figure)
+
+
+def _lines(axes: Any, panel: dict[str, Any]) -> None:
+    names = {}
+    for one in panel["series"]:
+        name = one["name"].split(", seed")[0]
+        names.setdefault(name, []).append(one["name"].rpartition(" ")[2])
+        axes.plot(*zip(*one["points"], strict=True), color=one["colour"], marker="o", markersize=3, linewidth=1)
+    for name, of in names.items():
+        colour = next(one["colour"] for one in panel["series"] if one["name"].startswith(name))
+        label = f"{name}, {'seeds' if len(of) > 1 else 'seed'} {', '.join(sorted(of, key=int))}"
+        axes.plot([], [], color=colour, marker="o", markersize=3, label=label)
+    axes.set_xlabel(panel["x"])
+    axes.grid(axis="y", color=GREY, alpha=0.25, linewidth=0.6)
+    axes.legend(frameon=False, loc="best", fontsize=9)
+
+
+def _bars(axes: Any, panel: dict[str, Any]) -> None:
+    bars = panel["bars"][::-1]
+    positions = range(len(bars))
+    drawn = axes.barh(positions, [one["value"] for one in bars], color=[one["colour"] for one in bars], height=0.72)
+    axes.bar_label(drawn, [f"{one['value']:,}" for one in bars], padding=3, color=GREY)
+    axes.set_yticks(positions, [one["name"] for one in bars])
+    axes.set_xlim(0, 1.18 * max(one["value"] for one in bars))
+    axes.tick_params(axis="y", length=0)
+    axes.xaxis.set_visible(False)
+    axes.spines["bottom"].set_visible(False)
+
+
+# ---- Check -----------------------------------------------------------------------------------------------------------
+def wrong(root: Path = ROOT) -> Iterator[str]:
+    """A line for each figure that stands in no row, and each picture that is missing or shows other rows."""
+    for page in ("README.md", "docs/install.md"):
+        yield from problems(root / page, strict=False, root=root)
+    yield from problems(root / "RESULTS.md", strict=True, root=root)
+    rows = all_rows(root)
+    for name, shown in PICTURES.items():
+        path = root / FOLDER / f"{name}.svg"
+        held = re.search(r"data sha256 (\w+)", path.read_text(encoding="utf-8")) if path.is_file() else None
+        if held is None or held[1] != digest(shown(rows)):
+            state = "is missing" if held is None else "shows other figures than results/*.jsonl"
+            yield f"{FOLDER / path.name} {state}: run python benchmarks/plots.py"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--check", action="store_true", help="draw nothing; print what is wrong")
+    parser.add_argument("--folder", type=Path, default=ROOT / FOLDER, help="where the pictures go")
+    options = parser.parse_args()
+    if options.check:
+        found = list(wrong())
+        print("\n".join(found) or "each figure stands in a row, and each picture shows its rows")
+        return 1 if found else 0
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError:
+        print("error: matplotlib is missing: pip install matplotlib", file=sys.stderr)
+        return 2
+    rows = all_rows()
+    for name, shown in PICTURES.items():
+        draw(shown(rows), options.folder / f"{name}.svg")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,43 @@
+"""A character model of Shakespeare's plays with 10.65 million parameters: nanoGPT's setting for a GPU.
+
+    python train.py --config configs/shakespeare_10m.py --workdir runs/shakespeare_10m
+    python evaluate.py --workdir runs/shakespeare_10m
+
+The text is that of configs/shakespeare_char.py. The model overfits: the best checkpoint comes after about 2,000 updates
+and the run stops when no evaluation has been better for 1,000 more.
+"""
+
+import dataclasses
+import os
+
+from transformer.config import GPT2, LanguageModelConfig, TextConfig
+
+stem = os.path.join(os.environ.get("TRANSFORMER_DATA", "data"), "tiny_shakespeare", "input.txt")
+text = f"{stem}.gz" if os.path.exists(f"{stem}.gz") else stem
+
+config = LanguageModelConfig(
+    model=dataclasses.replace(
+        GPT2,
+        decoder_layers=6,
+        d_model=384,
+        d_ff=1_536,
+        heads=6,
+        dropout=0.2,
+        attention_dropout=0.2,
+        max_positions=256,
+    ),
+    data=TextConfig(text=(text,), dev_share=0.1, pieces="characters", context=256),
+    train=dataclasses.replace(
+        LanguageModelConfig.train,
+        steps=5_000,
+        batch_tokens=64 * 256,
+        peak_learning_rate=1e-3,
+        warmup_steps=100,
+        decay_steps=5_000,
+        adam_b2=0.99,
+        log_every=50,
+        eval_every=250,
+        checkpoint_every=250,
+        patience=4,
+    ),
+)

@@ -1,0 +1,27 @@
+"""The commands of the pages that no test runs as they stand, and why. Each must still be on its page."""
+
+_WMT14 = "downloads WMT14 and trains the base model; tests/test_wmt14.py runs the same on small archives"
+_INSTALLS = "installs packages from the network"
+_TPU = "needs libtpu; tests/tools/test_plan.py runs it where libtpu is installed"
+_MACHINES = "needs two machines; tests/training/test_processes.py runs two processes on one"
+
+NOT_RUN = {
+    ("README.md", "configs/quickstart.py"): "installs; tests/tasks/test_trained_model.py trains and scores this config",
+    ("README.md", "-m pytest"): "installs and runs the tests themselves; .ci/run reads it from the page and runs it",
+    ("README.md", "train.py --config configs/wmt14_en_de.py"): _WMT14,
+    ("docs/wmt14.md", "train.py --config configs/wmt14_en_de.py"): _WMT14,
+    ("docs/wmt14.md", "average runs/wmt14_en_de"): _WMT14,
+    ("docs/wmt14.md", "evaluate.py --workdir runs/wmt14_en_de"): _WMT14,
+    ("docs/devices.md", "'jax[cuda13]'"): _INSTALLS,
+    ("docs/devices.md", "'jax[tpu]'"): _INSTALLS,
+    ("docs/devices.md", "'.[plan]'"): _INSTALLS,
+    ("docs/devices.md", "--topology v5e:16x16"): _TPU,
+    ("docs/devices.md", "--process 0/2"): _MACHINES,
+    ("docs/devices.md", "--process 1/2"): _MACHINES,
+    ("docs/scaling.md", "'.[plan]'"): _INSTALLS,
+    (
+        "docs/scaling.md",
+        "benchmarks/scaling.py",
+    ): "needs libtpu and an hour; tests/benchmarks/test_scaling.py runs its parts",
+}
+"""(page, a part of the command) -> why it is not run."""

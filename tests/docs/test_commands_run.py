@@ -1,0 +1,94 @@
+"""The commands of README.md and docs/ run as written, at toy size, page by page, in one folder for each page.
+
+`NOT_RUN` lists those that can't be run here. The toy models of the pages (`MODEL`) have the size of that of `trained`.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+from not_run import NOT_RUN
+from pages import ALL, ROOT, run
+
+from transformer.checkpoint import Checkpoints
+
+RUN = [c for c in ALL if not any(page == c.page and part in c.text for page, part in NOT_RUN)]
+
+
+@pytest.fixture
+def folder(tiny, trained: Path, tmp_path: Path, monkeypatch) -> Path:
+    """The current folder of a page, with the files that pages name and the toy model in three workdirs."""
+    source, target = ((tiny.folder / f"train.{side}").read_text().splitlines() for side in ("en", "de"))
+    pairs = list(zip(source, target, strict=True))
+
+    def text(name: str, lines: list[str]) -> None:
+        (tmp_path / name).write_text("".join(f"{line}\n" for line in lines))
+
+    for name in ("train", "dev", "test"):
+        for side in ("en", "de"):
+            shutil.copy(tiny.folder / f"{name}.{side}", tmp_path)
+    for name, part in {"a": pairs[:200], "b": pairs[200:], "domain": pairs[:60]}.items():
+        text(f"{name}.en", [one for one, _ in part])
+        text(f"{name}.de", [f"{other} €" if name == "domain" else other for _, other in part])  # a new character
+    for name in ("domain_dev", "domain_test"):
+        text(f"{name}.en", source[60:70])
+        text(f"{name}.de", target[60:70])
+    for name, part in {"pairs": pairs, "dev": pairs[:10]}.items():
+        text(f"{name}.tsv", ["\t".join(pair) for pair in part])
+    text("second.de", [line.upper() for line in (tmp_path / "test.de").read_text().splitlines()])
+    text("mono.de", ["", *target[:20]])
+    text("in.txt", ["", *source[:4]])
+    text("in.jsonl", [json.dumps({"source": line, "id": i}) for i, line in enumerate(source[:4])])
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    for name in ("quickstart", "other", "mine"):
+        shutil.copytree(trained, tmp_path / "runs" / name)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def give(call, monkeypatch):
+    """`give(input, program, *arguments)`: as `call`, with this text as standard input."""
+
+    def give(text: str, program: str, *arguments: str):
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text.encode())))
+        return call(program, *arguments)
+
+    return give
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", sorted({command.page for command in RUN}))
+def test_the_commands_of_a_page_run(page: str, folder: Path, give) -> None:
+    mine = [command for command in RUN if command.page == page]
+    if any("--workdir runs/mine " in command.text and "train.py" in command.text for command in mine):
+        shutil.rmtree("runs/mine")  # the page makes it
+    for command in mine:
+        check(command.text, run(command, give))
+
+
+def check(text: str, out: str) -> None:
+    """Assert that a command did what its page says."""
+    if "train.py" in text and not {"--print-config", "--dry-run"} & set(text.split()):
+        workdir = re.search(r"--workdir (\S+)", text)[1]
+        assert Checkpoints(workdir).steps()[-1] == 4
+    if "--print-config" in text:
+        assert json.loads(out)["task"] == "translation"
+    if "evaluate.py" in text:
+        assert json.loads(out)["bleu"] >= 0 if "--json" in text else "BLEU" in out
+    if "translate" in text:
+        source, target = re.search(r"(?:<|--input) (\S+)", text), re.search(r"(?:>|--output) (\S+)", text)
+        if "--share 0/2" in text:  # the second share joins both
+            return
+        lines = (Path(target[1]).read_bytes() if target else out.encode()).split(b"\n")[:-1]
+        assert len(lines) == (Path(source[1]).read_bytes().count(b"\n") if source else 1)
+        if "--jsonl" in text:
+            assert all({"source", "translation", "score"} <= json.loads(line).keys() for line in lines)
+    if "--profile" in text:
+        assert list(Path("runs/traced/profile").rglob("*.xplane.pb"))

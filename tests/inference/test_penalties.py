@@ -1,0 +1,108 @@
+"""min-p, the penalty on repetition and stop strings by their formulas, in loops and against `transformers`."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from whole_passes import EOS, following, sources, translator
+
+from transformer.inference.context import Past
+from transformer.inference.sampling import filtered
+from transformer.inference.stops import automaton, before, certain
+
+
+def plain_min_p(logits, min_p):
+    probs = np.exp(logits - logits.max())
+    return np.where(probs < min_p, -np.inf, logits)
+
+
+@pytest.mark.parametrize("min_p", [0.0, 0.1, 0.5, 1.0])
+def test_min_p_by_hand(min_p):
+    logits = (np.random.default_rng(0).normal(size=(40, 9)) * 2).astype(np.float32)
+    found = np.asarray(filtered(jnp.asarray(logits), top_k=0, top_p=1.0, min_p=min_p))
+    np.testing.assert_array_equal(found, [plain_min_p(row, min_p) for row in logits])
+    assert min_p == 0 or (np.isfinite(found).sum(axis=1) < 9).any()
+    # After top_k, whose most probable piece is the same.
+    both = np.asarray(filtered(jnp.asarray(logits), top_k=3, top_p=1.0, min_p=min_p))
+    three = np.asarray(filtered(jnp.asarray(logits), top_k=3, top_p=1.0))
+    np.testing.assert_array_equal(both, np.where(np.isfinite(found), three, -np.inf))
+
+
+@pytest.mark.parametrize("min_p", [-0.1, 1.5, "1", None])
+def test_what_is_no_share_is_refused(min_p):
+    with pytest.raises(ValueError, match=r"^min_p = .*: must be a number from 0 to 1$"):
+        filtered(jnp.zeros((1, 3)), top_k=0, top_p=1.0, min_p=min_p)
+
+
+def penalized(logits, pieces, penalty):
+    """Logits of one hypothesis after these pieces."""
+    past = Past((), jnp.zeros((1, 1, len(logits)), bool))
+    for piece in pieces:
+        past = past.use(jnp.array([piece]))
+    return np.asarray(past.penalized(jnp.asarray(logits)[None], penalty))[0]
+
+
+@pytest.mark.parametrize("penalty", [0.5, 1.0, 1.3])
+def test_the_penalty_by_hand(penalty):
+    logits, pieces = np.random.default_rng(1).normal(size=9).astype(np.float32), [3, 5, 3, 8]
+    wanted = logits.copy()
+    for piece in set(pieces):
+        wanted[piece] = wanted[piece] / penalty if wanted[piece] > 0 else wanted[piece] * penalty
+    np.testing.assert_allclose(penalized(logits, pieces, penalty), wanted, rtol=1e-6)
+
+
+def test_as_in_transformers():
+    torch = pytest.importorskip("torch")
+    theirs = pytest.importorskip("transformers").generation.logits_process
+    logits, pieces = np.random.default_rng(2).normal(size=9).astype(np.float32) * 2, [3, 5, 3, 8]
+    scores, ids = torch.tensor(logits[None]), torch.tensor([pieces])
+    for penalty in (0.7, 1.4):
+        wanted = theirs.RepetitionPenaltyLogitsProcessor(penalty)(ids, scores.clone()).numpy()[0]
+        np.testing.assert_allclose(penalized(logits, pieces, penalty), wanted, rtol=1e-6)
+    for min_p in (0.05, 0.3):
+        wanted = theirs.MinPLogitsWarper(min_p)(ids, scores.clone()).numpy()
+        found = filtered(jnp.asarray(logits[None]), top_k=0, top_p=1.0, min_p=min_p)
+        np.testing.assert_array_equal(np.asarray(found), wanted)
+
+
+def test_a_translation_with_a_penalty():
+    """Greedy search, and beams that follow their parents: with a large penalty no piece comes twice."""
+    ours = translator(beam_size=3, min_length=8, max_extra_length=8, repetition_penalty=1e6)
+    plain = translator(beam_size=3, min_length=8, max_extra_length=8)
+    texts = sources(4, seed=3)
+    found, others = dict(ours.search(texts)), dict(plain.search(texts))
+    for i in range(4):
+        for pieces in found[i][0]:
+            assert len(set(pieces)) == len(pieces) > 5
+    assert any(len(set(pieces)) < len(pieces) for tokens, _ in others.values() for pieces in tokens)
+    # A penalty of almost 1 gives almost the scores of none.
+    close = dict(translator(beam_size=3, min_length=8, max_extra_length=8, repetition_penalty=1 + 1e-6).search(texts))
+    for i in range(4):
+        assert close[i][0] == others[i][0]
+        np.testing.assert_allclose(close[i][1], others[i][1], rtol=1e-4)
+        log_probs = following([(plain.model, plain.params)], texts[i])
+        assert np.isfinite(log_probs((*others[i][0][0],))[EOS])
+
+
+SPELLING = [b"", b"", b"", b"\xef\xbf\xbd", b"a", b"b", b"ab", b"ba", b"aba", b"\xc3", b"\xa4", "aä".encode(), b"bbbb"]
+
+
+def test_stop_strings_are_found_where_the_text_holds_them():
+    """Random pieces; a stop string inside a piece, across pieces, and across the bytes of a character."""
+    draw, L = np.random.default_rng(0), 12
+    for stops in (["aab"], ["bbb", "ä"], ["abaab", "baab", "aaa"], ["a" * 20]):
+        found = automaton(stops, SPELLING)
+        tokens = draw.integers(4, len(SPELLING), size=(40, 1, L))
+        for at in (0, 1, 5, L):
+            marked = np.asarray(found.found(jnp.asarray(tokens), jnp.int32(at)))[:, 0]
+            for pieces, mark in zip(tokens[:, 0, :at], marked, strict=True):
+                text = b"".join(SPELLING[i] for i in pieces)
+                # A search has ended at the first one.
+                earlier = b"".join(SPELLING[i] for i in pieces[:-1])
+                if not any(stop.encode() in earlier for stop in stops):
+                    assert mark == any(stop.encode() in text for stop in stops)
+
+
+def test_text_before_a_stop_string():
+    assert before("abcabd", ["bd", "ca"]) == "ab" and before("abc", ["x"]) == "abc" and before("abc", []) == "abc"
+    assert certain("abca", ["abd", "cat"]) == "ab" and certain("abc", ["x"]) == "abc" and certain("", ["ab"]) == ""
+    assert certain("xaa", ["aab"]) == "x"

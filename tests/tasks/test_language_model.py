@@ -1,0 +1,162 @@
+"""Language models: train, resume, judge, evaluate; on running text and on documents."""
+
+import json
+import math
+import random
+import shutil
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from quick import jit
+
+from transformer.checkpoint import Checkpoints
+from transformer.config import UserError
+from transformer.data.running import Text
+from transformer.data.text_store import encode_text
+from transformer.model import build
+from transformer.tasks.perplexity import evaluate_workdir
+from transformer.tasks.vocabulary import VOCABULARIES, vocabulary_in
+
+WORDS = ("wolf", "sheep", "grass", "river", "stone")
+CONFIG = """
+import dataclasses
+from transformer.config import GPT2, LanguageModelConfig, TextConfig, TrainConfig
+
+config = LanguageModelConfig(
+    model=dataclasses.replace(GPT2, decoder_layers=1, d_model=32, d_ff=64, heads=2, max_positions=16),
+    data=TextConfig(text=({text!r},), pieces="characters", context=16, documents="blank_lines", dev_share=0.1),
+    train=TrainConfig(
+        steps=60, batch_tokens=256, accumulate=2, warmup_steps=10, peak_learning_rate=0.01, label_smoothing=0.0,
+        schedule="cosine", decay_steps=60, weight_decay=0.1, clip_norm=1.0,
+        log_every=10, eval_every=20, checkpoint_every=20,
+    ),
+)
+"""
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory) -> Path:
+    """Documents that tell who eats what, each of a few lines."""
+    draw, path = random.Random(0), tmp_path_factory.mktemp("text") / "meadow.txt"
+    documents = ["\n".join(" ".join(draw.choices(WORDS, k=4)) for _ in range(draw.randint(1, 4))) for _ in range(200)]
+    path.write_text("\n\n".join(documents) + "\n")
+    path.with_suffix(".py").write_text(CONFIG.format(text=str(path)))
+    return path
+
+
+@pytest.fixture(scope="module")
+def run(text: Path, tmp_path_factory) -> Path:
+    """The workdir of a finished run that was stopped after 40 updates and went on."""
+    from transformer.jobs import train
+
+    folder = tmp_path_factory.mktemp("gpt") / "run"
+    for steps in (40, 60):
+        train(["--config", str(text.with_suffix(".py")), "--workdir", str(folder), f"--train.steps={steps}"])
+    return folder
+
+
+def test_a_run_that_was_stopped_equals_one_that_was_not(text: Path, run: Path, tmp_path: Path, call) -> None:
+    straight = tmp_path / "straight"
+    assert call("train.py", "--config", text.with_suffix(".py"), "--workdir", straight).code == 0
+    ours, theirs = (Checkpoints(workdir).open("last") for workdir in (run, straight))
+    assert ours.name == theirs.name == 60
+    jax.tree.map(np.testing.assert_array_equal, ours.params(), theirs.params())
+    entries = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    losses = {entry["step"]: entry["dev_loss"] for entry in entries if "dev_loss" in entry}
+    assert list(losses) == [20, 40, 60]
+    assert losses[60] < losses[20] < math.log(20)  # it learns
+    assert Checkpoints(run).best() == min(losses, key=losses.get)
+
+
+def test_the_figures_of_evaluate(text: Path, run: Path, tmp_path: Path, call) -> None:
+    """Equal to the sum over documents of the log-probabilities of a forward pass; a moved workdir has its own text."""
+    moved = Path(shutil.copytree(run, tmp_path / "moved"))
+    done = call("evaluate.py", "--workdir", moved, "--stride", 1, "--json")
+    assert done.code == 0, done.err
+    result = json.loads(done.out)
+    opened = Checkpoints(run).open()
+    pieces, params = vocabulary_in(opened, VOCABULARIES), opened.params()
+    model = build(opened.config.model)
+
+    forward = jit(lambda read: jax.nn.log_softmax(model.apply(params, read))[0])
+
+    def log_probs(ids: list[int]) -> np.ndarray:
+        read = np.pad(np.array([ids[:-1]], np.int32), ((0, 0), (0, 17 - len(ids))))  # later pieces are not seen
+        return np.asarray(forward(read))[np.arange(len(ids) - 1), ids[1:]]
+
+    documents = text.read_text().strip().split("\n\n")[180:]
+    blocks, sliding, size, count = 0.0, 0.0, 0, 0
+    for document in documents:
+        ids = [pieces.begin, *pieces.encode(document), pieces.end]
+        size, count = size + len(document), count + len(ids) - 1
+        blocks += sum(log_probs(ids[at : at + 17]).sum() for at in range(0, len(ids) - 1, 16))
+        sliding += log_probs(ids[:17]).sum()
+        sliding += sum(log_probs(ids[at - 16 : at + 1])[-1] for at in range(17, len(ids)))
+    assert (result["tokens"], result["bytes"], result["test_set"]) == (count, size, "meadow.txt")
+    assert result["nats_per_token"] == pytest.approx(-blocks / count, rel=1e-5)
+    assert result["perplexity"] == pytest.approx(math.exp(-blocks / count), rel=1e-5)
+    assert result["nats_per_byte"] == pytest.approx(-blocks / size, rel=1e-5)
+    assert result["bits_per_byte"] == pytest.approx(-blocks / size / math.log(2), rel=1e-5)
+    assert result["sliding_perplexity"] == pytest.approx(math.exp(-sliding / count), rel=1e-5)
+    entries = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    of_best = next(entry for entry in entries if entry["step"] == opened.name and "dev_loss" in entry)
+    assert of_best["dev_loss"] == pytest.approx(result["nats_per_token"], rel=1e-5)
+    assert of_best["dev_bits_per_byte"] == pytest.approx(result["bits_per_byte"], rel=1e-5)
+
+
+def test_another_text(run: Path, tmp_path: Path, call) -> None:
+    (tmp_path / "other.txt").write_text("wolf wolf\n\nriver Zoo\n")
+    done = call("evaluate.py", "--workdir", run, "--text", tmp_path / "other.txt")
+    assert done.code == 0
+    assert done.out.startswith("other.txt: 20 pieces, 18 bytes, checkpoint ")
+    assert "warning: other.txt: 1 character was never seen in training: Z (U+005A)" in done.err
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--text", "missing.txt"], "missing.txt"),
+        (["--stride", "17"], "--stride = 17: must be at least 1, at most 16"),
+        (["--source", "a.tsv"], "--source: the task of"),
+        (["--decode.beam_size", "2"], "--decode.beam_size: the task of"),
+    ],
+)
+def test_wrong_options_of_evaluate(run: Path, call, options: list[str], told: str) -> None:
+    done = call("evaluate.py", "--workdir", run, *options)
+    assert done.code == 2
+    assert told in done.err.splitlines()[-1]
+    assert "Traceback" not in done.err
+
+
+def test_text_in_the_workdir_that_was_changed(run: Path, tmp_path: Path) -> None:
+    moved = Path(shutil.copytree(run, tmp_path / "moved"))
+    path = moved / "sets/dev.0.text"
+    path.write_text(path.read_text().replace("wolf", "dog"))
+    with pytest.raises(UserError, match=r"dev\.0\.text is not as it was written; give --text FILE"):
+        evaluate_workdir(str(moved))
+    (moved / "sets/texts.json").unlink()
+    with pytest.raises(UserError, match=r"has no test or dev text; give --text FILE"):
+        evaluate_workdir(str(moved))
+
+
+@pytest.mark.parametrize("documents", ["none", "blank_lines", "files"])
+def test_the_copy_in_a_workdir_has_the_pieces_of_the_text(text: Path, tmp_path: Path, documents: str) -> None:
+    from etils import epath
+
+    from transformer.data.vocabularies import Bytes
+    from transformer.tasks import text_sets
+
+    other = tmp_path / "other.txt"
+    other.write_text("river\n  stone\n \n\nwolf\n")
+    whole = Text((str(text), str(other)), documents)
+    for end in (None, 1 if documents == "files" else 190):
+        part = whole._replace(begin=0 if documents == "files" else 180, end=end)
+        text_sets.write(epath.Path(tmp_path / "run"), {"dev": part, "test": None})
+        name, copy = text_sets.read(str(tmp_path / "run"), tmp_path)
+        assert name == "meadow.txt and 1 more"
+        stores = [encode_text(one, Bytes(), folder=tmp_path / "stores") for one in (part, copy)]
+        for attribute in ("tokens", "offsets"):
+            np.testing.assert_array_equal(*(getattr(store, attribute) for store in stores))
+        shutil.rmtree(tmp_path / "run")

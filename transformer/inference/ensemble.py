@@ -1,0 +1,134 @@
+"""One model or several that decode together, and their checkpoints. The basis of `Translator` and `Generator`."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import jax
+import numpy as np
+
+from transformer.config import DecodeConfig, UserError, check_decode, shown
+from transformer.inference.batches import Batcher, on_all_devices
+from transformer.inference.beam_search import Hypotheses
+from transformer.inference.engine import FINE, Grain, decode
+from transformer.inference.programs import Strategy
+from transformer.inference.strategy import beams
+from transformer.model import Model, Params, build
+from transformer.model.rounding import in_type
+
+if TYPE_CHECKING:
+    from transformer.checkpoint import Checkpoint
+
+R = TypeVar("R")
+Found = tuple[list[list[int]], list[float]]
+"""The hypotheses of a sentence as pieces without eos, best first, and their scores. If the log-probabilities of the
+model are not finite, one hypothesis without pieces, with the score NaN."""
+
+
+class Ensemble:
+    """Models of the same vocabulary. Each step averages their probabilities."""
+
+    def __init__(self, members: Sequence[tuple[Model, Params]], config: DecodeConfig):
+        """Raises `UserError` if the vocabularies differ in size."""
+        self.models: tuple[Model, ...] = tuple(model for model, _ in members)
+        self.params: tuple[Params, ...] = tuple(params for _, params in members)
+        self.batcher = Batcher(
+            self.params[0],
+            batch_sentences=config.batch_sentences,
+            batch_tokens=config.batch_tokens,
+            beams=beams(config),
+            streams=config.streams,
+        )
+        sizes = {each["embedding"]["table"].shape[0] for each in self.params if "embedding" in each}
+        if len(sizes) > 1:
+            raise UserError(f"the models have vocabularies of {sorted(sizes)} pieces; an ensemble needs the same one")
+        self.vocab_size: int | None = max(sizes, default=None)
+
+    def positions(self, *tables: str) -> int | None:
+        """The fewest learned positions in tables of these names; None if positions are computed, so not limited."""
+        found = [each[table] for each in self.params for table in tables if table in each]
+        return min((table.shape[0] for table in found), default=None)
+
+    def decode(
+        self,
+        source: Any,
+        limit_B: np.ndarray,
+        decoding: Strategy,
+        given: Mapping[str, np.ndarray],
+        stop: threading.Event,
+        window: int | None = None,
+        grain: Grain = FINE,
+    ) -> list[tuple[int, Hypotheses]]:
+        """`engine.decode`, in parts if the whole batch does not fit into memory."""
+
+        def part(rows: slice) -> list[tuple[int, Hypotheses]]:
+            arrays = jax.tree.map(lambda x: x[rows], (source, limit_B, dict(given)))
+            leaves, tree = jax.tree.flatten(arrays)
+            placed, limit, of_rows = jax.tree.unflatten(tree, self.batcher.put(*leaves))
+            finished = decode(self.models, self.params, placed, limit, decoding, of_rows, stop, window, grain)
+            return [(rows.start + row, result) for row, result in finished]
+
+        return [row for rows in self.batcher.in_parts(part, len(limit_B)) for row in rows]
+
+
+def as_lists(hypotheses: Hypotheses, eos: int) -> Found:
+    """The hypotheses of one sentence or prompt as lists."""
+    lengths = [int(n) for n in hypotheses.lengths_BM if n > 0]
+    tokens = [hypotheses.tokens_BML[m, :n].tolist() for m, n in enumerate(lengths)]
+    tokens = [pieces[:-1] if pieces[-1] == eos else pieces for pieces in tokens]
+    if not tokens and np.isnan(hypotheses.scores_BM[0]):
+        tokens = [[]]
+    return tokens, hypotheses.scores_BM[: len(tokens)].tolist()
+
+
+def load(
+    workdir: str | Sequence[str],
+    checkpoint: str | int | Sequence[str | int] | None,
+    config: DecodeConfig | None,
+    of: Callable[[Sequence[Checkpoint], DecodeConfig | None], R],
+) -> R:
+    """`of(checkpoints, config)` for one workdir or several, and one checkpoint or one for each workdir."""
+    if config is not None:
+        check_decode(config)
+    from transformer.checkpoint import Checkpoints, again
+
+    workdirs = [workdir] if isinstance(workdir, str) or not isinstance(workdir, Sequence) else list(workdir)
+    single = isinstance(checkpoint, str) or not isinstance(checkpoint, Sequence)
+    names = [checkpoint] * len(workdirs) if single else list(checkpoint)
+    if not workdirs or len(names) != len(workdirs):
+        raise UserError(f"{len(workdirs)} workdirs and {len(names)} checkpoints: give one, or as many as workdirs")
+    folders = [Checkpoints(folder) for folder in workdirs]
+    return again(lambda: of([folder.open(name) for folder, name in zip(folders, names, strict=True)], config))
+
+
+def same_file(checkpoints: Sequence[Checkpoint], names: Sequence[str], what: str) -> tuple[str, bytes]:
+    """(name, content) of the first of these files that a checkpoint holds. Raises `UserError` if it holds none, or if
+    those of the others differ. `what`: what the files are, in the plural."""
+    held = checkpoints[0].files()
+    name = next((name for name in names if name in held), names[0])
+    content = checkpoints[0].file(name)
+    for other in checkpoints[1:]:
+        if other.file(name) != content:
+            one, two = (opened.path.parent.parent for opened in (other, checkpoints[0]))
+            raise UserError(f"{one} and {two} have different {what}; an ensemble needs the same one")
+    return name, content
+
+
+def members(checkpoints: Sequence[Checkpoint], config: DecodeConfig) -> list[tuple[Model, Params]]:
+    """Model and parameters of each checkpoint, in the type of `config.dtype`, on all devices."""
+    loaded = []
+    for opened in checkpoints:
+        model, params = in_type(opened.config.model, opened.params(), config.dtype)
+        loaded.append((build(model.with_vocabulary(opened.progress["vocab_size"])), on_all_devices(params)))
+    return loaded
+
+
+def check_members(params: Any, others: Any) -> None:
+    """Raise `UserError` for parameters or further models of a wrong kind."""
+    if not isinstance(others, Sequence) or not all(isinstance(one, (tuple, list)) and len(one) == 2 for one in others):
+        raise UserError(f"others = {shown(others)}: give pairs of a model and its parameters")
+    for each in (params, *(other for _, other in others)):
+        if not isinstance(each, Mapping) or not each:
+            raise UserError(f"params = {shown(each)}: give a nested dict of arrays, as `transformer.load` returns")

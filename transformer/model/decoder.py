@@ -1,0 +1,116 @@
+"""The decoder alone: a language model (Radford et al. 2019, GPT-2), from the pieces so far to logits of the next."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+
+from ..config import ModelConfig, UserError
+from .cache import Cache, check_cache, empty_cache, past
+from .checks import check_complete, check_ids, check_positions
+from .initializers import constant
+from .inputs import inputs, position_table, shifted
+from .layers import Embedding, fold
+from .stack import RUN, Run, Stack
+
+
+class Decoder(nnx.Module):
+    """A stack of blocks without cross-attention, and its embedding table, which may be tied to the output.
+
+    No id is padding here: `segments_BT` keeps the padding of packed rows apart.
+
+    Shapes: B batch, T length, D model, V vocabulary, M beams.
+    """
+
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
+        """Raises `UserError` (a ValueError) if the config breaks a rule or its vocab_size is None."""
+        check_complete(config)
+        self.config, self.vocab_size = config, config.vocab_size
+        self.embedding = Embedding(config, rngs=rngs)
+        self.output_embedding = Embedding(config, rngs=rngs) if config.tied_embeddings == "none" else None
+        self.positions = position_table(config, rngs=rngs)
+        self.decoder = Stack(config, "decoder", rngs=rngs)
+        self.output_bias = constant(0, config.vocab_size) if config.output_bias else None
+
+    def __call__(
+        self,
+        tokens_BT: Array,
+        *,
+        positions_BT: Array | None = None,
+        segments_BT: Array | None = None,
+        mask_BTS: Array | None = None,
+        key: Array | None = None,
+        run: Run = RUN,
+    ) -> Array:
+        """Return logits_BTV, float32: at position t, logits of the piece that follows `tokens_BT[:, :t + 1]`.
+
+        `tokens_BT` are integer ids. A `key` switches dropout on. For packed rows, which hold several documents,
+        `segments_BT` numbers the documents and `positions_BT` restarts in each. `mask_BTS` replaces the causal mask
+        (see `EncoderDecoder.hidden`).
+
+        Raises `UserError` (a ValueError) for wrong types or shapes. Outside `jax.jit` it also raises for ids outside
+        the vocabulary and positions beyond the learned ones.
+        """
+        given = {"positions_BT": positions_BT, "segments_BT": segments_BT, "mask_BTS": mask_BTS}
+        return self.decode(tokens_BT, **given, key=key, run=run)[0]
+
+    def decode(self, tokens_BT: Array, memory: None = None, **options: Any) -> tuple[Array, Cache | None, Any]:
+        """Return logits_BTV (float32), the new cache and the weights: `hidden` with its options, then `logits`."""
+        x_BTD, cache, weights = self.hidden(tokens_BT, memory, **options)
+        return self.logits(x_BTD), cache, weights
+
+    @jax.named_scope("decode")
+    def hidden(
+        self,
+        tokens_BT: Array,
+        memory: None = None,
+        *,
+        positions_BT: Array | None = None,
+        segments_BT: Array | None = None,
+        mask_BTS: Array | None = None,
+        cache: Cache | None = None,
+        at_B: Array | None = None,
+        key: Array | None = None,
+        run: Run = RUN,
+    ) -> tuple[Array, Cache | None, None]:
+        """Run the decoder. Return x_BTD for `logits`, the new cache, and None.
+
+        Arguments and results are those of `EncoderDecoder.hidden`, so that the same search decodes with both; there is
+        no `memory` here. With a cache (see `init_cache`), the tokens have positions `at_B`, `at_B + 1`, … and also
+        attend to the earlier positions in the cache. Raises the errors of `__call__`, and `UserError` if the cache has
+        no room for the tokens.
+        """
+        check_ids("tokens_BT", tokens_BT, self.vocab_size)
+        if memory is not None:
+            raise UserError(f"memory is a {type(memory).__name__}: a model without encoder has none; leave it out")
+        check_cache(self.config, tokens_BT, cache, at_B, positions_BT, segments_BT, mask_BTS)
+        rows, T = tokens_BT.shape
+        window = self.config.attention("decoder").window
+        positions_BT, mask_BTS, extended = past(T, window, positions_BT, segments_BT, cache, at_B, mask_BTS)
+        positions_BT = shifted(self.config, positions_BT, rows, fold(key, 2))
+        if self.positions is not None:
+            check_positions("tokens_BT", tokens_BT, positions_BT, len(self.positions[...]))
+        x_BTD = inputs(self.config, self.embedding, self.positions, tokens_BT, positions_BT, fold(key, 0))
+        x_BTD, kv, _ = self.decoder(x_BTD, mask_BTS, positions_BT, cache=cache, key=fold(key, 1), run=run)
+        return x_BTD, None if extended is None else extended._replace(kv=kv), None
+
+    def logits(self, x_BTD: Array) -> Array:
+        """Logits of each piece of the vocabulary, float32: logits_BTV."""
+        logits_BTV = self.output.logits(x_BTD)
+        return logits_BTV if self.output_bias is None else logits_BTV + self.output_bias[...]
+
+    @property
+    def output(self) -> Embedding:
+        """The embedding table that computes the logits."""
+        return self.output_embedding or self.embedding
+
+    def init_cache(self, rows: int, length: int, beams: int = 1, dtype: jnp.dtype | None = None) -> Cache:
+        """An empty cache for `rows` sequences with `beams` beams each and `length` positions per beam.
+
+        `dtype`: type of keys and values; None = the model's dtype.
+        """
+        return empty_cache(self.config, rows, length, beams, dtype)

@@ -1,0 +1,33 @@
+"""Optional packages: who needs one that is missing gets a line with the extra that installs it."""
+
+from __future__ import annotations
+
+import importlib.util
+
+from transformer.config import UserError
+
+# Import name -> (name on the package index, extra of this distribution). A test compares it with pyproject.toml.
+OPTIONAL = {
+    "babel": ("Babel", "train"),
+    "grain": ("grain", "train"),
+    "importlib_resources": ("importlib_resources", "train"),
+    "num2words": ("num2words", "train"),
+    "sacrebleu": ("sacrebleu", "train"),
+    "safetensors": ("safetensors", "export"),
+    "tensorboardX": ("tensorboardX", "train"),
+    "tensorflow_datasets": ("tensorflow-datasets", "train"),
+    "tokenizers": ("tokenizers", "gpt2"),
+}
+
+
+def require(what: str, *modules: str) -> None:
+    """Raise `UserError` if one of these modules of `OPTIONAL` is not installed. `what` names who needs it."""
+    for module in modules:
+        if importlib.util.find_spec(module) is None:
+            raise UserError(missing(module, what))
+
+
+def missing(module: str, what: str) -> str:
+    """The message for a missing module of `OPTIONAL`."""
+    package, extra = OPTIONAL[module]
+    return f"{what} needs {package}, which is not installed: pip install 'transformer[{extra}]'"

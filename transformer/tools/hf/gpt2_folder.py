@@ -1,0 +1,155 @@
+"""Folders of Hugging Face's GPT-2: import one as a workdir, export a workdir as one."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from transformer.checkpoint import Checkpoint, Checkpoints
+from transformer.config import LanguageModelConfig, ModelConfig, UserError, check, require_task
+from transformer.data.vocabularies import Vocabulary
+from transformer.files import new_folder, path_of, require_new, writing
+from transformer.tasks.vocabulary import VOCABULARIES
+from transformer.tasks.vocabulary import files_of as vocabulary_files
+from transformer.tasks.vocabulary import vocabulary_in as vocabulary_of_checkpoint
+from transformer.tools.hf import gpt2
+from transformer.tools.hf.folder import read_model, read_object, require_safetensors, write, write_arrays
+from transformer.tools.hf.vocabulary import files_of, filled_up, special_ids, vocabulary_in
+from transformer.tools.new_workdir import new_workdir
+
+_KEPT = "hf_gpt2"
+"""Field of progress.json: what an imported folder says of itself besides the model, for a later export."""
+
+log = logging.getLogger("transformer")
+
+
+# ---- In --------------------------------------------------------------------------------------------------------------
+
+
+def import_folder(folder: str, out: str) -> None:
+    """Write a workdir with the model and the vocabulary of a folder that `GPT2LMHeadModel.save_pretrained` wrote.
+
+    Needs the package safetensors, and tokenizers if the folder has a tokenizer; but neither torch nor transformers.
+    Raises `UserError` if `out` is not a new or empty folder, if the folder lacks a file or holds a damaged one, and for
+    all that `gpt2.model_config`, `gpt2.from_gpt2` and `vocabulary_in` refuse.
+    """
+    require_safetensors("import --from hf-gpt2")
+    require_new(path_of(out))
+    path = Path(folder)
+    if not path.is_dir():
+        raise UserError(f"{folder}: no such folder; download a model of the Hub first, and give its folder")
+    file = path / "config.json"
+    if not file.exists():
+        raise UserError(f"{folder}: holds no config.json; give the folder that save_pretrained wrote")
+    values = read_object(file)
+    model = gpt2.model_config(values, file)
+    config = _run_config(model, file)
+    if left_out := gpt2.without_counterpart(values):
+        log.warning("%s: these fields have no counterpart here and are left out: %s", file, ", ".join(left_out))
+    vocabulary = vocabulary_in(path)
+    if vocabulary is not None:
+        vocabulary = _of_size(vocabulary, model.vocab_size, path)
+    state = read_model(path)
+    params = gpt2.from_gpt2(state, model)
+    kept = {name: values[name] for name in gpt2.SPECIAL_IDS if type(values.get(name)) is int}
+    kept["prefix"] = gpt2.prefix_of(state)
+    progress = {"step": 0, "vocab_size": model.vocab_size, "averaged_steps": [0], _KEPT: kept}
+    files = {} if vocabulary is None else vocabulary_files(vocabulary)
+    new_workdir(out, params, config, progress=progress, files=files)
+
+
+def _run_config(model: ModelConfig, where: Path) -> LanguageModelConfig:
+    """The config of a run of this model: rows as long as its positions, and the defaults."""
+    default = LanguageModelConfig()
+    data = dataclasses.replace(default.data, context=model.max_positions)
+    tokens = max(default.train.batch_tokens, model.max_positions)
+    config = LanguageModelConfig(model, data, dataclasses.replace(default.train, batch_tokens=tokens))
+    try:
+        check(config)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
+    return config
+
+
+def _of_size(vocabulary: Vocabulary, size: int, folder: Path) -> Vocabulary:
+    """The vocabulary for a model with `size` ids. Raises `UserError` if it has more; fills it up, with a warning, if it
+    has fewer."""
+    if vocabulary.size > size:
+        raise UserError(
+            f"{folder}: its tokenizer has {vocabulary.size:,} pieces, but config.json has vocab_size {size:,}; give "
+            "the tokenizer of this model"
+        )
+    if lacking := size - vocabulary.size:
+        log.warning(
+            "%s: the last %s ids of the model have no piece in its tokenizer; they are never generated",
+            *(folder, f"{lacking:,}"),
+        )
+    return filled_up(vocabulary, size)
+
+
+# ---- Out -------------------------------------------------------------------------------------------------------------
+
+
+class _Opened(NamedTuple):
+    """What an export needs of a checkpoint."""
+
+    config: LanguageModelConfig
+    state: dict[str, np.ndarray]
+    prefix: str
+    vocabulary: Vocabulary | None
+    ids: dict[str, Any]
+    """The special ids, by their names in config.json."""
+
+
+def export(workdir: str, out: str, checkpoint: str | None = None) -> Path:
+    """Write a checkpoint as a folder for `AutoModelForCausalLM.from_pretrained` and `AutoTokenizer.from_pretrained`.
+
+    `checkpoint` as in `transformer.load`. Needs the package safetensors, but neither torch nor transformers. Raises
+    `UserError` if safetensors is missing, if `out` is not a new or empty folder, and as `gpt2.to_gpt2` does.
+    """
+    require_safetensors("export --to hf-gpt2")
+    require_new(folder := Path(out))
+    opened = Checkpoints(workdir).read(checkpoint, _open)
+    model, vocabulary = opened.config.model, opened.vocabulary
+    with writing(folder), new_folder(folder) as building:
+        files = {} if vocabulary is None else files_of(vocabulary, model.max_positions)
+        for name, content in files.items():
+            write(building / name, content)
+        write(building / "generation_config.json", generation_config(opened))
+        write_arrays(building / "model.safetensors", opened.state)
+        architecture = "GPT2LMHeadModel" if opened.prefix else "GPT2Model"
+        config = {"architectures": [architecture], **gpt2.gpt2_config(model), **opened.ids}
+        write(building / "config.json", config)
+    return folder
+
+
+def _open(opened: Checkpoint) -> _Opened:
+    config, progress = opened.config, opened.progress
+    require_task(config, opened.path.parent.parent, LanguageModelConfig)
+    config = dataclasses.replace(config, model=config.model.with_vocabulary(progress["vocab_size"]))
+    gpt2.refuse_inexpressible(config.model)  # before the arrays are read
+    has_vocabulary = any((opened.path / name).exists() for name in VOCABULARIES.names)
+    vocabulary = vocabulary_of_checkpoint(opened, VOCABULARIES) if has_vocabulary else None
+    kept = progress.get(_KEPT, {})
+    prefix = kept.get("prefix", gpt2.PREFIX) if config.model.tied_embeddings != "none" else gpt2.PREFIX
+    ids = {name: kept.get(name) for name in gpt2.SPECIAL_IDS}
+    if vocabulary is not None and not kept:
+        ids = special_ids(vocabulary)
+    return _Opened(config, gpt2.to_gpt2(opened.finite_params(), config.model, prefix), prefix, vocabulary, ids)
+
+
+def generation_config(opened: _Opened) -> dict[str, Any]:
+    """The generation_config.json: options of our decoding that theirs has, and the ids never generated."""
+    d = opened.config.decode
+    values: dict[str, Any] = {"max_length": opened.config.model.max_positions, "do_sample": d.sample}
+    if d.sample:
+        values |= {"temperature": d.temperature, "top_k": d.top_k, "top_p": d.top_p}
+    else:
+        values |= {"num_beams": d.beam_size}
+    if opened.vocabulary is not None:
+        values["suppress_tokens"] = list(opened.vocabulary.banned) or None
+    return values | opened.ids

@@ -1,0 +1,1 @@
+"""The verbs of python -m transformer that decode: translate, generate and score."""
