@@ -1,7 +1,11 @@
 """Generation equals plain loops over whole passes, whatever the batch; samples, stop strings, streams, scores."""
 
 import dataclasses
+import json
 import logging
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -241,3 +245,37 @@ def test_wrong_arguments_are_named(call, told):
     with pytest.raises(UserError) as error:
         call(generator())
     assert str(error.value).startswith(told)
+
+
+DEVICES = """
+import json, sys
+import jax
+jax.config.update("jax_num_cpu_devices", 4)
+sys.path[:0] = sys.argv[1:]
+from generators import PROMPTS, VOCABULARY, generator
+from transformer.inference.batches import on_all_devices
+from transformer.inference.generator import Generator
+results = []
+for spread in (True, False):
+    ours = generator(context=12, sample=True, n_best=2, max_extra_length=20, repetition_penalty=1.2)
+    params = on_all_devices(ours.params) if spread else ours.params
+    ours = Generator(ours.model, params, VOCABULARY, ours.config, context=12)
+    results.append([[one.tokens for one in found] for found in ours.generate_n_best(PROMPTS * 2, stop=["gg"])])
+    placed, *_ = ours.batcher.put(__import__("numpy").zeros((8, 8), int))
+    results.append([shard.data.shape[0] for shard in placed.addressable_shards] if spread else None)
+print(json.dumps(results))
+"""
+
+
+@pytest.mark.slow
+def test_several_devices_change_nothing(environment):
+    """Also where contexts begin anew and where batches shrink."""
+    here = Path(__file__).parent
+    done = subprocess.run(
+        [sys.executable, "-c", DEVICES, str(here), str(here.parent)],
+        capture_output=True, text=True, env=environment | {"XLA_FLAGS": "--xla_backend_optimization_level=0"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    spread, rows, alone, _ = json.loads(done.stdout)
+    assert rows == [2] * 4 and len(spread) == 10
+    assert sum(one == other for one, other in zip(spread, alone, strict=True)) >= 9
