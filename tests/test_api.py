@@ -17,6 +17,7 @@ ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_the_page_runs(trained: Path, tmp_path: Path, monkeypatch) -> None:
     pytest.importorskip("flatbuffers", reason="needs flatbuffers")
     monkeypatch.chdir(tmp_path)
@@ -47,11 +48,13 @@ def test_the_page_names_all_that_is_public_and_all_parameters() -> None:
     assert rows | in_encoder == paths
 
 
-@pytest.mark.parametrize("kind", ["ModelConfig", "AttentionConfig", "TrainConfig", "DecodeConfig", "DataConfig"])
+@pytest.mark.parametrize(
+    "kind", ["ModelConfig", "AttentionConfig", "TrainConfig", "DecodeConfig", "DataConfig", "TextConfig"]
+)
 def test_help_describes_each_field(kind) -> None:
     kind = getattr(transformer, kind)
     for name in kind.__dataclass_fields__:
-        assert re.search(rf"^    {name}: \w", inspect.getdoc(kind), re.MULTILINE), name
+        assert re.search(rf"^    {name}: \S", inspect.getdoc(kind), re.MULTILINE), name
 
 
 def example():

@@ -118,6 +118,7 @@ class TextConfig:
     """Number of processes that tokenise; 0 = one per processor core."""
 
 
+@documented
 @dataclass(frozen=True)
 class TrainConfig:
     """Optimisation (paper §5), evaluation during training, and checkpoints."""

@@ -93,6 +93,7 @@ _GPT_TRAINING = TrainConfig(
 _SAMPLING = DecodeConfig(sample=True)
 
 
+@documented
 @dataclass(frozen=True)
 class LanguageModelConfig:
     """Config of a run of the task that trains a language model, a decoder alone. The default model is GPT-2."""
