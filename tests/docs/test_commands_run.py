@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import re
@@ -12,11 +13,16 @@ import shutil
 import sys
 from pathlib import Path
 
+import jax
 import pytest
 from not_run import NOT_RUN
 from pages import ALL, ROOT, run
 
 from transformer.checkpoint import Checkpoints
+from transformer.config import GPT2
+from transformer.model import build
+from transformer.tools.hf.folder import write_arrays
+from transformer.tools.hf.gpt2 import gpt2_config, to_gpt2
 
 RUN = [c for c in ALL if not any(page == c.page and part in c.text for page, part in NOT_RUN)]
 
@@ -50,11 +56,21 @@ def folder(tiny, trained: Path, tmp_path: Path, monkeypatch) -> Path:
     monkeypatch.setenv("TRANSFORMER_DATA", str(tmp_path))
     text("in.txt", ["", *source[:4]])
     text("in.jsonl", [json.dumps({"source": line, "id": i}) for i, line in enumerate(source[:4])])
+    write_gpt2(tmp_path / "gpt2")
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     for name in ("quickstart", "other", "mine"):
         shutil.copytree(trained, tmp_path / "runs" / name)
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+def write_gpt2(folder: Path) -> None:
+    """A tiny model as Hugging Face's `GPT2LMHeadModel.save_pretrained` writes it."""
+    tiny = {"decoder_layers": 1, "d_model": 8, "d_ff": 16, "heads": 2, "max_positions": 16, "vocab_size": 20}
+    config = dataclasses.replace(GPT2, **tiny)
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(gpt2_config(config)))
+    write_arrays(folder / "model.safetensors", to_gpt2(build(config).init(jax.random.key(0)), config))
 
 
 @pytest.fixture

@@ -86,6 +86,13 @@ def reversal(config: Path, tmp_path: Path, call) -> Path:
     return folder
 
 
+@pytest.mark.parametrize("more", [(), ("--dry-run",)])
+def test_a_translation_does_not_begin_in_a_workdir_of_another_task(reversal: Path, tiny, call, more) -> None:
+    done = call("train.py", "--config", tiny.config, "--workdir", reversal, *more)
+    assert (done.code, done.err.count("\n")) == (2, 1)
+    assert "was trained with another config: task is 'reversal' there, 'translation' now" in done.err
+
+
 def test_what_is_for_translation_refuses_another_task(
     config: Path, reversal: Path, trained: Path, tmp_path, call
 ) -> None:

@@ -97,7 +97,7 @@ def decoding(config: Config, mesh: Mesh, chip: Chip, sentences: int, length: int
     d = config.decode
     dtype = "bfloat16" if d.dtype == "auto" else d.dtype
     products = "bfloat16" if dtype == "int8" else dtype  # as in `in_type` on accelerators
-    model = build(dataclasses.replace(config.model, dtype=products).with_vocabulary(config.data.vocab_size))
+    model = build(dataclasses.replace(config.model, dtype=products).with_vocabulary(config.vocab_size))
     host = mesh.devices.flat[0].process_index
     mesh = Mesh(np.array([device for device in mesh.devices.flat if device.process_index == host]), ("data",))
     replicated, by_rows = NamedSharding(mesh, P()), NamedSharding(mesh, P("data"))
@@ -123,7 +123,7 @@ def decoding(config: Config, mesh: Mesh, chip: Chip, sentences: int, length: int
         state, lambda x: by_rows if x.ndim and engine.divides(by_rows, len(x)) else replicated
     )
     step = engine.proceed.lower(
-        params, memories, beams, engine.Strategy(options), engine.halve_at(rows, shared["over"]), last, **shared
+        params, memories, beams, engine.Strategy(options), engine.fewer_rows(rows, shared["over"]), last, **shared
     )
     yield estimate(f"decoding step of {rows} sentences", step.compile, chip, mesh.size)
 

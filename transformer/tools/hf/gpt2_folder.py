@@ -12,12 +12,13 @@ import numpy as np
 from transformer.checkpoint import Checkpoint, Checkpoints
 from transformer.config import LanguageModelConfig, ModelConfig, UserError, check, require_task
 from transformer.data.vocabularies import Vocabulary
-from transformer.files import new_folder, path_of, require_new, writing
+from transformer.files import local_path, new_folder, path_of, require_new, writing
+from transformer.packages import require
 from transformer.tasks.vocabulary import VOCABULARIES
 from transformer.tasks.vocabulary import files_of as vocabulary_files
 from transformer.tasks.vocabulary import vocabulary_in as vocabulary_of_checkpoint
 from transformer.tools.hf import gpt2
-from transformer.tools.hf.folder import read_model, read_object, require_safetensors, write, write_arrays
+from transformer.tools.hf.folder import read_model, read_object, write, write_arrays
 from transformer.tools.hf.vocabulary import files_of, filled_up, special_ids, vocabulary_in
 from transformer.tools.new_workdir import new_workdir
 
@@ -37,7 +38,7 @@ def import_folder(folder: str, out: str) -> None:
     Raises `UserError` if `out` is not a new or empty folder, if the folder lacks a file or holds a damaged one, and for
     all that `gpt2.model_config`, `gpt2.from_gpt2` and `vocabulary_in` refuse.
     """
-    require_safetensors("import --from hf-gpt2")
+    require("import --from hf-gpt2", "safetensors")
     require_new(path_of(out))
     path = Path(folder)
     if not path.is_dir():
@@ -111,8 +112,8 @@ def export(workdir: str, out: str, checkpoint: str | None = None) -> Path:
     `checkpoint` as in `transformer.load`. Needs the package safetensors, but neither torch nor transformers. Raises
     `UserError` if safetensors is missing, if `out` is not a new or empty folder, and as `gpt2.to_gpt2` does.
     """
-    require_safetensors("export --to hf-gpt2")
-    require_new(folder := Path(out))
+    require("export --to hf-gpt2", "safetensors")
+    require_new(folder := local_path("OUT", out))
     opened = Checkpoints(workdir).read(checkpoint, _open)
     model, vocabulary = opened.config.model, opened.vocabulary
     with writing(folder), new_folder(folder) as building:
@@ -147,9 +148,11 @@ def generation_config(opened: _Opened) -> dict[str, Any]:
     d = opened.config.decode
     values: dict[str, Any] = {"max_length": opened.config.model.max_positions, "do_sample": d.sample}
     if d.sample:
-        values |= {"temperature": d.temperature, "top_k": d.top_k, "top_p": d.top_p}
+        values |= {"temperature": d.temperature, "top_k": d.top_k, "top_p": d.top_p, "min_p": d.min_p}
     else:
         values |= {"num_beams": d.beam_size}
+    if d.repetition_penalty != 1:
+        values["repetition_penalty"] = d.repetition_penalty
     if opened.vocabulary is not None:
         values["suppress_tokens"] = list(opened.vocabulary.banned) or None
     return values | opened.ids
