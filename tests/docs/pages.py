@@ -141,7 +141,7 @@ MODEL = {
     "--model.heads": "2",
 }
 TRAINING = {
-    "--data.vocab_size": "400",
+    "--data.vocab_size": "320",
     "--data.max_length": "16",
     "--data.context": "16",
     "--data.length_buckets": "2",

@@ -55,6 +55,8 @@ def test_commands_are_known(page: Path, call, options_of, monkeypatch) -> None:
         for step in steps(command):
             if step.ours is None:
                 assert step.words[0] in TOOLS or not_run(command), f"{command}: no test can run {step.words[0]}"
+                scripts = [word for word in step.words[:2] if word.endswith(".py")]
+                assert all((ROOT / script).exists() for script in scripts), f"{command}: no {scripts}"
                 continue
             program, arguments = step.ours
             given = [word.split("=")[0] for word in arguments if word.startswith("--")]
