@@ -112,7 +112,8 @@ def test_what_is_for_translation_refuses_another_task(
     ):
         done = call("transformer", *arguments)
         named = f"--config {config}" if "--config" in arguments else str(reversal)
-        both = " or 'language_model'" * (named != str(reversal) and not {"--kv", "--only"} & {*arguments})
+        of_both = arguments[0] == "score" or named != str(reversal)
+        both = " or 'language_model'" * (of_both and not {"--kv", "--only"} & {*arguments})
         assert done.code == 2 and done.err.splitlines()[-1] == f"error: {named}: {told}{both}", (arguments, done)
     assert not (tmp_path / "out").exists() and not (reversal / "checkpoints" / "average").exists()
     done = call("evaluate.py", "--workdir", trained, "--against", reversal)
