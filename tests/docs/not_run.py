@@ -4,7 +4,6 @@ _WMT14 = "downloads WMT14 and trains the base model; tests/test_wmt14.py runs th
 _INSTALLS = "installs packages from the network"
 _TPU = "needs libtpu; tests/tools/test_plan.py runs it where libtpu is installed"
 _MACHINES = "needs two machines; tests/training/test_processes.py runs two processes on one"
-_GPT2 = "needs a folder that transformers wrote; tests/tools/test_hf_gpt2.py imports and exports such"
 
 NOT_RUN = {
     ("README.md", "configs/quickstart.py"): "installs; tests/tasks/test_trained_model.py trains and scores this config",
@@ -19,8 +18,6 @@ NOT_RUN = {
     ("docs/devices.md", "--topology v5e:16x16"): _TPU,
     ("docs/devices.md", "--process 0/2"): _MACHINES,
     ("docs/devices.md", "--process 1/2"): _MACHINES,
-    ("docs/gpt2_and_accounting.md", "import FOLDER"): _GPT2,
-    ("docs/gpt2_and_accounting.md", "export runs/mine FOLDER"): _GPT2,
     ("docs/scaling.md", "'.[plan]'"): _INSTALLS,
     (
         "docs/scaling.md",
