@@ -395,6 +395,19 @@ def test_a_second_translator_of_the_same_config_compiles_nothing(compilations, t
     assert found[:2] != found[2:]
 
 
+@pytest.mark.parametrize("count", [3, 16, 40])
+def test_after_warm_up_nothing_is_compiled(compilations, count):
+    """For outputs of one stage, 32 pieces with few sentences."""
+    config = dataclasses.replace(CONFIG, d_ff=20 + count)  # of no other test
+    own, params = fresh(config), tiny(config, 2)[1]
+    made = Translator(own, params, Numbers(), DecodeConfig(batch_sentences=16, max_source_length=8, max_extra_length=9))
+    made.warm_up(count, 8)
+    assert compilations
+    del compilations[:]
+    assert len(dict(made.search(sources(count, seed=3)))) == count
+    assert compilations == []
+
+
 def test_threads_do_not_compile_what_another_compiles(compilations):
     """Four batches of one shape at once, with a new model: as many compilations as for one batch."""
     own = build(dataclasses.replace(CONFIG, d_ff=28).with_vocabulary(13))

@@ -141,7 +141,7 @@ def test_a_failed_save_can_be_repeated(parts, tmp_path: Path, monkeypatch) -> No
 
     model, params, tokenizer = parts
 
-    def fail(*_):
+    def fail(*_, **__):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
