@@ -22,10 +22,11 @@ from etils import epath
 from quick import jit
 from runs import leftovers
 
-from transformer.checkpoint import Checkpoint, Checkpoints, folders, interrupted, load, saving, store, with_sharding
+from transformer.checkpoint import Checkpoint, Checkpoints, folders, interrupted, saving, store, with_sharding
 from transformer.config import Config, DataConfig, MeshConfig, ModelConfig, UserError, conflicts, to_json
 from transformer.files import Lock, atomic, digest, owner, replace, sealing
 from transformer.model import build
+from transformer.tasks.loading import load
 from transformer.training.sharding import make_mesh, shardings
 from transformer.training.start import restore
 from transformer.training.step import TrainState, init_state

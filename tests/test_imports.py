@@ -29,8 +29,9 @@ MAY_IMPORT = {
     "judging": {"config"},
     "packages": {"config"},
     "data": {"config", "phases", "files", "memory", "streams", "packages"},
+    "compiled": {"config", "data"},
     "checkpoint": {"config", "model", "phases", "files", "judging", "memory", "streams"},
-    "command_line": {"config", "data", "memory", "streams"},
+    "command_line": {"config", "data", "compiled", "memory", "streams"},
     "inference": {"config", "model", "data", "checkpoint", "files", "machine", "memory", "streams"},
     "training": {"config", "model", "phases", "files", "judging", "machine", "memory", "streams", "checkpoint"},
     "tasks": {

@@ -3,17 +3,19 @@
     model, params = transformer.load("runs/x")
     logits_BTV = model.apply(params, source_BS, target_BT)
     transformer.Translator.load("runs/x").translate(["A sentence."])
+    transformer.save("runs/y", model, params, tokenizer)
 
-Importing this package does not import orbax, sentencepiece, grain, tfds or sacrebleu. The functions that need them
-import them.
+docs/api.md describes all names. Importing this package does not import orbax, sentencepiece, grain, tfds or sacrebleu.
+The functions that need them import them.
 """
 
 from __future__ import annotations
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from transformer.config import (
+    AttentionConfig,
     Config,
     DataConfig,
     DecodeConfig,
@@ -26,19 +28,33 @@ from transformer.config import (
     UserError,
 )
 
+if TYPE_CHECKING:
+    from transformer.compiled import cache_compiled
+    from transformer.data.tokenizer import Tokenizer
+    from transformer.inference.beam_search import beam_search
+    from transformer.inference.generator import Generator
+    from transformer.inference.translator import Translator
+    from transformer.model import EncoderDecoder, Model, build
+    from transformer.tasks.loading import load
+    from transformer.tasks.saving import save
+
 __version__ = "0.1.0"
 
 _LAZY = {
     "EncoderDecoder": "transformer.model",
     "Model": "transformer.model",
-    "build": "transformer.model",
-    "beam_search": "transformer.inference.beam_search",
     "Generator": "transformer.inference.generator",
+    "Tokenizer": "transformer.data.tokenizer",
     "Translator": "transformer.inference.translator",
-    "load": "transformer.checkpoint",
+    "beam_search": "transformer.inference.beam_search",
+    "build": "transformer.model",
+    "cache_compiled": "transformer.compiled",
+    "load": "transformer.tasks.loading",
+    "save": "transformer.tasks.saving",
 }
 
 __all__ = [
+    "AttentionConfig",
     "Config",
     "DataConfig",
     "DecodeConfig",
@@ -50,12 +66,15 @@ __all__ = [
     "Model",
     "ModelConfig",
     "TextConfig",
+    "Tokenizer",
     "TrainConfig",
     "Translator",
     "UserError",
     "beam_search",
     "build",
+    "cache_compiled",
     "load",
+    "save",
 ]
 
 

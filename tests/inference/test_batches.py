@@ -69,18 +69,31 @@ def test_what_is_left_over_lies_evenly_on_the_devices(devices, left, rows):
 @pytest.mark.parametrize("longest", [1_024, 1_500, 100_000, 1_000_000])
 def test_a_source_is_padded_to_something_near_it(longest):
     """However long sources may be. There are only a few different lengths."""
-    batches = batcher(batch_tokens=1).batches
+    made = batcher(batch_tokens=1).batches
     lengths = [n for n in (1, 1_000, 1_024, 1_100, 1_500, 5_000, 90_000, 999_999) if n <= longest]
-    shapes = {tuple(indices): length for indices, _, length in batches([n + 1 for n in lengths], longest + 1)}
+    shapes = {tuple(indices): length for indices, _, length in made([n + 1 for n in lengths], longest + 1)}
     for i, length in enumerate(lengths):
         assert length < shapes[(i,)] <= max(8, 1.6 * length)
-    every = {length for _, _, length in batches(range(2, longest + 2, max(1, longest // 5_000)), longest + 1)}
+    every = {length for _, _, length in made(range(2, longest + 2, max(1, longest // 5_000)), longest + 1)}
     assert len(every) <= 15 + 2 * np.log2(longest / 1_024) + 1
     assert max(every) == longest + 1
     # Scoring pads to the same length, if all sequences are short.
     padded = next(n for n in padded_lengths() if n > max(lengths))
-    scored = {length for _, _, length in batches([n + 1 for n in lengths], padded)}
+    scored = {length for _, _, length in made([n + 1 for n in lengths], padded)}
     assert max(scored) <= 1.6 * max(lengths)
+
+
+def test_few_sequences_have_few_shapes():
+    """Sequences of all lengths: one or two lengths of rows, and at most four times what each sequence needs."""
+    lengths = np.random.default_rng(0).integers(2, 33, 200).tolist()
+    for count in (1, 7, 64, 200):
+        found = [(batch.rows, batch.length) for batch in batcher().batches(lengths[:count], 251, few=True)]
+        assert len(set(found)) <= 2
+        assert sum(rows for rows, _ in found) <= max(8, 64 * -(-count // 64) + 64)
+    for length in range(2, 130):
+        (batch,) = batcher().batches([length], 251, few=True)
+        assert length <= batch.length <= max(8, 4 * length)
+    assert batcher().few(511 * [9] + 10 * [0]) and not batcher().few(512 * [9])
 
 
 @pytest.mark.parametrize("devices", [1, 3])

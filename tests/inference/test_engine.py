@@ -30,7 +30,8 @@ from whole_passes import (
 
 from transformer.checkpoint import Checkpoints
 from transformer.config import AttentionConfig, Config, DecodeConfig, UserError, to_json
-from transformer.inference import engine, ensemble, scorer
+from transformer.inference import batches, engine, ensemble, scorer
+from transformer.inference import translator as translator_module
 from transformer.inference.strategy import strategy
 from transformer.inference.translator import Translator
 from transformer.model import EncoderDecoder, Model, build
@@ -221,11 +222,10 @@ def test_the_batch_changes_nothing(decode):
 
 def test_collecting_the_cache_changes_nothing(monkeypatch):
     """With more room from the beginning, the cache is never collected. Sentences leave only all at once."""
-    monkeypatch.setattr(engine, "STAGE", 48)
+    monkeypatch.setattr(translator_module, "COARSE", engine.COARSE._replace(stage=48))
     monkeypatch.setattr(engine, "MIN_ROWS", 64)
     calls, rearrange = [], engine.rearrange
     monkeypatch.setattr(engine, "rearrange", lambda *a, **k: calls.append(a) or rearrange(*a, **k))
-    # The compiled programs do not have STAGE as an argument: a new model prevents that old ones are used.
     own, config = fresh(EACH_ITS_OWN), translator(EACH_ITS_OWN, **LONG).config
     found = dict(Translator(own, tiny(EACH_ITS_OWN, 0)[1], Numbers(), config).search(TEXTS))
     assert not calls
@@ -343,6 +343,7 @@ def stages(monkeypatch, compilations):
             calls.append(((name, tuple(sorted(static.items())), str(tree), types), len(compilations) - before))
             return result
 
+        call.lower = program.lower
         return call
 
     for name in ("begin", "proceed", "rearrange"):
@@ -350,8 +351,9 @@ def stages(monkeypatch, compilations):
     return calls
 
 
-def test_each_shape_is_compiled_once_however_long_the_outputs(stages, compilations, report):
+def test_each_shape_is_compiled_once_however_long_the_outputs(stages, compilations, report, monkeypatch):
     """Batches of several shapes, halved twice, with caches that are collected and enlarged."""
+    monkeypatch.setattr(batches, "FEW_BATCHES", 0)
     config = dataclasses.replace(CONFIG, encoder_layers=1, decoder_layers=1, pre_norm=True)
     own, params = fresh(config), tiny(config, 2)[1]
     decode = translator(**LONG | {"min_length": 8}, batch_sentences=16, streams=1).config
@@ -573,8 +575,8 @@ def test_a_batch_that_shrinks_stays_on_all_devices():
     for devices, halves in ((4, [8, 4, 0]), (8, [8, 0, 0])):
         mesh = jax.sharding.AbstractMesh((devices,), ("data",))
         over = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
-        assert [engine.halve_at(rows, over) for rows in (16, 8, 4)] == halves
-    assert [engine.halve_at(rows, None) for rows in (16, 8, 7, 4)] == [8, 4, 0, 0]
+        assert [engine.fewer_rows(rows, over) for rows in (16, 8, 4)] == halves
+    assert [engine.fewer_rows(rows, None) for rows in (16, 8, 7, 4)] == [8, 4, 0, 0]
 
 
 def test_scoring_that_does_not_fit_is_halved(monkeypatch, caplog):

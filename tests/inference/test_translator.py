@@ -12,7 +12,7 @@ from quick import jit
 
 from transformer.config import BOS, EOS, PAD, DecodeConfig, ModelConfig, UserError
 from transformer.data.tokenizer import Tokenizer
-from transformer.inference import translator as translator_module
+from transformer.inference import ensemble
 from transformer.inference.batches import LENGTHS
 from transformer.inference.beam_search import Hypotheses
 from transformer.inference.translator import Translator
@@ -39,7 +39,7 @@ def shapes(monkeypatch):
     """Replace the decoding of a batch by one that copies sources. Returns a list of the (rows, length) of its calls."""
     calls = []
 
-    def copy(models, params, source_BS, limit_B, plan, given, stop):
+    def copy(models, params, source_BS, limit_B, plan, given, stop, window, grain):
         calls.append(source_BS.shape)
         for row, (source, limit) in enumerate(zip(source_BS, limit_B, strict=True)):
             n = int((source != PAD).sum())
@@ -49,7 +49,7 @@ def shapes(monkeypatch):
                 assert source[n - 1] == EOS and EOS not in source[: n - 1]
                 yield row, Hypotheses(source[None], np.array([n]), np.array([-1.0]))
 
-    monkeypatch.setattr(translator_module, "decode", copy)
+    monkeypatch.setattr(ensemble, "decode", copy)
     return calls
 
 
@@ -58,7 +58,7 @@ def copier(**decode):
 
 
 def test_results_come_in_the_order_of_the_input(shapes):
-    lines = sentences(300, longest=100)
+    lines = sentences(600, longest=100)
     assert copier().translate(lines) == lines
     assert len({length for _, length in shapes}) > 2
 
@@ -120,7 +120,7 @@ def test_a_few_fixed_shapes_within_the_budget(shapes, decode):
     translator = copier(**decode)
     c = translator.config
     draw = np.random.default_rng(0)
-    for count in (1, 2, 7, 9, 65, 500):
+    for count in (1, 2, 7, 9, 65, 500, 600):
         lengths = np.minimum(draw.geometric(0.02, count), c.max_source_length).tolist()
         translator_sources = [[5] * n for n in lengths]
         translator_sources.insert(count // 2, [])
@@ -147,7 +147,7 @@ def test_no_hypothesis_is_an_empty_line(monkeypatch):
             if row < 2:
                 yield row, Hypotheses(np.zeros((4, 16), np.int32), np.zeros(4, np.int32), np.full(4, -np.inf))
 
-    monkeypatch.setattr(translator_module, "decode", nothing)
+    monkeypatch.setattr(ensemble, "decode", nothing)
     assert copier().translate(["the dog", "a cat"]) == ["", ""]
 
 

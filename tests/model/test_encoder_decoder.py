@@ -252,6 +252,33 @@ def test_packed_sentences_equal_separate_ones():
         np.testing.assert_allclose(packed[i, n[first] :][: n[second]], separate[second, : n[second]], atol=5e-6)
 
 
+def test_given_masks_replace_those_of_padding_and_the_past():
+    model, params = tiny(SHALLOW)
+    apply = jit(lambda masks: model.apply(params, SOURCE, TARGET, masks=masks))
+    plain = np.asarray(forward(SHALLOW)(params, SOURCE, TARGET))
+    past = np.tri(5, dtype=bool)[None]
+    np.testing.assert_allclose(apply((SOURCE != 0, past)), plain, atol=1e-6)
+    np.testing.assert_allclose(apply((SOURCE != 0, None)), plain, atol=1e-6)
+    # Without the last piece of each source: as if it were not there.
+    fewer = np.where(np.arange(6) < lengths(SOURCE)[:, None] - 1, SOURCE, 0)
+    np.testing.assert_allclose(apply((fewer != 0, None)), forward(SHALLOW)(params, fewer, TARGET), atol=1e-5)
+    # The whole target is seen: the last piece then changes the logits of the first position.
+    everything = np.ones((1, 5, 5), bool)
+    whole = jit(lambda target: model.apply(params, SOURCE, target, masks=(None, everything)))
+    other = TARGET.copy()
+    other[:, -1] = 10
+    assert (abs(np.asarray(whole(TARGET) - whole(other)))[:, 0].max(axis=-1) > 1e-4).all()
+
+
+def test_encoder_states_are_what_the_decoder_attends_to():
+    model, params = tiny(SHALLOW)
+    bound = model.bind(params)
+    states_BSD = bound.encoder_states(SOURCE)
+    assert states_BSD.shape == (*SOURCE.shape, 16)
+    for kv, encoded in zip(bound.decoder.memory(states_BSD), bound.encode(SOURCE).kv, strict=True):
+        np.testing.assert_array_equal(kv.k_BKHS, encoded.k_BKHS)
+
+
 # --- dropout
 
 

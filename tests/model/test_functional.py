@@ -1,5 +1,6 @@
 import dataclasses
 import math
+import pickle
 
 import jax
 import jax.numpy as jnp
@@ -176,3 +177,15 @@ def test_a_model_is_a_static_argument():
         build(SHALLOW.with_vocabulary(14)),
         build(dataclasses.replace(SHALLOW, kv_heads=1).with_vocabulary(13)),
     )
+
+
+def test_a_model_is_shown_and_pickled():
+    model, _ = tiny()
+    assert repr(model).startswith("<Model(ModelConfig(encoder_layers=2, decoder_layers=2, d_model=16, d_ff=24, heads=4")
+    count = sum(leaf.size for leaf in jax.tree.leaves(model.abstract_params))
+    assert repr(model).endswith(f"vocab_size=13, max_positions=12)): {count:,} parameters>")
+    assert model.config.d_ff == 24
+    assert pickle.loads(pickle.dumps(model)) is model
+    other = Model(ModelConfig(), Stack)  # any module that can be imported
+    again = pickle.loads(pickle.dumps(other))
+    assert again is not other and again == other and hash(again) == hash(other) and other != model

@@ -98,6 +98,7 @@ def test_evaluate_counts_those_of_some_sentences(call, workdir: Path, monkeypatc
         hurt = [m._replace(kv=jax.tree.map(lambda x: x.at[:2].set(jnp.nan), m.kv)) for m in context.memories]
         return context._replace(memories=tuple(hurt)), beams
 
+    begin.lower = whole.lower
     monkeypatch.setattr(engine, "begin", begin)
     done = call("evaluate.py", "--workdir", workdir, "--json")
     result = json.loads(done.out)

@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 import sentencepiece
 
-from transformer.checkpoint import Checkpoints, load
+from transformer.checkpoint import Checkpoints
 from transformer.config import AttentionConfig, Config, DecodeConfig, ModelConfig, UserError
 from transformer.data.tokenizer import Tokenizer
 from transformer.inference.translator import Translator
 from transformer.model import build
+from transformer.tasks.loading import load
 from transformer.tools.hf.marian import (
     SHARED,
     TIED,

@@ -29,7 +29,6 @@ from transformer.checkpoint.saving import Saving, require_needed
 from transformer.config import UserError, whole_number
 from transformer.files import UNFINISHED, Lock, refuse_links, replace, sealed, writing
 from transformer.judging import Judged, best_of
-from transformer.model import Model, Params
 from transformer.phases import phase
 from transformer.streams import to_json
 
@@ -367,15 +366,6 @@ class Checkpoints:
     def _check_lock(self) -> None:
         if self._lock is not None:
             self._lock.check()
-
-
-def load(workdir: str, checkpoint: str | int | None = None) -> tuple[Model, Params]:
-    """Load the model of a workdir and its parameters, for `model.apply(params, ...)`.
-
-    `checkpoint` is 'best', 'last', 'average' or a step; by default the average if there is one, else the best
-    checkpoint, else the last. Raises `UserError` if there is no such checkpoint.
-    """
-    return Checkpoints(workdir).read(checkpoint, lambda opened: (opened.model, opened.params()))
 
 
 def _advice(workdir: epath.Path) -> str:

@@ -6,9 +6,8 @@ import contextlib
 import ctypes
 import logging
 import sys
-import tempfile
 
-from transformer.config import Config, UserError
+from transformer.config import UserError
 from transformer.memory import address_space, ran_out
 
 
@@ -21,7 +20,7 @@ def set_up_jax() -> None:
     """
     import jax
 
-    from transformer.data.folder import writable_cache_dir
+    from transformer.compiled import cache_compiled
 
     if jax.config.jax_enable_x64:
         raise UserError("JAX_ENABLE_X64 is set, but this program computes in 32 bits; unset it, or set it to 0")
@@ -44,12 +43,7 @@ def set_up_jax() -> None:
             f"JAX cannot use the devices that {asked} ({reason}); set JAX_PLATFORMS=cpu to run on the CPU"
         ) from None
     try:
-        with writable_cache_dir(Config().data) as folder:
-            (folder / "compiled").mkdir(exist_ok=True)
-            with tempfile.TemporaryFile(dir=folder / "compiled"):  # JAX would warn at each program that it can't write
-                pass
-        jax.config.update("jax_compilation_cache_dir", str(folder / "compiled"))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+        cache_compiled()
     except UserError as error:
         logging.getLogger("transformer").warning("compiled programs are not cached: %s", error)
     if sys.platform == "linux":

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Annotated, Literal
 
 from .codec import Relations, check_fields, require
+from .documentation import documented
 from .numbers import (
     INT32_MAX,
     Count,
@@ -28,6 +29,7 @@ Vocabulary = Annotated[int, Rule(least=len(SPECIALS), most=INT32_MAX)]
 KINDS = ("encoder", "decoder", "cross")  # of attention
 
 
+@documented
 @dataclass(frozen=True)
 class AttentionConfig:
     """Settings of one kind of attention (encoder, decoder or cross), where it differs from the other two."""
@@ -41,6 +43,7 @@ class AttentionConfig:
     around source position t."""
 
 
+@documented
 @dataclass(frozen=True)
 class ModelConfig:
     """The architecture. The defaults are the base model of Vaswani et al. 2017 (Table 3)."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from .codec import Relations, check_fields, require
+from .documentation import documented
 from .numbers import (
     FLOAT32_MAX,
     INT32_MAX,
@@ -21,6 +22,7 @@ from .numbers import (
 )
 
 
+@documented
 @dataclass(frozen=True)
 class DataConfig:
     """Where the text comes from, and how it is split into pieces and batches."""
@@ -81,6 +83,7 @@ class DataConfig:
     """Number of processes that tokenise; 0 = one per processor core."""
 
 
+@documented
 @dataclass(frozen=True)
 class TextConfig:
     """Where the text of a language model comes from, and how it is split into pieces and rows."""
@@ -115,6 +118,7 @@ class TextConfig:
     """Number of processes that tokenise; 0 = one per processor core."""
 
 
+@documented
 @dataclass(frozen=True)
 class TrainConfig:
     """Optimisation (paper §5), evaluation during training, and checkpoints."""
@@ -178,6 +182,7 @@ class TrainConfig:
     over, so the average, which has none, serves as well."""
 
 
+@documented
 @dataclass(frozen=True)
 class MeshConfig:
     """The device mesh: data * fsdp * tensor = number of devices."""
@@ -191,6 +196,7 @@ class MeshConfig:
     """Tensor parallelism: number of devices that split heads, feed-forward width and vocabulary."""
 
 
+@documented
 @dataclass(frozen=True)
 class DecodeConfig:
     """Beam search (paper §6.1) or sampling, and constraints on the output."""
@@ -248,6 +254,7 @@ class DecodeConfig:
     matrices and their inputs only; the rest is float32 on a CPU, bfloat16 on accelerators."""
 
 
+@documented
 @dataclass(frozen=True)
 class EvaluateConfig:
     """How to score translations, and which score selects the best checkpoint."""

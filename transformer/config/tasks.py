@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .codec import C, Relations, build, check_fields, differences, read_json, require
+from .documentation import documented
 from .errors import UserError, shown
 from .model import GPT2, SPECIALS, ModelConfig, check_model
 from .sections import (
@@ -41,6 +42,7 @@ RESUMABLE = (
 )
 
 
+@documented
 @dataclass(frozen=True)
 class Config:
     """Config of a run of the translation task, as in `configs/*.py` and `workdir/config.json`."""
@@ -91,6 +93,7 @@ _GPT_TRAINING = TrainConfig(
 _SAMPLING = DecodeConfig(sample=True)
 
 
+@documented
 @dataclass(frozen=True)
 class LanguageModelConfig:
     """Config of a run of the task that trains a language model, a decoder alone. The default model is GPT-2."""

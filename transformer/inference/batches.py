@@ -23,6 +23,10 @@ J, R = TypeVar("J"), TypeVar("R")
 
 MAX_STREAMS = 8  # the most batches at a time on a CPU
 LENGTHS = (8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
+# Fewer sequences than fill this number of batches are computed in few shapes: a program takes longer to compile than
+# these sequences would save by more shapes.
+FEW_BATCHES = 8
+FEW_LENGTHS = (8, 32, 128, 512)
 
 
 class Batch(NamedTuple):
@@ -59,31 +63,40 @@ class Batcher:
         """The number of parts that the rows of a batch are cut into, over devices."""
         self.batch_tokens, self.beams = batch_tokens, beams
         self._streams = streams
-        self._rows_that_fit = batch_sentences
+        self._rows_that_fit = self._batch_sentences = batch_sentences
         self._lock = threading.Lock()
 
-    def batches(self, lengths: Sequence[int], longest: int) -> Iterator[Batch]:
+    def batches(self, lengths: Sequence[int], longest: int, *, few: bool = False) -> Iterator[Batch]:
         """Batches of sequences with these lengths in positions, sorted by length. `longest`: the largest length.
 
         Sequences of length 0 are left out. Sequences that do not fill a batch join the next longer one if that is at
-        most twice as long; otherwise they form a batch of the smallest shape that holds them.
+        most twice as long; otherwise they form a batch of the smallest shape that holds them. With `few`, for few
+        sequences, lengths are coarser, and sequences join a batch up to four times as long.
         """
-        buckets = [*itertools.takewhile(lambda n: n < longest, padded_lengths()), longest]
         order = sorted((i for i, n in enumerate(lengths) if n), key=lambda i: lengths[i])
+        ladder, most = (FEW_LENGTHS, 4) if few else (padded_lengths(), 2)
+        buckets = [*itertools.takewhile(lambda n: n < longest, ladder), longest]
         at, waiting = 0, []
         for b, bucket in enumerate(buckets):
             while at < len(order) and lengths[order[at]] <= bucket:
                 waiting.append(order[at])
                 at += 1
+            filled = False
             while len(waiting) >= (full := self.rows(bucket)):
                 yield Batch(waiting[:full], full, bucket)
                 del waiting[:full]
+                filled = True
             if waiting:
                 upper = buckets[b + 1] if b + 1 < len(buckets) else 0
-                follows = at < len(order) and lengths[order[at]] <= upper <= 2 * bucket
-                if not follows:
-                    yield Batch(waiting, self._fewer_rows(len(waiting), full), bucket)
+                follows = at < len(order) and lengths[order[at]] <= upper <= most * bucket
+                if not follows:  # few sequences: in the shape that is there already
+                    rows = full if few and filled else self._fewer_rows(len(waiting), full)
+                    yield Batch(waiting, rows, bucket)
                     waiting = []
+
+    def few(self, lengths: Sequence[int]) -> bool:
+        """Whether these sequences are so few that few shapes save more time than they cost (see `FEW_BATCHES`)."""
+        return sum(1 for n in lengths if n) < FEW_BATCHES * self._batch_sentences
 
     def rows(self, length: int) -> int:
         """Rows of a full batch of this length, within `batch_tokens`: `ways` times a power of two, or, if fewer than

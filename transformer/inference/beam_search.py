@@ -139,9 +139,10 @@ def start(cache: Any, limit_B: Array, length: int, options: Options, given: Any 
     return Beams(
         at=jnp.int32(0),
         tokens_BML=nothing_BML,
-        log_probs_BM=jnp.tile(jnp.where(jnp.arange(M) == 0, 0.0, -jnp.inf), (B, 1)),
+        # With explicit types: weak ones would compile the first call of `advance` and the later ones separately.
+        log_probs_BM=jnp.tile(jnp.where(jnp.arange(M) == 0, jnp.float32(0), -jnp.inf), (B, 1)),
         done_tokens_BML=nothing_BML,
-        done_scores_BM=jnp.full((B, M), -jnp.inf),
+        done_scores_BM=jnp.full((B, M), -jnp.inf, jnp.float32),
         done_lengths_BM=jnp.zeros((B, M), jnp.int32),
         stopped_B=limit_B <= 0,
         broken_B=jnp.zeros(B, bool),
@@ -243,12 +244,13 @@ def run(
 
 
 def hypotheses(beams: Beams, options: Options) -> Hypotheses:
-    """The finished hypotheses of a state."""
-    exists_BM = jnp.isfinite(beams.done_scores_BM)
-    scores_BM = jnp.where(exists_BM | ~beams.broken_B[:, None], beams.done_scores_BM, jnp.nan)
+    """The finished hypotheses of a state, whose arrays may be of JAX or NumPy. NumPy's need no compilation."""
+    xp = np if isinstance(beams.done_scores_BM, np.ndarray) else jnp
+    exists_BM = xp.isfinite(beams.done_scores_BM)
+    scores_BM = xp.where(exists_BM | ~beams.broken_B[:, None], beams.done_scores_BM, xp.nan)
     return Hypotheses(
-        jnp.where(exists_BM[..., None], beams.done_tokens_BML, options.pad),
-        jnp.where(exists_BM, beams.done_lengths_BM, 0),
+        xp.where(exists_BM[..., None], beams.done_tokens_BML, options.pad),
+        xp.where(exists_BM, beams.done_lengths_BM, 0),
         scores_BM,
     )
 

@@ -73,20 +73,20 @@ class Past(NamedTuple):
             used_BMV = jnp.take_along_axis(used_BMV, parents_BM[:, :, None], axis=1)
         return Past(tuple(cache.reorder(parents_BM) for cache in self.caches), used_BMV)
 
-    def collect(self, keep: int) -> Past:
-        """With caches of `keep` slots that hold all pieces that are seen, and room for another stage."""
-        return self._replace(caches=tuple(cache.collect(keep, STAGE) for cache in self.caches))
+    def collect(self, keep: int, stage: int = STAGE) -> Past:
+        """With caches of `keep` slots that hold all pieces that are seen, and room for `stage` further positions."""
+        return self._replace(caches=tuple(cache.collect(keep, stage) for cache in self.caches))
 
 
-def prefilled(decoder: Any, tokens_XT: Array, lengths_B: Array, beams: int, dtype: Any) -> Cache:
-    """A cache that holds all pieces but the last of each row, with room for another stage.
+def prefilled(decoder: Any, tokens_XT: Array, lengths_B: Array, beams: int, dtype: Any, stage: int = STAGE) -> Cache:
+    """A cache that holds all pieces but the last of each row, with room for `stage` further positions.
 
     `tokens_XT`: a row for each sentence, which all its beams then share, or one for each beam. `lengths_B`: the number
     of pieces, the last included. `dtype`: see `init_cache`.
     """
     rows, T = len(lengths_B), tokens_XT.shape[1]
     alone = len(tokens_XT) == rows
-    empty = decoder.init_cache(rows, T + STAGE * beams if alone else T + STAGE, 1 if alone else beams, dtype)
+    empty = decoder.init_cache(rows, T + stage * beams if alone else T + stage, 1 if alone else beams, dtype)
     cache = decoder.hidden(tokens_XT, cache=empty)[1]
     seen_BMS = cache.seen_BMS & (cache.positions_BS < lengths_B[:, None] - 1)[:, None]
     return cache._replace(seen_BMS=jnp.broadcast_to(seen_BMS, (rows, beams, seen_BMS.shape[2])))

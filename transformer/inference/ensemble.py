@@ -12,7 +12,8 @@ import numpy as np
 from transformer.config import DecodeConfig, UserError, check_decode, shown
 from transformer.inference.batches import Batcher, on_all_devices
 from transformer.inference.beam_search import Hypotheses
-from transformer.inference.engine import Strategy, decode
+from transformer.inference.engine import FINE, Grain, decode
+from transformer.inference.programs import Strategy
 from transformer.inference.strategy import beams
 from transformer.model import Model, Params, build
 from transformer.model.rounding import in_type
@@ -58,6 +59,7 @@ class Ensemble:
         given: Mapping[str, np.ndarray],
         stop: threading.Event,
         window: int | None = None,
+        grain: Grain = FINE,
     ) -> list[tuple[int, Hypotheses]]:
         """`engine.decode`, in parts if the whole batch does not fit into memory."""
 
@@ -65,7 +67,7 @@ class Ensemble:
             arrays = jax.tree.map(lambda x: x[rows], (source, limit_B, dict(given)))
             leaves, tree = jax.tree.flatten(arrays)
             placed, limit, of_rows = jax.tree.unflatten(tree, self.batcher.put(*leaves))
-            finished = decode(self.models, self.params, placed, limit, decoding, of_rows, stop, window)
+            finished = decode(self.models, self.params, placed, limit, decoding, of_rows, stop, window, grain)
             return [(rows.start + row, result) for row, result in finished]
 
         return [row for rows in self.batcher.in_parts(part, len(limit_B)) for row in rows]

@@ -95,7 +95,7 @@ def forced(
         logits_BTV, _, weights = bound.decode(input_BT, bound.encode(source_BS), want_weights=alignment_BT is None)
         if alignment_BT is None:
             alignment_BT = jnp.argmax(weights[max(0, len(weights) - 2)].mean(axis=1), axis=-1)
-        # The same log-probabilities as in the search: see `engine.next_log_probs`.
+        # The same log-probabilities as in the search: see `programs.next_log_probs`.
         log_probs_BTV = jax.nn.log_softmax(logits_BTV)
         log_probs.append(jnp.take_along_axis(log_probs_BTV, target_BT[..., None], axis=2)[..., 0])
     return jax.nn.logsumexp(jnp.stack(log_probs), axis=0) - np.log(len(log_probs)), alignment_BT

@@ -11,8 +11,8 @@ import numpy as np
 from transformer.config import BOS, EOS, PAD, DecodeConfig, UserError
 from transformer.inference.beam_search import Options
 from transformer.inference.constraints import Constraints, Spelling
-from transformer.inference.engine import Sampler, Strategy
 from transformer.inference.pieces import texts
+from transformer.inference.programs import Sampler, Strategy
 from transformer.inference.stops import automaton
 
 if TYPE_CHECKING:

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from transformer.config import EOS, PAD, DecodeConfig, UserError, check_decode, require_translation, shown
+from transformer.config import EOS, PAD, UNK, DecodeConfig, UserError, check_decode, require_translation, shown
 from transformer.inference.batches import Batch
+from transformer.inference.engine import COARSE, FINE, compile_ahead
 from transformer.inference.ensemble import Ensemble, Found, as_lists, check_members, load, members, same_file
 from transformer.inference.pieces import MAX_LINES, check_ids, encode, texts
 from transformer.inference.prefixes import Prefix, Prefixes
@@ -207,11 +208,14 @@ class Translator:
                 given["number_B"][row] = first + i
                 if prefixes is not None:
                     self._prefixes.fill(given, row, prefixes[i])
-            finished = self._ensemble.decode(batch.filled(sources, EOS, PAD), limit_B, decoding, given, stop)
+            source_BS = batch.filled(sources, EOS, PAD)
+            finished = self._ensemble.decode(source_BS, limit_B, decoding, given, stop, grain=grain)
             return [(batch.indices[row], as_lists(hypotheses, EOS)) for row, hypotheses in finished]
 
         lengths = [n + 1 if n else 0 for n in map(len, sources)]
-        batches = self.batcher.batches(lengths, self.config.max_source_length + 1)
+        few = self.batcher.few(lengths)
+        grain = COARSE if few else FINE
+        batches = self.batcher.batches(lengths, self.config.max_source_length + 1, few=few)
         for results in self.batcher.side_by_side(decode_batch, batches):
             yield from results
 
@@ -224,6 +228,26 @@ class Translator:
         if prefixes is not None:
             limits = [self._prefixes.limit(*row) for row in zip(limits, prefixes, strict=True)]
         return limits
+
+    def warm_up(self, sentences: int = 64, pieces: int = 31) -> None:
+        """Compile, side by side, the programs for calls with this number of sentences of at most this many pieces.
+
+        Sentences of a quarter of this length need the same programs. Outputs of more than 32 pieces (16, if
+        `sentences` fill 8 batches or more) need further ones, which are compiled when they occur. With several devices
+        this decodes one call of such sentences instead. See `transformer.cache_compiled` to keep programs on disk.
+        """
+        check_integer("sentences", sentences, 1, MAX_LINES)
+        check_integer("pieces", pieces, 1, self.config.max_source_length)
+        sources = [[UNK] * pieces] * sentences
+        if self.batcher.mesh is not None:
+            list(self.search(sources))
+            return
+        decoding, lengths = strategy(self.config, self.tokenizer), [pieces + 1] * sentences
+        few = self.batcher.few(lengths)
+        grain = COARSE if few else FINE
+        for batch in self.batcher.batches(lengths, self.config.max_source_length + 1, few=few):
+            source_BS, zeros_B = batch.filled(sources, EOS, PAD), np.zeros(batch.rows, np.int32)
+            compile_ahead(self.models, self.all_params, source_BS, zeros_B, decoding, {"number_B": zeros_B}, grain)
 
     def score(self, sentences: Sequence[str], translations: Sequence[str], *, first_line: int = 1) -> list[Scored]:
         """Score given translations (forced decoding).

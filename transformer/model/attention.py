@@ -108,7 +108,7 @@ def write(cache: KV, end: Array | int, new: KV) -> KV:
     goes to slot end + t * M + m.
     """
     rows, K, H, T = new.k_BKHS.shape
-    M = rows // len(cache.k_BKHS)
+    M = rows // cache.k_BKHS.shape[0]
     k_BKHS = new.k_BKHS.reshape(-1, M, K, H, T).transpose(0, 2, 3, 4, 1).reshape(rows // M, K, H, T * M)
     v_BKSH = new.v_BKSH.reshape(rows // M, M, K, T, -1).transpose(0, 2, 3, 1, 4).reshape(rows // M, K, T * M, -1)
 

@@ -13,7 +13,7 @@ from jax import Array
 
 from ..config import ModelConfig, UserError
 from .attention import KV
-from .checks import INT32_MAX, check_float, check_integer, check_places, check_same_shape, value_of
+from .checks import INT32_MAX, check_float, check_integer, check_mask, check_places, check_same_shape, value_of
 
 
 class Memory(NamedTuple):
@@ -127,15 +127,17 @@ def past(
     segments_BT: Array | None,
     cache: Cache | None,
     at_B: Array | None,
+    mask_BTS: Array | None = None,
 ) -> tuple[Array, Array, Cache | None]:
     """What T tokens of a decoder may attend to: themselves and the past, within `window` positions.
 
     Returns (positions_BT, mask_BTS, extended cache). Without a cache, the tokens are whole rows; segments number the
-    sequences of packed rows. With a cache, they have positions `at_B`, `at_B + 1`, … (default: 0), see `Cache.extend`.
+    sequences of packed rows, and a given `mask_BTS` replaces the causal one. With a cache, they have positions `at_B`,
+    `at_B + 1`, … (default: 0), see `Cache.extend`.
     """
     if cache is None:
         positions_BT = jnp.arange(T)[None] if positions_BT is None else positions_BT
-        mask_BTS = within(window, causal(T), positions_BT, positions_BT)
+        mask_BTS = within(window, causal(T) if mask_BTS is None else mask_BTS, positions_BT, positions_BT)
         if segments_BT is not None:
             mask_BTS = mask_BTS & same_segment(segments_BT, segments_BT)
         return positions_BT, mask_BTS, None
@@ -184,8 +186,11 @@ def check_cache(
     at_B: Array | None,
     positions_BT: Array | None,
     segments_BT: Array | None,
+    mask_BTS: Array | None = None,
 ) -> None:
-    """Raise `UserError` if a decoder can't take these tokens with this cache, these positions and segments."""
+    """Raise `UserError` if a decoder can't take these tokens with this cache, these positions, segments and mask."""
+    if mask_BTS is not None:
+        check_mask("mask_BTS", mask_BTS, (*tokens_BT.shape, tokens_BT.shape[1]), cache)
     if cache is None:
         for name, given in (("positions_BT", positions_BT), ("segments_BT", segments_BT)):
             if given is not None:

@@ -85,9 +85,24 @@ def check_float(name: str, dtype: Any) -> jnp.dtype:
     raise UserError(f"{name} = {shown(dtype)}: give a type of floats, such as jnp.bfloat16")
 
 
+def check_axes(name: str, x: Any) -> None:
+    """Raise `UserError` if an array is sharded over mesh axes of the type Explicit.
+
+    On such axes, JAX wants the sharding of the result of each gather and reshape from the model's code.
+    """
+    sharding = getattr(getattr(x, "aval", x), "sharding", None)
+    types = getattr(getattr(sharding, "mesh", None), "axis_types", ())
+    if jax.sharding.AxisType.Explicit in types and any(axis is not None for axis in sharding.spec):
+        raise UserError(
+            f"{name} is sharded over mesh axes of the type Explicit, the default of jax.make_mesh; make the mesh with "
+            "axis_types=(jax.sharding.AxisType.Auto,) * (number of axes)"
+        )
+
+
 def check_ids(name: str, ids_BT: Any, vocab_size: int) -> None:
     """Raise `UserError` unless this is an array of piece ids of shape (rows, positions)."""
     check_integers(name, ids_BT)
+    check_axes(name, ids_BT)
     ids = value_of(ids_BT)
     if ids is not None and not (ids.min() >= 0 and ids.max() < vocab_size):
         row, column = np.argwhere((ids < 0) | (ids >= vocab_size))[0]
@@ -101,6 +116,17 @@ def check_same_shape(name: str, x_BT: Any, ids_BT: Any) -> None:
     check_integers(name, x_BT)
     if x_BT.shape[1] != ids_BT.shape[1] or x_BT.shape[0] not in (1, ids_BT.shape[0]):
         raise UserError(f"{name} has the shape {x_BT.shape}, but its ids have {ids_BT.shape}: give the same shape")
+
+
+def check_mask(name: str, mask: Any, shape: tuple[int, ...], cache: Any = None) -> None:
+    """Raise `UserError` unless this is a boolean array of this shape (one row may stand for all rows) and there is no
+    cache, which has a mask of its own."""
+    if cache is not None:
+        raise UserError(f"with a cache, at_B and the cache give the mask; leave out {name}")
+    if getattr(mask, "dtype", None) != np.dtype(bool):
+        raise UserError(f"{name} is of type {getattr(mask, 'dtype', type(mask).__name__)}: give an array of booleans")
+    if mask.shape[1:] != shape[1:] or mask.shape[0] not in (1, shape[0]):
+        raise UserError(f"{name} has the shape {mask.shape}: give {shape}, or one row for all rows")
 
 
 def check_places(name: str, places: Any, rows: int) -> None:
@@ -146,7 +172,7 @@ def check_sources(mask_BS: Any, ids_BT: Any) -> None:
     Rows that are empty on both sides may fill up a batch. A bos alone counts as empty: training puts one before each
     row.
     """
-    sentences, rows = len(mask_BS), len(ids_BT)
+    sentences, rows = mask_BS.shape[0], ids_BT.shape[0]
     if rows % sentences:
         raise UserError(f"{rows} targets for {sentences} sources: give one for each, or M beams for each")
     mask, ids = value_of(mask_BS), value_of(ids_BT)

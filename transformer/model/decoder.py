@@ -42,18 +42,21 @@ class Decoder(nnx.Module):
         *,
         positions_BT: Array | None = None,
         segments_BT: Array | None = None,
+        mask_BTS: Array | None = None,
         key: Array | None = None,
         run: Run = RUN,
     ) -> Array:
         """Return logits_BTV, float32: at position t, logits of the piece that follows `tokens_BT[:, :t + 1]`.
 
         `tokens_BT` are integer ids. A `key` switches dropout on. For packed rows, which hold several documents,
-        `segments_BT` numbers the documents and `positions_BT` restarts in each.
+        `segments_BT` numbers the documents and `positions_BT` restarts in each. `mask_BTS` replaces the causal mask
+        (see `EncoderDecoder.hidden`).
 
         Raises `UserError` (a ValueError) for wrong types or shapes. Outside `jax.jit` it also raises for ids outside
         the vocabulary and positions beyond the learned ones.
         """
-        return self.decode(tokens_BT, positions_BT=positions_BT, segments_BT=segments_BT, key=key, run=run)[0]
+        given = {"positions_BT": positions_BT, "segments_BT": segments_BT, "mask_BTS": mask_BTS}
+        return self.decode(tokens_BT, **given, key=key, run=run)[0]
 
     def decode(self, tokens_BT: Array, memory: None = None, **options: Any) -> tuple[Array, Cache | None, Any]:
         """Return logits_BTV (float32), the new cache and the weights: `hidden` with its options, then `logits`."""
@@ -68,6 +71,7 @@ class Decoder(nnx.Module):
         *,
         positions_BT: Array | None = None,
         segments_BT: Array | None = None,
+        mask_BTS: Array | None = None,
         cache: Cache | None = None,
         at_B: Array | None = None,
         key: Array | None = None,
@@ -84,10 +88,10 @@ class Decoder(nnx.Module):
         check_ids("tokens_BT", tokens_BT, self.vocab_size)
         if memory is not None:
             raise UserError(f"memory is a {type(memory).__name__}: a model without encoder has none; leave it out")
-        check_cache(self.config, tokens_BT, cache, at_B, positions_BT, segments_BT)
+        check_cache(self.config, tokens_BT, cache, at_B, positions_BT, segments_BT, mask_BTS)
         rows, T = tokens_BT.shape
         window = self.config.attention("decoder").window
-        positions_BT, mask_BTS, extended = past(T, window, positions_BT, segments_BT, cache, at_B)
+        positions_BT, mask_BTS, extended = past(T, window, positions_BT, segments_BT, cache, at_B, mask_BTS)
         positions_BT = shifted(self.config, positions_BT, rows, fold(key, 2))
         if self.positions is not None:
             check_positions("tokens_BT", tokens_BT, positions_BT, len(self.positions[...]))

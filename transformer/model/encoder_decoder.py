@@ -14,6 +14,7 @@ from .cache import Cache, Memory, check_cache, check_kv, empty_cache, past, same
 from .checks import (
     check_complete,
     check_ids,
+    check_mask,
     check_pair,
     check_positions,
     check_same_shape,
@@ -58,6 +59,7 @@ class EncoderDecoder(nnx.Module):
         *,
         positions: tuple[Array, Array] | None = None,
         segments: tuple[Array, Array] | None = None,
+        masks: tuple[Array | None, Array | None] | None = None,
         key: Array | None = None,
         run: Run = RUN,
     ) -> Array:
@@ -66,7 +68,7 @@ class EncoderDecoder(nnx.Module):
         `source_BS` and `target_BT` are integer ids, padded with 0 on the right. A source ends with eos; a target begins
         with bos. A `key` switches dropout on. For packed rows, which hold several sentences, give `segments` and
         `positions`, each as (source, target): a segment number per position, the same for source and target of a pair,
-        and positions that restart in each sentence.
+        and positions that restart in each sentence. `masks`: mask_BS for `encode` and mask_BTS for `hidden`, or None.
 
         Raises `UserError` (a ValueError) for wrong types or shapes. Outside `jax.jit` it also raises for ids outside
         the vocabulary, a target whose source is all padding, and positions beyond the learned ones.
@@ -74,16 +76,16 @@ class EncoderDecoder(nnx.Module):
         check_run(run, key)
         check_ids("source_BS", source_BS, self.vocab_size)
         check_ids("target_BT", target_BT, self.vocab_size)
-        if len(source_BS) != len(target_BT):
-            raise UserError(
-                f"source_BS has {len(source_BS)} rows and target_BT {len(target_BT)}: give one target for each source"
-            )
+        sources, targets = source_BS.shape[0], target_BT.shape[0]  # not `len`: symbolic when exported
+        if sources != targets:
+            raise UserError(f"source_BS has {sources} rows and target_BT {targets}: give one target for each source")
         positions_BS, positions_BT = check_pair("positions", positions)
         segments_BS, segments_BT = check_pair("segments", segments)
-        memory = self.encode(source_BS, positions_BS=positions_BS, segments_BS=segments_BS, key=fold(key, 0), run=run)
-        return self.decode(
-            target_BT, memory, positions_BT=positions_BT, segments_BT=segments_BT, key=fold(key, 1), run=run
-        )[0]
+        mask_BS, mask_BTS = check_pair("masks", masks)
+        of_source = {"positions_BS": positions_BS, "segments_BS": segments_BS, "mask_BS": mask_BS}
+        of_target = {"positions_BT": positions_BT, "segments_BT": segments_BT, "mask_BTS": mask_BTS}
+        memory = self.encode(source_BS, **of_source, key=fold(key, 0), run=run)
+        return self.decode(target_BT, memory, **of_target, key=fold(key, 1), run=run)[0]
 
     @jax.named_scope("encode")
     def encode(
@@ -92,33 +94,57 @@ class EncoderDecoder(nnx.Module):
         *,
         positions_BS: Array | None = None,
         segments_BS: Array | None = None,
+        mask_BS: Array | None = None,
         key: Array | None = None,
         run: Run = RUN,
     ) -> Memory:
         """Run the encoder on source_BS and return the `Memory` that the decoder attends to.
 
-        For packed rows, `segments_BS` numbers the sentences and `positions_BS` restarts in each. A `key` switches
-        dropout on. Raises the same errors as `__call__`.
+        For packed rows, `segments_BS` numbers the sentences and `positions_BS` restarts in each. `mask_BS` is boolean,
+        True = positions that may be attended to; None = all but padding. A `key` switches dropout on. Raises the same
+        errors as `__call__`.
+        """
+        options = {"positions_BS": positions_BS, "segments_BS": segments_BS, "mask_BS": mask_BS}
+        x_BSD = self.encoder_states(source_BS, **options, key=key, run=run)
+        mask_BS = source_BS != PAD if mask_BS is None else jnp.broadcast_to(mask_BS, source_BS.shape)
+        positions_BS = jnp.arange(source_BS.shape[1])[None] if positions_BS is None else positions_BS
+        positions_BS = jnp.broadcast_to(positions_BS, source_BS.shape)
+        return Memory(self.decoder.memory(x_BSD), mask_BS, positions_BS, segments_BS)
+
+    def encoder_states(
+        self,
+        source_BS: Array,
+        *,
+        positions_BS: Array | None = None,
+        segments_BS: Array | None = None,
+        mask_BS: Array | None = None,
+        key: Array | None = None,
+        run: Run = RUN,
+    ) -> Array:
+        """The encoder's output x_BSD, in model.dtype: one vector for each position of source_BS. See `encode`.
+
+        Vectors at padding have no meaning.
         """
         check_run(run, key)
         check_ids("source_BS", source_BS, self.vocab_size)
         for name, given in (("positions_BS", positions_BS), ("segments_BS", segments_BS)):
             if given is not None:
                 check_same_shape(name, given, source_BS)
-        mask_BS = source_BS != PAD
+        if mask_BS is None:
+            mask_BS = source_BS != PAD
+        check_mask("mask_BS", mask_BS, source_BS.shape)
         mask_BTS = mask_BS[:, None, :]
         if segments_BS is not None:
             mask_BTS = mask_BTS & same_segment(segments_BS, segments_BS)
         if positions_BS is None:
             positions_BS = jnp.arange(source_BS.shape[1])[None]
         mask_BTS = within(self.config.attention("encoder").window, mask_BTS, positions_BS, positions_BS)
-        learned, shifted_BS = self.source_positions, shifted(self.config, positions_BS, len(source_BS), fold(key, 2))
+        rows, learned = source_BS.shape[0], self.source_positions
+        shifted_BS = shifted(self.config, positions_BS, rows, fold(key, 2))
         if learned is not None:
             check_positions("source_BS", source_BS, shifted_BS, len(learned[...]), source_BS != PAD)
         x_BSD = inputs(self.config, self.embedding, learned, source_BS, shifted_BS, fold(key, 0))
-        x_BSD, _, _ = self.encoder(x_BSD, mask_BTS, shifted_BS, key=fold(key, 1), run=run)
-        positions_BS = jnp.broadcast_to(positions_BS, source_BS.shape)
-        return Memory(self.decoder.memory(x_BSD), mask_BS, positions_BS, segments_BS)
+        return self.encoder(x_BSD, mask_BTS, shifted_BS, key=fold(key, 1), run=run)[0]
 
     def decode(self, tokens_BT: Array, memory: Memory, **options: Any) -> tuple[Array, Cache | None, Weights | None]:
         """Return logits_BTV (float32), the new cache and the weights: `hidden` with its options, then `logits`."""
@@ -133,6 +159,7 @@ class EncoderDecoder(nnx.Module):
         *,
         positions_BT: Array | None = None,
         segments_BT: Array | None = None,
+        mask_BTS: Array | None = None,
         cache: Cache | None = None,
         at_B: Array | None = None,
         key: Array | None = None,
@@ -147,15 +174,18 @@ class EncoderDecoder(nnx.Module):
         `memory`: then M neighbouring rows are the beams of one sentence. It has M times the rows of the cache if
         `init_cache` made the cache for M beams.
 
+        `mask_BTS` replaces the causal mask, without a cache only. It is boolean, True = target position t may attend to
+        target position s; one row may stand for all.
+
         Raises the errors of `__call__`, and `UserError` if the cache has no room for the tokens.
         """
         check_run(run, key)
-        self._check_decoding(tokens_BT, memory, cache, at_B, positions_BT, segments_BT)
+        self._check_decoding(tokens_BT, memory, cache, at_B, positions_BT, segments_BT, mask_BTS)
         rows, T = tokens_BT.shape
         window = self.config.attention("decoder").window
-        positions_BT, mask_BTS, extended = past(T, window, positions_BT, segments_BT, cache, at_B)
+        positions_BT, mask_BTS, extended = past(T, window, positions_BT, segments_BT, cache, at_B, mask_BTS)
         # M * T queries per sentence.
-        query_positions = jnp.broadcast_to(positions_BT, (rows, T)).reshape(len(memory.mask_BS), -1)
+        query_positions = jnp.broadcast_to(positions_BT, (rows, T)).reshape(memory.mask_BS.shape[0], -1)
         memory_mask_BTS = memory.mask_BTS(query_positions, segments_BT, self.config.attention("cross").window)
         learned, positions_BT = self.target_positions, shifted(self.config, positions_BT, rows, fold(key, 2))
         if learned is not None:
@@ -202,6 +232,7 @@ class EncoderDecoder(nnx.Module):
         at_B: Array | None,
         positions_BT: Array | None,
         segments_BT: Array | None,
+        mask_BTS: Array | None,
     ) -> None:
         """Raise `UserError` for arguments that `hidden` does not accept."""
         check_ids("tokens_BT", tokens_BT, self.vocab_size)
@@ -211,4 +242,4 @@ class EncoderDecoder(nnx.Module):
         check_kv("memory", memory.kv, self.config, "cross", *memory.mask_BS.shape)
         if (segments_BT is None) != (memory.segments_BS is None):
             raise UserError("segments: give both source and target segments, or neither; else sentences see each other")
-        check_cache(self.config, tokens_BT, cache, at_B, positions_BT, segments_BT)
+        check_cache(self.config, tokens_BT, cache, at_B, positions_BT, segments_BT, mask_BTS)

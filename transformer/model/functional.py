@@ -8,32 +8,53 @@ the same parameter in memory, in a sharding rule and on disk.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
 from functools import cache
-from typing import Any
+from math import prod
+from typing import Any, Generic, TypeVar
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from ..config import ModelConfig
-from .checks import check_complete, check_key
+from ..config import ModelConfig, UserError
+from .checks import check_axes, check_complete, check_key
 from .decoder import Decoder
 from .encoder_decoder import EncoderDecoder
 
 Params = Mapping[str, Any]
+M = TypeVar("M", bound=nnx.Module)
 
 
-class Model:
-    """Pure functions for the module that `make(rngs)` returns. Hashable, so it can be a static argument of `jax.jit`.
+class Model(Generic[M]):
+    """Pure functions for the module that `make(rngs)` returns.
 
-    `model.init(key)` returns parameters; `model.apply(params, ...)` calls the module with them.
+    `model.init(key)` returns parameters; `model.apply(params, ...)` calls the module with them; `model.config` is its
+    config. A `Model` is immutable and hashable, so it can be a static argument of `jax.jit`. Two models are equal if
+    their configs and their `make` are. It can be pickled if `make` can.
     """
 
-    def __init__(self, config: ModelConfig, make: Callable[[nnx.Rngs], nnx.Module]):
+    def __init__(self, config: ModelConfig, make: Callable[[nnx.Rngs], M]):
         self.config, self._make = config, make
         self._graph, state = nnx.split(nnx.eval_shape(lambda: make(nnx.Rngs(0))))
         self._variables = dict(nnx.to_flat_state(state))
+
+    def __repr__(self) -> str:
+        """The fields of the config that are not defaults, and the number of parameters."""
+        default = ModelConfig()
+        named = ((f.name, getattr(self.config, f.name), getattr(default, f.name)) for f in fields(self.config))
+        changed = ", ".join(f"{name}={value!r}" for name, value, usual in named if value != usual)
+        return f"<Model(ModelConfig({changed})): {sum(prod(v.shape) for v in self._variables.values()):,} parameters>"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Model) and (self.config, self._make) == (other.config, other._make)
+
+    def __hash__(self) -> int:
+        return hash((self.config, self._make))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (build, (self.config,)) if isinstance(self._make, _Module) else (Model, (self.config, self._make))
 
     @property
     def abstract_params(self) -> Params:
@@ -55,10 +76,21 @@ class Model:
         """Call the module with these parameters: `logits_BTV = model.apply(params, source_BS, target_BT)`.
 
         Same as `bind(params)(...)`. `key=` switches dropout on. See `EncoderDecoder.__call__`.
-        """
-        return self.bind(params)(*args, **kwargs)
 
-    def bind(self, params: Params) -> Any:
+        Raises `UserError` for forward-mode derivatives (`jax.jvp`, `jax.jacfwd`, `jax.hessian`) in 16 bits; derivatives
+        of any order by `jax.grad` work in all types.
+        """
+        try:
+            return self.bind(params)(*args, **kwargs)
+        except TypeError as error:
+            if "custom_vjp" not in str(error):
+                raise
+            raise UserError(
+                f"forward-mode derivatives are not possible with model.dtype = {self.config.dtype!r}; use 'float32', "
+                "or jax.grad of jax.grad"
+            ) from None
+
+    def bind(self, params: Params) -> M:
         """The module with these parameters, to call its methods: `model.bind(params).encode(source_BS)`.
 
         Use the bound module only within the function that called `bind`. Raises ValueError that names every parameter
@@ -77,11 +109,13 @@ class Model:
         ]
         if wrong:
             raise ValueError("parameters do not fit the model: " + "; ".join(wrong))
+        for path, leaf in flat.items():
+            check_axes("/".join(path), leaf)
         state = nnx.from_flat_state([(path, self._variables[path].replace(flat[p])) for p, path in expected.items()])
         return nnx.merge(self._graph, state)
 
 
-def build(config: ModelConfig) -> Model:
+def build(config: ModelConfig) -> Model[Any]:
     """The model of a config, whose `vocab_size` must be set: an `EncoderDecoder`, or a `Decoder` if encoder_layers = 0.
 
     Equal configs give the same `Model`.
@@ -92,9 +126,18 @@ def build(config: ModelConfig) -> Model:
 
 
 @cache  # compiled programs belong to a `Model` object: a second one of the same config would compile all again
-def _built(config: ModelConfig) -> Model:
-    module = EncoderDecoder if config.encoder_layers else Decoder
-    return Model(config, lambda rngs: module(config, rngs=rngs))
+def _built(config: ModelConfig) -> Model[Any]:
+    return Model(config, _Module(config))
+
+
+@dataclass(frozen=True)
+class _Module:
+    """Makes the module of `build`. Not a lambda, so that models can be compared and pickled."""
+
+    config: ModelConfig
+
+    def __call__(self, rngs: nnx.Rngs) -> EncoderDecoder | Decoder:
+        return (EncoderDecoder if self.config.encoder_layers else Decoder)(self.config, rngs=rngs)
 
 
 @jax.jit

@@ -81,7 +81,20 @@ def _narrow_backward(subscripts: str, kept: tuple[Array, Array], dc: Array) -> t
     dc = dc.astype(a.dtype)
     da = _narrow_product(f"{of_c},{of_b}->{of_a}", dc, b.astype(a.dtype))
     db = _narrow_product(f"{of_a},{of_c}->{of_b}", a, dc)
-    return da.astype(a.dtype), db.astype(b.dtype)
+    return _summed_as(da, a).astype(a.dtype), _summed_as(db, b).astype(b.dtype)
+
+
+def _summed_as(gradient: Array, x: Array) -> Array:
+    """The gradient of x. In `jax.shard_map`, sums over the mesh axes along which only the gradient varies."""
+    axes = _varying(gradient) - _varying(x)
+    return jax.lax.psum(gradient, tuple(axes)) if axes else gradient
+
+
+def _varying(x: Array) -> frozenset[str]:
+    """In `jax.shard_map`, the mesh axes along which x varies. Versions of JAX name this attribute differently."""
+    aval = jax.typeof(x)
+    kind = getattr(aval, "manual_axis_type", None)
+    return getattr(aval, "vma", frozenset()) if kind is None else kind.varying
 
 
 def _narrow_product(subscripts: str, a: Array, b: Array) -> Array:

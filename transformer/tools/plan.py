@@ -123,7 +123,7 @@ def decoding(config: Config, mesh: Mesh, chip: Chip, sentences: int, length: int
         state, lambda x: by_rows if x.ndim and engine.divides(by_rows, len(x)) else replicated
     )
     step = engine.proceed.lower(
-        params, memories, beams, engine.Strategy(options), engine.halve_at(rows, shared["over"]), last, **shared
+        params, memories, beams, engine.Strategy(options), engine.fewer_rows(rows, shared["over"]), last, **shared
     )
     yield estimate(f"decoding step of {rows} sentences", step.compile, chip, mesh.size)
 

@@ -148,9 +148,11 @@ def generation_config(opened: _Opened) -> dict[str, Any]:
     d = opened.config.decode
     values: dict[str, Any] = {"max_length": opened.config.model.max_positions, "do_sample": d.sample}
     if d.sample:
-        values |= {"temperature": d.temperature, "top_k": d.top_k, "top_p": d.top_p}
+        values |= {"temperature": d.temperature, "top_k": d.top_k, "top_p": d.top_p, "min_p": d.min_p}
     else:
         values |= {"num_beams": d.beam_size}
+    if d.repetition_penalty != 1:
+        values["repetition_penalty"] = d.repetition_penalty
     if opened.vocabulary is not None:
         values["suppress_tokens"] = list(opened.vocabulary.banned) or None
     return values | opened.ids
