@@ -143,7 +143,7 @@ MODEL = {
 TRAINING = {
     "--data.vocab_size": "320",
     "--data.max_length": "16",
-    "--data.context": "16",
+    "--data.context": "32",
     "--data.length_buckets": "2",
     "--data.workers": "1",
     "--train.steps": "4",
