@@ -87,7 +87,7 @@ def train(workdir: str, config: str) -> None:
     from transformer.command_line import set_up_jax
     from transformer.tasks.translation import Translation
     from transformer.training import loop
-    from transformer.training.start import hold
+    from transformer.training.workdir import hold
 
     set_up_jax()
     with hold(workdir):

@@ -77,7 +77,7 @@ BOXES = (
     Box(DECODER, 160, "Linear", (("model/layers.py", "Embedding.logits"),), VIOLET),
     Box(
         *(DECODER, 106, "Softmax: in training, in decoding"),
-        (("training/loss.py", "cross_entropy"), ("inference/engine.py", "next_log_probs")),
+        (("training/loss.py", "cross_entropy"), ("inference/programs.py", "next_log_probs")),
         GREEN,
     ),
 )

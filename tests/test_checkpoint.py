@@ -168,6 +168,37 @@ def test_a_save_without_what_readers_need_is_refused_at_once(checkpoints, folder
     assert checkpoints.steps() == [1, 2]
 
 
+@pytest.mark.parametrize(
+    ("name", "files_", "progress", "told"),
+    [
+        (-1, {}, {}, "a checkpoint cannot be called -1; give its step"),
+        (10**8, {}, {}, "a checkpoint cannot be called 100000000"),
+        (True, {}, {}, "a checkpoint cannot be called True"),
+        ("../x", {}, {}, "a checkpoint cannot be called '../x'"),
+        ("", {}, {}, "a checkpoint cannot be called ''"),
+        (2, {"../y": b""}, {}, "file '../y' of a checkpoint"),
+        (2, {"y": "text"}, {}, "file 'y' of a checkpoint"),
+        (2, {}, {"step": "2"}, r"progress\['step'\] = '2': give an int"),
+        (2, {}, {"more": {1}}, r"the progress of a checkpoint can't be written as JSON \(Object of type set"),
+        (2, {}, {"vocab_size": True}, r"progress\['vocab_size'\] = True: give an int"),
+    ],
+)
+def test_a_save_that_no_reader_accepts_is_refused(
+    checkpoints, folder: Path, name: object, files_: dict, progress: dict, told: str
+) -> None:
+    save(checkpoints, 1, small=True)
+    before = files(folder.parent)
+    whole = {"progress": {"step": 2, "vocab_size": 20, **progress}, "files": {**FILES, **files_}}
+    with pytest.raises(ValueError, match=f"^{told}"):
+        checkpoints.save(name, {"params": {"x": np.zeros(3)}}, **whole)
+    with pytest.raises(ValueError, match=r"^the items of a checkpoint hold 'a': give trees of arrays"):
+        checkpoints.save(2, {"params": {"x": "a"}}, files=FILES, progress={"step": 2, "vocab_size": 20})
+    with pytest.raises(ValueError, match=r"^progress of a checkpoint is a list: give a dict"):
+        checkpoints.save(2, {"params": {}}, files=FILES, progress=[1])
+    checkpoints.wait()
+    assert files(folder.parent) == before
+
+
 def test_a_save_survives_that_its_arrays_are_given_away(checkpoints) -> None:
     # As in training: the next update takes over the donated buffers while the save is still running.
     made = state(3)
@@ -786,7 +817,9 @@ def test_one_whose_score_cannot_be_read_is_kept_and_the_others_are_not(checkpoin
         checkpoints.best()
 
 
-@pytest.mark.parametrize("change", [{"vocab_size": None}, {"step": None}, {"step": "5"}, {"vocab_size": 20.0}])
+@pytest.mark.parametrize(
+    "change", [{"vocab_size": None}, {"step": None}, {"step": "5"}, {"run": {}}, {"vocab_size": 20.0}]
+)
 def test_progress_of_another_program_is_told(checkpoints, folder: Path, change: dict) -> None:
     save(checkpoints, 5, small=True)
     path = folder / "00000005/progress.json"

@@ -162,7 +162,7 @@ def test_a_wrong_value_is_told_in_one_line(call, arguments: str, told: str) -> N
         ("transformer", "describe", "--config is missing"),
         ("transformer", "describe --config configs/quickstart.py --model.d_modle 3", "did you mean --model.d_model"),
         ("transformer", "describe --config configs/quickstart.py --model.heads 3", "model.heads = 3: must divide"),
-        ("transformer", "trnslate x", "unknown verb 'trnslate'; the verbs are translate, score, aver"),
+        ("transformer", "trnslate x", "unknown verb 'trnslate'; the verbs are translate, generate, score, aver"),
     ],
 )
 def test_a_users_mistake_is_one_line(call, monkeypatch, program: str, arguments: str, told: str) -> None:
@@ -382,6 +382,25 @@ def test_describe_tells_how_parameters_start(call) -> None:
     assert starts["encoder/layers/*/feed_forward/b1"].endswith("  0")
 
 
+def test_describe_takes_the_vocabulary_that_the_model_is_given(call) -> None:
+    done = call("transformer", "describe", "--config", QUICKSTART, "--model.vocab_size", 1_234)
+    assert "1234x128" in done.out
+    asked = ("--model.d_ff", 2**31 - 1, "--kv")
+    assert "the parameters need at least" in call("transformer", "describe", "--config", QUICKSTART, *asked).err
+
+
+def test_a_cache_that_cannot_be_written_gives_one_warning(call, workdir, tmp_path, monkeypatch) -> None:
+    """Not one for each program that JAX compiles."""
+    import jax
+
+    before = jax.config.jax_compilation_cache_dir
+    (tmp_path / "compiled").symlink_to("/proc")  # not even the superuser can write there
+    monkeypatch.setenv("TRANSFORMER_CACHE", str(tmp_path))
+    done = call("evaluate.py", "--workdir", workdir, "--checkpoint", "last", "--decode.beam_size", 3)
+    assert (done.code, done.err.count("warning: compiled programs are not cached: ")) == (0, 1)
+    assert jax.config.jax_compilation_cache_dir == before
+
+
 def test_deterministic_refuses_the_kernel_that_cannot_be(monkeypatch) -> None:
     model = ModelConfig(attention_kernel="cudnn", dtype="bfloat16")
     refuse_indeterminate(Config(model=model))  # not used on a CPU
@@ -543,6 +562,9 @@ def test_training_refuses_a_pipe_at_once(call, tiny, tmp_path: Path) -> None:
     done = call("train.py", *arguments)
     assert done.code == 2
     assert done.err.splitlines()[-1].startswith(f"error: data.source: {tmp_path / 'pipe'} is a pipe or a device, but ")
+    # It would wait for ever for somebody who writes to it.
+    done = call("train.py", *arguments[:4], "--data.tokenizer", tmp_path / "pipe")
+    assert done.err.splitlines()[-1].startswith(f"error: {tmp_path / 'pipe'} is a pipe or a device, but it is read ")
     assert not (tmp_path / "run/config.json").exists()
 
 

@@ -190,6 +190,21 @@ def test_an_integer_beyond_every_float_is_no_score() -> None:
         *({"evaluations_without_better": x} for x in ("1", 1.0, None, True)),
         *({"judged": x} for x in ([], "dev_bleu", None, [["dev_bleu"]])),
         {"scored_with": None},
+        *(
+            {"interval": x}
+            for x in (
+                3,
+                "x",
+                None,
+                {"loss": 1.0},
+                {"updates": 0},
+                {"updates": 2.0, "loss": None},
+                {"updates": 2, "loss": "1"},
+            )
+        ),
+        *({"left_out": x} for x in (3, "x", ["3"], None)),
+        *({"owed": x} for x in ({"a": "b"}, [], 3, "x", {"loss": []})),
+        {"skipped": None},
     ],
     ids=str,
 )
@@ -197,5 +212,8 @@ def test_a_progress_that_nobody_can_go_on_from(wrong: dict) -> None:
     right = {**Judge(JUDGED, NOW, {}).progress(scores(1, 2, 3.0))}
     check_progress(right)
     check_progress({**right, "best": scores(1, None, 10**400)})
+    more = {"interval": {"updates": 2.0, "loss": 3}, "left_out": [3], "owed": {"loss": None, "epoch": 1}, "skipped": 1}
+    check_progress({**right, **more})
+    check_progress({**right, "interval": {}, "owed": None})
     with pytest.raises((TypeError, ValueError, AttributeError, LookupError)):
         check_progress({**right, **wrong})

@@ -168,6 +168,54 @@ def test_a_signal_ends_a_program_in_order(environment, tmp_path: Path, number: i
     assert (tmp_path / "cleaned").exists()
 
 
+IN_A_CALLBACK = """
+import gc, os, sys, time
+from transformer.command_line import run
+
+left = [1, 2]
+
+def callback(*_):
+    if left:
+        left.pop()
+        os.kill(os.getpid(), int(sys.argv[1]))
+
+def main(arguments):
+    gc.callbacks.append(callback)
+    for _ in range(200):
+        gc.collect()
+        time.sleep(0.05)
+
+run(main)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_a_signal_where_no_error_can_be_raised_is_not_lost(environment, number: int) -> None:
+    """Such as in a callback of the garbage collector: JAX has one."""
+    command = [sys.executable, "-c", IN_A_CALLBACK, str(int(number))]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60)
+    told = "interrupted" if number == signal.SIGINT else f"{signal.Signals(number).name}: interrupted"
+    assert (done.returncode, done.stderr) == (128 + number, f"{told}\n")
+
+
+def test_a_signal_that_a_library_turns_into_an_error_ends_the_program(environment) -> None:
+    """As an extension module does while it is imported."""
+    program = """
+import os, signal
+from transformer.command_line import run
+
+def main(arguments):
+    try:
+        os.kill(os.getpid(), signal.SIGTERM)
+    except BaseException as error:
+        raise ImportError("an error in the extension") from error
+
+run(main)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment, timeout=60)
+    assert (done.returncode, done.stderr) == (143, "SIGTERM: interrupted\n")
+
+
 def test_a_hangup_is_ignored_under_nohup(environment, tmp_path: Path) -> None:
     process = waiting(environment, tmp_path, preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN))
     process.send_signal(signal.SIGHUP)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 
 from transformer.config import Config, DataConfig, UserError
@@ -22,6 +23,8 @@ def cache_compiled(folder: str | None = None) -> Path:
         path = parent / "compiled" if folder is None else parent
         try:
             path.mkdir(exist_ok=True)
+            with tempfile.TemporaryFile(dir=path):  # JAX would warn at each program that it can't write
+                pass
         except OSError as error:
             raise UserError(f"{path}: {error.strerror or error}; give another folder") from None
     jax.config.update("jax_compilation_cache_dir", str(path))

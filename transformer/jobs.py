@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from transformer.command_line import Parser, configured, evaluate_options, set_up_jax, whole
 from transformer.config import Config, UserError, to_json, whole_number, with_micro_batches
-from transformer.files import unchanged
+from transformer.files import local, unchanged
 from transformer.memory import enough_memory
 from transformer.packages import require
 from transformer.streams import print_json
@@ -45,8 +45,10 @@ def train(arguments: Sequence[str]) -> None:
         raise UserError("--workdir is missing; for a first run: --workdir runs/quickstart")
     require("training", "grain", "tensorboardX")  # before text is read: updates are not reached in a minute
     profile = _span(options.profile)
-    if profile and "://" in options.workdir:
-        raise UserError(f"--profile {options.profile}: traces can be written to a local workdir only")
+    if profile and not _can_hold_traces(options.workdir):
+        raise UserError(
+            f"--profile {options.profile}: traces can be written to a local workdir only, with a path in valid UTF-8"
+        )
     if options.batch and any(argument.startswith("--train.accumulate") for argument in rest):
         raise UserError("--batch auto chooses train.accumulate itself; leave one of the two out")
     if options.dry_run and options.process not in (None, "0/1"):
@@ -63,14 +65,12 @@ def train(arguments: Sequence[str]) -> None:
     if options.deterministic:
         refuse_indeterminate(config)
     with processes.all_or_none():
+        config, stored = _as_stored(task, config, options)
         task.check(config, options.workdir)
     if options.dry_run:
-        from transformer.training.fit import dry_run
-
-        built = task.build(config)
-        dry_run(fewest_micro_batches(built) if options.batch else built, options.workdir)
+        _dry_run(task, config, stored, options)
     else:
-        _train(task, config, options, profile)
+        _train(task, config, stored, options, profile)
 
 
 def _train_parser() -> Parser:
@@ -108,21 +108,21 @@ def _train_parser() -> Parser:
     return parser
 
 
-def _train(task: type[RunnableTask], config: Any, options: argparse.Namespace, profile: tuple[int, int] | None) -> None:
-    """Train in the workdir, and lock it against other runs."""
+def _train(
+    task: type[RunnableTask],
+    config: Any,
+    stored: Any,
+    options: argparse.Namespace,
+    profile: tuple[int, int] | None,
+) -> None:
+    """Train in the workdir, and lock it against other runs. `stored`: the config of the run there, or None."""
     from transformer.training import loop, processes
-    from transformer.training.start import hold, refuse_other_config
+    from transformer.training.workdir import hold, refuse_other_config
 
     with contextlib.ExitStack() as stack:
         stack.enter_context(processes.fail_fast())
         lock = None
         stack.enter_context(enough_memory(LESS_TO_TRAIN))  # inside, so that the other processes get its message
-        stored = stored_config(options.workdir)
-        if stored is not None and type(stored) is type(config):
-            config = task.resumed(config, stored)
-        keep_micro_batches = stored is not None and options.batch
-        if keep_micro_batches:
-            config = with_micro_batches(config, stored.train.accumulate)
         # They decide how often the processes wait for each other below.
         processes.agree({"--batch": options.batch, "whether a run is there": stored is not None})
         with processes.all_or_none():
@@ -132,9 +132,37 @@ def _train(task: type[RunnableTask], config: Any, options: argparse.Namespace, p
         with processes.in_turn("the tokenizer and the tokenised text", 60.0 * options.wait_minutes):
             built = task.build(config, options.workdir)
             built.prepare()
-        if options.batch and not keep_micro_batches:
+        if options.batch and stored is None:
             built = fewest_micro_batches(built)
         loop.train(built, options.workdir, profile=profile, lock=lock)
+
+
+def _dry_run(task: type[RunnableTask], config: Any, stored: Any, options: argparse.Namespace) -> None:
+    """Try every part of a run once. Writes nothing in the workdir, but refuses it where a run would."""
+    from transformer.training.fit import dry_run
+    from transformer.training.workdir import refuse_held, refuse_other_config
+
+    refuse_other_config(config, options.workdir)
+    refuse_held(options.workdir)
+    built = task.build(config, options.workdir)
+    dry_run(fewest_micro_batches(built) if options.batch and stored is None else built, options.workdir)
+
+
+def _as_stored(task: type[RunnableTask], config: Any, options: argparse.Namespace) -> tuple[Any, Any]:
+    """`config` with the fields that a run keeps when it resumes, and the stored config of the run in the workdir, or
+    None. Raises `UserError` if that is a run of another task."""
+    stored = stored_config(options.workdir)
+    if stored is None:
+        return config, None
+    if stored.task != config.task:
+        raise UserError(
+            f"{options.workdir} was trained with another config: task is {stored.task!r} there, {config.task!r} now. "
+            "Use another --workdir"
+        )
+    config = task.resumed(config, stored)
+    if options.batch:
+        config = with_micro_batches(config, stored.train.accumulate)
+    return config, stored
 
 
 def refuse_indeterminate(config: Any) -> None:
@@ -160,7 +188,7 @@ def fewest_micro_batches(task: RunnableTask) -> RunnableTask:
 def stored_config(workdir: str) -> Any:
     """The config of the run in a workdir; None if there is none or it can't be read."""
     from transformer.checkpoint import Checkpoints
-    from transformer.training.start import config_of
+    from transformer.training.workdir import config_of
 
     with contextlib.suppress(UserError):
         return config_of(Checkpoints(workdir))
@@ -175,6 +203,14 @@ def _span(text: str | None) -> tuple[int, int] | None:
     if len(numbers) != 2 or None in numbers or not 1 <= numbers[0] <= numbers[1]:
         raise UserError(f"--profile {text}: give the first and the last update, such as 10:15")
     return numbers[0], numbers[1]
+
+
+def _can_hold_traces(workdir: str) -> bool:
+    """Whether JAX's profiler can write to this folder."""
+    try:
+        return local(workdir) and os.fsencode(workdir) == workdir.encode()
+    except UnicodeEncodeError:
+        return False
 
 
 def _process_options(parser: Parser) -> None:

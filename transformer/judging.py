@@ -115,6 +115,18 @@ def check_progress(progress: Mapping[str, Any]) -> None:
     best, stale = progress.get("best") or {}, progress.get("evaluations_without_better", 0)
     if type(stale) is not int or not all(value is None or type(value) in (int, float) for value in best.values()):
         raise TypeError(f"best is {best!r}, evaluations_without_better {stale!r}")
+    interval, owed = progress.get("interval", {}), progress.get("owed")
+    owed = {} if owed is None else owed
+    left_out, skipped = progress.get("left_out", []), progress.get("skipped", 0)
+    numbers = (*interval.values(), *(value for value in owed.values() if value is not None))
+    if not all(map(_is_number, numbers)) or (interval and not interval["updates"] > 0):
+        raise TypeError(f"interval is {interval!r}, owed {owed!r}")
+    if not isinstance(left_out, list) or not all(type(update) is int for update in (skipped, *left_out)):
+        raise TypeError(f"left_out is {left_out!r}, skipped {skipped!r}")
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float)
 
 
 class Judge:

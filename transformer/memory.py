@@ -1,10 +1,12 @@
-"""Out-of-memory errors: recognise them among other errors, and report them in one line."""
+"""Memory: what a device has, and out-of-memory errors, recognised among other errors and reported in one line."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import os
 from collections.abc import Iterator
+from pathlib import Path
 
 from transformer.config import UserError
 
@@ -42,6 +44,33 @@ def address_space() -> int | None:
         return None
     limit = resource.getrlimit(resource.RLIMIT_AS)[0]
     return None if limit == resource.RLIM_INFINITY else limit
+
+
+def memory_of_a_device() -> int:
+    """Bytes that this program may use on one device. Devices of a CPU share the memory of the machine."""
+    import jax
+
+    device = jax.local_devices()[0]
+    stats = device.memory_stats()
+    if stats and "bytes_limit" in stats:
+        return stats["bytes_limit"]
+    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):  # a container's limits
+        with contextlib.suppress(OSError, ValueError):
+            limits.append(int(Path(path).read_text()))
+    if (limit := address_space()) is not None:
+        limits.append(limit)
+    return min(limits) // jax.local_device_count()
+
+
+def require_memory(needed: int, what: str, fix: str) -> None:
+    """Raise `UserError` if a device has less memory than the `needed` bytes for `what`. Without this check, JAX may
+    crash or hang, or the system kills the process."""
+    if needed > (memory := memory_of_a_device()):
+        gib = 2**30
+        raise OutOfMemory(
+            f"{what} need at least {needed / gib:,.1f} GiB a device, which has {memory / gib:.1f} GiB; {fix}"
+        )
 
 
 class OutOfMemory(UserError):

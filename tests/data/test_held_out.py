@@ -102,6 +102,7 @@ def test_a_test_set_that_chooses_the_checkpoint_is_told(made) -> None:
         (["a"] * 3, ["", " ", "\u3000"], ["3 of 3 references are blank"]),
         (["a", "b", "c"], ["x", "", "z"], ["1 of 3 references are blank"]),
         (["", ""], ["", ""], ["2 of 2 references are blank"]),
+        (["a", "", " "], ["x", "y", "z"], ["2 of 3 sources are blank, but their references are not"]),
         (["a", ""], ["x", ""], []),  # a blank reference for a blank source
         (["a", "b"], ["x", "x "], ["2 of 2 references are the same, 'x'"]),
         ([str(i) for i in range(10)], ["x"] * 6 + list("abcd"), ["6 of 10 references are the same, 'x'"]),

@@ -19,6 +19,9 @@ from typing import NamedTuple
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
+from transformer.command_line import config_file
+from transformer.config import flatten
+
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 PYTHON = ("python", ".venv/bin/python")
@@ -129,7 +132,7 @@ def steps(command: Command) -> list[Step]:
 
 
 # ---- Toy sizes -------------------------------------------------------------------------------------------------------
-# Every training of a page gets these options; where the page gives the option, this value replaces its own.
+# Each training of a page gets those of these options that its config has. They replace the page's own values.
 MODEL = {
     "--model.encoder_layers": "1",
     "--model.decoder_layers": "1",
@@ -138,8 +141,9 @@ MODEL = {
     "--model.heads": "2",
 }
 TRAINING = {
-    "--data.vocab_size": "400",
+    "--data.vocab_size": "320",
     "--data.max_length": "16",
+    "--data.context": "16",
     "--data.length_buckets": "2",
     "--data.workers": "1",
     "--train.steps": "4",
@@ -152,7 +156,7 @@ TRAINING = {
     "--decode.max_source_length": "30",
 }
 # These replace a value only where the page gives the option.
-IF_GIVEN = {"--profile": "2:3"}
+IF_GIVEN = {"--profile": "2:3", "--stride": "8"}
 
 
 def at_toy_size(program: str, arguments: list[str]) -> list[str]:
@@ -162,6 +166,10 @@ def at_toy_size(program: str, arguments: list[str]) -> list[str]:
         toy = MODEL | TRAINING
     elif arguments[:1] in (["describe"], ["plan"]):
         toy = MODEL | {name: TRAINING[name] for name in ("--data.vocab_size", "--decode.beam_size")}
+    if toy:
+        fields = flatten(config_file(arguments[arguments.index("--config") + 1]))
+        # A decoder alone stays one: its config has 0 encoder layers.
+        toy = {name: value for name, value in toy.items() if fields.get(name[2:], 0) != 0}
     wanted = toy | {name: value for name, value in IF_GIVEN.items() if name in arguments}
     arguments = list(arguments)
     for name, value in wanted.items():

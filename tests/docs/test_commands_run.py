@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import re
@@ -12,11 +13,16 @@ import shutil
 import sys
 from pathlib import Path
 
+import jax
 import pytest
 from not_run import NOT_RUN
 from pages import ALL, ROOT, run
 
 from transformer.checkpoint import Checkpoints
+from transformer.config import GPT2
+from transformer.model import build
+from transformer.tools.hf.folder import write_arrays
+from transformer.tools.hf.gpt2 import gpt2_config, to_gpt2
 
 RUN = [c for c in ALL if not any(page == c.page and part in c.text for page, part in NOT_RUN)]
 
@@ -43,13 +49,28 @@ def folder(tiny, trained: Path, tmp_path: Path, monkeypatch) -> Path:
         text(f"{name}.tsv", ["\t".join(pair) for pair in part])
     text("second.de", [line.upper() for line in (tmp_path / "test.de").read_text().splitlines()])
     text("mono.de", ["", *target[:20]])
+    for name in ("a", "b", "dev", "other"):
+        text(f"{name}.txt", source)
+    (tmp_path / "tiny_shakespeare").mkdir()
+    text("tiny_shakespeare/input.txt", source)
+    monkeypatch.setenv("TRANSFORMER_DATA", str(tmp_path))
     text("in.txt", ["", *source[:4]])
     text("in.jsonl", [json.dumps({"source": line, "id": i}) for i, line in enumerate(source[:4])])
+    write_gpt2(tmp_path / "gpt2")
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     for name in ("quickstart", "other", "mine"):
         shutil.copytree(trained, tmp_path / "runs" / name)
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+def write_gpt2(folder: Path) -> None:
+    """A tiny model as Hugging Face's `GPT2LMHeadModel.save_pretrained` writes it."""
+    tiny = {"decoder_layers": 1, "d_model": 8, "d_ff": 16, "heads": 2, "max_positions": 16, "vocab_size": 20}
+    config = dataclasses.replace(GPT2, **tiny)
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(gpt2_config(config)))
+    write_arrays(folder / "model.safetensors", to_gpt2(build(config).init(jax.random.key(0)), config))
 
 
 @pytest.fixture
@@ -67,7 +88,7 @@ def give(call, monkeypatch):
 @pytest.mark.parametrize("page", sorted({command.page for command in RUN}))
 def test_the_commands_of_a_page_run(page: str, folder: Path, give) -> None:
     mine = [command for command in RUN if command.page == page]
-    if any("--workdir runs/mine " in command.text and "train.py" in command.text for command in mine):
+    if any(re.search(r"train\.py .*--workdir runs/mine\b", command.text) for command in mine):
         shutil.rmtree("runs/mine")  # the page makes it
     for command in mine:
         check(command.text, run(command, give))
@@ -81,7 +102,7 @@ def check(text: str, out: str) -> None:
     if "--print-config" in text:
         assert json.loads(out)["task"] == "translation"
     if "evaluate.py" in text:
-        assert json.loads(out)["bleu"] >= 0 if "--json" in text else "BLEU" in out
+        assert "checkpoint" in (json.loads(out) if "--json" in text else out)
     if "translate" in text:
         source, target = re.search(r"(?:<|--input) (\S+)", text), re.search(r"(?:>|--output) (\S+)", text)
         if "--share 0/2" in text:  # the second share joins both

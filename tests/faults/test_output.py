@@ -9,6 +9,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -114,6 +115,25 @@ def test_a_folder_that_was_removed_is_told_in_one_line(call, tmp_path: Path, mon
         done = call(program, *arguments)
         assert done.code == 2
         assert done.err.splitlines()[-1].startswith("error: the current folder was removed; change to one that exists")
+
+
+@pytest.mark.parametrize(
+    ("program", "arguments"), [("train.py", "--help"), ("transformer", "average --help"), ("evaluate.py", "--help")]
+)
+def test_help_that_cannot_be_printed_is_told(call, full_stdout, program: str, arguments: str) -> None:
+    full_stdout()
+    done = call(program, *arguments.split())
+    assert (done.code, done.err.count("error: standard output cannot be written")) == (2, 1)
+
+
+def test_no_folder_for_temporary_files_is_told_in_one_line(call, trained: Path, monkeypatch, full_after) -> None:
+    """Also libraries need one, some of them when they are imported."""
+    monkeypatch.setattr("transformer.tasks.scoring.evaluate_workdir", lambda *_, **__: tempfile.gettempdir())
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    with full_after(0):
+        done = call("evaluate.py", "--workdir", trained)
+    assert (done.code, done.err.count("\n")) == (2, 1)
+    assert done.err.startswith("error: no folder for temporary files can be written; make room in /tmp, or set TMPDIR")
 
 
 def test_an_export_is_told_harmlessly_even_where_it_cannot_be_printed(

@@ -3,7 +3,9 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from whole_passes import EOS, following, sources, translator
+from plain_beam_search import plain_beam_search
+from quick import jit
+from whole_passes import BOS, EOS, PAD, SOURCE_LENGTH, TARGET_LENGTH, sources, translator
 
 from transformer.inference.context import Past
 from transformer.inference.sampling import filtered
@@ -65,22 +67,28 @@ def test_as_in_transformers():
 
 
 def test_a_translation_with_a_penalty():
-    """Greedy search, and beams that follow their parents: with a large penalty no piece comes twice."""
-    ours = translator(beam_size=3, min_length=8, max_extra_length=8, repetition_penalty=1e6)
-    plain = translator(beam_size=3, min_length=8, max_extra_length=8)
-    texts = sources(4, seed=3)
-    found, others = dict(ours.search(texts)), dict(plain.search(texts))
-    for i in range(4):
-        for pieces in found[i][0]:
-            assert len(set(pieces)) == len(pieces) > 5
-    assert any(len(set(pieces)) < len(pieces) for tokens, _ in others.values() for pieces in tokens)
-    # A penalty of almost 1 gives almost the scores of none.
-    close = dict(translator(beam_size=3, min_length=8, max_extra_length=8, repetition_penalty=1 + 1e-6).search(texts))
-    for i in range(4):
-        assert close[i][0] == others[i][0]
-        np.testing.assert_allclose(close[i][1], others[i][1], rtol=1e-4)
-        log_probs = following([(plain.model, plain.params)], texts[i])
-        assert np.isfinite(log_probs((*others[i][0][0],))[EOS])
+    """A beam search under penalized probabilities: the used pieces follow the beams."""
+    ours = translator(beam_size=3, n_best=3, max_extra_length=8, repetition_penalty=1.8)
+    whole = jit(lambda source, target: ours.model.apply(ours.params, source[None], target[None])[0])
+    texts = sources(3, seed=3)
+    found, plain = dict(ours.search(texts)), dict(translator(max_extra_length=8).search(texts))
+    for i, source in enumerate(texts):
+        padded = np.array([*source, EOS] + [PAD] * (SOURCE_LENGTH - 1 - len(source)))
+
+        def log_probs(prefix, padded=padded):
+            target = [BOS, *prefix]
+            logits = whole(padded, np.array(target + [PAD] * (TARGET_LENGTH - len(target))))[len(prefix)]
+            logits = np.float64(logits)
+            for piece in set(target):
+                logits[piece] = logits[piece] / 1.8 if logits[piece] > 0 else logits[piece] * 1.8
+            log_probs = logits - np.log(np.exp(logits).sum())
+            log_probs[[PAD, BOS]] = -np.inf
+            return log_probs
+
+        wanted = plain_beam_search(log_probs, len(source) + 9, 3, EOS, 0.6, "paper", min_length=3)
+        np.testing.assert_allclose(found[i][1], [score for score, _ in wanted], rtol=1e-5)
+        assert found[i][0] == [list(pieces[:-1]) for _, pieces in wanted]
+    assert any(found[i][0][0] != plain[i][0][0] for i in range(3))
 
 
 SPELLING = [b"", b"", b"", b"\xef\xbf\xbd", b"a", b"b", b"ab", b"ba", b"aba", b"\xc3", b"\xa4", "aä".encode(), b"bbbb"]

@@ -95,6 +95,7 @@ def test_models_and_tokenizer_have_one_vocabulary():
         (["4", "5", b"6"], "sentences[2] is a bytes"),
         ([["4"]], "sentences[0] is a list"),
         (np.array([1.5]), "sentences[0] is a float64"),
+        (np.array("4"), "sentences is a ndarray: give a list of strings"),
     ],
     ids=repr,
 )
@@ -139,6 +140,9 @@ def test_pieces_are_lists_of_lists(lists):
 
 def test_a_search_has_a_prefix_for_each_source():
     ours = translator()
+    assert refused(lambda: list(ours.search(iter([[4]])))).startswith(
+        "the sources must be a list of lists of ids, not "
+    )
     for prefixes in ("4", ["4"], [[4]], ours._prefixes.of(["4"]), ours._prefixes.of(["4", "5", "6"])):
         assert refused(lambda given: list(ours.search([[4], [5]], prefixes=given)), prefixes).startswith("2 sources")
 
@@ -147,6 +151,14 @@ def test_a_source_too_long_is_not_left_out():
     ours = translator(dataclasses.replace(CONFIG, positions="sinusoidal"), max_source_length=4)
     assert refused(lambda: list(ours.search([[4], [4] * 5]))).startswith("a source has 5 pieces, and decode.max_source")
     assert len(dict(ours.search([[4], [4] * 4]))) == 2
+
+
+def test_a_source_whose_attention_no_memory_holds_is_refused():
+    ours = translator(dataclasses.replace(CONFIG, positions="sinusoidal"), max_source_length=1_000_000)
+    told = refused(lambda: list(ours.search([[4], [4] * 1_000_000])))
+    assert told.startswith("the attention weights of a source of 1000000 pieces need at least ")
+    assert told.endswith(" GiB; lower decode.max_source_length")
+    assert refused(ours.score_pieces, [[4] * 1_000_000], [[4]]).startswith("the attention weights of a source of")
 
 
 @pytest.mark.parametrize("number", ["1", None, 1.0, True, 0, -1, 2**31 - 1, 2**40, 10**30], ids=repr)
@@ -198,7 +210,10 @@ def test_what_no_translator_is_made_of_is_named():
         assert refused(Translator, model, params, Numbers(), None, [(model, wrong)]).startswith("params = ")
     for wrong in (None, 5, [model], [(model,)], ["ab", "abc"]):
         assert refused(Translator, model, params, Numbers(), None, wrong).startswith("others = ")
-    for wrong in ("tokenizer.model", b"tokenizer.model", pathlib.Path("tokenizer.model")):
+    for wrong in (None, "model", params):
+        assert refused(Translator, wrong, params, Numbers()).startswith("model = ")
+        assert refused(Translator, model, params, Numbers(), None, [(wrong, params)]).startswith("model = ")
+    for wrong in (3, "tokenizer.model", b"tokenizer.model", pathlib.Path("tokenizer.model")):
         assert refused(Translator, model, params, wrong).startswith(f"tokenizer = {wrong!r}: give Tokenizer.load of it")
     config = translator().config
     ours = Translator(model, params, None, config)

@@ -217,6 +217,15 @@ EXTRAS = [
     ({"segments": (S, T[:, :4])}, "segments_BT has the shape (3, 4)"),
     ({"segments": (S, None)}, "segments: give both source and target segments, or neither"),
     ({"segments": (None, T)}, "segments: give both source and target segments, or neither"),
+    ({"key": 0}, "key = 0: give a key, such as jax.random.key(0), or None for no dropout"),
+    ({"key": "0"}, "key = '0': give a key"),
+    ({"key": jnp.uint32(0)}, "key = Array(0, dtype=uint32): give a key"),
+    ({"key": S}, "key = array("),
+    ({"key": jax.random.split(jax.random.key(0))}, "key = Array((2,)"),
+    ({"run": None}, "run = None: give a transformer.model.Run"),
+    ({"key": jnp.zeros(3, jnp.uint32)}, "key = Array([0, 0, 0], dtype=uint32): give a key"),
+    ({"run": transformer.model.Run(between=None)}, "run = Run(remat=False, between=None): give"),
+    ({"run": True}, "run = True: give a transformer.model.Run"),
 ]
 
 
@@ -227,6 +236,32 @@ def test_positions_and_segments_belong_to_pieces(extra, message):
     assert refused(model.apply, params, SOURCE, TARGET, **extra).startswith(message)
     # Types and shapes are checked while a program is traced, too.
     assert refused(jax.eval_shape, lambda: model.apply(params, SOURCE, TARGET, **extra)).startswith(message)
+
+
+def test_keys_of_both_kinds_are_keys():
+    model, params = tiny(SHALLOW)
+    for key in (jax.random.key(0), jax.random.PRNGKey(0)):
+        assert equal(model.init(key), model.init(jax.random.key(0)))
+        assert jax.eval_shape(lambda key: model.apply(params, SOURCE, TARGET, key=key), key).ndim == 3
+    for key in (0, None, jnp.zeros((), jnp.uint32)):
+        assert refused(model.init, key).endswith("give a key, such as jax.random.key(0)")
+    bound = model.bind(params)
+    memory = jit(lambda: bound.encode(SOURCE))()
+    assert refused(bound.decode, TARGET, memory, key=1).startswith("key = 1: give a key")
+    assert refused(bound.decode, TARGET, memory, run=1).startswith("run = 1: give a transformer.model.Run")
+
+
+def test_the_parts_of_a_model_name_wrong_arrays():
+    model, params = tiny(SHALLOW)
+    bound = model.bind(params)
+    for wrong, told in ((None, "None: give an"), (SOURCE, "array("), (np.zeros((1, 2, 3)), "has the shape (1, 2, 3)")):
+        assert told in refused(bound.logits, wrong)
+    for dtype in ("x", jnp.int32, 3):
+        assert refused(bound.init_cache, 1, 2, dtype=dtype).endswith("give a type of floats, such as jnp.bfloat16")
+
+
+def equal(one, other):
+    return all(jax.tree.leaves(jax.tree.map(np.array_equal, one, other)))
 
 
 def test_decoding_with_a_cache_has_room_and_rows():

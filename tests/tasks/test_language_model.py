@@ -141,6 +141,18 @@ def test_text_in_the_workdir_that_was_changed(run: Path, tmp_path: Path) -> None
         evaluate_workdir(str(moved))
 
 
+def test_a_folder_in_the_place_of_a_text_is_told(tmp_path: Path) -> None:
+    from etils import epath
+
+    from transformer.tasks import text_sets
+
+    (tmp_path / "a.txt").write_text("red cat")
+    (tmp_path / "run/sets/dev.0.text").mkdir(parents=True)
+    text = Text((str(tmp_path / "a.txt"),), "none")
+    with pytest.raises(UserError, match=r"sets/dev\.0\.text cannot be written \(Is a directory\)"):
+        text_sets.write(epath.Path(tmp_path / "run"), {"dev": text})
+
+
 @pytest.mark.parametrize("documents", ["none", "blank_lines", "files"])
 def test_the_copy_in_a_workdir_has_the_pieces_of_the_text(text: Path, tmp_path: Path, documents: str) -> None:
     from etils import epath

@@ -109,6 +109,19 @@ def test_decoding_options_override_the_workdirs(call, trained: Path, tiny) -> No
     assert result["bleu"] == sacrebleu.corpus_bleu(hypotheses, [lines(tiny.folder / "test.de")]).score
 
 
+def test_exchanged_sides_are_told(call, trained: Path, workdir: Path, tiny) -> None:
+    sides = tiny.folder / "test.de", tiny.folder / "test.en"
+    told = (
+        "warning: test.de: its source reads like the target of dev.en, and its target like the source there; exchange"
+    )
+    done = call("evaluate.py", "--workdir", trained, "--source", sides[0], "--reference", sides[1])
+    assert (done.code, done.err.count(told)) == (0, 1)
+    assert "reads like" not in call("evaluate.py", "--workdir", trained).err
+    (workdir / "sets/dev.source").write_text("")  # damaged, but not what is scored
+    done = call("evaluate.py", "--workdir", workdir, "--source", sides[0], "--reference", sides[1])
+    assert (done.code, "reads like" in done.err) == (0, False)
+
+
 def test_without_a_test_set_dev_is_scored_and_named(call, workdir: Path, tiny) -> None:
     known = json.loads((workdir / "sets/sets.json").read_text())
     del known["test"]

@@ -86,6 +86,13 @@ def reversal(config: Path, tmp_path: Path, call) -> Path:
     return folder
 
 
+@pytest.mark.parametrize("more", [(), ("--dry-run",)])
+def test_a_translation_does_not_begin_in_a_workdir_of_another_task(reversal: Path, tiny, call, more) -> None:
+    done = call("train.py", "--config", tiny.config, "--workdir", reversal, *more)
+    assert (done.code, done.err.count("\n")) == (2, 1)
+    assert "was trained with another config: task is 'reversal' there, 'translation' now" in done.err
+
+
 def test_what_is_for_translation_refuses_another_task(
     config: Path, reversal: Path, trained: Path, tmp_path, call
 ) -> None:
@@ -105,7 +112,8 @@ def test_what_is_for_translation_refuses_another_task(
     ):
         done = call("transformer", *arguments)
         named = f"--config {config}" if "--config" in arguments else str(reversal)
-        both = " or 'language_model'" * (named != str(reversal) and not {"--kv", "--only"} & {*arguments})
+        of_both = arguments[0] == "score" or named != str(reversal)
+        both = " or 'language_model'" * (of_both and not {"--kv", "--only"} & {*arguments})
         assert done.code == 2 and done.err.splitlines()[-1] == f"error: {named}: {told}{both}", (arguments, done)
     assert not (tmp_path / "out").exists() and not (reversal / "checkpoints" / "average").exists()
     done = call("evaluate.py", "--workdir", trained, "--against", reversal)

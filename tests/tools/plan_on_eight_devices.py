@@ -67,7 +67,7 @@ def main() -> None:
     found["plan"] = planned(small, "eight of these", sharding.make_mesh(MeshConfig()), CHIPS["v5e"])
 
     windows = LanguageModelConfig(
-        dataclasses.replace(GPT2, decoder_layers=1, d_model=64, d_ff=128, heads=8),
+        dataclasses.replace(GPT2, decoder_layers=1, d_model=64, d_ff=128, heads=8, max_positions=32),
         TextConfig(context=32, vocab_size=512),
         dataclasses.replace(LanguageModelConfig().train, batch_tokens=32 * 32, accumulate=2),
     )

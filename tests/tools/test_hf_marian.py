@@ -199,6 +199,14 @@ def test_mistakes_on_the_command_line(call, monkeypatch, trained, tmp_path) -> N
     out = tmp_path / "out"
     assert "--to" in call("transformer", "export", trained, out).err
     assert "'onnx'" in call("transformer", "export", trained, out, "--to", "onnx").err
+    monkeypatch.chdir(tmp_path)
+    for there in ("foo://x", "gs://x"):
+        done = call("transformer", "export", trained, there, "--to", "hf-marian")
+        assert (done.code, done.err) == (
+            2,
+            f"error: OUT {there}: give a local path (with ./ before a name that contains ://)\n",
+        )
+    assert list(tmp_path.iterdir()) == []
     monkeypatch.setitem(__import__("sys").modules, "safetensors", None)
     done = call("transformer", "export", trained, out, "--to", "hf-marian")
     assert (done.code, done.err.count("\n")) == (2, 1)

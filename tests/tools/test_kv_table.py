@@ -3,7 +3,7 @@ import dataclasses
 import jax
 import pytest
 
-from transformer.config import AttentionConfig, ModelConfig, UserError
+from transformer.config import AttentionConfig, Config, ModelConfig, UserError
 from transformer.model import build
 from transformer.tools import kv_table as kv_table_module
 from transformer.tools.kv_table import cache_bytes, decode_seconds, variants
@@ -84,6 +84,14 @@ def test_the_table_by_hand(call, tmp_path, monkeypatch):
         assert found == [token, source, token * 3 * 29 + source * 24, numbers]
     assert [row.split()[-1] for row in rows] == ["2.50", "1.25", *["0.00"] * 4]
     assert asked == [{"sentences": 8, "beam_size": 3, "source": 24, "length": 29, "dtype": "auto"}] * 6
+
+
+def test_the_vocabulary_is_that_of_the_model(monkeypatch):
+    monkeypatch.setattr(kv_table_module, "decode_seconds", lambda model, size, **_: sizes.append(size) or 0.0)
+    sizes = []
+    config = Config(model=ModelConfig(d_model=16, d_ff=16, heads=2, vocab_size=50))
+    list(kv_table_module.kv_table(config))
+    assert set(sizes) == {50}
 
 
 def test_what_is_timed_is_what_was_asked_for():

@@ -21,9 +21,8 @@ from transformer.checkpoint import Checkpoints
 from transformer.config import Config, DataConfig, DecodeConfig, MeshConfig, ModelConfig, TrainConfig
 from transformer.inference.translator import Translator
 from transformer.model import build
-from transformer.training.fit import bytes_of
 from transformer.training.objectives import sequences
-from transformer.training.sharding import batch_sharding, make_mesh
+from transformer.training.sharding import batch_sharding, bytes_on_a_device, make_mesh
 from transformer.training.start import restore
 from transformer.training.step import TrainState, bytes_needed, cut, program
 from transformer.training.task import Objective
@@ -157,7 +156,7 @@ def main(folder: Path, cases: list[tuple[str, int]]) -> None:
             "decoded": decoded(jax.device_put(learned, run.layout.params), variant),
         }
         batch = sum(x.addressable_shards[0].data.nbytes for x in run.put(some[0]).values())
-        result["planned"] = bytes_of(run.abstract) + batch
+        result["planned"] = bytes_on_a_device(run.abstract) + batch
         result["arguments"] = run.update.memory_analysis().argument_size_in_bytes
         result["needed"] = bytes_needed(run.update), bytes_needed(single.update)
         state, more = run.train(state, some[1:UPDATES])

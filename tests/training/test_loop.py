@@ -6,6 +6,7 @@ import hashlib
 import itertools
 import json
 import logging
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -35,8 +36,9 @@ from transformer.training.feed import Feed
 from transformer.training.fit import accumulation, memory_of_an_update
 from transformer.training.optimizer import optimizer
 from transformer.training.sharding import make_mesh
-from transformer.training.start import hold, initial, other_shapes, refuse_other_config
+from transformer.training.start import initial, other_shapes
 from transformer.training.step import program
+from transformer.training.workdir import config_of, hold, refuse_other_config
 
 
 @pytest.fixture
@@ -357,6 +359,27 @@ def test_damaged_checkpoints_only_are_no_reason_to_start_anew(workdir: Path, run
     assert contents(workdir) == before
 
 
+@pytest.mark.parametrize("name", ["checkpoints", "sets", "tensorboard"])
+def test_a_file_in_the_place_of_a_folder_is_told(workdir: Path, run, call, name: str) -> None:
+    shutil.rmtree(workdir / name)
+    (workdir / name).write_text("mine")
+    before = contents(workdir)
+    told = f"{name} is a file, but training makes a folder there; move the file away|no complete checkpoint is in"
+    for more in ((), ("--dry-run",)):
+        with pytest.raises(UserError, match=told):
+            run(workdir, *more)
+        assert contents(workdir) == before
+    if name == "checkpoints":
+        assert "no complete checkpoint there" in call("evaluate.py", "--workdir", workdir).err
+
+
+def test_a_folder_in_the_place_of_a_set_is_told(workdir: Path, run) -> None:
+    (workdir / "sets/dev.source").unlink()
+    (workdir / "sets/dev.source").mkdir()
+    with pytest.raises(UserError, match=r"sets/dev\.source cannot be written \(Is a directory\)"):
+        run(workdir, "--train.steps", 121)
+
+
 def test_languages_of_own_text_may_be_named_later(workdir: Path, tiny) -> None:
     values = json.loads((workdir / "config.json").read_text())
     values["data"]["languages"] = ["en", "de"]
@@ -390,6 +413,11 @@ def test_a_cache_that_cannot_be_written_to_is_told_in_one_line(call, tiny, tmp_p
     assert done.err.startswith("error: /proc/nowhere: ")
     assert f"the cache in /proc/nowhere must be writable and have room: mend it, or set {named} to another" in done.err
     assert not (tmp_path / "run").exists()
+    monkeypatch.chdir(tmp_path)
+    for wrong in ("gs://x", "foo://x", "a\0b"):
+        done = call("train.py", "--config", tiny.config, "--workdir", "run", "--data.cache_dir", wrong)
+        assert (done.code, done.err) == (2, f"error: data.cache_dir = {wrong!r}: the cache must be a local folder\n")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_what_may_change_is_told_and_training_goes_on(workdir: Path, run) -> None:
@@ -719,19 +747,41 @@ def test_a_damaged_config_is_taken_from_a_checkpoint(workdir: Path, tiny, caplog
     assert "taking the one that checkpoint 120 holds" in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("section", "name", "value"),
+    [("model", "vocab_size", 401), ("train", "accumulate", 4), ("model", "d_model", "32"), ("data", "source", None)],
+)
+def test_a_config_unlike_that_of_each_checkpoint_is_damaged(
+    workdir: Path, tiny, caplog, section: str, name: str, value: object
+) -> None:
+    path, checkpoints = workdir / "config.json", Checkpoints(workdir)
+    config = json.loads(path.read_text())
+    config[section][name] = value
+    path.write_text(json.dumps(config))
+    assert config_of(checkpoints) == checkpoints.at(120).config
+    assert f"is not as it was written ({section}.{name} is {value!r} there, " in caplog.text
+    assert "taking the one that checkpoint 120 holds" in caplog.text
+    refuse_other_config(config_file(tiny.config), str(workdir))
+    # What may change when a run goes on may differ, and so may a checkpoint of another run.
+    config = json.loads(checkpoints.at(120).file("config.json"))
+    config["train"]["steps"] = 7
+    path.write_text(json.dumps(config))
+    assert config_of(checkpoints).train.steps == 7
+
+
 def test_without_config_json_the_newest_whole_checkpoint_gives_it(workdir: Path, tiny, caplog) -> None:
     checkpoints, config = Checkpoints(workdir), config_file(tiny.config)
     before = checkpoints.at(120).config
     (workdir / "config.json").unlink()
     (workdir / "checkpoints/00000120/config.json").write_text("{")
-    assert start.config_of(checkpoints) == before
+    assert config_of(checkpoints) == before
     refuse_other_config(config, str(workdir))
     with pytest.raises(UserError, match=r"train\.seed is 0 there, 7 now"):
         other = dataclasses.replace(config, train=dataclasses.replace(config.train, seed=7))
         refuse_other_config(other, str(workdir))
     for step in (80, 100, 120):
         (workdir / f"checkpoints/{step:08d}").rename(workdir / f"checkpoints/{step:08d}.interrupted")
-    assert start.config_of(checkpoints) == before
+    assert config_of(checkpoints) == before
 
 
 def test_a_checkpoint_that_memory_does_not_hold_is_no_damaged_one(workdir: Path, run, monkeypatch) -> None:
@@ -769,6 +819,8 @@ def test_a_mesh_that_does_not_fit_is_told_before_any_work(tmp_path: Path, run, t
     assert "mesh.tensor = 3 does not divide embedding/table, which has a dimension of 400" in refused(
         *("--mesh.tensor", 3, "--model.heads", 3, "--model.d_k", 4, "--model.d_v", 4, "--model.d_ff", 66)
     )
+    assert "model.vocab_size = 401: the tokenizer has 400 pieces; leave" in refused("--model.vocab_size", 401)
+    assert "--model.d_model, d_ff, ...), or share it over" in refused("--model.d_ff", 2**31 - 1)
     # The vocabulary size is that of the given tokenizer, not data.vocab_size.
     own = "--data.tokenizer", trained / "tokenizer.model", "--data.vocab_size", 300
     assert "which has a dimension of 400" in refused(
@@ -819,9 +871,44 @@ def test_a_dry_run_does_everything_once_and_leaves_nothing(tmp_path: Path, run, 
     assert any(line.startswith("memory") and "GiB a device" in line for line in told)
     assert any(line.startswith("estimate") and "for 120 updates" in line for line in told)
     assert not any("resuming" in line for line in told)
+
+
+def test_a_dry_run_refuses_what_a_run_refuses_in_the_workdir(
+    workdir: Path, run, tiny, tmp_path: Path, monkeypatch
+) -> None:
     before = contents(workdir)
-    run(workdir, "--dry-run", "--data.max_ratio", 8)  # in a used workdir, with any config
+
+    def refused(*arguments: object) -> str:
+        with pytest.raises(UserError) as error:
+            run(workdir, "--dry-run", *arguments)
+        assert contents(workdir) == before
+        return str(error.value)
+
+    assert "data.max_ratio is 9.0 there, 8.0 now" in refused("--data.max_ratio", 8)
+    with hold(str(workdir)):
+        assert "another run trains there" in refused()
+    assert "data.tokenizer = " in refused("--data.tokenizer", tiny.config)
+    other = tmp_path / "train.en"
+    other.write_text((tiny.folder / "train.en").read_text().replace("red", "blue"))
+    assert "the training text is not what" in refused("--data.source", other)
+    (workdir / "tokenizer.model").unlink()  # as a run, take the tokenizer of the newest checkpoint
+    before = contents(workdir)
+    monkeypatch.setattr(Tokenizer, "train", None)
+    monkeypatch.setenv("TRANSFORMER_CACHE", str(tmp_path / "cache"))
+    assert any("tokenizer.model is missing; taking the one that checkpoint 120" in x for x in run(workdir, "--dry-run"))
     assert contents(workdir) == before
+
+
+def test_a_dry_run_writes_nothing_where_nothing_is(tmp_path: Path, run) -> None:
+    (tmp_path / "file").write_text("")
+    for workdir in ("file", "file/below"):
+        for more in ((), ("--dry-run",)):
+            with pytest.raises(UserError, match=f"--workdir .*{workdir}: .*; name a folder that can be written"):
+                run(tmp_path / workdir, *more)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+    (tmp_path / "run/.lock").mkdir(parents=True)
+    with pytest.raises(UserError, match="Is a directory; name a folder that can be written"):
+        run(tmp_path / "run", "--dry-run")
 
 
 def test_the_banner(tmp_path: Path, run) -> None:
@@ -912,6 +999,8 @@ def test_a_trace(run, tmp_path: Path) -> None:
     assert "no trace is written: updates 2 to 6 are not among 7 to 8" in told
     told = run(tmp_path / "run", *short(), "--train.steps", 10, "--profile", "9:99")  # cut short by the end
     assert any("the trace of updates 9 to 10 is in" in line for line in told)
+    with pytest.raises(UserError, match="--profile 2:3: traces can be written to a local workdir only, with a path in"):
+        run(tmp_path / os.fsdecode(b"gr\xf6n"), "--profile", "2:3")
     for wrong in ("3", "5:2", "0:1", "a:b"):
         with pytest.raises(UserError, match=f"--profile {wrong}: give the first and the last update"):
             run(tmp_path / "run", *short(), "--profile", wrong)

@@ -65,7 +65,7 @@ def once_saved(folder: epath.Path, every: int) -> str | None:
     workdir = folder.parent
     with contextlib.suppress(OSError, ValueError):
         return f"checkpoint {(workdir / SAVED).read_text().strip()} was saved"
-    for path in sorted(folder.iterdir()) if folder.exists() else ():
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
         if path.is_dir() and not unfinished(path):  # such as an average, or an incomplete copy
             return f"{path} exists"
     with contextlib.suppress(OSError):

@@ -76,7 +76,7 @@ class Checkpoint:
         """The content of progress.json: 'step', 'vocab_size', the scores (see transformer/judging.py), ..."""
         progress = json.loads(self._json("progress.json"))
         numbers = [progress.get(name) for name in ("step", "vocab_size")] if isinstance(progress, dict) else [None]
-        if any(type(number) is not int for number in numbers):
+        if any(type(number) is not int for number in numbers) or not isinstance(progress.get("run"), str | None):
             raise UserError(f"{self.path / 'progress.json'} was not written by this program: {_DAMAGED}")
         return progress
 

@@ -11,20 +11,43 @@ from etils import epath
 
 from transformer.checkpoint.arrays import Arrays, shapes_of
 from transformer.checkpoint.folders import remove
-from transformer.config import UserError
+from transformer.config import UserError, shown
 from transformer.files import seal, writing
 from transformer.memory import out_of_memory, ran_out
 from transformer.phases import phase
+from transformer.streams import to_json
 
 # Entries that `load`, inference and a resumed run require.
 NEEDED = {"progress": {"step", "vocab_size"}, "files": {"config.json"}, "items": {"params"}}
 GOES_ON = "then run the same command again: it goes on from the last complete checkpoint"
 
 
-def require_needed(given: Mapping[str, Mapping[str, Any]]) -> None:
-    """Raise `ValueError` if a checkpoint with this content would lack an entry of `NEEDED`."""
+def require_needed(name: Any, given: Mapping[str, Mapping[str, Any]]) -> None:
+    """Raise `ValueError` if a checkpoint with this name and content would lack an entry of `NEEDED`, or would have a
+    name, file or number that readers do not accept."""
+    if not (type(name) is int and 0 <= name < 10**8) and not (isinstance(name, str) and _is_file_name(name)):
+        raise ValueError(f"a checkpoint cannot be called {shown(name)}; give its step, or a name without /")
+    for what, mapping in given.items():
+        if not isinstance(mapping, Mapping):
+            raise ValueError(f"{what} of a checkpoint is a {type(mapping).__name__}: give a dict")
+    if wrong := [leaf for leaf in jax.tree.leaves(dict(given["items"])) if not hasattr(leaf, "shape")]:
+        raise ValueError(f"the items of a checkpoint hold {shown(wrong[0])}: give trees of arrays")
+    try:
+        to_json(dict(given["progress"]))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"the progress of a checkpoint can't be written as JSON ({error})") from None
+    for file, content in given["files"].items():
+        if not isinstance(file, str) or not _is_file_name(file) or not isinstance(content, bytes):
+            raise ValueError(f"file {shown(file)} of a checkpoint: give a name without / and its content as bytes")
+    for key in NEEDED["progress"] & given["progress"].keys():
+        if type(number := given["progress"][key]) is not int:
+            raise ValueError(f"progress[{key!r}] = {shown(number)}: give an int")
     if lacking := [f"{name} in {where}" for where, names in NEEDED.items() for name in names - given[where].keys()]:
         raise ValueError(f"a checkpoint cannot be read without {', '.join(sorted(lacking))}; pass these to save, too")
+
+
+def _is_file_name(name: str) -> bool:
+    return name not in ("", ".", "..") and "/" not in name and "\0" not in name
 
 
 class Saving:

@@ -59,7 +59,7 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """Steps of the complete checkpoints, ascending."""
-        if not self.folder.exists():
+        if not self.folder.is_dir():
             return []
         names = [path.name for path in self.folder.iterdir() if path.name.isdecimal()]
         for name in names:
@@ -75,7 +75,7 @@ class Checkpoints:
         """
         steps = self.steps()
         later = {}
-        for path in self.folder.iterdir() if self.folder.exists() else ():
+        for path in self.folder.iterdir() if self.folder.is_dir() else ():
             number = path.name.removesuffix(INTERRUPTED)
             interrupted = number != path.name and is_training_name(path.name)
             if interrupted and self.complete(path.name) and int(number) > max(steps, default=-1):
@@ -198,9 +198,9 @@ class Checkpoints:
         of them can access. Process 0 must create this folder first (`make_folder`). Process 0 also does the rest.
 
         Raises `ValueError`, before anything is written, if `progress`, `files` or `items` lacks an entry that readers
-        need.
+        need, or has one that they do not accept.
         """
-        require_needed({"progress": progress, "files": files, "items": items})
+        require_needed(name, {"progress": progress, "files": files, "items": items})
         self.abandon()
         if jax.process_count() == 1:
             self.make_folder(name)
@@ -277,7 +277,7 @@ class Checkpoints:
             kept |= {step for step in steps if keep_every and step % keep_every == 0}
             # `kept` has an interrupted checkpoint only if it is the newest state. Remove all others.
             needed = {self.path(name).name for name in kept if name is not None}
-            folders = list(self.folder.iterdir()) if self.folder.exists() else []
+            folders = list(self.folder.iterdir()) if self.folder.is_dir() else []
             unneeded = [path for path in folders if is_training_name(path.name) and path.name not in needed]
             unneeded = [path for path in unneeded if unfinished(path) or self._belongs_to(path, run)]
         except (UserError, OSError) as error:

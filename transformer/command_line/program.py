@@ -10,7 +10,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from typing import Any, NoReturn
+from typing import Any
 
 from transformer.command_line.log import Format, StandardError
 from transformer.config import Interrupted, UserError
@@ -33,13 +33,13 @@ def run(main: Callable[[list[str]], int | None], *, interrupted: str = "interrup
     logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax logs tracebacks of errors that it also raises
     if sys.unraisablehook is sys.__unraisablehook__:
         sys.unraisablehook = _show_unraisable
-    with _interrupted_by_signals(interrupted):
-        code = _exit_code(main, interrupted)
+    with _interrupted_by_signals(interrupted) as end:
+        code = _exit_code(main, interrupted, end)
     sys.exit(code)
 
 
-def _exit_code(main: Callable[[list[str]], int | None], interrupted: str) -> int:
-    """Call `main`, print its error to standard error, and return the exit code."""
+def _exit_code(main: Callable[[list[str]], int | None], interrupted: str, end: _End) -> int:
+    """Call `main`, print its error to standard error, and return the exit code. `end`: the handler of signals."""
     try:
         try:
             code = main(sys.argv[1:]) or 0
@@ -59,6 +59,9 @@ def _exit_code(main: Callable[[list[str]], int | None], interrupted: str) -> int
     except ReaderGone:
         return 141
     except Exception as error:
+        if end.raised is not None:  # libraries may turn it into an error of their own, for example in an import
+            print(one_line(end.raised), file=sys.stderr)
+            return end.raised.code
         if (fault := _machine_fault(error)) is None:
             raise
         print("error:", one_line(fault), file=sys.stderr)
@@ -66,8 +69,19 @@ def _exit_code(main: Callable[[list[str]], int | None], interrupted: str) -> int
 
 
 def _show_unraisable(info: Any) -> None:
-    """Print an error that no code can catch, such as one in a destructor; but not one that follows a reported error."""
+    """Print an error that no code can catch, such as one in a destructor; but not one that follows a reported error.
+
+    If a signal came in such a place, send it again: else it would be lost, and the program could not be stopped.
+    """
     error = info.exc_value
+    if isinstance(error, (Interrupted, KeyboardInterrupt)):
+        number = error.code - 128 if isinstance(error, Interrupted) else signal.SIGINT
+        if isinstance(handler := signal.getsignal(number), _End):
+            handler.raised = None
+        again = threading.Timer(0.05, os.kill, (os.getpid(), number))
+        again.daemon = True
+        again.start()
+        return
     # "Event loop is closed": after a failed save, tensorstore calls event loops that Orbax has closed.
     if error is None or not (str(error) == "Event loop is closed" or ran_out(error)):
         sys.__unraisablehook__(info)
@@ -84,6 +98,8 @@ def _machine_fault(error: Exception) -> str | None:
         return str(out_of_memory(error, "end other programs, or ask for less at a time"))
     if isinstance(error, RuntimeError) and "home directory" in str(error):  # raised by pathlib
         return "a path begins with ~, but that home folder is not known; set HOME, or write the whole path"
+    if isinstance(error, FileNotFoundError) and "temporary directory" in str(error):  # raised by tempfile
+        return "no folder for temporary files can be written; make room in /tmp, or set TMPDIR to another folder"
     if isinstance(error, FileNotFoundError) and _folder_removed():
         return "the current folder was removed; change to one that exists (cd), then run the command again"
     if isinstance(error, OSError) and error.errno in _ERRNOS:
@@ -100,27 +116,37 @@ def _folder_removed() -> bool:
     return False
 
 
+class _End:
+    """A signal handler that raises `Interrupted`, once: a closed terminal sends several signals, which must not
+    interrupt the clean-up."""
+
+    def __init__(self, message: str):
+        self._message = message
+        self.raised: Interrupted | None = None
+
+    def __call__(self, number: int, frame: Any) -> None:
+        if self.raised is None:
+            self.raised = Interrupted(f"{signal.Signals(number).name}: {self._message}", number)
+            raise self.raised
+
+
 @contextlib.contextmanager
-def _interrupted_by_signals(message: str) -> Iterator[None]:
-    """A block in which SIGTERM and SIGHUP (a closed terminal) raise `Interrupted`, so that the program cleans up.
+def _interrupted_by_signals(message: str) -> Iterator[_End]:
+    """A block in which SIGTERM and SIGHUP (a closed terminal) raise `Interrupted`, so that the program cleans up. Gives
+    their handler.
 
     A signal that is ignored, as under nohup, or has another handler is left alone.
     """
+    end = _End(message)
     if threading.current_thread() is not threading.main_thread():
-        yield
+        yield end
         return
     signals = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
     signals = [number for number in signals if signal.getsignal(number) == signal.SIG_DFL]
-
-    def end(number: int, frame: Any) -> NoReturn:
-        for other in signals:  # a closed terminal sends several signals: don't interrupt the clean-up
-            signal.signal(other, signal.SIG_IGN)
-        raise Interrupted(f"{signal.Signals(number).name}: {message}", number)
-
     for number in signals:
         signal.signal(number, end)
     try:
-        yield
+        yield end
     finally:
         for number in signals:
             signal.signal(number, signal.SIG_DFL)

@@ -25,9 +25,9 @@ class Interrupted(BaseException):
 
 
 def shown(value: Any) -> str:
-    """The value's `repr` for a message, cut after 200 characters. Never raises."""
+    """The value's `repr` for a message, as one line, cut after 200 characters. Never raises."""
     try:
-        text = repr(value)
+        text = " ".join(line.strip() for line in repr(value).splitlines())  # arrays have several lines
     except Exception as error:  # an integer of 6,000 digits, or a faulty `__repr__` of the user's class
         return f"<{type(value).__name__} that cannot be shown: {error}>"
     return text if len(text) <= 200 else f"{text[:200]}..."

@@ -7,12 +7,16 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from transformer.config import DataConfig, TextConfig, UserError
+from transformer.config import DataConfig, TextConfig, UserError, shown
+from transformer.files import local
 
 
 def cache_dir(config: DataConfig | TextConfig) -> Path:
     """The path of the cache folder, which may not exist yet. Raises `UserError` if the path can't be used."""
     folder = config.cache_dir or os.environ.get("TRANSFORMER_CACHE") or "~/.cache/transformer"
+    named = "data.cache_dir" if config.cache_dir else "TRANSFORMER_CACHE"
+    if not local(folder) or "\0" in folder:
+        raise UserError(f"{named} = {shown(folder)}: the cache must be a local folder")
     try:
         folder.encode()
         return Path(folder).expanduser()

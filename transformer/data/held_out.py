@@ -51,6 +51,10 @@ def reference_doubts(name: str, sources: Sequence[str], references: Sequence[str
     blank = [bool(source.strip()) for source, line in zip(sources, references, strict=True) if not line.strip()]
     if any(blank) or len(blank) == count:  # a blank reference is right for a blank source
         yield f"{name}: {len(blank):,} of {count:,} references are blank, and scores count them like any other"
+    if missing := sum(
+        not source.strip() and bool(line.strip()) for source, line in zip(sources, references, strict=True)
+    ):
+        yield f"{name}: {missing:,} of {count:,} sources are blank, but their references are not"
     text, most = Counter(line.strip() for line in references).most_common(1)[0] if references else ("", 0)
     if text and (most == count > 1 or (count >= _MIN_REFERENCES and most > count / 2)):
         yield f"{name}: {most:,} of {count:,} references are the same, {text[:60]!r}; check that they are translations"

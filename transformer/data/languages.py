@@ -28,6 +28,25 @@ class Named(NamedTuple):
     tokens: TokenStore
 
 
+class Sides(NamedTuple):
+    """The pieces of a parallel text, flat, as a `TokenStore` has them."""
+
+    source_tokens: np.ndarray
+    target_tokens: np.ndarray
+
+
+def exchanged(name: str, text: Sides | TokenStore, known_name: str, known: Sides | TokenStore) -> str | None:
+    """The doubt that source and target of a text are exchanged, compared with another text; else None."""
+    # The larger text gives better statistics, so it is the reference.
+    larger, smaller = sorted((known, text), key=_pieces, reverse=True)
+    if _reads_like(larger, smaller) != ["target", "source"]:
+        return None
+    return (
+        f"{name}: its source reads like the target of {known_name}, and its target like the source there; exchange "
+        "source and target in one of them"
+    )
+
+
 def doubts(train: Sequence[Named], dev: Named | None) -> list[str]:
     """Warnings about the languages of a run's text, one line for each corpus in doubt.
 
@@ -42,22 +61,17 @@ def doubts(train: Sequence[Named], dev: Named | None) -> list[str]:
             f"{train[0].name}: source and target are the same text in all {train[0].tokens.same:,} pairs, unlike in "
             f"{dev.name}; give its translations as target"
         )
-    lines, exchanged = [], []
+    lines, reversed_ = [], []
     for corpus in train if dev else [corpus for corpus in train if corpus is not known]:
-        # The larger corpus gives better statistics, so it is the reference.
-        larger, smaller = sorted((known.tokens, corpus.tokens), key=_pieces, reverse=True)
-        if _reads_like(larger, smaller) == ["target", "source"]:
-            exchanged.append(
-                f"{corpus.name}: its source reads like the target of {known.name}, and its target like the source "
-                "there; exchange source and target in one of them"
-            )
+        if doubt := exchanged(corpus.name, corpus.tokens, known.name, known.tokens):
+            reversed_.append(doubt)
             continue
         source, target = _reads_like(known.tokens, corpus.tokens)
         if source == target != "" and _copied(corpus) <= 0.5:
             lines.append(f"{corpus.name}: its source and its target both read like the {source} of {known.name}")
-    if dev and len(exchanged) == len(train):
-        raise UserError(exchanged[0])
-    lines += [f"{line}, unless you want both directions" for line in exchanged]
+    if dev and len(reversed_) == len(train):
+        raise UserError(reversed_[0])
+    lines += [f"{line}, unless you want both directions" for line in reversed_]
     for corpus in (*train, *([dev] if dev else [])):
         if _copied(corpus) > 0.5:
             lines.append(
@@ -73,11 +87,11 @@ def _copied(corpus: Named) -> float:
     return tokens.same / whole if whole else 0.0
 
 
-def _pieces(tokens: TokenStore) -> int:
+def _pieces(tokens: Sides | TokenStore) -> int:
     return min(len(tokens.source_tokens), len(tokens.target_tokens))
 
 
-def _reads_like(known: TokenStore, text: TokenStore) -> list[str]:
+def _reads_like(known: Sides | TokenStore, text: Sides | TokenStore) -> list[str]:
     """For source and target of `text`, the side of `known` that it clearly resembles: "source", "target" or ""."""
     # The same number of pieces from both sides: of two samples of one language, the larger would look more likely.
     n = min(_pieces(known), _COUNTED)

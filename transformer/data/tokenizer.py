@@ -102,6 +102,8 @@ class Tokenizer:
     def load(cls, path: str | Path) -> Tokenizer:
         """Load a SentencePiece .model file. Raises `UserError` if it can't be read or is of another kind."""
         try:
+            if not Path(path).is_file() and not Path(path).is_dir() and Path(path).exists():
+                raise UserError(f"{path} is a pipe or a device, but it is read several times; write it to a file first")
             model = Path(path).read_bytes()
         except OSError as error:
             raise UserError(f"{path}: cannot be read ({error.strerror}); give a SentencePiece .model file") from None

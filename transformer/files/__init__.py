@@ -7,7 +7,7 @@ bytes) and the sha256 of each of its files. The manifest is written last: a fold
 from transformer.files.atomic import append, new_folder, replace, require_new, synced, writing
 from transformer.files.caching import ENTRY, cached, digest_once
 from transformer.files.locks import Lock, unchanged
-from transformer.files.paths import files_in, local, path_of, refuse_links
+from transformer.files.paths import files_in, local, local_path, path_of, refuse_links
 from transformer.files.sealing import MANIFEST, UNFINISHED, damage, digest, digest_of, manifest, seal, sealed
 from transformer.files.temporaries import owner, sweep, temporary
 
@@ -24,6 +24,7 @@ __all__ = [
     "digest_once",
     "files_in",
     "local",
+    "local_path",
     "manifest",
     "new_folder",
     "owner",

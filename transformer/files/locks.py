@@ -55,6 +55,13 @@ class Lock:
             self._file = file
             yield self
 
+    def refuse_held(self) -> None:
+        """Raise `UserError` if another process holds the lock, and `OSError` if it can't be opened. Writes nothing. A
+        bucket has no locks."""
+        with contextlib.suppress(FileNotFoundError), contextlib.ExitStack() as stack:
+            if local(self._path) and not try_lock(stack.enter_context(self._path.open("rb")), self._path):
+                raise UserError(f"{self._path.parent}: {self._busy}")
+
 
 @contextlib.contextmanager
 def unchanged(folder: Any) -> Iterator[Callable[[], None]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from pathlib import Path
 from typing import Any
 
 from etils import epath
@@ -26,6 +27,14 @@ def path_of(name: str | os.PathLike) -> epath.Path:
             f"{text}: unknown kind of storage; give a gs:// or s3:// bucket, or a local folder (with ./ before a name "
             "that contains ://)"
         ) from None
+
+
+def local_path(what: str, name: str | os.PathLike) -> Path:
+    """The path of something that can be local only. Raises `UserError` for a bucket or an unknown kind of storage;
+    `what` is its option."""
+    if not local(name):
+        raise UserError(f"{what} {os.fspath(name)}: give a local path (with ./ before a name that contains ://)")
+    return Path(name)
 
 
 def refuse_links(*paths: Any) -> None:

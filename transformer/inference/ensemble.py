@@ -125,10 +125,13 @@ def members(checkpoints: Sequence[Checkpoint], config: DecodeConfig) -> list[tup
     return loaded
 
 
-def check_members(params: Any, others: Any) -> None:
-    """Raise `UserError` for parameters or further models of a wrong kind."""
+def check_members(model: Any, params: Any, others: Any) -> None:
+    """Raise `UserError` for a model, parameters or further models of a wrong kind."""
     if not isinstance(others, Sequence) or not all(isinstance(one, (tuple, list)) and len(one) == 2 for one in others):
         raise UserError(f"others = {shown(others)}: give pairs of a model and its parameters")
+    for each in (model, *(other for other, _ in others)):
+        if not isinstance(each, Model):
+            raise UserError(f"model = {shown(each)}: give what `transformer.build` returns")
     for each in (params, *(other for _, other in others)):
         if not isinstance(each, Mapping) or not each:
             raise UserError(f"params = {shown(each)}: give a nested dict of arrays, as `transformer.load` returns")

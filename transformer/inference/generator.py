@@ -72,7 +72,7 @@ class Generator:
         prompt; otherwise it stands only for an empty prompt. `config.dtype` has no effect here: only `load` converts
         parameters (see `in_type`).
         """
-        check_members(params, others)
+        check_members(model, params, others)
         if not hasattr(vocabulary, "spelling"):
             raise UserError(f"vocabulary = {shown(vocabulary)}: give one of transformer.data.vocabularies")
         self.model, self.params, self.vocabulary, self.documents = model, params, vocabulary, documents
@@ -141,8 +141,7 @@ class Generator:
     ) -> list[list[Generated]]:
         """`config.n_best` samples for each prompt, or, with beam search, up to as many texts; the most probable first.
 
-        See `generate`. A sample depends on `config.seed`, on the number of its line, and on its number among the
-        samples of its prompt.
+        See `generate`. The samples of a prompt depend on `config.seed`, on the number of its line, and on `n_best`.
         """
         pieces = self.encode(prompts, first_line)
         results: list[list[Generated]] = [[] for _ in pieces]
@@ -168,17 +167,16 @@ class Generator:
             raise UserError(f"{kind} has no stream of pieces: give --decode.n_best 1 and --decode.sample True")
         (pieces,) = self.encode([prompt], first_line)
         stop = _checked_stops(stop)
-        shown, score = "", None
+        text, written, score = "", 0, None
         decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        text = ""
         for fresh, score in self._fresh(pieces, stop, first_line - 1):
             text += decoder.decode(self.vocabulary.spell(fresh), final=score is not None)
             sure = before(text, stop)
             if score is None and sure == text:
                 sure = certain(text, stop)
-            if len(sure) > len(shown):
-                yield sure[len(shown) :]
-                shown = sure
+            if len(sure) > written:
+                yield sure[written:]
+                written = len(sure)
         self.tally.count([score], first_line)
 
     @property

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,7 +26,7 @@ def texts(name: str, given: Iterable[str]) -> list[str]:
 
     Raises `UserError` for anything other than an iterable of strings. `name`: the argument, for messages.
     """
-    if isinstance(given, (str, bytes)) or not isinstance(given, Iterable):
+    if isinstance(given, (str, bytes)) or not isinstance(given, Iterable) or getattr(given, "shape", None) == ():
         raise UserError(f"{name} is a {type(given).__name__}: give a list of strings")
     given = list(given)
     for i, text in enumerate(given):
@@ -84,7 +84,7 @@ def check_ids(what: str, lists: Sequence[Sequence[int]], vocab_size: int | None)
     def fit(ids: Iterable[Any]) -> bool:
         return all(isinstance(i, (int, np.integer)) and not isinstance(i, bool) and 0 <= i < beyond for i in ids)
 
-    if not isinstance(lists, Iterable) or not all(isinstance(ids, Iterable) for ids in lists):
+    if not isinstance(lists, Collection) or not all(isinstance(ids, Collection) for ids in lists):
         raise UserError(f"the {what}s must be a list of lists of ids, not {shown(lists)}")
     if not fit(itertools.chain(*lists)):
         number = next(i for i, ids in enumerate(lists) if not fit(ids))

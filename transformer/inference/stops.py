@@ -42,7 +42,8 @@ class Stops:
             state = jnp.asarray(self.following_SV)[state_BM, tokens_BML[:, :, jnp.maximum(i, 0)]]
             return jnp.where(i >= 0, state, state_BM)
 
-        states_BM = jax.lax.fori_loop(0, min(S, L), follow, jnp.zeros(tokens_BML.shape[:2], jnp.int32))
+        # Zeros made of the pieces are on the devices of their rows, as a loop inside `jax.shard_map` demands.
+        states_BM = jax.lax.fori_loop(0, min(S, L), follow, tokens_BML[:, :, 0] * 0)
         return states_BM == S - 1
 
 

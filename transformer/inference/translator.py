@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
@@ -21,6 +20,7 @@ from transformer.inference.prefixes import Prefix, Prefixes
 from transformer.inference.scorer import Scored, Scorer
 from transformer.inference.strategy import options, strategy
 from transformer.inference.tally import Tally
+from transformer.memory import require_memory
 from transformer.model import Model, Params
 from transformer.model.checks import check_integer
 
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from transformer.data.tokenizer import Tokenizer
 
 log = logging.getLogger("transformer")
+
+_LONG = 4_096  # pieces of a source; attention over so many takes less than a GiB in the paper's models
 
 
 class Hypothesis(NamedTuple):
@@ -63,8 +65,8 @@ class Translator:
 
         `config.dtype` has no effect here: only `load` converts parameters (see `in_type`).
         """
-        check_members(params, others)
-        if isinstance(tokenizer, (str, bytes, os.PathLike)):  # None: `search` needs only pieces
+        check_members(model, params, others)
+        if tokenizer is not None and not hasattr(tokenizer, "vocab_size"):  # None: `search` needs only pieces
             raise UserError(f"tokenizer = {shown(tokenizer)}: give Tokenizer.load of it")
         self.model, self.params, self.tokenizer = model, params, tokenizer
         self.config = c = DecodeConfig() if config is None else config
@@ -289,10 +291,15 @@ class Translator:
         return scorer.score(sources, targets)
 
     def _check_sources(self, sources: Sequence[Sequence[int]]) -> None:
-        """Raise `UserError` if a source is longer than `config.max_source_length`."""
+        """Raise `UserError` if a source is longer than `config.max_source_length`, or its attention needs more memory
+        than a device has."""
         longest = self.config.max_source_length
         if (most := max(map(len, sources), default=0)) > longest:
             raise UserError(f"a source has {most} pieces, and decode.max_source_length = {longest}; cut it")
+        if most > _LONG:
+            heads = max(model.config.heads for model in self.models)
+            what = f"the attention weights of a source of {most} pieces"
+            require_memory(4 * heads * (most + 1) ** 2, what, "lower decode.max_source_length")
 
     def _check_lengths(self, pieces: Sequence[Sequence[int]], name: Callable[[int], str]) -> None:
         """Raise `UserError` if a translation or prefix has more pieces than decoding allows, or than the model has

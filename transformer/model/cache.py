@@ -13,7 +13,7 @@ from jax import Array
 
 from ..config import ModelConfig, UserError
 from .attention import KV
-from .checks import INT32_MAX, check_integer, check_mask, check_places, check_same_shape, value_of
+from .checks import INT32_MAX, check_float, check_integer, check_mask, check_places, check_same_shape, value_of
 
 
 class Memory(NamedTuple):
@@ -157,7 +157,7 @@ def empty_cache(config: ModelConfig, rows: int, length: int, beams: int = 1, dty
     for name, number in (("rows", rows), ("length", length), ("beams", beams)):
         check_integer(name, number, 1)
     check_integer("rows * beams * length", int(rows) * int(beams) * int(length), 1, INT32_MAX)
-    attention, S, dtype = config.attention("decoder"), length * beams, jnp.dtype(dtype or config.dtype)
+    attention, S, dtype = config.attention("decoder"), length * beams, check_float("dtype", dtype or config.dtype)
     K = attention.kv_heads
     kv = tuple(
         KV(jnp.zeros((rows, K, config.key_size, S), dtype), jnp.zeros((rows, K, S, config.value_size), dtype))

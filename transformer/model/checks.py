@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..config import BOS, ModelConfig, UserError, check_model
+from ..config import BOS, ModelConfig, UserError, check_model, shown
 
 INT32_MAX = 2**31 - 1  # the largest id and index
 
@@ -35,6 +35,18 @@ def check_integer(name: str, number: Any, least: int, most: int | None = None) -
         raise UserError(f"{name} = {number}: must be at least {least}{'' if most is None else f', at most {most}'}")
 
 
+def check_key(key: Any, *, optional: bool = True) -> None:
+    """Raise `UserError` unless this is one key of `jax.random`, or None if that is allowed."""
+    if key is None and optional:
+        return
+    dtype = getattr(key, "dtype", None)
+    typed = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
+    raw = dtype == np.uint32 and np.shape(key) == jax.eval_shape(jax.random.PRNGKey, 0).shape
+    if not (raw or (typed and not key.shape)):
+        otherwise = ", or None for no dropout" if optional else ""
+        raise UserError(f"key = {shown(key)}: give a key, such as jax.random.key(0){otherwise}")
+
+
 def check_complete(config: ModelConfig) -> None:
     """Raise `UserError` if no model can be built: the config breaks a rule, or its vocab_size is None."""
     check_model(config)
@@ -52,6 +64,25 @@ def check_integers(name: str, x_BT: Any) -> None:
         raise UserError(f"{name} has the shape {x_BT.shape}: give (rows, positions), or {name}[None] for one sentence")
     if 0 in x_BT.shape:
         raise UserError(f"{name} has the shape {x_BT.shape}: give at least one row and one position")
+
+
+def check_width(name: str, x_BTD: Any, width: int) -> None:
+    """Raise `UserError` unless this is an array of floats of shape (rows, positions, `width`)."""
+    shape, dtype = getattr(x_BTD, "shape", None), getattr(x_BTD, "dtype", None)
+    if shape is None or dtype is None or not jnp.issubdtype(dtype, jnp.floating):
+        raise UserError(f"{name} = {shown(x_BTD)}: give an array of floats, as `hidden` returns")
+    if len(shape) != 3 or shape[2] != width:
+        raise UserError(f"{name} has the shape {shape}: give (rows, positions, {width}), as `hidden` returns")
+
+
+def check_float(name: str, dtype: Any) -> jnp.dtype:
+    """The dtype. Raises `UserError` unless it is one of floats."""
+    try:
+        if jnp.issubdtype(found := jnp.dtype(dtype), jnp.floating):
+            return found
+    except TypeError:
+        pass
+    raise UserError(f"{name} = {shown(dtype)}: give a type of floats, such as jnp.bfloat16")
 
 
 def check_axes(name: str, x: Any) -> None:

@@ -11,11 +11,11 @@ from jax import Array
 
 from ..config import ModelConfig, UserError
 from .cache import Cache, check_cache, empty_cache, past
-from .checks import check_complete, check_ids, check_positions
+from .checks import check_complete, check_ids, check_positions, check_width
 from .initializers import constant
 from .inputs import inputs, position_table, shifted
 from .layers import Embedding, fold
-from .stack import RUN, Run, Stack
+from .stack import RUN, Run, Stack, check_run
 
 
 class Decoder(nnx.Module):
@@ -84,6 +84,7 @@ class Decoder(nnx.Module):
         attend to the earlier positions in the cache. Raises the errors of `__call__`, and `UserError` if the cache has
         no room for the tokens.
         """
+        check_run(run, key)
         check_ids("tokens_BT", tokens_BT, self.vocab_size)
         if memory is not None:
             raise UserError(f"memory is a {type(memory).__name__}: a model without encoder has none; leave it out")
@@ -100,6 +101,7 @@ class Decoder(nnx.Module):
 
     def logits(self, x_BTD: Array) -> Array:
         """Logits of each piece of the vocabulary, float32: logits_BTV."""
+        check_width("x_BTD", x_BTD, self.config.d_model)
         logits_BTV = self.output.logits(x_BTD)
         return logits_BTV if self.output_bias is None else logits_BTV + self.output_bias[...]
 

@@ -19,11 +19,12 @@ from .checks import (
     check_positions,
     check_same_shape,
     check_sources,
+    check_width,
 )
 from .initializers import constant
 from .inputs import inputs, position_table, shifted
 from .layers import Embedding, fold
-from .stack import RUN, Run, Stack
+from .stack import RUN, Run, Stack, check_run
 
 Weights = tuple[Array | None, ...]
 
@@ -72,6 +73,7 @@ class EncoderDecoder(nnx.Module):
         Raises `UserError` (a ValueError) for wrong types or shapes. Outside `jax.jit` it also raises for ids outside
         the vocabulary, a target whose source is all padding, and positions beyond the learned ones.
         """
+        check_run(run, key)
         check_ids("source_BS", source_BS, self.vocab_size)
         check_ids("target_BT", target_BT, self.vocab_size)
         sources, targets = source_BS.shape[0], target_BT.shape[0]  # not `len`: symbolic when exported
@@ -123,6 +125,7 @@ class EncoderDecoder(nnx.Module):
 
         Vectors at padding have no meaning.
         """
+        check_run(run, key)
         check_ids("source_BS", source_BS, self.vocab_size)
         for name, given in (("positions_BS", positions_BS), ("segments_BS", segments_BS)):
             if given is not None:
@@ -176,6 +179,7 @@ class EncoderDecoder(nnx.Module):
 
         Raises the errors of `__call__`, and `UserError` if the cache has no room for the tokens.
         """
+        check_run(run, key)
         self._check_decoding(tokens_BT, memory, cache, at_B, positions_BT, segments_BT, mask_BTS)
         rows, T = tokens_BT.shape
         window = self.config.attention("decoder").window
@@ -204,6 +208,7 @@ class EncoderDecoder(nnx.Module):
 
     def logits(self, x_BTD: Array) -> Array:
         """Logits of each piece of the vocabulary, float32: logits_BTV."""
+        check_width("x_BTD", x_BTD, self.config.d_model)
         logits_BTV = self.output.logits(x_BTD)
         return logits_BTV if self.output_bias is None else logits_BTV + self.output_bias[...]
 

@@ -19,7 +19,7 @@ from flax import nnx
 from jax import Array
 
 from ..config import ModelConfig, UserError
-from .checks import check_axes, check_complete
+from .checks import check_axes, check_complete, check_key
 from .decoder import Decoder
 from .encoder_decoder import EncoderDecoder
 
@@ -67,7 +67,8 @@ class Model(Generic[M]):
         return {"/".join(map(str, path)): v.get_metadata()["start"] for path, v in self._variables.items()}
 
     def init(self, key: Array) -> Params:
-        """Fresh float32 parameters; the same key gives the same values."""
+        """Fresh float32 parameters; the same key gives the same values. Raises `UserError` if `key` is no key."""
+        check_key(key, optional=False)
         state = nnx.state(self._make(nnx.Rngs(params=key)))
         return _nest({path: variable[...] for path, variable in nnx.to_flat_state(state)})
 

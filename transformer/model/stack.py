@@ -13,9 +13,10 @@ import jax
 from flax import nnx
 from jax import Array
 
-from ..config import ModelConfig
+from ..config import ModelConfig, UserError, shown
 from .attention import KV, Attention, write
 from .cache import Cache
+from .checks import check_key
 from .initializers import distributions
 from .layers import FeedForward, LayerNorm, dropout, fold
 
@@ -32,6 +33,13 @@ class Run(NamedTuple):
 
 
 RUN = Run()
+
+
+def check_run(run: object, key: object) -> None:
+    """Raise `UserError` unless these are options of running a stack, and a key or None."""
+    check_key(key)
+    if not isinstance(run, Run) or not callable(run.between):
+        raise UserError(f"run = {shown(run)}: give a transformer.model.Run, or leave it out")
 
 
 class SublayerNorm(LayerNorm):

@@ -14,7 +14,7 @@ from etils import epath
 from jax import Array
 from jax.sharding import Mesh
 
-from transformer.config import LanguageModelConfig, UserError, with_micro_batches
+from transformer.config import LanguageModelConfig, with_micro_batches
 from transformer.data.folder import writable_cache_dir
 from transformer.data.running import Text, Texts, texts
 from transformer.data.text_store import TextStore, encode_text
@@ -26,7 +26,7 @@ from transformer.model import Params, build
 from transformer.model.rounding import in_type
 from transformer.tasks import text_sets
 from transformer.tasks.perplexity import evaluate_workdir, lines_of, summed
-from transformer.tasks.vocabulary import VOCABULARIES, files_of, inherited, size_before_training
+from transformer.tasks.vocabulary import VOCABULARIES, files_of, inherited, refuse_other_size, size_before_training
 from transformer.training.objectives import causal
 from transformer.training.sharding import batch_sharding, gathered, put
 from transformer.training.start import check_start
@@ -41,8 +41,7 @@ class LanguageModel:
     """Model, batches, loss and evaluation of one config (see `training.task.Task`)."""
 
     def __init__(self, config: LanguageModelConfig, pieces: Vocabulary, sides: Texts):
-        if (given := config.model.vocab_size) not in (None, pieces.size):
-            raise UserError(f"model.vocab_size = {given}: the vocabulary has {pieces.size} pieces; leave it out")
+        refuse_other_size(config, pieces.size)
         config = dataclasses.replace(config, model=config.model.with_vocabulary(pieces.size))
         self.config, self.pieces, self.texts, self.judged = config, pieces, sides, JUDGED
         self.files = files_of(pieces)

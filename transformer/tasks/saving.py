@@ -19,7 +19,7 @@ from transformer.files import replace
 from transformer.model import Model, Params
 from transformer.model.checks import check_integer
 from transformer.model.functional import finite
-from transformer.training.start import MADE, hold
+from transformer.training.workdir import MADE, hold
 
 MARK = "saved_by"  # an entry of progress.json that checkpoints of train.py lack
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime
 import hashlib
@@ -13,9 +14,13 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from transformer.checkpoint import AVERAGE, Checkpoint, Checkpoints, again
 from transformer.config import Config, UserError, require_translation, shown
 from transformer.data.held_out import reference_doubts
+from transformer.data.languages import Sides, exchanged
+from transformer.data.tokenizer import Tokenizer
 from transformer.files import append, local, path_of, refuse_links, replace, writing
 from transformer.inference.translator import Translator
 from transformer.judging import Judged
@@ -94,7 +99,7 @@ def evaluate_workdir(
 
     # With one process, choose anew if training removes the checkpoint. Several processes might choose different ones.
     ours, *theirs = again(load) if count() == 1 else load()
-    _warn(test_set, sources, targets, ours.config)
+    _warn(test_set, sources, targets, ours, workdir)
     log.info(
         "translating %d sentences of %s with checkpoint %s of %s",
         *(len(sources), test_set, ours.checkpoint.name, workdir),
@@ -144,18 +149,29 @@ def _result(test_set: str, ours: _Loaded, hypotheses: list[str], targets: Refere
     return result
 
 
-def _warn(test_set: str, sources: list[str], targets: References, config: Config) -> None:
+def _warn(test_set: str, sources: list[str], targets: References, ours: _Loaded, workdir: str) -> None:
     """Log a warning for each thing that seems wrong with a test set."""
     if not first():
         return
+    with contextlib.suppress(UserError):  # a damaged development set, which is not scored here
+        name, *dev = read_set(workdir, "dev")
+        dev_sides, given = (_sides(ours.translator.tokenizer, *both) for both in (dev, (sources, targets[0])))
+        if doubt := exchanged(test_set, given, name, dev_sides):
+            log.warning("%s", doubt)
     for name, lines in _named_references(test_set, targets):
         for doubt in reference_doubts(name, sources, lines):
             log.warning("%s", doubt)
     for (i, one), (k, other) in itertools.combinations(enumerate(targets, 1), 2):
         if one == other:
             log.warning("%s: its references %d and %d are the same, and count as one translation", test_set, i, k)
-    if doubt := unsuited(test_set, targets[0], config):
+    if doubt := unsuited(test_set, targets[0], ours.config):
         log.warning("%s", doubt)
+
+
+def _sides(tokenizer: Tokenizer, sources: Sequence[str], targets: Sequence[str]) -> Sides:
+    """The pieces of both sides of a set, flat."""
+    sides = (tokenizer.encode(sources, "source"), tokenizer.encode(targets, "target"))
+    return Sides(*(np.array([piece for line in lines for piece in line], np.int32) for lines in sides))
 
 
 def _config_to_score(

@@ -19,7 +19,7 @@ from etils import epath
 from transformer.config import UserError
 from transformer.data.opening import open_text
 from transformer.data.text import Corpora, Parallel, file_kind, read_pairs
-from transformer.files import path_of, refuse_links, replace
+from transformer.files import path_of, refuse_links, replace, writing
 from transformer.streams import to_json
 
 log = logging.getLogger("transformer")
@@ -75,7 +75,9 @@ def write_sets(folder: epath.Path, texts: Corpora, fields: tuple[str, str]) -> N
         for side, lines in zip(SIDES, read_sides(parallel, fields), strict=True):
             content = "".join(line + "\n" for line in lines).encode()
             digest, path = hashlib.sha256(content).hexdigest(), folder / "sets" / f"{kind}.{side}"
-            if path.exists() and path.read_bytes() != content:
+            with writing(path):
+                changed = path.exists() and path.read_bytes() != content
+            if changed:
                 log.warning("%s is written anew: the %s set has changed, and scores of it don't compare", path, kind)
             replace(path, content)
             known[kind] |= {"lines": len(lines), f"{side}_sha256": digest}

@@ -17,7 +17,7 @@ from etils import epath
 
 from transformer.config import UserError
 from transformer.data.running import Text, parts
-from transformer.files import path_of, refuse_links, replace
+from transformer.files import path_of, refuse_links, replace, writing
 from transformer.streams import to_json
 
 log = logging.getLogger("transformer")
@@ -35,7 +35,9 @@ def write(folder: epath.Path, sets: Mapping[str, Text | None]) -> None:
         files = {f"{kind}.{i}.text": content.encode() for i, content in enumerate(_contents(text))}
         for name, content in files.items():
             path = folder / "sets" / name
-            if path.exists() and path.read_bytes() != content:
+            with writing(path):
+                changed = path.exists() and path.read_bytes() != content
+            if changed:
                 log.warning("%s is written anew: the %s text has changed, and scores of it don't compare", path, kind)
             replace(path, content)
         digests = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}

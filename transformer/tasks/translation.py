@@ -34,7 +34,7 @@ from transformer.tasks.gathered import translate_shares
 from transformer.tasks.judges import JUDGED, bleu_tokenizer, check_scoring, score, spelt_otherwise, unsuited
 from transformer.tasks.scoring import evaluate_workdir, lines_of
 from transformer.tasks.sets import read_sides, write_sets
-from transformer.tasks.vocabulary import files_of, inherited, size_before_training
+from transformer.tasks.vocabulary import files_of, inherited, refuse_other_size, size_before_training
 from transformer.training.objectives import sequences
 from transformer.training.sharding import batch_sharding, gathered, put
 from transformer.training.start import check_start
@@ -50,8 +50,7 @@ class Translation:
     """Model, batches, loss and evaluation of one config (see `training.task.Task`)."""
 
     def __init__(self, config: Config, pieces: Tokenizer, texts: Corpora):
-        if (given := config.model.vocab_size) not in (None, pieces.vocab_size):
-            raise UserError(f"model.vocab_size = {given}: the tokenizer has {pieces.vocab_size} pieces; leave it out")
+        refuse_other_size(config, pieces.vocab_size)
         config = dataclasses.replace(config, model=config.model.with_vocabulary(pieces.vocab_size))
         self.config, self.pieces, self.texts = config, pieces, texts
         model = build(config.model)

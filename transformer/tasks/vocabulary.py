@@ -49,9 +49,19 @@ def size_before_training(config: Any, workdir: str, kind: Kind = TOKENIZERS) -> 
     if pieces is None and config.data.tokenizer:
         pieces = kind.load(config.data.tokenizer)
     if pieces is not None:
-        return pieces.vocab_size if kind is TOKENIZERS else pieces.size
-    of_pieces = {"characters": None, "bytes": vocabularies.Bytes().size}
-    return of_pieces.get(getattr(config.data, "pieces", None), config.data.vocab_size)
+        size = pieces.vocab_size if kind is TOKENIZERS else pieces.size
+    else:
+        of_pieces = {"characters": None, "bytes": vocabularies.Bytes().size}
+        size = of_pieces.get(getattr(config.data, "pieces", None), config.data.vocab_size)
+    if size is not None:
+        refuse_other_size(config, size)
+    return size
+
+
+def refuse_other_size(config: Any, size: int) -> None:
+    """Raise `UserError` if model.vocab_size is not the size of the vocabulary."""
+    if (given := config.model.vocab_size) not in (None, size):
+        raise UserError(f"model.vocab_size = {given}: the tokenizer has {size} pieces; leave model.vocab_size out")
 
 
 def inherited(config: Any, workdir: str | None, kind: Kind = TOKENIZERS) -> Any:

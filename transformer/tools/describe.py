@@ -28,10 +28,10 @@ def vocabulary_size(config: Any) -> int:
     pieces. Raises `UserError` if that can't be read.
     """
     data = config.data
-    if not isinstance(config, LanguageModelConfig):
-        return data.vocab_size
     if config.model.vocab_size is not None:
         return config.model.vocab_size
+    if not isinstance(config, LanguageModelConfig):
+        return data.vocab_size
     if data.tokenizer is not None:
         return vocabularies.load(data.tokenizer).size
     if data.pieces == "characters":

@@ -14,8 +14,10 @@ import numpy as np
 from transformer.config import AttentionConfig, Config, DecodeConfig, ModelConfig
 from transformer.inference.engine import cache_type
 from transformer.inference.translator import Translator
+from transformer.memory import require_memory
 from transformer.model import build
 from transformer.model.rounding import in_type
+from transformer.tools.describe import vocabulary_size
 
 BYTES = {"float32": 4, "bfloat16": 2}
 SOURCE_LENGTH = 24  # pieces, end of sentence included
@@ -91,7 +93,12 @@ def decode_seconds(
 
 
 def kv_table(config: Config, *, sentences: int = 8, length: int = 64) -> Iterator[str]:
-    """Lines of the table for the model of a config, measured on this machine's devices."""
+    """Lines of the table for the model of a config, measured on this machine's devices. Raises `UserError` if a device
+    has no memory for the model."""
+    pieces = vocabulary_size(config)
+    params = build(config.model.with_vocabulary(pieces)).abstract_params
+    numbers = sum(math.prod(x.shape) for x in jax.tree.leaves(params))
+    require_memory(4 * numbers, "the parameters", "lower the sizes of the model (--model.d_model, d_ff, ...)")
     beams, source_length = config.decode.beam_size, SOURCE_LENGTH
     if config.model.positions == "learned":
         length = min(length, config.model.max_positions - 1)  # one position is for eos
@@ -109,10 +116,10 @@ def kv_table(config: Config, *, sentences: int = 8, length: int = 64) -> Iterato
     for name, model in variants(config.model).items():
         token, _ = cache_bytes(dataclasses.replace(model, dtype=cache))
         _, source = cache_bytes(dataclasses.replace(model, dtype=decoded.dtype))
-        shapes = jax.tree.leaves(build(model.with_vocabulary(config.data.vocab_size)).abstract_params)
+        shapes = jax.tree.leaves(build(model.with_vocabulary(pieces)).abstract_params)
         seconds = decode_seconds(
             model,
-            config.data.vocab_size,
+            pieces,
             sentences=sentences,
             beam_size=beams,
             source=source_length,

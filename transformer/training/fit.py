@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import math
-import os
 import tempfile
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import jax
 import numpy as np
 
 from transformer.checkpoint import Checkpoints
 from transformer.config import UserError, to_json
+from transformer.files import path_of
+from transformer.memory import memory_of_a_device
 from transformer.training.processes import gather
 from transformer.training.progress import clock
-from transformer.training.sharding import batch_sharding, make_mesh, put
-from transformer.training.start import banner, initial, shown
+from transformer.training.sharding import batch_sharding, bytes_on_a_device, make_mesh, put
+from transformer.training.start import banner, initial, refuse_to_resume, shown
 from transformer.training.step import Program, TrainState, bytes_needed, cut, program
 from transformer.training.task import Batches, Shape, Task
 
@@ -78,7 +77,7 @@ def accumulation(task_of: Callable[[int], Task], limit: int | None = None) -> in
         if fits:
             return count
         # The state stays the same, and the rest shrinks at most in proportion: smaller counts cannot fit.
-        state = bytes_of(update_program.abstract)
+        state = bytes_on_a_device(update_program.abstract)
         if state >= limit:
             raise too_large
         if need < TOO_MUCH:
@@ -104,30 +103,12 @@ def memory_of_an_update(update_program: Program, batches: Batches, micro_batches
     return need
 
 
-def bytes_of(abstract: TrainState) -> int:
-    """Bytes that a state takes on each device."""
-    leaves = jax.tree.leaves(abstract)
-    return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in leaves)
-
-
-def memory_of_a_device() -> int:
-    """Bytes that this program may use on one device."""
-    device = jax.local_devices()[0]
-    stats = device.memory_stats()
-    if stats and "bytes_limit" in stats:
-        return stats["bytes_limit"]
-    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
-    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):  # a container's limits
-        with contextlib.suppress(OSError, ValueError):
-            limits.append(int(Path(path).read_text()))
-    return min(limits) // jax.local_device_count()
-
-
 def dry_run(task: Task, workdir: str) -> None:
     """Try every part of a run once: compile the largest shapes, update, save, restore, decode. Log time and memory."""
     batches, train = task.batches(), task.config.train
     update_program = program(task.objective, train, make_mesh(task.config.mesh))
     banner(task, batches, update_program)
+    refuse_to_resume(task, update_program, path_of(workdir))
     largest, longest = extremes(batches)
     for shape in [largest] if largest == longest else [longest, largest]:
         began = time.monotonic()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +16,9 @@ from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from transformer.checkpoint import with_sharding
 from transformer.config import MeshConfig, UserError
+from transformer.memory import require_memory
 from transformer.model import Model
 
 # Pattern of parameter paths -> the mesh axis that each dimension is cut along. The first match wins. No match is an
@@ -62,8 +65,22 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
 
 
 def check_mesh(model: Model, config: MeshConfig) -> None:
-    """Raise `UserError` if the mesh does not fit the available devices, or does not divide the model."""
-    shardings(model.abstract_params, make_mesh(config))
+    """Raise `UserError` if the mesh does not fit the available devices or does not divide the model, or if parameters
+    and Adam's two moments exceed the memory of a device."""
+    params = model.abstract_params
+    sharded = with_sharding(params, shardings(params, make_mesh(config)))
+    require_memory(
+        3 * bytes_on_a_device(sharded),
+        "the parameters and Adam's two moments",
+        "lower the sizes of the model (--model.d_model, d_ff, ...), or share it over more devices (mesh.fsdp, "
+        "mesh.tensor)",
+    )
+
+
+def bytes_on_a_device(sharded: Any) -> int:
+    """Bytes that a tree of abstract arrays with shardings takes on each device."""
+    leaves = jax.tree.leaves(sharded)
+    return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in leaves)
 
 
 def spec(path: str) -> P:

@@ -1,17 +1,16 @@
-"""The start of a run: lock its workdir, check that all processes agree, and get the state to continue from.
+"""The start of a run: check that all processes agree, and get the state to continue from.
 
 The state comes from the newest checkpoint of the run, else from `train.init_from`, else from `train.seed`.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import hashlib
 import json
 import logging
 import secrets
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,18 +19,8 @@ from etils import epath
 from jax.sharding import Mesh
 
 from transformer.checkpoint import Checkpoint, Checkpoints
-from transformer.config import (
-    KINDS,
-    Config,
-    ModelConfig,
-    UserError,
-    conflicts,
-    differences,
-    flatten,
-    from_json,
-    to_json,
-)
-from transformer.files import Lock, local, path_of, refuse_links, replace, sealed, sweep
+from transformer.config import KINDS, Config, ModelConfig, UserError, flatten, to_json
+from transformer.files import Lock, local, replace, sweep
 from transformer.judging import Judge, upgraded
 from transformer.machine import cores
 from transformer.model import Model, Params
@@ -48,85 +37,8 @@ log = logging.getLogger("transformer")
 # Options that may differ between hosts: each may have its own cache and its own copy of the text. The contents of the
 # text are compared instead.
 OF_MACHINE = ("data.cache_dir", "data.workers", "data.tfds_dir")
-# What a run writes to its workdir after config.json. That file comes first and marks the folder as a workdir.
-MADE = (
-    *("checkpoints", "metrics.jsonl", "scores.jsonl", "sets", "tensorboard"),
-    *("tokenizer.model", "tokenizer.json", "characters.json", "bytes.json", "tokenizer.sha256"),
-)
 # Fields of `ModelConfig` on which no parameter's shape depends.
 SHAPELESS = ("dropout", "attention_dropout", "initializer", "attention_kernel", "dtype", "window", "position_offset")
-
-
-# ---- The workdir -----------------------------------------------------------------------------------------------------
-@contextlib.contextmanager
-def hold(workdir: str) -> Iterator[Lock]:
-    """Make the workdir and lock it against other training runs. Reading from it needs no lock.
-
-    Raises `UserError` if another run holds the lock, or if the folder cannot be written.
-    """
-    folder = path_of(workdir)
-    if sealed(folder):
-        raise UserError(f"--workdir {workdir}: this is a checkpoint, whose folder must not change; use another folder")
-    lock = Lock(folder / ".lock", "another run trains there; stop it first, or use another --workdir")
-    with contextlib.ExitStack() as stack:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            refuse_links(*(folder / name for name in (".lock", "config.json", "profile", *MADE)))
-            stack.enter_context(lock.held())
-        except OSError as error:
-            reason = error.strerror or error
-            raise UserError(f"--workdir {workdir}: {reason}; name a folder that can be written") from None
-        yield lock
-
-
-def refuse_other_config(config: Config, workdir: str) -> None:
-    """Raise `UserError` if the folder holds a run with a conflicting config, or is no workdir. Log the rest."""
-    checkpoints = Checkpoints(workdir)
-    folder, steps = checkpoints.folder.parent, checkpoints.steps()
-    old_config = config_of(checkpoints)
-    if old_config is None:
-        made = [name for name in MADE if (folder / name).exists()]
-        if made:
-            raise UserError(
-                f"{workdir} is not a workdir of train.py: it has no config.json, but {', '.join(made)}, which "
-                "training would overwrite; use another --workdir"
-            )
-        return
-    if conflicting := conflicts(old_config, config):
-        listed = "; ".join(f"{name} is {old!r} there, {new!r} now" for name, (old, new) in conflicting.items())
-        raise UserError(
-            f"{workdir} was trained with another config: {listed}. Use another --workdir, or the same values"
-        )
-    if not checkpoints.states() and (saved := checkpoints.once_saved(old_config.train.checkpoint_every)):
-        raise UserError(
-            f"{workdir}: {saved}, but no complete checkpoint is in {checkpoints.folder}; bring them back, or start "
-            "anew with another --workdir"
-        )
-    if steps:
-        for name, (old, new) in differences(old_config, config).items():
-            if name == "model.vocab_size":  # None where the config leaves it to the task
-                continue
-            log.info("resuming with %s changed from %r to %r", name, old, new)
-
-
-def config_of(checkpoints: Checkpoints) -> Config | None:
-    """The config in the workdir's config.json. If that is missing or damaged, that of the newest whole checkpoint.
-
-    None if there is neither. Raises `UserError` if config.json is damaged and no checkpoint is intact.
-    """
-    path = checkpoints.folder.parent / "config.json"
-    if not path.exists():
-        intact = checkpoints.newest_whole()
-        return intact.config if intact else None
-    try:
-        return from_json(path.read_bytes().decode(), str(path))
-    except (UserError, OSError, UnicodeDecodeError) as error:
-        intact = checkpoints.newest_whole()
-        if intact is None:
-            workdir = checkpoints.folder.parent
-            raise UserError(f"{workdir} is not a workdir of train.py ({error}); use another --workdir") from None
-        log.warning("%s; taking the one that checkpoint %s holds", error, intact.name)
-        return intact.config
 
 
 # ---- The state -------------------------------------------------------------------------------------------------------
@@ -153,8 +65,7 @@ def begin(setup: Setup) -> tuple[TrainState, Progress]:
         *(checkpoints, program.abstract),
         lambda checkpoint: checkpoint.unfit(config, program.abstract.params, task.files),
     )
-    if saved.get("data_digest", digest) != digest:
-        raise UserError(f"the training text is not what {folder} was trained on; restore it, or use another --workdir")
+    refuse_other_text(saved, digest, folder)
     if state is None:
         state = initial(config, program)
     run = saved.get("run") or gather(secrets.token_hex(8))[0]
@@ -184,8 +95,22 @@ def begin(setup: Setup) -> tuple[TrainState, Progress]:
     )
 
 
+def refuse_other_text(saved: Mapping[str, Any], digest: str, folder: epath.Path) -> None:
+    """Raise `UserError` unless the training text with this digest is that of a checkpoint with the progress `saved`."""
+    if saved.get("data_digest", digest) != digest:
+        raise UserError(f"the training text is not what {folder} was trained on; restore it, or use another --workdir")
+
+
+def refuse_to_resume(task: Task, program: Program, folder: epath.Path) -> None:
+    """Raise `UserError` if there are checkpoints and a run of this task can't resume from them. Changes nothing."""
+    checkpoints, digest = Checkpoints(folder), task.data_digest()
+    name = newest_whole(checkpoints, [], lambda one: one.unfit(task.config, program.abstract.params, task.files))
+    if name is not None:
+        refuse_other_text(checkpoints.at(name).progress, digest, folder)
+
+
 def write_workdir(setup: Setup) -> None:
-    """Write config.json first (see `MADE`), then the task's files and sets."""
+    """Write config.json first (see `workdir.MADE`), then the task's files and sets."""
     task, folder, _, lock, *_ = setup
     with all_or_none():
         if first():

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import sys
 from functools import partial
-from pathlib import Path
 
 from transformer.command_line import Parser
 from transformer.config import Config, DecodeConfig, UserError
 from transformer.data.opening import open_stream
+from transformer.files import local_path
 from transformer.jobs import LESS_TO_DECODE
 from transformer.memory import enough_memory
 from transformer.verbs.decoding import loaded, parsed
@@ -41,7 +41,8 @@ def translate(arguments: list[str]) -> None:
 
     share = shares.parse(args.share or "0/1")
     if args.input is not None:
-        shares.refuse(Path(args.input), Path(args.output), share[1])
+        source, target = local_path("--input", args.input), local_path("--output", args.output)
+        shares.refuse(source, target, share[1])
 
     def checked(options: DecodeConfig) -> DecodeConfig:
         if options.n_best > 1 and not args.jsonl:
@@ -63,5 +64,5 @@ def translate(arguments: list[str]) -> None:
         fields = {**vars(options), "batch_sentences": 0, "batch_tokens": 0, "streams": 0}
         types = [in_type(model.config.model, {}, options.dtype)[0].dtype for model in models]
         about = repr(([model.digest for model in models], types, args.jsonl, args.details, sorted(fields.items())))
-        shares.translate_share(answer, Path(args.input), Path(args.output), *share, about)
+        shares.translate_share(answer, source, target, *share, about)
     translator.tally.refuse()

@@ -12,7 +12,7 @@ import numpy as np
 from transformer.checkpoint import Checkpoint, Checkpoints
 from transformer.config import LanguageModelConfig, ModelConfig, UserError, check, require_task
 from transformer.data.vocabularies import Vocabulary
-from transformer.files import new_folder, path_of, require_new, writing
+from transformer.files import local_path, new_folder, path_of, require_new, writing
 from transformer.packages import require
 from transformer.tasks.vocabulary import VOCABULARIES
 from transformer.tasks.vocabulary import files_of as vocabulary_files
@@ -113,7 +113,7 @@ def export(workdir: str, out: str, checkpoint: str | None = None) -> Path:
     `UserError` if safetensors is missing, if `out` is not a new or empty folder, and as `gpt2.to_gpt2` does.
     """
     require("export --to hf-gpt2", "safetensors")
-    require_new(folder := Path(out))
+    require_new(folder := local_path("OUT", out))
     opened = Checkpoints(workdir).read(checkpoint, _open)
     model, vocabulary = opened.config.model, opened.vocabulary
     with writing(folder), new_folder(folder) as building:
@@ -148,9 +148,11 @@ def generation_config(opened: _Opened) -> dict[str, Any]:
     d = opened.config.decode
     values: dict[str, Any] = {"max_length": opened.config.model.max_positions, "do_sample": d.sample}
     if d.sample:
-        values |= {"temperature": d.temperature, "top_k": d.top_k, "top_p": d.top_p}
+        values |= {"temperature": d.temperature, "top_k": d.top_k, "top_p": d.top_p, "min_p": d.min_p}
     else:
         values |= {"num_beams": d.beam_size}
+    if d.repetition_penalty != 1:
+        values["repetition_penalty"] = d.repetition_penalty
     if opened.vocabulary is not None:
         values["suppress_tokens"] = list(opened.vocabulary.banned) or None
     return values | opened.ids

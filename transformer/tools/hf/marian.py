@@ -32,7 +32,7 @@ from transformer.config import (
     require_translation,
 )
 from transformer.data.tokenizer import Tokenizer
-from transformer.files import new_folder, require_new, writing
+from transformer.files import local_path, new_folder, require_new, writing
 from transformer.model import Params
 from transformer.packages import require
 from transformer.tools.hf.folder import write, write_arrays
@@ -223,7 +223,7 @@ def export(workdir: str, out: str, checkpoint: str | None = None) -> Path:
     `UserError` if safetensors is missing, if `out` is not a new or empty folder, and as `to_marian` does.
     """
     require("export --to hf-marian", "safetensors")
-    require_new(folder := Path(out))
+    require_new(folder := local_path("OUT", out))
     config, state, pieces = Checkpoints(workdir).read(checkpoint, _state)
     vocab_size = pieces.vocab_size
     with writing(folder), new_folder(folder) as building:
