@@ -401,7 +401,7 @@ def test_after_warm_up_nothing_is_compiled(compilations, count):
     config = dataclasses.replace(CONFIG, d_ff=20 + count)  # of no other test
     own, params = fresh(config), tiny(config, 2)[1]
     made = Translator(own, params, Numbers(), DecodeConfig(batch_sentences=16, max_source_length=8, max_extra_length=9))
-    made.warm_up(count, 8)
+    made.warm_up(count, 7)
     assert compilations
     del compilations[:]
     assert len(dict(made.search(sources(count, seed=3)))) == count

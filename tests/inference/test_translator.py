@@ -53,8 +53,11 @@ def shapes(monkeypatch):
     return calls
 
 
+MODEL = build(ModelConfig(1, 1, d_model=8, d_ff=8, heads=2, vocab_size=8))  # not used: `shapes` replaces the decoding
+
+
 def copier(**decode):
-    return Translator(None, {"w": np.zeros(1)}, tokenizer(), DecodeConfig(**decode))
+    return Translator(MODEL, {"w": np.zeros(1)}, tokenizer(), DecodeConfig(**decode))
 
 
 def test_results_come_in_the_order_of_the_input(shapes):
@@ -219,7 +222,7 @@ def test_a_banned_phrase_that_the_tokenizer_drops_is_told_of(monkeypatch, phrase
     """Normalisation leaves no piece, so that nothing could be banned, or only a space, so that too much would be."""
     dropping = Tokenizer.train(sentences(400, seed=9), vocab_size=330, normalization="nmt_nfkc")
     assert [dropping.piece(i) for i in dropping.encode(["\u0001"])[0]] == ["▁"]
-    ours = Translator(None, {"w": np.zeros(1)}, dropping, DecodeConfig(banned=phrases))
+    ours = Translator(MODEL, {"w": np.zeros(1)}, dropping, DecodeConfig(banned=phrases))
     told = r"^decode.banned: this model's tokenizer keeps nothing of '.x01'; leave it out$"
     with pytest.raises(UserError, match=told):
         list(ours.search([[5]]))

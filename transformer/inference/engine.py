@@ -146,7 +146,7 @@ def stages(
             context, beams = once(rearrange, context, beams, index, length=length, keep=None, **sizes)
         ahead = until if most is None else min(until, at + most)
         if sliding is not None:
-            context, beams = slid(params, context, beams, sliding, input_row, at, shared)
+            context, beams = slid(params, context, beams, sliding, input_row, at, {**shared, "stage": stage})
             ahead = min(ahead, at + sliding.room(input_row[input_row >= 0], at))
         beams, used = once(proceed, params, context, beams, strategy, fewer, ahead, models=models, over=over)
         yield input_row, beams

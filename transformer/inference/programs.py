@@ -175,7 +175,7 @@ def begin(
     return constrain_rows((context, start(Past(caches, used_BMV), limit_B, length, options, given)), over)
 
 
-@partial(jax.jit, static_argnames=("models", "beams", "dtype", "over"))
+@partial(jax.jit, static_argnames=("models", "beams", "dtype", "over", "stage"))
 def read_again(
     params: tuple[Params, ...],
     tokens_XT: Array,
@@ -186,10 +186,11 @@ def read_again(
     beams: int,
     dtype: Any = None,
     over: NamedSharding | None = None,
+    stage: int = STAGE,
 ) -> tuple[tuple[Any, ...], Array]:
     """The caches of prompts that have been cut, one row for each hypothesis (see `prefilled`), and `offset_B`."""
     bound = [model.bind(parameters) for model, parameters in zip(models, params, strict=True)]
-    caches = tuple(prefilled(decoder, tokens_XT, lengths_B, beams, dtype) for decoder in bound)
+    caches = tuple(prefilled(decoder, tokens_XT, lengths_B, beams, dtype, stage) for decoder in bound)
     return constrain_rows((caches, offset_B), over)
 
 

@@ -230,11 +230,12 @@ class Translator:
         return limits
 
     def warm_up(self, sentences: int = 64, pieces: int = 31) -> None:
-        """Compile, side by side, the programs for calls with this number of sentences of at most this many pieces.
+        """Compile, side by side, the programs for calls with this number of sentences of this many pieces.
 
-        Sentences of a quarter of this length need the same programs. Outputs of more than 32 pieces (16, if
-        `sentences` fill 8 batches or more) need further ones, which are compiled when they occur. With several devices
-        this decodes one call of such sentences instead. See `transformer.cache_compiled` to keep programs on disk.
+        The lengths of few sentences are rounded up to 7, 31, 127 or 511 pieces: call this once for each size that you
+        expect. Outputs of more than 32 pieces (16, if `sentences` fill 8 batches or more) need further programs, which
+        are compiled when they occur. With several devices this decodes one call of such sentences instead. See
+        `transformer.cache_compiled` to keep programs on disk.
         """
         check_integer("sentences", sentences, 1, MAX_LINES)
         check_integer("pieces", pieces, 1, self.config.max_source_length)
