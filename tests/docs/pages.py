@@ -141,7 +141,7 @@ MODEL = {
     "--model.heads": "2",
 }
 TRAINING = {
-    "--data.vocab_size": "320",
+    "--data.vocab_size": "390",
     "--data.max_length": "16",
     "--data.context": "32",
     "--data.length_buckets": "2",
