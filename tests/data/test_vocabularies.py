@@ -177,7 +177,10 @@ def broken(**parts: object) -> bytes:
         (lambda: b'{"model": {"type": "WordPiece"}}', "not a tokenizer.json with byte-level BPE"),
         (lambda: broken(normalizer={"type": "NFC"}), "its normaliser changes text"),
         (lambda: broken(model={"type": "BPE", "vocab": 3}), "not a tokenizer.json that the package tokenizers reads"),
-        (lambda: broken(model={"type": "BPE", "vocab": {"a": 0}, "merges": []}), "lacks pieces for 255 of the 256"),
+        (
+            lambda: broken(model={"type": "BPE", "vocab": {"a": 0}, "merges": []}, added_tokens=[]),
+            "lacks pieces for 255 of the 256",
+        ),
         (
             lambda: broken(pre_tokenizer={"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True}),
             "puts a space before each text",

@@ -128,7 +128,8 @@ def test_help_that_cannot_be_printed_is_told(call, full_stdout, program: str, ar
 
 def test_no_folder_for_temporary_files_is_told_in_one_line(call, trained: Path, monkeypatch, full_after) -> None:
     """Also libraries need one, some of them when they are imported."""
-    monkeypatch.setattr("transformer.tasks.scoring.evaluate_workdir", lambda *_, **__: tempfile.gettempdir())
+    score = staticmethod(lambda *_, **__: tempfile.gettempdir())
+    monkeypatch.setattr("transformer.tasks.translation.Translation.score", score)
     monkeypatch.setattr(tempfile, "tempdir", None)
     with full_after(0):
         done = call("evaluate.py", "--workdir", trained)
