@@ -13,7 +13,7 @@ import transformer
 from transformer.checkpoint import Checkpoints
 from transformer.config import Config, DecodeConfig, UserError
 from transformer.data.tokenizer import Tokenizer
-from transformer.training.start import hold
+from transformer.training.workdir import hold
 
 DECODE = DecodeConfig(beam_size=2, max_source_length=30, max_extra_length=5)
 
