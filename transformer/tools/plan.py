@@ -97,7 +97,7 @@ def decoding(config: Config, mesh: Mesh, chip: Chip, sentences: int, length: int
     d = config.decode
     dtype = "bfloat16" if d.dtype == "auto" else d.dtype
     products = "bfloat16" if dtype == "int8" else dtype  # as in `in_type` on accelerators
-    model = build(dataclasses.replace(config.model, dtype=products).with_vocabulary(config.vocab_size))
+    model = build(dataclasses.replace(config.model, dtype=products).with_vocabulary(vocabulary_size(config)))
     host = mesh.devices.flat[0].process_index
     mesh = Mesh(np.array([device for device in mesh.devices.flat if device.process_index == host]), ("data",))
     replicated, by_rows = NamedSharding(mesh, P()), NamedSharding(mesh, P("data"))
