@@ -20,7 +20,6 @@ from runs import entries, leftovers, same_run, state
 from transformer.checkpoint import Checkpoint, Checkpoints
 from transformer.files import digest, files_in
 from transformer.jobs import train
-from transformer.training import start
 from transformer.training.progress import Display
 
 pytestmark = pytest.mark.slow
@@ -232,7 +231,7 @@ def test_a_disk_that_becomes_read_only(disk, tmp_path: Path, trained: Path, call
 
     monkeypatch.setattr(Display, "advance", advanced)
     # A folder with an open lock file can't be remounted read-only.
-    monkeypatch.setattr(start, "hold", lambda _: contextlib.nullcontext())
+    monkeypatch.setattr("transformer.training.workdir.hold", lambda _: contextlib.nullcontext())
     done = call(*command)
     assert done.code == 2
     assert "Read-only file system" in done.err.splitlines()[-1]
