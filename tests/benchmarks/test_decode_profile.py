@@ -70,7 +70,7 @@ def test_names_in_what_xla_writes_down(profile, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_toy_taken_apart(profile, environment) -> None:
-    program = [sys.executable, ROOT / "benchmarks/decode_profile.py", "--quick", "--batch", "4", "--length", "20"]
+    program = [sys.executable, ROOT / "benchmarks/decode_profile.py", "--quick", "--batch", "4", "--length", "40"]
     done = subprocess.run([*program, "--json"], capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
     rows = json.loads(done.stdout)
