@@ -169,7 +169,8 @@ def test_a_signal_ends_a_program_in_order(environment, tmp_path: Path, number: i
 
 
 IN_A_CALLBACK = """
-import gc, os, sys, time
+import gc, os, signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored from birth where the tests run in the background
 from transformer.command_line import run
 
 left = [1, 2]
