@@ -9,14 +9,18 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from etils import epath
 from quick import jit
 
 from transformer.checkpoint import Checkpoints
+from transformer.command_line import config_file
 from transformer.config import UserError
 from transformer.data.running import Text
 from transformer.data.text_store import encode_text
+from transformer.data.vocabularies import Bytes
 from transformer.model import build
-from transformer.tasks.perplexity import evaluate_workdir
+from transformer.tasks import text_sets
+from transformer.tasks.perplexity import evaluate_workdir, summed
 from transformer.tasks.vocabulary import VOCABULARIES, vocabulary_in
 
 WORDS = ("wolf", "sheep", "grass", "river", "stone")
@@ -155,11 +159,6 @@ def test_a_folder_in_the_place_of_a_text_is_told(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("documents", ["none", "blank_lines", "files"])
 def test_the_copy_in_a_workdir_has_the_pieces_of_the_text(text: Path, tmp_path: Path, documents: str) -> None:
-    from etils import epath
-
-    from transformer.data.vocabularies import Bytes
-    from transformer.tasks import text_sets
-
     other = tmp_path / "other.txt"
     other.write_text("river\n  stone\n \n\nwolf\n")
     whole = Text((str(text), str(other)), documents)
@@ -172,3 +171,13 @@ def test_the_copy_in_a_workdir_has_the_pieces_of_the_text(text: Path, tmp_path: 
         for attribute in ("tokens", "offsets"):
             np.testing.assert_array_equal(*(getattr(store, attribute) for store in stores))
         shutil.rmtree(tmp_path / "run")
+
+
+def test_evaluation_has_rows_for_one_micro_batch(text: Path, tmp_path: Path) -> None:
+    """A batch of all micro-batches might not fit into memory."""
+    config = config_file(str(text.with_suffix(".py")))
+    store = encode_text(Text((str(text),), "blank_lines"), Bytes(), folder=tmp_path)
+    rows = []
+    totals = summed(lambda batch: rows.append(len(batch["text"])) or {"nll": 2.0, "weight": 1}, store, config)
+    assert set(rows) == {256 // 2 // 16}
+    assert totals.nats_per_token == 2

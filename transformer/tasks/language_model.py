@@ -95,7 +95,7 @@ class LanguageModel:
     def prepare(self) -> None:
         """Split all text of the run into pieces, and plan the batches. Only the first call does the work."""
         self.batches()
-        for store in (self._development, self._test):
+        for store in (self._train, self._development, self._test):
             if store is not None and jax.process_index() == 0 and (doubt := store.doubt()):
                 log.warning("%s", doubt)
 
@@ -144,8 +144,7 @@ class LanguageModel:
             rows = jax.tree.map(lambda x: x[0], cut(batch, mesh, 1))
             return self._dev_loss(params, put(rows, batch_sharding(mesh)), None, mesh=mesh)[1]
 
-        context, batch_tokens = self.config.data.context, self.config.train.batch_tokens
-        totals = summed(sums, self._development, context=context, batch_tokens=batch_tokens)
+        totals = summed(sums, self._development, self.config)
         yield "dev_loss", totals.nats_per_token
         yield "dev_perplexity", totals.perplexity
         yield "dev_bits_per_byte", totals.bits_per_byte

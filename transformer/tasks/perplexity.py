@@ -6,7 +6,6 @@ import logging
 import math
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -62,15 +61,9 @@ class Totals(NamedTuple):
         return math.exp(min(self.nats_per_token, 700.0))
 
 
-def summed(
-    sums: Sums,
-    store: TextStore,
-    *,
-    context: int,
-    batch_tokens: int,
-    stride: int | None = None,
-) -> Totals:
-    """The totals of a text. `stride` as in `evaluation_batches`."""
+def summed(sums: Sums, store: TextStore, config: LanguageModelConfig, stride: int | None = None) -> Totals:
+    """The totals of a text, in batches of the size of a micro-batch. `stride` as in `evaluation_batches`."""
+    context, batch_tokens = config.data.context, config.train.batch_tokens // config.train.accumulate
     nats, pieces = 0.0, 0
     for batch in evaluation_batches(store, context=context, batch_tokens=batch_tokens, stride=stride):
         result = sums(batch)
@@ -114,12 +107,11 @@ def evaluate_workdir(
         store = encode_text(source, pieces, folder=folder, workers=data.workers)
         if doubt := store.doubt():
             log.warning("%s", doubt)
-        total = partial(summed, sums, store, context=context, batch_tokens=opened.config.train.batch_tokens)
         log.info("scoring %s pieces of %s with checkpoint %s of %s", len(store.tokens), name, opened.name, workdir)
-        blocks = total()
+        blocks = summed(sums, store, opened.config)
         if not math.isfinite(blocks.nats):
             raise UserError(f"{workdir}: the loss of checkpoint {opened.name} is not finite; choose another checkpoint")
-        sliding = total(stride=stride)
+        sliding = summed(sums, store, opened.config, stride)
     result = {
         "test_set": name,
         "checkpoint": str(opened.name),
