@@ -1,10 +1,11 @@
-"""A character model of Shakespeare's plays with 10.65 million parameters: nanoGPT's setting for a GPU.
+"""A character model of Shakespeare's plays with 10.65 million parameters: the model of nanoGPT's setting for a GPU.
 
     python train.py --config configs/shakespeare_10m.py --workdir runs/shakespeare_10m
     python evaluate.py --workdir runs/shakespeare_10m
 
-The text is that of configs/shakespeare_char.py. The model overfits: the best checkpoint comes after about 2,000 updates
-and the run stops when no evaluation has been better for 1,000 more.
+The text is that of configs/shakespeare_char.py. nanoGPT reads 82 million characters in batches of 16,384 and takes the
+best of its checkpoints, because the model overfits. Here batches are a quarter as large, the learning rate is twice as
+high and falls to almost nothing, and 20 million characters (20 epochs) do.
 """
 
 import dataclasses
@@ -25,19 +26,20 @@ config = LanguageModelConfig(
         dropout=0.2,
         attention_dropout=0.2,
         max_positions=256,
+        dtype="bfloat16",
     ),
     data=TextConfig(text=(text,), dev_share=0.1, pieces="characters", context=256),
     train=dataclasses.replace(
         LanguageModelConfig.train,
         steps=5_000,
-        batch_tokens=64 * 256,
-        peak_learning_rate=1e-3,
-        warmup_steps=100,
+        batch_tokens=16 * 256,
+        peak_learning_rate=2e-3,
+        warmup_steps=200,
         decay_steps=5_000,
+        final_learning_rate=0.02,
         adam_b2=0.99,
         log_every=50,
         eval_every=250,
         checkpoint_every=250,
-        patience=4,
     ),
 )

@@ -1,4 +1,4 @@
-"""A character model of Shakespeare's plays: nanoGPT's setting for a CPU, a few minutes on two cores.
+"""A character model of Shakespeare's plays: the model of nanoGPT's setting for a CPU, two minutes on two cores.
 
     python train.py --config configs/shakespeare_char.py --workdir runs/shakespeare
     python evaluate.py --workdir runs/shakespeare
@@ -31,7 +31,7 @@ config = LanguageModelConfig(
         LanguageModelConfig.train,
         steps=2_000,
         batch_tokens=12 * 64,
-        peak_learning_rate=1e-3,
+        peak_learning_rate=3e-3,
         warmup_steps=100,
         decay_steps=2_000,
         adam_b2=0.99,
