@@ -32,7 +32,7 @@ from transformer.data.folder import writable_cache_dir
 from transformer.data.foreign import refuse_other
 from transformer.data.normalizer import Normalizer
 from transformer.data.text import Parallel, fingerprint, never_seen, read_pairs, require_same
-from transformer.files import cached
+from transformer.files import cached, write_file
 
 _MODEL_FILE = "tokenizer.model"
 
@@ -337,7 +337,7 @@ def _train(folder: Path, config: DataConfig, train: tuple[Parallel, ...], digest
     )
     for parallel, digest in zip(train, digests, strict=True):
         require_same(parallel, digest, read)
-    (folder / _MODEL_FILE).write_bytes(trained.model)
+    write_file(folder / _MODEL_FILE, trained.model)
 
 
 def _clean_pairs(pairs: Iterable[tuple[str, str]]) -> Iterator[tuple[str, str]]:

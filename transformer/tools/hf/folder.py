@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from transformer import files
 from transformer.config import UserError
 from transformer.tools.hf.names import Arrays
 
@@ -16,9 +17,7 @@ def write(path: Path, content: Any) -> None:
     """Write bytes, or anything else as JSON. Raises `OSError` if the file then has other content."""
     if not isinstance(content, bytes):
         content = (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()
-    path.write_bytes(content)
-    if path.read_bytes() != content:
-        raise OSError(f"{path.name} does not hold what was written")
+    files.write_file(path, content)
 
 
 def write_arrays(path: Path, arrays: Arrays) -> None:
