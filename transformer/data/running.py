@@ -139,6 +139,12 @@ def _all_parts(text: Text, digests: dict[str, str] | None) -> Iterator[Part]:
             raise UserError(f"{path}: {what}; leave it out, or give another file")
 
 
+def file_of(text: str) -> bytes:
+    """The content of a file that is read as this text: `parts` removes a byte order mark and the "\\r" of line ends."""
+    mark = "\ufeff" if text.startswith("\ufeff") else ""
+    return (mark + text.replace("\r\n", "\r\r\n")).encode()
+
+
 def _cut(blocks: Iterable[str], file: int) -> Iterator[Part]:
     """One document in parts."""
     rest, line, begins = "", 1, True
