@@ -189,7 +189,7 @@ class ByteLevel(Vocabulary):
 
     def __init__(self, content: bytes, where: str | Path = "tokenizer.json"):
         """`where` names the file in errors. Raises `UserError` if it is of another kind."""
-        spec = _json_object(content, where)
+        spec = json_object(content, where)
         _require_byte_level(spec, where)
         try:
             self._tokenizer = _library(where).from_str(content.decode())
@@ -243,13 +243,17 @@ BYTE_SYMBOLS = _byte_symbols()
 """The printable character that stands for each byte in byte-level BPE -> the byte."""
 
 
-def _json_object(content: bytes, where: str | Path) -> dict[str, Any]:
+def json_object(content: bytes, where: str | Path) -> dict[str, Any]:
+    """The JSON object in a file called `where`. Raises `UserError` if it holds none, or text that is not Unicode."""
     try:
         spec = json.loads(content)
+        json.dumps(spec, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise UserError(f"{where}: holds half a surrogate pair, which is not text; correct it") from None
     except (ValueError, RecursionError) as error:
         raise UserError(f"{where}: not valid JSON ({error})") from None
     if not isinstance(spec, dict):
-        raise UserError(f"{where}: must be a JSON object, not a {type(spec).__name__}")
+        raise UserError(f"{where}: must hold a JSON object, not a {type(spec).__name__}")
     return spec
 
 
@@ -258,6 +262,7 @@ def _require_byte_level(spec: dict[str, Any], where: str | Path) -> None:
     model = spec.get("model")
     before = spec.get("pre_tokenizer")  # one step, a sequence of steps, or null
     steps = before.get("pretokenizers", [before]) if isinstance(before, dict) else []
+    steps = steps if isinstance(steps, list) else []
     levels = [step for step in steps if isinstance(step, dict) and step.get("type") == "ByteLevel"]
     kind = model.get("type", "BPE") if isinstance(model, dict) else None
     if kind != "BPE" or not levels:
@@ -284,15 +289,21 @@ def _counted(text: str, characters: set[str]) -> Counter[str]:
 
 
 def _characters(content: bytes, where: str | Path) -> Characters:
-    characters = _json_object(content, where).get("characters")
-    if not isinstance(characters, str) or sorted(set(characters)) != list(characters):
+    characters = json_object(content, where).get("characters")
+    if not characters or not isinstance(characters, str) or sorted(set(characters)) != list(characters):
         raise UserError(f"{where}: 'characters' must be a string of different characters, sorted by code point")
     return Characters(characters)
 
 
+def _bytes(content: bytes, where: str | Path) -> Bytes:
+    if json_object(content, where).get("pieces") != "bytes":
+        raise UserError(f"{where}: 'pieces' must be 'bytes'; give a vocabulary of one of the kinds {', '.join(FILES)}")
+    return Bytes()
+
+
 _KINDS = {
     "characters.json": _characters,
-    "bytes.json": lambda content, where: Bytes(),
+    "bytes.json": _bytes,
     "tokenizer.model": SentencePiece,
     "tokenizer.json": ByteLevel,
 }
@@ -311,8 +322,8 @@ def load(path: str | Path) -> Vocabulary:
         content = Path(path).read_bytes()
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
         raise UserError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
-    if content.lstrip()[:1] == b"{":
-        spec = _json_object(content, path)
+    if content.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"{":
+        spec = json_object(content, path)
         name = "characters.json" if "characters" in spec else "bytes.json" if "pieces" in spec else "tokenizer.json"
         return read(name, content, path)
     try:
