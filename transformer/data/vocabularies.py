@@ -20,6 +20,7 @@ import numpy as np
 
 from transformer.config import BOS, EOS, PAD, SPECIALS, UNK, UserError
 from transformer.data.foreign import refuse_other
+from transformer.data.given import require_string
 from transformer.packages import require
 
 _REPLACEMENT = "\ufffd".encode()  # spells a character that the vocabulary lacks
@@ -53,6 +54,7 @@ class Vocabulary:
 
     def encode(self, text: str) -> np.ndarray:
         """The ids of a text, int32 (n,), without begin and end. Raises `UserError` for half a surrogate pair."""
+        require_string("the text", text)
         try:
             content = text.encode()
         except UnicodeEncodeError:
@@ -98,6 +100,8 @@ class Characters(Vocabulary):
 
     def __init__(self, characters: Iterable[str]):
         self._characters = sorted(set(characters))
+        if wrong := [c for c in self._characters if len(c) != 1 or "\ud800" <= c <= "\udfff"]:
+            raise UserError(f"the vocabulary has {wrong[0]!r}, which is not a character; leave it out")
         self.file = ("characters.json", (json.dumps({"characters": "".join(self._characters)}) + "\n").encode())
         self.spelling = [b"", b"", b"", _REPLACEMENT, *(c.encode() for c in self._characters)]
         self._ids = np.full(0x110000, UNK, np.int32)  # the id of each code point
