@@ -86,6 +86,11 @@ def commands(page: Path) -> list[Command]:
 ALL = [command for page in PAGES for command in commands(page)]
 
 
+def python_blocks(page: Path) -> list[str]:
+    """The Python programs of a page."""
+    return [token.content for token in tokens(page) if token.type == "fence" and token.info == "python"]
+
+
 def code_spans(page: Path) -> list[str]:
     """The `code` within the prose of a page."""
     return [child.content for token in tokens(page) for child in token.children or () if child.type == "code_inline"]

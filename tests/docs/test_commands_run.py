@@ -1,5 +1,7 @@
 """The commands of README.md and docs/ run as written, at toy size, page by page, in one folder for each page.
 
+The page's Python runs after them, with what they made.
+
 `NOT_RUN` lists those that can't be run here. The toy models of the pages (`MODEL`) have the size of that of `trained`.
 """
 
@@ -16,7 +18,7 @@ from pathlib import Path
 import jax
 import pytest
 from not_run import NOT_RUN
-from pages import ALL, ROOT, run
+from pages import ALL, ROOT, python_blocks, run
 
 from transformer.checkpoint import Checkpoints
 from transformer.config import GPT2
@@ -24,6 +26,11 @@ from transformer.model import build
 from transformer.tools.hf.folder import write_arrays
 from transformer.tools.hf.gpt2 import gpt2_config, to_gpt2
 
+PYTHON_NOT_RUN = {
+    "README.md": "tests/test_readme.py runs it",
+    "docs/api.md": "tests/test_api.py runs it",
+    "docs/gpt2_and_accounting.md": "it downloads GPT-2",
+}
 RUN = [c for c in ALL if not any(page == c.page and part in c.text for page, part in NOT_RUN)]
 
 
@@ -92,6 +99,9 @@ def test_the_commands_of_a_page_run(page: str, folder: Path, give) -> None:
         shutil.rmtree("runs/mine")  # the page makes it
     for command in mine:
         check(command.text, run(command, give))
+    if page not in PYTHON_NOT_RUN:
+        for block in python_blocks(ROOT / page):
+            exec(compile(block, page, "exec"), {})
 
 
 def check(text: str, out: str) -> None:
