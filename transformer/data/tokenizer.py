@@ -113,6 +113,8 @@ class Tokenizer:
             if not Path(path).is_file() and not Path(path).is_dir() and Path(path).exists():
                 raise UserError(f"{path} is a pipe or a device, but it is read several times; write it to a file first")
             model = Path(path).read_bytes()
+        except UserError:
+            raise
         except (OSError, ValueError) as error:  # ValueError: a NUL in the path
             why = getattr(error, "strerror", None) or error
             raise UserError(f"{path}: cannot be read ({why}); give a SentencePiece .model file") from None
