@@ -69,6 +69,13 @@ def test_running_text_is_kept_exactly(tmp_path, monkeypatch, contents: list[str]
         assert documents(Text(paths, "files")) == contents
 
 
+@given(content=st.text(st.sampled_from("a\n\r\ufeff"), min_size=1, max_size=30))
+@HYPOTHESIS
+def test_any_text_can_be_written_to_a_file(tmp_path, content: str) -> None:
+    paths = (written(tmp_path / "a.txt", running.file_of(content)),)
+    assert "".join(part.text for part in parts(Text(paths))) == content
+
+
 @given(content=TEXT, part=st.integers(1, 20))
 @HYPOTHESIS
 def test_blank_lines_separate_documents(tmp_path, monkeypatch, content: str, part: int) -> None:

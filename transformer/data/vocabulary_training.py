@@ -14,7 +14,7 @@ from transformer.data.folder import writable_cache_dir
 from transformer.data.running import Text, parts
 from transformer.data.text import fingerprint_of_files, require_same_files
 from transformer.data.vocabularies import Bytes, Characters, SentencePiece, Vocabulary
-from transformer.files import cached
+from transformer.files import cached, write_file
 
 _FORMAT = 1  # part of every cache key: raise it when the same text gives another vocabulary
 
@@ -40,7 +40,7 @@ def vocabulary(config: TextConfig, train: Text) -> Vocabulary:
 
     def make(new: Path) -> None:
         name, content = _trained(config, train, files).file
-        (new / name).write_bytes(content)
+        write_file(new / name, content)
 
     with writable_cache_dir(config) as folder:
         return cached(folder / "vocabularies" / key, make, _read, "the vocabulary")
