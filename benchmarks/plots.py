@@ -95,7 +95,7 @@ def shakespeare(rows: dict[str, tuple[Row, ...]]) -> Picture:
         }
         for config in ("shakespeare_char.py", "shakespeare_10m.py")
     ]
-    return {"kind": "lines", "panels": panels}
+    return {"kind": "lines", "panels": [panel for panel in panels if panel["series"]]}
 
 
 def bar(row: Row, name: str) -> dict[str, Any]:

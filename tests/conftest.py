@@ -79,6 +79,14 @@ def pytest_configure(config: pytest.Config) -> None:
             os.environ["XLA_FLAGS"] = ""
 
 
+LONGEST = ("test_takes_off.py", "test_trained_model.py", "test_chinese.py", "test_kills.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the files whose slow tests take longest, so that no worker is left with them at the end."""
+    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
+
+
 class Tiny(NamedTuple):
     """A folder with train, dev and test text and a config file."""
 
