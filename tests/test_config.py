@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import runpy
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -423,7 +424,14 @@ def test_a_model_may_lack_an_encoder_but_not_for_translation() -> None:
     check_model(ModelConfig(encoder_layers=0))
     with pytest.raises(UserError, match=r"^model\.encoder_layers = 0: must be at least 1: translation"):
         check(changed(model__encoder_layers=0))
-    with pytest.raises(UserError, match=r"^model\.decoder_layers = 0: must be at least 1$"):
+
+
+def test_a_model_may_lack_a_decoder_but_only_for_a_task_without_one() -> None:
+    check_model(ModelConfig(decoder_layers=0))
+    for config, task in ((changed, "translation"), (partial(changed, LanguageModelConfig), "a language model")):
+        with pytest.raises(UserError, match=rf"^model\.decoder_layers = 0: must be at least 1: {task}"):
+            check(config(model__decoder_layers=0))
+    with pytest.raises(UserError, match=r"^model\.decoder_layers = 0: .* where model.encoder_layers is 0$"):
         check_model(ModelConfig(encoder_layers=0, decoder_layers=0))
 
 

@@ -116,14 +116,15 @@ class Reference:
             drop=self.drop_weights,
         )
 
-    def inputs(self, table, positions, tokens):
+    def inputs(self, table, positions, tokens, norm=None, types=0):
+        """`norm`: the parameters of the norm of the sum, if it has one. `types`: the vectors of the token types."""
         d_model = self.config.d_model
-        x = table[tokens] * (np.sqrt(d_model) if self.config.embedding_scale else 1)
+        x = table[tokens] * (np.sqrt(d_model) if self.config.embedding_scale else 1) + types
         if self.config.positions == "sinusoidal":
             x = x + np.stack([position_encoding(i, d_model) for i in range(len(tokens))])
         if self.config.positions == "learned":
             x = x + positions[: len(tokens)]
-        return self.drop(x)
+        return self.drop(x if norm is None else self.norm(norm, x))
 
     def logits(self, source, target):
         """Logits (T, V), and the cross-attention weights (N, T, S) of each layer."""
@@ -136,7 +137,7 @@ class Reference:
             seen.append(h)
             return self.attention(kind, p[kind]["layers"], i, h, seen)[0]
 
-        memory, seen = self.inputs(source_table, p.get("source_positions"), source), []
+        memory, seen = self.inputs(source_table, p.get("source_positions"), source, p.get("source_norm")), []
         for i in range(self.config.encoder_layers):
             q = p["encoder"]["layers"][str(i)]
             memory = self.sublayer(
@@ -155,7 +156,7 @@ class Reference:
             weights.append(w)
             return y
 
-        x, seen_here = self.inputs(target_table, p.get("target_positions"), target), []
+        x, seen_here = self.inputs(target_table, p.get("target_positions"), target, p.get("target_norm")), []
         for i in range(self.config.decoder_layers):
             q = p["decoder"]["layers"][str(i)]
             x = self.sublayer(q["self_attention_norm"], x, lambda h, i=i: self_attention("decoder", i, h, seen_here))

@@ -8,12 +8,16 @@ from .codec import check_fields, differences, flatten
 from .errors import Interrupted, UserError, shown
 from .model import (
     BASE,
+    BERT,
     BIG,
     BOS,
     EOS,
     GPT2,
     KINDS,
+    LABEL_HEADS,
+    MASKED_HEADS,
     PAD,
+    POOLED_HEADS,
     SPECIALS,
     UNK,
     AttentionConfig,
@@ -46,12 +50,16 @@ from .tasks import (
 
 __all__ = [
     "BASE",
+    "BERT",
     "BIG",
     "BOS",
     "EOS",
     "GPT2",
     "KINDS",
+    "LABEL_HEADS",
+    "MASKED_HEADS",
     "PAD",
+    "POOLED_HEADS",
     "RUNS",
     "SPECIALS",
     "UNK",

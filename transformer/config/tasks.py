@@ -112,6 +112,7 @@ class LanguageModelConfig:
         """The rules between fields of several sections."""
         m, d = self.model, self.data
         yield m.encoder_layers == 0, "model.encoder_layers", "must be 0: a language model has no encoder"
+        yield m.decoder_layers > 0, "model.decoder_layers", "must be at least 1: a language model is a decoder"
         if m.positions == "learned":
             longest = d.context + m.position_offset
             rule = f"must be at least {longest}: data.context + model.position_offset"
@@ -212,6 +213,7 @@ CHECKS = {ModelConfig: check_model, TrainConfig: check_train, DecodeConfig: chec
 def _of_data(config: Config) -> Relations:
     m, d, decode = config.model, config.data, config.decode
     yield m.encoder_layers > 0, "model.encoder_layers", "must be at least 1: translation needs an encoder"
+    yield m.decoder_layers > 0, "model.decoder_layers", "must be at least 1: translation needs a decoder"
     if m.positions == "learned":
         longest = max(d.max_length + m.position_offset, decode.max_source_length + decode.max_extra_length + 1)
         yield (
