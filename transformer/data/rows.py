@@ -120,3 +120,11 @@ class Batches:
     def lines(self, step: int) -> str:
         """Files and line numbers (from 1) of the text in the batch of update `step`: "a.txt:3-9,70; b.txt:1"."""
         return self.rows.lines(*self._rows(step))
+
+
+def told(lines: Mapping[str, set[tuple[int, int]]]) -> str:
+    """First and last lines of ranges, by file, as text: "a.txt:3-9,70; b.txt:1"."""
+    return "; ".join(
+        f"{file}:" + ",".join(f"{a}-{b}" if a != b else f"{a}" for a, b in sorted(ranges))
+        for file, ranges in lines.items()
+    )

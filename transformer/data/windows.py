@@ -20,7 +20,7 @@ import numpy as np
 
 from transformer.config import UserError
 from transformer.data.packing import pack, pack_cached
-from transformer.data.rows import Batch
+from transformer.data.rows import Batch, told
 from transformer.data.text_store import TextStore
 
 
@@ -152,10 +152,7 @@ def places(store: TextStore, spans: Iterator[Span]) -> str:
         lines[file].add((first, last if file == last_file else first))
         if last_file != file:
             lines[last_file].add((last, last))
-    return "; ".join(
-        f"{file}:" + ",".join(f"{a}-{b}" if a != b else f"{a}" for a, b in sorted(ranges))
-        for file, ranges in lines.items()
-    )
+    return told(lines)
 
 
 def evaluation_batches(
