@@ -550,6 +550,7 @@ def test_a_config_without_a_task_is_one_of_translation() -> None:
     assert values.pop("task") == "translation" and from_json(json.dumps(values)) == changed(train__seed=3)
     for wrong in ("parsing", None, 3, ["translation"]):
         with pytest.raises(
-            UserError, match=r"^config\.json: task = .*: must be one of translation, language_model; was it written by"
+            UserError,
+            match=r"^config\.json: task = .*: must be one of translation, language_model, masked; was it written by",
         ):
             from_json(json.dumps({**values, "task": wrong}))

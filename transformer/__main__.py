@@ -21,6 +21,7 @@ from transformer.memory import enough_memory
 from transformer.streams import plain
 from transformer.verbs.decoding import workdir_first
 from transformer.verbs.language_model import generate
+from transformer.verbs.masked import fill
 from transformer.verbs.scoring import score
 from transformer.verbs.translation import translate
 
@@ -185,6 +186,7 @@ VERBS = {
     "translate": translate,
     "generate": generate,
     "score": score,
+    "fill": fill,
     "average": average,
     "describe": describe,
     "convert": convert,

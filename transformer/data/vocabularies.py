@@ -189,7 +189,7 @@ class ByteLevel(Vocabulary):
 
     def __init__(self, content: bytes, where: str | Path = "tokenizer.json"):
         """`where` names the file in errors. Raises `UserError` if it is of another kind."""
-        spec = _json_object(content, where)
+        spec = json_object(content, where)
         _require_byte_level(spec, where)
         try:
             self._tokenizer = _library(where).from_str(content.decode())
@@ -243,7 +243,8 @@ BYTE_SYMBOLS = _byte_symbols()
 """The printable character that stands for each byte in byte-level BPE -> the byte."""
 
 
-def _json_object(content: bytes, where: str | Path) -> dict[str, Any]:
+def json_object(content: bytes, where: str | Path) -> dict[str, Any]:
+    """The JSON object in the content of a file. Raises `UserError` if it is none; `where` names the file."""
     try:
         spec = json.loads(content)
     except (ValueError, RecursionError) as error:
@@ -284,7 +285,7 @@ def _counted(text: str, characters: set[str]) -> Counter[str]:
 
 
 def _characters(content: bytes, where: str | Path) -> Characters:
-    characters = _json_object(content, where).get("characters")
+    characters = json_object(content, where).get("characters")
     if not isinstance(characters, str) or sorted(set(characters)) != list(characters):
         raise UserError(f"{where}: 'characters' must be a string of different characters, sorted by code point")
     return Characters(characters)
@@ -307,12 +308,9 @@ def read(name: str, content: bytes, where: str | Path | None = None) -> Vocabula
 
 def load(path: str | Path) -> Vocabulary:
     """The vocabulary in a file of any of the four kinds. Raises `UserError` if it can't be read or is of another."""
-    try:
-        content = Path(path).read_bytes()
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
-        raise UserError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
+    content = content_of(path)
     if content.lstrip()[:1] == b"{":
-        spec = _json_object(content, path)
+        spec = json_object(content, path)
         name = "characters.json" if "characters" in spec else "bytes.json" if "pieces" in spec else "tokenizer.json"
         return read(name, content, path)
     try:
@@ -320,3 +318,11 @@ def load(path: str | Path) -> Vocabulary:
     except UserError:
         refuse_other(path, "a SentencePiece model")
         raise
+
+
+def content_of(path: str | Path) -> bytes:
+    """The content of a user's file. Raises `UserError` if it can't be read."""
+    try:
+        return Path(path).read_bytes()
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        raise UserError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
