@@ -20,6 +20,7 @@ from transformer.config import (
 from transformer.memory import enough_memory
 from transformer.streams import plain
 from transformer.verbs.decoding import workdir_first
+from transformer.verbs.embedding import embed
 from transformer.verbs.language_model import generate
 from transformer.verbs.masked import fill
 from transformer.verbs.scoring import score
@@ -115,15 +116,15 @@ def export(arguments: list[str]) -> None:
     parser.add_argument(
         "--to",
         required=True,
-        choices=["hf-marian", "hf-gpt2"],
+        choices=["hf-marian", "hf-gpt2", "hf-bert"],
         help="a class of transformers: hf-marian: MarianMTModel, for translation; hf-gpt2: GPT2LMHeadModel, for a "
-        "language model",
+        "language model; hf-bert: BertModel, BertForPreTraining, ..., for an encoder alone",
     )
     parser.add_argument("--checkpoint", help="best, last, average or a step; default: the average if any, else best")
     args = parser.parse_args(arguments)
-    from transformer.tools.hf import gpt2_folder, marian
+    from transformer.tools.hf import bert_folder, gpt2_folder, marian
 
-    write = {"hf-marian": marian.export, "hf-gpt2": gpt2_folder.export}[args.to]
+    write = {"hf-marian": marian.export, "hf-gpt2": gpt2_folder.export, "hf-bert": bert_folder.export}[args.to]
     _tell(plain(str(write(args.workdir, args.out, args.checkpoint))))
 
 
@@ -137,14 +138,16 @@ def import_(arguments: list[str]) -> None:
         "--from",
         dest="library",
         required=True,
-        choices=["hf-gpt2"],
-        help="a class of transformers: hf-gpt2: GPT2LMHeadModel",
+        choices=["hf-gpt2", "hf-bert"],
+        help="a class of transformers: hf-gpt2: GPT2LMHeadModel; hf-bert: BertModel, BertForPreTraining, "
+        "BertForMaskedLM, BertForSequenceClassification or BertForTokenClassification",
     )
     args = parser.parse_args(arguments)
     set_up_jax()
-    from transformer.tools.hf.gpt2_folder import import_folder
+    from transformer.tools.hf import bert_folder, gpt2_folder
 
-    import_folder(args.folder, args.out)
+    read = {"hf-gpt2": gpt2_folder.import_folder, "hf-bert": bert_folder.import_folder}[args.library]
+    read(args.folder, args.out)
     _tell(plain(args.out))
 
 
@@ -187,6 +190,7 @@ VERBS = {
     "generate": generate,
     "score": score,
     "fill": fill,
+    "embed": embed,
     "average": average,
     "describe": describe,
     "convert": convert,

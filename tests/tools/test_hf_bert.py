@@ -112,11 +112,12 @@ def test_missing_heads_are_drawn_anew_and_named() -> None:
     state = {name: array for name, array in to_bert(whole, CONFIG).items() if "cls." not in name}
     converted = from_bert(state, CONFIG)
     assert all(name.startswith("cls.") for name in converted.drawn) and len(converted.drawn) == 7
-    fresh, found = flat(build(CONFIG).init(jax.random.key(0))), flat(converted.params)
-    heads = {name for name in found if name.startswith(("masked", "next", "output_bias"))}
-    same_bits({name: found[name] for name in heads}, {name: fresh[name] for name in heads})
-    same_bits({name: x for name, x in found.items() if name not in heads}, flat(from_bert(
-        {name: array for name, array in state.items()}, CONFIGS["none"]).params))  # fmt: skip
+    assert converted.drawn == [row.theirs for row in table(CONFIG)[-7:]]
+    found, before = flat(converted.params), flat(whole)
+    drawn = {row.ours for row in table(CONFIG)[-7:]}
+    same_bits(*({name: x for name, x in params.items() if name not in drawn} for params in (found, before)))
+    assert (found["masked_norm/scale"] == 1).all() and not found["output_bias"].any()
+    assert 0.01 < found["masked_head/w"].std() < 0.025  # truncated normal, 0.02
     # A part of a head is a damaged file.
     state["cls.predictions.bias"] = np.zeros(40, np.float32)
     assert "missing cls.predictions.transform.dense.weight; " in complaint(from_bert, state, CONFIG)

@@ -325,10 +325,19 @@ def from_bert(state: Arrays, config: ModelConfig) -> Converted:
     wrong += mismatches(state, [(row.theirs, their_shape(row, sizes)) for row in kept])
     wrong += unusable({row.theirs: state[row.theirs] for row in kept if row.theirs in state})
     refuse("the BERT model", wrong)
-    fresh = flat(build(config).init(jax.random.key(0))) if drawn else {}
     params = {row.ours: to_ours(np.asarray(state[row.theirs], np.float32), row, sizes) for row in kept}
-    params |= {row.ours: fresh[row.ours] for row in drawn}
+    params |= initial(config, [row.ours for row in drawn])
     return Converted(nested(params), [row.theirs for row in drawn], left_out)
+
+
+def initial(config: ModelConfig, names: list[str]) -> dict[str, np.ndarray]:
+    """The initial values of these parameters. XLA leaves out the others, so a large model costs nothing."""
+
+    def draw(key: jax.Array) -> dict[str, jax.Array]:
+        leaves = jax.tree_util.tree_leaves_with_path(build(config).init(key))
+        return {name: x for keys, x in leaves if (name := "/".join(key.key for key in keys)) in names}
+
+    return {name: np.asarray(x) for name, x in jax.jit(draw)(jax.random.key(0)).items()} if names else {}
 
 
 def prefix_of(state: Arrays) -> str:
