@@ -16,7 +16,7 @@ from jax import Array
 
 from transformer.config import UserError, shown
 from transformer.inference.batches import Batch, Batcher, on_all_devices, padded_lengths
-from transformer.inference.pieces import MAX_LINES, texts
+from transformer.inference.pieces import MAX_LINES, encoder_vocabulary, texts
 from transformer.model import Model, Params
 from transformer.model.checks import check_integer
 
@@ -70,16 +70,11 @@ class Embedder:
     @classmethod
     def of(cls, checkpoint: Checkpoint) -> Embedder:
         """The embedder of an open checkpoint."""
-        from transformer.data import wordpiece
-
         config, workdir = checkpoint.config, checkpoint.path.parent.parent
         if config.model.decoder_layers:
             raise UserError(f"{workdir}: its task is {config.task!r}; give an encoder alone, such as an imported BERT")
-        held = checkpoint.files()
-        if not (name := next((name for name in wordpiece.FILES if name in held), None)):
-            raise UserError(f"{workdir} has no vocabulary, so it can't read text; import the model with its tokenizer")
-        vocabulary = wordpiece.read(name, held[name], str(checkpoint.path / name))
-        return cls(checkpoint.model, on_all_devices(checkpoint.params()), vocabulary, longest=config.data.context)
+        vocabulary, params = encoder_vocabulary(checkpoint), on_all_devices(checkpoint.params())
+        return cls(checkpoint.model, params, vocabulary, longest=config.data.context)
 
     def embed(
         self, texts: Sequence[str], *, pooling: Pooling = "mean", normalize: bool = False, first_line: int = 1

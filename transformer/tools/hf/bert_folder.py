@@ -14,6 +14,7 @@ from transformer.config import MaskedConfig, ModelConfig, UserError
 from transformer.data import wordpiece
 from transformer.data.wordpiece import EncoderVocabulary, WordPiece
 from transformer.files import local_path, new_folder, path_of, require_new, writing
+from transformer.inference.pieces import encoder_vocabulary
 from transformer.packages import require
 from transformer.tasks.vocabulary import files_of as vocabulary_files
 from transformer.tools.hf import bert
@@ -136,8 +137,8 @@ def _open(opened: Checkpoint) -> _Opened:
     bert.refuse_inexpressible(model)  # before the arrays are read
     kept = opened.progress.get(_KEPT, {})
     prefix = kept.get("prefix", "" if model.head == "none" else bert.PREFIX)
-    name = next((name for name in wordpiece.FILES if (opened.path / name).exists()), None)
-    vocabulary = None if name is None else wordpiece.read(name, opened.file(name), str(opened.path / name))
+    has_vocabulary = any((opened.path / name).exists() for name in wordpiece.FILES)
+    vocabulary = encoder_vocabulary(opened) if has_vocabulary else None
     return _Opened(model, bert.to_bert(opened.finite_params(), model, prefix), vocabulary, kept)
 
 
