@@ -14,7 +14,7 @@ from jax import Array
 
 from transformer.config import MASKED_HEADS, MaskedConfig, UserError, require_task, shown
 from transformer.inference.batches import Batcher, on_all_devices, padded_lengths
-from transformer.inference.pieces import texts
+from transformer.inference.pieces import encoder_vocabulary, texts
 from transformer.inference.tally import Tally
 from transformer.model import Model, Params, build
 from transformer.model.checks import check_integer
@@ -61,15 +61,11 @@ class Filler:
     @classmethod
     def of(cls, checkpoint: Checkpoint) -> Filler:
         """The filler of a checkpoint. Raises `UserError` if its model has no head for masked pieces."""
-        from transformer.data import wordpiece
-
         workdir, config = checkpoint.path.parent.parent, checkpoint.config
         require_task(config, workdir, MaskedConfig)
         if config.model.head not in MASKED_HEADS:
             raise UserError(f"{workdir}: its model.head is {config.model.head!r}, which does not predict masked pieces")
-        held = checkpoint.files()
-        name = next((name for name in wordpiece.FILES if name in held), wordpiece.FILES[0])
-        vocabulary = wordpiece.read(name, checkpoint.file(name), str(checkpoint.path / name))
+        vocabulary = encoder_vocabulary(checkpoint)
         model, params = in_type(config.model, checkpoint.params(), "auto")
         return cls(build(model.with_vocabulary(vocabulary.size)), on_all_devices(params), vocabulary)
 
