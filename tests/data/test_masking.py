@@ -104,16 +104,19 @@ def test_pairs_have_no_sentence_too_many(store: TextStore) -> None:
             assert len(first) + len(second) - lengths[row.second_end] < 21
 
 
-def test_some_documents_have_short_pairs() -> None:
-    """Half of them here: their length is spread evenly over 2..21."""
+@pytest.mark.parametrize("share", [1.0, 0.5])
+def test_some_documents_have_short_pairs(share: float) -> None:
+    """Their length is spread evenly over 2..21; that of the others is 21."""
     firsts = range(0, 1_000 * 61, 60)
     sentences = types.SimpleNamespace(lengths=[1] * firsts[-1], firsts=firsts)
     rng, lengths = np.random.default_rng(0), [Counter() for _ in firsts[1:]]
-    for pair in pairs(sentences, 21, short_share=0.5, rng=rng):
+    for pair in pairs(sentences, 21, short_share=share, rng=rng):
         lengths[pair.first[0] // 60][sum(end - begin for begin, end in (pair.first, pair.second))] += 1
     targets = Counter(max(counts) for counts in lengths)
     assert set(targets) == set(range(2, 22))
-    assert abs(targets[21] - 525) < 50 and all(8 < n < 50 for length, n in targets.items() if length < 21)
+    spread = len(lengths) * share / 20
+    assert all(abs(targets[length] - spread) < 4 * spread**0.5 for length in range(2, 21))
+    assert abs(targets[21] - spread - len(lengths) * (1 - share)) < 60
 
 
 def cut(first: list, second: list, most: int, draw: random.Random) -> None:
@@ -255,6 +258,9 @@ def test_masks_of_the_next_epoch(store: TextStore, static: bool) -> None:
     assert epochs[0].keys() == epochs[1].keys()
     same = sum(epochs[1][row] == places for row, places in epochs[0].items()) / len(epochs[0])
     assert same == 1 if static else same < 0.2
+    # Rows of one length are masked differently, too.
+    full = [tuple(places) for row, places in epochs[0].items() if row[-1]]
+    assert len(set(full)) > 0.8 * len(full) > 100
 
 
 def test_text_without_documents_has_no_pairs(store: TextStore, vocabulary: WordPiece, tmp_path: Path) -> None:

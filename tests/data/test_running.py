@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from transformer.config import TextConfig, UserError
@@ -70,6 +70,8 @@ def test_running_text_is_kept_exactly(tmp_path, monkeypatch, contents: list[str]
 
 
 @given(content=TEXT, part=st.integers(1, 20), most=st.one_of(st.none(), st.integers(2, 4)))
+@example(content="a\nb\nc\nd\ne\n\n\nf\ng\nh\n", part=20, most=2)
+@example(content="a\nb\nc\nd\ne\n\n\nf\ng\nh\n", part=2, most=3)
 @HYPOTHESIS
 def test_blank_lines_separate_documents(tmp_path, monkeypatch, content: str, part: int, most: int | None) -> None:
     """With `most_lines`, so do that many lines."""
