@@ -69,17 +69,19 @@ def test_running_text_is_kept_exactly(tmp_path, monkeypatch, contents: list[str]
         assert documents(Text(paths, "files")) == contents
 
 
-@given(content=TEXT, part=st.integers(1, 20))
+@given(content=TEXT, part=st.integers(1, 20), most=st.one_of(st.none(), st.integers(2, 4)))
 @HYPOTHESIS
-def test_blank_lines_separate_documents(tmp_path, monkeypatch, content: str, part: int) -> None:
+def test_blank_lines_separate_documents(tmp_path, monkeypatch, content: str, part: int, most: int | None) -> None:
+    """With `most_lines`, so do that many lines."""
     expected = [[]]
     for line in content.split("\n"):
         if line.strip():
             expected[-1].append(line)
         elif expected[-1]:
             expected.append([])
-    expected = ["\n".join(lines) for lines in expected if lines]
-    text = Text((written(tmp_path / "a.txt", content),), "blank_lines")
+    runs = [lines[i : i + (most or 10**9)] for lines in expected for i in range(0, len(lines), most or 10**9)]
+    expected = ["\n".join(run) for run in runs]
+    text = Text((written(tmp_path / "a.txt", content),), "blank_lines", most_lines=most)
     with monkeypatch.context() as patch:
         patch.setattr(running, "_PART", part)
         if not expected:
