@@ -54,24 +54,14 @@ def types_of(config, types=TYPES):
 def reference(config, params, tokens, types):
     """The outputs of one text without padding, as `Encoder.__call__` gives them, in float64."""
     of = Reference(config, params)
-    p, seen = of.p, []
+    p = of.p
 
     def dense(q, x):
         return x @ q["w"] + q["bias"]
 
     rows = p["token_types"][types] if config.token_types else 0
     x = of.inputs(p["embedding"]["table"], p.get("positions"), tokens, p.get("input_norm"), rows)
-    for i in range(config.encoder_layers):
-        q = p["encoder"]["layers"][str(i)]
-
-        def attention(h, i=i):
-            seen.append(h)
-            return of.attention("encoder", p["encoder"]["layers"], i, h, seen)[0]
-
-        x = of.sublayer(q["self_attention_norm"], x, attention)
-        x = of.sublayer(q["feed_forward_norm"], x, lambda h, q=q: of.feed_forward(q["feed_forward"], h))
-    if config.pre_norm:
-        x = of.norm(p["encoder"]["norm"], x)
+    x = of.alone("encoder", x)
     pooled = np.tanh(dense(p["pooler"], x[0])) if "pooler" in p else None
     if config.head in ("sequence", "token"):
         return (dense(p["label_head"], of.drop(pooled if config.head == "sequence" else x)),)

@@ -3,11 +3,11 @@
 import dataclasses
 import json
 
-import jax
 import numpy as np
 import pytest
+from hf_cases import complaint, flat, random_params, same_bits
 
-from transformer.config import BERT, AttentionConfig, ModelConfig, UserError
+from transformer.config import BERT, AttentionConfig, ModelConfig
 from transformer.model import build
 from transformer.tools.hf.bert import CLASSES, bert_config, from_bert, head_of, model_config, prefix_of, table, to_bert
 from transformer.tools.hf.folder import read_arrays
@@ -23,33 +23,6 @@ HEADS = pytest.mark.parametrize("head", CONFIGS)
 TEXT = np.array([[2, 0, 39, 5, 9, 3, 0], [2, 7, 1, 17, 30, 20, 3]])
 TYPES = np.array([[0, 0, 0, 1, 1, 1, 0], [0, 0, 0, 0, 0, 0, 0]])
 MASK = np.array([[1, 1, 1, 1, 1, 1, 0], [1, 1, 1, 1, 1, 1, 1]], bool)
-
-
-def random_params(config: ModelConfig) -> dict:
-    """Every parameter random: zeros and ones would hide mistakes."""
-    rng = np.random.default_rng(0)
-    return jax.tree_util.tree_map_with_path(
-        lambda path, x: (rng.normal(size=x.shape) * 0.1 + (path[-1].key == "scale")).astype(np.float32),
-        build(config).abstract_params,
-    )
-
-
-def flat(tree) -> dict[str, np.ndarray]:
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {"/".join(key.key for key in path): np.asarray(x) for path, x in leaves}
-
-
-def complaint(call, *arguments) -> str:
-    with pytest.raises(UserError) as error:
-        call(*arguments)
-    assert "\n" not in str(error.value)
-    return str(error.value)
-
-
-def same_bits(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> None:
-    assert sorted(a) == sorted(b)
-    for name in a:
-        assert a[name].dtype == b[name].dtype and a[name].tobytes() == b[name].tobytes(), name
 
 
 # ---- Names -----------------------------------------------------------------------------------------------------------

@@ -8,16 +8,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_hf_bert import CONFIG, CONFIGS, complaint, flat, random_params, same_bits
+from hf_cases import complaint, flat, random_params, same_bits
+from test_hf_bert import CONFIG, CONFIGS
 
 import transformer
 from transformer.checkpoint import Checkpoints
 from transformer.config import Config, MaskedConfig, ModelConfig
-from transformer.data.wordpiece import SPECIAL_PIECES, tokenizer_json
+from transformer.data.tokenizer import Tokenizer
+from transformer.data.wordpiece import SPECIAL_PIECES, MaskedSentencePiece, tokenizer_json
+from transformer.model import build
+from transformer.tasks.vocabulary import files_of
 from transformer.tools.hf.bert import CLASSES, bert_config, to_bert
 from transformer.tools.hf.bert_folder import export, import_folder, run_config
 from transformer.tools.hf.folder import read_arrays, write_arrays
 from transformer.tools.new_workdir import new_workdir
+from transformer.training.start import starting_point
 
 PIECES = [*SPECIAL_PIECES, *"abcdefgh", *(f"##{c}" for c in "abcdefgh"), *map(str, range(10))]
 PIECES += ["the", "cow", "cat", "dog", "walk", "##s", "##ing", ".", "!"]
@@ -161,6 +166,27 @@ def test_only_an_encoder_alone_becomes_bert(tmp_path: Path, call) -> None:
         done = call("transformer", "export", tmp_path / "bert", tmp_path / "out", "--to", kind)
         assert done.code == 2 and "its task is 'masked'; give one of the task" in done.err
     assert not (tmp_path / "out").exists()
+
+
+def test_a_vocabulary_of_sentencepiece_is_refused(tmp_path: Path) -> None:
+    pieces = MaskedSentencePiece(Tokenizer.train(["a cat walks", "dogs walk"] * 9, vocab_size=290, running=True).model)
+    config = MaskedConfig(CONFIG.with_vocabulary(pieces.size))
+    progress = {"step": 1, "vocab_size": pieces.size}
+    workdir = str(tmp_path / "run")
+    new_workdir(workdir, random_params(config.model), config, progress=progress, files=files_of(pieces))
+    assert "hf-bert needs a WordPiece vocabulary" in complaint(export, workdir, str(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+    assert transformer.Embedder.load(workdir).embed(["a cat", "walks"]).shape == (2, 12)
+
+
+def test_a_run_can_start_from_an_imported_model(folder: Path, tmp_path: Path) -> None:
+    import_folder(str(folder), str(tmp_path / "run"))
+    default = MaskedConfig()
+    train = dataclasses.replace(default.train, init_from=str(tmp_path / "run"))
+    config = dataclasses.replace(default, model=CONFIG, train=train)
+    assert starting_point(config, build(CONFIG).abstract_params).name == "average"
+    other = dataclasses.replace(config, model=dataclasses.replace(CONFIG, heads=6))
+    assert "--model.heads is 3 there, 6 here" in complaint(starting_point, other, build(other.model).abstract_params)
 
 
 # ---- transformers ----------------------------------------------------------------------------------------------------

@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from transformer.config import LABEL_HEADS, MASKED_HEADS, POOLED_HEADS, ModelConfig, UserError, check_model
+from transformer.config import LABEL_HEADS, MASKED_HEADS, POOLED_HEADS, ModelConfig, UserError
 from transformer.model import Params, build
 from transformer.tools.hf import fields
-from transformer.tools.hf.fields import is_number, wrong_counts, wrong_rates, wrong_values
+from transformer.tools.hf.fields import checked, wrong_choice, wrong_counts, wrong_epsilon, wrong_rates, wrong_values
 from transformer.tools.hf.names import (
     Arrays,
     Row,
@@ -173,10 +173,7 @@ def model_config(values: Mapping[str, Any], head: str, where: object = "config.j
             "has one rate for both; make them equal"
         )
     activation, eps = values.get("hidden_act", "gelu"), values.get("layer_norm_eps", 1e-12)
-    if not isinstance(activation, str) or activation not in ACTIVATIONS:
-        wrong.append(f"hidden_act = {activation!r}: must be one of {', '.join(ACTIVATIONS)}")
-    if not is_number(eps, 1e-30, 1):
-        wrong.append(f"layer_norm_eps = {eps!r}: must be a number above 0")
+    wrong += wrong_choice("hidden_act", activation, ACTIVATIONS) + wrong_epsilon("layer_norm_eps", eps)
     if head in MASKED_HEADS and values.get("tie_word_embeddings", True) is not True:
         wrong.append("tie_word_embeddings: our model can't express it; it must be true")
     names = values.get("id2label")
@@ -200,11 +197,7 @@ def model_config(values: Mapping[str, Any], head: str, where: object = "config.j
         labels=labels if head in LABEL_HEADS else None,
         initializer="bert",
     )
-    try:
-        check_model(model)
-    except UserError as error:
-        raise UserError(f"{where}: {error}") from None
-    return model
+    return checked(model, where)
 
 
 def without_counterpart(values: Mapping[str, Any]) -> list[str]:

@@ -103,7 +103,7 @@ class _Opened(NamedTuple):
 
     model: ModelConfig
     state: dict[str, np.ndarray]
-    vocabulary: EncoderVocabulary | None
+    vocabulary: WordPiece | None
     kept: dict[str, Any]
     """What an import kept."""
 
@@ -139,6 +139,8 @@ def _open(opened: Checkpoint) -> _Opened:
     prefix = kept.get("prefix", "" if model.head == "none" else bert.PREFIX)
     has_vocabulary = any((opened.path / name).exists() for name in wordpiece.FILES)
     vocabulary = encoder_vocabulary(opened) if has_vocabulary else None
+    if vocabulary is not None and not isinstance(vocabulary, WordPiece):
+        raise UserError(f"{opened.path}: has a SentencePiece vocabulary; hf-bert needs a WordPiece vocabulary")
     return _Opened(model, bert.to_bert(opened.finite_params(), model, prefix), vocabulary, kept)
 
 
@@ -147,8 +149,6 @@ def _tokenizer(opened: _Opened) -> dict[str, Any]:
     vocabulary = opened.vocabulary
     if vocabulary is None:
         return {}
-    if not isinstance(vocabulary, WordPiece):
-        raise UserError("BERT of transformers has no SentencePiece vocabulary; hf-bert needs a WordPiece vocabulary")
     special = ("pad", "unk", "cls", "sep", "mask")
     options = {
         "tokenizer_class": "PreTrainedTokenizerFast",

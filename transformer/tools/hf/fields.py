@@ -60,6 +60,26 @@ def wrong_rates(rates: Mapping[str, Any]) -> list[str]:
     return [f"{name} = {x!r}: must be from 0 to 1" for name, x in rates.items() if not is_number(x, 0, 1)]
 
 
+def wrong_choice(name: str, value: Any, choices: Collection[str]) -> list[str]:
+    """A message for a field that is none of these names."""
+    known = isinstance(value, str) and value in choices
+    return [] if known else [f"{name} = {value!r}: must be one of {', '.join(choices)}"]
+
+
+def wrong_epsilon(name: str, value: Any) -> list[str]:
+    """A message for a field that is no small number above 0."""
+    return [] if is_number(value, 1e-30, 1) else [f"{name} = {value!r}: must be a number above 0"]
+
+
+def checked(model: ModelConfig, where: object) -> ModelConfig:
+    """The model. Raises `UserError` for a field that breaks a rule; `where` names their file."""
+    try:
+        check_model(model)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
+    return model
+
+
 def is_count(x: Any) -> bool:
     return type(x) is int and x >= 1
 

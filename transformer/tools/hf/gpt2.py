@@ -12,10 +12,18 @@ from typing import Any
 
 import numpy as np
 
-from transformer.config import ModelConfig, UserError, check_model
+from transformer.config import ModelConfig, UserError
 from transformer.model import Params
 from transformer.tools.hf import fields
-from transformer.tools.hf.fields import is_count, is_number, wrong_counts, wrong_rates, wrong_values
+from transformer.tools.hf.fields import (
+    checked,
+    is_count,
+    wrong_choice,
+    wrong_counts,
+    wrong_epsilon,
+    wrong_rates,
+    wrong_values,
+)
 from transformer.tools.hf.names import (
     Arrays,
     Row,
@@ -112,10 +120,7 @@ def model_config(values: Mapping[str, Any], where: object = "config.json") -> Mo
             "both; make them equal"
         )
     activation, eps = values.get("activation_function", "gelu_new"), values.get("layer_norm_epsilon", 1e-5)
-    if not isinstance(activation, str) or activation not in ACTIVATIONS:
-        wrong.append(f"activation_function = {activation!r}: must be one of {', '.join(ACTIVATIONS)}")
-    if not is_number(eps, 1e-30, 1):
-        wrong.append(f"layer_norm_epsilon = {eps!r}: must be a number above 0")
+    wrong += wrong_choice("activation_function", activation, ACTIVATIONS) + wrong_epsilon("layer_norm_epsilon", eps)
     tied = values.get("tie_word_embeddings", True)
     if not isinstance(tied, bool):
         wrong.append(f"tie_word_embeddings = {tied!r}: must be true or false")
@@ -136,11 +141,7 @@ def model_config(values: Mapping[str, Any], where: object = "config.json") -> Mo
         tied_embeddings="all" if tied else "none",
         initializer="gpt2",
     )
-    try:
-        check_model(model)
-    except UserError as error:
-        raise UserError(f"{where}: {error}") from None
-    return model
+    return checked(model, where)
 
 
 def without_counterpart(values: Mapping[str, Any]) -> list[str]:
