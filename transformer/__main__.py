@@ -10,8 +10,9 @@ from functools import partial
 from transformer.command_line import Parser, configured, evaluate_options, run, set_up_jax, whole
 from transformer.config import (
     KINDS,
-    RUNS,
     Config,
+    LanguageModelConfig,
+    MaskedConfig,
     UserError,
     check,
     require_task,
@@ -28,6 +29,7 @@ from transformer.verbs.translation import translate
 
 log = logging.getLogger("transformer")
 
+DESCRIBED = (Config, LanguageModelConfig, MaskedConfig)  # the tasks that `describe` and `plan` know
 MORE_MEMORY = "this needs all parameters in memory: end other programs, or use a machine with more memory"
 
 
@@ -68,7 +70,7 @@ def describe(arguments: list[str]) -> None:
         raise UserError("--config is missing, such as --config configs/wmt14_en_de.py")
     if args.kv and args.attention:
         raise UserError("--kv and --attention print different tables; leave one of the two out")
-    require_task(config, f"--config {args.config}", *((Config,) if args.kv else RUNS.values()))
+    require_task(config, f"--config {args.config}", *((Config,) if args.kv else DESCRIBED))
     from transformer.tools.describe import describe as lines
 
     if args.attention:
@@ -172,7 +174,7 @@ def plan(arguments: list[str]) -> None:
     for name in ("config", "topology", "mesh"):
         if getattr(args, name) is None:
             raise UserError(f"--{name} is missing; {parser.prog} --help shows an example")
-    require_task(config, f"--config {args.config}", *((Config,) if args.only == "decoding" else RUNS.values()))
+    require_task(config, f"--config {args.config}", *((Config,) if args.only == "decoding" else DESCRIBED))
     sizes = [whole_number(size) for size in args.mesh.split(",")]
     if len(sizes) != 3 or not all(sizes):
         raise UserError(f"--mesh {args.mesh}: give three numbers, devices along data, fsdp and tensor, such as 64,2,2")
