@@ -33,6 +33,7 @@ COLUMNS = {
     **{"ours_is_times": 13, "agreement": 9, "peak_mib": 8},
 }
 SYSTEMS = ("ours", "huggingface")
+DTYPES = ("float32", "bfloat16", "int8")
 
 
 def workers_of(o: Namespace, part: str, folder: str, **settings: Any) -> dict[tuple[str, str], Worker]:
@@ -41,6 +42,7 @@ def workers_of(o: Namespace, part: str, folder: str, **settings: Any) -> dict[tu
     return {
         (system, dtype): Worker("gpt_systems.py", f"{system}-{part}", dtype=dtype, **common)
         for system, dtype in itertools.product(o.systems, o.dtypes)
+        if dtype != "int8" or (system, part) == ("ours", "generate")
     }
 
 
@@ -90,7 +92,7 @@ def main(arguments: list[str]) -> None:
     parser = Parser("benchmarks/gpt.py", __doc__.splitlines()[0])
     parser.add_argument("--part", choices=[*PARTS, "all"], default="all")
     parser.add_argument("--systems", nargs="+", choices=SYSTEMS, default=list(SYSTEMS))
-    parser.add_argument("--dtypes", nargs="+", choices=["float32", "bfloat16"], default=["float32", "bfloat16"])
+    parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=list(DTYPES), help="int8: our generation alone")
     parser.add_argument("--size", choices=["124m", "small"], help="default: 124m")
     parser.add_argument("--batches", nargs="+", type=int, help="prompts at a time (default: 1 32)")
     parser.add_argument("--prompt", type=int, default=16, help="pieces of a prompt (default 16)")

@@ -70,7 +70,7 @@ def our_generation(
     _, params = transformer.load(f"{folder}/ours")
     model, params = in_type(model_config(size), params, dtype)
     # Any vocabulary with as many pieces: the prompts are pieces already.
-    vocabulary = Characters([chr(0x4E00 + i) for i in range(PIECES[size] - 4)])
+    vocabulary = Characters([chr(0x10000 + i) for i in range(PIECES[size] - 4)])
     one_stream = DecodeConfig(
         beam_size=1, max_extra_length=length, min_length=length, batch_sentences=batch, streams=1, length_penalty=0
     )

@@ -77,6 +77,27 @@ def seeds(rows: dict[str, tuple[Row, ...]]) -> Picture:
     return {"kind": "lines", "panels": panels}
 
 
+def shakespeare(rows: dict[str, tuple[Row, ...]]) -> Picture:
+    """Validation loss of the character models of Shakespeare's plays, a line for each seed."""
+    panels = [
+        {
+            "title": f"{config}: validation loss, nats a character",
+            "x": "updates",
+            "series": [
+                {
+                    "name": f"ours, seed {row['seed']}",
+                    "colour": OURS,
+                    "points": [(x["step"], x["loss"]) for x in row["dev"]],
+                }
+                for row in rows["language_models.jsonl"]
+                if row["config"] == config
+            ],
+        }
+        for config in ("shakespeare_char.py", "shakespeare_10m.py")
+    ]
+    return {"kind": "lines", "panels": panels}
+
+
 def bar(row: Row, name: str) -> dict[str, Any]:
     colour = COLOURS[row["system"]]
     return {"name": name, "colour": colour, "value": row["tokens_per_s"], "range": row.get("tokens_per_s_range")}
@@ -139,7 +160,7 @@ def device(rows: Iterable[Row]) -> str:
 
 
 PICTURES: dict[str, Callable[[dict[str, tuple[Row, ...]]], Picture]] = {
-    one.__name__: one for one in (multi30k, seeds, decoding_cpu, decoding_gpu, training)
+    one.__name__: one for one in (multi30k, seeds, shakespeare, decoding_cpu, decoding_gpu, training)
 }
 
 

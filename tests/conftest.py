@@ -5,7 +5,10 @@ The corpus is artificial: each English word has one German word, in the same ord
 
 from __future__ import annotations
 
+import builtins
 import contextlib
+import fnmatch
+import io
 import logging
 import os
 import random
@@ -175,6 +178,33 @@ def full_after() -> Callable[[int], AbstractContextManager[None]]:
             resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
     return full_after
+
+
+@pytest.fixture
+def lying_disk(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """`lying_disk("*/tokens")`: from now on, files with such a path get a wrong bit when they are written, and no error
+    tells it. For files written through Python's `open`."""
+
+    def lying_disk(pattern: str) -> None:
+        real = io.open
+
+        def opened(file, mode="r", *args, **options):
+            stream = real(file, mode, *args, **options)
+            if mode == "wb" and fnmatch.fnmatch(str(file), pattern):
+                write = stream.write
+
+                def wrong(block) -> int:
+                    content = bytearray(memoryview(block).cast("B"))
+                    content[len(content) // 2] ^= 1
+                    return write(content)
+
+                stream.write = wrong
+            return stream
+
+        monkeypatch.setattr(io, "open", opened)
+        monkeypatch.setattr(builtins, "open", opened)
+
+    return lying_disk
 
 
 @pytest.fixture

@@ -38,6 +38,17 @@ def test_the_page_runs(trained: Path, tmp_path: Path, monkeypatch) -> None:
     assert transformer.load("runs/own", 2)[0] is found["model"]
 
 
+def test_programs_are_kept_in_any_folder_that_is_named(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(jax.config, "update", lambda name, value: None)
+    assert transformer.cache_compiled(tmp_path / "own") == transformer.cache_compiled(str(tmp_path / "own"))
+    assert transformer.cache_compiled(tmp_path / "own") == tmp_path / "own"
+    for wrong in (3, True, b"x", "", ["x"]):
+        with pytest.raises(
+            transformer.UserError, match=r"^folder = .*: give a path, or None for the folder of the com"
+        ):
+            transformer.cache_compiled(wrong)
+
+
 def test_the_page_names_all_that_is_public_and_all_parameters() -> None:
     for name in set(transformer.__all__) - {"AttentionConfig"}:
         assert f"`{name}`" in PAGE or f"transformer.{name}" in PAGE or name.endswith("Config"), name

@@ -140,6 +140,29 @@ def test_what_is_cut_or_unknown_is_told(call, workdir) -> None:
     ]
 
 
+def test_arguments_in_another_locale_are_read_as_utf8(call, workdir) -> None:
+    """Python keeps the bytes of arguments that the locale lacks as surrogates."""
+    surrogates = "\udcc3\udca4"  # the two bytes of ä
+    done = call("transformer", "generate", workdir, "--prompt", f"{surrogates}b", "--stop", surrogates)
+    assert done.code == 0 and done.out.startswith("äb") and "the vocabulary lacks 'ä'" in done.err
+    done = call("transformer", "generate", workdir, "--prompt", "b", "--decode.banned", "a", surrogates)
+    assert done.code == 0 and "a" not in done.out
+    for option in ("--prompt", "--stop", "--decode.banned"):
+        done = call("transformer", "generate", workdir, option, "\udcff")
+        assert (done.code, done.out) == (2, "")
+        assert done.err.splitlines()[-1] == f"error: {option}: not valid UTF-8; give text in UTF-8"
+
+
+def test_objects_that_are_read_as_text_are_told(give, workdir) -> None:
+    told = "warning: line 2 is a JSON object and is read as text; --jsonl reads its field 'prompt'"
+    assert told in give('{\n{"prompt": "ab"}\n{"prompt": "ab"}\n', "generate", workdir).err.splitlines()
+    told = "warning: line 2 is no JSON object with a field 'prompt', so it is read as text"
+    for line in ('{"promt": "ab"}', '{"prompt": "ab"', "{ab"):
+        done = give(f'{{"prompt": "ab"}}\n{line}\n', "generate", workdir, "--jsonl")
+        assert done.code == 0 and done.err.splitlines().count(told) == 1
+        assert json.loads(done.out.splitlines()[1])["prompt"] == line
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [

@@ -73,6 +73,17 @@ def test_every_package_is_named() -> None:
     assert set(named) == there | {"transformer.configs"} and len(named) == len(set(named))
 
 
+def test_a_workdir_may_be_called_like_a_shipped_config(call, tmp_path: Path, monkeypatch) -> None:
+    """Else the command that began a run there could not be given again."""
+    expected = call("train.py", "--config", "quickstart", "--print-config").out
+    (tmp_path / "quickstart").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert call("train.py", "--config", "quickstart", "--print-config").out == expected
+    (tmp_path / "other").mkdir()
+    done = call("train.py", "--config", "other", "--print-config")
+    assert done.err == "error: --config other: a folder; name a config file, such as configs/quickstart.py\n"
+
+
 def test_shipped_configs_have_names(call) -> None:
     assert set(shipped()) == {path.stem for path in (ROOT / "configs").glob("*.py")}
     by_name, by_path = (

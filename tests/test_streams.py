@@ -196,25 +196,29 @@ def test_a_signal_where_no_error_can_be_raised_is_not_lost(environment, number: 
     command = [sys.executable, "-c", IN_A_CALLBACK, str(int(number))]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60)
     told = "interrupted" if number == signal.SIGINT else f"{signal.Signals(number).name}: interrupted"
-    assert (done.returncode, done.stderr) == (128 + number, f"{told}\n")
+    # A signal that is sent again after the end of `run` ends the interpreter as such; a shell shows the same code.
+    assert done.returncode in (128 + number, -number) and done.stderr == f"{told}\n"
 
 
-def test_a_signal_that_a_library_turns_into_an_error_ends_the_program(environment) -> None:
+@pytest.mark.parametrize(("number", "told"), [(signal.SIGTERM, "SIGTERM: interrupted"), (signal.SIGINT, "interrupted")])
+def test_a_signal_that_a_library_turns_into_an_error_ends_the_program(environment, number: int, told: str) -> None:
     """As an extension module does while it is imported."""
     program = """
-import os, signal
+import os, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored from birth where the tests run in the background
 from transformer.command_line import run
 
 def main(arguments):
     try:
-        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), int(sys.argv[1]))
     except BaseException as error:
         raise ImportError("an error in the extension") from error
 
 run(main)
 """
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment, timeout=60)
-    assert (done.returncode, done.stderr) == (143, "SIGTERM: interrupted\n")
+    command = [sys.executable, "-c", program, str(int(number))]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60)
+    assert (done.returncode, done.stderr) == (128 + number, f"{told}\n")
 
 
 def test_a_hangup_is_ignored_under_nohup(environment, tmp_path: Path) -> None:

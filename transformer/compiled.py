@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from pathlib import Path
 
-from transformer.config import Config, DataConfig, UserError
+from transformer.config import Config, DataConfig, UserError, shown
 
 
-def cache_compiled(folder: str | None = None) -> Path:
+def cache_compiled(folder: str | os.PathLike[str] | None = None) -> Path:
     """Let JAX keep compiled programs in a folder, so that later processes start without compiling them again.
 
     `folder`: None = `compiled` in $TRANSFORMER_CACHE or ~/.cache/transformer, where the commands of this package keep
@@ -18,7 +19,9 @@ def cache_compiled(folder: str | None = None) -> Path:
 
     from transformer.data.folder import writable_cache_dir
 
-    data = Config().data if folder is None else DataConfig(cache_dir=folder)
+    if folder is not None and not (isinstance(folder, (str, os.PathLike)) and os.fspath(folder)):
+        raise UserError(f"folder = {shown(folder)}: give a path, or None for the folder of the commands")
+    data = Config().data if folder is None else DataConfig(cache_dir=os.fspath(folder))
     with writable_cache_dir(data) as parent:
         path = parent / "compiled" if folder is None else parent
         try:

@@ -262,7 +262,6 @@ def evaluate(arguments: Sequence[str]) -> None:
     from transformer.tasks.sets import check_given
     from transformer.training import processes
 
-    check_given(options.source, options.reference)
     processes.start(options.coordinator, options.process)
     set_up_jax()
     stored = stored_config(options.workdir)
@@ -277,6 +276,7 @@ def evaluate(arguments: Sequence[str]) -> None:
         "options": lambda config: evaluate_options(config, rest, "evaluate.py", parser.options()),
     }
     given = _accepted(task.score, given, rest, options.workdir)
+    check_given(options.source, options.reference)
     with unchanged(options.workdir) as check:
         result = task.score(options.workdir, **given)
         if processes.first():
@@ -292,7 +292,10 @@ def _accepted(score: Callable[..., Any], given: dict[str, Any], rest: Sequence[s
     for name in given.keys() - parameters.keys():
         if rest if name == "options" else given[name]:
             option = rest[0] if name == "options" else f"--{name.removesuffix('s')}"
-            raise UserError(f"{option}: the task of {workdir} has no such option; leave it out")
+            known = [f"--{name.removesuffix('s')}" for name in parameters if name in given and name != "options"]
+            raise UserError(
+                f"{option}: the task of {workdir} has no such option; leave it out (it has {', '.join(known)})"
+            )
     return {name: value for name, value in given.items() if name in parameters}
 
 

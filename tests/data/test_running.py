@@ -69,6 +69,13 @@ def test_running_text_is_kept_exactly(tmp_path, monkeypatch, contents: list[str]
         assert documents(Text(paths, "files")) == contents
 
 
+@given(content=st.text(st.sampled_from("a\n\r\ufeff"), min_size=1, max_size=30))
+@HYPOTHESIS
+def test_any_text_can_be_written_to_a_file(tmp_path, content: str) -> None:
+    paths = (written(tmp_path / "a.txt", running.file_of(content)),)
+    assert "".join(part.text for part in parts(Text(paths))) == content
+
+
 @given(content=TEXT, part=st.integers(1, 20), most=st.one_of(st.none(), st.integers(2, 4)))
 @example(content="a\nb\nc\nd\ne\n\n\nf\ng\nh\n", part=20, most=2)
 @example(content="a\nb\nc\nd\ne\n\n\nf\ng\nh\n", part=2, most=3)

@@ -71,6 +71,49 @@ def test_decode_takes_anything(trained):
         line.encode()  # raises for lone surrogates
 
 
+LINES = ["the red dog"] * 9
+
+
+@pytest.mark.parametrize(
+    ("call", "told"),
+    [
+        (lambda _: Tokenizer.train(None, vocab_size=300), "lines is a NoneType: give a list of strings"),
+        (lambda _: Tokenizer.train("the dog", vocab_size=300), "lines is a str: give a list of strings"),
+        (lambda _: Tokenizer.train([*LINES, 3], vocab_size=300), "lines[9] is a int: give strings"),
+        *(
+            (
+                lambda _, size=size: Tokenizer.train(LINES, vocab_size=size),
+                f"vocab_size = {size!r}: must be a whole num",
+            )
+            for size in (0, -1, None, "x", 1.5, True)
+        ),
+        (lambda ours: ours.encode(None), "lines is a NoneType"),
+        (lambda ours: ours.encode("the dog"), "lines is a str"),
+        (lambda ours: ours.encode(["a", None]), "lines[1] is a NoneType"),
+        (lambda ours: ours.decode(None), "ids = None: give a list of lists of integers"),
+        (lambda ours: ours.decode([3]), "ids = [3]: give a list of lists of integers"),
+        (lambda ours: ours.decode([["a"]]), "ids = [['a']]: give a list of lists of integers"),
+        (lambda ours: ours.decode([[5.5]]), "ids = [[5.5]]: give a list of lists of integers"),
+        (lambda ours: ours.piece(330), "id = 330: must be from 0 to 329"),
+        (lambda ours: ours.piece(-1), "id = -1: must be from 0 to 329"),
+        (lambda ours: ours.piece("a"), "id = 'a': must be from 0 to 329"),
+        (lambda _: Tokenizer("a"), "tokenizer: give the bytes of a SentencePiece model"),
+        (lambda _: Tokenizer.load(None), "the tokenizer is a NoneType: give the path"),
+        (lambda _: Tokenizer.load("a\0b"), "a\0b: cannot be read (embedded null byte)"),
+    ],
+)
+def test_wrong_arguments_are_named(trained, call, told: str):
+    with pytest.raises(UserError) as error:
+        call(trained)
+    assert str(error.value).startswith(told) and "\n" not in str(error.value)
+
+
+def test_a_lone_surrogate_is_read_as_a_question_mark(trained):
+    assert trained.encode(["a \ud800"]) == trained.encode(["a ?"])
+    made = Tokenizer.train(["the \ud800 dog"] * 9, vocab_size=275)
+    assert made.sha256 == Tokenizer.train(["the ? dog"] * 9, vocab_size=275).sha256
+
+
 def test_vocabulary_size_that_the_text_does_not_allow():
     for wrong, nearest in ((8, "smallest possible is"), (100_000, "largest possible is")):
         with pytest.raises(UserError, match=rf"^data\.vocab_size = {wrong}: .*{nearest} \d+$") as error:

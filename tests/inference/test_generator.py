@@ -7,13 +7,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from generators import CONFIG, PROMPTS, VARIANTS, VOCABULARY, following, generator, greedy, log_prob_of, logits_of, tiny
 from plain_beam_search import plain_beam_search
 
 from transformer.config import UserError
-from transformer.data.vocabularies import Bytes
+from transformer.data.vocabularies import Bytes, Characters
 from transformer.inference.generator import Generator
 
 SAMPLES = {"sample": True, "n_best": 3, "max_extra_length": 20}
@@ -224,6 +225,19 @@ def test_nothing_to_generate():
     assert generator().generate([]) == []
 
 
+def test_samples_are_the_same_inside_jit():
+    """The generator is no function of JAX's; it must not mistake its own arrays for traced ones."""
+    ours, found = generator(**SAMPLES), []
+    jax.jit(lambda x: (found.extend(ours.generate(PROMPTS)), x)[1])(1.0)
+    assert found == ours.generate(PROMPTS)
+
+
+class Pieces:
+    """The names that a tokenizer of translation shares with a vocabulary."""
+
+    spelling = [b""] * 13
+
+
 @pytest.mark.parametrize(
     ("call", "told"),
     [
@@ -238,6 +252,14 @@ def test_nothing_to_generate():
             "the model has a vocabulary of 13 pieces, and the g",
         ),
         (lambda ours: Generator(ours.model, ours.params, "x.json"), "vocabulary = 'x.json': give one of transformer."),
+        (lambda ours: Generator(ours.model, ours.params, Pieces()), "vocabulary = <"),
+        (lambda ours: Generator.of(["runs/x"]), "checkpoints = ['runs/x']: give a list of what Checkpoints(workdir)"),
+        (lambda ours: Generator.of([]), "no checkpoints: give one at least"),
+        (lambda ours: ours.generate(["a"], stop=["a\ud800"]), "stop holds half a surrogate pair, which is not text"),
+        (lambda ours: generator(banned=("\ud800",)).generate(["a"]), "decode.banned holds half a surrogate pair"),
+        (lambda ours: VOCABULARY.encode(None), "the text is a NoneType: give strings"),
+        (lambda ours: Characters(["ab"]), "the vocabulary has 'ab', which is not a character; leave it out"),
+        (lambda ours: Characters("a\ud800"), "the vocabulary has '\\ud800', which is not a character; leave it out"),
         (lambda ours: Generator(ours.model, ours.params, VOCABULARY, context=1), "context = 1: must be at least 2"),
     ],
 )

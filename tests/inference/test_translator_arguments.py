@@ -83,6 +83,15 @@ def test_models_and_tokenizer_have_one_vocabulary():
         assert refused(call).startswith("the model has a vocabulary of 15 pieces, and the tokenizer one of 14")
 
 
+def test_what_a_translator_lacks_is_named():
+    assert refused(Translator.of, ["runs/x"]).startswith("checkpoints = ['runs/x']: give a list of what Checkpoints(")
+    assert refused(Translator.of, []) == "no checkpoints: give one at least"
+    without = Translator(*tiny(CONFIG, 0), None, DecodeConfig(banned=("4",), max_source_length=8, max_extra_length=8))
+    assert refused(without.warm_up, 2, 4).startswith(
+        "decode.banned needs a tokenizer: give one, such as Tokenizer.load("
+    )
+
+
 @pytest.mark.parametrize("method", ["translate", "translate_n_best", "encode", "score"])
 @pytest.mark.parametrize(
     ("sentences", "message"),

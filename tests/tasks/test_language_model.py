@@ -1,7 +1,9 @@
 """Language models: train, resume, judge, evaluate; on running text and on documents."""
 
+import gzip
 import json
 import math
+import os
 import random
 import shutil
 from pathlib import Path
@@ -14,8 +16,8 @@ from quick import jit
 
 from transformer.checkpoint import Checkpoints
 from transformer.command_line import config_file
-from transformer.config import UserError
-from transformer.data.running import Text
+from transformer.config import TextConfig, UserError
+from transformer.data.running import Text, texts
 from transformer.data.text_store import encode_text
 from transformer.data.vocabularies import Bytes
 from transformer.model import build
@@ -145,6 +147,48 @@ def test_text_in_the_workdir_that_was_changed(run: Path, tmp_path: Path) -> None
         evaluate_workdir(str(moved))
 
 
+def test_a_text_to_evaluate_that_cannot_be_used_is_told(run: Path, tmp_path: Path, call) -> None:
+    (tmp_path / "a.txt").write_text("wolf")
+    os.mkfifo(tmp_path / "pipe")
+    for arguments, told in (
+        (("--source", tmp_path / "a.txt"), f"--source: the task of {run} has no such option; leave it out (it has --"),
+        (
+            ("--text", tmp_path / "pipe"),
+            f"--text: {tmp_path}/pipe is a pipe or a device, but text is read several times",
+        ),
+        (("--text", tmp_path), f"--text: {tmp_path} is a folder; name a file in it"),
+        (("--text", ""), "--text '': give the path of a file"),
+        (("--text", "no.txt"), "no such file: no.txt (--text); correct the path"),
+    ):
+        done = call("evaluate.py", "--workdir", run, *arguments)
+        assert done.code == 2 and done.err.splitlines()[-1].startswith(f"error: {told}")
+    for wrong in (3, b"x", ["a"]):
+        with pytest.raises(UserError, match=r"^--text .*: give the path of a file$"):
+            evaluate_workdir(str(run), text=wrong)
+    assert evaluate_workdir(str(run), text=tmp_path / "a.txt")["tokens"] == 5
+
+
+def test_objects_that_are_read_as_text_are_told(run: Path, text: Path, tmp_path: Path, caplog) -> None:
+    path = tmp_path / "a b.jsonl"
+    path.write_bytes(gzip.compress(b'{"text": "wolf grass"}\n'))
+    told = (
+        f"{path} holds JSON objects, which are read as they stand; to read their field 'text' only, write it to a file"
+    )
+    evaluate_workdir(str(run), text=str(path))
+    assert f"--text: {told} first: jq -r .text '{path}' > NEW" in caplog.messages
+    texts(TextConfig(text=(str(text), str(path))))
+    assert f"data.text: {told} first: jq -r .text '{path}' > NEW" in caplog.messages
+    (tmp_path / "c").write_text('{ x = 1 }\n{"a", "b"}\n')
+    texts(TextConfig(text=(str(tmp_path / "c"),)))
+    assert not any(str(tmp_path / "c") in message for message in caplog.messages)
+
+
+def test_a_full_folder_for_temporary_files_is_told(run: Path, text: Path, call, full_after) -> None:
+    with full_after(0):
+        done = call("evaluate.py", "--workdir", run, "--text", text)
+    assert done.code == 2 and done.err.splitlines()[-1].endswith("make room there, or set TMPDIR to another folder")
+
+
 def test_a_folder_in_the_place_of_a_text_is_told(tmp_path: Path) -> None:
     from etils import epath
 
@@ -160,7 +204,8 @@ def test_a_folder_in_the_place_of_a_text_is_told(tmp_path: Path) -> None:
 @pytest.mark.parametrize("documents", ["none", "blank_lines", "files"])
 def test_the_copy_in_a_workdir_has_the_pieces_of_the_text(text: Path, tmp_path: Path, documents: str) -> None:
     other = tmp_path / "other.txt"
-    other.write_text("river\n  stone\n \n\nwolf\n")
+    # Two byte order marks, as where files were joined, and line ends that were converted for Windows twice.
+    other.write_bytes(b"\xef\xbb\xbf\xef\xbb\xbfriver\n  stone\n \n\nwolf\r\r\n\r\r\n\rsheep\r\n")
     whole = Text((str(text), str(other)), documents)
     for end in (None, 1 if documents == "files" else 190):
         part = whole._replace(begin=0 if documents == "files" else 180, end=end)

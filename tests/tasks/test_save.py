@@ -100,6 +100,22 @@ def test_mistakes_are_one_line_and_write_nothing(parts, tmp_path: Path) -> None:
     assert not folder.exists()
 
 
+def test_arguments_of_wrong_types_are_named(parts, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    model, params, tokenizer = parts
+    assert refused(b"x", model, params, tokenizer) == "the workdir is a bytes: give a path"
+    assert refused("", model, params, tokenizer) == "the workdir is '': give the path of a folder"
+    assert refused("a\0b", model, params, tokenizer) == "the workdir is 'a\\x00b': give the path of a folder"
+    for wrong in (None, 3, b"x"):
+        assert refused("own", model, params, wrong).startswith(f"the tokenizer is a {type(wrong).__name__}: give the p")
+    for wrong in ({}, "x", DECODE, Config):
+        assert refused("own", model, params, tokenizer, config=wrong).startswith("config = ")
+    assert refused("own", model, model.abstract_params, tokenizer).startswith("the parameters hold ShapeDtypeStruct(")
+    assert not list(tmp_path.iterdir())
+    transformer.save("own", model, params, tokenizer, step=np.int64(7))
+    assert Checkpoints("own").open().name == 7
+
+
 def refused_in_jit(folder, model, params, tokenizer) -> str:
     with pytest.raises(UserError) as error:
         jax.jit(lambda params: transformer.save(folder, model, params, tokenizer))(params)

@@ -136,7 +136,7 @@ def test_it_is_not_evaluated_with_options_of_translation(reversal: Path, tmp_pat
     ):
         done = call("evaluate.py", "--workdir", reversal, option, value)
         assert done.code == 2 and done.err.splitlines()[-1] == (
-            f"error: {option}: the task of {reversal} has no such option; leave it out"
+            f"error: {option}: the task of {reversal} has no such option; leave it out (it has --checkpoint)"
         )
     assert not (reversal / "scores.jsonl").exists()
     assert call("evaluate.py", "--workdir", reversal, "--checkpoint", "last").code == 0

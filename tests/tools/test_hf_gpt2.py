@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import random
 import shutil
 from pathlib import Path
@@ -350,6 +351,41 @@ def test_vocab_and_merges_are_read(folder: Path, tmp_path: Path, call) -> None:
     assert "the id of the added piece '[PAD]' does not follow the others" in complaint(vocabulary_in, folder)
     (folder / "merges.txt").write_bytes(b"\xff")
     assert "merges.txt: cannot be read" in complaint(vocabulary_in, folder)
+
+
+ADDED, VOCAB = "added_tokens.json", "vocab.json"
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "told"),
+    [
+        (ADDED, '{"[PAD]": "261"}', "the id of '[PAD]' is '261': must be a whole number"),
+        (ADDED, '{"[PAD]": null}', "the id of '[PAD]' is None: must be a whole number"),
+        (VOCAB, '{"a": [1]}', "the id of 'a' is [1]: must be a whole number"),
+        (VOCAB, '{"a\\ud800": 1}', "holds half a surrogate pair"),
+        ("merges.txt", None, "cannot be read (Is a directory)"),
+        ("tokenizer.json", None, "cannot be read (Is a directory)"),
+        ("tokenizer.json", "a pipe", "not a regular file"),
+        ("config.json", "a pipe", "not a regular file"),
+        ("characters.json", None, "cannot be read (Is a directory)"),
+        ("model.safetensors", "of complex numbers", "not a safetensors file, or a damaged one"),
+    ],
+)
+def test_what_is_wrong_in_a_folder_is_named(folder: Path, tmp_path: Path, file: str, content, told: str) -> None:
+    pairs(folder)
+    if file == "characters.json":
+        (folder / "tokenizer_config.json").write_text(json.dumps({"transformer_vocabulary": file}))
+    (folder / file).unlink(missing_ok=True)
+    if content is None:
+        (folder / file).mkdir()
+    elif content == "a pipe":
+        os.mkfifo(folder / file)
+    elif content == "of complex numbers":
+        header = b'{"a": {"dtype": "C64", "shape": [1], "data_offsets": [0, 8]}}'
+        (folder / file).write_bytes(len(header).to_bytes(8, "little") + header + bytes(8))
+    else:
+        (folder / file).write_text(content)
+    assert complaint(import_folder, str(folder), str(tmp_path / "run")).startswith(f"{folder / file}: {told}")
 
 
 def test_a_tokenizer_without_its_package_is_refused(folder: Path, tmp_path: Path, monkeypatch) -> None:

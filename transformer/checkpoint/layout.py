@@ -22,6 +22,8 @@ def folder_of(workdir: str | epath.Path) -> epath.Path:
     """The checkpoints folder of a workdir. Raises `UserError` if the workdir cannot be reached."""
     if not isinstance(workdir, (str, os.PathLike)):
         raise UserError(f"the workdir is a {type(workdir).__name__}: give a path")
+    if not os.fspath(workdir) or "\0" in os.fspath(workdir):
+        raise UserError(f"the workdir is {os.fspath(workdir)!r}: give the path of a folder")
     workdir = path_of(workdir)
     # Orbax accepts absolute paths only. `resolve` would turn gs:// into a local folder.
     folder = (workdir if workdir.is_absolute() else workdir.resolve()) / "checkpoints"

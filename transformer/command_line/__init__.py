@@ -2,7 +2,7 @@
 
 from transformer.command_line.devices import set_up_jax
 from transformer.command_line.options import config_file, configured, decode_options, evaluate_options
-from transformer.command_line.overrides import override
+from transformer.command_line.overrides import override, text_of
 from transformer.command_line.parser import Parser, whole
 from transformer.command_line.program import run
 
@@ -15,5 +15,6 @@ __all__ = [
     "override",
     "run",
     "set_up_jax",
+    "text_of",
     "whole",
 ]

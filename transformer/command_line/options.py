@@ -34,7 +34,7 @@ def config_file(path: str) -> Any:
     `path` may be the name of a config that comes with the package. Raises `UserError` if the file can't be run or
     defines no config.
     """
-    if not os.path.exists(path):
+    if not os.path.exists(path) or os.path.isdir(path):  # such as a workdir of the same name
         path = str(shipped().get(path.removesuffix(".py"), path))
     if os.path.isdir(path):
         raise UserError(f"--config {path}: a folder; name a config file, such as configs/quickstart.py")

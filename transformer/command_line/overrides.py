@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import difflib
 import io
+import os
 import warnings
 from collections.abc import Sequence
 from typing import Any, TypeVar, get_args, get_type_hints
@@ -42,7 +43,23 @@ def override(default: C, arguments: Sequence[str], program: str, options: Sequen
     for name, group in more:
         added = flatten(_parsed(default, group, program))[name]
         config = _replaced(config, name, (*flatten(config)[name], *added))
+    for name in first.keys() & {"decode.banned", "data.fields"}:
+        config = _replaced(config, name, tuple(text_of(f"--{name}", text) for text in flatten(config)[name]))
     return config
+
+
+def text_of(option: str, argument: str) -> str:
+    """An argument of the command line that is text, not a path.
+
+    In a locale other than UTF-8, Python keeps bytes that it can't decode as surrogates; they are read as UTF-8. Raises
+    `UserError` if they are not.
+    """
+    if argument.isascii() or not any("\udc80" <= char <= "\udcff" for char in argument):
+        return argument
+    try:
+        return os.fsencode(argument).decode()
+    except UnicodeDecodeError:
+        raise UserError(f"{option}: not valid UTF-8; give text in UTF-8") from None
 
 
 def _groups(arguments: Sequence[str]) -> list[tuple[str, list[str]]]:

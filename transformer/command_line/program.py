@@ -61,7 +61,7 @@ def _exit_code(main: Callable[[list[str]], int | None], interrupted: str, end: _
     except Exception as error:
         if end.raised is not None:  # libraries may turn it into an error of their own, for example in an import
             print(one_line(end.raised), file=sys.stderr)
-            return end.raised.code
+            return getattr(end.raised, "code", 130)
         if (fault := _machine_fault(error)) is None:
             raise
         print("error:", one_line(fault), file=sys.stderr)
@@ -118,13 +118,16 @@ def _folder_removed() -> bool:
 
 class _End:
     """A signal handler that raises `Interrupted`, once: a closed terminal sends several signals, which must not
-    interrupt the clean-up."""
+    interrupt the clean-up. For Ctrl-C it raises `KeyboardInterrupt`, each time."""
 
     def __init__(self, message: str):
         self._message = message
-        self.raised: Interrupted | None = None
+        self.raised: Interrupted | KeyboardInterrupt | None = None
 
     def __call__(self, number: int, frame: Any) -> None:
+        if number == signal.SIGINT:
+            self.raised = KeyboardInterrupt(self._message)
+            raise self.raised
         if self.raised is None:
             self.raised = Interrupted(f"{signal.Signals(number).name}: {self._message}", number)
             raise self.raised
@@ -132,8 +135,8 @@ class _End:
 
 @contextlib.contextmanager
 def _interrupted_by_signals(message: str) -> Iterator[_End]:
-    """A block in which SIGTERM and SIGHUP (a closed terminal) raise `Interrupted`, so that the program cleans up. Gives
-    their handler.
+    """A block in which SIGTERM and SIGHUP (a closed terminal) raise `Interrupted`, so that the program cleans up, and
+    SIGINT (Ctrl-C) raises `KeyboardInterrupt`. Gives their handler.
 
     A signal that is ignored, as under nohup, or has another handler is left alone.
     """
@@ -141,12 +144,13 @@ def _interrupted_by_signals(message: str) -> Iterator[_End]:
     if threading.current_thread() is not threading.main_thread():
         yield end
         return
-    signals = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
-    signals = [number for number in signals if signal.getsignal(number) == signal.SIG_DFL]
-    for number in signals:
+    before = {getattr(signal, name): signal.SIG_DFL for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)}
+    before[signal.SIGINT] = signal.default_int_handler
+    before = {number: handler for number, handler in before.items() if signal.getsignal(number) == handler}
+    for number in before:
         signal.signal(number, end)
     try:
         yield end
     finally:
-        for number in signals:
-            signal.signal(number, signal.SIG_DFL)
+        for number, handler in before.items():
+            signal.signal(number, handler)

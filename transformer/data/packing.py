@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from transformer.config import UserError
-from transformer.files import cached
+from transformer.files import cached, compared
 
 log = logging.getLogger("transformer")
 
@@ -69,7 +69,8 @@ def pack_cached(
         log.info("packing %s pairs into rows", f"{len(source):,}")
         packed.append(pack(source, target, row_lengths, seed))
         for name, array in zip(_ARRAYS, packed[0], strict=True):
-            np.save(new / name, array, allow_pickle=False)
+            with compared(new / name) as file:
+                np.save(file, array, allow_pickle=False)
 
     def read(path: Path) -> tuple[np.ndarray, ...]:
         return tuple(np.load(path / name, allow_pickle=False) for name in _ARRAYS)

@@ -10,6 +10,7 @@ import codecs
 import logging
 import os
 import re
+import shlex
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,6 +26,7 @@ log = logging.getLogger("transformer")
 _BLOCK = 1 << 20  # bytes read at a time
 _PART = 250_000  # characters after which a part ends at the next line that starts with a letter or the like
 _LONGEST = 1_000_000  # most characters in a part
+_RECORD = re.compile(rb'(?:\xef\xbb\xbf)?\s*\{\s*"[^"\n]*"\s*:')  # the first bytes of a JSON object
 _BREAK = re.compile(r"\n(?=\S)")  # no vocabulary has a piece across the beginning of this match
 
 
@@ -100,9 +102,11 @@ def pretraining_texts(config: PretrainConfig) -> tuple[Texts, Text | None]:
 
 def _require_files(config: TextConfig | PretrainConfig, *names: str) -> None:
     """Raise `UserError` if files of these fields, or the vocabulary, are missing or empty."""
-    named_paths = [(name, path) for name in names for path in getattr(config, name)]
-    require_files([*named_paths, *([("tokenizer", config.tokenizer)] if config.tokenizer else [])])
+    named_paths = [(f"data.{name}", path) for name in names for path in getattr(config, name)]
+    require_files([*named_paths, *([("data.tokenizer", config.tokenizer)] if config.tokenizer else [])])
     _warn_of_repeated(named_paths)
+    for name, path in named_paths:
+        warn_of_records(name, path)
 
 
 def _split_off(config: TextConfig | PretrainConfig, train: Text, dev: Text, test: Text) -> Texts:
@@ -118,8 +122,19 @@ def _warn_of_repeated(named_paths: list[tuple[str, str]]) -> None:
         stat = os.stat(path)
         file = stat.st_dev, stat.st_ino
         if file in given:
-            log.warning("data.%s: %s is already given in data.%s; leave it out of one", name, path, given[file])
+            log.warning("%s: %s is already given in %s; leave it out of one", name, path, given[file])
         given.setdefault(file, name)
+
+
+def warn_of_records(name: str, path: str) -> None:
+    """Log a warning if a file holds JSON objects, which are read as they stand. `name`: its field or option."""
+    with open_text(path) as file:
+        if _RECORD.match(file.head):
+            log.warning(
+                "%s: %s holds JSON objects, which are read as they stand; to read their field 'text' only, write it to "
+                "a file first: jq -r .text %s > NEW",
+                *(name, path, shlex.quote(path)),
+            )
 
 
 def split(text: Text, share: float) -> tuple[Text, Text]:
@@ -167,6 +182,12 @@ def _all_parts(text: Text, digests: dict[str, str] | None) -> Iterator[Part]:
         if part is None:
             what = "empty" if os.path.getsize(path) == 0 else "holds no text"
             raise UserError(f"{path}: {what}; leave it out, or give another file")
+
+
+def file_of(text: str) -> bytes:
+    """The content of a file that is read as this text: `parts` removes a byte order mark and the "\\r" of line ends."""
+    mark = "\ufeff" if text.startswith("\ufeff") else ""
+    return (mark + text.replace("\r\n", "\r\r\n")).encode()
 
 
 def _cut(blocks: Iterable[str], file: int) -> Iterator[Part]:

@@ -16,7 +16,7 @@ import numpy as np
 
 from transformer.config import PretrainConfig, UserError
 from transformer.data.text_store import TextStore
-from transformer.files import cached
+from transformer.files import cached, compared
 
 _FORMAT = 1  # part of the key: raise it when the same text gives other rows
 
@@ -192,6 +192,10 @@ def sentence_rows(
                     rows += filled(sentences, config.context, store=number)
         return np.array(rows, np.int64).reshape(-1, len(Row._fields))
 
+    def write(new: Path) -> None:
+        with compared(new / "rows.npy") as file:
+            np.save(file, drawn(), allow_pickle=False)
+
     if folder is None:
         return drawn()
     depends_on = [_FORMAT, config.next_sentence, config.context, config.short_share, duplicates, seed]
@@ -199,7 +203,7 @@ def sentence_rows(
     key = hashlib.sha256(json.dumps(depends_on).encode()).hexdigest()[:32]
     return cached(
         folder / "pairs" / key,
-        lambda new: np.save(new / "rows.npy", drawn(), allow_pickle=False),
+        write,
         lambda path: np.asarray(np.load(path / "rows.npy", mmap_mode="r", allow_pickle=False)),
         "the rows of sentences",
     )

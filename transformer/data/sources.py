@@ -107,21 +107,21 @@ def _held_out(config: DataConfig, name: str) -> Parallel | None:
 
 
 def require_files(named_paths: Iterable[tuple[str, str]]) -> None:
-    """Raise `UserError` unless each (field of the data section, path) is a regular file. Names all that are missing."""
+    """Raise `UserError` unless each (field or option, path) is a regular file. Names all that are missing."""
     missing = []
     for name, path in named_paths:
         try:
             mode = os.stat(path).st_mode
         except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a NUL in the path
-            missing.append(f"{path} (data.{name})")
+            missing.append(f"{path or repr(path)} ({name})")
             continue
         except OSError as error:
-            raise UserError(f"data.{name}: {path} cannot be read ({error.strerror})") from None
+            raise UserError(f"{name}: {path} cannot be read ({error.strerror})") from None
         if stat.S_ISDIR(mode):
-            raise UserError(f"data.{name}: {path} is a folder; name a file in it")
+            raise UserError(f"{name}: {path} is a folder; name a file in it")
         if not stat.S_ISREG(mode):  # such as the pipe of <(zcat FILE)
             raise UserError(
-                f"data.{name}: {path} is a pipe or a device, but text is read several times; write it to a file first "
+                f"{name}: {path} is a pipe or a device, but text is read several times; write it to a file first "
                 "(.gz, .xz and .bz2 need no decompressing)"
             )
     if missing:
@@ -131,7 +131,8 @@ def require_files(named_paths: Iterable[tuple[str, str]]) -> None:
 def _require_files(config: DataConfig) -> None:
     named_paths = [("source", path) for path in config.source] + [("target", path) for path in config.target]
     names = ("dev_source", "dev_target", "test_source", "test_target", "tokenizer")
-    require_files(named_paths + [(name, getattr(config, name)) for name in names if getattr(config, name) is not None])
+    named_paths += [(name, getattr(config, name)) for name in names if getattr(config, name) is not None]
+    require_files((f"data.{name}", path) for name, path in named_paths)
     both = [("target", *sides) for sides in zip(config.source, config.target, strict=False)]
     both += [
         ("dev_target", config.dev_source, config.dev_target),

@@ -28,7 +28,7 @@ from transformer.data.pool import in_processes
 from transformer.data.running import Part, Text, parts
 from transformer.data.text import fingerprint_of_files, never_seen, require_same_files
 from transformer.data.vocabularies import Vocabulary
-from transformer.files import ENTRY, cached, damage, digest_once, manifest
+from transformer.files import ENTRY, cached, compared, damage, digest_once, manifest, write_file
 
 _FORMAT = 1  # part of the key: raise it when the format of the files changes
 _SPLITTING = 1  # part of `TextStore.text`: raise it when the same text gives other pieces or documents
@@ -165,11 +165,11 @@ def _build(folder: Path, digest: str, text: Text, files: str, vocabulary: Vocabu
     characters = size = 0
     missing: Counter[str] = Counter()
     rows = []
-    with open(folder / "tokens", "wb") as file, bar(f"tokenising {text.name}", total, "characters") as show:
+    with compared(folder / "tokens") as file, bar(f"tokenising {text.name}", total, "characters") as show:
         for one in _encoded(text, vocabulary, workers, digests):
             if len(one.ids) and int(one.ids.max()) >= vocabulary.size:
                 raise UserError(f"the vocabulary has {vocabulary.size:,} pieces, but gives the id {one.ids.max():,}")
-            file.write(one.ids.astype(dtype).data)  # `tofile` hides an error when the file is closed
+            file.write(one.ids.astype(dtype).data)
             rows.append(one.parts)
             characters, size, missing = characters + one.characters, size + one.bytes, missing + one.missing
             show(characters)
@@ -178,11 +178,12 @@ def _build(folder: Path, digest: str, text: Text, files: str, vocabulary: Vocabu
     starts = np.cumsum(lengths) - lengths
     pieces = int(lengths.sum())
     offsets = np.append(starts[begins == 1], pieces)
-    np.save(folder / "offsets.npy", offsets.astype("<i8"), allow_pickle=False)
-    np.save(folder / "parts.npy", np.stack([starts, *places], axis=1).astype("<i8"), allow_pickle=False)
+    for name, array in {"offsets": offsets, "parts": np.stack([starts, *places], axis=1)}.items():
+        with compared(folder / f"{name}.npy") as file:
+            np.save(file, array.astype("<i8"), allow_pickle=False)
     meta = {"text": digest, "pieces": pieces, "documents": len(offsets) - 1, "dtype": dtype.str}
     meta |= {"characters": characters, "bytes": size, "missing": missing}
-    (folder / "meta.json").write_text(json.dumps(meta) + "\n")
+    write_file(folder / "meta.json", (json.dumps(meta) + "\n").encode())
     log.info(
         "tokenised %s: %s characters, %s pieces, in %.1f s",
         *(text.name, f"{characters:,}", f"{pieces:,}", time.monotonic() - started),

@@ -16,6 +16,8 @@ import io
 import itertools
 import json
 import logging
+import operator
+import os
 import re
 import unicodedata
 from collections import Counter
@@ -24,15 +26,17 @@ from functools import cached_property
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+import numpy as np
 import sentencepiece
 
-from transformer.config import BOS, EOS, PAD, SPECIALS, UNK, DataConfig, UserError
+from transformer.config import BOS, EOS, PAD, SPECIALS, UNK, DataConfig, UserError, shown
 from transformer.data import cleaning, normalizer
 from transformer.data.folder import writable_cache_dir
 from transformer.data.foreign import refuse_other
+from transformer.data.given import require_iterable, require_string, strings
 from transformer.data.normalizer import Normalizer
 from transformer.data.text import Parallel, fingerprint, never_seen, read_pairs, require_same
-from transformer.files import cached
+from transformer.files import cached, write_file
 
 _MODEL_FILE = "tokenizer.model"
 
@@ -75,6 +79,8 @@ class Tokenizer:
 
     def __init__(self, model: bytes, where: str | Path = "tokenizer"):
         """`where` names the model in errors. Raises `UserError` if `model` is not a SentencePiece model."""
+        if not isinstance(model, bytes):
+            raise UserError(f"{where}: give the bytes of a SentencePiece model, or its path to Tokenizer.load")
         try:
             self._processor = sentencepiece.SentencePieceProcessor(model_proto=model) if model else None
         except RuntimeError:
@@ -101,12 +107,17 @@ class Tokenizer:
     @classmethod
     def load(cls, path: str | Path) -> Tokenizer:
         """Load a SentencePiece .model file. Raises `UserError` if it can't be read or is of another kind."""
+        if not isinstance(path, (str, os.PathLike)):
+            raise UserError(f"the tokenizer is a {type(path).__name__}: give the path of a SentencePiece .model file")
         try:
             if not Path(path).is_file() and not Path(path).is_dir() and Path(path).exists():
                 raise UserError(f"{path} is a pipe or a device, but it is read several times; write it to a file first")
             model = Path(path).read_bytes()
-        except OSError as error:
-            raise UserError(f"{path}: cannot be read ({error.strerror}); give a SentencePiece .model file") from None
+        except UserError:
+            raise
+        except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+            why = getattr(error, "strerror", None) or error
+            raise UserError(f"{path}: cannot be read ({why}); give a SentencePiece .model file") from None
         try:
             return cls(model, path)
         except UserError:
@@ -124,13 +135,16 @@ class Tokenizer:
         one piece. Raises `UserError` if the text does not allow `vocab_size` pieces, with the nearest size that it
         allows. Errors that reading `lines` raises pass through.
         """
+        _require_size(vocab_size)
+        require_iterable("lines", lines)
         failure: list[Exception] = []
 
         def runs() -> Iterator[str]:
             try:
-                for line in lines:
+                for number, line in enumerate(lines):
+                    require_string(f"lines[{number}]", line)
                     for start in range(0, len(line), _MAX_RUN):
-                        yield line[start : start + _MAX_RUN]
+                        yield line[start : start + _MAX_RUN].encode(errors="replace").decode()
             except Exception as error:  # SentencePiece would wrap the error
                 failure.append(error)
                 raise
@@ -188,7 +202,9 @@ class Tokenizer:
         return len(self._model_ids)
 
     def piece(self, id: int) -> str:
-        """The piece of an id, with "▁" for a space."""
+        """The piece of an id, with "▁" for a space. Raises `UserError` for a number outside the vocabulary."""
+        if not isinstance(id, (int, np.integer)) or not 0 <= id < self.vocab_size:
+            raise UserError(f"id = {shown(id)}: must be from 0 to {self.vocab_size - 1}")
         return SPECIALS[id] if id < len(SPECIALS) else self._processor.id_to_piece(self._model_ids[id])
 
     def model_of(self, side: Side) -> bytes:
@@ -196,7 +212,11 @@ class Tokenizer:
         return normalizer.replace(self.model, _cleaner("target")) if self.cleans and side == "target" else self.model
 
     def encode(self, lines: Sequence[str], side: Side = "source") -> list[list[int]]:
-        """Clean and encode lines of one side: a list of ids for each, without BOS and EOS; [] for an empty line."""
+        """Clean and encode lines of one side: a list of ids for each, without BOS and EOS; [] for an empty line.
+
+        Raises `UserError` for anything other than strings. A lone surrogate is read as "?".
+        """
+        lines = strings("lines", lines)
         return self._ids(self._processor.encode(self._cleaned(lines, side), num_threads=1))
 
     def _ids(self, lines: list[list[int]]) -> list[list[int]]:
@@ -262,7 +282,7 @@ class Tokenizer:
         return f"line {numbers[0]}:{first_of} {never_seen(counts)}"
 
     def decode(self, ids: Iterable[Iterable[int]]) -> list[str]:
-        """One text for each sequence of ids; never raises.
+        """One text for each sequence of ids. Raises `UserError` only if these are no sequences of integers.
 
         Special ids, padding and numbers outside the vocabulary are skipped. Byte pieces that are not UTF-8 together
         become U+FFFD. Byte pieces can spell any character, even a line break: a caller that writes lines must replace
@@ -286,9 +306,17 @@ def _cleaner(side: Side) -> Normalizer:
     return Normalizer(cleaning.RULE, normalizer.compiled(cleaning.rows(rule)))
 
 
+def _require_size(vocab_size: object) -> None:
+    if not isinstance(vocab_size, int) or isinstance(vocab_size, bool) or vocab_size < 1:
+        raise UserError(f"vocab_size = {shown(vocab_size)}: must be a whole number, at least 1")
+
+
 def _id_lists(ids: Iterable[Iterable[int]]) -> Iterator[list[int]]:
-    for line in ids:
-        yield line.tolist() if hasattr(line, "tolist") else [int(i) for i in line]
+    try:
+        for line in ids:
+            yield [operator.index(i) for i in (line.tolist() if hasattr(line, "tolist") else line)]
+    except TypeError:
+        raise UserError(f"ids = {shown(ids)}: give a list of lists of integers") from None
 
 
 def tokenizer(config: DataConfig, train: tuple[Parallel, ...]) -> Tokenizer:
@@ -337,7 +365,7 @@ def _train(folder: Path, config: DataConfig, train: tuple[Parallel, ...], digest
     )
     for parallel, digest in zip(train, digests, strict=True):
         require_same(parallel, digest, read)
-    (folder / _MODEL_FILE).write_bytes(trained.model)
+    write_file(folder / _MODEL_FILE, trained.model)
 
 
 def _clean_pairs(pairs: Iterable[tuple[str, str]]) -> Iterator[tuple[str, str]]:

@@ -24,7 +24,7 @@ from transformer.data.bar import bar
 from transformer.data.pool import in_processes
 from transformer.data.text import Parallel, count_lines, fingerprint, read_pairs, require_same
 from transformer.data.tokenizer import Tokenizer
-from transformer.files import ENTRY, cached, damage, digest_once, manifest
+from transformer.files import ENTRY, cached, compared, damage, digest_once, manifest, write_file
 
 _FORMAT = 3  # part of the key: raise it when the format of the files changes
 _TOKENISATION = 1  # part of `TokenStore.text`: raise it when the same text gives other tokens
@@ -137,14 +137,14 @@ def _build(
     pairs = same = 0
     digests: dict[str, str] = {}
     with (
-        open(folder / "source.tokens", "wb") as source_file,
-        open(folder / "target.tokens", "wb") as target_file,
+        compared(folder / "source.tokens") as source_file,
+        compared(folder / "target.tokens") as target_file,
         bar(f"tokenising {parallel.source}", count_lines(parallel.source), "pairs") as show,
     ):
         for source, source_lengths, target, target_lengths, alike in _encoded(
             parallel, tokenizer, fields, workers, digests
         ):
-            source_file.write(source.astype(dtype).data)  # `tofile` hides an error when the file is closed
+            source_file.write(source.astype(dtype).data)
             target_file.write(target.astype(dtype).data)
             lengths["source"].append(source_lengths)
             lengths["target"].append(target_lengths)
@@ -156,9 +156,10 @@ def _build(
     for side, parts in lengths.items():
         offsets = np.zeros(pairs + 1, "<i8")
         np.cumsum(np.concatenate([*parts, np.zeros(0, np.int32)]), out=offsets[1:])
-        np.save(folder / f"{side}.offsets.npy", offsets, allow_pickle=False)
+        with compared(folder / f"{side}.offsets.npy") as file:
+            np.save(file, offsets, allow_pickle=False)
         meta[f"{side}_pieces"] = int(offsets[-1])
-    (folder / "meta.json").write_text(json.dumps(meta) + "\n")
+    write_file(folder / "meta.json", (json.dumps(meta) + "\n").encode())
     log.info(
         "tokenised %s: %s pairs, %s source and %s target pieces, in %.1f s",
         parallel.source,

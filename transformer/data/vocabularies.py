@@ -20,6 +20,7 @@ import numpy as np
 
 from transformer.config import BOS, EOS, PAD, SPECIALS, UNK, UserError
 from transformer.data.foreign import refuse_other
+from transformer.data.given import require_string
 from transformer.packages import require
 
 _REPLACEMENT = "\ufffd".encode()  # spells a character that the vocabulary lacks
@@ -53,6 +54,7 @@ class Vocabulary:
 
     def encode(self, text: str) -> np.ndarray:
         """The ids of a text, int32 (n,), without begin and end. Raises `UserError` for half a surrogate pair."""
+        require_string("the text", text)
         try:
             content = text.encode()
         except UnicodeEncodeError:
@@ -98,6 +100,8 @@ class Characters(Vocabulary):
 
     def __init__(self, characters: Iterable[str]):
         self._characters = sorted(set(characters))
+        if wrong := [c for c in self._characters if len(c) != 1 or "\ud800" <= c <= "\udfff"]:
+            raise UserError(f"the vocabulary has {wrong[0]!r}, which is not a character; leave it out")
         self.file = ("characters.json", (json.dumps({"characters": "".join(self._characters)}) + "\n").encode())
         self.spelling = [b"", b"", b"", _REPLACEMENT, *(c.encode() for c in self._characters)]
         self._ids = np.full(0x110000, UNK, np.int32)  # the id of each code point
@@ -244,13 +248,16 @@ BYTE_SYMBOLS = _byte_symbols()
 
 
 def json_object(content: bytes, where: str | Path) -> dict[str, Any]:
-    """The JSON object in the content of a file. Raises `UserError` if it is none; `where` names the file."""
+    """The JSON object in a file called `where`. Raises `UserError` if it holds none, or text that is not Unicode."""
     try:
         spec = json.loads(content)
+        json.dumps(spec, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise UserError(f"{where}: holds half a surrogate pair, which is not text; correct it") from None
     except (ValueError, RecursionError) as error:
         raise UserError(f"{where}: not valid JSON ({error})") from None
     if not isinstance(spec, dict):
-        raise UserError(f"{where}: must be a JSON object, not a {type(spec).__name__}")
+        raise UserError(f"{where}: must hold a JSON object, not a {type(spec).__name__}")
     return spec
 
 
@@ -259,6 +266,7 @@ def _require_byte_level(spec: dict[str, Any], where: str | Path) -> None:
     model = spec.get("model")
     before = spec.get("pre_tokenizer")  # one step, a sequence of steps, or null
     steps = before.get("pretokenizers", [before]) if isinstance(before, dict) else []
+    steps = steps if isinstance(steps, list) else []
     levels = [step for step in steps if isinstance(step, dict) and step.get("type") == "ByteLevel"]
     kind = model.get("type", "BPE") if isinstance(model, dict) else None
     if kind != "BPE" or not levels:
@@ -286,14 +294,20 @@ def _counted(text: str, characters: set[str]) -> Counter[str]:
 
 def _characters(content: bytes, where: str | Path) -> Characters:
     characters = json_object(content, where).get("characters")
-    if not isinstance(characters, str) or sorted(set(characters)) != list(characters):
+    if not characters or not isinstance(characters, str) or sorted(set(characters)) != list(characters):
         raise UserError(f"{where}: 'characters' must be a string of different characters, sorted by code point")
     return Characters(characters)
 
 
+def _bytes(content: bytes, where: str | Path) -> Bytes:
+    if json_object(content, where).get("pieces") != "bytes":
+        raise UserError(f"{where}: 'pieces' must be 'bytes'; give a vocabulary of one of the kinds {', '.join(FILES)}")
+    return Bytes()
+
+
 _KINDS = {
     "characters.json": _characters,
-    "bytes.json": lambda content, where: Bytes(),
+    "bytes.json": _bytes,
     "tokenizer.model": SentencePiece,
     "tokenizer.json": ByteLevel,
 }
@@ -309,7 +323,7 @@ def read(name: str, content: bytes, where: str | Path | None = None) -> Vocabula
 def load(path: str | Path) -> Vocabulary:
     """The vocabulary in a file of any of the four kinds. Raises `UserError` if it can't be read or is of another."""
     content = content_of(path)
-    if content.lstrip()[:1] == b"{":
+    if content.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"{":
         spec = json_object(content, path)
         name = "characters.json" if "characters" in spec else "bytes.json" if "pieces" in spec else "tokenizer.json"
         return read(name, content, path)

@@ -17,7 +17,7 @@ from transformer.data.text import fingerprint_of_files, require_same_files
 from transformer.data.vocabularies import Bytes, Characters, SentencePiece, Vocabulary
 from transformer.data.wordpiece import EncoderVocabulary
 from transformer.data.wordpiece_training import train_sentencepiece, train_wordpiece
-from transformer.files import cached
+from transformer.files import cached, write_file
 from transformer.packages import require
 
 V = TypeVar("V", bound=Vocabulary)
@@ -95,7 +95,7 @@ def _kept(
 
     def make(new: Path) -> None:
         name, content = train().file
-        (new / name).write_bytes(content)
+        write_file(new / name, content)
 
     def read_in(folder: Path) -> V:
         path = next(folder / name for name in names if (folder / name).exists())

@@ -31,7 +31,7 @@ from typing import Any
 
 from transformer.config import UserError
 from transformer.data.text import Corpora, Parallel, count_lines
-from transformer.files import cached, manifest
+from transformer.files import cached, compared, manifest, write_file
 from transformer.packages import require
 
 logger = logging.getLogger("transformer")
@@ -113,7 +113,7 @@ def _prepare(new: Path, folder: Path, foreign: str, tfds_dir: str | None) -> Non
             _write_pairs(new / name, pair, ([_decode(text) for text in texts] for texts in pairs))
 
     counts = {path.name: count_lines(path) for path in sorted(new.iterdir())}
-    (new / _COUNTS).write_text(json.dumps(counts, indent=2) + "\n")
+    write_file(new / _COUNTS, (json.dumps(counts, indent=2) + "\n").encode())
 
 
 def _download(builder: Any, urls: Iterable[str]) -> dict[str, Path]:
@@ -227,11 +227,9 @@ def _decode(text: str) -> str:
 def _write_pairs(stem: Path, pair: tuple[str, str], pairs: Iterable[Iterable[str]]) -> None:
     """Write `stem`.de and `stem`.en, a sentence a line; a line feed inside a sentence becomes a space."""
     with contextlib.ExitStack() as stack:
-        files = [
-            stack.enter_context(open(f"{stem}.{language}", "w", encoding="utf-8", newline="\n")) for language in pair
-        ]
+        files = [stack.enter_context(compared(Path(f"{stem}.{language}"))) for language in pair]
         for count, texts in enumerate(pairs, 1):
             for file, text in zip(files, texts, strict=True):
-                file.write(text.replace("\n", " ") + "\n")
+                file.write((text.replace("\n", " ") + "\n").encode())
             if count % 1_000_000 == 0:
                 logger.info("%s: %s pairs written", stem.name, f"{count:,}")

@@ -233,7 +233,7 @@ def load(path: str | Path) -> EncoderVocabulary:
     kind.
     """
     content = content_of(path)
-    if content.lstrip()[:1] == b"{":
+    if content.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"{":
         return WordPiece(content, path)
     pieces = _listed(content)
     if "[MASK]" in pieces:

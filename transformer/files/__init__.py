@@ -6,6 +6,7 @@ bytes) and the sha256 of each of its files. The manifest is written last: a fold
 
 from transformer.files.atomic import append, new_folder, replace, require_new, synced, writing
 from transformer.files.caching import ENTRY, cached, digest_once
+from transformer.files.compared import compared, write_file
 from transformer.files.locks import Lock, unchanged
 from transformer.files.paths import files_in, local, local_path, path_of, refuse_links
 from transformer.files.sealing import MANIFEST, UNFINISHED, damage, digest, digest_of, manifest, seal, sealed
@@ -18,6 +19,7 @@ __all__ = [
     "Lock",
     "append",
     "cached",
+    "compared",
     "damage",
     "digest",
     "digest_of",
@@ -38,5 +40,6 @@ __all__ = [
     "synced",
     "temporary",
     "unchanged",
+    "write_file",
     "writing",
 ]

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from transformer.config import UserError
+from transformer.files.compared import write_file
 from transformer.files.locks import lock_and_wait, only_writer
 from transformer.files.paths import local, refuse_links
 from transformer.files.temporaries import sweep, temporary_name
@@ -50,7 +51,7 @@ def _sync(path: str | Path) -> None:
 
 
 def replace(path: Any, content: bytes) -> None:
-    """Write a file atomically, unless it already has this content. Raises `UserError` if that fails."""
+    """Write a file atomically, unless it already has this content; read it back. Raises `UserError` if that fails."""
     temporary = path.parent / temporary_name(path.name)
     refuse_links(path)
     with writing(path):
@@ -58,7 +59,7 @@ def replace(path: Any, content: bytes) -> None:
             return
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            temporary.write_bytes(content)
+            write_file(temporary, content)
             if local(path):
                 synced(temporary)
         except BaseException:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from transformer.config import UserError
+from transformer.files.compared import write_file
 from transformer.files.locks import lock_and_wait, open_folder
 from transformer.files.sealing import MANIFEST, damage, digest, seal, sealed
 from transformer.files.temporaries import temporary
@@ -35,9 +36,10 @@ def digest_once(path: Path) -> dict[str, Any]:
 def cached(folder: Path, make: Callable[[Path], None], read: Callable[[Path], T], what: str) -> T:
     """Return `read(folder)` for a sealed folder of a cache; make the folder first if it is missing or damaged.
 
-    `make` fills an empty folder, which is then sealed, read, and renamed to `folder`. Before a damaged folder is made
-    again, a warning names it by `what`. A folder that was made under another name counts as damaged. `read` must raise
-    `ValueError`, `KeyError` or `OSError` for wrong files. Raises `UserError` if the new folder cannot be read back.
+    `make` fills an empty folder, by `compared` and `write_file`. It is then sealed, read, and renamed to `folder`.
+    Before a damaged folder is made again, a warning names it by `what`. A folder that was made under another name
+    counts as damaged. `read` must raise `ValueError`, `KeyError` or `OSError` for wrong files. Raises `UserError` if
+    the new folder cannot be read back.
     """
     if folder.exists():
         try:
@@ -50,7 +52,7 @@ def cached(folder: Path, make: Callable[[Path], None], read: Callable[[Path], T]
     with temporary(folder.parent, folder.name) as new:
         with phase(f"building {what}"):
             make(new)
-            (new / ENTRY).write_bytes(os.fsencode(folder.name))
+            write_file(new / ENTRY, os.fsencode(folder.name))
             seal(new)
         try:
             read(new)

@@ -11,6 +11,7 @@ from typing import Any
 
 from transformer.config import UserError
 from transformer.files.atomic import synced
+from transformer.files.compared import write_file
 from transformer.files.paths import files_in, local
 from transformer.phases import phase
 
@@ -45,7 +46,7 @@ def seal(folder: Any) -> None:
     if local(folder):
         with ThreadPoolExecutor(8) as pool:  # in parallel: the disk handles several syncs at once
             list(pool.map(synced, [folder, *Path(folder).rglob("*")]))
-    (folder / UNFINISHED).write_bytes((json.dumps(manifest, indent=2) + "\n").encode())
+    write_file(folder / UNFINISHED, (json.dumps(manifest, indent=2) + "\n").encode())
     if local(folder):
         synced(folder / UNFINISHED)
     with phase(f"renaming {MANIFEST}"):

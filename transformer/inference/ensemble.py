@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import jax
 import numpy as np
 
-from transformer.config import DecodeConfig, UserError, check_decode, shown
+from transformer.config import DecodeConfig, UserError, check_decode, require_task, shown
 from transformer.inference.batches import Batcher, on_all_devices
 from transformer.inference.beam_search import Hypotheses
 from transformer.inference.engine import FINE, Grain, decode
@@ -101,6 +101,18 @@ def load(
         raise UserError(f"{len(workdirs)} workdirs and {len(names)} checkpoints: give one, or as many as workdirs")
     folders = [Checkpoints(folder) for folder in workdirs]
     return again(lambda: of([folder.open(name) for folder, name in zip(folders, names, strict=True)], config))
+
+
+def check_checkpoints(checkpoints: Any, kind: type) -> None:
+    """Raise `UserError` unless these are checkpoints of a task with a config of the class `kind`, one at least."""
+    from transformer.checkpoint import Checkpoint
+
+    if not isinstance(checkpoints, Sequence) or not all(isinstance(one, Checkpoint) for one in checkpoints):
+        raise UserError(f"checkpoints = {shown(checkpoints)}: give a list of what Checkpoints(workdir).open() returns")
+    if not checkpoints:
+        raise UserError("no checkpoints: give one at least")
+    for opened in checkpoints:
+        require_task(opened.config, opened.path.parent.parent, kind)
 
 
 def same_file(checkpoints: Sequence[Checkpoint], names: Sequence[str], what: str) -> tuple[str, bytes]:

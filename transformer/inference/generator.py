@@ -11,12 +11,21 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from transformer.config import DecodeConfig, LanguageModelConfig, UserError, check_decode, require_task, shown
+from transformer.config import DecodeConfig, LanguageModelConfig, UserError, check_decode, shown
+from transformer.data.given import strings
 from transformer.inference.batches import Batch
 from transformer.inference.context import Prompts
 from transformer.inference.engine import stages
-from transformer.inference.ensemble import Ensemble, as_lists, check_members, load, members, same_file
-from transformer.inference.pieces import MAX_LINES, check_ids, texts
+from transformer.inference.ensemble import (
+    Ensemble,
+    as_lists,
+    check_checkpoints,
+    check_members,
+    load,
+    members,
+    same_file,
+)
+from transformer.inference.pieces import MAX_LINES, check_ids
 from transformer.inference.stops import before, certain
 from transformer.inference.strategy import beams, generation
 from transformer.inference.tally import Tally
@@ -73,7 +82,7 @@ class Generator:
         parameters (see `in_type`).
         """
         check_members(model, params, others)
-        if not hasattr(vocabulary, "spelling"):
+        if not hasattr(vocabulary, "spelling") or not hasattr(vocabulary, "size"):
             raise UserError(f"vocabulary = {shown(vocabulary)}: give one of transformer.data.vocabularies")
         self.model, self.params, self.vocabulary, self.documents = model, params, vocabulary, documents
         self.config = DecodeConfig(sample=True) if config is None else config
@@ -112,10 +121,7 @@ class Generator:
         """The generator of one checkpoint, or of several as an ensemble. `config`: as in `load`."""
         from transformer.data import vocabularies
 
-        if not checkpoints:
-            raise UserError("no checkpoints: give one at least")
-        for opened in checkpoints:
-            require_task(opened.config, opened.path.parent.parent, LanguageModelConfig)
+        check_checkpoints(checkpoints, LanguageModelConfig)
         name, content = same_file(checkpoints, vocabularies.FILES, "vocabularies")
         vocabulary = vocabularies.read(name, content, str(checkpoints[0].path / name))
         config = checkpoints[0].config.decode if config is None else config
@@ -189,7 +195,7 @@ class Generator:
 
         Warns of prompts that are cut to their last pieces, and of characters that the vocabulary lacks.
         """
-        prompts = texts("prompts", prompts)
+        prompts = strings("prompts", prompts)
         check_integer("first_line", first_line, 1, MAX_LINES - len(prompts))
         most, field = self.config.max_source_length, "decode.max_source_length"
         if self.context is not None and self.context < most:
@@ -245,7 +251,7 @@ class Generator:
         Raises `UserError` for a text that is longer than the model's context.
         """
         check_integer("first_line", first_line, 1)
-        given = texts("texts", given)
+        given = strings("texts", given)
         pieces = [self.vocabulary.encode(text).tolist() for text in given]
         for number, ids in enumerate(pieces, first_line):
             if self.context is not None and len(ids) > self.context:
@@ -338,7 +344,7 @@ def _filled(
 
 def _checked_stops(stop: Sequence[str]) -> list[str]:
     """The stop strings as a list. Raises `UserError` for an empty one."""
-    stop = texts("stop", stop)
+    stop = strings("stop", stop, exact=True)
     if not all(stop):
         raise UserError("a stop string is empty; leave it out")
     return stop

@@ -23,20 +23,6 @@ _NEIGHBOURHOOD = 256  # pieces around a position that its piece may depend on
 MAX_LINES = 2**31 - 1  # sampling numbers the lines with 32 bits
 
 
-def texts(name: str, given: Iterable[str]) -> list[str]:
-    """The texts as a list. Replaces lone surrogates, which no tokenizer takes, by "?".
-
-    Raises `UserError` for anything other than an iterable of strings. `name`: the argument, for messages.
-    """
-    if isinstance(given, (str, bytes)) or not isinstance(given, Iterable) or getattr(given, "shape", None) == ():
-        raise UserError(f"{name} is a {type(given).__name__}: give a list of strings")
-    given = list(given)
-    for i, text in enumerate(given):
-        if not isinstance(text, str):
-            raise UserError(f"{name}[{i}] is a {type(text).__name__}: give strings")
-    return [text.encode("utf-8", errors="replace").decode() for text in given]
-
-
 def encode(tokenizer: Tokenizer, sentences: Sequence[str], longest: int, first_line: int | None = 1) -> list[list[int]]:
     """The pieces of each sentence, cut to `longest` (= `decode.max_source_length`) pieces; none for a blank sentence.
 

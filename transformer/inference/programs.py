@@ -58,11 +58,12 @@ class Strategy:
 
 @jax.named_scope("softmax")
 def log_softmax(logits_XV: Array) -> Array:
-    """`jax.nn.log_softmax`, but on a CPU the maximum is computed by top_k: XLA would fuse a plain maximum into the
-    product that makes the logits, which would then take twice as long."""
+    """`jax.nn.log_softmax`, but on a CPU the maximum is not fused into the product that makes the logits, which would
+    then take twice as long."""
 
     def on_cpu(logits_XV: Array) -> Array:
-        shifted_XV = logits_XV - jax.lax.top_k(logits_XV, 1)[0]
+        numbers_XV = jnp.where(jnp.isnan(logits_XV), -jnp.inf, logits_XV)  # XLA does not fuse this with the product
+        shifted_XV = logits_XV - jnp.max(numbers_XV, axis=1, keepdims=True)
         return shifted_XV - jnp.log(jnp.sum(jnp.exp(shifted_XV), axis=1, keepdims=True))
 
     return jax.lax.platform_dependent(logits_XV, cpu=on_cpu, default=jax.nn.log_softmax)

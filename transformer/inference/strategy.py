@@ -9,9 +9,9 @@ import jax
 import numpy as np
 
 from transformer.config import BOS, EOS, PAD, DecodeConfig, UserError
+from transformer.data.given import strings
 from transformer.inference.beam_search import Options
 from transformer.inference.constraints import Constraints, Spelling
-from transformer.inference.pieces import texts
 from transformer.inference.programs import Sampler, Strategy
 from transformer.inference.stops import automaton
 
@@ -43,7 +43,9 @@ def _ranking(config: DecodeConfig) -> dict[str, Any]:
 def strategy(config: DecodeConfig, tokenizer: Tokenizer, spelling: Spelling | None = None) -> Strategy:
     """The search for translations with its constraints and its sampler. With `spelling`, outputs begin with forced
     prefixes."""
-    phrases = tokenizer.encode(texts("decode.banned", config.banned), "target") if config.banned else []
+    if config.banned and tokenizer is None:
+        raise UserError("decode.banned needs a tokenizer: give one, such as Tokenizer.load('tokenizer.model')")
+    phrases = tokenizer.encode(strings("decode.banned", config.banned, exact=True), "target") if config.banned else []
     banned = _banned(config, phrases, lambda pieces: tokenizer.decode([pieces])[0])
     constraints = _constraints(config, EOS, banned, prefix=spelling)
     return Strategy(options(config), constraints, _sampler(config), _penalty(config))
@@ -54,7 +56,7 @@ def generation(config: DecodeConfig, vocabulary: Vocabulary, stop: Sequence[str]
     or at one of the strings `stop`."""
     # Samples are ranked by their log-probabilities.
     search = {**_ranking(config), **({"length_normalization": "none"} if config.sample else {})}
-    phrases = [vocabulary.encode(phrase).tolist() for phrase in texts("decode.banned", config.banned)]
+    phrases = [vocabulary.encode(phrase).tolist() for phrase in strings("decode.banned", config.banned, exact=True)]
     banned = _banned(config, phrases, vocabulary.decode)
     stops = automaton(stop, vocabulary.spelling) if stop else None
     return Strategy(
@@ -76,7 +78,10 @@ def _constraints(config: DecodeConfig, eos: int, banned_PW: np.ndarray | None, *
 
 def _sampler(config: DecodeConfig) -> Sampler | None:
     c = config
-    return Sampler(jax.random.key(c.seed), c.temperature, c.top_k, c.top_p, c.min_p) if c.sample else None
+    if not c.sample:
+        return None
+    with jax.ensure_compile_time_eval():  # a key that was made inside `jax.jit` could not leave it
+        return Sampler(jax.random.key(c.seed), c.temperature, c.top_k, c.top_p, c.min_p)
 
 
 def _penalty(config: DecodeConfig) -> float | None:

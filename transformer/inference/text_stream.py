@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from typing import Any, BinaryIO
 
@@ -10,6 +11,8 @@ from transformer.data.text import RepeatedKey, read_json
 from transformer.inference.generator import Generator
 from transformer.inference.stream import answer_lines, records_of
 from transformer.streams import to_json
+
+log = logging.getLogger("transformer")
 
 SEPARATOR = "-" * 15
 """The line between two texts."""
@@ -44,8 +47,14 @@ def answer_prompts(
     is "" and log_prob null. A line may then be an object with a field `prompt`, whose other fields are kept.
     """
 
+    doubted = False
+
     def answer(lines: Sequence[str], first: int) -> Iterator[str]:
+        nonlocal doubted
         records = [_record(line, number) if jsonl else {"prompt": line} for number, line in enumerate(lines, first)]
+        if not doubted and (doubt := _doubt(lines, records, first, jsonl)):
+            doubted = True
+            log.warning("%s", doubt)
         if first > 1 and not jsonl:
             yield SEPARATOR
         yield from _answers(generator, records, first, stop, jsonl)
@@ -100,6 +109,18 @@ def _record(line: str, number: int) -> dict[str, Any]:
     if not has_prompt:
         return {"prompt": line}
     return next(records_of([line], number, ("prompt",), ()))
+
+
+def _doubt(lines: Sequence[str], records: Sequence[dict[str, Any]], first: int, jsonl: bool) -> str | None:
+    """A warning that names the first line that may be meant as an object, but is read as text; or None."""
+    for number, (line, record) in enumerate(zip(lines, records, strict=True), first):
+        if not line.startswith("{") or record != {"prompt": line}:
+            continue
+        if jsonl:
+            return f"line {number} is no JSON object with a field 'prompt', so it is read as text"
+        if _record(line, number) != record:
+            return f"line {number} is a JSON object and is read as text; --jsonl reads its field 'prompt'"
+    return None
 
 
 def _bytes(text: str) -> bytes:

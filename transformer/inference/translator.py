@@ -11,11 +11,21 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from transformer.config import EOS, PAD, UNK, DecodeConfig, UserError, check_decode, require_translation, shown
+from transformer.config import EOS, PAD, UNK, Config, DecodeConfig, UserError, check_decode, shown
+from transformer.data.given import strings
 from transformer.inference.batches import Batch
 from transformer.inference.engine import COARSE, FINE, compile_ahead
-from transformer.inference.ensemble import Ensemble, Found, as_lists, check_members, load, members, same_file
-from transformer.inference.pieces import MAX_LINES, check_ids, encode, texts
+from transformer.inference.ensemble import (
+    Ensemble,
+    Found,
+    as_lists,
+    check_checkpoints,
+    check_members,
+    load,
+    members,
+    same_file,
+)
+from transformer.inference.pieces import MAX_LINES, check_ids, encode
 from transformer.inference.prefixes import Prefix, Prefixes
 from transformer.inference.scorer import Scored, Scorer
 from transformer.inference.strategy import options, strategy
@@ -103,10 +113,7 @@ class Translator:
         """The translator of one checkpoint, or of several as an ensemble. `config`: as in `load`."""
         from transformer.data.tokenizer import Tokenizer
 
-        if not checkpoints:
-            raise UserError("no checkpoints: give one at least")
-        for opened in checkpoints:
-            require_translation(opened.config, opened.path.parent.parent)
+        check_checkpoints(checkpoints, Config)
         _, pieces = same_file(checkpoints, ["tokenizer.model"], "tokenizers")
         config = checkpoints[0].config.decode if config is None else config
         check_decode(config)
@@ -134,7 +141,7 @@ class Translator:
         pieces = self.encode(sentences, first_line)
         forced = None
         if prefixes is not None:
-            prefixes = texts("prefixes", prefixes)
+            prefixes = strings("prefixes", prefixes)
             if len(prefixes) != len(pieces):
                 raise UserError(f"{len(pieces)} sentences and {len(prefixes)} prefixes: give one prefix per sentence")
             forced = self._prefixes.of(
@@ -168,7 +175,7 @@ class Translator:
 
         Warns of cut sentences, and of characters that no piece contains. With `first_line` None it does not warn.
         """
-        sentences = texts("sentences", sentences)
+        sentences = strings("sentences", sentences)
         if first_line is not None:
             check_integer("first_line", first_line, 1, MAX_LINES - len(sentences))
         if self.tokenizer is None:
@@ -261,7 +268,7 @@ class Translator:
         check_integer("first_line", first_line, 1)
         pieces = (
             self.encode(sentences, first_line),
-            self.tokenizer.encode(texts("translations", translations), "target"),
+            self.tokenizer.encode(strings("translations", translations), "target"),
         )
         if len(pieces[0]) != len(pieces[1]):
             raise UserError(

@@ -5,6 +5,7 @@ Shapes: B sentences, M beams per sentence, T new positions, S memory positions o
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -85,20 +86,32 @@ class Cache(NamedTuple):
 
         Keeps `keep` slots of each row, which must be at least the maximum of `used_B()`.
         """
-        M = self.seen_BMS.shape[1]
-        used_BS = jnp.any(self.seen_BMS, axis=1)
-        # A stable sort: the used slots come first, in their old order.
-        order_BS = jnp.argsort(~used_BS, axis=1, stable=True)[:, :keep]
+        M, S = self.seen_BMS.shape[1:]
+        used_BS, kept = jnp.any(self.seen_BMS, axis=1), min(keep, S)
 
-        def take(x: Array, axis: int) -> Array:
-            missing = max(0, keep - order_BS.shape[1])
-            x = jax.vmap(lambda row, order: jnp.take(row, order, axis=axis - 1))(x, order_BS)
-            return jnp.pad(x, [(0, missing + room * M if i == axis else 0) for i in range(x.ndim)])
+        def gathered(x: Array, axis: int) -> Array:
+            # A stable sort: the used slots come first, in their old order.
+            order_BS = jnp.argsort(~used_BS, axis=1, stable=True)[:, :kept]
+            return jax.vmap(lambda row, order: jnp.take(row, order, axis=axis - 1))(x, order_BS)
+
+        def first(x: Array, axis: int) -> Array:
+            return jax.lax.slice_in_dim(x, 0, kept, axis=axis)
+
+        def collected(take: Callable[[Array, int], Array]) -> tuple[tuple[KV, ...], Array, Array]:
+            kv = tuple(KV(take(kv.k_BKHS, 3), take(kv.v_BKSH, 2)) for kv in self.kv)
+            return kv, take(self.seen_BMS, 2), take(self.positions_BS, 1)
+
+        # Without a gap between used slots, they need not be gathered, which takes much longer than a copy.
+        no_gap = jnp.all(used_BS[:, 1:] <= used_BS[:, :-1])
+        kv, seen_BMS, positions_BS = jax.lax.cond(no_gap, lambda: collected(first), lambda: collected(gathered))
+
+        def widened(x: Array, axis: int) -> Array:
+            return jnp.pad(x, [(0, keep - kept + room * M if i == axis else 0) for i in range(x.ndim)])
 
         return Cache(
-            tuple(KV(take(kv.k_BKHS, 3), take(kv.v_BKSH, 2)) for kv in self.kv),
-            take(self.seen_BMS, 2),
-            take(self.positions_BS, 1),
+            tuple(KV(widened(kv.k_BKHS, 3), widened(kv.v_BKSH, 2)) for kv in kv),
+            widened(seen_BMS, 2),
+            widened(positions_BS, 1),
             jnp.int32(keep),
         )
 

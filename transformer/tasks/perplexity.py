@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
+import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -13,8 +15,9 @@ import jax
 import numpy as np
 
 from transformer.checkpoint import AVERAGE, Checkpoint, Checkpoints, again
-from transformer.config import LanguageModelConfig, UserError, require_task
-from transformer.data.running import Text
+from transformer.config import LanguageModelConfig, UserError, require_task, shown
+from transformer.data.running import Text, warn_of_records
+from transformer.data.sources import require_files
 from transformer.data.text_store import TextStore, encode_text
 from transformer.data.vocabularies import Vocabulary
 from transformer.data.windows import evaluation_batches
@@ -84,6 +87,17 @@ def _loaded(workdir: str, checkpoint: str | None) -> tuple[Checkpoint, Vocabular
     return opened, pieces, lambda batch: loss(params, batch, None)[1]
 
 
+@contextlib.contextmanager
+def _scratch() -> Iterator[str]:
+    """A temporary folder for a block that writes to it. Raises `UserError` if that fails."""
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            yield folder
+        except OSError as error:
+            where, why = error.filename or folder, error.strerror or error
+            raise UserError(f"{where}: {why}; make room there, or set TMPDIR to another folder") from error
+
+
 def evaluate_workdir(
     workdir: str, *, text: str | None = None, stride: int | None = None, checkpoint: str | None = None
 ) -> dict[str, Any]:
@@ -98,12 +112,16 @@ def evaluate_workdir(
     data, context = opened.config.data, opened.config.data.context
     if stride is not None:
         check_integer("--stride", stride, 1, context)
+    if text is not None and not (isinstance(text, (str, os.PathLike)) and os.fspath(text)):
+        raise UserError(f"--text {shown(text)}: give the path of a file")
     stride = max(1, context // 2) if stride is None else stride
-    with tempfile.TemporaryDirectory() as folder:
+    with _scratch() as folder:
         if text is None:
             name, source = text_sets.read(workdir, Path(folder))
         else:
-            name, source = Path(text).name, Text((text,), data.documents)
+            require_files([("--text", os.fspath(text))])
+            warn_of_records("--text", os.fspath(text))
+            name, source = Path(text).name, Text((os.fspath(text),), data.documents)
         store = encode_text(source, pieces, folder=folder, workers=data.workers)
         if doubt := store.doubt():
             log.warning("%s", doubt)

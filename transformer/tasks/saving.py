@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from transformer.checkpoint import AVERAGE, Checkpoints
+from transformer.checkpoint import AVERAGE, Checkpoints, folder_of
 from transformer.config import Config, UserError, check, conflicts, shown, to_json
 from transformer.data.tokenizer import Tokenizer
 from transformer.files import replace
@@ -44,8 +44,7 @@ def save(
     finite, if the tokenizer has another size, if the step was saved before, or if the workdir holds a run of train.py
     or another model. train.py can't resume in the workdir, as the checkpoints have no optimiser state.
     """
-    if not isinstance(workdir, (str, os.PathLike)):
-        raise UserError(f"the workdir is a {type(workdir).__name__}: give a path")
+    folder_of(workdir)  # raises for what is no path
     if not isinstance(model, Model):
         raise UserError(f"model = {shown(model)}: give what `transformer.build` returns")
     for part in ("encoder", "decoder"):
@@ -58,11 +57,13 @@ def save(
             f"the tokenizer has {pieces.vocab_size} pieces, and the model a vocabulary of {model.config.vocab_size}; "
             "give the tokenizer that it was trained with"
         )
+    if config is not None and not isinstance(config, Config):
+        raise UserError(f"config = {shown(config)}: give a transformer.Config, or None")
     config = dataclasses.replace(Config() if config is None else config, model=model.config)
     check(config)
     params = _checked(model, params)
     with hold(os.fspath(workdir)) as lock:
-        checkpoints = Checkpoints(workdir, lock)
+        checkpoints, step = Checkpoints(workdir, lock), int(step)
         run = _run_of(checkpoints, config, pieces)
         if checkpoints.complete(step):
             raise UserError(f"{checkpoints.path(step)} exists; give another step")
@@ -87,7 +88,7 @@ def _checked(model: Model[Any], params: Params) -> Params:
     except ValueError as error:
         raise UserError(str(error)) from None
     for leaf in leaves:
-        if not jnp.issubdtype(getattr(leaf, "dtype", None), jnp.floating):
+        if not isinstance(leaf, (jax.Array, np.ndarray)) or not jnp.issubdtype(leaf.dtype, jnp.floating):
             raise UserError(f"the parameters hold {shown(leaf)}: give arrays of floating-point numbers")
 
     def plain(node: Any) -> Any:

@@ -16,7 +16,7 @@ from typing import Any
 from etils import epath
 
 from transformer.config import UserError
-from transformer.data.running import Text, parts
+from transformer.data.running import Text, file_of, parts
 from transformer.files import path_of, refuse_links, replace, writing
 from transformer.streams import to_json
 
@@ -32,7 +32,7 @@ def write(folder: epath.Path, sets: Mapping[str, Text | None]) -> None:
     for kind, text in sets.items():
         if text is None:
             continue
-        files = {f"{kind}.{i}.text": content.encode() for i, content in enumerate(_contents(text))}
+        files = {f"{kind}.{i}.text": file_of(content) for i, content in enumerate(_contents(text))}
         for name, content in files.items():
             path = folder / "sets" / name
             with writing(path):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 
-from transformer.command_line import Parser, whole
+from transformer.command_line import Parser, text_of, whole
 from transformer.config import DecodeConfig, LanguageModelConfig, UserError
 from transformer.data.opening import open_stream
 from transformer.jobs import LESS_TO_DECODE
@@ -33,6 +33,8 @@ def generate(arguments: list[str]) -> None:
         "field prompt",
     )
     args, rest = parsed(parser, arguments, LanguageModelConfig(), '--prompt "Once upon a time"')
+    args.stop = [text_of("--stop", text) for text in args.stop]
+    args.prompt = None if args.prompt is None else text_of("--prompt", args.prompt)
     if not all(args.stop):
         raise UserError("--stop is empty; leave it out, or give the text to end before")
     if args.samples and any(argument.split("=")[0].replace("-", "_") == "__decode.n_best" for argument in rest):

@@ -33,7 +33,7 @@ from transformer.config import UserError
 from transformer.data.phrases import wording
 from transformer.data.phrases.templates import TEMPLATES
 from transformer.data.text import Corpora, Parallel
-from transformer.files import cached
+from transformer.files import cached, write_file
 
 VERSION = 1  # raise it with every change of the sentences, also by templates or wording, so that new files are written
 SUPPORTED = (("en", "de"), ("de", "en"), ("en", "fr"), ("fr", "en"))
@@ -313,8 +313,8 @@ def write(folder: Path, languages: tuple[str, str], train_pairs: int, seed: int 
             if split != "train":
                 made = _distinct(made)
             for language, lines in zip(languages, zip(*islice(made, count), strict=True), strict=True):
-                (new / f"{split}.{language}").write_bytes("".join(f"{line}\n" for line in lines).encode())
-        (new / "phrases.json").write_text(json.dumps(made_of, indent=2) + "\n")
+                write_file(new / f"{split}.{language}", "".join(f"{line}\n" for line in lines).encode())
+        write_file(new / "phrases.json", (json.dumps(made_of, indent=2) + "\n").encode())
 
     def read(path: Path) -> dict[str, Parallel]:
         names = {split: [f"{split}.{language}" for language in languages] for split in made_of["pairs"]}

@@ -8,7 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from transformer import files
 from transformer.config import UserError
+from transformer.data.vocabularies import json_object
 from transformer.tools.hf.names import Arrays
 
 
@@ -16,9 +18,7 @@ def write(path: Path, content: Any) -> None:
     """Write bytes, or anything else as JSON. Raises `OSError` if the file then has other content."""
     if not isinstance(content, bytes):
         content = (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()
-    path.write_bytes(content)
-    if path.read_bytes() != content:
-        raise OSError(f"{path.name} does not hold what was written")
+    files.write_file(path, content)
 
 
 def write_arrays(path: Path, arrays: Arrays) -> None:
@@ -37,9 +37,9 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
     from safetensors import SafetensorError, deserialize
 
     try:
-        entries = deserialize(_read(path))
+        entries = deserialize(read(path))
         return {name: _array(**entry) for name, entry in entries}
-    except (SafetensorError, TypeError, ValueError) as error:
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path}: not a safetensors file, or a damaged one ({error}); copy it again") from None
 
 
@@ -95,16 +95,13 @@ def _without_arrays(folder: Path, kind: str) -> str:
 
 def read_object(path: Path) -> dict[str, Any]:
     """The JSON object in a file. Raises `UserError` if it is missing or holds none."""
-    try:
-        values = json.loads(_read(path))
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not valid JSON ({error})") from None
-    if not isinstance(values, dict):
-        raise UserError(f"{path}: must hold a JSON object, not a {type(values).__name__}")
-    return values
+    return json_object(read(path), path)
 
 
-def _read(path: Path) -> bytes:
+def read(path: Path) -> bytes:
+    """The content of a file. Raises `UserError` if it can't be read, or is a pipe or a device, which may never end."""
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise UserError(f"{path}: not a regular file; copy the folder again")
     try:
         return path.read_bytes()
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path

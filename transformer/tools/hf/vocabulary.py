@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from transformer.config import PAD, SPECIALS, UNK, UserError
 from transformer.data import vocabularies
 from transformer.data.vocabularies import BYTE_SYMBOLS, ByteLevel, Bytes, Characters, SentencePiece, Vocabulary
-from transformer.tools.hf.folder import read_object
+from transformer.tools.hf.folder import read, read_object
 
 OURS = "transformer_vocabulary"
 """Field of tokenizer_config.json: the file of our own vocabulary, which an export writes beside its tokenizer.json."""
@@ -34,9 +34,9 @@ def vocabulary_in(folder: Path) -> Vocabulary | None:
     options = folder / "tokenizer_config.json"
     name = read_object(options).get(OURS) if options.exists() else None
     if name in vocabularies.FILES and (path := folder / name).exists():
-        return vocabularies.read(name, path.read_bytes(), path)
+        return vocabularies.read(name, read(path), path)
     if (path := folder / "tokenizer.json").exists():
-        return ByteLevel(path.read_bytes(), path)
+        return ByteLevel(read(path), path)
     if (path := folder / "vocab.json").exists() and (folder / "merges.txt").exists():
         return ByteLevel(_from_pairs(folder), path)
     log.warning(
@@ -51,13 +51,16 @@ def _from_pairs(folder: Path) -> bytes:
     """The tokenizer.json of vocab.json, merges.txt and, if there, added_tokens.json."""
     vocab = read_object(folder / "vocab.json")
     try:
-        lines = (folder / "merges.txt").read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        lines = read(folder / "merges.txt").decode().splitlines()
+    except UnicodeDecodeError as error:
         raise UserError(f"{folder / 'merges.txt'}: cannot be read ({error})") from None
     merges = [line.split(" ") for line in lines if line.strip() and not line.startswith("#version")]
     added = {_END: vocab[_END]} if _END in vocab else {}
     if (more := folder / "added_tokens.json").exists():
         added |= read_object(more)
+    for name, ids in (("vocab.json", vocab), ("added_tokens.json", added)):
+        if wrong := [piece for piece, id in ids.items() if type(id) is not int or id < 0]:
+            raise UserError(f"{folder / name}: the id of {wrong[0]!r} is {ids[wrong[0]]!r}: must be a whole number")
     return _tokenizer_json(vocab, merges, added, {"pre_tokenizer": _byte_level(True), "decoder": _byte_level(True)})
 
 

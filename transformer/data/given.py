@@ -1,0 +1,35 @@
+"""Checks of text that Python callers give: a mistake raises a one-line error that names the argument."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from transformer.config import UserError
+
+
+def strings(name: str, given: Iterable[str], *, exact: bool = False) -> list[str]:
+    """The strings as a list. Replaces lone surrogates, which no tokenizer takes, by "?"; refuses them if `exact`.
+
+    Raises `UserError` for anything other than an iterable of strings. `name`: the argument, for messages.
+    """
+    given = list(require_iterable(name, given))
+    for i, text in enumerate(given):
+        require_string(f"{name}[{i}]", text)
+    whole = [text.encode("utf-8", errors="replace").decode() for text in given]
+    if exact and whole != given:
+        raise UserError(f"{name} holds half a surrogate pair, which is not text; correct it")
+    return whole
+
+
+def require_iterable(name: str, given: Any) -> Iterable[Any]:
+    """Raise `UserError` unless this is an iterable, and not a string. Returns it."""
+    if isinstance(given, (str, bytes)) or not isinstance(given, Iterable) or getattr(given, "shape", None) == ():
+        raise UserError(f"{name} is a {type(given).__name__}: give a list of strings")
+    return given
+
+
+def require_string(name: str, text: Any) -> None:
+    """Raise `UserError` unless this is a string."""
+    if not isinstance(text, str):
+        raise UserError(f"{name} is a {type(text).__name__}: give strings")
