@@ -15,8 +15,9 @@ import numpy as np
 from jax import Array
 
 from transformer.config import UserError, shown
+from transformer.data.given import strings
 from transformer.inference.batches import Batch, Batcher, on_all_devices, padded_lengths
-from transformer.inference.pieces import MAX_LINES, encoder_vocabulary, texts
+from transformer.inference.pieces import MAX_LINES, encoder_vocabulary
 from transformer.model import Model, Params
 from transformer.model.checks import check_integer
 
@@ -106,7 +107,7 @@ class Embedder:
 
     def encode(self, given: Sequence[str], first_line: int = 1) -> list[list[int]]:
         """The ids of each text between the special ones at its ends, cut to `longest`, with a warning."""
-        given = texts("texts", given)
+        given = strings("texts", given)
         check_integer("first_line", first_line, 1, MAX_LINES - len(given))
         pieces, room = self.vocabulary.encode_lines(given), math.inf if self.longest is None else self.longest - 2
         cut = [i for i, ids in enumerate(pieces) if len(ids) > room]

@@ -13,8 +13,9 @@ import numpy as np
 from jax import Array
 
 from transformer.config import MASKED_HEADS, MaskedConfig, UserError, require_task, shown
+from transformer.data.given import strings
 from transformer.inference.batches import Batcher, on_all_devices, padded_lengths
-from transformer.inference.pieces import encoder_vocabulary, texts
+from transformer.inference.pieces import encoder_vocabulary
 from transformer.inference.tally import Tally
 from transformer.model import Model, Params, build
 from transformer.model.checks import check_integer
@@ -76,7 +77,7 @@ class Filler:
         Raises `UserError` for a text that is longer than the model's positions.
         """
         check_integer("top", top, 1, self.vocabulary.size)
-        rows = [self._encoded(text, number) for number, text in enumerate(texts("texts", given), first_line)]
+        rows = [self._encoded(text, number) for number, text in enumerate(strings("texts", given), first_line)]
         lengths = [len(row) if self.vocabulary.mask in row else 0 for row in rows]
         results: list[list[list[Candidate]]] = [[] for _ in rows]
         most = max(lengths, default=0)
