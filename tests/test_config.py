@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import runpy
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,10 @@ from transformer.config import (
     DecodeConfig,
     EvaluateConfig,
     LanguageModelConfig,
+    MaskedConfig,
     MeshConfig,
     ModelConfig,
+    PretrainConfig,
     TextConfig,
     TrainConfig,
     UserError,
@@ -423,7 +426,14 @@ def test_a_model_may_lack_an_encoder_but_not_for_translation() -> None:
     check_model(ModelConfig(encoder_layers=0))
     with pytest.raises(UserError, match=r"^model\.encoder_layers = 0: must be at least 1: translation"):
         check(changed(model__encoder_layers=0))
-    with pytest.raises(UserError, match=r"^model\.decoder_layers = 0: must be at least 1$"):
+
+
+def test_a_model_may_lack_a_decoder_but_only_for_a_task_without_one() -> None:
+    check_model(ModelConfig(decoder_layers=0))
+    for config, task in ((changed, "translation"), (partial(changed, LanguageModelConfig), "a language model")):
+        with pytest.raises(UserError, match=rf"^model\.decoder_layers = 0: must be at least 1: {task}"):
+            check(config(model__decoder_layers=0))
+    with pytest.raises(UserError, match=r"^model\.decoder_layers = 0: .* where model.encoder_layers is 0$"):
         check_model(ModelConfig(encoder_layers=0, decoder_layers=0))
 
 
@@ -439,6 +449,71 @@ def test_what_may_change_when_a_language_model_goes_on() -> None:
     assert now(dev_text=(), dev_share=0.2) == {"data.dev_text", "data.dev_share"}
     assert now(context=512, documents="files", pieces="bytes") == {"data.context", "data.documents", "data.pieces"}
     assert conflicts(Config(), old) == {"task": ("translation", "language_model")}
+
+
+# ---- Masked language models -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("model__decoder_layers", 1),
+        ("model__max_positions", 127),
+        ("train__batch_tokens", 127),
+        ("data__context", 513),
+        ("data__context", 4),
+        ("data__document_lines", 1),
+        ("data__pieces", "characters"),
+        ("data__duplicates", 0),
+        ("data__short_share", 1.1),
+        ("data__mask_share", 0.0),
+        ("data__mask_share", 1.0),
+        ("data__max_masked", 0),
+    ],
+)
+def test_check_of_a_masked_language_model_names_the_field(name: str, value: Any) -> None:
+    with pytest.raises(UserError) as error:
+        check(changed(MaskedConfig, model__head="none", **{name: value}))
+    named = "model.max_positions" if value == 513 else name.replace("__", ".")
+    assert str(error.value).startswith(f"{named} = ") and ": must " in str(error.value)
+
+
+def test_what_a_masked_language_model_needs() -> None:
+    few = {"data__pieces": "sentencepiece", "data__vocab_size": 261}
+    with pytest.raises(UserError, match=r"^data\.vocab_size = 261: must be at least 262 with byte pieces"):
+        check(changed(MaskedConfig, **few))
+    for fields in (
+        {"data__context": 512},
+        {"model__positions": "rotary", "data__context": 600},
+        {"model__head": "token"},
+    ):
+        check(changed(MaskedConfig, **fields))
+    check(changed(MaskedConfig, **few, data__tokenizer="a.model"))
+    # Only training needs the heads.
+    MaskedConfig().check_training()
+    alone = changed(MaskedConfig, model__head="masked", model__token_types=0)
+    changed(MaskedConfig, data__next_sentence=False).check_training()
+    dataclasses.replace(alone, data=PretrainConfig(next_sentence=False)).check_training()
+    with pytest.raises(UserError, match=r"^model\.head = 'masked': must be 'pretraining' to train with data\.next"):
+        alone.check_training()
+
+
+def test_bert_is_trained_as_published() -> None:
+    t, d = MaskedConfig().train, PretrainConfig()
+    assert (t.adam_b1, t.adam_b2, t.adam_eps, t.weight_decay, t.clip_norm) == (0.9, 0.999, 1e-6, 0.01, 1.0)
+    assert (t.peak_learning_rate, t.warmup_steps, t.steps, t.schedule) == (1e-4, 10_000, 1_000_000, "linear")
+    assert (t.batch_tokens, t.label_smoothing) == (256 * d.context, 0.0)
+    assert (d.mask_share, d.max_masked, d.short_share, d.duplicates, d.whole_words) == (0.15, 20, 0.1, 10, False)
+
+
+def test_what_may_change_when_a_masked_language_model_goes_on() -> None:
+    old = MaskedConfig(data=PretrainConfig(text=("a.txt",), unpaired_text=("b.txt",), dev_text=("c.txt",)))
+
+    def now(**fields: Any) -> set[str]:
+        return set(conflicts(old, dataclasses.replace(old, data=dataclasses.replace(old.data, **fields))))
+
+    assert now(text=("x/a.txt",), unpaired_text=("x/b.txt",), cache_dir="c", dev_share=0.2) == set()
+    assert now(unpaired_text=(), static_masks=True) == {"data.unpaired_text", "data.static_masks"}
 
 
 def test_the_ready_gpts_are_the_published_ones() -> None:
@@ -542,6 +617,7 @@ def test_a_config_without_a_task_is_one_of_translation() -> None:
     assert values.pop("task") == "translation" and from_json(json.dumps(values)) == changed(train__seed=3)
     for wrong in ("parsing", None, 3, ["translation"]):
         with pytest.raises(
-            UserError, match=r"^config\.json: task = .*: must be one of translation, language_model; was it written by"
+            UserError,
+            match=r"^config\.json: task = .*: must be one of translation, language_model, masked; was it written by",
         ):
             from_json(json.dumps({**values, "task": wrong}))

@@ -164,9 +164,9 @@ def test_import_transformer_is_light():
     program = f"""
 import sys, transformer
 print(sorted({heavy} & set(sys.modules)), 'jax' in sys.modules)
-import transformer.data.vocabulary_training, transformer.data.windows
+import transformer.data.vocabulary_training, transformer.data.windows, transformer.data.masking
 print(sorted({heavy} & set(sys.modules)), 'jax' in sys.modules)
-transformer.Translator, transformer.Generator, transformer.beam_search, transformer.build
+transformer.Translator, transformer.Generator, transformer.Embedder, transformer.beam_search, transformer.build
 print(sorted({heavy} & set(sys.modules)))
 """
     assert run(program, ROOT) == "[] False\n[] False\n[]\n"

@@ -32,15 +32,18 @@ if TYPE_CHECKING:
     from transformer.compiled import cache_compiled
     from transformer.data.tokenizer import Tokenizer
     from transformer.inference.beam_search import beam_search
+    from transformer.inference.embedder import Embedder
     from transformer.inference.generator import Generator
     from transformer.inference.translator import Translator
-    from transformer.model import EncoderDecoder, Model, build
+    from transformer.model import Encoder, EncoderDecoder, Model, build
     from transformer.tasks.loading import load
     from transformer.tasks.saving import save
 
 __version__ = "0.1.0"
 
 _LAZY = {
+    "Embedder": "transformer.inference.embedder",
+    "Encoder": "transformer.model",
     "EncoderDecoder": "transformer.model",
     "Model": "transformer.model",
     "Generator": "transformer.inference.generator",
@@ -58,6 +61,8 @@ __all__ = [
     "Config",
     "DataConfig",
     "DecodeConfig",
+    "Embedder",
+    "Encoder",
     "EncoderDecoder",
     "EvaluateConfig",
     "Generator",

@@ -12,6 +12,7 @@ from transformer.config import (
     KINDS,
     Config,
     LanguageModelConfig,
+    MaskedConfig,
     UserError,
     check,
     require_task,
@@ -20,12 +21,15 @@ from transformer.config import (
 from transformer.memory import enough_memory
 from transformer.streams import plain
 from transformer.verbs.decoding import workdir_first
+from transformer.verbs.embedding import embed
 from transformer.verbs.language_model import generate
+from transformer.verbs.masked import fill
 from transformer.verbs.scoring import score
 from transformer.verbs.translation import translate
 
 log = logging.getLogger("transformer")
 
+DESCRIBED = (Config, LanguageModelConfig, MaskedConfig)  # the tasks that `describe` and `plan` know
 MORE_MEMORY = "this needs all parameters in memory: end other programs, or use a machine with more memory"
 
 
@@ -66,8 +70,7 @@ def describe(arguments: list[str]) -> None:
         raise UserError("--config is missing, such as --config configs/wmt14_en_de.py")
     if args.kv and args.attention:
         raise UserError("--kv and --attention print different tables; leave one of the two out")
-    kinds = (Config,) if args.kv else (Config, LanguageModelConfig)
-    require_task(config, f"--config {args.config}", *kinds)
+    require_task(config, f"--config {args.config}", *((Config,) if args.kv else DESCRIBED))
     from transformer.tools.describe import describe as lines
 
     if args.attention:
@@ -114,15 +117,15 @@ def export(arguments: list[str]) -> None:
     parser.add_argument(
         "--to",
         required=True,
-        choices=["hf-marian", "hf-gpt2"],
+        choices=["hf-marian", "hf-gpt2", "hf-bert"],
         help="a class of transformers: hf-marian: MarianMTModel, for translation; hf-gpt2: GPT2LMHeadModel, for a "
-        "language model",
+        "language model; hf-bert: BertModel, BertForPreTraining, ..., for an encoder alone",
     )
     parser.add_argument("--checkpoint", help="best, last, average or a step; default: the average if any, else best")
     args = parser.parse_args(arguments)
-    from transformer.tools.hf import gpt2_folder, marian
+    from transformer.tools.hf import bert_folder, gpt2_folder, marian
 
-    write = {"hf-marian": marian.export, "hf-gpt2": gpt2_folder.export}[args.to]
+    write = {"hf-marian": marian.export, "hf-gpt2": gpt2_folder.export, "hf-bert": bert_folder.export}[args.to]
     _tell(plain(str(write(args.workdir, args.out, args.checkpoint))))
 
 
@@ -136,14 +139,16 @@ def import_(arguments: list[str]) -> None:
         "--from",
         dest="library",
         required=True,
-        choices=["hf-gpt2"],
-        help="a class of transformers: hf-gpt2: GPT2LMHeadModel",
+        choices=["hf-gpt2", "hf-bert"],
+        help="a class of transformers: hf-gpt2: GPT2LMHeadModel; hf-bert: BertModel, BertForPreTraining, "
+        "BertForMaskedLM, BertForSequenceClassification or BertForTokenClassification",
     )
     args = parser.parse_args(arguments)
     set_up_jax()
-    from transformer.tools.hf.gpt2_folder import import_folder
+    from transformer.tools.hf import bert_folder, gpt2_folder
 
-    import_folder(args.folder, args.out)
+    read = {"hf-gpt2": gpt2_folder.import_folder, "hf-bert": bert_folder.import_folder}[args.library]
+    read(args.folder, args.out)
     _tell(plain(args.out))
 
 
@@ -169,9 +174,7 @@ def plan(arguments: list[str]) -> None:
     for name in ("config", "topology", "mesh"):
         if getattr(args, name) is None:
             raise UserError(f"--{name} is missing; {parser.prog} --help shows an example")
-    require_task(
-        config, f"--config {args.config}", *((Config,) if args.only == "decoding" else (Config, LanguageModelConfig))
-    )
+    require_task(config, f"--config {args.config}", *((Config,) if args.only == "decoding" else DESCRIBED))
     sizes = [whole_number(size) for size in args.mesh.split(",")]
     if len(sizes) != 3 or not all(sizes):
         raise UserError(f"--mesh {args.mesh}: give three numbers, devices along data, fsdp and tensor, such as 64,2,2")
@@ -185,6 +188,8 @@ VERBS = {
     "translate": translate,
     "generate": generate,
     "score": score,
+    "fill": fill,
+    "embed": embed,
     "average": average,
     "describe": describe,
     "convert": convert,

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from transformer.config import TextConfig, UserError
@@ -76,17 +76,21 @@ def test_any_text_can_be_written_to_a_file(tmp_path, content: str) -> None:
     assert "".join(part.text for part in parts(Text(paths))) == content
 
 
-@given(content=TEXT, part=st.integers(1, 20))
+@given(content=TEXT, part=st.integers(1, 20), most=st.one_of(st.none(), st.integers(2, 4)))
+@example(content="a\nb\nc\nd\ne\n\n\nf\ng\nh\n", part=20, most=2)
+@example(content="a\nb\nc\nd\ne\n\n\nf\ng\nh\n", part=2, most=3)
 @HYPOTHESIS
-def test_blank_lines_separate_documents(tmp_path, monkeypatch, content: str, part: int) -> None:
+def test_blank_lines_separate_documents(tmp_path, monkeypatch, content: str, part: int, most: int | None) -> None:
+    """With `most_lines`, so do that many lines."""
     expected = [[]]
     for line in content.split("\n"):
         if line.strip():
             expected[-1].append(line)
         elif expected[-1]:
             expected.append([])
-    expected = ["\n".join(lines) for lines in expected if lines]
-    text = Text((written(tmp_path / "a.txt", content),), "blank_lines")
+    runs = [lines[i : i + (most or 10**9)] for lines in expected for i in range(0, len(lines), most or 10**9)]
+    expected = ["\n".join(run) for run in runs]
+    text = Text((written(tmp_path / "a.txt", content),), "blank_lines", most_lines=most)
     with monkeypatch.context() as patch:
         patch.setattr(running, "_PART", part)
         if not expected:

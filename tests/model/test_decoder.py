@@ -25,7 +25,9 @@ CONFIGS = {
     "the paper's decoder": ALONE,
     "GPT-2": GPT,
     "grouped-query, untied": dataclasses.replace(ALONE, kv_heads=2, tied_embeddings="none", output_bias=True),
-    "rotary, multi-query": dataclasses.replace(ALONE, kv_heads=1, positions="rotary"),
+    "rotary, multi-query, inputs normalised": dataclasses.replace(
+        ALONE, kv_heads=1, positions="rotary", input_norm=True
+    ),
     "cross-layer, window": dataclasses.replace(
         ALONE, decoder_layers=4, decoder_attention=AttentionConfig(kv_sharing=2, window=2), pre_norm=True
     ),
@@ -55,19 +57,8 @@ def test_logits_equal_the_reference(name):
 def reference(config, params, tokens):
     """Logits (T, V) of one text: a pre- or post-norm stack of masked self-attention and feed-forward."""
     of = Reference(config, params)
-    p, seen = of.p, []
-    x = of.inputs(p["embedding"]["table"], p.get("positions"), tokens)
-    for i in range(config.decoder_layers):
-        q = p["decoder"]["layers"][str(i)]
-
-        def attention(h, i=i):
-            seen.append(h)
-            return of.attention("decoder", p["decoder"]["layers"], i, h, seen)[0]
-
-        x = of.sublayer(q["self_attention_norm"], x, attention)
-        x = of.sublayer(q["feed_forward_norm"], x, lambda h, q=q: of.feed_forward(q["feed_forward"], h))
-    if config.pre_norm:
-        x = of.norm(p["decoder"]["norm"], x)
+    p = of.p
+    x = of.alone("decoder", of.inputs(p["embedding"]["table"], p.get("positions"), tokens, p.get("input_norm")))
     table = p.get("output_embedding", p["embedding"])["table"]
     return x @ table.T + p.get("output_bias", 0)
 
@@ -98,7 +89,7 @@ def test_a_prompt_at_once_and_then_piece_by_piece(name):
         np.testing.assert_allclose(found[:, 0], logits(name)[np.arange(3), at], rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["GPT-2", "cross-layer, window", "rotary, multi-query"])
+@pytest.mark.parametrize("name", ["GPT-2", "cross-layer, window", "rotary, multi-query, inputs normalised"])
 def test_packed_documents_do_not_see_each_other(name):
     built, params = model(name)
     numbers = np.array([[1, 1, 1, 2, 2, 2, 2, 2], [1, 2, 2, 2, 3, 3, 0, 0], [1] * 8])

@@ -31,6 +31,7 @@ OPTIONS = {
         embedding_scale=False,
         norm_eps=0.5,
         kv_heads=2,
+        input_norm=True,
     ),
     "rotary, norms without bias": dataclasses.replace(
         TINY, positions="rotary", norm_bias=False, activation="swish", kv_sharing=2, kv_heads=1, pre_norm=True

@@ -10,7 +10,7 @@ from flax import nnx
 from quick import jit
 from tiny import SHALLOW, SOURCE, TARGET, VOCABULARY, forward, tiny
 
-from transformer.config import BASE, BIG, ModelConfig
+from transformer.config import BASE, BERT, BIG, ModelConfig
 from transformer.model import Model, build
 
 
@@ -81,6 +81,31 @@ def test_parameter_paths_are_frozen():
     expected |= {f"encoder/layers/{i}/{k}": v for i in range(2) for k, v in LAYER.items()}
     expected |= {f"decoder/layers/0/{k}": v for k, v in {**LAYER, **CROSS}.items()}
     assert paths(build(config.with_vocabulary(13)).abstract_params) == expected
+
+    bert = dataclasses.replace(
+        BERT, encoder_layers=1, d_model=16, d_ff=24, heads=4, kv_heads=2, d_k=3, d_v=5, max_positions=12, vocab_size=13
+    )
+    bert = dataclasses.replace(bert, attention_bias=False)
+    common = {f"encoder/layers/0/{k}": v for k, v in LAYER.items()} | {
+        "embedding/table": (13, 16),
+        "positions": (12, 16),
+        "token_types": (2, 16),
+        "input_norm/scale": (16,),
+        "input_norm/bias": (16,),
+    }
+    pooler = {"pooler/w": (16, 16), "pooler/bias": (16,)}
+    masked = {"masked_head/w": (16, 16), "masked_head/bias": (16,), "output_bias": (13,)}
+    masked |= {"masked_norm/scale": (16,), "masked_norm/bias": (16,)}
+    next_sentence = {"next_sentence_head/w": (16, 2), "next_sentence_head/bias": (2,)}
+    labels = {"label_head/w": (16, 3), "label_head/bias": (3,)}
+    for fields, parts in (
+        ({"head": "none"}, pooler),
+        ({"head": "masked"}, masked),
+        ({}, pooler | masked | next_sentence),
+        ({"head": "sequence", "labels": 3}, pooler | labels),
+        ({"head": "token", "labels": 3}, labels),
+    ):
+        assert paths(build(dataclasses.replace(bert, **fields)).abstract_params) == common | parts
 
     few = paths(build(SHALLOW.with_vocabulary(13)).abstract_params)
     names = {k.split("/", 2)[-1] if "layers" in k else k for k in few}

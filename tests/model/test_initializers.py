@@ -54,6 +54,27 @@ def test_as_gpt2_and_bert_start(initializer: str) -> None:
         assert (abs(values).max() <= 2 * deviation) == cut, path
 
 
+@pytest.mark.parametrize(
+    ("initializer", "start"),
+    [
+        ("bert", "truncated normal, 0.0200"),
+        ("gpt2", "normal, 0.0200"),
+        ("scaled", f"uniform, +-{math.sqrt(3 / 32):.4f}"),
+        ("glorot", f"uniform, +-{math.sqrt(3 * 2 / 64):.4f}"),
+        ("fairseq", f"uniform, +-{math.sqrt(3 / (3 * 32)):.4f}"),
+    ],
+)
+def test_how_the_heads_of_an_encoder_start(initializer: str, start: str) -> None:
+    """As w1 does; token types as positions do; biases are 0."""
+    config = dataclasses.replace(SMALL, decoder_layers=0, token_types=2, head="pretraining", initializer=initializer)
+    model = build(config.with_vocabulary(V))
+    params = flat(jit(model.init)(jax.random.key(0)))
+    assert model.starts["pooler/w"] == model.starts["masked_head/w"] == start
+    assert model.starts["token_types"] == ("truncated " if initializer == "bert" else "") + "normal, 0.0200"
+    assert 0.8 * 0.02 < params["token_types"].std() < 1.2 * 0.02
+    assert not params["pooler/bias"].any() and not params["next_sentence_head/bias"].any()
+
+
 @pytest.mark.parametrize("initializer", VARIANCES)
 @pytest.mark.parametrize("pre_norm", [False, True])
 def test_every_parameter_starts_as_its_initializer_says(initializer: str, pre_norm: bool) -> None:

@@ -94,8 +94,16 @@ def test_a_whole_model_under_rounded_parameters():
     np.testing.assert_allclose(once, each, atol=0.01 * np.abs(each).max())
 
 
-def test_every_matrix_is_rounded_and_nothing_else():
-    config = dataclasses.replace(SHALLOW, positions="learned", max_positions=30)
+BERT = {"decoder_layers": 0, "head": "pretraining", "token_types": 2, "input_norm": True, "output_bias": True}
+LEFT = {"scale", "bias", "b1", "b2"}
+
+
+@pytest.mark.parametrize(
+    ("fields", "left"),
+    [({}, {*LEFT, "source_positions", "target_positions"}), (BERT, {*LEFT, "positions", "token_types", "output_bias"})],
+)
+def test_every_matrix_is_rounded_and_nothing_else(fields, left):
+    config = dataclasses.replace(SHALLOW, positions="learned", max_positions=30, **fields)
     params = build(config.with_vocabulary(50)).init(jax.random.key(0))
     assert rounded(params, "float32") == params
     is_rounded = lambda leaf: isinstance(leaf, Rounded)  # noqa: E731
@@ -106,9 +114,18 @@ def test_every_matrix_is_rounded_and_nothing_else():
         if is_rounded(leaf):
             assert leaf.rows_ED.dtype == jnp.int8
             assert leaf.rows_ED.size == np.prod(leaf.shape)
-    assert {path[-1].key for path, leaf in found if not is_rounded(leaf)} == {
-        *("scale", "bias", "b1", "b2", "source_positions", "target_positions"),
-    }
+    assert {path[-1].key for path, leaf in found if not is_rounded(leaf)} == left
+    shown = {path[-1].key: leaf for path, leaf in found if not is_rounded(leaf)}
+    assert all(leaf.ndim == 1 or name.endswith(("positions", "types")) for name, leaf in shown.items())
+
+
+def test_an_encoder_alone_under_rounded_parameters():
+    model = build(dataclasses.replace(SHALLOW, **BERT).with_vocabulary(50))
+    params, tokens = model.init(jax.random.key(0)), jnp.asarray(RNG.integers(0, 50, (3, 9)))
+    exact = jit(model.apply)(params, tokens)
+    for dtype, tolerance in (("bfloat16", 0.03), ("int8", 0.05)):
+        for found, expected in zip(jit(model.apply)(rounded(params, dtype), tokens), exact, strict=True):
+            assert 1e-5 < np.abs(found - expected).max() / np.abs(expected).max() < tolerance, dtype
 
 
 def test_a_wrong_shape_is_told_of_rounded_parameters_too():

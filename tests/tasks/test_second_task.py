@@ -112,9 +112,9 @@ def test_what_is_for_translation_refuses_another_task(
     ):
         done = call("transformer", *arguments)
         named = f"--config {config}" if "--config" in arguments else str(reversal)
-        of_both = arguments[0] == "score" or named != str(reversal)
-        both = " or 'language_model'" * (of_both and not {"--kv", "--only"} & {*arguments})
-        assert done.code == 2 and done.err.splitlines()[-1] == f"error: {named}: {told}{both}", (arguments, done)
+        of_all = arguments[0] in ("describe", "plan") and not {"--kv", "--only"} & {*arguments}
+        more = " or 'language_model'" * (of_all or arguments[0] == "score") + " or 'masked'" * of_all
+        assert done.code == 2 and done.err.splitlines()[-1] == f"error: {named}: {told}{more}", (arguments, done)
     assert not (tmp_path / "out").exists() and not (reversal / "checkpoints" / "average").exists()
     done = call("evaluate.py", "--workdir", trained, "--against", reversal)
     assert done.code == 2 and done.err.endswith(f"error: {reversal}: {told}\n")

@@ -9,12 +9,15 @@ import jax
 from jax.sharding import PartitionSpec as P
 
 from transformer.config import (
+    BERT,
     GPT2,
     Config,
     DataConfig,
     LanguageModelConfig,
+    MaskedConfig,
     MeshConfig,
     ModelConfig,
+    PretrainConfig,
     TextConfig,
     TrainConfig,
 )
@@ -72,7 +75,12 @@ def main() -> None:
         dataclasses.replace(LanguageModelConfig().train, batch_tokens=32 * 32, accumulate=2),
     )
     documents = dataclasses.replace(windows, data=dataclasses.replace(windows.data, documents="files"))
-    for name, config in (("windows", windows), ("documents", documents)):
+    masked = MaskedConfig(
+        dataclasses.replace(BERT, encoder_layers=1, d_model=64, d_ff=128, heads=8, max_positions=32),
+        PretrainConfig(context=32, vocab_size=512),
+        dataclasses.replace(MaskedConfig().train, batch_tokens=32 * 32, accumulate=2),
+    )
+    for name, config in (("windows", windows), ("documents", documents), ("masked", masked)):
         result = planned(config, "eight of these", sharding.make_mesh(MeshConfig(2, 2, 2)), CHIPS["v5e"])
         found[name] = result | {"lines": list(lines(result))}
 

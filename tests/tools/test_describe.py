@@ -9,12 +9,15 @@ import pytest
 
 from transformer.command_line import config_file
 from transformer.config import (
+    BERT,
     GPT2,
     AttentionConfig,
     Config,
     DataConfig,
     LanguageModelConfig,
+    MaskedConfig,
     ModelConfig,
+    PretrainConfig,
     TextConfig,
     UserError,
 )
@@ -74,6 +77,14 @@ VARIANTS = {
         ModelConfig(encoder_layers=2, decoder_layers=3, d_model=8, d_ff=12, heads=2, tied_embeddings="target"),
         DataConfig(vocab_size=30, max_length=16),
     ),
+    "an encoder alone": MaskedConfig(
+        dataclasses.replace(BERT, encoder_layers=3, d_model=8, d_ff=12, heads=2, max_positions=32),
+        PretrainConfig(vocab_size=40, context=16),
+    ),
+    "a tagger": MaskedConfig(
+        dataclasses.replace(BERT, encoder_layers=1, d_model=8, d_ff=12, heads=2, head="token", labels=5),
+        PretrainConfig(vocab_size=50, context=16),
+    ),
 }
 
 
@@ -81,7 +92,8 @@ VARIANTS = {
 def test_the_tables_add_up_to_the_real_parameters(name: str) -> None:
     config = VARIANTS[name]
     size = vocabulary_size(config)
-    assert size == {"a decoder": 300, "without biases": 260, "shared keys and values": 20, "translation": 30}[name]
+    sizes = {"a decoder": 300, "without biases": 260, "shared keys and values": 20, "translation": 30}
+    assert size == (sizes | {"an encoder alone": 40, "a tagger": 50})[name]
     shapes = parameter_shapes(config.model.with_vocabulary(size))
     lines = list(attention_table(config))
     there = sum(
@@ -97,6 +109,9 @@ def test_the_tables_add_up_to_the_real_parameters(name: str) -> None:
     assert whole["attention"] == there and whole["parameters"] == sum(map(math.prod, shapes.values()))
     parts = [whole[part] for part in whole if part not in ("parameters", "all matrices")]
     assert sum(parts) == whole["parameters"]
+    if name in ("an encoder alone", "a tagger"):
+        assert whole["heads"] == {"an encoder alone": 2 * 8 * 8 + 8 * 2, "a tagger": 8 * 5}[name]
+        assert ("output" in whole or "output (the embedding's numbers)" in whole) == (name == "an encoder alone")
     kinds = present(config.model)
     assert len(matrices) == 4 * len(kinds) and len(kinds) == (3 if name == "translation" else 1)
 

@@ -10,10 +10,11 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from hf_cases import complaint, flat, random_params, same_bits
 
 import transformer
 from transformer.checkpoint import Checkpoints
-from transformer.config import GPT2, AttentionConfig, Config, LanguageModelConfig, ModelConfig, TextConfig, UserError
+from transformer.config import GPT2, AttentionConfig, Config, LanguageModelConfig, ModelConfig, TextConfig
 from transformer.data.vocabularies import ByteLevel, Bytes, Characters, SentencePiece
 from transformer.model import build
 from transformer.tools.hf.folder import read_arrays, write_arrays
@@ -30,33 +31,6 @@ WITHOUT_BIASES = dataclasses.replace(CONFIG, attention_bias=False, norm_bias=Fal
 UNTIED = dataclasses.replace(CONFIG, tied_embeddings="none", decoder_layers=1, activation="swish", norm_eps=1e-3)
 KINDS = pytest.mark.parametrize("config", [CONFIG, WITHOUT_BIASES, UNTIED], ids=["GPT-2's", "without biases", "untied"])
 TEXT = np.array([[5, 0, 269, 5, 9, 2, 0], [0, 0, 1, 17, 100, 200, 3]])
-
-
-def random_params(config: ModelConfig) -> dict:
-    """Every parameter random: zeros and ones would hide mistakes."""
-    rng = np.random.default_rng(0)
-    return jax.tree_util.tree_map_with_path(
-        lambda path, x: (rng.normal(size=x.shape) * 0.1 + (path[-1].key == "scale")).astype(np.float32),
-        build(config).abstract_params,
-    )
-
-
-def flat(tree) -> dict[str, np.ndarray]:
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {"/".join(key.key for key in path): np.asarray(x) for path, x in leaves}
-
-
-def complaint(call, *arguments) -> str:
-    with pytest.raises(UserError) as error:
-        call(*arguments)
-    assert "\n" not in str(error.value)
-    return str(error.value)
-
-
-def same_bits(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> None:
-    assert sorted(a) == sorted(b)
-    for name in a:
-        assert a[name].dtype == b[name].dtype and a[name].tobytes() == b[name].tobytes(), name
 
 
 # ---- Names -----------------------------------------------------------------------------------------------------------

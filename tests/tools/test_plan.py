@@ -335,7 +335,7 @@ def test_a_plan_is_told(eight: dict) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "padding"), [("windows", 0), ("documents", 0.03)])
+@pytest.mark.parametrize(("name", "padding"), [("windows", 0), ("documents", 0.03), ("masked", 0.03)])
 def test_a_language_model_is_planned(eight: dict, name: str, padding: float) -> None:
     plan = eight[name]
     batch = {"rows": 32, "text": 32, "micro_batches": 2, "compiled_rows": 32, "padding": padding}

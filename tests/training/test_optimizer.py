@@ -1,3 +1,4 @@
+import dataclasses
 import re
 
 import jax
@@ -61,8 +62,10 @@ def test_schedules_that_make_no_sense(options, field):
         check(Config(train=TrainConfig(**options)))
 
 
-def test_weight_decay_leaves_out_biases_and_norms():
-    model = build(ModelConfig(2, 2, 8, 16, 2, vocab_size=9, attention_bias=True, output_bias=True, positions="learned"))
+@pytest.mark.parametrize("fields", [{}, {"decoder_layers": 0, "token_types": 2, "head": "pretraining"}])
+def test_weight_decay_leaves_out_biases_and_norms(fields):
+    config = ModelConfig(2, 2, 8, 16, 2, vocab_size=9, attention_bias=True, output_bias=True, positions="learned")
+    model = build(dataclasses.replace(config, input_norm=True, **fields))
     params = jax.tree.map(jnp.ones_like, model.init(jax.random.key(0)))
     tx = optimizer(TrainConfig(peak_learning_rate=0.5, warmup_steps=1, weight_decay=0.1), 8)
     updates, _ = tx.update(jax.tree.map(jnp.zeros_like, params), tx.init(params), params)

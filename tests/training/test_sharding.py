@@ -15,6 +15,7 @@ from transformer.training.sharding import RULES, batch_sharding, batch_ways, mak
 from transformer.training.step import init_state
 
 TINY = ModelConfig(encoder_layers=2, decoder_layers=2, d_model=16, d_ff=32, heads=4, max_positions=8)
+BERT = {"decoder_layers": 0, "token_types": 2, "input_norm": True, "output_bias": True, "positions": "learned"}
 VARIANTS = [
     {},
     {"pre_norm": True},
@@ -26,6 +27,9 @@ VARIANTS = [
     {"d_k": 6, "d_v": 10},
     {"attention_bias": True, "output_bias": True, "positions": "rotary"},
     {"norm_bias": False},
+    {"input_norm": True},
+    *({**BERT, "head": head} for head in ("none", "masked", "pretraining")),
+    *({**BERT, "head": head, "labels": 3} for head in ("sequence", "token")),
 ]
 
 
@@ -45,7 +49,7 @@ def test_every_parameter_of_every_variant_has_one_rule(variant: dict) -> None:
         assert len(matching) == 1, path
         assert len(matching[0]) <= len(leaf.shape), path
         # A matrix is cut along both axes, so that neither optimiser state nor activations are replicated everywhere.
-        if path.endswith(("table", "query", "key", "value", "output", "w1", "w2")):
+        if path.endswith(("table", "query", "key", "value", "output", "w1", "w2", "pooler/w", "masked_head/w")):
             assert {"fsdp", "tensor"} <= set(matching[0]), path
 
 

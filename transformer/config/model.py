@@ -13,7 +13,6 @@ from .numbers import (
     INT32_MAX,
     Count,
     CountOrZero,
-    Layers,
     LayersOrZero,
     LengthOrZero,
     Positive,
@@ -27,6 +26,11 @@ PAD, BOS, EOS, UNK = 0, 1, 2, 3
 
 Vocabulary = Annotated[int, Rule(least=len(SPECIALS), most=INT32_MAX)]
 KINDS = ("encoder", "decoder", "cross")  # of attention
+
+# Heads of an encoder alone (`ModelConfig.head`), by what they are made of.
+POOLED_HEADS = ("none", "pretraining", "sequence")
+MASKED_HEADS = ("masked", "pretraining")
+LABEL_HEADS = ("sequence", "token")
 
 
 @documented
@@ -50,8 +54,8 @@ class ModelConfig:
 
     encoder_layers: LayersOrZero = 6
     """Number of encoder layers (the paper's N); 0 = a decoder alone, as in GPT."""
-    decoder_layers: Layers = 6
-    """Number of decoder layers (the paper's N)."""
+    decoder_layers: LayersOrZero = 6
+    """Number of decoder layers (the paper's N); 0 = an encoder alone, as in BERT."""
     d_model: Count = 512
     """Width of the residual stream."""
     d_ff: Count = 2048
@@ -91,12 +95,23 @@ class ModelConfig:
     embedding_scale: bool = True
     """Multiply embeddings by the square root of d_model (paper §3.4). BERT and GPT-2 do not."""
     output_bias: bool = False
-    """Add a bias to the logit of each piece."""
+    """Add a bias to the logit of each piece, in models that have such logits."""
     positions: Literal["sinusoidal", "learned", "rotary", "none"] = "sinusoidal"
     """Position encoding. 'learned' is row (E) of the paper's Table 3. 'rotary' rotates queries and keys of
     self-attention (Su et al. 2021)."""
     max_positions: Count = 1024
     """Number of rows of the learned position table; unused with other position encodings."""
+    token_types: CountOrZero = 0
+    """Number of token types: rows of a table added to the embeddings of an encoder alone. The type says which text of a
+    pair a piece belongs to (BERT's segments: 2)."""
+    input_norm: bool = False
+    """Normalise the sum of embeddings and positions, before dropout (BERT, BART)."""
+    head: Literal["none", "masked", "pretraining", "sequence", "token"] = "none"
+    """Outputs of an encoder alone. 'none' = the states, and the pooled vector of the first; 'masked' = logits of masked
+    pieces; 'pretraining' = the same, and whether the second text follows the first; 'sequence' and 'token' = `labels`
+    outputs for each text, or for each piece."""
+    labels: Count | None = None
+    """Number of outputs of the heads 'sequence' and 'token': classes, or 1 in regression; None = as the data has."""
     position_offset: LengthOrZero = 0
     """In training, the positions of each row start at a random number from 0 to this. The model thus learns positions
     beyond the length of its training text."""
@@ -162,6 +177,28 @@ GPT2 = ModelConfig(
     initializer="gpt2",
 )
 
+# The base model of BERT (Devlin et al. 2019): 110,106,428 parameters with its vocabulary of 30,522 pieces.
+BERT = ModelConfig(
+    encoder_layers=12,
+    decoder_layers=0,
+    d_model=768,
+    d_ff=3072,
+    heads=12,
+    dropout=0.1,
+    attention_dropout=0.1,
+    attention_bias=True,
+    activation="gelu",
+    norm_eps=1e-12,
+    embedding_scale=False,
+    output_bias=True,
+    positions="learned",
+    max_positions=512,
+    token_types=2,
+    input_norm=True,
+    head="pretraining",
+    initializer="bert",
+)
+
 
 def check_model(model: ModelConfig) -> None:
     """Raise `UserError` for the first field of the model section that breaks a rule of this section."""
@@ -170,6 +207,16 @@ def check_model(model: ModelConfig) -> None:
 
 
 def _of_model(m: ModelConfig) -> Relations:
+    yield (
+        m.encoder_layers + m.decoder_layers > 0,
+        "decoder_layers",
+        "must be at least 1 where model.encoder_layers is 0",
+    )
+    if m.decoder_layers:
+        yield m.token_types == 0, "token_types", "must be 0 where the model has a decoder"
+        yield m.head == "none", "head", "must be 'none' where the model has a decoder"
+    if m.head not in LABEL_HEADS:
+        yield m.labels is None, "labels", f"must be None where model.head is {m.head!r}"
     if m.d_k is None or m.d_v is None:
         yield m.d_model % m.heads == 0, "heads", f"must divide model.d_model ({m.d_model}), or set d_k and d_v"
     for kind in KINDS:

@@ -38,7 +38,6 @@ INT32_MAX = 2**31 - 1
 
 Count = Annotated[int, Rule(least=1, most=INT32_MAX)]
 CountOrZero = Annotated[int, Rule(least=0, most=INT32_MAX)]
-Layers = Annotated[int, Rule(least=1, most=1_000)]
 LayersOrZero = Annotated[int, Rule(least=0, most=1_000)]
 Length = Annotated[int, Rule(least=1, most=1_000_000)]
 LengthOrZero = Annotated[int, Rule(least=0, most=1_000_000)]

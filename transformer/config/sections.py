@@ -120,6 +120,61 @@ class TextConfig:
 
 @documented
 @dataclass(frozen=True)
+class PretrainConfig:
+    """Where the text of a masked language model comes from, and how it becomes rows of masked pieces.
+
+    Each line is a sentence. The defaults of pairs and masks are those of BERT (create_pretraining_data.py).
+    """
+
+    text: tuple[str, ...] = ()
+    """Training text: one or several files, plain or compressed. Blank lines separate documents."""
+    unpaired_text: tuple[str, ...] = ()
+    """More training text, for masked pieces alone: neighbouring lines need not belong together."""
+    dev_text: tuple[str, ...] = ()
+    """Development text, in one or several files; training scores it regularly."""
+    test_text: tuple[str, ...] = ()
+    """Test text, in one or several files; evaluate.py scores it by default."""
+    dev_share: Share = 0.05
+    """Without dev_text: this last share of the documents in `text` is the development text and not trained on. 0 = no
+    development text."""
+    document_lines: Annotated[int, Rule(least=2, most=INT32_MAX)] | None = None
+    """Cut documents into runs of at most this many lines, for files that have no blank lines between documents; None =
+    don't cut."""
+    pieces: Literal["wordpiece", "sentencepiece"] = "wordpiece"
+    """What text is split into: the pieces of a new WordPiece (needs the package tokenizers) or SentencePiece BPE
+    vocabulary. Without effect if `tokenizer` is given."""
+    tokenizer: str | None = None
+    """File of an existing vocabulary: a vocab.txt or tokenizer.json with WordPiece, as BERT has it (needs the package
+    tokenizers), or a SentencePiece model."""
+    vocab_size: Annotated[int, Rule(least=8, most=INT32_MAX)] = 8_000
+    """Number of pieces in a new vocabulary, special pieces included."""
+    lower_case: bool = True
+    """Lower-case text and remove accents. Without effect if `tokenizer` is given."""
+    tokenizer_lines: Count = 2_000_000
+    """Train the vocabulary on at most this many lines, sampled evenly from the whole text."""
+    context: Annotated[int, Rule(least=5, most=1_000_000)] = 128
+    """Number of pieces in a row, [CLS] and [SEP] included. Longer pairs are cut."""
+    next_sentence: bool = True
+    """Train on pairs of texts, too: does the second follow the first in its document? Otherwise rows are filled with
+    neighbouring sentences of one document."""
+    duplicates: Annotated[int, Rule(least=1, most=1_000)] = 10
+    """Number of times that pairs are drawn from the text. An epoch has the rows of all of them."""
+    short_share: Annotated[float, Rule(least=0, most=1)] = 0.1
+    """Share of documents whose pairs have a random length, from 2 pieces on."""
+    mask_share: Annotated[float, Rule(above=0, below=1)] = 0.15
+    """Share of the pieces of a row that are predicted. Of these, 80 % are replaced by [MASK], 10 % by random pieces."""
+    max_masked: Count = 20
+    """Maximum number of predicted pieces in a row."""
+    whole_words: bool = False
+    """Predict all pieces of a word together."""
+    static_masks: bool = False
+    """Mask the same pieces in every epoch. By default each epoch masks others."""
+    cache_dir: str | None = None
+    """Local folder for tokenised text; None = $TRANSFORMER_CACHE or ~/.cache/transformer."""
+
+
+@documented
+@dataclass(frozen=True)
 class TrainConfig:
     """Optimisation (paper §5), evaluation during training, and checkpoints."""
 

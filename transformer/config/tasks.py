@@ -11,12 +11,13 @@ from typing import Any
 from .codec import C, Relations, build, check_fields, differences, read_json, require
 from .documentation import documented
 from .errors import UserError, shown
-from .model import GPT2, SPECIALS, ModelConfig, check_model
+from .model import BERT, GPT2, MASKED_HEADS, SPECIALS, ModelConfig, check_model
 from .sections import (
     DataConfig,
     DecodeConfig,
     EvaluateConfig,
     MeshConfig,
+    PretrainConfig,
     TextConfig,
     TrainConfig,
     check_decode,
@@ -112,6 +113,7 @@ class LanguageModelConfig:
         """The rules between fields of several sections."""
         m, d = self.model, self.data
         yield m.encoder_layers == 0, "model.encoder_layers", "must be 0: a language model has no encoder"
+        yield m.decoder_layers > 0, "model.decoder_layers", "must be at least 1: a language model is a decoder"
         if m.positions == "learned":
             longest = d.context + m.position_offset
             rule = f"must be at least {longest}: data.context + model.position_offset"
@@ -130,7 +132,63 @@ class LanguageModelConfig:
         return name == "data.dev_share" and bool(self.data.dev_text and other.data.dev_text)
 
 
-RUNS: dict[str, Any] = {kind.task: kind for kind in (Config, LanguageModelConfig)}
+# Optimisation as for BERT (Devlin et al. 2019, appendix A.2), but with Adam's bias correction.
+_BERT_TRAINING = TrainConfig(
+    steps=1_000_000,
+    batch_tokens=32_768,
+    peak_learning_rate=1e-4,
+    warmup_steps=10_000,
+    schedule="linear",
+    decay_steps=1_000_000,
+    adam_b2=0.999,
+    adam_eps=1e-6,
+    weight_decay=0.01,
+    clip_norm=1.0,
+    label_smoothing=0.0,
+)
+
+
+@documented
+@dataclass(frozen=True)
+class MaskedConfig:
+    """Config of a run of the task that trains a masked language model, an encoder alone. The default model is BERT."""
+
+    model: ModelConfig = BERT
+    data: PretrainConfig = field(default_factory=PretrainConfig)
+    train: TrainConfig = _BERT_TRAINING
+    mesh: MeshConfig = field(default_factory=MeshConfig)
+
+    task = "masked"
+    movable = ("data.text", "data.unpaired_text", "data.dev_text", "data.test_text", "data.tokenizer")
+    """File names. A resumed run may have them at other paths, in the same number, since their content is compared."""
+
+    def relations(self) -> Relations:
+        """The rules between fields of several sections."""
+        m, d = self.model, self.data
+        yield m.decoder_layers == 0, "model.decoder_layers", "must be 0: a masked language model has no decoder"
+        if m.positions == "learned":
+            longest = d.context + m.position_offset
+            rule = f"must be at least {longest}: data.context + model.position_offset"
+            yield m.max_positions >= longest, "model.max_positions", rule
+        if d.tokenizer is None and d.pieces == "sentencepiece":
+            # Special pieces, bytes, one character, and the mask.
+            fewest = len(SPECIALS) + 256 + 2
+            yield d.vocab_size >= fewest, "data.vocab_size", f"must be at least {fewest} with byte pieces"
+        yield from _of_training(self, d.context, "row of data.context")
+
+    def check_training(self) -> None:
+        """Raise `UserError` unless the model has the heads that a run trains. An imported model may have others."""
+        require(self, "", _of_heads(self.model, self.data.next_sentence))
+
+    def may_become(self, other: MaskedConfig, name: str) -> bool:
+        """Whether a run of this config may be resumed with the value of field `name` in `other`.
+
+        Called only for fields that differ and are in neither `RESUMABLE` nor `movable`.
+        """
+        return name == "data.dev_share" and bool(self.data.dev_text and other.data.dev_text)
+
+
+RUNS: dict[str, Any] = {kind.task: kind for kind in (Config, LanguageModelConfig, MaskedConfig)}
 """Map each task's name to its config class."""
 
 
@@ -212,6 +270,7 @@ CHECKS = {ModelConfig: check_model, TrainConfig: check_train, DecodeConfig: chec
 def _of_data(config: Config) -> Relations:
     m, d, decode = config.model, config.data, config.decode
     yield m.encoder_layers > 0, "model.encoder_layers", "must be at least 1: translation needs an encoder"
+    yield m.decoder_layers > 0, "model.decoder_layers", "must be at least 1: translation needs a decoder"
     if m.positions == "learned":
         longest = max(d.max_length + m.position_offset, decode.max_source_length + decode.max_extra_length + 1)
         yield (
@@ -227,6 +286,14 @@ def _of_data(config: Config) -> Relations:
     )
     yield not d.weights or len(d.weights) == len(d.source), "data.weights", "must be as many as data.source"
     yield d.fields[0] != d.fields[1], "data.fields", "must be two different names: source field, target field"
+
+
+def _of_heads(m: ModelConfig, next_sentence: bool) -> Relations:
+    where = f"to train with data.next_sentence = {next_sentence}"
+    heads = ("pretraining",) if next_sentence else MASKED_HEADS
+    yield m.head in heads, "model.head", f"must be {' or '.join(map(repr, heads))} {where}"
+    if next_sentence:
+        yield m.token_types > 1, "model.token_types", f"must be at least 2 {where}"
 
 
 def _of_training(config: Any, length: int, unit: str) -> Relations:

@@ -13,9 +13,9 @@ import re
 import shlex
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from transformer.config import TextConfig, UserError
+from transformer.config import PretrainConfig, TextConfig, UserError
 from transformer.data.compression import Damaged
 from transformer.data.foreign import not_utf8, refuse_binary
 from transformer.data.opening import Opened, open_text
@@ -40,6 +40,13 @@ class Text(NamedTuple):
     """First character of the text (documents = "none") or first document that belongs to it."""
     end: int | None = None
     """The character or document after the last one; None = all."""
+    most_lines: int | None = None
+    """Documents between blank lines are cut into runs of at most this many lines; None = not cut."""
+
+    @property
+    def chosen(self) -> list[Any]:
+        """What of the files belongs to the text, and as which documents: for keys of caches."""
+        return [*self[1:4], *([] if self.most_lines is None else [self.most_lines])]
 
     @property
     def name(self) -> str:
@@ -75,13 +82,35 @@ def texts(config: TextConfig) -> Texts:
     """
     if not config.text:
         raise UserError("data.text: name at least one file of training text")
-    names = ("text", "dev_text", "test_text")
+    _require_files(config, "text", "dev_text", "test_text")
+    return _split_off(
+        config, *(Text(paths, config.documents) for paths in (config.text, config.dev_text, config.test_text))
+    )
+
+
+def pretraining_texts(config: PretrainConfig) -> tuple[Texts, Text | None]:
+    """The documents of a config, and its text without documents. Raises `UserError` and warns as `texts` does."""
+    if not config.text:
+        raise UserError("data.text: name at least one file of training text")
+    _require_files(config, "text", "unpaired_text", "dev_text", "test_text")
+    sides = (
+        Text(paths, "blank_lines", most_lines=config.document_lines)
+        for paths in (config.text, config.dev_text, config.test_text)
+    )
+    return _split_off(config, *sides), Text(config.unpaired_text, "files") if config.unpaired_text else None
+
+
+def _require_files(config: TextConfig | PretrainConfig, *names: str) -> None:
+    """Raise `UserError` if files of these fields, or the vocabulary, are missing or empty."""
     named_paths = [(f"data.{name}", path) for name in names for path in getattr(config, name)]
     require_files([*named_paths, *([("data.tokenizer", config.tokenizer)] if config.tokenizer else [])])
     _warn_of_repeated(named_paths)
     for name, path in named_paths:
         warn_of_records(name, path)
-    train, dev, test = (Text(getattr(config, name), config.documents) for name in names)
+
+
+def _split_off(config: TextConfig | PretrainConfig, train: Text, dev: Text, test: Text) -> Texts:
+    """The texts of a run. Without a development text, it is the last share of the training text."""
     if not dev.paths and config.dev_share:
         train, dev = split(train, config.dev_share)
     return Texts(train, dev if dev.paths else None, test if test.paths else None)
@@ -147,7 +176,8 @@ def _all_parts(text: Text, digests: dict[str, str] | None) -> Iterator[Part]:
     """The parts of all files, without regard to `begin` and `end`."""
     for number, path in enumerate(text.paths):
         blocks, part = _blocks(path, digests), None
-        for part in _documents(blocks, number) if text.documents == "blank_lines" else _cut(blocks, number):
+        framed = text.documents == "blank_lines"
+        for part in _documents(blocks, number, text.most_lines) if framed else _cut(blocks, number):
             yield part
         if part is None:
             what = "empty" if os.path.getsize(path) == 0 else "holds no text"
@@ -173,20 +203,23 @@ def _cut(blocks: Iterable[str], file: int) -> Iterator[Part]:
         yield Part(rest, file, line, begins)
 
 
-def _documents(blocks: Iterable[str], file: int) -> Iterator[Part]:
-    """Documents between blank lines, without the line break at their end; a long one in parts."""
+def _documents(blocks: Iterable[str], file: int, most_lines: int | None) -> Iterator[Part]:
+    """Documents between blank lines, without the line break at their end; a long one in parts. `most_lines`: see
+    `Text`."""
     lines: list[str] = []
-    size, first, begins = 0, 1, True
+    size, first, begins, count = 0, 1, True, 0  # count: the lines of the document so far
     for number, line in enumerate(_lines(blocks), 1):
         blank = not line.strip()
-        if lines and (blank or (size > _PART and not line[0].isspace())):
+        ends = blank or count == most_lines
+        if lines and (ends or (size > _PART and not line[0].isspace())):
             yield Part("\n".join(lines), file, first, begins)
             # A part that goes on begins with the line break after the part before it.
-            lines, size, first, begins = ([] if blank else [""]), 0, number - 1, blank
+            lines, size, first, begins = ([] if ends else [""]), 0, number - 1, ends
+            count = 0 if ends else count
         if not blank:
             first = number if not lines else first
             lines.append(line)
-            size += len(line) + 1
+            size, count = size + len(line) + 1, count + 1
     if lines:
         yield Part("\n".join(lines), file, first, begins)
 

@@ -113,7 +113,10 @@ class TextStore:
     def place(self, document: int, position: int) -> tuple[str, int]:
         """The file, and the line from 1, of the piece that is predicted at a position of a document."""
         first, end = self.offsets[document : document + 2].tolist()
-        at = min(first + position + (not self.framed), end - 1)
+        return self.line(min(first + position + (not self.framed), end - 1))
+
+    def line(self, at: int) -> tuple[str, int]:
+        """The file, and the line from 1, of `tokens[at]`."""
         part = int(np.searchsorted(self._parts[:, 0], at, side="right")) - 1
         start, file, line = self._parts[part].tolist()
         return self.source.paths[file], line + int(self._line_breaks[self.tokens[start:at]].sum())
@@ -139,7 +142,7 @@ def encode_text(text: Text, vocabulary: Vocabulary, *, folder: str | Path, worke
     processes is killed, or for an id beyond the vocabulary.
     """
     files = fingerprint_of_files(text.paths)
-    digest = _key(_SPLITTING, files, *text[1:], vocabulary.sha256)
+    digest = _key(_SPLITTING, files, *text.chosen, vocabulary.sha256)
     return cached(
         Path(folder) / "texts" / _key(_FORMAT, digest),
         lambda new: _build(new, digest, text, files, vocabulary, workers or os.cpu_count() or 1),

@@ -322,10 +322,7 @@ def read(name: str, content: bytes, where: str | Path | None = None) -> Vocabula
 
 def load(path: str | Path) -> Vocabulary:
     """The vocabulary in a file of any of the four kinds. Raises `UserError` if it can't be read or is of another."""
-    try:
-        content = Path(path).read_bytes()
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
-        raise UserError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
+    content = content_of(path)
     if content.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"{":
         spec = json_object(content, path)
         name = "characters.json" if "characters" in spec else "bytes.json" if "pieces" in spec else "tokenizer.json"
@@ -335,3 +332,11 @@ def load(path: str | Path) -> Vocabulary:
     except UserError:
         refuse_other(path, "a SentencePiece model")
         raise
+
+
+def content_of(path: str | Path) -> bytes:
+    """The content of a user's file. Raises `UserError` if it can't be read."""
+    try:
+        return Path(path).read_bytes()
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        raise UserError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from None

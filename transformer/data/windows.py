@@ -1,4 +1,4 @@
-"""Rows of a language model: windows of a running text, or packed documents; training and evaluation batches of them.
+"""Rows of a language model: windows of a running text, or packed documents; evaluation batches of a text.
 
 A batch has int32 arrays of shape (rows, context):
 
@@ -6,26 +6,22 @@ A batch has int32 arrays of shape (rows, context):
     next        the piece that follows each
     predicted   1 where that piece is to be predicted; 0 at padding, and at pieces that are only read
     document    only if the text has documents: the number of the document in the row, from 1; 0 = padding
-
-The order of training batches is a pure function of (seed, epoch, step), so the step alone is enough to resume a run.
 """
 
 from __future__ import annotations
 
 import hashlib
 import itertools
-import threading
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 
 from transformer.config import UserError
 from transformer.data.packing import pack, pack_cached
+from transformer.data.rows import Batch, told
 from transformer.data.text_store import TextStore
-
-Batch = dict[str, np.ndarray]
 
 
 class Span(NamedTuple):
@@ -38,32 +34,33 @@ class Span(NamedTuple):
     """The first position at which the next piece is predicted; those before it are only read."""
 
 
-class Rows(Protocol):
-    """The rows of an epoch: each position of the text is predicted in exactly one of them."""
+class Spans:
+    """Rows of spans (see `rows.Rows`): each position of the text is predicted in exactly one row of an epoch."""
 
-    store: TextStore
-    context: int
-    count: int
-    """Number of rows; the same in every epoch."""
+    def __init__(self, store: TextStore, context: int):
+        self.store, self.context = store, context
+        names = ("text", "next", "predicted", *(["document"] if store.framed else []))
+        self.lengths = dict.fromkeys(names, context)
+        self.used = int(store.positions.sum())
 
-    def offset(self, rng: np.random.Generator) -> int:
-        """Draw what distinguishes the rows of an epoch from those of another one."""
-        ...
+    def spans(self, row: int, drawn: int) -> Sequence[Span]:
+        """The spans of a row in an epoch for which `draw` gave `drawn`."""
+        raise NotImplementedError
 
-    def spans(self, row: int, offset: int) -> Sequence[Span]: ...
+    def batch(self, rows: Sequence[int], drawn: int, count: int) -> Batch:
+        return fill(self.store, [self.spans(row, drawn) for row in rows], self.context, count)
 
-    def digest(self) -> str:
-        """Hex digest of all that determines the rows, except the pieces."""
-        ...
+    def lines(self, rows: Sequence[int], drawn: int) -> str:
+        return places(self.store, itertools.chain.from_iterable(self.spans(row, drawn) for row in rows))
 
 
-class Windows:
+class Windows(Spans):
     """Windows of `context` positions of a running text, one behind the other. In each epoch the first one ends at
     another place: it and the last one share the positions that the full windows leave."""
 
     def __init__(self, store: TextStore, context: int):
         """Raises `UserError` if the text is shorter than a window."""
-        self.store, self.context = store, context
+        super().__init__(store, context)
         self._n = int(store.positions[0])
         if self._n < context:
             raise UserError(
@@ -77,34 +74,34 @@ class Windows:
         """Least and most positions in the first window."""
         self.count = (self._n - ends) // context + 2
 
-    def offset(self, rng: np.random.Generator) -> int:
+    def draw(self, rng: np.random.Generator) -> int:
         """Number of positions in the first window."""
         least, most = self._first
         return int(rng.integers(least, most + 1))
 
-    def spans(self, row: int, offset: int) -> tuple[Span]:
-        begin = max(offset + (row - 1) * self.context, 0)
-        return (Span(0, begin, min(offset + row * self.context, self._n), begin),)
+    def spans(self, row: int, drawn: int) -> tuple[Span]:
+        begin = max(drawn + (row - 1) * self.context, 0)
+        return (Span(0, begin, min(drawn + row * self.context, self._n), begin),)
 
     def digest(self) -> str:
         return hashlib.sha256(f"windows {self._n} {self.context}".encode()).hexdigest()
 
 
-class Packed:
+class Packed(Spans):
     """Documents, several of them in a row. Those longer than a row are cut into consecutive parts."""
 
     def __init__(self, store: TextStore, context: int, seed: int):
         """The seed decides which documents share a row."""
-        self.store, self.context = store, context
+        super().__init__(store, context)
         self._document, self._begin, self._end = _parts(store, context)
         lengths = (self._end - self._begin).astype(np.int32)
         self._packed, self._starts = pack_cached(lengths, lengths, (context, context), seed, store.path)
         self.count = len(self._starts) - 1
 
-    def offset(self, rng: np.random.Generator) -> int:
+    def draw(self, rng: np.random.Generator) -> int:
         return 0
 
-    def spans(self, row: int, offset: int) -> list[Span]:
+    def spans(self, row: int, drawn: int) -> list[Span]:
         parts = self._packed[self._starts[row] : self._starts[row + 1]]
         columns = self._document[parts], self._begin[parts], self._end[parts], self._begin[parts]
         return [Span(*values) for values in zip(*(column.tolist() for column in columns), strict=True)]
@@ -124,7 +121,7 @@ def _parts(store: TextStore, context: int) -> tuple[np.ndarray, np.ndarray, np.n
     return document, begin, np.minimum(begin + context, store.positions[document])
 
 
-def rows_of(store: TextStore, context: int, seed: int) -> Rows:
+def rows_of(store: TextStore, context: int, seed: int) -> Spans:
     """The rows of a training text. Raises `UserError` if a running text is shorter than a window."""
     return Packed(store, context, seed) if store.framed else Windows(store, context)
 
@@ -144,85 +141,8 @@ def fill(store: TextStore, rows: Sequence[Sequence[Span]], context: int, count: 
     return batch | ({"document": document} if store.framed else {})
 
 
-class Plan(NamedTuple):
-    """The rows of an epoch in the order of its batches, and what `Rows.offset` drew."""
-
-    order: np.ndarray
-    offset: int
-
-
-class Batches:
-    """An endless random-access sequence of training batches (see `training.task.Batches`), all of one shape.
-
-    An epoch has every row once, in random order. The rows are spread evenly over its batches, so that the batches
-    differ by at most one row of padding.
-    """
-
-    def __init__(self, rows: Rows, *, batch_tokens: int, accumulate: int = 1, seed: int):
-        """A batch has at most `batch_tokens` positions; its number of rows is a multiple of `accumulate`. Raises
-        `UserError` if no such number of rows fits."""
-        self.rows, self._seed, context = rows, seed, rows.context
-        size = batch_tokens // (context * accumulate) * accumulate
-        if not size:
-            raise UserError(
-                f"train.batch_tokens = {batch_tokens}: too small for {accumulate} micro-batches of a row of "
-                f"data.context = {context} pieces; raise it or lower data.context"
-            )
-        self._size = min(size, -(-rows.count // accumulate) * accumulate)
-        self.batches_per_epoch = -(-rows.count // self._size)
-        """Number of updates in an epoch; the same for every epoch."""
-        self._starts = np.arange(self.batches_per_epoch + 1) * rows.count // self.batches_per_epoch
-        names = ("text", "next", "predicted", *(["document"] if rows.store.framed else []))
-        self.shapes = (dict.fromkeys(names, (self._size, context)),)
-        """The one shape of all batches."""
-        positions = self.batches_per_epoch * self._size * context
-        self.padding = 1 - int(rows.store.positions.sum()) / positions
-        """Share of padding among all positions of an epoch."""
-        self._lock = threading.Lock()
-        self._plans: dict[int, Plan] = {}
-
-    def digest(self) -> str:
-        """Hex sha256 of all that determines the batches, except the pieces."""
-        described = f"{self._seed} {self.shapes} {self.batches_per_epoch} {self.rows.digest()}"
-        return hashlib.sha256(described.encode()).hexdigest()
-
-    def locate(self, step: int) -> tuple[int, int]:
-        """The epoch of update `step`, and its index within the epoch; both count from 0."""
-        return divmod(step, self.batches_per_epoch)
-
-    def shape(self, step: int) -> dict[str, tuple[int, int]]:
-        """The (rows, context) of each array in the batch of update `step`."""
-        return self.shapes[0]
-
-    def _plan(self, epoch: int) -> Plan:
-        with self._lock:  # Grain's threads may need the same plan at the same time
-            if epoch not in self._plans:
-                rng = np.random.default_rng(np.random.SeedSequence([self._seed, epoch]))
-                plan = Plan(rng.permutation(self.rows.count), self.rows.offset(rng))
-                self._plans = {e: p for e, p in self._plans.items() if e == max(self._plans)} | {epoch: plan}
-            return self._plans[epoch]
-
-    def _spans(self, step: int) -> list[Sequence[Span]]:
-        """The spans of each row in the batch of update `step`."""
-        epoch, index = self.locate(step)
-        order, offset = self._plan(epoch)
-        return [self.rows.spans(int(row), offset) for row in order[self._starts[index] : self._starts[index + 1]]]
-
-    def __getitem__(self, step: int) -> Batch:
-        """The batch of update `step`, counted from 0."""
-        return self.read(step, 0, self._size)
-
-    def read(self, step: int, begin: int, end: int) -> Batch:
-        """Rows `begin` up to `end` of `batches[step]`, without reading the others. Rows beyond the last are padding."""
-        return fill(self.rows.store, self._spans(step)[begin:end], self.rows.context, end - begin)
-
-    def lines(self, step: int) -> str:
-        """Files and line numbers (from 1) of the text in the batch of update `step`: "a.txt:3-9,70; b.txt:1"."""
-        return places(self.rows.store, itertools.chain.from_iterable(self._spans(step)))
-
-
 def places(store: TextStore, spans: Iterator[Span]) -> str:
-    """Files and lines of the pieces that the spans predict; see `Batches.lines`."""
+    """Files and lines of the pieces that the spans predict; see `Rows.lines`."""
     lines: dict[str, set[tuple[int, int]]] = defaultdict(set)
     for span in spans:
         (file, first), (last_file, last) = (
@@ -232,10 +152,7 @@ def places(store: TextStore, spans: Iterator[Span]) -> str:
         lines[file].add((first, last if file == last_file else first))
         if last_file != file:
             lines[last_file].add((last, last))
-    return "; ".join(
-        f"{file}:" + ",".join(f"{a}-{b}" if a != b else f"{a}" for a, b in sorted(ranges))
-        for file, ranges in lines.items()
-    )
+    return told(lines)
 
 
 def evaluation_batches(

@@ -13,7 +13,9 @@ import numpy as np
 from transformer.config import UserError, shown
 
 if TYPE_CHECKING:
+    from transformer.checkpoint import Checkpoint
     from transformer.data.tokenizer import Tokenizer
+    from transformer.data.wordpiece import EncoderVocabulary
 
 log = logging.getLogger("transformer")
 
@@ -60,6 +62,18 @@ def _head(tokenizer: Tokenizer, sentence: str, longest: int) -> str:
             return head
         size *= 4
     return sentence
+
+
+def encoder_vocabulary(checkpoint: Checkpoint) -> EncoderVocabulary:
+    """The vocabulary of a checkpoint of an encoder alone. Raises `UserError` if it has none, as an imported model whose
+    folder had no tokenizer."""
+    from transformer.data import wordpiece
+
+    name = next((name for name in wordpiece.FILES if (checkpoint.path / name).exists()), None)
+    if name is None:
+        workdir = checkpoint.path.parent.parent
+        raise UserError(f"{workdir} has no vocabulary, so it can't read text; import the model with its tokenizer")
+    return wordpiece.read(name, checkpoint.file(name), str(checkpoint.path / name))
 
 
 def check_ids(what: str, lists: Sequence[Sequence[int]], vocab_size: int | None) -> None:

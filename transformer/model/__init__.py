@@ -3,6 +3,7 @@
 from .attention import KV, Attention, attend
 from .cache import Cache, Memory
 from .decoder import Decoder
+from .encoder import Encoder
 from .encoder_decoder import EncoderDecoder
 from .functional import Model, Params, build
 from .layers import fold
@@ -13,6 +14,7 @@ __all__ = [
     "Attention",
     "Cache",
     "Decoder",
+    "Encoder",
     "EncoderDecoder",
     "Memory",
     "Model",

@@ -133,6 +133,15 @@ def within(window: int | None, mask_BTS: Array, queries_BT: Array, keys_BS: Arra
     return mask_BTS & (jnp.abs(queries_BT[:, :, None] - keys_BS[:, None, :]) <= window)
 
 
+def both_ways(window: int | None, mask_BT: Array, positions_BT: Array, segments_BT: Array | None) -> Array:
+    """What each position of an encoder may attend to, mask_BTS: earlier and later ones where `mask_BT` is True, of the
+    same segment if given, within `window`."""
+    mask_BTS = mask_BT[:, None, :]
+    if segments_BT is not None:
+        mask_BTS = mask_BTS & same_segment(segments_BT, segments_BT)
+    return within(window, mask_BTS, positions_BT, positions_BT)
+
+
 def past(
     T: int,
     window: int | None,

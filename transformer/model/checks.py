@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..config import BOS, ModelConfig, UserError, check_model, shown
+from ..config import BOS, LABEL_HEADS, ModelConfig, UserError, check_model, shown
 
 INT32_MAX = 2**31 - 1  # the largest id and index
 
@@ -48,10 +48,12 @@ def check_key(key: Any, *, optional: bool = True) -> None:
 
 
 def check_complete(config: ModelConfig) -> None:
-    """Raise `UserError` if no model can be built: the config breaks a rule, or its vocab_size is None."""
+    """Raise `UserError` if no model can be built: the config breaks a rule, or a size is None that the data gives."""
     check_model(config)
     if config.vocab_size is None:
         raise UserError("model.vocab_size = None: give the size of the vocabulary")
+    if config.head in LABEL_HEADS and config.labels is None:
+        raise UserError(f"model.labels = None: give the number of outputs of the head {config.head!r}")
 
 
 def check_integers(name: str, x_BT: Any) -> None:
@@ -99,15 +101,16 @@ def check_axes(name: str, x: Any) -> None:
         )
 
 
-def check_ids(name: str, ids_BT: Any, vocab_size: int) -> None:
-    """Raise `UserError` unless this is an array of piece ids of shape (rows, positions)."""
+def check_ids(name: str, ids_BT: Any, size: int, limit: str = "vocab_size") -> None:
+    """Raise `UserError` unless this is an array of ids below `size`, of shape (rows, positions). `limit`: the field
+    that gives the size."""
     check_integers(name, ids_BT)
     check_axes(name, ids_BT)
     ids = value_of(ids_BT)
-    if ids is not None and not (ids.min() >= 0 and ids.max() < vocab_size):
-        row, column = np.argwhere((ids < 0) | (ids >= vocab_size))[0]
+    if ids is not None and not (ids.min() >= 0 and ids.max() < size):
+        row, column = np.argwhere((ids < 0) | (ids >= size))[0]
         raise UserError(
-            f"{name}[{row}, {column}] = {ids[row, column]}: ids must be 0 or more and below vocab_size, {vocab_size}"
+            f"{name}[{row}, {column}] = {ids[row, column]}: ids must be 0 or more and below {limit}, {size}"
         )
 
 

@@ -13,7 +13,7 @@ from ..config import ModelConfig, UserError
 from .cache import Cache, check_cache, empty_cache, past
 from .checks import check_complete, check_ids, check_positions, check_width
 from .initializers import constant
-from .inputs import inputs, position_table, shifted
+from .inputs import input_norm, inputs, position_table, shifted
 from .layers import Embedding, fold
 from .stack import RUN, Run, Stack, check_run
 
@@ -33,6 +33,7 @@ class Decoder(nnx.Module):
         self.embedding = Embedding(config, rngs=rngs)
         self.output_embedding = Embedding(config, rngs=rngs) if config.tied_embeddings == "none" else None
         self.positions = position_table(config, rngs=rngs)
+        self.input_norm = input_norm(config)
         self.decoder = Stack(config, "decoder", rngs=rngs)
         self.output_bias = constant(0, config.vocab_size) if config.output_bias else None
 
@@ -95,7 +96,9 @@ class Decoder(nnx.Module):
         positions_BT = shifted(self.config, positions_BT, rows, fold(key, 2))
         if self.positions is not None:
             check_positions("tokens_BT", tokens_BT, positions_BT, len(self.positions[...]))
-        x_BTD = inputs(self.config, self.embedding, self.positions, tokens_BT, positions_BT, fold(key, 0))
+        x_BTD = inputs(
+            *(self.config, self.embedding, self.positions, tokens_BT, positions_BT, fold(key, 0)), norm=self.input_norm
+        )
         x_BTD, kv, _ = self.decoder(x_BTD, mask_BTS, positions_BT, cache=cache, key=fold(key, 1), run=run)
         return x_BTD, None if extended is None else extended._replace(kv=kv), None
 

@@ -10,7 +10,7 @@ from flax import nnx
 from jax import Array
 
 from ..config import PAD, ModelConfig, UserError
-from .cache import Cache, Memory, check_cache, check_kv, empty_cache, past, same_segment, within
+from .cache import Cache, Memory, both_ways, check_cache, check_kv, empty_cache, past
 from .checks import (
     check_complete,
     check_ids,
@@ -22,7 +22,7 @@ from .checks import (
     check_width,
 )
 from .initializers import constant
-from .inputs import inputs, position_table, shifted
+from .inputs import input_norm, inputs, position_table, shifted
 from .layers import Embedding, fold
 from .stack import RUN, Run, Stack, check_run
 
@@ -48,6 +48,7 @@ class EncoderDecoder(nnx.Module):
         self.output_embedding = Embedding(config, rngs=rngs) if tied == "none" else None
         self.source_positions = position_table(config, rngs=rngs)
         self.target_positions = position_table(config, rngs=rngs)
+        self.source_norm, self.target_norm = input_norm(config), input_norm(config)
         self.encoder = Stack(config, "encoder", rngs=rngs)
         self.decoder = Stack(config, "decoder", cross=True, rngs=rngs)
         self.output_bias = constant(0, config.vocab_size) if config.output_bias else None
@@ -133,17 +134,15 @@ class EncoderDecoder(nnx.Module):
         if mask_BS is None:
             mask_BS = source_BS != PAD
         check_mask("mask_BS", mask_BS, source_BS.shape)
-        mask_BTS = mask_BS[:, None, :]
-        if segments_BS is not None:
-            mask_BTS = mask_BTS & same_segment(segments_BS, segments_BS)
-        if positions_BS is None:
-            positions_BS = jnp.arange(source_BS.shape[1])[None]
-        mask_BTS = within(self.config.attention("encoder").window, mask_BTS, positions_BS, positions_BS)
+        positions_BS = jnp.arange(source_BS.shape[1])[None] if positions_BS is None else positions_BS
+        mask_BTS = both_ways(self.config.attention("encoder").window, mask_BS, positions_BS, segments_BS)
         rows, learned = source_BS.shape[0], self.source_positions
         shifted_BS = shifted(self.config, positions_BS, rows, fold(key, 2))
         if learned is not None:
             check_positions("source_BS", source_BS, shifted_BS, len(learned[...]), source_BS != PAD)
-        x_BSD = inputs(self.config, self.embedding, learned, source_BS, shifted_BS, fold(key, 0))
+        x_BSD = inputs(
+            *(self.config, self.embedding, learned, source_BS, shifted_BS, fold(key, 0)), norm=self.source_norm
+        )
         return self.encoder(x_BSD, mask_BTS, shifted_BS, key=fold(key, 1), run=run)[0]
 
     def decode(self, tokens_BT: Array, memory: Memory, **options: Any) -> tuple[Array, Cache | None, Weights | None]:
@@ -192,7 +191,7 @@ class EncoderDecoder(nnx.Module):
             check_positions("tokens_BT", tokens_BT, positions_BT, len(learned[...]), tokens_BT != PAD)
         embedding = self.target_embedding or self.embedding
         x_BTD, kv, weights = self.decoder(
-            inputs(self.config, embedding, learned, tokens_BT, positions_BT, fold(key, 0)),
+            inputs(*(self.config, embedding, learned, tokens_BT, positions_BT, fold(key, 0)), norm=self.target_norm),
             mask_BTS,
             positions_BT,
             memory=memory.kv,

@@ -21,6 +21,7 @@ from jax import Array
 from ..config import ModelConfig, UserError
 from .checks import check_axes, check_complete, check_key
 from .decoder import Decoder
+from .encoder import Encoder
 from .encoder_decoder import EncoderDecoder
 
 Params = Mapping[str, Any]
@@ -116,7 +117,8 @@ class Model(Generic[M]):
 
 
 def build(config: ModelConfig) -> Model[Any]:
-    """The model of a config, whose `vocab_size` must be set: an `EncoderDecoder`, or a `Decoder` if encoder_layers = 0.
+    """The model of a config, whose `vocab_size` must be set: an `EncoderDecoder`, a `Decoder` if encoder_layers = 0, an
+    `Encoder` if decoder_layers = 0.
 
     Equal configs give the same `Model`.
     Raises `UserError` (a ValueError) if the config breaks a rule, with the same message as on the command line.
@@ -136,8 +138,10 @@ class _Module:
 
     config: ModelConfig
 
-    def __call__(self, rngs: nnx.Rngs) -> EncoderDecoder | Decoder:
-        return (EncoderDecoder if self.config.encoder_layers else Decoder)(self.config, rngs=rngs)
+    def __call__(self, rngs: nnx.Rngs) -> EncoderDecoder | Decoder | Encoder:
+        encoder, decoder = self.config.encoder_layers > 0, self.config.decoder_layers > 0
+        kind = EncoderDecoder if encoder and decoder else Decoder if decoder else Encoder
+        return kind(self.config, rngs=rngs)
 
 
 @jax.jit

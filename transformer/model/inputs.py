@@ -12,7 +12,7 @@ from jax import Array
 
 from ..config import ModelConfig
 from .initializers import table
-from .layers import Embedding, dropout
+from .layers import Embedding, LayerNorm, dropout
 
 
 def sinusoids(positions_BT: Array, d_model: int) -> Array:
@@ -32,6 +32,29 @@ def position_table(config: ModelConfig, *, rngs: nnx.Rngs) -> nnx.Param | None:
     return table(config, rngs, (config.max_positions, config.d_model), deviation=0.02)
 
 
+def type_table(config: ModelConfig, *, rngs: nnx.Rngs) -> nnx.Param | None:
+    """The table of token types, one row for each; None if there are none."""
+    if not config.token_types:
+        return None
+    return table(config, rngs, (config.token_types, config.d_model), deviation=0.02)
+
+
+def type_rows(types: nnx.Param, types_BT: Array | None) -> Array:
+    """Rows of the table of token types, float32: x_BTD. None = type 0 everywhere.
+
+    A product with one-hot rows is exact, and its gradient is a product, too: fast, though all positions share few rows.
+    """
+    if types_BT is None:
+        return types[...][None, :1]
+    one_hot_BTR = jax.nn.one_hot(types_BT, types.shape[0], dtype=jnp.float32)
+    return jnp.einsum("BTR,RD->BTD", one_hot_BTR, types[...], precision="highest")
+
+
+def input_norm(config: ModelConfig) -> LayerNorm | None:
+    """The norm of a stack's input; None without `input_norm`."""
+    return LayerNorm(config) if config.input_norm else None
+
+
 def shifted(config: ModelConfig, positions_BT: Array, rows: int, key: Array | None) -> Array:
     """Shift the positions of each row by a random number from 0 to `position_offset`. Without a key: unchanged."""
     if key is None or not config.position_offset:
@@ -46,14 +69,22 @@ def inputs(
     tokens_BT: Array,
     positions_BT: Array,
     key: Array | None,
+    *,
+    norm: LayerNorm | None,
+    types_BTD: Array | None = None,
 ) -> Array:
     """Sum of embeddings and position encodings, with dropout (paper §5.4) if there is a key: x_BTD in model.dtype.
 
-    `learned`: the table of learned positions, or None.
+    `learned`: the table of learned positions, or None. `norm`: applied to the sum, or None. `types_BTD`: vectors of the
+    token types, added to the sum.
     """
     x_BTD = embedding.embed(tokens_BT)
+    if types_BTD is not None:
+        x_BTD = x_BTD + types_BTD
     if config.positions == "sinusoidal":
         x_BTD = x_BTD + sinusoids(positions_BT, config.d_model)
     elif config.positions == "learned":
         x_BTD = x_BTD + learned[...][positions_BT]
+    if norm is not None:
+        x_BTD = norm(x_BTD)
     return dropout(x_BTD.astype(jnp.dtype(config.dtype)), config.dropout, key)

@@ -14,7 +14,7 @@ from flax import nnx
 from jax import Array
 
 from ..config import ModelConfig
-from .initializers import Distributions, constant, matrix, table
+from .initializers import Distributions, constant, distributions, matrix, table
 from .products import lookup, matmul, product
 
 ACTIVATIONS = {
@@ -63,6 +63,17 @@ class Embedding(nnx.Module):
         """Product of x and the transposed table, without bias; float32: logits_BTV."""
         B, T, D = x_BTD.shape
         return matmul(x_BTD.reshape(-1, D), self.table[...], jnp.float32, w_axis=1).reshape(B, T, -1)
+
+
+class Dense(nnx.Module):
+    """x W + b, float32, with as many outputs as `outputs`."""
+
+    def __init__(self, config: ModelConfig, outputs: int, *, rngs: nnx.Rngs):
+        self.w = matrix(distributions(config.initializer, 1)["w1"], rngs, (config.d_model, outputs))
+        self.bias = constant(0, outputs)
+
+    def __call__(self, x: Array) -> Array:
+        return product(x, self.w[...], dtype=jnp.float32) + self.bias[...]
 
 
 class LayerNorm(nnx.Module):

@@ -18,7 +18,7 @@ from jax import Array
 from ..config import ModelConfig
 
 # Number of leading axes of each matrix that a product sums over; 0 = an embedding table, whose rows are outputs.
-INNER = {"query": 1, "key": 1, "value": 1, "output": 2, "w1": 1, "w2": 1, "table": 0}
+INNER = {"query": 1, "key": 1, "value": 1, "output": 2, "w1": 1, "w2": 1, "w": 1, "table": 0}
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["rows_ED", "scale_E"], meta_fields=["shape"])

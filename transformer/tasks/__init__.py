@@ -18,5 +18,15 @@ def _language_model() -> Any:
     return LanguageModel
 
 
-TASKS: dict[str, Callable[[], Any]] = {"translation": _translation, "language_model": _language_model}
+def _masked() -> Any:
+    from transformer.tasks.masked import Masked
+
+    return Masked
+
+
+TASKS: dict[str, Callable[[], Any]] = {
+    "translation": _translation,
+    "language_model": _language_model,
+    "masked": _masked,
+}
 """Name of a task, as in `config.RUNS` -> a function that imports and returns its class."""

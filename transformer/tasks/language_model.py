@@ -16,11 +16,12 @@ from jax.sharding import Mesh
 
 from transformer.config import LanguageModelConfig, with_micro_batches
 from transformer.data.folder import writable_cache_dir
+from transformer.data.rows import Batches
 from transformer.data.running import Text, Texts, texts
 from transformer.data.text_store import TextStore, encode_text
 from transformer.data.vocabularies import Vocabulary
 from transformer.data.vocabulary_training import vocabulary
-from transformer.data.windows import Batches, rows_of
+from transformer.data.windows import rows_of
 from transformer.inference.generator import Generator
 from transformer.model import Params, build
 from transformer.model.rounding import in_type

@@ -47,8 +47,9 @@ def save(
     folder_of(workdir)  # raises for what is no path
     if not isinstance(model, Model):
         raise UserError(f"model = {shown(model)}: give what `transformer.build` returns")
-    if not model.config.encoder_layers:
-        raise UserError("model.encoder_layers = 0: save takes models of translation, which have an encoder")
+    for part in ("encoder", "decoder"):
+        if not getattr(model.config, f"{part}_layers"):
+            raise UserError(f"model.{part}_layers = 0: save takes models of translation, with encoder and decoder")
     check_integer("step", step, 0, 99_999_999)
     pieces = tokenizer if isinstance(tokenizer, Tokenizer) else Tokenizer.load(tokenizer)
     if pieces.vocab_size != model.config.vocab_size:

@@ -13,7 +13,7 @@ from etils import epath
 
 from transformer.checkpoint import Checkpoint, Checkpoints
 from transformer.config import UserError
-from transformer.data import vocabularies
+from transformer.data import vocabularies, wordpiece
 from transformer.data.tokenizer import Tokenizer
 from transformer.files import path_of
 
@@ -35,6 +35,7 @@ class Kind(NamedTuple):
 
 TOKENIZERS = Kind(("tokenizer.model",), lambda name, content, where: Tokenizer(content, where), Tokenizer.load)
 VOCABULARIES = Kind(vocabularies.FILES, vocabularies.read, vocabularies.load)
+ENCODER_VOCABULARIES = Kind(wordpiece.FILES, wordpiece.read, wordpiece.load)
 
 
 def files_of(pieces: Any) -> dict[str, bytes]:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from transformer.config import KINDS, LanguageModelConfig, ModelConfig
+from transformer.config import KINDS, MASKED_HEADS, Config, ModelConfig
 from transformer.model import build
 from transformer.tools.describe import vocabulary_size
 
@@ -62,7 +62,7 @@ def attention_table(config: Any) -> Iterator[str]:
         yield ""
     yield from _whole(model, shapes)
     data = config.data
-    context = data.context if isinstance(config, LanguageModelConfig) else data.max_length
+    context = data.max_length if isinstance(config, Config) else data.context
     for kind in present(model):
         yield ""
         yield from _pattern(kind, model, context)
@@ -130,18 +130,19 @@ def _of_kind(kind: str, model: ModelConfig, shapes: dict[str, tuple[int, ...]]) 
 
 
 def _whole(model: ModelConfig, shapes: dict[str, tuple[int, ...]]) -> Iterator[str]:
-    """The shares of the whole model. The output table counts even if it is the embedding table."""
+    """The shares of the whole model. The output table counts even if it is the embedding table. An encoder alone has
+    further heads, and an output only if it predicts masked pieces."""
 
     def count(pattern: str) -> int:
         return sum(math.prod(shape) for path, shape in shapes.items() if re.fullmatch(pattern, path))
 
-    output = model.vocab_size * model.d_model
-    tied = "output_embedding/table" not in shapes
+    output = model.vocab_size * model.d_model if model.decoder_layers or model.head in MASKED_HEADS else 0
+    tied = output and "output_embedding/table" not in shapes
     parts = {
         "attention": count(r".*_attention/(query|key|value|output)"),
         "feed-forward": count(r".*/feed_forward/w[12]"),
         "embedding": count(r"(target_)?embedding/table"),
-        "output": output,
+        **{name: number for name, number in (("heads", count(r"(pooler|\w+_head)/w")), ("output", output)) if number},
     }
     whole, stored = sum(parts.values()), sum(map(math.prod, shapes.values()))
     yield f"{'the whole model':36} {'numbers':>19}   share"
@@ -149,9 +150,11 @@ def _whole(model: ModelConfig, shapes: dict[str, tuple[int, ...]]) -> Iterator[s
         shared = " (the embedding's numbers)" if name == "output" and tied else ""
         yield f"{name + shared:36} {number:19,} {number / whole:7.2%}"
     yield f"{'all matrices':36} {whole:19,} {1:7.2%}"
-    if tied:
-        yield f"{'output, stored once':36} {-output:19,}"
-    yield f"{'biases, norms and learned positions':36} {stored - whole + output * tied:19,}"
+    once = output if tied else 0
+    if once:
+        yield f"{'output, stored once':36} {-once:19,}"
+    rest = "biases, norms, positions, types" if model.token_types else "biases, norms and learned positions"
+    yield f"{rest:36} {stored - whole + once:19,}"
     yield f"{'parameters':36} {stored:19,}"
 
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import jax
 
-from transformer.config import BASE, BIG, LanguageModelConfig
-from transformer.data import vocabularies
+from transformer.config import BASE, BIG, LanguageModelConfig, MaskedConfig
+from transformer.data import vocabularies, wordpiece
 from transformer.data.running import texts
 from transformer.data.vocabulary_training import vocabulary
 from transformer.model import build
@@ -24,12 +24,14 @@ PAPER_VOCABULARY = 37_000
 def vocabulary_size(config: Any) -> int:
     """The number of pieces in the vocabulary of a config of any task.
 
-    Reads a file only for a language model without model.vocab_size: its tokenizer, or the text whose characters are the
-    pieces. Raises `UserError` if that can't be read.
+    Reads a file only for a model of running text without model.vocab_size: its tokenizer, or the text whose characters
+    are the pieces. Raises `UserError` if that can't be read.
     """
     data = config.data
     if config.model.vocab_size is not None:
         return config.model.vocab_size
+    if isinstance(config, MaskedConfig) and data.tokenizer is not None:
+        return wordpiece.load(data.tokenizer).size
     if not isinstance(config, LanguageModelConfig):
         return data.vocab_size
     if data.tokenizer is not None:

@@ -19,7 +19,8 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from transformer.config import BOS, EOS, PAD, Config, LanguageModelConfig, UserError
+from transformer.config import BOS, EOS, PAD, Config, LanguageModelConfig, MaskedConfig, UserError
+from transformer.data.masking import most_masked
 from transformer.inference import engine
 from transformer.inference.beam_search import Options
 from transformer.model import build
@@ -27,7 +28,7 @@ from transformer.model.rounding import rounded
 from transformer.tools.describe import vocabulary_size
 from transformer.tools.hlo import Collective, Hlo, dimensions
 from transformer.tools.topologies import GIB, Chip, topology_mesh
-from transformer.training.objectives import causal, sequences
+from transformer.training.objectives import causal, masked, sequences
 from transformer.training.step import bytes_needed, micro_batch_rows, program
 from transformer.training.task import Objective, Shape
 
@@ -133,6 +134,8 @@ def _objective(config: Any) -> Objective:
     model = build(config.model.with_vocabulary(vocabulary_size(config)))
     if isinstance(config, LanguageModelConfig):
         return causal(model, config.train, documents=config.data.documents != "none")
+    if isinstance(config, MaskedConfig):
+        return masked(model, config.train, next_sentence=config.data.next_sentence)
     return sequences(model, config.train, packing=config.data.packing)
 
 
@@ -178,7 +181,7 @@ def estimate(name: str, make: Callable[[], jax.stages.Compiled], chip: Chip, dev
 def plan(config: Any, topology: str, sizes: Sequence[int], only: str | None = None) -> dict[str, Any]:
     """All estimates for a config on a topology, as JSON values. `only`: 'training' or 'decoding'; None = both.
 
-    For a language model there is training only.
+    Decoding is planned for translation only.
     """
     mesh, chip = topology_mesh(topology, sizes)
     return planned(config, topology, mesh, chip, only)
@@ -205,7 +208,7 @@ def _planned_training(config: Any, mesh: Mesh, chip: Chip) -> dict[str, Any]:
     padding = PADDING
     if isinstance(config, Config):
         config = dataclasses.replace(config, data=dataclasses.replace(config.data, packing=True))
-    elif config.data.documents == "none":  # windows of one text are full
+    elif isinstance(config, LanguageModelConfig) and config.data.documents == "none":  # windows of a text are full
         padding = 0.0
     shape = batch_shape(config)
     rows, count = next(iter(shape.values()))[0], config.train.accumulate
@@ -227,13 +230,17 @@ def _planned_training(config: Any, mesh: Mesh, chip: Chip) -> dict[str, Any]:
 
 
 def batch_shape(config: Any) -> Shape:
-    """The shape of packed batches of `train.batch_tokens`, with rows of `data.max_length`; for a language model, with
-    rows of `data.context`."""
+    """The shape of packed batches of `train.batch_tokens`, with rows of `data.max_length`; for running text, with rows
+    of `data.context`."""
     d, t = config.data, config.train
-    if isinstance(config, LanguageModelConfig):
+    if not isinstance(config, Config):
         rows = max(t.batch_tokens // d.context // t.accumulate, 1) * t.accumulate
-        names = ("text", "next", "predicted", *(["document"] if d.documents != "none" else []))
-        return dict.fromkeys(names, (rows, d.context))
+        if isinstance(config, LanguageModelConfig):
+            names = ("text", "next", "predicted", *(["document"] if d.documents != "none" else []))
+            return dict.fromkeys(names, (rows, d.context))
+        places = (rows, most_masked(d, d.context))
+        shape = dict.fromkeys(("text", "part"), (rows, d.context)) | dict.fromkeys(("place", "label"), places)
+        return shape | ({"next": (rows, 1)} if d.next_sentence else {})
     rows = t.batch_tokens // d.max_length
     step = 8 * t.accumulate if rows >= 8 * t.accumulate else t.accumulate
     return dict.fromkeys(("source", "target"), (max(rows // step, 1) * step, d.max_length))

@@ -11,7 +11,7 @@ import re
 
 import jax
 
-from transformer.config import ModelConfig
+from transformer.config import LABEL_HEADS, ModelConfig
 
 # Device name in JAX -> dense bfloat16 FLOP/s of one device, from the data sheets of the makers.
 PEAKS = {
@@ -29,7 +29,8 @@ PEAKS = {
 def update_flops(config: ModelConfig, rows: int, encoded: int, decoded: int) -> float:
     """FLOPs of one update on `rows` rows with `encoded` positions in the encoder and `decoded` in the decoder.
 
-    `encoded` is 0 for a decoder alone, which has no cross-attention. The backward pass counts as two forward passes.
+    `encoded` is 0 for a decoder alone, which has no cross-attention. For an encoder alone, `decoded` is the number of
+    positions that its head computes outputs of. The backward pass counts as two forward passes.
     """
     c = config
     queries, heads = 2 * c.d_model * c.heads * c.key_size, c.heads * (c.key_size + c.value_size)
@@ -44,7 +45,20 @@ def update_flops(config: ModelConfig, rows: int, encoded: int, decoded: int) -> 
     encoder = attention("encoder", c.encoder_layers, encoded, encoded) + c.encoder_layers * encoded * feed_forward
     decoder = attention("decoder", c.decoder_layers, decoded, decoded) + c.decoder_layers * decoded * feed_forward
     cross = attention("cross", c.decoder_layers, decoded, encoded) if c.encoder_layers else 0
-    return 3.0 * rows * (encoder + decoder + cross + decoded * 2 * c.d_model * c.vocab_size)
+    outputs = decoded * 2 * c.d_model * c.vocab_size if c.decoder_layers else head_flops(c, decoded)
+    return 3.0 * rows * (encoder + decoder + cross + outputs)
+
+
+def head_flops(config: ModelConfig, positions: int) -> int:
+    """FLOPs of the head of an encoder alone, for one text with outputs at this number of positions."""
+    D, pooler = config.d_model, 2 * config.d_model**2
+    if config.head == "none":
+        return pooler
+    if config.head in LABEL_HEADS:
+        of_labels = 2 * D * config.labels
+        return pooler + of_labels if config.head == "sequence" else positions * of_labels
+    masked = positions * 2 * D * (D + config.vocab_size)
+    return masked + (pooler + 4 * D if config.head == "pretraining" else 0)
 
 
 def peak(device: jax.Device) -> float | None:

@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 
 from transformer.config import BOS, EOS, PAD, TrainConfig
 from transformer.model import Model, Params, Run, fold
+from transformer.model.stack import RUN
 from transformer.training.flops import update_flops
 from transformer.training.loss import cross_entropy
 from transformer.training.sharding import constrain, with_table_copies
@@ -71,6 +72,50 @@ def causal(model: Model, train: TrainConfig, *, documents: bool = False) -> Obje
     return Objective(model, loss, flops)
 
 
+def masked(model: Model, train: TrainConfig, *, next_sentence: bool = False) -> Objective:
+    """Label-smoothed cross-entropy of each masked piece of a text, given the others (a masked language model). With
+    `next_sentence`, plus that of whether the second text of a row follows the first (BERT).
+
+    A batch holds "text", "part", "place" and "label", and "next" with `next_sentence`: see `data.masking`. The loss is
+    the mean over masked pieces plus the mean over pairs. As a sum, the second counts as often as there are masked
+    pieces. So micro-batches count by their masked pieces.
+    """
+
+    def loss(params: Params, batch: Batch, key: Array | None, *, mesh: Mesh | None = None) -> Any:
+        module, run = model.bind(with_table_copies(params, mesh)), Run(train.remat, partial(constrain, mesh=mesh))
+        x_BTD, x_BXD = masked_states(module, batch, key, run)
+        mask_BX, tokens = batch["place"] != 0, (batch["part"] != 0).sum()
+        hidden_BXD = module.masked_hidden(x_BXD)
+        total, sums = _loss(module, hidden_BXD, batch["label"], mask_BX, train.label_smoothing, tokens)
+        if next_sentence:
+            nll_B, pair_B = next_sentence_nll(module, x_BTD, batch["next"])
+            more = nll_B.sum() * sums["weight"] / jnp.maximum(pair_B.sum(), 1)
+            total, sums = total + more, sums | {"nll": sums["nll"] + jax.lax.stop_gradient(more)}
+        return total, sums
+
+    def flops(shape: Shape) -> float:
+        (rows, length), (_, places) = shape["text"], shape["place"]
+        return update_flops(model.config, rows, length, places)
+
+    return Objective(model, loss, flops)
+
+
+def masked_states(module: Any, batch: Batch, key: Array | None = None, run: Run = RUN) -> tuple[Array, Array]:
+    """The states of an encoder for all pieces of a batch of `masked`, x_BTD, and at its places, x_BXD."""
+    part_BT = batch["part"]
+    types_BT = None if module.token_types is None else (part_BT == 2).astype(jnp.int32)
+    x_BTD = module.states(batch["text"], types_BT=types_BT, mask_BT=part_BT != 0, key=key, run=run)
+    return x_BTD, jnp.take_along_axis(x_BTD, batch["place"][:, :, None], axis=1)
+
+
+def next_sentence_nll(module: Any, x_BTD: Array, next_B1: Array) -> tuple[Array, Array]:
+    """The negative log-likelihood of "next" in each row, 0 without a pair: nll_B. Whether there is a pair: pair_B."""
+    pair_B = next_B1[:, 0] != 0
+    log_probs_B2 = jax.nn.log_softmax(module.next_sentence_logits(x_BTD))
+    nll_B = -jnp.take_along_axis(log_probs_B2, jnp.maximum(next_B1 - 1, 0), axis=1)[:, 0]
+    return jnp.where(pair_B, nll_B, 0.0), pair_B
+
+
 def sentences(tokens_BT: Array) -> tuple[Array, Array]:
     """For each token of a packed row: its position in its sentence, and the number of the sentence. Both count from 0.
 
@@ -91,7 +136,7 @@ def restarted(numbers_BT: Array) -> Array:
 def _loss(
     module: Any, x_BTD: Array, label_BT: Array, mask_BT: Array, smoothing: float, tokens: Array
 ) -> tuple[Array, dict[str, Array]]:
-    """What a `Loss` returns. `x_BTD`: the output of the decoder. `mask_BT`: where a label counts."""
+    """What a `Loss` returns. `x_BTD`: what the logits are computed from. `mask_BT`: where a label counts."""
     weights_BT = mask_BT.astype(jnp.float32)
     bias_V = None if module.output_bias is None else module.output_bias[...]
     table = module.output.table[...]

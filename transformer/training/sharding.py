@@ -26,7 +26,7 @@ from transformer.model import Model
 RULES: tuple[tuple[str, P], ...] = (
     (r"(.*_)?embedding/table", P("tensor", "fsdp")),
     (r"output_bias", P("tensor")),
-    (r"(.*_)?positions", P(None, "fsdp")),
+    (r"(.*_)?positions|token_types", P(None, "fsdp")),
     (r".*_attention/(query|key|value)", P("fsdp", "tensor", None)),
     (r".*_attention/(query|key|value)_bias", P("tensor", None)),
     (r".*_attention/output", P("tensor", None, "fsdp")),
@@ -35,6 +35,10 @@ RULES: tuple[tuple[str, P], ...] = (
     (r".*feed_forward/b1", P("tensor")),
     (r".*feed_forward/w2", P("tensor", "fsdp")),
     (r".*feed_forward/b2", P()),
+    (r"(pooler|masked_head)/w", P("fsdp", "tensor")),
+    (r"(pooler|masked_head)/bias", P("tensor")),
+    (r"(next_sentence|label)_head/w", P("fsdp", None)),
+    (r"(next_sentence|label)_head/bias", P()),
     (r".*norm/(scale|bias)", P()),
 )
 
@@ -166,8 +170,8 @@ class Copies:
 
 
 def with_table_copies(params: Any, mesh: Mesh | None) -> Any:
-    """Parameters for an update: embedding tables become `Copies`; learned positions, also looked up, are not cut along
-    D. XLA gathers the other parameters itself where they are used."""
+    """Parameters for an update: embedding tables become `Copies`; positions and token types, also looked up, are not
+    cut along D. XLA gathers the other parameters itself where they are used."""
     if mesh is None or mesh.size == 1:
         return params
 
@@ -175,7 +179,8 @@ def with_table_copies(params: Any, mesh: Mesh | None) -> Any:
         rule = spec("/".join(str(key.key) for key in keys))
         if keys[-1].key == "table":
             return Copies.of(x, mesh, rule)
-        return constrain(x, mesh, P(rule[0], None)) if keys[-1].key.endswith("positions") else x
+        looked_up = keys[-1].key.endswith(("positions", "token_types"))
+        return constrain(x, mesh, P(rule[0], None)) if looked_up else x
 
     return jax.tree_util.tree_map_with_path(leaf, params)
 

@@ -51,16 +51,28 @@ def _array(data: bytes, dtype: str, shape: list[int]) -> np.ndarray:
     return np.frombuffer(data, f"<{kind}{size}" if size else kind).reshape(shape)
 
 
-def read_model(folder: Path) -> dict[str, np.ndarray]:
+def config_in(folder: str) -> tuple[Path, dict[str, Any]]:
+    """The path of config.json in a folder of a model, and its content. Raises `UserError` if there is none."""
+    path = Path(folder)
+    if not path.is_dir():
+        raise UserError(f"{folder}: no such folder; download a model of the Hub first, and give its folder")
+    file = path / "config.json"
+    if not file.exists():
+        raise UserError(f"{folder}: holds no config.json; give the folder that save_pretrained wrote")
+    return file, read_object(file)
+
+
+def read_model(folder: Path, kind: str) -> dict[str, np.ndarray]:
     """The arrays of the model in a folder: of model.safetensors, or of the shards that its index names.
 
-    Raises `UserError` if they are missing, are only there in a format that can run code, or do not fit the index.
+    `kind`: the class of transformers that reads the folder, for messages. Raises `UserError` if they are missing, are
+    only there in a format that can run code, or do not fit the index.
     """
     if (path := folder / "model.safetensors").exists():
         return read_arrays(path)
     index = folder / "model.safetensors.index.json"
     if not index.exists():
-        raise UserError(_without_arrays(folder))
+        raise UserError(_without_arrays(folder, kind))
     places = read_object(index).get("weight_map")
     if not isinstance(places, dict) or not all(isinstance(x, str) and Path(x).name == x for x in places.values()):
         raise UserError(f"{index}: 'weight_map' must name a file of this folder for each array")
@@ -71,13 +83,13 @@ def read_model(folder: Path) -> dict[str, np.ndarray]:
     return {name: array for arrays in shards.values() for name, array in arrays.items()}
 
 
-def _without_arrays(folder: Path) -> str:
+def _without_arrays(folder: Path, kind: str) -> str:
     pickles = [path.name for path in (*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth"))]
     if not pickles:
         return f"{folder}: holds no model.safetensors; give the folder that save_pretrained wrote"
     return (
         f"{folder}: holds {pickles[0]}, which can run code when it is read, but no model.safetensors; write that with "
-        "transformers: AutoModelForCausalLM.from_pretrained(folder).save_pretrained(new_folder)"
+        f"transformers: {kind}.from_pretrained(folder).save_pretrained(new_folder)"
     )
 
 

@@ -12,8 +12,18 @@ from typing import Any
 
 import numpy as np
 
-from transformer.config import ModelConfig, UserError, check_model, flatten
+from transformer.config import ModelConfig, UserError
 from transformer.model import Params
+from transformer.tools.hf import fields
+from transformer.tools.hf.fields import (
+    checked,
+    is_count,
+    wrong_choice,
+    wrong_counts,
+    wrong_epsilon,
+    wrong_rates,
+    wrong_values,
+)
 from transformer.tools.hf.names import (
     Arrays,
     Row,
@@ -26,6 +36,7 @@ from transformer.tools.hf.names import (
     their_shape,
     to_ours,
     to_theirs,
+    unusable,
 )
 
 # The parameters of one layer. Their class Conv1D has matrices of shape (in, out), as ours are. "name:part" is one of
@@ -100,27 +111,20 @@ def model_config(values: Mapping[str, Any], where: object = "config.json") -> Mo
     if values.get("model_type") != "gpt2":
         raise UserError(f"{where}: model_type = {values.get('model_type')!r}: must be 'gpt2' for hf-gpt2")
     sizes = {name: values.get(name, default) for name, default in SIZES.items()}
-    sizes["n_inner"] = values.get("n_inner") or 4 * (sizes["n_embd"] if _is_count(sizes["n_embd"]) else 1)
-    wrong = [f"{name} = {x!r}: must be a whole number, at least 1" for name, x in sizes.items() if not _is_count(x)]
+    sizes["n_inner"] = values.get("n_inner") or 4 * (sizes["n_embd"] if is_count(sizes["n_embd"]) else 1)
     rates = {name: values.get(name, 0.1) for name in RATES}
-    wrong += [f"{name} = {x!r}: must be from 0 to 1" for name, x in rates.items() if not _is_number(x, 0, 1)]
+    wrong = wrong_counts(sizes) + wrong_rates(rates)
     if rates["resid_pdrop"] != rates["embd_pdrop"]:
         wrong.append(
             f"embd_pdrop = {rates['embd_pdrop']!r}, resid_pdrop = {rates['resid_pdrop']!r}: our model has one rate for "
             "both; make them equal"
         )
     activation, eps = values.get("activation_function", "gelu_new"), values.get("layer_norm_epsilon", 1e-5)
-    if not isinstance(activation, str) or activation not in ACTIVATIONS:
-        wrong.append(f"activation_function = {activation!r}: must be one of {', '.join(ACTIVATIONS)}")
-    if not _is_number(eps, 1e-30, 1):
-        wrong.append(f"layer_norm_epsilon = {eps!r}: must be a number above 0")
+    wrong += wrong_choice("activation_function", activation, ACTIVATIONS) + wrong_epsilon("layer_norm_epsilon", eps)
     tied = values.get("tie_word_embeddings", True)
     if not isinstance(tied, bool):
         wrong.append(f"tie_word_embeddings = {tied!r}: must be true or false")
-    for name, value in FIXED.items():
-        if (given := values.get(name)) not in (value, None):
-            wrong.append(f"{name} = {given!r}: our model can't express it; it must be {value!r}")
-    refuse(str(where), wrong)
+    refuse(str(where), wrong + wrong_values(values, FIXED))
     model = ModelConfig(
         **_EXPRESSIBLE,
         decoder_layers=sizes["n_layer"],
@@ -137,11 +141,7 @@ def model_config(values: Mapping[str, Any], where: object = "config.json") -> Mo
         tied_embeddings="all" if tied else "none",
         initializer="gpt2",
     )
-    try:
-        check_model(model)
-    except UserError as error:
-        raise UserError(f"{where}: {error}") from None
-    return model
+    return checked(model, where)
 
 
 def without_counterpart(values: Mapping[str, Any]) -> list[str]:
@@ -175,19 +175,8 @@ def gpt2_config(model: ModelConfig) -> dict[str, Any]:
 
 def refuse_inexpressible(config: ModelConfig) -> None:
     """Raise `UserError` naming the first field that breaks a rule, or whose value GPT-2 can't express."""
-    check_model(config)
-    # A size that is given explicitly is the same as the default if the values are equal.
-    size = config.d_model / config.heads
-    implied = {"kv_heads": config.heads, "kv_sharing": 1, "d_k": size, "d_v": size}
-    needed = flatten(ModelConfig()) | _EXPRESSIBLE
-    for name, value in flatten(config).items():
-        if name.startswith(("encoder_attention.", "cross_attention.")):  # a decoder alone has neither
-            continue
-        if name not in _ANY_VALUE and value not in (needed[name], implied.get(name.split(".")[-1], needed[name])):
-            raise UserError(
-                f"model.{name} = {value!r}: GPT-2 can't express it; hf-gpt2 needs a model with "
-                f"model.{name} = {needed[name]!r}"
-            )
+    absent = ("encoder_attention.", "cross_attention.")  # a decoder alone has neither
+    fields.refuse_inexpressible(config, "GPT-2", "hf-gpt2", _ANY_VALUE, _EXPRESSIBLE, ignored=absent)
 
 
 # ---- Arrays ----------------------------------------------------------------------------------------------------------
@@ -246,11 +235,7 @@ def from_gpt2(state: Arrays, config: ModelConfig) -> dict[str, Any]:
             wrong.append(f"{HEAD.theirs} and {name} differ, but tie_word_embeddings says that they are equal")
     shapes = _shapes(rows, sizes)
     wrong += mismatches(state, shapes)
-    for name, array in ((name, state[name]) for name, _ in shapes if name in state):
-        if array.dtype not in (np.float16, np.float32):
-            wrong.append(f"{name} is of type {array.dtype}, not float32")
-        elif not np.isfinite(array).all():
-            wrong.append(f"{name} holds numbers that are not finite")
+    wrong += unusable({name: state[name] for name, _ in shapes if name in state})
     refuse("the GPT-2 model", wrong)
     parts = {}
     for row in rows:
@@ -287,11 +272,3 @@ def _shapes(rows: Iterable[Row], sizes: Sizes) -> list[tuple[str, tuple[int, ...
         *outer, last = their_shape(row, sizes)
         shapes[name] = (*outer, 3 * last if part else last)
     return list(shapes.items())
-
-
-def _is_count(x: Any) -> bool:
-    return type(x) is int and x >= 1
-
-
-def _is_number(x: Any, least: float, most: float) -> bool:
-    return type(x) in (int, float) and least <= x <= most

@@ -18,8 +18,8 @@ from transformer.tasks.vocabulary import VOCABULARIES
 from transformer.tasks.vocabulary import files_of as vocabulary_files
 from transformer.tasks.vocabulary import vocabulary_in as vocabulary_of_checkpoint
 from transformer.tools.hf import gpt2
-from transformer.tools.hf.folder import read_model, read_object, write, write_arrays
-from transformer.tools.hf.vocabulary import files_of, filled_up, special_ids, vocabulary_in
+from transformer.tools.hf.folder import config_in, read_model, write, write_arrays
+from transformer.tools.hf.vocabulary import files_of, of_size, special_ids, vocabulary_in
 from transformer.tools.new_workdir import new_workdir
 
 _KEPT = "hf_gpt2"
@@ -40,21 +40,15 @@ def import_folder(folder: str, out: str) -> None:
     """
     require("import --from hf-gpt2", "safetensors")
     require_new(path_of(out))
-    path = Path(folder)
-    if not path.is_dir():
-        raise UserError(f"{folder}: no such folder; download a model of the Hub first, and give its folder")
-    file = path / "config.json"
-    if not file.exists():
-        raise UserError(f"{folder}: holds no config.json; give the folder that save_pretrained wrote")
-    values = read_object(file)
+    file, values = config_in(folder)
     model = gpt2.model_config(values, file)
     config = _run_config(model, file)
     if left_out := gpt2.without_counterpart(values):
         log.warning("%s: these fields have no counterpart here and are left out: %s", file, ", ".join(left_out))
-    vocabulary = vocabulary_in(path)
+    vocabulary = vocabulary_in(file.parent)
     if vocabulary is not None:
-        vocabulary = _of_size(vocabulary, model.vocab_size, path)
-    state = read_model(path)
+        vocabulary = of_size(vocabulary, model.vocab_size, file.parent)
+    state = read_model(file.parent, "AutoModelForCausalLM")
     params = gpt2.from_gpt2(state, model)
     kept = {name: values[name] for name in gpt2.SPECIAL_IDS if type(values.get(name)) is int}
     kept["prefix"] = gpt2.prefix_of(state)
@@ -74,22 +68,6 @@ def _run_config(model: ModelConfig, where: Path) -> LanguageModelConfig:
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
     return config
-
-
-def _of_size(vocabulary: Vocabulary, size: int, folder: Path) -> Vocabulary:
-    """The vocabulary for a model with `size` ids. Raises `UserError` if it has more; fills it up, with a warning, if it
-    has fewer."""
-    if vocabulary.size > size:
-        raise UserError(
-            f"{folder}: its tokenizer has {vocabulary.size:,} pieces, but config.json has vocab_size {size:,}; give "
-            "the tokenizer of this model"
-        )
-    if lacking := size - vocabulary.size:
-        log.warning(
-            "%s: the last %s ids of the model have no piece in its tokenizer; they are never generated",
-            *(folder, f"{lacking:,}"),
-        )
-    return filled_up(vocabulary, size)
 
 
 # ---- Out -------------------------------------------------------------------------------------------------------------

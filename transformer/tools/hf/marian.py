@@ -26,15 +26,13 @@ from transformer.config import (
     SPECIALS,
     Config,
     ModelConfig,
-    UserError,
-    check_model,
-    flatten,
     require_translation,
 )
 from transformer.data.tokenizer import Tokenizer
 from transformer.files import local_path, new_folder, require_new, writing
 from transformer.model import Params
 from transformer.packages import require
+from transformer.tools.hf import fields
 from transformer.tools.hf.folder import write, write_arrays
 from transformer.tools.hf.names import (
     Arrays,
@@ -149,17 +147,7 @@ def from_marian(state: Arrays, config: ModelConfig, vocab_size: int) -> dict[str
 
 def refuse_inexpressible(config: ModelConfig) -> None:
     """Raise `UserError` naming the first field that breaks a rule, or whose value Marian can't express."""
-    check_model(config)
-    # A size that is given explicitly is the same as the default if the values are equal.
-    size = config.d_model / config.heads
-    implied = {"kv_heads": config.heads, "kv_sharing": 1, "d_k": size, "d_v": size, "norm_eps": 1e-5}
-    default = flatten(ModelConfig())
-    for name, value in flatten(config).items():
-        if name not in ANY_VALUE and value not in (default[name], implied.get(name.split(".")[-1], default[name])):
-            raise UserError(
-                f"model.{name} = {value!r}: Marian can't express it; hf-marian needs a model with "
-                f"model.{name} = {default[name]!r}"
-            )
+    fields.refuse_inexpressible(config, "Marian", "hf-marian", ANY_VALUE, {}, implied={"norm_eps": 1e-5})
 
 
 def marian_config(config: Config, vocab_size: int) -> dict[str, Any]:

@@ -22,8 +22,9 @@ Sizes = Mapping[str, int]
 class Row(NamedTuple):
     """One parameter: its name and axes in our model and in theirs.
 
-    Axes: D model, N heads, H head size, F feed-forward, V vocabulary, P learned positions. In their arrays N and H are
-    one axis, written "NH", and "1" is an axis of size 1 that ours does not have.
+    Axes: D model, N heads, H head size, F feed-forward, V vocabulary, P learned positions, R token types, and E, S, L
+    the outputs of the heads of an encoder. In their arrays N and H are one axis, written "NH", and "1" is an axis of
+    size 1 that ours does not have.
     """
 
     ours: str
@@ -91,6 +92,17 @@ def mismatches(arrays: Arrays, expected: Iterable[tuple[str, tuple[int, ...]]]) 
         for name, shape in shapes.items()
         if name in arrays and arrays[name].shape != shape
     ]
+
+
+def unusable(arrays: Arrays) -> list[str]:
+    """A message for each array that is of a wrong type, or not finite."""
+    wrong = []
+    for name, array in arrays.items():
+        if array.dtype not in (np.float16, np.float32):
+            wrong.append(f"{name} is of type {array.dtype}, not float32")
+        elif not np.isfinite(array).all():
+            wrong.append(f"{name} holds numbers that are not finite")
+    return wrong
 
 
 def refuse(what: str, wrong: list[str]) -> None:

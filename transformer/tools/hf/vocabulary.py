@@ -6,7 +6,7 @@ import json
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from transformer.config import PAD, SPECIALS, UNK, UserError
 from transformer.data import vocabularies
@@ -19,6 +19,7 @@ _END = "<|endoftext|>"
 _SPECIAL = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
 
 log = logging.getLogger("transformer")
+V = TypeVar("V", bound=Vocabulary)
 
 
 # ---- In --------------------------------------------------------------------------------------------------------------
@@ -63,13 +64,22 @@ def _from_pairs(folder: Path) -> bytes:
     return _tokenizer_json(vocab, merges, added, {"pre_tokenizer": _byte_level(True), "decoder": _byte_level(True)})
 
 
-def filled_up(vocabulary: Vocabulary, size: int) -> Vocabulary:
-    """The vocabulary with pieces that spell nothing for the last ids of a model with `size` ids, if it has fewer."""
-    if vocabulary.size >= size or not isinstance(vocabulary, ByteLevel):
+def of_size(vocabulary: V, size: int, folder: Path) -> V:
+    """The vocabulary for a model with `size` ids. Raises `UserError` if it has more. If it has fewer, warns, and adds
+    special pieces for the last ids."""
+    if vocabulary.size > size:
+        raise UserError(
+            f"{folder}: its tokenizer has {vocabulary.size:,} pieces, but config.json has vocab_size {size:,}; give "
+            "the tokenizer of this model"
+        )
+    if lacking := size - vocabulary.size:
+        log.warning("%s: the last %s ids of the model have no piece in its tokenizer", folder, f"{lacking:,}")
+    name, content = vocabulary.file
+    if not lacking or name != "tokenizer.json":
         return vocabulary
-    spec = json.loads(vocabulary.file[1])
+    spec = json.loads(content)
     more = [{"id": i, "content": f"<|unused_{i}|>", **_SPECIAL} for i in range(vocabulary.size, size)]
-    return ByteLevel(_json({**spec, "added_tokens": [*(spec.get("added_tokens") or ()), *more]}))
+    return type(vocabulary)(_json({**spec, "added_tokens": [*(spec.get("added_tokens") or ()), *more]}))
 
 
 # ---- Out -------------------------------------------------------------------------------------------------------------
