@@ -38,7 +38,7 @@ WRONG = [
     ({"pre_norm": 1}, "model.pre_norm = 1: must be of type bool"),
     ({"d_model": 0}, "model.d_model = 0: must be at least 1"),
     ({"d_ff": -24}, "model.d_ff = -24: must be at least 1"),
-    ({"encoder_layers": 0, "decoder_layers": 0}, "model.decoder_layers = 0: must be at least 1 where"),
+    ({"decoder_layers": -1}, "model.decoder_layers = -1: must be at least 0"),
     ({"kv_sharing": 0}, "model.kv_sharing = 0: must be at least 1"),
     ({"d_k": 0}, "model.d_k = 0"),
     ({"heads": 3}, "model.heads = 3: must divide model.d_model (16)"),
@@ -65,6 +65,11 @@ def test_a_config_that_breaks_a_rule_builds_no_model(fields, message):
     assert told.startswith(message)
     assert refused(transformer.EncoderDecoder, config.with_vocabulary(VOCABULARY), rngs=nnx.Rngs(0)) == told
     assert refused(check, Config(model=config)) == told
+
+
+def test_a_model_without_layers_is_refused():
+    told = refused(transformer.build, dataclasses.replace(TINY, encoder_layers=0, decoder_layers=0, vocab_size=8))
+    assert told == "model.decoder_layers = 0: must be at least 1 where model.encoder_layers is 0"
 
 
 @pytest.mark.parametrize("size", [0, -1, 3, 2**31, 8.0, "8000", True, None, np.float32(8), np.array([8])], ids=repr)
