@@ -5,7 +5,8 @@
 
 The text is that of configs/shakespeare_char.py. nanoGPT reads 82 million characters in batches of 16,384 and takes the
 best of its checkpoints, because the model overfits. Here batches are a quarter as large, the learning rate is twice as
-high and falls to almost nothing, and 20 million characters (20 epochs) do.
+high and falls to almost nothing, and 20 million characters are read (20 epochs). This has not been run to its
+end.
 """
 
 import dataclasses
