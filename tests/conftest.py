@@ -190,8 +190,8 @@ def full_after() -> Callable[[int], AbstractContextManager[None]]:
 
 @pytest.fixture
 def lying_disk(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
-    """`lying_disk("*/tokens")`: flip a bit of each block that is written to files with such a path, without an error. Only
-    files that Python's `open` has opened are affected."""
+    """`lying_disk("*/tokens")`: flip a bit of each block that is written to files with such a path, without an error.
+    Only files that Python's `open` has opened are affected."""
 
     def lying_disk(pattern: str) -> None:
         real = io.open
