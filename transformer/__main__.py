@@ -11,6 +11,7 @@ from transformer.command_line import Parser, configured, evaluate_options, run, 
 from transformer.config import (
     KINDS,
     Config,
+    FinetuneConfig,
     LanguageModelConfig,
     MaskedConfig,
     UserError,
@@ -20,6 +21,7 @@ from transformer.config import (
 )
 from transformer.memory import enough_memory
 from transformer.streams import plain
+from transformer.verbs.classification import predict
 from transformer.verbs.decoding import workdir_first
 from transformer.verbs.embedding import embed
 from transformer.verbs.language_model import generate
@@ -29,7 +31,7 @@ from transformer.verbs.translation import translate
 
 log = logging.getLogger("transformer")
 
-DESCRIBED = (Config, LanguageModelConfig, MaskedConfig)  # the tasks that `describe` and `plan` know
+DESCRIBED = (Config, LanguageModelConfig, MaskedConfig, FinetuneConfig)  # the tasks that `describe` and `plan` know
 MORE_MEMORY = "this needs all parameters in memory: end other programs, or use a machine with more memory"
 
 
@@ -188,6 +190,7 @@ VERBS = {
     "translate": translate,
     "generate": generate,
     "score": score,
+    "predict": predict,
     "fill": fill,
     "embed": embed,
     "average": average,

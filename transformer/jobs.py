@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import inspect
 import logging
 import os
@@ -64,6 +65,61 @@ def train(arguments: Sequence[str]) -> None:
     set_up_jax()
     if options.deterministic:
         refuse_indeterminate(config)
+    with processes.all_or_none():
+        refuse_other_count(config.train.seeds, options.workdir)
+    if config.train.seeds == 1:
+        _run(task, config, options, profile)
+    else:
+        _run_seeds(task, config, options, profile)
+
+
+def refuse_other_count(seeds: int, workdir: str) -> None:
+    """Raise `UserError` if the workdir holds one run and several are to be trained, or the other way round."""
+    from transformer.checkpoint import seeds_in
+    from transformer.files import path_of
+
+    if seeds == 1 and (found := seeds_in(workdir)):
+        raise UserError(
+            f"{workdir} holds the runs of {len(found)} seeds; give --train.seeds {len(found)}, or another --workdir"
+        )
+    if seeds > 1 and (path_of(workdir) / "config.json").exists():
+        raise UserError(f"{workdir} holds a single run; leave --train.seeds out, or use another --workdir")
+
+
+def _run_seeds(
+    task: type[RunnableTask], config: Any, options: argparse.Namespace, profile: tuple[int, int] | None
+) -> None:
+    """Train with several seeds, each in a folder of the workdir, and log a summary of their scores.
+
+    The other seeds go on if the numbers of one are no longer finite; its error is raised at the end.
+    """
+    from transformer.checkpoint import seed_folder
+    from transformer.tasks.seeds import summary
+    from transformer.training.loop import Diverged
+
+    broken: list[Diverged] = []
+    first, count = config.train.seed, config.train.seeds
+    for seed in range(first, first + count):
+        log.info("seed %d (%d of %d)", seed, seed - first + 1, count)
+        one = dataclasses.replace(config, train=dataclasses.replace(config.train, seed=seed, seeds=1))
+        folder = argparse.Namespace(**vars(options) | {"workdir": str(seed_folder(options.workdir, seed))})
+        try:
+            _run(task, one, folder, profile)
+        except Diverged as error:
+            log.warning("seed %d: %s", seed, error)
+            broken.append(error)
+        if options.dry_run:
+            return
+    for line in summary(options.workdir, range(first, first + count)):
+        log.info("%s", line)
+    if broken:
+        raise broken[0]
+
+
+def _run(task: type[RunnableTask], config: Any, options: argparse.Namespace, profile: tuple[int, int] | None) -> None:
+    """Train one run in the workdir, or try it."""
+    from transformer.training import processes
+
     with processes.all_or_none():
         config, stored = _as_stored(task, config, options)
         task.check(config, options.workdir)
@@ -185,7 +241,7 @@ def fewest_micro_batches(task: RunnableTask) -> RunnableTask:
     return task.cut_into(accumulation(task.cut_into))
 
 
-def stored_config(workdir: str) -> Any:
+def stored_config(workdir: Any) -> Any:
     """The config of the run in a workdir; None if there is none or it can't be read."""
     from transformer.checkpoint import Checkpoints
     from transformer.training.workdir import config_of
@@ -193,6 +249,13 @@ def stored_config(workdir: str) -> Any:
     with contextlib.suppress(UserError):
         return config_of(Checkpoints(workdir))
     return None
+
+
+def _config_of_seeds(workdir: str) -> Any:
+    """The config of the runs in the folders seed-N of a workdir; None if there are none."""
+    from transformer.checkpoint import seed_folder, seeds_in
+
+    return next((stored_config(seed_folder(workdir, seed)) for seed in seeds_in(workdir)), None)
 
 
 def _span(text: str | None) -> tuple[int, int] | None:
@@ -241,6 +304,9 @@ def evaluate(arguments: Sequence[str]) -> None:
     parser.add_argument(
         "--checkpoint", help="best, last, average or a step; default: the average if any, else the best"
     )
+    parser.add_argument(
+        "--data", metavar="FILE", help="labelled texts to score a fine-tuned encoder on; default: as for --source"
+    )
     parser.add_argument("--text", metavar="FILE", help="text to score a language model on; default: as for --source")
     parser.add_argument(
         "--stride",
@@ -264,12 +330,13 @@ def evaluate(arguments: Sequence[str]) -> None:
 
     processes.start(options.coordinator, options.process)
     set_up_jax()
-    stored = stored_config(options.workdir)
+    stored = stored_config(options.workdir) or _config_of_seeds(options.workdir)
     task = TASKS[Config.task if stored is None else stored.task]()
     given = {
         "source": options.source,
         "references": options.reference,
         "checkpoint": options.checkpoint,
+        "data": options.data,
         "text": options.text,
         "stride": options.stride,
         "against": options.against,
