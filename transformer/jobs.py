@@ -285,10 +285,8 @@ def _process_options(parser: Parser) -> None:
     parser.add_argument("--coordinator", metavar="HOST:PORT", help="a free port on the host of process 0")
 
 
-@enough_memory(LESS_TO_DECODE)
-def evaluate(arguments: Sequence[str]) -> None:
-    """evaluate.py: translate a test set and score it. Raises `UserError`."""
-    parser = Parser("evaluate.py", "Translate a test set by beam search and score it with sacreBLEU.", add_help=False)
+def _evaluate_parser() -> Parser:
+    parser = Parser("evaluate.py", "Score a trained model on a test set.", add_help=False)
     parser.add_argument("--workdir", metavar="DIR", help="the workdir of a training run")
     parser.add_argument(
         "--source", metavar="FILE", help="sentences to translate; default: the config's test set, else dev"
@@ -318,6 +316,13 @@ def evaluate(arguments: Sequence[str]) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object on standard output")
     _process_options(parser)
     parser.add_argument("-h", "--help", action="store_true", help="show this help and stop")
+    return parser
+
+
+@enough_memory(LESS_TO_DECODE)
+def evaluate(arguments: Sequence[str]) -> None:
+    """evaluate.py: score a trained model on a test set. Raises `UserError`."""
+    parser = _evaluate_parser()
     options, rest = parser.parse_known_args(arguments)
     if options.help:
         parser.print_help()

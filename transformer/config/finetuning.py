@@ -55,7 +55,7 @@ class LabelledConfig:
     """Train a new vocabulary on at most this many texts, sampled evenly."""
     context: Annotated[int, Rule(least=5, most=1_000_000)] = 128
     """Number of pieces in a row, [CLS] and [SEP] included. Longer texts lose their end; of a pair, the longer one."""
-    length_buckets: Annotated[int, Rule(least=1, most=64)] = 4
+    length_buckets: Annotated[int, Rule(least=1, most=64)] = 6
     """Number of lengths that batches are padded to."""
     cache_dir: str | None = None
     """Local folder for vocabularies and compiled programs; None = $TRANSFORMER_CACHE or ~/.cache/transformer."""

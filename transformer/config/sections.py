@@ -329,6 +329,8 @@ def check_train(train: TrainConfig) -> None:
     """Raise `UserError` for the first field of the train section that breaks a rule of this section."""
     check_fields(train, TrainConfig, "train.")
     require(train, "train.", _of_schedule(train))
+    seeds = train.seed + train.seeds <= 2**32
+    require(train, "train.", [(seeds, "seeds", f"must leave the last seed below {2**32:,}")])
 
 
 def _of_schedule(t: TrainConfig) -> Relations:
