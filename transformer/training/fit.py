@@ -62,7 +62,9 @@ def accumulation(task_of: Callable[[int], Task], limit: int | None = None) -> in
         except UserError:
             if count == 1:
                 raise
-            raise too_large from None
+            if count == MICRO_BATCHES[-1]:
+                raise too_large from None
+            continue
         most = positions(extremes(batches)[0])
         whole_batch, updates_an_epoch = whole_batch or most, updates_an_epoch or batches.batches_per_epoch
         if most < 0.97 * whole_batch or batches.batches_per_epoch > 1.03 * updates_an_epoch + 1:
