@@ -1,4 +1,4 @@
-"""Fine-tuning: classes, numbers and tags; resumed runs, starts, frozen and redrawn layers, seeds; labels of new texts."""
+"""Fine-tuning: classes, numbers and tags; resumed runs, starts, frozen and redrawn layers, seeds; new texts."""
 
 import dataclasses
 import io

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import os
 from collections.abc import Sequence
 from functools import partial
@@ -195,10 +194,11 @@ class Classifier:
         """Log a warning if texts were cut."""
         cut = [i for i, row in enumerate(rows) if row.cut]
         if cut:
-            what = "words" if self.labels.kind == "tags" else "pieces"
+            first = rows[cut[0]]
+            whole = f"{len(first.starts) + first.cut} words" if first.starts else f"{len(first.ids) + first.cut} pieces"
             log.warning(
-                "line %d: %d %s too long, cut to %d pieces (%d of %d lines are cut)",
-                *(lines[cut[0]], rows[cut[0]].cut, what, self.longest or math.inf, len(cut), len(rows)),
+                "line %d: %s, cut to %d pieces (%d of %d lines are cut)",
+                *(lines[cut[0]], whole, len(first.ids), len(cut), len(rows)),
             )
 
 

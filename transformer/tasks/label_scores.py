@@ -43,7 +43,8 @@ def scores_of(labels: Labels, examples: Sequence[Example], outputs: Sequence[np.
         scores = {"loss": metrics["mean_squared_error"], **metrics}
     elif labels.kind == "classes":
         gold, stacked = _gold(labels, [example.label for example in examples]), np.stack(outputs)
-        scores = {"loss": _nll(stacked, gold), **class_metrics(gold, stacked.argmax(1), labels.names)}
+        counts_CC = confusion(gold, stacked.argmax(1), labels.size)
+        scores = {"loss": _nll(stacked, gold), **class_metrics(counts_CC)}
     else:
         seen = [list(example.label[: len(output)]) for example, output in zip(examples, outputs, strict=True)]
         gold = _gold(labels, [name for names in seen for name in names])
@@ -155,7 +156,7 @@ def _evaluated(workdir: Any, data: str | None, checkpoint: str | None) -> dict[s
     }
     if labels.kind == "classes":
         gold = _gold(labels, [example.label for example in given.examples])
-        counts_CC = confusion(gold, np.stack(outputs).argmax(1), labels.names)
+        counts_CC = confusion(gold, np.stack(outputs).argmax(1), labels.size)
         result |= {"labels": list(labels.names), "confusion": counts_CC.tolist()}
     if given.kind == "dev":
         result["last_epoch"] = _of_last(workdir, labels.metric)
