@@ -244,9 +244,7 @@ def _name(cell: Cell) -> str:
 def _number(cell: Cell) -> str:
     """A number, as text."""
     value = cell.value
-    text = (
-        json.dumps(value) if isinstance(value, int | float) and not isinstance(value, bool) else _string(cell).strip()
-    )
+    text = json.dumps(value) if type(value) in (int, float) else _string(cell).strip()
     if not _NUMBER.fullmatch(text) or not math.isfinite(float(text)):
         raise cell.error(f"is {text[:40]!r}, not a number such as -2.5")
     return text

@@ -21,10 +21,11 @@ class Rates(NamedTuple):
 
 def rates(right: float, predicted: float, gold: float) -> Rates:
     """`right`: the number of those that were predicted and are gold."""
-    total = predicted + gold
-    return Rates(
-        right / predicted if predicted else 0.0, right / gold if gold else 0.0, 2 * right / total if total else 0.0
-    )
+
+    def share(part: float, whole: float) -> float:
+        return float(part / whole) if whole else 0.0
+
+    return Rates(share(right, predicted), share(right, gold), share(2 * right, predicted + gold))
 
 
 # ---- Classes ---------------------------------------------------------------------------------------------------------
