@@ -253,13 +253,9 @@ def _texts(example: Example) -> list[str]:
 
 
 def _shown(label: Any) -> str:
-    return (
-        " ".join(label)
-        if isinstance(label, (list, tuple))
-        else f"{label:g}"
-        if isinstance(label, float)
-        else str(label)
-    )
+    if isinstance(label, float):
+        return f"{label:g}"
+    return label if isinstance(label, str) else " ".join(label)
 
 
 def _counted(labels: Labels, examples: Sequence[Example]) -> str:
