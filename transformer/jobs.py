@@ -195,6 +195,15 @@ def stored_config(workdir: str) -> Any:
     return None
 
 
+def _config_of_average(workdir: str) -> Any:
+    """The config of the checkpoint `average`, the only one of an imported model; None if there is none."""
+    from transformer.checkpoint import AVERAGE, Checkpoints
+
+    with contextlib.suppress(UserError):
+        return Checkpoints(workdir).open(AVERAGE).config
+    return None
+
+
 def _span(text: str | None) -> tuple[int, int] | None:
     """'10:15' as two numbers. Raises `UserError` for anything else."""
     if text is None:
@@ -264,7 +273,7 @@ def evaluate(arguments: Sequence[str]) -> None:
 
     processes.start(options.coordinator, options.process)
     set_up_jax()
-    stored = stored_config(options.workdir)
+    stored = stored_config(options.workdir) or _config_of_average(options.workdir)
     task = TASKS[Config.task if stored is None else stored.task]()
     given = {
         "source": options.source,

@@ -179,6 +179,18 @@ def test_a_vocabulary_of_sentencepiece_is_refused(tmp_path: Path) -> None:
     assert transformer.Embedder.load(workdir).embed(["a cat", "walks"]).shape == (2, 12)
 
 
+def test_an_imported_model_is_scored(folder: Path, tmp_path: Path, call) -> None:
+    """Its workdir has no config of a run; so the task is that of its checkpoint."""
+    write_tokenizer(folder)
+    run(call, "import", folder, tmp_path / "run", "--from", "hf-bert")
+    (tmp_path / "text.txt").write_text("the cats walk\n\nthe dog.\n")
+    done = call("evaluate.py", "--workdir", tmp_path / "run", "--text", tmp_path / "text.txt", "--json")
+    assert done.code == 0, done.err
+    assert json.loads(done.out)["checkpoint"] == "average" and json.loads(done.out)["pairs"] == 2
+    done = call("evaluate.py", "--workdir", tmp_path / "run")
+    assert done.code == 2 and "has no test or dev text; give --text FILE" in done.err
+
+
 def test_a_run_can_start_from_an_imported_model(folder: Path, tmp_path: Path) -> None:
     import_folder(str(folder), str(tmp_path / "run"))
     default = MaskedConfig()
