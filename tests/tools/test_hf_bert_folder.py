@@ -2,7 +2,9 @@
 
 import dataclasses
 import json
+import logging
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -151,6 +153,48 @@ def test_bad_folders_are_refused_in_one_line(folder: Path, tmp_path: Path, call)
     assert "BertForPreTraining.from_pretrained(folder).save_pretrained" in told()
     shutil.rmtree(folder)
     assert f"{folder}: no such folder" in told()
+
+
+def test_files_that_are_no_arrays_are_told_apart(folder: Path, tmp_path: Path) -> None:
+    """A type without a counterpart is no damage, and neither is a pointer of Git LFS or a missing shard."""
+    file, state = folder / "model.safetensors", read_arrays(folder / "model.safetensors")
+
+    def told() -> str:
+        return complaint(import_folder, str(folder), str(tmp_path / "run"))
+
+    header = json.dumps(
+        {name: {"dtype": "F8_E4M3", "shape": [1], "data_offsets": [i, i + 1]} for i, name in enumerate(state)}
+    ).encode()
+    file.write_bytes(len(header).to_bytes(8, "little") + header + bytes(len(state)))
+    assert re.fullmatch(
+        rf"{file}: \S+ is of type F8_E4M3, which is not read \({len(state)} of {len(state)} arrays are of such types\); "
+        "give a model in float32, float16 or bfloat16",
+        told(),
+    )
+    file.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 3\n")
+    assert told() == f"{file}: a pointer of Git LFS, not a safetensors file; fetch the file itself: git lfs pull"
+    file.unlink()
+    places = dict.fromkeys(state, "model-00001-of-00001.safetensors")
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
+    assert told() == f"{folder / 'model-00001-of-00001.safetensors'}: cannot be read (No such file or directory)"
+
+
+def test_a_size_that_the_arrays_do_not_have_costs_no_memory(folder: Path, tmp_path: Path, caplog) -> None:
+    """The arrays are compared before the vocabulary is filled up to this size."""
+    write_tokenizer(folder)
+    values = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(values | {"vocab_size": 60_000}))
+    with caplog.at_level(logging.WARNING, "transformer"):
+        told = complaint(import_folder, str(folder), str(tmp_path / "run"))
+    assert "bert.embeddings.word_embeddings.weight has shape (40, 12), not (60000, 12)" in told
+    assert not caplog.messages  # such as of ids without a piece
+
+
+@pytest.mark.parametrize("length", [1, "9", 4.0])
+def test_a_longest_text_that_can_not_be(folder: Path, tmp_path: Path, length: object) -> None:
+    (folder / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": length}))
+    told = complaint(import_folder, str(folder), str(tmp_path / "run"))
+    assert f"sentence_bert_config.json: max_seq_length = {length!r}: must be a whole number, at least 5" in told
 
 
 def test_only_an_encoder_alone_becomes_bert(tmp_path: Path, call) -> None:

@@ -23,6 +23,7 @@ from transformer.tools.hf.folder import config_in, read_model, read_object, writ
 from transformer.tools.hf.vocabulary import of_size
 from transformer.tools.new_workdir import new_workdir
 
+_SHORTEST = 5  # the smallest data.context
 _KEPT = "hf_bert"
 """Field of progress.json: what an imported folder says of itself besides the model, for a later export."""
 
@@ -50,8 +51,9 @@ def import_folder(folder: str, out: str) -> None:
     model = bert.model_config(values, bert.head_of(values, state, file), file)
     if left_out := bert.without_counterpart(values):
         log.warning("%s: these fields have no counterpart here and are left out: %s", file, ", ".join(left_out))
-    vocabulary = vocabulary_in(file.parent, model.vocab_size)
+    config = run_config(model, file.parent)
     converted = bert.from_bert(state, model)
+    vocabulary = vocabulary_in(file.parent, model.vocab_size)
     if converted.drawn:
         log.warning("%s: lacks %s: drawn anew, so train them before use", folder, ", ".join(converted.drawn))
     if converted.left_out:
@@ -62,7 +64,7 @@ def import_folder(folder: str, out: str) -> None:
         kept["tokenizer_config"] = read_object(options)
     progress = {"step": 0, "vocab_size": model.vocab_size, "averaged_steps": [0], _KEPT: kept}
     files = {} if vocabulary is None else vocabulary_files(vocabulary)
-    new_workdir(out, converted.params, run_config(model, file.parent), progress=progress, files=files)
+    new_workdir(out, converted.params, config, progress=progress, files=files)
 
 
 def vocabulary_in(folder: Path, size: int) -> EncoderVocabulary | None:
@@ -84,12 +86,15 @@ def vocabulary_in(folder: Path, size: int) -> EncoderVocabulary | None:
 def run_config(model: ModelConfig, folder: Path) -> MaskedConfig:
     """The config of a run of this model, with defaults for all but the length of rows.
 
-    This is the longest text of sentence_bert_config.json, where there is one, else the number of positions.
+    This is the longest text of sentence_bert_config.json, where there is one, else the number of positions. Raises
+    `UserError` if that file can't be used.
     """
     context = model.max_positions
     if (options := folder / "sentence_bert_config.json").exists():
         given = read_object(options).get("max_seq_length")
-        context = min(context, given) if is_count(given) else context
+        if given is not None and not (is_count(given) and given >= _SHORTEST):
+            raise UserError(f"{options}: max_seq_length = {given!r}: must be a whole number, at least {_SHORTEST}")
+        context = context if given is None else min(context, given)
     default = MaskedConfig()
     data = dataclasses.replace(default.data, context=context, next_sentence=model.head == "pretraining")
     return dataclasses.replace(default, model=model, data=data)
