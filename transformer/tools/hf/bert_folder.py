@@ -95,6 +95,10 @@ def run_config(model: ModelConfig, folder: Path) -> MaskedConfig:
         if given is not None and not (is_count(given) and given >= _SHORTEST):
             raise UserError(f"{options}: max_seq_length = {given!r}: must be a whole number, at least {_SHORTEST}")
         context = context if given is None else min(context, given)
+    if context < _SHORTEST:
+        raise UserError(
+            f"{folder / 'config.json'}: max_position_embeddings = {context}: must be at least {_SHORTEST}, or no text fits"
+        )
     default = MaskedConfig()
     data = dataclasses.replace(default.data, context=context, next_sentence=model.head == "pretraining")
     return dataclasses.replace(default, model=model, data=data)
