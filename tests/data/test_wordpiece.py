@@ -179,6 +179,19 @@ def test_sizes_that_a_text_does_not_allow(size: int, rule: str) -> None:
         train_wordpiece(LINES, size, lower_case=False)
 
 
+@pytest.mark.parametrize(("size", "rule"), [(265, "too small .* smallest possible is"), (5_000, "too large .* is")])
+def test_sizes_of_sentencepiece_count_the_mask(size: int, rule: str) -> None:
+    with pytest.raises(UserError, match=rf"^data\.vocab_size = {size}: {rule} \d+$") as raised:
+        train_sentencepiece(LINES, size, lower_case=True)
+    nearest = int(str(raised.value).split()[-1])
+    assert train_sentencepiece(LINES, nearest, lower_case=True).size == nearest
+
+
+def test_a_text_of_which_nothing_is_left() -> None:
+    with pytest.raises(UserError, match=r"^data\.text: nothing is left of the text once it is normalised"):
+        train_wordpiece(["\u0301", "\x7f"], 8, lower_case=True)
+
+
 def test_sentencepiece_with_a_mask(tmp_path: Path) -> None:
     vocabulary = train_sentencepiece(LINES, 400, lower_case=True)
     assert (vocabulary.size, vocabulary.mask) == (400, 399)

@@ -146,6 +146,17 @@ def test_another_text(run: Path, tmp_path: Path, call) -> None:
     assert done.code == 2 and "error: other.txt: holds a single document, but pairs" in done.err
 
 
+def test_a_text_without_a_masked_piece(run: Path, tmp_path: Path) -> None:
+    """Its only words have more pieces than a row predicts."""
+    config, pieces = Checkpoints(run).open().config, Filler.load(str(run)).vocabulary
+    (tmp_path / "other.txt").write_text("wolfsheep\n\nsheepwolf\n")
+    store = encode_text(Text((str(tmp_path / "other.txt"),), "blank_lines"), pieces, folder=tmp_path)
+    rows = MaskedRows(dataclasses.replace(config.data, whole_words=True), [store], seed=0)
+    model, params = build(config.model), Checkpoints(run).open().params()
+    with pytest.raises(UserError, match=r"^no piece of the text is masked: with data\.whole_words, all its words have"):
+        summed(lambda batch: jit(sums_of(model))(params, batch), in_order(rows, 2))
+
+
 @pytest.mark.parametrize(
     ("options", "told"),
     [

@@ -237,6 +237,21 @@ def test_an_imported_model_is_scored(folder: Path, tmp_path: Path, call) -> None
     assert json.loads(done.out)["checkpoint"] == "average" and json.loads(done.out)["pairs"] == 2
     done = call("evaluate.py", "--workdir", tmp_path / "run")
     assert done.code == 2 and "has no test or dev text; give --text FILE" in done.err
+    done = call("evaluate.py", "--workdir", tmp_path / "run", "--checkpoint", "best")
+    assert f"error: --checkpoint best: not in {tmp_path / 'run'}; it has the checkpoint average alone" in done.err
+
+
+def test_an_imported_model_that_can_not_be_scored(folder: Path, tmp_path: Path, call) -> None:
+    config = CONFIGS["none"]
+    write(tmp_path / "bare", config, to_bert(random_params(config), config, ""))
+    for name, told in (
+        ("folder", "run has no vocabulary, so it can't read text; import the model with its tokenizer"),
+        ("bare", "run: its model.head is 'none', which does not predict masked pieces"),
+    ):
+        shutil.rmtree(tmp_path / "run", ignore_errors=True)
+        run(call, "import", tmp_path / name, tmp_path / "run", "--from", "hf-bert")
+        done = call("evaluate.py", "--workdir", tmp_path / "run", "--text", folder / "config.json")
+        assert done.code == 2 and told in done.err.splitlines()[-1]
 
 
 def test_a_run_can_start_from_an_imported_model(folder: Path, tmp_path: Path) -> None:

@@ -126,14 +126,20 @@ class Tokenizer:
 
     @classmethod
     def train(
-        cls, lines: Iterable[str], *, vocab_size: int, normalization: str = "identity", running: bool = False
+        cls,
+        lines: Iterable[str],
+        *,
+        vocab_size: int,
+        normalization: str = "identity",
+        running: bool = False,
+        added: int = 0,
     ) -> Tokenizer:
         """Train BPE on `lines`. All characters of the text become pieces, except the rarest (see `COVERAGE`).
 
         `normalization` is as in `DataConfig`. With "clean", the caller must have cleaned each line by the rule of its
         side. `running`: for running text; lines do not begin with a space of the model's, and several spaces may be
-        one piece. Raises `UserError` if the text does not allow `vocab_size` pieces, with the nearest size that it
-        allows. Errors that reading `lines` raises pass through.
+        one piece. `added`: number of pieces that the caller adds; sizes in messages count them. Raises `UserError` if the
+        text does not allow `vocab_size` pieces, with the nearest size that it allows. Errors that reading `lines` raises pass through.
         """
         _require_size(vocab_size)
         require_iterable("lines", lines)
@@ -173,15 +179,15 @@ class Tokenizer:
                 raise failure[0] from None
             message = str(error)
             if small := re.search(r"required_chars\. \d+ vs (\d+)", message):
-                rule = f"too small for this text; with its characters the smallest possible is {small[1]}"
+                rule = f"too small for this text; with its characters the smallest possible is {int(small[1]) + added}"
             elif large := re.search(r"value <= (\d+)", message):
-                rule = f"too large for this text; the largest possible is {large[1]}"
+                rule = f"too large for this text; the largest possible is {int(large[1]) + added}"
             elif "!sentences_.empty()" in message:
                 field = "data.text" if running else "data.source"
                 raise UserError(f"{field}: there is no text to train the tokenizer on") from None
             else:
                 raise
-            raise UserError(f"data.vocab_size = {vocab_size}: {rule}") from None
+            raise UserError(f"data.vocab_size = {vocab_size + added}: {rule}") from None
         if normalization == "clean":
             return cls(normalizer.replace(model.getvalue(), _cleaner("source")))
         return cls(model.getvalue())

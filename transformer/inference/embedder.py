@@ -39,7 +39,7 @@ class Embedder:
         self, model: Model, params: Params, vocabulary: EncoderVocabulary, *, longest: int | None = None
     ) -> None:
         """`longest`: the most pieces of a text, the special ones included; None = as many as the model has learned
-        positions. Raises `UserError` if the model has a decoder or too few ids, and for a vocabulary of another kind."""
+        positions. Raises `UserError` if the model has a decoder, or for a vocabulary of another kind or size."""
         if not isinstance(model, Model) or model.config.decoder_layers:
             raise UserError(f"model = {shown(model)}: give an encoder alone, a model with decoder_layers = 0")
         require_encoder_vocabulary(vocabulary)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -64,9 +64,7 @@ class Filler:
     def of(cls, checkpoint: Checkpoint) -> Filler:
         """The filler of a checkpoint. Raises `UserError` if its model has no head for masked pieces."""
         workdir, config = checkpoint.path.parent.parent, checkpoint.config
-        require_task(config, workdir, MaskedConfig)
-        if config.model.head not in MASKED_HEADS:
-            raise UserError(f"{workdir}: its model.head is {config.model.head!r}, which does not predict masked pieces")
+        require_masked_head(config, workdir)
         vocabulary = encoder_vocabulary(checkpoint)
         model, params = in_type(config.model, checkpoint.params(), "auto")
         return cls(build(model.with_vocabulary(vocabulary.size)), on_all_devices(params), vocabulary)
@@ -132,6 +130,13 @@ class Filler:
             ]
             for at, (ids_XK, probabilities_XK) in zip(places, found, strict=False)
         ]
+
+
+def require_masked_head(config: Any, where: object) -> None:
+    """Raise `UserError` unless this is the config of a model that predicts masked pieces. `where`: its workdir."""
+    require_task(config, where, MaskedConfig)
+    if config.model.head not in MASKED_HEADS:
+        raise UserError(f"{where}: its model.head is {config.model.head!r}, which does not predict masked pieces")
 
 
 @partial(jax.jit, static_argnames=("model", "top"))

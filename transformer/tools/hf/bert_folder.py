@@ -97,7 +97,8 @@ def run_config(model: ModelConfig, folder: Path) -> MaskedConfig:
         context = context if given is None else min(context, given)
     if context < _SHORTEST:
         raise UserError(
-            f"{folder / 'config.json'}: max_position_embeddings = {context}: must be at least {_SHORTEST}, or no text fits"
+            f"{folder / 'config.json'}: max_position_embeddings = {context}: must be at least {_SHORTEST}, or no text "
+            "fits"
         )
     default = MaskedConfig()
     data = dataclasses.replace(default.data, context=context, next_sentence=model.head == "pretraining")
