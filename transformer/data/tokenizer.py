@@ -138,8 +138,9 @@ class Tokenizer:
 
         `normalization` is as in `DataConfig`. With "clean", the caller must have cleaned each line by the rule of its
         side. `running`: for running text; lines do not begin with a space of the model's, and several spaces may be
-        one piece. `added`: number of pieces that the caller adds; sizes in messages count them. Raises `UserError` if the
-        text does not allow `vocab_size` pieces, with the nearest size that it allows. Errors that reading `lines` raises pass through.
+        one piece. `added`: number of pieces that the caller adds; sizes in messages count them. Raises `UserError` if
+        the text does not allow `vocab_size` pieces, with the nearest size that it allows. Errors that reading `lines`
+        raises pass through.
         """
         _require_size(vocab_size)
         require_iterable("lines", lines)

@@ -110,8 +110,8 @@ def summed(sums: Sums, batches: Iterable[Batch]) -> Totals:
         totals += [float(x) for x in sums(batch)]
     if not (all_sums := Totals(*totals.tolist())).pieces:
         raise UserError(
-            "no piece of the text is masked: with data.whole_words, all its words have more pieces than a row predicts; "
-            "give a longer text"
+            "no piece of the text is masked: with data.whole_words, all its words have more pieces than a row "
+            "predicts; give a longer text"
         )
     return all_sums
 
