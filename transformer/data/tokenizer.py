@@ -178,17 +178,9 @@ class Tokenizer:
         except RuntimeError as error:
             if failure:
                 raise failure[0] from None
-            message = str(error)
-            if small := re.search(r"required_chars\. \d+ vs (\d+)", message):
-                rule = f"too small for this text; with its characters the smallest possible is {int(small[1]) + added}"
-            elif large := re.search(r"value <= (\d+)", message):
-                rule = f"too large for this text; the largest possible is {int(large[1]) + added}"
-            elif "!sentences_.empty()" in message:
-                field = "data.text" if running else "data.source"
-                raise UserError(f"{field}: there is no text to train the tokenizer on") from None
-            else:
-                raise
-            raise UserError(f"data.vocab_size = {vocab_size + added}: {rule}") from None
+            if mistake := _mistake(str(error), vocab_size, added, "data.text" if running or added else "data.source"):
+                raise UserError(mistake) from None
+            raise
         if normalization == "clean":
             return cls(normalizer.replace(model.getvalue(), _cleaner("source")))
         return cls(model.getvalue())
@@ -304,6 +296,20 @@ class Tokenizer:
         lines = list(lines)
         decoded = self.decode(self.encode(lines, side))
         return sum(a == b for a, b in zip(lines, decoded, strict=True)) / len(lines) if lines else 1.0
+
+
+def _mistake(message: str, size: int, added: int, field: str) -> str | None:
+    """The user's mistake behind an error of SentencePiece, and its fix; None if it is another error.
+
+    `size` and `added`: see `Tokenizer.train`. `field`: the one that names the text.
+    """
+    given = f"data.vocab_size = {size + added}"
+    if small := re.search(r"required_chars\. \d+ vs (\d+)", message):
+        least = int(small[1]) + added
+        return f"{given}: too small for this text; with its characters the smallest possible is {least}"
+    if large := re.search(r"value <= (\d+)", message):
+        return f"{given}: too large for this text; the largest possible is {int(large[1]) + added}"
+    return f"{field}: there is no text to train the tokenizer on" if "!sentences_.empty()" in message else None
 
 
 @functools.cache
