@@ -14,7 +14,7 @@ from transformer.checkpoint import Checkpoints
 from transformer.config import BOS, MeshConfig, ModelConfig, TrainConfig, with_micro_batches
 from transformer.model import build
 from transformer.training.objectives import sequences
-from transformer.training.start import check_start
+from transformer.training.warm_start import check_start
 
 FIRST, VOCABULARY = 4, 14  # the id of the digit 0; ten digits and the special ids
 

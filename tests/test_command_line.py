@@ -162,7 +162,11 @@ def test_a_wrong_value_is_told_in_one_line(call, arguments: str, told: str) -> N
         ("transformer", "describe", "--config is missing"),
         ("transformer", "describe --config configs/quickstart.py --model.d_modle 3", "did you mean --model.d_model"),
         ("transformer", "describe --config configs/quickstart.py --model.heads 3", "model.heads = 3: must divide"),
-        ("transformer", "trnslate x", "unknown verb 'trnslate'; the verbs are translate, generate, score, fill, em"),
+        (
+            "transformer",
+            "trnslate x",
+            "unknown verb 'trnslate'; the verbs are translate, generate, score, predict, fill, em",
+        ),
     ],
 )
 def test_a_users_mistake_is_one_line(call, monkeypatch, program: str, arguments: str, told: str) -> None:

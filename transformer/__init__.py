@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from transformer.compiled import cache_compiled
     from transformer.data.tokenizer import Tokenizer
     from transformer.inference.beam_search import beam_search
+    from transformer.inference.classifier import Classifier
     from transformer.inference.embedder import Embedder
     from transformer.inference.generator import Generator
     from transformer.inference.translator import Translator
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _LAZY = {
+    "Classifier": "transformer.inference.classifier",
     "Embedder": "transformer.inference.embedder",
     "Encoder": "transformer.model",
     "EncoderDecoder": "transformer.model",
@@ -58,6 +60,7 @@ _LAZY = {
 
 __all__ = [
     "AttentionConfig",
+    "Classifier",
     "Config",
     "DataConfig",
     "DecodeConfig",

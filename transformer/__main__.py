@@ -11,6 +11,7 @@ from transformer.command_line import Parser, configured, evaluate_options, run, 
 from transformer.config import (
     KINDS,
     Config,
+    FinetuneConfig,
     LanguageModelConfig,
     MaskedConfig,
     UserError,
@@ -20,6 +21,7 @@ from transformer.config import (
 )
 from transformer.memory import enough_memory
 from transformer.streams import plain
+from transformer.verbs.classification import predict
 from transformer.verbs.decoding import workdir_first
 from transformer.verbs.embedding import embed
 from transformer.verbs.language_model import generate
@@ -29,7 +31,8 @@ from transformer.verbs.translation import translate
 
 log = logging.getLogger("transformer")
 
-DESCRIBED = (Config, LanguageModelConfig, MaskedConfig)  # the tasks that `describe` and `plan` know
+PLANNED = (Config, LanguageModelConfig, MaskedConfig)  # the tasks that `plan` knows
+DESCRIBED = (*PLANNED, FinetuneConfig)
 MORE_MEMORY = "this needs all parameters in memory: end other programs, or use a machine with more memory"
 
 
@@ -73,6 +76,11 @@ def describe(arguments: list[str]) -> None:
     require_task(config, f"--config {args.config}", *((Config,) if args.kv else DESCRIBED))
     from transformer.tools.describe import describe as lines
 
+    if isinstance(config, FinetuneConfig):
+        from transformer.tasks.tuning import from_start, with_head
+
+        config = from_start(config, None)
+        config = with_head(config, config.model.labels or 2)  # two, if the data decides
     if args.attention:
         from transformer.tools.attention_table import attention_table as lines
     if args.kv:
@@ -174,7 +182,7 @@ def plan(arguments: list[str]) -> None:
     for name in ("config", "topology", "mesh"):
         if getattr(args, name) is None:
             raise UserError(f"--{name} is missing; {parser.prog} --help shows an example")
-    require_task(config, f"--config {args.config}", *((Config,) if args.only == "decoding" else DESCRIBED))
+    require_task(config, f"--config {args.config}", *((Config,) if args.only == "decoding" else PLANNED))
     sizes = [whole_number(size) for size in args.mesh.split(",")]
     if len(sizes) != 3 or not all(sizes):
         raise UserError(f"--mesh {args.mesh}: give three numbers, devices along data, fsdp and tensor, such as 64,2,2")
@@ -188,6 +196,7 @@ VERBS = {
     "translate": translate,
     "generate": generate,
     "score": score,
+    "predict": predict,
     "fill": fill,
     "embed": embed,
     "average": average,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import inspect
 import logging
 import os
@@ -64,6 +65,61 @@ def train(arguments: Sequence[str]) -> None:
     set_up_jax()
     if options.deterministic:
         refuse_indeterminate(config)
+    with processes.all_or_none():
+        refuse_other_count(config.train.seeds, options.workdir)
+    if config.train.seeds == 1:
+        _run(task, config, options, profile)
+    else:
+        _run_seeds(task, config, options, profile)
+
+
+def refuse_other_count(seeds: int, workdir: str) -> None:
+    """Raise `UserError` if the workdir holds one run and several are to be trained, or the other way round."""
+    from transformer.checkpoint import seeds_in
+    from transformer.files import path_of
+
+    if seeds == 1 and (found := seeds_in(workdir)):
+        raise UserError(
+            f"{workdir} holds the runs of {len(found)} seeds; give --train.seeds {len(found)}, or another --workdir"
+        )
+    if seeds > 1 and (path_of(workdir) / "config.json").exists():
+        raise UserError(f"{workdir} holds a single run; leave --train.seeds out, or use another --workdir")
+
+
+def _run_seeds(
+    task: type[RunnableTask], config: Any, options: argparse.Namespace, profile: tuple[int, int] | None
+) -> None:
+    """Train with several seeds, each in a folder of the workdir, and log a summary of their scores.
+
+    The other seeds go on if the numbers of one are no longer finite; its error is raised at the end.
+    """
+    from transformer.checkpoint import seed_folder
+    from transformer.tasks.seeds import summary
+    from transformer.training.loop import Diverged
+
+    broken: list[Diverged] = []
+    first, count = config.train.seed, config.train.seeds
+    for seed in range(first, first + count):
+        log.info("seed %d (%d of %d)", seed, seed - first + 1, count)
+        one = dataclasses.replace(config, train=dataclasses.replace(config.train, seed=seed, seeds=1))
+        folder = argparse.Namespace(**vars(options) | {"workdir": str(seed_folder(options.workdir, seed))})
+        try:
+            _run(task, one, folder, profile)
+        except Diverged as error:
+            log.warning("seed %d: %s", seed, error)
+            broken.append(error)
+        if options.dry_run:
+            return
+    for line in summary(options.workdir, range(first, first + count)):
+        log.info("%s", line)
+    if broken:
+        raise broken[0]
+
+
+def _run(task: type[RunnableTask], config: Any, options: argparse.Namespace, profile: tuple[int, int] | None) -> None:
+    """Train one run in the workdir, or try it."""
+    from transformer.training import processes
+
     with processes.all_or_none():
         config, stored = _as_stored(task, config, options)
         task.check(config, options.workdir)
@@ -185,7 +241,7 @@ def fewest_micro_batches(task: RunnableTask) -> RunnableTask:
     return task.cut_into(accumulation(task.cut_into))
 
 
-def stored_config(workdir: str) -> Any:
+def stored_config(workdir: Any) -> Any:
     """The config of the run in a workdir; None if there is none or it can't be read."""
     from transformer.checkpoint import Checkpoints
     from transformer.training.workdir import config_of
@@ -195,12 +251,15 @@ def stored_config(workdir: str) -> Any:
     return None
 
 
-def _config_of_average(workdir: str) -> Any:
-    """The config of the checkpoint `average`, the only one of an imported model; None if there is none."""
-    from transformer.checkpoint import AVERAGE, Checkpoints
+def _config_to_score(workdir: str) -> Any:
+    """The config of the run in a workdir, of those in its folders seed-N, or of an imported model; None without any."""
+    from transformer.checkpoint import AVERAGE, Checkpoints, seed_folder, seeds_in
 
+    if stored := stored_config(workdir):
+        return stored
     with contextlib.suppress(UserError):
-        return Checkpoints(workdir).open(AVERAGE).config
+        seeds = seeds_in(workdir)
+        return stored_config(seed_folder(workdir, seeds[0])) if seeds else Checkpoints(workdir).open(AVERAGE).config
     return None
 
 
@@ -231,10 +290,8 @@ def _process_options(parser: Parser) -> None:
     parser.add_argument("--coordinator", metavar="HOST:PORT", help="a free port on the host of process 0")
 
 
-@enough_memory(LESS_TO_DECODE)
-def evaluate(arguments: Sequence[str]) -> None:
-    """evaluate.py: translate a test set and score it. Raises `UserError`."""
-    parser = Parser("evaluate.py", "Translate a test set by beam search and score it with sacreBLEU.", add_help=False)
+def _evaluate_parser() -> Parser:
+    parser = Parser("evaluate.py", "Score a trained model on a test set.", add_help=False)
     parser.add_argument("--workdir", metavar="DIR", help="the workdir of a training run")
     parser.add_argument(
         "--source", metavar="FILE", help="sentences to translate; default: the config's test set, else dev"
@@ -250,6 +307,9 @@ def evaluate(arguments: Sequence[str]) -> None:
     parser.add_argument(
         "--checkpoint", help="best, last, average or a step; default: the average if any, else the best"
     )
+    parser.add_argument(
+        "--data", metavar="FILE", help="labelled texts to score a fine-tuned encoder on; default: as for --source"
+    )
     parser.add_argument("--text", metavar="FILE", help="text to score a language model on; default: as for --source")
     parser.add_argument(
         "--stride",
@@ -261,6 +321,13 @@ def evaluate(arguments: Sequence[str]) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object on standard output")
     _process_options(parser)
     parser.add_argument("-h", "--help", action="store_true", help="show this help and stop")
+    return parser
+
+
+@enough_memory(LESS_TO_DECODE)
+def evaluate(arguments: Sequence[str]) -> None:
+    """evaluate.py: score a trained model on a test set. Raises `UserError`."""
+    parser = _evaluate_parser()
     options, rest = parser.parse_known_args(arguments)
     if options.help:
         parser.print_help()
@@ -273,12 +340,13 @@ def evaluate(arguments: Sequence[str]) -> None:
 
     processes.start(options.coordinator, options.process)
     set_up_jax()
-    stored = stored_config(options.workdir) or _config_of_average(options.workdir)
+    stored = _config_to_score(options.workdir)
     task = TASKS[Config.task if stored is None else stored.task]()
     given = {
         "source": options.source,
         "references": options.reference,
         "checkpoint": options.checkpoint,
+        "data": options.data,
         "text": options.text,
         "stride": options.stride,
         "against": options.against,

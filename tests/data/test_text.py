@@ -187,10 +187,10 @@ JSON = st.recursive(
 def test_each_field_that_an_error_names_can_be_read(row):
     """Every name that an error lists can be read. If two fields have the same name, the flat one counts."""
     assert text.read_json(json.dumps(row)) == row
-    for name in text._names(row):
-        text._value(row, name)  # raises no KeyError
+    for name in text.field_names(row):
+        text.value_at(row, name)  # raises no KeyError
     for name, value in row.items():
-        assert text._value(row, name) is value
+        assert text.value_at(row, name) is value
 
 
 def test_files_that_do_not_go_together(tmp_path):

@@ -24,7 +24,7 @@ from transformer.tools.hf.bert import CLASSES, bert_config, to_bert
 from transformer.tools.hf.bert_folder import export, import_folder, run_config
 from transformer.tools.hf.folder import read_arrays, write_arrays
 from transformer.tools.new_workdir import new_workdir
-from transformer.training.start import starting_point
+from transformer.training.warm_start import starting_point
 
 PIECES = [*SPECIAL_PIECES, *"abcdefgh", *(f"##{c}" for c in "abcdefgh"), *map(str, range(10))]
 PIECES += ["the", "cow", "cat", "dog", "walk", "##s", "##ing", ".", "!"]

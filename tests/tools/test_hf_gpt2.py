@@ -22,7 +22,7 @@ from transformer.tools.hf.gpt2 import from_gpt2, gpt2_config, model_config, tabl
 from transformer.tools.hf.gpt2_folder import export, import_folder
 from transformer.tools.hf.vocabulary import files_of, vocabulary_in
 from transformer.tools.new_workdir import new_workdir
-from transformer.training.start import starting_point
+from transformer.training.warm_start import starting_point
 
 CONFIG = dataclasses.replace(
     GPT2, decoder_layers=2, d_model=12, d_ff=20, heads=3, max_positions=16, vocab_size=270, dropout=0.0

@@ -36,8 +36,8 @@ from transformer.training.feed import Feed
 from transformer.training.fit import accumulation, memory_of_an_update
 from transformer.training.optimizer import optimizer
 from transformer.training.sharding import make_mesh
-from transformer.training.start import initial, other_shapes
 from transformer.training.step import program
+from transformer.training.warm_start import initial, other_shapes
 from transformer.training.workdir import config_of, hold, refuse_other_config
 
 
@@ -686,7 +686,7 @@ def test_init_from_starts_with_exactly_those_parameters(trained: Path, tiny) -> 
     config = config_file(tiny.config)
     config = type(config)(config.model, config.data, type(config.train)(init_from=str(trained)), decode=config.decode)
     task = Translation.build(config)
-    state = initial(config, program(task.objective, config.train, make_mesh(config.mesh)))
+    state = initial(task.objective, config, program(task.objective, config.train, make_mesh(config.mesh)))
     assert equal(state.params, Checkpoints(trained).at(Checkpoints(trained).best()).params())
     assert int(state.step) == 0
     assert all(not np.any(leaf) for leaf in jax.tree.leaves(state.optimizer))

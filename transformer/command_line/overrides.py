@@ -15,6 +15,9 @@ from transformer.config import UserError, flatten
 
 C = TypeVar("C")
 
+_TEXT = {"decode.banned", "data.fields", "data.second", "data.label", "tune.class_weights"}
+"""Fields that hold text. Others, and their parts, are paths or names."""
+
 
 def override(default: C, arguments: Sequence[str], program: str, options: Sequence[str] = ()) -> C:
     """`default` with its fields replaced by `--dotted.name value` arguments; --help prints all of them.
@@ -43,8 +46,12 @@ def override(default: C, arguments: Sequence[str], program: str, options: Sequen
     for name, group in more:
         added = flatten(_parsed(default, group, program))[name]
         config = _replaced(config, name, (*flatten(config)[name], *added))
-    for name in first.keys() & {"decode.banned", "data.fields"}:
-        config = _replaced(config, name, tuple(text_of(f"--{name}", text) for text in flatten(config)[name]))
+    for name in first.keys() & _TEXT:
+        value = flatten(config)[name]
+        if isinstance(value, tuple):
+            config = _replaced(config, name, tuple(text_of(f"--{name}", text) for text in value))
+        elif value is not None:
+            config = _replaced(config, name, text_of(f"--{name}", value))
     return config
 
 

@@ -6,6 +6,7 @@ both import relatively.
 
 from .codec import check_fields, differences, flatten
 from .errors import Interrupted, UserError, shown
+from .finetuning import METRICS, FinetuneConfig, LabelledConfig, TuneConfig, weight_of
 from .model import (
     BASE,
     BERT,
@@ -60,6 +61,7 @@ __all__ = [
     "KINDS",
     "LABEL_HEADS",
     "MASKED_HEADS",
+    "METRICS",
     "PAD",
     "POOLED_HEADS",
     "RUNS",
@@ -70,7 +72,9 @@ __all__ = [
     "DataConfig",
     "DecodeConfig",
     "EvaluateConfig",
+    "FinetuneConfig",
     "Interrupted",
+    "LabelledConfig",
     "LanguageModelConfig",
     "MaskedConfig",
     "MeshConfig",
@@ -78,6 +82,7 @@ __all__ = [
     "PretrainConfig",
     "TextConfig",
     "TrainConfig",
+    "TuneConfig",
     "UserError",
     "check",
     "check_decode",
@@ -92,6 +97,7 @@ __all__ = [
     "resumable",
     "shown",
     "to_json",
+    "weight_of",
     "whole_number",
     "with_micro_batches",
 ]

@@ -212,6 +212,9 @@ class TrainConfig:
     """Probability taken from the reference piece and spread evenly over the whole vocabulary (paper §5.4)."""
     seed: Seed = 0
     """Seed of initialisation, data order and dropout."""
+    seeds: Annotated[int, Rule(least=1, most=1_000)] = 1
+    """Number of runs with the seeds from `seed` on, each in a folder seed-N of the workdir, and a summary of their
+    scores; 1 = one run, in the workdir itself."""
     log_every: Count = 100
     """Updates between two log lines."""
     eval_every: Count = 1_000
@@ -326,6 +329,8 @@ def check_train(train: TrainConfig) -> None:
     """Raise `UserError` for the first field of the train section that breaks a rule of this section."""
     check_fields(train, TrainConfig, "train.")
     require(train, "train.", _of_schedule(train))
+    seeds = train.seed + train.seeds <= 2**32
+    require(train, "train.", [(seeds, "seeds", f"must leave the last seed below {2**32:,}")])
 
 
 def _of_schedule(t: TrainConfig) -> Relations:

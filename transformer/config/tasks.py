@@ -11,6 +11,7 @@ from typing import Any
 from .codec import C, Relations, build, check_fields, differences, read_json, require
 from .documentation import documented
 from .errors import UserError, shown
+from .finetuning import FinetuneConfig, LabelledConfig, TuneConfig, check_labelled, check_tuning
 from .model import BERT, GPT2, MASKED_HEADS, SPECIALS, ModelConfig, check_model
 from .sections import (
     DataConfig,
@@ -28,6 +29,7 @@ from .sections import (
 RESUMABLE = (
     "model.initializer",
     "train.steps",
+    "train.seeds",
     "train.*_every",
     "train.remat",
     "train.keep_last",
@@ -188,7 +190,7 @@ class MaskedConfig:
         return name == "data.dev_share" and bool(self.data.dev_text and other.data.dev_text)
 
 
-RUNS: dict[str, Any] = {kind.task: kind for kind in (Config, LanguageModelConfig, MaskedConfig)}
+RUNS: dict[str, Any] = {kind.task: kind for kind in (Config, LanguageModelConfig, MaskedConfig, FinetuneConfig)}
 """Map each task's name to its config class."""
 
 
@@ -263,7 +265,13 @@ def with_micro_batches(config: C, count: int) -> C:
     return config
 
 
-CHECKS = {ModelConfig: check_model, TrainConfig: check_train, DecodeConfig: check_decode}
+CHECKS = {
+    ModelConfig: check_model,
+    TrainConfig: check_train,
+    DecodeConfig: check_decode,
+    LabelledConfig: check_labelled,
+    TuneConfig: check_tuning,
+}
 """Map each section class to the function that checks the rules within this section."""
 
 

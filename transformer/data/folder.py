@@ -7,11 +7,11 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from transformer.config import DataConfig, PretrainConfig, TextConfig, UserError, shown
+from transformer.config import DataConfig, LabelledConfig, PretrainConfig, TextConfig, UserError, shown
 from transformer.files import local
 
 
-def cache_dir(config: DataConfig | TextConfig | PretrainConfig) -> Path:
+def cache_dir(config: DataConfig | TextConfig | PretrainConfig | LabelledConfig) -> Path:
     """The path of the cache folder, which may not exist yet. Raises `UserError` if the path can't be used."""
     folder = config.cache_dir or os.environ.get("TRANSFORMER_CACHE") or "~/.cache/transformer"
     named = "data.cache_dir" if config.cache_dir else "TRANSFORMER_CACHE"
@@ -33,7 +33,7 @@ def cache_dir(config: DataConfig | TextConfig | PretrainConfig) -> Path:
 
 
 @contextlib.contextmanager
-def writable_cache_dir(config: DataConfig | TextConfig | PretrainConfig) -> Iterator[Path]:
+def writable_cache_dir(config: DataConfig | TextConfig | PretrainConfig | LabelledConfig) -> Iterator[Path]:
     """The cache folder, created if missing, for a block that writes to it. An OSError becomes a `UserError`."""
     folder = cache_dir(config)
     try:

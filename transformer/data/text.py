@@ -214,14 +214,18 @@ def _jsonl(parallel: Parallel, fields: tuple[str, str], digests: _Digests) -> It
 def _field(row: dict[str, Any], field: str, where: str) -> str:
     """The string in a field, with line breaks replaced by spaces. `where` begins an error message: file and line."""
     try:
-        value = _value(row, field)
+        value = value_at(row, field)
     except KeyError:
-        names = [name if name.isprintable() else json.dumps(name) for name in itertools.islice(_names(row), _SHOWN + 1)]
+        names = [
+            name if name.isprintable() else json.dumps(name) for name in itertools.islice(field_names(row), _SHOWN + 1)
+        ]
         fields = ", ".join([*names[:_SHOWN], *(["..."] if len(names) > _SHOWN else [])])
         raise UserError(f"{where}: no field '{field}' (it has {fields or 'none'}); set data.fields") from None
     if not isinstance(value, str):
         kind = {dict: "an object", list: "a list"}.get(type(value)) or json.dumps(value)[:40]
-        inner = next((name for name in _names(value) if name.isprintable()), None) if isinstance(value, dict) else None
+        inner = (
+            next((name for name in field_names(value) if name.isprintable()), None) if isinstance(value, dict) else None
+        )
         fix = "" if inner is None else f"; name a field of it, such as {field}.{inner}"
         raise UserError(f"{where}: field '{field}' must be a string, not {kind}{fix}")
     try:
@@ -232,7 +236,7 @@ def _field(row: dict[str, Any], field: str, where: str) -> str:
     return value.replace("\r\n", " ").replace("\n", " ")
 
 
-def _value(row: dict[str, Any], field: str) -> Any:
+def value_at(row: dict[str, Any], field: str) -> Any:
     """The value of a field: that of the key `field`, else that of the part behind a dot in the object before the dot.
     Raises KeyError if there is none."""
     if field in row:
@@ -242,13 +246,13 @@ def _value(row: dict[str, Any], field: str) -> Any:
         inner = row.get(".".join(parts[:i]))
         if isinstance(inner, dict):
             try:
-                return _value(inner, ".".join(parts[i:]))
+                return value_at(inner, ".".join(parts[i:]))
             except KeyError:
                 pass
     raise KeyError(field)
 
 
-def _names(row: dict[str, Any]) -> Iterator[str]:
+def field_names(row: dict[str, Any]) -> Iterator[str]:
     """Yield the names of all fields of an object and of the objects in it, outer fields first."""
     rows = deque([("", row)])
     while rows:

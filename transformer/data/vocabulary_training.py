@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from transformer.config import PretrainConfig, TextConfig
+from transformer.config import LabelledConfig, PretrainConfig, TextConfig
 from transformer.data import vocabularies, wordpiece
 from transformer.data.folder import writable_cache_dir
 from transformer.data.running import Text, parts
@@ -62,28 +62,50 @@ def encoder_vocabulary(config: PretrainConfig, texts: Sequence[Text]) -> Encoder
     files = [fingerprint_of_files(text.paths) for text in texts]
     depends_on = [_FORMAT, config.pieces, config.lower_case, config.vocab_size, config.tokenizer_lines, files]
     depends_on += [text.chosen for text in texts]
-    if config.pieces == "wordpiece":
-        require("data.pieces = 'wordpiece'", "tokenizers")
-        import tokenizers as library
-    else:
-        import sentencepiece as library
 
     def train_it() -> EncoderVocabulary:
         read: dict[str, str] = {}
-        lines = list(_sampled(config, texts, read))
-        if config.pieces == "wordpiece":
-            made: EncoderVocabulary = train_wordpiece(lines, config.vocab_size, lower_case=config.lower_case)
-        else:
-            made = train_sentencepiece(lines, config.vocab_size, lower_case=config.lower_case)
+        made = _trained(config, list(_sampled(config, texts, read)))
         for text, digest in zip(texts, files, strict=True):
             require_same_files(text.paths, digest, read)
         return made
 
-    return _kept(config, [*depends_on, library.__version__], train_it, wordpiece.read, wordpiece.FILES)
+    depends_on.append(_library_version(config.pieces))
+    return _kept(config, depends_on, train_it, wordpiece.read, wordpiece.FILES)
+
+
+def labelled_vocabulary(config: LabelledConfig, texts: Sequence[str]) -> EncoderVocabulary:
+    """As `encoder_vocabulary`, made from these texts."""
+    if config.tokenizer is not None:
+        return wordpiece.load(config.tokenizer)
+    used = min(len(texts), config.tokenizer_lines)
+    lines = [text for i, text in enumerate(texts) if (i + 1) * used // len(texts) > i * used // len(texts)]
+    depends_on = [_FORMAT, config.pieces, config.lower_case, config.vocab_size, _library_version(config.pieces), lines]
+
+    def train_it() -> EncoderVocabulary:
+        log.info("training a vocabulary of %s pieces on %s texts", f"{config.vocab_size:,}", f"{used:,}")
+        return _trained(config, lines)
+
+    return _kept(config, depends_on, train_it, wordpiece.read, wordpiece.FILES)
+
+
+def _trained(config: PretrainConfig | LabelledConfig, lines: list[str]) -> EncoderVocabulary:
+    train = train_wordpiece if config.pieces == "wordpiece" else train_sentencepiece
+    return train(lines, config.vocab_size, lower_case=config.lower_case)
+
+
+def _library_version(pieces: str) -> str:
+    """The version of the library that trains vocabularies of encoders. Raises `UserError` if it is missing."""
+    if pieces == "wordpiece":
+        require("data.pieces = 'wordpiece'", "tokenizers")
+        import tokenizers as library
+    else:
+        import sentencepiece as library
+    return library.__version__
 
 
 def _kept(
-    config: TextConfig | PretrainConfig,
+    config: TextConfig | PretrainConfig | LabelledConfig,
     depends_on: list[Any],
     train: Callable[[], V],
     read: Callable[[str, bytes, Path], V],

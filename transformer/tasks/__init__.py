@@ -24,9 +24,16 @@ def _masked() -> Any:
     return Masked
 
 
+def _finetune() -> Any:
+    from transformer.tasks.finetune import Finetune
+
+    return Finetune
+
+
 TASKS: dict[str, Callable[[], Any]] = {
     "translation": _translation,
     "language_model": _language_model,
     "masked": _masked,
+    "labels": _finetune,
 }
 """Name of a task, as in `config.RUNS` -> a function that imports and returns its class."""

@@ -30,8 +30,8 @@ from transformer.tasks.perplexity import evaluate_workdir, lines_of, summed
 from transformer.tasks.vocabulary import VOCABULARIES, files_of, inherited, refuse_other_size, size_before_training
 from transformer.training.objectives import causal
 from transformer.training.sharding import batch_sharding, gathered, put
-from transformer.training.start import check_start
 from transformer.training.step import cut
+from transformer.training.warm_start import check_start
 
 log = logging.getLogger("transformer")
 

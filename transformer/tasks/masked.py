@@ -35,8 +35,8 @@ from transformer.tasks.vocabulary import (
 )
 from transformer.training.objectives import masked
 from transformer.training.sharding import batch_sharding, gathered, put
-from transformer.training.start import check_start
 from transformer.training.step import cut
+from transformer.training.warm_start import check_start
 
 log = logging.getLogger("transformer")
 

@@ -37,8 +37,8 @@ from transformer.tasks.sets import read_sides, write_sets
 from transformer.tasks.vocabulary import files_of, inherited, refuse_other_size, size_before_training
 from transformer.training.objectives import sequences
 from transformer.training.sharding import batch_sharding, gathered, put
-from transformer.training.start import check_start
 from transformer.training.step import cut
+from transformer.training.warm_start import check_start
 
 log = logging.getLogger("transformer")
 

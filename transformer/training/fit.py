@@ -18,9 +18,10 @@ from transformer.memory import memory_of_a_device
 from transformer.training.processes import gather
 from transformer.training.progress import clock
 from transformer.training.sharding import batch_sharding, bytes_on_a_device, make_mesh, put
-from transformer.training.start import banner, initial, refuse_to_resume, shown
+from transformer.training.start import banner, refuse_to_resume, shown
 from transformer.training.step import Program, TrainState, bytes_needed, cut, program
 from transformer.training.task import Batches, Shape, Task
+from transformer.training.warm_start import initial
 
 log = logging.getLogger("transformer")
 
@@ -61,7 +62,9 @@ def accumulation(task_of: Callable[[int], Task], limit: int | None = None) -> in
         except UserError:
             if count == 1:
                 raise
-            raise too_large from None
+            if count == MICRO_BATCHES[-1]:
+                raise too_large from None
+            continue
         most = positions(extremes(batches)[0])
         whole_batch, updates_an_epoch = whole_batch or most, updates_an_epoch or batches.batches_per_epoch
         if most < 0.97 * whole_batch or batches.batches_per_epoch > 1.03 * updates_an_epoch + 1:
@@ -119,7 +122,7 @@ def dry_run(task: Task, workdir: str) -> None:
     batch = put(
         cut(filled, update_program.mesh, train.accumulate), batch_sharding(update_program.mesh, micro_batches=True)
     )
-    state = initial(task.config, update_program)
+    state = initial(task.objective, task.config, update_program)
     began = time.monotonic()
     state, metrics = update(state, batch)
     loss = float(metrics["loss"])

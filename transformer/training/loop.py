@@ -35,6 +35,10 @@ PREFETCH = 4  # batches read ahead, by two threads
 Scores = dict[str, float | str]
 
 
+class Diverged(UserError):
+    """The numbers of a run are no longer finite."""
+
+
 class Rollback(Exception):
     """Update `step` was not finite. The run goes back to its last checkpoint and leaves that update out."""
 
@@ -374,7 +378,7 @@ def handle_not_finite(
         raise Rollback(step)
 
 
-def diverged(checkpoints: Checkpoints, what: str, unproven: int | None = None) -> UserError:
+def diverged(checkpoints: Checkpoints, what: str, unproven: int | None = None) -> Diverged:
     """The error that ends a run whose numbers are no longer finite. `what`: what is not finite.
 
     `unproven`: the step that the run started from, if no update since then was finite. The checkpoint of that step is
@@ -386,7 +390,7 @@ def diverged(checkpoints: Checkpoints, what: str, unproven: int | None = None) -
     where = f"the last good checkpoint is {checkpoints.path(good[-1])}" if good else "no checkpoint was saved yet"
     if bad := [checkpoints.path(name) for name, at in names.items() if at == unproven]:
         where = f"{where if good else 'no good checkpoint was saved'} (no update from {bad[-1]} was finite)"
-    return UserError(
+    return Diverged(
         f"{what}; training stopped, {where}. Lower train.peak_learning_rate, raise train.warmup_steps or set "
         "train.clip_norm"
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -10,6 +11,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.sharding import Mesh
 
+from transformer.checkpoint import Checkpoint
 from transformer.config import BOS, EOS, PAD, TrainConfig
 from transformer.model import Model, Params, Run, fold
 from transformer.model.stack import RUN
@@ -100,11 +102,61 @@ def masked(model: Model, train: TrainConfig, *, next_sentence: bool = False) -> 
     return Objective(model, loss, flops)
 
 
-def masked_states(module: Any, batch: Batch, key: Array | None = None, run: Run = RUN) -> tuple[Array, Array]:
-    """The states of an encoder for all pieces of a batch of `masked`, x_BTD, and at its places, x_BXD."""
+def labelled(
+    model: Model,
+    train: TrainConfig,
+    *,
+    numbers: bool = False,
+    class_weights: Sequence[float] | None = None,
+    rate: Callable[[str], float] | None = None,
+    redrawn: Callable[[str, Checkpoint], bool] | None = None,
+) -> Objective:
+    """The loss of an encoder with a head for labels: cross-entropy of classes or tags, or squared error of `numbers`.
+
+    A batch holds "text", "part" and "label": see `data.labelled_rows`. The loss is a mean over texts, or over tagged
+    words; with `class_weights`, a weighted mean. `rate` and `redrawn`: see `Objective`.
+    """
+
+    def loss(params: Params, batch: Batch, key: Array | None, *, mesh: Mesh | None = None) -> Any:
+        module, run = model.bind(with_table_copies(params, mesh)), Run(train.remat, partial(constrain, mesh=mesh))
+        outputs = label_outputs(module, batch, key, run)
+        label = batch["label"] if outputs.ndim == 3 else batch["label"][:, 0]
+        if numbers:
+            weight = (batch["part"][:, 0] != 0).astype(jnp.float32)
+            nll = (outputs[:, 0] - jax.lax.bitcast_convert_type(label, jnp.float32)) ** 2
+            smoothed = nll
+        else:
+            one_hot = jax.nn.one_hot(label - 1, outputs.shape[-1])  # zeros where there is no label
+            weight = one_hot.sum(-1) if class_weights is None else one_hot @ jnp.array(class_weights, jnp.float32)
+            log_probs = jax.nn.log_softmax(outputs)
+            nll = -(one_hot * log_probs).sum(-1)
+            smoothed = (1 - train.label_smoothing) * nll - train.label_smoothing * log_probs.mean(-1)
+        sums = {"weight": weight.sum(), "nll": jax.lax.stop_gradient(weight * nll).sum()}
+        return (weight * smoothed).sum(), sums | {"tokens": (batch["part"] != 0).sum()}
+
+    def flops(shape: Shape) -> float:
+        rows, length = shape["text"]
+        return update_flops(model.config, rows, length, length)
+
+    return Objective(model, loss, flops, rate, redrawn)
+
+
+def label_outputs(module: Any, batch: Batch, key: Array | None = None, run: Run = RUN) -> Array:
+    """The outputs of an encoder's head for labels on the "text" and "part" of a batch; float32."""
+    x_BTD = _states(module, batch, fold(key, 0), run)
+    return module.label_logits(x_BTD, key=fold(key, 1))
+
+
+def _states(module: Any, batch: Batch, key: Array | None, run: Run) -> Array:
+    """The states of an encoder for the "text" of a batch, x_BTD. "part": 1 or 2 in the texts, 0 = padding."""
     part_BT = batch["part"]
     types_BT = None if module.token_types is None else (part_BT == 2).astype(jnp.int32)
-    x_BTD = module.states(batch["text"], types_BT=types_BT, mask_BT=part_BT != 0, key=key, run=run)
+    return module.states(batch["text"], types_BT=types_BT, mask_BT=part_BT != 0, key=key, run=run)
+
+
+def masked_states(module: Any, batch: Batch, key: Array | None = None, run: Run = RUN) -> tuple[Array, Array]:
+    """The states of an encoder for all pieces of a batch of `masked`, x_BTD, and at its places, x_BXD."""
+    x_BTD = _states(module, batch, key, run)
     return x_BTD, jnp.take_along_axis(x_BTD, batch["place"][:, :, None], axis=1)
 
 

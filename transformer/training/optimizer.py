@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -28,7 +29,11 @@ def learning_rate(step: Array | int, config: TrainConfig, d_model: int) -> Array
     return peak * jnp.minimum(floor + (1 - floor) * left, step / warmup)
 
 
-def optimizer(config: TrainConfig, d_model: int) -> optax.GradientTransformation:
+Rate = Callable[[str], float] | None
+"""The factor of the learning rate of each parameter, by its path (see `training.task.Objective`)."""
+
+
+def optimizer(config: TrainConfig, d_model: int, rate: Rate = None) -> optax.GradientTransformation:
     """Adam with that schedule. Optax counts updates from 0 and the paper from 1, hence the + 1."""
 
     def schedule(count: Array) -> Array:
@@ -39,7 +44,26 @@ def optimizer(config: TrainConfig, d_model: int) -> optax.GradientTransformation
         adam = optax.adamw(schedule, **options, weight_decay=config.weight_decay, mask=decayed)
     else:
         adam = optax.adam(schedule, **options)
-    return adam if config.clip_norm is None else optax.chain(optax.clip_by_global_norm(config.clip_norm), adam)
+    clip = [] if config.clip_norm is None else [optax.clip_by_global_norm(config.clip_norm)]
+    scale = [] if rate is None else [optax.stateless(lambda updates, _: _scaled(updates, rate))]
+    return optax.chain(*clip, adam, *scale) if clip or scale else adam
+
+
+def _scaled(updates: Any, rate: Callable[[str], float]) -> Any:
+    return jax.tree_util.tree_map_with_path(lambda keys, x: x * rate(_path(keys)), updates)
+
+
+def without_frozen(params: Any, rate: Rate) -> Any:
+    """The parameters. No gradient is computed of those whose rate is 0."""
+    if rate is None:
+        return params
+    return jax.tree_util.tree_map_with_path(
+        lambda keys, x: x if rate(_path(keys)) else jax.lax.stop_gradient(x), params
+    )
+
+
+def _path(keys: tuple) -> str:
+    return "/".join(key.key for key in keys)
 
 
 def decayed(params: Any) -> Any:

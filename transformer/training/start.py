@@ -5,7 +5,6 @@ The state comes from the newest checkpoint of the run, else from `train.init_fro
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import logging
@@ -19,26 +18,22 @@ from etils import epath
 from jax.sharding import Mesh
 
 from transformer.checkpoint import Checkpoint, Checkpoints
-from transformer.config import KINDS, Config, ModelConfig, UserError, flatten, to_json
+from transformer.config import UserError, flatten, to_json
 from transformer.files import Lock, local, replace, sweep
 from transformer.judging import Judge, upgraded
 from transformer.machine import cores
-from transformer.model import Model, Params
-from transformer.model.functional import finite
 from transformer.training.processes import agree, all_or_none, first, gather
 from transformer.training.progress import Interval, Progress
-from transformer.training.sharding import check_mesh
 from transformer.training.step import Program, TrainState, counter
 from transformer.training.stopping import StopSignals
 from transformer.training.task import Batches, Shape, Task
+from transformer.training.warm_start import initial
 
 log = logging.getLogger("transformer")
 
 # Options that may differ between hosts: each may have its own cache and its own copy of the text. The contents of the
 # text are compared instead.
 OF_MACHINE = ("data.cache_dir", "data.workers", "data.tfds_dir")
-# Fields of `ModelConfig` on which no parameter's shape depends.
-SHAPELESS = ("dropout", "attention_dropout", "initializer", "attention_kernel", "dtype", "window", "position_offset")
 
 
 # ---- The state -------------------------------------------------------------------------------------------------------
@@ -67,7 +62,7 @@ def begin(setup: Setup) -> tuple[TrainState, Progress]:
     )
     refuse_other_text(saved, digest, folder)
     if state is None:
-        state = initial(config, program)
+        state = initial(task.objective, config, program)
     run = saved.get("run") or gather(secrets.token_hex(8))[0]
     machine = machine_of(program.mesh)
     if changed := machine_changes(saved.get("machine"), machine):
@@ -175,71 +170,6 @@ def newest_whole(
             "changed there. Bring back a copy of one, or start anew with another --workdir"
         )
     return None
-
-
-def initial(config: Config, program: Program) -> TrainState:
-    """The state before the first update, sharded over the mesh: parameters of `train.init_from`, else random ones."""
-    init_from = config.train.init_from
-    if init_from is None:
-        return program.init()
-    with all_or_none():
-        name = starting_point(config, program.abstract.params).name
-    # Another run may be training there and save meanwhile: all processes take the checkpoint that process 0 found.
-    checkpoint = Checkpoints(init_from).at(json.loads(gather(json.dumps(name))[0]))
-    params = checkpoint.restore({"params": program.abstract.params})["params"]
-    if not finite(params):
-        raise UserError(f"train.init_from = {init_from!r}: {checkpoint.path} holds parameters that are not finite")
-    log.info("starting from the parameters of %s", checkpoint.path)
-    return program.start_from(params)
-
-
-def starting_point(config: Config, abstract_params: Params) -> Checkpoint:
-    """The checkpoint that `train.init_from` names.
-
-    Raises `UserError` if there is none, or if its model has other shapes; the message lists the options that differ.
-    """
-    init_from = config.train.init_from
-    opened = Checkpoints(init_from).open()
-    try:
-        wrong = opened.misfit(abstract_params)
-        start_config = opened.config if wrong else config
-    except OSError as error:
-        wrong, start_config = f"{opened.path} cannot be read ({error.strerror or error})", config
-    if different := other_shapes(start_config.model, config.model):
-        listed = "; ".join(f"--model.{field} is {old!r} there, {new!r} here" for field, (old, new) in different.items())
-        wrong = f"{listed}. Give the same values as there, or leave train.init_from out"
-    if wrong:
-        raise UserError(f"train.init_from = {init_from!r}: {wrong}")
-    return opened
-
-
-def other_shapes(old: ModelConfig, new: ModelConfig) -> dict[str, tuple[Any, Any]]:
-    """The fields that determine parameter shapes and in which the two models differ: name -> (old value, new value)."""
-
-    def filled_in(model: ModelConfig) -> dict[str, Any]:
-        """All fields, with defaults that depend on other fields filled in."""
-        kinds = {f"{kind}_attention": model.attention(kind) for kind in KINDS}
-        kv_heads = model.kv_heads or model.heads
-        return flatten(dataclasses.replace(model, kv_heads=kv_heads, d_k=model.key_size, d_v=model.value_size, **kinds))
-
-    ignored = [*SHAPELESS, *(["max_positions"] if "learned" not in (old.positions, new.positions) else [])]
-    ignored += ["vocab_size"] if None in (old.vocab_size, new.vocab_size) else []
-    resolved, before, after = (filled_in(old), filled_in(new)), flatten(old), flatten(new)
-    return {
-        field: (before[field], after[field])
-        for field in before
-        if before[field] != after[field]
-        and resolved[0][field] != resolved[1][field]
-        and field.split(".")[-1] not in ignored
-    }
-
-
-def check_start(config: Any, workdir: str, model: Model) -> None:
-    """Raise `UserError`, before any text is read, if the mesh does not fit the devices or does not divide the model, or
-    if a new run cannot start from `train.init_from`."""
-    check_mesh(model, config.mesh)
-    if config.train.init_from and not Checkpoints(workdir).states():
-        starting_point(config, model.abstract_params)
 
 
 # ---- All processes, and the machine ----------------------------------------------------------------------------------

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import jax
@@ -17,7 +16,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from transformer.checkpoint import with_sharding
 from transformer.config import TrainConfig
 from transformer.model import Params
-from transformer.training.optimizer import optimizer
+from transformer.training.optimizer import optimizer, without_frozen
 from transformer.training.sharding import batch_sharding, batch_ways, shardings
 from transformer.training.task import Batch, Loss, Objective, Shape
 
@@ -123,10 +122,13 @@ class Program:
 
 def program(objective: Objective, train: TrainConfig, mesh: Mesh) -> Program:
     """The program that trains an objective. The first call with a new batch shape compiles the update."""
-    model, tx = objective.model, optimizer(train, objective.model.config.d_model)
-    loss, skip = partial(objective.loss, mesh=mesh), train.non_finite == "skip"
+    model, rate = objective.model, objective.rate
+    tx, skip = optimizer(train, model.config.d_model, rate), train.non_finite == "skip"
     abstract = jax.eval_shape(lambda: init_state(model.init, tx, train.seed))
     layout = shardings(abstract, mesh)
+
+    def loss(params: Params, batch: Batch, key: Array | None) -> tuple[Array, dict[str, Array]]:
+        return objective.loss(without_frozen(params, rate), batch, key, mesh=mesh)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
         return train_step(state, batch, loss=loss, optimizer=tx, seed=train.seed, skip=skip)

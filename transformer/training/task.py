@@ -10,6 +10,7 @@ from etils import epath
 from jax import Array
 from jax.sharding import Mesh
 
+from transformer.checkpoint import Checkpoint
 from transformer.config import Config
 from transformer.judging import Judged
 from transformer.model import Model, Params
@@ -35,12 +36,17 @@ class Loss(Protocol):
 
 
 class Objective(NamedTuple):
-    """A model and the loss that training minimises. It holds no data."""
+    """A model, the loss that training minimises, and which parameters it treats differently. It holds no data."""
 
     model: Model
     loss: Loss
     flops: Callable[[Shape], float]
     """Model FLOPs of one update on a batch of this shape, padding included."""
+    rate: Callable[[str], float] | None = None
+    """Factor of the learning rate of each parameter, by its path; 0 = it stays as it is. None = 1 for all."""
+    redrawn: Callable[[str, Checkpoint], bool] | None = None
+    """Whether a run that starts from a checkpoint draws the parameter with this path anew, although the checkpoint has
+    it. None = no parameter."""
 
 
 class Batches(Protocol):

@@ -13,6 +13,7 @@ import jax
 import numpy as np
 
 from transformer.config import LABEL_HEADS, MASKED_HEADS, POOLED_HEADS, ModelConfig, UserError
+from transformer.data.labels import Labels, marks_spans
 from transformer.model import Params, build
 from transformer.tools.hf import fields
 from transformer.tools.hf.fields import checked, wrong_choice, wrong_counts, wrong_epsilon, wrong_rates, wrong_values
@@ -232,6 +233,48 @@ def bert_config(model: ModelConfig) -> dict[str, Any]:
         "dtype": "float32",
         **({"id2label": labels, "label2id": {name: int(i) for i, name in labels.items()}} if labels else {}),
     }
+
+
+def labels_of(values: Mapping[str, Any], model: ModelConfig, where: object = "config.json") -> Labels | None:
+    """What the outputs of a head for labels mean, by their config.json; None of another head.
+
+    A single output is a number. Raises `UserError` if a text may have several labels: ours have one.
+    """
+    if model.head not in LABEL_HEADS:
+        return None
+    if values.get("problem_type") == "multi_label_classification":
+        raise UserError(f"{where}: problem_type = 'multi_label_classification': our heads give each text one label")
+    given = values.get("id2label")
+    names = [str(given.get(str(i), f"LABEL_{i}")) if given else f"LABEL_{i}" for i in range(model.labels or 1)]
+    if len(set(names)) < len(names):
+        raise UserError(f"{where}: id2label: two labels have the same name; give each another one")
+    if model.head == "token":
+        spans = marks_spans(names)
+        return Labels("tags", "f1" if spans else "accuracy", tuple(names), "O" if "O" in names else names[0])
+    if values.get("problem_type") == "regression" and len(names) > 1:
+        raise UserError(f"{where}: problem_type = 'regression' with {len(names)} outputs: our head gives one number")
+    if len(names) == 1:
+        return Labels("regression", "pearson", pairs=None)
+    return Labels("classes", "accuracy", tuple(names), names[0], pairs=None)
+
+
+def fields_of(labels: Labels) -> dict[str, Any]:
+    """The fields of their config.json that describe labels."""
+    if labels.kind == "regression":
+        return {"problem_type": "regression"}
+    names = {
+        "id2label": {str(i): name for i, name in enumerate(labels.names)},
+        "label2id": {name: i for i, name in enumerate(labels.names)},
+    }
+    return names | ({"problem_type": "single_label_classification"} if labels.kind == "classes" else {})
+
+
+def with_scale(params: Params, labels: Labels) -> Params:
+    """The parameters with a head whose output is the number itself: theirs has no scale."""
+    head = params.get("label_head")
+    if head is None or (labels.mean, labels.scale) == (0.0, 1.0):
+        return params
+    return {**params, "label_head": {"w": head["w"] * labels.scale, "bias": head["bias"] * labels.scale + labels.mean}}
 
 
 def refuse_inexpressible(config: ModelConfig) -> None:

@@ -10,10 +10,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from transformer.checkpoint import Checkpoint, Checkpoints
-from transformer.config import MaskedConfig, ModelConfig, UserError
+from transformer.config import FinetuneConfig, LabelledConfig, MaskedConfig, ModelConfig, UserError
 from transformer.data import wordpiece
+from transformer.data.labels import FILE as LABELS
+from transformer.data.labels import Labels
 from transformer.data.wordpiece import EncoderVocabulary, WordPiece
 from transformer.files import local_path, new_folder, path_of, require_new, writing
+from transformer.inference.classifier import labels_in
 from transformer.inference.pieces import encoder_vocabulary
 from transformer.packages import require
 from transformer.tasks.vocabulary import files_of as vocabulary_files
@@ -64,6 +67,10 @@ def import_folder(folder: str, out: str) -> None:
         kept["tokenizer_config"] = read_object(options)
     progress = {"step": 0, "vocab_size": model.vocab_size, "averaged_steps": [0], _KEPT: kept}
     files = {} if vocabulary is None else vocabulary_files(vocabulary)
+    if (labels := bert.labels_of(values, model, file)) is not None:
+        files |= dict([labels.file])
+        data = LabelledConfig(kind=labels.kind, context=config.data.context)
+        config = FinetuneConfig(model=model, data=data)
     new_workdir(out, converted.params, config, progress=progress, files=files)
 
 
@@ -116,6 +123,8 @@ class _Opened(NamedTuple):
     vocabulary: WordPiece | None
     kept: dict[str, Any]
     """What an import kept."""
+    labels: Labels | None
+    """What the outputs of a head for labels mean; None if that is not known."""
 
 
 def export(workdir: str, out: str, checkpoint: str | None = None) -> Path:
@@ -131,7 +140,8 @@ def export(workdir: str, out: str, checkpoint: str | None = None) -> Path:
         for name, content in _tokenizer(opened).items():
             write(building / name, content)
         write_arrays(building / "model.safetensors", opened.state)
-        fields = {name: opened.kept[name] for name in bert.KEPT if name in opened.kept}
+        fields = {} if opened.labels is None else bert.fields_of(opened.labels)
+        fields |= {name: opened.kept[name] for name in bert.KEPT if name in opened.kept}
         if opened.vocabulary is not None:
             fields["pad_token_id"] = opened.vocabulary.pad
         write(building / "config.json", bert.bert_config(opened.model) | fields)
@@ -151,7 +161,10 @@ def _open(opened: Checkpoint) -> _Opened:
     vocabulary = encoder_vocabulary(opened) if has_vocabulary else None
     if vocabulary is not None and not isinstance(vocabulary, WordPiece):
         raise UserError(f"{opened.path}: has a SentencePiece vocabulary; hf-bert needs a WordPiece vocabulary")
-    return _Opened(model, bert.to_bert(opened.finite_params(), model, prefix), vocabulary, kept)
+    labels, params = labels_in(opened) if (opened.path / LABELS).exists() else None, opened.finite_params()
+    if labels is not None:
+        params = bert.with_scale(params, labels)
+    return _Opened(model, bert.to_bert(params, model, prefix), vocabulary, kept, labels)
 
 
 def _tokenizer(opened: _Opened) -> dict[str, Any]:

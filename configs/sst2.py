@@ -1,0 +1,24 @@
+"""Sentences of film reviews, positive or negative (SST-2 of GLUE), from a BERT that is trained already.
+
+    python train.py --config configs/sst2.py --workdir runs/sst2 --train.init_from runs/minilm --train.seeds 3
+    python evaluate.py --workdir runs/sst2
+    echo "a gripping film ." | python -m transformer predict runs/sst2
+
+Put train.tsv.gz and dev.tsv.gz in $TRANSFORMER_DATA/sst2: a label, 0 or 1, a tab and a sentence, without a header.
+"""
+
+import os
+
+from transformer.config import FinetuneConfig, LabelledConfig
+
+folder = os.path.join(os.environ.get("TRANSFORMER_DATA", "data"), "sst2")
+
+config = FinetuneConfig(
+    data=LabelledConfig(
+        train=(os.path.join(folder, "train.tsv.gz"),),
+        dev=(os.path.join(folder, "dev.tsv.gz"),),
+        text="2",
+        label="1",
+        context=64,
+    ),
+)

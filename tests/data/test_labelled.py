@@ -1,0 +1,150 @@
+"""Labelled texts from .tsv, .csv, .jsonl and .conll files, and one line for each mistake in them."""
+
+import gzip
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from transformer.config import UserError
+from transformer.data.labelled import Columns, Example, read_examples
+
+NAMED, NUMBERED, PAIR = Columns("text", None, "label"), Columns("2", None, "1"), Columns("a", "b", "label")
+
+
+def read(folder: Path, name: str, content: str | bytes, columns: Columns = NAMED, kind: str = "classes") -> list:
+    path = folder / name
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return read_examples([str(path)], columns, kind)
+
+
+def rows(found: list[Example]) -> list[tuple]:
+    return [(one.text, one.second, one.label, one.line) for one in found]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "columns"),
+    [
+        ("x.tsv", "label\ttext\nyes\ta b\nno\tc\n", NAMED),
+        ("x.txt", "text\tlabel\tmore\na b\tyes\t1\nc\tno\t2", NAMED),
+        ("x.tsv", "\ufefflabel\ttext\r\nyes\ta b\r\nno\tc\r\n", NAMED),
+        ("x.csv", '"label",text\nyes,"a b"\nno,c\n', NAMED),
+    ],
+)
+def test_tables_with_a_header(tmp_path: Path, name: str, content: str, columns: Columns) -> None:
+    assert rows(read(tmp_path, name, content, columns)) == [("a b", None, "yes", 2), ("c", None, "no", 3)]
+
+
+def test_tables_without_a_header_and_compressed(tmp_path: Path) -> None:
+    found = read(tmp_path, "x.tsv.gz", gzip.compress(b"yes\ta b\n\nno\tc\n"), NUMBERED)
+    assert rows(found) == [("a b", None, "yes", 1), ("c", None, "no", 3)]
+
+
+def test_pairs_and_several_files(tmp_path: Path) -> None:
+    for name in ("x.tsv", "y.tsv"):
+        (tmp_path / name).write_text(f"a\tb\tlabel\n{name} one\ttwo\tyes\n")
+    found = read_examples([str(tmp_path / "x.tsv"), str(tmp_path / "y.tsv")], PAIR, "classes")
+    assert found == [Example("x.tsv one", "two", "yes", 0, 2), Example("y.tsv one", "two", "yes", 1, 2)]
+
+
+def test_quotes_of_a_csv_and_the_lines_behind_them(tmp_path: Path) -> None:
+    content = 'label,text\nyes,"a ""b"",\nc"\nno,d\n'
+    assert rows(read(tmp_path, "x.csv", content)) == [('a "b", c', None, "yes", 2), ("d", None, "no", 4)]
+    assert rows(read(tmp_path, "x.tsv", 'label\ttext\nyes\t"a ""b"\n')) == [('"a ""b"', None, "yes", 2)]
+    with pytest.raises(UserError, match=r"x\.csv:3: not a row of a \.csv \(.*\); correct its quotes"):
+        read(tmp_path, "x.csv", 'label,text\nyes,a\nno,"open\nyes,b\n')
+    assert len(read(tmp_path, "x.csv", f"label,text\nyes,{'a ' * 200_000}\n")) == 1
+
+
+def test_json_lines(tmp_path: Path) -> None:
+    lines = [
+        {"label": 1, "in": {"text": "a\nb"}},
+        {"label": True, "in.text": "c"},
+        {"label": " x ", "in": {"text": "d"}},
+    ]
+    found = read(tmp_path, "x.jsonl", "\n".join(map(json.dumps, lines)), Columns("in.text", None, "label"))
+    assert rows(found) == [("a b", None, "1", 1), ("c", None, "true", 2), ("d", None, "x", 3)]
+
+
+def test_numbers(tmp_path: Path) -> None:
+    found = read(
+        tmp_path, "x.jsonl", '{"text": "a", "label": -2.5e1}\n{"text": "b", "label": "3"}\n', kind="regression"
+    )
+    assert [float(one.label) for one in found] == [-25, 3]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("x.tsv", "text\tlabel\na b  c\tN V N\nd\tN\n"),
+        ("x.csv", "text,label\na b c,N V N\nd,N\n"),
+        ("x.jsonl", '{"text": ["a", "b", "c"], "label": ["N", "V", "N"]}\n{"text": "d", "label": "N"}\n'),
+        ("x.conll", "-DOCSTART- -X- O\n\na x N\nb x V\nc\tN\n\n\nd N\n"),
+    ],
+)
+def test_tags(tmp_path: Path, name: str, content: str) -> None:
+    found = read(tmp_path, name, content, kind="tags")
+    assert [(one.text, one.label) for one in found] == [(("a", "b", "c"), ("N", "V", "N")), (("d",), ("N",))]
+
+
+MISTAKES = {
+    ("classes", NAMED): [
+        ("tsv", "yes\ta\n", "1: the header has no column 'text', only 'yes', 'a'; name it with --data.text, or, if "
+         "this is no header, give the numbers of the columns, such as --data.label 1 --data.text 2"),
+        ("tsv", "text\ttext\tlabel\n", "1: the header has the column 'text' twice"),
+        ("tsv", "text\tlabel\na\tx\nb\n", "3: too few columns: 1, but the header has 2; add"),
+        ("tsv", "text\tlabel\na\t \n", "2: the label is empty; fill it, or remove the row"),
+        ("tsv", "text\tlabel\n\tx\n", "2: the text is empty; fill it, or remove the row"),
+        ("tsv", b"text\tlabel\na\xff\tx\n", "2: byte 0xff is not valid UTF-8"),
+        ("jsonl", '[{"text": "a"}]', "1: not a JSON object; each line must be one; convert a list of objects to lines"),
+        ("jsonl", '{"text": "a", "text": "b"}', '1: the key "text" occurs twice in one object'),
+        ("jsonl", '{"body": "a"}', "1: no field 'text' (it has \"body\"); name it with --data.text"),
+        ("jsonl", '{"text": "\\ud800", "label": "x"}', "1: the text holds half a surrogate pair"),
+        ("jsonl", '{"text": "a", "label": null}', "1: the label must be a string, not null"),
+        ("conll", "a N\n", " holds tagged words; set data.kind = 'tags'"),
+    ],
+    ("classes", NUMBERED): [
+        ("tsv", "yes\n", "1: no column 2, as data.text says: it has 1: 'yes'"),
+        ("tsv", "y\ta\ny\tb\tc\n", "2: too many columns: 3, but line 1 has 2; add or"),
+    ],
+    ("classes", PAIR): [("tsv", "a\tb\tlabel\nc\t\tx\n", "2: the second is empty")],
+    ("regression", NAMED): [
+        ("tsv", "text\tlabel\na\t1,5\n", "2: the label is '1,5', not a number such as -2.5"),
+        ("tsv", "text\tlabel\na\tnan\n", "2: the label is 'nan', not a number"),
+        ("tsv", "text\tlabel\na\t1e999\n", "2: the label is '1e999', not a number"),
+        ("jsonl", '{"text": "a", "label": true}', "1: the label must be a string, not true"),
+    ],
+    ("tags", NAMED): [
+        ("tsv", "text\tlabel\na b\tN\n", "2: the label has 1 tags for 2 words; give a tag for each word"),
+        ("jsonl", '{"text": [], "label": []}', "1: the text is an empty list"),
+        ("jsonl", '{"text": ["a", 3], "label": "N N"}', "1: the text must be a string, not 3"),
+        ("conll", "a N\nb\n", "2: a word without a tag; each line must hold a word, a space and its tag"),
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("kind", "columns", "ending", "content", "told"),
+    [(*how, *case) for how, cases in MISTAKES.items() for case in cases],
+)
+def test_mistakes(tmp_path: Path, kind: str, columns: Columns, ending: str, content: str | bytes, told: str) -> None:
+    with pytest.raises(UserError) as error:
+        read(tmp_path, f"x.{ending}", content, columns, kind)
+    assert str(error.value).removeprefix(f"{tmp_path}/").startswith(f"x.{ending}:{told}")
+    assert "\n" not in str(error.value)
+
+
+def test_missing_and_empty_files(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no\.tsv: "):
+        read_examples([str(tmp_path / "no.tsv")], NAMED, "classes")
+    assert read(tmp_path, "x.tsv", "") == [] == read(tmp_path, "x.tsv", "text\tlabel\n")
+
+
+DATA = Path(os.environ.get("TRANSFORMER_DATA", "-")) / "sst2"
+
+
+@pytest.mark.skipif(not DATA.exists(), reason="needs $TRANSFORMER_DATA/sst2")
+def test_the_sentences_of_film_reviews() -> None:
+    found = read_examples([str(DATA / "dev.tsv.gz")], NUMBERED, "classes")
+    assert len(found) == 872 and {one.label for one in found} == {"0", "1"}

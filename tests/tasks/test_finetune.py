@@ -1,0 +1,360 @@
+"""Fine-tuning: classes, numbers and tags; resumed runs, starts, frozen and redrawn layers, seeds; new texts."""
+
+import dataclasses
+import io
+import json
+import random
+import shutil
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from quick import jit
+
+import transformer
+from transformer.checkpoint import Checkpoints, best_seed
+from transformer.config import BERT, TrainConfig, UserError
+from transformer.data.labels import Labels
+from transformer.inference.classifier import Classifier
+from transformer.model import build
+from transformer.training.objectives import labelled
+
+pytest.importorskip("tokenizers")
+GOOD, BAD = ("good", "fine", "great", "lovely"), ("bad", "poor", "awful", "dull")
+OTHER = ("the", "film", "a", "story", "was", "is", "actor", "scene")
+MODEL = dataclasses.replace(
+    BERT, encoder_layers=2, d_model=16, d_ff=32, heads=2, vocab_size=30, max_positions=9, head="sequence", labels=3
+)
+CONFIG = """
+import dataclasses
+from transformer.config import BERT, FinetuneConfig, LabelledConfig, TrainConfig, TuneConfig
+
+folder = {folder!r}
+config = FinetuneConfig(
+    model=dataclasses.replace(
+        BERT, encoder_layers=2, d_model=32, d_ff=64, heads=2, max_positions=24, head="sequence", initializer="scaled"
+    ),
+    data=LabelledConfig(
+        train=(folder + "/train.tsv",), dev=(folder + "/dev.tsv",), context=16, vocab_size=70, length_buckets=2
+    ),
+    train=dataclasses.replace(FinetuneConfig.train, peak_learning_rate=0.003, log_every=20),
+    tune=TuneConfig(epochs=3, batch_rows=16),
+)
+"""
+
+
+def sentence(draw: random.Random, words: tuple[str, ...]) -> str:
+    """Words without meaning, and one that says whether the sentence is good or bad."""
+    others = [draw.choice(OTHER) for _ in range(draw.randint(2, 8))]
+    others.insert(draw.randint(0, len(others)), draw.choice(words))
+    return " ".join(others)
+
+
+def write(path: Path, rows: list[tuple[str, ...]], header: str = "label\ttext") -> None:
+    path.write_text("".join("\t".join(row) + "\n" for row in [(header,), *rows]))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """Texts, pairs, numbers and tags that can be learnt."""
+    draw, folder = random.Random(0), tmp_path_factory.mktemp("labelled")
+    for name, count in (("train", 400), ("dev", 60), ("test", 40)):
+        kinds = [draw.random() < 0.6 for _ in range(count)]
+        texts = [sentence(draw, GOOD if good else BAD) for good in kinds]
+        labels = ["positive" if good else "negative" for good in kinds]
+        write(folder / f"{name}.tsv", list(zip(labels, texts, strict=True)))
+        seconds = [sentence(draw, GOOD if draw.random() < 0.5 else BAD) for _ in texts]
+        pairs = [
+            str(bool(set(one.split()) & set(GOOD)) == bool(set(two.split()) & set(GOOD)))
+            for one, two in zip(texts, seconds, strict=True)
+        ]
+        write(folder / f"{name}_pairs.tsv", list(zip(pairs, texts, seconds, strict=True)), "label\ttext\tother")
+        numbers = [f"{130 if good else 70}.5" for good in kinds]
+        write(folder / f"{name}_numbers.tsv", list(zip(numbers, texts, strict=True)))
+        tags = [" ".join("B-G" if w in GOOD else "B-B" if w in BAD else "O" for w in text.split()) for text in texts]
+        write(folder / f"{name}_tags.tsv", list(zip(tags, texts, strict=True)))
+    (folder / "config.py").write_text(CONFIG.format(folder=str(folder)))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(folder: Path, tmp_path_factory) -> Path:
+    """The workdir of a finished run."""
+    from transformer.jobs import train
+
+    workdir = tmp_path_factory.mktemp("finetune") / "run"
+    train(["--config", str(folder / "config.py"), "--workdir", str(workdir)])
+    return workdir
+
+
+def scores(workdir: Path) -> dict[int, dict]:
+    entries = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return {entry["step"]: entry for entry in entries if "dev_loss" in entry}
+
+
+# ---- Training --------------------------------------------------------------------------------------------------------
+
+
+def test_epochs_decide_on_the_updates(run: Path) -> None:
+    """400 texts are 25 updates of 16; the config that is kept has all that follows from it."""
+    config = Checkpoints(run).open().config
+    train = config.train
+    assert (train.steps, train.warmup_steps, train.decay_steps, train.eval_every) == (75, 8, 75, 25)
+    assert train.batch_tokens == 16 * 16 and (config.model.labels, config.model.vocab_size) == (2, 70)
+    found = scores(run)
+    assert list(found) == [25, 50, 75] and found[75]["dev_accuracy"] > 0.9
+    best = max(found, key=lambda step: (found[step]["dev_accuracy"], -found[step]["dev_loss"]))
+    assert Checkpoints(run).best() == best
+    labels = json.loads((run / "labels.json").read_text())
+    assert (
+        labels["names"] == ["negative", "positive"] and labels["metric"] == "accuracy" and labels["direction"] == "up"
+    )
+
+
+def test_a_run_that_was_stopped_equals_one_that_was_not(folder: Path, run: Path, tmp_path: Path, call) -> None:
+    for steps in (30, 75):
+        done = call(
+            "train.py",
+            "--config",
+            folder / "config.py",
+            "--workdir",
+            tmp_path / "run",
+            "--tune.epochs=None",
+            f"--train.steps={steps}",
+            "--train.warmup_steps=8",
+            "--train.decay_steps=75",
+            "--train.eval_every=25",
+            "--train.checkpoint_every=25",
+        )
+        assert done.code == 0, done.err
+    ours, theirs = (Checkpoints(workdir).at(75) for workdir in (run, tmp_path / "run"))
+    jax.tree.map(np.testing.assert_array_equal, ours.params(), theirs.params())
+    done = call("train.py", "--config", folder / "config.py", "--workdir", run)
+    assert done.code == 0 and "is trained already, to step 75" in done.err
+
+
+@pytest.mark.parametrize(
+    ("options", "score", "least"),
+    [
+        (["_numbers", "--data.kind=regression"], "dev_pearson", 0.9),
+        (["_tags", "--data.kind=tags"], "dev_f1", 0.9),
+        (["_pairs", "--data.second=other", "--tune.metric=matthews"], "dev_matthews", -1.0),
+    ],
+)
+def test_other_kinds_of_labels(
+    folder: Path, tmp_path: Path, call, options: list[str], score: str, least: float
+) -> None:
+    kind, *rest = options
+    files = [f"--data.train={folder}/train{kind}.tsv", f"--data.dev={folder}/dev{kind}.tsv"]
+    done = call("train.py", "--config", folder / "config.py", "--workdir", tmp_path / "run", *files, *rest)
+    assert done.code == 0, done.err
+    found = scores(tmp_path / "run")
+    assert max(entry[score] for entry in found.values()) >= least
+    done = call("evaluate.py", "--workdir", tmp_path / "run", "--json")
+    result, best = json.loads(done.out), Checkpoints(tmp_path / "run").best()
+    assert result["texts"] == 60 and result["scores"]["loss"] == pytest.approx(found[best]["dev_loss"], rel=1e-5)
+    assert result["scores"][score[4:]] == pytest.approx(found[best][score], rel=1e-5)
+    assert result["last_epoch"][score[4:]] == pytest.approx(found[75][score], rel=1e-5)
+
+
+def test_layers_and_heads_of_a_start(folder: Path, run: Path, tmp_path: Path, call) -> None:
+    """The model is that of the start. Frozen layers stay as they are, redrawn ones and the head do not."""
+    (folder / "plain.py").write_text("from transformer.config import FinetuneConfig\nconfig = FinetuneConfig()\n")
+    options = ["--config", folder / "plain.py", "--data.context=16", "--train.init_from", run, "--tune.epochs=1"]
+    options += [f"--data.train={folder}/train_numbers.tsv", "--data.kind=regression"]
+    done = call("train.py", *options, "--workdir", tmp_path / "a", "--tune.frozen_layers=1", "--tune.layer_decay=0.5")
+    assert done.code == 0, done.err
+    assert "drawn anew  label_head" in done.err and Checkpoints(tmp_path / "a").open().config.model.d_model == 32
+    before, after = Checkpoints(run).open().params(), Checkpoints(tmp_path / "a").open("last").params()
+    same = jax.tree.map(lambda a, b: bool(a.shape == b.shape and (a == b).all()), before, after)
+    assert all(jax.tree.leaves([same["embedding"], same["positions"], same["encoder"]["layers"]["0"]]))
+    assert not any(jax.tree.leaves(same["encoder"]["layers"]["1"])) and not same["label_head"]["w"]
+    done = call("train.py", *options, "--workdir", tmp_path / "b", "--tune.redrawn_layers=1")
+    assert "drawn anew  encoder/layers/1/feed_forward, " in done.err and "label_head, pooler" in done.err
+    done = call("train.py", *options, "--workdir", tmp_path / "c", "--model.d_ff=128")
+    assert done.code == 2 and "--model.d_ff is 64 there, 128 here. Leave these options out" in done.err
+    again = [*options[:5], "--tune.epochs=1", f"--data.train={folder}/train.tsv", f"--data.dev={folder}/dev.tsv"]
+    done = call("train.py", *again, "--workdir", tmp_path / "d")
+    assert done.code == 0 and "drawn anew" not in done.err  # the same labels: the head goes on, too
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--data.train="], "data.train is empty: name a file of labelled texts"),
+        (["--train.steps=50"], "train.steps = 50: tune.epochs sets it; leave it out, or set tune.epochs to None"),
+        (["--train.batch_tokens=64"], "train.batch_tokens = 64: tune.batch_rows sets it; leave it out"),
+        (["--tune.metric=pearson"], "tune.metric = 'pearson': must be auto, accuracy or f1 or matthews with data.kind"),
+        (["--data.second=label"], "data.label = 'label': must be another column than the texts"),
+        (["--data.text=2"], "data.label = 'label': must be numbers, as another column is"),
+        (["--data.context=32"], "model.max_positions = 24: must be at least 32"),
+        (["--tune.frozen_layers=3"], "tune.frozen_layers = 3: must be at most model.encoder_layers (2)"),
+        (["--tune.class_weights", "spam"], "must be 'balanced' alone, or entries such as spam=2"),
+        (["--tune.class_weights", "spam=2"], "tune.class_weights: no training text has the label 'spam'"),
+        (["--model.labels=3"], "model.labels = 3: the data has 2; leave model.labels out"),
+        (["--tune.batch_rows=5", "--train.accumulate=2"], "tune.batch_rows = 5: must be a multiple of train.acc"),
+        (
+            ["--train.seed=4294967295", "--train.seeds=2"],
+            "train.seeds = 2: must leave the last seed below 4,294,967,296",
+        ),
+    ],
+)
+def test_mistakes_before_training(folder: Path, tmp_path: Path, call, options: list[str], told: str) -> None:
+    if options == ["--data.train="]:
+        (folder / "plain.py").write_text("from transformer.config import FinetuneConfig\nconfig = FinetuneConfig()\n")
+        done = call("train.py", "--config", folder / "plain.py", "--workdir", tmp_path / "run")
+    else:
+        done = call("train.py", "--config", folder / "config.py", "--workdir", tmp_path / "run", *options)
+    assert done.code == 2 and told in done.err.splitlines()[-1]
+    assert "Traceback" not in done.err and not (tmp_path / "run" / "checkpoints").exists()
+
+
+# ---- Seeds -----------------------------------------------------------------------------------------------------------
+
+
+def test_several_seeds(folder: Path, tmp_path: Path, call, monkeypatch) -> None:
+    """Each in a folder of its own, with a summary; the best one predicts; a second call trains nothing."""
+    command = ["train.py", "--config", folder / "config.py", "--workdir", tmp_path / "run", "--train.seeds=2"]
+    done = call(*command, "--train.seed=3", "--tune.epochs=1")
+    assert done.code == 0, done.err
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["seed-3", "seed-4"]
+    each = {seed: scores(tmp_path / "run" / f"seed-{seed}")[25]["dev_accuracy"] for seed in (3, 4)}
+    assert f"seed 3: best dev_accuracy {each[3]:.4g}, last {each[3]:.4g}" in done.err
+    assert f"2 seeds: mean of the best dev_accuracy {np.mean(list(each.values())):.4g}, standard deviation" in done.err
+    done = call(*command, "--train.seed=3", "--tune.epochs=1")
+    assert done.err.count("is trained already, to step 25") == 2
+    done = call("evaluate.py", "--workdir", tmp_path / "run", "--json")
+    result = json.loads(done.out)
+    assert list(result["seeds"]) == ["3", "4"] and result["mean"] == pytest.approx(np.mean(list(each.values())))
+    best = best_seed(tmp_path / "run")
+    assert best.name == f"seed-{result['best_seed']}"
+    texts = ["the film was lovely", "a dull story"]
+    assert Classifier.load(tmp_path / "run").classify(texts) == Classifier.load(best).classify(texts)
+    done = call("evaluate.py", "--workdir", tmp_path / "run")
+    assert "2 seeds" in done.out and f"best on the development set: seed {result['best_seed']}" in done.out
+    done = call(*command[:-1])
+    assert done.code == 2 and "holds the runs of 2 seeds; give --train.seeds 2, or another --workdir" in done.err
+
+
+# ---- The objective ---------------------------------------------------------------------------------------------------
+
+
+def random_batch(kind: str) -> dict[str, np.ndarray]:
+    draw = np.random.default_rng(0)
+    part = np.array([[1] * n + [2] * m + [0] * (9 - n - m) for n, m in draw.integers(2, 5, (6, 2))], np.int32)
+    label = (
+        draw.integers(0, 4, (6, 9), np.int32) * (part > 0) if kind == "tags" else draw.integers(1, 4, (6, 1), np.int32)
+    )
+    if kind == "numbers":
+        label = draw.normal(size=(6, 1)).astype(np.float32).view(np.int32)
+    return {"text": draw.integers(5, 30, (6, 9), np.int32), "part": part, "label": label}
+
+
+@pytest.mark.parametrize("kind", ["classes", "weighted", "numbers", "tags"])
+def test_the_loss_is_a_mean_over_texts_or_words(kind: str) -> None:
+    outputs = 1 if kind == "numbers" else 3
+    model = build(dataclasses.replace(MODEL, head="token" if kind == "tags" else "sequence", labels=outputs))
+    params, batch = model.init(jax.random.key(0)), random_batch(kind)
+    params["label_head"]["w"] = jax.random.normal(jax.random.key(1), (16, outputs))
+    weights = np.array([1.0, 2.0, 0.5]) if kind == "weighted" else np.ones(3)
+    options = {"numbers": kind == "numbers", "class_weights": tuple(weights) if kind == "weighted" else None}
+    loss = jit(labelled(model, TrainConfig(label_smoothing=0.1), **options).loss)
+    padded = {name: np.pad(x, ((0, 2), (0, 0))) for name, x in batch.items()}  # rows that a mesh adds
+    given = {"types_BT": jnp.int32(batch["part"] == 2), "mask_BT": batch["part"] > 0}
+    logits = np.asarray(jit(model.apply)(params, batch["text"], **given), np.float64)
+    if kind == "numbers":
+        expected, weight = ((logits - batch["label"].view(np.float32)) ** 2).sum(), 6
+        smoothed = expected
+    else:
+        log_probs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+        label = batch["label"] if kind == "tags" else batch["label"][:, 0]
+        at = np.nonzero(label)
+        of_label = weights[label[at] - 1]
+        nll = -np.take_along_axis(log_probs[at], label[at][:, None] - 1, axis=1)[:, 0]
+        expected, weight = (of_label * nll).sum(), of_label.sum()
+        smoothed = (of_label * (0.9 * nll - 0.1 * log_probs[at].mean(-1))).sum()
+    for each in (batch, padded):
+        total, sums = loss(params, each, None)
+        assert float(total) == pytest.approx(smoothed, rel=1e-5) and float(sums["nll"]) == pytest.approx(
+            expected, rel=1e-5
+        )
+        assert float(sums["weight"]) == pytest.approx(weight) and sums["tokens"] == (batch["part"] > 0).sum()
+
+
+# ---- Evaluation and prediction ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def predict(call, monkeypatch):
+    """`predict(workdir, text, options)`: the verb's output for this standard input."""
+
+    def predict(workdir: Path, text: str, *options: object):
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text.encode())))
+        return call("transformer", "predict", workdir, *options)
+
+    return predict
+
+
+def test_a_label_and_its_probability_a_line(run: Path, predict) -> None:
+    lines = ["the film was lovely", "", "a dull story is a dull story"]
+    done = predict(run, "\n".join(lines) + "\n")
+    assert done.code == 0, done.err
+    assert [line.split("\t")[0] for line in done.out.split("\n")] == ["positive", "", "negative", ""]
+    done = predict(run, "\n".join(lines), "--jsonl")
+    found = [json.loads(line) for line in done.out.splitlines()]
+    assert [one["text"] for one in found] == lines and found[1] == {"text": "", "label": None}
+    opened = Checkpoints(run).open()
+    classifier = Classifier.of(opened)
+    for one in (found[0], found[2]):
+        ids = np.array([classifier.encode([[one["text"]]])[0].ids])
+        probabilities = np.asarray(jax.nn.softmax(opened.model.apply(opened.params(), ids)))[0]
+        np.testing.assert_allclose(list(one["probabilities"].values()), probabilities, rtol=1e-4)
+        assert one["probability"] == max(one["probabilities"].values())
+
+
+def test_from_python(run: Path) -> None:
+    classifier = transformer.Classifier.load(run)
+    found = classifier.classify(["a great film"] * 70)
+    assert found[0].label == "positive" and found[0].probabilities.keys() == {"negative", "positive"}
+    assert all(one.probability == pytest.approx(found[0].probability, rel=1e-4) for one in found)
+    for wrong, told in (
+        ("a text", "texts = 'a text': give a list of texts"),
+        ([3], "line 1: 3: give a string"),
+        ([("a", "b")], "line 1: has 2 texts, but this model was trained on one"),
+    ):
+        with pytest.raises(UserError, match=f"^{told}"):
+            classifier.classify(wrong)
+    with pytest.raises(UserError, match=r"^the model has the head 'sequence' with 2 outputs, but these labels need"):
+        Classifier(classifier.model, classifier.params, classifier.vocabulary, Labels("tags", "f1", ("O", "B-x")))
+
+
+def test_evaluate_on_another_file(folder: Path, run: Path, tmp_path: Path, call) -> None:
+    moved = Path(shutil.copytree(run, tmp_path / "moved"))
+    done = call("evaluate.py", "--workdir", moved)
+    assert done.code == 0 and done.out.startswith("dev.tsv: 60 texts, checkpoint ")
+    assert "last epoch: accuracy " in done.out and "negative" in done.out
+    done = call("evaluate.py", "--workdir", moved, "--data", folder / "test.tsv", "--json")
+    result = json.loads(done.out)
+    assert (result["test_set"], result["texts"]) == ("test.tsv", 40) and "last_epoch" not in result
+    assert np.sum(result["confusion"]) == 40 and result["labels"] == ["negative", "positive"]
+    assert np.trace(result["confusion"]) / 40 == pytest.approx(result["scores"]["accuracy"])
+    write(tmp_path / "wrong.tsv", [("positive", "good"), ("neutral", "a film")])
+    done = call("evaluate.py", "--workdir", moved, "--data", tmp_path / "wrong.tsv")
+    assert done.code == 2 and "wrong.tsv:3: the label 'neutral' never occurs in training" in done.err.splitlines()[-1]
+    done = call("evaluate.py", "--workdir", moved, "--text", tmp_path / "wrong.tsv")
+    assert done.code == 2 and "--text: the task of" in done.err
+
+
+def test_collapse_is_named(folder: Path, tmp_path: Path, call) -> None:
+    """A run that gives all texts one label says so."""
+    options = ["--train.peak_learning_rate=1e-8", "--tune.epochs=1", "--data.dev", folder / "dev.tsv"]
+    done = call("train.py", "--config", folder / "config.py", "--workdir", tmp_path / "run", *options)
+    assert (
+        "dev_collapse all get the label 'positive'" in done.err
+        or "dev_collapse all get the label 'negative'" in done.err
+    )
+    done = call("evaluate.py", "--workdir", tmp_path / "run")
+    assert "COLLAPSED: all get the label '" in done.out

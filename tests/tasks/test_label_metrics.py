@@ -1,0 +1,83 @@
+"""Scores of labels against their definitions, and against figures that were computed by hand."""
+
+import numpy as np
+import pytest
+
+from transformer.tasks.label_metrics import (
+    class_metrics,
+    confusion,
+    confusion_lines,
+    regression_metrics,
+    spans,
+    tag_metrics,
+)
+
+
+def test_two_classes() -> None:
+    """4 true positives, 1 false positive, 2 false negatives, 3 true negatives."""
+    gold = np.array([1] * 6 + [0] * 4)
+    predicted = np.array([1] * 4 + [0] * 2 + [1] + [0] * 3)
+    counts_CC = confusion(gold, predicted, 2)
+    assert counts_CC.tolist() == [[3, 1], [2, 4]]
+    found = class_metrics(counts_CC)
+    assert found["accuracy"] == 0.7 and found["f1"] == pytest.approx(8 / 11)
+    assert found["matthews"] == pytest.approx((4 * 3 - 1 * 2) / (5 * 6 * 4 * 5) ** 0.5)
+
+
+def test_more_classes_and_one_that_never_occurs() -> None:
+    gold, predicted = np.array([0, 0, 1, 1, 2, 2]), np.array([0, 1, 1, 1, 2, 0])
+    found = class_metrics(confusion(gold, predicted, 4))
+    assert found["f1"] == pytest.approx(np.mean([1 / 2, 4 / 5, 2 / 3]))
+    # The correlation of Gorodkin (2004): that of the indicators of both sides, summed over classes.
+    one, other = (np.eye(4)[side] - np.eye(4)[side].mean(0) for side in (gold, predicted))
+    expected = (one * other).sum() / np.sqrt((one**2).sum() * (other**2).sum())
+    assert found["matthews"] == pytest.approx(expected)
+
+
+def test_all_texts_in_one_class() -> None:
+    found = class_metrics(confusion(np.array([0, 0, 1]), np.array([0, 0, 0]), 2))
+    assert found == {"accuracy": pytest.approx(2 / 3), "f1": 0.0, "matthews": 0.0}
+
+
+def test_the_table() -> None:
+    heading, negative, positive = confusion_lines(np.array([[3, 1], [2, 4]]), ["no", "yes"])
+    assert heading.split() == ["no", "yes", "precision", "recall", "F1"]
+    assert negative.split() == ["no", "3", "1", "0.6000", "0.7500", "0.6667"]
+    assert positive.split() == ["yes", "2", "4", "0.8000", "0.6667", "0.7273"]
+    assert len(heading) == len(negative) == len(positive)
+
+
+def test_numbers() -> None:
+    gold, predicted = np.array([1.0, 2.0, 3.0, 4.0]), np.array([1.0, 4.0, 9.0, 9.0])
+    found = regression_metrics(gold, predicted)
+    assert found["pearson"] == pytest.approx(np.corrcoef(gold, predicted)[0, 1])
+    assert found["spearman"] == pytest.approx(np.corrcoef([1, 2, 3, 4], [1, 2, 3.5, 3.5])[0, 1])
+    assert found["mean_squared_error"] == pytest.approx((0 + 4 + 36 + 25) / 4)
+    assert regression_metrics(gold, np.ones(4))["pearson"] == 0.0
+
+
+@pytest.mark.parametrize(
+    ("tags", "expected"),
+    [
+        ("B-a I-a O B-b", [(0, 2, "a"), (3, 4, "b")]),
+        ("B-a B-a I-b", [(0, 1, "a"), (1, 2, "a"), (2, 3, "b")]),
+        ("I-a I-a O I-b", [(0, 2, "a"), (3, 4, "b")]),
+        ("S-a B-b I-b E-b I-b", [(0, 1, "a"), (1, 4, "b"), (4, 5, "b")]),
+        ("U-a B-b L-b O", [(0, 1, "a"), (1, 3, "b")]),
+        ("O O", []),
+    ],
+)
+def test_spans(tags: str, expected: list) -> None:
+    assert list(spans(tags.split())) == expected
+
+
+def test_spans_count_whole() -> None:
+    """3 gold spans and 3 predicted ones; 1 is right, one has another end, one another type."""
+    gold, predicted = [["B-a", "I-a", "O", "B-b"], ["B-a"]], [["B-a", "I-a", "O", "B-a"], ["B-b"]]
+    found = tag_metrics(gold, predicted)
+    assert found == {"accuracy": 0.6, "f1": pytest.approx(1 / 3), "precision": 1 / 3, "recall": 1 / 3}
+
+
+def test_tags_without_spans() -> None:
+    found = tag_metrics([["N", "V", "N"]], [["N", "N", "N"]])
+    assert found == {"accuracy": pytest.approx(2 / 3), "f1": pytest.approx((0.8 + 0) / 2)}

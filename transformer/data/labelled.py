@@ -1,0 +1,253 @@
+"""Read labelled texts: rows of .tsv, .csv and .jsonl files, and tagged words of .conll files.
+
+A .tsv has no quoting, a .csv has that of RFC 4180. Both have a header with the names of the columns, unless columns are
+given by their numbers. A .conll has a word and its tag a line, and blank lines between sentences. Files may be
+compressed. A line break within a text becomes a space.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from transformer.config import UserError, whole_number
+from transformer.data.compression import uncompressed_name
+from transformer.data.text import RepeatedKey, field_names, list_hint, read_json, read_lines, value_at
+
+_SHOWN = 12  # columns that an error lists
+_CONLL = (".conll", ".iob", ".iob2", ".bio")
+_JSON = (".jsonl", ".ndjson", ".json")
+_NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
+_FIELD_LIMIT = 2**31 - 1  # characters of a field of a .csv
+
+
+class Example(NamedTuple):
+    """A text, or a pair of texts, and its label."""
+
+    text: str | tuple[str, ...]
+    """The text; of tags, its words."""
+    second: str | None
+    label: str | tuple[str, ...]
+    """The label; of tags, that of each word."""
+    file: int
+    """Index of the file among those that were read."""
+    line: int
+    """Number of its first line, from 1."""
+
+
+class Columns(NamedTuple):
+    """Where texts and labels stand: names of columns or fields, or numbers of columns from 1."""
+
+    text: str
+    second: str | None
+    label: str
+
+
+class Cell(NamedTuple):
+    """The value of a column in one row."""
+
+    column: str
+    """The field of the config that names the column: "text", "second" or "label"."""
+    value: Any
+    where: str
+    """File and line, for messages."""
+
+    def error(self, what: str) -> UserError:
+        return UserError(f"{self.where}: the {self.column} {what}")
+
+
+Row = tuple[int, dict[str, Cell]]
+"""The number of the first line of a row, and its cells by the names of `Columns`."""
+
+
+def read_examples(
+    paths: Sequence[str], columns: Columns, kind: str, digests: dict[str, str] | None = None
+) -> list[Example]:
+    """The labelled texts of files, in order. `kind`: that of the labels (see `LabelledConfig`).
+
+    The ending of a file's name decides how it is read; another ending than those above means .tsv. `digests`: see
+    `read_lines`. Raises `UserError`, with file and line, for a column that is missing, a row with another number of
+    columns, an empty text or label, a label that is no number where numbers are asked for, and words that are more or
+    fewer than their tags.
+    """
+    found = []
+    for number, path in enumerate(paths):
+        name = uncompressed_name(path)
+        if name.endswith(_CONLL):
+            if kind != "tags":
+                raise UserError(f"{path}: holds tagged words; set data.kind = 'tags', or give a .tsv, .csv or .jsonl")
+            found += [Example(words, None, tags, number, line) for line, words, tags in _conll(path, digests)]
+            continue
+        read = _json_rows if name.endswith(_JSON) else _csv_rows if name.endswith(".csv") else _tsv_rows
+        for line, cells in read(path, columns, digests):
+            second = None if columns.second is None else _string(cells["second"])
+            text, label = (_words if kind == "tags" else _string)(cells["text"]), _LABELS[kind](cells["label"])
+            if kind == "tags" and len(text) != len(label):
+                raise cells["label"].error(
+                    f"has {len(label)} tags for {len(text)} words; give a tag for each word, with spaces between them"
+                )
+            found.append(Example(text, second, label, number, line))
+    return found
+
+
+# ---- Rows of files ---------------------------------------------------------------------------------------------------
+
+
+def _tsv_rows(path: str, columns: Columns, digests: dict[str, str] | None) -> Iterator[Row]:
+    lines = enumerate(read_lines(path, digests=digests), 1)
+    return _table(path, ((number, line.split("\t")) for number, line in lines if line), columns)
+
+
+def _csv_rows(path: str, columns: Columns, digests: dict[str, str] | None) -> Iterator[Row]:
+    csv.field_size_limit(_FIELD_LIMIT)
+    reader = csv.reader((f"{line}\n" for line in read_lines(path, digests=digests)), strict=True)
+
+    def rows() -> Iterator[tuple[int, list[str]]]:
+        while True:
+            first = reader.line_num + 1
+            try:
+                cells = next(reader, None)
+            except csv.Error as error:
+                raise UserError(f"{path}:{first}: not a row of a .csv ({error}); correct its quotes") from None
+            if cells is None:
+                return
+            if cells:
+                yield first, cells
+
+    return _table(path, rows(), columns)
+
+
+def _table(path: str, rows: Iterator[tuple[int, list[str]]], columns: Columns) -> Iterator[Row]:
+    """The cells of a table. `rows`: the number of the first line and the cells of each row."""
+    first = next(rows, None)
+    if first is None:
+        return
+    names = {name: column for name, column in columns._asdict().items() if column is not None}
+    numbered, width = bool(whole_number(columns.text)), len(first[1])
+    places = {name: _place(path, first, name, column, numbered) for name, column in names.items()}
+    for line, cells in [first, *rows] if numbered else rows:
+        if len(cells) != width:
+            what = f"line {first[0]} has {width}" if numbered else f"the header has {width}"
+            few = "too few columns" if len(cells) < width else "too many columns"
+            raise UserError(f"{path}:{line}: {few}: {len(cells)}, but {what}; {_STRAY}")
+        yield line, {name: Cell(name, cells[at], f"{path}:{line}") for name, at in places.items()}
+
+
+_STRAY = "add or remove a tab (in a .csv: a comma, or quotes around a text with commas)"
+
+
+def _place(path: str, first: tuple[int, list[str]], name: str, column: str, numbered: bool) -> int:
+    """The index of a column, by its name in the header or by its number."""
+    line, cells = first
+    shown = ", ".join(repr(cell[:40]) for cell in cells[:_SHOWN]) + (", ..." if len(cells) > _SHOWN else "")
+    if numbered:
+        if (number := whole_number(column)) <= len(cells):
+            return number - 1
+        raise UserError(f"{path}:{line}: no column {number}, as data.{name} says: it has {len(cells)}: {shown}")
+    if cells.count(column) == 1:
+        return cells.index(column)
+    if column in cells:
+        raise UserError(f"{path}:{line}: the header has the column {column!r} twice; rename one of them")
+    raise UserError(
+        f"{path}:{line}: the header has no column {column!r}, only {shown}; name it with --data.{name}, or, if this is "
+        "no header, give the numbers of the columns, such as --data.label 1 --data.text 2"
+    )
+
+
+def _json_rows(path: str, columns: Columns, digests: dict[str, str] | None) -> Iterator[Row]:
+    names = {name: column for name, column in columns._asdict().items() if column is not None}
+    for number, line in enumerate(read_lines(path, digests=digests), 1):
+        where = f"{path}:{number}"
+        if not line.strip():
+            continue
+        try:
+            row = read_json(line)
+        except RepeatedKey as error:
+            raise UserError(f"{where}: {error}") from None
+        except (ValueError, RecursionError):
+            row = None
+        if not isinstance(row, dict):
+            raise UserError(f"{where}: not a JSON object; each line must be one{list_hint(line)}")
+        yield number, {name: Cell(name, _value(row, name, column, where), where) for name, column in names.items()}
+
+
+def _value(row: Mapping[str, Any], name: str, column: str, where: str) -> Any:
+    try:
+        return value_at(dict(row), column)
+    except KeyError:
+        shown = ", ".join(json.dumps(field) for _, field in zip(range(_SHOWN), field_names(dict(row)), strict=False))
+        raise UserError(
+            f"{where}: no field {column!r} (it has {shown or 'none'}); name it with --data.{name}"
+        ) from None
+
+
+def _conll(path: str, digests: dict[str, str] | None) -> Iterator[tuple[int, tuple[str, ...], tuple[str, ...]]]:
+    """The first line, the words and the tags of each sentence."""
+    words: list[str] = []
+    tags: list[str] = []
+    begins = 0
+    for number, line in enumerate(read_lines(path, digests=digests), 1):
+        parts = line.split()
+        if not parts or parts[0] == "-DOCSTART-":
+            if words:
+                yield begins, tuple(words), tuple(tags)
+            words, tags = [], []
+            continue
+        if len(parts) == 1:
+            raise UserError(f"{path}:{number}: a word without a tag; each line must hold a word, a space and its tag")
+        begins = begins if words else number
+        words.append(parts[0])
+        tags.append(parts[-1])
+    if words:
+        yield begins, tuple(words), tuple(tags)
+
+
+# ---- Values ----------------------------------------------------------------------------------------------------------
+
+
+def _string(cell: Cell) -> str:
+    """The text in a cell, with spaces for line breaks. Raises `UserError` if it is empty."""
+    if not isinstance(cell.value, str):
+        raise cell.error(f"must be a string, not {json.dumps(cell.value)[:40]}")
+    try:
+        cell.value.encode()
+    except UnicodeEncodeError:
+        raise cell.error("holds half a surrogate pair, which is not text; correct it") from None
+    text = cell.value.replace("\r\n", " ").replace("\n", " ")
+    if not text.strip():
+        raise cell.error("is empty; fill it, or remove the row")
+    return text
+
+
+def _words(cell: Cell) -> tuple[str, ...]:
+    """The words in a cell: a list of strings, or words with spaces between them."""
+    if not isinstance(cell.value, list):
+        return tuple(_string(cell).split())
+    words = tuple(_string(cell._replace(value=word)).strip() for word in cell.value)
+    if not words:
+        raise cell.error("is an empty list; fill it, or remove the row")
+    return words
+
+
+def _name(cell: Cell) -> str:
+    """The name of a class: a string, or a whole number or a truth value of a .jsonl."""
+    value = cell.value
+    if isinstance(value, bool) or type(value) is int:
+        return json.dumps(value)
+    return _string(cell).strip()
+
+
+def _number(cell: Cell) -> str:
+    """A number, as text."""
+    value = cell.value
+    text = json.dumps(value) if type(value) in (int, float) else _string(cell).strip()
+    if not _NUMBER.fullmatch(text) or not math.isfinite(float(text)):
+        raise cell.error(f"is {text[:40]!r}, not a number such as -2.5")
+    return text
+
+
+_LABELS: dict[str, Callable[[Cell], Any]] = {"classes": _name, "regression": _number, "tags": _words}

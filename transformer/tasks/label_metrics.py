@@ -1,0 +1,119 @@
+"""Scores of labels: accuracy, F1, Matthews' correlation; correlations of numbers; F1 of tagged spans; confusion."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from scipy.stats import rankdata
+
+from transformer.data.labels import marks_spans
+
+
+class Rates(NamedTuple):
+    """Precision, recall and their harmonic mean; 0 where there is nothing to divide by."""
+
+    precision: float
+    recall: float
+    f1: float
+
+
+def rates(right: float, predicted: float, gold: float) -> Rates:
+    """`right`: the number of those that were predicted and are gold."""
+
+    def share(part: float, whole: float) -> float:
+        return float(part / whole) if whole else 0.0
+
+    return Rates(share(right, predicted), share(right, gold), share(2 * right, predicted + gold))
+
+
+# ---- Classes ---------------------------------------------------------------------------------------------------------
+
+
+def confusion(gold_N: np.ndarray, predicted_N: np.ndarray, classes: int) -> np.ndarray:
+    """counts_CC: how many texts of each class (rows) are given each class (columns)."""
+    counts_CC = np.zeros((classes, classes), np.int64)
+    np.add.at(counts_CC, (gold_N, predicted_N), 1)
+    return counts_CC
+
+
+def class_metrics(counts_CC: np.ndarray) -> dict[str, float]:
+    """Accuracy, F1 and Matthews' correlation of a confusion table.
+
+    With two classes, F1 is that of the second one, as in GLUE; with more, the mean over all classes that occur.
+    Matthews' correlation is that of Gorodkin (2004), and 0 if all texts have, or are given, the same class.
+    """
+    gold_C, predicted_C, right_C = counts_CC.sum(1), counts_CC.sum(0), np.diag(counts_CC)
+    total, right = float(counts_CC.sum()), float(right_C.sum())
+    f1_C = [rates(*one).f1 for one in zip(right_C, predicted_C, gold_C, strict=True)]
+    occurs_C = (gold_C + predicted_C) > 0
+    covariance = right * total - float(gold_C @ predicted_C)
+    spread = (total**2 - float(gold_C @ gold_C)) * (total**2 - float(predicted_C @ predicted_C))
+    return {
+        "accuracy": right / total,
+        "f1": float(f1_C[1]) if len(f1_C) == 2 else float(np.mean(np.array(f1_C)[occurs_C])),
+        "matthews": covariance / spread**0.5 if spread else 0.0,
+    }
+
+
+def confusion_lines(counts_CC: np.ndarray, names: Sequence[str]) -> Iterator[str]:
+    """The table for people: a row for each class, a column for each class that it is given; precision, recall, F1."""
+    width, first = max(6, *map(len, names)), max(5, *map(len, names))
+    heading = "  ".join(f"{name:>{width}}" for name in names)
+    yield f"{'':{first}}  {heading}  precision  recall      F1"
+    predicted_C, gold_C = counts_CC.sum(0), counts_CC.sum(1)
+    for i, name in enumerate(names):
+        one = rates(counts_CC[i, i], predicted_C[i], gold_C[i])
+        row = "  ".join(f"{count:>{width},}" for count in counts_CC[i])
+        yield f"{name:{first}}  {row}  {one.precision:9.4f}  {one.recall:6.4f}  {one.f1:6.4f}"
+
+
+# ---- Numbers ---------------------------------------------------------------------------------------------------------
+
+
+def regression_metrics(gold_N: np.ndarray, predicted_N: np.ndarray) -> dict[str, float]:
+    """Pearson's and Spearman's correlation, 0 if all numbers of one side are equal, and the mean squared error."""
+    return {
+        "pearson": _correlation(gold_N, predicted_N),
+        "spearman": _correlation(rankdata(gold_N), rankdata(predicted_N)),
+        "mean_squared_error": float(np.mean((gold_N - predicted_N) ** 2)),
+    }
+
+
+def _correlation(a_N: np.ndarray, b_N: np.ndarray) -> float:
+    a_N, b_N = a_N - a_N.mean(), b_N - b_N.mean()
+    spread = float(np.sqrt((a_N @ a_N) * (b_N @ b_N)))
+    return float(a_N @ b_N) / spread if spread else 0.0
+
+
+# ---- Tags ------------------------------------------------------------------------------------------------------------
+
+
+def tag_metrics(gold: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]]) -> dict[str, float]:
+    """Accuracy of words. If the tags mark spans, also F1, precision and recall of whole spans, as conlleval counts
+    them; else F1 is that of words, the mean over tags."""
+    pairs = [pair for one, other in zip(gold, predicted, strict=True) for pair in zip(one, other, strict=True)]
+    accuracy = sum(a == b for a, b in pairs) / len(pairs)
+    names = sorted({name for pair in pairs for name in pair})
+    if not marks_spans(names):
+        index = {name: i for i, name in enumerate(names)}
+        ids = np.array([[index[name] for name in pair] for pair in pairs])
+        counts_CC = confusion(ids[:, 0], ids[:, 1], len(names))
+        each = [rates(counts_CC[i, i], counts_CC[:, i].sum(), counts_CC[i].sum()).f1 for i in range(len(names))]
+        return {"accuracy": accuracy, "f1": float(np.mean(each))}
+    ours, theirs = ([{*spans(tags)} for tags in side] for side in (predicted, gold))
+    right = sum(len(a & b) for a, b in zip(ours, theirs, strict=True))
+    found = rates(right, sum(map(len, ours)), sum(map(len, theirs)))
+    return {"accuracy": accuracy, "f1": found.f1, "precision": found.precision, "recall": found.recall}
+
+
+def spans(tags: Sequence[str]) -> Iterator[tuple[int, int, str]]:
+    """(begin, end, type) of each span that tags of the forms IOB1, IOB2, BIOES and BILOU mark, as conlleval reads them:
+    a tag I- after another type, or after the end of a span, begins a new one."""
+    begin, before = 0, "O"
+    for i, tag in enumerate([*tags, "O"]):
+        new = tag[0] in "BSU" or (tag != "O" and (before == "O" or before[0] in "ESLU" or before[2:] != tag[2:]))
+        if before != "O" and (new or tag == "O"):
+            yield begin, i, before[2:]
+        begin, before = i if new else begin, tag

@@ -1,0 +1,206 @@
+"""Scores of a fine-tuned encoder on labelled texts; of several seeds, with mean and spread."""
+
+from __future__ import annotations
+
+import logging
+import math
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from transformer.checkpoint import AVERAGE, Checkpoint, Checkpoints, best_seed, seed_folder, seeds_in
+from transformer.config import UserError
+from transformer.data.labelled import Columns, Example, read_examples
+from transformer.data.labelled_rows import framed
+from transformer.data.labels import Labels
+from transformer.inference.classifier import Classifier
+from transformer.streams import plain
+from transformer.tasks import labelled_sets
+from transformer.tasks.label_metrics import (
+    class_metrics,
+    confusion,
+    confusion_lines,
+    regression_metrics,
+    tag_metrics,
+)
+from transformer.tasks.labelled_sets import ExampleSet
+
+log = logging.getLogger("transformer")
+
+
+def scores_of(labels: Labels, examples: Sequence[Example], outputs: Sequence[np.ndarray]) -> dict[str, float]:
+    """Scores by name, "loss" (without smoothing and class weights) first. `outputs`: see `Classifier.outputs`.
+
+    The loss is nats a text or tagged word, or the mean squared error. All are nan if an output is not finite.
+    """
+    if labels.kind == "regression":
+        gold = np.array([float(example.label) for example in examples])
+        predicted = labels.mean + labels.scale * np.array([float(output[0]) for output in outputs])
+        metrics = regression_metrics(gold, predicted)
+        scores = {"loss": metrics["mean_squared_error"], **metrics}
+    elif labels.kind == "classes":
+        gold, stacked = _gold(labels, [example.label for example in examples]), np.stack(outputs)
+        counts_CC = confusion(gold, stacked.argmax(1), labels.size)
+        scores = {"loss": _nll(stacked, gold), **class_metrics(counts_CC)}
+    else:
+        seen = [list(example.label[: len(output)]) for example, output in zip(examples, outputs, strict=True)]
+        gold = _gold(labels, [name for names in seen for name in names])
+        loss = _nll(np.concatenate(outputs), gold)
+        scores = {
+            "loss": loss,
+            **tag_metrics([list(example.label) for example in examples], _tags(labels, examples, outputs)),
+        }
+    if not all(np.isfinite(output).all() for output in outputs):
+        return dict.fromkeys(scores, math.nan)
+    return scores
+
+
+def _gold(labels: Labels, names: Sequence[str]) -> np.ndarray:
+    """The index of each name."""
+    numbers = {name: i for i, name in enumerate(labels.names)}
+    return np.array([numbers[name] for name in names])
+
+
+def _nll(logits_XL: np.ndarray, gold_X: np.ndarray) -> float:
+    """The mean negative log-likelihood."""
+    logits_XL = logits_XL.astype(np.float64)
+    top_X = logits_XL.max(1)
+    log_sums_X = top_X + np.log(np.exp(logits_XL - top_X[:, None]).sum(1))
+    return float((log_sums_X - logits_XL[np.arange(len(gold_X)), gold_X]).mean())
+
+
+def _tags(labels: Labels, examples: Sequence[Example], outputs: Sequence[np.ndarray]) -> list[list[str]]:
+    """The likeliest tag of each word; of words that the model does not see, the usual one."""
+    return [
+        [labels.names[i] for i in output.argmax(1).tolist()] + [labels.usual] * (len(example.text) - len(output))
+        for example, output in zip(examples, outputs, strict=True)
+    ]
+
+
+def collapse(labels: Labels, outputs: Sequence[np.ndarray]) -> str | None:
+    """A sentence if the model gives all texts the same label, as fine-tuning with a high learning rate may; or None."""
+    if len(outputs) < 2:
+        return None
+    if labels.kind == "regression":
+        values = np.array([float(output[0]) for output in outputs])
+        return "all texts get about the same number" if np.ptp(values) < 0.01 else None
+    found = np.unique(np.concatenate([np.atleast_2d(output).argmax(1) for output in outputs]))
+    return f"all get the label {labels.names[int(found[0])]!r}" if len(found) == 1 else None
+
+
+# ---- evaluate.py -----------------------------------------------------------------------------------------------------
+
+
+def evaluate_workdir(workdir: str, *, data: str | None = None, checkpoint: str | None = None) -> dict[str, Any]:
+    """The scores of a workdir's checkpoint on labelled texts, as evaluate.py prints them.
+
+    `data`: a file with the columns of the training files; default: the workdir's test set, else its development set. Of
+    a workdir with several seeds, the scores of each ("seeds"), their mean and their standard deviation. Raises
+    `UserError` if the workdir or the file can't be used.
+    """
+    seeds = seeds_in(workdir)
+    if not seeds or Checkpoints(workdir).states():
+        return _evaluated(workdir, data, checkpoint)
+    each = {}
+    for seed in seeds:
+        folder = seed_folder(workdir, seed)
+        if Checkpoints(folder).states():
+            each[seed] = _evaluated(folder, data, checkpoint)
+        else:
+            log.warning("%s has no checkpoint: left out", folder)
+    if not each:
+        raise UserError(f"{workdir}: no run in its folders seed-N has a checkpoint yet")
+    best, results = str(best_seed(workdir)), list(each.values())
+    metric = results[0]["metric"]
+    values = [result["scores"][metric] for result in results]
+    return {
+        "test_set": results[0]["test_set"],
+        "texts": results[0]["texts"],
+        "metric": metric,
+        "mean": statistics.fmean(values),
+        "standard_deviation": statistics.stdev(values) if len(values) > 1 else None,
+        "best_seed": int(best.rpartition("-")[2]),
+        "collapsed": [seed for seed, result in each.items() if result["collapse"]],
+        "seeds": {str(seed): result for seed, result in each.items()},
+    }
+
+
+def _evaluated(workdir: Any, data: str | None, checkpoint: str | None) -> dict[str, Any]:
+    """The scores of one run."""
+    opened, classifier = Checkpoints(workdir).read(checkpoint, lambda opened: (opened, Classifier.of(opened)))
+    labels, config = classifier.labels, opened.config
+    if data is None:
+        given = labelled_sets.read(workdir, labels.kind, labels.pairs)
+    else:
+        columns = Columns(config.data.text, config.data.second, config.data.label)
+        given = ExampleSet("given", Path(data).name, (data,), read_examples([data], columns, labels.kind))
+    for example in given.examples:
+        labels.ids(example, given.paths[example.file])  # raises for a label that training has not seen
+    rows = framed(given.examples, classifier.vocabulary, labels, classifier.longest)
+    log.info("scoring %s texts of %s with checkpoint %s of %s", f"{len(rows):,}", given.name, opened.name, workdir)
+    outputs = classifier.outputs(rows)
+    scores = scores_of(labels, given.examples, outputs)
+    if not all(map(math.isfinite, scores.values())):
+        raise UserError(f"{workdir}: the scores of checkpoint {opened.name} are not finite; choose another checkpoint")
+    result = {
+        "test_set": given.name,
+        "checkpoint": str(opened.name),
+        "texts": len(rows),
+        "texts_cut": sum(row.cut > 0 for row in rows),
+        "metric": labels.metric,
+        "scores": scores,
+        "collapse": collapse(labels, outputs),
+    }
+    if labels.kind == "classes":
+        gold = _gold(labels, [example.label for example in given.examples])
+        counts_CC = confusion(gold, np.stack(outputs).argmax(1), labels.size)
+        result |= {"labels": list(labels.names), "confusion": counts_CC.tolist()}
+    if given.kind == "dev":
+        result["last_epoch"] = _of_last(workdir, labels.metric)
+    if opened.name == AVERAGE:
+        result["averaged_steps"] = opened.progress["averaged_steps"]
+    return result
+
+
+def _of_last(workdir: Any, metric: str) -> dict[str, Any] | None:
+    """Step and development score of the last evaluation: the best one is chosen on the same texts, so it flatters."""
+
+    def read(opened: Checkpoint) -> dict[str, Any] | None:
+        value = opened.progress.get(f"dev_{metric}")
+        return None if value is None else {"checkpoint": str(opened.name), metric: value}
+
+    return Checkpoints(workdir).read("last", read)
+
+
+def lines_of(result: Mapping[str, Any]) -> Iterator[str]:
+    """The result of `evaluate_workdir` as lines of text."""
+    if "seeds" not in result:
+        yield from _lines_of_one(result)
+        return
+    metric = result["metric"]
+    yield f"{plain(result['test_set'])}: {result['texts']:,} texts, {len(result['seeds'])} seeds"
+    for seed, one in result["seeds"].items():
+        last = one.get("last_epoch")
+        after = f", last epoch {last[metric]:.4f}" if last else ""
+        collapsed = f"   COLLAPSED: {one['collapse']}" if one["collapse"] else ""
+        yield f"seed {seed}: checkpoint {one['checkpoint']}, {metric} {one['scores'][metric]:.4f}{after}{collapsed}"
+    deviation = result["standard_deviation"]
+    spread = "" if deviation is None else f", standard deviation {deviation:.4f}"
+    yield f"mean {metric} {result['mean']:.4f}{spread}; best on the development set: seed {result['best_seed']}"
+
+
+def _lines_of_one(result: Mapping[str, Any]) -> Iterator[str]:
+    metric = result["metric"]
+    cut = f", {result['texts_cut']:,} cut" if result["texts_cut"] else ""
+    yield f"{plain(result['test_set'])}: {result['texts']:,} texts{cut}, checkpoint {result['checkpoint']}"
+    others = [f"{name} {value:.4f}" for name, value in result["scores"].items() if name != metric]
+    yield f"{metric} {result['scores'][metric]:.4f}   {'  '.join(others)}"
+    if last := result.get("last_epoch"):
+        yield f"last epoch: {metric} {last[metric]:.4f} (the checkpoint above was chosen on these texts)"
+    if result["collapse"]:
+        yield f"COLLAPSED: {result['collapse']}; train again with another seed or a lower train.peak_learning_rate"
+    if "confusion" in result:
+        yield from confusion_lines(np.array(result["confusion"]), [plain(name) for name in result["labels"]])

@@ -1,0 +1,136 @@
+"""How fine-tuning completes its config, and how it treats the parameters of its start."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections.abc import Callable
+from typing import Any
+
+from transformer.checkpoint import Checkpoint, Checkpoints
+from transformer.config import FinetuneConfig, ModelConfig, UserError, check
+from transformer.data.labels import FILE, Labels
+
+# Fields of the model that a run chooses itself. All others are those of `train.init_from`.
+_CHOSEN = ("dropout", "attention_dropout", "initializer", "attention_kernel", "dtype")
+_LAYER = re.compile(r"encoder/layers/([0-9]+)/")
+
+
+def as_stored(config: FinetuneConfig, stored: FinetuneConfig) -> FinetuneConfig:
+    """`config` for a run that resumes in a workdir whose config is `stored`. What the data and the start decided is
+    taken from there."""
+    decided = {
+        name: getattr(stored.train, name)
+        for name in FinetuneConfig.computed
+        if getattr(config.train, name) == getattr(FinetuneConfig.train, name)
+    }
+    alike = {
+        field.name: getattr(stored.model, field.name)
+        for field in dataclasses.fields(ModelConfig)
+        if field.name not in _CHOSEN and getattr(config.model, field.name) == getattr(FinetuneConfig.model, field.name)
+    }
+    model, train = dataclasses.replace(config.model, **alike), dataclasses.replace(config.train, **decided)
+    return dataclasses.replace(config, model=model, train=train)
+
+
+def refuse_computed(config: FinetuneConfig) -> None:
+    """Raise `UserError` if a new run is given a field of `train` that `tune` sets."""
+    for name in FinetuneConfig.computed:
+        of_batch = name == "batch_tokens"
+        if (of_batch or config.tune.epochs) and getattr(config.train, name) != getattr(FinetuneConfig.train, name):
+            rule = "tune.batch_rows sets it" if of_batch else "tune.epochs sets it"
+            fix = "" if of_batch else ", or set tune.epochs to None"
+            raise UserError(f"train.{name} = {getattr(config.train, name)}: {rule}; leave it out{fix}")
+
+
+def from_start(config: FinetuneConfig, workdir: str | None) -> FinetuneConfig:
+    """The config of a run with the model of `train.init_from`, if a new run starts from one.
+
+    Raises `UserError` if the start has a decoder, or if the config gives a field of the model another value.
+    """
+    start = config.train.init_from
+    if start is None or (workdir and Checkpoints(workdir).states()):
+        return config
+    there = Checkpoints(start).read(None, lambda opened: opened.model.config)
+    if there.decoder_layers:
+        raise UserError(f"train.init_from = {start!r}: its model has a decoder; give an encoder alone, such as a BERT")
+    default, ours = FinetuneConfig.model, config.model
+    different = {
+        field.name: (getattr(there, field.name), getattr(ours, field.name))
+        for field in dataclasses.fields(ModelConfig)
+        if field.name not in (*_CHOSEN, "head", "labels")
+        and getattr(ours, field.name) not in (getattr(there, field.name), getattr(default, field.name))
+    }
+    if different:
+        listed = "; ".join(f"--model.{name} is {old!r} there, {new!r} here" for name, (old, new) in different.items())
+        raise UserError(f"train.init_from = {start!r}: {listed}. Leave these options out")
+    kept = {name: getattr(ours, name) for name in (*_CHOSEN, "labels")}
+    config = dataclasses.replace(config, model=dataclasses.replace(there, head="sequence", **kept))
+    check(config)
+    return config
+
+
+def with_head(config: FinetuneConfig, labels: int) -> FinetuneConfig:
+    """The config with the head for this number of labels. Raises `UserError` if model.labels is another number."""
+    if config.model.labels not in (None, labels):
+        raise UserError(f"model.labels = {config.model.labels}: the data has {labels}; leave model.labels out")
+    head = "token" if config.data.kind == "tags" else "sequence"
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, head=head, labels=labels))
+
+
+def completed(config: FinetuneConfig, labels: Labels, rows: int) -> FinetuneConfig:
+    """The config with the head for these labels, and with the fields of `train` that `tune` sets, for this number of
+    training rows. Fields that a resumed run has from its stored config stay."""
+    config, t = with_head(config, labels.size), config.tune
+    size = min(t.batch_rows, -(-rows // config.train.accumulate) * config.train.accumulate)
+    computed: dict[str, Any] = {"batch_tokens": t.batch_rows * config.data.context}
+    if t.epochs is not None:
+        updates = -(-rows // size)
+        steps = max(1, round(t.epochs * updates))
+        warmup = max(1, round(t.warmup_share * steps))
+        every = -(-updates // t.evaluations)
+        computed |= {"steps": steps, "warmup_steps": warmup, "eval_every": every, "checkpoint_every": every}
+        if config.train.schedule != "inverse_sqrt":
+            computed["decay_steps"] = max(steps, warmup + 1)
+    for name in list(computed):
+        if getattr(config.train, name) != getattr(FinetuneConfig.train, name):
+            del computed[name]
+    config = dataclasses.replace(config, train=dataclasses.replace(config.train, **computed))
+    check(config)
+    return config
+
+
+def rate_of(config: FinetuneConfig) -> Callable[[str], float] | None:
+    """The factor of the learning rate of each parameter, by its path; 0 = frozen. None if all are 1."""
+    layers, t = config.model.encoder_layers, config.tune
+    if t.frozen_layers is None and t.layer_decay == 1:
+        return None
+
+    def rate(path: str) -> float:
+        match, top = _LAYER.match(path), path.startswith(("pooler/", "label_head/"))
+        level = layers + 1 if top else int(match[1]) + 1 if match else 0  # 0: the embeddings
+        frozen = t.frozen_layers is not None and level <= t.frozen_layers
+        return 0.0 if frozen else t.layer_decay ** (layers + 1 - level)
+
+    return rate
+
+
+def redrawn_by(config: FinetuneConfig, labels: bytes) -> Callable[[str, Checkpoint], bool]:
+    """Whether a run draws a parameter anew, although its start has it: the highest layers, if `tune` says so, and a
+    head for other labels. `labels`: the content of the file of labels."""
+    lowest = config.model.encoder_layers - config.tune.redrawn_layers
+
+    def redrawn(path: str, start: Checkpoint) -> bool:
+        if path.startswith("label_head/"):
+            return not (start.path / FILE).exists() or not _same(start.file(FILE), labels)
+        match = _LAYER.match(path)
+        return bool(config.tune.redrawn_layers) and (path.startswith("pooler/") or (match and int(match[1]) >= lowest))
+
+    return redrawn
+
+
+def _same(there: bytes, here: bytes) -> bool:
+    """Whether two files of labels have the same outputs."""
+    fields = ("kind", "names", "mean", "scale", "pairs")
+    return [json.loads(there).get(name) for name in fields] == [json.loads(here).get(name) for name in fields]
