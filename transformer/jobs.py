@@ -251,11 +251,16 @@ def stored_config(workdir: Any) -> Any:
     return None
 
 
-def _config_of_seeds(workdir: str) -> Any:
-    """The config of the runs in the folders seed-N of a workdir; None if there are none."""
-    from transformer.checkpoint import seed_folder, seeds_in
+def _config_to_score(workdir: str) -> Any:
+    """The config of the run in a workdir, of those in its folders seed-N, or of an imported model; None without any."""
+    from transformer.checkpoint import AVERAGE, Checkpoints, seed_folder, seeds_in
 
-    return next((stored_config(seed_folder(workdir, seed)) for seed in seeds_in(workdir)), None)
+    if stored := stored_config(workdir):
+        return stored
+    with contextlib.suppress(UserError):
+        seeds = seeds_in(workdir)
+        return stored_config(seed_folder(workdir, seeds[0])) if seeds else Checkpoints(workdir).open(AVERAGE).config
+    return None
 
 
 def _span(text: str | None) -> tuple[int, int] | None:
@@ -335,7 +340,7 @@ def evaluate(arguments: Sequence[str]) -> None:
 
     processes.start(options.coordinator, options.process)
     set_up_jax()
-    stored = stored_config(options.workdir) or _config_of_seeds(options.workdir)
+    stored = _config_to_score(options.workdir)
     task = TASKS[Config.task if stored is None else stored.task]()
     given = {
         "source": options.source,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import sys
 from pathlib import Path
@@ -94,6 +95,73 @@ def test_transformers_own_tokenizer_agrees(vocabulary: WordPiece, tmp_path: Path
     assert dict(loaded("the", "cats", return_token_type_ids=True)) == dict(pair)
 
 
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, "cafe [UNK] [UNK] cat"),
+        ({"strip_accents": False}, "café [UNK] [UNK] cat"),
+        ({"do_lower_case": False, "strip_accents": True}, "cafe [UNK] [UNK] cat"),
+        ({"tokenize_chinese_chars": False}, "cafe 日本 cat"),
+        ({"strip_accents": None}, "cafe [UNK] [UNK] cat"),
+    ],
+)
+def test_a_vocab_txt_is_normalised_as_the_file_beside_it_says(tmp_path: Path, options, expected: str) -> None:
+    """As `BertTokenizerFast` of transformers. A byte order mark is no part of the first piece."""
+    pieces = "\n".join([*PIECES, "cafe", "café", "日本", "本"])
+    (tmp_path / "vocab.txt").write_bytes(b"\xef\xbb\xbf" + pieces.replace("\n本", "").encode())
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(options))
+    assert " ".join(names(load(tmp_path / "vocab.txt"), "café 日本 cat")) == expected
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenize_chinese_chars": null}')
+    with pytest.raises(
+        UserError, match=r"tokenizer_config\.json: tokenize_chinese_chars = None: must be true or false"
+    ):
+        load(tmp_path / "vocab.txt")
+
+
+def changed(vocabulary: WordPiece, **parts) -> bytes:
+    """The tokenizer.json with other parts; `model` is merged into that of the vocabulary."""
+    spec = json.loads(vocabulary.file[1])
+    return json.dumps(spec | parts | {"model": spec["model"] | parts.get("model", {})}).encode()
+
+
+def test_special_pieces_never_come_from_text(vocabulary: WordPiece) -> None:
+    """Not where words end at spaces alone, and not where the file says that they are ordinary pieces."""
+    added = [token | {"special": False} for token in json.loads(vocabulary.file[1])["added_tokens"]]
+    spaces = changed(vocabulary, normalizer=None, pre_tokenizer={"type": "WhitespaceSplit"})
+    assert names(WordPiece(spaces), "the [MASK] [SEP] dog cat") == ["the", "[UNK]", "[UNK]", "[UNK]", "cat"]
+    ordinary = WordPiece(changed(vocabulary, added_tokens=added))
+    assert names(ordinary, "the [MASK]") == ["the", "[", "mask", "]"]
+
+
+def test_rules_that_frame_texts_have_no_effect(vocabulary: WordPiece) -> None:
+    """Those of a file may drop all pieces, even where no special pieces are asked for."""
+    empty = {"type": "TemplateProcessing", "single": [], "pair": [], "special_tokens": {}}
+    assert names(WordPiece(changed(vocabulary, post_processor=empty)), "the cat") == ["the", "cat"]
+    assert names(WordPiece(b"\xef\xbb\xbf" + vocabulary.file[1]), "the cat") == ["the", "cat"]
+
+
+def test_a_tokenizer_json_that_can_not_encode_every_text(vocabulary: WordPiece) -> None:
+    pieces = json.loads(vocabulary.file[1])["model"]["vocab"]
+    without = {name: i for name, i in pieces.items() if name != "[UNK]"}
+    panics = {"type": "Precompiled", "precompiled_charsmap": "BAAAAAAAAAA="}
+    for parts, told in (
+        ({"model": {"vocab": without}}, r"Missing \[UNK\] token from the vocabulary"),
+        ({"model": {"unk_token": "<unk>"}}, r"Missing \[UNK\] token from the vocabulary"),
+        ({"normalizer": panics}, "not a tokenizer.json that the package tokenizers reads"),
+        ({"model": {"vocab": pieces | {"[MASK]": 3}}, "added_tokens": []}, "have the same id; correct it"),
+    ):
+        with pytest.raises(UserError, match=told):
+            WordPiece(changed(vocabulary, **parts))
+
+
+@pytest.mark.parametrize("name", ["vocab.txt", "tokenizer.json"])
+def test_a_pipe_is_no_vocabulary(tmp_path: Path, name: str) -> None:
+    """Reading one may never end."""
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(UserError, match="is a pipe or a device, but it is read several times; write it to a file"):
+        load(tmp_path / name)
+
+
 @pytest.mark.parametrize("lower_case", [True, False])
 def test_training_is_repeatable(lower_case: bool) -> None:
     """The library alone gives other pieces in each run."""
@@ -109,6 +177,19 @@ def test_training_is_repeatable(lower_case: bool) -> None:
 def test_sizes_that_a_text_does_not_allow(size: int, rule: str) -> None:
     with pytest.raises(UserError, match=rf"^data\.vocab_size = {size}: {rule}"):
         train_wordpiece(LINES, size, lower_case=False)
+
+
+@pytest.mark.parametrize(("size", "rule"), [(265, "too small .* smallest possible is"), (5_000, "too large .* is")])
+def test_sizes_of_sentencepiece_count_the_mask(size: int, rule: str) -> None:
+    with pytest.raises(UserError, match=rf"^data\.vocab_size = {size}: {rule} \d+$") as raised:
+        train_sentencepiece(LINES, size, lower_case=True)
+    nearest = int(str(raised.value).split()[-1])
+    assert train_sentencepiece(LINES, nearest, lower_case=True).size == nearest
+
+
+def test_a_text_of_which_nothing_is_left() -> None:
+    with pytest.raises(UserError, match=r"^data\.text: nothing is left of the text once it is normalised"):
+        train_wordpiece(["\u0301", "\x7f"], 8, lower_case=True)
 
 
 def test_sentencepiece_with_a_mask(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from quick import jit
 
 import transformer
 from transformer.config import BERT, MaskedConfig, ModelConfig, UserError
+from transformer.data.vocabularies import Characters
 from transformer.data.wordpiece import SPECIAL_PIECES, WordPiece, tokenizer_json
 from transformer.model import build
 from transformer.tasks.vocabulary import files_of
@@ -77,6 +78,8 @@ def test_wrong_arguments_are_refused_in_one_line(params: dict, embedder: transfo
         (r"^pooling = 'max': must be one of mean, cls$", lambda: embedder.embed(["a"], pooling="max")),
         (r"^texts is a str: give a list of strings", lambda: embedder.embed("cat")),
         (r"^longest = 2: must be at least 3", lambda: transformer.Embedder(model, params, VOCABULARY, longest=2)),
+        (r"^vocabulary = None: give that of an encoder", lambda: transformer.Embedder(model, params, None)),
+        (r"^vocabulary = .*: give that of an encoder", lambda: transformer.Embedder(model, params, Characters("ab"))),
         (r"^model = .*: give an encoder alone", lambda: transformer.Embedder(translation, params, VOCABULARY)),
         (r"^the vocabulary has 12 pieces, and the model 11", lambda: transformer.Embedder(few, params, VOCABULARY)),
         (r"^line 7: its vector is not finite", lambda: broken.embed(["a"], first_line=7)),

@@ -146,6 +146,17 @@ def test_another_text(run: Path, tmp_path: Path, call) -> None:
     assert done.code == 2 and "error: other.txt: holds a single document, but pairs" in done.err
 
 
+def test_a_text_without_a_masked_piece(run: Path, tmp_path: Path) -> None:
+    """Its only words have more pieces than a row predicts."""
+    config, pieces = Checkpoints(run).open().config, Filler.load(str(run)).vocabulary
+    (tmp_path / "other.txt").write_text("wolfsheep\n\nsheepwolf\n")
+    store = encode_text(Text((str(tmp_path / "other.txt"),), "blank_lines"), pieces, folder=tmp_path)
+    rows = MaskedRows(dataclasses.replace(config.data, whole_words=True), [store], seed=0)
+    model, params = build(config.model), Checkpoints(run).open().params()
+    with pytest.raises(UserError, match=r"^no piece of the text is masked: with data\.whole_words, all its words have"):
+        summed(lambda batch: jit(sums_of(model))(params, batch), in_order(rows, 2))
+
+
 @pytest.mark.parametrize(
     ("options", "told"),
     [
@@ -281,15 +292,28 @@ def test_the_likeliest_pieces(run: Path, fill) -> None:
     assert [line.count("\t") for line in plain.out.split("\n")] == [0, 0, 0, 1, 0]
 
 
-def test_lines_that_cannot_be_filled(run: Path, fill) -> None:
-    done = fill("[MASK]\n" + "wolf " * 30 + "[MASK]\n")
-    assert done.code == 2
-    assert done.err.splitlines()[-1] == ("error: line 2: has 33 pieces, but the model has positions for 24; shorten it")
+def test_a_long_text_loses_its_end_and_the_masks_in_it(run: Path, fill) -> None:
+    """No other line is lost."""
+    lines = ["wolf [MASK]", "[MASK] " + "wolf " * 30 + "[MASK]", "wolf " * 30 + "[MASK] [MASK]", "[MASK] wolf"]
+    done = fill("\n".join(lines) + "\n", "--jsonl", "--top", 2)
+    assert done.code == 0, done.err
+    masks = [json.loads(line)["masks"] for line in done.out.splitlines()]
+    assert [[len(pieces) for pieces in of_line] for of_line in masks] == [[2], [2, 0], [0, 0], [2]]
+    assert done.err.splitlines()[-1] == "warning: line 2: 32 pieces, cut to 22 (2 of 4 lines are cut)"
+    assert [line.count("\t") for line in fill("\n".join(lines)).out.splitlines()] == [0, 1, 1, 0]
+
+
+def test_wrong_arguments_of_fill(run: Path, fill) -> None:
     assert fill("[MASK]\n", "--top", 1_000).err.splitlines()[-1] == (
         "error: top = 1000: must be at least 1, at most 108"
     )
     with pytest.raises(UserError, match=r"^the model has a vocabulary of 30 pieces, and the given one has 108"):
         Filler(build(MODEL), {}, Filler.load(str(run)).vocabulary)
+    with pytest.raises(UserError, match=r"^vocabulary = None: give that of an encoder alone"):
+        Filler(build(MODEL), {}, None)
+    for first_line in (None, 1.5, "1", 0, True):
+        with pytest.raises(UserError, match=r"^first_line = "):
+            Filler.load(str(run)).fill(["[MASK]"], first_line=first_line)
 
 
 def test_a_model_without_a_head_for_masked_pieces(run: Path, tmp_path: Path) -> None:

@@ -80,6 +80,20 @@ def test_old_names_buffers_and_copies_of_tied_arrays_are_read() -> None:
     assert "bert.embeddings.LayerNorm.weight is there twice" in complaint(from_bert, twice, CONFIG)
 
 
+def test_a_file_may_hold_the_copies_of_tied_arrays_alone() -> None:
+    params = random_params(CONFIG)
+    state = to_bert(params, CONFIG)
+    state["cls.predictions.decoder.weight"] = state.pop("bert.embeddings.word_embeddings.weight")
+    state["cls.predictions.decoder.bias"] = state.pop("cls.predictions.bias")
+    same_bits(flat(from_bert(state, CONFIG).params), flat(params))
+
+
+def test_labels_count_only_where_the_head_has_some() -> None:
+    values = bert_config(CONFIG) | {"num_labels": 0, "id2label": None}
+    assert model_config(values, "pretraining") == CONFIG
+    assert "num_labels = 0: must be a whole number, at least 1" in complaint(model_config, values, "sequence")
+
+
 def test_missing_heads_are_drawn_anew_and_named() -> None:
     whole = random_params(CONFIG)
     state = {name: array for name, array in to_bert(whole, CONFIG).items() if "cls." not in name}

@@ -2,7 +2,9 @@
 
 import dataclasses
 import json
+import logging
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -153,6 +155,52 @@ def test_bad_folders_are_refused_in_one_line(folder: Path, tmp_path: Path, call)
     assert f"{folder}: no such folder" in told()
 
 
+def test_files_that_are_no_arrays_are_told_apart(folder: Path, tmp_path: Path) -> None:
+    """A type without a counterpart is no damage, and neither is a pointer of Git LFS or a missing shard."""
+    file, state = folder / "model.safetensors", read_arrays(folder / "model.safetensors")
+
+    def told() -> str:
+        return complaint(import_folder, str(folder), str(tmp_path / "run"))
+
+    header = json.dumps(
+        {name: {"dtype": "F8_E4M3", "shape": [1], "data_offsets": [i, i + 1]} for i, name in enumerate(state)}
+    ).encode()
+    file.write_bytes(len(header).to_bytes(8, "little") + header + bytes(len(state)))
+    all_of = f"({len(state)} of {len(state)} arrays are of such types); give a model in float32, float16 or bfloat16"
+    assert re.fullmatch(rf"{file}: \S+ is of type F8_E4M3, which is not read {re.escape(all_of)}", told())
+    file.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 3\n")
+    assert told() == f"{file}: a pointer of Git LFS, not a safetensors file; fetch the file itself: git lfs pull"
+    file.unlink()
+    places = dict.fromkeys(state, "model-00001-of-00001.safetensors")
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
+    assert told() == f"{folder / 'model-00001-of-00001.safetensors'}: cannot be read (No such file or directory)"
+
+
+def test_a_size_that_the_arrays_do_not_have_costs_no_memory(folder: Path, tmp_path: Path, caplog) -> None:
+    """The arrays are compared before the vocabulary is filled up to this size."""
+    write_tokenizer(folder)
+    values = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(values | {"vocab_size": 60_000}))
+    with caplog.at_level(logging.WARNING, "transformer"):
+        told = complaint(import_folder, str(folder), str(tmp_path / "run"))
+    assert "bert.embeddings.word_embeddings.weight has shape (40, 12), not (60000, 12)" in told
+    assert not caplog.messages  # such as of ids without a piece
+
+
+def test_too_few_positions_for_any_text(tmp_path: Path) -> None:
+    config = dataclasses.replace(CONFIG, max_positions=4)
+    write(tmp_path / "folder", config, to_bert(random_params(config), config))
+    told = complaint(import_folder, str(tmp_path / "folder"), str(tmp_path / "run"))
+    assert "config.json: max_position_embeddings = 4: must be at least 5, or no text fits" in told
+
+
+@pytest.mark.parametrize("length", [1, "9", 4.0])
+def test_a_longest_text_that_can_not_be(folder: Path, tmp_path: Path, length: object) -> None:
+    (folder / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": length}))
+    told = complaint(import_folder, str(folder), str(tmp_path / "run"))
+    assert f"sentence_bert_config.json: max_seq_length = {length!r}: must be a whole number, at least 5" in told
+
+
 def test_only_an_encoder_alone_becomes_bert(tmp_path: Path, call) -> None:
     config = Config(model=dataclasses.replace(CONFIG, decoder_layers=1, head="none", token_types=0))
     progress = {"step": 1, "vocab_size": 40}
@@ -177,6 +225,33 @@ def test_a_vocabulary_of_sentencepiece_is_refused(tmp_path: Path) -> None:
     assert "hf-bert needs a WordPiece vocabulary" in complaint(export, workdir, str(tmp_path / "out"))
     assert not (tmp_path / "out").exists()
     assert transformer.Embedder.load(workdir).embed(["a cat", "walks"]).shape == (2, 12)
+
+
+def test_an_imported_model_is_scored(folder: Path, tmp_path: Path, call) -> None:
+    """Its workdir has no config of a run; so the task is that of its checkpoint."""
+    write_tokenizer(folder)
+    run(call, "import", folder, tmp_path / "run", "--from", "hf-bert")
+    (tmp_path / "text.txt").write_text("the cats walk\n\nthe dog.\n")
+    done = call("evaluate.py", "--workdir", tmp_path / "run", "--text", tmp_path / "text.txt", "--json")
+    assert done.code == 0, done.err
+    assert json.loads(done.out)["checkpoint"] == "average" and json.loads(done.out)["pairs"] == 2
+    done = call("evaluate.py", "--workdir", tmp_path / "run")
+    assert done.code == 2 and "has no test or dev text; give --text FILE" in done.err
+    done = call("evaluate.py", "--workdir", tmp_path / "run", "--checkpoint", "best")
+    assert f"error: --checkpoint best: not in {tmp_path / 'run'}; it has the checkpoint average alone" in done.err
+
+
+def test_an_imported_model_that_can_not_be_scored(folder: Path, tmp_path: Path, call) -> None:
+    config = CONFIGS["none"]
+    write(tmp_path / "bare", config, to_bert(random_params(config), config, ""))
+    for name, told in (
+        ("folder", "run has no vocabulary, so it can't read text; import the model with its tokenizer"),
+        ("bare", "run: its model.head is 'none', which does not predict masked pieces"),
+    ):
+        shutil.rmtree(tmp_path / "run", ignore_errors=True)
+        run(call, "import", tmp_path / name, tmp_path / "run", "--from", "hf-bert")
+        done = call("evaluate.py", "--workdir", tmp_path / "run", "--text", folder / "config.json")
+        assert done.code == 2 and told in done.err.splitlines()[-1]
 
 
 def test_a_run_can_start_from_an_imported_model(folder: Path, tmp_path: Path) -> None:

@@ -368,7 +368,7 @@ ADDED, VOCAB = "added_tokens.json", "vocab.json"
         ("tokenizer.json", "a pipe", "not a regular file"),
         ("config.json", "a pipe", "not a regular file"),
         ("characters.json", None, "cannot be read (Is a directory)"),
-        ("model.safetensors", "of complex numbers", "not a safetensors file, or a damaged one"),
+        ("model.safetensors", "of complex numbers", "a is of type C64, which is not read"),
     ],
 )
 def test_what_is_wrong_in_a_folder_is_named(folder: Path, tmp_path: Path, file: str, content, told: str) -> None:

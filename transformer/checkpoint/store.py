@@ -147,6 +147,8 @@ class Checkpoints:
             if not self.complete(AVERAGE):
                 raise UserError(f"{workdir}: no average yet; make one with: python -m transformer average {workdir}")
             return AVERAGE
+        if not states and self.complete(AVERAGE):  # as in the workdir of an imported model
+            raise UserError(f"--checkpoint {checkpoint}: not in {workdir}; it has the checkpoint average alone")
         if not states:
             raise UserError(f"{workdir}: no complete checkpoint there; {_advice(self.folder.parent)}")
         if checkpoint is None or checkpoint == "best":

@@ -126,14 +126,21 @@ class Tokenizer:
 
     @classmethod
     def train(
-        cls, lines: Iterable[str], *, vocab_size: int, normalization: str = "identity", running: bool = False
+        cls,
+        lines: Iterable[str],
+        *,
+        vocab_size: int,
+        normalization: str = "identity",
+        running: bool = False,
+        added: int = 0,
     ) -> Tokenizer:
         """Train BPE on `lines`. All characters of the text become pieces, except the rarest (see `COVERAGE`).
 
         `normalization` is as in `DataConfig`. With "clean", the caller must have cleaned each line by the rule of its
         side. `running`: for running text; lines do not begin with a space of the model's, and several spaces may be
-        one piece. Raises `UserError` if the text does not allow `vocab_size` pieces, with the nearest size that it
-        allows. Errors that reading `lines` raises pass through.
+        one piece. `added`: number of pieces that the caller adds; sizes in messages count them. Raises `UserError` if
+        the text does not allow `vocab_size` pieces, with the nearest size that it allows. Errors that reading `lines`
+        raises pass through.
         """
         _require_size(vocab_size)
         require_iterable("lines", lines)
@@ -171,17 +178,9 @@ class Tokenizer:
         except RuntimeError as error:
             if failure:
                 raise failure[0] from None
-            message = str(error)
-            if small := re.search(r"required_chars\. \d+ vs (\d+)", message):
-                rule = f"too small for this text; with its characters the smallest possible is {small[1]}"
-            elif large := re.search(r"value <= (\d+)", message):
-                rule = f"too large for this text; the largest possible is {large[1]}"
-            elif "!sentences_.empty()" in message:
-                field = "data.text" if running else "data.source"
-                raise UserError(f"{field}: there is no text to train the tokenizer on") from None
-            else:
-                raise
-            raise UserError(f"data.vocab_size = {vocab_size}: {rule}") from None
+            if mistake := _mistake(str(error), vocab_size, added, "data.text" if running or added else "data.source"):
+                raise UserError(mistake) from None
+            raise
         if normalization == "clean":
             return cls(normalizer.replace(model.getvalue(), _cleaner("source")))
         return cls(model.getvalue())
@@ -297,6 +296,20 @@ class Tokenizer:
         lines = list(lines)
         decoded = self.decode(self.encode(lines, side))
         return sum(a == b for a, b in zip(lines, decoded, strict=True)) / len(lines) if lines else 1.0
+
+
+def _mistake(message: str, size: int, added: int, field: str) -> str | None:
+    """The user's mistake behind an error of SentencePiece, and its fix; None if it is another error.
+
+    `size` and `added`: see `Tokenizer.train`. `field`: the one that names the text.
+    """
+    given = f"data.vocab_size = {size + added}"
+    if small := re.search(r"required_chars\. \d+ vs (\d+)", message):
+        least = int(small[1]) + added
+        return f"{given}: too small for this text; with its characters the smallest possible is {least}"
+    if large := re.search(r"value <= (\d+)", message):
+        return f"{given}: too large for this text; the largest possible is {int(large[1]) + added}"
+    return f"{field}: there is no text to train the tokenizer on" if "!sentences_.empty()" in message else None
 
 
 @functools.cache

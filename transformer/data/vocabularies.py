@@ -337,6 +337,10 @@ def load(path: str | Path) -> Vocabulary:
 def content_of(path: str | Path) -> bytes:
     """The content of a user's file. Raises `UserError` if it can't be read."""
     try:
+        if Path(path).exists() and not Path(path).is_file() and not Path(path).is_dir():
+            raise UserError(f"{path} is a pipe or a device, but it is read several times; write it to a file first")
         return Path(path).read_bytes()
+    except UserError:
+        raise
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
         raise UserError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from None

@@ -6,6 +6,7 @@ imported on first use.
 
 from __future__ import annotations
 
+import codecs
 import itertools
 import json
 import re
@@ -100,38 +101,64 @@ class WordPiece(EncoderVocabulary):
         if not isinstance(model, dict) or model.get("type") != "WordPiece":
             raise UserError(f"{where}: not a tokenizer.json with WordPiece, as BERT has it; give another vocabulary")
         require(f"{where}: reading it", "tokenizers")
-        from tokenizers import Tokenizer
-
-        try:
-            self._tokenizer = Tokenizer.from_str(content.decode())
-        except Exception as error:  # the library raises no narrower class
-            raise UserError(f"{where}: not a tokenizer.json that the package tokenizers reads ({error})") from None
-        self._tokenizer.no_truncation()
-        self._tokenizer.no_padding()
-        self._tokenizer.encode_special_tokens = True
+        self._tokenizer = _bare_tokenizer(spec, where)
         self.file = ("tokenizer.json", content)
         ids = self._tokenizer.get_vocab(with_added_tokens=True)
         if lacking := [name for name in SPECIAL_PIECES if name not in ids]:
             raise UserError(f"{where}: lacks the piece {lacking[0]}; give the vocabulary of a BERT")
         self.pad, self.unk, self.cls, self.sep, self.mask = (ids[name] for name in SPECIAL_PIECES)
+        if len(self.special) < len(SPECIAL_PIECES):
+            raise UserError(f"{where}: two of the pieces {', '.join(SPECIAL_PIECES)} have the same id; correct it")
+        if model["unk_token"] != "[UNK]" or "[UNK]" not in model["vocab"]:
+            raise UserError(f"{where}: its model has no piece [UNK] for unknown text; give the vocabulary of a BERT")
         self._names = {i: name for name, i in ids.items()}
         if max(self._names) > 2 * len(ids) + 1_000:
             raise UserError(f"{where}: has {len(ids):,} pieces, but an id of {max(self._names):,}; correct it")
-        self._continues = model.get("continuing_subword_prefix", CONTINUES)
+        found = self._tokenizer.encode_batch_fast(list(SPECIAL_PIECES), add_special_tokens=False)
+        # So it is if words are split at spaces alone.
+        self._finds_special = any(self.special.intersection(one.ids) - {self.unk} for one in found)
+        self._continues = model.get("continuing_subword_prefix") or None
         names = [self.name(i) for i in range(max(self._names) + 1)]
-        self.starts = np.array([not name.startswith(self._continues) for name in names])
+        self.starts = np.array([self._continues is None or not name.startswith(self._continues) for name in names])
         self.spelling = [self._spelt(i, name) for i, name in enumerate(names)]
 
     def _spelt(self, id: int, name: str) -> bytes:
         if id in self.special or id not in self._names:
             return b"\n" if id == self.sep else b""
-        return f" {name}".encode() if self.starts[id] else name.removeprefix(self._continues).encode()
+        return f" {name}".encode() if self.starts[id] else name.removeprefix(self._continues or "").encode()
 
     def encode_lines(self, lines: Sequence[str]) -> list[list[int]]:
-        return [one.ids for one in self._tokenizer.encode_batch_fast(list(lines), add_special_tokens=False)]
+        found = [one.ids for one in self._tokenizer.encode_batch_fast(list(lines), add_special_tokens=False)]
+        if not self._finds_special:
+            return found
+        return [[self.unk if i in self.special else i for i in ids] for ids in found]
 
     def name(self, id: int) -> str:
         return self._names.get(id) or f"<{id}>"
+
+
+def _bare_tokenizer(spec: dict[str, Any], where: str | Path) -> Any:
+    """The library's tokenizer for a tokenizer.json with WordPiece, without the rules that cut, pad and frame texts.
+
+    Special pieces are never read from text, whatever the file says of them. Raises `UserError` for what the library
+    can't read, or can't use.
+    """
+    from tokenizers import Tokenizer
+
+    added = [
+        token | {"special": True} if isinstance(token, dict) and token.get("content") in SPECIAL_PIECES else token
+        for token in spec.get("added_tokens") or ()
+    ]
+    bare = spec | dict.fromkeys(("truncation", "padding", "post_processor")) | {"added_tokens": added}
+    try:
+        tokenizer = Tokenizer.from_str(json.dumps(bare))
+        tokenizer.encode_special_tokens = True
+        tokenizer.encode_batch_fast(["A text, to try it: naïve 日本."], add_special_tokens=False)
+    except BaseException as error:  # the library raises no narrower class, and its panics are no `Exception`
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise UserError(f"{where}: not a tokenizer.json that the package tokenizers reads ({error})") from None
+    return tokenizer
 
 
 class MaskedSentencePiece(EncoderVocabulary):
@@ -166,10 +193,13 @@ class MaskedSentencePiece(EncoderVocabulary):
         return frozenset([self.unk, *(i for i in range(self.size) if byte.fullmatch(self.name(i)))])
 
 
-def tokenizer_json(pieces: Sequence[str], *, lower_case: bool) -> bytes:
+def tokenizer_json(
+    pieces: Sequence[str], *, lower_case: bool, strip_accents: bool | None = None, chinese: bool = True
+) -> bytes:
     """The tokenizer.json of a WordPiece vocabulary with BERT's rules; id i is `pieces[i]`.
 
-    Lower-casing also removes accents. The same pieces give the same bytes under every version of the library.
+    `strip_accents`: whether accents are removed; None = as `lower_case`. `chinese`: whether each Chinese character is a
+    word. The same pieces give the same bytes under every version of the library.
     """
     ids = {piece: i for i, piece in enumerate(pieces)}
     added = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
@@ -181,8 +211,8 @@ def tokenizer_json(pieces: Sequence[str], *, lower_case: bool) -> bytes:
         "normalizer": {
             "type": "BertNormalizer",
             "clean_text": True,
-            "handle_chinese_chars": True,
-            "strip_accents": None,  # as lowercase
+            "handle_chinese_chars": chinese,
+            "strip_accents": strip_accents,
             "lowercase": lower_case,
         },
         "pre_tokenizer": {"type": "BertPreTokenizer"},
@@ -228,22 +258,23 @@ def read(name: str, content: bytes, where: str | Path | None = None) -> EncoderV
 def load(path: str | Path) -> EncoderVocabulary:
     """The vocabulary in a vocab.txt, a tokenizer.json with WordPiece, or a SentencePiece model.
 
-    A vocab.txt holds one piece a line. The tokenizer_config.json beside it says whether text is lower-cased; without
-    one, it is unless a piece has an upper-case letter. Raises `UserError` if the file can't be read or is of another
-    kind.
+    A vocab.txt holds one piece a line. The tokenizer_config.json beside it says how text is normalised. Without one, it
+    is lower-cased unless a piece has an upper-case letter. Raises `UserError` if the file can't be read or is of
+    another kind.
     """
     content = content_of(path)
-    if content.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"{":
+    text = content.removeprefix(codecs.BOM_UTF8)
+    if text.lstrip()[:1] == b"{":
         return WordPiece(content, path)
-    pieces = _listed(content)
+    pieces = _listed(text)
     if "[MASK]" in pieces:
         if repeated := [piece for piece, count in Counter(pieces).items() if count > 1]:
             raise UserError(f"{path}: holds the piece {repeated[0]!r} twice; correct it")
-        return WordPiece(tokenizer_json(pieces, lower_case=_lower_case(Path(path), pieces)), path)
+        return WordPiece(tokenizer_json(pieces, **_normalization(Path(path), pieces)), path)
     try:
         return MaskedSentencePiece(content, path)
     except UserError:
-        refuse_other(path, "a SentencePiece model")
+        refuse_other(path, "a vocabulary of an encoder")
         raise UserError(
             f"{path}: not a vocabulary of an encoder; give a vocab.txt or tokenizer.json with WordPiece and [MASK], or "
             "a SentencePiece model"
@@ -259,11 +290,16 @@ def _listed(content: bytes) -> list[str]:
     return [line.removesuffix("\r") for line in (lines if lines[-1] else lines[:-1])]
 
 
-def _lower_case(path: Path, pieces: Sequence[str]) -> bool:
+def _normalization(path: Path, pieces: Sequence[str]) -> dict[str, Any]:
+    """The arguments of `tokenizer_json` for a vocab.txt: what the tokenizer_config.json beside it says, or a guess."""
     config = path.with_name("tokenizer_config.json")
-    if config.exists():
-        given = json_object(content_of(config), config).get("do_lower_case", True)
-        if not isinstance(given, bool):
-            raise UserError(f"{config}: do_lower_case = {given!r}: must be true or false")
-        return given
-    return not any(piece.lower() != piece for piece in pieces if piece not in SPECIAL_PIECES and piece[:7] != "[unused")
+    if not config.exists():
+        named = [piece for piece in pieces if piece not in SPECIAL_PIECES and piece[:7] != "[unused"]
+        return {"lower_case": not any(piece.lower() != piece for piece in named)}
+    options = json_object(content_of(config), config)
+    names = {"lower_case": "do_lower_case", "strip_accents": "strip_accents", "chinese": "tokenize_chinese_chars"}
+    given = {ours: options.get(name, ours != "strip_accents" or None) for ours, name in names.items()}
+    for ours, value in given.items():
+        if not isinstance(value, bool) and (ours, value) != ("strip_accents", None):
+            raise UserError(f"{config}: {names[ours]} = {value!r}: must be true or false")
+    return given

@@ -29,6 +29,8 @@ def train_wordpiece(lines: Sequence[str], size: int, *, lower_case: bool) -> Wor
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=lower_case)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     first, later = _characters(lines, tokenizer)
+    if not first:
+        raise UserError("data.text: nothing is left of the text once it is normalised; give other files")
     # The trainer numbers the characters inside words in the order of a hash table, which differs from run to run, and
     # breaks ties by these numbers. As special pieces, they have numbers in a fixed order.
     fixed = [*SPECIAL_PIECES, *first, *(CONTINUES + c for c in later)]
@@ -70,4 +72,4 @@ def train_sentencepiece(lines: Iterable[str], size: int, *, lower_case: bool) ->
     from transformer.data.tokenizer import Tokenizer
 
     rule = "nmt_nfkc_cf" if lower_case else "nmt_nfkc"
-    return MaskedSentencePiece(Tokenizer.train(lines, vocab_size=size - 1, normalization=rule).model)
+    return MaskedSentencePiece(Tokenizer.train(lines, vocab_size=size - 1, normalization=rule, added=1).model)

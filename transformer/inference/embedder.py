@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import os
 from collections.abc import Sequence
@@ -17,15 +16,13 @@ from jax import Array
 from transformer.config import UserError, shown
 from transformer.data.given import strings
 from transformer.inference.batches import Batch, Batcher, on_all_devices, padded_lengths
-from transformer.inference.pieces import MAX_LINES, encoder_vocabulary
+from transformer.inference.pieces import MAX_LINES, encoder_vocabulary, framed, require_encoder_vocabulary
 from transformer.model import Model, Params
 from transformer.model.checks import check_integer
 
 if TYPE_CHECKING:
     from transformer.checkpoint import Checkpoint
     from transformer.data.wordpiece import EncoderVocabulary
-
-log = logging.getLogger("transformer")
 
 Pooling = Literal["mean", "cls"]
 POOLINGS: tuple[str, ...] = get_args(Pooling)
@@ -42,9 +39,10 @@ class Embedder:
         self, model: Model, params: Params, vocabulary: EncoderVocabulary, *, longest: int | None = None
     ) -> None:
         """`longest`: the most pieces of a text, the special ones included; None = as many as the model has learned
-        positions. Raises `UserError` if the model has a decoder or another size of vocabulary."""
+        positions. Raises `UserError` if the model has a decoder, or for a vocabulary of another kind or size."""
         if not isinstance(model, Model) or model.config.decoder_layers:
             raise UserError(f"model = {shown(model)}: give an encoder alone, a model with decoder_layers = 0")
+        require_encoder_vocabulary(vocabulary)
         if vocabulary.size > model.config.vocab_size:
             raise UserError(
                 f"the vocabulary has {vocabulary.size} pieces, and the model {model.config.vocab_size}; give the "
@@ -109,16 +107,7 @@ class Embedder:
         """The ids of each text between the special ones at its ends, cut to `longest`, with a warning."""
         given = strings("texts", given)
         check_integer("first_line", first_line, 1, MAX_LINES - len(given))
-        pieces, room = self.vocabulary.encode_lines(given), math.inf if self.longest is None else self.longest - 2
-        cut = [i for i, ids in enumerate(pieces) if len(ids) > room]
-        if cut:
-            log.warning(
-                "line %d: %d pieces, cut to %d (%d of %d lines are cut)",
-                *(first_line + cut[0], len(pieces[cut[0]]), room, len(cut), len(pieces)),
-            )
-        for i in cut:
-            del pieces[i][int(room) :]
-        return [[self.vocabulary.cls, *ids, self.vocabulary.sep] for ids in pieces]
+        return framed(self.vocabulary.encode_lines(given), self.vocabulary, self.longest, first_line)
 
     def _pooled(self, batch: Batch, rows: Sequence[Sequence[int]], pooling: Pooling) -> np.ndarray:
         """`pooled` of a batch, in parts if the whole batch does not fit into memory."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ from jax import Array
 from transformer.config import MASKED_HEADS, MaskedConfig, UserError, require_task, shown
 from transformer.data.given import strings
 from transformer.inference.batches import Batcher, on_all_devices, padded_lengths
-from transformer.inference.pieces import encoder_vocabulary
+from transformer.inference.pieces import MAX_LINES, encoder_vocabulary, framed, require_encoder_vocabulary
 from transformer.inference.tally import Tally
 from transformer.model import Model, Params, build
 from transformer.model.checks import check_integer
@@ -43,6 +43,7 @@ class Filler:
         """Raises `UserError` if the model is of another kind, or if its vocabulary has another size."""
         if not isinstance(model, Model) or model.config.head not in MASKED_HEADS:
             raise UserError(f"model = {shown(model)}: give an encoder alone with a head for masked pieces")
+        require_encoder_vocabulary(vocabulary)
         if model.config.vocab_size != vocabulary.size:
             raise UserError(
                 f"the model has a vocabulary of {model.config.vocab_size} pieces, and the given one has "
@@ -63,9 +64,7 @@ class Filler:
     def of(cls, checkpoint: Checkpoint) -> Filler:
         """The filler of a checkpoint. Raises `UserError` if its model has no head for masked pieces."""
         workdir, config = checkpoint.path.parent.parent, checkpoint.config
-        require_task(config, workdir, MaskedConfig)
-        if config.model.head not in MASKED_HEADS:
-            raise UserError(f"{workdir}: its model.head is {config.model.head!r}, which does not predict masked pieces")
+        require_masked_head(config, workdir)
         vocabulary = encoder_vocabulary(checkpoint)
         model, params = in_type(config.model, checkpoint.params(), "auto")
         return cls(build(model.with_vocabulary(vocabulary.size)), on_all_devices(params), vocabulary)
@@ -73,11 +72,15 @@ class Filler:
     def fill(self, given: Sequence[str], top: int = 5, *, first_line: int = 1) -> list[list[list[Candidate]]]:
         """For each text, and each "[MASK]" in it, the `top` likeliest pieces, likeliest first.
 
-        The probabilities are those of each mask alone. `first_line`: the line number of the first text, for messages.
-        Raises `UserError` for a text that is longer than the model's positions.
+        The probabilities are those of each mask alone. A text that is longer than the model's positions loses its end,
+        with a warning that names its line, counted from `first_line`; a mask in that end has no pieces. Raises
+        `UserError` for wrong arguments.
         """
         check_integer("top", top, 1, self.vocabulary.size)
-        rows = [self._encoded(text, number) for number, text in enumerate(strings("texts", given), first_line)]
+        texts = strings("texts", given)
+        check_integer("first_line", first_line, 1, MAX_LINES - len(texts))
+        pieces = [self._pieces(text) for text in texts]
+        rows = framed(pieces, self.vocabulary, self._positions, first_line)
         lengths = [len(row) if self.vocabulary.mask in row else 0 for row in rows]
         results: list[list[list[Candidate]]] = [[] for _ in rows]
         most = max(lengths, default=0)
@@ -86,7 +89,9 @@ class Filler:
             found = self._filled(batch.rows, batch.length, [rows[i] for i in batch.indices], top)
             for i, of_text in zip(batch.indices, found, strict=True):
                 results[i] = of_text
-        scores = [found[0][0].probability if found else None for found in results]
+        for found, ids in zip(results, pieces, strict=True):
+            found += [[] for _ in range(ids.count(self.vocabulary.mask) - len(found))]
+        scores = [found[0][0].probability if found and found[0] else None for found in results]
         self.tally.count(scores, first_line)
         return results
 
@@ -96,19 +101,12 @@ class Filler:
         config = self.model.config
         return config.max_positions if config.positions == "learned" else None
 
-    def _encoded(self, text: str, line: int) -> list[int]:
+    def _pieces(self, text: str) -> list[int]:
+        """The ids of a text, with the mask for each of its names."""
         v = self.vocabulary
         parts = re.split("|".join(map(re.escape, (MASK, v.name(v.mask)))), text.replace("\n", " "))
         first, *more = v.encode_lines(parts)
-        row = [v.cls, *first]
-        for part in more:
-            row += [v.mask, *part]
-        row.append(v.sep)
-        if self._positions and len(row) > self._positions:
-            raise UserError(
-                f"line {line}: has {len(row)} pieces, but the model has positions for {self._positions}; shorten it"
-            )
-        return row
+        return [*first, *(id for part in more for id in (v.mask, *part))]
 
     def _filled(self, count: int, length: int, rows: Sequence[list[int]], top: int) -> list[list[list[Candidate]]]:
         """The candidates of each of these rows, from a batch of `count` rows of this length."""
@@ -132,6 +130,13 @@ class Filler:
             ]
             for at, (ids_XK, probabilities_XK) in zip(places, found, strict=False)
         ]
+
+
+def require_masked_head(config: Any, where: object) -> None:
+    """Raise `UserError` unless this is the config of a model that predicts masked pieces. `where`: its workdir."""
+    require_task(config, where, MaskedConfig)
+    if config.model.head not in MASKED_HEADS:
+        raise UserError(f"{where}: its model.head is {config.model.head!r}, which does not predict masked pieces")
 
 
 @partial(jax.jit, static_argnames=("model", "top"))

@@ -76,6 +76,33 @@ def encoder_vocabulary(checkpoint: Checkpoint) -> EncoderVocabulary:
     return wordpiece.read(name, checkpoint.file(name), str(checkpoint.path / name))
 
 
+def require_encoder_vocabulary(vocabulary: Any) -> None:
+    """Raise `UserError` unless this is a vocabulary of an encoder alone."""
+    from transformer.data.wordpiece import EncoderVocabulary
+
+    if not isinstance(vocabulary, EncoderVocabulary):
+        raise UserError(
+            f"vocabulary = {shown(vocabulary)}: give that of an encoder alone, such as transformer.data.wordpiece.load "
+            "returns"
+        )
+
+
+def framed(
+    pieces: Sequence[list[int]], vocabulary: EncoderVocabulary, longest: int | None, first_line: int
+) -> list[list[int]]:
+    """The ids of each text between the special ones at its ends, cut to `longest` (None = not cut), with a warning.
+
+    `first_line`: the line number of the first text, for the warning.
+    """
+    room = max(map(len, pieces), default=0) if longest is None else max(longest - 2, 0)
+    if cut := [i for i, ids in enumerate(pieces) if len(ids) > room]:
+        log.warning(
+            "line %d: %d pieces, cut to %d (%d of %d lines are cut)",
+            *(first_line + cut[0], len(pieces[cut[0]]), room, len(cut), len(pieces)),
+        )
+    return [[vocabulary.cls, *ids[:room], vocabulary.sep] for ids in pieces]
+
+
 def check_ids(what: str, lists: Sequence[Sequence[int]], vocab_size: int | None) -> None:
     """Raise `UserError` unless `lists` are lists of ids of the vocabulary. `what`: name of a list."""
 

@@ -15,17 +15,18 @@ import numpy as np
 from jax import Array
 
 from transformer.checkpoint import AVERAGE, Checkpoint, Checkpoints, again
-from transformer.config import MaskedConfig, UserError, require_task
+from transformer.config import MaskedConfig, UserError
 from transformer.data.masking import MaskedRows, in_order
 from transformer.data.rows import Batch
 from transformer.data.running import Text
 from transformer.data.text_store import encode_text
 from transformer.data.wordpiece import EncoderVocabulary
+from transformer.inference.filler import require_masked_head
+from transformer.inference.pieces import encoder_vocabulary
 from transformer.model import Model, Params, build
 from transformer.model.rounding import in_type
 from transformer.streams import plain
 from transformer.tasks import text_sets
-from transformer.tasks.vocabulary import ENCODER_VOCABULARIES, vocabulary_in
 from transformer.training.objectives import masked_states, next_sentence_nll
 
 log = logging.getLogger("transformer")
@@ -103,11 +104,16 @@ def sums_of(model: Model) -> Callable[[Params, Mapping[str, Array]], Totals]:
 
 
 def summed(sums: Sums, batches: Iterable[Batch]) -> Totals:
-    """The totals of all batches."""
+    """The totals of all batches. Raises `UserError` if they have no masked piece."""
     totals = np.zeros(len(Totals._fields))
     for batch in batches:
         totals += [float(x) for x in sums(batch)]
-    return Totals(*totals.tolist())
+    if not (all_sums := Totals(*totals.tolist())).pieces:
+        raise UserError(
+            "no piece of the text is masked: with data.whole_words, all its words have more pieces than a row "
+            "predicts; give a longer text"
+        )
+    return all_sums
 
 
 def rows_per_batch(config: MaskedConfig) -> int:
@@ -118,8 +124,8 @@ def rows_per_batch(config: MaskedConfig) -> int:
 def _loaded(workdir: str, checkpoint: str | None) -> tuple[Checkpoint, EncoderVocabulary, Sums]:
     """A checkpoint of a masked language model, its vocabulary, and its sums."""
     opened = Checkpoints(workdir).open(checkpoint)
-    require_task(opened.config, workdir, MaskedConfig)
-    pieces = vocabulary_in(opened, ENCODER_VOCABULARIES)
+    require_masked_head(opened.config, workdir)
+    pieces = encoder_vocabulary(opened)
     model, params = in_type(opened.config.model, opened.params(), "auto")
     sums = jax.jit(sums_of(build(model.with_vocabulary(pieces.size))))
     return opened, pieces, lambda batch: sums(params, batch)

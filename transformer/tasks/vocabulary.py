@@ -19,6 +19,7 @@ from transformer.files import path_of
 
 log = logging.getLogger("transformer")
 
+_WITHOUT = "choose another checkpoint or workdir, or import the model again, with its tokenizer"
 DIGEST = "tokenizer.sha256"  # file in the workdir beside that of the vocabulary
 
 
@@ -107,7 +108,9 @@ def vocabulary_of(workdir: str, kind: Kind = TOKENIZERS) -> Any:
 
 def vocabulary_in(checkpoint: Checkpoint, kind: Kind = TOKENIZERS) -> Any:
     """The vocabulary that the parameters of a checkpoint were trained with. Raises `UserError` if it has none."""
-    name = next((name for name in kind.names if (checkpoint.path / name).exists()), " or ".join(kind.names))
+    name = next((name for name in kind.names if (checkpoint.path / name).exists()), None)
+    if name is None:
+        raise UserError(f"{checkpoint.path} holds no {' or '.join(kind.names)}; {_WITHOUT}")
     return kind.read(name, checkpoint.file(name), str(checkpoint.path / name))
 
 

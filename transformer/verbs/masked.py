@@ -19,7 +19,8 @@ log = logging.getLogger("transformer")
 def fill(arguments: list[str]) -> None:
     """Write the likeliest pieces for each [MASK] in the lines of standard input, with their probabilities."""
     told = (
-        "Writes a line for each line: pieces, each with its probability; a tab between masks; nothing without a mask."
+        "Writes a line for each line: pieces, each with its probability; a tab between masks; nothing without a mask. "
+        "A text that is longer than the model's positions loses its end, and a mask in that end has no pieces."
     )
     parser = Parser("python -m transformer fill", fill.__doc__, epilog=told)
     parser.add_argument("workdir", help="the workdir of a training run of a masked language model")

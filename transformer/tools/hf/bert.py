@@ -177,9 +177,11 @@ def model_config(values: Mapping[str, Any], head: str, where: object = "config.j
     wrong += wrong_choice("hidden_act", activation, ACTIVATIONS) + wrong_epsilon("layer_norm_eps", eps)
     if head in MASKED_HEADS and values.get("tie_word_embeddings", True) is not True:
         wrong.append("tie_word_embeddings: our model can't express it; it must be true")
-    names = values.get("id2label")
-    labels = len(names) if isinstance(names, Mapping) else values.get("num_labels", 2)
-    wrong += wrong_counts({"num_labels": labels})
+    labels = None
+    if head in LABEL_HEADS:
+        names = values.get("id2label")
+        labels = len(names) if isinstance(names, Mapping) else values.get("num_labels", 2)
+        wrong += wrong_counts({"num_labels": labels})
     refuse(str(where), wrong + wrong_values(values, FIXED))
     model = ModelConfig(
         **_EXPRESSIBLE,
@@ -195,7 +197,7 @@ def model_config(values: Mapping[str, Any], head: str, where: object = "config.j
         activation=ACTIVATIONS[activation],
         norm_eps=float(eps),
         head=head,
-        labels=labels if head in LABEL_HEADS else None,
+        labels=labels,
         initializer="bert",
     )
     return checked(model, where)
@@ -336,27 +338,28 @@ def to_bert(params: Params, config: ModelConfig, prefix: str = PREFIX) -> dict[s
 def from_bert(state: Arrays, config: ModelConfig) -> Converted:
     """Our parameters from the state dict of any of their classes in `CLASSES`.
 
-    `config` as `model_config` returns it. Skips buffers and copies of tied arrays, and reads gamma and beta of old
-    versions. A head or a pooler that the file lacks as a whole gets our initial values. Raises `UserError` with all
-    that is wrong in `state`: arrays that are missing, unknown, of the wrong shape or type, or not finite, and copies
-    that differ from the array that they are tied to.
+    `config` as `model_config` returns it. Skips buffers, and reads gamma and beta of old versions. Of tied arrays the
+    file may hold either one, or both. A head or a pooler that the file lacks as a whole gets our initial values. Raises
+    `UserError` with all that is wrong in `state`: arrays that are missing, unknown, of the wrong shape or type, or not
+    finite, and copies that differ from the array that they are tied to.
     """
     refuse_inexpressible(config)
-    prefix, sizes, rows = prefix_of(state), _sizes(config), table(config, prefix_of(state))
+    prefix, sizes = prefix_of(state), _sizes(config)
+    rows = table(config, prefix)
     state = {name: array for name, array in state.items() if name.removeprefix(prefix) not in BUFFERS}
     twice = [modern(name) for name in state if name != modern(name) and modern(name) in state]
     state = {modern(name): array for name, array in state.items()}
     copies = {name: state.pop(name) for name in TIED if config.head in MASKED_HEADS and name in state}
+    wrong = [f"{name} is there twice, once by its old name" for name in twice]
+    for name, copy in copies.items():
+        original = TIED[name] if TIED[name].startswith("cls.") else prefix + TIED[name]
+        if not np.array_equal(copy, state.setdefault(original, copy)):
+            wrong.append(f"{name} and {original} differ, but tie_word_embeddings says that they are equal")
     left_out = [prefix + row.theirs for row in POOLER if prefix + row.theirs in state]
     if config.head in POOLED_HEADS:
         left_out = []
     state = {name: array for name, array in state.items() if name not in left_out}
     drawn = [row for part in parts(config, prefix) for row in part if not any(one.theirs in state for one in part)]
-    wrong = [f"{name} is there twice, once by its old name" for name in twice]
-    for name, copy in copies.items():
-        original = TIED[name] if TIED[name].startswith("cls.") else prefix + TIED[name]
-        if not np.array_equal(copy, state.get(original, copy)):
-            wrong.append(f"{name} and {original} differ, but tie_word_embeddings says that they are equal")
     kept = [row for row in rows if row not in drawn]
     wrong += mismatches(state, [(row.theirs, their_shape(row, sizes)) for row in kept])
     wrong += unusable({row.theirs: state[row.theirs] for row in kept if row.theirs in state})

@@ -26,6 +26,7 @@ from transformer.tools.hf.folder import config_in, read_model, read_object, writ
 from transformer.tools.hf.vocabulary import of_size
 from transformer.tools.new_workdir import new_workdir
 
+_SHORTEST = 5  # the smallest data.context
 _KEPT = "hf_bert"
 """Field of progress.json: what an imported folder says of itself besides the model, for a later export."""
 
@@ -53,8 +54,9 @@ def import_folder(folder: str, out: str) -> None:
     model = bert.model_config(values, bert.head_of(values, state, file), file)
     if left_out := bert.without_counterpart(values):
         log.warning("%s: these fields have no counterpart here and are left out: %s", file, ", ".join(left_out))
-    vocabulary = vocabulary_in(file.parent, model.vocab_size)
+    config = run_config(model, file.parent)
     converted = bert.from_bert(state, model)
+    vocabulary = vocabulary_in(file.parent, model.vocab_size)
     if converted.drawn:
         log.warning("%s: lacks %s: drawn anew, so train them before use", folder, ", ".join(converted.drawn))
     if converted.left_out:
@@ -65,7 +67,6 @@ def import_folder(folder: str, out: str) -> None:
         kept["tokenizer_config"] = read_object(options)
     progress = {"step": 0, "vocab_size": model.vocab_size, "averaged_steps": [0], _KEPT: kept}
     files = {} if vocabulary is None else vocabulary_files(vocabulary)
-    config = run_config(model, file.parent)
     if (labels := bert.labels_of(values, model, file)) is not None:
         files |= dict([labels.file])
         data = LabelledConfig(kind=labels.kind, context=config.data.context)
@@ -92,12 +93,20 @@ def vocabulary_in(folder: Path, size: int) -> EncoderVocabulary | None:
 def run_config(model: ModelConfig, folder: Path) -> MaskedConfig:
     """The config of a run of this model, with defaults for all but the length of rows.
 
-    This is the longest text of sentence_bert_config.json, where there is one, else the number of positions.
+    This is the longest text of sentence_bert_config.json, where there is one, else the number of positions. Raises
+    `UserError` if that file can't be used.
     """
     context = model.max_positions
     if (options := folder / "sentence_bert_config.json").exists():
         given = read_object(options).get("max_seq_length")
-        context = min(context, given) if is_count(given) else context
+        if given is not None and not (is_count(given) and given >= _SHORTEST):
+            raise UserError(f"{options}: max_seq_length = {given!r}: must be a whole number, at least {_SHORTEST}")
+        context = context if given is None else min(context, given)
+    if context < _SHORTEST:
+        raise UserError(
+            f"{folder / 'config.json'}: max_position_embeddings = {context}: must be at least {_SHORTEST}, or no text "
+            "fits"
+        )
     default = MaskedConfig()
     data = dataclasses.replace(default.data, context=context, next_sentence=model.head == "pretraining")
     return dataclasses.replace(default, model=model, data=data)

@@ -10,8 +10,13 @@ import numpy as np
 
 from transformer import files
 from transformer.config import UserError
+from transformer.data.foreign import refuse_other
 from transformer.data.vocabularies import json_object
 from transformer.tools.hf.names import Arrays
+
+# The types of a safetensors file that are read, in NumPy.
+_TYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "BOOL": "?"}
+_TYPES |= {f"{kind}{8 * size}": f"<{kind.lower()}{size}" for kind in "IU" for size in (1, 2, 4, 8)}
 
 
 def write(path: Path, content: Any) -> None:
@@ -33,22 +38,29 @@ def write_arrays(path: Path, arrays: Arrays) -> None:
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of a safetensors file; those in bfloat16 become float32, exactly. Raises `UserError` if it is none."""
+    """The arrays of a safetensors file; those in bfloat16 become float32, exactly. Raises `UserError` if it is none, or
+    if NumPy has no counterpart of a type in it."""
     from safetensors import SafetensorError, deserialize
 
+    content = read(path)
     try:
-        entries = deserialize(read(path))
-        return {name: _array(**entry) for name, entry in entries}
-    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+        entries = deserialize(content)
+    except SafetensorError as error:
+        refuse_other(path, "a safetensors file")
         raise UserError(f"{path}: not a safetensors file, or a damaged one ({error}); copy it again") from None
+    if other := {name: entry["dtype"] for name, entry in entries if entry["dtype"] not in _TYPES}:
+        name, dtype = next(iter(other.items()))
+        raise UserError(
+            f"{path}: {name} is of type {dtype}, which is not read ({len(other)} of {len(entries)} arrays are of such "
+            "types); give a model in float32, float16 or bfloat16"
+        )
+    return {name: _array(**entry) for name, entry in entries}
 
 
 def _array(data: bytes, dtype: str, shape: list[int]) -> np.ndarray:
-    if dtype == "BF16":  # the upper half of a float32
-        return (np.frombuffer(data, "<u2").astype(np.uint32) << 16).view(np.float32).reshape(shape)
-    kind = {"F": "f", "I": "i", "U": "u", "B": "?"}[dtype[0]]
-    size = "" if kind == "?" else int(dtype.lstrip("FIU")) // 8
-    return np.frombuffer(data, f"<{kind}{size}" if size else kind).reshape(shape)
+    array = np.frombuffer(data, _TYPES[dtype]).reshape(shape)
+    # bfloat16 is the upper half of a float32.
+    return (array.astype(np.uint32) << 16).view(np.float32) if dtype == "BF16" else array
 
 
 def config_in(folder: str) -> tuple[Path, dict[str, Any]]:
@@ -74,7 +86,7 @@ def read_model(folder: Path, kind: str) -> dict[str, np.ndarray]:
     if not index.exists():
         raise UserError(_without_arrays(folder, kind))
     places = read_object(index).get("weight_map")
-    if not isinstance(places, dict) or not all(isinstance(x, str) and Path(x).name == x for x in places.values()):
+    if not isinstance(places, dict) or not all(isinstance(x, str) and x == Path(x).name for x in places.values()):
         raise UserError(f"{index}: 'weight_map' must name a file of this folder for each array")
     shards = {name: read_arrays(folder / name) for name in sorted(set(places.values()))}
     found = {array: name for name, arrays in shards.items() for array in arrays}
