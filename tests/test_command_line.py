@@ -705,3 +705,27 @@ def test_64_bits_are_refused(call, trained) -> None:
         done = call("transformer", "translate", trained)
     assert done.code == 2
     assert done.err == "error: JAX_ENABLE_X64 is set, but this program computes in 32 bits; unset it, or set it to 0\n"
+
+
+PAGES = """
+import os, sys
+from transformer.command_line import ask_for_huge_pages
+if sys.argv[1:] == ["notebook"]:
+    sys.argv[0] = "a cell"
+ask_for_huge_pages()
+print(os.environ.get("GLIBC_TUNABLES"), *sys.argv[1:], sep="|")
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc is the C library of Linux")
+def test_training_asks_for_large_pages_unless_the_variable_is_set(tmp_path: Path) -> None:
+    (tmp_path / "program.py").write_text(PAGES)
+
+    def output(*arguments: str, **variables: str) -> str:
+        plain = {name: value for name, value in os.environ.items() if name != "GLIBC_TUNABLES"}
+        command = [sys.executable, str(tmp_path / "program.py"), *arguments]
+        return subprocess.run(command, env=plain | variables, capture_output=True, text=True, check=True).stdout
+
+    assert output("a b", "c") == "glibc.malloc.hugetlb=1|a b|c\n"
+    assert output("a", GLIBC_TUNABLES="glibc.malloc.hugetlb=0") == "glibc.malloc.hugetlb=0|a\n"
+    assert output("notebook") == "None|notebook\n"

@@ -1,10 +1,11 @@
 """The programs of an installed package: transformer-train, transformer-evaluate and transformer."""
 
-from transformer.command_line import run
+from transformer.command_line import ask_for_huge_pages, run
 
 
 def train() -> None:
     """Train a model, or go on with one."""
+    ask_for_huge_pages()
     from transformer.jobs import train
 
     run(train, interrupted="interrupted; the same command goes on from the last checkpoint")
