@@ -27,6 +27,7 @@ from rows import Rows
 from side_by_side import Worker, log, machine, require, show, take_turns
 
 from transformer.command_line import Parser, run
+from transformer.command_line.huge_pages import VALUE, VARIABLE
 
 COLUMNS = {
     **{"part": -8, "system": -11, "dtype": -8, "batch": 5, "length": 6, "tokens_per_s": 12, "tokens_per_s_range": 18},
@@ -39,8 +40,13 @@ DTYPES = ("float32", "bfloat16", "int8")
 def workers_of(o: Namespace, part: str, folder: str, **settings: Any) -> dict[tuple[str, str], Worker]:
     """A worker for each system and type, by (system, type)."""
     common = {"threads": o.threads, "device": o.device, "size": o.size, "folder": folder, **settings}
+    as_train_py = {VARIABLE: VALUE}  # large pages of memory
     return {
-        (system, dtype): Worker("gpt_systems.py", f"{system}-{part}", dtype=dtype, **common)
+        (system, dtype): Worker(
+            *("gpt_systems.py", f"{system}-{part}", as_train_py if (system, part) == ("ours", "train") else None),
+            dtype=dtype,
+            **common,
+        )
         for system, dtype in itertools.product(o.systems, o.dtypes)
         if dtype != "int8" or (system, part) == ("ours", "generate")
     }
