@@ -147,7 +147,8 @@ def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> Iter
     """`call("train.py", "--config", ...)`: run a command in this process; returns its exit code and output."""
     from transformer.__main__ import main
     from transformer.command_line import run
-    from transformer.jobs import evaluate, train
+    from transformer.evaluation import evaluate
+    from transformer.jobs import train
 
     log = logging.getLogger("transformer")
     before = log.handlers[:], log.propagate, log.level

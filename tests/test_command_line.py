@@ -442,14 +442,14 @@ def test_the_parser_takes_no_abbreviations() -> None:
 
 
 def test_log_goes_to_standard_error_and_warnings_say_so(call, monkeypatch) -> None:
-    import transformer.jobs
+    import transformer.evaluation
 
     def talk(*_) -> None:
         logging.getLogger("transformer").info("a line")
         logging.getLogger("transformer").warning("careful")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(transformer.jobs, "set_up_jax", talk)
+    monkeypatch.setattr(transformer.evaluation, "set_up_jax", talk)
     done = call("evaluate.py", "--workdir", "x")
     assert done.code == 130
     assert done.out == ""
@@ -458,12 +458,12 @@ def test_log_goes_to_standard_error_and_warnings_say_so(call, monkeypatch) -> No
 
 
 def test_an_error_of_ours_keeps_its_traceback(call, monkeypatch) -> None:
-    import transformer.jobs
+    import transformer.evaluation
 
     def fail(*_) -> None:
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr(transformer.jobs, "set_up_jax", fail)
+    monkeypatch.setattr(transformer.evaluation, "set_up_jax", fail)
     with pytest.raises(RuntimeError, match="a bug"):
         call("evaluate.py", "--workdir", "x")
 

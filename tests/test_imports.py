@@ -43,7 +43,7 @@ MAY_IMPORT = {
         *("inference", "training", "tasks", "command_line"),
     },
 }
-ENTRY_POINTS = {"__main__", "jobs", "programs", "verbs", "train", "evaluate"}
+ENTRY_POINTS = {"__main__", "jobs", "evaluation", "programs", "verbs", "train", "evaluate"}
 # Third-party packages that a part may import, where these are few, and those that it may not.
 THEIRS = {
     "config": set(),

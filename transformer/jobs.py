@@ -1,23 +1,20 @@
-"""The programs behind train.py and evaluate.py, for any task."""
+"""The program behind train.py, for any task."""
 
 from __future__ import annotations
 
 import argparse
 import contextlib
 import dataclasses
-import inspect
 import logging
 import os
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from transformer.command_line import Parser, configured, evaluate_options, set_up_jax, whole
-from transformer.config import Config, UserError, to_json, whole_number, with_micro_batches
-from transformer.files import local, unchanged
+from transformer.command_line import Parser, configured, set_up_jax, whole
+from transformer.config import UserError, to_json, whole_number, with_micro_batches
+from transformer.files import local
 from transformer.memory import enough_memory
 from transformer.packages import require
-from transformer.streams import print_json
 from transformer.tasks import TASKS
 
 if TYPE_CHECKING:
@@ -30,7 +27,6 @@ LESS_TO_TRAIN = (
     "lower train.batch_tokens in a new run; or, for the same updates, raise train.accumulate (--batch auto finds how "
     "far) or set --train.remat True, with which a run can resume; if this came while tokenising, set --data.workers 1"
 )
-LESS_TO_DECODE = "give lower --decode.batch_tokens, --decode.batch_sentences or --decode.streams"
 
 
 @enough_memory(LESS_TO_TRAIN)
@@ -154,7 +150,7 @@ def _train_parser() -> Parser:
         help="on a GPU: the same bits in each run, with slower kernels (not with model.attention_kernel cudnn); on a "
         "CPU with the same number of cores they are the same without this option",
     )
-    _process_options(parser)
+    process_options(parser)
     parser.add_argument(
         "--wait-minutes",
         type=whole(0),
@@ -251,18 +247,6 @@ def stored_config(workdir: Any) -> Any:
     return None
 
 
-def _config_to_score(workdir: str) -> Any:
-    """The config of the run in a workdir, of those in its folders seed-N, or of an imported model; None without any."""
-    from transformer.checkpoint import AVERAGE, Checkpoints, seed_folder, seeds_in
-
-    if stored := stored_config(workdir):
-        return stored
-    with contextlib.suppress(UserError):
-        seeds = seeds_in(workdir)
-        return stored_config(seed_folder(workdir, seeds[0])) if seeds else Checkpoints(workdir).open(AVERAGE).config
-    return None
-
-
 def _span(text: str | None) -> tuple[int, int] | None:
     """'10:15' as two numbers. Raises `UserError` for anything else."""
     if text is None:
@@ -281,119 +265,11 @@ def _can_hold_traces(workdir: str) -> bool:
         return False
 
 
-def _process_options(parser: Parser) -> None:
+def process_options(parser: Parser) -> None:
+    """Add the options that say which process of a run this is."""
     parser.add_argument(
         "--process",
         metavar="I/N",
         help="number of this process (from 0) and of all; not needed in jobs of SLURM, Cloud TPU and GKE",
     )
     parser.add_argument("--coordinator", metavar="HOST:PORT", help="a free port on the host of process 0")
-
-
-def _evaluate_parser() -> Parser:
-    parser = Parser("evaluate.py", "Score a trained model on a test set.", add_help=False)
-    parser.add_argument("--workdir", metavar="DIR", help="the workdir of a training run")
-    parser.add_argument(
-        "--source", metavar="FILE", help="sentences to translate; default: the config's test set, else dev"
-    )
-    parser.add_argument(
-        "--reference",
-        metavar="FILE",
-        action="append",
-        default=[],
-        help="reference translations of --source, line by line; repeat it for several references a sentence; leave it "
-        "out if the source is a .tsv or .jsonl with both sides",
-    )
-    parser.add_argument(
-        "--checkpoint", help="best, last, average or a step; default: the average if any, else the best"
-    )
-    parser.add_argument(
-        "--data", metavar="FILE", help="labelled texts to score a fine-tuned encoder on; default: as for --source"
-    )
-    parser.add_argument("--text", metavar="FILE", help="text to score a language model on; default: as for --source")
-    parser.add_argument(
-        "--stride",
-        type=whole(1),
-        metavar="N",
-        help="a language model's sliding perplexity: each block begins N pieces after the one before it",
-    )
-    parser.add_argument("--against", metavar="DIR", help="another workdir: sacreBLEU's paired bootstrap test of both")
-    parser.add_argument("--json", action="store_true", help="print one JSON object on standard output")
-    _process_options(parser)
-    parser.add_argument("-h", "--help", action="store_true", help="show this help and stop")
-    return parser
-
-
-@enough_memory(LESS_TO_DECODE)
-def evaluate(arguments: Sequence[str]) -> None:
-    """evaluate.py: score a trained model on a test set. Raises `UserError`."""
-    parser = _evaluate_parser()
-    options, rest = parser.parse_known_args(arguments)
-    if options.help:
-        parser.print_help()
-        print("\nDecoding and scoring (default: the values in the workdir's config):\n")
-        evaluate_options(Config(), ["--help"], "evaluate.py")
-    if not options.workdir:
-        raise UserError("--workdir is missing")
-    from transformer.tasks.sets import check_given
-    from transformer.training import processes
-
-    processes.start(options.coordinator, options.process)
-    set_up_jax()
-    stored = _config_to_score(options.workdir)
-    task = TASKS[Config.task if stored is None else stored.task]()
-    given = {
-        "source": options.source,
-        "references": options.reference,
-        "checkpoint": options.checkpoint,
-        "data": options.data,
-        "text": options.text,
-        "stride": options.stride,
-        "against": options.against,
-        "options": lambda config: evaluate_options(config, rest, "evaluate.py", parser.options()),
-    }
-    given = _accepted(task.score, given, rest, options.workdir)
-    check_given(options.source, options.reference)
-    with unchanged(options.workdir) as check:
-        result = task.score(options.workdir, **given)
-        if processes.first():
-            _print_and_store(result, list(task.lines_of(result)), options.workdir, check, as_json=options.json)
-
-
-def _accepted(score: Callable[..., Any], given: dict[str, Any], rest: Sequence[str], workdir: str) -> dict[str, Any]:
-    """The options that a task's `score` has. Raises `UserError` if the command line gives another one.
-
-    `rest`: the arguments that the entry "options" applies to a config.
-    """
-    parameters = inspect.signature(score).parameters
-    for name in given.keys() - parameters.keys():
-        if rest if name == "options" else given[name]:
-            option = rest[0] if name == "options" else f"--{name.removesuffix('s')}"
-            known = [f"--{name.removesuffix('s')}" for name in parameters if name in given and name != "options"]
-            raise UserError(
-                f"{option}: the task of {workdir} has no such option; leave it out (it has {', '.join(known)})"
-            )
-    return {name: value for name, value in given.items() if name in parameters}
-
-
-def _print_and_store(
-    result: dict[str, Any], lines: Sequence[str], workdir: str, check: Callable[[], None], *, as_json: bool
-) -> None:
-    """Print a result (as JSON, or `lines`) and store it in the workdir. If one fails, the other still happens; if both
-    fail, the log gets the lines. `check`: see `store`."""
-    from transformer.tasks.scoring import store
-
-    printed = False
-    try:
-        if as_json:
-            print_json(result)
-        else:
-            print("\n".join(lines))
-        sys.stdout.flush()
-        printed = True
-    finally:
-        stored = store(workdir, result, check)
-        if stored and not printed:
-            log.info("the scores are stored in %s/scores.jsonl", workdir)
-        for line in () if stored or printed else lines:
-            log.info("%s", line)

@@ -12,7 +12,7 @@ def train() -> None:
 
 def evaluate() -> None:
     """Score a trained model."""
-    from transformer.jobs import evaluate
+    from transformer.evaluation import evaluate
 
     run(evaluate)
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from transformer.command_line import Parser, set_up_jax
 from transformer.data.opening import open_stream
-from transformer.jobs import LESS_TO_DECODE
+from transformer.evaluation import LESS_TO_DECODE
 from transformer.memory import enough_memory
 from transformer.streams import plain, to_json
 

@@ -8,7 +8,7 @@ import sys
 from transformer.command_line import Parser, text_of, whole
 from transformer.config import DecodeConfig, LanguageModelConfig, UserError
 from transformer.data.opening import open_stream
-from transformer.jobs import LESS_TO_DECODE
+from transformer.evaluation import LESS_TO_DECODE
 from transformer.memory import enough_memory
 from transformer.verbs.decoding import loaded, parsed
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 
 from transformer.command_line import Parser, set_up_jax, whole
 from transformer.data.opening import open_stream
-from transformer.jobs import LESS_TO_DECODE
+from transformer.evaluation import LESS_TO_DECODE
 from transformer.memory import enough_memory
 from transformer.streams import to_json
 

@@ -8,8 +8,8 @@ from functools import partial
 from transformer.command_line import Parser
 from transformer.config import Config, DecodeConfig, UserError
 from transformer.data.opening import open_stream
+from transformer.evaluation import LESS_TO_DECODE
 from transformer.files import local_path
-from transformer.jobs import LESS_TO_DECODE
 from transformer.memory import enough_memory
 from transformer.verbs.decoding import loaded, parsed
 from transformer.verbs.scoring import DETAILS
