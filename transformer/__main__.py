@@ -26,6 +26,7 @@ from transformer.verbs.decoding import workdir_first
 from transformer.verbs.embedding import embed
 from transformer.verbs.language_model import generate
 from transformer.verbs.masked import fill
+from transformer.verbs.parsing import evalb
 from transformer.verbs.scoring import score
 from transformer.verbs.translation import translate
 
@@ -205,6 +206,7 @@ VERBS = {
     "export": export,
     "import": import_,
     "plan": plan,
+    "evalb": evalb,
 }
 
 

@@ -66,6 +66,9 @@ def folder(tiny, trained: Path, tmp_path: Path, monkeypatch) -> Path:
     monkeypatch.setenv("TRANSFORMER_DATA", str(tmp_path))
     text("in.txt", ["", *source[:4]])
     text("in.jsonl", [json.dumps({"source": line, "id": i}) for i, line in enumerate(source[:4])])
+    text("gold.mrg", ["(S (NP (DT The) (NN cat)) (VP (VBZ sleeps)) (. .))"])
+    text("test.mrg", ["(S (NP (DT The) (NN cat) (VBZ sleeps)) (. .))"])
+    text("COLLINS.prm", ["DELETE_LABEL .", "EQ_LABEL ADVP PRT"])
     write_labelled(tmp_path)
     write_gpt2(tmp_path / "gpt2")
     write_bert(tmp_path / "bert")
@@ -173,5 +176,7 @@ def check(text: str, out: str) -> None:
             assert [line != "" for line in found[1:]] == [line != "" for line in given[1:]]
     if "embed" in text:
         assert len(Path("vectors.jsonl").read_text().splitlines()) == len(Path("in.txt").read_text().splitlines())
+    if "evalb" in text:
+        assert json.loads(out)["all"]["recall"] == 100 / 3 if "--json" in text else "Bracketing Recall" in out
     if "--profile" in text:
         assert list(Path("runs/traced/profile").rglob("*.xplane.pb"))

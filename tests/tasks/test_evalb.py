@@ -1,0 +1,102 @@
+"""The scorer of trees against EVALB's own output, and against counts by hand."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from transformer.config import UserError
+from transformer.data.trees import Tree, parse
+from transformer.tasks.evalb import ERROR, SKIPPED, Parameters, read_parameters, score, summary
+
+SAMPLE = Path(os.environ.get("TRANSFORMER_DATA", "-")) / "treebank" / "evalb_sample"
+GOLD = "(S (NP-SBJ (DT The) (NN cat)) (VP (VBZ sleeps)) (. .))"
+
+
+def write(folder: Path, name: str, *lines: str) -> str:
+    (folder / name).write_text("".join(f"{line}\n" for line in lines))
+    return str(folder / name)
+
+
+def scored(folder: Path, gold: list[str], test: list[str], parameters: Parameters | None = None) -> list:
+    files = write(folder, "gold.mrg", *gold), write(folder, "test.mrg", *test)
+    return list(score(*files, parameters or Parameters(deleted={"."})))
+
+
+@pytest.mark.skipif(not SAMPLE.exists(), reason="needs $TRANSFORMER_DATA/treebank/evalb_sample")
+def test_every_line_of_evalbs_sample(call) -> None:
+    files = [SAMPLE / name for name in ("sample.gld", "sample.tst")]
+    done = call("transformer", "evalb", *files, "--parameters", SAMPLE / "sample.prm")
+    assert done.code == 0 and done.out == (SAMPLE / "expected.rsl").read_text()
+    done = call("transformer", "evalb", *files, "--parameters", SAMPLE / "sample.prm", "--json")
+    assert json.loads(done.out)["len<=40"]["complete"] == 50
+    collins = read_parameters(str(SAMPLE / "COLLINS.prm"))
+    assert collins.labelled and collins.same_label["PRT"] == collins.same_label["ADVP"] and "." in collins.deleted
+
+
+def test_counts_by_hand(tmp_path: Path) -> None:
+    test = "(S (NP (DT The)) (X (NN cat) (VP (VBD sleeps))))"
+    (one,) = scored(tmp_path, [GOLD], [test])
+    # Gold: S 0-3, NP 0-2, VP 2-3. Test: S 0-3, NP 0-1, X 1-3, VP 2-3. X crosses NP 0-2. The full stop is deleted.
+    assert one[1:] == (4, 0, 2, 3, 4, 1, 3, 2)
+    assert scored(tmp_path, [GOLD], [test], Parameters(labelled=False, deleted={"."}))[0].matched == 2
+    same = Parameters(deleted={"."}, same_label={"VBD": "V", "VBZ": "V"})
+    assert scored(tmp_path, [GOLD], [test], same)[0].right_tags == 3
+
+
+def test_brackets_are_a_multiset_and_empty_ones_are_left_out(tmp_path: Path) -> None:
+    gold, test = "(S (NP (NP (N a))) (NP (-NONE- *)))", "(S (NP (N a)))"
+    (one,) = scored(tmp_path, [gold], [test], Parameters(deleted={"-NONE-"}))
+    assert (one.matched, one.gold, one.test, one.words) == (2, 3, 2, 1)
+    assert summary([one]).complete == 0 and summary([one]).recall == pytest.approx(100 * 2 / 3)
+
+
+def test_errors_and_skipped_sentences_are_in_no_figure(tmp_path: Path) -> None:
+    found = scored(tmp_path, [GOLD] * 3, ["", GOLD.replace("cat", "dog"), GOLD])
+    assert [one.status for one in found] == [SKIPPED, ERROR, 0]
+    assert summary(found)[:6] == (3, 1, 1, 1, 100, 100)
+    assert summary(found[:2])[4:] == (0.0,) * 8
+    with pytest.raises(UserError, match=r"test\.mrg:2: its words are not those of .*; that is error 1, and"):
+        scored(tmp_path, [GOLD] * 2, [GOLD, "(X (Y z))"], Parameters(most_errors=0))
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("(S (N a)", "x:1: 1 closing brackets are missing"),
+        ("(S (N a)))", "x:1: a closing bracket too many, behind '( N a ) )'"),
+        ("(S (N a) b)", "x:1: the word 'b' has no tag"),
+        ("(N a b)", "x:1: the word 'b' has no tag"),
+        ("a", "x:1: 'a' stands outside of all brackets"),
+    ],
+)
+def test_trees_that_cannot_be_read(text: str, told: str) -> None:
+    with pytest.raises(UserError) as error:
+        parse(text, "x:1")
+    assert str(error.value).startswith(told)
+
+
+def test_trees_and_their_spans() -> None:
+    (tree,) = parse("( (S (NP (N a) (N b)) (V c)))", "x")
+    assert tree.label == "" and tree.children[0].children[1] == Tree("V", [], "c")
+    assert [(node.label, begin, end) for node, begin, end in tree.spans()] == [
+        *(("N", 0, 1), ("N", 1, 2), ("NP", 0, 2), ("V", 2, 3), ("S", 0, 3), ("", 0, 3)),
+    ]
+    deep = parse("(A " * 50_000 + "(N a)" + ")" * 50_000, "x")
+    assert sum(1 for _ in deep[0].spans()) == 50_001
+
+
+@pytest.mark.parametrize(
+    ("line", "told"), [("DELETE_LABEL", "DELETE_LABEL"), ("LABELED yes", "LABELED yes"), ("OTHER 1", "OTHER 1")]
+)
+def test_wrong_parameters(tmp_path: Path, line: str, told: str) -> None:
+    with pytest.raises(UserError, match=rf"p\.prm:2: not a line of EVALB's parameters: '{told}'"):
+        read_parameters(write(tmp_path, "p.prm", "# a comment", line))
+
+
+def test_files_that_do_not_go_together(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"test\.mrg: has 1 lines, and .*gold\.mrg has more"):
+        scored(tmp_path, [GOLD] * 2, [GOLD])
+    with pytest.raises(UserError, match=r"gold\.mrg:1: a blank line; each line must hold a tree"):
+        scored(tmp_path, [""], [GOLD])

@@ -1,0 +1,255 @@
+"""Score constituency trees as EVALB does (Sekine and Collins 1997): labelled brackets, crossing brackets, tags.
+
+Two lines with the same number, of the gold file and of the test file, are a sentence. Its brackets are a multiset of
+(label, begin, end). Words whose tag the parameters delete are not counted, in each file by its own tags. If the words
+that are left differ in number or spelling, the sentence is an error; if the test line is blank, it is skipped. Neither
+is in the figures.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import zip_longest
+from typing import NamedTuple
+
+from transformer.config import UserError, whole_number
+from transformer.data.text import read_lines
+from transformer.data.trees import parse
+
+OK, ERROR, SKIPPED = 0, 1, 2
+"""The status of a sentence."""
+
+Bracket = tuple[str, int, int]
+
+
+@dataclass
+class Parameters:
+    """The content of a parameter file, such as COLLINS.prm. The defaults are those of a file without any line."""
+
+    labelled: bool = True
+    """Whether labels of brackets must be the same, too."""
+    cutoff: int = 40
+    """The second summary is of gold sentences of at most this many words."""
+    most_errors: int = 10
+    """Scoring ends at the first error beyond this number."""
+    deleted: set[str] = field(default_factory=set)
+    """Labels of brackets that are passed over, and tags of words that are."""
+    deleted_for_length: set[str] = field(default_factory=set)
+    """Tags of words that the length of a sentence leaves out."""
+    same_label: dict[str, str] = field(default_factory=dict)
+    """Label -> the label that stands for all that are the same as it."""
+    same_word: dict[str, str] = field(default_factory=dict)
+
+
+def read_parameters(path: str) -> Parameters:
+    """The parameters in a file. Raises `UserError`, with the line, for a name that EVALB does not know."""
+    found = Parameters()
+    numbers = {"LABELED": "labelled", "CUTOFF_LEN": "cutoff", "MAX_ERROR": "most_errors", "DEBUG": None}
+    sets = {"DELETE_LABEL": found.deleted, "DELETE_LABEL_FOR_LENGTH": found.deleted_for_length}
+    pairs = {"EQ_LABEL": found.same_label, "EQ_WORD": found.same_word}
+    for number, line in enumerate(read_lines(path), 1):
+        name, *values = line.split() or ["#"]
+        if name.startswith("#"):
+            continue
+        if name in numbers and len(values) == 1 and whole_number(values[0]) is not None:
+            if numbers[name] is not None:  # DEBUG changes what EVALB prints besides
+                setattr(found, numbers[name], whole_number(values[0]))
+        elif name in sets and len(values) == 1:
+            sets[name].add(values[0])
+        elif name in pairs and len(values) == 2:
+            same = pairs[name]
+            one, other = (same.get(value, value) for value in values)
+            same.update({value: one for value in [*values, *(v for v, group in same.items() if group == other)]})
+        else:
+            raise UserError(f"{path}:{number}: not a line of EVALB's parameters: {line.strip()[:60]!r}")
+    found.labelled = bool(found.labelled)
+    return found
+
+
+class Sentence(NamedTuple):
+    """The counts of a sentence. All but `number`, `length` and `status` are 0 unless the status is OK."""
+
+    number: int
+    length: int
+    status: int
+    matched: int = 0
+    gold: int = 0
+    test: int = 0
+    """Number of brackets."""
+    crossing: int = 0
+    """Number of test brackets that cross a gold bracket."""
+    words: int = 0
+    right_tags: int = 0
+
+
+class _Line(NamedTuple):
+    """The trees of a line, without what the parameters delete."""
+
+    words: list[str]
+    tags: list[str]
+    brackets: list[Bracket]
+    length: int
+
+
+def _read(text: str, where: str, parameters: Parameters) -> _Line:
+    words, tags, brackets, length, before = [], [], [], 0, 0
+    for tree in parse(text, where):
+        kept = [before]  # number of words that are kept before each word
+        for node, begin, end in tree.spans():
+            label = _plain(node.label)
+            if node.word is not None:
+                length += label not in parameters.deleted_for_length
+                if label not in parameters.deleted:
+                    words.append(parameters.same_word.get(node.word, node.word))
+                    tags.append(parameters.same_label.get(label, label))
+                kept.append(len(words))
+            elif label and label not in parameters.deleted and kept[begin] < kept[end]:
+                label = parameters.same_label.get(label, label) if parameters.labelled else ""
+                brackets.append((label, kept[begin], kept[end]))
+        before = len(words)
+    return _Line(words, tags, brackets, length)
+
+
+def _plain(label: str) -> str:
+    """A label without function tags and indices: NP for NP-SBJ-1 and NP=2; but -NONE- and -LRB- as they are."""
+    return label[:1] + re.split("[-=]", label[1:])[0] if label[:1] != "-" else label
+
+
+def score(gold: str, test: str, parameters: Parameters) -> Iterator[Sentence]:
+    """The counts of each sentence of two files with a tree a line.
+
+    Raises `UserError` if the files have different numbers of lines, for a tree that can't be read, for a blank line in
+    the gold file, and at the first error beyond `most_errors`.
+    """
+    errors = 0
+    lines = zip_longest(read_lines(gold), read_lines(test))
+    for number, (one, other) in enumerate(lines, 1):
+        if one is None or other is None:
+            short = gold if one is None else test
+            raise UserError(f"{short}: has {number - 1:,} lines, and {test if one is None else gold} has more")
+        if not one.strip():
+            raise UserError(f"{gold}:{number}: a blank line; each line must hold a tree")
+        ours = _read(one, f"{gold}:{number}", parameters)
+        if not other.strip():
+            yield Sentence(number, ours.length, SKIPPED)
+            continue
+        theirs = _read(other, f"{test}:{number}", parameters)
+        if ours.words != theirs.words:
+            errors += 1
+            if errors > parameters.most_errors:
+                raise UserError(
+                    f"{test}:{number}: its words are not those of {gold}:{number}; that is error {errors}, and the "
+                    f"parameters allow {parameters.most_errors} (MAX_ERROR)"
+                )
+            yield Sentence(number, ours.length, ERROR)
+            continue
+        yield Sentence(
+            *(number, ours.length, OK),
+            matched=(Counter(ours.brackets) & Counter(theirs.brackets)).total(),
+            gold=len(ours.brackets),
+            test=len(theirs.brackets),
+            crossing=sum(any(_cross(a, b) for b in ours.brackets) for a in theirs.brackets),
+            words=len(ours.words),
+            right_tags=sum(a == b for a, b in zip(ours.tags, theirs.tags, strict=True)),
+        )
+
+
+def _cross(one: Bracket, other: Bracket) -> bool:
+    return one[1] < other[1] < one[2] < other[2] or other[1] < one[1] < other[2] < one[2]
+
+
+# ---- Summaries -------------------------------------------------------------------------------------------------------
+
+
+class Summary(NamedTuple):
+    """The figures of some sentences; those in percent are from 0 to 100."""
+
+    sentences: int
+    errors: int
+    skipped: int
+    valid: int
+    recall: float
+    precision: float
+    f1: float
+    complete: float
+    """Sentences whose brackets are all right."""
+    crossing: float
+    """Mean number of crossing brackets in a sentence."""
+    without_crossing: float
+    at_most_two_crossing: float
+    tagging: float
+
+
+def summary(sentences: Sequence[Sentence]) -> Summary:
+    valid = [one for one in sentences if one.status == OK]
+    matched, gold, test, crossing, words, right = (sum(counts) for counts in _columns(valid))
+    recall, precision = _percent(matched, gold), _percent(matched, test)
+    return Summary(
+        sentences=len(sentences),
+        errors=sum(one.status == ERROR for one in sentences),
+        skipped=sum(one.status == SKIPPED for one in sentences),
+        valid=len(valid),
+        recall=recall,
+        precision=precision,
+        f1=2 * recall * precision / (recall + precision) if matched else 0.0,
+        complete=_percent(sum(one.matched == one.gold == one.test for one in valid), len(valid)),
+        crossing=crossing / len(valid) if valid else 0.0,
+        without_crossing=_percent(sum(one.crossing == 0 for one in valid), len(valid)),
+        at_most_two_crossing=_percent(sum(one.crossing <= 2 for one in valid), len(valid)),
+        tagging=_percent(right, words),
+    )
+
+
+def _columns(sentences: Sequence[Sentence]) -> Sequence[Sequence[int]]:
+    """The last six fields of all sentences, by field."""
+    return list(zip(*(one[3:] for one in sentences), strict=True)) or [()] * 6
+
+
+def _percent(part: float, whole: float) -> float:
+    return 100 * part / whole if whole else 0.0
+
+
+# ---- EVALB's words ---------------------------------------------------------------------------------------------------
+
+_HEADING = """\
+  Sent.                        Matched  Bracket   Cross        Correct Tag
+ ID  Len.  Stat. Recal  Prec.  Bracket gold test Bracket Words  Tags Accracy"""
+_RULE = "=" * 76
+_SUMMARY = (
+    *(("Number of sentence", "sentences"), ("Number of Error sentence", "errors")),
+    *(("Number of Skip  sentence", "skipped"), ("Number of Valid sentence", "valid")),
+    *(("Bracketing Recall", "recall"), ("Bracketing Precision", "precision"), ("Bracketing FMeasure", "f1")),
+    *(("Complete match", "complete"), ("Average crossing", "crossing"), ("No crossing", "without_crossing")),
+    *(("2 or less crossing", "at_most_two_crossing"), ("Tagging accuracy", "tagging")),
+)
+
+
+def report(sentences: Sequence[Sentence], parameters: Parameters) -> Iterator[str]:
+    """The lines that EVALB prints: a row for each sentence, and the two summaries."""
+    yield from _HEADING.split("\n")
+    yield _RULE
+    for one in sentences:
+        recall, precision = _percent(one.matched, one.gold), _percent(one.matched, one.test)
+        yield (
+            f"{one.number:4}  {one.length:3}  {one.status:3}  {recall:6.2f} {precision:6.2f}  {one.matched:4}   "
+            f"{one.gold:4} {one.test:4}   {one.crossing:4}   {one.words:4}  {one.right_tags:4}   "
+            f"{_percent(one.right_tags, one.words):6.2f}"
+        )
+    yield _RULE
+    whole = summary(sentences)
+    total = Sentence(0, 0, OK, *map(sum, _columns([one for one in sentences if one.status == OK])))
+    yield (
+        f"{'':16}{whole.recall:6.2f} {whole.precision:6.2f} {total.matched:6} {total.gold:5} {total.test:5}  "
+        f"{total.crossing:5}  {total.words:5} {total.right_tags:5}   {whole.tagging:6.2f}"
+    )
+    yield "=== Summary ==="
+    short = [one for one in sentences if one.length <= parameters.cutoff]
+    for name, some in (("All", sentences), (f"len<={parameters.cutoff}", short)):
+        yield from ("", f"-- {name} --")
+        figures = summary(some)
+        for words, attribute in _SUMMARY:
+            value = getattr(figures, attribute)
+            yield f"{words:25} = {value:6}" if isinstance(value, int) else f"{words:25} = {value:6.2f}"
