@@ -218,7 +218,7 @@ def test_without_the_package_tokenizers_one_line_names_it(monkeypatch, tmp_path:
     spec = {"model": {"type": "BPE"}, "pre_tokenizer": {"type": "ByteLevel"}}
     (tmp_path / "tokenizer.json").write_text(json.dumps(spec))
     monkeypatch.setitem(sys.modules, "tokenizers", None)
-    with pytest.raises(UserError, match=r"tokenizer\.json: reading it needs tokenizers, .* 'transformer\[gpt2\]'"):
+    with pytest.raises(UserError, match=r"tokenizer\.json: reading it needs tokenizers, .* 'transformer\[hf\]'"):
         load(tmp_path / "tokenizer.json")
 
 

@@ -16,11 +16,13 @@ from quick import jit
 
 import transformer
 from transformer.checkpoint import Checkpoints, best_seed
-from transformer.config import BERT, TrainConfig, UserError
+from transformer.config import BERT, FinetuneConfig, TrainConfig, TuneConfig, UserError
 from transformer.data.labels import Labels
 from transformer.inference.classifier import Classifier
 from transformer.model import build
+from transformer.tasks.tuning import rate_of
 from transformer.training.objectives import labelled
+from transformer.training.optimizer import optimizer, without_frozen
 
 pytest.importorskip("tokenizers")
 GOOD, BAD = ("good", "fine", "great", "lovely"), ("bad", "poor", "awful", "dull")
@@ -139,9 +141,9 @@ def test_a_run_that_was_stopped_equals_one_that_was_not(folder: Path, run: Path,
 @pytest.mark.parametrize(
     ("options", "score", "least"),
     [
-        (["_numbers", "--data.kind=regression"], "dev_pearson", 0.9),
+        pytest.param(["_numbers", "--data.kind=regression"], "dev_pearson", 0.9, marks=pytest.mark.slow),
         (["_tags", "--data.kind=tags"], "dev_f1", 0.9),
-        (["_pairs", "--data.second=other", "--tune.metric=matthews"], "dev_matthews", -1.0),
+        pytest.param(["_pairs", "--data.second=other"], "dev_matthews", -1.0, marks=pytest.mark.slow),
     ],
 )
 def test_other_kinds_of_labels(
@@ -160,6 +162,7 @@ def test_other_kinds_of_labels(
     assert result["last_epoch"][score[4:]] == pytest.approx(found[75][score], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_layers_and_heads_of_a_start(folder: Path, run: Path, tmp_path: Path, call) -> None:
     """The model is that of the start. Frozen layers stay as they are, redrawn ones and the head do not."""
     (folder / "plain.py").write_text("from transformer.config import FinetuneConfig\nconfig = FinetuneConfig()\n")
@@ -179,6 +182,35 @@ def test_layers_and_heads_of_a_start(folder: Path, run: Path, tmp_path: Path, ca
     again = [*options[:5], "--tune.epochs=1", f"--data.train={folder}/train.tsv", f"--data.dev={folder}/dev.tsv"]
     done = call("train.py", *again, "--workdir", tmp_path / "d")
     assert done.code == 0 and "drawn anew" not in done.err  # the same labels: the head goes on, too
+
+
+def test_the_rates_of_layers() -> None:
+    """Each layer has half the rate of the one above it; what is frozen has none."""
+    model = dataclasses.replace(MODEL, encoder_layers=2)
+    paths = ("embedding/table", "encoder/layers/0/feed_forward/w1", "encoder/layers/1/feed_forward/w1", "pooler/w")
+    for frozen, expected in ((None, [0.125, 0.25, 0.5, 1]), (0, [0, 0.25, 0.5, 1]), (1, [0, 0, 0.5, 1])):
+        tune = TuneConfig(layer_decay=0.5, frozen_layers=frozen)
+        rate = rate_of(FinetuneConfig(model=model, tune=tune))
+        assert [rate(path) for path in paths] == expected
+    assert rate_of(FinetuneConfig(model=model)) is None
+
+
+def test_frozen_parameters_stay_and_the_others_move_at_their_rates() -> None:
+    """With weight decay, too. The others move as if nothing was frozen, at their own rates."""
+    train = TrainConfig(weight_decay=0.1, peak_learning_rate=0.1, warmup_steps=1)
+    params = {"a": {"w": jnp.ones(3)}, "b": {"w": jnp.ones(3)}, "c": {"w": jnp.ones(3)}}
+    rates = {"a/w": 0.0, "b/w": 0.5, "c/w": 1.0}
+
+    def loss(params, batch, key, *, mesh=None):
+        total = sum((x["w"] ** 2).sum() for x in params.values())
+        return total, {"weight": jnp.float32(1), "nll": total, "tokens": jnp.int32(1)}
+
+    grads = jax.grad(lambda p: loss(without_frozen(p, rates.get), None, None)[0])(params)
+    assert float(grads["a"]["w"].sum()) == 0 and float(grads["b"]["w"].sum()) == 6
+    scaled, plain = (optimizer(train, 16, rate) for rate in (rates.get, None))
+    moved, usual = (tx.update(grads, tx.init(params), params)[0] for tx in (scaled, plain))
+    for name, rate in (("a", 0.0), ("b", 0.5), ("c", 1.0)):
+        np.testing.assert_allclose(moved[name]["w"], rate * usual[name]["w"], rtol=1e-6)
 
 
 @pytest.mark.parametrize(

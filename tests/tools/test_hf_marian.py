@@ -210,7 +210,7 @@ def test_mistakes_on_the_command_line(call, monkeypatch, trained, tmp_path) -> N
     monkeypatch.setitem(__import__("sys").modules, "safetensors", None)
     done = call("transformer", "export", trained, out, "--to", "hf-marian")
     assert (done.code, done.err.count("\n")) == (2, 1)
-    assert "pip install 'transformer[export]'" in done.err
+    assert "pip install 'transformer[hf]'" in done.err
     assert not out.exists()
 
 
