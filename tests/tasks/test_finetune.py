@@ -26,6 +26,7 @@ from transformer.training.optimizer import optimizer, without_frozen
 
 pytest.importorskip("tokenizers")
 GOOD, BAD = ("good", "fine", "great", "lovely"), ("bad", "poor", "awful", "dull")
+PAIRS = ["_pairs", "--data.second=other", "--tune.metric=matthews"]
 OTHER = ("the", "film", "a", "story", "was", "is", "actor", "scene")
 MODEL = dataclasses.replace(
     BERT, encoder_layers=2, d_model=16, d_ff=32, heads=2, vocab_size=30, max_positions=9, head="sequence", labels=3
@@ -143,7 +144,7 @@ def test_a_run_that_was_stopped_equals_one_that_was_not(folder: Path, run: Path,
     [
         pytest.param(["_numbers", "--data.kind=regression"], "dev_pearson", 0.9, marks=pytest.mark.slow),
         (["_tags", "--data.kind=tags"], "dev_f1", 0.9),
-        pytest.param(["_pairs", "--data.second=other"], "dev_matthews", -1.0, marks=pytest.mark.slow),
+        pytest.param(PAIRS, "dev_matthews", -1.0, marks=pytest.mark.slow),
     ],
 )
 def test_other_kinds_of_labels(
