@@ -12,9 +12,11 @@ import jax
 import pytest
 
 import transformer
+from transformer.config import RUNS
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
+TASKS = [kind.__name__ for kind in RUNS.values()]
 
 
 @pytest.mark.slow
@@ -52,6 +54,7 @@ def test_programs_are_kept_in_any_folder_that_is_named(tmp_path: Path, monkeypat
 def test_the_page_names_all_that_is_public_and_all_parameters() -> None:
     for name in set(transformer.__all__) - {"AttentionConfig"}:
         assert f"`{name}`" in PAGE or f"transformer.{name}" in PAGE or name.endswith("Config"), name
+    assert set(TASKS) <= set(transformer.__all__) and all(f"`{name}`" in PAGE for name in TASKS)
     rows = set(re.findall(r"^\| `([a-z0-9_/N]+)` \|", PAGE, re.MULTILINE))
     model = transformer.build(transformer.ModelConfig(vocab_size=8))
     paths = {re.sub(r"/\d+/", "/N/", path) for path in model.starts}
@@ -59,9 +62,10 @@ def test_the_page_names_all_that_is_public_and_all_parameters() -> None:
     assert rows | in_encoder == paths
 
 
-@pytest.mark.parametrize(
-    "kind", ["ModelConfig", "AttentionConfig", "TrainConfig", "DecodeConfig", "DataConfig", "TextConfig"]
-)
+SECTIONS = [name for name in transformer.__all__ if name.endswith("Config") and name not in TASKS]
+
+
+@pytest.mark.parametrize("kind", SECTIONS)
 def test_help_describes_each_field(kind) -> None:
     kind = getattr(transformer, kind)
     for name in kind.__dataclass_fields__:

@@ -32,6 +32,13 @@ def test_optional_packages_are_those_of_the_extras() -> None:
     assert all(package in listed[extra] for package, extra in OPTIONAL.values())
 
 
+def test_extras_that_pages_name_exist() -> None:
+    """Also those of earlier versions, which stand in programs of others."""
+    pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
+    named = {name for page in pages for name in re.findall(r"transformer\[(\w+)\]", page.read_text(encoding="utf-8"))}
+    assert {"train", "hf"} <= named <= EXTRAS.keys() and {"export", "gpt2"} <= EXTRAS.keys()
+
+
 @pytest.mark.parametrize(
     ("module", "arguments", "who"),
     [

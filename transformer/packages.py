@@ -13,10 +13,10 @@ OPTIONAL = {
     "importlib_resources": ("importlib_resources", "train"),
     "num2words": ("num2words", "train"),
     "sacrebleu": ("sacrebleu", "train"),
-    "safetensors": ("safetensors", "export"),
+    "safetensors": ("safetensors", "hf"),
     "tensorboardX": ("tensorboardX", "train"),
     "tensorflow_datasets": ("tensorflow-datasets", "train"),
-    "tokenizers": ("tokenizers", "gpt2"),
+    "tokenizers": ("tokenizers", "hf"),
 }
 
 

@@ -20,7 +20,7 @@ from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
 from transformer.command_line import config_file
-from transformer.config import flatten
+from transformer.config import FinetuneConfig, flatten
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -160,8 +160,16 @@ TRAINING = {
     "--decode.max_extra_length": "3",
     "--decode.max_source_length": "30",
 }
+# For fine-tuning also these: 33 to 64 texts give 4 updates.
+TUNING = {
+    "--tune.epochs": "2",
+    "--tune.batch_rows": "32",
+    "--tune.evaluations": "1",
+    "--data.vocab_size": "100",
+    "--data.length_buckets": "1",
+}
 # These replace a value only where the page gives the option.
-IF_GIVEN = {"--profile": "2:3", "--stride": "8"}
+IF_GIVEN = {"--profile": "2:3", "--stride": "8", "--train.seeds": "2", "--tune.frozen_layers": "1"}
 
 
 def at_toy_size(program: str, arguments: list[str]) -> list[str]:
@@ -172,9 +180,14 @@ def at_toy_size(program: str, arguments: list[str]) -> list[str]:
     elif arguments[:1] in (["describe"], ["plan"]):
         toy = MODEL | {name: TRAINING[name] for name in ("--data.vocab_size", "--decode.beam_size")}
     if toy:
-        fields = flatten(config_file(arguments[arguments.index("--config") + 1]))
+        config = config_file(arguments[arguments.index("--config") + 1])
+        fields, left_out = flatten(config), set()
+        if isinstance(config, FinetuneConfig):  # the texts decide on the updates, and a start on the model
+            toy |= TUNING
+            left_out = {f"--train.{name}" for name in config.computed}
+            left_out |= MODEL.keys() if "--train.init_from" in arguments else set()
         # A decoder alone stays one: its config has 0 encoder layers.
-        toy = {name: value for name, value in toy.items() if fields.get(name[2:], 0) != 0}
+        toy = {name: value for name, value in toy.items() if fields.get(name[2:], 0) != 0 and name not in left_out}
     wanted = toy | {name: value for name, value in IF_GIVEN.items() if name in arguments}
     arguments = list(arguments)
     for name, value in wanted.items():

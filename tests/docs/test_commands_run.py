@@ -8,6 +8,7 @@ The page's Python runs after them, with what they made.
 from __future__ import annotations
 
 import dataclasses
+import gzip
 import io
 import json
 import re
@@ -54,7 +55,7 @@ def folder(tiny, trained: Path, tmp_path: Path, monkeypatch) -> Path:
     for name in ("domain_dev", "domain_test"):
         text(f"{name}.en", source[60:70])
         text(f"{name}.de", target[60:70])
-    for name, part in {"pairs": pairs, "dev": pairs[:10]}.items():
+    for name, part in {"pairs": pairs, "dev_pairs": pairs[:10]}.items():
         text(f"{name}.tsv", ["\t".join(pair) for pair in part])
     text("second.de", [line.upper() for line in (tmp_path / "test.de").read_text().splitlines()])
     text("mono.de", ["", *target[:20]])
@@ -65,6 +66,7 @@ def folder(tiny, trained: Path, tmp_path: Path, monkeypatch) -> Path:
     monkeypatch.setenv("TRANSFORMER_DATA", str(tmp_path))
     text("in.txt", ["", *source[:4]])
     text("in.jsonl", [json.dumps({"source": line, "id": i}) for i, line in enumerate(source[:4])])
+    write_labelled(tmp_path)
     write_gpt2(tmp_path / "gpt2")
     write_bert(tmp_path / "bert")
     (tmp_path / "configs").symlink_to(ROOT / "configs")
@@ -72,6 +74,28 @@ def folder(tiny, trained: Path, tmp_path: Path, monkeypatch) -> Path:
         shutil.copytree(trained, tmp_path / "runs" / name)
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+def write_labelled(folder: Path) -> None:
+    """Labelled texts in each form that docs/fine_tuning.md names; 60 to train on."""
+
+    def rows(name: str, lines: list[str]) -> None:
+        (folder / name).write_text("".join(f"{line}\n" for line in lines))
+
+    labels = [("positive", "negative")[i % 3 == 0] for i in range(60)]
+    texts = [f"a {'lovely' if label == 'positive' else 'dull'} film, part {i}" for i, label in enumerate(labels)]
+    table = ["label\ttext", *(f"{label}\t{text}" for label, text in zip(labels, texts, strict=True))]
+    for name, count in {"train": 60, "dev": 9, "test": 9, "other": 9}.items():
+        rows(f"{name}.tsv", table[: count + 1])
+    rows("reviews.jsonl", [json.dumps({"review": {"body": text, "stars": str(i % 5)}}) for i, text in enumerate(texts)])
+    pairs = [f"{text}\t{texts[-i]}" for i, text in enumerate(texts)]
+    rows("similar.tsv", ["text\tother\tscore", *(f"{pair}\t{i / 7}" for i, pair in enumerate(pairs))])
+    rows("new_pairs.tsv", pairs)
+    rows("names.conll", ["Ada B-PER\nlives O\nin O\nParis B-LOC\n"] * 60)
+    (folder / "sst2").mkdir()
+    for name, count in {"train": 60, "dev": 9}.items():
+        lines = "".join(f"{i % 2}\t{text}\n" for i, text in enumerate(texts[:count]))
+        (folder / "sst2" / f"{name}.tsv.gz").write_bytes(gzip.compress(lines.encode()))
 
 
 def write_gpt2(folder: Path) -> None:
@@ -86,7 +110,7 @@ def write_gpt2(folder: Path) -> None:
 def write_bert(folder: Path) -> None:
     """A tiny model as Hugging Face's `BertForPreTraining.save_pretrained` writes it, with a vocabulary."""
     pieces = [*SPECIAL_PIECES, *"abcdefghijklmnopqrstuvwxyz", *(f"##{c}" for c in "abcdefghijklmnopqrstuvwxyz")]
-    tiny = {"encoder_layers": 1, "d_model": 8, "d_ff": 16, "heads": 2, "max_positions": 16, "vocab_size": len(pieces)}
+    tiny = {"encoder_layers": 1, "d_model": 8, "d_ff": 16, "heads": 2, "max_positions": 32, "vocab_size": len(pieces)}
     config = dataclasses.replace(BERT, **tiny)
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(bert_config(config)))
@@ -121,8 +145,10 @@ def test_the_commands_of_a_page_run(page: str, folder: Path, give) -> None:
 def check(text: str, out: str) -> None:
     """Assert that a command did what its page says."""
     if "train.py" in text and not {"--print-config", "--dry-run"} & set(text.split()):
-        workdir = re.search(r"--workdir (\S+)", text)[1]
-        assert Checkpoints(workdir).steps()[-1] == 4
+        workdir = Path(re.search(r"--workdir (\S+)", text)[1])
+        seeds = sorted(workdir.glob("seed-*"))
+        assert len(seeds) == (2 if "--train.seeds" in text else 0)
+        assert all(Checkpoints(run).steps()[-1] == 4 for run in seeds or [workdir])
     if "--print-config" in text:
         assert json.loads(out)["task"] == "translation"
     if "evaluate.py" in text:
@@ -135,6 +161,16 @@ def check(text: str, out: str) -> None:
         assert len(lines) == (Path(source[1]).read_bytes().count(b"\n") if source else 1)
         if "--jsonl" in text:
             assert all({"source", "translation", "score"} <= json.loads(line).keys() for line in lines)
+    if "transformer predict" in text:
+        source, target = re.search(r"< (\S+)", text), re.search(r"> (\S+)", text)
+        given = Path(source[1]).read_text().splitlines() if source else ["?"] * (3 if "head -n 3" in text else 1)
+        found = (Path(target[1]).read_text() if target else out).splitlines()
+        assert len(found) == len(given)
+        if "--jsonl" in text:
+            assert [json.loads(line)["text"] for line in found] == given
+            assert all({"label", "probability", "probabilities"} <= json.loads(line).keys() for line in found[1:])
+        else:
+            assert [line != "" for line in found[1:]] == [line != "" for line in given[1:]]
     if "embed" in text:
         assert len(Path("vectors.jsonl").read_text().splitlines()) == len(Path("in.txt").read_text().splitlines())
     if "--profile" in text:

@@ -89,8 +89,8 @@ def test_code_in_the_prose_exists(page: Path, options_of) -> None:
     for span in code_spans(page):
         for option in re.findall(r"(?<![\w-])--[a-z][\w.*-]*", span):
             assert fnmatch.filter(known, option.rstrip(".")), f"{page.name}: {option} is not an option"
-        field = re.fullmatch(r"(model|data|train|mesh|decode|evaluate)\.[a-z_*.]+", span)
-        if field and not span.endswith((".py", ".safetensors")):
+        field = re.fullmatch(r"(model|data|train|tune|mesh|decode|evaluate)\.[a-z_*.]+", span)
+        if field and not span.endswith((".py", ".safetensors", ".tsv")):
             assert fnmatch.filter(names, span), f"{page.name}: {span} is not a field of the config"
         if re.fullmatch(r"(transformer|tests|docs|configs|benchmarks|results)/[\w./*-]*", span):
             assert list(ROOT.glob(span)), f"{page.name}: there is no {span}"

@@ -98,6 +98,27 @@ def test_every_head_goes_in_and_out(head: str, tmp_path: Path) -> None:
     same_bits(*(read_arrays(tmp_path / where / "model.safetensors") for where in ("theirs", "again")))
 
 
+def test_an_imported_classifier_predicts_and_is_scored(tmp_path: Path, call) -> None:
+    """Without a training: the folder itself names the labels. One text or a pair may be given."""
+    config, names = CONFIGS["sequence"], ("calm", "glad", "sad", "shy", "wild")
+    fields = {"id2label": dict(enumerate(names)), "problem_type": "single_label_classification"}
+    write(tmp_path / "folder", config, to_bert(random_params(config), config), **fields)
+    write_tokenizer(tmp_path / "folder")
+    run(call, "import", tmp_path / "folder", tmp_path / "run", "--from", "hf-bert")
+    classifier = transformer.Classifier.load(tmp_path / "run")
+    texts = ["The cats walk.", "dog dog walking the cat!", "the cow"]
+    labels = [found.label for found in classifier.classify(texts)]
+    assert set(labels) <= set(names) and classifier.classify([(texts[0], texts[1])])[0].label in names
+    rows = [f"{label}\t{text}" for label, text in zip(labels, texts, strict=True)]
+    (tmp_path / "test.tsv").write_text("\n".join(["label\ttext", *rows, f"{labels[0]}\t{texts[1]}", ""]))
+    done = call("evaluate.py", "--workdir", tmp_path / "run", "--data", tmp_path / "test.tsv", "--json")
+    assert done.code == 0, done.err
+    right = 4 if labels[0] == labels[1] else 3
+    assert json.loads(done.out)["scores"]["accuracy"] == right / 4
+    done = call("evaluate.py", "--workdir", tmp_path / "run")
+    assert done.code == 2 and f"{tmp_path / 'run'} has no test or dev set; give --data FILE" in done.err
+
+
 def test_missing_heads_are_named_and_unneeded_poolers_left_out(folder: Path, tmp_path: Path, call) -> None:
     state = read_arrays(folder / "model.safetensors")
     bare = {name: x for name, x in state.items() if "cls." not in name}

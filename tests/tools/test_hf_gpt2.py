@@ -342,6 +342,9 @@ def test_vocab_and_merges_are_read(folder: Path, tmp_path: Path, call) -> None:
     assert vocabulary.size == 270 and vocabulary.pieces([261, 262]) == ["[PAD]", "<|unused_262|>"]
     call("transformer", "export", tmp_path / "run", tmp_path / "out", "--to", "hf-gpt2")
     assert vocabulary_in(tmp_path / "out").file == vocabulary.file
+    (tmp_path / "a.txt").write_text("abcd abab\n")
+    done = call("evaluate.py", "--workdir", tmp_path / "run", "--text", tmp_path / "a.txt", "--json")
+    assert done.code == 0 and json.loads(done.out)["perplexity"] > 1, done.err
 
     config = folder / "config.json"
     config.write_text(config.read_text().replace("270", "261"))
