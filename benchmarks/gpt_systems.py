@@ -17,6 +17,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import updates
 
 SMALL = {"decoder_layers": 2, "d_model": 64, "d_ff": 256, "heads": 4, "max_positions": 64}
 PIECES = {"124m": 50_257, "small": 500}
@@ -89,45 +90,28 @@ def our_generation(
 
 def our_training(size: str, dtype: str, batch: int, length: int, **_: Any) -> tuple[Any, Callable]:
     from transformer.command_line import set_up_jax
-    from transformer.config import LanguageModelConfig, MeshConfig
+    from transformer.config import LanguageModelConfig
     from transformer.model import build
     from transformer.training.objectives import causal
-    from transformer.training.sharding import batch_sharding, make_mesh, put
-    from transformer.training.step import cut, program
 
     set_up_jax()
-    mesh, train = make_mesh(MeshConfig()), LanguageModelConfig().train
-    made = program(causal(build(model_config(size, dtype=dtype)), train), train, mesh)
-    rows = training_rows(size, batch, length)
+    train, rows = LanguageModelConfig().train, training_rows(size, batch, length)
     arrays = {"text": rows[:, :-1], "next": rows[:, 1:], "predicted": np.ones_like(rows[:, 1:])}
-    placed = put(cut(arrays, mesh, 1), batch_sharding(mesh, micro_batches=True))
-    state = made.init()
-    update = made.update.lower(state, placed).compile()
-
-    def work(count: int) -> dict[str, Any]:
-        nonlocal state
-        began = time.perf_counter()
-        for _ in range(count):
-            state, metrics = update(state, placed)
-        loss = float(metrics["loss"])
-        return {"seconds": time.perf_counter() - began, "loss": loss}
-
-    work(1)
-    return {}, work
+    return {}, updates.ours(causal(build(model_config(size, dtype=dtype)), train), train, [arrays])
 
 
 # ---- Hugging Face ----------------------------------------------------------------------------------------------------
-def network(folder: str, dtype: str, threads: int, device: str) -> Any:
+def network(kind: str, folder: str, dtype: str, threads: int, device: str) -> Any:
+    """The model of a folder: `kind` is a class of transformers."""
     import torch
     import transformers
-    from transformers import GPT2LMHeadModel
 
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     torch.set_num_threads(threads)
     torch.manual_seed(0)
     of_weights = torch.bfloat16 if dtype == "bfloat16" else torch.float32
-    return GPT2LMHeadModel.from_pretrained(f"{folder}/huggingface", dtype=of_weights).to(device)
+    return getattr(transformers, kind).from_pretrained(f"{folder}/huggingface", dtype=of_weights).to(device)
 
 
 def their_generation(
@@ -135,7 +119,7 @@ def their_generation(
 ) -> tuple[Any, Callable]:
     import torch
 
-    model = network(folder, dtype, threads, device).eval()
+    model = network("GPT2LMHeadModel", folder, dtype, threads, device).eval()
     ids = torch.from_numpy(prompts(size, batch, prompt)).long().to(device)
     options = {"max_new_tokens": length, "min_new_tokens": length, "do_sample": False, "use_cache": True}
     # Ours never generates these, whatever the model: the vocabulary's special pieces.
@@ -161,33 +145,19 @@ def their_generation(
 def their_training(
     size: str, folder: str, dtype: str, batch: int, length: int, threads: int, device: str, **_: Any
 ) -> tuple[Any, Callable]:
-    """Parameters in float32, and autocast in bfloat16."""
     import torch
-    from train_systems import _keep_memory
 
     if device == "cpu":
-        _keep_memory()
-    model = network(folder, "float32", threads, device).train()
+        updates.keep_memory()
+    model = network("GPT2LMHeadModel", folder, "float32", threads, device).train()
     adam = torch.optim.AdamW(model.parameters(), lr=1e-7, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1, fused=True)
     rows = torch.from_numpy(training_rows(size, batch, length)).long().to(device)
 
-    def update() -> torch.Tensor:
-        with torch.autocast(device, torch.bfloat16, enabled=dtype == "bfloat16"):
-            logits = model(rows[:, :-1]).logits
-        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), rows[:, 1:].flatten())
-        adam.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        adam.step()
-        return loss.detach()
+    def loss(rows: torch.Tensor) -> torch.Tensor:
+        logits = model(rows[:, :-1]).logits
+        return torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), rows[:, 1:].flatten())
 
-    def work(count: int) -> dict[str, Any]:
-        began = time.perf_counter()
-        losses = [float(loss) for loss in [update() for _ in range(count)]]
-        return {"seconds": time.perf_counter() - began, "loss": losses[-1]}
-
-    work(1)
-    return {}, work
+    return {}, updates.pytorch(model, adam, loss, [rows], device, dtype)
 
 
 SYSTEMS: dict[str, Callable[..., Any]] = {

@@ -181,13 +181,14 @@ def pytorch(
     """`nn.Transformer` with tied embeddings and fused Adam, under autocast in bfloat16."""
     import torch
     from nn_transformer import Network
+    from updates import keep_memory
 
     from transformer.config import BASE, BIG
 
     torch.set_num_threads(threads)
     torch.manual_seed(0)
     if device == "cpu":
-        _keep_memory()
+        keep_memory()
     else:
         torch.set_float32_matmul_precision("high")
     c = {"base": vars(BASE), "big": vars(BIG), "small": vars(BASE) | SMALL}[model]
@@ -221,14 +222,6 @@ def pytorch(
         return {"seconds": time.perf_counter() - began, "losses": losses}
 
     return ready, updates
-
-
-def _keep_memory() -> None:
-    """What `set_up_jax` does for us: freed memory stays in the process."""
-    import ctypes
-
-    for option, value in ((-4, 0), (-8, 1), (-1, 2**31 - 1)):
-        ctypes.CDLL(None).mallopt(option, value)
 
 
 def pipeline(workdir: str, threads: int, packing: bool, vocab_size: int, batch_tokens: int, **_: Any) -> Any:

@@ -1,6 +1,7 @@
 """Fine-tuning: classes, numbers and tags; resumed runs, starts, frozen and redrawn layers, seeds; new texts."""
 
 import dataclasses
+import importlib.util
 import io
 import json
 import random
@@ -268,6 +269,13 @@ def test_several_seeds(folder: Path, tmp_path: Path, call, monkeypatch) -> None:
     assert Classifier.load(tmp_path / "run").classify(texts) == Classifier.load(best).classify(texts)
     done = call("evaluate.py", "--workdir", tmp_path / "run")
     assert "2 seeds" in done.out and f"best on the development set: seed {result['best_seed']}" in done.out
+    if importlib.util.find_spec("safetensors"):
+        for run, out in ((tmp_path / "run", tmp_path / "out"), (best, tmp_path / "of_best")):
+            done = call("transformer", "export", run, out, "--to", "hf-bert")
+            assert done.code == 0, done.err
+        assert (tmp_path / "out/model.safetensors").read_bytes() == (
+            tmp_path / "of_best/model.safetensors"
+        ).read_bytes()
     done = call(*command[:-1])
     assert done.code == 2 and "holds the runs of 2 seeds; give --train.seeds 2, or another --workdir" in done.err
 

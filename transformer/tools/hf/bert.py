@@ -244,8 +244,11 @@ def labels_of(values: Mapping[str, Any], model: ModelConfig, where: object = "co
         return None
     if values.get("problem_type") == "multi_label_classification":
         raise UserError(f"{where}: problem_type = 'multi_label_classification': our heads give each text one label")
-    given = values.get("id2label")
-    names = [str(given.get(str(i), f"LABEL_{i}")) if given else f"LABEL_{i}" for i in range(model.labels or 1)]
+    numbers = [str(i) for i in range(model.labels)]
+    given = values.get("id2label") or {number: f"LABEL_{number}" for number in numbers}
+    if sorted(given) != sorted(numbers):
+        raise UserError(f"{where}: id2label: its keys must be 0 to {numbers[-1]}, the numbers of the outputs")
+    names = [str(given[number]) for number in numbers]
     if len(set(names)) < len(names):
         raise UserError(f"{where}: id2label: two labels have the same name; give each another one")
     if model.head == "token":

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from transformer.checkpoint import Checkpoint, Checkpoints
+from transformer.checkpoint import Checkpoint, Checkpoints, best_seed
 from transformer.config import FinetuneConfig, LabelledConfig, MaskedConfig, ModelConfig, UserError
 from transformer.data import wordpiece
 from transformer.data.labels import FILE as LABELS
@@ -93,15 +93,18 @@ def vocabulary_in(folder: Path, size: int) -> EncoderVocabulary | None:
 def run_config(model: ModelConfig, folder: Path) -> MaskedConfig:
     """The config of a run of this model, with defaults for all but the length of rows.
 
-    This is the longest text of sentence_bert_config.json, where there is one, else the number of positions. Raises
-    `UserError` if that file can't be used.
+    This is the longest text of sentence_bert_config.json, where there is one, else that of tokenizer_config.json, but
+    at most the number of positions. Raises `UserError` if the first file can't be used.
     """
     context = model.max_positions
+    if (options := folder / "tokenizer_config.json").exists():
+        given = read_object(options).get("model_max_length")  # where it is not known, a number of thirty digits
+        context = min(context, given) if is_count(given) and given >= _SHORTEST else context
     if (options := folder / "sentence_bert_config.json").exists():
         given = read_object(options).get("max_seq_length")
         if given is not None and not (is_count(given) and given >= _SHORTEST):
             raise UserError(f"{options}: max_seq_length = {given!r}: must be a whole number, at least {_SHORTEST}")
-        context = context if given is None else min(context, given)
+        context = context if given is None else min(model.max_positions, given)
     if context < _SHORTEST:
         raise UserError(
             f"{folder / 'config.json'}: max_position_embeddings = {context}: must be at least {_SHORTEST}, or no text "
@@ -119,6 +122,8 @@ class _Opened(NamedTuple):
     """What an export needs of a checkpoint."""
 
     model: ModelConfig
+    longest: int
+    """Number of pieces of the longest text that the model reads."""
     state: dict[str, np.ndarray]
     vocabulary: WordPiece | None
     kept: dict[str, Any]
@@ -130,18 +135,20 @@ class _Opened(NamedTuple):
 def export(workdir: str, out: str, checkpoint: str | None = None) -> Path:
     """Write a checkpoint of an encoder alone as a folder for the class of `bert.CLASSES` and for `AutoTokenizer`.
 
-    `checkpoint` as in `transformer.load`. Needs the package safetensors, but neither torch nor transformers. Raises
-    `UserError` if safetensors is missing, if `out` is not a new or empty folder, and as `bert.to_bert` does.
+    Of a workdir with several seeds, that of the seed with the best score. `checkpoint` as in `transformer.load`. Needs
+    the package safetensors, but neither torch nor transformers. Raises `UserError` if safetensors is missing, if `out`
+    is not a new or empty folder, and as `bert.to_bert` does.
     """
     require("export --to hf-bert", "safetensors")
     require_new(folder := local_path("OUT", out))
-    opened = Checkpoints(workdir).read(checkpoint, _open)
+    opened = Checkpoints(best_seed(workdir)).read(checkpoint, _open)
     with writing(folder), new_folder(folder) as building:
         for name, content in _tokenizer(opened).items():
             write(building / name, content)
         write_arrays(building / "model.safetensors", opened.state)
-        fields = {} if opened.labels is None else bert.fields_of(opened.labels)
-        fields |= {name: opened.kept[name] for name in bert.KEPT if name in opened.kept}
+        fields = {name: opened.kept[name] for name in bert.KEPT if name in opened.kept}
+        if opened.labels is not None and not opened.kept:
+            fields |= bert.fields_of(opened.labels)
         if opened.vocabulary is not None:
             fields["pad_token_id"] = opened.vocabulary.pad
         write(building / "config.json", bert.bert_config(opened.model) | fields)
@@ -164,7 +171,8 @@ def _open(opened: Checkpoint) -> _Opened:
     labels, params = labels_in(opened) if (opened.path / LABELS).exists() else None, opened.finite_params()
     if labels is not None:
         params = bert.with_scale(params, labels)
-    return _Opened(model, bert.to_bert(params, model, prefix), vocabulary, kept, labels)
+    longest = min(opened.config.data.context, model.max_positions)
+    return _Opened(model, longest, bert.to_bert(params, model, prefix), vocabulary, kept, labels)
 
 
 def _tokenizer(opened: _Opened) -> dict[str, Any]:
@@ -175,7 +183,8 @@ def _tokenizer(opened: _Opened) -> dict[str, Any]:
     special = ("pad", "unk", "cls", "sep", "mask")
     options = {
         "tokenizer_class": "PreTrainedTokenizerFast",
-        "model_max_length": opened.model.max_positions,
+        "model_max_length": opened.longest,
+        "model_input_names": ["input_ids", "token_type_ids", "attention_mask"],  # else there are no token types
         **{f"{name}_token": vocabulary.name(getattr(vocabulary, name)) for name in special},
     }
     return {"tokenizer.json": vocabulary.file[1], "tokenizer_config.json": opened.kept.get("tokenizer_config", options)}
