@@ -101,7 +101,8 @@ MISTAKES = {
         ("jsonl", '{"text": "a", "text": "b"}', '1: the key "text" occurs twice in one object'),
         ("jsonl", '{"body": "a"}', "1: no field 'text' (it has \"body\"); name it with --data.text"),
         ("jsonl", '{"text": "\\ud800", "label": "x"}', "1: the text holds half a surrogate pair"),
-        ("jsonl", '{"text": "a", "label": null}', "1: the label must be a string, not null"),
+        ("jsonl", '{"text": "a", "label": null}', "1: the label must be a string or a whole number, not null"),
+        ("jsonl", '{"text": "a", "label": 1.0}', "1: the label must be a string or a whole number, not 1.0"),
         ("conll", "a N\n", " holds tagged words; set data.kind = 'tags'"),
     ],
     ("classes", NUMBERED): [

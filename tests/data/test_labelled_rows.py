@@ -86,6 +86,11 @@ def test_numbers_are_scaled() -> None:
     np.testing.assert_allclose(scaled, [-(1.5**0.5), 0, 1.5**0.5], rtol=1e-6)
 
 
+def test_small_numbers_differ() -> None:
+    labels = learn(LabelledConfig(kind="regression"), "auto", examples(["1e-14", "3e-14"]))
+    assert (labels.mean, labels.scale) == pytest.approx((2e-14, 1e-14))
+
+
 @pytest.mark.parametrize(
     ("tags", "metric"), [(("B-x", "O"), "f1"), (("NOUN", "O"), "accuracy"), (("O", "X"), "accuracy")]
 )
@@ -98,6 +103,7 @@ def test_the_score_of_tags(tags: tuple[str, ...], metric: str) -> None:
     [
         ("classes", ["x", "x"], "all labels are 'x'; nothing can be learnt from one label alone"),
         ("regression", ["2.5", "2.5"], "all numbers are 2.5; nothing can be learnt"),
+        ("regression", ["1e300", "2"], "the numbers have no finite variance in 64 bits; divide them by a constant"),
         ("classes", [str(i) for i in range(300)], "300 different labels for 300 texts; check data.label"),
     ],
 )
@@ -133,6 +139,8 @@ def test_class_weights() -> None:
     assert class_weights(("b=3",), labels, train) == (1, 3)
     with pytest.raises(UserError, match=r"^tune\.class_weights: no training text has the label 'c'"):
         class_weights(("c=3",), labels, train)
+    with pytest.raises(UserError, match=r"^tune\.class_weights: all weights are 0"):
+        class_weights(("a=0", "b=0"), labels, train)
 
 
 # ---- Batches ---------------------------------------------------------------------------------------------------------
@@ -200,6 +208,19 @@ def test_fewer_rows_than_a_batch() -> None:
 
 
 def test_a_drawn_development_set() -> None:
-    train, dev = split(examples([str(i) for i in range(50)]), 0.1)
+    train, dev = split(examples([str(i) for i in range(50)]), 0.1, "regression")
     assert len(dev) == 5 and sorted([*train, *dev], key=lambda one: one.line) == examples([str(i) for i in range(50)])
-    assert split(examples(["1", "2"]), 0.99)[0] and split(examples(["1", "2"]), 0.0)[1] == []
+    assert split(examples(["1", "2"]), 0.99, "regression")[0]
+    assert split(examples(["1", "2"]), 0.0, "regression")[1] == []
+
+
+@pytest.mark.parametrize("kind", ["classes", "tags"])
+def test_every_label_stays_in_training(kind: str) -> None:
+    """A drawn development set leaves at least one example of each class, or tag, to training."""
+    given = ["usual"] * 40 + [f"rare {i // 2}" for i in range(20)]
+    given = [tuple(label.split()) for label in given] if kind == "tags" else given
+    train, dev = split(examples(given), 0.5, kind)
+    assert {one.label for one in train} == set(given) and 15 < len(dev) <= 30
+    assert sorted([*train, *dev], key=lambda one: one.line) == examples(given)
+    numbers = examples([str(i) for i in range(60)])
+    assert len(split(numbers, 0.5, "regression")[1]) == 30

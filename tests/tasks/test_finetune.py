@@ -21,9 +21,11 @@ from transformer.config import BERT, FinetuneConfig, TrainConfig, TuneConfig, Us
 from transformer.data.labels import Labels
 from transformer.inference.classifier import Classifier
 from transformer.model import build
-from transformer.tasks.tuning import rate_of
+from transformer.tasks.finetune import shown_label
+from transformer.tasks.tuning import heads_agree, rate_of
 from transformer.training.objectives import labelled
 from transformer.training.optimizer import optimizer, without_frozen
+from transformer.training.step import gradients
 
 pytest.importorskip("tokenizers")
 GOOD, BAD = ("good", "fine", "great", "lovely"), ("bad", "poor", "awful", "dull")
@@ -221,14 +223,15 @@ def test_frozen_parameters_stay_and_the_others_move_at_their_rates() -> None:
         (["--data.train="], "data.train is empty: name a file of labelled texts"),
         (["--train.steps=50"], "train.steps = 50: tune.epochs sets it; leave it out, or set tune.epochs to None"),
         (["--train.batch_tokens=64"], "train.batch_tokens = 64: tune.batch_rows sets it; leave it out"),
-        (["--tune.metric=pearson"], "tune.metric = 'pearson': must be auto, accuracy or f1 or matthews with data.kind"),
+        (["--tune.metric=pearson"], "tune.metric = 'pearson': must be auto, accuracy, f1 or matthews with data.kind"),
         (["--data.second=label"], "data.label = 'label': must be another column than the texts"),
-        (["--data.text=2"], "data.label = 'label': must be numbers, as another column is"),
+        (["--data.text=2"], "data.label = 'label': must be a number from 1, as another column is"),
         (["--data.context=32"], "model.max_positions = 24: must be at least 32"),
         (["--tune.frozen_layers=3"], "tune.frozen_layers = 3: must be at most model.encoder_layers (2)"),
         (["--tune.class_weights", "spam"], "must be 'balanced' alone, or entries such as spam=2"),
+        (["--tune.class_weights", "spam=2", "spam=3"], "must be 'balanced' alone, or entries such as spam=2, each"),
         (["--tune.class_weights", "spam=2"], "tune.class_weights: no training text has the label 'spam'"),
-        (["--model.labels=3"], "model.labels = 3: the data has 2; leave model.labels out"),
+        (["--model.labels=3"], "model.labels = 3: the training texts have 2; leave model.labels out"),
         (["--tune.batch_rows=5", "--train.accumulate=2"], "tune.batch_rows = 5: must be a multiple of train.acc"),
         (
             ["--train.seed=4294967295", "--train.seeds=2"],
@@ -244,6 +247,30 @@ def test_mistakes_before_training(folder: Path, tmp_path: Path, call, options: l
         done = call("train.py", "--config", folder / "config.py", "--workdir", tmp_path / "run", *options)
     assert done.code == 2 and told in done.err.splitlines()[-1]
     assert "Traceback" not in done.err and not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_other_labels_than_those_of_the_run(folder: Path, run: Path, tmp_path: Path, call) -> None:
+    workdir = Path(shutil.copytree(run, tmp_path / "run"))
+    text = (folder / "train.tsv").read_text()
+    for changed in (text + "neutral\tthe film\n", text.replace("negative", "bad")):
+        (tmp_path / "train.tsv").write_text(changed)
+        done = call(
+            "train.py", "--config", folder / "config.py", "--workdir", workdir, f"--data.train={tmp_path}/train.tsv"
+        )
+        told = f"the training texts have other labels than those that {workdir} was trained on; restore them, or use"
+        assert done.code == 2 and told in done.err.splitlines()[-1]
+
+
+def test_a_head_goes_on_with_the_same_labels() -> None:
+    """An imported model leaves open whether its texts are pairs; its head fits both."""
+    labels = Labels("classes", "accuracy", ("a", "b"), "a")
+    for other, same in (
+        (dataclasses.replace(labels, pairs=None), True),
+        (dataclasses.replace(labels, metric="f1", usual="b"), True),
+        (dataclasses.replace(labels, pairs=True), False),
+        (dataclasses.replace(labels, names=("b", "a")), False),
+    ):
+        assert heads_agree(labels, other) == heads_agree(other, labels) == same
 
 
 # ---- Seeds -----------------------------------------------------------------------------------------------------------
@@ -325,6 +352,24 @@ def test_the_loss_is_a_mean_over_texts_or_words(kind: str) -> None:
         assert float(sums["weight"]) == pytest.approx(weight) and sums["tokens"] == (batch["part"] > 0).sum()
 
 
+def test_small_class_weights_leave_the_loss_a_mean() -> None:
+    """Only the ratio of the weights counts, also if their sum over a batch is below 1."""
+    model, batch = build(MODEL), {name: x[None] for name, x in random_batch("classes").items()}
+    params = model.init(jax.random.key(0))
+
+    def update(weight: float):
+        loss = labelled(model, TrainConfig(label_smoothing=0.0), class_weights=(weight, 2 * weight, weight)).loss
+        return jit(lambda params: gradients(loss, params, batch, None)[:2])(params)
+
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), update(1.0), update(0.01))
+
+
+@pytest.mark.parametrize(("path", "level"), [("encoder/norm/scale", 2), ("encoder/layers/1/w1", 2), ("positions", 0)])
+def test_the_norm_behind_the_layers_learns_as_the_highest_one(path: str, level: int) -> None:
+    config = FinetuneConfig(model=MODEL, tune=TuneConfig(layer_decay=0.5, frozen_layers=1))
+    assert rate_of(config)(path) == (0.5 ** (3 - level) if level > 1 else 0)
+
+
 # ---- Evaluation and prediction ---------------------------------------------------------------------------------------
 
 
@@ -370,6 +415,22 @@ def test_from_python(run: Path) -> None:
             classifier.classify(wrong)
     with pytest.raises(UserError, match=r"^the model has the head 'sequence' with 2 outputs, but these labels need"):
         Classifier(classifier.model, classifier.params, classifier.vocabulary, Labels("tags", "f1", ("O", "B-x")))
+    with pytest.raises(UserError, match=r"^labels = None: give those that the model was trained with"):
+        Classifier(classifier.model, classifier.params, classifier.vocabulary, None)
+    with pytest.raises(UserError, match=r"^vocabulary = None: give that of an encoder alone"):
+        Classifier(classifier.model, classifier.params, None, classifier.labels)
+    assert classifier.classify(["a great\ud800 film"]) == classifier.classify(["a great? film"])
+
+
+def test_outputs_that_are_not_finite(run: Path, caplog) -> None:
+    """Such texts have no label; the warning names their line, blank ones counted, and a sample shows that."""
+    opened = Checkpoints(run).open()
+    classifier = Classifier.of(opened)
+    head = classifier.params["label_head"]
+    classifier.params = {**classifier.params, "label_head": head | {"bias": head["bias"] * np.nan}}
+    with caplog.at_level("WARNING", "transformer"):
+        assert classifier.classify(["", "a film"], first_line=4)[1].label is None
+    assert caplog.messages[0].startswith("line 5: ") and shown_label(None) == "none"
 
 
 def test_evaluate_on_another_file(folder: Path, run: Path, tmp_path: Path, call) -> None:
@@ -385,6 +446,13 @@ def test_evaluate_on_another_file(folder: Path, run: Path, tmp_path: Path, call)
     write(tmp_path / "wrong.tsv", [("positive", "good"), ("neutral", "a film")])
     done = call("evaluate.py", "--workdir", moved, "--data", tmp_path / "wrong.tsv")
     assert done.code == 2 and "wrong.tsv:3: the label 'neutral' never occurs in training" in done.err.splitlines()[-1]
+    (tmp_path / "empty.tsv").write_text("label\ttext\n")
+    done = call("evaluate.py", "--workdir", moved, "--data", tmp_path / "empty.tsv")
+    assert done.code == 2 and "empty.tsv: holds no labelled text" in done.err.splitlines()[-1]
+    (moved / "sets" / "labelled.json").unlink()
+    done = call("evaluate.py", "--workdir", moved)
+    assert done.code == 2 and done.err.splitlines()[-1].endswith(f"{moved} has no test or dev set; give --data FILE")
+    assert "can't be used" not in done.err
     done = call("evaluate.py", "--workdir", moved, "--text", tmp_path / "wrong.tsv")
     assert done.code == 2 and "--text: the task of" in done.err
 

@@ -74,10 +74,16 @@ def test_spans(tags: str, expected: list) -> None:
 def test_spans_count_whole() -> None:
     """3 gold spans and 3 predicted ones; 1 is right, one has another end, one another type."""
     gold, predicted = [["B-a", "I-a", "O", "B-b"], ["B-a"]], [["B-a", "I-a", "O", "B-a"], ["B-b"]]
-    found = tag_metrics(gold, predicted)
+    found = tag_metrics(gold, predicted, spans_marked=True)
     assert found == {"accuracy": 0.6, "f1": pytest.approx(1 / 3), "precision": 1 / 3, "recall": 1 / 3}
 
 
 def test_tags_without_spans() -> None:
-    found = tag_metrics([["N", "V", "N"]], [["N", "N", "N"]])
+    found = tag_metrics([["N", "V", "N"]], [["N", "N", "N"]], spans_marked=False)
     assert found == {"accuracy": pytest.approx(2 / 3), "f1": pytest.approx((0.8 + 0) / 2)}
+
+
+def test_texts_without_a_span() -> None:
+    """Spans were learnt, but these texts have none: nothing is found, so F1 is 0, not that of the words outside."""
+    found = tag_metrics([["O", "O"]], [["O", "O"]], spans_marked=True)
+    assert found == {"accuracy": 1, "f1": 0, "precision": 0, "recall": 0}

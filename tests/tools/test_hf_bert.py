@@ -9,7 +9,17 @@ from hf_cases import complaint, flat, random_params, same_bits
 
 from transformer.config import BERT, AttentionConfig, ModelConfig
 from transformer.model import build
-from transformer.tools.hf.bert import CLASSES, bert_config, from_bert, head_of, model_config, prefix_of, table, to_bert
+from transformer.tools.hf.bert import (
+    CLASSES,
+    bert_config,
+    from_bert,
+    head_of,
+    labels_of,
+    model_config,
+    prefix_of,
+    table,
+    to_bert,
+)
 from transformer.tools.hf.folder import read_arrays
 
 CONFIG = dataclasses.replace(
@@ -92,6 +102,14 @@ def test_labels_count_only_where_the_head_has_some() -> None:
     values = bert_config(CONFIG) | {"num_labels": 0, "id2label": None}
     assert model_config(values, "pretraining") == CONFIG
     assert "num_labels = 0: must be a whole number, at least 1" in complaint(model_config, values, "sequence")
+
+
+def test_names_of_labels() -> None:
+    model = dataclasses.replace(CONFIG, head="sequence", labels=2)
+    assert labels_of({}, model).names == labels_of({"id2label": None}, model).names == ("LABEL_0", "LABEL_1")
+    assert labels_of({"id2label": {"1": "a", "0": "b"}}, model).names == ("b", "a")
+    for wrong in (["a", "b"], "ab", 5, {"0": "a"}, {"a": "b", "b": "c"}, {"0": None, "1": "b"}, {"0": "", "1": "b"}):
+        assert "id2label: must map each output to a name" in complaint(labels_of, {"id2label": wrong}, model)
 
 
 def test_missing_heads_are_drawn_anew_and_named() -> None:

@@ -139,7 +139,7 @@ class FinetuneConfig:
         if d.second is not None:
             yield m.token_types > 1, "model.token_types", "must be at least 2 for pairs of texts (data.second)"
         known = METRICS[d.kind]
-        rule = f"must be auto, {' or '.join(known)} with data.kind = {d.kind!r}"
+        rule = f"must be {', '.join(('auto', *known[:-1]))} or {known[-1]} with data.kind = {d.kind!r}"
         yield t.metric in ("auto", *known), "tune.metric", rule
         yield not t.class_weights or d.kind == "classes", "tune.class_weights", "is for data.kind = 'classes' alone"
         for name in ("frozen_layers", "redrawn_layers"):
@@ -182,7 +182,7 @@ def _of_columns(d: LabelledConfig) -> Relations:
     numbered = {name for name, value in named.items() if whole_number(value)}
     for name, value in named.items():
         yield bool(value), name, "must name a column"
-        others = "numbers, as another column is" if numbered else "a name"
+        others = "a number from 1, as another column is" if numbered else "a name"
         yield not numbered or name in numbered, name, f"must be {others}: all are numbers, or all are names"
     yield len(set(named.values())) == len(named), "label", "must be another column than the texts"
     yield d.kind != "tags" or d.second is None, "second", "must be None for tags: they have one text"
@@ -192,5 +192,7 @@ def check_tuning(tune: TuneConfig) -> None:
     """Raise `UserError` for the first field of the section `tune` that breaks a rule of this section."""
     check_fields(tune, TuneConfig, "tune.")
     entries = tune.class_weights
-    good = entries == ("balanced",) or all(weight_of(entry) for entry in entries)
-    require(tune, "tune.", [(good, "class_weights", "must be 'balanced' alone, or entries such as spam=2")])
+    named = [weight[0] for entry in entries if (weight := weight_of(entry))]
+    good = entries == ("balanced",) or len(set(named)) == len(entries)
+    rule = "must be 'balanced' alone, or entries such as spam=2, each with another name"
+    require(tune, "tune.", [(good, "class_weights", rule)])

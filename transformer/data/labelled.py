@@ -238,6 +238,8 @@ def _name(cell: Cell) -> str:
     value = cell.value
     if isinstance(value, bool) or type(value) is int:
         return json.dumps(value)
+    if not isinstance(value, str):
+        raise cell.error(f"must be a string or a whole number, not {json.dumps(value)[:40]}")
     return _string(cell).strip()
 
 

@@ -177,13 +177,25 @@ def _lines(rows: LabelledRows, numbers: Sequence[int]) -> dict[str, set[tuple[in
     return lines
 
 
-def split(examples: Sequence[Example], share: float) -> tuple[list[Example], list[Example]]:
+def split(examples: Sequence[Example], share: float, kind: str) -> tuple[list[Example], list[Example]]:
     """Training and development examples: `share` of all, at least one, drawn from a fixed seed. Both keep their order.
 
-    Returns no development examples if `share` is 0.
+    An example goes back to training if it has a class or a tag (`kind`) that no training example has. So a rare one may
+    be missing in the development set, but is always learnt. Returns no development examples if `share` is 0.
     """
     count = min(max(1, round(share * len(examples))), len(examples) - 1) if share else 0
-    dev = set(np.random.default_rng(0).permutation(len(examples))[:count].tolist())
+    order = np.random.default_rng(0).permutation(len(examples)).tolist()
+    dev = set(order[:count])
+
+    def names(i: int) -> set[str]:
+        label = examples[i].label
+        return set() if kind == "regression" else {label} if isinstance(label, str) else {*label}
+
+    known = set().union(*map(names, order[count:]))
+    for i in order[:count]:
+        if not names(i) <= known:
+            dev.remove(i)
+            known |= names(i)
     return (
         [example for i, example in enumerate(examples) if i not in dev],
         [example for i, example in enumerate(examples) if i in dev],

@@ -96,8 +96,11 @@ def learn(config: LabelledConfig, metric: str, train: Sequence[Example]) -> Labe
     kind, files = config.kind, ", ".join(config.train)
     if kind == "regression":
         values = np.array([float(example.label) for example in train])
-        mean, scale = float(values.mean()), float(values.std())
-        if not (math.isfinite(scale) and scale > 1e-12 * max(1.0, abs(mean))):
+        with np.errstate(over="ignore", invalid="ignore"):
+            mean, scale = float(values.mean()), float(values.std())
+        if not math.isfinite(scale):
+            raise UserError(f"{files}: the numbers have no finite variance in 64 bits; divide them by a constant")
+        if scale <= 1e-12 * abs(mean):
             raise UserError(f"{files}: all numbers are {values[0]:g}; nothing can be learnt from one label alone")
         metric = "pearson" if metric == "auto" else metric
         return Labels(kind, metric, mean=mean, scale=scale, pairs=config.second is not None)
@@ -137,7 +140,7 @@ def read(content: bytes, where: str) -> Labels:
 def class_weights(given: Sequence[str], labels: Labels, train: Sequence[Example]) -> tuple[float, ...] | None:
     """The weight of each class in the loss, by `TuneConfig.class_weights`; None if all are 1.
 
-    Raises `UserError` for a name that no training text has.
+    Raises `UserError` for a name that no training text has, and if all weights are 0.
     """
     if not given:
         return None
@@ -147,4 +150,7 @@ def class_weights(given: Sequence[str], labels: Labels, train: Sequence[Example]
     weights = dict(entry for entry in map(weight_of, given) if entry is not None)
     if unknown := sorted(weights.keys() - set(labels.names)):
         raise UserError(f"tune.class_weights: no training text has the label {unknown[0]!r}")
-    return tuple(weights.get(name, 1.0) for name in labels.names)
+    found = tuple(weights.get(name, 1.0) for name in labels.names)
+    if not any(found):
+        raise UserError("tune.class_weights: all weights are 0; give one class a higher weight")
+    return found

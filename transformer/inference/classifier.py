@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 from collections.abc import Sequence
 from functools import partial
@@ -15,9 +16,10 @@ from jax import Array
 
 from transformer.config import LABEL_HEADS, FinetuneConfig, UserError, require_task, shown
 from transformer.data.framing import Row, frame, frame_words
+from transformer.data.given import strings
 from transformer.data.labels import FILE, Labels, read
 from transformer.inference.batches import Batch, Batcher, on_all_devices, padded_lengths
-from transformer.inference.pieces import MAX_LINES, encoder_vocabulary
+from transformer.inference.pieces import MAX_LINES, encoder_vocabulary, require_encoder_vocabulary
 from transformer.inference.tally import Tally
 from transformer.model import Model, Params, build
 from transformer.model.checks import check_integer
@@ -65,6 +67,9 @@ class Classifier:
         positions. Raises `UserError` if the model has no head for these labels, or another size of vocabulary."""
         if not isinstance(model, Model) or model.config.head not in LABEL_HEADS:
             raise UserError(f"model = {shown(model)}: give an encoder alone with a head for labels")
+        require_encoder_vocabulary(vocabulary)
+        if not isinstance(labels, Labels):
+            raise UserError(f"labels = {shown(labels)}: give those that the model was trained with")
         head = "token" if labels.kind == "tags" else "sequence"
         if (model.config.head, model.config.labels) != (head, labels.size):
             raise UserError(
@@ -116,13 +121,17 @@ class Classifier:
         filled = [i for i, parts in enumerate(given) if parts]
         rows = self.encode([given[i] for i in filled])
         self._warn([i + first_line for i in filled], rows)
-        outputs = self.outputs(rows)
-        self.tally.count([float(np.sum(output)) for output in outputs], first_line)
         predictions = [Prediction(None, None)] * len(given)
-        for i, output in zip(filled, outputs, strict=True):
-            if np.isfinite(output).all():
-                predictions[i] = self._prediction(output, len(given[i]))
+        finite: list[float | None] = [None] * len(given)
+        for i, found in zip(filled, self.predict(rows), strict=True):
+            predictions[i], finite[i] = found, math.nan if found.label is None else 0.0
+        self.tally.count(finite, first_line)
         return predictions
+
+    def predict(self, rows: Sequence[Row]) -> list[Prediction]:
+        """The label of each row that `encode` returns."""
+        outputs = self.outputs(rows)
+        return [self._prediction(output, len(row.starts) + row.cut) for output, row in zip(outputs, rows, strict=True)]
 
     def encode(self, given: Sequence[Sequence[str]]) -> list[Row]:
         """The row of each text: one string, a pair of strings, or words."""
@@ -156,6 +165,9 @@ class Classifier:
         return np.concatenate(self._batcher.in_parts(computed, batch.rows))
 
     def _prediction(self, output: np.ndarray, words: int) -> Prediction:
+        """What an output says. `words`: those of a tagged text, with those that were cut off."""
+        if not np.isfinite(output).all():
+            return Prediction(None, None)
         labels = self.labels
         if labels.kind == "regression":
             return Prediction(labels.mean + labels.scale * float(output[0]), None)
@@ -188,7 +200,7 @@ class Classifier:
         if kind != "tags" and len(parts) not in allowed:
             wanted = " or ".join({1: "one", 2: "two, a pair"}[count] for count in allowed)
             raise UserError(f"line {line}: has {len(parts)} texts, but this model was trained on {wanted}")
-        return list(parts)
+        return strings("texts", parts)
 
     def _warn(self, lines: Sequence[int], rows: Sequence[Row]) -> None:
         """Log a warning if texts were cut."""

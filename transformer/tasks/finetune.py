@@ -7,7 +7,6 @@ import logging
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -15,9 +14,8 @@ from etils import epath
 from jax.sharding import Mesh
 
 from transformer.config import FinetuneConfig, UserError, with_micro_batches
-from transformer.data import labels as labels_file
 from transformer.data.folder import writable_cache_dir
-from transformer.data.labelled import Columns, Example, read_examples
+from transformer.data.labelled import Columns, Example
 from transformer.data.labelled_rows import LabelledBatches, LabelledRows, split
 from transformer.data.labels import Labels, class_weights, learn
 from transformer.data.vocabulary_training import labelled_vocabulary
@@ -30,7 +28,16 @@ from transformer.model.rounding import in_type
 from transformer.tasks import labelled_sets
 from transformer.tasks.label_scores import collapse, evaluate_workdir, lines_of, scores_of
 from transformer.tasks.labelled_sets import ExampleSet
-from transformer.tasks.tuning import as_stored, completed, from_start, rate_of, redrawn_by, refuse_computed, with_head
+from transformer.tasks.tuning import (
+    as_stored,
+    completed,
+    from_start,
+    rate_of,
+    redrawn_by,
+    refuse_computed,
+    refuse_other_labels,
+    with_head,
+)
 from transformer.tasks.vocabulary import (
     ENCODER_VOCABULARIES,
     files_of,
@@ -71,7 +78,7 @@ class Finetune:
             numbers=labels.kind == "regression",
             class_weights=class_weights(config.tune.class_weights, labels, examples.train.examples),
             rate=rate_of(config),
-            redrawn=redrawn_by(config, self.files[labels_file.FILE]),
+            redrawn=redrawn_by(config, labels),
         )
 
     @staticmethod
@@ -98,8 +105,8 @@ class Finetune:
     def build(cls, config: FinetuneConfig, workdir: str | None = None) -> Finetune:
         """The task. Vocabulary: the workdir's if the run resumes, else that of `train.init_from`, else a new one."""
         config, examples = from_start(config, workdir), read(config)
-        known = [*examples.train.examples, *(() if config.data.dev or examples.dev is None else examples.dev.examples)]
-        labels = learn(config.data, config.tune.metric, known)
+        labels = learn(config.data, config.tune.metric, examples.train.examples)
+        refuse_other_labels(labels, workdir)
         pieces = inherited(config, workdir, ENCODER_VOCABULARIES)
         if pieces is None:
             texts = [part for example in examples.train.examples for part in _texts(example)]
@@ -175,12 +182,11 @@ class Finetune:
 
     def sample(self, params: Params) -> None:
         """Log a few development texts with their labels and what the model says."""
-        examples = (self._dev or self._train).examples[:_SAMPLES]
-        texts = [example.text if self.labels.kind == "tags" else _texts(example) for example in examples]
-        for example, found in zip(examples, self._classifier(params).classify(texts), strict=True):
+        rows = self._dev or self._train
+        for example, found in zip(rows.examples, self._classifier(params).predict(rows.rows[:_SAMPLES]), strict=False):
             if jax.process_index() == 0:
-                text = " | ".join(_texts(example))
-                log.info("  sample  %s\n          label %s, model %s", text, _shown(example.label), _shown(found.label))
+                shown = " | ".join(_texts(example)), shown_label(example.label), shown_label(found.label)
+                log.info("  sample  %s\n          label %s, model %s", *shown)
 
     def lines(self, step: int) -> str:
         """Files and line numbers (from 1) of the texts in the batch of update `step` (from 0)."""
@@ -233,14 +239,11 @@ def read(config: FinetuneConfig) -> Examples:
     def examples(kind: str, paths: Sequence[str]) -> ExampleSet | None:
         if not paths:
             return None
-        found = read_examples(paths, columns, data.kind)
-        if not found:
-            raise UserError(f"{', '.join(paths)}: holds no labelled text")
-        return ExampleSet(kind, ", ".join(Path(path).name for path in paths), tuple(paths), found)
+        return labelled_sets.from_files(kind, paths, columns, data.kind)
 
     train, dev, test = (examples(kind, getattr(data, kind)) for kind in ("train", "dev", "test"))
     if dev is None and data.dev_share:
-        first, rest = split(train.examples, data.dev_share)
+        first, rest = split(train.examples, data.dev_share, data.kind)
         if rest:
             dev, train = ExampleSet("dev", train.name, train.paths, rest), train._replace(examples=first)
     return Examples(train, dev, test)
@@ -252,7 +255,10 @@ def _texts(example: Example) -> list[str]:
     return [first] if example.second is None else [first, example.second]
 
 
-def _shown(label: Any) -> str:
+def shown_label(label: str | float | Sequence[str] | None) -> str:
+    """A label as text; "none" where the outputs of the model are not finite."""
+    if label is None:
+        return "none"
     if isinstance(label, float):
         return f"{label:g}"
     return label if isinstance(label, str) else " ".join(label)

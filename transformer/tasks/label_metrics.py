@@ -8,8 +8,6 @@ from typing import NamedTuple
 import numpy as np
 from scipy.stats import rankdata
 
-from transformer.data.labels import marks_spans
-
 
 class Rates(NamedTuple):
     """Precision, recall and their harmonic mean; 0 where there is nothing to divide by."""
@@ -90,13 +88,15 @@ def _correlation(a_N: np.ndarray, b_N: np.ndarray) -> float:
 # ---- Tags ------------------------------------------------------------------------------------------------------------
 
 
-def tag_metrics(gold: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]]) -> dict[str, float]:
-    """Accuracy of words. If the tags mark spans, also F1, precision and recall of whole spans, as conlleval counts
-    them; else F1 is that of words, the mean over tags."""
+def tag_metrics(
+    gold: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]], *, spans_marked: bool
+) -> dict[str, float]:
+    """Accuracy of words. If the tags mark spans (`Labels.spans`), also F1, precision and recall of whole spans, as
+    conlleval counts them; else F1 is that of words, the mean over tags."""
     pairs = [pair for one, other in zip(gold, predicted, strict=True) for pair in zip(one, other, strict=True)]
     accuracy = sum(a == b for a, b in pairs) / len(pairs)
-    names = sorted({name for pair in pairs for name in pair})
-    if not marks_spans(names):
+    if not spans_marked:
+        names = sorted({name for pair in pairs for name in pair})
         index = {name: i for i, name in enumerate(names)}
         ids = np.array([[index[name] for name in pair] for pair in pairs])
         counts_CC = confusion(ids[:, 0], ids[:, 1], len(names))

@@ -6,14 +6,13 @@ import logging
 import math
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from transformer.checkpoint import AVERAGE, Checkpoint, Checkpoints, best_seed, seed_folder, seeds_in
 from transformer.config import UserError
-from transformer.data.labelled import Columns, Example, read_examples
+from transformer.data.labelled import Columns, Example
 from transformer.data.labelled_rows import framed
 from transformer.data.labels import Labels
 from transformer.inference.classifier import Classifier
@@ -26,7 +25,6 @@ from transformer.tasks.label_metrics import (
     regression_metrics,
     tag_metrics,
 )
-from transformer.tasks.labelled_sets import ExampleSet
 
 log = logging.getLogger("transformer")
 
@@ -49,10 +47,8 @@ def scores_of(labels: Labels, examples: Sequence[Example], outputs: Sequence[np.
         seen = [list(example.label[: len(output)]) for example, output in zip(examples, outputs, strict=True)]
         gold = _gold(labels, [name for names in seen for name in names])
         loss = _nll(np.concatenate(outputs), gold)
-        scores = {
-            "loss": loss,
-            **tag_metrics([list(example.label) for example in examples], _tags(labels, examples, outputs)),
-        }
+        gold_tags, predicted_tags = [example.label for example in examples], _tags(labels, examples, outputs)
+        scores = {"loss": loss, **tag_metrics(gold_tags, predicted_tags, spans_marked=labels.spans)}
     if not all(np.isfinite(output).all() for output in outputs):
         return dict.fromkeys(scores, math.nan)
     return scores
@@ -136,7 +132,7 @@ def _evaluated(workdir: Any, data: str | None, checkpoint: str | None) -> dict[s
         given = labelled_sets.read(workdir, labels.kind, labels.pairs)
     else:
         columns = Columns(config.data.text, config.data.second, config.data.label)
-        given = ExampleSet("given", Path(data).name, (data,), read_examples([data], columns, labels.kind))
+        given = labelled_sets.from_files("given", [data], columns, labels.kind)
     for example in given.examples:
         labels.ids(example, given.paths[example.file])  # raises for a label that training has not seen
     rows = framed(given.examples, classifier.vocabulary, labels, classifier.longest)

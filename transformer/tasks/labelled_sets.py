@@ -36,6 +36,14 @@ class ExampleSet(NamedTuple):
     examples: Sequence[Example]
 
 
+def from_files(kind: str, paths: Sequence[str], columns: Columns, kind_of_labels: str) -> ExampleSet:
+    """The labelled texts of files (see `read_examples`). Raises `UserError` if there are none."""
+    found = read_examples(paths, columns, kind_of_labels)
+    if not found:
+        raise UserError(f"{', '.join(paths)}: holds no labelled text")
+    return ExampleSet(kind, ", ".join(Path(path).name for path in paths), tuple(paths), found)
+
+
 def write(folder: epath.Path, sets: Mapping[str, ExampleSet | None]) -> None:
     """Copy these sets into `folder`/sets; None = there is no such set."""
     known: dict[str, Any] = {}
@@ -69,14 +77,15 @@ def read(workdir: Any, kind_of_labels: str, pairs: bool) -> ExampleSet:
     try:
         known = json.loads(index.read_bytes()) if index.exists() else {}
         kind = next((kind for kind in ("test", "dev") if kind in known), None)
-        if kind is None:
-            raise UserError(f"{workdir} has no test or dev set; give --data FILE")
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        raise _unusable(index, error) from None
+    if kind is None:
+        raise UserError(f"{workdir} has no test or dev set; give --data FILE")
+    try:
         path, name, digest = folder / f"{kind}.jsonl", str(known[kind]["name"]), known[kind]["sha256"]
         content = path.read_bytes()
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise UserError(
-            f"{index} can't be used ({type(error).__name__}: {error}); give --data FILE, or let train.py write it again"
-        ) from None
+    except (OSError, KeyError, TypeError) as error:
+        raise _unusable(index, error) from None
     if hashlib.sha256(content).hexdigest() != digest:
         raise UserError(f"{path} is not as it was written; give --data FILE, or let train.py write it again")
     with tempfile.TemporaryDirectory() as copies:  # the workdir may be in a bucket
@@ -84,3 +93,9 @@ def read(workdir: Any, kind_of_labels: str, pairs: bool) -> ExampleSet:
         copy.write_bytes(content)
         columns = Columns("text", "second" if pairs else None, "label")
         return ExampleSet(kind, name, (str(path),), read_examples([str(copy)], columns, kind_of_labels))
+
+
+def _unusable(index: epath.Path, error: Exception) -> UserError:
+    return UserError(
+        f"{index} can't be used ({type(error).__name__}: {error}); give --data FILE, or let train.py write it again"
+    )

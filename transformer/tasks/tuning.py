@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import re
 from collections.abc import Callable
 from typing import Any
@@ -11,6 +10,8 @@ from typing import Any
 from transformer.checkpoint import Checkpoint, Checkpoints
 from transformer.config import FinetuneConfig, ModelConfig, UserError, check
 from transformer.data.labels import FILE, Labels
+from transformer.files import path_of
+from transformer.inference.classifier import labels_in
 
 # Fields of the model that a run chooses itself. All others are those of `train.init_from`.
 _CHOSEN = ("dropout", "attention_dropout", "initializer", "attention_kernel", "dtype")
@@ -74,7 +75,9 @@ def from_start(config: FinetuneConfig, workdir: str | None) -> FinetuneConfig:
 def with_head(config: FinetuneConfig, labels: int) -> FinetuneConfig:
     """The config with the head for this number of labels. Raises `UserError` if model.labels is another number."""
     if config.model.labels not in (None, labels):
-        raise UserError(f"model.labels = {config.model.labels}: the data has {labels}; leave model.labels out")
+        raise UserError(
+            f"model.labels = {config.model.labels}: the training texts have {labels}; leave model.labels out"
+        )
     head = "token" if config.data.kind == "tags" else "sequence"
     return dataclasses.replace(config, model=dataclasses.replace(config.model, head=head, labels=labels))
 
@@ -110,27 +113,40 @@ def rate_of(config: FinetuneConfig) -> Callable[[str], float] | None:
     def rate(path: str) -> float:
         match, top = _LAYER.match(path), path.startswith(("pooler/", "label_head/"))
         level = layers + 1 if top else int(match[1]) + 1 if match else 0  # 0: the embeddings
+        level = layers if path.startswith("encoder/norm/") else level  # of a pre-norm model, behind the layers
         frozen = t.frozen_layers is not None and level <= t.frozen_layers
         return 0.0 if frozen else t.layer_decay ** (layers + 1 - level)
 
     return rate
 
 
-def redrawn_by(config: FinetuneConfig, labels: bytes) -> Callable[[str, Checkpoint], bool]:
+def redrawn_by(config: FinetuneConfig, labels: Labels) -> Callable[[str, Checkpoint], bool]:
     """Whether a run draws a parameter anew, although its start has it: the highest layers, if `tune` says so, and a
-    head for other labels. `labels`: the content of the file of labels."""
+    head for other labels."""
     lowest = config.model.encoder_layers - config.tune.redrawn_layers
 
     def redrawn(path: str, start: Checkpoint) -> bool:
         if path.startswith("label_head/"):
-            return not (start.path / FILE).exists() or not _same(start.file(FILE), labels)
+            return not (start.path / FILE).exists() or not heads_agree(labels_in(start), labels)
         match = _LAYER.match(path)
         return bool(config.tune.redrawn_layers) and (path.startswith("pooler/") or (match and int(match[1]) >= lowest))
 
     return redrawn
 
 
-def _same(there: bytes, here: bytes) -> bool:
-    """Whether two files of labels have the same outputs."""
-    fields = ("kind", "names", "mean", "scale", "pairs")
-    return [json.loads(there).get(name) for name in fields] == [json.loads(here).get(name) for name in fields]
+def heads_agree(there: Labels, here: Labels) -> bool:
+    """Whether a head for the labels of a start is one for the labels of this run."""
+    pairs = there.pairs == here.pairs or None in (there.pairs, here.pairs)
+    return pairs and all(getattr(there, name) == getattr(here, name) for name in ("kind", "names", "mean", "scale"))
+
+
+def refuse_other_labels(labels: Labels, workdir: str | None) -> None:
+    """Raise `UserError` if the run in the workdir was trained on other labels."""
+    folder = path_of(workdir) if workdir else None
+    if folder is None or not ((folder / "config.json").exists() and (folder / FILE).exists()):
+        return
+    if (folder / FILE).read_bytes() != labels.file[1]:
+        raise UserError(
+            f"the training texts have other labels than those that {workdir} was trained on; restore them, or use "
+            "another --workdir"
+        )

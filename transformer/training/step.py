@@ -61,7 +61,7 @@ def gradients(loss: Loss, params: Params, batch: Batch, key: Array | None) -> tu
         # Start from zeros, not from the first micro-batch, so that the program holds the model only once.
         nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(micro, first, 0))
         (grads, total, sums), _ = jax.lax.scan(add, nothing, (batch, jnp.arange(count)))
-    weight = jnp.maximum(sums["weight"], 1.0)
+    weight = jnp.where(sums["weight"] > 0, sums["weight"], 1.0)
     return jax.tree.map(lambda g: g / weight, grads), total / weight, sums
 
 

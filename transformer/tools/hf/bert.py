@@ -238,17 +238,17 @@ def bert_config(model: ModelConfig) -> dict[str, Any]:
 def labels_of(values: Mapping[str, Any], model: ModelConfig, where: object = "config.json") -> Labels | None:
     """What the outputs of a head for labels mean, by their config.json; None of another head.
 
-    A single output is a number. Raises `UserError` if a text may have several labels: ours have one.
+    A single output is a number. Raises `UserError` if a text may have several labels (ours have one), and if id2label
+    does not name each output.
     """
     if model.head not in LABEL_HEADS:
         return None
     if values.get("problem_type") == "multi_label_classification":
         raise UserError(f"{where}: problem_type = 'multi_label_classification': our heads give each text one label")
-    numbers = [str(i) for i in range(model.labels)]
-    given = values.get("id2label") or {number: f"LABEL_{number}" for number in numbers}
-    if sorted(given) != sorted(numbers):
-        raise UserError(f"{where}: id2label: its keys must be 0 to {numbers[-1]}, the numbers of the outputs")
-    names = [str(given[number]) for number in numbers]
+    given = values.get("id2label") or {str(i): f"LABEL_{i}" for i in range(model.labels)}
+    names = [given.get(str(i)) for i in range(model.labels)] if isinstance(given, Mapping) else [None]
+    if not all(isinstance(name, str) and name for name in names):
+        raise UserError(f'{where}: id2label: must map each output to a name, as {{"0": "bad", "1": "good"}} does')
     if len(set(names)) < len(names):
         raise UserError(f"{where}: id2label: two labels have the same name; give each another one")
     if model.head == "token":
