@@ -227,7 +227,9 @@ def test_a_disk_that_becomes_read_only(disk, tmp_path: Path, trained: Path, call
     def advanced(self, step: int) -> None:
         advance(self, step)
         if step == 60:
-            subprocess.run(["mount", "-o", "remount,ro,size=100m", folder], check=True)
+            remount = ["mount", "-o", "remount,ro,size=100m", folder]
+            # The disk is busy while a checkpoint is being written.
+            assert any(subprocess.run(remount).returncode == 0 or time.sleep(0.1) for _ in range(300))
 
     monkeypatch.setattr(Display, "advance", advanced)
     # A folder with an open lock file can't be remounted read-only.
