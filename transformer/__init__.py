@@ -26,9 +26,12 @@ from transformer.config import (
     MaskedConfig,
     MeshConfig,
     ModelConfig,
+    ParserConfig,
+    ParsingConfig,
     PretrainConfig,
     TextConfig,
     TrainConfig,
+    TreebankConfig,
     TuneConfig,
     UserError,
 )
@@ -40,6 +43,7 @@ if TYPE_CHECKING:
     from transformer.inference.classifier import Classifier
     from transformer.inference.embedder import Embedder
     from transformer.inference.generator import Generator
+    from transformer.inference.parser import Parser
     from transformer.inference.translator import Translator
     from transformer.model import Encoder, EncoderDecoder, Model, build
     from transformer.tasks.loading import load
@@ -54,6 +58,7 @@ _LAZY = {
     "EncoderDecoder": "transformer.model",
     "Model": "transformer.model",
     "Generator": "transformer.inference.generator",
+    "Parser": "transformer.inference.parser",
     "Tokenizer": "transformer.data.tokenizer",
     "Translator": "transformer.inference.translator",
     "beam_search": "transformer.inference.beam_search",
@@ -81,11 +86,15 @@ __all__ = [
     "MeshConfig",
     "Model",
     "ModelConfig",
+    "Parser",
+    "ParserConfig",
+    "ParsingConfig",
     "PretrainConfig",
     "TextConfig",
     "Tokenizer",
     "TrainConfig",
     "Translator",
+    "TreebankConfig",
     "TuneConfig",
     "UserError",
     "beam_search",

@@ -14,6 +14,7 @@ from transformer.config import (
     FinetuneConfig,
     LanguageModelConfig,
     MaskedConfig,
+    ParsingConfig,
     UserError,
     check,
     require_task,
@@ -26,14 +27,14 @@ from transformer.verbs.decoding import workdir_first
 from transformer.verbs.embedding import embed
 from transformer.verbs.language_model import generate
 from transformer.verbs.masked import fill
-from transformer.verbs.parsing import evalb
+from transformer.verbs.parsing import evalb, parse
 from transformer.verbs.scoring import score
 from transformer.verbs.translation import translate
 
 log = logging.getLogger("transformer")
 
 PLANNED = (Config, LanguageModelConfig, MaskedConfig)  # the tasks that `plan` knows
-DESCRIBED = (*PLANNED, FinetuneConfig)
+DESCRIBED = (*PLANNED, FinetuneConfig, ParsingConfig)
 MORE_MEMORY = "this needs all parameters in memory: end other programs, or use a machine with more memory"
 
 
@@ -82,6 +83,10 @@ def describe(arguments: list[str]) -> None:
 
         config = from_start(config, None)
         config = with_head(config, config.model.labels or 2)  # two, if the data decides
+    if isinstance(config, ParsingConfig):
+        from transformer.tasks.parsing import of_config
+
+        config = of_config(config)
     if args.attention:
         from transformer.tools.attention_table import attention_table as lines
     if args.kv:
@@ -198,6 +203,7 @@ VERBS = {
     "generate": generate,
     "score": score,
     "predict": predict,
+    "parse": parse,
     "fill": fill,
     "embed": embed,
     "average": average,

@@ -40,7 +40,9 @@ def _parser() -> Parser:
         "--checkpoint", help="best, last, average or a step; default: the average if any, else the best"
     )
     parser.add_argument(
-        "--data", metavar="FILE", help="labelled texts to score a fine-tuned encoder on; default: as for --source"
+        "--data",
+        metavar="FILE",
+        help="labelled texts or trees to score a fine-tuned encoder or a parser on; default: as for --source",
     )
     parser.add_argument("--text", metavar="FILE", help="text to score a language model on; default: as for --source")
     parser.add_argument(

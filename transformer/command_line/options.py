@@ -22,6 +22,7 @@ from transformer.config import (
     DecodeConfig,
     EvaluateConfig,
     Interrupted,
+    ParsingConfig,
     UserError,
     check,
     check_fields,
@@ -132,8 +133,31 @@ def decode_options(config: Config, arguments: Sequence[str], program: str, optio
     return decode
 
 
-def evaluate_options(config: Config, arguments: Sequence[str], program: str, options: Sequence[str] = ()) -> Config:
+@dataclasses.dataclass(frozen=True)
+class EvalbOptions:
+    """How trees are scored."""
+
+    parameters: str | None
+    """EVALB's parameter file. None = those of COLLINS.prm."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ParsingOptions:
+    """The options of evaluate.py for parsers."""
+
+    decode: DecodeConfig
+    parser: EvalbOptions
+
+
+def evaluate_options(config: Any, arguments: Sequence[str], program: str, options: Sequence[str] = ()) -> Any:
     """`config` overridden by arguments for decoding, scoring and text. Raises `UserError` if a value breaks a rule."""
+    if isinstance(config, ParsingConfig):
+        scoring = EvalbOptions(config.parser.parameters)
+        given = override(ParsingOptions(config.decode, scoring), arguments, program, options)
+        parser = dataclasses.replace(config.parser, parameters=given.parser.parameters)
+        config = dataclasses.replace(config, decode=given.decode, parser=parser)
+        check(config)
+        return config
     data = DataOptions(config.data.languages, config.data.fields)
     given = override(EvaluateOptions(data, config.decode, config.evaluate), arguments, program, options)
     data = dataclasses.replace(config.data, **vars(given.data))

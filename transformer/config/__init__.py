@@ -26,6 +26,7 @@ from .model import (
     check_model,
 )
 from .numbers import whole_number
+from .parsing import ParserConfig, ParsingConfig, TreebankConfig
 from .sections import (
     DataConfig,
     DecodeConfig,
@@ -79,9 +80,12 @@ __all__ = [
     "MaskedConfig",
     "MeshConfig",
     "ModelConfig",
+    "ParserConfig",
+    "ParsingConfig",
     "PretrainConfig",
     "TextConfig",
     "TrainConfig",
+    "TreebankConfig",
     "TuneConfig",
     "UserError",
     "check",

@@ -64,6 +64,9 @@ class ModelConfig:
     """Number of query heads (the paper's h)."""
     vocab_size: Vocabulary | None = None
     """Number of pieces in the vocabulary, special ids included; None = the size of the tokenizer."""
+    target_vocab_size: Vocabulary | None = None
+    """Number of pieces in the targets' vocabulary, special ids included, where encoder and decoder have different ones;
+    None = they share one."""
     kv_heads: Count | None = None
     """Number of key/value heads: None = heads (multi-head), 1 = multi-query, in between = grouped-query."""
     kv_sharing: Count = 1
@@ -109,7 +112,7 @@ class ModelConfig:
     head: Literal["none", "masked", "pretraining", "sequence", "token"] = "none"
     """Outputs of an encoder alone. 'none' = the states, and the pooled vector of the first; 'masked' = logits of masked
     pieces; 'pretraining' = the same, and whether the second text follows the first; 'sequence' and 'token' = `labels`
-    outputs for each text, or for each piece."""
+    outputs for each text, or for each piece. An encoder with a decoder may have the head 'token', too."""
     labels: Count | None = None
     """Number of outputs of the heads 'sequence' and 'token': classes, or 1 in regression; None = as the data has."""
     position_offset: LengthOrZero = 0
@@ -135,6 +138,11 @@ class ModelConfig:
         return replace(
             self, vocab_size=operator.index(size) if isinstance(size, numbers.Integral) and size is not True else size
         )
+
+    @property
+    def output_size(self) -> int | None:
+        """Number of pieces that the model predicts: the size of the targets' vocabulary."""
+        return self.target_vocab_size or self.vocab_size
 
     @property
     def key_size(self) -> int:
@@ -214,7 +222,13 @@ def _of_model(m: ModelConfig) -> Relations:
     )
     if m.decoder_layers:
         yield m.token_types == 0, "token_types", "must be 0 where the model has a decoder"
-        yield m.head == "none", "head", "must be 'none' where the model has a decoder"
+        heads = ("none", "token") if m.encoder_layers else ("none",)
+        yield m.head in heads, "head", f"must be {' or '.join(map(repr, heads))} where the model has a decoder"
+    if m.target_vocab_size is not None:
+        both = m.encoder_layers > 0 and m.decoder_layers > 0
+        yield both, "target_vocab_size", "must be None where the model lacks an encoder or a decoder"
+        rule = "must be 'target' or 'none' with model.target_vocab_size"
+        yield m.tied_embeddings != "all", "tied_embeddings", rule
     if m.head not in LABEL_HEADS:
         yield m.labels is None, "labels", f"must be None where model.head is {m.head!r}"
     if m.d_k is None or m.d_v is None:

@@ -13,6 +13,7 @@ from .documentation import documented
 from .errors import UserError, shown
 from .finetuning import FinetuneConfig, LabelledConfig, TuneConfig, check_labelled, check_tuning
 from .model import BERT, GPT2, MASKED_HEADS, SPECIALS, ModelConfig, check_model
+from .parsing import ParsingConfig
 from .sections import (
     DataConfig,
     DecodeConfig,
@@ -190,7 +191,9 @@ class MaskedConfig:
         return name == "data.dev_share" and bool(self.data.dev_text and other.data.dev_text)
 
 
-RUNS: dict[str, Any] = {kind.task: kind for kind in (Config, LanguageModelConfig, MaskedConfig, FinetuneConfig)}
+RUNS: dict[str, Any] = {
+    kind.task: kind for kind in (Config, LanguageModelConfig, MaskedConfig, FinetuneConfig, ParsingConfig)
+}
 """Map each task's name to its config class."""
 
 
@@ -279,6 +282,9 @@ def _of_data(config: Config) -> Relations:
     m, d, decode = config.model, config.data, config.decode
     yield m.encoder_layers > 0, "model.encoder_layers", "must be at least 1: translation needs an encoder"
     yield m.decoder_layers > 0, "model.decoder_layers", "must be at least 1: translation needs a decoder"
+    yield m.head == "none", "model.head", "must be 'none': translation has no labels"
+    one = "must be None: in translation, source and target share a vocabulary"
+    yield m.target_vocab_size is None, "model.target_vocab_size", one
     if m.positions == "learned":
         longest = max(d.max_length + m.position_offset, decode.max_source_length + decode.max_extra_length + 1)
         yield (

@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from transformer.config import EOS, PAD, UserError
+from transformer.config import PAD, UserError
 from transformer.data.buckets import Shape, bucket_shapes, fitting_rows, round_up
 from transformer.data.packing import choose_row_lengths, pack_cached
 from transformer.data.tokens import TokenStore
@@ -49,7 +49,7 @@ def _empty_batch(shape: Shape) -> Batch:
 
 
 def _write(ids: np.ndarray, store: TokenStore, side: str, pairs: np.ndarray, flat_starts: np.ndarray) -> None:
-    """Write one side of the given pairs, each followed by EOS, into `ids`. Pair i starts at `flat_starts[i]` of the
+    """Write one side of the given pairs, each followed by its end, into `ids`. Pair i starts at `flat_starts[i]` of the
     flattened array."""
     tokens, offsets = getattr(store, f"{side}_tokens"), getattr(store, f"{side}_offsets")
     starts = offsets[pairs]
@@ -58,7 +58,7 @@ def _write(ids: np.ndarray, store: TokenStore, side: str, pairs: np.ndarray, fla
     within = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
     flat = ids.reshape(-1)
     flat[within + np.repeat(flat_starts, lengths)] = tokens[within + np.repeat(starts, lengths)]
-    flat[flat_starts + lengths] = EOS
+    flat[flat_starts + lengths] = store.ends[side]
 
 
 def _usable(

@@ -13,13 +13,15 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
+from transformer.config import EOS
 from transformer.data.bar import bar
 from transformer.data.pool import in_processes
 from transformer.data.text import Parallel, count_lines, fingerprint, read_pairs, require_same
@@ -40,6 +42,9 @@ Tokens = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, int]
 
 class TokenStore:
     """The tokenised pairs 0 .. len-1 of a corpus, in the order of the text, from a folder that `tokenize` wrote."""
+
+    ends: Mapping[str, int] = MappingProxyType({"source": EOS, "target": EOS})
+    """The id that follows each sentence of a side."""
 
     def __init__(self, folder: str | Path):
         """Raises OSError or ValueError if a file is damaged or has the wrong length."""

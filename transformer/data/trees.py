@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from transformer.config import UserError
+from transformer.data.text import read_lines
 
 _TOKEN = re.compile(r"[()]|[^\s()]+")
+_TRACE = "-NONE-"  # the tag of what stands for no word
+_BRACKETS = {"-LRB-": "(", "-RRB-": ")", "-LSB-": "[", "-RSB-": "]", "-LCB-": "{", "-RCB-": "}"}
+TOP = "TOP"
+"""Label of a constituent that is put around a tree that needs one."""
 
 
 class Tree(NamedTuple):
@@ -20,6 +25,25 @@ class Tree(NamedTuple):
     children: list[Tree]
     word: str | None = None
     """None for a constituent."""
+
+    def words(self) -> Iterator[Tree]:
+        """The words of the tree, from left to right."""
+        return (tree for tree, _, _ in self.spans() if tree.word is not None)
+
+    def __str__(self) -> str:
+        """The tree in brackets, on one line."""
+        parts: list[str] = []
+        waiting: list[Tree | None] = [self]
+        while waiting:
+            tree = waiting.pop()
+            if tree is None:
+                parts.append(")")
+            elif tree.word is not None:
+                parts.append(f" ({tree.label} {tree.word})")
+            else:
+                parts.append(f" ({tree.label}")
+                waiting += [None, *reversed(tree.children)]
+        return "".join(parts)[1:]
 
     def spans(self) -> Iterator[tuple[Tree, int, int]]:
         """Each constituent and word of the tree, after its children, with the numbers of words before its begin and
@@ -66,3 +90,107 @@ def parse(text: str, where: str) -> list[Tree]:
     if opened:
         raise UserError(f"{where}: {len(opened)} closing brackets are missing")
     return trees
+
+
+class Source(NamedTuple):
+    """A tree of a file."""
+
+    tree: Tree
+    line: int
+    """Number of its first line, from 1."""
+
+
+class Trees(NamedTuple):
+    """The trees of files."""
+
+    found: list[Source]
+    unusable: list[str]
+    """For each tree that can't be used: file, line and reason."""
+
+
+def read_trees(path: str) -> Trees:
+    """The trees of a file, one after the other; a tree may take several lines.
+
+    Trees whose brackets match but that can't be used, such as one with a word without tag, are in `unusable`. Raises
+    `UserError`, with the line, where brackets do not match: nobody knows where the next tree begins.
+    """
+    found: list[Source] = []
+    unusable: list[str] = []
+    waiting: list[str] = []
+    depth = begin = 0
+    for number, line in enumerate(read_lines(path), 1):
+        for part in re.findall(r"[()]|[^()]+", line):
+            if not depth and part.isspace():
+                continue
+            if not waiting:
+                begin = number
+            waiting.append(part)
+            depth += (part == "(") - (part == ")")
+            if depth < 0 or (not depth and part != ")"):
+                parse("".join(waiting), f"{path}:{number}")  # raises
+            if not depth:
+                _add("".join(waiting), path, begin, found, unusable)
+                waiting = []
+        if waiting:
+            waiting.append(" ")
+    if waiting:
+        parse("".join(waiting), f"{path}:{begin}")  # raises
+    return Trees(found, unusable)
+
+
+def _add(text: str, path: str, line: int, found: list[Source], unusable: list[str]) -> None:
+    """Append the tree in a text whose brackets match to one of the two lists."""
+    try:
+        (tree,) = parse(text, f"{path}:{line}")
+    except UserError as error:
+        unusable.append(str(error))
+        return
+    tree = cleaned(tree)
+    if tree is None:
+        unusable.append(f"{path}:{line}: the tree holds no word")
+    elif wrong := next((node for node in tree.words() if not node.label), None):
+        unusable.append(f"{path}:{line}: the word {wrong.word!r} has no tag; each word needs its own: (NN cat)")
+    else:
+        found.append(Source(tree, line))
+
+
+def cleaned(tree: Tree) -> Tree | None:
+    """The tree as parsers learn it: without traces and what holds nothing else, function tags and indices.
+
+    A bracket without a label is left out. Where a tree then is a word alone, or several trees, `TOP` is put around it.
+    None if no word is left.
+    """
+    done: list[list[Tree]] = [[]]
+    waiting: list[tuple[Tree, bool]] = [(tree, False)]
+    while waiting:
+        node, seen = waiting.pop()
+        if node.word is not None:
+            if node.label != _TRACE:
+                done[-1].append(node)
+        elif seen:
+            children, label = done.pop(), plain(node.label)
+            done[-1] += [Tree(label, children)] if label and children else children
+        else:
+            done.append([])
+            waiting.append((node, True))
+            waiting += [(child, False) for child in reversed(node.children)]
+    trees = done[0]
+    whole = len(trees) == 1 and trees[0].word is None
+    return trees[0] if whole else Tree(TOP, trees) if trees else None
+
+
+def plain(label: str) -> str:
+    """A label without function tags and indices: NP for NP-SBJ-1, NP=2 and NP|S; but -NONE- and -LRB- as they are."""
+    return label if label.startswith("-") else label[:1] + re.split("[-=|]", label[1:])[0]
+
+
+def escaped(word: str) -> str:
+    """A word as a treebank writes it: -LRB- for an opening bracket, f-LRB-x-RRB- for f(x)."""
+    for name, bracket in (("-LRB-", "("), ("-RRB-", ")")):
+        word = word.replace(bracket, name)
+    return word
+
+
+def spoken(words: Sequence[str]) -> list[str]:
+    """Words as text has them: ( for -LRB-."""
+    return [_BRACKETS.get(word, word) for word in words]

@@ -23,6 +23,7 @@ from transformer.inference.beam_search import Beams, Options, best_candidates, r
 from transformer.inference.constraints import Constraints
 from transformer.inference.context import STAGE, Context, Past, Prompts, prefilled, used_pieces
 from transformer.inference.sampling import sampled
+from transformer.inference.transitions import TreeConstraint
 from transformer.model import Model, Params
 
 
@@ -48,7 +49,7 @@ class Strategy:
     """How to decode: everything that is the same for all sentences."""
 
     options: Options
-    constraints: Constraints | None = None
+    constraints: Constraints | TreeConstraint | None = None
     sampler: Sampler | None = None
     repetition_penalty: Array | float | None = None
     """See `DecodeConfig`; None = 1, without counting what is used."""
@@ -172,7 +173,7 @@ def begin(
     else:
         context = Context(tuple(model.encode(source) for model in bound))
         caches = tuple(model.init_cache(rows, stage, M, dtype) for model in bound)
-    used_BMV = used_pieces(rows, M, bound[0].vocab_size, prompts) if penalized else None
+    used_BMV = used_pieces(rows, M, models[0].config.output_size, prompts) if penalized else None
     return constrain_rows((context, start(Past(caches, used_BMV), limit_B, length, options, given)), over)
 
 

@@ -14,8 +14,10 @@ from transformer.inference.beam_search import Options
 from transformer.inference.constraints import Constraints, Spelling
 from transformer.inference.programs import Sampler, Strategy
 from transformer.inference.stops import automaton
+from transformer.inference.transitions import TreeConstraint
 
 if TYPE_CHECKING:
+    from transformer.data.linearised import Symbols
     from transformer.data.tokenizer import Tokenizer
     from transformer.data.vocabularies import Vocabulary
 
@@ -66,6 +68,12 @@ def generation(config: DecodeConfig, vocabulary: Vocabulary, stop: Sequence[str]
         _penalty(config),
         tuple(vocabulary.banned),
     )
+
+
+def trees(config: DecodeConfig, symbols: Symbols) -> Strategy:
+    """The search for trees over the words of each sentence."""
+    constraint = TreeConstraint(symbols.shift, symbols.opening, symbols.closing)
+    return Strategy(options(config), constraint, _sampler(config), _penalty(config))
 
 
 def _constraints(config: DecodeConfig, eos: int, banned_PW: np.ndarray | None, **more: Any) -> Constraints | None:

@@ -23,14 +23,14 @@ from .checks import (
 )
 from .initializers import constant
 from .inputs import input_norm, inputs, position_table, shifted
-from .layers import Embedding, fold
+from .layers import Dense, Embedding, dropout, fold
 from .stack import RUN, Run, Stack, check_run
 
 Weights = tuple[Array | None, ...]
 
 
 class EncoderDecoder(nnx.Module):
-    """Encoder, decoder, and their embedding tables, which may be tied.
+    """Encoder, decoder, and their embedding tables, which may be tied. A head may label the source's pieces.
 
     Id 0 is padding: it fills up the rows of a batch. No position attends to padding, and the loss ignores it.
 
@@ -44,14 +44,16 @@ class EncoderDecoder(nnx.Module):
         # One module holds a tied table and offers both uses of it. Two modules would split the gradient in two.
         tied = config.tied_embeddings
         self.embedding = Embedding(config, rngs=rngs)
-        self.target_embedding = None if tied == "all" else Embedding(config, rngs=rngs)
-        self.output_embedding = Embedding(config, rngs=rngs) if tied == "none" else None
+        outputs = config.output_size
+        self.target_embedding = None if tied == "all" else Embedding(config, outputs, rngs=rngs)
+        self.output_embedding = Embedding(config, outputs, rngs=rngs) if tied == "none" else None
         self.source_positions = position_table(config, rngs=rngs)
         self.target_positions = position_table(config, rngs=rngs)
         self.source_norm, self.target_norm = input_norm(config), input_norm(config)
         self.encoder = Stack(config, "encoder", rngs=rngs)
         self.decoder = Stack(config, "decoder", cross=True, rngs=rngs)
-        self.output_bias = constant(0, config.vocab_size) if config.output_bias else None
+        self.output_bias = constant(0, outputs) if config.output_bias else None
+        self.label_head = Dense(config, config.labels, rngs=rngs) if config.head == "token" else None
 
     def __call__(
         self,
@@ -76,7 +78,7 @@ class EncoderDecoder(nnx.Module):
         """
         check_run(run, key)
         check_ids("source_BS", source_BS, self.vocab_size)
-        check_ids("target_BT", target_BT, self.vocab_size)
+        check_ids("target_BT", target_BT, self.config.output_size)
         sources, targets = source_BS.shape[0], target_BT.shape[0]  # not `len`: symbolic when exported
         if sources != targets:
             raise UserError(f"source_BS has {sources} rows and target_BT {targets}: give one target for each source")
@@ -106,7 +108,18 @@ class EncoderDecoder(nnx.Module):
         errors as `__call__`.
         """
         options = {"positions_BS": positions_BS, "segments_BS": segments_BS, "mask_BS": mask_BS}
-        x_BSD = self.encoder_states(source_BS, **options, key=key, run=run)
+        return self.remember(self.encoder_states(source_BS, **options, key=key, run=run), source_BS, **options)
+
+    def remember(
+        self,
+        x_BSD: Array,
+        source_BS: Array,
+        *,
+        positions_BS: Array | None = None,
+        segments_BS: Array | None = None,
+        mask_BS: Array | None = None,
+    ) -> Memory:
+        """The `Memory` of these encoder states. The other arguments are those of `encoder_states`."""
         mask_BS = source_BS != PAD if mask_BS is None else jnp.broadcast_to(mask_BS, source_BS.shape)
         positions_BS = jnp.arange(source_BS.shape[1])[None] if positions_BS is None else positions_BS
         positions_BS = jnp.broadcast_to(positions_BS, source_BS.shape)
@@ -144,6 +157,16 @@ class EncoderDecoder(nnx.Module):
             *(self.config, self.embedding, learned, source_BS, shifted_BS, fold(key, 0)), norm=self.source_norm
         )
         return self.encoder(x_BSD, mask_BTS, shifted_BS, key=fold(key, 1), run=run)[0]
+
+    def label_logits(self, x_BSD: Array, *, key: Array | None = None) -> Array:
+        """Outputs of the head 'token' for these encoder states, float32: logits_BSL.
+
+        A `key` switches dropout of the head's input on. Raises `UserError` if the model has no such head.
+        """
+        if self.label_head is None:
+            raise UserError("model.head = 'none': such a model has no head for labels; give 'token'")
+        check_width("x_BSD", x_BSD, self.config.d_model)
+        return self.label_head(dropout(x_BSD, self.config.dropout, key))
 
     def decode(self, tokens_BT: Array, memory: Memory, **options: Any) -> tuple[Array, Cache | None, Weights | None]:
         """Return logits_BTV (float32), the new cache and the weights: `hidden` with its options, then `logits`."""
@@ -234,7 +257,7 @@ class EncoderDecoder(nnx.Module):
         mask_BTS: Array | None,
     ) -> None:
         """Raise `UserError` for arguments that `hidden` does not accept."""
-        check_ids("tokens_BT", tokens_BT, self.vocab_size)
+        check_ids("tokens_BT", tokens_BT, self.config.output_size)
         if not isinstance(memory, Memory):
             raise UserError(f"memory is a {type(memory).__name__}: give what `encode` returns")
         check_sources(memory.mask_BS, tokens_BT)

@@ -48,9 +48,11 @@ def dropout(x: Array, rate: float, key: Array | None) -> Array:
 class Embedding(nnx.Module):
     """Embedding table of shape VD (paper §3.4): `embed` looks up its rows at the input, `logits` multiplies by it."""
 
-    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
+    def __init__(self, config: ModelConfig, size: int | None = None, *, rngs: nnx.Rngs):
+        """`size`: number of rows; None = config.vocab_size."""
         # Standard deviation D^-0.5 gives unit variance after the scaling by sqrt(D), and small initial logits.
-        self.table = table(config, rngs, (config.vocab_size, config.d_model), deviation=config.d_model**-0.5)
+        shape = (size or config.vocab_size, config.d_model)
+        self.table = table(config, rngs, shape, deviation=config.d_model**-0.5)
         self.scale = config.d_model**0.5 if config.embedding_scale else 1.0
 
     @jax.named_scope("embed")

@@ -30,10 +30,17 @@ def _finetune() -> Any:
     return Finetune
 
 
+def _parsing() -> Any:
+    from transformer.tasks.parsing import Parsing
+
+    return Parsing
+
+
 TASKS: dict[str, Callable[[], Any]] = {
     "translation": _translation,
     "language_model": _language_model,
     "masked": _masked,
     "labels": _finetune,
+    "parsing": _parsing,
 }
 """Name of a task, as in `config.RUNS` -> a function that imports and returns its class."""

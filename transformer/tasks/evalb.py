@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from transformer.config import UserError, whole_number
 from transformer.data.text import read_lines
-from transformer.data.trees import parse
+from transformer.data.trees import Tree, parse
 
 OK, ERROR, SKIPPED = 0, 1, 2
 """The status of a sentence."""
@@ -42,6 +42,14 @@ class Parameters:
     same_label: dict[str, str] = field(default_factory=dict)
     """Label -> the label that stands for all that are the same as it."""
     same_word: dict[str, str] = field(default_factory=dict)
+
+
+COLLINS = Parameters(
+    deleted={"TOP", "-NONE-", ",", ":", "``", "''", "."},
+    deleted_for_length={"-NONE-"},
+    same_label={"ADVP": "ADVP", "PRT": "ADVP"},
+)
+"""The content of COLLINS.prm, by which published figures are computed."""
 
 
 def read_parameters(path: str) -> Parameters:
@@ -94,9 +102,9 @@ class _Line(NamedTuple):
     length: int
 
 
-def _read(text: str, where: str, parameters: Parameters) -> _Line:
+def _read(trees: Sequence[Tree], parameters: Parameters) -> _Line:
     words, tags, brackets, length, before = [], [], [], 0, 0
-    for tree in parse(text, where):
+    for tree in trees:
         kept = [before]  # number of words that are kept before each word
         for node, begin, end in tree.spans():
             label = _plain(node.label)
@@ -113,11 +121,6 @@ def _read(text: str, where: str, parameters: Parameters) -> _Line:
     return _Line(words, tags, brackets, length)
 
 
-def _plain(label: str) -> str:
-    """A label without function tags and indices: NP for NP-SBJ-1 and NP=2; but -NONE- and -LRB- as they are."""
-    return label[:1] + re.split("[-=]", label[1:])[0] if label[:1] != "-" else label
-
-
 def score(gold: str, test: str, parameters: Parameters) -> Iterator[Sentence]:
     """The counts of each sentence of two files with a tree a line.
 
@@ -132,29 +135,38 @@ def score(gold: str, test: str, parameters: Parameters) -> Iterator[Sentence]:
             raise UserError(f"{short}: has {number - 1:,} lines, and {test if one is None else gold} has more")
         if not one.strip():
             raise UserError(f"{gold}:{number}: a blank line; each line must hold a tree")
-        ours = _read(one, f"{gold}:{number}", parameters)
-        if not other.strip():
-            yield Sentence(number, ours.length, SKIPPED)
-            continue
-        theirs = _read(other, f"{test}:{number}", parameters)
-        if ours.words != theirs.words:
-            errors += 1
-            if errors > parameters.most_errors:
-                raise UserError(
-                    f"{test}:{number}: its words are not those of {gold}:{number}; that is error {errors}, and the "
-                    f"parameters allow {parameters.most_errors} (MAX_ERROR)"
-                )
-            yield Sentence(number, ours.length, ERROR)
-            continue
-        yield Sentence(
-            *(number, ours.length, OK),
-            matched=(Counter(ours.brackets) & Counter(theirs.brackets)).total(),
-            gold=len(ours.brackets),
-            test=len(theirs.brackets),
-            crossing=sum(any(_cross(a, b) for b in ours.brackets) for a in theirs.brackets),
-            words=len(ours.words),
-            right_tags=sum(a == b for a, b in zip(ours.tags, theirs.tags, strict=True)),
-        )
+        trees = parse(one, f"{gold}:{number}"), parse(other, f"{test}:{number}")
+        sentence = compared(number, *trees, parameters)
+        errors += sentence.status == ERROR
+        if errors > parameters.most_errors:
+            raise UserError(
+                f"{test}:{number}: its words are not those of {gold}:{number}; that is error {errors}, and the "
+                f"parameters allow {parameters.most_errors} (MAX_ERROR)"
+            )
+        yield sentence
+
+
+def _plain(label: str) -> str:
+    """A label without function tags and indices: NP for NP-SBJ-1 and NP=2; but -NONE- and -LRB- as they are."""
+    return label[:1] + re.split("[-=]", label[1:])[0] if label[:1] != "-" else label
+
+
+def compared(number: int, gold: Sequence[Tree], test: Sequence[Tree], parameters: Parameters) -> Sentence:
+    """The counts of a sentence, from its trees. Without test trees it is skipped."""
+    ours, theirs = _read(gold, parameters), _read(test, parameters)
+    if not test:
+        return Sentence(number, ours.length, SKIPPED)
+    if ours.words != theirs.words:
+        return Sentence(number, ours.length, ERROR)
+    return Sentence(
+        *(number, ours.length, OK),
+        matched=(Counter(ours.brackets) & Counter(theirs.brackets)).total(),
+        gold=len(ours.brackets),
+        test=len(theirs.brackets),
+        crossing=sum(any(_cross(a, b) for b in ours.brackets) for a in theirs.brackets),
+        words=len(ours.words),
+        right_tags=sum(a == b for a, b in zip(ours.tags, theirs.tags, strict=True)),
+    )
 
 
 def _cross(one: Bracket, other: Bracket) -> bool:
@@ -248,8 +260,12 @@ def report(sentences: Sequence[Sentence], parameters: Parameters) -> Iterator[st
     yield "=== Summary ==="
     short = [one for one in sentences if one.length <= parameters.cutoff]
     for name, some in (("All", sentences), (f"len<={parameters.cutoff}", short)):
-        yield from ("", f"-- {name} --")
-        figures = summary(some)
-        for words, attribute in _SUMMARY:
-            value = getattr(figures, attribute)
-            yield f"{words:25} = {value:6}" if isinstance(value, int) else f"{words:25} = {value:6.2f}"
+        yield from ("", *summary_lines(name, summary(some)))
+
+
+def summary_lines(name: str, figures: Summary) -> Iterator[str]:
+    """The lines that EVALB prints for a summary."""
+    yield f"-- {name} --"
+    for words, attribute in _SUMMARY:
+        value = getattr(figures, attribute)
+        yield f"{words:25} = {value:6}" if isinstance(value, int) else f"{words:25} = {value:6.2f}"

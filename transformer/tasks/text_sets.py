@@ -6,9 +6,6 @@ workdir/sets/{dev,test}.<i>.text   the text of file i
 
 from __future__ import annotations
 
-import hashlib
-import json
-import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,33 +14,23 @@ from etils import epath
 
 from transformer.config import UserError
 from transformer.data.running import Text, file_of, parts
-from transformer.files import path_of, refuse_links, replace, writing
-from transformer.streams import to_json
-
-log = logging.getLogger("transformer")
+from transformer.files import path_of
+from transformer.tasks import stored_sets
+from transformer.tasks.stored_sets import StoredSet
 
 INDEX = "texts.json"
 
 
 def write(folder: epath.Path, sets: Mapping[str, Text | None]) -> None:
     """Copy these texts into `folder`/sets; None = there is no such text."""
-    known: dict[str, Any] = {}
-    refuse_links(folder / "sets")
-    for kind, text in sets.items():
+
+    def stored(kind: str, text: Text | None) -> StoredSet | None:
         if text is None:
-            continue
+            return None
         files = {f"{kind}.{i}.text": file_of(content) for i, content in enumerate(_contents(text))}
-        for name, content in files.items():
-            path = folder / "sets" / name
-            with writing(path):
-                changed = path.exists() and path.read_bytes() != content
-            if changed:
-                log.warning("%s is written anew: the %s text has changed, and scores of it don't compare", path, kind)
-            replace(path, content)
-        digests = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
-        known[kind] = {"name": text.name, "documents": text.documents, "files": digests}
-    if known:
-        replace(folder / "sets" / INDEX, (to_json(known, indent=2) + "\n").encode())
+        return StoredSet({"name": text.name, "documents": text.documents}, files)
+
+    stored_sets.write(folder, INDEX, {kind: stored(kind, text) for kind, text in sets.items()})
 
 
 def _contents(text: Text) -> list[str]:
@@ -56,34 +43,18 @@ def _contents(text: Text) -> list[str]:
     return ["".join(content) for content in contents.values()]
 
 
-def read(workdir: str, folder: Path) -> tuple[str, Text]:
+def read(workdir: Any, folder: Path) -> tuple[str, Text]:
     """Name and text of the workdir's test text, or of its development text if there is none, copied to `folder`.
 
     Raises `UserError` if the workdir has neither, or if a file is not as it was written.
     """
-    index = path_of(workdir) / "sets" / INDEX
-    try:
-        known = json.loads(index.read_bytes()) if index.exists() else {}
-        kind = next((kind for kind in ("test", "dev") if kind in known), None)
-        if kind is None:
-            raise UserError(f"{workdir} has no test or dev text; give --text FILE")
-        name, documents, digests = (known[kind][field] for field in ("name", "documents", "files"))
-        files = dict(digests.items())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise _damaged(index, f"cannot be read ({type(error).__name__}: {error})") from None
-    copies = []
-    for i, (file, digest) in enumerate(files.items()):
-        path = path_of(workdir) / "sets" / Path(file).name
-        try:
-            content = path.read_bytes()
-        except OSError as error:
-            raise _damaged(path, f"cannot be read ({error.strerror or error})") from None
-        if hashlib.sha256(content).hexdigest() != digest:
-            raise _damaged(path, "is not as it was written")
-        copies.append(folder / f"{i}.text")
-        copies[-1].write_bytes(content)
-    return str(name), Text(tuple(map(str, copies)), documents)
-
-
-def _damaged(path: epath.Path, what: str) -> UserError:
-    return UserError(f"{path} {what}; give --text FILE, or let train.py write it again")
+    _, (entry, files) = stored_sets.read(workdir, INDEX, "--text FILE")
+    if "documents" not in entry or "name" not in entry:
+        index = path_of(workdir) / "sets" / INDEX
+        raise UserError(
+            f"{index} lacks a name or the kind of documents; give --text FILE, or let train.py write it again"
+        )
+    copies = [folder / f"{i}.text" for i in range(len(files))]
+    for copy, content in zip(copies, files.values(), strict=True):
+        copy.write_bytes(content)
+    return str(entry["name"]), Text(tuple(map(str, copies)), entry["documents"])

@@ -7,14 +7,13 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from transformer.checkpoint import Checkpoint, Checkpoints
-from transformer.config import FinetuneConfig, ModelConfig, UserError, check
+from transformer.checkpoint import Checkpoint
+from transformer.config import FinetuneConfig, UserError, check
 from transformer.data.labels import FILE, Labels
 from transformer.files import path_of
 from transformer.inference.classifier import labels_in
+from transformer.tasks.starts import adopted, start_model, stored_model
 
-# Fields of the model that a run chooses itself. All others are those of `train.init_from`.
-_CHOSEN = ("dropout", "attention_dropout", "initializer", "attention_kernel", "dtype")
 _LAYER = re.compile(r"encoder/layers/([0-9]+)/")
 
 
@@ -26,12 +25,7 @@ def as_stored(config: FinetuneConfig, stored: FinetuneConfig) -> FinetuneConfig:
         for name in FinetuneConfig.computed
         if getattr(config.train, name) == getattr(FinetuneConfig.train, name)
     }
-    alike = {
-        field.name: getattr(stored.model, field.name)
-        for field in dataclasses.fields(ModelConfig)
-        if field.name not in _CHOSEN and getattr(config.model, field.name) == getattr(FinetuneConfig.model, field.name)
-    }
-    model, train = dataclasses.replace(config.model, **alike), dataclasses.replace(config.train, **decided)
+    model, train = stored_model(config, stored), dataclasses.replace(config.train, **decided)
     return dataclasses.replace(config, model=model, train=train)
 
 
@@ -50,26 +44,13 @@ def from_start(config: FinetuneConfig, workdir: str | None) -> FinetuneConfig:
 
     Raises `UserError` if the start has a decoder, or if the config gives a field of the model another value.
     """
-    start = config.train.init_from
-    if start is None or (workdir and Checkpoints(workdir).states()):
+    there = start_model(config, workdir)
+    if there is None:
         return config
-    there = Checkpoints(start).read(None, lambda opened: opened.model.config)
     if there.decoder_layers:
+        start = config.train.init_from
         raise UserError(f"train.init_from = {start!r}: its model has a decoder; give an encoder alone, such as a BERT")
-    default, ours = FinetuneConfig.model, config.model
-    different = {
-        field.name: (getattr(there, field.name), getattr(ours, field.name))
-        for field in dataclasses.fields(ModelConfig)
-        if field.name not in (*_CHOSEN, "head", "labels")
-        and getattr(ours, field.name) not in (getattr(there, field.name), getattr(default, field.name))
-    }
-    if different:
-        listed = "; ".join(f"--model.{name} is {old!r} there, {new!r} here" for name, (old, new) in different.items())
-        raise UserError(f"train.init_from = {start!r}: {listed}. Leave these options out")
-    kept = {name: getattr(ours, name) for name in (*_CHOSEN, "labels")}
-    config = dataclasses.replace(config, model=dataclasses.replace(there, head="sequence", **kept))
-    check(config)
-    return config
+    return adopted(config, there, kept=["labels"], head="sequence")
 
 
 def with_head(config: FinetuneConfig, labels: int) -> FinetuneConfig:

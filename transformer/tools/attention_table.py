@@ -136,7 +136,7 @@ def _whole(model: ModelConfig, shapes: dict[str, tuple[int, ...]]) -> Iterator[s
     def count(pattern: str) -> int:
         return sum(math.prod(shape) for path, shape in shapes.items() if re.fullmatch(pattern, path))
 
-    output = model.vocab_size * model.d_model if model.decoder_layers or model.head in MASKED_HEADS else 0
+    output = model.output_size * model.d_model if model.decoder_layers or model.head in MASKED_HEADS else 0
     tied = output and "output_embedding/table" not in shapes
     parts = {
         "attention": count(r".*_attention/(query|key|value|output)"),

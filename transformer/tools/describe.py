@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from transformer.config import BASE, BIG, FinetuneConfig, LanguageModelConfig, MaskedConfig
+from transformer.config import BASE, BIG, FinetuneConfig, LanguageModelConfig, MaskedConfig, ParsingConfig
 from transformer.data import vocabularies, wordpiece
 from transformer.data.running import texts
 from transformer.data.vocabulary_training import vocabulary
@@ -30,7 +30,7 @@ def vocabulary_size(config: Any) -> int:
     data = config.data
     if config.model.vocab_size is not None:
         return config.model.vocab_size
-    if isinstance(config, MaskedConfig | FinetuneConfig) and data.tokenizer is not None:
+    if isinstance(config, MaskedConfig | FinetuneConfig | ParsingConfig) and data.tokenizer is not None:
         return wordpiece.load(data.tokenizer).size
     if not isinstance(config, LanguageModelConfig):
         return data.vocab_size

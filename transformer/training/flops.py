@@ -45,7 +45,9 @@ def update_flops(config: ModelConfig, rows: int, encoded: int, decoded: int) -> 
     encoder = attention("encoder", c.encoder_layers, encoded, encoded) + c.encoder_layers * encoded * feed_forward
     decoder = attention("decoder", c.decoder_layers, decoded, decoded) + c.decoder_layers * decoded * feed_forward
     cross = attention("cross", c.decoder_layers, decoded, encoded) if c.encoder_layers else 0
-    outputs = decoded * 2 * c.d_model * c.vocab_size if c.decoder_layers else head_flops(c, decoded)
+    outputs = decoded * 2 * c.d_model * c.output_size if c.decoder_layers else head_flops(c, decoded)
+    if c.decoder_layers and c.head == "token":
+        outputs += head_flops(c, encoded)
     return 3.0 * rows * (encoder + decoder + cross + outputs)
 
 

@@ -27,6 +27,19 @@ HEAD_PARTS = (
     *("pooler", "masked_head", "masked_norm", "output_embedding", "output_bias", "next_sentence_head", "label_head"),
 )
 
+# Parts of an encoder alone that have another name in a model with a decoder.
+_BESIDE_A_DECODER = {"positions": "source_positions", "input_norm": "source_norm"}
+# Fields of the model in which an encoder alone and a model with a decoder may differ.
+_OF_THE_DECODER = (
+    "decoder_layers",
+    "token_types",
+    "target_vocab_size",
+    "head",
+    "labels",
+    "output_bias",
+    "tied_embeddings",
+)
+
 
 def initial(objective: Objective, config: Any, program: Program) -> TrainState:
     """The state before the first update, sharded over the mesh: parameters of `train.init_from`, else random ones.
@@ -51,8 +64,11 @@ def initial(objective: Objective, config: Any, program: Program) -> TrainState:
 
 def start_params(start: Checkpoint, model: ModelConfig, params: Params) -> Params:
     """The abstract parameters that a start must have: `params` of a run of this model. Of an encoder alone, with the
-    head of the start's model instead of that of `model`."""
+    head of the start's model instead of that of `model`; or all of the start's, if it becomes the encoder of a model
+    with a decoder."""
     there = start.config.model
+    if model.decoder_layers and not there.decoder_layers:
+        return start.model.abstract_params
     if model.decoder_layers or there.decoder_layers:
         return params
     rest = {name: node for name, node in params.items() if name not in HEAD_PARTS}
@@ -61,7 +77,8 @@ def start_params(start: Checkpoint, model: ModelConfig, params: Params) -> Param
 
 def _adapted(params: Params, start: Checkpoint, objective: Objective, program: Program) -> Params:
     """The parameters of a start, with random ones where the run needs others. The log names both."""
-    there, wanted = _leaves(params), _leaves(program.abstract.params)
+    wanted = _leaves(program.abstract.params)
+    there = _leaves(_as_encoder(params, start.config.model) if "decoder" in program.abstract.params else params)
     redrawn = objective.redrawn or (lambda path, start: False)
     anew = {path for path, x in wanted.items() if path not in there or there[path].shape != x.shape}
     anew |= {path for path in wanted if redrawn(path, start)}
@@ -72,6 +89,19 @@ def _adapted(params: Params, start: Checkpoint, objective: Objective, program: P
         fresh = _leaves(program.init().params)
         there |= {path: fresh[path] for path in anew}
     return jax.tree_util.tree_map_with_path(lambda keys, _: there[_path(keys)], program.abstract.params)
+
+
+def _as_encoder(params: Params, model: ModelConfig) -> Params:
+    """The parameters of an encoder alone with the names that they have beside a decoder. Text of one type alone is
+    read, so the embeddings take up the row of the first type. Other parameters stay as they are."""
+    if model.decoder_layers:
+        return params
+    named = {_BESIDE_A_DECODER.get(name, name): node for name, node in params.items()}
+    types_RD = named.pop("token_types", None)
+    if types_RD is not None:
+        scale = model.d_model**0.5 if model.embedding_scale else 1.0
+        named["embedding"] = {"table": params["embedding"]["table"] + types_RD[0] / scale}
+    return named
 
 
 def _leaves(params: Params) -> dict[str, Any]:
@@ -116,6 +146,8 @@ def other_shapes(old: ModelConfig, new: ModelConfig) -> dict[str, tuple[Any, Any
     ignored += ["vocab_size"] if None in (old.vocab_size, new.vocab_size) else []
     if not (old.decoder_layers or new.decoder_layers):
         ignored += ["head", "labels", "output_bias", "tied_embeddings"]
+    if new.decoder_layers and not old.decoder_layers:
+        ignored += _OF_THE_DECODER
     resolved, before, after = (filled_in(old), filled_in(new)), flatten(old), flatten(new)
     return {
         field: (before[field], after[field])

@@ -1,10 +1,74 @@
-"""python -m transformer evalb."""
+"""python -m transformer parse and evalb."""
 
 from __future__ import annotations
 
 import json
+import logging
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
-from transformer.command_line import Parser
+from transformer.command_line import Parser, decode_options, set_up_jax
+from transformer.config import ParsingConfig, UserError, require_task
+from transformer.data import penn
+from transformer.data.opening import open_stream
+from transformer.evaluation import LESS_TO_DECODE
+from transformer.files import replace
+from transformer.memory import enough_memory
+from transformer.tools.tree_picture import svg
+from transformer.verbs.decoding import workdir_first
+
+log = logging.getLogger("transformer")
+
+
+@enough_memory(LESS_TO_DECODE)
+def parse(arguments: list[str]) -> None:
+    """Write the constituency tree of each line of standard input, in brackets."""
+    told = (
+        "Reads a sentence a line: words as the treebank of training has them, with spaces between them. A blank line "
+        "gives a blank line. In the output, brackets within words are -LRB- and -RRB-."
+    )
+    parser = Parser("python -m transformer parse", parse.__doc__, epilog=told, add_help=False)
+    parser.add_argument("workdir", nargs="?", help="the workdir of a parser")
+    parser.add_argument("--checkpoint", help="best, last, average or a step; default: the average if any, else best")
+    parser.add_argument(
+        "--raw",
+        action="store_true",
+        help="read raw English text, a sentence a line, and split it by simple rules in the style of the Penn Treebank",
+    )
+    parser.add_argument("--draw", metavar="FILE", help="also draw the trees, one below the other, as an .svg")
+    parser.add_argument("-h", "--help", action="store_true", help="show this help and stop")
+    args, rest = parser.parse_known_args(arguments)
+    if args.help:
+        parser.print_help()
+        print("\nSearch (default: the values in the workdir's config):\n")
+        decode_options(ParsingConfig(), ["--help"], parser.prog)
+    workdir_first(parser, args, arguments, "< tokenised.txt > trees.mrg")
+    if args.draw is not None and (Path(args.draw).is_dir() or not Path(args.draw).parent.is_dir()):
+        raise UserError(f"--draw {args.draw}: name a file in a folder that exists")
+    set_up_jax()
+    from transformer.checkpoint import Checkpoint, Checkpoints, best_seed
+    from transformer.inference.parser import Parser as TreeParser
+    from transformer.inference.stream import answer_lines
+
+    def opened(checkpoint: Checkpoint) -> TreeParser:
+        require_task(checkpoint.config, args.workdir, ParsingConfig)
+        return TreeParser.of(checkpoint, decode_options(checkpoint.config, rest, parser.prog, parser.options()))
+
+    trees = Checkpoints(best_seed(args.workdir)).read(args.checkpoint, opened)
+    drawn = []
+
+    def answer(lines: Sequence[str], first: int) -> Iterator[str]:
+        sentences = [penn.words(line) for line in lines] if args.raw else lines
+        for tree in trees.parse(sentences, first_line=first):
+            if tree is not None and args.draw is not None:
+                drawn.append(tree)
+            yield "" if tree is None else str(tree)
+
+    answer_lines(open_stream(sys.stdin.buffer), sys.stdout.buffer, answer, 1)
+    if args.draw is not None:
+        replace(Path(args.draw), svg(drawn).encode())
+    trees.tally.refuse()
 
 
 def evalb(arguments: list[str]) -> None:

@@ -1,0 +1,32 @@
+"""Constituency trees of biomedical articles (CRAFT), from scratch.
+
+    python train.py --config configs/parsing_craft.py --workdir runs/parser
+    python -m transformer average runs/parser --last 5
+    python evaluate.py --workdir runs/parser
+    python -m transformer parse runs/parser < tokenised.txt > trees.mrg
+
+Put craft.train.mrg.gz and craft.dev.mrg.gz in $TRANSFORMER_DATA/treebank. 40 epochs take about two hours on 2 cores.
+This has not been run to its end.
+"""
+
+import os
+
+from transformer.config import ParsingConfig, TrainConfig, TreebankConfig
+
+folder = os.path.join(os.environ.get("TRANSFORMER_DATA", "data"), "treebank")
+
+config = ParsingConfig(
+    data=TreebankConfig(
+        train=(os.path.join(folder, "craft.train.mrg.gz"),),
+        dev=(os.path.join(folder, "craft.dev.mrg.gz"),),
+    ),
+    train=TrainConfig(
+        steps=14_000,
+        batch_tokens=4_096,
+        peak_learning_rate=1e-3,
+        warmup_steps=1_000,
+        eval_every=1_000,
+        eval_sentences=500,
+        checkpoint_every=350,
+    ),
+)

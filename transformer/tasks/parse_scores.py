@@ -1,0 +1,134 @@
+"""Scores of a parser: EVALB's figures on a treebank."""
+
+from __future__ import annotations
+
+import json
+import logging
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from transformer.checkpoint import AVERAGE, Checkpoints
+from transformer.config import ParserConfig, ParsingConfig, UserError
+from transformer.data import treebank
+from transformer.data.treebank import Sentence, Treebank
+from transformer.data.trees import Tree, parse
+from transformer.inference.parser import Parser
+from transformer.streams import plain
+from transformer.tasks import evalb, stored_sets
+from transformer.tasks.evalb import COLLINS, Parameters, compared, read_parameters, summary
+from transformer.tasks.stored_sets import StoredSet
+from transformer.training.processes import all_or_none, gather
+
+log = logging.getLogger("transformer")
+
+INDEX = "trees.json"
+Options = Callable[[ParsingConfig], ParsingConfig]
+
+
+def parameters_of(config: ParserConfig) -> Parameters:
+    """EVALB's parameters."""
+    return COLLINS if config.parameters is None else read_parameters(config.parameters)
+
+
+def scored(gold: Sequence[Sentence], found: Sequence[Tree | None], parameters: Parameters) -> list[evalb.Sentence]:
+    """The counts of each sentence. A sentence without a tree is skipped."""
+    pairs = zip(gold, found, strict=True)
+    return [compared(i, [one.tree], [tree] if tree else [], parameters) for i, (one, tree) in enumerate(pairs, 1)]
+
+
+def parse_shares(parser: Parser, sentences: Sequence[Sentence]) -> list[Tree | None]:
+    """The tree of each sentence. Each process parses its share; every process returns all of them."""
+    n, index = jax.process_count(), jax.process_index()
+    begin, end = (len(sentences) * i // n for i in (index, index + 1))
+    with all_or_none():
+        found = parser.parse([one.words for one in sentences[begin:end]], first_line=begin + 1)
+    if n == 1:
+        return found
+    texts = [text for share in gather(json.dumps([tree and str(tree) for tree in found])) for text in json.loads(share)]
+    return [parse(text, "a share")[0] if text else None for text in texts]
+
+
+# ---- The workdir's trees ---------------------------------------------------------------------------------------------
+
+
+def write(folder: Any, sets: Mapping[str, Treebank | None]) -> None:
+    """Copy the trees of these sets into `folder`/sets, one a line; None = there is no such set."""
+
+    def stored(kind: str, bank: Treebank | None) -> StoredSet | None:
+        if bank is None:
+            return None
+        lines = "".join(f"{one.tree}\n" for one in bank.sentences)
+        return StoredSet({"name": bank.name}, {f"{kind}.mrg": lines.encode()})
+
+    stored_sets.write(folder, INDEX, {kind: stored(kind, bank) for kind, bank in sets.items()})
+
+
+def _stored(workdir: str) -> Treebank:
+    _, (entry, files) = stored_sets.read(workdir, INDEX, "--data FILE")
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / "trees.mrg"
+        copy.write_bytes(b"".join(files.values()))
+        return treebank.read([str(copy)])._replace(name=str(entry.get("name", "")))
+
+
+# ---- evaluate.py -----------------------------------------------------------------------------------------------------
+
+
+def evaluate_workdir(
+    workdir: str,
+    *,
+    data: str | None = None,
+    checkpoint: str | None = None,
+    options: Options = lambda config: config,
+) -> dict[str, Any]:
+    """EVALB's figures of a workdir's checkpoint, as evaluate.py prints them.
+
+    `data`: a file of gold trees; default: the workdir's test set, else its development set. `options` may change
+    decoding and EVALB's parameters. Raises `UserError` if the workdir or the file can't be used.
+    """
+    checkpoints = Checkpoints(workdir)
+    config = options(checkpoints.read(checkpoint, lambda opened: opened.config))
+    parameters = parameters_of(config.parser)
+    bank = _stored(workdir) if data is None else treebank.read([data])
+    warn_of_unusable(bank)
+    opened, parser = checkpoints.read(checkpoint, lambda opened: (opened, Parser.of(opened, config.decode)))
+    log.info("parsing %s sentences of %s with checkpoint %s", f"{len(bank.sentences):,}", bank.name, opened.name)
+    sentences = scored(bank.sentences, parse_shares(parser, bank.sentences), parameters)
+    parser.tally.refuse(f"{workdir}: ")
+    short = [one for one in sentences if one.length <= parameters.cutoff]
+    result = {
+        "test_set": bank.name,
+        "checkpoint": str(opened.name),
+        "all": summary(sentences)._asdict(),
+        f"len<={parameters.cutoff}": summary(short)._asdict(),
+        "unusable_trees": len(bank.unusable),
+        "beam_size": config.decode.beam_size,
+    }
+    if opened.name == AVERAGE:
+        result["averaged_steps"] = opened.progress["averaged_steps"]
+    return result
+
+
+def warn_of_unusable(bank: Treebank) -> None:
+    """Log a warning if trees of a treebank can't be used."""
+    if bank.unusable:
+        log.warning("%s (%d such trees are left out of %s)", bank.unusable[0], len(bank.unusable), bank.name)
+
+
+def lines_of(result: Mapping[str, Any]) -> Iterator[str]:
+    """The result of `evaluate_workdir` as lines of text: EVALB's two summaries."""
+    yield f"{plain(result['test_set'])}: {result['all']['sentences']:,} sentences, checkpoint {result['checkpoint']}"
+    for name in (name for name in result if name == "all" or name.startswith("len<=")):
+        yield from ("", *evalb.summary_lines("All" if name == "all" else name, evalb.Summary(**result[name])))
+
+
+def refuse_other(config: ParsingConfig) -> None:
+    """Raise `UserError` if EVALB's parameter file can't be read."""
+    try:
+        parameters_of(config.parser)
+    except UserError as error:
+        raise UserError(f"parser.parameters: {error}") from None
