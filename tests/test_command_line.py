@@ -165,7 +165,7 @@ def test_a_wrong_value_is_told_in_one_line(call, arguments: str, told: str) -> N
         (
             "transformer",
             "trnslate x",
-            "unknown verb 'trnslate'; the verbs are translate, generate, score, predict, fill, em",
+            "unknown verb 'trnslate'; the verbs are translate, generate, score, predict, parse",
         ),
     ],
 )

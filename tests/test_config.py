@@ -621,9 +621,9 @@ def test_a_config_of_another_task_is_read_compared_and_checked(monkeypatch) -> N
 def test_a_config_without_a_task_is_one_of_translation() -> None:
     values = json.loads(to_json(changed(train__seed=3)))
     assert values.pop("task") == "translation" and from_json(json.dumps(values)) == changed(train__seed=3)
-    for wrong in ("parsing", None, 3, ["translation"]):
+    for wrong in ("parse", None, 3, ["translation"]):
         with pytest.raises(
             UserError,
-            match=r"^config\.json: task = .*: must be one of translation, language_model, masked, labels; was it wr",
+            match=r"^config\.json: task = .*: must be one of translation, language_model, masked, labels, pars",
         ):
             from_json(json.dumps({**values, "task": wrong}))

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ class Pairs:
     """A token store in memory. Every piece of pair i is first + i, which identifies the pair in a batch."""
 
     path = Path("nowhere")
+    ends: ClassVar = {"source": EOS, "target": EOS}
 
     def __init__(self, source_lengths, target_lengths, first=10):
         self.source_lengths = np.asarray(source_lengths, np.int32)

@@ -69,6 +69,8 @@ def folder(tiny, trained: Path, tmp_path: Path, monkeypatch) -> Path:
     text("gold.mrg", ["(S (NP (DT The) (NN cat)) (VP (VBZ sleeps)) (. .))"])
     text("test.mrg", ["(S (NP (DT The) (NN cat) (VBZ sleeps)) (. .))"])
     text("COLLINS.prm", ["DELETE_LABEL .", "EQ_LABEL ADVP PRT"])
+    text("tokenised.txt", ["The cat sleeps .", ""])
+    write_trees(tmp_path / "treebank")
     write_labelled(tmp_path)
     write_gpt2(tmp_path / "gpt2")
     write_bert(tmp_path / "bert")
@@ -99,6 +101,14 @@ def write_labelled(folder: Path) -> None:
     for name, count in {"train": 60, "dev": 9}.items():
         lines = "".join(f"{i % 2}\t{text}\n" for i, text in enumerate(texts[:count]))
         (folder / "sst2" / f"{name}.tsv.gz").write_bytes(gzip.compress(lines.encode()))
+
+
+def write_trees(folder: Path) -> None:
+    """Trees to train and score a parser on."""
+    folder.mkdir()
+    for name, count in {"train": 60, "dev": 5}.items():
+        trees = [f"( (S (NP (DT the) (NN cat{i % 7})) (VP (VBZ sleeps)) (. .)) )\n" for i in range(count)]
+        (folder / f"craft.{name}.mrg.gz").write_bytes(gzip.compress("".join(trees).encode()))
 
 
 def write_gpt2(folder: Path) -> None:
@@ -174,6 +184,10 @@ def check(text: str, out: str) -> None:
             assert all({"label", "probability", "probabilities"} <= json.loads(line).keys() for line in found[1:])
         else:
             assert [line != "" for line in found[1:]] == [line != "" for line in given[1:]]
+    if "transformer parse" in text:
+        found = Path("trees.mrg").read_text().splitlines() if "trees.mrg" in text else out.splitlines()
+        assert [line != "" for line in found] == ([True, False] if "trees.mrg" in text else [True])
+        assert "--draw" not in text or Path("tree.svg").read_text().startswith("<svg")
     if "embed" in text:
         assert len(Path("vectors.jsonl").read_text().splitlines()) == len(Path("in.txt").read_text().splitlines())
     if "evalb" in text:

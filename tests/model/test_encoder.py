@@ -217,7 +217,7 @@ def test_wrong_arguments_are_refused_in_one_line():
         ({"head": "classes"}, r"head = 'classes': must be one of none, masked, pretraining, sequence, token"),
         (
             {"decoder_layers": 1, "token_types": 0},
-            r"head = 'pretraining': must be 'none' where the model has a decoder",
+            r"head = 'pretraining': must be 'none' or 'token' where the model has a decoder",
         ),
         ({"decoder_layers": 1, "head": "none"}, r"token_types = 2: must be 0 where the model has a decoder"),
         ({"encoder_layers": 0}, r"decoder_layers = 0: must be at least 1 where model.encoder_layers is 0"),

@@ -143,7 +143,7 @@ def test_text_in_the_workdir_that_was_changed(run: Path, tmp_path: Path) -> None
     with pytest.raises(UserError, match=r"dev\.0\.text is not as it was written; give --text FILE"):
         evaluate_workdir(str(moved))
     (moved / "sets/texts.json").unlink()
-    with pytest.raises(UserError, match=r"has no test or dev text; give --text FILE"):
+    with pytest.raises(UserError, match=r"has no test or dev set; give --text FILE"):
         evaluate_workdir(str(moved))
 
 

@@ -257,7 +257,7 @@ def test_an_imported_model_is_scored(folder: Path, tmp_path: Path, call) -> None
     assert done.code == 0, done.err
     assert json.loads(done.out)["checkpoint"] == "average" and json.loads(done.out)["pairs"] == 2
     done = call("evaluate.py", "--workdir", tmp_path / "run")
-    assert done.code == 2 and "has no test or dev text; give --text FILE" in done.err
+    assert done.code == 2 and "has no test or dev set; give --text FILE" in done.err
     done = call("evaluate.py", "--workdir", tmp_path / "run", "--checkpoint", "best")
     assert f"error: --checkpoint best: not in {tmp_path / 'run'}; it has the checkpoint average alone" in done.err
 

@@ -32,6 +32,11 @@ POOLED_HEADS = ("none", "pretraining", "sequence")
 MASKED_HEADS = ("masked", "pretraining")
 LABEL_HEADS = ("sequence", "token")
 
+DECODER_FIELDS = (
+    *("decoder_layers", "token_types", "target_vocab_size", "head", "labels", "output_bias", "tied_embeddings"),
+)
+"""The fields in which an encoder alone and a model with the same encoder and a decoder may differ."""
+
 
 @documented
 @dataclass(frozen=True)

@@ -71,6 +71,8 @@ def parse(text: str, where: str) -> list[Tree]:
     tokens = _TOKEN.findall(text)
     for i, token in enumerate(tokens):
         if token == "(":
+            if opened and opened[-1][2] is not None:
+                raise _untagged(where, opened[-1][2])
             opened.append(("", [], None))
         elif token == ")":
             if not opened:
@@ -84,12 +86,16 @@ def parse(text: str, where: str) -> list[Tree]:
             if tokens[i - 1] == "(":
                 opened[-1] = (token, children, word)
             elif children or word is not None:
-                raise UserError(f"{where}: the word {token!r} has no tag; each word needs its own: (NN cat)")
+                raise _untagged(where, token)
             else:
                 opened[-1] = (label, children, token)
     if opened:
         raise UserError(f"{where}: {len(opened)} closing brackets are missing")
     return trees
+
+
+def _untagged(where: str, word: str) -> UserError:
+    return UserError(f"{where}: the word {word!r} has no tag; each word needs its own: (NN cat)")
 
 
 class Source(NamedTuple):
@@ -126,7 +132,9 @@ def read_trees(path: str) -> Trees:
                 begin = number
             waiting.append(part)
             depth += (part == "(") - (part == ")")
-            if depth < 0 or (not depth and part != ")"):
+            if depth < 0:
+                raise UserError(f"{path}:{number}: a closing bracket too many")
+            if not depth and part != ")":
                 parse("".join(waiting), f"{path}:{number}")  # raises
             if not depth:
                 _add("".join(waiting), path, begin, found, unusable)
@@ -149,7 +157,7 @@ def _add(text: str, path: str, line: int, found: list[Source], unusable: list[st
     if tree is None:
         unusable.append(f"{path}:{line}: the tree holds no word")
     elif wrong := next((node for node in tree.words() if not node.label), None):
-        unusable.append(f"{path}:{line}: the word {wrong.word!r} has no tag; each word needs its own: (NN cat)")
+        unusable.append(str(_untagged(f"{path}:{line}", wrong.word)))
     else:
         found.append(Source(tree, line))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -265,3 +266,17 @@ class EncoderDecoder(nnx.Module):
         if (segments_BT is None) != (memory.segments_BS is None):
             raise UserError("segments: give both source and target segments, or neither; else sentences see each other")
         check_cache(self.config, tokens_BT, cache, at_B, positions_BT, segments_BT, mask_BTS)
+
+
+def beside_a_decoder(params: Mapping[str, Any], config: ModelConfig) -> dict[str, Any]:
+    """The parameters of an encoder alone, without its head, with the names that they have in an `EncoderDecoder`.
+
+    There is text of one type alone, so the embeddings take up the row of the first type.
+    """
+    names = {name: name for name in ("embedding", "encoder")}
+    names |= {"positions": "source_positions", "input_norm": "source_norm"}
+    named = {names[name]: node for name, node in params.items() if name in names}
+    if "token_types" in params:
+        scale = config.d_model**0.5 if config.embedding_scale else 1.0
+        named["embedding"] = {"table": params["embedding"]["table"] + params["token_types"][0] / scale}
+    return named

@@ -60,11 +60,12 @@ def read(workdir: Any, index: str, option: str) -> tuple[str, StoredSet]:
     try:
         known = json.loads(path.read_bytes()) if path.exists() else {}
         kind = next((kind for kind in ("test", "dev") if kind in known), None)
-        if kind is None:
-            raise UserError(f"{workdir} has no test or dev set; give {option}")
-        entry, digests = dict(known[kind]), dict(known[kind]["files"])
+        entry = dict(known[kind] if kind else {})
+        digests = dict(entry["files"] if kind else {})
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise _damaged(path, f"cannot be read ({type(error).__name__}: {error})", option) from None
+    if kind is None:
+        raise UserError(f"{workdir} has no test or dev set; give {option}")
     files = {}
     for name, digest in digests.items():
         path = folder / Path(name).name

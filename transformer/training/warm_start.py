@@ -10,8 +10,9 @@ from typing import Any
 import jax
 
 from transformer.checkpoint import Checkpoint, Checkpoints, with_sharding
-from transformer.config import KINDS, ModelConfig, UserError, flatten
+from transformer.config import DECODER_FIELDS, KINDS, ModelConfig, UserError, flatten
 from transformer.model import Model, Params
+from transformer.model.encoder_decoder import beside_a_decoder
 from transformer.model.functional import finite
 from transformer.training.processes import all_or_none, gather
 from transformer.training.sharding import check_mesh, shardings
@@ -25,19 +26,6 @@ SHAPELESS = ("dropout", "attention_dropout", "initializer", "attention_kernel", 
 # The parts of an encoder alone that belong to a head. A start may have other ones.
 HEAD_PARTS = (
     *("pooler", "masked_head", "masked_norm", "output_embedding", "output_bias", "next_sentence_head", "label_head"),
-)
-
-# Parts of an encoder alone that have another name in a model with a decoder.
-_BESIDE_A_DECODER = {"positions": "source_positions", "input_norm": "source_norm"}
-# Fields of the model in which an encoder alone and a model with a decoder may differ.
-_OF_THE_DECODER = (
-    "decoder_layers",
-    "token_types",
-    "target_vocab_size",
-    "head",
-    "labels",
-    "output_bias",
-    "tied_embeddings",
 )
 
 
@@ -78,7 +66,9 @@ def start_params(start: Checkpoint, model: ModelConfig, params: Params) -> Param
 def _adapted(params: Params, start: Checkpoint, objective: Objective, program: Program) -> Params:
     """The parameters of a start, with random ones where the run needs others. The log names both."""
     wanted = _leaves(program.abstract.params)
-    there = _leaves(_as_encoder(params, start.config.model) if "decoder" in program.abstract.params else params)
+    if "decoder" in program.abstract.params and not start.config.model.decoder_layers:
+        params = beside_a_decoder(params, start.config.model)
+    there = _leaves(params)
     redrawn = objective.redrawn or (lambda path, start: False)
     anew = {path for path, x in wanted.items() if path not in there or there[path].shape != x.shape}
     anew |= {path for path in wanted if redrawn(path, start)}
@@ -89,19 +79,6 @@ def _adapted(params: Params, start: Checkpoint, objective: Objective, program: P
         fresh = _leaves(program.init().params)
         there |= {path: fresh[path] for path in anew}
     return jax.tree_util.tree_map_with_path(lambda keys, _: there[_path(keys)], program.abstract.params)
-
-
-def _as_encoder(params: Params, model: ModelConfig) -> Params:
-    """The parameters of an encoder alone with the names that they have beside a decoder. Text of one type alone is
-    read, so the embeddings take up the row of the first type. Other parameters stay as they are."""
-    if model.decoder_layers:
-        return params
-    named = {_BESIDE_A_DECODER.get(name, name): node for name, node in params.items()}
-    types_RD = named.pop("token_types", None)
-    if types_RD is not None:
-        scale = model.d_model**0.5 if model.embedding_scale else 1.0
-        named["embedding"] = {"table": params["embedding"]["table"] + types_RD[0] / scale}
-    return named
 
 
 def _leaves(params: Params) -> dict[str, Any]:
@@ -147,7 +124,7 @@ def other_shapes(old: ModelConfig, new: ModelConfig) -> dict[str, tuple[Any, Any
     if not (old.decoder_layers or new.decoder_layers):
         ignored += ["head", "labels", "output_bias", "tied_embeddings"]
     if new.decoder_layers and not old.decoder_layers:
-        ignored += _OF_THE_DECODER
+        ignored += DECODER_FIELDS
     resolved, before, after = (filled_in(old), filled_in(new)), flatten(old), flatten(new)
     return {
         field: (before[field], after[field])

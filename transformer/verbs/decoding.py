@@ -8,14 +8,28 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from transformer.command_line import Parser, decode_options, set_up_jax
-from transformer.config import Config, DecodeConfig, LanguageModelConfig, MaskedConfig, UserError
+from transformer.config import (
+    Config,
+    DecodeConfig,
+    FinetuneConfig,
+    LanguageModelConfig,
+    MaskedConfig,
+    ParsingConfig,
+    UserError,
+)
 
 if TYPE_CHECKING:
     from transformer.checkpoint import Checkpoint
 
 log = logging.getLogger("transformer")
 
-_VERBS = {Config.task: "translate", LanguageModelConfig.task: "generate", MaskedConfig.task: "fill"}
+_VERBS = {
+    Config.task: "translate",
+    LanguageModelConfig.task: "generate",
+    MaskedConfig.task: "fill",
+    FinetuneConfig.task: "predict",
+    ParsingConfig.task: "parse",
+}
 
 
 def parsed(
