@@ -5,6 +5,7 @@ import json
 import random
 from pathlib import Path
 
+import nltk
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -239,8 +240,7 @@ def test_some_of_the_trees(tmp_path: Path) -> None:
         treebank.read([str(path)])
 
 
-def test_nltk_reads_the_same(tmp_path: Path) -> None:
-    nltk = pytest.importorskip("nltk")
+def test_nltk_reads_the_same() -> None:
     one = tree("(S (NP (DT the) (-LRB- -LRB-)) (VP (V sleeps)))")
     theirs = nltk.Tree.fromstring(str(one))
     assert theirs.pos() == [(word.word, word.label) for word in one.words()]
