@@ -15,7 +15,7 @@ TREES = [
     "(S (NP (DT the) (NN dog)) (VP (VBD saw) (NP (NP (DT the) (NN cat)) (PP (IN in) (NP (DT the) (NN park))))) (. .))",
     "(S (NP (DT the) (NN man)) (VP (VBD saw) (NP (DT the) (NN cat)) (PP (IN in) (NP (DT the) (NN park)))) (. .))",
     "(S (NP (NP (DT the) (NN man)) (PP (IN in) (NP (DT the) (NN park)))) (VP (VBD saw) (NP (NN dogs))) (. .))",
-    "(S (NP (DT the) (NN wolf)) (VP (VBD saw) (NP (NN dogs))))",
+    "(S (NP (DT the) (NN wolf)) (VP (VBD saw) (NP (NN dogs))) (. .))",
 ]
 
 
@@ -26,7 +26,7 @@ def test_the_likeliest_tree_is_that_of_nltk() -> None:
         "the cat saw the dog in the park .",
         "the man in the park saw dogs .",
         "dogs saw the zebra .",
-        "the zebra saw dogs",
+        "the zebra saw dogs .",
     ):
         words = text.split()
         ours = grammar.parse(words)
