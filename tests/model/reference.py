@@ -25,11 +25,12 @@ def rotate(x, position):
     return np.concatenate([turned.real, turned.imag])
 
 
-def attention(p, x, memory, causal=False, window=None, maker=None, rotary=False, drop=lambda x: x):
+def attention(p, x, memory, causal=False, window=None, maker=None, rotary=False, drop=lambda x: x, scaled=True):
     """§3.2: Concat(head_1, ..., head_h) W^O, where head_i = softmax(Q K^T / sqrt(d_k)) V; also the weights per head.
 
     `window`: attend only to positions at most this far away. `maker`: parameters of the attention that computes keys
-    and values, if not `p`. `drop` is applied to the weights.
+    and values, if not `p`. `drop` is applied to the weights. Without `scaled`, products are not divided by sqrt(d_k).
+    With "score" in `p`, scores are v^T tanh(q + k + b) (Bahdanau et al. 2015); without "value", values are the keys.
     """
     heads, d_k = p["query"].shape[1:]
     maker = p if maker is None else maker
@@ -41,10 +42,13 @@ def attention(p, x, memory, causal=False, window=None, maker=None, rotary=False,
     outputs, all_weights = [], []
     for n in range(heads):
         q = projected(p, "query", x, n)
-        k, v = (projected(maker, name, memory, n // group) for name in ("key", "value"))
+        k = projected(maker, "key", memory, n // group)
+        v = projected(maker, "value", memory, n // group) if "value" in maker else k
         if rotary:
             q, k = (np.stack([rotate(row, i) for i, row in enumerate(rows)]) for rows in (q, k))
-        scores = q @ k.T / np.sqrt(d_k)
+        scores = q @ k.T / (np.sqrt(d_k) if scaled else 1)
+        if "score" in p:
+            scores = np.array([[p["score"][:, n] @ np.tanh(a + b + p["score_bias"][n]) for b in k] for a in q])
         for t in range(len(x)):
             for s in range(len(memory)):
                 if (causal and s > t) or (window is not None and abs(t - s) > window):
@@ -113,6 +117,7 @@ class Reference:
             window=own.window,
             maker=layers[str(first)][name],
             rotary=self.config.positions == "rotary" and kind != "cross",
+            scaled=self.config.attention_score == "dot",
             drop=self.drop_weights,
         )
 

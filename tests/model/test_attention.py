@@ -9,7 +9,8 @@ from flax import nnx
 from quick import jit
 
 from transformer.config import ModelConfig
-from transformer.model.attention import KV, Attention, attend, fused, fusible, write
+from transformer.model import attention
+from transformer.model.attention import KV, Attention, additive, attend, fused, fusible, unscaled, write
 from transformer.model.initializers import GLOROT
 
 RNG = np.random.default_rng(0)
@@ -160,3 +161,66 @@ def test_the_fused_form_equals_the_plain_one(kv_heads):
 def test_without_a_gpu_nothing_is_fused():
     q, kv = jnp.zeros((1, 2, 2, 8), jnp.bfloat16), as_kv(np.zeros((1, 2, 2, 8)), np.zeros((1, 2, 2, 8)))
     assert fusible(q, kv) == (jax.default_backend() == "gpu")
+
+
+# ---- Other comparisons of query and key ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kv_heads", [6, 2, 1])
+@pytest.mark.parametrize("sums", [1, 200, 2**20])
+def test_additive_scores_are_those_of_bahdanau(kv_heads, sums, monkeypatch):
+    """v^T tanh(q + k) for each head, position by position, in any number of blocks; so are the gradients."""
+    monkeypatch.setattr(attention, "SUMS", {"other": sums})
+    B, T, S, N, H = 2, 4, 5, 6, 3
+    q, k, v, score = normal(B, T, N, H), normal(B, S, kv_heads, H), normal(B, S, kv_heads, 7), normal(H, N)
+    mask = RNG.random((B, T, S)) < 0.7
+    mask[:, :, 0] = True
+
+    def ours(q, k, score):
+        y, weights = attend(
+            q, as_kv(k, v), jnp.asarray(mask), logits=partial(additive, score_HN=score), want_weights=True
+        )
+        return (y**2).sum(), (y, weights)
+
+    def plain(q, k, score):
+        k, values = (jnp.repeat(x, N // kv_heads, axis=2) for x in (k, v))
+        logits = jnp.einsum("hn,btsnh->bnts", score, jnp.tanh(q[:, :, None] + k[:, None]))
+        weights = jax.nn.softmax(jnp.where(mask[:, None], logits, -jnp.inf))
+        y = jnp.einsum("bnts,bsnh->btnh", weights, values)
+        return (y**2).sum(), (y, weights)
+
+    found, expected = (jit(jax.value_and_grad(f, argnums=(0, 1, 2), has_aux=True))(q, k, score) for f in (ours, plain))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), found, expected)
+
+
+def test_additive_attention_of_a_fully_masked_row():
+    q, kv, score = normal(1, 3, 2, 4), as_kv(normal(1, 5, 2, 4), normal(1, 5, 2, 4)), normal(4, 2)
+    mask = jnp.ones((1, 3, 5), bool).at[0, 1].set(False)
+
+    def total(q, kv, score):
+        y, _ = attend(q, kv, mask, logits=partial(additive, score_HN=score))
+        return (y**2).sum(), y
+
+    gradients, y = jit(jax.grad(total, argnums=(0, 1, 2), has_aux=True))(q, kv, score)
+    assert (np.asarray(y)[0, 1] == 0).all()
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(gradients))
+    assert (np.asarray(gradients[0])[0, 1] == 0).all()
+
+
+def test_unscaled_scores_are_the_products():
+    q, k = normal(2, 2, 4, 3), normal(2, 2, 3, 5)
+    np.testing.assert_allclose(unscaled(jnp.asarray(q), jnp.asarray(k)), q @ k, atol=1e-6)
+
+
+def test_additive_attention_never_stores_all_sums():
+    """The memory of a forward and backward pass stays far below that of one array of all sums."""
+    B, T, N, H = 4, 256, 4, 32
+    shapes = [jax.ShapeDtypeStruct(s, jnp.float32) for s in ((B, T, N, H), (B, T, N, H), (H, N))]
+
+    def total(q, k, score):
+        y, _ = attend(q, as_kv(k, k), jnp.ones((1, T, T), bool), logits=partial(additive, score_HN=score))
+        return (y**2).sum()
+
+    compiled = jax.jit(jax.grad(total, argnums=(0, 1, 2))).lower(*shapes).compile()
+    sums = 4 * B * N * T * T * H
+    assert compiled.memory_analysis().temp_size_in_bytes < sums / 3

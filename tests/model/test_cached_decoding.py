@@ -30,6 +30,10 @@ CONFIGS = {
         decoder_attention=AttentionConfig(kv_heads=1, kv_sharing=3, window=2),
         cross_attention=AttentionConfig(kv_sharing=2, window=1),
     ),
+    "additive": dataclasses.replace(TINY, encoder_layers=1, kv_heads=2, attention_score="additive"),
+    "unscaled, values are the keys": dataclasses.replace(
+        TINY, encoder_layers=1, kv_heads=1, attention_score="unscaled", values="keys"
+    ),
     "fused": dataclasses.replace(
         TINY,
         encoder_layers=1,

@@ -36,6 +36,13 @@ OPTIONS = {
     "rotary, norms without bias": dataclasses.replace(
         TINY, positions="rotary", norm_bias=False, activation="swish", kv_sharing=2, kv_heads=1, pre_norm=True
     ),
+    "unscaled, values are the keys": dataclasses.replace(
+        SHALLOW, attention_score="unscaled", values="keys", attention_bias=True, kv_heads=2
+    ),
+    "additive": dataclasses.replace(SHALLOW, attention_score="additive", kv_heads=2, d_k=6, attention_bias=True),
+    "additive, values are the keys, shared by layers": dataclasses.replace(
+        TINY, attention_score="additive", values="keys", kv_sharing=2, kv_heads=1, pre_norm=True
+    ),
     "rotary, biases shared by layers": dataclasses.replace(
         TINY, positions="rotary", attention_bias=True, activation="gelu_tanh", kv_sharing=2, d_k=6, d_v=3
     ),

@@ -26,6 +26,7 @@ VARIANTS = [
     {"kv_heads": 1},
     {"d_k": 6, "d_v": 10},
     {"attention_bias": True, "output_bias": True, "positions": "rotary"},
+    {"attention_score": "additive", "values": "keys"},
     {"norm_bias": False},
     {"input_norm": True},
     *({**BERT, "head": head} for head in ("none", "masked", "pretraining")),

@@ -91,6 +91,11 @@ class ModelConfig:
     """Dropout rate on the output of each sub-layer and on the sums of embeddings and positions (paper §5.4)."""
     attention_dropout: Share = 0.0
     """Dropout rate on the attention weights (BERT, GPT-2: 0.1)."""
+    attention_score: Literal["dot", "unscaled", "additive"] = "dot"
+    """How a query q and a key k are compared. 'dot' = their product divided by sqrt(d_k) (paper §3.2.1); 'unscaled' =
+    their product; 'additive' = v^T tanh(q + k + b), with v and b of each head (Bahdanau et al. 2015)."""
+    values: Literal["projected", "keys"] = "projected"
+    """What attention averages: 'projected' = values with matrices of their own; 'keys' = the keys themselves."""
     attention_bias: bool = False
     """Add biases to the queries, keys, values and outputs of attention (BERT, GPT-2, Marian)."""
     activation: Literal["relu", "gelu", "gelu_tanh", "swish"] = "relu"
@@ -155,6 +160,8 @@ class ModelConfig:
 
     @property
     def value_size(self) -> int:
+        if self.values == "keys":
+            return self.key_size
         return self.d_v or self.d_model // self.heads
 
     def attention(self, kind: Literal["encoder", "decoder", "cross"]) -> AttentionConfig:
@@ -246,6 +253,12 @@ def _of_model(m: ModelConfig) -> Relations:
     if m.positions == "rotary":
         field = "d_model" if m.d_k is None else "d_k"
         yield m.key_size % 2 == 0, field, f"must give heads of an even size, not {m.key_size}, for rotary positions"
+    if m.values == "keys":
+        yield m.d_v in (None, m.key_size), "d_v", "must be None or d_k where model.values is 'keys'"
+        yield m.positions != "rotary", "positions", "must not be 'rotary' where model.values is 'keys'"
+    if m.attention_score != "dot":
+        rule = f"must be 'plain' with model.attention_score = {m.attention_score!r}"
+        yield m.attention_kernel == "plain", "attention_kernel", rule
     if m.positions == "none":
         yield m.position_offset == 0, "position_offset", "must be 0 where model.positions is 'none'"
     if m.attention_dropout:

@@ -1,4 +1,4 @@
-"""Scaled dot-product attention (paper §3.2) in two steps: compute keys and values, then attend to them.
+"""Attention (paper §3.2) in two steps: compute keys and values, then attend to them.
 
 Cross-attention memory, the KV cache of decoding, multi-query, grouped-query and cross-layer attention all use the same
 mechanism: one place computes a `KV`, another place attends to it.
@@ -10,6 +10,7 @@ M beams.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Literal, NamedTuple
 
 import jax
@@ -23,6 +24,9 @@ from .layers import dropout
 from .products import einsum, product
 
 MASKED = -1e30  # finite, so that a fully masked row has a finite softmax and finite gradients
+# The most sums of a query and a key, by coordinate, that additive attention computes at a time. On a CPU they should
+# fit into its cache.
+SUMS = {"cpu": 2**20, "other": 2**26}
 
 
 class KV(NamedTuple):
@@ -39,6 +43,35 @@ class KV(NamedTuple):
 def dot(q_BKXH: Array, k_BKHS: Array) -> Array:
     """q k^T / sqrt(H) (paper §3.2.1), float32: logits_BKXS."""
     return einsum("BKXH,BKHS->BKXS", q_BKXH.astype(k_BKHS.dtype), k_BKHS) * q_BKXH.shape[-1] ** -0.5
+
+
+def unscaled(q_BKXH: Array, k_BKHS: Array) -> Array:
+    """q k^T, float32: logits_BKXS."""
+    return einsum("BKXH,BKHS->BKXS", q_BKXH.astype(k_BKHS.dtype), k_BKHS)
+
+
+def additive(q_BKXH: Array, k_BKHS: Array, *, score_HN: Array) -> Array:
+    """v^T tanh(q + k), with a v of each query head (Bahdanau et al. 2015, appendix A.1.2), float32: logits_BKXS.
+
+    Computed for a few queries at a time, in the backward pass again, since the array of all sums is H times as large as
+    the logits.
+    """
+    B, K, X, H = q_BKXH.shape
+    G, S = score_HN.shape[1] // K, k_BKHS.shape[3]
+    v_KXH = jnp.repeat(score_HN.T.reshape(K, G, H), X // G, axis=1)
+    most = SUMS.get(jax.default_backend(), SUMS["other"])
+    blocks = next(n for n in range(1, X + 1) if X % n == 0 and (B * K * (X // n) * H * S <= most or n == X))
+
+    @jax.checkpoint
+    def block(of: tuple[Array, Array]) -> Array:
+        q_BKXH, v_KXH = of
+        sums_BKXHS = jnp.tanh((q_BKXH[..., None] + k_BKHS[:, :, None]).astype(jnp.float32))
+        return jnp.sum(v_KXH[..., None].astype(jnp.float32) * sums_BKXHS, axis=3)
+
+    if blocks == 1:
+        return block((q_BKXH, v_KXH))
+    parts = q_BKXH.reshape(B, K, blocks, -1, H).transpose(2, 0, 1, 3, 4), v_KXH.reshape(K, blocks, -1, H).swapaxes(0, 1)
+    return jax.lax.map(block, parts).transpose(1, 2, 0, 3, 4).reshape(B, K, X, S)
 
 
 @jax.named_scope("attend")
@@ -153,20 +186,25 @@ class Attention(nnx.Module):
         def bias(*shape: int, wanted: bool = True) -> nnx.Param | None:
             return constant(0, shape) if c.attention_bias and wanted else None
 
-        self.kernel, self.dropout_rate = c.attention_kernel, c.attention_dropout
+        self.kernel, self.dropout_rate, self.compared_by = c.attention_kernel, c.attention_dropout, c.attention_score
         self.rotary = c.positions == "rotary" and kind != "cross"
         self.query = matrix(start["query"], rngs, (c.d_model, c.heads, c.key_size))
         self.key = matrix(start["key"], rngs, (c.d_model, kv_heads, c.key_size)) if own_kv else None
-        self.value = matrix(start["value"], rngs, (c.d_model, kv_heads, c.value_size)) if own_kv else None
+        own_values = own_kv and c.values == "projected"
+        self.value = matrix(start["value"], rngs, (c.d_model, kv_heads, c.value_size)) if own_values else None
         self.output = matrix(start["output"], rngs, (c.heads, c.value_size, c.d_model), inner=2)
         self.query_bias = bias(c.heads, c.key_size)
         self.key_bias = bias(kv_heads, c.key_size, wanted=own_kv)
-        self.value_bias = bias(kv_heads, c.value_size, wanted=own_kv)
+        self.value_bias = bias(kv_heads, c.value_size, wanted=own_values)
         self.output_bias = bias(c.d_model)
+        learned = c.attention_score == "additive"
+        self.score = matrix(start["query"], rngs, (c.key_size, c.heads)) if learned else None
+        self.score_bias = constant(0, (c.heads, c.key_size)) if learned else None
 
     def kv(self, x_BSD: Array, positions_BS: Array | None = None) -> KV:
         """Keys and values of x. `positions_BS` is needed only for rotary positions."""
-        k_BSKH, v_BSKH = affine(x_BSD, self.key, self.key_bias), affine(x_BSD, self.value, self.value_bias)
+        k_BSKH = affine(x_BSD, self.key, self.key_bias)
+        v_BSKH = k_BSKH if self.value is None else affine(x_BSD, self.value, self.value_bias)
         if self.rotary:
             k_BSKH = rotate(k_BSKH, positions_BS)
         return KV(k_BSKH.transpose(0, 2, 3, 1), v_BSKH.swapaxes(1, 2))
@@ -196,9 +234,13 @@ class Attention(nnx.Module):
         if self.kernel == "cudnn" and not want_weights and fusible(q_BTNH, kv):
             y_BTNH, weights = fused(q_BTNH, kv, mask_BTS), None
         else:
-            y_BTNH, weights = attend(
-                q_BTNH, kv, mask_BTS, dropout_rate=self.dropout_rate, key=key, want_weights=want_weights
-            )
+            logits, options = dot, {"dropout_rate": self.dropout_rate, "key": key, "want_weights": want_weights}
+            if self.compared_by == "unscaled":
+                logits = unscaled
+            elif self.score is not None:
+                logits = partial(additive, score_HN=self.score[...])
+                q_BTNH = (q_BTNH + self.score_bias[...]).astype(q_BTNH.dtype)
+            y_BTNH, weights = attend(q_BTNH, kv, mask_BTS, logits=logits, **options)
         if weights is not None:
             S = weights.shape[-1]
             weights = weights.reshape(B, N, rows // B, T, S).swapaxes(1, 2).reshape(rows, N, T, S)

@@ -122,6 +122,8 @@ def _of_kind(kind: str, model: ModelConfig, shapes: dict[str, tuple[int, ...]]) 
     yield f"{'together':12} {'':14} {sums[0]:15,} {'':6} {sums[1]:17,} {'':7} {sums[2]:19,}"
     if biases:
         yield f"{'biases, apart':59} {'':15} {biases:19,}"
+    if model.values == "keys":
+        return
     square, factored = model.d_model**2, sum(row.of_head for row in rows if row.name.startswith("value"))
     yield (
         f"value map of a head as one matrix, {model.d_model} x {model.d_model}: {square:,}; value-down and value-up "

@@ -29,6 +29,8 @@ RULES: tuple[tuple[str, P], ...] = (
     (r"(.*_)?positions|token_types", P(None, "fsdp")),
     (r".*_attention/(query|key|value)", P("fsdp", "tensor", None)),
     (r".*_attention/(query|key|value)_bias", P("tensor", None)),
+    (r".*_attention/score", P(None, "tensor")),
+    (r".*_attention/score_bias", P("tensor", None)),
     (r".*_attention/output", P("tensor", None, "fsdp")),
     (r".*_attention/output_bias", P()),
     (r".*feed_forward/w1", P("fsdp", "tensor")),
