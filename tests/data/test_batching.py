@@ -311,3 +311,20 @@ def test_padding_on_multi30k(tmp_path, report):
     report(f"Multi30k: {batches.padding:.1%} padding in {len(batches.shapes)} shapes")
     assert len(store) == batches.kept == 29_000
     assert batches.padding < 0.2
+
+
+def test_outliers_move_up_so_that_shorter_sources_need_less_padding():
+    rng = np.random.default_rng(0)
+    target = rng.integers(10, 200, 3_000)
+    source = np.where(rng.random(3_000) < 0.02, target, target // 2)  # a few sources are as long as their targets
+    kept = Pairs(source, target)
+    options = {"batch_tokens": 4_096, "max_length": 201, "max_ratio": np.inf, "n_buckets": 6, "seed": 0}
+    plain, moved = Batches([kept], **options), Batches([kept], **options, outliers=0.05)
+    assert moved.padding < plain.padding - 0.05
+    seen = Counter(int(line) for step in range(moved.batches_per_epoch) for line in moved.lines(step)[:, 1])
+    assert seen == Counter(range(3_000))
+    for step in range(moved.batches_per_epoch):
+        batch = moved[step]
+        for row, pair in enumerate(moved.lines(step)[:, 1]):
+            assert (batch["source"][row] == pair + 10).sum() == source[pair]
+            assert (batch["target"][row] == pair + 10).sum() == target[pair]

@@ -42,7 +42,7 @@ class TreebankConfig:
     context: Annotated[int, Rule(least=5, most=1_000_000)] = 256
     """Maximum number of pieces of a sentence, [CLS] and [SEP] included, and of symbols of its tree. Training leaves
     longer ones out; longer sentences are parsed in parts."""
-    length_buckets: Annotated[int, Rule(least=1, most=64)] = 6
+    length_buckets: Annotated[int, Rule(least=1, most=64)] = 10
     """Number of shapes of training batches."""
     cache_dir: str | None = None
     """Local folder for vocabularies and compiled programs; None = $TRANSFORMER_CACHE or ~/.cache/transformer."""

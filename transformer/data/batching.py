@@ -126,9 +126,10 @@ class Batches:
         max_ratio: float,
         n_buckets: int,
         packing: bool = False,
+        outliers: float = 0.0,
         seed: int,
     ):
-        """For the parameters see `DataConfig` and `TrainConfig`. Each side of a batch has at most `batch_tokens`
+        """For the parameters see `DataConfig`, `TrainConfig` and `bucket_shapes`. Each side of a batch has at most `batch_tokens`
         positions; the number of rows is a multiple of `accumulate`. Raises `UserError` if no pair is left, or if the
         longest row does not fit the budget.
         """
@@ -155,7 +156,8 @@ class Batches:
             shapes = [Shape(fitting_rows(batch_tokens // max(row_lengths), accumulate, epoch_size), *row_lengths)]
             in_buckets = [np.arange(first_rows[-1], dtype=kept.dtype)]
         else:
-            shapes, bucket = bucket_shapes(source, target, n_buckets, batch_tokens, accumulate, max_length, epoch_size)
+            sizes = (n_buckets, batch_tokens, accumulate, max_length, epoch_size, outliers)
+            shapes, bucket = bucket_shapes(source, target, *sizes)
             first_rows, in_buckets = self._first_pairs, _by_bucket(kept, bucket, len(shapes))
         if not all(shape.rows for shape in shapes):
             unit = "row of packed sentences" if packing else "sentence"

@@ -66,14 +66,29 @@ def _running_max(lengths: np.ndarray, group_of: np.ndarray, n: int) -> np.ndarra
 
 
 def bucket_shapes(
-    source: np.ndarray, target: np.ndarray, n_buckets: int, batch_tokens: int, accumulate: int, max_length: int, n: int
+    source: np.ndarray,
+    target: np.ndarray,
+    n_buckets: int,
+    batch_tokens: int,
+    accumulate: int,
+    max_length: int,
+    n: int,
+    outliers: float = 0.0,
 ) -> tuple[list[Shape], np.ndarray]:
     """The shape of each bucket, and the bucket of each pair. No shape has more rows than an epoch of `n` pairs needs.
 
     A pair fits the shape of its bucket and those of all later buckets: both sides grow from bucket to bucket.
+    `outliers`: about this share of the pairs of a bucket, those with the longest sources or targets, move up to the
+    next one. That saves padding where one side is usually shorter than the other.
     """
     boundaries = np.array(length_buckets(source, target, n_buckets))
     bucket = np.searchsorted(boundaries, np.maximum(source, target)).astype(np.int16)
+    for b in range(len(boundaries) - 1 if outliers else 0):
+        of_bucket = bucket == b
+        for side in (source, target):
+            if of_bucket.any():
+                widest = round_up(int(np.quantile(side[of_bucket], 1 - outliers, method="lower")))
+                bucket[of_bucket & (side > widest)] = b + 1
     widths = [
         np.minimum(round_up(_running_max(side, bucket, len(boundaries))), max_length) for side in (source, target)
     ]

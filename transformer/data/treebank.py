@@ -17,6 +17,8 @@ from transformer.data.linearised import Symbols
 from transformer.data.trees import Tree, read_trees, spoken
 from transformer.data.wordpiece import EncoderVocabulary
 
+_OUTLIERS = 0.05  # a sentence has about half as many pieces as its tree has symbols
+
 
 class Sentence(NamedTuple):
     """A sentence and its gold tree."""
@@ -131,7 +133,7 @@ class TreeBatches(Batches):
     def __init__(self, rows: TreeRows, *, batch_tokens: int, accumulate: int, context: int, buckets: int, seed: int):
         self._sentences = rows
         sizes = {"batch_tokens": batch_tokens, "accumulate": accumulate, "max_length": context, "n_buckets": buckets}
-        super().__init__([rows], **sizes, max_ratio=math.inf, seed=seed)
+        super().__init__([rows], **sizes, max_ratio=math.inf, outliers=_OUTLIERS, seed=seed)
         self.shapes = tuple(map(_with_tags, self.shapes))
 
     def shape(self, step: int) -> dict[str, tuple[int, int]]:
