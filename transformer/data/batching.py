@@ -129,9 +129,9 @@ class Batches:
         outliers: float = 0.0,
         seed: int,
     ):
-        """For the parameters see `DataConfig`, `TrainConfig` and `bucket_shapes`. Each side of a batch has at most `batch_tokens`
-        positions; the number of rows is a multiple of `accumulate`. Raises `UserError` if no pair is left, or if the
-        longest row does not fit the budget.
+        """For the parameters see `DataConfig`, `TrainConfig` and `bucket_shapes`. Each side of a batch has at most
+        `batch_tokens` positions; the number of rows is a multiple of `accumulate`. Raises `UserError` if no pair is
+        left, or if the longest row does not fit the budget.
         """
         self._stores, self._seed = list(stores), seed
         self._first_pairs = np.cumsum([0, *map(len, stores)])  # index of each store's first pair among all pairs
