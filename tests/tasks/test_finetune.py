@@ -422,6 +422,15 @@ def test_from_python(run: Path) -> None:
     assert classifier.classify(["a great\ud800 film"]) == classifier.classify(["a great? film"])
 
 
+def test_words_for_tags_end_only_at_spaces_and_tabs(run: Path) -> None:
+    """As they do in training: a no-break space is part of a word."""
+    classifier = Classifier.of(Checkpoints(run).open())
+    model = build(dataclasses.replace(classifier.model.config, head="token"))
+    params = {name: part for name, part in classifier.params.items() if name != "pooler"}
+    tagger = Classifier(model, params, classifier.vocabulary, Labels("tags", "accuracy", ("N", "V"), "N"))
+    assert len(tagger.classify(["the film\u00a0was  a\tstory"])[0].label) == 4
+
+
 def test_outputs_that_are_not_finite(run: Path, caplog) -> None:
     """Such texts have no label; the warning names their line, blank ones counted, and a sample shows that."""
     opened = Checkpoints(run).open()
