@@ -1,5 +1,8 @@
 """Scores of labels against their definitions, and against figures that were computed by hand."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
@@ -53,7 +56,29 @@ def test_numbers() -> None:
     assert found["pearson"] == pytest.approx(np.corrcoef(gold, predicted)[0, 1])
     assert found["spearman"] == pytest.approx(np.corrcoef([1, 2, 3, 4], [1, 2, 3.5, 3.5])[0, 1])
     assert found["mean_squared_error"] == pytest.approx((0 + 4 + 36 + 25) / 4)
-    assert regression_metrics(gold, np.ones(4))["pearson"] == 0.0
+
+
+@pytest.mark.parametrize("constant", [1.0, 0.1, 1 / 3, 0.7e9])
+def test_equal_numbers_correlate_with_nothing(constant: float) -> None:
+    """Though the mean of several times 0.1 is not always 0.1 exactly."""
+    for count in range(2, 12):
+        same, other = np.full(count, constant), np.arange(count) ** 2 / 7
+        for pair in ((same, other), (other, same), (same, same), (same, 3 * same)):
+            found = regression_metrics(*pair)
+            assert found["pearson"] == found["spearman"] == 0
+
+
+def test_numbers_that_differ_little_from_each_other() -> None:
+    """In the last two bits alone: their correlation is that of the differences."""
+    steps, other = np.array([0.0, 1, 1, 3]), np.array([1.0, 2, 5, 4])
+    found = regression_metrics(1e15 + steps / 8, other)
+    assert found["pearson"] == pytest.approx(np.corrcoef(steps, other)[0, 1])
+    assert found["spearman"] == pytest.approx(np.corrcoef([1, 2.5, 2.5, 4], [1, 2, 4, 3])[0, 1])
+
+
+def test_scores_need_no_scipy() -> None:
+    code = "import sys, transformer.tasks.label_scores; sys.exit('scipy.stats' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 @pytest.mark.parametrize(

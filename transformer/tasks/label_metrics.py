@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy.stats import rankdata
 
 
 class Rates(NamedTuple):
@@ -71,15 +70,27 @@ def confusion_lines(counts_CC: np.ndarray, names: Sequence[str]) -> Iterator[str
 
 
 def regression_metrics(gold_N: np.ndarray, predicted_N: np.ndarray) -> dict[str, float]:
-    """Pearson's and Spearman's correlation, 0 if all numbers of one side are equal, and the mean squared error."""
+    """Pearson's and Spearman's correlation, and the mean squared error.
+
+    Both correlations are 0 if all numbers of one side are equal, for which they are not defined.
+    """
     return {
         "pearson": _correlation(gold_N, predicted_N),
-        "spearman": _correlation(rankdata(gold_N), rankdata(predicted_N)),
+        "spearman": _correlation(_ranks(gold_N), _ranks(predicted_N)),
         "mean_squared_error": float(np.mean((gold_N - predicted_N) ** 2)),
     }
 
 
+def _ranks(a_N: np.ndarray) -> np.ndarray:
+    """The place of each number in ascending order, from 1; equal numbers share the mean of their places."""
+    _, which_N, counts_U = np.unique(a_N, return_inverse=True, return_counts=True)
+    return (np.cumsum(counts_U) - (counts_U - 1) / 2)[which_N]
+
+
 def _correlation(a_N: np.ndarray, b_N: np.ndarray) -> float:
+    """Pearson's correlation; 0 if all numbers of one side are equal."""
+    # The mean of equal numbers may differ from them by rounding. So it is taken of differences, which are exactly 0.
+    a_N, b_N = (x_N - x_N[0] for x_N in (a_N, b_N))
     a_N, b_N = a_N - a_N.mean(), b_N - b_N.mean()
     spread = float(np.sqrt((a_N @ a_N) * (b_N @ b_N)))
     return float(a_N @ b_N) / spread if spread else 0.0
