@@ -50,6 +50,41 @@ def test_the_table() -> None:
     assert len(heading) == len(negative) == len(positive)
 
 
+def test_a_table_of_many_classes() -> None:
+    """It would be too wide: the rates of each class, and below them the most frequent confusions."""
+    names = [f"intent_{i:02}" for i in range(20)]
+    counts_CC = np.diag(np.full(20, 5))
+    counts_CC[3, 7], counts_CC[19, 0], counts_CC[2, 3] = 1200, 2, 3
+    lines = list(confusion_lines(counts_CC, names))
+    assert max(map(len, lines)) <= 100
+    assert lines[0].split() == ["texts", "precision", "recall", "F1"]
+    assert [line.split()[0] for line in lines[1:21]] == names
+    assert lines[4].split() == ["intent_03", "1,205", "0.6250", "0.0041", "0.0082"]
+    assert lines[21] == "the most frequent confusions (3 of 3):"
+    assert [line.split() for line in lines[22:]] == [
+        ["label", "predicted", "texts"],
+        ["intent_03", "intent_07", "1,200"],
+        ["intent_02", "intent_03", "3"],
+        ["intent_19", "intent_00", "2"],
+    ]
+    assert list(confusion_lines(np.diag(np.full(20, 5)), names))[-1].startswith("intent_19")  # without confusions
+
+
+def test_a_table_of_very_many_classes_or_long_names() -> None:
+    """Of 300 classes, the 50 with the most errors; of 600 confusions, 20. Names lose their middle."""
+    draw = np.random.default_rng(0)
+    counts_CC = np.zeros((300, 300), np.int64)
+    for i in range(60):
+        counts_CC[i, draw.permutation(300)[:10]] = 1 + i
+    lines = list(confusion_lines(counts_CC, [f"{i:03}" + "x" * 50 + f"{i:03}" for i in range(300)]))
+    assert len(lines) == 1 + 50 + 1 + 2 + 20 and max(map(len, lines)) <= 100
+    assert lines[51] == "... and 250 classes with fewer errors" and "(20 of " in lines[52]
+    assert [line[:3] for line in lines[1:51]] == sorted(line[:3] for line in lines[1:51])
+    wrong = sorted((counts_CC - np.diag(np.diag(counts_CC))).ravel().tolist(), reverse=True)
+    assert [int(line.split()[2]) for line in lines[54:]] == wrong[:20]
+    assert all("..." in name and name.endswith(name[:3]) for line in lines[54:] for name in line.split()[:2])
+
+
 def test_numbers() -> None:
     gold, predicted = np.array([1.0, 2.0, 3.0, 4.0]), np.array([1.0, 4.0, 9.0, 9.0])
     found = regression_metrics(gold, predicted)
