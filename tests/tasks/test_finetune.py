@@ -303,6 +303,14 @@ def test_several_seeds(folder: Path, tmp_path: Path, call, monkeypatch) -> None:
         assert (tmp_path / "out/model.safetensors").read_bytes() == (
             tmp_path / "of_best/model.safetensors"
         ).read_bytes()
+    told = (
+        f"{tmp_path / 'run'}: no complete checkpoint there; it holds the runs of 2 seeds; give the folder of one, such"
+    )
+    (folder / "plain.py").write_text("from transformer.config import FinetuneConfig\nconfig = FinetuneConfig()\n")
+    start = ["--workdir", tmp_path / "next", "--train.init_from", tmp_path / "run", f"--data.train={folder}/train.tsv"]
+    for call_of in (("transformer", "embed", tmp_path / "run"), ("train.py", "--config", folder / "plain.py", *start)):
+        done = call(*call_of)
+        assert done.code == 2 and done.err.splitlines()[-1].endswith(f"{told} as {tmp_path / 'run' / 'seed-3'}")
     done = call(*command[:-1])
     assert done.code == 2 and "holds the runs of 2 seeds; give --train.seeds 2, or another --workdir" in done.err
 
