@@ -4,8 +4,10 @@ import dataclasses
 import importlib.util
 import io
 import json
+import os
 import random
 import shutil
+import signal
 import sys
 from pathlib import Path
 
@@ -25,6 +27,7 @@ from transformer.tasks.finetune import shown_label
 from transformer.tasks.tuning import heads_agree, rate_of
 from transformer.training.objectives import labelled
 from transformer.training.optimizer import optimizer, without_frozen
+from transformer.training.progress import Display
 from transformer.training.step import gradients
 
 pytest.importorskip("tokenizers")
@@ -231,6 +234,7 @@ def test_frozen_parameters_stay_and_the_others_move_at_their_rates() -> None:
         (["--tune.class_weights", "spam"], "must be 'balanced' alone, or entries such as spam=2"),
         (["--tune.class_weights", "spam=2", "spam=3"], "must be 'balanced' alone, or entries such as spam=2, each"),
         (["--tune.class_weights", "spam=2"], "tune.class_weights: no training text has the label 'spam'"),
+        (["--tune.redrawn_layers=1"], "tune.redrawn_layers = 1: without train.init_from all layers are new; leave it"),
         (["--model.labels=3"], "model.labels = 3: the training texts have 2; leave model.labels out"),
         (["--tune.batch_rows=5", "--train.accumulate=2"], "tune.batch_rows = 5: must be a multiple of train.acc"),
         (
@@ -313,6 +317,39 @@ def test_several_seeds(folder: Path, tmp_path: Path, call, monkeypatch) -> None:
         assert done.code == 2 and done.err.splitlines()[-1].endswith(f"{told} as {tmp_path / 'run' / 'seed-3'}")
     done = call(*command[:-1])
     assert done.code == 2 and "holds the runs of 2 seeds; give --train.seeds 2, or another --workdir" in done.err
+
+
+def test_a_seed_that_was_stopped_before_its_first_evaluation(
+    folder: Path, run: Path, tmp_path: Path, call, monkeypatch
+) -> None:
+    """It is scored, with a remark."""
+    shutil.copytree(run, tmp_path / "run/seed-0")
+    advance = Display.advance
+
+    def stopped(self, done: int) -> None:
+        advance(self, done)
+        if done == 10:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(Display, "advance", stopped)
+    done = call("train.py", "--config", folder / "config.py", "--workdir", tmp_path / "run/seed-1", "--train.seed=1")
+    assert done.code == 143
+    told = "stopped at update 11 of 75, before its first evaluation"
+    for workdir in (tmp_path / "run", tmp_path / "run/seed-1"):
+        done = call("evaluate.py", "--workdir", workdir)
+        assert done.out.count("STOPPED EARLY: ") == done.out.count(f"STOPPED EARLY: {told}") == 1
+    seeds = json.loads(call("evaluate.py", "--workdir", tmp_path / "run", "--json").out)["seeds"]
+    assert (seeds["0"]["stopped_early"], seeds["1"]["stopped_early"]) == (None, told)
+
+
+def test_the_last_score_is_of_the_same_texts_as_the_best(folder: Path, tmp_path: Path, call) -> None:
+    """Though training scored fewer of them."""
+    options = ["--tune.epochs=1", "--train.eval_sentences=1", "--train.peak_learning_rate=1e-8"]
+    done = call("train.py", "--config", folder / "config.py", "--workdir", tmp_path / "run", *options)
+    assert done.code == 0, done.err
+    result = json.loads(call("evaluate.py", "--workdir", tmp_path / "run", "--json").out)
+    assert result["texts"] == 60 and result["scores"]["accuracy"] != scores(tmp_path / "run")[25]["dev_accuracy"]
+    assert result["last_epoch"] == {"checkpoint": "25", "accuracy": result["scores"]["accuracy"]}
 
 
 # ---- The objective ---------------------------------------------------------------------------------------------------

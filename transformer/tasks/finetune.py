@@ -36,6 +36,7 @@ from transformer.tasks.tuning import (
     redrawn_by,
     refuse_computed,
     refuse_other_labels,
+    refuse_without_start,
     with_head,
 )
 from transformer.tasks.vocabulary import (
@@ -92,6 +93,7 @@ class Finetune:
         """Raise `UserError` for mistakes that can be found without reading the labelled texts."""
         if not (path_of(workdir) / "config.json").exists():
             refuse_computed(config)
+            refuse_without_start(config)
         config = from_start(config, workdir)
         size = size_before_training(config, workdir, ENCODER_VOCABULARIES)
         model = with_head(config, config.model.labels or 2).model

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from transformer.checkpoint import AVERAGE, Checkpoint, Checkpoints, best_seed, seed_folder, seeds_in
-from transformer.config import UserError
+from transformer.config import FinetuneConfig, UserError
+from transformer.data.framing import Row
 from transformer.data.labelled import Columns, Example
 from transformer.data.labelled_rows import framed
 from transformer.data.labels import Labels
@@ -149,26 +150,44 @@ def _evaluated(workdir: Any, data: str | None, checkpoint: str | None) -> dict[s
         "metric": labels.metric,
         "scores": scores,
         "collapse": collapse(labels, outputs),
+        "stopped_early": _stopped_early(workdir, opened.config),
     }
     if labels.kind == "classes":
         gold = _gold(labels, [example.label for example in given.examples])
         counts_CC = confusion(gold, np.stack(outputs).argmax(1), labels.size)
         result |= {"labels": list(labels.names), "confusion": counts_CC.tolist()}
     if given.kind == "dev":
-        result["last_epoch"] = _of_last(workdir, labels.metric)
+        result["last_epoch"] = _of_last(workdir, labels, given.examples, rows)
     if opened.name == AVERAGE:
         result["averaged_steps"] = opened.progress["averaged_steps"]
     return result
 
 
-def _of_last(workdir: Any, metric: str) -> dict[str, Any] | None:
-    """Step and development score of the last evaluation: the best one is chosen on the same texts, so it flatters."""
+def _of_last(workdir: Any, labels: Labels, examples: Sequence[Example], rows: Sequence[Row]) -> dict[str, Any] | None:
+    """Step and score of the last evaluated checkpoint on the development examples; None if the last one has no score.
+
+    The best one is chosen on the same texts, so its score is too good. If training scored only the first ones
+    (`train.eval_sentences`), the score is computed anew, so that both scores are of the same texts.
+    """
 
     def read(opened: Checkpoint) -> dict[str, Any] | None:
-        value = opened.progress.get(f"dev_{metric}")
-        return None if value is None else {"checkpoint": str(opened.name), metric: value}
+        value, most = opened.progress.get(f"dev_{labels.metric}"), opened.config.train.eval_sentences
+        if value is not None and most is not None and most < len(examples):
+            value = scores_of(labels, examples, Classifier.of(opened).outputs(rows))[labels.metric]
+        return None if value is None else {"checkpoint": str(opened.name), labels.metric: value}
 
     return Checkpoints(workdir).read("last", read)
+
+
+def _stopped_early(workdir: Any, config: FinetuneConfig) -> str | None:
+    """A sentence if a run with development texts was stopped before its first evaluation; or None."""
+    checkpoints, judged = Checkpoints(workdir), bool(config.data.dev or config.data.dev_share)
+    if not judged or not checkpoints.states() or checkpoints.best() is not None:
+        return None
+    step = checkpoints.read("last", lambda opened: opened.progress["step"])
+    if step >= config.train.steps:
+        return None
+    return f"stopped at update {step} of {config.train.steps:,}, before its first evaluation"
 
 
 def lines_of(result: Mapping[str, Any]) -> Iterator[str]:
@@ -181,8 +200,9 @@ def lines_of(result: Mapping[str, Any]) -> Iterator[str]:
     for seed, one in result["seeds"].items():
         last = one.get("last_epoch")
         after = f", last epoch {last[metric]:.4f}" if last else ""
-        collapsed = f"   COLLAPSED: {one['collapse']}" if one["collapse"] else ""
-        yield f"seed {seed}: checkpoint {one['checkpoint']}, {metric} {one['scores'][metric]:.4f}{after}{collapsed}"
+        notes = f"   COLLAPSED: {one['collapse']}" if one["collapse"] else ""
+        notes += f"   STOPPED EARLY: {one['stopped_early']}" if one["stopped_early"] else ""
+        yield f"seed {seed}: checkpoint {one['checkpoint']}, {metric} {one['scores'][metric]:.4f}{after}{notes}"
     deviation = result["standard_deviation"]
     spread = "" if deviation is None else f", standard deviation {deviation:.4f}"
     yield f"mean {metric} {result['mean']:.4f}{spread}; best on the development set: seed {result['best_seed']}"
@@ -198,5 +218,7 @@ def _lines_of_one(result: Mapping[str, Any]) -> Iterator[str]:
         yield f"last epoch: {metric} {last[metric]:.4f} (the checkpoint above was chosen on these texts)"
     if result["collapse"]:
         yield f"COLLAPSED: {result['collapse']}; train again with another seed or a lower train.peak_learning_rate"
+    if result["stopped_early"]:
+        yield f"STOPPED EARLY: {result['stopped_early']}; the same train.py command again resumes it"
     if "confusion" in result:
         yield from confusion_lines(np.array(result["confusion"]), [plain(name) for name in result["labels"]])
