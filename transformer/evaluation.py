@@ -40,7 +40,10 @@ def _parser() -> Parser:
         "--checkpoint", help="best, last, average or a step; default: the average if any, else the best"
     )
     parser.add_argument(
-        "--data", metavar="FILE", help="labelled texts to score a fine-tuned encoder on; default: as for --source"
+        "--data",
+        metavar="FILE",
+        help="labelled texts to score a fine-tuned encoder on; default: as for --source; its columns are those of the "
+        "training files, or --data.text NAME, --data.second NAME (for pairs), --data.label NAME",
     )
     parser.add_argument("--text", metavar="FILE", help="text to score a language model on; default: as for --source")
     parser.add_argument(

@@ -503,6 +503,17 @@ def test_evaluate_on_another_file(folder: Path, run: Path, tmp_path: Path, call)
     (tmp_path / "empty.tsv").write_text("label\ttext\n")
     done = call("evaluate.py", "--workdir", moved, "--data", tmp_path / "empty.tsv")
     assert done.code == 2 and "empty.tsv: holds no labelled text" in done.err.splitlines()[-1]
+    rows = (folder / "test.tsv").read_text().replace("label\ttext", "class\twords")
+    (tmp_path / "renamed.tsv").write_text(rows)
+    renamed = ["--data", tmp_path / "renamed.tsv", "--data.text=words", "--data.label", "class"]
+    again = json.loads(call("evaluate.py", "--workdir", moved, *renamed, "--json").out)
+    assert again["scores"] == result["scores"]
+    for options, told in (
+        (["--data.text=words"], "--data.text is for --data FILE: the sets of the workdir have their own columns"),
+        ([*renamed, "--data.second=words2"], f"--data.second words2: the model of {moved} labels single texts: leave"),
+    ):
+        done = call("evaluate.py", "--workdir", moved, *options)
+        assert done.code == 2 and told in done.err.splitlines()[-1]
     (moved / "sets" / "labelled.json").unlink()
     done = call("evaluate.py", "--workdir", moved)
     assert done.code == 2 and done.err.splitlines()[-1].endswith(f"{moved} has no test or dev set; give --data FILE")

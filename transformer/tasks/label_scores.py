@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -91,21 +91,31 @@ def collapse(labels: Labels, outputs: Sequence[np.ndarray]) -> str | None:
 # ---- evaluate.py -----------------------------------------------------------------------------------------------------
 
 
-def evaluate_workdir(workdir: str, *, data: str | None = None, checkpoint: str | None = None) -> dict[str, Any]:
+Options = Callable[[FinetuneConfig], FinetuneConfig]
+"""The checkpoint's config, with the options of the command line."""
+
+
+def evaluate_workdir(
+    workdir: str,
+    *,
+    data: str | None = None,
+    checkpoint: str | None = None,
+    options: Options = lambda config: config,
+) -> dict[str, Any]:
     """The scores of a workdir's checkpoint on labelled texts, as evaluate.py prints them.
 
-    `data`: a file with the columns of the training files; default: the workdir's test set, else its development set. Of
-    a workdir with several seeds, the scores of each ("seeds"), their mean and their standard deviation. Raises
-    `UserError` if the workdir or the file can't be used.
+    `data`: a file; default: the workdir's test set, else its development set. `options` may change the columns of the
+    file, which are else those of the training files. Of a workdir with several seeds, the scores of each ("seeds"),
+    their mean and their standard deviation. Raises `UserError` if the workdir or the file can't be used.
     """
     seeds = seeds_in(workdir)
     if not seeds or Checkpoints(workdir).states():
-        return _evaluated(workdir, data, checkpoint)
+        return _evaluated(workdir, data, checkpoint, options)
     each = {}
     for seed in seeds:
         folder = seed_folder(workdir, seed)
         if Checkpoints(folder).states():
-            each[seed] = _evaluated(folder, data, checkpoint)
+            each[seed] = _evaluated(folder, data, checkpoint, options)
         else:
             log.warning("%s has no checkpoint: left out", folder)
     if not each:
@@ -125,14 +135,14 @@ def evaluate_workdir(workdir: str, *, data: str | None = None, checkpoint: str |
     }
 
 
-def _evaluated(workdir: Any, data: str | None, checkpoint: str | None) -> dict[str, Any]:
+def _evaluated(workdir: Any, data: str | None, checkpoint: str | None, options: Options) -> dict[str, Any]:
     """The scores of one run."""
     opened, classifier = Checkpoints(workdir).read(checkpoint, lambda opened: (opened, Classifier.of(opened)))
     labels, config = classifier.labels, opened.config
+    columns = _columns(workdir, config, options, labels, given=data is not None)
     if data is None:
         given = labelled_sets.read(workdir, labels.kind, labels.pairs)
     else:
-        columns = Columns(config.data.text, config.data.second, config.data.label)
         given = labelled_sets.from_files("given", [data], columns, labels.kind)
     for example in given.examples:
         labels.ids(example, given.paths[example.file])  # raises for a label that training has not seen
@@ -161,6 +171,22 @@ def _evaluated(workdir: Any, data: str | None, checkpoint: str | None) -> dict[s
     if opened.name == AVERAGE:
         result["averaged_steps"] = opened.progress["averaged_steps"]
     return result
+
+
+def _columns(workdir: Any, config: FinetuneConfig, options: Options, labels: Labels, *, given: bool) -> Columns:
+    """The columns of a file of labelled texts. `given`: whether there is such a file.
+
+    Raises `UserError` if the options name columns without a file, or for pairs where the model labels single texts, or
+    the other way round.
+    """
+    before, after = (Columns(c.data.text, c.data.second, c.data.label) for c in (config, options(config)))
+    if changed := [name for name in Columns._fields if getattr(after, name) != getattr(before, name)]:
+        if not given:
+            raise UserError(f"--data.{changed[0]} is for --data FILE: the sets of the workdir have their own columns")
+        if labels.pairs is not None and labels.pairs != (after.second is not None):
+            wanted = "pairs of texts: name the column" if labels.pairs else "single texts: leave the column out"
+            raise UserError(f"--data.second {after.second}: the model of {workdir} labels {wanted}")
+    return after
 
 
 def _of_last(workdir: Any, labels: Labels, examples: Sequence[Example], rows: Sequence[Row]) -> dict[str, Any] | None:
