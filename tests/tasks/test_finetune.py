@@ -15,15 +15,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from etils import epath
 from quick import jit
+from runs import average
 
 import transformer
 from transformer.checkpoint import Checkpoints, best_seed
 from transformer.config import BERT, FinetuneConfig, TrainConfig, TuneConfig, UserError
+from transformer.data.labelled import Columns
 from transformer.data.labels import Labels
 from transformer.inference.classifier import Classifier
 from transformer.model import build
+from transformer.tasks import labelled_sets
 from transformer.tasks.finetune import shown_label
+from transformer.tasks.label_scores import evaluate_workdir
 from transformer.tasks.tuning import heads_agree, rate_of
 from transformer.training.objectives import labelled
 from transformer.training.optimizer import optimizer, without_frozen
@@ -520,6 +525,38 @@ def test_evaluate_on_another_file(folder: Path, run: Path, tmp_path: Path, call)
     assert "can't be used" not in done.err
     done = call("evaluate.py", "--workdir", moved, "--text", tmp_path / "wrong.tsv")
     assert done.code == 2 and "--text: the task of" in done.err
+
+
+def test_the_average(folder: Path, run: Path, tmp_path: Path, call) -> None:
+    """It is scored on the development set, though there is a test set; and it predicts."""
+    workdir = Path(shutil.copytree(run, tmp_path / "run"))
+    dev = labelled_sets.read(workdir, "classes", False)
+    test = labelled_sets.from_files("test", [str(folder / "test.tsv")], Columns("text", None, "label"), "classes")
+    labelled_sets.write(epath.Path(workdir), {"dev": dev, "test": test})
+    lines, result = average(call, workdir, [25, 50, 75])
+    last, after = (
+        evaluate_workdir(str(workdir), data=str(folder / "dev.tsv"), checkpoint=checkpoint)
+        for checkpoint in ("last", "average")
+    )
+    assert (result["test_set"], result["texts"]) == ("test.tsv", 40) and after["scores"] != last["scores"]
+    assert lines == [
+        f"{name} on dev.tsv: {last['scores'][name]:.4f} before (step 75), {after['scores'][name]:.4f} after"
+        for name in last["scores"]
+    ]
+    assert Classifier.load(workdir).classify(["a great film"])[0].label == "positive"
+    (workdir / "sets/labelled.json").unlink()
+    labelled_sets.write(epath.Path(workdir), {"dev": dev, "test": None})
+    lines = call("evaluate.py", "--workdir", workdir).out.splitlines()
+    assert f"last epoch: accuracy {last['scores']['accuracy']:.4f}" in lines  # and not that the average was chosen
+
+
+def test_the_best_seed_is_the_same_with_an_average(run: Path, tmp_path: Path) -> None:
+    """An average has no score of its own: the best checkpoint of its run counts."""
+    for seed in (0, 1):
+        shutil.copytree(run, tmp_path / f"seed-{seed}")
+    assert best_seed(tmp_path).name == "seed-0"  # of equals, the first
+    Checkpoints(tmp_path / "seed-0").average(2)
+    assert best_seed(tmp_path).name == "seed-0"
 
 
 def test_collapse_is_named(folder: Path, tmp_path: Path, call) -> None:

@@ -101,21 +101,23 @@ def evaluate_workdir(
     data: str | None = None,
     checkpoint: str | None = None,
     options: Options = lambda config: config,
+    kind: str | None = None,
 ) -> dict[str, Any]:
     """The scores of a workdir's checkpoint on labelled texts, as evaluate.py prints them.
 
-    `data`: a file; default: the workdir's test set, else its development set. `options` may change the columns of the
+    `data`: a file; default: the workdir's set of this kind, 'test' or 'dev', else its test set, else its development
+    set. `options` may change the columns of the
     file, which are else those of the training files. Of a workdir with several seeds, the scores of each ("seeds"),
     their mean and their standard deviation. Raises `UserError` if the workdir or the file can't be used.
     """
     seeds = seeds_in(workdir)
     if not seeds or Checkpoints(workdir).states():
-        return _evaluated(workdir, data, checkpoint, options)
+        return _evaluated(workdir, data, checkpoint, options, kind)
     each = {}
     for seed in seeds:
         folder = seed_folder(workdir, seed)
         if Checkpoints(folder).states():
-            each[seed] = _evaluated(folder, data, checkpoint, options)
+            each[seed] = _evaluated(folder, data, checkpoint, options, kind)
         else:
             log.warning("%s has no checkpoint: left out", folder)
     if not each:
@@ -135,13 +137,15 @@ def evaluate_workdir(
     }
 
 
-def _evaluated(workdir: Any, data: str | None, checkpoint: str | None, options: Options) -> dict[str, Any]:
+def _evaluated(
+    workdir: Any, data: str | None, checkpoint: str | None, options: Options, kind: str | None
+) -> dict[str, Any]:
     """The scores of one run."""
     opened, classifier = Checkpoints(workdir).read(checkpoint, lambda opened: (opened, Classifier.of(opened)))
     labels, config = classifier.labels, opened.config
     columns = _columns(workdir, config, options, labels, given=data is not None)
     if data is None:
-        given = labelled_sets.read(workdir, labels.kind, labels.pairs)
+        given = labelled_sets.read(workdir, labels.kind, labels.pairs, kind)
     else:
         given = labelled_sets.from_files("given", [data], columns, labels.kind)
     for example in given.examples:
@@ -241,7 +245,8 @@ def _lines_of_one(result: Mapping[str, Any]) -> Iterator[str]:
     others = [f"{name} {value:.4f}" for name, value in result["scores"].items() if name != metric]
     yield f"{metric} {result['scores'][metric]:.4f}   {'  '.join(others)}"
     if last := result.get("last_epoch"):
-        yield f"last epoch: {metric} {last[metric]:.4f} (the checkpoint above was chosen on these texts)"
+        chosen = "" if result["checkpoint"] == AVERAGE else " (the checkpoint above was chosen on these texts)"
+        yield f"last epoch: {metric} {last[metric]:.4f}{chosen}"
     if result["collapse"]:
         yield f"COLLAPSED: {result['collapse']}; train again with another seed or a lower train.peak_learning_rate"
     if result["stopped_early"]:

@@ -19,6 +19,7 @@ from transformer.config import UserError
 from transformer.data.running import Text, file_of, parts
 from transformer.files import path_of, refuse_links, replace, writing
 from transformer.streams import to_json
+from transformer.tasks.sets import NoSet
 
 log = logging.getLogger("transformer")
 
@@ -56,21 +57,22 @@ def _contents(text: Text) -> list[str]:
     return ["".join(content) for content in contents.values()]
 
 
-def read(workdir: str, folder: Path) -> tuple[str, Text]:
-    """Name and text of the workdir's test text, or of its development text if there is none, copied to `folder`.
+def read(workdir: str, folder: Path, kind: str | None = None) -> tuple[str, Text]:
+    """Name and text of the workdir's 'test' or 'dev' text, copied to `folder`; default: test if there is one, else dev.
 
-    Raises `UserError` if the workdir has neither, or if a file is not as it was written.
+    Raises `UserError` if the workdir has no such text, or if a file is not as it was written.
     """
     index = path_of(workdir) / "sets" / INDEX
     try:
         known = json.loads(index.read_bytes()) if index.exists() else {}
-        kind = next((kind for kind in ("test", "dev") if kind in known), None)
-        if kind is None:
-            raise UserError(f"{workdir} has no test or dev text; give --text FILE")
-        name, documents, digests = (known[kind][field] for field in ("name", "documents", "files"))
-        files = dict(digests.items())
+        kind = next((one for one in ([kind] if kind else ["test", "dev"]) if one in known), None)
+        if kind is not None:
+            name, documents, digests = (known[kind][field] for field in ("name", "documents", "files"))
+            files = dict(digests.items())
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise _damaged(index, f"cannot be read ({type(error).__name__}: {error})") from None
+    if kind is None:
+        raise NoSet(f"{workdir} has no test or dev text; give --text FILE")
     copies = []
     for i, (file, digest) in enumerate(files.items()):
         path = path_of(workdir) / "sets" / Path(file).name

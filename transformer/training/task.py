@@ -147,7 +147,11 @@ class RunnableTask(Task, Protocol):
 
     @staticmethod
     def score(workdir: str, *, checkpoint: str | None = None) -> Mapping[str, Any]:
-        """The scores of a checkpoint. Further keywords are the options of `evaluate.py` that the task takes."""
+        """The scores of a checkpoint.
+
+        Further keywords are the options of `evaluate.py` that the task takes, and `kind`, which may be 'dev': score the
+        development set, even if there is a test set.
+        """
         ...
 
     @staticmethod
