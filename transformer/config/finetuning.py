@@ -50,7 +50,7 @@ class LabelledConfig:
     vocab_size: Annotated[int, Rule(least=8, most=INT32_MAX)] = 8_000
     """Number of pieces in a new vocabulary, special pieces included."""
     lower_case: bool = True
-    """Lower-case text and remove accents in a new vocabulary."""
+    """Fold upper and lower case in a new vocabulary; in one of WordPiece also remove accents."""
     tokenizer_lines: Count = 2_000_000
     """Train a new vocabulary on at most this many texts, sampled evenly."""
     context: Annotated[int, Rule(least=5, most=1_000_000)] = 128
