@@ -9,14 +9,16 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 from etils import epath
 
 from transformer.config import UserError
 from transformer.data.running import Text, file_of, parts
+from transformer.data.text_store import TextStore
 from transformer.files import path_of, refuse_links, replace, writing
 from transformer.streams import to_json
 from transformer.tasks.sets import NoSet
@@ -85,6 +87,13 @@ def read(workdir: str, folder: Path, kind: str | None = None) -> tuple[str, Text
         copies.append(folder / f"{i}.text")
         copies[-1].write_bytes(content)
     return str(name), Text(tuple(map(str, copies)), documents)
+
+
+def warn_of_doubts(stores: Iterable[TextStore | None]) -> None:
+    """Log a warning for each text that looks wrong (`TextStore.doubt`), in process 0."""
+    for store in stores:
+        if store is not None and jax.process_index() == 0 and (doubt := store.doubt()):
+            log.warning("%s", doubt)
 
 
 def _damaged(path: epath.Path, what: str) -> UserError:
