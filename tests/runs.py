@@ -81,3 +81,21 @@ def leftovers(workdir: Path) -> list[str]:
         files = (str(file.relative_to(path)) for file in path.rglob("*") if file.is_file())
         found += [f"checkpoints/{path.name}/{file}" for file in files if file not in listed]
     return found
+
+
+def average(call, workdir: Path, steps: list[int]) -> tuple[list[str], dict]:
+    """Average the last checkpoints, which have these steps, by `python -m transformer average`.
+
+    The arrays are the means, and evaluate.py takes them. Returns the lines about scores, and the result of evaluate.py.
+    """
+    done = call("transformer", "average", workdir, "--last", len(steps))
+    assert done.code == 0, done.err
+    first, *lines = done.out.splitlines()
+    assert first == f"averaged {len(steps)} checkpoints: {', '.join(map(str, steps))}"
+    checkpoints = Checkpoints(workdir)
+    each = [jax.tree.leaves(checkpoints.at(step).params()) for step in steps]
+    for ours, *theirs in zip(jax.tree.leaves(checkpoints.open().params()), *each, strict=True):
+        np.testing.assert_allclose(ours, np.mean(theirs, axis=0, dtype=np.float64), rtol=1e-6)
+    result = json.loads(call("evaluate.py", "--workdir", workdir, "--json").out)
+    assert result["checkpoint"] == "average" and result.get("averaged_steps", steps) == steps
+    return lines, result

@@ -882,6 +882,21 @@ def test_choose(checkpoints, folder: Path) -> None:
     assert checkpoints.choose("last") == checkpoints.choose(interrupted(45)) == "00000045.interrupted"
 
 
+def test_choose_in_a_folder_of_several_seeds(tmp_path: Path) -> None:
+    """The error names the folder of a seed that has a checkpoint."""
+    for seed in (2, 3, 10):
+        (tmp_path / f"seed-{seed}").mkdir()
+        (tmp_path / f"seed-{seed}/config.json").write_text("{}")
+        if seed > 2:
+            checkpoints = Checkpoints(tmp_path / f"seed-{seed}")
+            save(checkpoints, 10, small=True)
+            checkpoints.wait()
+    with pytest.raises(
+        UserError, match=rf"it holds the runs of 2 seeds; give the folder of one, such as {tmp_path}/seed-3$"
+    ):
+        Checkpoints(tmp_path).choose()
+
+
 def test_scores_of_other_sentences_do_not_compare(checkpoints) -> None:
     items, bests = {"params": state(1).params}, []
     for step, bleu, of_dev in ((20, 8.0, "one"), (30, 7.0, "two"), (40, None, "three"), (50, 6.0, "two")):

@@ -8,6 +8,7 @@ import json
 import logging
 import lzma
 import os
+import re
 import runpy
 import subprocess
 import sys
@@ -26,6 +27,7 @@ from transformer.inference import shares
 from transformer.inference.tally import Tally
 from transformer.inference.translator import Translator
 from transformer.jobs import refuse_indeterminate
+from transformer.tasks import TASKS
 
 ROOT = Path(__file__).parents[1]
 QUICKSTART = str(ROOT / "configs/quickstart.py")
@@ -729,3 +731,19 @@ def test_training_asks_for_large_pages_unless_the_variable_is_set(tmp_path: Path
     assert output("a b", "c") == "glibc.malloc.hugetlb=1|a b|c\n"
     assert output("a", GLIBC_TUNABLES="glibc.malloc.hugetlb=0") == "glibc.malloc.hugetlb=0|a\n"
     assert output("notebook") == "None|notebook\n"
+
+
+@pytest.mark.parametrize("name", ["quickstart", "gpt_files", "bert_files", "finetune_files"])
+def test_too_little_memory_to_train_names_options_of_the_task(name: str, call, tmp_path: Path, monkeypatch) -> None:
+    config = config_file(name)
+
+    def ran_out(config: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setitem(TASKS, config.task, lambda: SimpleNamespace(check_cache=ran_out))
+    done = call("train.py", "--config", name, "--workdir", tmp_path / "run")
+    told = done.err.splitlines()[-1]
+    named = {*re.findall(r"\b(?:train|tune|data)\.[a-z_]+", told)}
+    assert done.code == 2 and told.startswith("error: memory ran out (MemoryError); lower ")
+    assert "train.accumulate" in named <= {*flatten(config)}
+    assert ("tune.batch_rows" if config.task == "labels" else "train.batch_tokens") in named

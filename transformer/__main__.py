@@ -48,14 +48,24 @@ def average(arguments: list[str]) -> None:
     args, rest = parser.parse_known_args(arguments)
     if args.help:
         parser.print_help()
-        print("\nDecoding and scoring (default: the values in the workdir's config):\n")
+        print("\nDecoding and scoring of translations (default: the values in the workdir's config):\n")
         evaluate_options(Config(), ["--help"], parser.prog)
     workdir_first(parser, args, arguments, "--last 5")
     set_up_jax()
-    from transformer.tasks.scoring import average as average_workdir
+    from transformer.checkpoint import Checkpoints
+    from transformer.tasks import TASKS
+    from transformer.tasks.averaging import average as average_checkpoints
+    from transformer.tasks.scoring import average_translation
 
+    task = Checkpoints(args.workdir).read("last", lambda opened: opened.config.task)
     options = partial(evaluate_options, arguments=rest, program=parser.prog, options=parser.options())
-    for line in average_workdir(args.workdir, args.last, options):
+    if task == Config.task:
+        lines = average_translation(args.workdir, args.last, options)
+    elif rest:
+        raise UserError(f"{rest[0]}: the task of {args.workdir} has no such option; leave it out (it has --last)")
+    else:
+        lines = average_checkpoints(TASKS[task](), args.workdir, args.last)
+    for line in lines:
         print(line, flush=True)
 
 

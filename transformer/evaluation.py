@@ -42,7 +42,9 @@ def _parser() -> Parser:
     parser.add_argument(
         "--data",
         metavar="FILE",
-        help="labelled texts or trees to score a fine-tuned encoder or a parser on; default: as for --source",
+        help="labelled texts or trees to score a fine-tuned encoder or a parser on; default: as for --source; columns "
+        "of labelled texts are those of the training files, or --data.text NAME, --data.second NAME (for pairs), "
+        "--data.label NAME",
     )
     parser.add_argument("--text", metavar="FILE", help="text to score a language model on; default: as for --source")
     parser.add_argument(

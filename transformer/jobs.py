@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from transformer.command_line import Parser, configured, set_up_jax, whole
-from transformer.config import UserError, to_json, whole_number, with_micro_batches
+from transformer.config import UserError, flatten, to_json, whole_number, with_micro_batches
 from transformer.files import local
 from transformer.memory import enough_memory
 from transformer.packages import require
@@ -23,18 +23,28 @@ if TYPE_CHECKING:
 log = logging.getLogger("transformer")
 
 
-LESS_TO_TRAIN = (
-    "lower train.batch_tokens in a new run; or, for the same updates, raise train.accumulate (--batch auto finds how "
-    "far) or set --train.remat True, with which a run can resume; if this came while tokenising, set --data.workers 1"
-)
+def less_to_train(config: Any) -> str:
+    """How a run of this config needs less memory."""
+    fields = flatten(config)
+    batch = next(name for name in ("tune.batch_rows", "train.batch_tokens") if name in fields)
+    fix = (
+        f"lower {batch} in a new run; or, for the same updates, raise train.accumulate (--batch auto finds how far) or "
+        "set --train.remat True, with which a run can resume"
+    )
+    return f"{fix}; if this came while tokenising, set --data.workers 1" if "data.workers" in fields else fix
 
 
-@enough_memory(LESS_TO_TRAIN)
 def train(arguments: Sequence[str]) -> None:
     """train.py: train; with --print-config or --dry-run only show what would run. Raises `UserError`."""
     options, rest, config = configured(_train_parser(), arguments)
     if config is None:
         raise UserError("--config is missing; for a first run: --config configs/quickstart.py")
+    with enough_memory(less_to_train(config)):
+        _run_as_given(options, rest, config)
+
+
+def _run_as_given(options: argparse.Namespace, rest: Sequence[str], config: Any) -> None:
+    """Train, or show what would run. `rest`: the arguments that changed the config."""
     if options.print_config:
         print(to_json(config), end="")
         return
@@ -174,7 +184,7 @@ def _train(
     with contextlib.ExitStack() as stack:
         stack.enter_context(processes.fail_fast())
         lock = None
-        stack.enter_context(enough_memory(LESS_TO_TRAIN))  # inside, so that the other processes get its message
+        stack.enter_context(enough_memory(less_to_train(config)))  # inside, so that the other processes get its message
         # They decide how often the processes wait for each other below.
         processes.agree({"--batch": options.batch, "whether a run is there": stored is not None})
         with processes.all_or_none():

@@ -80,12 +80,23 @@ def test_numbers(tmp_path: Path) -> None:
         ("x.tsv", "text\tlabel\na b  c\tN V N\nd\tN\n"),
         ("x.csv", "text,label\na b c,N V N\nd,N\n"),
         ("x.jsonl", '{"text": ["a", "b", "c"], "label": ["N", "V", "N"]}\n{"text": "d", "label": "N"}\n'),
-        ("x.conll", "-DOCSTART- -X- O\n\na x N\nb x V\nc\tN\n\n\nd N\n"),
+        ("x.conll", "-DOCSTART- -X-\n\na x N\nb  x\tV \nc\tx\tN\n\n\nd x N\n"),
     ],
 )
 def test_tags(tmp_path: Path, name: str, content: str) -> None:
     found = read(tmp_path, name, content, kind="tags")
     assert [(one.text, one.label) for one in found] == [(("a", "b", "c"), ("N", "V", "N")), (("d",), ("N",))]
+
+
+@pytest.mark.parametrize("space", ["\u00a0", "\u2009", "\u3000", "\u0085"])
+def test_words_end_only_at_spaces_and_tabs(tmp_path: Path, space: str) -> None:
+    found = read(tmp_path, "x.conll", f"10{space}000 N\n{space} V\nb N\n", kind="tags")
+    assert [(one.text, one.label) for one in found] == [((f"10{space}000", space, "b"), ("N", "V", "N"))]
+    found = read(tmp_path, "x.tsv", f"text\tlabel\n10{space}000 b\tN V\n", kind="tags")
+    assert [(one.text, one.label) for one in found] == [((f"10{space}000", "b"), ("N", "V"))]
+    # A .conll is copied into the workdir as a .jsonl, which must give the same words.
+    line = json.dumps({"text": [f" a{space}", space], "label": ["N", "V"]})
+    assert read(tmp_path, "x.jsonl", line, kind="tags")[0].text == (f"a{space}", space)
 
 
 MISTAKES = {
@@ -119,7 +130,14 @@ MISTAKES = {
     ("tags", NAMED): [
         ("tsv", "text\tlabel\na b\tN\n", "2: the label has 1 tags for 2 words; give a tag for each word"),
         ("jsonl", '{"text": [], "label": []}', "1: the text is an empty list"),
+        ("jsonl", '{"text": ["a", "\\t"], "label": "N N"}', "1: the text is empty"),
         ("jsonl", '{"text": ["a", 3], "label": "N N"}', "1: the text must be a string, not 3"),
+        ("tsv", "text\tlabel\na\u00a0b c\tN V N\n", "2: the label has 3 tags for 2 words"),
+        ("tsv", "text\tlabel\na b\tN V\u00a0\n", '2: the label has a no-break space or the like in "V\\u00a0"'),
+        ("conll", "a N\n\nb x N\n", "3: too many columns: 3, but line 1 has 2; give each line the same number, with"),
+        ("conll", "-DOCSTART- O\na x N\nb N\n", "3: too few columns: 2, but line 2 has 3; give"),
+        ("conll", "a N\nb V\u00a0\n", '2: the label has a no-break space or the like in "V\\u00a0"; replace it'),
+        ("conll", "a N\nb\u00a0V\n", "2: a word without a tag"),
         ("conll", "a N\nb\n", "2: a word without a tag; each line must hold a word, a space and its tag"),
     ],
 }  # fmt: skip

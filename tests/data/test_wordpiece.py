@@ -192,6 +192,14 @@ def test_a_text_of_which_nothing_is_left() -> None:
         train_wordpiece(["\u0301", "\x7f"], 8, lower_case=True)
 
 
+def test_lower_case_folds_case_and_only_wordpiece_removes_accents() -> None:
+    """As the words of `data.lower_case` say."""
+    lines = [f"{line} café cafe" for line in LINES]
+    for train, size, accents in ((train_wordpiece, 150, False), (train_sentencepiece, 400, True)):
+        upper, lower, plain = train(lines, size, lower_case=True).encode_lines(["CAFÉ", "café", "cafe"])
+        assert upper == lower and (lower != plain) == accents
+
+
 def test_sentencepiece_with_a_mask(tmp_path: Path) -> None:
     vocabulary = train_sentencepiece(LINES, 400, lower_case=True)
     assert (vocabulary.size, vocabulary.mask) == (400, 399)

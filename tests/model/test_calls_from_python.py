@@ -261,6 +261,7 @@ def test_the_parts_of_a_model_name_wrong_arrays():
     bound = model.bind(params)
     for wrong, told in ((None, "None: give an"), (SOURCE, "array("), (np.zeros((1, 2, 3)), "has the shape (1, 2, 3)")):
         assert told in refused(bound.logits, wrong)
+    assert refused(bound.logits, np.zeros((0, 2, 16), np.float32)).endswith("give at least one row and one position")
     for dtype in ("x", jnp.int32, 3):
         assert refused(bound.init_cache, 1, 2, dtype=dtype).endswith("give a type of floats, such as jnp.bfloat16")
 

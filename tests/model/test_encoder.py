@@ -208,6 +208,15 @@ def test_wrong_arguments_are_refused_in_one_line():
             call()
 
 
+@pytest.mark.parametrize("shape", [(0, 8, 16), (3, 0, 16), (0, 0, 16)])
+def test_states_without_rows_or_positions_are_refused(shape):
+    built, params = model("BERT")
+    bound = built.bind(params)
+    for call in (bound.pooled, bound.masked_hidden, bound.masked_logits, bound.next_sentence_logits):
+        with pytest.raises(UserError, match=r"^x_B[XT]D has the shape \(.*\): give at least one row and one position$"):
+            call(jnp.zeros(shape))
+
+
 @pytest.mark.parametrize(
     ("fields", "error"),
     [

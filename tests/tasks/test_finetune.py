@@ -4,8 +4,10 @@ import dataclasses
 import importlib.util
 import io
 import json
+import os
 import random
 import shutil
+import signal
 import sys
 from pathlib import Path
 
@@ -13,18 +15,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from etils import epath
 from quick import jit
+from runs import average
 
 import transformer
 from transformer.checkpoint import Checkpoints, best_seed
 from transformer.config import BERT, FinetuneConfig, TrainConfig, TuneConfig, UserError
+from transformer.data.labelled import Columns
 from transformer.data.labels import Labels
 from transformer.inference.classifier import Classifier
 from transformer.model import build
+from transformer.tasks import labelled_sets
 from transformer.tasks.finetune import shown_label
+from transformer.tasks.label_scores import evaluate_workdir
 from transformer.tasks.tuning import heads_agree, rate_of
 from transformer.training.objectives import labelled
 from transformer.training.optimizer import optimizer, without_frozen
+from transformer.training.progress import Display
 from transformer.training.step import gradients
 
 pytest.importorskip("tokenizers")
@@ -231,6 +239,7 @@ def test_frozen_parameters_stay_and_the_others_move_at_their_rates() -> None:
         (["--tune.class_weights", "spam"], "must be 'balanced' alone, or entries such as spam=2"),
         (["--tune.class_weights", "spam=2", "spam=3"], "must be 'balanced' alone, or entries such as spam=2, each"),
         (["--tune.class_weights", "spam=2"], "tune.class_weights: no training text has the label 'spam'"),
+        (["--tune.redrawn_layers=1"], "tune.redrawn_layers = 1: without train.init_from all layers are new; leave it"),
         (["--model.labels=3"], "model.labels = 3: the training texts have 2; leave model.labels out"),
         (["--tune.batch_rows=5", "--train.accumulate=2"], "tune.batch_rows = 5: must be a multiple of train.acc"),
         (
@@ -303,8 +312,49 @@ def test_several_seeds(folder: Path, tmp_path: Path, call, monkeypatch) -> None:
         assert (tmp_path / "out/model.safetensors").read_bytes() == (
             tmp_path / "of_best/model.safetensors"
         ).read_bytes()
+    told = (
+        f"{tmp_path / 'run'}: no complete checkpoint there; it holds the runs of 2 seeds; give the folder of one, such"
+    )
+    (folder / "plain.py").write_text("from transformer.config import FinetuneConfig\nconfig = FinetuneConfig()\n")
+    start = ["--workdir", tmp_path / "next", "--train.init_from", tmp_path / "run", f"--data.train={folder}/train.tsv"]
+    for call_of in (("transformer", "embed", tmp_path / "run"), ("train.py", "--config", folder / "plain.py", *start)):
+        done = call(*call_of)
+        assert done.code == 2 and done.err.splitlines()[-1].endswith(f"{told} as {tmp_path / 'run' / 'seed-3'}")
     done = call(*command[:-1])
     assert done.code == 2 and "holds the runs of 2 seeds; give --train.seeds 2, or another --workdir" in done.err
+
+
+def test_a_seed_that_was_stopped_before_its_first_evaluation(
+    folder: Path, run: Path, tmp_path: Path, call, monkeypatch
+) -> None:
+    """It is scored, with a remark."""
+    shutil.copytree(run, tmp_path / "run/seed-0")
+    advance = Display.advance
+
+    def stopped(self, done: int) -> None:
+        advance(self, done)
+        if done == 10:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(Display, "advance", stopped)
+    done = call("train.py", "--config", folder / "config.py", "--workdir", tmp_path / "run/seed-1", "--train.seed=1")
+    assert done.code == 143
+    told = "stopped at update 11 of 75, before its first evaluation"
+    for workdir in (tmp_path / "run", tmp_path / "run/seed-1"):
+        done = call("evaluate.py", "--workdir", workdir)
+        assert done.out.count("STOPPED EARLY: ") == done.out.count(f"STOPPED EARLY: {told}") == 1
+    seeds = json.loads(call("evaluate.py", "--workdir", tmp_path / "run", "--json").out)["seeds"]
+    assert (seeds["0"]["stopped_early"], seeds["1"]["stopped_early"]) == (None, told)
+
+
+def test_the_last_score_is_of_the_same_texts_as_the_best(folder: Path, tmp_path: Path, call) -> None:
+    """Though training scored fewer of them."""
+    options = ["--tune.epochs=1", "--train.eval_sentences=1", "--train.peak_learning_rate=1e-8"]
+    done = call("train.py", "--config", folder / "config.py", "--workdir", tmp_path / "run", *options)
+    assert done.code == 0, done.err
+    result = json.loads(call("evaluate.py", "--workdir", tmp_path / "run", "--json").out)
+    assert result["texts"] == 60 and result["scores"]["accuracy"] != scores(tmp_path / "run")[25]["dev_accuracy"]
+    assert result["last_epoch"] == {"checkpoint": "25", "accuracy": result["scores"]["accuracy"]}
 
 
 # ---- The objective ---------------------------------------------------------------------------------------------------
@@ -422,6 +472,15 @@ def test_from_python(run: Path) -> None:
     assert classifier.classify(["a great\ud800 film"]) == classifier.classify(["a great? film"])
 
 
+def test_words_for_tags_end_only_at_spaces_and_tabs(run: Path) -> None:
+    """As they do in training: a no-break space is part of a word."""
+    classifier = Classifier.of(Checkpoints(run).open())
+    model = build(dataclasses.replace(classifier.model.config, head="token"))
+    params = {name: part for name, part in classifier.params.items() if name != "pooler"}
+    tagger = Classifier(model, params, classifier.vocabulary, Labels("tags", "accuracy", ("N", "V"), "N"))
+    assert len(tagger.classify(["the film\u00a0was  a\tstory"])[0].label) == 4
+
+
 def test_outputs_that_are_not_finite(run: Path, caplog) -> None:
     """Such texts have no label; the warning names their line, blank ones counted, and a sample shows that."""
     opened = Checkpoints(run).open()
@@ -449,12 +508,55 @@ def test_evaluate_on_another_file(folder: Path, run: Path, tmp_path: Path, call)
     (tmp_path / "empty.tsv").write_text("label\ttext\n")
     done = call("evaluate.py", "--workdir", moved, "--data", tmp_path / "empty.tsv")
     assert done.code == 2 and "empty.tsv: holds no labelled text" in done.err.splitlines()[-1]
+    rows = (folder / "test.tsv").read_text().replace("label\ttext", "class\twords")
+    (tmp_path / "renamed.tsv").write_text(rows)
+    renamed = ["--data", tmp_path / "renamed.tsv", "--data.text=words", "--data.label", "class"]
+    again = json.loads(call("evaluate.py", "--workdir", moved, *renamed, "--json").out)
+    assert again["scores"] == result["scores"]
+    for options, told in (
+        (["--data.text=words"], "--data.text is for --data FILE: the sets of the workdir have their own columns"),
+        ([*renamed, "--data.second=words2"], f"--data.second words2: the model of {moved} labels single texts: leave"),
+    ):
+        done = call("evaluate.py", "--workdir", moved, *options)
+        assert done.code == 2 and told in done.err.splitlines()[-1]
     (moved / "sets" / "labelled.json").unlink()
     done = call("evaluate.py", "--workdir", moved)
     assert done.code == 2 and done.err.splitlines()[-1].endswith(f"{moved} has no test or dev set; give --data FILE")
     assert "can't be used" not in done.err
     done = call("evaluate.py", "--workdir", moved, "--text", tmp_path / "wrong.tsv")
     assert done.code == 2 and "--text: the task of" in done.err
+
+
+def test_the_average(folder: Path, run: Path, tmp_path: Path, call) -> None:
+    """It is scored on the development set, though there is a test set; and it predicts."""
+    workdir = Path(shutil.copytree(run, tmp_path / "run"))
+    dev = labelled_sets.read(workdir, "classes", False)
+    test = labelled_sets.from_files("test", [str(folder / "test.tsv")], Columns("text", None, "label"), "classes")
+    labelled_sets.write(epath.Path(workdir), {"dev": dev, "test": test})
+    lines, result = average(call, workdir, [25, 50, 75])
+    last, after = (
+        evaluate_workdir(str(workdir), data=str(folder / "dev.tsv"), checkpoint=checkpoint)
+        for checkpoint in ("last", "average")
+    )
+    assert (result["test_set"], result["texts"]) == ("test.tsv", 40) and after["scores"] != last["scores"]
+    assert lines == [
+        f"{name} on dev.tsv: {last['scores'][name]:.4f} before (step 75), {after['scores'][name]:.4f} after"
+        for name in last["scores"]
+    ]
+    assert Classifier.load(workdir).classify(["a great film"])[0].label == "positive"
+    (workdir / "sets/labelled.json").unlink()
+    labelled_sets.write(epath.Path(workdir), {"dev": dev, "test": None})
+    lines = call("evaluate.py", "--workdir", workdir).out.splitlines()
+    assert f"last epoch: accuracy {last['scores']['accuracy']:.4f}" in lines  # and not that the average was chosen
+
+
+def test_the_best_seed_is_the_same_with_an_average(run: Path, tmp_path: Path) -> None:
+    """An average has no score of its own: the best checkpoint of its run counts."""
+    for seed in (0, 1):
+        shutil.copytree(run, tmp_path / f"seed-{seed}")
+    assert best_seed(tmp_path).name == "seed-0"  # of equals, the first
+    Checkpoints(tmp_path / "seed-0").average(2)
+    assert best_seed(tmp_path).name == "seed-0"
 
 
 def test_collapse_is_named(folder: Path, tmp_path: Path, call) -> None:

@@ -1,5 +1,8 @@
 """Scores of labels against their definitions, and against figures that were computed by hand."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
@@ -47,13 +50,70 @@ def test_the_table() -> None:
     assert len(heading) == len(negative) == len(positive)
 
 
+def test_a_table_of_many_classes() -> None:
+    """It would be too wide: the rates of each class, and below them the most frequent confusions."""
+    names = [f"intent_{i:02}" for i in range(20)]
+    counts_CC = np.diag(np.full(20, 5))
+    counts_CC[3, 7], counts_CC[19, 0], counts_CC[2, 3] = 1200, 2, 3
+    lines = list(confusion_lines(counts_CC, names))
+    assert max(map(len, lines)) <= 100
+    assert lines[0].split() == ["texts", "precision", "recall", "F1"]
+    assert [line.split()[0] for line in lines[1:21]] == names
+    assert lines[4].split() == ["intent_03", "1,205", "0.6250", "0.0041", "0.0082"]
+    assert lines[21] == "the most frequent confusions (3 of 3):"
+    assert [line.split() for line in lines[22:]] == [
+        ["label", "predicted", "texts"],
+        ["intent_03", "intent_07", "1,200"],
+        ["intent_02", "intent_03", "3"],
+        ["intent_19", "intent_00", "2"],
+    ]
+    assert list(confusion_lines(np.diag(np.full(20, 5)), names))[-1].startswith("intent_19")  # without confusions
+
+
+def test_a_table_of_very_many_classes_or_long_names() -> None:
+    """Of 300 classes, the 50 with the most errors; of 600 confusions, 20. Names lose their middle."""
+    draw = np.random.default_rng(0)
+    counts_CC = np.zeros((300, 300), np.int64)
+    for i in range(60):
+        counts_CC[i, draw.permutation(300)[:10]] = 1 + i
+    lines = list(confusion_lines(counts_CC, [f"{i:03}" + "x" * 50 + f"{i:03}" for i in range(300)]))
+    assert len(lines) == 1 + 50 + 1 + 2 + 20 and max(map(len, lines)) <= 100
+    assert lines[51] == "... and 250 classes with fewer errors" and "(20 of " in lines[52]
+    assert [line[:3] for line in lines[1:51]] == sorted(line[:3] for line in lines[1:51])
+    wrong = sorted((counts_CC - np.diag(np.diag(counts_CC))).ravel().tolist(), reverse=True)
+    assert [int(line.split()[2]) for line in lines[54:]] == wrong[:20]
+    assert all("..." in name and name.endswith(name[:3]) for line in lines[54:] for name in line.split()[:2])
+
+
 def test_numbers() -> None:
     gold, predicted = np.array([1.0, 2.0, 3.0, 4.0]), np.array([1.0, 4.0, 9.0, 9.0])
     found = regression_metrics(gold, predicted)
     assert found["pearson"] == pytest.approx(np.corrcoef(gold, predicted)[0, 1])
     assert found["spearman"] == pytest.approx(np.corrcoef([1, 2, 3, 4], [1, 2, 3.5, 3.5])[0, 1])
     assert found["mean_squared_error"] == pytest.approx((0 + 4 + 36 + 25) / 4)
-    assert regression_metrics(gold, np.ones(4))["pearson"] == 0.0
+
+
+@pytest.mark.parametrize("constant", [1.0, 0.1, 1 / 3, 0.7e9])
+def test_equal_numbers_correlate_with_nothing(constant: float) -> None:
+    """Though the mean of several times 0.1 is not always 0.1 exactly."""
+    for count in range(2, 12):
+        same, other = np.full(count, constant), np.arange(count) ** 2 / 7
+        for pair in ((same, other), (other, same), (same, same), (same, 3 * same)):
+            found = regression_metrics(*pair)
+            assert found["pearson"] == found["spearman"] == 0
+
+
+def test_numbers_that_differ_little_from_each_other() -> None:
+    """In the last two bits alone: their correlation is that of the differences."""
+    steps, other = np.array([0.0, 1, 1, 3]), np.array([1.0, 2, 5, 4])
+    found = regression_metrics(1e15 + steps / 8, other)
+    assert found["pearson"] == pytest.approx(np.corrcoef(steps, other)[0, 1])
+    assert found["spearman"] == pytest.approx(np.corrcoef([1, 2.5, 2.5, 4], [1, 2, 4, 3])[0, 1])
+
+
+def test_scores_need_no_scipy() -> None:
+    code = "import sys, transformer.tasks.label_scores; sys.exit('scipy.stats' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 @pytest.mark.parametrize(

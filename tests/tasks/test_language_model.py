@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from etils import epath
 from quick import jit
+from runs import average
 
 from transformer.checkpoint import Checkpoints
 from transformer.command_line import config_file
@@ -112,6 +113,15 @@ def test_the_figures_of_evaluate(text: Path, run: Path, tmp_path: Path, call) ->
     assert of_best["dev_bits_per_byte"] == pytest.approx(result["bits_per_byte"], rel=1e-5)
 
 
+def test_the_average(run: Path, tmp_path: Path, call) -> None:
+    workdir = Path(shutil.copytree(run, tmp_path / "run"))
+    last = evaluate_workdir(str(workdir), checkpoint="last")
+    lines, result = average(call, workdir, [40, 60])
+    assert result["perplexity"] != last["perplexity"]
+    line = f"perplexity on meadow.txt: {last['perplexity']:.4f} before (step 60), {result['perplexity']:.4f} after"
+    assert line in lines
+
+
 def test_another_text(run: Path, tmp_path: Path, call) -> None:
     (tmp_path / "other.txt").write_text("wolf wolf\n\nriver Zoo\n")
     done = call("evaluate.py", "--workdir", run, "--text", tmp_path / "other.txt")
@@ -143,7 +153,7 @@ def test_text_in_the_workdir_that_was_changed(run: Path, tmp_path: Path) -> None
     with pytest.raises(UserError, match=r"dev\.0\.text is not as it was written; give --text FILE"):
         evaluate_workdir(str(moved))
     (moved / "sets/texts.json").unlink()
-    with pytest.raises(UserError, match=r"has no test or dev set; give --text FILE"):
+    with pytest.raises(UserError, match=rf"^{moved} has no test or dev set; give --text FILE$"):
         evaluate_workdir(str(moved))
 
 

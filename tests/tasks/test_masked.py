@@ -14,7 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from quick import jit
+from runs import average
 
+import transformer
 from transformer.checkpoint import Checkpoints
 from transformer.config import BERT, TrainConfig, UserError, to_json
 from transformer.data.masking import MaskedRows, in_order
@@ -22,7 +24,7 @@ from transformer.data.running import Text
 from transformer.data.text_store import encode_text
 from transformer.inference.filler import Filler
 from transformer.model import build
-from transformer.tasks.masked_scores import summed, sums_of
+from transformer.tasks.masked_scores import evaluate_workdir, summed, sums_of
 from transformer.tasks.vocabulary import ENCODER_VOCABULARIES, files_of, vocabulary_in
 from transformer.training.objectives import masked
 
@@ -133,6 +135,20 @@ def test_the_figures_of_evaluate(folder: Path, run: Path, tmp_path: Path, call) 
     of_best = next(entry for entry in entries if entry["step"] == opened.name and "dev_loss" in entry)
     for name in ("loss", "masked_loss", "masked_accuracy", "next_accuracy"):
         assert of_best[f"dev_{name}"] == pytest.approx(result[name], rel=1e-5)
+
+
+def test_the_average(run: Path, tmp_path: Path, call) -> None:
+    workdir = Path(shutil.copytree(run, tmp_path / "run"))
+    last = evaluate_workdir(str(workdir), checkpoint="last")
+    lines, result = average(call, workdir, [50, 100, 150])
+    assert result["loss"] != last["loss"]
+    names = ("loss", "masked_loss", "masked_perplexity", "masked_accuracy", "next_loss", "next_accuracy")
+    assert lines == [f"{n} on a.txt: {last[n]:.4f} before (step 150), {result[n]:.4f} after" for n in names]
+    assert transformer.Embedder.load(workdir).embed(["the wolf"]).shape == (1, 32)
+    (workdir / "sets/texts.json").unlink()
+    done = call("transformer", "average", workdir)
+    assert done.code == 0 and done.out.splitlines()[1:] == ["no development set to score it on"]
+    assert "there are only 3 checkpoints; train.keep_last" in done.err
 
 
 def test_another_text(run: Path, tmp_path: Path, call) -> None:

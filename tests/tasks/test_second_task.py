@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import second_task
+from runs import average
 
 from transformer.checkpoint import Checkpoints
 from transformer.config import RUNS, UserError
@@ -101,7 +102,6 @@ def test_what_is_for_translation_refuses_another_task(
         ("translate", reversal),
         ("translate", trained, "--ensemble", reversal),
         ("score", reversal),
-        ("average", reversal),
         ("convert", reversal, tmp_path / "out", "--kv-heads", 1),
         ("export", reversal, tmp_path / "out", "--to", "hf-marian"),
         ("describe", "--config", config, "--kv"),
@@ -124,6 +124,18 @@ def test_what_is_for_translation_refuses_another_task(
             load(str(reversal))
     with pytest.raises(UserError, match=r"/00000010 holds no tokenizer\.model; choose another checkpoint or workdir$"):
         Checkpoints(reversal).open().file("tokenizer.model")
+
+
+def test_its_checkpoints_are_averaged(config: Path, tmp_path: Path, call) -> None:
+    """And scored before and after by the task's own score."""
+    folder = tmp_path / "run"
+    assert call("train.py", "--config", config, "--workdir", folder, "--train.keep_last", 5).code == 0
+    last = json.loads(call("evaluate.py", "--workdir", folder, "--checkpoint", "last", "--json").out)
+    lines, result = average(call, folder, [40, 50, 60])
+    assert lines == [f"wrong: {last['wrong']:.4f} before (step 60), {result['wrong']:.4f} after"]
+    done = call("transformer", "average", folder, "--decode.beam_size", 2)
+    told = f"--decode.beam_size: the task of {folder} has no such option; leave it out (it has --last)"
+    assert done.code == 2 and done.err.splitlines()[-1] == f"error: {told}"
 
 
 def test_it_is_not_evaluated_with_options_of_translation(reversal: Path, tmp_path: Path, call) -> None:

@@ -153,6 +153,39 @@ def test_labels_that_ours_cannot_express_are_refused(fields: dict, told: str, tm
     assert not (tmp_path / "run").exists()
 
 
+def test_an_imported_model_is_scored_on_other_columns_and_on_pairs(tmp_path: Path, call) -> None:
+    """The columns are named by options, as in training."""
+    folder = folder_of(LABELS["classes"], tmp_path / "theirs", **fields_of(LABELS["classes"]))
+    import_folder(str(folder), str(tmp_path / "run"))
+    draw, classifier = random.Random(0), Classifier.load(tmp_path / "run")
+    texts = [[" ".join(draw.choice(WORDS) for _ in range(3)) for _ in range(2)] for _ in range(30)]
+    labels = [draw.choice(classifier.labels.names) for _ in texts]
+    losses = []
+    for given in ([one for one, _ in texts], texts):
+        found = zip(classifier.classify(given), labels, strict=True)
+        losses.append(-np.mean([np.log(one.probabilities[label]) for one, label in found]))
+    assert abs(losses[0] - losses[1]) > 0.01
+    rows = [f"{label}\t{one}\t{other}" for (one, other), label in zip(texts, labels, strict=True)]
+    (tmp_path / "named.tsv").write_text("\n".join(["class\tfirst\tother", *rows]) + "\n")
+    (tmp_path / "numbered.tsv").write_text("\n".join(rows) + "\n")
+    command = "evaluate.py", "--workdir", tmp_path / "run", "--json", "--data"
+    for file, options, loss in (
+        ("named.tsv", ["--data.text=first", "--data.label=class", "--data.second=other"], losses[1]),
+        ("named.tsv", ["--data.text=first", "--data.label=class"], losses[0]),
+        ("numbered.tsv", ["--data.text=2", "--data.second=3", "--data.label=1"], losses[1]),
+    ):
+        done = call(*command, tmp_path / file, *options)
+        assert done.code == 0, done.err
+        assert json.loads(done.out)["scores"]["loss"] == pytest.approx(loss, rel=1e-4)
+    for options, told in (
+        (["--data.text=first", "--data.label=2"], "data.text = 'first': must be a number from 1, as another column is"),
+        (["--data.text=first"], "named.tsv:1: the header has no column 'label', only 'class', 'first', 'other'; name"),
+        (["--data.kind=tags"], "unknown option --data.kind"),
+    ):
+        done = call(*command, tmp_path / "named.tsv", *options)
+        assert done.code == 2 and told in done.err.splitlines()[-1]
+
+
 # ---- Pipelines of transformers ---------------------------------------------------------------------------------------
 
 

@@ -1,4 +1,7 @@
-"""Names and kinds of the folders in `workdir/checkpoints`."""
+"""Names and kinds of the folders in `workdir/checkpoints`, and of those with the runs of several seeds.
+
+Runs that differ in their seed are workdirs in folders seed-N of a common one.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,8 @@ import contextlib
 import json
 import logging
 import os
+import re
+from typing import Any
 
 from etils import epath
 
@@ -16,6 +21,7 @@ AVERAGE = "average"
 NEXT = "average.next"  # a new average, until it replaces the old one
 INTERRUPTED = ".interrupted"
 SAVED = ".saved"  # file in the workdir that holds the name of the last checkpoint that training sealed
+_SEED = re.compile(r"seed-(0|[1-9][0-9]{0,9})")
 
 
 def folder_of(workdir: str | epath.Path) -> epath.Path:
@@ -82,3 +88,15 @@ def once_saved(folder: epath.Path, every: int) -> str | None:
             if (step := json.loads(line)["step"]) > 2 * every:  # the second save waits for the first
                 return f"{workdir / 'metrics.jsonl'} reaches step {step}"
     return None
+
+
+def seed_folder(workdir: Any, seed: int) -> epath.Path:
+    """The workdir of the run with this seed."""
+    return folder_of(workdir).parent / f"seed-{seed}"
+
+
+def seeds_in(workdir: Any) -> list[int]:
+    """The seeds of the runs in a common workdir, ascending; none if it has no such folders."""
+    folder = folder_of(workdir).parent
+    found = [_SEED.fullmatch(path.name) for path in folder.iterdir()] if folder.is_dir() else []
+    return sorted(int(match[1]) for match in found if match and (folder / match[0] / "config.json").exists())

@@ -22,6 +22,8 @@ from transformer.checkpoint.layout import (
     folder_of,
     is_training_name,
     once_saved,
+    seed_folder,
+    seeds_in,
     unfinished,
 )
 from transformer.checkpoint.opened import Checkpoint, Removed, again
@@ -374,5 +376,10 @@ def _advice(workdir: epath.Path) -> str:
     """What the user can do if a workdir has no checkpoint."""
     if workdir.is_file():
         return "it is a file; give the folder that train.py made, unpacked"
+    seeds = [seed for seed in seeds_in(workdir) if Checkpoints(seed_folder(workdir, seed)).states()]
+    if seeds:
+        return (
+            f"it holds the runs of {len(seeds)} seeds; give the folder of one, such as {seed_folder(workdir, seeds[0])}"
+        )
     above = next((path for path in (workdir, workdir.parent) if path.name == "checkpoints"), None)
     return f"give the workdir itself: {above.parent}" if above else "train first, or check the path"

@@ -21,6 +21,7 @@ from transformer.config import (
     Config,
     DecodeConfig,
     EvaluateConfig,
+    FinetuneConfig,
     Interrupted,
     ParsingConfig,
     UserError,
@@ -149,18 +150,44 @@ class ParsingOptions:
     parser: EvalbOptions
 
 
+@dataclasses.dataclass(frozen=True)
+class ColumnOptions:
+    """The columns of a file of labelled texts."""
+
+    text: str
+    """Column of the text: its name, or its number from 1 in files without a header."""
+    second: str | None
+    """Column of the second text, for pairs; None = there is one text."""
+    label: str
+    """Column of the label."""
+
+
+@dataclasses.dataclass(frozen=True)
+class LabelledOptions:
+    """The options of evaluate.py for a model that labels texts."""
+
+    data: ColumnOptions
+
+
 def evaluate_options(config: Any, arguments: Sequence[str], program: str, options: Sequence[str] = ()) -> Any:
-    """`config` overridden by arguments for decoding, scoring and text. Raises `UserError` if a value breaks a rule."""
-    if isinstance(config, ParsingConfig):
+    """`config` overridden by arguments: for labelled texts their columns, for trees decoding and EVALB's parameters,
+    else decoding, scoring and text.
+
+    Raises `UserError` if a value breaks a rule.
+    """
+    if isinstance(config, FinetuneConfig):
+        columns = ColumnOptions(config.data.text, config.data.second, config.data.label)
+        data = override(LabelledOptions(columns), arguments, program, options).data
+        config = dataclasses.replace(config, data=dataclasses.replace(config.data, **vars(data)))
+    elif isinstance(config, ParsingConfig):
         scoring = EvalbOptions(config.parser.parameters)
         given = override(ParsingOptions(config.decode, scoring), arguments, program, options)
         parser = dataclasses.replace(config.parser, parameters=given.parser.parameters)
         config = dataclasses.replace(config, decode=given.decode, parser=parser)
-        check(config)
-        return config
-    data = DataOptions(config.data.languages, config.data.fields)
-    given = override(EvaluateOptions(data, config.decode, config.evaluate), arguments, program, options)
-    data = dataclasses.replace(config.data, **vars(given.data))
-    config = dataclasses.replace(config, data=data, decode=given.decode, evaluate=given.evaluate)
+    else:
+        text = DataOptions(config.data.languages, config.data.fields)
+        given = override(EvaluateOptions(text, config.decode, config.evaluate), arguments, program, options)
+        data = dataclasses.replace(config.data, **vars(given.data))
+        config = dataclasses.replace(config, data=data, decode=given.decode, evaluate=given.evaluate)
     check(config)
     return config

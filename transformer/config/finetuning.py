@@ -50,7 +50,7 @@ class LabelledConfig:
     vocab_size: Annotated[int, Rule(least=8, most=INT32_MAX)] = 8_000
     """Number of pieces in a new vocabulary, special pieces included."""
     lower_case: bool = True
-    """Lower-case text and remove accents in a new vocabulary."""
+    """Fold upper and lower case in a new vocabulary; in one of WordPiece also remove accents."""
     tokenizer_lines: Count = 2_000_000
     """Train a new vocabulary on at most this many texts, sampled evenly."""
     context: Annotated[int, Rule(least=5, most=1_000_000)] = 128
@@ -87,7 +87,7 @@ class TuneConfig:
     layer_decay: Annotated[float, Rule(above=0, most=1)] = 1.0
     """Factor of the learning rate from each layer to the one below it; the pooler and the head have the full rate."""
     redrawn_layers: CountOrZero = 0
-    """With train.init_from: draw this many of the highest layers, and the pooler, anew."""
+    """Draw this many of the highest layers of train.init_from, and the pooler, anew; without it an error."""
 
 
 # Optimisation as for fine-tuning BERT (Devlin et al. 2019, §4), but with Adam's bias correction and gradients clipped

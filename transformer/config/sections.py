@@ -149,7 +149,7 @@ class PretrainConfig:
     vocab_size: Annotated[int, Rule(least=8, most=INT32_MAX)] = 8_000
     """Number of pieces in a new vocabulary, special pieces included."""
     lower_case: bool = True
-    """Lower-case text and remove accents. Without effect if `tokenizer` is given."""
+    """Fold upper and lower case; with WordPiece also remove accents. Without effect if `tokenizer` is given."""
     tokenizer_lines: Count = 2_000_000
     """Train the vocabulary on at most this many lines, sampled evenly from the whole text."""
     context: Annotated[int, Rule(least=5, most=1_000_000)] = 128

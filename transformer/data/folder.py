@@ -6,6 +6,7 @@ import contextlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from transformer.config import DataConfig, LabelledConfig, PretrainConfig, TextConfig, UserError, shown
 from transformer.files import local
@@ -45,3 +46,9 @@ def writable_cache_dir(config: DataConfig | TextConfig | PretrainConfig | Labell
         raise UserError(
             f"{where}: {why}; the cache in {folder} must be writable and have room: mend it, or set {named} to another"
         ) from error
+
+
+def check_cache(config: Any) -> None:
+    """Raise `UserError` if a run with this config can't write to its cache folder."""
+    with writable_cache_dir(config.data):
+        pass

@@ -2,7 +2,8 @@
 
 A .tsv has no quoting, a .csv has that of RFC 4180. Both have a header with the names of the columns, unless columns are
 given by their numbers. A .conll has a word and its tag a line, and blank lines between sentences. Files may be
-compressed. A line break within a text becomes a space.
+compressed. A line break within a text becomes a space. Words are separated by ASCII spaces and tabs alone, so a
+no-break space is part of a word.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from string import whitespace
 from typing import Any, NamedTuple
 
 from transformer.config import UserError, whole_number
@@ -23,6 +25,7 @@ _CONLL = (".conll", ".iob", ".iob2", ".bio")
 _JSON = (".jsonl", ".ndjson", ".json")
 _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 _FIELD_LIMIT = 2**31 - 1  # characters of a field of a .csv
+_GAP = re.compile(r"[ \t]+")
 
 
 class Example(NamedTuple):
@@ -71,8 +74,8 @@ def read_examples(
 
     The ending of a file's name decides how it is read; another ending than those above means .tsv. `digests`: see
     `read_lines`. Raises `UserError`, with file and line, for a column that is missing, a row with another number of
-    columns, an empty text or label, a label that is no number where numbers are asked for, and words that are more or
-    fewer than their tags.
+    columns, an empty text or label, a label that is no number where numbers are asked for, words that are more or fewer
+    than their tags, and a tag with other white space in it than that between tags.
     """
     found = []
     for number, path in enumerate(paths):
@@ -92,6 +95,11 @@ def read_examples(
                 )
             found.append(Example(text, second, label, number, line))
     return found
+
+
+def words_in(text: str) -> list[str]:
+    """The words of a text that is to be tagged: what stands between ASCII spaces and tabs."""
+    return [word for word in _GAP.split(text) if word]
 
 
 # ---- Rows of files ---------------------------------------------------------------------------------------------------
@@ -189,9 +197,9 @@ def _conll(path: str, digests: dict[str, str] | None) -> Iterator[tuple[int, tup
     """The first line, the words and the tags of each sentence."""
     words: list[str] = []
     tags: list[str] = []
-    begins = 0
+    begins, first, width = 0, 0, 0  # the first line of the sentence; the first with a word, and its number of columns
     for number, line in enumerate(read_lines(path, digests=digests), 1):
-        parts = line.split()
+        parts = words_in(line)
         if not parts or parts[0] == "-DOCSTART-":
             if words:
                 yield begins, tuple(words), tuple(tags)
@@ -199,9 +207,17 @@ def _conll(path: str, digests: dict[str, str] | None) -> Iterator[tuple[int, tup
             continue
         if len(parts) == 1:
             raise UserError(f"{path}:{number}: a word without a tag; each line must hold a word, a space and its tag")
+        if not first:
+            first, width = number, len(parts)
+        if len(parts) != width:
+            few = "too few columns" if len(parts) < width else "too many columns"
+            raise UserError(
+                f"{path}:{number}: {few}: {len(parts)}, but line {first} has {width}; give each line the same number, "
+                "with spaces or tabs between them"
+            )
         begins = begins if words else number
         words.append(parts[0])
-        tags.append(parts[-1])
+        tags += _without_space(Cell("label", parts[-1], f"{path}:{number}"), parts[-1:])
     if words:
         yield begins, tuple(words), tuple(tags)
 
@@ -209,8 +225,9 @@ def _conll(path: str, digests: dict[str, str] | None) -> Iterator[tuple[int, tup
 # ---- Values ----------------------------------------------------------------------------------------------------------
 
 
-def _string(cell: Cell) -> str:
-    """The text in a cell, with spaces for line breaks. Raises `UserError` if it is empty."""
+def _string(cell: Cell, blank: str | None = None) -> str:
+    """The text in a cell, with spaces for line breaks. Raises `UserError` if it is empty, or only of the characters
+    `blank` (default: all white space)."""
     if not isinstance(cell.value, str):
         raise cell.error(f"must be a string, not {json.dumps(cell.value)[:40]}")
     try:
@@ -218,7 +235,7 @@ def _string(cell: Cell) -> str:
     except UnicodeEncodeError:
         raise cell.error("holds half a surrogate pair, which is not text; correct it") from None
     text = cell.value.replace("\r\n", " ").replace("\n", " ")
-    if not text.strip():
+    if not text.strip(blank):
         raise cell.error("is empty; fill it, or remove the row")
     return text
 
@@ -226,11 +243,24 @@ def _string(cell: Cell) -> str:
 def _words(cell: Cell) -> tuple[str, ...]:
     """The words in a cell: a list of strings, or words with spaces between them."""
     if not isinstance(cell.value, list):
-        return tuple(_string(cell).split())
-    words = tuple(_string(cell._replace(value=word)).strip() for word in cell.value)
+        return tuple(words_in(_string(cell)))
+    words = tuple(_string(cell._replace(value=word), whitespace).strip(whitespace) for word in cell.value)
     if not words:
         raise cell.error("is an empty list; fill it, or remove the row")
     return words
+
+
+def _tags(cell: Cell) -> tuple[str, ...]:
+    """The tags in a cell, as `_words` finds them."""
+    return _without_space(cell, _words(cell))
+
+
+def _without_space(cell: Cell, tags: Sequence[str]) -> tuple[str, ...]:
+    """These tags. Raises `UserError` for one with a no-break space in it, or other white space but an ASCII space."""
+    for tag in tags:
+        if any(letter.isspace() and letter != " " for letter in tag):
+            raise cell.error(f"has a no-break space or the like in {json.dumps(tag)[:40]}; replace it by a space")
+    return tuple(tags)
 
 
 def _name(cell: Cell) -> str:
@@ -252,4 +282,4 @@ def _number(cell: Cell) -> str:
     return text
 
 
-_LABELS: dict[str, Callable[[Cell], Any]] = {"classes": _name, "regression": _number, "tags": _words}
+_LABELS: dict[str, Callable[[Cell], Any]] = {"classes": _name, "regression": _number, "tags": _tags}

@@ -17,6 +17,7 @@ from jax import Array
 from transformer.config import LABEL_HEADS, FinetuneConfig, UserError, require_task, shown
 from transformer.data.framing import Row, frame, frame_words
 from transformer.data.given import strings
+from transformer.data.labelled import words_in
 from transformer.data.labels import FILE, Labels, read
 from transformer.inference.batches import Batch, Batcher, on_all_devices, padded_lengths
 from transformer.inference.pieces import MAX_LINES, encoder_vocabulary, require_encoder_vocabulary
@@ -190,7 +191,9 @@ class Classifier:
     def _parts(self, text: Text, line: int) -> list[str]:
         """The strings of a text: one, two of a pair, or words. None of a blank text."""
         kind, pairs = self.labels.kind, self.labels.pairs
-        parts = text.split() if kind == "tags" and isinstance(text, str) else [text] if isinstance(text, str) else text
+        parts = text
+        if isinstance(text, str):
+            parts = words_in(text) if kind == "tags" else [text]
         if not isinstance(parts, Sequence) or not all(isinstance(part, str) for part in parts):
             what = "words" if kind == "tags" else "a string, or two for a pair"
             raise UserError(f"line {line}: {shown(text)}: give {what}")

@@ -69,12 +69,14 @@ def check_integers(name: str, x_BT: Any) -> None:
 
 
 def check_width(name: str, x_BTD: Any, width: int) -> None:
-    """Raise `UserError` unless this is an array of floats of shape (rows, positions, `width`)."""
+    """Raise `UserError` unless this is an array of floats of shape (rows, positions, `width`), none of them 0."""
     shape, dtype = getattr(x_BTD, "shape", None), getattr(x_BTD, "dtype", None)
     if shape is None or dtype is None or not jnp.issubdtype(dtype, jnp.floating):
         raise UserError(f"{name} = {shown(x_BTD)}: give an array of floats, as `hidden` returns")
     if len(shape) != 3 or shape[2] != width:
         raise UserError(f"{name} has the shape {shape}: give (rows, positions, {width}), as `hidden` returns")
+    if 0 in shape:
+        raise UserError(f"{name} has the shape {shape}: give at least one row and one position")
 
 
 def check_float(name: str, dtype: Any) -> jnp.dtype:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -14,7 +13,7 @@ from etils import epath
 from jax.sharding import Mesh
 
 from transformer.config import FinetuneConfig, UserError, with_micro_batches
-from transformer.data.folder import writable_cache_dir
+from transformer.data.folder import check_cache
 from transformer.data.labelled import Columns, Example
 from transformer.data.labelled_rows import LabelledBatches, LabelledRows, split
 from transformer.data.labels import Labels, class_weights, learn
@@ -36,17 +35,19 @@ from transformer.tasks.tuning import (
     redrawn_by,
     refuse_computed,
     refuse_other_labels,
+    refuse_without_start,
     with_head,
 )
 from transformer.tasks.vocabulary import (
     ENCODER_VOCABULARIES,
     files_of,
     inherited,
-    refuse_other_size,
     size_before_training,
+    sized,
 )
 from transformer.training.objectives import labelled
 from transformer.training.sharding import gathered
+from transformer.training.task import with_data_of
 from transformer.training.warm_start import check_start
 
 log = logging.getLogger("transformer")
@@ -67,8 +68,7 @@ class Finetune:
 
     def __init__(self, config: FinetuneConfig, pieces: EncoderVocabulary, labels: Labels, examples: Examples):
         """`config`: as `completed` returns it."""
-        refuse_other_size(config, pieces.size)
-        config = dataclasses.replace(config, model=config.model.with_vocabulary(pieces.size))
+        config = sized(config, pieces.size)
         self.config, self.pieces, self.labels, self.examples = config, pieces, labels, examples
         self.judged = ((f"dev_{labels.metric}", labels.direction), ("dev_loss", "down"))
         self.files = {**files_of(pieces), **dict([labels.file])}
@@ -82,22 +82,18 @@ class Finetune:
         )
 
     @staticmethod
-    def check_cache(config: FinetuneConfig) -> None:
-        """Raise `UserError` if the cache folder can't be written to."""
-        with writable_cache_dir(config.data):
-            pass
-
-    @staticmethod
     def check(config: FinetuneConfig, workdir: str) -> None:
         """Raise `UserError` for mistakes that can be found without reading the labelled texts."""
         if not (path_of(workdir) / "config.json").exists():
             refuse_computed(config)
+            refuse_without_start(config)
         config = from_start(config, workdir)
         size = size_before_training(config, workdir, ENCODER_VOCABULARIES)
         model = with_head(config, config.model.labels or 2).model
         check_start(config, workdir, build(model.with_vocabulary(size)))
 
     resumed = staticmethod(as_stored)
+    check_cache = staticmethod(check_cache)
     score = staticmethod(evaluate_workdir)
     lines_of = staticmethod(lines_of)
 
@@ -116,8 +112,7 @@ class Finetune:
     def cut_into(self, micro_batches: int) -> Finetune:
         """The same task with this number of micro-batches a batch. Text that this task has read is not read again."""
         other = Finetune(with_micro_batches(self.config, micro_batches), self.pieces, self.labels, self.examples)
-        vars(other).update((name, value) for name, value in vars(self).items() if name in ("_train", "_dev"))
-        return other
+        return with_data_of(self, other, ("_train", "_dev"))
 
     # ---- Training ---------------------------------------------------------------------------------------------------
 

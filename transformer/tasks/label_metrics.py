@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy.stats import rankdata
 
 
 class Rates(NamedTuple):
@@ -56,30 +55,87 @@ def class_metrics(counts_CC: np.ndarray) -> dict[str, float]:
 
 
 def confusion_lines(counts_CC: np.ndarray, names: Sequence[str]) -> Iterator[str]:
-    """The table for people: a row for each class, a column for each class that it is given; precision, recall, F1."""
+    """The table for people: a row for each class, a column for each class that it is given; precision, recall, F1.
+
+    If it would be wider than 100 columns, the lines have a table without the columns of classes instead, and a list of
+    the most frequent confusions. Of very many classes, they have those with the most errors.
+    """
     width, first = max(6, *map(len, names)), max(5, *map(len, names))
     heading = "  ".join(f"{name:>{width}}" for name in names)
-    yield f"{'':{first}}  {heading}  precision  recall      F1"
-    predicted_C, gold_C = counts_CC.sum(0), counts_CC.sum(1)
+    heading = f"{'':{first}}  {heading}  {_RATES}"
+    if len(heading) > _WIDEST:
+        yield from _narrow_lines(counts_CC, [_shortened(name) for name in names])
+        return
+    yield heading
     for i, name in enumerate(names):
-        one = rates(counts_CC[i, i], predicted_C[i], gold_C[i])
         row = "  ".join(f"{count:>{width},}" for count in counts_CC[i])
-        yield f"{name:{first}}  {row}  {one.precision:9.4f}  {one.recall:6.4f}  {one.f1:6.4f}"
+        yield f"{name:{first}}  {row}  {_rates_of(counts_CC, i)}"
+
+
+_WIDEST = 100  # columns
+_LONGEST = 40  # characters of a name in a narrow table
+_MOST_ROWS, _MOST_CONFUSIONS = 50, 20
+_RATES = "precision  recall      F1"
+
+
+def _narrow_lines(counts_CC: np.ndarray, names: Sequence[str]) -> Iterator[str]:
+    """The precision, recall and F1 of each class, and the most frequent confusions."""
+    width, gold_C = max(9, *map(len, names)), counts_CC.sum(1)
+    wrong_CC = counts_CC - np.diag(np.diag(counts_CC))
+    by_errors = np.argsort(-(wrong_CC.sum(0) + wrong_CC.sum(1)), kind="stable")
+    yield f"{'':{width}}  {'texts':>9}  {_RATES}"
+    for i in sorted(by_errors[:_MOST_ROWS].tolist()):
+        yield f"{names[i]:{width}}  {gold_C[i]:>9,}  {_rates_of(counts_CC, i)}"
+    if len(names) > _MOST_ROWS:
+        yield f"... and {len(names) - _MOST_ROWS:,} classes with fewer errors"
+    pairs = int((wrong_CC > 0).sum())
+    if not pairs:
+        return
+    shown = min(pairs, _MOST_CONFUSIONS)
+    yield f"the most frequent confusions ({shown} of {pairs:,}):"
+    yield f"{'label':{width}}  {'predicted':{width}}  {'texts':>9}"
+    for flat in np.argsort(-wrong_CC, axis=None, kind="stable")[:shown]:
+        label, predicted = np.unravel_index(flat, wrong_CC.shape)
+        yield f"{names[label]:{width}}  {names[predicted]:{width}}  {wrong_CC[label, predicted]:>9,}"
+
+
+def _shortened(name: str) -> str:
+    """A name without its middle if it is long."""
+    end = _LONGEST // 3
+    return name if len(name) <= _LONGEST else f"{name[: _LONGEST - end - 3]}...{name[-end:]}"
+
+
+def _rates_of(counts_CC: np.ndarray, i: int) -> str:
+    """Precision, recall and F1 of a class below `_RATES`."""
+    one = rates(counts_CC[i, i], counts_CC[:, i].sum(), counts_CC[i].sum())
+    return f"{one.precision:9.4f}  {one.recall:6.4f}  {one.f1:6.4f}"
 
 
 # ---- Numbers ---------------------------------------------------------------------------------------------------------
 
 
 def regression_metrics(gold_N: np.ndarray, predicted_N: np.ndarray) -> dict[str, float]:
-    """Pearson's and Spearman's correlation, 0 if all numbers of one side are equal, and the mean squared error."""
+    """Pearson's and Spearman's correlation, and the mean squared error.
+
+    Both correlations are 0 if all numbers of one side are equal, for which they are not defined.
+    """
     return {
         "pearson": _correlation(gold_N, predicted_N),
-        "spearman": _correlation(rankdata(gold_N), rankdata(predicted_N)),
+        "spearman": _correlation(_ranks(gold_N), _ranks(predicted_N)),
         "mean_squared_error": float(np.mean((gold_N - predicted_N) ** 2)),
     }
 
 
+def _ranks(a_N: np.ndarray) -> np.ndarray:
+    """The place of each number in ascending order, from 1; equal numbers share the mean of their places."""
+    _, which_N, counts_U = np.unique(a_N, return_inverse=True, return_counts=True)
+    return (np.cumsum(counts_U) - (counts_U - 1) / 2)[which_N]
+
+
 def _correlation(a_N: np.ndarray, b_N: np.ndarray) -> float:
+    """Pearson's correlation; 0 if all numbers of one side are equal."""
+    # The mean of equal numbers may differ from them by rounding. So it is taken of differences, which are exactly 0.
+    a_N, b_N = (x_N - x_N[0] for x_N in (a_N, b_N))
     a_N, b_N = a_N - a_N.mean(), b_N - b_N.mean()
     spread = float(np.sqrt((a_N @ a_N) * (b_N @ b_N)))
     return float(a_N @ b_N) / spread if spread else 0.0

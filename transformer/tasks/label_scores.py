@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 import math
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from transformer.checkpoint import AVERAGE, Checkpoint, Checkpoints, best_seed, seed_folder, seeds_in
-from transformer.config import UserError
+from transformer.config import FinetuneConfig, UserError
+from transformer.data.framing import Row
 from transformer.data.labelled import Columns, Example
 from transformer.data.labelled_rows import framed
 from transformer.data.labels import Labels
@@ -90,21 +91,33 @@ def collapse(labels: Labels, outputs: Sequence[np.ndarray]) -> str | None:
 # ---- evaluate.py -----------------------------------------------------------------------------------------------------
 
 
-def evaluate_workdir(workdir: str, *, data: str | None = None, checkpoint: str | None = None) -> dict[str, Any]:
+Options = Callable[[FinetuneConfig], FinetuneConfig]
+"""The checkpoint's config, with the options of the command line."""
+
+
+def evaluate_workdir(
+    workdir: str,
+    *,
+    data: str | None = None,
+    checkpoint: str | None = None,
+    options: Options = lambda config: config,
+    kind: str | None = None,
+) -> dict[str, Any]:
     """The scores of a workdir's checkpoint on labelled texts, as evaluate.py prints them.
 
-    `data`: a file with the columns of the training files; default: the workdir's test set, else its development set. Of
-    a workdir with several seeds, the scores of each ("seeds"), their mean and their standard deviation. Raises
-    `UserError` if the workdir or the file can't be used.
+    `data`: a file; default: the workdir's set of this kind, 'test' or 'dev', else its test set, else its development
+    set. `options` may change the columns of the
+    file, which are else those of the training files. Of a workdir with several seeds, the scores of each ("seeds"),
+    their mean and their standard deviation. Raises `UserError` if the workdir or the file can't be used.
     """
     seeds = seeds_in(workdir)
     if not seeds or Checkpoints(workdir).states():
-        return _evaluated(workdir, data, checkpoint)
+        return _evaluated(workdir, data, checkpoint, options, kind)
     each = {}
     for seed in seeds:
         folder = seed_folder(workdir, seed)
         if Checkpoints(folder).states():
-            each[seed] = _evaluated(folder, data, checkpoint)
+            each[seed] = _evaluated(folder, data, checkpoint, options, kind)
         else:
             log.warning("%s has no checkpoint: left out", folder)
     if not each:
@@ -124,14 +137,16 @@ def evaluate_workdir(workdir: str, *, data: str | None = None, checkpoint: str |
     }
 
 
-def _evaluated(workdir: Any, data: str | None, checkpoint: str | None) -> dict[str, Any]:
+def _evaluated(
+    workdir: Any, data: str | None, checkpoint: str | None, options: Options, kind: str | None
+) -> dict[str, Any]:
     """The scores of one run."""
     opened, classifier = Checkpoints(workdir).read(checkpoint, lambda opened: (opened, Classifier.of(opened)))
     labels, config = classifier.labels, opened.config
+    columns = _columns(workdir, config, options, labels, given=data is not None)
     if data is None:
-        given = labelled_sets.read(workdir, labels.kind, labels.pairs)
+        given = labelled_sets.read(workdir, labels.kind, labels.pairs, kind)
     else:
-        columns = Columns(config.data.text, config.data.second, config.data.label)
         given = labelled_sets.from_files("given", [data], columns, labels.kind)
     for example in given.examples:
         labels.ids(example, given.paths[example.file])  # raises for a label that training has not seen
@@ -149,26 +164,60 @@ def _evaluated(workdir: Any, data: str | None, checkpoint: str | None) -> dict[s
         "metric": labels.metric,
         "scores": scores,
         "collapse": collapse(labels, outputs),
+        "stopped_early": _stopped_early(workdir, opened.config),
     }
     if labels.kind == "classes":
         gold = _gold(labels, [example.label for example in given.examples])
         counts_CC = confusion(gold, np.stack(outputs).argmax(1), labels.size)
         result |= {"labels": list(labels.names), "confusion": counts_CC.tolist()}
     if given.kind == "dev":
-        result["last_epoch"] = _of_last(workdir, labels.metric)
+        result["last_epoch"] = _of_last(workdir, labels, given.examples, rows)
     if opened.name == AVERAGE:
         result["averaged_steps"] = opened.progress["averaged_steps"]
     return result
 
 
-def _of_last(workdir: Any, metric: str) -> dict[str, Any] | None:
-    """Step and development score of the last evaluation: the best one is chosen on the same texts, so it flatters."""
+def _columns(workdir: Any, config: FinetuneConfig, options: Options, labels: Labels, *, given: bool) -> Columns:
+    """The columns of a file of labelled texts. `given`: whether there is such a file.
+
+    Raises `UserError` if the options name columns without a file, or for pairs where the model labels single texts, or
+    the other way round.
+    """
+    before, after = (Columns(c.data.text, c.data.second, c.data.label) for c in (config, options(config)))
+    if changed := [name for name in Columns._fields if getattr(after, name) != getattr(before, name)]:
+        if not given:
+            raise UserError(f"--data.{changed[0]} is for --data FILE: the sets of the workdir have their own columns")
+        if labels.pairs is not None and labels.pairs != (after.second is not None):
+            wanted = "pairs of texts: name the column" if labels.pairs else "single texts: leave the column out"
+            raise UserError(f"--data.second {after.second}: the model of {workdir} labels {wanted}")
+    return after
+
+
+def _of_last(workdir: Any, labels: Labels, examples: Sequence[Example], rows: Sequence[Row]) -> dict[str, Any] | None:
+    """Step and score of the last evaluated checkpoint on the development examples; None if the last one has no score.
+
+    The best one is chosen on the same texts, so its score is too good. If training scored only the first ones
+    (`train.eval_sentences`), the score is computed anew, so that both scores are of the same texts.
+    """
 
     def read(opened: Checkpoint) -> dict[str, Any] | None:
-        value = opened.progress.get(f"dev_{metric}")
-        return None if value is None else {"checkpoint": str(opened.name), metric: value}
+        value, most = opened.progress.get(f"dev_{labels.metric}"), opened.config.train.eval_sentences
+        if value is not None and most is not None and most < len(examples):
+            value = scores_of(labels, examples, Classifier.of(opened).outputs(rows))[labels.metric]
+        return None if value is None else {"checkpoint": str(opened.name), labels.metric: value}
 
     return Checkpoints(workdir).read("last", read)
+
+
+def _stopped_early(workdir: Any, config: FinetuneConfig) -> str | None:
+    """A sentence if a run with development texts was stopped before its first evaluation; or None."""
+    checkpoints, judged = Checkpoints(workdir), bool(config.data.dev or config.data.dev_share)
+    if not judged or not checkpoints.states() or checkpoints.best() is not None:
+        return None
+    step = checkpoints.read("last", lambda opened: opened.progress["step"])
+    if step >= config.train.steps:
+        return None
+    return f"stopped at update {step} of {config.train.steps:,}, before its first evaluation"
 
 
 def lines_of(result: Mapping[str, Any]) -> Iterator[str]:
@@ -181,8 +230,9 @@ def lines_of(result: Mapping[str, Any]) -> Iterator[str]:
     for seed, one in result["seeds"].items():
         last = one.get("last_epoch")
         after = f", last epoch {last[metric]:.4f}" if last else ""
-        collapsed = f"   COLLAPSED: {one['collapse']}" if one["collapse"] else ""
-        yield f"seed {seed}: checkpoint {one['checkpoint']}, {metric} {one['scores'][metric]:.4f}{after}{collapsed}"
+        notes = f"   COLLAPSED: {one['collapse']}" if one["collapse"] else ""
+        notes += f"   STOPPED EARLY: {one['stopped_early']}" if one["stopped_early"] else ""
+        yield f"seed {seed}: checkpoint {one['checkpoint']}, {metric} {one['scores'][metric]:.4f}{after}{notes}"
     deviation = result["standard_deviation"]
     spread = "" if deviation is None else f", standard deviation {deviation:.4f}"
     yield f"mean {metric} {result['mean']:.4f}{spread}; best on the development set: seed {result['best_seed']}"
@@ -195,8 +245,11 @@ def _lines_of_one(result: Mapping[str, Any]) -> Iterator[str]:
     others = [f"{name} {value:.4f}" for name, value in result["scores"].items() if name != metric]
     yield f"{metric} {result['scores'][metric]:.4f}   {'  '.join(others)}"
     if last := result.get("last_epoch"):
-        yield f"last epoch: {metric} {last[metric]:.4f} (the checkpoint above was chosen on these texts)"
+        chosen = "" if result["checkpoint"] == AVERAGE else " (the checkpoint above was chosen on these texts)"
+        yield f"last epoch: {metric} {last[metric]:.4f}{chosen}"
     if result["collapse"]:
         yield f"COLLAPSED: {result['collapse']}; train again with another seed or a lower train.peak_learning_rate"
+    if result["stopped_early"]:
+        yield f"STOPPED EARLY: {result['stopped_early']}; the same train.py command again resumes it"
     if "confusion" in result:
         yield from confusion_lines(np.array(result["confusion"]), [plain(name) for name in result["labels"]])

@@ -20,6 +20,7 @@ from transformer.config import UserError
 from transformer.data.labelled import Columns, Example, read_examples
 from transformer.files import path_of, refuse_links, replace, writing
 from transformer.streams import to_json
+from transformer.tasks.sets import NoSet
 
 log = logging.getLogger("transformer")
 
@@ -67,20 +68,20 @@ def _line(example: Example) -> str:
     return to_json({name: value for name, value in fields.items() if value is not None}) + "\n"
 
 
-def read(workdir: Any, kind_of_labels: str, pairs: bool) -> ExampleSet:
-    """The test set of a workdir, or its development set if there is none.
+def read(workdir: Any, kind_of_labels: str, pairs: bool, kind: str | None = None) -> ExampleSet:
+    """The 'test' or 'dev' set of a workdir; default: test if there is one, else dev.
 
-    Raises `UserError` if it has neither, or if a file is not as it was written.
+    Raises `UserError` if it has no such set, or if a file is not as it was written.
     """
     folder = path_of(workdir) / "sets"
     index = folder / INDEX
     try:
         known = json.loads(index.read_bytes()) if index.exists() else {}
-        kind = next((kind for kind in ("test", "dev") if kind in known), None)
+        kind = next((one for one in ([kind] if kind else ["test", "dev"]) if one in known), None)
     except (OSError, ValueError, TypeError, RecursionError) as error:
         raise _unusable(index, error) from None
     if kind is None:
-        raise UserError(f"{workdir} has no test or dev set; give --data FILE")
+        raise NoSet(f"{workdir} has no test or dev set; give --data FILE")
     try:
         path, name, digest = folder / f"{kind}.jsonl", str(known[kind]["name"]), known[kind]["sha256"]
         content = path.read_bytes()

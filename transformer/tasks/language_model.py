@@ -15,7 +15,7 @@ from jax import Array
 from jax.sharding import Mesh
 
 from transformer.config import LanguageModelConfig, with_micro_batches
-from transformer.data.folder import writable_cache_dir
+from transformer.data.folder import check_cache, writable_cache_dir
 from transformer.data.rows import Batches
 from transformer.data.running import Text, Texts, texts
 from transformer.data.text_store import TextStore, encode_text
@@ -27,10 +27,11 @@ from transformer.model import Params, build
 from transformer.model.rounding import in_type
 from transformer.tasks import text_sets
 from transformer.tasks.perplexity import evaluate_workdir, lines_of, summed
-from transformer.tasks.vocabulary import VOCABULARIES, files_of, inherited, refuse_other_size, size_before_training
+from transformer.tasks.vocabulary import VOCABULARIES, files_of, inherited, size_before_training, sized
 from transformer.training.objectives import causal
 from transformer.training.sharding import batch_sharding, gathered, put
 from transformer.training.step import cut
+from transformer.training.task import with_data_of
 from transformer.training.warm_start import check_start
 
 log = logging.getLogger("transformer")
@@ -42,20 +43,13 @@ class LanguageModel:
     """Model, batches, loss and evaluation of one config (see `training.task.Task`)."""
 
     def __init__(self, config: LanguageModelConfig, pieces: Vocabulary, sides: Texts):
-        refuse_other_size(config, pieces.size)
-        config = dataclasses.replace(config, model=config.model.with_vocabulary(pieces.size))
+        config = sized(config, pieces.size)
         self.config, self.pieces, self.texts, self.judged = config, pieces, sides, JUDGED
         self.files = files_of(pieces)
         documents, model = config.data.documents != "none", build(config.model)
         self.objective = causal(model, config.train, documents=documents)
         unsmoothed = dataclasses.replace(config.train, label_smoothing=0.0)
         self._dev_loss = jax.jit(causal(model, unsmoothed, documents=documents).loss, static_argnames="mesh")
-
-    @staticmethod
-    def check_cache(config: LanguageModelConfig) -> None:
-        """Raise `UserError` if the cache folder can't be written to."""
-        with writable_cache_dir(config.data):
-            pass
 
     @staticmethod
     def check(config: LanguageModelConfig, workdir: str) -> None:
@@ -70,6 +64,7 @@ class LanguageModel:
         """`config` for a run that resumes in a workdir whose config is `stored`."""
         return config
 
+    check_cache = staticmethod(check_cache)
     score = staticmethod(evaluate_workdir)
     lines_of = staticmethod(lines_of)
 
@@ -84,8 +79,7 @@ class LanguageModel:
         """The same task with this number of micro-batches a batch. Text that this task has read is not read again."""
         other = LanguageModel(with_micro_batches(self.config, micro_batches), self.pieces, self.texts)
         read = ("_train", "_development", "_test")
-        vars(other).update((name, value) for name, value in vars(self).items() if name in read)
-        return other
+        return with_data_of(self, other, read)
 
     # ---- Training ---------------------------------------------------------------------------------------------------
 
@@ -96,9 +90,7 @@ class LanguageModel:
     def prepare(self) -> None:
         """Split all text of the run into pieces, and plan the batches. Only the first call does the work."""
         self.batches()
-        for store in (self._train, self._development, self._test):
-            if store is not None and jax.process_index() == 0 and (doubt := store.doubt()):
-                log.warning("%s", doubt)
+        text_sets.warn_of_doubts((self._train, self._development, self._test))
 
     def content_digests(self) -> dict[str, str]:
         """sha256 of the pieces of the training and of the development text."""

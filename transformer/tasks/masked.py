@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 from collections.abc import Iterator
 from functools import cached_property
@@ -14,7 +13,7 @@ from etils import epath
 from jax.sharding import Mesh
 
 from transformer.config import MaskedConfig, with_micro_batches
-from transformer.data.folder import writable_cache_dir
+from transformer.data.folder import check_cache, writable_cache_dir
 from transformer.data.masking import MaskedRows, in_order
 from transformer.data.rows import Batches
 from transformer.data.running import Text, Texts, pretraining_texts
@@ -30,12 +29,13 @@ from transformer.tasks.vocabulary import (
     ENCODER_VOCABULARIES,
     files_of,
     inherited,
-    refuse_other_size,
     size_before_training,
+    sized,
 )
 from transformer.training.objectives import masked
 from transformer.training.sharding import batch_sharding, gathered, put
 from transformer.training.step import cut
+from transformer.training.task import with_data_of
 from transformer.training.warm_start import check_start
 
 log = logging.getLogger("transformer")
@@ -49,18 +49,11 @@ class Masked:
     """Model, batches, loss and evaluation of one config (see `training.task.Task`)."""
 
     def __init__(self, config: MaskedConfig, pieces: EncoderVocabulary, sides: Texts, unpaired: Text | None):
-        refuse_other_size(config, pieces.size)
-        config = dataclasses.replace(config, model=config.model.with_vocabulary(pieces.size))
+        config = sized(config, pieces.size)
         self.config, self.pieces, self.texts, self.unpaired, self.judged = config, pieces, sides, unpaired, JUDGED
         self.files = files_of(pieces)
         self.objective = masked(build(config.model), config.train, next_sentence=config.data.next_sentence)
         self._sums = jax.jit(sums_of(self.objective.model))
-
-    @staticmethod
-    def check_cache(config: MaskedConfig) -> None:
-        """Raise `UserError` if the cache folder can't be written to."""
-        with writable_cache_dir(config.data):
-            pass
 
     @staticmethod
     def check(config: MaskedConfig, workdir: str) -> None:
@@ -74,6 +67,7 @@ class Masked:
         """`config` for a run that resumes in a workdir whose config is `stored`."""
         return config
 
+    check_cache = staticmethod(check_cache)
     score = staticmethod(evaluate_workdir)
     lines_of = staticmethod(lines_of)
 
@@ -90,8 +84,7 @@ class Masked:
         """The same task with this number of micro-batches a batch. Text that this task has read is not read again."""
         other = Masked(with_micro_batches(self.config, micro_batches), self.pieces, self.texts, self.unpaired)
         read = ("_stores", "_rows", "_development")
-        vars(other).update((name, value) for name, value in vars(self).items() if name in read)
-        return other
+        return with_data_of(self, other, read)
 
     # ---- Training ---------------------------------------------------------------------------------------------------
 
@@ -103,9 +96,7 @@ class Masked:
         """Split all text of the run into pieces, and plan the batches. Only the first call does the work."""
         self.batches()
         dev = [] if self._development is None else self._development.stores
-        for store in (*self._stores, *dev):
-            if jax.process_index() == 0 and (doubt := store.doubt()):
-                log.warning("%s", doubt)
+        text_sets.warn_of_doubts((*self._stores, *dev))
 
     def content_digests(self) -> dict[str, str]:
         """sha256 of the pieces of the training and of the development text."""

@@ -131,17 +131,20 @@ def _loaded(workdir: str, checkpoint: str | None) -> tuple[Checkpoint, EncoderVo
     return opened, pieces, lambda batch: sums(params, batch)
 
 
-def evaluate_workdir(workdir: str, *, text: str | None = None, checkpoint: str | None = None) -> dict[str, Any]:
+def evaluate_workdir(
+    workdir: str, *, text: str | None = None, checkpoint: str | None = None, kind: str | None = None
+) -> dict[str, Any]:
     """The scores of a workdir's checkpoint on a text, as evaluate.py prints them.
 
-    `text`: a file; default: the workdir's test text, else its development text. Pairs and masks are always drawn from
+    `text`: a file; default: the workdir's text of this kind, 'test' or 'dev', else its test text, else its development
+    text. Pairs and masks are always drawn from
     the same seed. Raises `UserError` if the workdir or the file can't be used.
     """
     opened, pieces, sums = again(lambda: _loaded(workdir, checkpoint))
     config = opened.config
     with tempfile.TemporaryDirectory() as folder:
         if text is None:
-            name, source = text_sets.read(workdir, Path(folder))
+            name, source = text_sets.read(workdir, Path(folder), kind)
         else:
             name, source = Path(text).name, Text((text,), "blank_lines", most_lines=config.data.document_lines)
         store = encode_text(source, pieces, folder=folder, workers=1)

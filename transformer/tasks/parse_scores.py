@@ -67,8 +67,8 @@ def write(folder: Any, sets: Mapping[str, Treebank | None]) -> None:
     stored_sets.write(folder, INDEX, {kind: stored(kind, bank) for kind, bank in sets.items()})
 
 
-def _stored(workdir: str) -> Treebank:
-    _, (entry, files) = stored_sets.read(workdir, INDEX, "--data FILE")
+def _stored(workdir: str, kind: str | None) -> Treebank:
+    _, (entry, files) = stored_sets.read(workdir, INDEX, "--data FILE", kind)
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / "trees.mrg"
         copy.write_bytes(b"".join(files.values()))
@@ -83,27 +83,31 @@ def evaluate_workdir(
     *,
     data: str | None = None,
     checkpoint: str | None = None,
+    kind: str | None = None,
     options: Options = lambda config: config,
 ) -> dict[str, Any]:
     """EVALB's figures of a workdir's checkpoint, as evaluate.py prints them.
 
-    `data`: a file of gold trees; default: the workdir's test set, else its development set. `options` may change
-    decoding and EVALB's parameters. Raises `UserError` if the workdir or the file can't be used.
+    `data`: a file of gold trees; default: the workdir's test set, else its development set; `kind`: only the 'test' or
+    'dev' set. `options` may change decoding and EVALB's parameters. Raises `UserError` if the workdir or the file can't be used.
     """
     checkpoints = Checkpoints(workdir)
     config = options(checkpoints.read(checkpoint, lambda opened: opened.config))
     parameters = parameters_of(config.parser)
-    bank = _stored(workdir) if data is None else treebank.read([data])
+    bank = _stored(workdir, kind) if data is None else treebank.read([data])
     warn_of_unusable(bank)
     opened, parser = checkpoints.read(checkpoint, lambda opened: (opened, Parser.of(opened, config.decode)))
     log.info("parsing %s sentences of %s with checkpoint %s", f"{len(bank.sentences):,}", bank.name, opened.name)
     sentences = scored(bank.sentences, parse_shares(parser, bank.sentences), parameters)
     parser.tally.refuse(f"{workdir}: ")
     short = [one for one in sentences if one.length <= parameters.cutoff]
+    whole = summary(sentences)
     result = {
         "test_set": bank.name,
         "checkpoint": str(opened.name),
-        "all": summary(sentences)._asdict(),
+        "f1": whole.f1,
+        "tagging": whole.tagging,
+        "all": whole._asdict(),
         f"len<={parameters.cutoff}": summary(short)._asdict(),
         "unusable_trees": len(bank.unusable),
         "beam_size": config.decode.beam_size,

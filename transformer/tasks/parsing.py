@@ -41,6 +41,7 @@ from transformer.tasks.vocabulary import (
 from transformer.training.objectives import parsed
 from transformer.training.sharding import batch_sharding, gathered, put
 from transformer.training.step import cut
+from transformer.training.task import with_data_of
 from transformer.training.warm_start import check_start
 
 log = logging.getLogger("transformer")
@@ -124,8 +125,7 @@ class Parsing:
     def cut_into(self, micro_batches: int) -> Parsing:
         """The same task with this number of micro-batches a batch. Trees that this task has read are not read again."""
         other = Parsing(with_micro_batches(self.config, micro_batches), self.pieces, self.symbols, self.banks)
-        vars(other).update((name, value) for name, value in vars(self).items() if name in ("_train", "_dev"))
-        return other
+        return with_data_of(self, other, ("_train", "_dev"))
 
     # ---- Training ---------------------------------------------------------------------------------------------------
 

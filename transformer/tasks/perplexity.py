@@ -99,11 +99,17 @@ def _scratch() -> Iterator[str]:
 
 
 def evaluate_workdir(
-    workdir: str, *, text: str | None = None, stride: int | None = None, checkpoint: str | None = None
+    workdir: str,
+    *,
+    text: str | None = None,
+    stride: int | None = None,
+    checkpoint: str | None = None,
+    kind: str | None = None,
 ) -> dict[str, Any]:
     """The scores of a workdir's checkpoint on a text, as evaluate.py prints them.
 
-    `text`: a file; default: the workdir's test text, else its development text. The text is cut into blocks of
+    `text`: a file; default: the workdir's text of this kind, 'test' or 'dev', else its test text, else its development
+    text. The text is cut into blocks of
     `data.context` pieces. `sliding_perplexity` is that of blocks that overlap: each begins `stride` pieces after the
     one before it (default: half of the context), so that nearly every piece is predicted from at least
     `data.context - stride` others. Raises `UserError` if the workdir or the file can't be used.
@@ -117,7 +123,7 @@ def evaluate_workdir(
     stride = max(1, context // 2) if stride is None else stride
     with _scratch() as folder:
         if text is None:
-            name, source = text_sets.read(workdir, Path(folder))
+            name, source = text_sets.read(workdir, Path(folder), kind)
         else:
             require_files([("--text", os.fspath(text))])
             warn_of_records("--text", os.fspath(text))

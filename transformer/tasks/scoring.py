@@ -25,6 +25,7 @@ from transformer.files import append, local, path_of, refuse_links, replace, wri
 from transformer.inference.translator import Translator
 from transformer.judging import Judged
 from transformer.streams import plain, to_json
+from transformer.tasks.averaging import NOT_SCORED, averaged
 from transformer.tasks.gathered import refuse_broken, translate_shares
 from transformer.tasks.judges import (
     JUDGED,
@@ -233,7 +234,7 @@ def store(workdir: str, result: dict[str, Any], check: Callable[[], None] = lamb
     return True
 
 
-def average(workdir: str, last: int, options: Options = lambda config: config) -> Iterator[str]:
+def average_translation(workdir: str, last: int, options: Options = lambda config: config) -> Iterator[str]:
     """Average the parameters of the last checkpoints, and yield lines with dev BLEU before and after.
 
     From then on, evaluation uses the average by default. `options` as in `evaluate_workdir`. Raises `UserError` at the
@@ -246,13 +247,9 @@ def average(workdir: str, last: int, options: Options = lambda config: config) -
     config = options(trained_with)
     if "dev" in known_sets(workdir):
         bleu(bleu_tokenizer(config))
-    steps = checkpoints.average(last)
-    log.info("the average is saved in %s", checkpoints.path(AVERAGE))  # logged now, in case scoring fails
-    yield f"averaged {len(steps)} checkpoints: {', '.join(map(str, steps))}"
-    if len(steps) < last:
-        log.warning("there are only %d checkpoints; train.keep_last sets how many are kept", len(steps))
+    yield from averaged(checkpoints, last)
     if "dev" not in known_sets(workdir):
-        yield "no development set to score it on"
+        yield NOT_SCORED
         return
     test_set, sources, references = read_set(workdir, "dev")
     for checkpoint in ("last", AVERAGE):

@@ -27,6 +27,10 @@ log = logging.getLogger("transformer")
 SIDES = ("source", "reference")
 
 
+class NoSet(UserError):
+    """A workdir has no set to score."""
+
+
 def read_sides(parallel: Parallel, fields: tuple[str, str]) -> tuple[list[str], list[str]]:
     """All sources and all references of a set. Raises `UserError` if it is empty."""
     pairs = list(read_pairs(parallel, fields))
@@ -111,7 +115,7 @@ def read_set(workdir: str, kind: str | None = None) -> tuple[str, list[str], lis
     known = known_sets(workdir)
     kind = kind or ("test" if "test" in known else "dev")
     if kind not in known:
-        raise UserError(f"{workdir} has no test or dev set; give --source FILE --reference FILE")
+        raise NoSet(f"{workdir} has no test or dev set; give --source FILE --reference FILE")
     sides = []
     for side in SIDES:
         path = path_of(workdir) / "sets" / f"{kind}.{side}"

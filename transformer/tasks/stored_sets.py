@@ -17,6 +17,7 @@ from etils import epath
 from transformer.config import UserError
 from transformer.files import path_of, refuse_links, replace, writing
 from transformer.streams import to_json
+from transformer.tasks.sets import NoSet
 
 log = logging.getLogger("transformer")
 
@@ -50,22 +51,23 @@ def write(folder: epath.Path, index: str, sets: Mapping[str, StoredSet | None]) 
         replace(folder / "sets" / index, (to_json(known, indent=2) + "\n").encode())
 
 
-def read(workdir: Any, index: str, option: str) -> tuple[str, StoredSet]:
-    """("test", the workdir's test set), or ("dev", its development set) if there is none.
+def read(workdir: Any, index: str, option: str, kind: str | None = None) -> tuple[str, StoredSet]:
+    """("test", the workdir's test set), or ("dev", its development set) if there is none. `kind`: only this one.
 
-    Raises `UserError` if it has neither, or if a file is not as it was written. `option`: what to give instead.
+    Raises `NoSet` if there is none, and `UserError` if a file is not as it was written. `option`: what to give instead.
     """
     folder = path_of(workdir) / "sets"
     path = folder / index
     try:
         known = json.loads(path.read_bytes()) if path.exists() else {}
-        kind = next((kind for kind in ("test", "dev") if kind in known), None)
+        wanted = ("test", "dev") if kind is None else (kind,)
+        kind = next((one for one in wanted if one in known), None)
         entry = dict(known[kind] if kind else {})
         digests = dict(entry["files"] if kind else {})
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise _damaged(path, f"cannot be read ({type(error).__name__}: {error})", option) from None
     if kind is None:
-        raise UserError(f"{workdir} has no test or dev set; give {option}")
+        raise NoSet(f"{workdir} has no {' or '.join(wanted)} set; give {option}")
     files = {}
     for name, digest in digests.items():
         path = folder / Path(name).name

@@ -6,17 +6,21 @@ workdir/sets/{dev,test}.<i>.text   the text of file i
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
+import jax
 from etils import epath
 
 from transformer.config import UserError
 from transformer.data.running import Text, file_of, parts
+from transformer.data.text_store import TextStore
 from transformer.files import path_of
 from transformer.tasks import stored_sets
 from transformer.tasks.stored_sets import StoredSet
+
+log = logging.getLogger("transformer")
 
 INDEX = "texts.json"
 
@@ -43,12 +47,12 @@ def _contents(text: Text) -> list[str]:
     return ["".join(content) for content in contents.values()]
 
 
-def read(workdir: Any, folder: Path) -> tuple[str, Text]:
-    """Name and text of the workdir's test text, or of its development text if there is none, copied to `folder`.
+def read(workdir: str, folder: Path, kind: str | None = None) -> tuple[str, Text]:
+    """Name and text of the workdir's 'test' or 'dev' text, copied to `folder`; default: test if there is one, else dev.
 
-    Raises `UserError` if the workdir has neither, or if a file is not as it was written.
+    Raises `UserError` if the workdir has no such text, or if a file is not as it was written.
     """
-    _, (entry, files) = stored_sets.read(workdir, INDEX, "--text FILE")
+    _, (entry, files) = stored_sets.read(workdir, INDEX, "--text FILE", kind)
     if "documents" not in entry or "name" not in entry:
         index = path_of(workdir) / "sets" / INDEX
         raise UserError(
@@ -58,3 +62,10 @@ def read(workdir: Any, folder: Path) -> tuple[str, Text]:
     for copy, content in zip(copies, files.values(), strict=True):
         copy.write_bytes(content)
     return str(entry["name"]), Text(tuple(map(str, copies)), entry["documents"])
+
+
+def warn_of_doubts(stores: Iterable[TextStore | None]) -> None:
+    """Log a warning for each text that looks wrong (`TextStore.doubt`), in process 0."""
+    for store in stores:
+        if store is not None and jax.process_index() == 0 and (doubt := store.doubt()):
+            log.warning("%s", doubt)

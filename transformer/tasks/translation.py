@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 
 from transformer.config import PAD, Config, DecodeConfig, UserError, with_micro_batches
 from transformer.data.batching import Batches, evaluation_batches, too_long
-from transformer.data.folder import writable_cache_dir
+from transformer.data.folder import check_cache, writable_cache_dir
 from transformer.data.held_out import HeldOut, held_out_doubts
 from transformer.data.languages import Named, doubts
 from transformer.data.sources import corpora
@@ -34,10 +34,11 @@ from transformer.tasks.gathered import translate_shares
 from transformer.tasks.judges import JUDGED, bleu_tokenizer, check_scoring, score, spelt_otherwise, unsuited
 from transformer.tasks.scoring import evaluate_workdir, lines_of
 from transformer.tasks.sets import read_sides, write_sets
-from transformer.tasks.vocabulary import files_of, inherited, refuse_other_size, size_before_training
+from transformer.tasks.vocabulary import files_of, inherited, size_before_training, sized
 from transformer.training.objectives import sequences
 from transformer.training.sharding import batch_sharding, gathered, put
 from transformer.training.step import cut
+from transformer.training.task import with_data_of
 from transformer.training.warm_start import check_start
 
 log = logging.getLogger("transformer")
@@ -50,8 +51,7 @@ class Translation:
     """Model, batches, loss and evaluation of one config (see `training.task.Task`)."""
 
     def __init__(self, config: Config, pieces: Tokenizer, texts: Corpora):
-        refuse_other_size(config, pieces.vocab_size)
-        config = dataclasses.replace(config, model=config.model.with_vocabulary(pieces.vocab_size))
+        config = sized(config, pieces.vocab_size)
         self.config, self.pieces, self.texts = config, pieces, texts
         model = build(config.model)
         self.objective = sequences(model, config.train, packing=config.data.packing)
@@ -59,12 +59,6 @@ class Translation:
         self.judged = JUDGED[config.evaluate.metric]
         unsmoothed = dataclasses.replace(config.train, label_smoothing=0.0)
         self._dev_loss = jax.jit(sequences(model, unsmoothed, packing=config.data.packing).loss, static_argnames="mesh")
-
-    @staticmethod
-    def check_cache(config: Config) -> None:
-        """Raise `UserError` if the cache folder can't be written to."""
-        with writable_cache_dir(config.data):
-            pass
 
     @staticmethod
     def check(config: Config, workdir: str) -> None:
@@ -83,6 +77,7 @@ class Translation:
         log.info("data.normalization stays 'identity', as at the start of this run")
         return dataclasses.replace(config, data=dataclasses.replace(config.data, normalization="identity"))
 
+    check_cache = staticmethod(check_cache)
     score = staticmethod(evaluate_workdir)
     lines_of = staticmethod(lines_of)
 
@@ -102,8 +97,7 @@ class Translation:
         """The same task with this number of micro-batches a batch. Text that this task has read is not read again."""
         other = Translation(with_micro_batches(self.config, micro_batches), self.pieces, self.texts)
         read = ("_train", "_development", "_test", "_doubts")
-        vars(other).update((name, value) for name, value in vars(self).items() if name in read)
-        return other
+        return with_data_of(self, other, read)
 
     # ---- Training ---------------------------------------------------------------------------------------------------
 

@@ -39,6 +39,15 @@ def refuse_computed(config: FinetuneConfig) -> None:
             raise UserError(f"train.{name} = {getattr(config.train, name)}: {rule}; leave it out{fix}")
 
 
+def refuse_without_start(config: FinetuneConfig) -> None:
+    """Raise `UserError` if a new run without a start is to draw layers of its start anew."""
+    if config.tune.redrawn_layers and config.train.init_from is None:
+        raise UserError(
+            f"tune.redrawn_layers = {config.tune.redrawn_layers}: without train.init_from all layers are new; leave it "
+            "out, or give train.init_from"
+        )
+
+
 def from_start(config: FinetuneConfig, workdir: str | None) -> FinetuneConfig:
     """The config of a run with the model of `train.init_from`, if a new run starts from one.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import logging
 from collections.abc import Callable
@@ -58,6 +59,12 @@ def size_before_training(config: Any, workdir: str, kind: Kind = TOKENIZERS) -> 
     if size is not None:
         refuse_other_size(config, size)
     return size
+
+
+def sized(config: Any, size: int) -> Any:
+    """The config with the size of its vocabulary. Raises `UserError` if model.vocab_size is another one."""
+    refuse_other_size(config, size)
+    return dataclasses.replace(config, model=config.model.with_vocabulary(size))
 
 
 def refuse_other_size(config: Any, size: int) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 from etils import epath
@@ -147,10 +147,23 @@ class RunnableTask(Task, Protocol):
 
     @staticmethod
     def score(workdir: str, *, checkpoint: str | None = None) -> Mapping[str, Any]:
-        """The scores of a checkpoint. Further keywords are the options of `evaluate.py` that the task takes."""
+        """The scores of a checkpoint.
+
+        Further keywords are the options of `evaluate.py` that the task takes, and `kind`, which may be 'dev': score the
+        development set, even if there is a test set.
+        """
         ...
 
     @staticmethod
     def lines_of(result: Mapping[str, Any]) -> Iterator[str]:
         """The result of `score`, for people."""
         ...
+
+
+T = TypeVar("T", bound=Task)
+
+
+def with_data_of(read: T, task: T, names: Sequence[str]) -> T:
+    """`task` with those cached properties of these names that `read` has: what they hold is not read again."""
+    vars(task).update((name, value) for name, value in vars(read).items() if name in names)
+    return task

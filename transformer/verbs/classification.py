@@ -37,6 +37,7 @@ def predict(arguments: list[str]) -> None:
     )
     args = parser.parse_args(arguments)
     set_up_jax()
+    from transformer.data.labelled import words_in
     from transformer.inference.classifier import Classifier
     from transformer.inference.stream import answer_lines
 
@@ -45,7 +46,7 @@ def predict(arguments: list[str]) -> None:
     kind, pairs = classifier.labels.kind, classifier.labels.pairs
 
     def answer(lines: Sequence[str], first: int) -> Iterator[str]:
-        texts = [line.split() if kind == "tags" else [line] if pairs is False else line.split("\t") for line in lines]
+        texts = [words_in(line) if kind == "tags" else [line] if pairs is False else line.split("\t") for line in lines]
         for text, found in zip(texts, classifier.classify(texts, first_line=first), strict=True):
             if args.jsonl:
                 given = {"words": text} if kind == "tags" else dict(zip(("text", "second"), text, strict=False))
