@@ -4,6 +4,7 @@ import dataclasses
 import io
 import json
 import random
+import shutil
 import sys
 import xml.etree.ElementTree as ET
 from pathlib import Path
@@ -138,6 +139,16 @@ def test_parse_reads_lines(run: Path, tmp_path: Path, call, feed) -> None:
     texts = [node.text for node in ET.parse(tmp_path / "x.svg").iter("{http://www.w3.org/2000/svg}text")]
     assert texts.count("NP") >= 3
     assert {"the", "cat", "S", "VBD", "-LRB-a-RRB-"} <= {*texts}
+
+
+def test_an_average_is_scored(run: Path, tmp_path: Path, call) -> None:
+    copy = Path(shutil.copytree(run, tmp_path / "run"))
+    done = call("transformer", "average", copy, "--last", 2)
+    assert done.code == 0, done.err
+    assert done.out.startswith("averaged 2 checkpoints: 300, 360\n")
+    assert "f1 on dev.mrg: 100.0000 before (step 360), " in done.out
+    done = call("evaluate.py", "--workdir", copy, "--json")
+    assert json.loads(done.out)["averaged_steps"] == [300, 360]
 
 
 def test_parse_reads_raw_text(run: Path, call, feed) -> None:

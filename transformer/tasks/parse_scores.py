@@ -89,7 +89,8 @@ def evaluate_workdir(
     """EVALB's figures of a workdir's checkpoint, as evaluate.py prints them.
 
     `data`: a file of gold trees; default: the workdir's test set, else its development set; `kind`: only the 'test' or
-    'dev' set. `options` may change decoding and EVALB's parameters. Raises `UserError` if the workdir or the file can't be used.
+    'dev' set. `options` may change decoding and EVALB's parameters. Raises `UserError` if the workdir or the file can't
+    be used.
     """
     checkpoints = Checkpoints(workdir)
     config = options(checkpoints.read(checkpoint, lambda opened: opened.config))
