@@ -15,12 +15,14 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from transformer.config import (
+    AlgorithmConfig,
     AttentionConfig,
     Config,
     DataConfig,
     DecodeConfig,
     EvaluateConfig,
     FinetuneConfig,
+    InstancesConfig,
     LabelledConfig,
     LanguageModelConfig,
     MaskedConfig,
@@ -69,6 +71,7 @@ _LAZY = {
 }
 
 __all__ = [
+    "AlgorithmConfig",
     "AttentionConfig",
     "Classifier",
     "Config",
@@ -80,6 +83,7 @@ __all__ = [
     "EvaluateConfig",
     "FinetuneConfig",
     "Generator",
+    "InstancesConfig",
     "LabelledConfig",
     "LanguageModelConfig",
     "MaskedConfig",

@@ -10,6 +10,7 @@ from functools import partial
 from transformer.command_line import Parser, configured, evaluate_options, run, set_up_jax, whole
 from transformer.config import (
     KINDS,
+    AlgorithmConfig,
     Config,
     FinetuneConfig,
     LanguageModelConfig,
@@ -34,7 +35,7 @@ from transformer.verbs.translation import translate
 log = logging.getLogger("transformer")
 
 PLANNED = (Config, LanguageModelConfig, MaskedConfig)  # the tasks that `plan` knows
-DESCRIBED = (*PLANNED, FinetuneConfig, ParsingConfig)
+DESCRIBED = (*PLANNED, FinetuneConfig, ParsingConfig, AlgorithmConfig)
 MORE_MEMORY = "this needs all parameters in memory: end other programs, or use a machine with more memory"
 
 
@@ -97,6 +98,10 @@ def describe(arguments: list[str]) -> None:
         from transformer.tasks.parsing import of_config
 
         config = of_config(config)
+    if isinstance(config, AlgorithmConfig):
+        from transformer.tasks.algorithm import algorithm_of, completed
+
+        config = completed(config, algorithm_of(config))
     if args.attention:
         from transformer.tools.attention_table import attention_table as lines
     if args.kv:

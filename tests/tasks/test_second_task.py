@@ -114,7 +114,7 @@ def test_what_is_for_translation_refuses_another_task(
         named = f"--config {config}" if "--config" in arguments else str(reversal)
         of_all = arguments[0] in ("describe", "plan") and not {"--kv", "--only"} & {*arguments}
         more = " or 'language_model'" * (of_all or arguments[0] == "score") + " or 'masked'" * of_all
-        more += " or 'labels'" * (of_all and arguments[0] == "describe")
+        more += " or 'labels' or 'parsing' or 'algorithm'" * (of_all and arguments[0] == "describe")
         assert done.code == 2 and done.err.splitlines()[-1] == f"error: {named}: {told}{more}", (arguments, done)
     assert not (tmp_path / "out").exists() and not (reversal / "checkpoints" / "average").exists()
     done = call("evaluate.py", "--workdir", trained, "--against", reversal)

@@ -4,6 +4,7 @@ Needs only the standard library. You can copy this package and `model/` side by 
 both import relatively.
 """
 
+from .algorithms import AlgorithmConfig, InstancesConfig
 from .codec import check_fields, differences, flatten
 from .errors import Interrupted, UserError, shown
 from .finetuning import METRICS, FinetuneConfig, LabelledConfig, TuneConfig, weight_of
@@ -70,12 +71,14 @@ __all__ = [
     "RUNS",
     "SPECIALS",
     "UNK",
+    "AlgorithmConfig",
     "AttentionConfig",
     "Config",
     "DataConfig",
     "DecodeConfig",
     "EvaluateConfig",
     "FinetuneConfig",
+    "InstancesConfig",
     "Interrupted",
     "LabelledConfig",
     "LanguageModelConfig",

@@ -8,6 +8,7 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
+from .algorithms import AlgorithmConfig
 from .codec import C, Relations, build, check_fields, differences, read_json, require
 from .documentation import documented
 from .errors import UserError, shown
@@ -192,7 +193,8 @@ class MaskedConfig:
 
 
 RUNS: dict[str, Any] = {
-    kind.task: kind for kind in (Config, LanguageModelConfig, MaskedConfig, FinetuneConfig, ParsingConfig)
+    kind.task: kind
+    for kind in (Config, LanguageModelConfig, MaskedConfig, FinetuneConfig, ParsingConfig, AlgorithmConfig)
 }
 """Map each task's name to its config class."""
 

@@ -143,7 +143,7 @@ class Batches:
         self.kept = len(kept)
         """Number of pairs that training uses."""
         source, target = source[kept], target[kept]
-        weights = [1.0] * len(stores) if weights is None else weights
+        weights = weights or [1.0] * len(stores)
         # Row r has the pairs `_pairs[_row_starts[r]:_row_starts[r + 1]]`. None: row r is pair r.
         self._pairs: np.ndarray | None = None
         epoch_size = math.ceil(np.dot(weights, np.diff(np.searchsorted(kept, self._first_pairs))))
@@ -156,8 +156,8 @@ class Batches:
             shapes = [Shape(fitting_rows(batch_tokens // max(row_lengths), accumulate, epoch_size), *row_lengths)]
             in_buckets = [np.arange(first_rows[-1], dtype=kept.dtype)]
         else:
-            sizes = (n_buckets, batch_tokens, accumulate, max_length, epoch_size, outliers)
-            shapes, bucket = bucket_shapes(source, target, *sizes)
+            how = (n_buckets, batch_tokens, accumulate, max_length, epoch_size, outliers)
+            shapes, bucket = bucket_shapes(source, target, *how)
             first_rows, in_buckets = self._first_pairs, _by_bucket(kept, bucket, len(shapes))
         if not all(shape.rows for shape in shapes):
             unit = "row of packed sentences" if packing else "sentence"
@@ -172,11 +172,15 @@ class Batches:
 
         self._lock = threading.Lock()
         self._plans: dict[int, Plan] = {}
+        self.padding = self._padding(kept, source + target)
+        """Share of padding among all positions of the first epoch, source and target together."""
+
+    def _padding(self, kept: np.ndarray, sizes: np.ndarray) -> float:
+        shapes = self._shapes
         positions = sum(shapes[b].rows * (shapes[b].source + shapes[b].target) for b in self._shape_of)
         length = np.zeros(self._first_pairs[-1], np.int32)
-        length[kept] = source + target
-        self.padding = 1 - int(length[self._pairs_in(self._plan(0).rows)[0]].sum(dtype=np.int64)) / positions
-        """Share of padding among all positions of the first epoch, source and target together."""
+        length[kept] = sizes
+        return 1 - int(length[self._pairs_in(self._plan(0).rows)[0]].sum(dtype=np.int64)) / positions
 
     def _count_batches(self) -> None:
         """Count the batches of each shape in an epoch. Rows that do not fill a batch move up to the next bucket."""

@@ -36,11 +36,18 @@ def _parsing() -> Any:
     return Parsing
 
 
+def _algorithm() -> Any:
+    from transformer.tasks.algorithm import AlgorithmTask
+
+    return AlgorithmTask
+
+
 TASKS: dict[str, Callable[[], Any]] = {
     "translation": _translation,
     "language_model": _language_model,
     "masked": _masked,
     "labels": _finetune,
     "parsing": _parsing,
+    "algorithm": _algorithm,
 }
 """Name of a task, as in `config.RUNS` -> a function that imports and returns its class."""

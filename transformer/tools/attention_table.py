@@ -62,7 +62,8 @@ def attention_table(config: Any) -> Iterator[str]:
         yield ""
     yield from _whole(model, shapes)
     data = config.data
-    context = data.max_length if isinstance(config, Config) else data.context
+    context = data.max_length if isinstance(config, Config) else getattr(data, "context", None)
+    context = context or config.train.batch_tokens // data.batch_rows
     for kind in present(model):
         yield ""
         yield from _pattern(kind, model, context)

@@ -1,0 +1,19 @@
+"""From a to b: "3 6" gives "3 4 5 6".
+
+    python train.py --config configs/algorithms/count.py --workdir runs/count
+    python evaluate.py --workdir runs/count --json
+
+The model is as in lacoco-lab/length_generalization (2025): GPT-2's blocks without dropout, and learned positions that
+begin at a random number in training. This has not been run to its end.
+"""
+
+import dataclasses
+
+from transformer.config import AlgorithmConfig, InstancesConfig
+
+config = AlgorithmConfig(
+    model=dataclasses.replace(
+        AlgorithmConfig.model, decoder_layers=1, heads=1, d_model=64, max_positions=160, position_offset=100
+    ),
+    data=InstancesConfig(algorithm="count"),
+)

@@ -1,0 +1,19 @@
+"""The most frequent of 26 symbols.
+
+    python train.py --config configs/algorithms/mode.py --workdir runs/mode
+    python evaluate.py --workdir runs/mode --json
+
+The model is as in lacoco-lab/length_generalization (2025): GPT-2's blocks without dropout, and learned positions that
+begin at a random number in training. This has not been run to its end.
+"""
+
+import dataclasses
+
+from transformer.config import AlgorithmConfig, InstancesConfig
+
+config = AlgorithmConfig(
+    model=dataclasses.replace(
+        AlgorithmConfig.model, decoder_layers=1, heads=2, d_model=256, d_ff=1024, max_positions=160, position_offset=100
+    ),
+    data=InstancesConfig(algorithm="mode"),
+)

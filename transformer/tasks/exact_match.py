@@ -1,0 +1,169 @@
+"""Exact match of answers, by length: how a model that learnt an algorithm does on longer instances.
+
+An answer is right if all its pieces are, EOS included. With the right length given, EOS is left out. Greedy decoding
+gives the right answer just if each piece is the likeliest one behind the right pieces before it, so one forward pass
+decides.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from transformer.checkpoint import AVERAGE, Checkpoint, Checkpoints
+from transformer.config import AlgorithmConfig, InstancesConfig, require_task
+from transformer.data.algorithms import (
+    BITS,
+    EVEN,
+    FIXED,
+    ODD,
+    Algorithm,
+    Instance,
+    conjunction,
+    drawn,
+    padded_size,
+    rows,
+)
+from transformer.inference.batches import on_all_devices
+from transformer.model import Model, Params, build
+
+_ROWS = 64  # of a forward pass
+
+
+class Scores(NamedTuple):
+    """What a model does with some instances."""
+
+    loss: float
+    """Nats per piece of the answers, EOS included."""
+    right: np.ndarray
+    """Whether each answer is right."""
+    right_length_given: np.ndarray
+    """The same with the right length given."""
+    said: list[list[int]]
+    """The likeliest ids at the places of each answer and of EOS."""
+
+    @property
+    def exact_match(self) -> float:
+        return float(self.right.mean())
+
+
+def scores(model: Model, params: Params, instances: Sequence[Instance], length: int) -> Scores:
+    """The scores of a model. `length`: positions of a row, enough for all instances."""
+    nats, count, right, given, said = 0.0, 0, [], [], []
+    for begin in range(0, len(instances), _ROWS):
+        some = instances[begin : begin + _ROWS]
+        batch = rows(some, _ROWS, length)
+        likeliest_BT, nll = jax.device_get(_forward(params, batch, model=model))
+        nats, count = nats + float(nll), count + int(batch["predicted"].sum())
+        for row, instance in enumerate(some):
+            where = np.flatnonzero(batch["predicted"][row])
+            ours, theirs = likeliest_BT[row, where], batch["next"][row, where]
+            right.append(bool((ours == theirs).all()))
+            given.append(bool((ours == theirs)[: len(instance.answer)].all()))
+            said.append(ours.tolist())
+    return Scores(nats / max(count, 1), np.array(right), np.array(given), said)
+
+
+@partial(jax.jit, static_argnames="model")
+def _forward(params: Params, batch: Mapping[str, Array], *, model: Model) -> tuple[Array, Array]:
+    """The likeliest id at each position, and the negative log-likelihood of what is to be predicted."""
+    logits_BTV = model.apply(params, batch["text"])
+    log_probs_BT = jnp.take_along_axis(jax.nn.log_softmax(logits_BTV), batch["next"][..., None], axis=2)[..., 0]
+    return jnp.argmax(logits_BTV, axis=2), -jnp.sum(jnp.where(batch["predicted"] != 0, log_probs_BT, 0.0))
+
+
+# ---- Ranges of lengths -----------------------------------------------------------------------------------------------
+
+
+def ranges(data: InstancesConfig) -> list[str]:
+    """The ranges of lengths that are tested: those of training, then beyond. 'and' has its own two sets."""
+    if data.algorithm == "and":
+        return ["training", "other_patterns"]
+    ends = [data.longest, *data.tested]
+    return [f"{data.shortest}-{ends[0]}", *(f"{a + 1}-{b}" for a, b in itertools.pairwise(ends))]
+
+
+def instances_of(algorithm: Algorithm, data: InstancesConfig, number: int, count: int, *, seed: int) -> list[Instance]:
+    """`count` instances of a range, of all its lengths alike. Of 'and' beyond training: the patterns that decide."""
+    if data.algorithm == "and":
+        if number == 0:
+            return drawn(algorithm, [BITS] * count, seed)
+        return deciding(seed)
+    ends = [data.shortest - 1, data.longest, *data.tested]
+    lengths = range(ends[number] + 1, ends[number + 1] + 1)
+    return drawn(algorithm, [lengths[i % len(lengths)] for i in range(count)], seed + number)
+
+
+def deciding(seed: int) -> list[Instance]:
+    """The 31 patterns on which the AND of all bits differs from that of the bits that vary in training: these are 1,
+    and of the others one at least is 0."""
+    other, found = conjunction(seed, training=False), {}
+    rng = np.random.default_rng(0)
+    while len(found) < 2**FIXED - 1:
+        instance = other.draw(rng, BITS)
+        found[tuple(instance.prompt)] = instance
+    return [found[prompt] for prompt in sorted(found)]
+
+
+def interpolated(seed: int, instances: Sequence[Instance]) -> list[int]:
+    """What the polynomial of least degree that fits the training data of 'and' says: the product of the bits that vary
+    there (Abbe et al. 2023)."""
+    training = np.array([instance.prompt for instance in drawn(conjunction(seed), [BITS] * 500, seed)])
+    vary = (training != training[0]).any(axis=0)
+    return [ODD if all(id == ODD for id in np.array(one.prompt)[vary]) else EVEN for one in instances]
+
+
+# ---- evaluate.py -----------------------------------------------------------------------------------------------------
+
+
+def evaluate_workdir(workdir: str, *, checkpoint: str | None = None) -> dict[str, Any]:
+    """Exact match of a workdir's checkpoint, range by range and by length, as evaluate.py prints it."""
+    from transformer.tasks.algorithm import algorithm_of
+
+    def read(opened: Checkpoint) -> tuple[Checkpoint, Params]:
+        require_task(opened.config, workdir, AlgorithmConfig)
+        return opened, on_all_devices(opened.params())
+
+    opened, params = Checkpoints(workdir).read(checkpoint, read)
+    config = opened.config
+    d, algorithm, model = config.data, algorithm_of(config), build(config.model)
+    length = padded_size(algorithm, max(d.longest, *d.tested, 1))
+    result: dict[str, Any] = {"task": algorithm.name, "checkpoint": str(opened.name), "instances": d.test_instances}
+    by_range, given, by_length = {}, {}, {}
+    for number, name in enumerate(ranges(d)):
+        instances = instances_of(algorithm, d, number, d.test_instances, seed=config.train.seed + 1_000)
+        if d.algorithm == "and" and number == 1:
+            instances = deciding(config.train.seed)
+            product = interpolated(config.train.seed, instances)
+            result["interpolator_right"] = sum(a == one.answer[0] for a, one in zip(product, instances, strict=True))
+        found = scores(model, params, instances, length)
+        by_range[name], given[name] = found.exact_match, float(found.right_length_given.mean())
+        if d.algorithm == "and" and number == 1:
+            result |= {"patterns": len(instances), "patterns_right": int(found.right_length_given.sum())}
+        for instance, right in zip(instances, found.right, strict=True):
+            by_length.setdefault(len(instance.prompt), []).append(bool(right))
+    result |= {"exact_match": by_range, "exact_match_length_given": given}
+    result["by_prompt_length"] = {str(n): sum(by_length[n]) / len(by_length[n]) for n in sorted(by_length)}
+    if opened.name == AVERAGE:
+        result["averaged_steps"] = opened.progress["averaged_steps"]
+    return result
+
+
+def lines_of(result: Mapping[str, Any]) -> Iterator[str]:
+    """The result of `evaluate_workdir` as lines of text."""
+    yield f"{result['task']}: {result['instances']:,} instances of each range, checkpoint {result['checkpoint']}"
+    given = result["exact_match_length_given"]
+    for name, value in result["exact_match"].items():
+        yield f"{name:>15}  exact match {value:.4f}, with the right length given {given[name]:.4f}"
+    if "patterns" in result:
+        yield (
+            f"of {result['patterns']} patterns that decide {result['patterns_right']} are right; the polynomial of "
+            f"least degree that fits the training data has {result['interpolator_right']} right"
+        )
