@@ -99,7 +99,8 @@ def describe(arguments: list[str]) -> None:
 
         config = of_config(config)
     if isinstance(config, AlgorithmConfig):
-        from transformer.tasks.algorithm import algorithm_of, completed
+        from transformer.data.algorithms import algorithm_of
+        from transformer.tasks.algorithm import completed
 
         config = completed(config, algorithm_of(config))
     if args.attention:

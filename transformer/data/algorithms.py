@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from transformer.config import BOS, EOS, SPECIALS
+from transformer.config import BOS, EOS, SPECIALS, AlgorithmConfig, UserError
 from transformer.data.rasp import aggregate, first_where, kqv, seen, select, shifted, width
 
 SEP = len(SPECIALS)
@@ -253,6 +253,26 @@ def conjunction(seed: int = 0, *, training: bool = True) -> Algorithm:
         return np.where(x == SEP, aggregate(zeros, np.full(len(x), EVEN), ODD, "max"), EOS)
 
     return Algorithm("and", ODD + 1, draw, lambda n: BITS + 4, program, BITS)
+
+
+def algorithm_of(config: AlgorithmConfig) -> Algorithm:
+    """The algorithm of a config. Raises `UserError` if it has too few symbols for the lengths."""
+    d = config.data
+    symbols = () if d.symbols is None else (d.symbols,)
+    made = {
+        "count": lambda: count(*symbols),
+        "mode": lambda: mode(*symbols),
+        "sort": lambda: sort(*symbols),
+        "copy": lambda: copy(*symbols, repeated=d.repeated),
+        "parity": lambda: parity(scratchpad=d.hints),
+        "addition": lambda: addition(hints=d.hints, reverse=d.reverse),
+        "and": lambda: conjunction(config.train.seed),
+    }[d.algorithm]()
+    longest = max(d.longest, *d.tested, 1)
+    if d.algorithm != "and" and made.longest is not None and longest > made.longest:
+        fix = "raise data.symbols, or lower the lengths" if symbols else "lower the lengths"
+        raise UserError(f"data.tested: {made.name} has symbols for lengths up to {made.longest}, not {longest}; {fix}")
+    return made
 
 
 # ---- Batches ---------------------------------------------------------------------------------------------------------

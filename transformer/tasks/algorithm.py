@@ -11,9 +11,8 @@ import jax
 from etils import epath
 from jax.sharding import Mesh
 
-from transformer.config import AlgorithmConfig, InstancesConfig, UserError, check, with_micro_batches
-from transformer.data import algorithms
-from transformer.data.algorithms import BITS, Algorithm, InstanceBatches, padded_size
+from transformer.config import AlgorithmConfig, UserError, check, with_micro_batches
+from transformer.data.algorithms import BITS, Algorithm, InstanceBatches, algorithm_of, padded_size
 from transformer.data.folder import check_cache
 from transformer.model import Params, build
 from transformer.tasks.exact_match import evaluate_workdir, instances_of, lines_of, ranges, scores
@@ -120,26 +119,6 @@ class AlgorithmTask:
     def lines(self, step: int) -> str:
         """Where the instances of an update come from, for messages."""
         return f"the instances of update {step}, which are drawn from train.seed"
-
-
-def algorithm_of(config: AlgorithmConfig) -> Algorithm:
-    """The algorithm of a config. Raises `UserError` if it has too few symbols for the lengths."""
-    d: InstancesConfig = config.data
-    symbols = () if d.symbols is None else (d.symbols,)
-    made = {
-        "count": lambda: algorithms.count(*symbols),
-        "mode": lambda: algorithms.mode(*symbols),
-        "sort": lambda: algorithms.sort(*symbols),
-        "copy": lambda: algorithms.copy(*symbols, repeated=d.repeated),
-        "parity": lambda: algorithms.parity(scratchpad=d.hints),
-        "addition": lambda: algorithms.addition(hints=d.hints, reverse=d.reverse),
-        "and": lambda: algorithms.conjunction(config.train.seed),
-    }[d.algorithm]()
-    longest = max(d.longest, *d.tested, 1)
-    if d.algorithm != "and" and made.longest is not None and longest > made.longest:
-        fix = "raise data.symbols, or lower the lengths" if symbols else "lower the lengths"
-        raise UserError(f"data.tested: {made.name} has symbols for lengths up to {made.longest}, not {longest}; {fix}")
-    return made
 
 
 def completed(config: AlgorithmConfig, algorithm: Algorithm) -> AlgorithmConfig:

@@ -26,6 +26,7 @@ from transformer.data.algorithms import (
     ODD,
     Algorithm,
     Instance,
+    algorithm_of,
     conjunction,
     drawn,
     padded_size,
@@ -125,7 +126,6 @@ def interpolated(seed: int, instances: Sequence[Instance]) -> list[int]:
 
 def evaluate_workdir(workdir: str, *, checkpoint: str | None = None) -> dict[str, Any]:
     """Exact match of a workdir's checkpoint, range by range and by length, as evaluate.py prints it."""
-    from transformer.tasks.algorithm import algorithm_of
 
     def read(opened: Checkpoint) -> tuple[Checkpoint, Params]:
         require_task(opened.config, workdir, AlgorithmConfig)
