@@ -729,3 +729,15 @@ def test_training_asks_for_large_pages_unless_the_variable_is_set(tmp_path: Path
     assert output("a b", "c") == "glibc.malloc.hugetlb=1|a b|c\n"
     assert output("a", GLIBC_TUNABLES="glibc.malloc.hugetlb=0") == "glibc.malloc.hugetlb=0|a\n"
     assert output("notebook") == "None|notebook\n"
+
+
+@pytest.mark.parametrize("closed", [">&-", "<&- >&- 2>&-"])
+def test_training_starts_where_standard_streams_are_closed(closed: str) -> None:
+    """Whoever closes standard output may want the log and the checkpoints."""
+    program = Path(__file__).parents[1] / "train.py"
+    variables = {name: value for name, value in os.environ.items() if name != "GLIBC_TUNABLES"}
+    command = f"{sys.executable} {program} --config quickstart --print-config {closed}"
+    done = subprocess.run(["bash", "-c", command], env=variables, capture_output=True, text=True)
+    assert done.returncode == 2  # there is no place to print
+    told = "error: standard output cannot be written (Bad file descriptor); make room there, or redirect it"
+    assert done.stderr.splitlines() == ([] if "2>&-" in closed else [told])
