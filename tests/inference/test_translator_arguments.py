@@ -69,6 +69,8 @@ def test_workdirs_and_checkpoints_are_as_many(tmp_path):
     assert "no complete checkpoint there" in refused(transformer.load, tmp_path)
     for wrong in (None, 1, ["a"], b"a"):
         assert refused(transformer.load, wrong) == f"the workdir is a {type(wrong).__name__}: give a path"
+    for wrong in ("\ud800", pathlib.Path("\ud800")):
+        assert refused(transformer.load, wrong) == "the workdir is '\\ud800': give the path of a folder"
     assert refused(Translator.load, None) == "the workdir is a NoneType: give a path"
 
 
