@@ -193,7 +193,16 @@ def advance(
         )
     chosen = by_rows(lambda *of_rows: _chosen(*of_rows, options, adjust, choose))
     parents_BM, new = chosen(log_probs_XV.reshape(B, M, -1), replace(beams, cache=()))
-    return replace(beams, **new, at=beams.at + 1, cache=reorder(cache, parents_BM))
+    cache = reorder(cache, parents_BM)
+    if _form(cache) != _form(beams.cache):
+        raise UserError("step and reorder must give a cache with the structure and the shapes of the one that they get")
+    return replace(beams, **new, at=beams.at + 1, cache=cache)
+
+
+def _form(tree: Any) -> tuple[Any, list[tuple[int, ...]]]:
+    """Structure and shapes of a tree of arrays."""
+    leaves, structure = jax.tree.flatten(tree)
+    return structure, [getattr(leaf, "shape", ()) for leaf in leaves]
 
 
 @jax.named_scope("choose")
@@ -314,10 +323,19 @@ def beam_search(
         _check_function(name, function)
     if adjust is not None:
         _check_function("adjust", adjust)
+    _check_arrays("cache", cache)
+    _check_arrays("given", given)
     _check(limit_B, max_length, beam_size, (bos, eos, pad), length_penalty, length_normalization, n_best)
     options = Options(beam_size, bos, eos, pad, length_penalty, length_normalization, n_best, stop_early, cut)
     beams = start(cache, limit_B, max_length, options, given)
     return hypotheses(run(step, beams, options, reorder=reorder, adjust=adjust, choose=choose), options)
+
+
+def _check_arrays(name: str, tree: Any) -> None:
+    try:
+        jax.eval_shape(lambda tree: tree, tree)
+    except (TypeError, OverflowError):
+        raise UserError(f"{name} holds something else than arrays: give a tree of arrays") from None
 
 
 def _check_function(name: str, function: Any) -> None:
