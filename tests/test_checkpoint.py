@@ -871,6 +871,10 @@ def test_choose(checkpoints, folder: Path) -> None:
     for wrong in ("25", "lst", "-1"):
         with pytest.raises(UserError, match=f"--checkpoint {wrong}: not in .*; it has 10, 20, 30, 40, best, last"):
             checkpoints.choose(wrong)
+    for wrong in (2.5, b"last", [20], np.ones((2, 2))):
+        with pytest.raises(UserError, match=r"^checkpoint = .*: give best, last, average or a step$"):
+            checkpoints.choose(wrong)
+    assert checkpoints.choose(np.int64(20)) == checkpoints.choose(jnp.int32(20)) == 20
     with pytest.raises(UserError, match=f"no average yet; make one with: python -m transformer average {run}"):
         checkpoints.choose("average")
     checkpoints.average(2)

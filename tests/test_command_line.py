@@ -747,3 +747,15 @@ def test_too_little_memory_to_train_names_options_of_the_task(name: str, call, t
     assert done.code == 2 and told.startswith("error: memory ran out (MemoryError); lower ")
     assert "train.accumulate" in named <= {*flatten(config)}
     assert ("tune.batch_rows" if config.task == "labels" else "train.batch_tokens") in named
+
+
+@pytest.mark.parametrize("closed", [">&-", "<&- >&- 2>&-"])
+def test_training_starts_where_standard_streams_are_closed(closed: str) -> None:
+    """Whoever closes standard output may want the log and the checkpoints."""
+    program = Path(__file__).parents[1] / "train.py"
+    variables = {name: value for name, value in os.environ.items() if name != "GLIBC_TUNABLES"}
+    command = f"{sys.executable} {program} --config quickstart --print-config {closed}"
+    done = subprocess.run(["bash", "-c", command], env=variables, capture_output=True, text=True)
+    assert done.returncode == 2  # there is no place to print
+    told = "error: standard output cannot be written (Bad file descriptor); make room there, or redirect it"
+    assert done.stderr.splitlines() == ([] if "2>&-" in closed else [told])

@@ -85,8 +85,19 @@ LINES = ["the red dog"] * 9
                 lambda _, size=size: Tokenizer.train(LINES, vocab_size=size),
                 f"vocab_size = {size!r}: must be a whole num",
             )
-            for size in (0, -1, None, "x", 1.5, True)
+            for size in (0, -1, None, "x", 1.5, True, 2**31, 10**30)
         ),
+        *(
+            (
+                lambda _, rule=rule: Tokenizer.train(LINES, vocab_size=300, normalization=rule),
+                f"normalization = {rule!r}: must be one of clean, identity, nfkc",
+            )
+            for rule in ("nfc", "", None, 3, "\ud800")
+        ),
+        (lambda ours: ours.encode(["a"], "tgt"), "side = 'tgt': must be one of source, target"),
+        (lambda ours: ours.encode(["a"], None), "side = None: must be one of source, target"),
+        (lambda ours: ours.round_trip_rate(["a"], "Source"), "side = 'Source': must be one of source, target"),
+        (lambda ours: ours.model_of(np.array(["target"] * 2)), "side = array(['target', 'target'], dtype='<U6'): must"),
         (lambda ours: ours.encode(None), "lines is a NoneType"),
         (lambda ours: ours.encode("the dog"), "lines is a str"),
         (lambda ours: ours.encode(["a", None]), "lines[1] is a NoneType"),

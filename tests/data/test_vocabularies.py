@@ -124,8 +124,16 @@ def test_the_ids_of_characters_and_bytes() -> None:
     assert pieces.pieces([0, 1, 2, 3, 4, 5]) == [*SPECIALS, "<0x0A>", "e"]
     assert Bytes().size == 260 and Bytes().encode("é").tolist() == [4 + 0xC3, 4 + 0xA9]
     assert Bytes().decode([4 + 0xC3]) == "\ufffd"
-    with pytest.raises(IndexError):
-        pieces.pieces([9])
+    for wrong in (9, -1, 10**30):
+        with pytest.raises(UserError, match=rf"^ids hold {wrong}: must be from 0 to 8$"):
+            pieces.pieces([4, wrong])
+
+
+@pytest.mark.parametrize("wrong", [None, 5, "4", ["4"], [4.5], [[4]], np.ones((1, 2), int), np.ones(2)], ids=repr)
+def test_what_is_no_list_of_ids_is_named(wrong) -> None:
+    for call in (Bytes().decode, Bytes().pieces, Bytes().spell):
+        with pytest.raises(UserError, match=r"^ids = .*: give a list of integers$"):
+            call(wrong)
 
 
 def test_pieces_of_running_text(trained: SentencePiece) -> None:

@@ -262,6 +262,18 @@ def plain(limits=(3,), rows=2, columns=VOCABULARY, **options):
         ({"eos": 6}, "the step gives log-probabilities of shape (2, 6): it must give 2 rows"),
         ({"cache": jnp.zeros(1)}, "the cache holds an array of shape (1,): each needs 2 leading rows"),
         ({"cache": {"at": jnp.int32(0)}}, "the cache holds an array of shape (): each needs 2 leading rows"),
+        ({"beam_size": 2**40}, "beam_size = 1099511627776: must be at least 1, at most 2147483647"),
+        ({"max_length": 2**40}, "max_length = 1099511627776: must be at least 1, at most 2147483647"),
+        ({"beam_size": np.ones((2, 2))}, "beam_size = array([[1., 1.], [1., 1.]]): must be an integer"),
+        ({"length_penalty": np.ones((2, 2))}, "length_penalty = array([[1., 1.], [1., 1.]]): must be a finite number"),
+        ({"length_normalization": np.ones((2, 2))}, "length_normalization = array([[1., 1.], [1., 1.]]): must be one"),
+        ({"cache": "keys"}, "cache holds something else than arrays"),
+        ({"cache": {"keys": {1, 2}}}, "cache holds something else than arrays"),
+        ({"given": [10**30]}, "given holds something else than arrays"),
+        ({"given": {"name": "a"}}, "given holds something else than arrays"),
+        ({"reorder": None}, "reorder = None: give a function"),
+        ({"adjust": True}, "adjust = True: give a function"),
+        ({"choose": "sampled"}, "choose = 'sampled': give a function"),
     ],
     ids=str,
 )
@@ -275,6 +287,28 @@ def test_options_that_make_no_search_are_named(wrong, message):
 def test_a_step_that_gives_a_list_is_named():
     with pytest.raises(ValueError, match=r"^the step gives a list: it must give an array of log-probabilities"):
         beam_search(lambda tokens_X, cache, at: ([[-1.0] * 6] * 2, cache), (), jnp.array([3]), **RIGHT)
+
+
+@pytest.mark.parametrize(
+    "result", [None, 1.5, jnp.zeros((2, 6)), (jnp.zeros((2, 6)), (), 0)], ids=lambda x: str(type(x))
+)
+def test_a_step_that_gives_no_pair_is_named(result):
+    with pytest.raises(ValueError, match=r"^the step gives a \w+: it must give a pair, log-probabilities and cache"):
+        beam_search(lambda tokens_X, cache, at: result, (), jnp.array([3]), **RIGHT)
+    with pytest.raises(ValueError, match=r"^step = None: give a function$"):
+        beam_search(None, (), jnp.array([3]), **RIGHT)
+
+
+@pytest.mark.parametrize("grown", [lambda cache: None, lambda cache: (cache, cache), lambda cache: cache[:, :1]])
+def test_a_cache_that_changes_its_form_is_named(grown):
+    """Of the step or of `reorder`: a loop of a fixed program can't hold it."""
+    cache, log_probs_XV = jnp.zeros((2, 3)), jnp.full((2, VOCABULARY), -1.8)
+    told = r"^step and reorder must give a cache with the structure and the shapes of the one that they get"
+    with pytest.raises(ValueError, match=told):
+        beam_search(lambda tokens_X, cache, at: (log_probs_XV, grown(cache)), cache, jnp.array([3]), **RIGHT)
+    step = lambda tokens_X, cache, at: (log_probs_XV, cache)  # noqa: E731
+    with pytest.raises(ValueError, match=told):
+        beam_search(step, cache, jnp.array([3]), **RIGHT, reorder=lambda cache, parents_BM: grown(cache))
 
 
 def test_right_options_in_other_forms_are_taken():

@@ -133,6 +133,25 @@ def test_draws_need_the_numbers_of_sentences():
         )  # fmt: skip
 
 
+@pytest.mark.parametrize("numbers", [np.arange(1), np.arange(3), np.ones(2), np.ones((2, 1), int)], ids=repr)
+def test_each_sentence_needs_a_number(numbers):
+    """One number for all would give all sentences the same draws."""
+    with pytest.raises(ValueError, match=r"^number_B has the shape .*: give an integer for each of 2 sentences"):
+        beam_search(
+            lambda tokens_X, cache, at: (jnp.asarray(peaked())[tokens_X], cache), (), jnp.array([3, 3]), max_length=3,
+            beam_size=1, bos=BOS, eos=EOS, choose=sampled(jax.random.key(0), temperature=1.0, top_k=0, top_p=1.0),
+            given={"number_B": numbers},
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize("key", [0, None, "0", jnp.zeros(3, jnp.uint32)], ids=repr)
+def test_draws_need_a_key(key):
+    with pytest.raises(ValueError, match=r"^key = .*: give a key, such as jax\.random\.key\(0\)$"):
+        sampled(key, temperature=1.0, top_k=0, top_p=1.0)
+    with pytest.raises(ValueError, match=r"^temperature = array\(\[\[1\., 1\.\], \[1\., 1\.\]\]\): must be"):
+        sampled(jax.random.key(0), temperature=np.ones((2, 2)), top_k=0, top_p=1.0)
+
+
 SAMPLE = {"sample": True, "n_best": 3}
 TEXTS = sources(9, seed=1)
 

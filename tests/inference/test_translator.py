@@ -12,9 +12,11 @@ from quick import jit
 
 from transformer.config import BOS, EOS, PAD, DecodeConfig, ModelConfig, UserError
 from transformer.data.tokenizer import Tokenizer
+from transformer.data.vocabularies import Bytes
 from transformer.inference import ensemble
 from transformer.inference.batches import LENGTHS
 from transformer.inference.beam_search import Hypotheses
+from transformer.inference.strategy import generation
 from transformer.inference.translator import Translator
 from transformer.model import build
 
@@ -230,6 +232,18 @@ def test_a_banned_phrase_that_the_tokenizer_drops_is_told_of(monkeypatch, phrase
     monkeypatch.setattr(dropping, "encode", lambda lines, side: [[5] if line == "dog" else [] for line in lines])
     with pytest.raises(UserError, match=told):
         list(ours.search([[5]]))
+
+
+def test_a_very_long_banned_phrase_is_refused():
+    """A whole list of words as one phrase: the program of each step would have a comparison for each of its pieces."""
+    config = DecodeConfig(banned=("\u0002" * 101,))  # each is a byte piece, with a space before the first
+    told = r"^decode.banned: .* has 102 pieces, and the most is 100; give several phrases as several values: "
+    with pytest.raises(UserError, match=told):
+        list(Translator(MODEL, {"w": np.zeros(1)}, tokenizer(), config).search([[5]]))
+    with pytest.raises(UserError, match=told.replace("102", "101")):
+        generation(config, Bytes())
+    within = dataclasses.replace(config, banned=("\u0002" * 100,))
+    assert generation(within, Bytes()).constraints.banned_PW.shape == (1, 100)
 
 
 def test_translations_are_what_the_search_found():

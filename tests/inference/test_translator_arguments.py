@@ -69,6 +69,8 @@ def test_workdirs_and_checkpoints_are_as_many(tmp_path):
     assert "no complete checkpoint there" in refused(transformer.load, tmp_path)
     for wrong in (None, 1, ["a"], b"a"):
         assert refused(transformer.load, wrong) == f"the workdir is a {type(wrong).__name__}: give a path"
+    for wrong in ("\ud800", pathlib.Path("\ud800")):
+        assert refused(transformer.load, wrong) == "the workdir is '\\ud800': give the path of a folder"
     assert refused(Translator.load, None) == "the workdir is a NoneType: give a path"
 
 
@@ -140,7 +142,9 @@ def test_pieces_are_ids_of_the_vocabulary(ids):
     assert refused(ours.score_pieces, [[4]], []).startswith("1 sources and 0 targets")
 
 
-@pytest.mark.parametrize("lists", [None, 4, [4, 5], [[4], None]], ids=str)
+@pytest.mark.parametrize(
+    "lists", [None, 4, [4, 5], [[4], None], np.array(4), [np.array(4)], [{4, 5}], {4: [5]}.values()], ids=str
+)
 def test_pieces_are_lists_of_lists(lists):
     ours = translator()
     assert refused(lambda: list(ours.search(lists))).startswith("the sources must be a list of lists of ids, not ")
@@ -152,7 +156,16 @@ def test_a_search_has_a_prefix_for_each_source():
     assert refused(lambda: list(ours.search(iter([[4]])))).startswith(
         "the sources must be a list of lists of ids, not "
     )
-    for prefixes in ("4", ["4"], [[4]], ours._prefixes.of(["4"]), ours._prefixes.of(["4", "5", "6"])):
+    for prefixes in (
+        True,
+        5,
+        np.array(4),
+        "4",
+        ["4"],
+        [[4]],
+        ours._prefixes.of(["4"]),
+        ours._prefixes.of(["4", "5", "6"]),
+    ):
         assert refused(lambda given: list(ours.search([[4], [5]], prefixes=given)), prefixes).startswith("2 sources")
 
 

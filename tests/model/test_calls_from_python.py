@@ -218,6 +218,7 @@ EXTRAS = [
     ({"positions": (S * 1.0, T)}, "positions_BS is of type float64"),
     ({"positions": (S.tolist(), T)}, "positions_BS is a list"),
     ({"positions": S}, "positions must be two arrays"),
+    ({"positions": (S.astype(np.int64) + 2**40, T)}, "positions_BS goes from 1099511627777 to 1099511627777"),
     ({"segments": (S, T, T)}, "segments must be two arrays"),
     ({"segments": (S, T[:, :4])}, "segments_BT has the shape (3, 4)"),
     ({"segments": (S, None)}, "segments: give both source and target segments, or neither"),
@@ -262,7 +263,7 @@ def test_the_parts_of_a_model_name_wrong_arrays():
     for wrong, told in ((None, "None: give an"), (SOURCE, "array("), (np.zeros((1, 2, 3)), "has the shape (1, 2, 3)")):
         assert told in refused(bound.logits, wrong)
     assert refused(bound.logits, np.zeros((0, 2, 16), np.float32)).endswith("give at least one row and one position")
-    for dtype in ("x", jnp.int32, 3):
+    for dtype in ("x", jnp.int32, 3, 0, "", [], "\ud800", np.zeros((2, 2))):
         assert refused(bound.init_cache, 1, 2, dtype=dtype).endswith("give a type of floats, such as jnp.bfloat16")
 
 
@@ -290,7 +291,13 @@ def test_decoding_with_a_cache_has_room_and_rows():
     assert refused(decode, TARGET[:, :1], segments_BT=T[:, :1]).startswith("segments")
     assert refused(decode, TARGET[:, :1], positions_BT=T[:, :1]).startswith("with a cache, at_B gives the")
     assert refused(decode, TARGET[:, :1], memory=SOURCE).startswith("memory is a ndarray: give what `encode` returns")
-    for place, told in ((1.5, "at_B = 1.5: give integers"), (True, "at_B = True"), (-1, "at_B has -1: positions must")):
+    places = [
+        (1.5, "at_B = 1.5: give integers"),
+        (True, "at_B = True"),
+        (-1, "at_B has -1: positions must be from 0 to"),
+    ]
+    places += [(place, f"at_B has {place}: positions must be from 0 to 1073741824") for place in (2**31 - 1, 10**30)]
+    for place, told in (*places, (np.ones((2, 2)), "at_B = array([[1., 1.], [1., 1.]]): give integers")):
         assert refused(decode, TARGET[:, :1], at_B=place).startswith(told)
     assert refused(decode, TARGET[:, :1], cache=5) == "cache is a int: give what `init_cache` returns"
     other = cache._replace(kv=cache.kv * 2)
@@ -300,6 +307,9 @@ def test_decoding_with_a_cache_has_room_and_rows():
     assert refused(model.bind(params).init_cache, 2**40, 2**40).startswith("rows * beams * length = 1")
     for sizes in ((0, 4), (3, -1), (3, 4, 0), (3, 4.0)):
         refused(model.bind(params).init_cache, *sizes)
+    assert "\n" not in refused(model.bind(params).init_cache, np.ones((2, 2)), 4)
+    # Without a cache at_B would have no effect, and the tokens other positions.
+    assert refused(decode, TARGET[:, 3:], cache=None, at_B=3).startswith("at_B needs a cache")
 
 
 def test_inside_jit_nothing_is_looked_at():

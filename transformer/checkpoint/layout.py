@@ -28,7 +28,7 @@ def folder_of(workdir: str | epath.Path) -> epath.Path:
     """The checkpoints folder of a workdir. Raises `UserError` if the workdir cannot be reached."""
     if not isinstance(workdir, (str, os.PathLike)):
         raise UserError(f"the workdir is a {type(workdir).__name__}: give a path")
-    if not os.fspath(workdir) or "\0" in os.fspath(workdir):
+    if not os.fspath(workdir) or "\0" in os.fspath(workdir) or not _encodable(workdir):
         raise UserError(f"the workdir is {os.fspath(workdir)!r}: give the path of a folder")
     workdir = path_of(workdir)
     # Orbax accepts absolute paths only. `resolve` would turn gs:// into a local folder.
@@ -48,6 +48,15 @@ def folder_of(workdir: str | epath.Path) -> epath.Path:
     finally:
         storage.setLevel(level)
     return folder
+
+
+def _encodable(path: str | epath.Path) -> bool:
+    """Whether the system can have this path: not if it holds half a surrogate pair."""
+    try:
+        os.fsencode(path)
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def interrupted(step: int) -> str:

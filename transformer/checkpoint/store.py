@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import operator
 import os
 import socket
 from collections.abc import Callable, Mapping
@@ -28,7 +29,7 @@ from transformer.checkpoint.layout import (
 )
 from transformer.checkpoint.opened import Checkpoint, Removed, again
 from transformer.checkpoint.saving import Saving, require_needed
-from transformer.config import UserError, whole_number
+from transformer.config import UserError, shown, whole_number
 from transformer.files import UNFINISHED, Lock, refuse_links, replace, sealed, writing
 from transformer.judging import Judged, best_of
 from transformer.phases import phase
@@ -144,7 +145,11 @@ class Checkpoints:
         workdir = self.folder.parent
         if checkpoint is None and steps and self.complete(AVERAGE):
             self._warn_of_an_old_average(steps[-1])
-        checkpoint = None if checkpoint is None else str(checkpoint)
+        try:
+            if checkpoint is not None and not isinstance(checkpoint, str):
+                checkpoint = str(operator.index(checkpoint))
+        except TypeError:
+            raise UserError(f"checkpoint = {shown(checkpoint)}: give best, last, average or a step") from None
         if checkpoint == AVERAGE or (checkpoint is None and self.complete(AVERAGE)):
             if not self.complete(AVERAGE):
                 raise UserError(f"{workdir}: no average yet; make one with: python -m transformer average {workdir}")

@@ -18,6 +18,7 @@ def ask_for_huge_pages() -> None:
     """
     if sys.platform != "linux" or VARIABLE in os.environ or sys.argv[0] not in sys.orig_argv or not sys.executable:
         return
-    sys.stdout.flush()
+    if sys.stdout is not None:  # None: it is closed
+        sys.stdout.flush()
     with contextlib.suppress(OSError):
         os.execve(sys.executable, sys.orig_argv, {**os.environ, VARIABLE: VALUE})

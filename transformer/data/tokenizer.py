@@ -24,7 +24,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args, get_type_hints
 
 import numpy as np
 import sentencepiece
@@ -53,6 +53,7 @@ _RUNNING = {"add_dummy_prefix": False, "allow_whitespace_only_pieces": True}
 log = logging.getLogger("transformer")
 
 Side = Literal["source", "target"]
+NORMALIZATIONS = get_args(get_type_hints(DataConfig)["normalization"])
 # The normaliser for text that `cleaning` has cleaned already: it changes nothing and keeps every space.
 _IDENTITY = Normalizer("identity", remove_spaces=False)
 _SPACE = "\u2581"
@@ -143,6 +144,7 @@ class Tokenizer:
         raises pass through.
         """
         _require_size(vocab_size)
+        _require_one_of("normalization", normalization, NORMALIZATIONS)
         require_iterable("lines", lines)
         failure: list[Exception] = []
 
@@ -208,6 +210,7 @@ class Tokenizer:
 
     def model_of(self, side: Side) -> bytes:
         """The bytes of a SentencePiece model for one side. It cleans text as far as a model without context can."""
+        _require_one_of("side", side, get_args(Side))
         return normalizer.replace(self.model, _cleaner("target")) if self.cleans and side == "target" else self.model
 
     def encode(self, lines: Sequence[str], side: Side = "source") -> list[list[int]]:
@@ -215,6 +218,7 @@ class Tokenizer:
 
         Raises `UserError` for anything other than strings. A lone surrogate is read as "?".
         """
+        _require_one_of("side", side, get_args(Side))
         lines = strings("lines", lines)
         return self._ids(self._processor.encode(self._cleaned(lines, side), num_threads=1))
 
@@ -320,8 +324,13 @@ def _cleaner(side: Side) -> Normalizer:
 
 
 def _require_size(vocab_size: object) -> None:
-    if not isinstance(vocab_size, int) or isinstance(vocab_size, bool) or vocab_size < 1:
-        raise UserError(f"vocab_size = {shown(vocab_size)}: must be a whole number, at least 1")
+    if not isinstance(vocab_size, int) or isinstance(vocab_size, bool) or not 1 <= vocab_size < 2**31:
+        raise UserError(f"vocab_size = {shown(vocab_size)}: must be a whole number, at least 1 and below 2**31")
+
+
+def _require_one_of(name: str, given: object, allowed: Sequence[str]) -> None:
+    if not isinstance(given, str) or given not in allowed:
+        raise UserError(f"{name} = {shown(given)}: must be one of {', '.join(allowed)}")
 
 
 def _id_lists(ids: Iterable[Iterable[int]]) -> Iterator[list[int]]:

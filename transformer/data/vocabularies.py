@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import operator
 import re
 from collections import Counter
 from collections.abc import Iterable
@@ -18,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from transformer.config import BOS, EOS, PAD, SPECIALS, UNK, UserError
+from transformer.config import BOS, EOS, PAD, SPECIALS, UNK, UserError, shown
 from transformer.data.foreign import refuse_other
 from transformer.data.given import require_string
 from transformer.packages import require
@@ -66,17 +67,23 @@ class Vocabulary:
         raise NotImplementedError
 
     def spell(self, ids: Iterable[int]) -> bytes:
-        """The bytes that the ids spell together. Special ids, and numbers outside the vocabulary, spell nothing."""
+        """The bytes that the ids spell together. Special ids, and numbers outside the vocabulary, spell nothing.
+
+        Raises `UserError` only if these are no integers.
+        """
         spelling, size = self.spelling, self.size
         return b"".join([spelling[i] for i in _listed(ids) if 0 <= i < size])
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of the ids. Bytes that are not UTF-8 together become U+FFFD; never raises."""
+        """The text of the ids. Bytes that are not UTF-8 together become U+FFFD."""
         return self.spell(ids).decode("utf-8", "replace")
 
     def pieces(self, ids: Iterable[int]) -> list[str]:
-        """A printable name of each id. Raises IndexError for a number outside the vocabulary."""
-        names = ((i, self.name(i)) for i in _listed(ids))
+        """A printable name of each id. Raises `UserError` for a number outside the vocabulary."""
+        ids = _listed(ids)
+        if outside := [i for i in ids if not 0 <= i < self.size]:
+            raise UserError(f"ids hold {shown(outside[0])}: must be from 0 to {self.size - 1}")
+        names = ((i, self.name(i)) for i in ids)
         return [name if name.isprintable() else f"<0x{self.spelling[i].hex().upper()}>" for i, name in names]
 
     def name(self, id: int) -> str:
@@ -285,7 +292,10 @@ def _library(where: str | Path) -> Any:
 
 
 def _listed(ids: Iterable[int]) -> list[int]:
-    return ids.tolist() if hasattr(ids, "tolist") else [int(i) for i in ids]
+    try:
+        return [operator.index(i) for i in (ids.tolist() if hasattr(ids, "tolist") else ids)]
+    except TypeError:
+        raise UserError(f"ids = {shown(ids)}: give a list of integers") from None
 
 
 def _counted(text: str, characters: set[str]) -> Counter[str]:

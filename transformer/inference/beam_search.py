@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from transformer.config import UserError
+from transformer.config import UserError, shown
 from transformer.model.checks import INT32_MAX, check_integer, value_of
 
 NORMALIZATIONS = ("paper", "fairseq", "none")
@@ -102,13 +102,13 @@ def penalty(length: Array | int, alpha: float | Array, form: str) -> Array:
     'paper': ((5 + length) / 6)^alpha (Wu et al. 2016, eq. 14); 'fairseq': length^alpha; 'none': 1.
     """
     length = jnp.asarray(length, jnp.float32)
+    if not isinstance(form, str) or form not in NORMALIZATIONS:
+        raise UserError(f"length_normalization = {shown(form)}: must be one of {', '.join(NORMALIZATIONS)}")
     if form == "paper":
         return ((5 + length) / 6) ** alpha
     if form == "fairseq":
         return length**alpha
-    if form == "none":
-        return jnp.ones_like(length)
-    raise UserError(f"length_normalization = {form!r}: must be one of {', '.join(NORMALIZATIONS)}")
+    return jnp.ones_like(length)
 
 
 def gather_rows(cache: Any, parents_BM: Array) -> Any:
@@ -180,7 +180,10 @@ def advance(
     """
     B, M, _ = beams.tokens_BML.shape
     last_BM = jnp.where(beams.at == 0, options.bos, beams.tokens_BML[:, :, jnp.maximum(beams.at - 1, 0)])
-    log_probs_XV, cache = step(last_BM.reshape(-1), beams.cache, beams.at)
+    result = step(last_BM.reshape(-1), beams.cache, beams.at)
+    if not isinstance(result, (tuple, list)) or len(result) != 2:
+        raise UserError(f"the step gives a {type(result).__name__}: it must give a pair, log-probabilities and cache")
+    log_probs_XV, cache = result
     if not hasattr(log_probs_XV, "ndim"):
         raise UserError(f"the step gives a {type(log_probs_XV).__name__}: it must give an array of log-probabilities")
     if log_probs_XV.ndim != 2 or len(log_probs_XV) != B * M or log_probs_XV.shape[1] <= options.eos:
@@ -190,7 +193,16 @@ def advance(
         )
     chosen = by_rows(lambda *of_rows: _chosen(*of_rows, options, adjust, choose))
     parents_BM, new = chosen(log_probs_XV.reshape(B, M, -1), replace(beams, cache=()))
-    return replace(beams, **new, at=beams.at + 1, cache=reorder(cache, parents_BM))
+    cache = reorder(cache, parents_BM)
+    if _form(cache) != _form(beams.cache):
+        raise UserError("step and reorder must give a cache with the structure and the shapes of the one that they get")
+    return replace(beams, **new, at=beams.at + 1, cache=cache)
+
+
+def _form(tree: Any) -> tuple[Any, list[tuple[int, ...]]]:
+    """Structure and shapes of a tree of arrays."""
+    leaves, structure = jax.tree.flatten(tree)
+    return structure, [getattr(leaf, "shape", ()) for leaf in leaves]
 
 
 @jax.named_scope("choose")
@@ -307,10 +319,28 @@ def beam_search(
     Raises `UserError` (a ValueError) for invalid options. The values of `limit_B` and `length_penalty` are not checked
     inside `jax.jit`, where they are unknown.
     """
+    for name, function in (("step", step), ("reorder", reorder), ("choose", choose)):
+        _check_function(name, function)
+    if adjust is not None:
+        _check_function("adjust", adjust)
+    _check_arrays("cache", cache)
+    _check_arrays("given", given)
     _check(limit_B, max_length, beam_size, (bos, eos, pad), length_penalty, length_normalization, n_best)
     options = Options(beam_size, bos, eos, pad, length_penalty, length_normalization, n_best, stop_early, cut)
     beams = start(cache, limit_B, max_length, options, given)
     return hypotheses(run(step, beams, options, reorder=reorder, adjust=adjust, choose=choose), options)
+
+
+def _check_arrays(name: str, tree: Any) -> None:
+    try:
+        jax.eval_shape(lambda tree: tree, tree)
+    except (TypeError, OverflowError):
+        raise UserError(f"{name} holds something else than arrays: give a tree of arrays") from None
+
+
+def _check_function(name: str, function: Any) -> None:
+    if not callable(function):
+        raise UserError(f"{name} = {shown(function)}: give a function")
 
 
 def _check(
@@ -323,15 +353,15 @@ def _check(
     n_best: int,
 ) -> None:
     """Raise `UserError` naming the first invalid option of `beam_search`."""
-    check_integer("max_length", max_length, 1)
-    check_integer("beam_size", beam_size, 1)
+    check_integer("max_length", max_length, 1, INT32_MAX)
+    check_integer("beam_size", beam_size, 1, INT32_MAX)
     check_integer("n_best", n_best, 1, beam_size)
     for name, piece in zip(("bos", "eos", "pad"), special, strict=True):
         check_integer(name, piece, 0, INT32_MAX)
     penalty(1, 0.0, length_normalization)
     alpha = value_of(length_penalty)
     if np.ndim(length_penalty) or (alpha is not None and not (alpha.dtype.kind in "iuf" and 0 <= alpha < jnp.inf)):
-        raise UserError(f"length_penalty = {length_penalty!r}: must be a finite number, 0 or more")
+        raise UserError(f"length_penalty = {shown(length_penalty)}: must be a finite number, 0 or more")
     if (
         not hasattr(limit_B, "dtype")
         or not jnp.issubdtype(limit_B.dtype, jnp.integer)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 import math
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -111,7 +111,10 @@ def check_ids(what: str, lists: Sequence[Sequence[int]], vocab_size: int | None)
     def fit(ids: Iterable[Any]) -> bool:
         return all(isinstance(i, (int, np.integer)) and not isinstance(i, bool) and 0 <= i < beyond for i in ids)
 
-    if not isinstance(lists, Collection) or not all(isinstance(ids, Collection) for ids in lists):
+    def ordered(given: Any) -> bool:
+        return isinstance(given, Sequence) or getattr(given, "ndim", 0) > 0
+
+    if not ordered(lists) or not all(map(ordered, lists)):
         raise UserError(f"the {what}s must be a list of lists of ids, not {shown(lists)}")
     if not fit(itertools.chain(*lists)):
         number = next(i for i, ids in enumerate(lists) if not fit(ids))

@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from transformer.config import UserError
+from transformer.config import UserError, shown
 from transformer.inference.beam_search import Beams, Choose
-from transformer.model.checks import value_of
+from transformer.model.checks import check_key, value_of
 
 
 def filtered(logits_XV: Array, *, top_k: Array | int, top_p: Array | float, min_p: Array | float = 0.0) -> Array:
@@ -61,8 +61,9 @@ def sampled(
     and on its length, but not on the other sentences of the batch. Scores are the log-probabilities of the model,
     whatever the temperature. `beam_search` then continues each of the M hypotheses to its end, whatever `n_best` and
     `stop_early`, so that all are fair draws. Raises `UserError` as `filtered` does, and for a temperature that is not
-    above 0.
+    above 0, or a key that is none.
     """
+    check_key(key, optional=False)
     positive = "a finite number above 0; for the likeliest piece alone: top_k = 1"
     _check_filter(top_k, top_p, min_p)
     _check("temperature", temperature, positive, lambda t: t.dtype.kind in "iuf" and 0 < t < jnp.inf)
@@ -71,12 +72,15 @@ def sampled(
         B, M, V = log_probs_BMV.shape
         if not isinstance(beams.given, Mapping) or "number_B" not in beams.given:
             raise UserError("sampling needs the numbers of the sentences: beam_search(..., given={'number_B': ...})")
+        numbers_B = jnp.asarray(beams.given["number_B"])
+        if numbers_B.shape != (B,) or not jnp.issubdtype(numbers_B.dtype, jnp.integer):
+            raise UserError(f"number_B has the shape {numbers_B.shape}: give an integer for each of {B} sentences")
 
         def noise(number: Array) -> Array:
             return jax.random.gumbel(jax.random.fold_in(jax.random.fold_in(key, number), beams.at), (M, V))
 
         logits_XV = filtered(log_probs_BMV.reshape(-1, V) / temperature, top_k=top_k, top_p=top_p, min_p=min_p)
-        noise_XV = jax.vmap(noise)(beams.given["number_B"]).reshape(-1, V)
+        noise_XV = jax.vmap(noise)(numbers_B).reshape(-1, V)
         _, pieces_X1 = jax.lax.top_k(logits_XV + noise_XV, 1)
         pieces_BM = pieces_X1.reshape(B, M)
         drawn_BM = jnp.take_along_axis(log_probs_BMV, pieces_BM[..., None], axis=2)[..., 0]
@@ -97,4 +101,4 @@ def _check(name: str, number: Any, rule: str, holds: Callable[[np.ndarray], Any]
     """Raise `UserError` if the value of `number` is known and breaks its rule."""
     value = value_of(number)
     if value is not None and (value.ndim or not holds(value)):
-        raise UserError(f"{name} = {number!r}: must be {rule}")
+        raise UserError(f"{name} = {shown(number)}: must be {rule}")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import numpy as np
 
-from transformer.config import BOS, EOS, PAD, DecodeConfig, UserError
+from transformer.config import BOS, EOS, PAD, DecodeConfig, UserError, shown
 from transformer.data.given import strings
 from transformer.inference.beam_search import Options
 from transformer.inference.constraints import Constraints, Spelling
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from transformer.data.linearised import Symbols
     from transformer.data.tokenizer import Tokenizer
     from transformer.data.vocabularies import Vocabulary
+
+_MOST_BANNED = 100  # pieces of a phrase: the program of each step has so many comparisons
 
 
 def beams(config: DecodeConfig) -> int:
@@ -101,11 +103,16 @@ def _banned(
 ) -> np.ndarray | None:
     """The pieces of the phrases of `decode.banned`, each padded with -1 on the left; None if there are none.
 
-    Raises `UserError` for a phrase that the tokenizer reduces to nothing or to a space.
+    Raises `UserError` for a phrase that the tokenizer reduces to nothing or to a space, or that is very long.
     """
     for phrase, pieces in zip(config.banned, phrases, strict=True):
         if not pieces or not decode(pieces).strip():
             raise UserError(f"decode.banned: this model's tokenizer keeps nothing of {phrase!r}; leave it out")
+        if len(pieces) > _MOST_BANNED:
+            raise UserError(
+                f"decode.banned: {shown(phrase)} has {len(pieces)} pieces, and the most is {_MOST_BANNED}; give "
+                'several phrases as several values: --decode.banned "a phrase" another'
+            )
     if not phrases:
         return None
     banned_PW = np.full((len(phrases), max(map(len, phrases))), -1, np.int32)

@@ -197,7 +197,9 @@ class Translator:
         """
         check_ids("source", sources, self._vocab_size)
         check_integer("first", first, 0, MAX_LINES - len(sources))
-        if prefixes is not None and [type(one) for one in prefixes] != [Prefix] * len(sources):
+        if prefixes is not None and (
+            not isinstance(prefixes, Sequence) or [type(one) for one in prefixes] != [Prefix] * len(sources)
+        ):
             raise UserError(f"{len(sources)} sources: give one prefix per source, made by `Prefixes.of`")
         self._check_sources(sources)
         decoding = strategy(self.config, self.tokenizer, None if prefixes is None else self._prefixes.spelling)

@@ -179,7 +179,11 @@ def empty_cache(config: ModelConfig, rows: int, length: int, beams: int = 1, dty
     for name, number in (("rows", rows), ("length", length), ("beams", beams)):
         check_integer(name, number, 1)
     check_integer("rows * beams * length", int(rows) * int(beams) * int(length), 1, INT32_MAX)
-    attention, S, dtype = config.attention("decoder"), length * beams, check_float("dtype", dtype or config.dtype)
+    attention, S, dtype = (
+        config.attention("decoder"),
+        length * beams,
+        check_float("dtype", config.dtype if dtype is None else dtype),
+    )
     K = attention.kv_heads
     kv = tuple(
         KV(jnp.zeros((rows, K, config.key_size, S), dtype), jnp.zeros((rows, K, S, config.value_size), dtype))
@@ -214,6 +218,8 @@ def check_cache(
     if mask_BTS is not None:
         check_mask("mask_BTS", mask_BTS, (*tokens_BT.shape, tokens_BT.shape[1]), cache)
     if cache is None:
+        if at_B is not None:
+            raise UserError("at_B needs a cache (see init_cache); without one, give the tokens' positions_BT")
         for name, given in (("positions_BT", positions_BT), ("segments_BT", segments_BT)):
             if given is not None:
                 check_same_shape(name, given, tokens_BT)

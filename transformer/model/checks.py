@@ -18,6 +18,7 @@ import numpy as np
 from ..config import BOS, LABEL_HEADS, ModelConfig, UserError, check_model, shown
 
 INT32_MAX = 2**31 - 1  # the largest id and index
+MOST_POSITIONS = 2**30  # so that a position and a length together are an index, too
 
 
 def value_of(x: Any) -> np.ndarray | None:
@@ -30,7 +31,7 @@ def value_of(x: Any) -> np.ndarray | None:
 def check_integer(name: str, number: Any, least: int, most: int | None = None) -> None:
     """Raise `UserError` unless `number` is a Python or NumPy integer from `least` to `most`."""
     if not isinstance(number, (int, np.integer)) or isinstance(number, bool):
-        raise UserError(f"{name} = {number!r}: must be an integer")
+        raise UserError(f"{name} = {shown(number)}: must be an integer")
     if number < least or (most is not None and number > most):
         raise UserError(f"{name} = {number}: must be at least {least}{'' if most is None else f', at most {most}'}")
 
@@ -84,7 +85,7 @@ def check_float(name: str, dtype: Any) -> jnp.dtype:
     try:
         if jnp.issubdtype(found := jnp.dtype(dtype), jnp.floating):
             return found
-    except TypeError:
+    except (TypeError, ValueError):  # ValueError: a string that is not text
         pass
     raise UserError(f"{name} = {shown(dtype)}: give a type of floats, such as jnp.bfloat16")
 
@@ -121,6 +122,8 @@ def check_same_shape(name: str, x_BT: Any, ids_BT: Any) -> None:
     check_integers(name, x_BT)
     if x_BT.shape[1] != ids_BT.shape[1] or x_BT.shape[0] not in (1, ids_BT.shape[0]):
         raise UserError(f"{name} has the shape {x_BT.shape}, but its ids have {ids_BT.shape}: give the same shape")
+    if (values := value_of(x_BT)) is not None and not (values.min() >= -INT32_MAX and values.max() <= INT32_MAX):
+        raise UserError(f"{name} goes from {values.min()} to {values.max()}: give integers of 32 bits")
 
 
 def check_mask(name: str, mask: Any, shape: tuple[int, ...], cache: Any = None) -> None:
@@ -138,13 +141,13 @@ def check_places(name: str, places: Any, rows: int) -> None:
     """Raise `UserError` unless this is one position, or an array with one for each of `rows` sentences."""
     kind = getattr(places, "dtype", type(places))
     if kind is not int and not (hasattr(places, "dtype") and jnp.issubdtype(kind, jnp.integer)):
-        raise UserError(f"{name} = {places!r}: give integers")
+        raise UserError(f"{name} = {shown(places)}: give integers")
     if jnp.shape(places) not in ((), (rows,)):
         raise UserError(
             f"{name} has the shape {jnp.shape(places)}: give one position, or one for each sentence, {rows}"
         )
-    if (values := value_of(places)) is not None and values.min() < 0:
-        raise UserError(f"{name} has {values.min()}: positions must be 0 or more")
+    if (values := value_of(places)) is not None and not (values.min() >= 0 and values.max() <= MOST_POSITIONS):
+        raise UserError(f"{name} has {shown(values.tolist())}: positions must be from 0 to {MOST_POSITIONS}")
 
 
 def check_pair(name: str, pair: Any) -> tuple[Any, Any]:
