@@ -130,3 +130,16 @@ def test_the_config_is_checked() -> None:
     check(AlgorithmConfig())
     with pytest.raises(UserError, match=r"data\.shortest = 9: must be at most data\.longest"):
         check(AlgorithmConfig(data=InstancesConfig(shortest=9, longest=5, tested=(10,))))
+
+
+@pytest.mark.slow
+def test_the_mode_of_two_symbols_is_learnt_for_longer_texts(tmp_path: Path, call) -> None:
+    """One layer with one head, 16 wide, trained up to length 50: at 51 to 100 nearly all answers are right."""
+    sizes = ("--data.symbols=2", "--model.heads=1", "--model.d_model=16", "--model.d_ff=64")
+    training = [f"--train.{name}=1500" for name in ("steps", "decay_steps", "eval_every", "checkpoint_every")]
+    command = ("train.py", "--config", CONFIGS / "mode.py", "--workdir", tmp_path / "run")
+    done = call(*command, *sizes, *training)
+    assert done.code == 0, done.err
+    result = json.loads(call("evaluate.py", "--workdir", tmp_path / "run", "--json").out)
+    assert result["exact_match"]["51-100"] > 0.97
+    assert result["exact_match"]["101-150"] > 0.9
