@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import json
+import os
 import random
 import shutil
 import sys
@@ -149,6 +150,16 @@ def test_an_average_is_scored(run: Path, tmp_path: Path, call) -> None:
     assert "f1 on dev.mrg: 100.0000 before (step 360), " in done.out
     done = call("evaluate.py", "--workdir", copy, "--json")
     assert json.loads(done.out)["averaged_steps"] == [300, 360]
+
+
+@pytest.mark.parametrize("name", ["", "pipe", "link", "none/x.svg"])
+def test_a_picture_goes_to_a_file(run: Path, tmp_path: Path, call, feed, name: str) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("pipe")
+    feed("the cat .\n")
+    done = call("transformer", "parse", run, "--draw", tmp_path / name)
+    assert (done.code, done.out) == (2, "")
+    assert "name a file, neither a link nor a device, in a folder that exists" in done.err
 
 
 def test_parse_reads_raw_text(run: Path, call, feed) -> None:
@@ -324,3 +335,9 @@ def test_a_picture_has_each_node_where_its_children_are() -> None:
     assert where["the"][1] == where["<cat>"][1] == where["sleeps"][1] > where["DT"][1] > where["NP"][1] > where["S"][1]
     width, height = map(float, root.get("viewBox").split()[2:])
     assert all(0 < x < width and 0 < y < height for _, x, y in places)
+
+
+def test_a_picture_is_xml_whatever_the_words() -> None:
+    root = ET.fromstring(svg([Tree("S", [Tree("X", [], "a\x01\ufffe\U0001f408")])]))
+    texts = [node.text for node in root.iter("{http://www.w3.org/2000/svg}text")]
+    assert "a\ufffd\ufffd\U0001f408" in texts

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 from xml.sax.saxutils import escape
 
 from transformer.data.trees import Tree, spoken
 
+_NOT_IN_XML = re.compile("[^\t\n\r -\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 SIZE, WIDTH = 14, 8.4  # of a monospaced font, in pixels
 ROW, GAP, MARGIN = 44, 14, 20  # pixels between two levels, between two words, and around
 
@@ -77,5 +79,10 @@ def _drawn(root: _Node, bottom: float) -> Iterator[str]:
         for child in node.below:
             end = bottom - child.height * ROW - SIZE
             yield f'<line x1="{node.x:.1f}" y1="{y + 4:.1f}" x2="{child.x:.1f}" y2="{end:.1f}"/>'
-        yield f'<text class="{node.kind}" x="{node.x:.1f}" y="{y:.1f}">{escape(node.text)}</text>'
+        yield f'<text class="{node.kind}" x="{node.x:.1f}" y="{y:.1f}">{_written(node.text)}</text>'
         waiting += node.below
+
+
+def _written(text: str) -> str:
+    """A text in XML. Characters that XML cannot hold, such as control characters, become U+FFFD."""
+    return escape(_NOT_IN_XML.sub("\ufffd", text))
