@@ -17,7 +17,7 @@ import pytest
 from quick import jit
 
 import transformer
-from transformer.checkpoint import Checkpoints
+from transformer.checkpoint import Checkpoints, best_seed
 from transformer.config import BERT, DecodeConfig, ModelConfig, ParsingConfig, TreebankConfig, UserError, check
 from transformer.data.linearised import Symbols
 from transformer.data.trees import Tree, parse
@@ -223,6 +223,15 @@ def test_numbers_that_are_not_finite_are_told(run: Path, call, feed, monkeypatch
     done = call("transformer", "parse", run)
     assert (done.code, done.out) == (2, "\n")
     assert "no score of 1 sentences is a number" in done.err
+
+
+def test_the_best_of_several_seeds_is_scored(folder: Path, tmp_path: Path, call) -> None:
+    options = ("--train.steps", 2, "--train.eval_every", 2, "--train.checkpoint_every", 2, "--train.seeds", 2)
+    done = call("train.py", "--config", folder / "config.py", "--workdir", tmp_path, *options)
+    assert done.code == 0, done.err
+    done = call("evaluate.py", "--workdir", tmp_path)
+    assert done.code == 0, done.err
+    assert f"with checkpoint 2 of {best_seed(tmp_path)}" in done.err
 
 
 # ---- Starts ----------------------------------------------------------------------------------------------------------
