@@ -280,6 +280,16 @@ def test_a_bert_becomes_the_encoder(folder: Path, tmp_path: Path, call) -> None:
     assert "resuming from step 2" in done.err
 
 
+def test_a_parser_goes_on_with_its_own_form_alone(folder: Path, run: Path, tmp_path: Path, call) -> None:
+    command = ("train.py", "--config", folder / "config.py", "--workdir", tmp_path / "run", "--train.steps", 2)
+    command += ("--train.init_from", run)
+    done = call(*command, "--data.form", "brackets")
+    assert done.code == 2
+    assert f"data.form = 'brackets': {run} was trained with 'transitions'; give that form" in done.err
+    done = call(*command, "--model.labels", 6)  # the number that the trees have
+    assert done.code == 0, done.err
+
+
 # ---- Mistakes --------------------------------------------------------------------------------------------------------
 
 
@@ -293,7 +303,7 @@ def test_a_bert_becomes_the_encoder(folder: Path, tmp_path: Path, call) -> None:
         (["--model.tied_embeddings", "all"], "model.tied_embeddings = 'all': must be 'target' or 'none'"),
         (["--decode.min_length", "3"], "decode.min_length = 3: must be left out"),
         (["--train.batch_tokens", "16"], "train.batch_tokens = 16: must hold at least one sentence"),
-        (["--model.labels", "3"], "model.labels = 3: the training trees have"),
+        (["--model.labels", "3"], "model.labels = 3: the training trees have 6; leave"),
         (["--data.context", "5"], "no sentence is left of 1000"),
     ],
 )
