@@ -215,6 +215,24 @@ def test_random_parameters_give_trees() -> None:
             assert [word.word for word in tree.words()] == ["-LRB-" if word == "(" else word for word in words]
 
 
+@pytest.mark.parametrize("positions", [5, 6, 40])
+def test_learned_positions_hold_a_usual_tree(positions: int, caplog) -> None:
+    """A sentence whose tree fits into the learned positions is not cut, and no tree is longer."""
+    vocabulary = train_wordpiece(["a b"] * 3, 7, lower_case=False)
+    symbols = Symbols("transitions", ("A", "B"), ("X", "Y"))
+    config = ModelConfig(
+        **SIZES, vocab_size=vocabulary.size, target_vocab_size=symbols.size, labels=2, head="token",
+        tied_embeddings="target", positions="learned", max_positions=positions,
+    )  # fmt: skip
+    model = build(config)
+    parser = Parser(model, jit(model.init)(jax.random.key(0)), vocabulary, symbols, DecodeConfig(beam_size=2))
+    words = ["a"] * int(positions / 2.5)
+    (tree,) = parser.parse([words])
+    assert "parsed in parts" not in caplog.text
+    assert [word.word for word in tree.words()] == words
+    assert len(symbols.encode(tree)) < positions
+
+
 def test_numbers_that_are_not_finite_are_told(run: Path, call, feed, monkeypatch) -> None:
     params = Checkpoints(run).open().params()
     broken = jax.tree.map(lambda x: np.full_like(x, np.nan), params)
