@@ -320,6 +320,8 @@ def test_a_parser_goes_on_with_its_own_form_alone(folder: Path, run: Path, tmp_p
         (["--model.decoder_layers", "0"], "model.decoder_layers = 0: must be at least 1: the decoder writes the tree"),
         (["--model.tied_embeddings", "all"], "model.tied_embeddings = 'all': must be 'target' or 'none'"),
         (["--decode.min_length", "3"], "decode.min_length = 3: must be left out"),
+        (["--decode.max_source_length", "9"], "decode.max_source_length = 9: must be left out"),
+        (["--decode.n_best", "2"], "decode.n_best = 2: must be 1 without decode.sample: a sentence gets its best tree"),
         (["--train.batch_tokens", "16"], "train.batch_tokens = 16: must hold at least one sentence"),
         (["--model.labels", "3"], "model.labels = 3: the training trees have 6; leave"),
         (["--data.context", "5"], "no sentence is left of 1000"),
