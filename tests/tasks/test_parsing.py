@@ -25,6 +25,7 @@ from transformer.data.wordpiece_training import train_wordpiece
 from transformer.inference.parser import Parser
 from transformer.model import build
 from transformer.model.encoder_decoder import beside_a_decoder
+from transformer.tasks.parsing import Parsing
 from transformer.tools.tree_picture import svg
 
 pytest.importorskip("tokenizers")
@@ -338,6 +339,17 @@ def test_other_verbs_name_this_one(run: Path, call) -> None:
     done = call("transformer", "translate", run)
     assert done.code == 2
     assert f"python -m transformer parse {run}" in done.err
+
+
+def test_a_parameter_file_counts_by_its_content(run: Path, tmp_path: Path, call) -> None:
+    config = Checkpoints(run).open("last").config
+    for name, text in (("a", "CUTOFF_LEN 6\n"), ("b", "CUTOFF_LEN 6\n"), ("c", "LABELED 0\n")):
+        (tmp_path / name).write_text(text)
+    found = []
+    for name in "abc":
+        parser = dataclasses.replace(config.parser, parameters=str(tmp_path / name))
+        found.append(Parsing.build(dataclasses.replace(config, parser=parser), str(run)).judged_on())
+    assert found[0] == found[1] != found[2]
 
 
 def test_trees_that_can_not_be_used_are_told(folder: Path, tmp_path: Path, run: Path, call) -> None:

@@ -153,7 +153,8 @@ class Parsing:
     def judged_on(self) -> dict[str, Any]:
         """What dev scores depend on besides the parameters: the trees and the options of decoding and scoring."""
         decode = dataclasses.asdict(self.config.decode)
-        return {"dev_digest": self.dev_digest(), "scored_with": {**decode, "parameters": self.config.parser.parameters}}
+        parameters = parameters_of(self.config.parser).digest()
+        return {"dev_digest": self.dev_digest(), "scored_with": {**decode, "EVALB's parameters": parameters}}
 
     def write_sets(self, folder: epath.Path) -> None:
         """Copy the development and test trees into the workdir."""
