@@ -392,3 +392,10 @@ def test_a_picture_is_xml_whatever_the_words() -> None:
     root = ET.fromstring(svg([Tree("S", [Tree("X", [], "a\x01\ufffe\U0001f408")])]))
     texts = [node.text for node in root.iter("{http://www.w3.org/2000/svg}text")]
     assert "a\ufffd\ufffd\U0001f408" in texts
+
+
+def test_labels_of_neighbours_do_not_touch() -> None:
+    (tree,) = parse("(S (WHADVP (NP (WRB a))) (WHADVP (WRB b)))", "here")
+    root = ET.fromstring(svg([tree]))
+    first, other = (x for x in root.iter("{http://www.w3.org/2000/svg}text") if x.text == "WHADVP")
+    assert abs(float(first.get("x")) - float(other.get("x"))) > 6 * 8.4

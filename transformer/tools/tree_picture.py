@@ -49,13 +49,14 @@ def svg(trees: Sequence[Tree]) -> str:
 def _placed(tree: Tree) -> tuple[_Node, float]:
     """The nodes of a tree, and the width of its words."""
     done: list[list[_Node]] = [[]]
-    waiting: list[tuple[Tree, bool]] = [(tree, False)]
+    # With each node: the most letters of the labels above it that stand over it alone.
+    waiting: list[tuple[Tree, int, bool]] = [(tree, 0, False)]
     right = 0.0
     while waiting:
-        node, seen = waiting.pop()
+        node, above, seen = waiting.pop()
         if node.word is not None:
             (word,) = spoken([node.word])
-            needed = WIDTH * max(len(word), len(node.label)) + GAP
+            needed = WIDTH * max(len(word), len(node.label), above) + GAP
             below = _Node(word, "word", MARGIN + right + needed / 2, 0, ())
             done[-1].append(_Node(node.label, "tag", below.x, 1, (below,)))
             right += needed
@@ -65,8 +66,9 @@ def _placed(tree: Tree) -> tuple[_Node, float]:
             done[-1].append(_Node(node.label, "label", middle, 1 + max(one.height for one in below), below))
         else:
             done.append([])
-            waiting.append((node, True))
-            waiting += [(child, False) for child in reversed(node.children)]
+            waiting.append((node, 0, True))
+            above = max(above, len(node.label)) if len(node.children) == 1 else 0
+            waiting += [(child, above, False) for child in reversed(node.children)]
     return done[0][0], right
 
 
