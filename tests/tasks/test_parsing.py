@@ -102,6 +102,7 @@ def test_the_grammar_is_learnt(run: Path) -> None:
         name: last[f"dev_{name}"] for name in ("f1", "recall", "precision", "complete", "tagging")
     } == dict.fromkeys(("f1", "recall", "precision", "complete", "tagging"), 100.0)
     assert last["dev_loss"] < 0.05
+    assert last["dev_errors"] == 0
 
 
 def test_evaluate_and_evalb_agree(run: Path, folder: Path, tmp_path: Path, call) -> None:
