@@ -85,6 +85,13 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
     assert path.read_bytes() == b"first" and [p.name for p in path.parent.iterdir()] == ["file"]
 
 
+def test_a_pipe_is_not_replaced_by_a_file(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UserError, match="pipe is a device or a pipe, which a file would replace; name a file"):
+        replace(tmp_path / "pipe", b"x")
+    assert stat.S_ISFIFO((tmp_path / "pipe").stat().st_mode)
+
+
 def test_several_may_replace_a_file_at_once(tmp_path):
     """Each process has its own temporary name: in the end the file has exactly one of the contents."""
     script = "import sys; from pathlib import Path; from transformer.files import replace\n"

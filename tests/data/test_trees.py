@@ -259,6 +259,10 @@ def test_nltk_reads_the_same() -> None:
         ("It costs $3,000 (3.5%) at 10:30...", "It costs $ 3,000 ( 3.5 % ) at 10:30 ..."),
         ("Mr. Smith, of the U.S., knows the dogs' names.", "Mr. Smith , of the U.S. , knows the dogs ' names ."),
         ("a — b -- c", "a -- b -- c"),
+        ('He said "stop."', "He said `` stop . ''"),
+        ("“He left.”", "`` He left . ''"),
+        ("(He left.)", "( He left . )"),
+        ("‘Hello,’ she said.", "` Hello , ' she said ."),
         ("   ", ""),
     ],
 )

@@ -8,7 +8,7 @@ import pytest
 
 from transformer.config import UserError
 from transformer.data.trees import Tree, parse
-from transformer.tasks.evalb import ERROR, SKIPPED, Parameters, read_parameters, score, summary
+from transformer.tasks.evalb import COLLINS, ERROR, SKIPPED, Parameters, read_parameters, score, summary
 
 SAMPLE = Path(os.environ.get("TRANSFORMER_DATA", "-")) / "treebank" / "evalb_sample"
 GOLD = "(S (NP-SBJ (DT The) (NN cat)) (VP (VBZ sleeps)) (. .))"
@@ -32,6 +32,7 @@ def test_every_line_of_evalbs_sample(call) -> None:
     done = call("transformer", "evalb", *files, "--parameters", SAMPLE / "sample.prm", "--json")
     assert json.loads(done.out)["len<=40"]["complete"] == 50
     collins = read_parameters(str(SAMPLE / "COLLINS.prm"))
+    assert collins.digest() == COLLINS.digest() != read_parameters(str(SAMPLE / "sample.prm")).digest()
     assert collins.labelled and collins.same_label["PRT"] == collins.same_label["ADVP"] and "." in collins.deleted
 
 

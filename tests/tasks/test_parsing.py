@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import json
+import os
 import random
 import shutil
 import sys
@@ -16,7 +17,7 @@ import pytest
 from quick import jit
 
 import transformer
-from transformer.checkpoint import Checkpoints
+from transformer.checkpoint import Checkpoints, best_seed
 from transformer.config import BERT, DecodeConfig, ModelConfig, ParsingConfig, TreebankConfig, UserError, check
 from transformer.data.linearised import Symbols
 from transformer.data.trees import Tree, parse
@@ -24,6 +25,7 @@ from transformer.data.wordpiece_training import train_wordpiece
 from transformer.inference.parser import Parser
 from transformer.model import build
 from transformer.model.encoder_decoder import beside_a_decoder
+from transformer.tasks.parsing import Parsing
 from transformer.tools.tree_picture import svg
 
 pytest.importorskip("tokenizers")
@@ -100,6 +102,7 @@ def test_the_grammar_is_learnt(run: Path) -> None:
         name: last[f"dev_{name}"] for name in ("f1", "recall", "precision", "complete", "tagging")
     } == dict.fromkeys(("f1", "recall", "precision", "complete", "tagging"), 100.0)
     assert last["dev_loss"] < 0.05
+    assert last["dev_errors"] == 0
 
 
 def test_evaluate_and_evalb_agree(run: Path, folder: Path, tmp_path: Path, call) -> None:
@@ -149,6 +152,16 @@ def test_an_average_is_scored(run: Path, tmp_path: Path, call) -> None:
     assert "f1 on dev.mrg: 100.0000 before (step 360), " in done.out
     done = call("evaluate.py", "--workdir", copy, "--json")
     assert json.loads(done.out)["averaged_steps"] == [300, 360]
+
+
+@pytest.mark.parametrize("name", ["", "pipe", "link", "none/x.svg"])
+def test_a_picture_goes_to_a_file(run: Path, tmp_path: Path, call, feed, name: str) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("pipe")
+    feed("the cat .\n")
+    done = call("transformer", "parse", run, "--draw", tmp_path / name)
+    assert (done.code, done.out) == (2, "")
+    assert "name a file, neither a link nor a device, in a folder that exists" in done.err
 
 
 def test_parse_reads_raw_text(run: Path, call, feed) -> None:
@@ -204,6 +217,24 @@ def test_random_parameters_give_trees() -> None:
             assert [word.word for word in tree.words()] == ["-LRB-" if word == "(" else word for word in words]
 
 
+@pytest.mark.parametrize("positions", [5, 6, 40])
+def test_learned_positions_hold_a_usual_tree(positions: int, caplog) -> None:
+    """A sentence whose tree fits into the learned positions is not cut, and no tree is longer."""
+    vocabulary = train_wordpiece(["a b"] * 3, 7, lower_case=False)
+    symbols = Symbols("transitions", ("A", "B"), ("X", "Y"))
+    config = ModelConfig(
+        **SIZES, vocab_size=vocabulary.size, target_vocab_size=symbols.size, labels=2, head="token",
+        tied_embeddings="target", positions="learned", max_positions=positions,
+    )  # fmt: skip
+    model = build(config)
+    parser = Parser(model, jit(model.init)(jax.random.key(0)), vocabulary, symbols, DecodeConfig(beam_size=2))
+    words = ["a"] * int(positions / 2.5)
+    (tree,) = parser.parse([words])
+    assert "parsed in parts" not in caplog.text
+    assert [word.word for word in tree.words()] == words
+    assert len(symbols.encode(tree)) < positions
+
+
 def test_numbers_that_are_not_finite_are_told(run: Path, call, feed, monkeypatch) -> None:
     params = Checkpoints(run).open().params()
     broken = jax.tree.map(lambda x: np.full_like(x, np.nan), params)
@@ -212,6 +243,15 @@ def test_numbers_that_are_not_finite_are_told(run: Path, call, feed, monkeypatch
     done = call("transformer", "parse", run)
     assert (done.code, done.out) == (2, "\n")
     assert "no score of 1 sentences is a number" in done.err
+
+
+def test_the_best_of_several_seeds_is_scored(folder: Path, tmp_path: Path, call) -> None:
+    options = ("--train.steps", 2, "--train.eval_every", 2, "--train.checkpoint_every", 2, "--train.seeds", 2)
+    done = call("train.py", "--config", folder / "config.py", "--workdir", tmp_path, *options)
+    assert done.code == 0, done.err
+    done = call("evaluate.py", "--workdir", tmp_path)
+    assert done.code == 0, done.err
+    assert f"with checkpoint 2 of {best_seed(tmp_path)}" in done.err
 
 
 # ---- Starts ----------------------------------------------------------------------------------------------------------
@@ -260,6 +300,16 @@ def test_a_bert_becomes_the_encoder(folder: Path, tmp_path: Path, call) -> None:
     assert "resuming from step 2" in done.err
 
 
+def test_a_parser_goes_on_with_its_own_form_alone(folder: Path, run: Path, tmp_path: Path, call) -> None:
+    command = ("train.py", "--config", folder / "config.py", "--workdir", tmp_path / "run", "--train.steps", 2)
+    command += ("--train.init_from", run)
+    done = call(*command, "--data.form", "brackets")
+    assert done.code == 2
+    assert f"data.form = 'brackets': {run} was trained with 'transitions'; give that form" in done.err
+    done = call(*command, "--model.labels", 6)  # the number that the trees have
+    assert done.code == 0, done.err
+
+
 # ---- Mistakes --------------------------------------------------------------------------------------------------------
 
 
@@ -272,8 +322,10 @@ def test_a_bert_becomes_the_encoder(folder: Path, tmp_path: Path, call) -> None:
         (["--model.decoder_layers", "0"], "model.decoder_layers = 0: must be at least 1: the decoder writes the tree"),
         (["--model.tied_embeddings", "all"], "model.tied_embeddings = 'all': must be 'target' or 'none'"),
         (["--decode.min_length", "3"], "decode.min_length = 3: must be left out"),
+        (["--decode.max_source_length", "9"], "decode.max_source_length = 9: must be left out"),
+        (["--decode.n_best", "2"], "decode.n_best = 2: must be 1 without decode.sample: a sentence gets its best tree"),
         (["--train.batch_tokens", "16"], "train.batch_tokens = 16: must hold at least one sentence"),
-        (["--model.labels", "3"], "model.labels = 3: the training trees have"),
+        (["--model.labels", "3"], "model.labels = 3: the training trees have 6; leave"),
         (["--data.context", "5"], "no sentence is left of 1000"),
     ],
 )
@@ -288,6 +340,17 @@ def test_other_verbs_name_this_one(run: Path, call) -> None:
     done = call("transformer", "translate", run)
     assert done.code == 2
     assert f"python -m transformer parse {run}" in done.err
+
+
+def test_a_parameter_file_counts_by_its_content(run: Path, tmp_path: Path, call) -> None:
+    config = Checkpoints(run).open("last").config
+    for name, text in (("a", "CUTOFF_LEN 6\n"), ("b", "CUTOFF_LEN 6\n"), ("c", "LABELED 0\n")):
+        (tmp_path / name).write_text(text)
+    found = []
+    for name in "abc":
+        parser = dataclasses.replace(config.parser, parameters=str(tmp_path / name))
+        found.append(Parsing.build(dataclasses.replace(config, parser=parser), str(run)).judged_on())
+    assert found[0] == found[1] != found[2]
 
 
 def test_trees_that_can_not_be_used_are_told(folder: Path, tmp_path: Path, run: Path, call) -> None:
@@ -324,3 +387,16 @@ def test_a_picture_has_each_node_where_its_children_are() -> None:
     assert where["the"][1] == where["<cat>"][1] == where["sleeps"][1] > where["DT"][1] > where["NP"][1] > where["S"][1]
     width, height = map(float, root.get("viewBox").split()[2:])
     assert all(0 < x < width and 0 < y < height for _, x, y in places)
+
+
+def test_a_picture_is_xml_whatever_the_words() -> None:
+    root = ET.fromstring(svg([Tree("S", [Tree("X", [], "a\x01\ufffe\U0001f408")])]))
+    texts = [node.text for node in root.iter("{http://www.w3.org/2000/svg}text")]
+    assert "a\ufffd\ufffd\U0001f408" in texts
+
+
+def test_labels_of_neighbours_do_not_touch() -> None:
+    (tree,) = parse("(S (WHADVP (NP (WRB a))) (WHADVP (WRB b)))", "here")
+    root = ET.fromstring(svg([tree]))
+    first, other = (x for x in root.iter("{http://www.w3.org/2000/svg}text") if x.text == "WHADVP")
+    assert abs(float(first.get("x")) - float(other.get("x"))) > 6 * 8.4

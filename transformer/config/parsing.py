@@ -72,6 +72,10 @@ _MODEL = ModelConfig(
     head="token",
 )
 _SEARCH = DecodeConfig(length_normalization="none")
+_WITHOUT_USE = (
+    *("min_length", "max_length", "max_extra_length", "max_source_length"),
+    *("no_repeat_ngram", "repetition_penalty", "banned"),
+)  # fields of the search
 
 
 @documented
@@ -108,9 +112,15 @@ class ParsingConfig:
             longest = d.context + m.position_offset
             rule = f"must be at least {longest}: data.context + model.position_offset"
             yield m.max_positions >= longest, "model.max_positions", rule
-        for name in ("min_length", "no_repeat_ngram", "max_length"):
-            yield not getattr(decode, name), f"decode.{name}", "must be left out: an output is a tree over all words"
-        yield not decode.banned, "decode.banned", "must be left out: an output is a tree over all words"
+        for name in _WITHOUT_USE:
+            default = getattr(_SEARCH, name)
+            yield (
+                getattr(decode, name) == default,
+                f"decode.{name}",
+                "must be left out: an output is a tree over all words",
+            )
+        rule = "must be 1 without decode.sample: a sentence gets its best tree"
+        yield decode.n_best == 1 or decode.sample, "decode.n_best", rule
         t = self.train
         rule = f"must hold at least one sentence of data.context ({d.context}) in each of {t.accumulate} micro-batches"
         yield t.batch_tokens >= d.context * t.accumulate, "train.batch_tokens", rule

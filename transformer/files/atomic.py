@@ -54,6 +54,8 @@ def replace(path: Any, content: bytes) -> None:
     """Write a file atomically, unless it already has this content; read it back. Raises `UserError` if that fails."""
     temporary = path.parent / temporary_name(path.name)
     refuse_links(path)
+    if local(path) and path.exists() and not path.is_file() and not path.is_dir():
+        raise UserError(f"{path} is a device or a pipe, which a file would replace; name a file")
     with writing(path):
         if path.exists() and path.read_bytes() == content:
             return

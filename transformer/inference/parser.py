@@ -38,7 +38,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("transformer")
 
-_PER_WORD, _MORE = 4, 16  # symbols: the most that a tree has. Those of treebanks have about two a word.
+_PER_WORD, _MORE = 4, 16  # symbols: the most that a tree has
+_USUAL = 2.5  # symbols a word: those of treebanks have about 2.3
 _PAUSES = frozenset((",", ";", ":", ".", "--", "?", "!"))  # words after which a long sentence may be cut
 
 
@@ -84,10 +85,13 @@ class Parser:
         self.config = DecodeConfig(length_normalization="none") if config is None else config
         check_decode(self.config)
         learned = m.max_positions if m.positions == "learned" else None
+        if learned is not None and learned < 5:
+            raise UserError(f"model.max_positions = {learned}: must be at least 5, as many as the tree of a word needs")
         self.model, self.params, self.vocabulary, self.symbols = model, params, vocabulary, symbols
         self.longest = min((n for n in (longest, learned) if n is not None), default=None)
         """The most pieces of a sentence, the special ones included; None = no limit."""
-        self._most_words = None if learned is None else max(1, (learned - _MORE) // _PER_WORD)
+        self._most_symbols = learned
+        self._most_words = None if learned is None else max(1, int(learned / _USUAL))
         self.tally = Tally()
         self._ensemble = Ensemble([(model, params)], self.config)
 
@@ -207,7 +211,7 @@ class Parser:
             limit_B, words_B, number_B = (np.zeros(batch.rows, np.int32) for _ in range(3))
             for row, i in enumerate(batch.indices):
                 words_B[row] = count = len(parts[i].words)
-                limit_B[row], number_B[row] = _PER_WORD * count + _MORE, i
+                limit_B[row], number_B[row] = self._limit(count), i
             source_BS = batch.filled(sources, self.vocabulary.sep, PAD)
             tags_BS = self._tags(source_BS)
             given = {"words_B": words_B, "number_B": number_B}
@@ -220,6 +224,11 @@ class Parser:
             for i, result in finished:
                 results[i] = result
         return results
+
+    def _limit(self, words: int) -> int:
+        """The most symbols of a tree over this many words, the end included."""
+        limit = _PER_WORD * words + _MORE
+        return limit if self._most_symbols is None else min(limit, self._most_symbols)
 
     def _tree(self, part: _Part, found: Found, tags_S: np.ndarray) -> tuple[Tree | None, float]:
         """The best tree of a part. `found`: the hypotheses. `tags_S`: the likeliest tag at each piece."""

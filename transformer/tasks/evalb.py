@@ -8,6 +8,8 @@ is in the figures.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -42,6 +44,11 @@ class Parameters:
     same_label: dict[str, str] = field(default_factory=dict)
     """Label -> the label that stands for all that are the same as it."""
     same_word: dict[str, str] = field(default_factory=dict)
+
+    def digest(self) -> str:
+        """The beginning of the sha256 of the content, whatever the order of lines in the file."""
+        parts = (sorted(part) if isinstance(part, set) else part for part in vars(self).values())
+        return hashlib.sha256(json.dumps(list(parts), sort_keys=True).encode()).hexdigest()[:16]
 
 
 COLLINS = Parameters(

@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 
-from transformer.checkpoint import AVERAGE, Checkpoints
+from transformer.checkpoint import AVERAGE, Checkpoints, best_seed
 from transformer.config import ParserConfig, ParsingConfig, UserError
 from transformer.data import treebank
 from transformer.data.treebank import Sentence, Treebank
@@ -89,16 +89,18 @@ def evaluate_workdir(
     """EVALB's figures of a workdir's checkpoint, as evaluate.py prints them.
 
     `data`: a file of gold trees; default: the workdir's test set, else its development set; `kind`: only the 'test' or
-    'dev' set. `options` may change decoding and EVALB's parameters. Raises `UserError` if the workdir or the file can't
-    be used.
+    'dev' set. `options` may change decoding and EVALB's parameters. Of a workdir with several seeds, those of the best
+    one on the development set, as `parse` uses it. Raises `UserError` if the workdir or the file can't be used.
     """
+    workdir = str(best_seed(workdir))
     checkpoints = Checkpoints(workdir)
     config = options(checkpoints.read(checkpoint, lambda opened: opened.config))
     parameters = parameters_of(config.parser)
     bank = _stored(workdir, kind) if data is None else treebank.read([data])
     warn_of_unusable(bank)
     opened, parser = checkpoints.read(checkpoint, lambda opened: (opened, Parser.of(opened, config.decode)))
-    log.info("parsing %s sentences of %s with checkpoint %s", f"{len(bank.sentences):,}", bank.name, opened.name)
+    what = f"{len(bank.sentences):,} sentences of {bank.name}"
+    log.info("parsing %s with checkpoint %s of %s", what, opened.name, workdir)
     sentences = scored(bank.sentences, parse_shares(parser, bank.sentences), parameters)
     parser.tally.refuse(f"{workdir}: ")
     short = [one for one in sentences if one.length <= parameters.cutoff]

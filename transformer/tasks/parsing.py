@@ -88,8 +88,9 @@ class Parsing:
         parse_scores.refuse_other(config)
         config = _from_start(config, workdir)
         size = size_before_training(config, workdir, ENCODER_VOCABULARIES)
-        symbols = _inherited_symbols(config, workdir) or Symbols(config.data.form, ("S",), ("NN",))
-        check_start(config, workdir, build(_with_symbols(config, symbols).with_vocabulary(size)))
+        symbols = _inherited_symbols(config, workdir)
+        model = _with_some_sizes(config) if symbols is None else _with_symbols(config, symbols)
+        check_start(config, workdir, build(model.with_vocabulary(size)))
 
     @staticmethod
     def resumed(config: ParsingConfig, stored: ParsingConfig) -> ParsingConfig:
@@ -152,7 +153,8 @@ class Parsing:
     def judged_on(self) -> dict[str, Any]:
         """What dev scores depend on besides the parameters: the trees and the options of decoding and scoring."""
         decode = dataclasses.asdict(self.config.decode)
-        return {"dev_digest": self.dev_digest(), "scored_with": {**decode, "parameters": self.config.parser.parameters}}
+        parameters = parameters_of(self.config.parser).digest()
+        return {"dev_digest": self.dev_digest(), "scored_with": {**decode, "EVALB's parameters": parameters}}
 
     def write_sets(self, folder: epath.Path) -> None:
         """Copy the development and test trees into the workdir."""
@@ -178,7 +180,8 @@ class Parsing:
 
     def evaluate(self, params: Params, mesh: Mesh, step: int) -> Iterator[tuple[str, float | str]]:
         """Scores on the development trees, by name: the loss (nats a symbol, without smoothing), and EVALB's F1,
-        recall, precision, complete matches and tagging accuracy in percent. Logs a sample."""
+        recall, precision, complete matches and tagging accuracy in percent. "dev_errors": the number of sentences that
+        these leave out, since their tags delete other words than the gold ones. Logs a sample."""
         dev = self.banks["dev"]
         if dev is None:
             return
@@ -186,8 +189,8 @@ class Parsing:
         sentences = dev.sentences[: self.config.train.eval_sentences]
         found = parse_shares(self._parser(gathered(params)), sentences)
         figures = summary(scored(sentences, found, parameters_of(self.config.parser)))
-        for name in ("f1", "recall", "precision", "complete", "tagging"):
-            yield f"dev_{name}", getattr(figures, name)
+        for name in ("f1", "recall", "precision", "complete", "tagging", "errors"):
+            yield f"dev_{name}", float(getattr(figures, name))
         for i in (
             np.unique(np.linspace(0, len(sentences) - 1, _SAMPLES).astype(int)) if jax.process_index() == 0 else ()
         ):
@@ -273,6 +276,13 @@ def _with_symbols(config: ParsingConfig, symbols: Symbols) -> Any:
     return dataclasses.replace(config.model, **sizes)
 
 
+def _with_some_sizes(config: ParsingConfig) -> Any:
+    """The model before the trees are read: the sizes that they decide are those of the config, else small ones."""
+    m, least = config.model, Symbols(config.data.form, ("S",), ("NN",))
+    sizes = {"labels": m.labels or len(least.tags), "target_vocab_size": m.target_vocab_size or least.size}
+    return dataclasses.replace(m, **sizes)
+
+
 def of_config(config: ParsingConfig) -> ParsingConfig:
     """The config with the model that a new run would train, for tables of its parameters. Reads the training trees for
     the symbols, unless the config gives their numbers."""
@@ -285,12 +295,20 @@ def of_config(config: ParsingConfig) -> ParsingConfig:
 
 
 def _inherited_symbols(config: ParsingConfig, workdir: str | None) -> Symbols | None:
-    """The symbols of the workdir if the run resumes, or of `train.init_from` if that is a parser; else None."""
+    """The symbols of the workdir if the run resumes, or of `train.init_from` if that is a parser; else None.
+
+    Raises `UserError` if they are of another form than that of the config.
+    """
     for folder in (workdir, config.train.init_from):
         if folder is None or not (states := Checkpoints(folder)).states():
             continue
         if (path_of(states.at(states.states()[-1]).path) / linearised.FILE).exists():
-            return states.read(None, symbols_in)
+            symbols = states.read(None, symbols_in)
+            if symbols.form != config.data.form:
+                raise UserError(
+                    f"data.form = {config.data.form!r}: {folder} was trained with {symbols.form!r}; give that form"
+                )
+            return symbols
     return None
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 from xml.sax.saxutils import escape
 
 from transformer.data.trees import Tree, spoken
 
+_NOT_IN_XML = re.compile("[^\t\n\r -\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 SIZE, WIDTH = 14, 8.4  # of a monospaced font, in pixels
 ROW, GAP, MARGIN = 44, 14, 20  # pixels between two levels, between two words, and around
 
@@ -47,13 +49,14 @@ def svg(trees: Sequence[Tree]) -> str:
 def _placed(tree: Tree) -> tuple[_Node, float]:
     """The nodes of a tree, and the width of its words."""
     done: list[list[_Node]] = [[]]
-    waiting: list[tuple[Tree, bool]] = [(tree, False)]
+    # With each node: the most letters of the labels above it that stand over it alone.
+    waiting: list[tuple[Tree, int, bool]] = [(tree, 0, False)]
     right = 0.0
     while waiting:
-        node, seen = waiting.pop()
+        node, above, seen = waiting.pop()
         if node.word is not None:
             (word,) = spoken([node.word])
-            needed = WIDTH * max(len(word), len(node.label)) + GAP
+            needed = WIDTH * max(len(word), len(node.label), above) + GAP
             below = _Node(word, "word", MARGIN + right + needed / 2, 0, ())
             done[-1].append(_Node(node.label, "tag", below.x, 1, (below,)))
             right += needed
@@ -63,8 +66,9 @@ def _placed(tree: Tree) -> tuple[_Node, float]:
             done[-1].append(_Node(node.label, "label", middle, 1 + max(one.height for one in below), below))
         else:
             done.append([])
-            waiting.append((node, True))
-            waiting += [(child, False) for child in reversed(node.children)]
+            waiting.append((node, 0, True))
+            above = max(above, len(node.label)) if len(node.children) == 1 else 0
+            waiting += [(child, above, False) for child in reversed(node.children)]
     return done[0][0], right
 
 
@@ -77,5 +81,10 @@ def _drawn(root: _Node, bottom: float) -> Iterator[str]:
         for child in node.below:
             end = bottom - child.height * ROW - SIZE
             yield f'<line x1="{node.x:.1f}" y1="{y + 4:.1f}" x2="{child.x:.1f}" y2="{end:.1f}"/>'
-        yield f'<text class="{node.kind}" x="{node.x:.1f}" y="{y:.1f}">{escape(node.text)}</text>'
+        yield f'<text class="{node.kind}" x="{node.x:.1f}" y="{y:.1f}">{_written(node.text)}</text>'
         waiting += node.below
+
+
+def _written(text: str) -> str:
+    """A text in XML. Characters that XML cannot hold, such as control characters, become U+FFFD."""
+    return escape(_NOT_IN_XML.sub("\ufffd", text))

@@ -44,8 +44,8 @@ def parse(arguments: list[str]) -> None:
         print("\nSearch (default: the values in the workdir's config):\n")
         decode_options(ParsingConfig(), ["--help"], parser.prog)
     workdir_first(parser, args, arguments, "< tokenised.txt > trees.mrg")
-    if args.draw is not None and (Path(args.draw).is_dir() or not Path(args.draw).parent.is_dir()):
-        raise UserError(f"--draw {args.draw}: name a file in a folder that exists")
+    if args.draw is not None:
+        _refuse_no_file(Path(args.draw))
     set_up_jax()
     from transformer.checkpoint import Checkpoint, Checkpoints, best_seed
     from transformer.inference.parser import Parser as TreeParser
@@ -69,6 +69,12 @@ def parse(arguments: list[str]) -> None:
     if args.draw is not None:
         replace(Path(args.draw), svg(drawn).encode())
     trees.tally.refuse()
+
+
+def _refuse_no_file(path: Path) -> None:
+    """Raise `UserError` if no picture can be written there."""
+    if not path.parent.is_dir() or path.is_symlink() or (path.exists() and not path.is_file()):
+        raise UserError(f"--draw {path}: name a file, neither a link nor a device, in a folder that exists")
 
 
 def evalb(arguments: list[str]) -> None:
