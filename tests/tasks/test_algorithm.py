@@ -67,13 +67,13 @@ def test_an_answer_is_right_if_greedy_decoding_gives_it() -> None:
     model = build(ModelConfig(encoder_layers=0, decoder_layers=1, d_model=8, d_ff=8, heads=1, vocab_size=8))
     params = jit(model.init)(np.array([0, 3], np.uint32))
     instances, length = drawn(algorithm, [3] * 8, 0), padded_size(algorithm, 6)
-    greedy = []
+    greedy, apply = [], jit(model.apply)
     for instance in instances:
         ids = [1, *instance.prompt, 4]
         while len(ids) < length and ids[-1] != 2:
             padded = np.zeros((1, length), np.int32)
             padded[0, : len(ids)] = ids
-            ids.append(int(np.argmax(jit(model.apply)(params, padded)[0, len(ids) - 1])))
+            ids.append(int(np.argmax(apply(params, padded)[0, len(ids) - 1])))
         greedy.append(Instance(instance.prompt, ids[len(instance.prompt) + 2 : -1]))
     ended = [one for one in greedy if len(one.ids) < length]
     if ended:
