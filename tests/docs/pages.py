@@ -189,6 +189,7 @@ def at_toy_size(program: str, arguments: list[str]) -> list[str]:
         if isinstance(config, ParsingConfig):
             toy |= {"--data.vocab_size": "38"}
             left_out = MODEL.keys() - {"--model.decoder_layers"} if "--train.init_from" in arguments else set()
+            left_out |= {"--decode.max_extra_length", "--decode.max_source_length"}  # refused: a tree has its length
         # A decoder alone stays one: its config has 0 encoder layers.
         toy = {name: value for name, value in toy.items() if fields.get(name[2:], 0) != 0 and name not in left_out}
     wanted = toy | {name: value for name, value in IF_GIVEN.items() if name in arguments}
