@@ -702,6 +702,29 @@ def test_devices_that_are_not_there_are_told_in_one_line(environment, tmp_path: 
     assert reason in error and error.endswith("set JAX_PLATFORMS=cpu to run on the CPU")
 
 
+VARIABLES = [
+    ("JAX_ENABLE_X64", "maybe", ["translate", "."]),
+    ("JAX_DEFAULT_MATMUL_PRECISION", "bogus", ["export", ".", "out", "--to", "hf-marian"]),
+    ("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "1s", ["describe", "--config", "quickstart", "--kv"]),
+]
+
+
+@pytest.mark.parametrize(("name", "value", "arguments"), VARIABLES)
+def test_a_variable_that_jax_cannot_read_is_told_in_one_line(environment, name: str, value: str, arguments) -> None:
+    given = environment | {name: value}
+    command = [sys.executable, "-m", "transformer", *arguments]
+    done = subprocess.run(command, env=given, capture_output=True, text=True, input="", timeout=120)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert done.stderr.startswith("error: JAX cannot read its environment variables (")
+    assert f"{name}={value}" in done.stderr and "correct or unset" in done.stderr
+
+
+def test_help_fits_any_terminal(environment) -> None:
+    command = [sys.executable, "-m", "transformer", "translate", "--help"]
+    done = subprocess.run(command, env=environment | {"COLUMNS": "2"}, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0 and "--decode.beam_size" in done.stdout
+
+
 def test_64_bits_are_refused(call, trained) -> None:
     with jax.enable_x64(True):
         done = call("transformer", "translate", trained)

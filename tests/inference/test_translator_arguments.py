@@ -3,6 +3,8 @@
 import dataclasses
 import pathlib
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from whole_passes import CONFIG, VOCABULARY, Numbers, tiny, translator
@@ -243,3 +245,45 @@ def test_what_no_translator_is_made_of_is_named():
     for method, *more in ((ours.translate,), (ours.score, ["4"]), (ours.encode,)):
         assert refused(method, ["4"], *more).startswith("this translator has no tokenizer: give one, such as")
     assert refused(Translator.of, []).startswith("no checkpoints")
+
+
+def test_parameters_that_are_gone_or_traced_are_named():
+    model, params = tiny(CONFIG, 0)
+    params = jax.tree.map(jnp.copy, params)
+    made = Translator(model, params, Numbers(), DecodeConfig(max_source_length=15, max_extra_length=6))
+
+    def inside(params):
+        told.append(refused(Translator, model, params, Numbers()))
+        return 0
+
+    told: list[str] = []
+    jax.eval_shape(inside, params)
+    assert told == ["the parameters are traced: decode outside jax.jit"]
+    jax.tree.map(lambda leaf: leaf.delete(), params)
+    for call in (
+        lambda: made.translate(["5 6"]),
+        lambda: made.score(["5 6"], ["7"]),
+        lambda: made.warm_up(1, 3),
+        lambda: Translator(model, params, Numbers()),
+    ):
+        assert "was deleted or donated to a jitted function; use the arrays" in refused(call)
+
+
+def test_to_warm_up_for_more_sentences_than_a_call_has_is_refused():
+    assert refused(translator().warm_up, 10**9) == "sentences = 1000000000: must be at least 1, at most 1000000"
+
+
+@pytest.mark.parametrize("state", ["jax_enable_x64", "jax_disable_jit"])
+def test_no_state_of_jax_changes_a_translation(state):
+    """Neither 64 bits, which a program may need for itself, nor the debugger's way to call what is compiled."""
+    ours, sources = translator(max_extra_length=1), ["5 6 7", "8", "9 10 11 12"]
+    expected = ours.translate(sources), ours.score(sources, ["7 8", "9", "10"])
+    before = getattr(jax.config, state)
+    jax.config.update(state, True)  # a context would not reach the threads that decode
+    try:
+        found = ours.translate(sources), ours.score(sources, ["7 8", "9", "10"])
+    finally:
+        jax.config.update(state, before)
+    assert found[0] == expected[0]
+    for one, other in zip(found[1], expected[1], strict=True):
+        np.testing.assert_allclose(one.log_probs, other.log_probs, atol=1e-5)

@@ -324,6 +324,24 @@ def test_inside_jit_nothing_is_looked_at():
     assert refused(jit(lambda params: model.apply(params, source, TARGET)), params).startswith("source_BS[0, 0] = 99")
 
 
+def test_without_jit_rows_of_padding_are_taken_as_inside_it():
+    """`jax.disable_jit` calls compiled programs as they are; they were written for arrays without values."""
+    model, params = tiny(SHALLOW)
+    source = np.where(np.arange(3)[:, None] == 1, 0, SOURCE)
+    expected = forward(SHALLOW)(params, source, TARGET)
+    with jax.disable_jit():
+        np.testing.assert_allclose(model.apply(params, source, TARGET)[::2], expected[::2], atol=1e-5)
+
+
+def test_donated_parameters_are_named():
+    model, params = tiny(SHALLOW)
+    params = jax.tree.map(jnp.copy, params)
+    params["embedding"]["table"].delete()
+    told = "embedding/table was deleted or donated to a jitted function; use the arrays that the function returned"
+    assert refused(model.apply, params, SOURCE, TARGET) == told
+    assert refused(model.bind, params) == told
+
+
 def test_parameters_that_are_no_dict_of_arrays_are_named():
     model, params = tiny(SHALLOW)
     with pytest.raises(ValueError, match="params is a tuple: give a nested dict of arrays"):

@@ -214,3 +214,25 @@ def test_a_model_is_shown_and_pickled():
     other = Model(ModelConfig(), Stack)  # any module that can be imported
     again = pickle.loads(pickle.dumps(other))
     assert again is not other and again == other and hash(again) == hash(other) and other != model
+
+
+@pytest.mark.parametrize("initializer", ["scaled", "bert"])
+def test_parameters_are_the_same_where_jax_computes_in_64_bits(initializer):
+    model = build(
+        dataclasses.replace(SHALLOW, initializer=initializer, positions="learned").with_vocabulary(VOCABULARY)
+    )
+    expected = model.init(jax.random.key(3))
+    with jax.enable_x64(True):
+        params = model.init(jax.random.key(3))
+    assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {np.dtype(np.float32)}
+    jax.tree.map(np.testing.assert_array_equal, params, expected)
+
+
+def test_a_model_cannot_be_changed():
+    """All who build the same config share it."""
+    model = build(SHALLOW.with_vocabulary(VOCABULARY))
+    with pytest.raises(ValueError, match=r"^a Model is immutable: to change its config, build another one$"):
+        model.config = dataclasses.replace(model.config, dropout=0.5)
+    with pytest.raises(ValueError, match="a Model is immutable"):
+        del model.config
+    assert model == build(SHALLOW.with_vocabulary(VOCABULARY)) and model.config.dropout == SHALLOW.dropout

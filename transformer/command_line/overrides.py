@@ -7,13 +7,16 @@ import dataclasses
 import difflib
 import io
 import os
+import shutil
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, TypeVar, get_args, get_type_hints
 
 from transformer.config import UserError, flatten
 
 C = TypeVar("C")
+
+_NARROW = 40  # columns; in fewer than 5, tyro never ends
 
 _TEXT = {"decode.banned", "data.fields", "data.second", "data.label", "tune.class_weights"}
 """Fields that hold text. Others, and their parts, are paths or names."""
@@ -97,6 +100,21 @@ def _replaced(config: C, name: str, value: Any) -> C:
     return dataclasses.replace(config, **{section: value})
 
 
+@contextlib.contextmanager
+def _wide_enough() -> Iterator[None]:
+    """A block in which the terminal seems to have some columns at least."""
+    before = os.environ.get("COLUMNS")
+    if shutil.get_terminal_size().columns < _NARROW:
+        os.environ["COLUMNS"] = str(_NARROW)
+    try:
+        yield
+    finally:
+        if before is None:
+            os.environ.pop("COLUMNS", None)
+        else:
+            os.environ["COLUMNS"] = before
+
+
 def _parsed(default: C, arguments: Sequence[str], program: str) -> C:
     """`default` overridden by arguments that name each field at most once."""
     import tyro
@@ -104,7 +122,7 @@ def _parsed(default: C, arguments: Sequence[str], program: str) -> C:
     errors = io.StringIO()
     try:
         # tyro only warns about a default of the wrong type; `check` raises for it.
-        with contextlib.redirect_stderr(errors), warnings.catch_warnings(action="ignore"):
+        with contextlib.redirect_stderr(errors), warnings.catch_warnings(action="ignore"), _wide_enough():
             return tyro.cli(
                 type(default),
                 default=default,

@@ -96,6 +96,8 @@ def _machine_fault(error: Exception) -> str | None:
     """A message for an error that is a fault of the machine; None for other errors."""
     if ran_out(error):
         return str(out_of_memory(error, "end other programs, or ask for less at a time"))
+    if isinstance(error, ValueError) and "jax" not in sys.modules and (flags := _variables_of_jax()):
+        return f"JAX cannot read its environment variables ({error}); correct or unset what is wrong in {flags}"
     if isinstance(error, RuntimeError) and "home directory" in str(error):  # raised by pathlib
         return "a path begins with ~, but that home folder is not known; set HOME, or write the whole path"
     if isinstance(error, FileNotFoundError) and "temporary directory" in str(error):  # raised by tempfile
@@ -105,6 +107,11 @@ def _machine_fault(error: Exception) -> str | None:
     if isinstance(error, OSError) and error.errno in _ERRNOS:
         return f"{error.filename or 'a file'}: {error.strerror or error}; fix that, then run the same command again"
     return None
+
+
+def _variables_of_jax() -> str:
+    """The environment variables that JAX reads while it is imported, with their values."""
+    return ", ".join(f"{name}={value}" for name, value in sorted(os.environ.items()) if name.startswith("JAX_"))
 
 
 def _folder_removed() -> bool:

@@ -16,6 +16,7 @@ from transformer.inference.engine import FINE, Grain, decode
 from transformer.inference.programs import Strategy
 from transformer.inference.strategy import beams
 from transformer.model import Model, Params, build
+from transformer.model.checks import check_held
 from transformer.model.rounding import in_type
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ class Ensemble:
     def __init__(self, members: Sequence[tuple[Model, Params]], config: DecodeConfig):
         """Raises `UserError` if the vocabularies differ in size."""
         self.models: tuple[Model, ...] = tuple(model for model, _ in members)
-        self.params: tuple[Params, ...] = tuple(params for _, params in members)
+        self._params: tuple[Params, ...] = tuple(params for _, params in members)
         self.batcher = Batcher(
             self.params[0],
             batch_sentences=config.batch_sentences,
@@ -45,6 +46,13 @@ class Ensemble:
         if len(sizes) > 1:
             raise UserError(f"the models have vocabularies of {sorted(sizes)} pieces; an ensemble needs the same one")
         self.vocab_size: int | None = max(sizes, default=None)
+
+    @property
+    def params(self) -> tuple[Params, ...]:
+        """The parameters of each model. Raises `UserError` if they were deleted, as by a training step that donates."""
+        for each in self._params:
+            check_leaves(each)
+        return self._params
 
     def positions(self, *tables: str) -> int | None:
         """The fewest learned positions in tables of these names; None if positions are computed, so not limited."""
@@ -137,6 +145,14 @@ def members(checkpoints: Sequence[Checkpoint], config: DecodeConfig) -> list[tup
     return loaded
 
 
+def check_leaves(params: Params) -> None:
+    """Raise `UserError` for parameters that are traced or deleted."""
+    for path, leaf in jax.tree.leaves_with_path(params):
+        if isinstance(leaf, jax.core.Tracer):
+            raise UserError("the parameters are traced: decode outside jax.jit")
+        check_held(jax.tree_util.keystr(path, simple=True, separator="/"), leaf)
+
+
 def check_members(model: Any, params: Any, others: Any) -> None:
     """Raise `UserError` for a model, parameters or further models of a wrong kind."""
     if not isinstance(others, Sequence) or not all(isinstance(one, (tuple, list)) and len(one) == 2 for one in others):
@@ -147,3 +163,4 @@ def check_members(model: Any, params: Any, others: Any) -> None:
     for each in (params, *(other for _, other in others)):
         if not isinstance(each, Mapping) or not each:
             raise UserError(f"params = {shown(each)}: give a nested dict of arrays, as `transformer.load` returns")
+        check_leaves(each)

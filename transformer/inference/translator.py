@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("transformer")
 
+_WARM = 1_000_000  # sentences of a call; more have the programs of these
 _LONG = 4_096  # pieces of a source; attention over so many takes less than a GiB in the paper's models
 
 
@@ -83,7 +84,7 @@ class Translator:
         check_decode(c)
         self.tally = Tally()
         self._ensemble = Ensemble([(model, params), *others], c)
-        self.models, self.all_params = self._ensemble.models, self._ensemble.params
+        self.models = self._ensemble.models
         self.batcher, self._vocab_size = self._ensemble.batcher, self._ensemble.vocab_size
         self._positions = self._ensemble.positions("source_positions", "target_positions")
         longest = min(c.max_source_length + c.max_extra_length, c.max_length or math.inf)
@@ -238,6 +239,11 @@ class Translator:
             limits = [self._prefixes.limit(*row) for row in zip(limits, prefixes, strict=True)]
         return limits
 
+    @property
+    def all_params(self) -> tuple[Params, ...]:
+        """The parameters of each model."""
+        return self._ensemble.params
+
     def warm_up(self, sentences: int = 64, pieces: int = 31) -> None:
         """Compile, side by side, the programs for calls with this number of sentences of this many pieces.
 
@@ -246,7 +252,7 @@ class Translator:
         are compiled when they occur. With several devices this decodes one call of such sentences instead. See
         `transformer.cache_compiled` to keep programs on disk.
         """
-        check_integer("sentences", sentences, 1, MAX_LINES)
+        check_integer("sentences", sentences, 1, _WARM)
         check_integer("pieces", pieces, 1, self.config.max_source_length)
         sources = [[UNK] * pieces] * sentences
         if self.batcher.mesh is not None:

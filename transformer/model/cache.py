@@ -63,7 +63,7 @@ class Cache(NamedTuple):
         new_S = jnp.arange(S) - self.end  # 0 at the first of the T * M new slots
         at_B1 = at_B.reshape(-1, 1)
         fresh_S = (new_S >= 0) & (new_S < T * M)
-        positions_BS = jnp.where(fresh_S, at_B1 + new_S // M, self.positions_BS)
+        positions_BS = jnp.where(fresh_S, at_B1 + new_S // M, self.positions_BS).astype(jnp.int32)
         old_BMS = self.seen_BMS & (self.positions_BS < at_B1)[:, None] & ~fresh_S
         new_MTS = fresh_S & (new_S % M == jnp.arange(M)[:, None, None]) & (new_S // M <= jnp.arange(T)[:, None])
         mask_BMTS = old_BMS[:, :, None] | new_MTS

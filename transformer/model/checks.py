@@ -22,8 +22,9 @@ MOST_POSITIONS = 2**30  # so that a position and a length together are an index,
 
 
 def value_of(x: Any) -> np.ndarray | None:
-    """The values of an array or number as NumPy; None if it is traced (`jax.jit`) or partly in other processes."""
-    if isinstance(x, jax.core.Tracer) or not getattr(x, "is_fully_addressable", True):
+    """The values of an array or number as NumPy. None if it is traced (`jax.jit`) or partly in other processes; also
+    under `jax.disable_jit`, where what was written for traced arrays is called with others."""
+    if isinstance(x, jax.core.Tracer) or jax.config.jax_disable_jit or not getattr(x, "is_fully_addressable", True):
         return None
     return np.asarray(x)
 
@@ -90,11 +91,20 @@ def check_float(name: str, dtype: Any) -> jnp.dtype:
     raise UserError(f"{name} = {shown(dtype)}: give a type of floats, such as jnp.bfloat16")
 
 
+def check_held(name: str, x: Any) -> None:
+    """Raise `UserError` if an array was deleted, as those are that were donated (`jax.jit(..., donate_argnums=0)`)."""
+    if isinstance(x, jax.Array) and not isinstance(x, jax.core.Tracer) and x.is_deleted():
+        raise UserError(
+            f"{name} was deleted or donated to a jitted function; use the arrays that the function returned"
+        )
+
+
 def check_axes(name: str, x: Any) -> None:
-    """Raise `UserError` if an array is sharded over mesh axes of the type Explicit.
+    """Raise `UserError` if an array was deleted, or is sharded over mesh axes of the type Explicit.
 
     On such axes, JAX wants the sharding of the result of each gather and reshape from the model's code.
     """
+    check_held(name, x)
     sharding = getattr(getattr(x, "aval", x), "sharding", None)
     types = getattr(getattr(sharding, "mesh", None), "axis_types", ())
     if jax.sharding.AxisType.Explicit in types and any(axis is not None for axis in sharding.spec):

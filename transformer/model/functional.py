@@ -37,9 +37,17 @@ class Model(Generic[M]):
     """
 
     def __init__(self, config: ModelConfig, make: Callable[[nnx.Rngs], M]):
-        self.config, self._make = config, make
-        self._graph, state = nnx.split(nnx.eval_shape(lambda: make(nnx.Rngs(0))))
-        self._variables = dict(nnx.to_flat_state(state))
+        graph, state = nnx.split(nnx.eval_shape(lambda: make(nnx.Rngs(0))))
+        variables = dict(nnx.to_flat_state(state))
+        self.__dict__.update(config=config, _make=make, _graph=graph, _variables=variables)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name.startswith("__"):  # of Python: `Model[Encoder](...)` sets __orig_class__
+            return super().__setattr__(name, value)
+        raise UserError("a Model is immutable: to change its config, build another one")
+
+    def __delattr__(self, name: str) -> None:
+        raise UserError("a Model is immutable: to change its config, build another one")
 
     def __repr__(self) -> str:
         """The fields of the config that are not defaults, and the number of parameters."""

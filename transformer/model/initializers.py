@@ -95,7 +95,10 @@ def table(config: ModelConfig, rngs: nnx.Rngs, shape: tuple[int, ...], deviation
 def normal(start: Normal, rngs: nnx.Rngs, shape: tuple[int, ...]) -> nnx.Param:
     """A float32 parameter of this shape with normally distributed values."""
     key, deviation = rngs.params(), start.deviation
-    values = jax.random.truncated_normal(key, -2, 2, shape) if start.truncated else jax.random.normal(key, shape)
+    if start.truncated:
+        values = jax.random.truncated_normal(key, -2, 2, shape, jnp.float32)
+    else:
+        values = jax.random.normal(key, shape, jnp.float32)
     return nnx.Param(values * deviation, start=f"{'truncated ' * start.truncated}normal, {deviation:.4f}")
 
 
