@@ -772,6 +772,24 @@ def test_too_little_memory_to_train_names_options_of_the_task(name: str, call, t
     assert ("tune.batch_rows" if config.task == "labels" else "train.batch_tokens") in named
 
 
+@pytest.mark.parametrize(
+    ("program", "arguments"),
+    [("transformer", ["translate", "{}"]), ("evaluate.py", ["--workdir", "{}"])],
+    ids=["translate", "evaluate"],
+)
+def test_too_little_memory_for_one_sentence_names_fewer_hypotheses(call, trained, monkeypatch, program, arguments):
+    """10,000 beams of a single sentence: fewer sentences would not help."""
+
+    def ran_out(*arguments: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(Translator, "of", ran_out)
+    told = call(program, *(str(trained) if argument == "{}" else argument for argument in arguments)).err
+    assert told.splitlines()[-1].startswith("error: memory ran out")
+    for option in ("batch_tokens", "batch_sentences", "streams", "beam_size", "n_best"):
+        assert f"--decode.{option}" in told
+
+
 @pytest.mark.parametrize("closed", [">&-", "<&- >&- 2>&-"])
 def test_training_starts_where_standard_streams_are_closed(closed: str) -> None:
     """Whoever closes standard output may want the log and the checkpoints."""

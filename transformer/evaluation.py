@@ -20,6 +20,7 @@ from transformer.tasks import TASKS
 log = logging.getLogger("transformer")
 
 LESS_TO_DECODE = "give lower --decode.batch_tokens, --decode.batch_sentences or --decode.streams"
+LESS_TO_SEARCH = f"{LESS_TO_DECODE}; for a single sentence, fewer hypotheses: --decode.beam_size, --decode.n_best"
 
 
 def _parser() -> Parser:
@@ -60,7 +61,7 @@ def _parser() -> Parser:
     return parser
 
 
-@enough_memory(LESS_TO_DECODE)
+@enough_memory(LESS_TO_SEARCH)
 def evaluate(arguments: Sequence[str]) -> None:
     """evaluate.py: score a trained model on a test set. Raises `UserError`."""
     parser = _parser()

@@ -8,12 +8,12 @@ import sys
 from transformer.command_line import Parser, text_of, whole
 from transformer.config import DecodeConfig, LanguageModelConfig, UserError
 from transformer.data.opening import open_stream
-from transformer.evaluation import LESS_TO_DECODE
+from transformer.evaluation import LESS_TO_SEARCH
 from transformer.memory import enough_memory
 from transformer.verbs.decoding import loaded, parsed
 
 
-@enough_memory(LESS_TO_DECODE)
+@enough_memory(LESS_TO_SEARCH)
 def generate(arguments: list[str]) -> None:
     """Write text that goes on from --prompt, or from each line of standard input."""
     parser = Parser("python -m transformer generate", generate.__doc__, add_help=False)

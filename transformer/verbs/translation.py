@@ -8,14 +8,14 @@ from functools import partial
 from transformer.command_line import Parser
 from transformer.config import Config, DecodeConfig, UserError
 from transformer.data.opening import open_stream
-from transformer.evaluation import LESS_TO_DECODE
+from transformer.evaluation import LESS_TO_SEARCH
 from transformer.files import local_path
 from transformer.memory import enough_memory
 from transformer.verbs.decoding import loaded, parsed
 from transformer.verbs.scoring import DETAILS
 
 
-@enough_memory(LESS_TO_DECODE)
+@enough_memory(LESS_TO_SEARCH)
 def translate(arguments: list[str]) -> None:
     """Translate standard input to standard output, line by line."""
     parser = Parser("python -m transformer translate", translate.__doc__, add_help=False)
