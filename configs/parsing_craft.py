@@ -5,8 +5,7 @@
     python evaluate.py --workdir runs/parser
     python -m transformer parse runs/parser < tokenised.txt > trees.mrg
 
-Put craft.train.mrg.gz and craft.dev.mrg.gz in $TRANSFORMER_DATA/treebank. 40 epochs take about two hours on 2 cores.
-This has not been run to its end.
+Put craft.train.mrg.gz and craft.dev.mrg.gz in $TRANSFORMER_DATA/treebank. This has not been run to its end.
 """
 
 import os

@@ -88,8 +88,9 @@ def test_an_answer_is_right_if_greedy_decoding_gives_it() -> None:
 
 def test_ranges_of_lengths() -> None:
     data = InstancesConfig(longest=5, tested=(8, 12))
+    config = AlgorithmConfig(data=data)
     assert ranges(data) == ["1-5", "6-8", "9-12"]
-    lengths = [{len(one.prompt) for one in instances_of(copy(), data, i, 40, seed=0)} for i in range(3)]
+    lengths = [{len(one.prompt) for one in instances_of(copy(), config, i, 40)} for i in range(3)]
     assert lengths == [set(range(1, 6)), set(range(6, 9)), set(range(9, 13))]
 
 
@@ -117,6 +118,8 @@ def test_each_config_makes_a_task(path: Path) -> None:
         (["--model.max_positions", "100"], "model.max_positions = 100: must be at least 304 for lengths up to 150"),
         (["--model.vocab_size", "9"], "model.vocab_size = 9: the task has 205; leave it out"),
         (["--model.encoder_layers", "1"], "model.encoder_layers = 1: must be 0"),
+        (["--train.batch_tokens", "900"], "train.batch_tokens = 900: data.batch_rows sets it; leave it out"),
+        (["--data.tested", "--model.max_positions", "9"], "model.max_positions = 9: must be at least 304"),
     ],
 )
 def test_mistakes_are_one_line(tmp_path: Path, call, options: list[str], message: str) -> None:

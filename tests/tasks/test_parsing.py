@@ -190,8 +190,8 @@ def test_from_python(run: Path) -> None:
     assert nothing is None
     for wrong, message in (
         ("the cat", "give a list of sentences"),
-        ([["the cat"]], "line 1: the word 'the cat' holds white space"),
-        ([["the", ""]], "line 1: the word '' holds white space|line 1: a word is empty"),
+        ([["the cat"]], "line 1: the word 'the cat' is empty or holds white space"),
+        ([["the", ""]], "line 1: the word '' is empty or holds white space"),
         ([3], "line 1: 3: give words, or a string"),
         ([[1]], r"line 1: \[1\]: give words, or a string"),
     ):

@@ -49,6 +49,11 @@ class InstancesConfig:
     cache_dir: str | None = None
     """Local folder for compiled programs; None = $TRANSFORMER_CACHE or ~/.cache/transformer."""
 
+    @property
+    def longest_tested(self) -> int:
+        """The length of the longest instances of all."""
+        return max((self.longest, *self.tested))
+
 
 _MODEL = replace(GPT2, decoder_layers=2, d_model=64, d_ff=256, heads=1, dropout=0.0, attention_dropout=0.0)
 _TRAINING = TrainConfig(

@@ -268,7 +268,7 @@ def algorithm_of(config: AlgorithmConfig) -> Algorithm:
         "addition": lambda: addition(hints=d.hints, reverse=d.reverse),
         "and": lambda: conjunction(config.train.seed),
     }[d.algorithm]()
-    longest = max(d.longest, *d.tested, 1)
+    longest = d.longest_tested
     if d.algorithm != "and" and made.longest is not None and longest > made.longest:
         fix = "raise data.symbols, or lower the lengths" if symbols else "lower the lengths"
         raise UserError(f"data.tested: {made.name} has symbols for lengths up to {made.longest}, not {longest}; {fix}")

@@ -134,7 +134,7 @@ class Parser:
         given = [self._words(sentence, i) for i, sentence in enumerate(self._listed(sentences, first_line), first_line)]
         parts = self._parts(given, first_line)
         found: list[list[tuple[Tree | None, float]]] = [[] for _ in given]
-        for part, result in zip(parts, self._parsed(parts), strict=True):
+        for part, result in zip(parts, self._parsed(parts, first_line - 1), strict=True):
             found[part.sentence].append(result)
         self.tally.count([sum(score for _, score in of) if of else None for of in found], first_line)
         return [_joined([tree for tree, _ in of]) for of in found]
@@ -150,10 +150,9 @@ class Parser:
         words = sentence.split() if isinstance(sentence, str) else sentence
         if not isinstance(words, Sequence) or not all(isinstance(word, str) for word in words):
             raise UserError(f"line {line}: {shown(sentence)}: give words, or a string")
-        if wrong := next((word for word in words if word.split() != [word]), None):
-            raise UserError(f"line {line}: the word {shown(wrong)} holds white space; give words without it")
-        if "" in words:
-            raise UserError(f"line {line}: a word is empty; leave it out")
+        wrong = next((word for word in words if word.split() != [word]), None)
+        if wrong is not None:
+            raise UserError(f"line {line}: the word {shown(wrong)} is empty or holds white space; leave that out")
         return [escaped(word) for word in words]
 
     # ---- Long sentences ---------------------------------------------------------------------------------------------
@@ -197,8 +196,11 @@ class Parser:
 
     # ---- Search -----------------------------------------------------------------------------------------------------
 
-    def _parsed(self, parts: Sequence[_Part]) -> list[tuple[Tree | None, float]]:
-        """The tree of each part and its score; None and NaN where the model's numbers are not finite."""
+    def _parsed(self, parts: Sequence[_Part], first: int) -> list[tuple[Tree | None, float]]:
+        """The tree of each part and its score; None and NaN where the model's numbers are not finite.
+
+        `first`: the number of the first sentence in the whole input, from 0; samples depend on it.
+        """
         results: list[tuple[Tree | None, float]] = [(None, math.nan)] * len(parts)
         strategy, batcher = trees(self.config, self.symbols), self._ensemble.batcher
         sources = [part.row.ids[:-1] for part in parts]  # a batch puts the end behind each
@@ -211,7 +213,7 @@ class Parser:
             limit_B, words_B, number_B = (np.zeros(batch.rows, np.int32) for _ in range(3))
             for row, i in enumerate(batch.indices):
                 words_B[row] = count = len(parts[i].words)
-                limit_B[row], number_B[row] = self._limit(count), i
+                limit_B[row], number_B[row] = self._limit(count), first + parts[i].sentence
             source_BS = batch.filled(sources, self.vocabulary.sep, PAD)
             tags_BS = self._tags(source_BS)
             given = {"words_B": words_B, "number_B": number_B}

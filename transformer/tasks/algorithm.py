@@ -44,11 +44,7 @@ class AlgorithmTask:
     @staticmethod
     def resumed(config: AlgorithmConfig, stored: AlgorithmConfig) -> AlgorithmConfig:
         """`config` for a run that resumes in a workdir whose config is `stored`."""
-        if config.train.batch_tokens != AlgorithmConfig.train.batch_tokens:
-            return config
-        return dataclasses.replace(
-            config, train=dataclasses.replace(config.train, batch_tokens=stored.train.batch_tokens)
-        )
+        return completed(config, algorithm_of(config))
 
     check_cache = staticmethod(check_cache)
     score = staticmethod(evaluate_workdir)
@@ -101,8 +97,8 @@ class AlgorithmTask:
         d, model = self.config.data, build(self.config.model)
         params = gathered(params)
         for i, name in enumerate(ranges(d)):
-            instances = instances_of(self.algorithm, d, i, d.dev_instances, seed=self.config.train.seed)
-            found = scores(model, params, instances, padded_size(self.algorithm, max(d.longest, *d.tested, 1)))
+            instances = instances_of(self.algorithm, self.config, i, d.dev_instances)
+            found = scores(model, params, instances, padded_size(self.algorithm, d.longest_tested))
             if i == 0:
                 yield "dev_loss", found.loss
             yield "dev_exact_match" if i == 0 else f"dev_exact_match_{name}", found.exact_match
@@ -111,7 +107,7 @@ class AlgorithmTask:
     def sample(self, params: Params) -> None:
         """Log a few instances, with what the model says behind each piece of the answer."""
         d, model = self.config.data, build(self.config.model)
-        instances = instances_of(self.algorithm, d, 0, _SAMPLES, seed=self.config.train.seed)
+        instances = instances_of(self.algorithm, self.config, 0, _SAMPLES)
         found = scores(model, gathered(params), instances, padded_size(self.algorithm, d.longest))
         for instance, said in zip(instances, found.said, strict=True) if jax.process_index() == 0 else ():
             log.info("  prompt  %s\n  answer  %s\n  model   %s\n", instance.prompt, instance.answer, said)
@@ -129,14 +125,17 @@ def completed(config: AlgorithmConfig, algorithm: Algorithm) -> AlgorithmConfig:
     d, m = config.data, config.model
     if m.vocab_size not in (None, algorithm.vocab_size):
         raise UserError(f"model.vocab_size = {m.vocab_size}: the task has {algorithm.vocab_size}; leave it out")
-    size, of_training = (padded_size(algorithm, n) for n in (max(d.longest, *d.tested, 1), d.longest))
+    size, of_training = (padded_size(algorithm, n) for n in (d.longest_tested, d.longest))
     needed = max(size, of_training + m.position_offset)
     if m.positions == "learned" and m.max_positions < needed:
         raise UserError(
             f"model.max_positions = {m.max_positions}: must be at least {needed} for lengths up to "
-            f"{max(d.longest, *d.tested)} and model.position_offset = {m.position_offset}"
+            f"{d.longest_tested} and model.position_offset = {m.position_offset}"
         )
-    train = dataclasses.replace(config.train, batch_tokens=d.batch_rows * of_training)
+    tokens = d.batch_rows * of_training
+    if config.train.batch_tokens not in (AlgorithmConfig.train.batch_tokens, tokens):
+        raise UserError(f"train.batch_tokens = {config.train.batch_tokens}: data.batch_rows sets it; leave it out")
+    train = dataclasses.replace(config.train, batch_tokens=tokens)
     config = dataclasses.replace(config, model=m.with_vocabulary(algorithm.vocab_size), train=train)
     check(config)
     return config

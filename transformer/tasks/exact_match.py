@@ -18,7 +18,7 @@ import numpy as np
 from jax import Array
 
 from transformer.checkpoint import AVERAGE, Checkpoint, Checkpoints
-from transformer.config import AlgorithmConfig, InstancesConfig, require_task
+from transformer.config import AlgorithmConfig, InstancesConfig, UserError, require_task
 from transformer.data.algorithms import (
     BITS,
     EVEN,
@@ -36,6 +36,7 @@ from transformer.inference.batches import on_all_devices
 from transformer.model import Model, Params, build
 
 _ROWS = 64  # of a forward pass
+_OFFSET = 1_000  # by which the instances of evaluate.py differ from those of training's evaluations
 
 
 class Scores(NamedTuple):
@@ -91,15 +92,19 @@ def ranges(data: InstancesConfig) -> list[str]:
     return [f"{data.shortest}-{ends[0]}", *(f"{a + 1}-{b}" for a, b in itertools.pairwise(ends))]
 
 
-def instances_of(algorithm: Algorithm, data: InstancesConfig, number: int, count: int, *, seed: int) -> list[Instance]:
-    """`count` instances of a range, of all its lengths alike. Of 'and' beyond training: the patterns that decide."""
-    if data.algorithm == "and":
-        if number == 0:
-            return drawn(algorithm, [BITS] * count, seed)
-        return deciding(seed)
-    ends = [data.shortest - 1, data.longest, *data.tested]
+def instances_of(
+    algorithm: Algorithm, config: AlgorithmConfig, number: int, count: int, *, offset: int = 0
+) -> list[Instance]:
+    """`count` instances of a range, of all its lengths alike. Of 'and' beyond training: the patterns that decide.
+
+    `offset`: another one gives other instances.
+    """
+    d, seed = config.data, config.train.seed
+    if d.algorithm == "and":
+        return deciding(seed) if number else drawn(algorithm, [BITS] * count, seed + offset)
+    ends = [d.shortest - 1, d.longest, *d.tested]
     lengths = range(ends[number] + 1, ends[number + 1] + 1)
-    return drawn(algorithm, [lengths[i % len(lengths)] for i in range(count)], seed + number)
+    return drawn(algorithm, [lengths[i % len(lengths)] for i in range(count)], seed + offset + number)
 
 
 def deciding(seed: int) -> list[Instance]:
@@ -134,19 +139,20 @@ def evaluate_workdir(workdir: str, *, checkpoint: str | None = None) -> dict[str
     opened, params = Checkpoints(workdir).read(checkpoint, read)
     config = opened.config
     d, algorithm, model = config.data, algorithm_of(config), build(config.model)
-    length = padded_size(algorithm, max(d.longest, *d.tested, 1))
+    length = padded_size(algorithm, d.longest_tested)
     result: dict[str, Any] = {"task": algorithm.name, "checkpoint": str(opened.name), "instances": d.test_instances}
     by_range, given, by_length = {}, {}, {}
     for number, name in enumerate(ranges(d)):
-        instances = instances_of(algorithm, d, number, d.test_instances, seed=config.train.seed + 1_000)
-        if d.algorithm == "and" and number == 1:
-            instances = deciding(config.train.seed)
-            product = interpolated(config.train.seed, instances)
-            result["interpolator_right"] = sum(a == one.answer[0] for a, one in zip(product, instances, strict=True))
+        instances = instances_of(algorithm, config, number, d.test_instances, offset=_OFFSET)
         found = scores(model, params, instances, length)
+        if not np.isfinite(found.loss):
+            raise UserError(f"{workdir}: the loss of checkpoint {opened.name} is not finite; choose another checkpoint")
         by_range[name], given[name] = found.exact_match, float(found.right_length_given.mean())
         if d.algorithm == "and" and number == 1:
-            result |= {"patterns": len(instances), "patterns_right": int(found.right_length_given.sum())}
+            product = interpolated(config.train.seed, instances)
+            agree = sum(said == one.answer[0] for said, one in zip(product, instances, strict=True))
+            right = int(found.right_length_given.sum())
+            result |= {"patterns": len(instances), "patterns_right": right, "interpolator_right": agree}
         for instance, right in zip(instances, found.right, strict=True):
             by_length.setdefault(len(instance.prompt), []).append(bool(right))
     result |= {"exact_match": by_range, "exact_match_length_given": given}

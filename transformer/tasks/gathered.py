@@ -1,9 +1,10 @@
-"""Translate with several processes: each translates a share, and all receive the complete result."""
+"""Decode with several processes: each decodes a share, and all receive the complete result."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import jax
 
@@ -11,14 +12,24 @@ from transformer.inference.tally import Tally
 from transformer.inference.translator import Translator
 from transformer.training.processes import all_or_none, gather
 
+T = TypeVar("T")
+
+
+def in_shares(items: Sequence[T], compute: Callable[[Sequence[T], int], Sequence[Any]]) -> list[Any]:
+    """A result for each item. Each process computes those of its share; every process returns all of them.
+
+    `compute(share, number of its first item from 1)` returns results that JSON can hold.
+    """
+    n, index = jax.process_count(), jax.process_index()
+    begin, end = (len(items) * i // n for i in (index, index + 1))
+    with all_or_none():
+        results = compute(items[begin:end], begin + 1)
+    return [one for share in gather(json.dumps(results)) for one in json.loads(share)]
+
 
 def translate_shares(translator: Translator, sources: Sequence[str]) -> list[str]:
-    """One translation for each source. Each process translates its share; every process returns all of them."""
-    n, index = jax.process_count(), jax.process_index()
-    begin, end = (len(sources) * i // n for i in (index, index + 1))
-    with all_or_none():
-        translations = translator.translate(sources[begin:end], first_line=begin + 1)
-    return [text for share in gather(json.dumps(translations)) for text in json.loads(share)]
+    """One translation for each source (see `in_shares`)."""
+    return in_shares(sources, lambda share, first: translator.translate(share, first_line=first))
 
 
 def refuse_broken(translator: Translator, workdir: str) -> int:

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
-
-import jax
 
 from transformer.checkpoint import AVERAGE, Checkpoints, best_seed
 from transformer.config import ParserConfig, ParsingConfig, UserError
@@ -20,8 +17,8 @@ from transformer.inference.parser import Parser
 from transformer.streams import plain
 from transformer.tasks import evalb, stored_sets
 from transformer.tasks.evalb import COLLINS, Parameters, compared, read_parameters, summary
+from transformer.tasks.gathered import in_shares
 from transformer.tasks.stored_sets import StoredSet
-from transformer.training.processes import all_or_none, gather
 
 log = logging.getLogger("transformer")
 
@@ -42,14 +39,12 @@ def scored(gold: Sequence[Sentence], found: Sequence[Tree | None], parameters: P
 
 def parse_shares(parser: Parser, sentences: Sequence[Sentence]) -> list[Tree | None]:
     """The tree of each sentence. Each process parses its share; every process returns all of them."""
-    n, index = jax.process_count(), jax.process_index()
-    begin, end = (len(sentences) * i // n for i in (index, index + 1))
-    with all_or_none():
-        found = parser.parse([one.words for one in sentences[begin:end]], first_line=begin + 1)
-    if n == 1:
-        return found
-    texts = [text for share in gather(json.dumps([tree and str(tree) for tree in found])) for text in json.loads(share)]
-    return [parse(text, "a share")[0] if text else None for text in texts]
+
+    def texts(share: Sequence[Sentence], first: int) -> list[str | None]:
+        found = parser.parse([one.words for one in share], first_line=first)
+        return [None if tree is None else str(tree) for tree in found]
+
+    return [None if text is None else parse(text, "a share")[0] for text in in_shares(sentences, texts)]
 
 
 # ---- The workdir's trees ---------------------------------------------------------------------------------------------
@@ -133,7 +128,7 @@ def lines_of(result: Mapping[str, Any]) -> Iterator[str]:
         yield from ("", *evalb.summary_lines("All" if name == "all" else name, evalb.Summary(**result[name])))
 
 
-def refuse_other(config: ParsingConfig) -> None:
+def check_parameters(config: ParsingConfig) -> None:
     """Raise `UserError` if EVALB's parameter file can't be read."""
     try:
         parameters_of(config.parser)

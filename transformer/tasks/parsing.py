@@ -17,7 +17,7 @@ from transformer.checkpoint import Checkpoints
 from transformer.config import PAD, ParsingConfig, UserError, check, with_micro_batches
 from transformer.data import linearised, treebank
 from transformer.data.batching import evaluation_batches
-from transformer.data.folder import writable_cache_dir
+from transformer.data.folder import check_cache
 from transformer.data.linearised import Symbols
 from transformer.data.treebank import Treebank, TreeBatches, TreeRows
 from transformer.data.vocabulary_training import labelled_vocabulary
@@ -31,13 +31,7 @@ from transformer.tasks import parse_scores
 from transformer.tasks.evalb import summary
 from transformer.tasks.parse_scores import evaluate_workdir, lines_of, parameters_of, parse_shares, scored
 from transformer.tasks.starts import adopted, start_model, stored_model
-from transformer.tasks.vocabulary import (
-    ENCODER_VOCABULARIES,
-    files_of,
-    inherited,
-    refuse_other_size,
-    size_before_training,
-)
+from transformer.tasks.vocabulary import ENCODER_VOCABULARIES, files_of, inherited, size_before_training, sized
 from transformer.training.objectives import parsed
 from transformer.training.sharding import batch_sharding, gathered, put
 from transformer.training.step import cut
@@ -61,12 +55,11 @@ class Parsing:
         banks: dict[str, Treebank | None],
     ):
         """`banks`: the trees "train", "dev" and "test"."""
-        refuse_other_size(config, pieces.size)
         if pieces.pad != PAD:
             raise UserError(
                 f"the vocabulary has padding at id {pieces.pad}, a parser needs it at {PAD}; give another one"
             )
-        config = dataclasses.replace(config, model=_with_symbols(config, symbols).with_vocabulary(pieces.size))
+        config = sized(dataclasses.replace(config, model=_with_symbols(config, symbols)), pieces.size)
         check(config)
         self.config, self.pieces, self.symbols, self.banks = config, pieces, symbols, banks
         self.files = {**files_of(pieces), **dict([symbols.file])}
@@ -77,15 +70,9 @@ class Parsing:
         self._dev_loss = jax.jit(parsed(model, unsmoothed).loss, static_argnames="mesh")
 
     @staticmethod
-    def check_cache(config: ParsingConfig) -> None:
-        """Raise `UserError` if the cache folder can't be written to."""
-        with writable_cache_dir(config.data):
-            pass
-
-    @staticmethod
     def check(config: ParsingConfig, workdir: str) -> None:
         """Raise `UserError` for mistakes that can be found without reading trees."""
-        parse_scores.refuse_other(config)
+        parse_scores.check_parameters(config)
         config = _from_start(config, workdir)
         size = size_before_training(config, workdir, ENCODER_VOCABULARIES)
         symbols = _inherited_symbols(config, workdir)
@@ -97,6 +84,7 @@ class Parsing:
         """`config` for a run that resumes in a workdir whose config is `stored`."""
         return dataclasses.replace(config, model=stored_model(config, stored))
 
+    check_cache = staticmethod(check_cache)
     score = staticmethod(evaluate_workdir)
     lines_of = staticmethod(lines_of)
 
@@ -191,10 +179,9 @@ class Parsing:
         figures = summary(scored(sentences, found, parameters_of(self.config.parser)))
         for name in ("f1", "recall", "precision", "complete", "tagging", "errors"):
             yield f"dev_{name}", float(getattr(figures, name))
-        for i in (
-            np.unique(np.linspace(0, len(sentences) - 1, _SAMPLES).astype(int)) if jax.process_index() == 0 else ()
-        ):
-            log.info("  gold    %s\n  parsed  %s\n", sentences[i].tree, found[i])
+        if jax.process_index() == 0:
+            for i in np.unique(np.linspace(0, len(sentences) - 1, _SAMPLES).astype(int)):
+                log.info("  gold    %s\n  parsed  %s\n", sentences[i].tree, found[i])
 
     def _loss(self, params: Params, mesh: Mesh) -> float:
         """The development loss in nats a symbol."""
