@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -96,7 +97,7 @@ def _machine_fault(error: Exception) -> str | None:
     """A message for an error that is a fault of the machine; None for other errors."""
     if ran_out(error):
         return str(out_of_memory(error, "end other programs, or ask for less at a time"))
-    if isinstance(error, ValueError) and "jax" not in sys.modules and (flags := _variables_of_jax()):
+    if isinstance(error, ValueError) and _importing_jax(error) and (flags := _variables_of_jax()):
         return f"JAX cannot read its environment variables ({error}); correct or unset what is wrong in {flags}"
     if isinstance(error, RuntimeError) and "home directory" in str(error):  # raised by pathlib
         return "a path begins with ~, but that home folder is not known; set HOME, or write the whole path"
@@ -107,6 +108,12 @@ def _machine_fault(error: Exception) -> str | None:
     if isinstance(error, OSError) and error.errno in _ERRNOS:
         return f"{error.filename or 'a file'}: {error.strerror or error}; fix that, then run the same command again"
     return None
+
+
+def _importing_jax(error: Exception) -> bool:
+    """Whether the import of JAX raised an error."""
+    raised_by = [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return "jax" not in sys.modules and any(name.split(".")[0] == "jax" for name in raised_by)
 
 
 def _variables_of_jax() -> str:
