@@ -154,6 +154,15 @@ class Judge:
             self.stale += 1
         return better
 
+    def over(self, patience: int | None, stop_at: float | None) -> str:
+        """Why a run with these `train.patience` and `train.stop_at` ends after this evaluation; "" if it goes on."""
+        if patience is not None and self.stale >= patience:
+            return f"nothing better than {self} in {self.stale} evaluations"
+        (name, direction), best = self.judged[0], rank(self.best or {}, self.judged[:1])
+        if stop_at is not None and best is not None and best[0] >= _sort_value(stop_at, direction):
+            return f"{name} has reached train.stop_at = {stop_at:g}"
+        return ""
+
     def judges(self, scores: Mapping[str, Any]) -> bool:
         """Whether `scores` has any of the scores to rank by: without a development set it has none."""
         return any(name in scores for name, _ in self.judged)

@@ -315,13 +315,14 @@ def test_what_bounds_the_pairs_of_dev_loss(task) -> None:
     assert [most(30, 64), most(2_000, 2_100)] == [64, 2_001]
 
 
-def test_patience_without_a_development_set_is_told(trained: Path, config) -> None:
+@pytest.mark.parametrize(("name", "value"), [("patience", 3), ("stop_at", 30.0)])
+def test_an_early_stop_without_a_development_set_is_told(trained: Path, config, name: str, value: float) -> None:
     data = dataclasses.replace(config.data, dev_source=None, dev_target=None)
-    train = dataclasses.replace(config.train, patience=3)
+    train = dataclasses.replace(config.train, **{name: value})
     doubts = Translation.build(dataclasses.replace(config, data=data, train=train), str(trained)).text_doubts()
-    assert [doubt for doubt in doubts if doubt.startswith("train.patience = 3 has no effect, as there is no develop")]
+    assert [doubt for doubt in doubts if doubt.startswith(f"train.{name} = {value} has no effect, as there is no ")]
     doubts = Translation.build(dataclasses.replace(config, data=data), str(trained)).text_doubts()
-    assert not [doubt for doubt in doubts if "patience" in doubt]
+    assert not [doubt for doubt in doubts if name in doubt]
 
 
 def test_the_tokenizer_may_change_before_the_first_checkpoint(call, tiny, trained: Path, tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ from transformer.config import AttentionConfig, ModelConfig, UserError, conflict
 from transformer.data.batching import Batches
 from transformer.data.tokenizer import Tokenizer
 from transformer.jobs import train
+from transformer.judging import Judge
 from transformer.model import build
 from transformer.tasks import translation
 from transformer.tasks.sets import read_set
@@ -534,6 +535,24 @@ def test_patience_stops_early_and_stays_stopped(tmp_path: Path, run, monkeypatch
         9.0,
         0,
     )
+
+
+def test_a_run_stops_at_a_score_and_stays_stopped(tmp_path: Path, run, monkeypatch) -> None:
+    from transformer.tasks.translation import Translation
+
+    scores = iter([3.0, 5.0, 4.0, 7.0])
+    monkeypatch.setattr(Translation, "evaluate", lambda *_: iter([("dev_bleu", next(scores))]))
+    every = ("--train.steps", 8, "--train.eval_every", 2, "--train.checkpoint_every", 100)
+    told = run(tmp_path / "run", *every, "--train.stop_at", 5)
+    assert "step 4: dev_bleu has reached train.stop_at = 5, stopping early" in told
+    checkpoints = Checkpoints(tmp_path / "run")
+    assert checkpoints.steps() == [2, 4]
+    told = run(tmp_path / "run", *every, "--train.stop_at", 5)
+    assert any("is trained already, to step 4; raise train.steps" in line for line in told)
+    run(tmp_path / "run", *every, "--train.stop_at", 6)
+    assert checkpoints.steps() == [2, 4, 8]
+    assert Judge([("dev_loss", "down")], {}, {"best": {"dev_loss": 2.0}}).over(None, 1.9) == ""
+    assert Judge([("dev_loss", "down")], {}, {"best": {"dev_loss": 2.0}}).over(None, 2.0)
 
 
 def test_without_a_dev_set_there_is_no_best(tmp_path: Path, run, tiny) -> None:

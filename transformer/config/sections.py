@@ -229,6 +229,9 @@ class TrainConfig:
     """Also keep every checkpoint whose step is a multiple of this; None = no such archive."""
     patience: Count | None = None
     """Stop after this many evaluations in a row without a new best score (evaluate.metric); None = never."""
+    stop_at: float | None = None
+    """Stop once the first score that judges checkpoints (evaluate.metric) is this good, such as 1.0 for exact matches;
+    None = never."""
     non_finite: Literal["stop", "skip", "rollback"] = "stop"
     """What to do when the loss or gradient of an update is not finite: 'stop' = end the run; 'skip' = leave the
     parameters unchanged and go on; 'rollback' = return to the last checkpoint and leave this update out."""

@@ -36,6 +36,7 @@ RESUMABLE = (
     "train.remat",
     "train.keep_last",
     "train.patience",
+    "train.stop_at",
     "train.eval_sentences",
     "train.non_finite*",
     "decode.*",

@@ -286,11 +286,12 @@ class Translation:
         """Warnings about the development set. Raises `UserError` if no pair of it is short enough for dev loss."""
         name = self.texts.dev_name
         if self.texts.dev is None:
-            if (patience := self.config.train.patience) is not None:
-                yield (
-                    f"train.patience = {patience} has no effect, as there is no development set to evaluate on; give "
-                    "data.dev_source and data.dev_target"
-                )
+            for name in ("patience", "stop_at"):
+                if (value := getattr(self.config.train, name)) is not None:
+                    yield (
+                        f"train.{name} = {value} has no effect, as there is no development set to evaluate on; give "
+                        "data.dev_source and data.dev_target"
+                    )
             return
         _, references, tokens = self._development
         if doubt := unsuited(name, references, self.config):

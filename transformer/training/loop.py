@@ -77,12 +77,13 @@ def train_from_checkpoint(setup: Setup, profile: tuple[int, int] | None, broken_
     t = setup.task.config.train
     state, progress = begin(setup)
     progress.left_out |= broken_updates
-    step, stale = int(state.step), progress.judge.stale
+    step, over = int(state.step), progress.judge.over(t.patience, t.stop_at)
     # `owed`: the evaluation of the last update was interrupted. It comes first, even if training is complete.
-    if progress.owed is None and (step >= t.steps or (t.patience is not None and stale >= t.patience)):
+    if progress.owed is None and (step >= t.steps or over):
         if first():
             setup.checkpoints.prune(t.keep_last, t.keep_every, progress.run)
-        log.info("%s is trained already, to step %d; raise train.steps or train.patience to go on", setup.folder, step)
+        what = "train.steps or train.patience, or change train.stop_at,"
+        log.info("%s is trained already, to step %d; raise %s to go on", setup.folder, step, what)
         return {}
     return Training(setup, state, progress, profile).run()
 
@@ -114,7 +115,9 @@ class Training:
         self.compiled: set[tuple] = set()
         """The batch shapes that the update has been compiled for."""
         self.scores: Scores = {}
-        self.stop_signal, self.stop_early = 0, False
+        self.stop_signal = 0
+        self.over = ""
+        """Why the run ends before its last update (`Judge.over`)."""
         self.unproven: int | None = self.start
         """The step that the run started from, until a first update from there is finite; then None."""
 
@@ -125,7 +128,7 @@ class Training:
         try:
             if self.progress.owed is not None:
                 self.after_update(step, self.progress.owed)
-            while step < t.steps and not self.stop_early:
+            while step < t.steps and not self.over:
                 step += 1
                 self.start_update(step, stream)
                 self.after_update(step)
@@ -241,7 +244,7 @@ class Training:
         entry = owed if owed is not None else self.collect(write=False) if due else {}
         evaluated = due and not self.stop_signal and self.evaluate(step)
         better = evaluated and self.judge(step, entry)
-        complete, last = evaluated or not due, self.stop_early or step == t.steps
+        complete, last = evaluated or not due, bool(self.over) or step == t.steps
         if evaluated and last and (wrong := first_not_finite(self.scores)):
             what = f"after update {step} {wrong} is {self.scores[wrong]}"
             raise diverged(self.setup.checkpoints, what, self.unproven)
@@ -253,9 +256,8 @@ class Training:
             self.save(interrupted(step), step, None, **({} if complete else {"owed": entry}))
         if self.stop_signal:
             self.stop(step)
-        if self.stop_early:
-            judge = self.progress.judge
-            log.info("step %d: nothing better than %s in %d evaluations, stopping early", step, judge, judge.stale)
+        if self.over:
+            log.info("step %d: %s, stopping early", step, self.over)
 
     def stop(self, step: int) -> NoReturn:
         """Raise `Interrupted`. The state after update `step` is already saved, or the run has just started from it."""
@@ -280,8 +282,8 @@ class Training:
         return True
 
     def judge(self, step: int, entry: Mapping[str, float]) -> bool:
-        """Log the scores. Returns whether they are the best so far. Sets `stop_early` if `train.patience` runs out."""
-        scores, judge = self.scores, self.progress.judge
+        """Log the scores. Returns whether they are the best so far. Sets `over`."""
+        scores, judge, t = self.scores, self.progress.judge, self.setup.task.config.train
         if entry or scores:
             self.records.write(step, {**entry, **scores})
         if scores:
@@ -289,8 +291,8 @@ class Training:
             log.info("step %d  %s", step, "  ".join(f"{name} {value}" for name, value in shown.items()))
         if not judge.judges(scores):
             return False
-        better, patience = judge.better(scores), self.setup.task.config.train.patience
-        self.stop_early = patience is not None and judge.stale >= patience
+        better = judge.better(scores)
+        self.over = judge.over(t.patience, t.stop_at)
         return better
 
     # ---- Saving -----------------------------------------------------------------------------------------------------
