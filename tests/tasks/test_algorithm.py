@@ -1,6 +1,7 @@
 """The task of algorithms: AND is learnt as AND, runs resume, exact match by length, mistakes in one line."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +25,9 @@ def run(tmp_path_factory) -> Path:
 
     workdir = tmp_path_factory.mktemp("and") / "run"
     for steps in (200, 400):
-        options = [f"--train.{name}=200" for name in ("eval_every", "checkpoint_every", "log_every")]
+        options = [f"--train.{name}=200" for name in ("eval_every", "checkpoint_every", "log_every")] + [
+            "--train.stop_at=None"
+        ]
         train(["--config", str(CONFIGS / "and.py"), "--workdir", str(workdir), f"--train.steps={steps}", *options])
     return workdir
 
@@ -41,6 +44,22 @@ def test_and_is_learnt_as_and(run: Path, call) -> None:
     assert [entry["step"] for entry in entries if "dev_exact_match" in entry] == [200, 400]
     done = call("evaluate.py", "--workdir", run)
     assert "of 31 patterns that decide 31 are right" in done.out
+
+
+def test_several_seeds_are_scored_together(run: Path, tmp_path: Path, call) -> None:
+    for seed in (0, 1):
+        shutil.copytree(run, tmp_path / "runs" / f"seed-{seed}")
+    shutil.copytree(run, tmp_path / "runs" / "seed-2", ignore=shutil.ignore_patterns("checkpoints"))
+    done = call("evaluate.py", "--workdir", tmp_path / "runs", "--json")
+    assert done.code == 0, done.err
+    result = json.loads(done.out)
+    assert list(result["seeds"]) == ["0", "1"]
+    of = result["exact_match_length_given"]["other_patterns"]
+    assert (of["mean"], of["standard_deviation"], of["best"]) == (1.0, 0.0, 1.0)
+    assert "seed-2 has no checkpoint: left out" in done.err
+    done = call("evaluate.py", "--workdir", tmp_path / "runs")
+    assert done.out.splitlines()[1].startswith("seed 0, checkpoint 400  exact match training: 1.0000")
+    assert "patterns that decide: 31 of 31" in done.out.splitlines()[2]
 
 
 def test_batches_are_drawn_by_update_and_row() -> None:

@@ -57,17 +57,19 @@ class InstancesConfig:
 
 _MODEL = replace(GPT2, decoder_layers=2, d_model=64, d_ff=256, heads=1, dropout=0.0, attention_dropout=0.0)
 _TRAINING = TrainConfig(
-    steps=30_000,
+    steps=10_000,
     peak_learning_rate=1e-3,
     warmup_steps=1,
     schedule="linear",
-    decay_steps=30_000,
+    decay_steps=10_000,
     adam_b2=0.999,
     adam_eps=1e-8,
     weight_decay=0.01,
+    clip_norm=1.0,
     label_smoothing=0.0,
-    eval_every=1_000,
-    checkpoint_every=1_000,
+    eval_every=500,
+    checkpoint_every=500,
+    stop_at=1.0,
 )
 
 

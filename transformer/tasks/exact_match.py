@@ -34,6 +34,7 @@ from transformer.data.algorithms import (
 )
 from transformer.inference.batches import on_all_devices
 from transformer.model import Model, Params, build
+from transformer.tasks.seeds import mean_and_deviation, of_each_seed
 
 _ROWS = 64  # of a forward pass
 _OFFSET = 1_000  # by which the instances of evaluate.py differ from those of training's evaluations
@@ -130,7 +131,24 @@ def interpolated(seed: int, instances: Sequence[Instance]) -> list[int]:
 
 
 def evaluate_workdir(workdir: str, *, checkpoint: str | None = None) -> dict[str, Any]:
-    """Exact match of a workdir's checkpoint, range by range and by length, as evaluate.py prints it."""
+    """Exact match of a workdir's checkpoint, range by range and by length, as evaluate.py prints it.
+
+    Of a workdir with several seeds, the scores of each ("seeds"), and of each range the mean, the standard deviation
+    and the best.
+    """
+    each = of_each_seed(workdir, lambda folder: _evaluated(folder, checkpoint))
+    if not each:
+        return _evaluated(workdir, checkpoint)
+    results = list(each.values())
+    shared = {name: results[0][name] for name in ("task", "instances")}
+    for kind in ("exact_match", "exact_match_length_given"):
+        by_range = {name: [result[kind][name] for result in results] for name in results[0][kind]}
+        shared[kind] = {name: {**mean_and_deviation(x), "best": max(x)} for name, x in by_range.items()}
+    return shared | {"seeds": {str(seed): result for seed, result in each.items()}}
+
+
+def _evaluated(workdir: Any, checkpoint: str | None) -> dict[str, Any]:
+    """The scores of one run."""
 
     def read(opened: Checkpoint) -> tuple[Checkpoint, Params]:
         require_task(opened.config, workdir, AlgorithmConfig)
@@ -164,6 +182,9 @@ def evaluate_workdir(workdir: str, *, checkpoint: str | None = None) -> dict[str
 
 def lines_of(result: Mapping[str, Any]) -> Iterator[str]:
     """The result of `evaluate_workdir` as lines of text."""
+    if "seeds" in result:
+        yield from _lines_of_seeds(result)
+        return
     yield f"{result['task']}: {result['instances']:,} instances of each range, checkpoint {result['checkpoint']}"
     given = result["exact_match_length_given"]
     for name, value in result["exact_match"].items():
@@ -172,4 +193,20 @@ def lines_of(result: Mapping[str, Any]) -> Iterator[str]:
         yield (
             f"of {result['patterns']} patterns that decide {result['patterns_right']} are right; the polynomial of "
             f"least degree that fits the training data has {result['interpolator_right']} right"
+        )
+
+
+def _lines_of_seeds(result: Mapping[str, Any]) -> Iterator[str]:
+    yield f"{result['task']}: {result['instances']:,} instances of each range, {len(result['seeds'])} seeds"
+    for seed, one in result["seeds"].items():
+        found = "  ".join(f"{name}: {value:.4f}" for name, value in one["exact_match"].items())
+        decided = f"  patterns that decide: {one['patterns_right']} of {one['patterns']}" if "patterns" in one else ""
+        yield f"seed {seed}, checkpoint {one['checkpoint']}  exact match {found}{decided}"
+    given = result["exact_match_length_given"]
+    for name, of in result["exact_match"].items():
+        deviation = of["standard_deviation"]
+        spread = "" if deviation is None else f", standard deviation {deviation:.4f}"
+        yield (
+            f"{name:>15}  mean {of['mean']:.4f}{spread}, best {of['best']:.4f}; with the right length given "
+            f"{given[name]['mean']:.4f}"
         )

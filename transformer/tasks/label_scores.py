@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import logging
 import math
-import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from transformer.checkpoint import AVERAGE, Checkpoint, Checkpoints, best_seed, seed_folder, seeds_in
+from transformer.checkpoint import AVERAGE, Checkpoint, Checkpoints, best_seed
 from transformer.config import FinetuneConfig, UserError
 from transformer.data.framing import Row
 from transformer.data.labelled import Columns, Example
@@ -26,6 +25,7 @@ from transformer.tasks.label_metrics import (
     regression_metrics,
     tag_metrics,
 )
+from transformer.tasks.seeds import mean_and_deviation, of_each_seed
 
 log = logging.getLogger("transformer")
 
@@ -110,27 +110,16 @@ def evaluate_workdir(
     file, which are else those of the training files. Of a workdir with several seeds, the scores of each ("seeds"),
     their mean and their standard deviation. Raises `UserError` if the workdir or the file can't be used.
     """
-    seeds = seeds_in(workdir)
-    if not seeds or Checkpoints(workdir).states():
-        return _evaluated(workdir, data, checkpoint, options, kind)
-    each = {}
-    for seed in seeds:
-        folder = seed_folder(workdir, seed)
-        if Checkpoints(folder).states():
-            each[seed] = _evaluated(folder, data, checkpoint, options, kind)
-        else:
-            log.warning("%s has no checkpoint: left out", folder)
+    each = of_each_seed(workdir, lambda folder: _evaluated(folder, data, checkpoint, options, kind))
     if not each:
-        raise UserError(f"{workdir}: no run in its folders seed-N has a checkpoint yet")
+        return _evaluated(workdir, data, checkpoint, options, kind)
     best, results = str(best_seed(workdir)), list(each.values())
     metric = results[0]["metric"]
-    values = [result["scores"][metric] for result in results]
     return {
         "test_set": results[0]["test_set"],
         "texts": results[0]["texts"],
         "metric": metric,
-        "mean": statistics.fmean(values),
-        "standard_deviation": statistics.stdev(values) if len(values) > 1 else None,
+        **mean_and_deviation([result["scores"][metric] for result in results]),
         "best_seed": int(best.rpartition("-")[2]),
         "collapsed": [seed for seed, result in each.items() if result["collapse"]],
         "seeds": {str(seed): result for seed, result in each.items()},

@@ -1,12 +1,16 @@
-"""A summary of runs that differ in their seed."""
+"""A summary of runs that differ in their seed, and the scores of each."""
 
 from __future__ import annotations
 
+import logging
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from transformer.checkpoint import Checkpoints, seed_folder
+from transformer.checkpoint import Checkpoints, seed_folder, seeds_in
+from transformer.config import UserError
+
+log = logging.getLogger("transformer")
 
 
 def summary(workdir: Any, seeds: Sequence[int]) -> Iterator[str]:
@@ -27,3 +31,29 @@ def summary(workdir: Any, seeds: Sequence[int]) -> Iterator[str]:
     if best:
         spread = f", standard deviation {statistics.stdev(best):.4g}" if len(best) > 1 else ""
         yield f"{len(best)} seeds: mean of the best {name} {statistics.fmean(best):.4g}{spread}"
+
+
+def of_each_seed(workdir: Any, evaluated: Callable[[Any], dict[str, Any]]) -> dict[int, dict[str, Any]]:
+    """For each seed of a workdir with several, what `evaluated` returns for its folder; {} for a single run's workdir.
+
+    Seeds without a checkpoint are left out with a warning. Raises `UserError` if none has one.
+    """
+    seeds = seeds_in(workdir)
+    if not seeds or Checkpoints(workdir).states():
+        return {}
+    each = {}
+    for seed in seeds:
+        folder = seed_folder(workdir, seed)
+        if Checkpoints(folder).states():
+            each[seed] = evaluated(folder)
+        else:
+            log.warning("%s has no checkpoint: left out", folder)
+    if not each:
+        raise UserError(f"{workdir}: no run in its folders seed-N has a checkpoint yet")
+    return each
+
+
+def mean_and_deviation(values: Sequence[float]) -> dict[str, float | None]:
+    """The mean and the standard deviation of some scores; the deviation of a single one is None."""
+    deviation = statistics.stdev(values) if len(values) > 1 else None
+    return {"mean": statistics.fmean(values), "standard_deviation": deviation}
