@@ -32,7 +32,8 @@ AMX, EPYC = "with AVX-512 and AMX", "AMD EPYC"
 
 Picture = dict[str, Any]
 """What a picture shows, as JSON: {"kind": "lines" or "bars", "panels"}; a panel has a title and a list of series (and
-`x`, the label of its axis) or bars. A series: name, colour, points (x, y). A bar: name, colour, value, range."""
+`x`, the label of its axis) or bars. A panel of lines may have `shade`, a part of the
+axis. A series: name, colour, points (x, y). A bar: name, colour, value, range."""
 
 
 # ---- What each picture shows -----------------------------------------------------------------------------------------
@@ -98,6 +99,26 @@ def shakespeare(rows: dict[str, tuple[Row, ...]]) -> Picture:
     return {"kind": "lines", "panels": [panel for panel in panels if panel["series"]]}
 
 
+def algorithms(rows: dict[str, tuple[Row, ...]]) -> Picture:
+    """Exact match of the algorithmic tasks by length, a line for each seed; the lengths of training are shaded."""
+    tasks: dict[str, list[Row]] = {}
+    for row in rows["algorithms.jsonl"]:
+        if "lengths" in row:
+            tasks.setdefault(row["part"], []).append(row)
+    panels = [
+        {
+            "title": f"{task}: share of right answers",
+            "x": "length",
+            "shade": [int(end) for end in next(iter(found[0]["exact_match"])).split("-")],
+            "series": [
+                {"name": f"ours, seed {row['seed']}", "colour": OURS, "points": row["lengths"]} for row in found
+            ],
+        }
+        for task, found in tasks.items()
+    ]
+    return {"kind": "lines", "panels": panels}
+
+
 def bar(row: Row, name: str) -> dict[str, Any]:
     colour = COLOURS[row["system"]]
     return {"name": name, "colour": colour, "value": row["tokens_per_s"], "range": row.get("tokens_per_s_range")}
@@ -160,7 +181,7 @@ def device(rows: Iterable[Row]) -> str:
 
 
 PICTURES: dict[str, Callable[[dict[str, tuple[Row, ...]]], Picture]] = {
-    one.__name__: one for one in (multi30k, seeds, shakespeare, decoding_cpu, decoding_gpu, training)
+    one.__name__: one for one in (multi30k, seeds, shakespeare, algorithms, decoding_cpu, decoding_gpu, training)
 }
 
 
@@ -210,6 +231,9 @@ def _lines(axes: Any, panel: dict[str, Any]) -> None:
         colour = next(one["colour"] for one in panel["series"] if one["name"].startswith(name))
         label = f"{name}, {'seeds' if len(of) > 1 else 'seed'} {', '.join(sorted(of, key=int))}"
         axes.plot([], [], color=colour, marker="o", markersize=3, label=label)
+    if "shade" in panel:
+        axes.axvspan(*panel["shade"], color=GREY, alpha=0.15, linewidth=0)
+        axes.set_ylim(-0.03, 1.03)
     axes.set_xlabel(panel["x"])
     axes.grid(axis="y", color=GREY, alpha=0.25, linewidth=0.6)
     axes.legend(frameon=False, loc="best", fontsize=9)

@@ -100,12 +100,18 @@ def instances_of(
 
     `offset`: another one gives other instances.
     """
-    d, seed = config.data, config.train.seed
-    if d.algorithm == "and":
-        return deciding(seed) if number else drawn(algorithm, [BITS] * count, seed + offset)
-    ends = [d.shortest - 1, d.longest, *d.tested]
+    if config.data.algorithm == "and" and number:
+        return deciding(config.train.seed)
+    return drawn(algorithm, lengths_of(config.data, number, count), config.train.seed + offset + number)
+
+
+def lengths_of(data: InstancesConfig, number: int, count: int) -> list[int]:
+    """The lengths of `count` instances of a range: all lengths alike."""
+    if data.algorithm == "and":
+        return [BITS] * count
+    ends = [data.shortest - 1, data.longest, *data.tested]
     lengths = range(ends[number] + 1, ends[number + 1] + 1)
-    return drawn(algorithm, [lengths[i % len(lengths)] for i in range(count)], seed + offset + number)
+    return [lengths[i % len(lengths)] for i in range(count)]
 
 
 def deciding(seed: int) -> list[Instance]:
@@ -157,12 +163,12 @@ def _evaluated(workdir: Any, checkpoint: str | None) -> dict[str, Any]:
     opened, params = Checkpoints(workdir).read(checkpoint, read)
     config = opened.config
     d, algorithm, model = config.data, algorithm_of(config), build(config.model)
-    length = padded_size(algorithm, d.longest_tested)
+    positions = padded_size(algorithm, d.longest_tested)
     result: dict[str, Any] = {"task": algorithm.name, "checkpoint": str(opened.name), "instances": d.test_instances}
     by_range, given, by_length = {}, {}, {}
     for number, name in enumerate(ranges(d)):
         instances = instances_of(algorithm, config, number, d.test_instances, offset=_OFFSET)
-        found = scores(model, params, instances, length)
+        found = scores(model, params, instances, positions)
         if not np.isfinite(found.loss):
             raise UserError(f"{workdir}: the loss of checkpoint {opened.name} is not finite; choose another checkpoint")
         by_range[name], given[name] = found.exact_match, float(found.right_length_given.mean())
@@ -171,10 +177,11 @@ def _evaluated(workdir: Any, checkpoint: str | None) -> dict[str, Any]:
             agree = sum(said == one.answer[0] for said, one in zip(product, instances, strict=True))
             right = int(found.right_length_given.sum())
             result |= {"patterns": len(instances), "patterns_right": right, "interpolator_right": agree}
-        for instance, right in zip(instances, found.right, strict=True):
-            by_length.setdefault(len(instance.prompt), []).append(bool(right))
+        for length, right in zip(lengths_of(d, number, len(instances)), found.right, strict=True):
+            by_length.setdefault(length, []).append(bool(right))
     result |= {"exact_match": by_range, "exact_match_length_given": given}
-    result["by_prompt_length"] = {str(n): sum(by_length[n]) / len(by_length[n]) for n in sorted(by_length)}
+    if d.algorithm != "and":
+        result["exact_match_by_length"] = {str(n): sum(by_length[n]) / len(by_length[n]) for n in sorted(by_length)}
     if opened.name == AVERAGE:
         result["averaged_steps"] = opened.progress["averaged_steps"]
     return result
