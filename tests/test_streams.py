@@ -222,6 +222,42 @@ run(main)
     assert (done.returncode, done.stderr) == (128 + number, f"{told}\n")
 
 
+SLOW_IMPORT = """
+import os, signal, sys, time
+try:
+    os.kill(os.getpid(), {number})
+    time.sleep({seconds})
+    print("imported", flush=True)
+except BaseException:
+    print("broken off", flush=True)
+    raise
+"""
+
+
+@pytest.mark.parametrize(("number", "told"), [(signal.SIGTERM, "SIGTERM: interrupted"), (signal.SIGINT, "interrupted")])
+@pytest.mark.parametrize(("seconds", "printed"), [(0.2, "imported\n"), (60, "broken off\n")])
+def test_a_signal_waits_for_the_end_of_an_import_but_not_for_ever(
+    environment, tmp_path: Path, number: int, told: str, seconds: float, printed: str
+) -> None:
+    """Extension modules print tracebacks, or end the process, if their import is interrupted."""
+    (tmp_path / "slow.py").write_text(SLOW_IMPORT.format(number=int(number), seconds=seconds))
+    program = """
+import signal, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored from birth where the tests run in the background
+from transformer.command_line import program
+
+def main(arguments):
+    import slow
+    time.sleep(60)
+
+program._LONGEST_IMPORT = 1.0
+program.run(main)
+"""
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (128 + number, printed, f"{told}\n")
+
+
 def test_a_hangup_is_ignored_under_nohup(environment, tmp_path: Path) -> None:
     process = waiting(environment, tmp_path, preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN))
     process.send_signal(signal.SIGHUP)

@@ -9,8 +9,10 @@ import os
 import signal
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable, Iterator
+from types import FrameType
 from typing import Any
 
 from transformer.command_line.log import Format, StandardError
@@ -132,19 +134,46 @@ def _folder_removed() -> bool:
 
 class _End:
     """A signal handler that raises `Interrupted`, once: a closed terminal sends several signals, which must not
-    interrupt the clean-up. For Ctrl-C it raises `KeyboardInterrupt`, each time."""
+    interrupt the clean-up. For Ctrl-C it raises `KeyboardInterrupt`, each time.
+
+    It waits for an import in progress, up to `_LONGEST_IMPORT`: libraries whose import is interrupted print tracebacks
+    or end the process."""
 
     def __init__(self, message: str):
         self._message = message
+        self._since = 0.0  # when the first signal came during an import
+        self.waits = False
+        """Whether a timer calls this handler again."""
         self.raised: Interrupted | KeyboardInterrupt | None = None
 
     def __call__(self, number: int, frame: Any) -> None:
+        self.waits = _importing(frame) and self._may_wait()
+        if self.waits:
+            signal.signal(signal.SIGALRM, lambda _, frame: self(number, frame))
+            signal.setitimer(signal.ITIMER_REAL, 0.02)
+            return
         if number == signal.SIGINT:
             self.raised = KeyboardInterrupt(self._message)
             raise self.raised
         if self.raised is None:
             self.raised = Interrupted(f"{signal.Signals(number).name}: {self._message}", number)
             raise self.raised
+
+    def _may_wait(self) -> bool:
+        self._since = self._since or time.monotonic()
+        return hasattr(signal, "setitimer") and time.monotonic() - self._since < _LONGEST_IMPORT
+
+
+_LONGEST_IMPORT = 10.0  # seconds
+
+
+def _importing(frame: FrameType | None) -> bool:
+    """Whether the code of a frame runs while a module is imported."""
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib."):
+            return True
+        frame = frame.f_back
+    return False
 
 
 @contextlib.contextmanager
@@ -166,5 +195,7 @@ def _interrupted_by_signals(message: str) -> Iterator[_End]:
     try:
         yield end
     finally:
+        if end.waits:
+            signal.setitimer(signal.ITIMER_REAL, 0)
         for number, handler in before.items():
             signal.signal(number, handler)
