@@ -55,6 +55,11 @@ def _parser() -> Parser:
         help="a language model's sliding perplexity: each block begins N pieces after the one before it",
     )
     parser.add_argument("--against", metavar="DIR", help="another workdir: sacreBLEU's paired bootstrap test of both")
+    parser.add_argument(
+        "--breakdown",
+        action="store_true",
+        help="where translations go wrong: BLEU by length of the source, copied words, repetitions, wrong words",
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object on standard output")
     process_options(parser)
     parser.add_argument("-h", "--help", action="store_true", help="show this help and stop")
@@ -87,6 +92,7 @@ def evaluate(arguments: Sequence[str]) -> None:
         "text": options.text,
         "stride": options.stride,
         "against": options.against,
+        "breakdown": options.breakdown,
         "options": lambda config: evaluate_options(config, rest, "evaluate.py", parser.options()),
     }
     given = _accepted(task.score, given, rest, options.workdir)

@@ -222,6 +222,15 @@ def test_people_get_lines(call, trained: Path) -> None:
     assert len(told) == 3
 
 
+def test_a_breakdown_of_the_errors(call, trained: Path) -> None:
+    result = json.loads(call("evaluate.py", "--workdir", trained, "--breakdown", "--json").out)
+    found = result["breakdown"]
+    assert sum(group["sentences"] for group in found["by_source_length"]) == result["sentences"]
+    lines = call("evaluate.py", "--workdir", trained, "--breakdown").out.splitlines()
+    assert lines[-1].startswith("words that are missing: ")
+    assert any(line.startswith("source pieces") for line in lines)
+
+
 def test_the_papers_number_is_for_english_german_only(call, workdir: Path) -> None:
     # This config does not name its languages.
     assert "bleu_tokenized_compound_split" not in evaluate(call, "--workdir", workdir)

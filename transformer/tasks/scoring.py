@@ -25,6 +25,7 @@ from transformer.files import append, local, path_of, refuse_links, replace, wri
 from transformer.inference.translator import Translator
 from transformer.judging import Judged
 from transformer.streams import plain, to_json
+from transformer.tasks import breakdown as breakdowns
 from transformer.tasks.averaging import NOT_SCORED, averaged
 from transformer.tasks.gathered import refuse_broken, translate_shares
 from transformer.tasks.judges import (
@@ -64,9 +65,11 @@ def evaluate_workdir(
     references: Sequence[str] = (),
     checkpoint: str | None = None,
     against: str | None = None,
+    breakdown: bool = False,
     options: Options = lambda config: config,
 ) -> dict[str, Any]:
-    """BLEU and chrF of a workdir's checkpoint on a test set, as evaluate.py prints them.
+    """BLEU and chrF of a workdir's checkpoint on a test set, as evaluate.py prints them; with `breakdown` also where
+    its translations go wrong (see `tasks.breakdown`).
 
     `references`: one or several files; none if the source file holds both sides. `options` applies the options of the
     command line to a workdir's config; with `against` it is called for each of the two workdirs. With several processes
@@ -109,6 +112,8 @@ def evaluate_workdir(
     broken = refuse_broken(ours.translator, workdir)
     _warn_of_spelling(test_set, hypotheses, targets)
     result = _result(test_set, ours, hypotheses, targets)
+    if breakdown:
+        result["breakdown"] = _breakdown(ours, sources, hypotheses, targets)
     if broken:
         result["scores_not_numbers"] = broken
     for other in theirs:
@@ -148,6 +153,11 @@ def _result(test_set: str, ours: _Loaded, hypotheses: list[str], targets: Refere
     if has_compound_split(config.data.languages):
         result["bleu_tokenized_compound_split"] = compound_split_bleu(hypotheses, targets)
     return result
+
+
+def _breakdown(ours: _Loaded, sources: list[str], hypotheses: list[str], targets: References) -> dict[str, Any]:
+    lengths = [len(pieces) for pieces in ours.translator.tokenizer.encode(sources, "source")]
+    return breakdowns.breakdown(sources, lengths, hypotheses, targets, bleu_tokenizer(ours.config))
 
 
 def _warn(test_set: str, sources: list[str], targets: References, ours: _Loaded, workdir: str) -> None:
@@ -278,3 +288,5 @@ def lines_of(result: dict[str, Any]) -> Iterator[str]:
         )
     if "against" in result:
         yield result["against"]["signature"]
+    if "breakdown" in result:
+        yield from breakdowns.lines_of(result["breakdown"])
