@@ -67,9 +67,9 @@ ACTIVATIONS = {
 }
 
 
-def feed_forward(p, x, activation="relu"):
+def feed_forward(p, x, activation="relu", drop=lambda x: x):
     """§3.3, eq. 2."""
-    return ACTIVATIONS[activation](x @ p["w1"] + p["b1"]) @ p["w2"] + p["b2"]
+    return drop(ACTIVATIONS[activation](x @ p["w1"] + p["b1"])) @ p["w2"] + p["b2"]
 
 
 def position_encoding(position, d_model):
@@ -84,20 +84,21 @@ def position_encoding(position, d_model):
 
 class Reference:
     """`drop` is applied where the paper has dropout: to sub-layer outputs and to sums of embeddings and positions.
-    `drop_weights` is applied to the attention weights.
+    `drop_weights` is applied to the attention weights, `drop_activations` inside of the feed-forward networks.
 
     If n layers share keys and values, layer i uses those of layer i - i % n, computed from that layer's input.
     """
 
-    def __init__(self, config, params, drop=lambda x: x, drop_weights=lambda x: x):
+    def __init__(self, config, params, drop=lambda x: x, drop_weights=lambda x: x, drop_activations=lambda x: x):
         self.config, self.drop, self.drop_weights = config, drop, drop_weights
+        self.drop_activations = drop_activations
         self.p = _float64(params)
 
     def norm(self, p, x):
         return layer_norm(p, x, self.config.norm_eps)
 
     def feed_forward(self, p, x):
-        return feed_forward(p, x, self.config.activation)
+        return feed_forward(p, x, self.config.activation, self.drop_activations)
 
     def sublayer(self, norm, x, f):
         if self.config.pre_norm:

@@ -299,9 +299,10 @@ def test_dropout_stands_where_the_paper_puts_it(pre_norm, monkeypatch):
         calls.append((rate, key))
         return x * 1.5 + 0.25
 
-    for module in ("stack", "inputs", "attention"):
+    for module in ("stack", "inputs", "attention", "layers"):
         monkeypatch.setattr(importlib.import_module(f"transformer.model.{module}"), "dropout", marker)
-    config = dataclasses.replace(TINY, decoder_layers=1, pre_norm=pre_norm, dropout=0.3, attention_dropout=0.2)
+    rates = {"dropout": 0.3, "attention_dropout": 0.2, "activation_dropout": 0.1}
+    config = dataclasses.replace(TINY, decoder_layers=1, pre_norm=pre_norm, **rates)
     model, params = tiny(config)
     source, target = SOURCE[:1], TARGET[:1]
 
@@ -311,12 +312,12 @@ def test_dropout_stands_where_the_paper_puts_it(pre_norm, monkeypatch):
         return logits, [jax.random.key_data(key) for _, key in calls]
 
     logits, keys = logits_and_keys(jax.random.key(0))
-    expected, _ = Reference(config, params, *[lambda x: x * 1.5 + 0.25] * 2).logits(source[0], target[0])
+    expected, _ = Reference(config, params, *[lambda x: x * 1.5 + 0.25] * 3).logits(source[0], target[0])
     np.testing.assert_allclose(logits[0], expected, atol=1e-5)
-    # Two sums of embeddings, two sub-layers per encoder layer, three per decoder layer, and the weights of one or two
-    # attentions per layer: each with its own key.
-    assert len(keys) == len({tuple(key.tolist()) for key in keys}) == 2 + 2 * 2 + 3 + 2 * 1 + 2
-    assert [rate for rate, _ in calls].count(0.2) == 4 and {rate for rate, _ in calls} == {0.3, 0.2}
+    # Two sums of embeddings, two sub-layers per encoder layer, three per decoder layer, the weights of one or two
+    # attentions per layer, and one feed-forward network per layer: each with its own key.
+    assert len(keys) == len({tuple(key.tolist()) for key in keys}) == 2 + 2 * 2 + 3 + 2 * 1 + 2 + 3
+    assert [sum(rate == one for rate, _ in calls) for one in (0.3, 0.2, 0.1)] == [9, 4, 3]
 
 
 def test_dropout_is_a_pure_function_of_the_key():

@@ -91,6 +91,8 @@ class ModelConfig:
     """Dropout rate on the output of each sub-layer and on the sums of embeddings and positions (paper §5.4)."""
     attention_dropout: Share = 0.0
     """Dropout rate on the attention weights (BERT, GPT-2: 0.1)."""
+    activation_dropout: Share = 0.0
+    """Dropout rate on the inner activations of the feed-forward networks (tensor2tensor: relu_dropout)."""
     attention_score: Literal["dot", "unscaled", "additive"] = "dot"
     """How a query q and a key k are compared. 'dot' = their product divided by sqrt(d_k) (paper §3.2.1); 'unscaled' =
     their product; 'additive' = v^T tanh(q + k + b), with v and b of each head (Bahdanau et al. 2015)."""

@@ -107,11 +107,13 @@ class FeedForward(nnx.Module):
         self.b1 = constant(0, F)
         self.w2 = matrix(start["w2"], rngs, (F, D))
         self.b2 = constant(0, D)
-        self.activation = ACTIVATIONS[config.activation]
+        self.activation, self.rate = ACTIVATIONS[config.activation], config.activation_dropout
 
     @jax.named_scope("feed_forward")
-    def __call__(self, x_BTD: Array) -> Array:
+    def __call__(self, x_BTD: Array, key: Array | None = None) -> Array:
+        """Return y_BTD. A `key` switches dropout of the activations on."""
         # Add biases in float32, before rounding. Then their gradients are summed in float32, too.
         h_BTF = product(x_BTD, self.w1[...], dtype=jnp.float32) + self.b1[...]
-        y_BTD = product(self.activation(h_BTF).astype(x_BTD.dtype), self.w2[...], dtype=jnp.float32) + self.b2[...]
+        h_BTF = dropout(self.activation(h_BTF).astype(x_BTD.dtype), self.rate, key)
+        y_BTD = product(h_BTF, self.w2[...], dtype=jnp.float32) + self.b2[...]
         return y_BTD.astype(x_BTD.dtype)

@@ -112,7 +112,7 @@ class Block(nnx.Module):
             with jax.named_scope("cross_attention"):
                 y, weights = self.cross_attention(h, *memory, key=fold(key, 4), want_weights=want_weights)
             x_BTD = self.cross_attention_norm.leave(x_BTD, y, fold(key, 1))
-        y = self.feed_forward(self.feed_forward_norm.enter(x_BTD))
+        y = self.feed_forward(self.feed_forward_norm.enter(x_BTD), key=fold(key, 5))
         last = 1 if self.cross_attention is None else 2
         return self.feed_forward_norm.leave(x_BTD, y, fold(key, last)), kv, weights
 

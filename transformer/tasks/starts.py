@@ -9,7 +9,7 @@ from typing import Any
 from transformer.checkpoint import Checkpoints
 from transformer.config import ModelConfig, UserError, check
 
-CHOSEN = ("dropout", "attention_dropout", "initializer", "attention_kernel", "dtype")
+CHOSEN = ("dropout", "attention_dropout", "activation_dropout", "initializer", "attention_kernel", "dtype")
 """Fields of the model that a run chooses itself. All others are those of the start."""
 
 

@@ -22,7 +22,10 @@ from transformer.training.task import Objective
 log = logging.getLogger("transformer")
 
 # Fields of `ModelConfig` on which no parameter's shape depends.
-SHAPELESS = ("dropout", "attention_dropout", "initializer", "attention_kernel", "dtype", "window", "position_offset")
+SHAPELESS = (
+    *("dropout", "attention_dropout", "activation_dropout", "initializer", "attention_kernel", "dtype", "window"),
+    "position_offset",
+)
 # The parts of an encoder alone that belong to a head. A start may have other ones.
 HEAD_PARTS = (
     *("pooler", "masked_head", "masked_norm", "output_embedding", "output_bias", "next_sentence_head", "label_head"),
