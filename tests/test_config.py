@@ -211,6 +211,8 @@ def test_bad_json_is_told_in_one_line(text: str, told: str) -> None:
         ("train__keep_last", 0),
         ("train__keep_every", 0),
         ("train__patience", 0),
+        ("train__r_drop", -1.0),
+        ("train__ema_decay", 1.0),
         ("train__stop_at", float("nan")),
         ("train__eval_sentences", 0),
         ("train__peak_learning_rate", 0.0),

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from quick import jit
 
-from transformer.training.loss import cross_entropy
+from transformer.training.loss import cross_entropy, divergence
 
 RNG = np.random.default_rng(0)
 
@@ -144,10 +144,48 @@ def test_gradients_of_x_and_of_the_table(parts, dtype):
     assert jit(ours)(x, table) == pytest.approx(float(loss), rel=1e-6)  # without a gradient
 
 
-def test_no_array_of_all_positions_by_all_pieces():
+def both_ways(p_logits, q_logits, weights):
+    """The definition of `divergence`: the mean of KL(p || q) and KL(q || p)."""
+    log_p, log_q = jax.nn.log_softmax(p_logits), jax.nn.log_softmax(q_logits)
+    forward = (jnp.exp(log_p) * (log_p - log_q)).sum(-1)
+    backward = (jnp.exp(log_q) * (log_q - log_p)).sum(-1)
+    return ((forward + backward) / 2 * weights).sum()
+
+
+@pytest.mark.parametrize("parts", [1, 4])
+def test_divergence_and_its_gradients_equal_those_of_the_definition(parts):
+    B, T, D, V = 3, 12, 6, 17
+    x, y = (jnp.asarray(RNG.normal(size=(B, T, D)), jnp.float32) for _ in range(2))
+    table, bias = jnp.asarray(RNG.normal(size=(V, D)), jnp.float32), jnp.asarray(RNG.normal(size=V), jnp.float32)
+    weights = RNG.choice([0.0, 1.0], (B, T)).astype(np.float32)
+
+    def ours(x, y, table, bias):
+        return divergence(x, y, table, weights, bias, parts=parts)
+
+    def theirs(x, y, table, bias):
+        return both_ways(x @ table.T + bias, y @ table.T + bias, weights)
+
+    loss, grads = jit(jax.value_and_grad(ours, (0, 1, 2, 3)))(x, y, table, bias)
+    expected, expected_grads = jit(jax.value_and_grad(theirs, (0, 1, 2, 3)))(x, y, table, bias)
+    assert float(loss) == pytest.approx(float(expected), rel=1e-5) and loss > 1
+    for grad, wanted in zip(grads, expected_grads, strict=True):
+        np.testing.assert_allclose(grad, wanted, rtol=1e-4, atol=1e-4)
+    assert float(divergence(x, x, table, weights)) == 0
+
+
+def crossed(x, table):
+    return cross_entropy(x, table, jnp.zeros(x.shape[:2], int), jnp.ones(x.shape[:2]))[0]
+
+
+def diverged(x, table):
+    return divergence(x, 2 * x, table, jnp.ones(x.shape[:2]))
+
+
+@pytest.mark.parametrize("loss", [crossed, diverged])
+def test_no_array_of_all_positions_by_all_pieces(loss):
     B, T, D, V = 4, 64, 8, 300
     x, table = jnp.ones((B, T, D)), jnp.ones((V, D))
-    step = jax.grad(lambda x, table: cross_entropy(x, table, jnp.zeros((B, T), int), jnp.ones((B, T)))[0], (0, 1))
+    step = jax.grad(loss, (0, 1))
     sizes = []
 
     def look(jaxpr):

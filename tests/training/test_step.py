@@ -175,6 +175,53 @@ def test_an_update_donates_the_state_and_counts() -> None:
     assert float(metrics["nll"]) / float(metrics["weight"]) < float(metrics["loss"]) + 0.5
 
 
+def test_r_drop_adds_half_of_the_divergence_of_two_readings() -> None:
+    """As in the paper, but for a factor of two: the mean of both losses, and alpha / 2 times their divergence."""
+    model, key, rows = objective().model, jax.random.key(3), {name: jnp.asarray(x) for name, x in batch(4).items()}
+    params = jit(model.init)(jax.random.key(1))
+
+    def total(alpha: float, key):
+        return jit(sequences(model, TrainConfig(r_drop=alpha)).loss)(params, rows, key)[0]
+
+    first, second = total(0.0, key), total(0.0, jax.random.fold_in(key, 2))
+    once, twice = (float(total(alpha, key) - (first + second) / 2) for alpha in (1.0, 2.0))
+    assert once > 0.01 and twice == pytest.approx(2 * once, rel=1e-3)
+    assert float(total(1.0, None)) == float(total(0.0, None))  # nothing is dropped out: one reading
+
+    def log_probs(key):
+        before = jnp.pad(rows["target"][:, :-1], ((0, 0), (1, 0)), constant_values=1)
+        return jax.nn.log_softmax(model.apply(params, rows["source"], before, key=key))
+
+    p, q = log_probs(key), log_probs(jax.random.fold_in(key, 2))
+    both = ((jnp.exp(p) - jnp.exp(q)) * (p - q)).sum(-1)
+    assert once == pytest.approx(float((both * (rows["target"] != 0)).sum() / 4), rel=1e-3)
+
+
+def test_the_model_is_the_moving_average_of_what_updates_change() -> None:
+    """The updates themselves are those without an average."""
+    config = TrainConfig(peak_learning_rate=0.01, warmup_steps=5)
+    pieces = cut(batch(4), MESH, 1)
+
+    def states(config: TrainConfig) -> list[TrainState]:
+        made = program(objective(), config, MESH)
+        update = made.update.lower(made.abstract, pieces).compile({"xla_backend_optimization_level": 0})
+        found = [made.init()]
+        for _ in range(4):
+            found.append(update(jax.tree.map(jnp.copy, found[-1]), pieces)[0])
+        return found
+
+    plain, averaged = states(config), states(dataclasses.replace(config, ema_decay=0.3))
+    mean = jax.tree.map(np.asarray, plain[0].params)
+    for step, (one, other) in enumerate(zip(plain[1:], averaged[1:], strict=True)):
+        close(other.optimizer.params, one.params, 1e-6)
+        decay = min(0.3, (1 + step) / (10 + step))
+        mean = jax.tree.map(lambda a, x, decay=decay: decay * a + (1 - decay) * np.asarray(x), mean, one.params)
+        close(other.params, mean, 1e-6)
+    made = program(objective(), dataclasses.replace(config, ema_decay=0.3), MESH)
+    begun = made.start_from(plain[1].params)
+    close(begun.optimizer.params, plain[1].params, 0)
+
+
 def test_the_reported_gradient_norm_is_that_before_clipping() -> None:
     def loss(params, batch, key):
         return jnp.sum(params["w"] * batch["x"][0]), {"weight": jnp.float32(1)}

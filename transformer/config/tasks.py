@@ -258,7 +258,7 @@ def from_json(text: str, where: str = "config.json") -> Any:
 def check(config: Any) -> None:
     """Raise `UserError` for the first field that breaks a rule."""
     check_fields(config, type(config) if type(config) in RUNS.values() else Config)
-    require(config, "", config.relations())
+    require(config, "", [*_of_any(config), *config.relations()])
     for name in (f.name for f in dataclasses.fields(config)):
         if (section := getattr(config, name)).__class__ in CHECKS:
             CHECKS[section.__class__](section)
@@ -279,6 +279,13 @@ CHECKS = {
     TuneConfig: check_tuning,
 }
 """Map each section class to the function that checks the rules within this section."""
+
+
+def _of_any(config: Any) -> Relations:
+    m, r_drop = config.model, config.train.r_drop
+    yield not r_drop or config.task == Config.task, "train.r_drop", "must be 0: only translation has R-Drop"
+    dropout = m.dropout or m.attention_dropout or m.activation_dropout
+    yield not r_drop or bool(dropout), "train.r_drop", "must be 0 without dropout: both readings are the same"
 
 
 def _of_data(config: Config) -> Relations:

@@ -64,6 +64,42 @@ def cross_entropy(
     return loss, jax.lax.stop_gradient(nll)
 
 
+@jax.named_scope("divergence")
+def divergence(
+    x_BTD: Array,
+    y_BTD: Array,
+    table: Array | Copies,
+    weights_BT: Array,
+    bias_V: Array | None = None,
+    *,
+    parts: int = PARTS,
+) -> Array:
+    """(KL(p || q) + KL(q || p)) / 2 of the distributions p and q that two arrays of states give, in nats: a weighted
+    sum over all positions. Differentiable in the states, table and bias. Arguments as in `cross_entropy`.
+
+    The backward pass computes the logits of each part again.
+    """
+    copies = table if isinstance(table, Copies) else Copies(table[None], None)
+    options = _Options(0.0, math.gcd(x_BTD.shape[1], parts), copies.mesh)
+    table_WVD = options.table(copies.table_WVD, x_BTD.dtype)
+
+    @jax.checkpoint
+    def part_sum(table_VD: Array, x_XD: Array, y_XD: Array, weights_X: Array) -> Array:
+        log_p_XV, log_q_XV = (
+            jax.nn.log_softmax(einsum("XD,VD->XV", states_XD, table_VD) + (0.0 if bias_V is None else bias_V))
+            for states_XD in (x_XD, y_XD)
+        )
+        both_X = jnp.sum((jnp.exp(log_p_XV) - jnp.exp(log_q_XV)) * (log_p_XV - log_q_XV), axis=1)
+        return jnp.sum(both_X * weights_X) / 2
+
+    def add(sum_W: Array, part: tuple) -> tuple[Array, None]:
+        return sum_W + _over_ways(part_sum, options.ways)(table_WVD, *part), None
+
+    arrays = tuple(_parts(options, array) for array in (x_BTD, y_BTD, weights_BT))
+    sum_W, _ = jax.lax.scan(add, jnp.zeros(options.ways), arrays)
+    return jnp.sum(sum_W)
+
+
 def _parts(options: _Options, array: Array) -> Array:
     """(B, T, ...) as (parts, W, B / W * T / parts, ...). Parts are cut along T, so that rows stay on their devices."""
     B, T, *rest = array.shape

@@ -16,7 +16,7 @@ from transformer.config import BOS, EOS, PAD, TrainConfig
 from transformer.model import Model, Params, Run, fold
 from transformer.model.stack import RUN
 from transformer.training.flops import update_flops
-from transformer.training.loss import cross_entropy
+from transformer.training.loss import cross_entropy, divergence
 from transformer.training.sharding import constrain, with_table_copies
 from transformer.training.task import Batch, Objective, Shape
 
@@ -26,6 +26,9 @@ def sequences(model: Model, train: TrainConfig, *, packing: bool = False) -> Obj
 
     A batch holds "source" and "target": int32 (rows, length). Each sentence ends with EOS and has no BOS; PAD fills the
     row. With `packing`, a row holds several sentences, the same number in source and target. "tokens" counts both.
+
+    With `train.r_drop`, the model reads each batch twice with other dropout: the loss is the mean of both, plus half of
+    r_drop times the divergence of both (R-Drop, Liang et al. 2021; there everything is twice as large).
     """
 
     def loss(params: Params, batch: Batch, key: Array | None, *, mesh: Mesh | None = None) -> Any:
@@ -38,15 +41,25 @@ def sequences(model: Model, train: TrainConfig, *, packing: bool = False) -> Obj
             packed_source = {"positions_BS": places_BS, "segments_BS": numbers_BS}
             packed_target = {"positions_BT": places_BT, "segments_BT": numbers_BT}
         module, run = model.bind(with_table_copies(params, mesh)), Run(train.remat, partial(constrain, mesh=mesh))
-        memory = module.encode(source_BS, key=fold(key, 0), run=run, **packed_source)
-        x_BTD, _, _ = module.hidden(before_BT, memory, key=fold(key, 1), run=run, **packed_target)
-        mask_BT = target_BT != PAD
+
+        def states(key: Array | None) -> Array:
+            memory = module.encode(source_BS, key=fold(key, 0), run=run, **packed_source)
+            return module.hidden(before_BT, memory, key=fold(key, 1), run=run, **packed_target)[0]
+
+        x_BTD, mask_BT = states(key), target_BT != PAD
         tokens = mask_BT.sum() + (source_BS != PAD).sum()
-        return _loss(module, x_BTD, target_BT, mask_BT, train.label_smoothing, tokens)
+        total, sums = _loss(module, x_BTD, target_BT, mask_BT, train.label_smoothing, tokens)
+        if train.r_drop and key is not None:
+            y_BTD = states(fold(key, 2))
+            other, _ = _loss(module, y_BTD, target_BT, mask_BT, train.label_smoothing, tokens)
+            weights_BT, bias_V = mask_BT.astype(jnp.float32), _bias(module)
+            apart = divergence(x_BTD, y_BTD, module.output.table[...], weights_BT, bias_V)
+            total = (total + other + train.r_drop * apart) / 2
+        return total, sums
 
     def flops(shape: Shape) -> float:
         (rows, S), (_, T) = shape["source"], shape["target"]
-        return update_flops(model.config, rows, S, T)
+        return update_flops(model.config, rows, S, T) * (2 if train.r_drop else 1)
 
     return Objective(model, loss, flops)
 
@@ -219,8 +232,11 @@ def _loss(
     module: Any, x_BTD: Array, label_BT: Array, mask_BT: Array, smoothing: float, tokens: Array
 ) -> tuple[Array, dict[str, Array]]:
     """What a `Loss` returns. `x_BTD`: what the logits are computed from. `mask_BT`: where a label counts."""
-    weights_BT = mask_BT.astype(jnp.float32)
-    bias_V = None if module.output_bias is None else module.output_bias[...]
-    table = module.output.table[...]
-    total, nll = cross_entropy(x_BTD, table, label_BT, weights_BT, bias_V, smoothing=smoothing)
+    weights_BT, table = mask_BT.astype(jnp.float32), module.output.table[...]
+    total, nll = cross_entropy(x_BTD, table, label_BT, weights_BT, _bias(module), smoothing=smoothing)
     return total, {"weight": weights_BT.sum(), "nll": nll, "tokens": tokens}
+
+
+def _bias(module: Any) -> Array | None:
+    """The bias of the logits, if the model has one."""
+    return None if module.output_bias is None else module.output_bias[...]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -29,13 +29,30 @@ class TrainState:
     step: Array
     """The number of updates done, int32."""
     params: Params
+    """The model: what is evaluated and saved. With `train.ema_decay`, the moving average."""
     optimizer: Any
+    """The state of the optimiser; with `train.ema_decay`, `Averaged`."""
 
 
-def init_state(init: Callable[[Array], Params], optimizer: optax.GradientTransformation, seed: int) -> TrainState:
+class Averaged(NamedTuple):
+    """The state of the optimiser, and the parameters that updates change, where the model is their moving average."""
+
+    optimizer: Any
+    params: Params
+
+
+def init_state(
+    init: Callable[[Array], Params], optimizer: optax.GradientTransformation, seed: int, ema_decay: float = 0.0
+) -> TrainState:
     """The state before the first update, a pure function of the seed."""
     params = init(jax.random.fold_in(jax.random.key(seed), 0))
-    return TrainState(jnp.int32(0), params, optimizer.init(params))
+    return TrainState(jnp.int32(0), params, init_optimizer(optimizer, params, ema_decay))
+
+
+def init_optimizer(optimizer: optax.GradientTransformation, params: Params, ema_decay: float) -> Any:
+    """`TrainState.optimizer` before the first update."""
+    state = optimizer.init(params)
+    return Averaged(state, jax.tree.map(jnp.copy, params)) if ema_decay else state
 
 
 def gradients(loss: Loss, params: Params, batch: Batch, key: Array | None) -> tuple[Params, Array, dict[str, Array]]:
@@ -73,21 +90,34 @@ def train_step(
     optimizer: optax.GradientTransformation,
     seed: int,
     skip: bool = False,
+    ema_decay: float = 0.0,
 ) -> tuple[TrainState, dict[str, Array]]:
     """The state after one more update, and its metrics: "loss", "gradient_norm", and the sums that `loss` returns.
 
     With `skip`, an update whose loss or gradient is not finite changes only the counters (see `left_out`).
     """
     key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), 1), state.step)
-    grads, mean_loss, sums = gradients(loss, state.params, batch, key)
-    updates, optimizer_state = optimizer.update(grads, state.optimizer, state.params)
-    params = optax.apply_updates(state.params, updates)
+    inner, params = state.optimizer if ema_decay else (state.optimizer, state.params)
+    grads, mean_loss, sums = gradients(loss, params, batch, key)
+    updates, inner = optimizer.update(grads, inner, params)
+    params = optax.apply_updates(params, updates)
     metrics = {"loss": mean_loss, "gradient_norm": optax.tree.norm(grads), **sums}
-    after = TrainState(state.step + 1, params, optimizer_state)
+    if ema_decay:
+        average = moved(state.params, params, state.step, ema_decay)
+        after = TrainState(state.step + 1, average, Averaged(inner, params))
+    else:
+        after = TrainState(state.step + 1, params, inner)
     if skip:
         sound = jnp.isfinite(mean_loss) & jnp.isfinite(metrics["gradient_norm"])
         after = jax.tree.map(lambda new, old: jnp.where(sound, new, old), after, left_out(state))
     return after, metrics
+
+
+def moved(average: Params, params: Params, step: Array, decay: float) -> Params:
+    """The moving average after update `step`, counted from 0: decay * average + (1 - decay) * params. At the start
+    the decay is (1 + step) / (10 + step), if that is smaller, so that the initial parameters are soon forgotten."""
+    share = 1 - jnp.minimum(decay, (1 + step) / (10 + step))
+    return jax.tree.map(lambda mean, x: mean + share * (x - mean), average, params)
 
 
 def left_out(state: TrainState) -> TrainState:
@@ -124,22 +154,24 @@ def program(objective: Objective, train: TrainConfig, mesh: Mesh) -> Program:
     """The program that trains an objective. The first call with a new batch shape compiles the update."""
     model, rate = objective.model, objective.rate
     tx, skip = optimizer(train, model.config.d_model, rate), train.non_finite == "skip"
-    abstract = jax.eval_shape(lambda: init_state(model.init, tx, train.seed))
+    abstract = jax.eval_shape(lambda: init_state(model.init, tx, train.seed, train.ema_decay))
     layout = shardings(abstract, mesh)
 
     def loss(params: Params, batch: Batch, key: Array | None) -> tuple[Array, dict[str, Array]]:
         return objective.loss(without_frozen(params, rate), batch, key, mesh=mesh)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
-        return train_step(state, batch, loss=loss, optimizer=tx, seed=train.seed, skip=skip)
+        options = {"seed": train.seed, "skip": skip, "ema_decay": train.ema_decay}
+        return train_step(state, batch, loss=loss, optimizer=tx, **options)
 
     def start_from(params: Params) -> TrainState:
-        return TrainState(counter(0, mesh), params, jax.jit(tx.init, out_shardings=layout.optimizer)(params))
+        start = jax.jit(lambda params: init_optimizer(tx, params, train.ema_decay), out_shardings=layout.optimizer)
+        return TrainState(counter(0, mesh), params, start(params))
 
     return Program(
         mesh=mesh,
         abstract=with_sharding(abstract, layout),
-        init=jax.jit(lambda: init_state(model.init, tx, train.seed), out_shardings=layout),
+        init=jax.jit(lambda: init_state(model.init, tx, train.seed, train.ema_decay), out_shardings=layout),
         start_from=start_from,
         update=jax.jit(
             step,

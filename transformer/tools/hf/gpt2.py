@@ -93,17 +93,8 @@ _WITHOUT_EFFECT = (
 
 # Fields of our model that may have any value. Every other one must have the value in `_EXPRESSIBLE`, or its default.
 _ANY_VALUE = (
-    *(
-        "decoder_layers",
-        "d_model",
-        "d_ff",
-        "heads",
-        "vocab_size",
-        "dropout",
-        "attention_dropout",
-        "activation_dropout",
-        "attention_bias",
-    ),
+    *("decoder_layers", "d_model", "d_ff", "heads", "vocab_size", "attention_bias"),
+    *("dropout", "attention_dropout", "activation_dropout"),
     *("activation", "norm_eps", "norm_bias", "max_positions", "position_offset", "tied_embeddings"),
     *("initializer", "attention_kernel", "dtype"),
 )
