@@ -13,7 +13,7 @@ from transformer.config import AlgorithmConfig, InstancesConfig
 
 config = AlgorithmConfig(
     model=dataclasses.replace(
-        AlgorithmConfig.model, decoder_layers=3, heads=3, d_model=192, d_ff=768, max_positions=120, position_offset=32
+        AlgorithmConfig.model, decoder_layers=3, heads=2, d_model=128, d_ff=512, max_positions=160, position_offset=80
     ),
     data=InstancesConfig(algorithm="addition", hints=True, reverse=True, longest=12, tested=(18,)),
 )

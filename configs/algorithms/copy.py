@@ -13,7 +13,7 @@ from transformer.config import AlgorithmConfig, InstancesConfig
 
 config = AlgorithmConfig(
     model=dataclasses.replace(
-        AlgorithmConfig.model, decoder_layers=2, heads=1, d_model=64, max_positions=304, position_offset=200
+        AlgorithmConfig.model, decoder_layers=2, heads=1, d_model=64, max_positions=404, position_offset=300
     ),
     data=InstancesConfig(algorithm="copy"),
 )

@@ -13,7 +13,7 @@ from transformer.config import AlgorithmConfig, InstancesConfig
 
 config = AlgorithmConfig(
     model=dataclasses.replace(
-        AlgorithmConfig.model, decoder_layers=1, heads=1, d_model=64, max_positions=160, position_offset=100
+        AlgorithmConfig.model, decoder_layers=1, heads=1, d_model=64, max_positions=208, position_offset=150
     ),
     data=InstancesConfig(algorithm="count"),
 )

@@ -13,7 +13,7 @@ from transformer.config import AlgorithmConfig, InstancesConfig
 
 config = AlgorithmConfig(
     model=dataclasses.replace(
-        AlgorithmConfig.model, decoder_layers=4, heads=2, d_model=256, d_ff=1024, max_positions=192, position_offset=64
+        AlgorithmConfig.model, decoder_layers=2, heads=2, d_model=128, d_ff=512, max_positions=248, position_offset=124
     ),
     data=InstancesConfig(algorithm="parity", hints=True, longest=30, tested=(45,)),
 )

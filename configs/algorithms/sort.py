@@ -13,8 +13,8 @@ from transformer.config import AlgorithmConfig, InstancesConfig
 
 config = AlgorithmConfig(
     model=dataclasses.replace(
-        AlgorithmConfig.model, decoder_layers=1, heads=2, d_model=256, d_ff=1024, max_positions=304, position_offset=200
+        AlgorithmConfig.model, decoder_layers=1, heads=2, d_model=256, d_ff=1024, max_positions=404, position_offset=300
     ),
     data=InstancesConfig(algorithm="sort"),
-    train=dataclasses.replace(AlgorithmConfig.train, peak_learning_rate=1e-4),
+    train=dataclasses.replace(AlgorithmConfig.train, peak_learning_rate=3e-4, steps=5_000, decay_steps=5_000),
 )

@@ -134,11 +134,11 @@ def test_each_config_makes_a_task(path: Path) -> None:
         (["--data.symbols", "20"], "data.tested: copy has symbols for lengths up to 20, not 150; raise data.symbols"),
         (["--data.hints", "True"], "data.hints = True: is not for data.algorithm = 'copy'"),
         (["--data.longest", "120"], "data.tested = (100, 150): must be ascending lengths beyond data.longest (120)"),
-        (["--model.max_positions", "100"], "model.max_positions = 100: must be at least 304 for lengths up to 150"),
+        (["--model.max_positions", "100"], "model.max_positions = 100: must be at least 404 for lengths up to 150"),
         (["--model.vocab_size", "9"], "model.vocab_size = 9: the task has 205; leave it out"),
         (["--model.encoder_layers", "1"], "model.encoder_layers = 1: must be 0"),
         (["--train.batch_tokens", "900"], "train.batch_tokens = 900: data.batch_rows sets it; leave it out"),
-        (["--data.tested", "--model.max_positions", "9"], "model.max_positions = 9: must be at least 304"),
+        (["--data.tested", "--model.max_positions", "9"], "model.max_positions = 9: must be at least 404"),
     ],
 )
 def test_mistakes_are_one_line(tmp_path: Path, call, options: list[str], message: str) -> None:
