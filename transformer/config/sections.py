@@ -70,6 +70,9 @@ class DataConfig:
     """Train the tokenizer on at most this many lines per side, sampled evenly from the whole text."""
     max_length: Annotated[int, Rule(least=2, most=1_000_000)] = 256
     """Drop and count training pairs with more pieces than this on either side, end of sentence included."""
+    bpe_dropout: Share = 0.0
+    """BPE dropout (Provilkov et al. 2020, who use 0.1): each epoch cuts the training text anew, and each merge of two
+    pieces is left out with this probability. 0 = off."""
     max_ratio: Annotated[float, Rule(least=1, most=FLOAT32_MAX)] = 9.0
     """Drop and count training pairs in which one side has more than this many times the pieces of the other."""
     packing: bool = False

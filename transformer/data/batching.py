@@ -19,6 +19,7 @@ from typing import NamedTuple
 import numpy as np
 
 from transformer.config import PAD, UserError
+from transformer.data.bpe_dropout import BpeDropout
 from transformer.data.buckets import Shape, bucket_shapes, fitting_rows, round_up
 from transformer.data.packing import choose_row_lengths, pack_cached
 from transformer.data.tokens import TokenStore
@@ -82,6 +83,20 @@ def _usable(
     return kept.astype(np.int32 if len(source) < 2**31 else np.int64), dropped
 
 
+def _lengths(stores: Sequence[TokenStore], side: str, dropout: BpeDropout | None = None, most: int = 0) -> np.ndarray:
+    """The pieces of each sentence of a side, EOS included; with `dropout`, those to plan with."""
+    if dropout is None:
+        return np.concatenate([getattr(store, f"{side}_lengths") for store in stores]) + 1
+    return np.concatenate([dropout.planned(store, side, most) for store in stores])
+
+
+def _too_small(batch_tokens: int, accumulate: int, unit: str, shapes: Sequence[Shape]) -> UserError:
+    return UserError(
+        f"train.batch_tokens = {batch_tokens}: too small for {accumulate} micro-batches of a {unit} of "
+        f"{max(max(shape[1:]) for shape in shapes)} pieces; raise it or lower data.max_length"
+    )
+
+
 def _by_bucket(pairs: np.ndarray, bucket: np.ndarray, n: int) -> list[np.ndarray]:
     """Split pairs into n buckets and keep their order within each. `bucket[i]` is the bucket of `pairs[i]`."""
     ends = np.cumsum(np.bincount(bucket, minlength=n))
@@ -127,21 +142,24 @@ class Batches:
         n_buckets: int,
         packing: bool = False,
         outliers: float = 0.0,
+        dropout: BpeDropout | None = None,
         seed: int,
     ):
         """For the parameters see `DataConfig`, `TrainConfig` and `bucket_shapes`. Each side of a batch has at most
-        `batch_tokens` positions; the number of rows is a multiple of `accumulate`. Raises `UserError` if no pair is
-        left, or if the longest row does not fit the budget.
+        `batch_tokens` positions; the number of rows is a multiple of `accumulate`. With `dropout`, it cuts sentences
+        anew in each epoch. Raises `UserError` if no pair is left, or if the longest row does not fit the budget.
         """
-        self._stores, self._seed = list(stores), seed
+        self._stores, self._dropout, self._seed = list(stores), dropout, seed
         self._first_pairs = np.cumsum([0, *map(len, stores)])  # index of each store's first pair among all pairs
-        source = np.concatenate([store.source_lengths for store in stores]) + 1
-        target = np.concatenate([store.target_lengths for store in stores]) + 1
-
+        source, target = (_lengths(stores, side) for side in ("source", "target"))
         kept, self.dropped = _usable(source, target, max_length, max_ratio)
         """Number of dropped pairs by reason; each pair counts once."""
         self.kept = len(kept)
         """Number of pairs that training uses."""
+        sizes = (source + target)[kept]
+        if dropout is not None:
+            source, target = (_lengths(stores, side, dropout, max_length) for side in ("source", "target"))
+            self._planned = {"source": source, "target": target}
         source, target = source[kept], target[kept]
         weights = weights or [1.0] * len(stores)
         # Row r has the pairs `_pairs[_row_starts[r]:_row_starts[r + 1]]`. None: row r is pair r.
@@ -160,11 +178,7 @@ class Batches:
             shapes, bucket = bucket_shapes(source, target, *how)
             first_rows, in_buckets = self._first_pairs, _by_bucket(kept, bucket, len(shapes))
         if not all(shape.rows for shape in shapes):
-            unit = "row of packed sentences" if packing else "sentence"
-            raise UserError(
-                f"train.batch_tokens = {batch_tokens}: too small for {accumulate} micro-batches of a {unit} of "
-                f"{max(max(shape[1:]) for shape in shapes)} pieces; raise it or lower data.max_length"
-            )
+            raise _too_small(batch_tokens, accumulate, "row of packed sentences" if packing else "sentence", shapes)
         self._shapes = shapes
         # strata[b]: for each store, what `_strata` gives for bucket b.
         self._strata = [_strata(rows, first_rows, weights) for rows in in_buckets]
@@ -172,7 +186,7 @@ class Batches:
 
         self._lock = threading.Lock()
         self._plans: dict[int, Plan] = {}
-        self.padding = self._padding(kept, source + target)
+        self.padding = self._padding(kept, sizes)
         """Share of padding among all positions of the first epoch, source and target together."""
 
     def _padding(self, kept: np.ndarray, sizes: np.ndarray) -> float:
@@ -204,6 +218,8 @@ class Batches:
     def digest(self) -> str:
         """Hex sha256 of all that determines the batches, except the tokens: rows, their pairs, shapes and the seed."""
         digest = hashlib.sha256(f"{self._seed} {self.shapes} {self._full} {self.batches_per_epoch}".encode())
+        if self._dropout is not None:
+            digest.update(f"BPE dropout {self._dropout.rate}".encode())
         rows = [part for strata in self._strata for part, _, _ in strata]
         packed = [] if self._pairs is None else [self._pairs, self._row_starts]
         for array in (*rows, *packed):
@@ -284,6 +300,9 @@ class Batches:
         pairs, row = self._pairs_in(rows)
         store_of = np.searchsorted(self._first_pairs, pairs, side="right") - 1
         batch = _empty_batch(shape)
+        if self._dropout is not None:
+            self._cut_anew(batch, pairs, row, self.locate(step)[0])
+            return batch
         by_store = [pairs[store_of == c] - self._first_pairs[c] for c in range(len(self._stores))]
         for side, ids in batch.items():
             lengths = np.empty(len(pairs), np.int64)
@@ -297,6 +316,18 @@ class Batches:
                 if len(store_pairs):
                     _write(ids, store, side, store_pairs, flat_starts[store_of == c])
         return batch
+
+    def _cut_anew(self, batch: Batch, pairs: np.ndarray, row: np.ndarray, epoch: int) -> None:
+        """Write the pairs, as `dropout` cuts them in this epoch, into their rows of the batch."""
+        store_of = np.searchsorted(self._first_pairs, pairs, side="right") - 1
+        for number, (side, ids) in enumerate(batch.items()):
+            begin = np.zeros(len(ids), np.int64)  # the first free position of each row
+            for pair, r, c in zip(pairs.tolist(), row.tolist(), store_of.tolist(), strict=True):
+                store, i = self._stores[c], pair - int(self._first_pairs[c])
+                given, most = getattr(store, side)(i).tolist(), int(self._planned[side][pair]) - 1
+                pieces = [*self._dropout(given, most, epoch, pair, number), store.ends[side]]
+                ids[r, begin[r] : begin[r] + len(pieces)] = pieces
+                begin[r] += len(pieces)
 
 
 def too_long(store: TokenStore, max_length: float) -> np.ndarray:

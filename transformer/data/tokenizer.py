@@ -56,7 +56,8 @@ Side = Literal["source", "target"]
 NORMALIZATIONS = get_args(get_type_hints(DataConfig)["normalization"])
 # The normaliser for text that `cleaning` has cleaned already: it changes nothing and keeps every space.
 _IDENTITY = Normalizer("identity", remove_spaces=False)
-_SPACE = "\u2581"
+SPACE = "\u2581"
+"""The character that stands for a space in pieces."""
 
 
 class Cut(NamedTuple):
@@ -243,7 +244,7 @@ class Tokenizer:
     def ends_in_space(self, text: str) -> bool:
         """Whether a clean text ends in a space, even if the model's own rule would strip that space."""
         words = self._processor.normalize(f"{text}|")
-        return words.endswith(f"{_SPACE}|") and words.strip(_SPACE) != "|"
+        return words.endswith(f"{SPACE}|") and words.strip(SPACE) != "|"
 
     @cached_property
     def spelling(self) -> list[bytes]:
@@ -258,6 +259,10 @@ class Tokenizer:
             else:
                 spellings.append(p.id_to_piece(model_id).encode())
         return spellings
+
+    def score(self, id: int) -> float:
+        """The score of an id that is no special one: of BPE, minus the place of its merge in the order of merges."""
+        return self._processor.get_score(self._model_ids[id])
 
     @cached_property
     def characters(self) -> frozenset[str]:
@@ -276,7 +281,7 @@ class Tokenizer:
         for number, line in enumerate(self._cleaned(lines, "source"), first_line):
             if not self.characters.issuperset(line):
                 # A character that the model's own rule replaces is not unknown.
-                unseen = [c for c in self._processor.normalize(line) if c not in self.characters and c != _SPACE]
+                unseen = [c for c in self._processor.normalize(line) if c not in self.characters and c != SPACE]
                 counts.update(unseen)
                 numbers += [number] if unseen else []
         if not counts:

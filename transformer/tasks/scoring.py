@@ -104,10 +104,8 @@ def evaluate_workdir(
     # With one process, choose anew if training removes the checkpoint. Several processes might choose different ones.
     ours, *theirs = again(load) if count() == 1 else load()
     _warn(test_set, sources, targets, ours, workdir)
-    log.info(
-        "translating %d sentences of %s with checkpoint %s of %s",
-        *(len(sources), test_set, ours.checkpoint.name, workdir),
-    )
+    what = (len(sources), test_set, ours.checkpoint.name, workdir)
+    log.info("translating %d sentences of %s with checkpoint %s of %s", *what)
     hypotheses = translate_shares(ours.translator, sources)
     broken = refuse_broken(ours.translator, workdir)
     _warn_of_spelling(test_set, hypotheses, targets)
@@ -117,10 +115,7 @@ def evaluate_workdir(
     if broken:
         result["scores_not_numbers"] = broken
     for other in theirs:
-        systems = [(against, translate_shares(other.translator, sources)), (workdir, hypotheses)]
-        refuse_broken(other.translator, against)
-        test = paired_bootstrap(systems, targets, bleu_tokenizer(ours.config))
-        result["against"] = {"workdir": against, "checkpoint": str(other.checkpoint.name), **test}
+        result["against"] = _compared(other, against, sources, (workdir, hypotheses), targets, ours.config)
     return result
 
 
@@ -153,6 +148,16 @@ def _result(test_set: str, ours: _Loaded, hypotheses: list[str], targets: Refere
     if has_compound_split(config.data.languages):
         result["bleu_tokenized_compound_split"] = compound_split_bleu(hypotheses, targets)
     return result
+
+
+def _compared(
+    other: _Loaded, against: str, sources: list[str], ours: tuple[str, list[str]], targets: References, config: Config
+) -> dict[str, Any]:
+    """The bootstrap test of another workdir's translations against `ours`: workdir and translations."""
+    systems = [(against, translate_shares(other.translator, sources)), ours]
+    refuse_broken(other.translator, against)
+    test = paired_bootstrap(systems, targets, bleu_tokenizer(config))
+    return {"workdir": against, "checkpoint": str(other.checkpoint.name), **test}
 
 
 def _breakdown(ours: _Loaded, sources: list[str], hypotheses: list[str], targets: References) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from jax.sharding import Mesh
 
 from transformer.config import PAD, Config, DecodeConfig, UserError, with_micro_batches
 from transformer.data.batching import Batches, evaluation_batches, too_long
+from transformer.data.bpe_dropout import BpeDropout
 from transformer.data.folder import check_cache, writable_cache_dir
 from transformer.data.held_out import HeldOut, held_out_doubts
 from transformer.data.languages import Named, doubts
@@ -246,6 +247,9 @@ class Translation:
     @cached_property
     def _batches(self) -> Batches:
         d, t = self.config.data, self.config.train
+        dropout = BpeDropout(self.pieces, d.bpe_dropout, t.seed) if d.bpe_dropout else None
+        for tokens in self._train if dropout is not None else ():
+            dropout.check(tokens)
         return Batches(
             self._train,
             weights=[parallel.weight for parallel in self.texts.train],
@@ -255,6 +259,7 @@ class Translation:
             max_ratio=d.max_ratio,
             n_buckets=d.length_buckets,
             packing=d.packing,
+            dropout=dropout,
             seed=t.seed,
         )
 

@@ -122,9 +122,8 @@ _WITHOUT_EFFECT = (
 
 # Fields of our model that may have any value. Every other one must have the value in `_EXPRESSIBLE`, or its default.
 _ANY_VALUE = (
-    *("encoder_layers", "d_model", "d_ff", "heads", "vocab_size", "activation"),
-    *("dropout", "attention_dropout", "activation_dropout"),
-    *("norm_eps", "max_positions", "position_offset", "token_types", "head", "labels"),
+    *("encoder_layers", "d_model", "d_ff", "heads", "vocab_size", "activation", "dropout", "attention_dropout"),
+    *("activation_dropout", "norm_eps", "max_positions", "position_offset", "token_types", "head", "labels"),
     *("initializer", "attention_kernel", "dtype"),
 )
 _EXPRESSIBLE = {
