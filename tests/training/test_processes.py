@@ -77,6 +77,7 @@ def two(tiny, environment, tmp_path_factory) -> tuple[Path, list[str]]:
     return workdir, [text for _, text in done]
 
 
+@pytest.mark.slow
 def test_two_processes_are_as_one_with_two_devices(one: Path, two, report) -> None:
     equal = agree(two[0], one)
     report(f"two processes and one with two devices: {'equal bit for bit' if equal else 'within 1e-5'}")

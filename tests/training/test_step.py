@@ -267,14 +267,17 @@ def results(environment, tmp_path_factory) -> tuple[Path, dict]:
     return folder, eight(folder, environment, "8x1x1", 2, "2x2x2", 2)
 
 
+@pytest.mark.slow
 def test_eight_devices_give_the_losses_and_gradients_of_one(results) -> None:
     agree(results[1]["8x1x1 2"], 1.0)
 
 
+@pytest.mark.slow
 def test_eight_devices_that_share_the_parameters_do_too(results) -> None:
     agree(results[1]["2x2x2 2"], 0.25)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", ["8x1x1 2", "2x2x2 2"])
 def test_eight_devices_translate_as_one_does(results, case: str, report) -> None:
     found, expected = results[1][case]["decoded"], results[1]["decoded on 1"]
@@ -315,6 +318,7 @@ def test_three_tables_and_learned_positions_on_eight_devices(environment, tmp_pa
     agree(found["8x1x1-untied 1"], 1.0, tables=3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [1, 4])
 def test_a_checkpoint_of_eight_devices_goes_on_with_fewer(results, count: int) -> None:
     found = results[1][f"restored on {count}"]
@@ -323,6 +327,7 @@ def test_a_checkpoint_of_eight_devices_goes_on_with_fewer(results, count: int) -
     assert found["losses"] == pytest.approx(results[1]["goes on"], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_eight_devices_opens_in_a_process_with_one(results) -> None:
     assert len(jax.devices()) == 1
     run = eight_devices.Run(MESH, 2)
