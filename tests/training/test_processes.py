@@ -119,14 +119,8 @@ def test_what_is_wrong_with_one_that_evaluates_ends_both(one: Path, environment,
     assert told in running[0].stderr.read()
 
 
-@pytest.mark.parametrize(
-    ("count", "mesh"),
-    [
-        (1, ""),
-        pytest.param(2, "--mesh.fsdp=2", marks=pytest.mark.slow),
-        pytest.param(2, "--mesh.tensor=2", marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("count", "mesh"), [(1, ""), (2, "--mesh.fsdp=2"), (2, "--mesh.tensor=2")])
 def test_a_run_goes_on_with_another_number_of_processes(
     one: Path, two, tiny, environment, tmp_path, count, mesh: str
 ) -> None:
