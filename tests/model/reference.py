@@ -87,11 +87,13 @@ class Reference:
     `drop_weights` is applied to the attention weights, `drop_activations` inside of the feed-forward networks.
 
     If n layers share keys and values, layer i uses those of layer i - i % n, computed from that layer's input.
+    `weights`: all attention weights (N, T, S) so far, by kind, layer after layer.
     """
 
     def __init__(self, config, params, drop=lambda x: x, drop_weights=lambda x: x, drop_activations=lambda x: x):
         self.config, self.drop, self.drop_weights = config, drop, drop_weights
         self.drop_activations = drop_activations
+        self.weights = {"encoder": [], "decoder": [], "cross": []}
         self.p = _float64(params)
 
     def norm(self, p, x):
@@ -110,7 +112,7 @@ class Reference:
         own = getattr(self.config, f"{kind}_attention")
         first = i - i % (own.kv_sharing or self.config.kv_sharing)
         name = "cross_attention" if kind == "cross" else "self_attention"
-        return attention(
+        y, weights = attention(
             layers[str(i)][name],
             x,
             seen[first],
@@ -121,6 +123,8 @@ class Reference:
             scaled=self.config.attention_score == "dot",
             drop=self.drop_weights,
         )
+        self.weights[kind].append(weights)
+        return y, weights
 
     def inputs(self, table, positions, tokens, norm=None, types=0):
         """`norm`: the parameters of the norm of the sum, if it has one. `types`: the vectors of the token types."""

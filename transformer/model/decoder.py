@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import jax
@@ -15,7 +16,7 @@ from .checks import check_complete, check_ids, check_positions, check_width
 from .initializers import constant
 from .inputs import input_norm, inputs, position_table, shifted
 from .layers import Embedding, fold
-from .stack import RUN, Run, Stack, check_run
+from .stack import RUN, Attended, Run, Stack, Weights, check_run, stacked
 
 
 class Decoder(nnx.Module):
@@ -59,12 +60,32 @@ class Decoder(nnx.Module):
         given = {"positions_BT": positions_BT, "segments_BT": segments_BT, "mask_BTS": mask_BTS}
         return self.decode(tokens_BT, **given, key=key, run=run)[0]
 
+    def attention(
+        self,
+        tokens_BT: Array,
+        *,
+        positions_BT: Array | None = None,
+        segments_BT: Array | None = None,
+        mask_BTS: Array | None = None,
+        run: Run = RUN,
+    ) -> tuple[Array, dict[str, Array]]:
+        """Return the logits_BTV of `__call__`, and {'decoder': weights_BLNTS}, all attention weights of the same pass.
+
+        Their shape is (B, layers, heads, queries, keys): `weights["decoder"][b, l, n, t, s]` is how much of piece s
+        head n of layer l takes in, when the model predicts what follows `tokens_BT[b, :t + 1]`. The weights of a query
+        sum to 1, and are exactly 0 at keys that it may not attend to. Arguments and errors are those of `__call__`. A
+        fused attention kernel is not used.
+        """
+        given = {"positions_BT": positions_BT, "segments_BT": segments_BT, "mask_BTS": mask_BTS}
+        options = {"cache": None, "at_B": None, "key": None, "run": run, "want_weights": ("self",)}
+        x_BTD, _, weights = self._decoded(tokens_BT, None, **given, **options)
+        return self.logits(x_BTD), {"decoder": stacked([one.self_attention for one in weights])}
+
     def decode(self, tokens_BT: Array, memory: None = None, **options: Any) -> tuple[Array, Cache | None, Any]:
         """Return logits_BTV (float32), the new cache and the weights: `hidden` with its options, then `logits`."""
         x_BTD, cache, weights = self.hidden(tokens_BT, memory, **options)
         return self.logits(x_BTD), cache, weights
 
-    @jax.named_scope("decode")
     def hidden(
         self,
         tokens_BT: Array,
@@ -85,6 +106,24 @@ class Decoder(nnx.Module):
         attend to the earlier positions in the cache. Raises the errors of `__call__`, and `UserError` if the cache has
         no room for the tokens.
         """
+        options = (positions_BT, segments_BT, mask_BTS, cache, at_B, key, run)
+        return *self._decoded(tokens_BT, memory, *options)[:2], None
+
+    @jax.named_scope("decode")
+    def _decoded(
+        self,
+        tokens_BT: Array,
+        memory: None,
+        positions_BT: Array | None,
+        segments_BT: Array | None,
+        mask_BTS: Array | None,
+        cache: Cache | None,
+        at_B: Array | None,
+        key: Array | None,
+        run: Run,
+        want_weights: Collection[Attended] = (),
+    ) -> tuple[Array, Cache | None, tuple[Weights, ...]]:
+        """`hidden`, with the weights of each block that `want_weights` names."""
         check_run(run, key)
         check_ids("tokens_BT", tokens_BT, self.vocab_size)
         if memory is not None:
@@ -99,8 +138,9 @@ class Decoder(nnx.Module):
         x_BTD = inputs(
             *(self.config, self.embedding, self.positions, tokens_BT, positions_BT, fold(key, 0)), norm=self.input_norm
         )
-        x_BTD, kv, _ = self.decoder(x_BTD, mask_BTS, positions_BT, cache=cache, key=fold(key, 1), run=run)
-        return x_BTD, None if extended is None else extended._replace(kv=kv), None
+        options = {"cache": cache, "key": fold(key, 1), "want_weights": want_weights, "run": run}
+        x_BTD, kv, weights = self.decoder(x_BTD, mask_BTS, positions_BT, **options)
+        return x_BTD, None if extended is None else extended._replace(kv=kv), weights
 
     def logits(self, x_BTD: Array) -> Array:
         """Logits of each piece of the vocabulary, float32: logits_BTV."""

@@ -5,6 +5,7 @@ Shapes: B batch, T length, D model, V vocabulary, L labels, X chosen positions.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import TypeVar
 
 import jax
@@ -18,7 +19,7 @@ from .checks import check_complete, check_ids, check_mask, check_positions, chec
 from .initializers import constant
 from .inputs import input_norm, inputs, position_table, shifted, type_rows, type_table
 from .layers import ACTIVATIONS, Dense, Embedding, LayerNorm, dropout, fold
-from .stack import RUN, Run, Stack, check_run
+from .stack import RUN, Attended, Run, Stack, Weights, check_run, stacked
 
 Part = TypeVar("Part")
 
@@ -66,15 +67,40 @@ class Encoder(nnx.Module):
         logits_B2 of whether the second text is the next one. 'sequence': logits_BL. 'token': logits_BTL.
         """
         given = {"types_BT": types_BT, "positions_BT": positions_BT, "segments_BT": segments_BT, "mask_BT": mask_BT}
-        x_BTD = self.states(tokens_BT, **given, key=fold(key, 0), run=run)
+        return self._outputs(self.states(tokens_BT, **given, key=fold(key, 0), run=run), fold(key, 1))
+
+    def attention(
+        self,
+        tokens_BT: Array,
+        *,
+        types_BT: Array | None = None,
+        positions_BT: Array | None = None,
+        segments_BT: Array | None = None,
+        mask_BT: Array | None = None,
+        run: Run = RUN,
+    ) -> tuple[Array | tuple[Array, Array], dict[str, Array]]:
+        """Return the outputs of `__call__`, and {'encoder': weights_BLNTS}, all attention weights of the same pass.
+
+        Their shape is (B, layers, heads, queries, keys): `weights["encoder"][b, l, n, t, s]` is how much of piece s
+        piece t takes in, by head n of layer l. The weights of a query sum to 1. They are exactly 0 at keys that it may
+        not attend to, and at queries where `mask_BT` is False. Arguments and errors are those of `__call__`. A fused
+        attention kernel is not used.
+        """
+        x_BTD, weights = self._encoded(
+            tokens_BT, types_BT, positions_BT, segments_BT, mask_BT, None, run, want_weights=("self",)
+        )
+        seen_BT = None if mask_BT is None else jnp.broadcast_to(mask_BT, tokens_BT.shape)
+        return self._outputs(x_BTD, None), {"encoder": stacked([one.self_attention for one in weights], seen_BT)}
+
+    def _outputs(self, x_BTD: Array, key: Array | None) -> Array | tuple[Array, Array]:
+        """The outputs of `config.head` for these states. A `key` switches dropout of the head's input on."""
         if self.label_head is not None:
-            return self.label_logits(x_BTD, key=fold(key, 1))
+            return self.label_logits(x_BTD, key=key)
         if self.masked_head is None:
             return x_BTD, self.pooled(x_BTD)
         logits_BTV = self.masked_logits(x_BTD)
         return logits_BTV if self.next_sentence_head is None else (logits_BTV, self.next_sentence_logits(x_BTD))
 
-    @jax.named_scope("encode")
     def states(
         self,
         tokens_BT: Array,
@@ -96,6 +122,21 @@ class Encoder(nnx.Module):
         Raises `UserError` (a ValueError) for wrong types or shapes. Outside `jax.jit` it also raises for ids outside
         the vocabulary or the token types, and for positions beyond the learned ones.
         """
+        return self._encoded(tokens_BT, types_BT, positions_BT, segments_BT, mask_BT, key, run)[0]
+
+    @jax.named_scope("encode")
+    def _encoded(
+        self,
+        tokens_BT: Array,
+        types_BT: Array | None,
+        positions_BT: Array | None,
+        segments_BT: Array | None,
+        mask_BT: Array | None,
+        key: Array | None,
+        run: Run,
+        want_weights: Collection[Attended] = (),
+    ) -> tuple[Array, tuple[Weights, ...]]:
+        """`states`, and the weights of each block that `want_weights` names."""
         check_run(run, key)
         check_ids("tokens_BT", tokens_BT, self.vocab_size)
         self._check_types(types_BT, tokens_BT)
@@ -115,7 +156,9 @@ class Encoder(nnx.Module):
             norm=self.input_norm,
             types_BTD=None if self.token_types is None else type_rows(self.token_types, types_BT),
         )
-        return self.encoder(x_BTD, mask_BTS, positions_BT, key=fold(key, 1), run=run)[0]
+        options = {"key": fold(key, 1), "want_weights": want_weights, "run": run}
+        x_BTD, _, weights = self.encoder(x_BTD, mask_BTS, positions_BT, **options)
+        return x_BTD, weights
 
     @jax.named_scope("pool")
     def pooled(self, x_BTD: Array) -> Array:

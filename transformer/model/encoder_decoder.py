@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import jax
@@ -25,9 +25,7 @@ from .checks import (
 from .initializers import constant
 from .inputs import input_norm, inputs, position_table, shifted
 from .layers import Dense, Embedding, dropout, fold
-from .stack import RUN, Run, Stack, check_run
-
-Weights = tuple[Array | None, ...]
+from .stack import ALL, RUN, Attended, Run, Stack, Weights, check_run, stacked
 
 
 class EncoderDecoder(nnx.Module):
@@ -77,6 +75,49 @@ class EncoderDecoder(nnx.Module):
         Raises `UserError` (a ValueError) for wrong types or shapes. Outside `jax.jit` it also raises for ids outside
         the vocabulary, a target whose source is all padding, and positions beyond the learned ones.
         """
+        return self._forced(source_BS, target_BT, positions, segments, masks, key, run)[0]
+
+    def attention(
+        self,
+        source_BS: Array,
+        target_BT: Array,
+        *,
+        positions: tuple[Array, Array] | None = None,
+        segments: tuple[Array, Array] | None = None,
+        masks: tuple[Array | None, Array | None] | None = None,
+        run: Run = RUN,
+    ) -> tuple[Array, dict[str, Array]]:
+        """Return the logits_BTV of `__call__`, and all attention weights of the same pass, float32.
+
+        There is an array for each kind of attention, of shape (B, layers, heads, queries, keys): 'encoder' from source
+        to source, 'decoder' from target to target, and 'cross' from target to source. `weights["cross"][b, l, n, t, s]`
+        is how much of source piece s head n of layer l takes in, when the model predicts what follows
+        `target_BT[b, :t + 1]`.
+
+        The weights of a query sum to 1. They are exactly 0 at keys that the query may not attend to, and at queries
+        that are padding. Arguments and errors are those of `__call__`. A fused attention kernel is not used.
+        """
+        logits_BTV, encoder, decoder = self._forced(source_BS, target_BT, positions, segments, masks, None, run, ALL)
+        mask_BS, _ = check_pair("masks", masks)
+        mask_BS = source_BS != PAD if mask_BS is None else jnp.broadcast_to(mask_BS, source_BS.shape)
+        return logits_BTV, {
+            "encoder": stacked([one.self_attention for one in encoder], mask_BS),
+            "decoder": stacked([one.self_attention for one in decoder], target_BT != PAD),
+            "cross": stacked([one.cross_attention for one in decoder], target_BT != PAD),
+        }
+
+    def _forced(
+        self,
+        source_BS: Array,
+        target_BT: Array,
+        positions: tuple[Array, Array] | None,
+        segments: tuple[Array, Array] | None,
+        masks: tuple[Array | None, Array | None] | None,
+        key: Array | None,
+        run: Run,
+        want_weights: Collection[Attended] = (),
+    ) -> tuple[Array, tuple[Weights, ...], tuple[Weights, ...]]:
+        """logits_BTV, the weights of each block of the encoder, and those of the decoder. See `__call__`."""
         check_run(run, key)
         check_ids("source_BS", source_BS, self.vocab_size)
         check_ids("target_BT", target_BT, self.config.output_size)
@@ -88,8 +129,13 @@ class EncoderDecoder(nnx.Module):
         mask_BS, mask_BTS = check_pair("masks", masks)
         of_source = {"positions_BS": positions_BS, "segments_BS": segments_BS, "mask_BS": mask_BS}
         of_target = {"positions_BT": positions_BT, "segments_BT": segments_BT, "mask_BTS": mask_BTS}
-        memory = self.encode(source_BS, **of_source, key=fold(key, 0), run=run)
-        return self.decode(target_BT, memory, **of_target, key=fold(key, 1), run=run)[0]
+        with jax.named_scope("encode"):
+            options = {"key": fold(key, 0), "run": run, "want_weights": want_weights}
+            x_BSD, encoder = self._encoded(source_BS, **of_source, **options)
+            memory = self.remember(x_BSD, source_BS, **of_source)
+        options = {"cache": None, "at_B": None, "key": fold(key, 1), "run": run, "want_weights": want_weights}
+        x_BTD, _, decoder = self._decoded(target_BT, memory, **of_target, **options)
+        return self.logits(x_BTD), encoder, decoder
 
     @jax.named_scope("encode")
     def encode(
@@ -140,6 +186,19 @@ class EncoderDecoder(nnx.Module):
 
         Vectors at padding have no meaning.
         """
+        return self._encoded(source_BS, positions_BS, segments_BS, mask_BS, key, run)[0]
+
+    def _encoded(
+        self,
+        source_BS: Array,
+        positions_BS: Array | None,
+        segments_BS: Array | None,
+        mask_BS: Array | None,
+        key: Array | None,
+        run: Run,
+        want_weights: Collection[Attended] = (),
+    ) -> tuple[Array, tuple[Weights, ...]]:
+        """`encoder_states`, and the weights of each block."""
         check_run(run, key)
         check_ids("source_BS", source_BS, self.vocab_size)
         for name, given in (("positions_BS", positions_BS), ("segments_BS", segments_BS)):
@@ -157,7 +216,9 @@ class EncoderDecoder(nnx.Module):
         x_BSD = inputs(
             *(self.config, self.embedding, learned, source_BS, shifted_BS, fold(key, 0)), norm=self.source_norm
         )
-        return self.encoder(x_BSD, mask_BTS, shifted_BS, key=fold(key, 1), run=run)[0]
+        options = {"key": fold(key, 1), "want_weights": want_weights, "run": run}
+        x_BSD, _, weights = self.encoder(x_BSD, mask_BTS, shifted_BS, **options)
+        return x_BSD, weights
 
     def label_logits(self, x_BSD: Array, *, key: Array | None = None) -> Array:
         """Outputs of the head 'token' for these encoder states, float32: logits_BSL.
@@ -169,12 +230,13 @@ class EncoderDecoder(nnx.Module):
         check_width("x_BSD", x_BSD, self.config.d_model)
         return self.label_head(dropout(x_BSD, self.config.dropout, key))
 
-    def decode(self, tokens_BT: Array, memory: Memory, **options: Any) -> tuple[Array, Cache | None, Weights | None]:
+    def decode(
+        self, tokens_BT: Array, memory: Memory, **options: Any
+    ) -> tuple[Array, Cache | None, tuple[Array | None, ...] | None]:
         """Return logits_BTV (float32), the new cache and the weights: `hidden` with its options, then `logits`."""
         x_BTD, cache, weights = self.hidden(tokens_BT, memory, **options)
         return self.logits(x_BTD), cache, weights
 
-    @jax.named_scope("decode")
     def hidden(
         self,
         tokens_BT: Array,
@@ -188,8 +250,9 @@ class EncoderDecoder(nnx.Module):
         key: Array | None = None,
         want_weights: bool = False,
         run: Run = RUN,
-    ) -> tuple[Array, Cache | None, Weights | None]:
-        """Run the decoder. Return x_BTD for `logits`, the new cache, and weights_BNTS per block if `want_weights`.
+    ) -> tuple[Array, Cache | None, tuple[Array | None, ...] | None]:
+        """Run the decoder. Return x_BTD for `logits`, the new cache, and, if `want_weights`, the weights_BNTS of each
+        block's cross-attention. The method `attention` gives all weights.
 
         Without a cache, tokens_BT are whole targets that begin with bos. With a cache (see `init_cache`), the tokens
         have positions `at_B`, `at_B + 1`, … and also attend to the earlier positions in the cache. `at_B` is one
@@ -202,6 +265,26 @@ class EncoderDecoder(nnx.Module):
 
         Raises the errors of `__call__`, and `UserError` if the cache has no room for the tokens.
         """
+        wanted = ("cross",) if want_weights else ()
+        options = (positions_BT, segments_BT, mask_BTS, cache, at_B, key, run, wanted)
+        x_BTD, extended, weights = self._decoded(tokens_BT, memory, *options)
+        return x_BTD, extended, tuple(one.cross_attention for one in weights) if want_weights else None
+
+    @jax.named_scope("decode")
+    def _decoded(
+        self,
+        tokens_BT: Array,
+        memory: Memory,
+        positions_BT: Array | None,
+        segments_BT: Array | None,
+        mask_BTS: Array | None,
+        cache: Cache | None,
+        at_B: Array | None,
+        key: Array | None,
+        run: Run,
+        want_weights: Collection[Attended],
+    ) -> tuple[Array, Cache | None, tuple[Weights, ...]]:
+        """`hidden`, with the weights of each block that `want_weights` names."""
         check_run(run, key)
         self._check_decoding(tokens_BT, memory, cache, at_B, positions_BT, segments_BT, mask_BTS)
         rows, T = tokens_BT.shape
@@ -227,7 +310,7 @@ class EncoderDecoder(nnx.Module):
         )
         if extended is not None:
             extended = extended._replace(kv=kv)
-        return x_BTD, extended, weights if want_weights else None
+        return x_BTD, extended, weights
 
     def logits(self, x_BTD: Array) -> Array:
         """Logits of each piece of the vocabulary, float32: logits_BTV."""

@@ -5,11 +5,12 @@ Shapes: B batch, T length, S memory positions, D model.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from typing import Literal, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
@@ -21,6 +22,21 @@ from .initializers import distributions
 from .layers import FeedForward, LayerNorm, dropout, fold
 
 Kind = Literal["encoder", "decoder"]
+Attended = Literal["self", "cross"]
+ALL: tuple[Attended, ...] = ("self", "cross")
+
+
+class Weights(NamedTuple):
+    """The attention weights weights_BNTS of a block, before dropout; None where they were not wanted."""
+
+    self_attention: Array | None
+    cross_attention: Array | None
+
+
+def stacked(weights: Sequence[Array], seen_BT: Array | None = None) -> Array:
+    """The weights_BNTS of all blocks as one array weights_BLNTS, float32. Queries are 0 where `seen_BT` is False."""
+    weights_BLNTS = jnp.stack(weights, axis=1)
+    return weights_BLNTS if seen_BT is None else jnp.where(seen_BT[:, None, None, :, None], weights_BLNTS, 0.0)
 
 
 class Run(NamedTuple):
@@ -91,30 +107,32 @@ class Block(nnx.Module):
         slots: tuple[KV, Array] | None = None,
         memory: tuple[KV, Array] | None = None,
         key: Array | None = None,
-        want_weights: bool = False,
-    ) -> tuple[Array, KV, Array | None]:
-        """Return x_BTD, the `KV` of self-attention, and weights_BNTS of cross-attention if `want_weights`, else None.
+        want_weights: Collection[Attended] = (),
+    ) -> tuple[Array, KV, Weights]:
+        """Return x_BTD, the `KV` of self-attention, and the weights of the attentions that `want_weights` names.
 
         `shared`: keys and values of an earlier block; None = compute them here. `slots`: the cache's `KV` and its first
         free slot, where new keys and values are written (see `attention.write`). `memory`: the `KV` of cross-attention
         and its mask_BTS. A `key` switches dropout on.
         """
-        weights = None
+        cross_weights = None
         h = self.self_attention_norm.enter(x_BTD)
         with jax.named_scope("self_attention"):
             kv = self.self_attention.kv(h, positions_BT) if shared is None else shared
             if slots is not None:
                 kv = write(*slots, kv)
-            y, _ = self.self_attention(h, kv, mask_BTS, positions_BT, key=fold(key, 3))
+            options = {"key": fold(key, 3), "want_weights": "self" in want_weights}
+            y, self_weights = self.self_attention(h, kv, mask_BTS, positions_BT, **options)
         x_BTD = self.self_attention_norm.leave(x_BTD, y, fold(key, 0))
         if self.cross_attention is not None:
             h = self.cross_attention_norm.enter(x_BTD)
             with jax.named_scope("cross_attention"):
-                y, weights = self.cross_attention(h, *memory, key=fold(key, 4), want_weights=want_weights)
+                options = {"key": fold(key, 4), "want_weights": "cross" in want_weights}
+                y, cross_weights = self.cross_attention(h, *memory, **options)
             x_BTD = self.cross_attention_norm.leave(x_BTD, y, fold(key, 1))
         y = self.feed_forward(self.feed_forward_norm.enter(x_BTD), key=fold(key, 5))
         last = 1 if self.cross_attention is None else 2
-        return self.feed_forward_norm.leave(x_BTD, y, fold(key, last)), kv, weights
+        return self.feed_forward_norm.leave(x_BTD, y, fold(key, last)), kv, Weights(self_weights, cross_weights)
 
 
 class Stack(nnx.Module):
@@ -142,14 +160,15 @@ class Stack(nnx.Module):
         memory_mask_BTS: Array | None = None,
         cache: Cache | None = None,
         key: Array | None = None,
-        want_weights: bool = False,
+        want_weights: Collection[Attended] = (),
         run: Run = RUN,
-    ) -> tuple[Array, tuple[KV, ...], tuple[Array | None, ...]]:
-        """Return x_BTD, the `KV`s of self-attention, and the cross-attention weights of each block.
+    ) -> tuple[Array, tuple[KV, ...], tuple[Weights, ...]]:
+        """Return x_BTD, the `KV`s of self-attention, and of each block the weights of the attentions that
+        `want_weights` names.
 
         There is one `KV` per group of blocks that share keys and values; with a cache, it is the cache's `KV` with the
-        new positions written. The weights are weights_BNTS if `want_weights`, else None. `memory`: the result of the
-        method `memory`. `positions_BT` is needed only for rotary positions. A `key` switches dropout on.
+        new positions written. `memory`: the result of the method `memory`. `positions_BT` is needed only for rotary
+        positions. A `key` switches dropout on.
         """
         kvs: list[KV] = []
         weights = []
