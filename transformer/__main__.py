@@ -23,6 +23,7 @@ from transformer.config import (
 )
 from transformer.memory import enough_memory
 from transformer.streams import plain
+from transformer.verbs.attention import attention
 from transformer.verbs.classification import predict
 from transformer.verbs.decoding import workdir_first
 from transformer.verbs.embedding import embed
@@ -222,6 +223,7 @@ VERBS = {
     "parse": parse,
     "fill": fill,
     "embed": embed,
+    "attention": attention,
     "average": average,
     "describe": describe,
     "convert": convert,

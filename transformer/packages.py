@@ -11,6 +11,7 @@ OPTIONAL = {
     "babel": ("Babel", "train"),
     "grain": ("grain", "train"),
     "importlib_resources": ("importlib_resources", "train"),
+    "matplotlib": ("matplotlib", "pictures"),
     "num2words": ("num2words", "train"),
     "sacrebleu": ("sacrebleu", "train"),
     "safetensors": ("safetensors", "hf"),

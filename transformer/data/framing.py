@@ -35,10 +35,11 @@ def frame(vocabulary: EncoderVocabulary, texts: Sequence[Sequence[str]], longest
     in BERT.
     """
     encoded = iter(vocabulary.encode_lines(list(itertools.chain(*texts))))
-    return [_framed(vocabulary, list(itertools.islice(encoded, len(parts))), longest) for parts in texts]
+    return [row_of(vocabulary, list(itertools.islice(encoded, len(parts))), longest) for parts in texts]
 
 
-def _framed(vocabulary: EncoderVocabulary, parts: Sequence[list[int]], longest: int | None) -> Row:
+def row_of(vocabulary: EncoderVocabulary, parts: Sequence[list[int]], longest: int | None) -> Row:
+    """The row of the pieces of one text, or of two. See `frame`."""
     first, second = parts[0], parts[1] if len(parts) > 1 else None
     room = math.inf if longest is None else longest - 1 - len(parts)
     length, other = len(first), len(second or ())

@@ -118,7 +118,7 @@ class Classifier:
         spaces. A text that is too long loses its end, with a warning that names its line, counted from `first_line`.
         Raises `UserError` for wrong arguments.
         """
-        given = [self._parts(text, i) for i, text in enumerate(self._listed(texts, first_line), first_line)]
+        given = [self.parts(text, i) for i, text in enumerate(self._listed(texts, first_line), first_line)]
         filled = [i for i, parts in enumerate(given) if parts]
         rows = self.encode([given[i] for i in filled])
         self._warn([i + first_line for i in filled], rows)
@@ -188,8 +188,8 @@ class Classifier:
         check_integer("first_line", first_line, 1, MAX_LINES - len(texts))
         return texts
 
-    def _parts(self, text: Text, line: int) -> list[str]:
-        """The strings of a text: one, two of a pair, or words. None of a blank text."""
+    def parts(self, text: Text, line: int) -> list[str]:
+        """The strings of a text: one, two of a pair, or words. None of a blank text. `line`: its number, for errors."""
         kind, pairs = self.labels.kind, self.labels.pairs
         parts = text
         if isinstance(text, str):

@@ -79,7 +79,7 @@ class Filler:
         check_integer("top", top, 1, self.vocabulary.size)
         texts = strings("texts", given)
         check_integer("first_line", first_line, 1, MAX_LINES - len(texts))
-        pieces = [self._pieces(text) for text in texts]
+        pieces = [with_masks(self.vocabulary, text) for text in texts]
         rows = framed(pieces, self.vocabulary, self._positions, first_line)
         lengths = [len(row) if self.vocabulary.mask in row else 0 for row in rows]
         results: list[list[list[Candidate]]] = [[] for _ in rows]
@@ -100,13 +100,6 @@ class Filler:
         """The most pieces of a text; None = no limit."""
         config = self.model.config
         return config.max_positions if config.positions == "learned" else None
-
-    def _pieces(self, text: str) -> list[int]:
-        """The ids of a text, with the mask for each of its names."""
-        v = self.vocabulary
-        parts = re.split("|".join(map(re.escape, (MASK, v.name(v.mask)))), text.replace("\n", " "))
-        first, *more = v.encode_lines(parts)
-        return [*first, *(id for part in more for id in (v.mask, *part))]
 
     def _filled(self, count: int, length: int, rows: Sequence[list[int]], top: int) -> list[list[list[Candidate]]]:
         """The candidates of each of these rows, from a batch of `count` rows of this length."""
@@ -130,6 +123,13 @@ class Filler:
             ]
             for at, (ids_XK, probabilities_XK) in zip(places, found, strict=False)
         ]
+
+
+def with_masks(vocabulary: EncoderVocabulary, text: str) -> list[int]:
+    """The ids of a text, with the mask for each of its names."""
+    parts = re.split("|".join(map(re.escape, (MASK, vocabulary.name(vocabulary.mask)))), text.replace("\n", " "))
+    first, *more = vocabulary.encode_lines(parts)
+    return [*first, *(id for part in more for id in (vocabulary.mask, *part))]
 
 
 def require_masked_head(config: Any, where: object) -> None:
