@@ -120,7 +120,8 @@ def test_a_wheel_and_an_sdist_hold_all_that_is_needed(tmp_path: Path) -> None:
     (sdist,), (wheel,) = (list((tmp_path / "dist").glob(name)) for name in ("*.tar.gz", "*.whl"))
     with zipfile.ZipFile(wheel) as file:
         inside = set(file.namelist())
-    needed = "py.typed", "configs/quickstart.py", "data/phrases/wording.py"
+    page = [f"tools/attention/attention.{ending}" for ending in ("html", "css", "js")]
+    needed = "py.typed", "configs/quickstart.py", "data/phrases/wording.py", *page
     assert {f"transformer/{name}" for name in needed} <= inside
     assert any(name.endswith("licenses/LICENSE") for name in inside)
     with tarfile.open(sdist) as file:

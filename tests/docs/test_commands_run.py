@@ -190,6 +190,10 @@ def check(text: str, out: str) -> None:
         assert "--draw" not in text or Path("tree.svg").read_text().startswith("<svg")
     if "embed" in text:
         assert len(Path("vectors.jsonl").read_text().splitlines()) == len(Path("in.txt").read_text().splitlines())
+    if "transformer attention" in text:
+        path = Path(re.search(r"--output (\S+)", text)[1])
+        begins = {".html": b"<!doctype html>", ".json": b'{"format": "transformer attention"', ".png": b"\x89PNG"}
+        assert out == "" and path.read_bytes().startswith(begins[path.suffix])
     if "evalb" in text:
         assert json.loads(out)["all"]["recall"] == 100 / 3 if "--json" in text else "Bracketing Recall" in out
     if "--profile" in text:

@@ -534,7 +534,7 @@ def test_the_page_in_a_browser(browse) -> None:
     best = visible.get(NASTY[int(row.argmax())], NASTY[int(row.argmax())])
     text, pressed, index = found["hovered"]
     assert text.startswith(
-        f"\u2068&amp;\u2069, probability 61\u00a0%, takes from: \u2068{best}\u2069\u00a0{row.max():.0%}"[:-1]
+        f"\u2068“&amp;”\u2069, probability 61\u00a0%, takes from: \u2068“{best}”\u2069\u00a0{row.max():.0%}"[:-1]
     )
     assert (pressed, index) == (1, 0)
     assert (found["next"], found["last"]) == (NASTY[4], NASTY[-2])

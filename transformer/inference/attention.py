@@ -50,6 +50,13 @@ class Side(NamedTuple):
     parts: tuple[int, ...] | None = None
     """Of a pair of texts: 1 at pieces of the first one, 2 at those of the second."""
 
+    def json(self) -> dict[str, Any]:
+        """The fields that there are. Log-probabilities are rounded to 5 decimals."""
+        fields = {name: value for name, value in self._asdict().items() if value is not None}
+        if self.log_probs is not None:
+            fields["log_probs"] = [None if each is None else round(each, _DECIMALS) for each in self.log_probs]
+        return fields
+
 
 class Attention(NamedTuple):
     """The weights of one kind of attention."""
@@ -82,7 +89,7 @@ class Attended:
 
     def head(self) -> dict[str, Any]:
         """`json` without the attention."""
-        sides = {name: {k: v for k, v in side._asdict().items() if v is not None} for name, side in self.sides.items()}
+        sides = {name: side.json() for name, side in self.sides.items()}
         return {"format": FORMAT, "version": VERSION, "task": self.task, "sides": sides}
 
     @property

@@ -340,7 +340,7 @@ async function showAttention(root, attended) {
   }
 
   /** A piece as part of a sentence, which it cannot reorder whatever its script. */
-  const quoted = (piece) => `\u2068${visible(piece)}\u2069`;
+  const quoted = (piece) => `\u2068“${visible(piece)}”\u2069`;
   const told = (column, of) => `${quoted(keys().pieces[column])}\u00a0${percent(of[column])}`;
 
   /** The keys with the largest weights of a row, in words. */
