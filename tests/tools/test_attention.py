@@ -301,7 +301,7 @@ def test_mistakes_in_a_translation(trained) -> None:
     for text, target, message in (
         (" ", None, "^the text is empty"),
         ("red", "", "^the target is empty"),
-        ("red " * 60, None, r"^the text has \d+ pieces, and this model reads at most 31; make it shorter"),
+        ("red " * 60, None, r"^the text has \d+ pieces, and decode\.max_source_length = 30 is the most"),
         ("red", "rot " * 600, r"^the target has \d+ pieces, and a picture of attention at most 512; make it shorter"),
     ):
         with pytest.raises(UserError, match=message):

@@ -5,6 +5,7 @@ Shapes: B = 1 text, L layers, N heads, T queries, S keys, V vocabulary.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     from transformer.inference.generator import Generator
     from transformer.inference.parser import Parser
     from transformer.inference.translator import Translator
+
+log = logging.getLogger("transformer")
 
 MOST = FEW_LENGTHS[-1]
 """The most pieces of a text, those at its ends included."""
@@ -110,14 +113,20 @@ def of_translation(translator: Translator, sentence: str, translation: str | Non
     """
     tokenizer, table = translator.tokenizer, _positions(translator.model)
     (source,) = tokenizer.encode([_filled(sentence)])
-    _check_length("the text", len(source) + 1, min(table, translator.config.max_source_length + 1))
+    _check_length("the text", len(source) + 1, table)
     if translation is None:
+        if len(source) > (most := translator.config.max_source_length):
+            raise UserError(
+                f"the text has {len(source)} pieces, and decode.max_source_length = {most} is the most that is "
+                "translated; make it shorter, raise that, or give its translation with --target"
+            )
         hypotheses = translator.translate_n_best([sentence])[0]
         if not hypotheses or not math.isfinite(hypotheses[0].score):
             raise UserError("the model finds no translation of this text; give one with --target")
         translation, _, target = hypotheses[0]
     else:
-        translator.encode([sentence])  # warns of characters that no piece contains
+        if unknown := tokenizer.unknown([sentence], 1):
+            log.warning(unknown)
         (target,) = tokenizer.encode([_filled(translation, "the target")], "target")
     _check_length("the target", len(target) + 1, table)
     names = [tokenizer.piece(id) for id in (*source, EOS)], [tokenizer.piece(id) for id in (BOS, *target, EOS)]
