@@ -498,7 +498,7 @@ def browse(tmp_path):
 
 def test_the_page_in_a_browser(browse) -> None:
     """Kinds, maps and rows are chosen by pointer and keyboard; text is text; the table holds the numbers."""
-    attended = pretended(NASTY[:-1])
+    attended = pretended(NASTY[:-1], layers=3)
     found = browse(
         attended,
         """
@@ -527,10 +527,10 @@ def test_the_page_in_a_browser(browse) -> None:
         found.label = one("canvas.matrix").getAttribute("aria-label");
         """,
     )
-    assert found["start"][0] == "Cross-attention, layer 2, mean of heads"
+    assert found["start"][0] == "Cross-attention, layer 3, mean of heads"
     visible = {"\u202e": "<202e>", "\n": "⏎", " ": "␣", "": "∅", "\u2028": "<2028>"}
     assert found["pieces"] == [visible.get(piece, piece) for piece in NASTY[:-1]] and found["elements"] == 0
-    row = attended.attention["cross"].weights_LNTS[1].mean(axis=0)[3]
+    row = attended.attention["cross"].weights_LNTS[2].mean(axis=0)[3]
     best = visible.get(NASTY[int(row.argmax())], NASTY[int(row.argmax())])
     text, pressed, index = found["hovered"]
     assert text.startswith(
@@ -538,14 +538,14 @@ def test_the_page_in_a_browser(browse) -> None:
     )
     assert (pressed, index) == (1, 0)
     assert (found["next"], found["last"]) == (NASTY[4], NASTY[-2])
-    assert found["names"] == [f"layer {n}, {head}" for n in (1, 2) for head in ("head 1", "head 2", "mean of heads")]
+    assert found["names"] == [f"layer {n}, {head}" for n in (1, 2, 3) for head in ("head 1", "head 2", "mean of heads")]
     assert found["clicked"] == "Cross-attention, layer 1, head 2"
     assert found["below"] == "Cross-attention, layer 2, head 2"
-    assert found["kind"] == "Decoder self-attention, layer 2, mean of heads"
-    assert found["label"].startswith("Decoder self-attention, layer 2, mean of heads: 15 rows, 15 columns")
+    assert found["kind"] == "Decoder self-attention, layer 3, mean of heads"
+    assert found["label"].startswith("Decoder self-attention, layer 3, mean of heads: 15 rows, 15 columns")
     header, *rows = found["table"]
     assert header[1:3] == ["<s>", "</script>"] and [row[0] for row in rows] == found["pieces"]
-    mean = attended.attention["decoder"].weights_LNTS[1].mean(axis=0)
+    mean = attended.attention["decoder"].weights_LNTS[2].mean(axis=0)
     np.testing.assert_allclose([[float(cell) for cell in row[1:]] for row in rows], mean, atol=0.012)
 
 
