@@ -5,28 +5,50 @@ and has a bias in every norm, zero if ours has none. Positions are a table: sinu
 the table is ours.
 
 Its search divides scores by length^alpha; the paper's penalty, ((5 + length) / 6)^alpha, has no counterpart. It also
-leaves PAD and BOS out of the softmax, while ours forbids them after it: a trained model gives them no probability.
+leaves PAD and BOS out of the softmax, while ours forbids them after it. So each of its log-probabilities is higher by
+-log(1 - p(PAD) - p(BOS)), which is about twice the label smoothing, divided by the number of pieces.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 
-from transformer.config import BOS, KINDS, PAD, ModelConfig, UserError
+from transformer.checkpoint import Checkpoint, Checkpoints, best_seed
+from transformer.config import (
+    BOS,
+    EOS,
+    KINDS,
+    PAD,
+    SPECIALS,
+    UNK,
+    Config,
+    LanguageModelConfig,
+    ModelConfig,
+    UserError,
+    require_task,
+)
+from transformer.data.tokenizer import Tokenizer
+from transformer.data.vocabularies import ByteLevel
+from transformer.files import local_path, new_folder, require_new, writing
 from transformer.model import Params
 from transformer.model.inputs import sinusoids
+from transformer.packages import require
 from transformer.tools.hf import fields
+from transformer.tools.hf.folder import write
 from transformer.tools.hf.names import Arrays, flat
+from transformer.tools.model_card import About, about, files_about
+from transformer.tools.tokenizer_files import names_in, tokenizer_files, vocabulary_of
 
 QUANTIZATIONS = ("float32", "float16", "int16", "int8", "int8_float16", "int8_float32")
 """Types of the stored matrices that need no further package."""
-NEVER = -1e9
-"""Bias of the logits of pieces that are never chosen: their log-probability stays a number."""
+NEVER = -1e4
+"""Bias of the logits of pieces that are never chosen: a number in float16, too, whose exponential is 0."""
 
 # Fields that may have any value. Every other one must have its default.
 _ANY_VALUE = (
@@ -42,7 +64,9 @@ def refuse_inexpressible(config: ModelConfig) -> None:
     """Raise `UserError` naming the first field that breaks a rule, or whose value CTranslate2 can't express."""
     needs = "CTranslate2 can't express it; ctranslate2 needs a model with"
     if not config.decoder_layers:
-        raise UserError(f"model.decoder_layers = 0: {needs} a decoder; export an encoder alone with --to hf-bert or jax")
+        raise UserError(
+            f"model.decoder_layers = 0: {needs} a decoder; export an encoder alone with --to hf-bert or jax"
+        )
     absent = () if config.encoder_layers else ("encoder_layers", "encoder_attention.", "cross_attention.")
     implied = {"attention_score": "unscaled"}
     fields.refuse_inexpressible(config, "CTranslate2", "ctranslate2", _ANY_VALUE, {}, implied=implied, ignored=absent)
@@ -116,7 +140,7 @@ def _fill(
 ) -> None:
     """Fill in a stack and its input. `inputs`: our names of its embedding, its learned positions and its first norm."""
     embedding, learned, first_norm = inputs
-    embeddings.weight = arrays.get(f"{embedding}/table", arrays["embedding/table"])
+    embeddings.weight = np.array(arrays.get(f"{embedding}/table", arrays["embedding/table"]), order="C")
     stack.scale_embeddings = config.embedding_scale
     if config.positions != "rotary":
         stack.position_encodings.encodings = _table(arrays.get(learned), config, positions)
@@ -186,11 +210,135 @@ def _matrix(matrix: np.ndarray) -> np.ndarray:
 
 
 def _linear(spec: Any, matrix_ED: np.ndarray, bias_E: np.ndarray | None) -> None:
-    spec.weight = np.ascontiguousarray(matrix_ED, np.float32)
+    spec.weight = np.array(matrix_ED, np.float32, order="C")  # a copy: quantisation writes into it
     if bias_E is not None:
-        spec.bias = np.ascontiguousarray(bias_E, np.float32)
+        spec.bias = np.array(bias_E, np.float32, order="C")
 
 
 def _norm(spec: Any, ours: str, arrays: Arrays) -> None:
     spec.gamma = arrays[f"{ours}/scale"]
     spec.beta = arrays.get(f"{ours}/bias", np.zeros_like(spec.gamma))
+
+
+# ---- The folder ------------------------------------------------------------------------------------------------------
+
+
+class _Opened(NamedTuple):
+    """What an export needs of a checkpoint."""
+
+    spec: Any
+    files: dict[str, Any]
+    """The tokenizer: file name -> content, bytes or JSON."""
+    about: About
+    use: str
+    """How to use the folder, in Markdown."""
+
+
+def export(workdir: str, out: str, checkpoint: str | None = None, quantization: str = "float32") -> Path:
+    """Write a checkpoint as a folder for `ctranslate2.Translator`, or of a language model for `ctranslate2.Generator`.
+
+    `checkpoint` as in `transformer.load`; `quantization`: one of `QUANTIZATIONS`. Raises `UserError` if ctranslate2 is
+    missing, if `out` is not a new or empty folder, and as `spec_of` does.
+    """
+    require("export --to ctranslate2", "ctranslate2")
+    require_new(folder := local_path("OUT", out))
+    opened = Checkpoints(best_seed(workdir)).read(checkpoint, _open)
+    opened.spec.optimize(quantization)
+    with writing(folder), new_folder(folder) as building:
+        for name, content in (opened.files | files_about(opened.about, "ctranslate2", opened.use)).items():
+            write(building / name, content)
+        opened.spec.save(str(building))
+    return folder
+
+
+def _open(opened: Checkpoint) -> _Opened:
+    config = opened.config
+    require_task(config, opened.path.parent.parent, Config, LanguageModelConfig)
+    model = config.model.with_vocabulary(opened.progress["vocab_size"])
+    refuse_inexpressible(model)  # before the arrays are read
+    of_kind = _translation if isinstance(config, Config) else _generation
+    pieces, names, never, positions, use = of_kind(opened, model)
+    spec = spec_of(opened.finite_params(), model, pieces, never, positions)
+    for field, name in names.items():
+        setattr(spec.config, field, name)
+    return _Opened(spec, tokenizer_files(opened), about(opened), use)
+
+
+def _translation(opened: Checkpoint, model: ModelConfig) -> tuple[Any, ...]:
+    """Pieces, names of the special ones, ids that are never chosen, number of positions, and how to use the folder."""
+    tokenizer, c = Tokenizer(opened.file("tokenizer.model")), opened.config
+    pieces = [tokenizer.piece(i) for i in range(model.vocab_size)]
+    longest = c.decode.max_source_length + c.decode.max_extra_length + 1
+    positions = max(longest, c.data.max_length)
+    names = {"bos_token": SPECIALS[BOS], "eos_token": SPECIALS[EOS], "unk_token": SPECIALS[UNK]}
+    names["decoder_start_token"] = SPECIALS[BOS]
+    return pieces, names, (PAD, BOS), positions, _TRANSLATE.format(**_search(c, positions))
+
+
+def _generation(opened: Checkpoint, model: ModelConfig) -> tuple[Any, ...]:
+    """The same of a language model."""
+    vocabulary = vocabulary_of(opened)
+    if vocabulary is None:
+        raise UserError(f"{opened.path}: has no vocabulary; import the model again, with its tokenizer")
+    tokenizer_json = tokenizer_files(opened)["tokenizer.json"]
+    pieces = names_in(tokenizer_json, model.vocab_size)
+    begin, end = pieces[vocabulary.begin], pieces[vocabulary.end]
+    names = {"bos_token": begin, "eos_token": end, "unk_token": end if isinstance(vocabulary, ByteLevel) else "<unk>"}
+    first = [begin] if opened.config.data.documents != "none" else []
+    longest = model.max_positions if model.positions == "learned" else opened.config.data.context
+    return pieces, names, vocabulary.banned, longest, _GENERATE.format(longest=longest, begin=begin, first=first)
+
+
+def _search(config: Config, positions: int) -> dict[str, Any]:
+    """The options of our search that theirs has."""
+    d = config.decode
+    alpha = 0 if d.length_normalization == "none" else d.length_penalty
+    return {"beam_size": d.beam_size, "alpha": alpha, "longest": positions - 1}
+
+
+_TRANSLATE = """
+Needs `pip install ctranslate2 sentencepiece`.
+
+```python
+import ctranslate2
+import sentencepiece
+
+translator = ctranslate2.Translator(".")
+source, target = (sentencepiece.SentencePieceProcessor(model_file=f"{{side}}.spm") for side in ("source", "target"))
+
+
+def translate(lines):
+    results = translator.translate_batch(
+        source.encode(lines, out_type=str), beam_size={beam_size}, length_penalty={alpha}, max_decoding_length={longest}
+    )
+    return [target.decode(result.hypotheses[0]) for result in results]
+```
+
+- `</s>` at the end of a source, and the start of the output, are set by the folder itself.
+- A score is divided by length^length_penalty. The paper's penalty, ((5 + length) / 6)^alpha, has no counterpart.
+- A text has at most {longest} pieces on each side.
+- `translate_batch(..., return_attention=True)` gives the attention of the last layer but one, averaged over its heads:
+  the alignment that `python -m transformer score` prints.
+"""
+_GENERATE = """
+Needs `pip install ctranslate2 tokenizers`.
+
+```python
+import ctranslate2
+import tokenizers
+
+generator = ctranslate2.Generator(".")
+tokenizer = tokenizers.Tokenizer.from_file("tokenizer.json")
+tokenizer.encode_special_tokens = True  # "</s>" in a text is text
+
+
+def generate(prompts, **options):
+    starts = [{first!r} + tokenizer.encode(prompt, add_special_tokens=False).tokens for prompt in prompts]
+    starts = [start or [{begin!r}] for start in starts]
+    results = generator.generate_batch(starts, include_prompt_in_result=False, **options)
+    return [tokenizer.decode(result.sequences_ids[0]) for result in results]
+```
+
+`generate(["Once"], max_length=20, sampling_topk=0, sampling_temperature=0.8)`. A prompt and its continuation have at
+most {longest} pieces together.
+"""
