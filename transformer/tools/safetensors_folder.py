@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -110,7 +111,7 @@ def import_folder(folder: str, out: str) -> None:
             f"{arrays}: not written by export --to safetensors, but with format = {header.get('format')!r}; give "
             "another --from, such as hf-gpt2 or hf-bert"
         )
-    files = {name: _unchanged(file.with_name(name), digest) for name, digest in json.loads(header["files"]).items()}
+    files = {name: _unchanged(file.with_name(name), digest) for name, digest in _listed(arrays, header).items()}
     config = from_json(files.pop("config.json").decode(), str(file))
     progress = read_object(file.with_name("progress.json"))
     del files["progress.json"]
@@ -130,9 +131,25 @@ def flat_shapes(model: Any) -> list[tuple[str, tuple[int, ...]]]:
     return [("/".join(key.key for key in path), leaf.shape) for path, leaf in leaves]
 
 
+def _listed(arrays: Path, header: Mapping[str, str]) -> dict[str, str]:
+    """Name and sha256 of the other files of the folder. Raises `UserError` if the header does not list them."""
+    try:
+        listed = json.loads(header.get("files", ""))
+    except (ValueError, RecursionError):
+        listed = None
+    needed = {"config.json", "progress.json"}
+    if not isinstance(listed, dict) or not all(isinstance(digest, str) for digest in listed.values()):
+        raise UserError(f"{arrays}: 'files' in its header lists no files; copy the folder again")
+    if outside := [name for name in listed if name != Path(name).name]:
+        raise UserError(f"{arrays}: 'files' in its header names {outside[0]}, which is not a file of this folder")
+    if lacking := needed - listed.keys():
+        raise UserError(f"{arrays}: 'files' in its header lacks {min(lacking)}; copy the folder again")
+    return listed
+
+
 def _unchanged(path: Path, digest: str) -> bytes:
     """The content of a file. Raises `UserError` if it is missing, or not as it was written."""
-    if path.name != str(path.relative_to(path.parent)) or not path.exists():
+    if not path.exists():
         raise UserError(f"{path}: missing; copy the folder again")
     if hashlib.sha256(content := read(path)).hexdigest() != digest:
         raise UserError(f"{path}: not as it was written; copy the folder again")
