@@ -38,6 +38,7 @@ FORMATS = """
 - `<pad>` and `<s>` have a bias of {never:,.0f}, so that they are never chosen. This also leaves them out of the
   softmax, where ours counts them. So the log-probability of each piece is higher there by their probability: after
   label smoothing of 0.1 by about 0.2 divided by the number of pieces.
+- Its own least length is one piece, which leaves `</s>` out of the first softmax; give `min_decoding_length=0`.
 - The attention that `translate_batch` returns is our alignment: that of the last layer but one, averaged over its
   heads.
 - Its table of positions ends at `decode.max_source_length` + `decode.max_extra_length` + 1, or at `data.max_length`

@@ -275,7 +275,8 @@ def translations(theirs, folder: Path, lines: list[str], **options) -> list[tupl
     )
     translator = theirs.Translator(str(folder), intra_threads=1)
     pieces = source.encode(lines, out_type=str)
-    found = translator.translate_batch(pieces, max_decoding_length=60, return_scores=True, **options)
+    limits = {"min_decoding_length": 0, "max_decoding_length": 60}
+    found = translator.translate_batch(pieces, **limits, return_scores=True, **options)
     return [(target.decode(one.hypotheses[0]), one.scores[0]) for one in found]
 
 

@@ -308,9 +308,10 @@ source, target = (sentencepiece.SentencePieceProcessor(model_file=f"{{side}}.spm
 
 
 def translate(lines):
-    results = translator.translate_batch(
-        source.encode(lines, out_type=str), beam_size={beam_size}, length_penalty={alpha}, max_decoding_length={longest}
-    )
+    pieces = source.encode(lines, out_type=str)
+    options = {{"beam_size": {beam_size}, "length_penalty": {alpha}}}
+    options |= {{"min_decoding_length": 0, "max_decoding_length": {longest}}}
+    results = translator.translate_batch(pieces, **options)
     return [target.decode(result.hypotheses[0]) for result in results]
 ```
 
@@ -335,10 +336,11 @@ tokenizer.encode_special_tokens = True  # "</s>" in a text is text
 def generate(prompts, **options):
     starts = [{first!r} + tokenizer.encode(prompt, add_special_tokens=False).tokens for prompt in prompts]
     starts = [start or [{begin!r}] for start in starts]
-    results = generator.generate_batch(starts, include_prompt_in_result=False, **options)
+    # One at a time: in a batch with a prompt of one piece, CTranslate2 gives back parts of the other prompts.
+    results = generator.generate_batch(starts, include_prompt_in_result=False, max_batch_size=1, **options)
     return [tokenizer.decode(result.sequences_ids[0]) for result in results]
 ```
 
-`generate(["Once"], max_length=20, sampling_topk=0, sampling_temperature=0.8)`. A prompt and its continuation have at
-most {longest} pieces together.
+For example `generate(["Once"], max_length=20, sampling_topk=0, sampling_temperature=0.8)`. A prompt and its
+continuation have at most {longest} pieces together.
 """
