@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 import jax
 
-import transformer
 from transformer.checkpoint import AVERAGE, Checkpoint
 from transformer.config import ModelConfig, flatten, to_json
 from transformer.streams import plain
@@ -82,7 +81,7 @@ def files_about(about: About, to: str, use: str) -> dict[str, bytes]:
 def _card(about: About, to: str) -> Iterator[str]:
     config = about.config
     yield from (f"# Model card: a model that {TASKS[config.task]}", "")
-    yield f"Written by `python -m transformer export --to {to}`, version {transformer.__version__}."
+    yield f"Written by `python -m transformer export --to {to}`."
     yield from (f"[{README}]({README}) tells how to use it.", "", "## The model", "")
     yield f"- Task: `{config.task}`: it {TASKS[config.task]}{_languages(config)}."
     yield f"- Architecture: {architecture(config.model)}."
