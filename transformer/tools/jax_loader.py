@@ -14,25 +14,24 @@ ABOUT = json.loads((FOLDER / "programs.json").read_text())
 
 @cache
 def params():
-    """The parameters, by name, of model.safetensors: its size and header, then the numbers."""
+    """The parameters on the device, by name. model.safetensors holds the size of its header, the header, the numbers."""
     content = (FOLDER / "model.safetensors").read_bytes()
     start = 8 + int.from_bytes(content[:8], "little")
     entries = {name: one for name, one in json.loads(content[8:start]).items() if name != "__metadata__"}
     numbers = {name: slice(*(start + n for n in one["data_offsets"])) for name, one in entries.items()}
-    return {name: np.frombuffer(content[numbers[name]], "<f4").reshape(one["shape"]) for name, one in entries.items()}
+    arrays = {name: np.frombuffer(content[numbers[name]], "<f4") for name in entries}
+    return jax.device_put({name: array.reshape(entries[name]["shape"]) for name, array in arrays.items()})
 
 
 @cache
 def program(name):
-    """A program of this folder, compiled for the shapes that it is called with, and its parameters on the device."""
-    exported = export.deserialize(bytearray((FOLDER / f"{name}.jax").read_bytes()))
-    return jax.jit(lambda *arrays: exported.call(*arrays)), jax.device_put(params())
+    """A program of this folder. It is compiled for the shapes that it is called with."""
+    return jax.jit(export.deserialize(bytearray((FOLDER / f"{name}.jax").read_bytes())).call)
 
 
 def forward(*arrays):
     """The model's outputs for arrays of any sizes: ABOUT["forward"] names them."""
-    run, numbers = program("forward")
-    return run(numbers, *arrays)
+    return program("forward")(params(), *arrays)
 
 
 def search(texts, seed=0):
@@ -42,14 +41,13 @@ def search(texts, seed=0):
     if not fitting:
         raise ValueError(f"a text has {longest} ids; the programs in {FOLDER} take {ABOUT['search']} (texts, ids)")
     rows, length = min(fitting, key=lambda shape: (shape[1], abs(shape[0] - len(texts))))
-    run, numbers = program(f"search_{rows}x{length}")
-    found = []
+    run, found = program(f"search_{rows}x{length}"), []
     for first in range(0, len(texts), rows):
         some = texts[first : first + rows]
         tokens, lengths = np.zeros((rows, length), np.int32), np.zeros(rows, np.int32)
         for row, ids in enumerate(some):
             tokens[row, : len(ids)], lengths[row] = ids, len(ids)
-        results = jax.device_get(run(numbers, tokens, lengths, np.uint32(seed), np.int32(first)))
+        results = jax.device_get(run(params(), tokens, lengths, np.uint32(seed), np.int32(first)))
         for outputs in zip(*(results[name][: len(some)] for name in ("tokens", "lengths", "scores")), strict=True):
             pairs = ((ids[:n].tolist(), float(score)) for ids, n, score in zip(*outputs, strict=True) if n)
             found.append([(ids[:-1] if ids[-1] == ABOUT["end"] else ids, score) for ids, score in pairs])
