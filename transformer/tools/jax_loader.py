@@ -1,4 +1,4 @@
-"""Runs the model in this folder. Needs jax and numpy, but no other package. README.md shows how to use it."""
+"""Runs the model in this folder. Needs jax, numpy and flatbuffers alone. README.md shows how to use it."""
 
 import json
 from functools import cache
@@ -9,12 +9,12 @@ import numpy as np
 from jax import export
 
 FOLDER = Path(__file__).parent
-ABOUT = json.loads((FOLDER / "programs.json").read_text())
+ABOUT = json.loads((FOLDER / "programs.json").read_bytes())
 
 
 @cache
 def params():
-    """The parameters on the device, by name. model.safetensors holds the size of its header, the header, the numbers."""
+    """The parameters on the device, by name. Their file holds the size of its header, the header, and the numbers."""
     content = (FOLDER / "model.safetensors").read_bytes()
     start = 8 + int.from_bytes(content[:8], "little")
     entries = {name: one for name, one in json.loads(content[8:start]).items() if name != "__metadata__"}
