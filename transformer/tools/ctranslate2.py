@@ -33,12 +33,12 @@ from transformer.config import (
     UserError,
     require_task,
 )
-from transformer.data.tokenizer import Tokenizer
 from transformer.data.vocabularies import ByteLevel
 from transformer.files import local_path, new_folder, require_new, writing
 from transformer.model import Params
 from transformer.model.inputs import sinusoids
 from transformer.packages import require
+from transformer.tasks.vocabulary import vocabulary_in
 from transformer.tools.hf import fields
 from transformer.tools.hf.folder import write
 from transformer.tools.hf.names import Arrays, flat
@@ -266,7 +266,7 @@ def _open(opened: Checkpoint) -> _Opened:
 
 def _translation(opened: Checkpoint, model: ModelConfig) -> tuple[Any, ...]:
     """Pieces, names of the special ones, ids that are never chosen, number of positions, and how to use the folder."""
-    tokenizer, c = Tokenizer(opened.file("tokenizer.model")), opened.config
+    tokenizer, c = vocabulary_in(opened), opened.config
     pieces = [tokenizer.piece(i) for i in range(model.vocab_size)]
     longest = c.decode.max_source_length + c.decode.max_extra_length + 1
     positions = max(longest, c.data.max_length)

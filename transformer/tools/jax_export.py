@@ -26,7 +26,6 @@ from jax import Array, export
 from transformer.checkpoint import Checkpoint, Checkpoints, best_seed
 from transformer.config import EOS, PAD, UNK, Config, LanguageModelConfig, ModelConfig
 from transformer.data.labels import FILE as LABELS
-from transformer.data.tokenizer import Tokenizer
 from transformer.files import local_path, new_folder, require_new, writing
 from transformer.inference.beam_search import hypotheses
 from transformer.inference.classifier import labels_in
@@ -35,6 +34,7 @@ from transformer.inference.programs import Strategy, begin, proceed
 from transformer.inference.strategy import generation, strategy
 from transformer.model import Model, build
 from transformer.packages import require
+from transformer.tasks.vocabulary import vocabulary_in
 from transformer.tools.hf.bert import with_scale
 from transformer.tools.hf.folder import write, write_arrays
 from transformer.tools.hf.names import flat, nested
@@ -145,7 +145,7 @@ def _searches(opened: Checkpoint, model: Model) -> dict[tuple[int, int], Program
     if isinstance(config, Config):
         decode = config.decode
         lengths = _fitting(min(decode.max_source_length, LENGTHS[-1]))
-        decoding = strategy(decode, Tokenizer(opened.file("tokenizer.model")))
+        decoding = strategy(decode, vocabulary_in(opened))
         make = translations
     elif isinstance(config, LanguageModelConfig) and (vocabulary := vocabulary_of(opened)) is not None:
         decode = config.decode
@@ -238,7 +238,7 @@ def _vocabulary(opened: Checkpoint) -> dict[str, Any]:
     """What the README's programs must know of the vocabulary, for programs.json."""
     config = opened.config
     if isinstance(config, Config):
-        tokenizer = Tokenizer(opened.file("tokenizer.model"))
+        tokenizer = vocabulary_in(opened)
         return {"end": EOS, "unknown": UNK, "pieces": [tokenizer.piece(i) for i in range(tokenizer.vocab_size)]}
     vocabulary = vocabulary_of(opened)
     first = [vocabulary.begin] if config.data.documents != "none" else []

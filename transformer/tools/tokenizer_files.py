@@ -8,16 +8,10 @@ from typing import Any
 
 from transformer.checkpoint import Checkpoint
 from transformer.config import Config, LanguageModelConfig
-from transformer.data.tokenizer import Tokenizer
 from transformer.data.vocabularies import Vocabulary
-from transformer.tasks.vocabulary import VOCABULARIES
+from transformer.tasks.vocabulary import TOKENIZERS, VOCABULARIES
 from transformer.tasks.vocabulary import vocabulary_in as vocabulary_of_checkpoint
 from transformer.tools.hf.vocabulary import files_of
-
-
-def sentencepiece_files(tokenizer: Tokenizer) -> dict[str, bytes]:
-    """source.spm and target.spm, which SentencePiece reads; both clean text as our tokenizer does."""
-    return {f"{side}.spm": tokenizer.model_of(side) for side in ("source", "target")}
 
 
 def vocabulary_of(opened: Checkpoint) -> Vocabulary | None:
@@ -27,11 +21,15 @@ def vocabulary_of(opened: Checkpoint) -> Vocabulary | None:
 
 
 def tokenizer_files(opened: Checkpoint) -> dict[str, Any]:
-    """File name -> content, bytes or JSON: of translation for SentencePiece, of a language model for the package
-    tokenizers, of other tasks the files of the checkpoint as they are."""
+    """File name -> content, bytes or JSON.
+
+    Of translation: source.spm and target.spm, which SentencePiece reads; each cleans text as our tokenizer does. Of a
+    language model: tokenizer.json, for the package tokenizers. Of other tasks: the files of the checkpoint.
+    """
     config = opened.config
     if isinstance(config, Config):
-        return sentencepiece_files(Tokenizer(opened.file("tokenizer.model")))
+        tokenizer = vocabulary_of_checkpoint(opened, TOKENIZERS)
+        return {f"{side}.spm": tokenizer.model_of(side) for side in ("source", "target")}
     if isinstance(config, LanguageModelConfig):
         vocabulary = vocabulary_of(opened)
         return {} if vocabulary is None else files_of(vocabulary, config.data.context)
