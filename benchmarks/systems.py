@@ -199,7 +199,7 @@ def ctranslate2(ctranslate2: str, threads: int, device: str, dtype: str, inter_t
 
     def decode(job: Job) -> Ids:
         found = translator.translate_batch(
-            [[str(i) for i in source] + ["</s>"] for source in job.sources],
+            [[str(i) for i in source] for source in job.sources],  # the model appends eos
             beam_size=job.beam,
             length_penalty=0,
             max_input_length=0,

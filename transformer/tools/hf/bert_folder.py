@@ -24,11 +24,23 @@ from transformer.tools.hf import bert
 from transformer.tools.hf.fields import is_count
 from transformer.tools.hf.folder import config_in, read_model, read_object, write, write_arrays
 from transformer.tools.hf.vocabulary import of_size
+from transformer.tools.model_card import About, about, files_about
 from transformer.tools.new_workdir import new_workdir
 
 _SHORTEST = 5  # the smallest data.context
 _KEPT = "hf_bert"
 """Field of progress.json: what an imported folder says of itself besides the model, for a later export."""
+
+_USE = """
+Needs `pip install torch transformers`.
+
+```python
+from transformers import AutoTokenizer, {kind}
+
+model, tokenizer = {kind}.from_pretrained("."), AutoTokenizer.from_pretrained(".")
+outputs = model(**tokenizer("A text.", return_tensors="pt"))
+```
+"""
 
 log = logging.getLogger("transformer")
 
@@ -130,6 +142,7 @@ class _Opened(NamedTuple):
     """What an import kept."""
     labels: Labels | None
     """What the outputs of a head for labels mean; None if that is not known."""
+    about: About
 
 
 def export(workdir: str, out: str, checkpoint: str | None = None) -> Path:
@@ -143,7 +156,8 @@ def export(workdir: str, out: str, checkpoint: str | None = None) -> Path:
     require_new(folder := local_path("OUT", out))
     opened = Checkpoints(best_seed(workdir)).read(checkpoint, _open)
     with writing(folder), new_folder(folder) as building:
-        for name, content in _tokenizer(opened).items():
+        use = _USE.format(kind=bert.CLASSES[opened.model.head])
+        for name, content in (_tokenizer(opened) | files_about(opened.about, "hf-bert", use)).items():
             write(building / name, content)
         write_arrays(building / "model.safetensors", opened.state)
         fields = {name: opened.kept[name] for name in bert.KEPT if name in opened.kept}
@@ -172,7 +186,7 @@ def _open(opened: Checkpoint) -> _Opened:
     if labels is not None:
         params = bert.with_scale(params, labels)
     longest = min(opened.config.data.context, model.max_positions)
-    return _Opened(model, longest, bert.to_bert(params, model, prefix), vocabulary, kept, labels)
+    return _Opened(model, longest, bert.to_bert(params, model, prefix), vocabulary, kept, labels, about(opened))
 
 
 def _tokenizer(opened: _Opened) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +27,13 @@ def write(path: Path, content: Any) -> None:
     files.write_file(path, content)
 
 
-def write_arrays(path: Path, arrays: Arrays) -> None:
-    """Write a safetensors file. Raises `OSError` if the file then has other content."""
+def write_arrays(path: Path, arrays: Arrays, metadata: Mapping[str, str] | None = None) -> None:
+    """Write a safetensors file, by default with the metadata that transformers asks for. Raises `OSError` if the file
+    then has other content."""
     from safetensors.numpy import save
 
     # Not `save_file`: the package encodes file names in UTF-8, whatever the locale.
-    write(path, save(dict(arrays), metadata={"format": "pt"}))
+    write(path, save(dict(arrays), metadata=dict(metadata or {"format": "pt"})))
     back = read_arrays(path)
     if not all(np.array_equal(back[name], x) for name, x in arrays.items()):
         raise OSError(f"{path.name} does not hold what was written")
@@ -55,6 +57,16 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
             "types); give a model in float32, float16 or bfloat16"
         )
     return {name: _array(**entry) for name, entry in entries}
+
+
+def metadata_of(path: Path) -> dict[str, str]:
+    """The metadata in the header of a safetensors file; none if it is no such file, which `read_arrays` refuses."""
+    content = read(path)
+    try:
+        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    except (ValueError, RecursionError):
+        return {}
+    return header.get("__metadata__", {}) if isinstance(header, dict) else {}
 
 
 def _array(data: bytes, dtype: str, shape: list[int]) -> np.ndarray:

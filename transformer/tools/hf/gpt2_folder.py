@@ -20,10 +20,23 @@ from transformer.tasks.vocabulary import vocabulary_in as vocabulary_of_checkpoi
 from transformer.tools.hf import gpt2
 from transformer.tools.hf.folder import config_in, read_model, write, write_arrays
 from transformer.tools.hf.vocabulary import files_of, of_size, special_ids, vocabulary_in
+from transformer.tools.model_card import About, about, files_about
 from transformer.tools.new_workdir import new_workdir
 
 _KEPT = "hf_gpt2"
 """Field of progress.json: what an imported folder says of itself besides the model, for a later export."""
+
+_USE = """
+Needs `pip install torch transformers`.
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model, tokenizer = AutoModelForCausalLM.from_pretrained("."), AutoTokenizer.from_pretrained(".")
+inputs = tokenizer("Once", return_tensors="pt")
+print(tokenizer.batch_decode(model.generate(inputs.input_ids, max_new_tokens=20)))
+```
+"""
 
 log = logging.getLogger("transformer")
 
@@ -82,6 +95,7 @@ class _Opened(NamedTuple):
     vocabulary: Vocabulary | None
     ids: dict[str, Any]
     """The special ids, by their names in config.json."""
+    about: About
 
 
 def export(workdir: str, out: str, checkpoint: str | None = None) -> Path:
@@ -96,6 +110,7 @@ def export(workdir: str, out: str, checkpoint: str | None = None) -> Path:
     model, vocabulary = opened.config.model, opened.vocabulary
     with writing(folder), new_folder(folder) as building:
         files = {} if vocabulary is None else files_of(vocabulary, model.max_positions)
+        files |= files_about(opened.about, "hf-gpt2", _USE)
         for name, content in files.items():
             write(building / name, content)
         write(building / "generation_config.json", generation_config(opened))
@@ -118,7 +133,8 @@ def _open(opened: Checkpoint) -> _Opened:
     ids = {name: kept.get(name) for name in gpt2.SPECIAL_IDS}
     if vocabulary is not None and not kept:
         ids = special_ids(vocabulary)
-    return _Opened(config, gpt2.to_gpt2(opened.finite_params(), config.model, prefix), prefix, vocabulary, ids)
+    state = gpt2.to_gpt2(opened.finite_params(), config.model, prefix)
+    return _Opened(config, state, prefix, vocabulary, ids, about(opened))
 
 
 def generation_config(opened: _Opened) -> dict[str, Any]:

@@ -47,6 +47,7 @@ from transformer.tools.hf.names import (
     to_ours,
     to_theirs,
 )
+from transformer.tools.model_card import About, about, files_about
 
 # The parameters of one layer; cross-attention is in the decoder only. Their matrices are (out, in), ours (in, out).
 LAYER = (
@@ -88,6 +89,18 @@ ANY_VALUE = (
     *("initializer", "attention_kernel", "dtype", "attention_dropout", "attention_bias", "activation"),
     *("embedding_scale", "output_bias"),
 )
+
+_USE = """
+Needs `pip install torch transformers sentencepiece`.
+
+```python
+from transformers import MarianMTModel, MarianTokenizer
+
+model, tokenizer = MarianMTModel.from_pretrained("."), MarianTokenizer.from_pretrained(".")
+outputs = model.generate(**tokenizer(["A sentence."], return_tensors="pt"))
+print(tokenizer.batch_decode(outputs, skip_special_tokens=True))
+```
+"""
 
 
 def table(config: ModelConfig) -> list[Row]:
@@ -212,11 +225,13 @@ def export(workdir: str, out: str, checkpoint: str | None = None) -> Path:
     """
     require("export --to hf-marian", "safetensors")
     require_new(folder := local_path("OUT", out))
-    config, state, pieces = Checkpoints(workdir).read(checkpoint, _state)
+    config, state, pieces, known = Checkpoints(workdir).read(checkpoint, _state)
     vocab_size = pieces.vocab_size
     with writing(folder), new_folder(folder) as building:
         for side in ("source", "target"):
             write(building / f"{side}.spm", pieces.model_of(side))
+        for name, content in files_about(known, "hf-marian", _USE).items():
+            write(building / name, content)
         write(building / "vocab.json", {pieces.piece(i): i for i in range(vocab_size)})
         write(
             building / "tokenizer_config.json",
@@ -230,13 +245,13 @@ def export(workdir: str, out: str, checkpoint: str | None = None) -> Path:
     return folder
 
 
-def _state(opened: Checkpoint) -> tuple[Config, dict[str, np.ndarray], Tokenizer]:
-    """The config of a checkpoint, its state dict for Marian, and its tokenizer."""
+def _state(opened: Checkpoint) -> tuple[Config, dict[str, np.ndarray], Tokenizer, About]:
+    """The config of a checkpoint, its state dict for Marian, its tokenizer, and what its card tells."""
     config = opened.config
     require_translation(config, opened.path.parent.parent)
     refuse_inexpressible(config.model)  # before the arrays are read
     state = to_marian(opened.finite_params(), config.model, opened.progress["vocab_size"])
-    return config, state, Tokenizer(opened.file("tokenizer.model"))
+    return config, state, Tokenizer(opened.file("tokenizer.model")), about(opened)
 
 
 def _sizes(config: ModelConfig, vocab_size: int) -> Sizes:
