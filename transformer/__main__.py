@@ -153,9 +153,9 @@ def export(arguments: list[str]) -> None:
     )
     parser.add_argument("--checkpoint", help="best, last, average or a step; default: the average if any, else best")
     args = parser.parse_args(arguments)
-    from transformer.tools.hf import bert_folder, gpt2_folder, marian
+    from transformer.tools.hf import bert_folder, gpt2_folder, marian_folder
 
-    write = {"hf-marian": marian.export, "hf-gpt2": gpt2_folder.export, "hf-bert": bert_folder.export}[args.to]
+    write = {"hf-marian": marian_folder.export, "hf-gpt2": gpt2_folder.export, "hf-bert": bert_folder.export}[args.to]
     _tell(plain(str(write(args.workdir, args.out, args.checkpoint))))
 
 
@@ -169,15 +169,19 @@ def import_(arguments: list[str]) -> None:
         "--from",
         dest="library",
         required=True,
-        choices=["hf-gpt2", "hf-bert"],
-        help="a class of transformers: hf-gpt2: GPT2LMHeadModel; hf-bert: BertModel, BertForPreTraining, "
+        choices=["hf-marian", "hf-gpt2", "hf-bert"],
+        help="a class of transformers: hf-marian: MarianMTModel, as Opus-MT; hf-gpt2: GPT2LMHeadModel; hf-bert: BertModel, BertForPreTraining, "
         "BertForMaskedLM, BertForSequenceClassification or BertForTokenClassification",
     )
     args = parser.parse_args(arguments)
     set_up_jax()
-    from transformer.tools.hf import bert_folder, gpt2_folder
+    from transformer.tools.hf import bert_folder, gpt2_folder, marian_folder
 
-    read = {"hf-gpt2": gpt2_folder.import_folder, "hf-bert": bert_folder.import_folder}[args.library]
+    read = {
+        "hf-marian": marian_folder.import_folder,
+        "hf-gpt2": gpt2_folder.import_folder,
+        "hf-bert": bert_folder.import_folder,
+    }[args.library]
     read(args.folder, args.out)
     _tell(plain(args.out))
 

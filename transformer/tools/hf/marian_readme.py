@@ -1,0 +1,60 @@
+"""The README.md of an exported Marian: how to use the folder, and in what it differs from our model."""
+
+from __future__ import annotations
+
+from transformer.config import Config
+from transformer.data.tokenizer import Tokenizer
+from transformer.tools.hf.marian import EPS
+
+_PAGE = """# A translation model for Hugging Face's transformers
+
+```python
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer  # pip install torch transformers sentencepiece
+
+tokenizer = AutoTokenizer.from_pretrained("FOLDER")
+model = AutoModelForSeq2SeqLM.from_pretrained("FOLDER")
+batch = tokenizer(["A sentence."], return_tensors="pt", padding=True)
+print(tokenizer.batch_decode(model.generate(**batch), skip_special_tokens=True))
+```
+
+`FOLDER` is this folder. The tokenizer recommends the package sacremoses; it does not use it here.
+
+## What differs from the model that was exported
+
+{differences}
+## CTranslate2
+
+Make the folder for CTranslate2 from the workdir, with `python -m transformer export WORKDIR FOLDER --to ctranslate2`. The
+converter that comes with CTranslate2 does not fit this one: for any Marian it drops the last row of the embedding table,
+takes it for padding, and starts the decoder with a vector of zeros.
+"""
+
+
+def readme(config: Config, tokenizer: Tokenizer) -> str:
+    """The page in Markdown."""
+    d, found = config.decode, []
+    if config.model.norm_eps != EPS:
+        found.append(
+            f"Norms: Marian adds {EPS:g} to the variance, this model {config.model.norm_eps:g}. Logits differ by about "
+            f"1e-5. For closer ones, set `module.eps = {config.model.norm_eps:g}` on each `torch.nn.LayerNorm`."
+        )
+    if d.length_normalization == "paper":
+        found.append(
+            f"Length penalty: `generate` divides the log-probability by length^{d.length_penalty:g}, this model by "
+            f"((5 + length) / 6)^{d.length_penalty:g}. The score of a translation, and sometimes the choice, differ."
+        )
+    found.append(
+        "Search: `generate` drops a hypothesis that ends outside the best `num_beams` continuations, and may stop before "
+        "a better one ends; our search does neither."
+    )
+    if d.max_length is None:
+        found.append(
+            f"Length: `generate` has one limit for all sentences; here a translation has at most {d.max_extra_length} "
+            "pieces more than its source."
+        )
+    if tokenizer.cleans:
+        found.append(
+            "Text: `source.spm` and `target.spm` clean text by rules for single characters. What depends on the "
+            "characters around, and spaces at both ends of a translation, may differ."
+        )
+    return _PAGE.format(differences="".join(f"- {line}\n" for line in found) + "\n")
