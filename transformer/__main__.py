@@ -170,8 +170,8 @@ def import_(arguments: list[str]) -> None:
         dest="library",
         required=True,
         choices=["hf-marian", "hf-gpt2", "hf-bert"],
-        help="a class of transformers: hf-marian: MarianMTModel, as Opus-MT; hf-gpt2: GPT2LMHeadModel; hf-bert: BertModel, BertForPreTraining, "
-        "BertForMaskedLM, BertForSequenceClassification or BertForTokenClassification",
+        help="a class of transformers: hf-marian: MarianMTModel, such as Opus-MT; hf-gpt2: GPT2LMHeadModel; hf-bert: "
+        "BertModel, BertForPreTraining, BertForMaskedLM, BertForSequenceClassification or BertForTokenClassification",
     )
     args = parser.parse_args(arguments)
     set_up_jax()

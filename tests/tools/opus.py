@@ -112,7 +112,7 @@ def config_json(size: int, **changes) -> dict:
 def state_of(config: dict) -> dict[str, np.ndarray]:
     """Random arrays with the names and shapes of `MarianMTModel`; the row of padding is zero, as in Opus-MT."""
     rng = np.random.default_rng(0)
-    D, F, V = config["d_model"], config["encoder_ffn_dim"], config["vocab_size"]  # noqa: N806
+    D, F, V = config["d_model"], config["encoder_ffn_dim"], config["vocab_size"]
     shapes = {"model.shared.weight": (V, D), "final_logits_bias": (1, V)}
     for side in ("encoder", "decoder"):
         for i in range(config[f"{side}_layers"]):
@@ -124,10 +124,14 @@ def state_of(config: dict) -> dict[str, np.ndarray]:
             shapes |= {f"{layer}.fc1.weight": (F, D), f"{layer}.fc1.bias": (F,)}
             shapes |= {f"{layer}.fc2.weight": (D, F), f"{layer}.fc2.bias": (D,)}
             shapes |= {f"{layer}.final_layer_norm.{part}": (D,) for part in ("weight", "bias")}
-    state = {
-        name: (rng.normal(size=shape) * 0.3 + name.endswith("layer_norm.weight")).astype(np.float32)
-        for name, shape in shapes.items()
-    }
+
+    def random(name: str, shape: tuple[int, ...]) -> np.ndarray:
+        """Large enough that outputs are varied, and small enough that float32 keeps logits within 1e-5."""
+        scale = 0.15 if len(shape) > 1 and "shared" not in name else 0.3
+        return (rng.normal(size=shape) * scale + name.endswith("layer_norm.weight")).astype(np.float32)
+
+    state = {name: random(name, shape) for name, shape in shapes.items()}
+    state["final_logits_bias"][0, config["eos_token_id"]] = 3  # outputs end
     state["model.shared.weight"][config["pad_token_id"]] = 0
     state["final_logits_bias"][:, config["pad_token_id"]] = 0
     return state

@@ -191,8 +191,10 @@ def _is_code(name: str) -> bool:
 
 
 def read(name: str, content: bytes, where: str | Path | None = None) -> Tokenizer:
-    """The tokenizer in a file of a workdir, one of `TOKENIZER_FILES`. `where` names it in errors. Raises `UserError` for a wrong
-    content."""
+    """The tokenizer in a file of a workdir, one of `TOKENIZER_FILES`. `where` names it in errors.
+
+    Raises `UserError` for a wrong content.
+    """
     return _of_json(content, where or name) if name == FILE else Tokenizer(content, where or name)
 
 

@@ -189,7 +189,8 @@ def export(workdir: str, out: str, checkpoint: str | None = None) -> Path:
             "generation_config.json": generation_config(config, opened.special),
             "config.json": marian.marian_config(config, len(opened.pieces), opened.special),
         }
-        write(building / "README.md", readme(config, tokenizer).encode())
+        start = opened.pieces[opened.special["start"]] if opened.special["start"] != opened.special["pad"] else None
+        write(building / "README.md", readme(config, tokenizer, start).encode())
         write_arrays(building / "model.safetensors", opened.state)
         for name, content in made.items():
             write(building / name, opened.kept.get(name, content))
@@ -201,29 +202,40 @@ def _open(opened: Checkpoint) -> _Opened:
     require_translation(config, opened.path.parent.parent)
     marian.refuse_inexpressible(config.model)  # before the arrays are read
     tokenizer, params = vocabulary_in(opened), opened.finite_params()
-    if not isinstance(tokenizer, MarianTokenizer):
-        pieces = [tokenizer.piece(i) for i in range(tokenizer.vocab_size)]
-        state = marian.to_marian(params, config.model, len(pieces))
-        return _Opened(config, state, tokenizer, pieces, {"pad": PAD, "eos": EOS, "start": BOS}, {})
     kept = opened.progress.get(_KEPT, {"files": {}, "biases": {}})
-    pieces, ids = list(tokenizer.pieces), list(tokenizer.their_ids)
-    if tokenizer.adds_bos and not _begins_as(params, ids.index(ids[BOS]) if ids[BOS] != ids[PAD] else PAD):
-        ids[BOS] = len(pieces)  # a piece of its own
-        pieces.append(next(name for name in (SPECIALS[BOS], "<start>", "<decoder_start>") if name not in pieces))
+    pieces, ids = _their_pieces(tokenizer, params)
     if kept["biases"]:
         bias = np.array(params["output_bias"])
         bias[[int(i) for i in kept["biases"]]] = list(kept["biases"].values())
         params = {**params, "output_bias": bias}
     state = marian.to_marian(params, config.model, len(pieces), ids)
     special = {"pad": ids[PAD], "eos": ids[EOS], "start": ids[BOS]}
-    return _Opened(config, state, tokenizer, pieces, special, kept["files"])
+    files = {name: _in_float32(content) for name, content in kept["files"].items()}
+    return _Opened(config, state, tokenizer, pieces, special, files)
 
 
-def _begins_as(params: Params, id: int) -> bool:
-    """Whether BOS still has the embedding of the piece `id`, and is never generated. Then theirs needs no BOS."""
-    arrays = flat({"embedding": params["embedding"], "output_bias": params["output_bias"]})
-    table, bias = arrays["embedding/table"], arrays["output_bias"]
-    return np.array_equal(table[BOS], table[id]) and bias[BOS] == marian.NEVER
+def _their_pieces(tokenizer: Tokenizer, params: Params) -> tuple[list[str], list[int]]:
+    """The pieces by their ids, and their id of each of our pieces.
+
+    If the vocabulary lacks BOS, then BOS shares the id of the piece whose embedding it has. It becomes a new piece if
+    training has changed its embedding since, or if it can be generated.
+    """
+    if not isinstance(tokenizer, MarianTokenizer):
+        return [tokenizer.piece(i) for i in range(tokenizer.vocab_size)], list(range(tokenizer.vocab_size))
+    pieces, ids = list(tokenizer.pieces), list(tokenizer.their_ids)
+    if tokenizer.adds_bos:
+        twin = next(i for i, id in enumerate(ids) if id == ids[BOS] and i != BOS)
+        arrays = flat({name: params[name] for name in ("embedding", "output_bias")})
+        table, bias = arrays["embedding/table"], arrays["output_bias"]
+        if not np.array_equal(table[BOS], table[twin]) or bias[BOS] != marian.NEVER:
+            ids[BOS] = len(pieces)
+            pieces.append(next(name for name in (SPECIALS[BOS], "<start>", "<decoder_start>") if name not in pieces))
+    return pieces, ids
+
+
+def _in_float32(content: dict[str, Any]) -> dict[str, Any]:
+    """A kept JSON file, with the type of the arrays that an export writes, if the file names one."""
+    return {name: "float32" if name in ("dtype", "torch_dtype") else value for name, value in content.items()}
 
 
 def _tokenizer_config(opened: _Opened) -> dict[str, Any]:

@@ -1,8 +1,11 @@
-"""The options of decoding in a folder of Hugging Face's Marian, and ours: in generation_config.json, or in config.json as
-old versions of transformers wrote them."""
+"""The options of decoding in a folder of Hugging Face's Marian, in generation_config.json, and ours.
+
+Old versions of transformers wrote them to config.json.
+"""
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -113,7 +116,7 @@ def _suppressed(given: Mapping[str, Any], where: Path) -> tuple[tuple[int, ...],
     """The ids that are never generated, and whether there are phrases, too."""
     words, tokens = given.get("bad_words_ids", []), given.get("suppress_tokens", [])
     lists = isinstance(words, list) and all(isinstance(word, list) and word for word in words)
-    if not lists or not isinstance(tokens, list) or not all(type(i) is int for i in (*sum(words, []), *tokens)):
+    if not lists or not isinstance(tokens, list) or not all(type(i) is int for i in itertools.chain(tokens, *words)):
         raise UserError(f"{where}: bad_words_ids must be a list of lists of ids, and suppress_tokens a list of ids")
     single = {word[0] for word in words if len(word) == 1}
     return tuple(sorted(single.union(tokens))), any(len(word) > 1 for word in words)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from transformer.config import Config
+from transformer.data.marian import MarianTokenizer
 from transformer.data.tokenizer import Tokenizer
 from transformer.tools.hf.marian import EPS
 
@@ -24,14 +25,19 @@ print(tokenizer.batch_decode(model.generate(**batch), skip_special_tokens=True))
 {differences}
 ## CTranslate2
 
-Make the folder for CTranslate2 from the workdir, with `python -m transformer export WORKDIR FOLDER --to ctranslate2`. The
-converter that comes with CTranslate2 does not fit this one: for any Marian it drops the last row of the embedding table,
-takes it for padding, and starts the decoder with a vector of zeros.
+Make the folder for CTranslate2 from the workdir: `python -m transformer export WORKDIR FOLDER --to ctranslate2`.
+{converter}
 """
 
 
-def readme(config: Config, tokenizer: Tokenizer) -> str:
-    """The page in Markdown."""
+def readme(config: Config, tokenizer: Tokenizer, start: str | None) -> str:
+    """The page in Markdown. `start`: the piece that the decoder begins with, if it is not that of padding."""
+    converter = (
+        "The converter that comes with CTranslate2 reads Opus-MT's form alone: it drops the last row of the embedding "
+        "table, which is padding there, and starts the decoder with a vector of zeros."
+    )
+    if start is not None:
+        converter += f" This model's decoder starts with {start}, so that converter gives wrong translations."
     d, found = config.decode, []
     if config.model.norm_eps != EPS:
         found.append(
@@ -44,8 +50,8 @@ def readme(config: Config, tokenizer: Tokenizer) -> str:
             f"((5 + length) / 6)^{d.length_penalty:g}. The score of a translation, and sometimes the choice, differ."
         )
     found.append(
-        "Search: `generate` drops a hypothesis that ends outside the best `num_beams` continuations, and may stop before "
-        "a better one ends; our search does neither."
+        "Search: `generate` drops a hypothesis that ends outside the best `num_beams` continuations, and may stop "
+        "before a better one ends. The search of the exporting program does neither."
     )
     if d.max_length is None:
         found.append(
@@ -54,7 +60,9 @@ def readme(config: Config, tokenizer: Tokenizer) -> str:
         )
     if tokenizer.cleans:
         found.append(
-            "Text: `source.spm` and `target.spm` clean text by rules for single characters. What depends on the "
-            "characters around, and spaces at both ends of a translation, may differ."
+            "Text: `source.spm` and `target.spm` clean text by a table without context, which keeps every joiner "
+            "and every tag (U+200C, U+200D, U+180E, U+E0020 to U+E007F)."
         )
-    return _PAGE.format(differences="".join(f"- {line}\n" for line in found) + "\n")
+    if not isinstance(tokenizer, MarianTokenizer):
+        found.append("Languages: `MarianTokenizer` takes a text that begins like `>>de<<` for the code of a language.")
+    return _PAGE.format(differences="".join(f"- {line}\n" for line in found), converter=converter)
