@@ -73,9 +73,9 @@ def tokenizer_in(folder: Path, special: dict[str, int], vocab_size: int) -> Toke
     if options.get("separate_vocabs"):
         raise UserError(f"{path}: separate_vocabs = true: our model has one vocabulary for both sides")
     source, target = (read(folder / name) for name in names[:2])
+    ours, _ = (Tokenizer(model, folder / name) for name, model in zip(names, (source, target), strict=False))
     vocabulary, path = read_object(folder / "vocab.json"), folder / "vocab.json"
     if special == {"pad": PAD, "eos": EOS, "start": BOS} and len(vocabulary) == vocab_size:
-        ours = Tokenizer(source, folder / "source.spm")
         if ours.model_of("target") == target and vocabulary == {ours.piece(i): i for i in range(ours.vocab_size)}:
             return ours
     pieces = _pieces(vocabulary, vocab_size, path)
