@@ -97,7 +97,7 @@ def config_json(size: int, **changes) -> dict:
         "normalize_before": False,
         "normalize_embedding": False,
         "num_beams": 3,
-        "num_hidden_layers": 1,
+        "num_hidden_layers": changes.get("encoder_layers", 1),
         "pad_token_id": size - 1,
         "scale_embedding": True,
         "share_encoder_decoder_embeddings": True,
@@ -127,7 +127,7 @@ def state_of(config: dict) -> dict[str, np.ndarray]:
 
     def random(name: str, shape: tuple[int, ...]) -> np.ndarray:
         """Large enough that outputs are varied, and small enough that float32 keeps logits within 1e-5."""
-        scale = 0.15 if len(shape) > 1 and "shared" not in name else 0.3
+        scale = 0.12 if len(shape) > 1 and "shared" not in name else 0.3
         return (rng.normal(size=shape) * scale + name.endswith("layer_norm.weight")).astype(np.float32)
 
     state = {name: random(name, shape) for name, shape in shapes.items()}

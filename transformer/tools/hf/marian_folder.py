@@ -75,9 +75,13 @@ def tokenizer_in(folder: Path, special: dict[str, int], vocab_size: int) -> Toke
     source, target = (read(folder / name) for name in names[:2])
     ours, _ = (Tokenizer(model, folder / name) for name, model in zip(names, (source, target), strict=False))
     vocabulary, path = read_object(folder / "vocab.json"), folder / "vocab.json"
-    if special == {"pad": PAD, "eos": EOS, "start": BOS} and len(vocabulary) == vocab_size:
-        if ours.model_of("target") == target and vocabulary == {ours.piece(i): i for i in range(ours.vocab_size)}:
-            return ours
+    in_our_order = special == {"pad": PAD, "eos": EOS, "start": BOS} and ours.vocab_size == vocab_size
+    if (
+        in_our_order
+        and ours.model_of("target") == target
+        and vocabulary == {ours.piece(i): i for i in range(vocab_size)}
+    ):
+        return ours
     pieces = _pieces(vocabulary, vocab_size, path)
     ids = {name: _special(name, options, vocabulary, path) for name in ("pad", "eos", "unk")}
     if wrong := [name for name in ("pad", "eos") if ids[name] != special[name]]:

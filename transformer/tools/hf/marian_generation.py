@@ -20,7 +20,7 @@ from transformer.tools.hf.names import refuse
 # Fields of theirs -> the values that change nothing. Other values are named in a warning.
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "do_sample": (False,),
-    "early_stopping": (False,),
+    "early_stopping": (False, "never"),
     "num_beam_groups": (1,),
     "diversity_penalty": (0,),
     "num_return_sequences": (1,),
