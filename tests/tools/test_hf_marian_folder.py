@@ -404,7 +404,8 @@ def same_search(transformers, folder: Path, translator: Translator, sentences: l
         return
     assert any(same)
     for one, text, score in zip(ours, texts, found.sequences_scores.tolist(), strict=True):
-        assert one.score > score + 1e-5 if one.text != text else abs(one.score - score) < 1e-5
+        if len(one.tokens) + 2 < generation.max_length:  # at its limit, theirs counts the end as certain
+            assert one.score > score + 1e-5 if one.text != text else abs(one.score - score) < 1e-5
 
 
 def padded(rows: list[list[int]], pad: int) -> np.ndarray:
