@@ -19,6 +19,7 @@ from pathlib import Path
 import jax
 import pytest
 from not_run import NOT_RUN
+from opus import write_opus
 from pages import ALL, ROOT, python_blocks, run
 
 from transformer.checkpoint import Checkpoints
@@ -74,6 +75,7 @@ def folder(tiny, trained: Path, tmp_path: Path, monkeypatch) -> Path:
     write_labelled(tmp_path)
     write_gpt2(tmp_path / "gpt2")
     write_bert(tmp_path / "bert")
+    write_opus(tmp_path / "opus-mt-en-de")
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     for name in ("quickstart", "other", "mine"):
         shutil.copytree(trained, tmp_path / "runs" / name)

@@ -18,12 +18,12 @@ from transformer.tasks.loading import load
 from transformer.tools.hf.marian import (
     SHARED,
     TIED,
-    export,
     from_marian,
     marian_config,
     table,
     to_marian,
 )
+from transformer.tools.hf.marian_folder import export
 
 VOCABULARY = 13
 CONFIG = ModelConfig(encoder_layers=2, decoder_layers=3, d_model=16, d_ff=24, heads=4, dropout=0.0)
@@ -102,7 +102,7 @@ def test_their_parameters_must_fit_and_all_that_is_wrong_is_told_at_once(params)
     state["model.encoder.layers.1.self_attn.v_proj.bias"][3] = 1e-9
     state["final_logits_bias"][0, 5] = -1
     state["lm_head.weight"] = state[SHARED] + 1
-    state["model.encoder.embed_positions.weight"] = np.zeros((8, 16))
+    state["model.encoder.embed_positions.weight"] = np.zeros((8, 16), np.float32)
     assert complaint(from_marian, state, CONFIG, VOCABULARY).split("; ") == [
         "the Marian model: missing model.decoder.layers.0.fc1.weight",
         "unknown model.decoder.layers.3.fc1.weight",

@@ -24,6 +24,9 @@ SPECIALS = ("<pad>", "<s>", "</s>", "<unk>")
 """The first pieces of every vocabulary, at ids PAD, BOS, EOS and UNK."""
 PAD, BOS, EOS, UNK = 0, 1, 2, 3
 
+TOKENIZER_FILES = ("tokenizer.model", "marian.json")
+"""The files that the tokenizer of a translation model may have in a workdir."""
+
 Vocabulary = Annotated[int, Rule(least=len(SPECIALS), most=INT32_MAX)]
 KINDS = ("encoder", "decoder", "cross")  # of attention
 

@@ -145,7 +145,7 @@ class Tokenizer:
         raises pass through.
         """
         _require_size(vocab_size)
-        _require_one_of("normalization", normalization, NORMALIZATIONS)
+        require_one_of("normalization", normalization, NORMALIZATIONS)
         require_iterable("lines", lines)
         failure: list[Exception] = []
 
@@ -211,7 +211,7 @@ class Tokenizer:
 
     def model_of(self, side: Side) -> bytes:
         """The bytes of a SentencePiece model for one side. It cleans text as far as a model without context can."""
-        _require_one_of("side", side, get_args(Side))
+        require_one_of("side", side, get_args(Side))
         return normalizer.replace(self.model, _cleaner("target")) if self.cleans and side == "target" else self.model
 
     def encode(self, lines: Sequence[str], side: Side = "source") -> list[list[int]]:
@@ -219,7 +219,7 @@ class Tokenizer:
 
         Raises `UserError` for anything other than strings. A lone surrogate is read as "?".
         """
-        _require_one_of("side", side, get_args(Side))
+        require_one_of("side", side, get_args(Side))
         lines = strings("lines", lines)
         return self._ids(self._processor.encode(self._cleaned(lines, side), num_threads=1))
 
@@ -297,7 +297,7 @@ class Tokenizer:
         it.
         """
         size, model_ids = self.vocab_size, self._model_ids
-        lines = [[model_ids[i] for i in line if len(SPECIALS) <= i < size] for line in _id_lists(ids)]
+        lines = [[model_ids[i] for i in line if len(SPECIALS) <= i < size] for line in id_lists(ids)]
         return self._processor.decode(lines) if lines else []  # SentencePiece takes [] for one sequence
 
     def round_trip_rate(self, lines: Sequence[str], side: Side = "source") -> float:
@@ -333,12 +333,12 @@ def _require_size(vocab_size: object) -> None:
         raise UserError(f"vocab_size = {shown(vocab_size)}: must be a whole number, at least 1 and below 2**31")
 
 
-def _require_one_of(name: str, given: object, allowed: Sequence[str]) -> None:
+def require_one_of(name: str, given: object, allowed: Sequence[str]) -> None:
     if not isinstance(given, str) or given not in allowed:
         raise UserError(f"{name} = {shown(given)}: must be one of {', '.join(allowed)}")
 
 
-def _id_lists(ids: Iterable[Iterable[int]]) -> Iterator[list[int]]:
+def id_lists(ids: Iterable[Iterable[int]]) -> Iterator[list[int]]:
     try:
         for line in ids:
             yield [operator.index(i) for i in (line.tolist() if hasattr(line, "tolist") else line)]

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from transformer.config import EOS
+from transformer.data import marian
 from transformer.data.bar import bar
 from transformer.data.pool import in_processes
 from transformer.data.text import Parallel, count_lines, fingerprint, read_pairs, require_same
@@ -183,11 +184,11 @@ def _encoded(
         for chunk in itertools.chain(first, chunks):
             yield _encode(tokenizer, chunk)
         return
-    yield from in_processes(_encoder, (tokenizer.model,), itertools.chain(first, chunks), workers)
+    yield from in_processes(_encoder, tokenizer.file, itertools.chain(first, chunks), workers)
 
 
-def _encoder(model: bytes) -> Callable[[list[Pair]], Tokens]:
-    return functools.partial(_encode, Tokenizer(model))
+def _encoder(name: str, content: bytes) -> Callable[[list[Pair]], Tokens]:
+    return functools.partial(_encode, marian.read(name, content))
 
 
 def _encode(tokenizer: Tokenizer, chunk: list[Pair]) -> Tokens:

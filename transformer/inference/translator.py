@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from transformer.config import EOS, PAD, UNK, Config, DecodeConfig, UserError, check_decode, shown
+from transformer.config import EOS, PAD, TOKENIZER_FILES, UNK, Config, DecodeConfig, UserError, check_decode, shown
 from transformer.data.given import strings
 from transformer.inference.batches import Batch
 from transformer.inference.engine import COARSE, FINE, compile_ahead
@@ -112,14 +112,14 @@ class Translator:
     @classmethod
     def of(cls, checkpoints: Sequence[Checkpoint], config: DecodeConfig | None = None) -> Translator:
         """The translator of one checkpoint, or of several as an ensemble. `config`: as in `load`."""
-        from transformer.data.tokenizer import Tokenizer
+        from transformer.data import marian
 
         check_checkpoints(checkpoints, Config)
-        _, pieces = same_file(checkpoints, ["tokenizer.model"], "tokenizers")
+        name, pieces = same_file(checkpoints, TOKENIZER_FILES, "tokenizers")
         config = checkpoints[0].config.decode if config is None else config
         check_decode(config)
         (model, params), *others = members(checkpoints, config)
-        return cls(model, params, Tokenizer(pieces), config, others)
+        return cls(model, params, marian.read(name, pieces), config, others)
 
     def translate(
         self, sentences: Sequence[str], *, first_line: int = 1, prefixes: Sequence[str] | None = None

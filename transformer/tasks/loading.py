@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from transformer.checkpoint import Checkpoint, Checkpoints, Removed
-from transformer.config import Config, UserError
+from transformer.config import TOKENIZER_FILES, Config, UserError
 from transformer.model import Model, Params
 
 if TYPE_CHECKING:
@@ -44,13 +44,17 @@ class Loaded(tuple[Model[Any], Params]):
 
         Raises `UserError` for a language model, which has a vocabulary of its own kind (see `Generator`).
         """
-        from transformer.data.tokenizer import Tokenizer
+        from transformer.data import marian
 
-        return Tokenizer(self._pieces, str(self._checkpoint.path / "tokenizer.model"))
+        name, content = self._pieces
+        return marian.read(name, content, self._checkpoint.path / name)
 
     @cached_property
-    def _pieces(self) -> bytes:
-        return self._checkpoint.file("tokenizer.model")
+    def _pieces(self) -> tuple[str, bytes]:
+        """Name and content of the tokenizer's file."""
+        path = self._checkpoint.path
+        name = next((name for name in TOKENIZER_FILES if (path / name).exists()), TOKENIZER_FILES[0])
+        return name, self._checkpoint.file(name)
 
 
 def load(workdir: str | os.PathLike[str], checkpoint: str | int | None = None) -> Loaded:

@@ -19,6 +19,7 @@ from transformer.files import replace
 from transformer.model import Model, Params
 from transformer.model.checks import check_integer
 from transformer.model.functional import finite
+from transformer.tasks.vocabulary import files_of
 from transformer.training.workdir import MADE, hold
 
 MARK = "saved_by"  # an entry of progress.json that checkpoints of train.py lack
@@ -67,12 +68,11 @@ def save(
         run = _run_of(checkpoints, config, pieces)
         if checkpoints.complete(step):
             raise UserError(f"{checkpoints.path(step)} exists; give another step")
-        files = {"config.json": to_json(config).encode(), "tokenizer.model": pieces.model}
-        digest = f"{pieces.sha256}  tokenizer.model\n".encode()
+        files = {"config.json": to_json(config).encode(), **files_of(pieces)}
         progress = {"step": step, "vocab_size": pieces.vocab_size, "run": run, "trainable": False, MARK: "save"}
-        checkpoints.save(step, {"params": params}, progress=progress, files={**files, "tokenizer.sha256": digest})
+        checkpoints.save(step, {"params": params}, progress=progress, files=files)
         checkpoints.wait()
-        for name, content in {**files, "tokenizer.sha256": digest}.items():
+        for name, content in files.items():
             replace(checkpoints.folder.parent / name, content)
 
 
@@ -121,6 +121,7 @@ def _run_of(checkpoints: Checkpoints, config: Config, pieces: Tokenizer) -> str:
     if changed := conflicts(newest.config, config):
         listed = "; ".join(f"{name} is {old!r} there, {new!r} now" for name, (old, new) in changed.items())
         raise UserError(f"{folder} holds another model: {listed}. Use another workdir, or the same values")
-    if newest.file("tokenizer.model") != pieces.model:
+    name, content = pieces.file
+    if name not in newest.files() or newest.file(name) != content:
         raise UserError(f"{folder} holds a model with another tokenizer; use another workdir")
     return newest.progress["run"]

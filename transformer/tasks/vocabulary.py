@@ -13,9 +13,8 @@ from typing import Any, NamedTuple
 from etils import epath
 
 from transformer.checkpoint import Checkpoint, Checkpoints
-from transformer.config import UserError
-from transformer.data import vocabularies, wordpiece
-from transformer.data.tokenizer import Tokenizer
+from transformer.config import TOKENIZER_FILES, UserError
+from transformer.data import marian, vocabularies, wordpiece
 from transformer.files import path_of
 
 log = logging.getLogger("transformer")
@@ -35,7 +34,7 @@ class Kind(NamedTuple):
     """Path of a user's file -> the vocabulary."""
 
 
-TOKENIZERS = Kind(("tokenizer.model",), lambda name, content, where: Tokenizer(content, where), Tokenizer.load)
+TOKENIZERS = Kind(TOKENIZER_FILES, marian.read, marian.load)
 VOCABULARIES = Kind(vocabularies.FILES, vocabularies.read, vocabularies.load)
 ENCODER_VOCABULARIES = Kind(wordpiece.FILES, wordpiece.read, wordpiece.load)
 

@@ -13,6 +13,7 @@ from transformer.checkpoint import Checkpoint, Checkpoints
 from transformer.config import KINDS, Config, ModelConfig, UserError, differences, require_translation
 from transformer.model import Params
 from transformer.tasks.sets import copy_sets
+from transformer.tasks.vocabulary import vocabulary_in
 from transformer.tools.new_workdir import new_workdir
 
 PARTS = {
@@ -81,6 +82,6 @@ def write_start(opened: Checkpoint, out: str, params: Params, model: ModelConfig
         dataclasses.replace(opened.config, model=model),
         progress={key: progress[key] for key in ("step", "vocab_size")}
         | {"averaged_steps": progress.get("averaged_steps", [progress["step"]])},
-        files={"tokenizer.model": opened.file("tokenizer.model")},
+        files=dict([vocabulary_in(opened).file]),
         more=lambda folder: copy_sets(opened.path.parent.parent, folder),
     )

@@ -52,7 +52,17 @@ NEVER = -1e4
 
 # Fields that may have any value. Every other one must have its default.
 _ANY_VALUE = (
-    *("encoder_layers", "decoder_layers", "d_model", "d_ff", "heads", "vocab_size", "dropout", "attention_dropout"),
+    *(
+        "encoder_layers",
+        "decoder_layers",
+        "d_model",
+        "d_ff",
+        "heads",
+        "vocab_size",
+        "dropout",
+        "attention_dropout",
+        "activation_dropout",
+    ),
     *("attention_bias", "activation", "norm_eps", "norm_bias", "embedding_scale", "output_bias", "positions"),
     *("max_positions", "position_offset", "input_norm", "pre_norm", "tied_embeddings", "initializer", "kv_heads"),
     *("attention_kernel", "dtype", "d_k", "d_v", "values", "kv_sharing"),

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from transformer.config import BASE, BERT, GPT2, AttentionConfig, ModelConfig, UserError, check_model
 from transformer.tools import ctranslate2, jax_export, safetensors_folder
 from transformer.tools.ctranslate2 import QUANTIZATIONS
-from transformer.tools.hf import bert, bert_folder, gpt2, gpt2_folder, marian
+from transformer.tools.hf import bert, bert_folder, gpt2, gpt2_folder, marian, marian_folder
 
 __all__ = ["EXPORTS", "IMPORTS", "QUANTIZATIONS", "VARIANTS", "Export", "Import", "expressible"]
 
@@ -46,7 +46,7 @@ class Import(NamedTuple):
 
 EXPORTS = {
     "hf-marian": Export(
-        *(marian.export, "MarianMTModel of transformers, for translation", "hf"),
+        *(marian_folder.export, "MarianMTModel of transformers, for translation", "hf"),
         *({"translation": BASE}, marian.refuse_inexpressible),
     ),
     "hf-gpt2": Export(
@@ -65,6 +65,9 @@ EXPORTS = {
     "safetensors": Export(safetensors_folder.export, "the parameters with our names, of any model", "hf"),
 }
 IMPORTS = {
+    "hf-marian": Import(
+        *(marian_folder.import_folder, "MarianMTModel, such as Opus-MT", "hf", marian.FIXED, tuple(marian.ACTIVATIONS)),
+    ),
     "hf-gpt2": Import(
         *(gpt2_folder.import_folder, "GPT2LMHeadModel", "hf", gpt2.FIXED, tuple(gpt2.ACTIVATIONS)),
     ),
@@ -113,7 +116,7 @@ VARIANTS: dict[str, tuple[Mapping[str, Any], ...]] = {
 """Changes of a model, by the fields that they change: the rows of docs/formats.md."""
 WITHOUT_ROWS = (
     *("encoder_layers", "decoder_layers", "d_model", "d_ff", "heads", "vocab_size", "target_vocab_size", "labels"),
-    *("max_positions", "dropout", "attention_dropout", "initializer", "attention_kernel"),
+    *("max_positions", "dropout", "attention_dropout", "activation_dropout", "initializer", "attention_kernel"),
 )
 """Fields without a row: sizes, which every format can express, and what changes only training or speed."""
 

@@ -16,7 +16,8 @@ log = logging.getLogger("transformer")
 # What a run writes to its workdir after config.json. That file comes first and marks the folder as a workdir.
 MADE = (
     *("checkpoints", "metrics.jsonl", "scores.jsonl", "sets", "tensorboard"),
-    *("tokenizer.model", "tokenizer.json", "characters.json", "bytes.json", "labels.json", "tokenizer.sha256"),
+    *("tokenizer.model", "tokenizer.json", "characters.json", "bytes.json", "marian.json", "labels.json"),
+    "tokenizer.sha256",
 )
 FOLDERS = ("checkpoints", "sets", "tensorboard", "profile")
 
