@@ -268,10 +268,10 @@ def test_the_activation_of_a_config_without_one_is_that_of_marian(opus, tmp_path
 
 
 def test_what_has_no_counterpart_is_named_in_a_warning(call, opus, tmp_path) -> None:
-    folder = changed(opus, tmp_path, early_stopping=True, activation_dropout=0.1, made_up=3, bad_words_ids=[[1, 2]])
+    folder = changed(opus, tmp_path, early_stopping=True, encoder_layerdrop=0.1, made_up=3, bad_words_ids=[[1, 2]])
     done = call("transformer", "import", folder, tmp_path / "run", "--from", "hf-marian")
     assert done.code == 0
-    assert "left out: activation_dropout, made_up" in done.err
+    assert "left out: encoder_layerdrop, made_up" in done.err
     assert "left out: early_stopping, bad_words_ids of several pieces" in done.err
 
 

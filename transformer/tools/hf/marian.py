@@ -292,7 +292,7 @@ def from_marian(
     """
     refuse_inexpressible(config)
     rows, sizes = table(config), _sizes(config, vocab_size)
-    state = dict(state)
+    state = {name: np.asarray(array) for name, array in state.items()}
     positions = {name: state.pop(name) for name in POSITIONS if name in state}
     tied = {name: state.pop(name) for name in (SHARED, *TIED) if name in state}
     state |= {SHARED: next(iter(tied.values()))} if tied else {}
