@@ -47,7 +47,7 @@ RUNS = {
     "mode": Run("mode"),
     "sort": Run("sort"),
     "copy": Run("copy"),
-    "copy, repeated": Run("copy", "--data.repeated True", seeds=1),
+    "copy, repeated": Run("copy", "--data.repeated True --data.symbols 2", seeds=1),
     "parity": Run("parity", "--data.hints False", seeds=1),
     "parity, scratchpad": Run("parity"),
     "addition": Run("addition", "--data.hints False --data.reverse False", seeds=1),

@@ -13,7 +13,7 @@ from transformer.config import AlgorithmConfig, InstancesConfig
 
 config = AlgorithmConfig(
     model=dataclasses.replace(
-        AlgorithmConfig.model, decoder_layers=2, heads=2, d_model=128, d_ff=512, max_positions=248, position_offset=124
+        AlgorithmConfig.model, decoder_layers=2, heads=2, d_model=128, d_ff=512, max_positions=256, position_offset=128
     ),
     data=InstancesConfig(algorithm="parity", hints=True, longest=30, tested=(45,)),
 )
