@@ -238,7 +238,7 @@ class TrainConfig:
     """Also keep every checkpoint whose step is a multiple of this; None = no such archive."""
     patience: Count | None = None
     """Stop after this many evaluations in a row without a new best score (evaluate.metric); None = never."""
-    stop_at: float | None = None
+    stop_at: Annotated[float, Rule(least=-1_000_000, most=1_000_000)] | None = None
     """Stop once the first score that judges checkpoints (evaluate.metric) is this good, such as 1.0 for exact matches;
     None = never."""
     non_finite: Literal["stop", "skip", "rollback"] = "stop"
