@@ -4,7 +4,8 @@
     python evaluate.py --workdir runs/count --json
 
 The model is as in lacoco-lab/length_generalization (2025): GPT-2's blocks without dropout, and learned positions that
-begin at a random number in training. This has not been run to its end.
+begin at a random number in training. With one layer it fails beyond the lengths of
+training (docs/length_generalisation.md); with two it has not been run to its end.
 """
 
 import dataclasses
@@ -13,7 +14,7 @@ from transformer.config import AlgorithmConfig, InstancesConfig
 
 config = AlgorithmConfig(
     model=dataclasses.replace(
-        AlgorithmConfig.model, decoder_layers=1, heads=1, d_model=64, max_positions=208, position_offset=150
+        AlgorithmConfig.model, decoder_layers=2, heads=1, d_model=64, max_positions=208, position_offset=150
     ),
     data=InstancesConfig(algorithm="count"),
 )
