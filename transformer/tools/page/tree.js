@@ -93,18 +93,25 @@ function searchTree(search, choose) {
   const shown = (node) => all.checked || node.state !== "considered";
   const pathOf = (node) => (node.parent < 0 ? [node.index] : [...pathOf(nodes[node.parent]), node.index]);
 
-  /** Place the nodes: a column for each step, a row for each leaf. */
+  /** Place the nodes: a column for each step; a row for each chain of first continuations, as high as there is room. */
   function place() {
-    const roots = nodes.filter((node) => node.parent < 0 && shown(node));
-    let row = 0;
-    const stack = roots.toReversed().map((node) => [node, false]);
-    while (stack.length) {
-      const [node, done] = stack.pop();
-      node.below = node.children.filter(shown);
-      if (done || !node.below.length) node.row = node.below.length ? node.below[0].row : row++;
-      else stack.push([node, true], ...node.below.toReversed().map((child) => [child, false]));
+    const free = []; // the first free row of each column
+    let rows = 0;
+    function put(first, least) {
+      const chain = [];
+      for (let node = first; node; node = node.below[0]) chain.push(node);
+      const row = Math.max(least, ...chain.map((node) => free[node.step] ?? 0));
+      rows = Math.max(rows, row + 1);
+      for (const node of chain) {
+        node.row = row;
+        free[node.step] = row + 1;
+      }
+      for (const node of chain.toReversed()) for (const child of node.below.slice(1)) put(child, row + 1);
     }
-    return [nodes.filter(shown), row];
+    const placed = nodes.filter(shown);
+    for (const node of placed) node.below = node.children.filter(shown);
+    for (const root of placed.filter((node) => node.parent < 0)) put(root, 0);
+    return [placed, rows];
   }
 
   function draw() {
