@@ -364,9 +364,9 @@ async function showPage() {
     },
   };
 
-  const size = (model.parameters / 1e6).toPrecision(3);
+  const size = model.parameters.toLocaleString("en");
   document.getElementById("model").textContent =
-    `${model.name}: ${model.task.replace("_", " ")}, checkpoint ${model.checkpoint}, ${size} million parameters`;
+    `${model.name}: ${model.task.replace("_", " ")}, checkpoint ${model.checkpoint}, ${size} parameters`;
   document.title = `${model.name} – Transformer`;
   buildForm();
   fromLink();

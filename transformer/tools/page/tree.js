@@ -138,12 +138,12 @@ function searchTree(search, choose) {
       }
       const score = node.state === "complete" ? `= ${node.score.toFixed(2)}` : node.total.toFixed(2);
       const sign = node.out === undefined ? "" : " ✕";
-      const about = `${node.label}, log-probability ${node.total.toFixed(3)}, ${fateOf(node, node.step)}`;
+      const about = `log-probability ${node.total.toFixed(3)}, ${fateOf(node, node.step)}`;
       const kind = node.state === "complete" ? "complete" : node.out === undefined ? "live" : "out";
       const item = svg(
         "g",
         {
-          ...{ role: "treeitem", tabindex: -1, "aria-label": about, "aria-level": node.step + 1, "aria-selected": false },
+          ...{ role: "treeitem", tabindex: -1, "aria-description": about, "aria-level": node.step + 1, "aria-selected": false },
           class: kind,
         },
         svg("rect", { x, y, width: node.width, height: 36, rx: 4 }),
