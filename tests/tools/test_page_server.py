@@ -160,6 +160,14 @@ def test_a_body_of_more_than_64_kb_is_refused(client):
         assert raw.recv(1 << 16).startswith(b"HTTP/1.1 413")
 
 
+def test_a_body_that_does_not_arrive(client, monkeypatch):
+    monkeypatch.setattr("transformer.tools.page.app.BODY_SECONDS", 0.5)
+    with socket.create_connection(("127.0.0.1", client.port), timeout=30) as raw:
+        head = f"POST /api/1/echo HTTP/1.1\r\nHost: 127.0.0.1:{client.port}\r\nContent-Type: application/json\r\n"
+        raw.sendall(f'{head}Content-Length: 99\r\n\r\n{{"text"'.encode())
+        assert raw.recv(1 << 16).startswith(b"HTTP/1.1 408")
+
+
 def test_each_answer_has_the_security_headers(client):
     answers = [client.request("GET", path) for path in ("/", "/page.js", "/page.css", "/api/1/openapi.json", "/no")]
     answers += [client.post("echo", {"text": "a"}), client.post("echo", Host="evil"), client.post("echo", {})]

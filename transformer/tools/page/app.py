@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import traceback
@@ -27,6 +28,7 @@ from transformer.tools.page.openapi import PREFIX, document
 log = logging.getLogger("transformer")
 
 RETRY_SECONDS = 5
+BODY_SECONDS = 10
 _FILES = {
     "/": ("text/html; charset=utf-8", ("page.html",), ()),
     "/page.css": ("text/css; charset=utf-8", ("page.css",), ("attention.css",)),
@@ -85,10 +87,14 @@ async def _body(request: Request) -> bytes:
     if not length.isdigit() or int(length) > MOST_BYTES:
         raise too_long
     body = b""
-    async for block in request.stream():
-        body += block
-        if len(body) > MOST_BYTES:
-            raise too_long
+    try:
+        async with asyncio.timeout(BODY_SECONDS):
+            async for block in request.stream():
+                body += block
+                if len(body) > MOST_BYTES:
+                    raise too_long
+    except TimeoutError:
+        raise Wrong(None, f"the body did not arrive within {BODY_SECONDS} s; send it at once", 408) from None
     return body
 
 
@@ -108,7 +114,7 @@ def _json(value: Any, status: int = 200, headers: Mapping[str, str] | None = Non
 def _error(status: int, message: str, field: str | None = None, retry: int | None = None) -> Response:
     """An error as one line of JSON. `retry`: the seconds after which the client may try again."""
     headers = {} if retry is None else {"Retry-After": str(retry)}
-    if status in (403, 413, 415):  # the rest of the body is not read
+    if status in (403, 408, 413, 415):  # the rest of the body is not read
         headers["Connection"] = "close"
     return _json({"error": message} | ({} if field is None else {"field": field}), status, headers)
 

@@ -22,6 +22,7 @@ _ERRORS = {
     "400": "A request to be corrected: `error` names the field and the fix.",
     "403": "The header Host or Origin names another server.",
     "404": "This model has no such endpoint.",
+    "408": "The body did not arrive within 10 s.",
     "413": "The body has more than 64 kB.",
     "415": "The body is not application/json.",
     "500": "A fault of the server.",
