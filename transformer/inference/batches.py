@@ -19,7 +19,7 @@ from transformer.memory import ran_out
 from transformer.model import Params
 
 log = logging.getLogger("transformer")
-J, R = TypeVar("J"), TypeVar("R")
+J, R, T = TypeVar("J"), TypeVar("R"), TypeVar("T")
 
 MAX_STREAMS = 8  # the most batches at a time on a CPU
 LENGTHS = (8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
@@ -118,6 +118,11 @@ class Batcher:
         axes = tuple(axis for axis in self.mesh.axis_names if axis != "tensor")
         spec = jax.sharding.PartitionSpec(axes if len(arrays[0]) % self.ways == 0 else None)
         return [jax.device_put(array, jax.sharding.NamedSharding(self.mesh, spec)) for array in arrays]
+
+    def put_tree(self, tree: T) -> T:
+        """`put` for a tree of arrays."""
+        leaves, form = jax.tree.flatten(tree)
+        return jax.tree.unflatten(form, self.put(*leaves))
 
     def in_parts(self, compute: Callable[[slice], R], rows: int) -> list[R]:
         """`compute(slice(0, rows))`. When memory is short, compute one half and then the other, recursively.

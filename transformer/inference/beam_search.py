@@ -205,6 +205,25 @@ def _form(tree: Any) -> tuple[Any, list[tuple[int, ...]]]:
     return structure, [getattr(leaf, "shape", ()) for leaf in leaves]
 
 
+def candidates(
+    raw_BMV: Array, beams: Beams, options: Options, adjust: Adjust | None, choose: Choose
+) -> tuple[Array, Array, Array, Array]:
+    """The continuations that a step considers: their log-probabilities, their parents, their pieces and whether they
+    end, each (B, C). `raw_BMV`: the log-probabilities that the step of the model gives."""
+    s, o = beams, options
+    raw_BMV = jnp.where(raw_BMV < jnp.inf, raw_BMV, -jnp.inf)  # NaN and +inf become -inf
+    log_probs_BMV = raw_BMV if adjust is None else adjust(raw_BMV, s)
+    must_end_B = s.at + 1 >= s.limit_B
+    if not o.cut:  # at its limit a sentence can only end, whatever the constraints demand
+        ends_V = jnp.arange(raw_BMV.shape[-1]) == o.eos
+        log_probs_BMV = jnp.where(must_end_B[:, None, None], jnp.where(ends_V, raw_BMV, -jnp.inf), log_probs_BMV)
+    best_BC, parents_BC, pieces_BC = choose(log_probs_BMV, s)
+    ended_BC = pieces_BC == o.eos
+    if o.cut:
+        ended_BC = ended_BC | must_end_B[:, None]
+    return best_BC, parents_BC, pieces_BC, ended_BC
+
+
 @jax.named_scope("choose")
 def _chosen(
     raw_BMV: Array, beams: Beams, options: Options, adjust: Adjust | None, choose: Choose
@@ -212,19 +231,11 @@ def _chosen(
     """The parents of the next live hypotheses, and the new values of the fields of `Beams`."""
     s, o = beams, options
     rows, M = jnp.arange(len(raw_BMV))[:, None], raw_BMV.shape[1]
-    # Softmax makes a whole row NaN or none of it, so it is enough to test one column. NaN and +inf become -inf.
+    # Softmax makes a whole row NaN or none of it, so it is enough to test one column.
     broken_BM = ~(raw_BMV[:, :, o.eos] < jnp.inf) & (s.log_probs_BM > -jnp.inf) & ~s.stopped_B[:, None]
-    raw_BMV = jnp.where(raw_BMV < jnp.inf, raw_BMV, -jnp.inf)
-    log_probs_BMV = raw_BMV if adjust is None else adjust(raw_BMV, s)
-    must_end_B = s.at + 1 >= s.limit_B
-    if not o.cut:  # at its limit a sentence can only end, whatever the constraints demand
-        ends_V = jnp.arange(raw_BMV.shape[-1]) == o.eos
-        log_probs_BMV = jnp.where(must_end_B[:, None, None], jnp.where(ends_V, raw_BMV, -jnp.inf), log_probs_BMV)
-    best_BC, parents_BC, pieces_BC = choose(log_probs_BMV, s)
+    best_BC, parents_BC, pieces_BC, ended_BC = candidates(raw_BMV, s, o, adjust, choose)
     tokens_BCL = s.tokens_BML[rows, parents_BC].at[:, :, s.at].set(pieces_BC)
-    ended_BC = pieces_BC == o.eos
-    if o.cut:
-        ended_BC = ended_BC | must_end_B[:, None]
+    must_end_B = s.at + 1 >= s.limit_B
 
     # Finished hypotheses: the old ones come first, so that of two equal scores the earlier one ranks higher.
     fresh_BC = jnp.where(ended_BC, o.score(best_BC, s.at + 1), -jnp.inf)

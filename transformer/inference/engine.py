@@ -13,9 +13,10 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -24,7 +25,7 @@ from jax import Array
 from jax.sharding import NamedSharding
 
 from transformer.inference.batches import padded_lengths
-from transformer.inference.beam_search import Beams, Hypotheses, hypotheses
+from transformer.inference.beam_search import Beams, Hypotheses, Options, hypotheses
 from transformer.inference.context import STAGE, Context, Sliding
 from transformer.inference.programs import (
     Strategy,
@@ -101,11 +102,16 @@ def decode(
     output (see `Sliding`).
     """
     for input_row, beams in stages(models, params, source, limit_B, strategy, given, stop, window, grain=grain):
-        done = np.flatnonzero(np.asarray(beams.stopped_B) & (input_row >= 0))
-        if done.size:
-            finished = hypotheses(jax.tree.map(np.asarray, replace(beams, cache=(), given=())), strategy.options)
-            for row in done:
-                yield int(input_row[row]), Hypotheses(*(x[row] for x in finished))
+        yield from finished(input_row, beams, strategy.options)
+
+
+def finished(input_row: np.ndarray, beams: Beams, options: Options) -> Iterator[tuple[int, Hypotheses]]:
+    """(row, its hypotheses) of each row that has finished in this stage. The arguments are what `stages` yields."""
+    done = np.flatnonzero(np.asarray(beams.stopped_B) & (input_row >= 0))
+    if done.size:
+        found = hypotheses(jax.tree.map(np.asarray, replace(beams, cache=(), given=())), options)
+        for row in done:
+            yield int(input_row[row]), Hypotheses(*(x[row] for x in found))
 
 
 def stages(
@@ -119,11 +125,13 @@ def stages(
     window: int | None = None,
     most: int | None = None,
     grain: Grain = FINE,
+    watch: Callable[..., tuple[Beams, Array]] | None = None,
 ) -> Iterator[tuple[np.ndarray, Beams]]:
     """`decode`, step by step: yields the state after each stage, of at most `most` output positions. Read the state
     before the next stage, which overwrites it.
 
     With it comes, for each row of the state, its row in the input, or -1 if it was finished in an earlier stage.
+    `watch`: a function to call in place of the program `proceed`.
     """
     leaf, stage = jax.tree.leaves(source)[0], grain.stage
     limits, over, until, at = np.asarray(limit_B), row_sharding(leaf), stage, 0
@@ -148,7 +156,8 @@ def stages(
         if sliding is not None:
             context, beams = slid(params, context, beams, sliding, input_row, at, {**shared, "stage": stage})
             ahead = min(ahead, at + sliding.room(input_row[input_row >= 0], at))
-        beams, used = once(proceed, params, context, beams, strategy, fewer, ahead, models=models, over=over)
+        go_on = partial(once, proceed) if watch is None else watch
+        beams, used = go_on(params, context, beams, strategy, fewer, ahead, models=models, over=over)
         yield input_row, beams
         input_row[np.asarray(beams.stopped_B)] = -1
         at = int(beams.at)

@@ -47,6 +47,10 @@ class Ensemble:
             raise UserError(f"the models have vocabularies of {sorted(sizes)} pieces; an ensemble needs the same one")
         self.vocab_size: int | None = max(sizes, default=None)
 
+    def with_config(self, config: DecodeConfig) -> Ensemble:
+        """The same models with other options."""
+        return Ensemble(list(zip(self.models, self._params, strict=True)), config)
+
     @property
     def params(self) -> tuple[Params, ...]:
         """The parameters of each model. Raises `UserError` if they were deleted, as by a training step that donates."""
@@ -73,8 +77,7 @@ class Ensemble:
 
         def part(rows: slice) -> list[tuple[int, Hypotheses]]:
             arrays = jax.tree.map(lambda x: x[rows], (source, limit_B, dict(given)))
-            leaves, tree = jax.tree.flatten(arrays)
-            placed, limit, of_rows = jax.tree.unflatten(tree, self.batcher.put(*leaves))
+            placed, limit, of_rows = self.batcher.put_tree(arrays)
             finished = decode(self.models, self.params, placed, limit, decoding, of_rows, stop, window, grain)
             return [(rows.start + row, result) for row, result in finished]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import copy
 import logging
 import math
 import threading
@@ -26,6 +27,7 @@ from transformer.inference.ensemble import (
     same_file,
 )
 from transformer.inference.pieces import MAX_LINES, check_ids
+from transformer.inference.recorder import Recorded, record
 from transformer.inference.stops import before, certain
 from transformer.inference.strategy import beams, generation
 from transformer.inference.tally import Tally
@@ -131,6 +133,14 @@ class Generator:
         context, documents = min(each.context for each in data), data[0].documents != "none"
         return cls(model, params, vocabulary, config, others, context=context, documents=documents)
 
+    def with_config(self, config: DecodeConfig) -> Generator:
+        """The same models with other options of decoding. `config.dtype` has no effect."""
+        check_decode(config)
+        other = copy.copy(self)
+        other.config, other.tally, other._ensemble = config, Tally(), self._ensemble.with_config(config)
+        other.batcher = other._ensemble.batcher
+        return other
+
     def generate(self, prompts: Sequence[str], *, stop: Sequence[str] = (), first_line: int = 1) -> list[str]:
         """One text for each prompt, without the prompt: the best of `config.n_best`.
 
@@ -184,6 +194,28 @@ class Generator:
                 yield sure[written:]
                 written = len(sure)
         self.tally.count([score], first_line)
+
+    def recorded(
+        self, prompts: Sequence[str], *, stop: Sequence[str] = (), ended: threading.Event | None = None
+    ) -> list[tuple[list[Generated], Recorded]]:
+        """`generate_n_best` of a few prompts, and the record of each search.
+
+        An event `ended` that is set ends the search; then there are no texts.
+        """
+        pieces, stop = self.encode(prompts), _checked_stops(stop)
+        limit = self._check(pieces, 0)
+        if limit == 0:
+            return [([Generated("", 0.0, [])], Recorded()) for _ in pieces]
+        decoding, window = generation(self.config, self.vocabulary, stop), self._window(max(map(len, pieces)) + limit)
+        results: list[tuple[list[Generated], Recorded]] = [([], Recorded()) for _ in pieces]
+        for batch in self._batches(pieces):
+            source, limit_B, given = self.batcher.put_tree(_filled(batch, pieces, limit, 0))
+            ensemble = self._ensemble
+            records = record(ensemble.models, ensemble.params, source, limit_B, decoding, given, ended, window)
+            for row, one in records.items():
+                texts = [] if one.hypotheses is None else self._texts(one.hypotheses, decoding, stop)
+                results[batch.indices[row]] = texts[: self.config.n_best], one
+        return results
 
     @property
     def streams(self) -> bool:
@@ -310,9 +342,7 @@ class Generator:
             return
         decoding, window = generation(self.config, self.vocabulary, stop), self._window(len(pieces) + limit)
         (batch,) = self._batches([pieces])
-        source, limit_B, given = _filled(batch, [pieces], limit, first)
-        tokens, *arrays = self.batcher.put(*source, limit_B, given["number_B"])
-        prompts, limit_B, given = Prompts(tokens, arrays[0]), arrays[1], {"number_B": arrays[2]}
+        prompts, limit_B, given = self.batcher.put_tree(_filled(batch, [pieces], limit, first))
         seen = 0
         ensemble = self._ensemble
         for _, state in stages(

@@ -213,24 +213,26 @@ def proceed(
     Returns the state, and the largest number of cache slots that an unfinished sentence needs. `over`: the sharding of
     rows over several devices.
     """
-    sampler = strategy.sampler
     over = over if divides(over, len(beams.limit_B)) else None
-    choose = best_candidates
+    step = next_log_probs(models, params, context, strategy, over)
+    by_rows = partial(on_each_device, over=over)
+    beams = run(step, beams, strategy.options, few=few, until=until, by_rows=by_rows, **hooks(strategy))
+    return beams, slots_used(beams)
+
+
+def hooks(strategy: Strategy) -> dict[str, Any]:
+    """The hooks of `beam_search.advance` for a strategy: reorder, adjust and choose."""
+    sampler, choose = strategy.sampler, best_candidates
     if sampler is not None:
         filters = {"top_k": sampler.top_k, "top_p": sampler.top_p, "min_p": sampler.min_p}
         choose = sampled(sampler.key, temperature=sampler.temperature, **filters)
-    beams = run(
-        next_log_probs(models, params, context, strategy, over),
-        beams,
-        strategy.options,
-        few=few,
-        until=until,
-        reorder=Past.reorder,
-        adjust=None if strategy.constraints is None else strategy.constraints.adjust,
-        choose=choose,
-        by_rows=lambda function: on_each_device(function, over),
-    )
-    return beams, jnp.max(jnp.where(beams.stopped_B, 0, beams.cache.caches[0].used_B()))
+    adjust = None if strategy.constraints is None else strategy.constraints.adjust
+    return {"reorder": Past.reorder, "adjust": adjust, "choose": choose}
+
+
+def slots_used(beams: Beams) -> Array:
+    """The largest number of cache slots that an unfinished sentence needs."""
+    return jnp.max(jnp.where(beams.stopped_B, 0, beams.cache.caches[0].used_B()))
 
 
 @partial(jax.jit, static_argnames=("length", "keep", "over", "stage"))

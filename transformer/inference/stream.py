@@ -63,24 +63,25 @@ def translate_jsonl(
             best = [
                 (text, hypotheses[0].tokens)
                 for text, hypotheses in zip(sources, n_best, strict=True)
-                if _has_score(hypotheses)
+                if has_score(hypotheses)
             ]
             # None: the warnings have been logged already.
             again = translator.encode([text for text, _ in best], None)
             scored = iter(translator.score_pieces(again, [tokens for _, tokens in best]))
         for record, hypotheses in zip(records, n_best, strict=True):
-            record |= {"translation": "", "score": None}
-            if _has_score(hypotheses):
-                record |= {"translation": hypotheses[0].text, "score": hypotheses[0].score}
-            if translator.config.n_best > 1:
-                record["n_best"] = [
-                    {"translation": t.text, "score": t.score} for t in hypotheses if _has_score(hypotheses)
-                ]
-            if details and _has_score(hypotheses):
-                record |= _details(next(scored))
+            record |= translated(hypotheses, translator.config.n_best)
+            if details and has_score(hypotheses):
+                record |= details_of(next(scored))
             yield to_json(record)
 
     return answer_lines(source, target, answer, first_line)
+
+
+def translated(hypotheses: Sequence[Hypothesis], n_best: int) -> dict[str, Any]:
+    """The fields `translation`, `score` and, if `n_best` is more than 1, `n_best` (see `translate_jsonl`)."""
+    found = [{"translation": t.text, "score": t.score} for t in hypotheses] if has_score(hypotheses) else []
+    best = found[0] if found else {"translation": "", "score": None}
+    return best | {"n_best": found} if n_best > 1 else best
 
 
 def score_jsonl(translator: Translator, source: BinaryIO, target: BinaryIO) -> int:
@@ -94,7 +95,7 @@ def score_jsonl(translator: Translator, source: BinaryIO, target: BinaryIO) -> i
         records = list(records_of(lines, first, ("source", "target"), ()))
         sides = [[record[side] for record in records] for side in ("source", "target")]
         for record, scored in zip(records, translator.score(*sides, first_line=first), strict=True):
-            yield to_json(record | {"score": scored.score} | _details(scored))
+            yield to_json(record | {"score": scored.score} | details_of(scored))
 
     return answer_lines(source, target, answer, 1)
 
@@ -160,12 +161,13 @@ def _is_record(line: str) -> bool:
         return False
 
 
-def _has_score(hypotheses: Sequence[Hypothesis]) -> bool:
+def has_score(hypotheses: Sequence[Hypothesis]) -> bool:
     """Whether there is a translation with a finite score."""
     return bool(hypotheses) and math.isfinite(hypotheses[0].score)
 
 
-def _details(scored: Scored) -> dict[str, Any]:
+def details_of(scored: Scored) -> dict[str, Any]:
+    """The fields of `--details` (see `translate_jsonl`)."""
     return {name: getattr(scored, name) for name in ("pieces", "log_probs", "source_pieces", "alignment")}
 
 

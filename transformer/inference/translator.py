@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import math
 import threading
@@ -27,6 +28,7 @@ from transformer.inference.ensemble import (
 )
 from transformer.inference.pieces import MAX_LINES, check_ids, encode
 from transformer.inference.prefixes import Prefix, Prefixes
+from transformer.inference.recorder import Recorded, record
 from transformer.inference.scorer import Scored, Scorer
 from transformer.inference.strategy import options, strategy
 from transformer.inference.tally import Tally
@@ -121,6 +123,14 @@ class Translator:
         (model, params), *others = members(checkpoints, config)
         return cls(model, params, marian.read(name, pieces), config, others)
 
+    def with_config(self, config: DecodeConfig) -> Translator:
+        """The same models with other options of decoding. `config.dtype` has no effect."""
+        check_decode(config)
+        other = copy.copy(self)
+        other.config, other.tally, other._ensemble = config, Tally(), self._ensemble.with_config(config)
+        other.batcher = other._ensemble.batcher
+        return other
+
     def translate(
         self, sentences: Sequence[str], *, first_line: int = 1, prefixes: Sequence[str] | None = None
     ) -> list[str]:
@@ -140,23 +150,10 @@ class Translator:
         """Up to `config.n_best` translations of each sentence, best first; none for a blank one. See `translate`."""
         check_integer("first_line", first_line, 1)
         pieces = self.encode(sentences, first_line)
-        forced = None
-        if prefixes is not None:
-            prefixes = strings("prefixes", prefixes)
-            if len(prefixes) != len(pieces):
-                raise UserError(f"{len(pieces)} sentences and {len(prefixes)} prefixes: give one prefix per sentence")
-            forced = self._prefixes.of(
-                prefixes, lambda pieces: self._check_lengths(pieces, lambda i: f"line {first_line + i}: the prefix")
-            )
-        n_best = self.config.n_best
+        forced = self._forced(prefixes, len(pieces), first_line)
         results: list[list[Hypothesis]] = [[] for _ in pieces]
-        for i, (tokens, scores) in self.search(pieces, prefixes=forced, first=first_line - 1):
-            # Byte pieces can spell a line break, but a translation is one line.
-            lines = self.tokenizer.decode(tokens[:n_best])
-            if forced is not None:
-                lines = [self._prefixes.kept(line, forced[i]) for line in lines]
-            lines = [" ".join(line.split("\n")) for line in lines]
-            results[i] = [Hypothesis(*parts) for parts in zip(lines, scores, tokens, strict=False)]
+        for i, found in self.search(pieces, prefixes=forced, first=first_line - 1):
+            results[i] = self._hypotheses(found, None if forced is None else forced[i])
         self.tally.count([result[0].score if result else None for result in results], first_line)
         nothing = [i for i, result in enumerate(results) if pieces[i] and not result]
         if nothing:
@@ -166,6 +163,51 @@ class Translator:
                 *(first_line + nothing[0], len(nothing), len(results)),
             )
         return results
+
+    def recorded(
+        self, sentences: Sequence[str], *, prefixes: Sequence[str] | None = None, stop: threading.Event | None = None
+    ) -> list[tuple[list[Hypothesis], Recorded]]:
+        """`translate_n_best` of a few sentences in one batch, and the record of each search.
+
+        An event `stop` that is set ends the search; then there are no hypotheses. It does not warn.
+        """
+        pieces = self.encode(sentences, None)
+        self._check_sources(pieces)
+        forced = self._forced(prefixes, len(pieces), 1)
+        results: list[tuple[list[Hypothesis], Recorded]] = [([], Recorded()) for _ in pieces]
+        lengths = [len(ids) + 1 if ids else 0 for ids in pieces]
+        decoding = strategy(self.config, self.tokenizer, None if forced is None else self._prefixes.spelling)
+        limits = self._limits(pieces, forced)
+        for batch in self.batcher.batches(lengths, self.config.max_source_length + 1, few=True):
+            source_BS, limit_B, given = self.batcher.put_tree(self._filled(batch, pieces, limits, forced, 0))
+            found = record(self.models, self.all_params, source_BS, limit_B, decoding, given, stop)
+            for row, one in found.items():
+                i = batch.indices[row]
+                searched = None if one.hypotheses is None else as_lists(one.hypotheses, EOS)
+                prefix = None if forced is None else forced[i]
+                results[i] = [] if searched is None else self._hypotheses(searched, prefix), one
+        return results
+
+    def _forced(self, prefixes: Sequence[str] | None, count: int, first_line: int) -> list[Prefix] | None:
+        """The prefixes of this number of sentences. Raises `UserError` for others."""
+        if prefixes is None:
+            return None
+        prefixes = strings("prefixes", prefixes)
+        if len(prefixes) != count:
+            raise UserError(f"{count} sentences and {len(prefixes)} prefixes: give one prefix per sentence")
+        return self._prefixes.of(
+            prefixes, lambda pieces: self._check_lengths(pieces, lambda i: f"line {first_line + i}: the prefix")
+        )
+
+    def _hypotheses(self, found: Found, prefix: Prefix | None) -> list[Hypothesis]:
+        """The best hypotheses of a sentence, as texts of one line each."""
+        tokens, scores = found
+        lines = self.tokenizer.decode(tokens[: self.config.n_best])
+        if prefix is not None:
+            lines = [self._prefixes.kept(line, prefix) for line in lines]
+        # Byte pieces can spell a line break.
+        lines = [" ".join(line.split("\n")) for line in lines]
+        return [Hypothesis(*parts) for parts in zip(lines, scores, tokens, strict=False)]
 
     @cached_property
     def _prefixes(self) -> Prefixes:
@@ -205,20 +247,9 @@ class Translator:
         self._check_sources(sources)
         decoding = strategy(self.config, self.tokenizer, None if prefixes is None else self._prefixes.spelling)
         limits = self._limits(sources, prefixes)
-        prefix_bytes = max((len(prefix.spelt) for prefix in prefixes or ()), default=0)
 
         def decode_batch(batch: Batch, stop: threading.Event) -> list[tuple[int, Found]]:
-            # A limit of 0 excludes empty rows from the search.
-            limit_B = np.zeros(batch.rows, np.int32)
-            given = {"number_B": np.zeros(batch.rows, np.int32)}
-            if prefixes is not None:
-                given |= self._prefixes.tables(batch.rows, prefix_bytes)
-            for row, i in enumerate(batch.indices):
-                limit_B[row] = limits[i] + 1
-                given["number_B"][row] = first + i
-                if prefixes is not None:
-                    self._prefixes.fill(given, row, prefixes[i])
-            source_BS = batch.filled(sources, EOS, PAD)
+            source_BS, limit_B, given = self._filled(batch, sources, limits, prefixes, first)
             finished = self._ensemble.decode(source_BS, limit_B, decoding, given, stop, grain=grain)
             return [(batch.indices[row], as_lists(hypotheses, EOS)) for row, hypotheses in finished]
 
@@ -228,6 +259,26 @@ class Translator:
         batches = self.batcher.batches(lengths, self.config.max_source_length + 1, few=few)
         for results in self.batcher.side_by_side(decode_batch, batches):
             yield from results
+
+    def _filled(
+        self,
+        batch: Batch,
+        sources: Sequence[Sequence[int]],
+        limits: Sequence[int],
+        prefixes: Sequence[Prefix] | None,
+        first: int,
+    ) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
+        """The arrays of a batch: sources, limits with eos (0 excludes empty rows from the search), and further data."""
+        limit_B = np.zeros(batch.rows, np.int32)
+        given = {"number_B": np.zeros(batch.rows, np.int32)}
+        if prefixes is not None:
+            given |= self._prefixes.tables(batch.rows, max((len(prefix.spelt) for prefix in prefixes), default=0))
+        for row, i in enumerate(batch.indices):
+            limit_B[row] = limits[i] + 1
+            given["number_B"][row] = first + i
+            if prefixes is not None:
+                self._prefixes.fill(given, row, prefixes[i])
+        return batch.filled(sources, EOS, PAD), limit_B, given
 
     def _limits(self, sources: Sequence[Sequence[int]], prefixes: Sequence[Prefix] | None) -> list[int]:
         """The most pieces of each translation, without eos."""

@@ -23,14 +23,18 @@ def html(attended: Attended) -> bytes:
     """The page. Raises `UserError` if it would be too large."""
     if attended.count > MOST:
         raise UserError(f"these are {attended.count:,} weights, and an .html holds at most {MOST:,}; shorten the text")
-    kinds = {
+    return filled(attended.head() | {"attention": packed_kinds(attended)}, resource("attention.js")).encode()
+
+
+def packed_kinds(attended: Attended) -> dict[str, Any]:
+    """The attention by kind, as `Attended.json` has it, with `packed` in the place of `weights`."""
+    return {
         kind: {
             **{"queries": queries, "keys": keys, "layers": weights_LNTS.shape[0], "heads": weights_LNTS.shape[1]},
             "packed": packed(weights_LNTS),
         }
         for kind, (queries, keys, weights_LNTS) in attended.attention.items()
     }
-    return filled(attended.head() | {"attention": kinds}, resource("attention.js")).encode()
 
 
 def packed(weights: np.ndarray) -> str:

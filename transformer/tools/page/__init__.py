@@ -1,0 +1,1 @@
+"""A page that shows what a model does, and its API: `python -m transformer page`."""
