@@ -226,11 +226,12 @@ def _lines(axes: Any, panel: dict[str, Any]) -> None:
     for one in panel["series"]:
         name = one["name"].split(", seed")[0]
         names.setdefault(name, []).append(one["name"].rpartition(" ")[2])
-        axes.plot(*zip(*one["points"], strict=True), color=one["colour"], marker="o", markersize=3, linewidth=1)
+        marker = None if "shade" in panel else "o"
+        axes.plot(*zip(*one["points"], strict=True), color=one["colour"], marker=marker, markersize=3, linewidth=1)
     for name, of in names.items():
         colour = next(one["colour"] for one in panel["series"] if one["name"].startswith(name))
         label = f"{name}, {'seeds' if len(of) > 1 else 'seed'} {', '.join(sorted(of, key=int))}"
-        axes.plot([], [], color=colour, marker="o", markersize=3, label=label)
+        axes.plot([], [], color=colour, marker=marker, markersize=3, label=label)
     if "shade" in panel:
         axes.axvspan(*panel["shade"], color=GREY, alpha=0.15, linewidth=0)
         axes.set_ylim(-0.03, 1.03)
