@@ -205,7 +205,8 @@ def test_a_language_model(workdirs):  # noqa: F811
         assert found["log_probs"][0] is None and found["log_prob"] == pytest.approx(scored.log_prob, rel=1e-5)
         assert list(page.ask("attention", text="abcd")["attention"]) == ["decoder"]
         assert page.refused("generate", prompt="a" * 30) == "prompt: has 31 pieces, and the most is 21; make it shorter"
-        assert "text: is empty" in page.refused("score", text="")
+        assert page.ask("score", text="")["log_prob"] == 0
+        assert "the text is empty" in page.refused("attention", text="")
 
 
 def test_a_classifier(workdirs):  # noqa: F811
