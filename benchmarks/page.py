@@ -1,6 +1,8 @@
 """The page of a model that translates: the time of a warm translation, and memory over many requests.
 
-python benchmarks/page.py runs/quickstart     # a minute; with chromium and selenium also the first paint
+    python benchmarks/page.py runs/quickstart --rows results/page.jsonl     # a minute
+
+With chromium and selenium also the first paint.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from rows import Rows
 from side_by_side import environment
 
 from transformer.command_line import Parser, run, whole
@@ -74,6 +77,7 @@ def main(arguments: list[str]) -> None:
     parser = Parser("benchmarks/page.py", (__doc__ or "").split("\n")[0])
     parser.add_argument("workdir", help="the workdir of a model that translates")
     parser.add_argument("--requests", type=whole(2 * MEDIAN_OF), default=1000, help="default 1000")
+    parser.add_argument("--rows", metavar="FILE", help="a row is added to this file")
     args = parser.parse_args(arguments)
     command = [sys.executable, "-m", "transformer", "page", args.workdir, "--port", "0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment()) as server:
@@ -96,7 +100,8 @@ def main(arguments: list[str]) -> None:
             }
         finally:
             server.terminate()
-    print(json.dumps(found))
+    row = {"part": "page", "model": Path(args.workdir).name, **found}
+    print(json.dumps(Rows(args.rows).add(row) if args.rows else row))
 
 
 if __name__ == "__main__":
