@@ -18,7 +18,8 @@ def test_the_notebook_runs(trained, tmp_path, environment, monkeypatch) -> None:
     cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert all(cell.outputs == [] and cell.execution_count is None for cell in cells)  # as it is committed
     nbclient.NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}}).execute()
-    printed = ["".join(output.get("text", "") for output in cell.outputs) for cell in cells]
+    streams = [[output for output in cell.outputs if output.get("name") == "stdout"] for cell in cells]
+    printed = ["".join(output["text"] for output in outputs) for outputs in streams]
     assert printed[0].strip() and "fell out" in printed[1]
     assert [line.split()[0] for line in printed[2].splitlines()[:3]] == ["encoder", "decoder", "cross"]
     assert printed[-1].endswith("answers [1, 0, 1, 0]\n")
