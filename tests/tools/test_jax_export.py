@@ -50,7 +50,11 @@ def alone(environment, tmp_path: Path):
     def alone(folder: Path, arrays, function: str | None = None, lines=()) -> tuple[list[np.ndarray], list]:
         asked = {"arrays": [np.asarray(x).tolist() for x in arrays], "function": function, "lines": list(lines)}
         done = subprocess.run(
-            [sys.executable, str(Path(__file__).with_name("alone.py")), str(folder)],
+            [
+                os.environ.get("TRANSFORMER_ALONE", sys.executable),
+                str(Path(__file__).with_name("alone.py")),
+                str(folder),
+            ],
             input=json.dumps(asked),
             capture_output=True,
             text=True,
