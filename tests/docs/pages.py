@@ -20,7 +20,7 @@ from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
 from transformer.command_line import config_file
-from transformer.config import FinetuneConfig, ParsingConfig, flatten
+from transformer.config import AlgorithmConfig, FinetuneConfig, ParsingConfig, flatten
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -186,6 +186,8 @@ def at_toy_size(program: str, arguments: list[str]) -> list[str]:
             toy |= TUNING
             left_out = {f"--train.{name}" for name in config.computed}
             left_out |= MODEL.keys() if "--train.init_from" in arguments else set()
+        if isinstance(config, AlgorithmConfig):
+            left_out = {"--train.batch_tokens"}  # data.batch_rows sets it
         if isinstance(config, ParsingConfig):
             toy |= {"--data.vocab_size": "38"}
             left_out = MODEL.keys() - {"--model.decoder_layers"} if "--train.init_from" in arguments else set()

@@ -10,6 +10,7 @@ nbclient = pytest.importorskip("nbclient", reason="needs nbclient")
 pytest.importorskip("ipykernel", reason="needs ipykernel")
 
 
+@pytest.mark.slow
 def test_the_notebook_runs(trained, tmp_path, environment, monkeypatch) -> None:
     shutil.copytree(trained, tmp_path / "runs" / "quickstart")
     for name, value in environment.items():  # the kernel is a process of its own

@@ -93,6 +93,7 @@ def consistent(one, options, samples=False):
                 assert one.nodes[j].log_prob == pytest.approx(same[0], abs=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OPTIONS)
 def test_a_recorded_search_is_the_compiled_one(name):
     """Of random models, with rows that end early and at their limit, and an empty row; of the first options, also with
@@ -143,9 +144,9 @@ def test_a_search_ends_when_it_is_told_to():
     "options",
     [
         {},
-        {"beam_size": 4, "n_best": 3, "length_penalty": 1.0},
-        {"beam_size": 1},
-        {"no_repeat_ngram": 2, "min_length": 6, "banned": ("Hund",)},
+        pytest.param({"beam_size": 4, "n_best": 3, "length_penalty": 1.0}, marks=pytest.mark.slow),
+        pytest.param({"beam_size": 1}, marks=pytest.mark.slow),
+        pytest.param({"no_repeat_ngram": 2, "min_length": 6, "banned": ("Hund",)}, marks=pytest.mark.slow),
         {"sample": True, "n_best": 3, "temperature": 0.7, "seed": 5},
     ],
     ids=str,
@@ -163,6 +164,7 @@ def test_a_trained_translator(trained, options):
     assert found[0][0][0].text.startswith("rot Ka") and found[2][0] == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{"sample": True, "n_best": 3}, {"beam_size": 3, "n_best": 2}], ids=str)
 def test_a_generator(options):
     """Also beyond the context, and with a string that ends a text."""

@@ -42,6 +42,8 @@ for module in ("flatbuffers", "safetensors"):
     pytest.importorskip(module, reason=f"export --to jax needs {module}")
 from jax import export  # noqa: E402
 
+pytestmark = pytest.mark.slow  # it compiles much
+
 
 @pytest.fixture
 def alone(environment, tmp_path: Path):

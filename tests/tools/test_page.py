@@ -23,7 +23,7 @@ pytest.importorskip("tokenizers", reason="needs tokenizers")
 
 from schemas import check
 from served import Client, serving
-from test_attention import vocabulary, workdirs  # noqa: F401
+from test_attention_verb import vocabulary, workdirs  # noqa: F401
 
 from transformer import Classifier, Generator, Parser, Translator
 from transformer.checkpoint import Checkpoints

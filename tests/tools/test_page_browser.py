@@ -16,7 +16,7 @@ from selenium.webdriver import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
-from test_attention import vocabulary, workdirs  # noqa: F401
+from test_attention_verb import vocabulary, workdirs  # noqa: F401
 from test_page import ODD, SENTENCE, Page
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
