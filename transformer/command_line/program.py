@@ -137,7 +137,8 @@ class _End:
     interrupt the clean-up. For Ctrl-C it raises `KeyboardInterrupt`, each time.
 
     It waits for an import in progress, up to `_LONGEST_IMPORT`: libraries whose import is interrupted print tracebacks
-    or end the process."""
+    or end the process.
+    """
 
     def __init__(self, message: str):
         self._message = message

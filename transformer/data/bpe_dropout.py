@@ -5,6 +5,7 @@ A sentence's pieces are a function of (seed, epoch, pair, side) alone, so a resu
 
 from __future__ import annotations
 
+import copy
 import itertools
 import random
 from collections.abc import Iterable, Sequence
@@ -78,7 +79,8 @@ class BpeDropout:
 
     def check(self, store: TokenStore) -> None:
         """Raise `UserError` unless merging gives the pieces of the store: then the tokenizer is BPE."""
-        without = _without_dropout(self)
+        without = copy.copy(self)
+        without.rate = 0.0
         for i in range(min(_SAMPLE, len(store))):
             for ids in (store.source(i), store.target(i)):
                 if without(ids, 2**31, 0) != ids.tolist():
@@ -103,12 +105,6 @@ def _symbols(tokenizer: Tokenizer, id: int) -> Sequence[str]:
     """The characters of a piece; a name for a byte or a special piece, which no merge has made."""
     text = tokenizer.piece(id)
     return tuple(text) if id >= len(SPECIALS) and text.encode() == tokenizer.spelling[id] else (f"<{id}>",)
-
-
-def _without_dropout(dropout: BpeDropout) -> BpeDropout:
-    other = object.__new__(BpeDropout)
-    other.__dict__ = {**dropout.__dict__, "rate": 0.0}
-    return other
 
 
 def _random(*numbers: int) -> random.Random:

@@ -160,9 +160,9 @@ def _scores(about: About) -> Iterator[str]:
 
 
 def flat_numbers(result: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
-    """The numbers of a result, with dotted names; not those of its options of decoding."""
+    """The numbers of a result, with dotted names; not those of its options and tables."""
     for name, value in result.items():
-        if isinstance(value, Mapping) and name not in ("decode", "against"):
+        if isinstance(value, Mapping) and name not in ("decode", "against", "breakdown", "exact_match_by_length"):
             yield from flat_numbers(value, f"{prefix}{name}.")
         elif isinstance(value, int | float) and not isinstance(value, bool):
             yield f"{prefix}{name}", value
