@@ -15,7 +15,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -30,11 +30,11 @@ TEXTS = ("The concert is on November 2nd, 2030.", "The course lasts eighty-eight
 MEDIAN_OF = 20
 
 
-def translated(port: int, count: int) -> Iterator[float]:
+def translated(port: int, texts: Sequence[str], count: int) -> Iterator[float]:
     """The seconds of each of `count` translations, every other one with its search."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
     for i in range(count):
-        request = {"source": TEXTS[i % len(TEXTS)], "search": i % 2 == 0}
+        request = {"source": texts[i % len(texts)], "search": i % 2 == 0}
         began = time.monotonic()
         connection.request("POST", "/api/1/translate", json.dumps(request), {"Content-Type": "application/json"})
         response = connection.getresponse()
@@ -76,6 +76,7 @@ def first_paint(address: str) -> float | None:
 def main(arguments: list[str]) -> None:
     parser = Parser("benchmarks/page.py", (__doc__ or "").split("\n")[0])
     parser.add_argument("workdir", help="the workdir of a model that translates")
+    parser.add_argument("--texts", nargs="+", default=TEXTS, help="what is translated (default: the quickstart's kind)")
     parser.add_argument("--requests", type=whole(2 * MEDIAN_OF), default=1000, help="default 1000")
     parser.add_argument("--rows", metavar="FILE", help="a row is added to this file")
     args = parser.parse_args(arguments)
@@ -87,10 +88,10 @@ def main(arguments: list[str]) -> None:
             if not address:
                 raise UserError("the server did not start; its message stands above")
             port = int(address.rsplit(":", 1)[1].strip("/"))
-            list(translated(port, len(TEXTS) * 2))  # compiles
-            times = list(translated(port, MEDIAN_OF))
+            list(translated(port, args.texts, len(args.texts) * 2))  # compiles
+            times = list(translated(port, args.texts, MEDIAN_OF))
             before = memory(server.pid)
-            list(translated(port, args.requests))
+            list(translated(port, args.texts, args.requests))
             found = {
                 "translation_ms": round(1000 * statistics.median(times), 1),
                 "memory_mib": before,
