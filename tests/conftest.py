@@ -67,19 +67,18 @@ HURRIED = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=fals
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Set XLA's flags for the quick tests, before JAX starts in any process.
+    """Set XLA's flags before JAX starts in any process, but for `-m long`: those tests need good code.
 
-    Not if this version of XLA lacks a flag, because then the program would end. Not for the slow tests: they train
-    for long, so good code is worth its compilation.
+    Not if this version of XLA lacks a flag, because then the program would end.
     """
-    if "XLA_FLAGS" not in os.environ and config.option.markexpr == "not slow":
+    if "XLA_FLAGS" not in os.environ and config.option.markexpr != "long":
         os.environ["XLA_FLAGS"] = HURRIED
         probe = [sys.executable, "-c", "import jax; jax.devices()"]
         if subprocess.run(probe, capture_output=True).returncode:
             os.environ["XLA_FLAGS"] = ""
 
 
-LONGEST = ("test_takes_off.py", "test_trained_model.py", "test_chinese.py", "test_kills.py")
+LONGEST = ("test_trained_model.py", "test_kills.py", "test_commands_run.py", "test_bad_checkpoints.py")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -155,6 +155,7 @@ def test_the_config_is_checked() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_the_mode_of_two_symbols_is_learnt_for_longer_texts(tmp_path: Path, call) -> None:
     """One layer with one head, 16 wide, trained up to length 50: at 51 to 100 nearly all answers are right."""
     sizes = ("--data.symbols=2", "--model.heads=1", "--model.d_model=16", "--model.d_ff=64")

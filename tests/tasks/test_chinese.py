@@ -75,6 +75,7 @@ def test_a_target_without_spaces_is_told_where_no_language_is_named(chinese: Pat
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_the_best_checkpoint_of_a_chinese_model_is_good(chinese: Path, call, tmp_path: Path) -> None:
     done = call("train.py", "--config", chinese / "config.py", "--workdir", tmp_path / "run")
     assert done.code == 0, done.err

@@ -18,7 +18,7 @@ from transformer.jobs import train
 from transformer.tasks.judges import score
 from transformer.tasks.sets import read_set
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 
 
 @pytest.fixture(scope="module")

@@ -107,6 +107,7 @@ MULTI30K = ("train.steps=300", "train.warmup_steps=200", "train.eval_every=300",
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_multi30k_takes_off_with_two_seeds(environment, tmp_path: Path, report) -> None:
     """With a shorter warmup than in the config, so that 300 updates are enough."""
     text = environment.get("TRANSFORMER_DATA")
