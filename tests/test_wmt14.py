@@ -8,6 +8,7 @@ import json
 import subprocess
 from pathlib import Path
 
+import pytest
 from wmt_archives import files, pack, sentence, serve
 
 ROOT = Path(__file__).parents[1]
@@ -30,6 +31,7 @@ SMALL = [
 ]
 
 
+@pytest.mark.slow
 def test_train_and_evaluate_on_wmt14(tmp_path: Path) -> None:
     assert importlib.util.find_spec("tensorflow") is None, "this must be shown in an environment without TensorFlow"
     workdir = str(tmp_path / "run")

@@ -143,7 +143,7 @@ def test_a_search_ends_when_it_is_told_to():
 @pytest.mark.parametrize(
     "options",
     [
-        {},
+        pytest.param({}, marks=pytest.mark.slow),
         pytest.param({"beam_size": 4, "n_best": 3, "length_penalty": 1.0}, marks=pytest.mark.slow),
         pytest.param({"beam_size": 1}, marks=pytest.mark.slow),
         pytest.param({"no_repeat_ngram": 2, "min_length": 6, "banned": ("Hund",)}, marks=pytest.mark.slow),

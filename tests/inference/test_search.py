@@ -114,6 +114,7 @@ def test_neighbours_and_padding_rows_change_no_bit():
                     np.testing.assert_array_equal(alone[seat], all_four[i])
 
 
+@pytest.mark.slow
 def test_sentences_that_leave_change_nothing_for_those_that_stay(monkeypatch):
     """Limits from 1 to 40 in one batch. It shrinks to half and to a quarter, its cache is collected twice, and each
     sentence has the same result as alone."""

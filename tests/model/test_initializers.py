@@ -117,6 +117,7 @@ def likeness(config: ModelConfig) -> float:
     return float((cosines_BST.sum() / 8 - 16) / (16 * 15))
 
 
+@pytest.mark.slow
 def test_positions_stay_apart_behind_a_deep_encoder() -> None:
     """With 'scaled', depth has no effect; with 'glorot', all positions look alike in a deep encoder."""
     config = ModelConfig(encoder_layers=8, decoder_layers=1, d_model=64, d_ff=128, heads=4)

@@ -32,6 +32,7 @@ def run(tmp_path_factory) -> Path:
     return workdir
 
 
+@pytest.mark.slow
 def test_and_is_learnt_as_and(run: Path, call) -> None:
     """Not as the polynomial of least degree that fits the training data, which is wrong on all patterns that decide."""
     done = call("evaluate.py", "--workdir", run, "--json")
@@ -46,6 +47,7 @@ def test_and_is_learnt_as_and(run: Path, call) -> None:
     assert "of 31 patterns that decide 31 are right" in done.out
 
 
+@pytest.mark.slow
 def test_several_seeds_are_scored_together(run: Path, tmp_path: Path, call) -> None:
     for seed in (0, 1):
         shutil.copytree(run, tmp_path / "runs" / f"seed-{seed}")

@@ -285,6 +285,7 @@ def test_a_head_goes_on_with_the_same_labels() -> None:
 # ---- Seeds -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_several_seeds(folder: Path, tmp_path: Path, call, monkeypatch) -> None:
     """Each in a folder of its own, with a summary; the best one predicts; a second call trains nothing."""
     command = ["train.py", "--config", folder / "config.py", "--workdir", tmp_path / "run", "--train.seeds=2"]
@@ -324,6 +325,7 @@ def test_several_seeds(folder: Path, tmp_path: Path, call, monkeypatch) -> None:
     assert done.code == 2 and "holds the runs of 2 seeds; give --train.seeds 2, or another --workdir" in done.err
 
 
+@pytest.mark.slow
 def test_a_seed_that_was_stopped_before_its_first_evaluation(
     folder: Path, run: Path, tmp_path: Path, call, monkeypatch
 ) -> None:
@@ -347,6 +349,7 @@ def test_a_seed_that_was_stopped_before_its_first_evaluation(
     assert (seeds["0"]["stopped_early"], seeds["1"]["stopped_early"]) == (None, told)
 
 
+@pytest.mark.slow
 def test_the_last_score_is_of_the_same_texts_as_the_best(folder: Path, tmp_path: Path, call) -> None:
     """Though training scored fewer of them."""
     options = ["--tune.epochs=1", "--train.eval_sentences=1", "--train.peak_learning_rate=1e-8"]

@@ -282,6 +282,7 @@ def fill(run: Path, call, monkeypatch):
     return fill
 
 
+@pytest.mark.slow
 def test_the_likeliest_pieces(run: Path, fill) -> None:
     """Each line by itself, in the order of the input; the probabilities are those of a forward pass."""
     lines = ["wolf [MASK] grass", "", "no mask", "[MASK] chair lamp [MASK] window floor table"]

@@ -274,6 +274,7 @@ def test_an_encoder_alone_computes_the_same_beside_a_decoder() -> None:
     np.testing.assert_allclose(found[1, :3], expected[1, :3], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_bert_becomes_the_encoder(folder: Path, tmp_path: Path, call) -> None:
     text = tmp_path / "a.txt"
     text.write_text(("the cat saw the dog .\nthe man liked the park .\n\n" * 40) + "a big red dog with it chased\n")

@@ -79,6 +79,7 @@ def test_sets_are_copied_without_what_else_lies_there(workdir: Path, tmp_path: P
     assert not (out / "sets/mine").exists() and not (out / "sets/notes.txt").exists()
 
 
+@pytest.mark.slow
 def test_up_training_by_the_command_line(call, trained: Path, tiny, tmp_path: Path):
     """Convert, then train on in another workdir. Training in the converted folder itself is refused."""
     start, on = tmp_path / "start", tmp_path / "on"

@@ -42,6 +42,7 @@ def test_gpt2_has_its_published_number_of_parameters() -> None:
     assert numbers(list(describe(config))[-1]) == [124_439_808]
 
 
+@pytest.mark.slow
 def test_gpt3s_attention_is_counted_as_in_the_lecture() -> None:
     lines = list(attention_table(config_file("configs/gpt3.py")))
     title, _, *matrices, together, biases, unfactored = lines[:9]

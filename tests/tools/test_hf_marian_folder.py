@@ -188,6 +188,7 @@ def test_old_files_hold_positions_and_other_names_of_the_table(opus, imported, t
 # ---- A workdir like any other ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_it_is_evaluated_fine_tuned_averaged_and_exported(call, opus, imported, tmp_path) -> None:
     for name, lines in (("en", SOURCE), ("de", TARGET)):
         (tmp_path / name).write_text("".join(f"{line}\n" for line in lines * 4))

@@ -42,6 +42,7 @@ def test_out_and_in_gives_the_same_bits(task: str, call, tmp_path: Path) -> None
     assert {**one.progress, "trainable": False} == {**other.progress, "trainable": False}
 
 
+@pytest.mark.slow
 def test_a_trained_run_goes_on_from_it(call, trained: Path, tiny, tmp_path: Path) -> None:
     """Translated with, and the start of a run; what Hugging Face's importers keep is kept."""
     folder, again = tmp_path / "out", tmp_path / "again"

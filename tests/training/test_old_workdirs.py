@@ -33,6 +33,7 @@ def old(workdir: Path) -> Path:
     return workdir
 
 
+@pytest.mark.slow
 def test_an_old_run_goes_on_to_the_same_bits(old: Path, trained: Path, tiny, tmp_path: Path, call) -> None:
     new = Path(shutil.copytree(trained, tmp_path / "new"))
     for folder in (old, new):

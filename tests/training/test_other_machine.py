@@ -16,6 +16,7 @@ TOLD = "resuming on another machine"
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system does not bind processes to cores")
+@pytest.mark.slow
 def test_cores_and_device_are_recorded_and_a_change_is_told(workdir: Path, tiny, caplog) -> None:
     mine = os.sched_getaffinity(0)
     if len(mine) < 2:

@@ -220,6 +220,7 @@ def test_a_job_of_slurm_is_found_by_itself(one: Path, tiny, environment, tmp_pat
         ((None, "--batch=auto"), "--batch is 'auto' in process 1 and None in process 0"),
     ],
 )
+@pytest.mark.slow
 def test_other_options_are_named(tiny, environment, tmp_path, options, told: str) -> None:
     meeting = f"127.0.0.1:{port()}"
     arguments = ("--config", tiny.config, "--workdir", tmp_path / "run", *SHORTER, "--coordinator", meeting)

@@ -88,6 +88,7 @@ def test_the_run_is_one_that_could_go_wrong(trained: Path) -> None:
     assert progress["interval"]["updates"] == 100 % config.train.log_every != 0  # and in the middle of a log interval
 
 
+@pytest.mark.slow
 def test_killed_after_a_save_and_during_one(trained: Path, start, tmp_path: Path) -> None:
     workdir, log = tmp_path / "run", tmp_path / "log"
     process = start(workdir)

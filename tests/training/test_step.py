@@ -175,6 +175,7 @@ def test_an_update_donates_the_state_and_counts() -> None:
     assert float(metrics["nll"]) / float(metrics["weight"]) < float(metrics["loss"]) + 0.5
 
 
+@pytest.mark.slow
 def test_r_drop_adds_half_of_the_divergence_of_two_readings() -> None:
     """As in the paper, but for a factor of two: the mean of both losses, and alpha / 2 times their divergence."""
     model, key, rows = objective().model, jax.random.key(3), {name: jnp.asarray(x) for name, x in batch(4).items()}

@@ -266,6 +266,7 @@ def test_what_is_not_finite_is_skipped_and_counted(call, tiny, tmp_path, planted
     same_run(tmp_path / "b", tmp_path / "a")
 
 
+@pytest.mark.slow
 def test_a_skipped_update_changes_nothing(tiny, tmp_path, planted, call) -> None:
     planted(4)
     command = "train.py", "--config", tiny.config, "--train.non_finite", "skip", "--train.checkpoint_every", 1
