@@ -49,8 +49,8 @@ class Training:
         for entry in complete_lines(self._workdir / "metrics.jsonl"):
             if "dev_loss" in entry and entry["step"] not in self._reported:
                 row = {**self._about, **{name: entry[name] for name in COLUMNS if name in entry}}
+                self._reported.add(entry["step"])  # first: a signal in between adds no row twice
                 self._rows.add(row, copy=self._copy)
-                self._reported.add(entry["step"])
                 yield row
 
     def failure(self) -> Iterator[dict[str, Any]]:

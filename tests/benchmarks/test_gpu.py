@@ -51,6 +51,7 @@ def alive(pid: int) -> bool:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_every_part_gives_its_rows(environment, tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     command = [sys.executable, ROOT / "benchmarks/gpu.py", "--quick", "--rows", path, "--seed", "1", "--commit", "abc"]
