@@ -168,3 +168,18 @@ def test_the_mode_of_two_symbols_is_learnt_for_longer_texts(tmp_path: Path, call
     result = json.loads(call("evaluate.py", "--workdir", tmp_path / "run", "--json").out)
     assert result["exact_match"]["51-100"] > 0.97
     assert result["exact_match"]["101-150"] > 0.9
+
+
+@pytest.mark.slow
+@pytest.mark.long
+def test_copying_is_learnt_for_texts_twice_as_long(tmp_path: Path, call) -> None:
+    """Trained on 10 to 25 symbols, most texts of 26 to 50 are copied. Short texts would make it slower."""
+    training = [f"--train.{name}=2500" for name in ("steps", "decay_steps", "eval_every", "checkpoint_every")]
+    lengths = ("--data.shortest=10", "--data.longest=25", "--data.tested", "50", "--data.batch_rows=32")
+    sizes = ("--model.d_model=128", "--model.d_ff=512", "--model.heads=2", "--model.max_positions=140")
+    config = ("--config", CONFIGS / "copy.py", "--model.position_offset=50", "--workdir", tmp_path / "run")
+    done = call("train.py", *config, *training, *lengths, *sizes)
+    assert done.code == 0, done.err
+    result = json.loads(call("evaluate.py", "--workdir", tmp_path / "run", "--json").out)
+    assert result["exact_match"]["10-25"] > 0.9
+    assert result["exact_match"]["26-50"] > 0.7
