@@ -42,7 +42,7 @@ class InstancesConfig:
     """Evaluation also takes the lengths beyond `longest` up to each of these, range by range."""
     batch_rows: Count = 64
     """Number of instances per update. It sets train.batch_tokens."""
-    dev_instances: Count = 200
+    dev_instances: Count = 1_000
     """Number of instances of each range in the evaluations of training."""
     test_instances: Count = 2_000
     """Number of instances of each range in evaluate.py."""
