@@ -166,7 +166,10 @@ def to_json(value: Any, indent: int | None = None) -> str:
     text = json.dumps(numbers(value), ensure_ascii=False, indent=indent)
     if text.isprintable():
         return text
-    return "".join(json.dumps(char)[1:-1] if char != "\n" and _harmful(char) else char for char in text)
+    for char in set(text) - {"\n"}:
+        if _harmful(char):
+            text = text.replace(char, json.dumps(char)[1:-1])
+    return text
 
 
 def numbers(value: Any) -> Any:

@@ -14,6 +14,7 @@ import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
@@ -27,8 +28,12 @@ from test_attention_verb import vocabulary, workdirs  # noqa: F401
 
 from transformer import Classifier, Generator, Parser, Translator
 from transformer.checkpoint import Checkpoints
-from transformer.config import DecodeConfig
+from transformer.config import DecodeConfig, ModelConfig, UserError
+from transformer.inference.recorder import ROOT, Alternative, Node, Recorded
+from transformer.model import build
+from transformer.tools.page.decoding import Translation
 from transformer.tools.page.kinds import kind_of
+from transformer.tools.page.search import Spelling, as_json
 
 SENTENCE = "red cat sees the big dog"
 ODD = ["👩‍🚀 red cat", "<script>alert(1)</script>", "שלום red", "\u202ered\x00cat", "red\ncat", "a" * 25]
@@ -167,6 +172,46 @@ def test_texts_that_are_odd_long_or_missing(translation):
     assert translation.client.post("generate", {"prompt": "a"}).status == 404
 
 
+def test_a_prefix_that_is_too_long_spoils_no_other_request(translation):
+    """Requests are decoded together; the bounds of a prefix depend on max_extra_length."""
+    requests = [{"source": "red cat", "max_extra_length": 0, "prefix": text} for text in ("rot", "rot " * 40)]
+    right, wrong = translation.kind._translate(requests, threading.Event())
+    assert right["translation"].startswith("rot")
+    assert wrong.field == "prefix" and re.fullmatch(r"prefix: has \d+ pieces, and the most is 30; .*", str(wrong))
+    assert translation.ask("translate", source="red cat", prefix="rot " * 20)["translation"].startswith("rot rot")
+
+
+def test_a_model_with_learned_positions_keeps_to_them(trained):
+    """However many pieces a request asks for."""
+    tokenizer = Translator.load(str(trained)).tokenizer
+    model = build(ModelConfig(encoder_layers=1, decoder_layers=1, vocab_size=tokenizer.vocab_size, positions="learned",
+                              max_positions=12, d_model=16, d_ff=24, heads=2, dropout=0.0))  # fmt: skip
+    config = DecodeConfig(max_source_length=8, max_extra_length=3, length_penalty=5.0)
+    translator = Translator(model, model.init(jax.random.key(0)), tokenizer, config)
+    kind = Translation(translator)
+    (found,) = kind._translate([{"source": "red cat", "max_extra_length": 512, "details": True}], threading.Event())
+    assert found["score"] is not None and len(found["pieces"]) <= 12
+    (wrong,) = kind._translate([{"source": "a", "prefix": "a b c d e f g h i j k l m"}], threading.Event())
+    assert wrong.field == "prefix"
+    with pytest.raises(UserError, match=r"decode\.max_extra_length = 512 allow for 521 positions"):
+        translator.with_config(dataclasses.replace(config, max_extra_length=512))
+
+
+def test_what_pieces_spell():
+    """A character of several pieces becomes complete with its last one; none does after a piece without text."""
+    spelling = Spelling([b"\xe2\x96\x81a", b"\xc3", b"\xa9x", b"\xff", b""], "\u2581")
+    nodes = [Node(parent, step, piece, -1.0, -1.0, False) for parent, step, piece in
+             ((ROOT, 0, 0), (0, 1, 1), (1, 2, 2), (2, 3, 3), (3, 4, 0), (1, 2, 0))]  # fmt: skip
+    alternatives = {1: [Alternative(2, -1.0), Alternative(1, -1.0)], 0: [Alternative(1, -1.0)]}
+    record = Recorded(nodes, alternatives, None, [[0, 1, 2, 3, 4]])
+    found = as_json(record, str, spelling, 4, 1)
+    assert [node["text"] for node in found["nodes"]] == [" a", None, "éx", None, None, None]
+    pieces = found["outputs"][0]["pieces"]
+    assert [piece["text"] for piece in pieces] == [" a", "", "éx", None, None]
+    assert [one["text"] for one in pieces[2]["alternatives"]] == ["éx", None]
+    assert [one["text"] for one in pieces[1]["alternatives"]] == [None]
+
+
 def test_four_clients_at_once(translation):
     sentences = [SENTENCE, "a small green bird", "old house finds new tree", "the blue car"]
     alone = [translation.ask("translate", source=text)["translation"] for text in sentences]
@@ -196,6 +241,8 @@ def test_a_language_model(workdirs):  # noqa: F811
         assert answer["log_prob"] == pytest.approx(expected[0].log_prob, rel=1e-4)
         for output, each in zip(answer["search"]["outputs"], expected, strict=True):
             assert "".join(piece["text"] for piece in output["pieces"]) == each.text
+            nodes = [answer["search"]["nodes"][piece["node"]] for piece in output["pieces"]]
+            assert "".join(node["text"] for node in nodes) == each.text
         drawn = [page.ask("generate", prompt="", sample=True, seed=seed, n_best=3)["n_best"] for seed in (1, 1, 2)]
         assert drawn[0] == drawn[1] != drawn[2] and len(drawn[0]) == 3
         stopped = page.ask("generate", prompt="abc", stop=[answer["text"][1:2]], max_extra_length=6)

@@ -1,6 +1,7 @@
 """The page in a real browser: translate, pick an alternative, walk the tree, switch heads, without a mouse and with
 axe-core's rules of accessibility."""
 
+import json
 import shutil
 import subprocess
 import tarfile
@@ -71,7 +72,17 @@ class Browser:
         assert self.driver.get_log("browser") == []
 
     def fits(self):
-        assert self.driver.execute_script("return document.documentElement.scrollWidth <= innerWidth")
+        """Nothing is wider than the page, and no field of the form lies over another one or leaves the form."""
+        root = "document.documentElement"
+        assert self.driver.execute_script(f"return {root}.scrollWidth <= {root}.clientWidth")
+        boxes = [each.rect for each in self.all("form input, form textarea, form button")]
+        right = (form := self.one("form").rect)["x"] + form["width"]
+        for i, one in enumerate(boxes):
+            assert one["x"] + one["width"] <= right + 1
+            for other in boxes[:i]:
+                across = min(one["x"] + one["width"], other["x"] + other["width"]) - max(one["x"], other["x"])
+                down = min(one["y"] + one["height"], other["y"] + other["height"]) - max(one["y"], other["y"])
+                assert across <= 0 or down <= 0
 
     def accessible(self, axe):
         self.driver.execute_script(axe)
@@ -159,6 +170,78 @@ def test_a_link_gives_the_same_again(browser):
     assert browser.one(".said").text == said and browser.one("#source").get_attribute("value") == SENTENCE
 
 
+def saved(browser):
+    """What `Save as JSON` writes."""
+    browser.driver.execute_script(
+        "URL.createObjectURL = (file) => { window.file = file; return '#'; };"
+        "HTMLAnchorElement.prototype.click = () => {};"
+    )
+    browser.one("#save").click()
+    return json.loads(browser.driver.execute_async_script("window.file.text().then(arguments[0])"))
+
+
+def test_save_all_that_is_shown(browser, translation):
+    """Attention too, until another output is chosen."""
+    browser.run(SENTENCE)
+    assert sorted(saved(browser)) == ["answer", "endpoint", "model", "request"]
+    browser.one("button.do", "Show attention").send_keys(Keys.ENTER)
+    browser.wait(lambda: browser.all(".matrix"))
+    browser.settled()
+    expected = translation.ask("attention", source=SENTENCE, target=browser.one(".said").text, packed=True)
+    assert saved(browser)["attention"] == expected
+    browser.all(".outputs input")[1].send_keys(Keys.SPACE)
+    assert "attention" not in saved(browser) and not browser.all(".matrix")
+
+
+def test_what_was_given_stays_marked(browser):
+    """Only pieces that the request had are marked, whatever is typed later. The focus is where the search went on."""
+    browser.run(SENTENCE)
+    browser.one("#prefix").send_keys("x" * 40)
+    browser.all(".outputs input")[1].send_keys(Keys.SPACE)
+    assert not browser.all(".forced") and "given" not in browser.one(".key").text
+    browser.all(".text button.piece")[1].send_keys(Keys.ENTER)
+    next(one for one in browser.all(".alternatives button") if one.is_enabled()).send_keys(Keys.ENTER)
+    browser.wait(lambda: browser.all(".forced"))
+    browser.settled()
+    assert browser.driver.switch_to.active_element == browser.all(".forced")[-1]
+    assert "given" in browser.one(".key").text
+
+
+def test_a_field_to_be_corrected_has_the_focus(browser):
+    browser.run(SENTENCE)
+    browser.driver.execute_script("document.getElementById('beam_size').value = 99")
+    browser.one("form button[type=submit]").click()
+    browser.wait(lambda: "beam_size: must be" in browser.one("#status").text)
+    field = browser.driver.switch_to.active_element
+    assert (field.get_attribute("id"), field.get_attribute("aria-invalid")) == ("beam_size", "true")
+    browser.driver.execute_script("arguments[0].value = 2", field)
+    field.send_keys(Keys.ENTER)
+    browser.wait(lambda: browser.one("#status").text.startswith("Done"))
+    assert field.get_attribute("aria-invalid") is None
+    (failed,) = browser.driver.get_log("browser")
+    assert "400" in failed["message"]
+
+
+def test_a_question_that_is_not_waited_for_is_dropped(browser):
+    """The one before the last is aborted, so that its computation can end."""
+    browser.driver.execute_script(
+        "window.ended = []; const before = fetch; window.fetch = (...given) => "
+        "(given[1].signal.onabort = () => ended.push(given[0]), before(...given))"
+    )
+    browser.run(SENTENCE)
+    assert browser.driver.execute_script("return ended") == []
+    browser.run(SENTENCE + " cat")
+    assert browser.driver.execute_script("return ended") == ["api/1/translate"]
+
+
+def test_pieces_can_be_seen(browser):
+    """Also those without a shape; and numbers near 0."""
+    found = browser.driver.execute_script(r"return ['\u200b', '\ufeff', '\u00ad', ' ', 'a'].map(page.visible)")
+    assert found == ["<200b>", "<feff>", "<ad>", "␣", "a"]
+    assert browser.driver.execute_script("return [1e-9, 0.004, 0.5].map(page.percent)") == [
+        "<\u00a00.01\u00a0%", "0.4\u00a0%", "50\u00a0%"]  # fmt: skip
+
+
 def test_walk_the_tree(browser, translation):
     """With arrow keys along the best output to its end; then go on from a hypothesis that fell out."""
     browser.run(SENTENCE)
@@ -228,6 +311,7 @@ def test_everything_is_accessible(browser, axe, look):
         browser.run(SENTENCE)
         browser.all(".text button.piece")[1].click()
         browser.one("form details summary").click()
+        browser.fits()
         for summary in browser.all("#results details summary"):
             summary.click()
         browser.one("button.do", "Show attention").click()
@@ -238,6 +322,33 @@ def test_everything_is_accessible(browser, axe, look):
     finally:
         browser.driver.set_window_size(1280, 1200)
         browser.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
+
+
+def test_lines_of_a_tree_leave_its_labels_alone(browser):
+    """Also the line of a child that is far to the right of its parent."""
+    park = ["NP", ["DT", "the"], ["NN", "park"]]
+    verb = ["VP", ["VBD", "chased"], ["NP", ["DT", "the"], ["NN", "cat"]], ["PP", ["IN", "with"], park]]
+    root = ["S", ["NP", ["DT", "the"], ["NN", "man"]], verb, [".", "."]]
+    struck = browser.driver.execute_script(
+        """
+        const picture = constituents(arguments[0]);
+        picture.style.font = "13px system-ui";
+        document.body.append(picture);
+        const labels = [...picture.querySelectorAll("text")].map((one) => [one.textContent, one.getBBox()]);
+        const found = [];
+        for (const path of picture.querySelectorAll("path"))
+          for (let at = 0; at <= path.getTotalLength(); at++) {
+            const { x, y } = path.getPointAtLength(at);
+            for (const [label, box] of labels)
+              if (x > box.x + 1 && x < box.x + box.width - 1 && y > box.y + 4 && y < box.y + box.height - 4)
+                found.push(label);
+          }
+        picture.remove();
+        return found;
+        """,
+        root,
+    )
+    assert struck == []
 
 
 OTHERS = {"gpt": "#prompt=abc", "pairs": "#text=the+cat&second=a+dog", "tags": "#text=the+cat", "bert": "#text=[MASK]"}
@@ -255,6 +366,10 @@ def test_other_kinds(driver, workdirs, axe, kind):  # noqa: F811
             choice = next(one for one in browser.all(".alternatives button") if one.is_enabled())
             choice.send_keys(Keys.ENTER)
             browser.wait(lambda: len(browser.one("#prompt").get_attribute("value")) == 4)
+            browser.settled()
+            browser.press(Keys.ENTER, browser.all("[role=treeitem]:not(.complete)")[0])
+            browser.one("button.do", "Go on from here").send_keys(Keys.ENTER)
+            browser.wait(lambda: len(browser.one("#prompt").get_attribute("value")) > 4)
             browser.settled()
         elif kind == "parser":
             assert browser.one("pre").text == page.ask("predict", text="the cat walks")["tree"]

@@ -1,5 +1,7 @@
 """The server of the page without a model: bounds, the line of requests, clients that leave, floods, headers."""
 
+import contextlib
+import errno
 import json
 import re
 import socket
@@ -273,6 +275,64 @@ def test_rubbish_on_the_socket(client, capfd):
     assert SECRET not in "".join(capfd.readouterr())
 
 
+def received(raw, seconds=20):
+    """What arrives until the server hangs up."""
+    raw.settimeout(seconds)
+    found = b""
+    while block := raw.recv(1 << 20):
+        found += block
+    return found
+
+
+def test_a_client_that_sends_no_request_is_dropped(client, monkeypatch):
+    """Also one that stops in the middle of a head, or after an answer. Else a few would keep all others out."""
+    monkeypatch.setattr("transformer.tools.page.server.REQUEST_SECONDS", 1)
+    head = f"GET /page.css HTTP/1.1\r\nHost: 127.0.0.1:{client.port}\r\n"
+    for sent in ("", head, f"{head}\r\n{head}"):
+        with socket.create_connection(("127.0.0.1", client.port), timeout=30) as raw:
+            raw.sendall(sent.encode())
+            with contextlib.suppress(ConnectionResetError):
+                assert received(raw).count(b"200 OK") == sent.count("\r\n\r\n")
+    assert client.post("echo", {"text": "a"}).status == 200
+
+
+def test_a_client_that_does_not_read_is_dropped(works, client, monkeypatch):
+    monkeypatch.setattr("transformer.tools.page.server.ANSWER_SECONDS", 1)
+    works.answer = lambda request: {"text": "x" * 50_000_000}
+    with leave(client) as raw:
+        assert raw.recv(1)
+        time.sleep(4)
+        with contextlib.suppress(ConnectionResetError):
+            assert len(received(raw)) < 40_000_000
+    works.answer = lambda request: request
+    assert client.post("echo", {"text": "a"}).status == 200
+
+
+def test_a_large_answer_keeps_nobody_waiting(client, monkeypatch):
+    writing = threading.Event()
+
+    def slow(value):
+        writing.set()
+        time.sleep(3)
+        return json.dumps(value)
+
+    monkeypatch.setattr("transformer.tools.page.app.to_json", slow)
+    with ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(client.post, "echo", {"text": "a"})
+        assert writing.wait(20)
+        assert client.request("GET", "/page.css").status == 200 and not answer.done()
+        assert answer.result().json == {"text": "a"}
+
+
+def test_a_body_that_is_no_http_is_no_fault_of_the_server(client, caplog):
+    """The answer to the head comes when uvicorn has already refused the body."""
+    head = f"POST /api/1/nothing HTTP/1.1\r\nHost: 127.0.0.1:{client.port}\r\nContent-Type: application/json\r\n"
+    with socket.create_connection(("127.0.0.1", client.port), timeout=30) as raw:
+        raw.sendall(f"{head}Transfer-Encoding: chunked\r\n\r\nzz\r\n".encode())
+        assert received(raw).startswith(b"HTTP/1.1 400")
+    assert client.post("echo", {"text": "a"}).status == 200 and caplog.text == ""
+
+
 # ---- Where it listens ------------------------------------------------------------------------------------------------
 def test_hosts():
     local, everywhere, named = Hosts("127.0.0.1", 80), Hosts("0.0.0.0", 8000), Hosts("box.lan", 8000)
@@ -284,7 +344,22 @@ def test_hosts():
     assert local.origin("http://localhost") and not local.origin("https://localhost") and not local.origin("localhost")
 
 
-def test_a_port_in_use_and_an_unknown_host():
+def failing(method, number):
+    """A class of sockets that fail when they are made, or at a method."""
+
+    class Failing(socket.socket):
+        def __init__(self, *given):
+            if method == "socket":
+                raise OSError(number, "no")
+            super().__init__(socket.AF_INET, *given[1:])
+
+        def bind(self, address):
+            raise OSError(number, "no")
+
+    return Failing
+
+
+def test_a_port_in_use_and_an_unknown_host(monkeypatch):
     with listening("127.0.0.1", 0) as bound:
         port = bound.getsockname()[1]
         assert address_of(bound, "127.0.0.1") == f"http://127.0.0.1:{port}/"
@@ -297,6 +372,11 @@ def test_a_port_in_use_and_an_unknown_host():
             listening(host, 0)
     with pytest.raises(UserError, match=r"^--host 192.0.2.1: no address of this machine"):
         listening("192.0.2.1", 0)
+    for family, number in (("socket", errno.EAFNOSUPPORT), ("bind", errno.EINVAL)):  # no IPv6; no scope of an address
+        with monkeypatch.context() as patch, pytest.raises(UserError, match=r"^--host ::1: no address of this machine"):
+            patch.setattr(socket, "getaddrinfo", lambda *given, **more: [(socket.AF_INET6, 1, 6, "", ("::1", 0))])
+            patch.setattr("transformer.tools.page.server.socket.socket", failing(family, number))
+            listening("::1", 0)
 
 
 def test_the_checker_of_schemas():

@@ -89,13 +89,7 @@ class Translator:
         self.models = self._ensemble.models
         self.batcher, self._vocab_size = self._ensemble.batcher, self._ensemble.vocab_size
         self._positions = self._ensemble.positions("source_positions", "target_positions")
-        longest = min(c.max_source_length + c.max_extra_length, c.max_length or math.inf)
-        if self._positions is not None and max(c.max_source_length, longest) >= self._positions:
-            raise UserError(
-                f"decode.max_source_length = {c.max_source_length} and decode.max_extra_length = {c.max_extra_length} "
-                f"allow for {max(c.max_source_length, longest) + 1} positions, but a model has only {self._positions} "
-                "learned positions (model.max_positions); lower them"
-            )
+        self._check_positions(c)
 
     @classmethod
     def load(
@@ -126,6 +120,7 @@ class Translator:
     def with_config(self, config: DecodeConfig) -> Translator:
         """The same models with other options of decoding. `config.dtype` has no effect."""
         check_decode(config)
+        self._check_positions(config)
         other = copy.copy(self)
         other.config, other.tally, other._ensemble = config, Tally(), self._ensemble.with_config(config)
         other.batcher = other._ensemble.batcher
@@ -366,6 +361,16 @@ class Translator:
             heads = max(model.config.heads for model in self.models)
             what = f"the attention weights of a source of {most} pieces"
             require_memory(4 * heads * (most + 1) ** 2, what, "lower decode.max_source_length")
+
+    def _check_positions(self, c: DecodeConfig) -> None:
+        """Raise `UserError` if the options allow for more positions than a model has learned."""
+        longest = min(c.max_source_length + c.max_extra_length, c.max_length or math.inf)
+        if self._positions is not None and max(c.max_source_length, longest) >= self._positions:
+            raise UserError(
+                f"decode.max_source_length = {c.max_source_length} and decode.max_extra_length = {c.max_extra_length} "
+                f"allow for {max(c.max_source_length, longest) + 1} positions, but a model has only {self._positions} "
+                "learned positions (model.max_positions); lower them"
+            )
 
     def _check_lengths(self, pieces: Sequence[Sequence[int]], name: Callable[[int], str]) -> None:
         """Raise `UserError` if a translation or prefix has more pieces than decoding allows, or than the model has

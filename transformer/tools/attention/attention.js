@@ -1,5 +1,40 @@
 "use strict";
 
+/** Elements, text and numbers, for attention and for the page that is served. All text is written as text. */
+const page = {
+  element(name, properties = {}, ...children) {
+    const made = document.createElement(name);
+    for (const [key, value] of Object.entries(properties)) {
+      if (key in made) made[key] = value;
+      else made.setAttribute(key, value);
+    }
+    made.append(...children);
+    return made;
+  },
+
+  /** Text of a piece that can be seen: spaces, line breaks and what has no shape get a sign or their number. */
+  visible(piece) {
+    const signs = { " ": "␣", "\n": "⏎", "\t": "⇥", "": "∅" };
+    if (piece in signs) return signs[piece];
+    return piece.replace(/[\p{Cc}\p{Cf}\p{Zl}\p{Zp}]/gu, (sign) =>
+      /[\u200c\u200d]/.test(sign) && piece.length > 1 ? sign : `<${sign.codePointAt(0).toString(16)}>`,
+    );
+  },
+
+  /** "rtl" if the first letter of a text belongs to a script that runs from right to left. */
+  direction(text) {
+    const letter = /\p{L}/u.exec(text);
+    const leftwards = /[\p{Script=Hebrew}\p{Script=Arabic}\p{Script=Syriac}\p{Script=Thaana}\p{Script=Nko}]/u;
+    return letter && leftwards.test(letter[0]) ? "rtl" : "ltr";
+  },
+
+  percent(share) {
+    if (share > 0 && share < 0.0001) return "<\u00a00.01\u00a0%";
+    const hundredths = share > 0 && share < 0.01 ? (share * 100).toPrecision(1) : Math.round(share * 100);
+    return `${hundredths}\u00a0%`;
+  },
+};
+
 /*
  * showAttention(root, attended) draws all attention of one pass into the element root.
  *
@@ -8,6 +43,7 @@
  * All text is written as text. Nothing is loaded.
  */
 async function showAttention(root, attended) {
+  const { element, visible, direction, percent } = page;
   const NAMES = { encoder: "Encoder self-attention", decoder: "Decoder self-attention", cross: "Cross-attention" };
   const SIDES = { source: "Source", target: "Target", read: "Read so far", text: "Text" };
   const SMALL = 96; // pixels of a small map at most, before it is scaled
@@ -73,37 +109,6 @@ async function showAttention(root, attended) {
 
   // ---- Elements ----
 
-  function element(name, properties = {}, ...children) {
-    const made = document.createElement(name);
-    for (const [key, value] of Object.entries(properties)) {
-      if (key in made) made[key] = value;
-      else made.setAttribute(key, value);
-    }
-    made.append(...children);
-    return made;
-  }
-
-  /** Text of a piece that can be seen: spaces, line breaks and what has no shape get a sign or their number. */
-  function visible(piece) {
-    const signs = { " ": "␣", "\n": "⏎", "\t": "⇥", "": "∅" };
-    if (piece in signs) return signs[piece];
-    return piece.replace(/[\p{Cc}\p{Cf}\p{Zl}\p{Zp}]/gu, (sign) =>
-      /[\u200c\u200d]/.test(sign) && piece.length > 1 ? sign : `<${sign.codePointAt(0).toString(16)}>`,
-    );
-  }
-
-  /** "rtl" if the first letter of a text belongs to a script that runs from right to left. */
-  function direction(text) {
-    const letter = /\p{L}/u.exec(text);
-    const leftwards = /[\p{Script=Hebrew}\p{Script=Arabic}\p{Script=Syriac}\p{Script=Thaana}\p{Script=Nko}]/u;
-    return letter && leftwards.test(letter[0]) ? "rtl" : "ltr";
-  }
-
-  function percent(weight) {
-    const hundredths = weight > 0 && weight < 0.01 ? (weight * 100).toPrecision(1) : Math.round(weight * 100);
-    return `${hundredths}\u00a0%`;
-  }
-
   const entry = () => attended.attention[state.kind];
   const queries = () => attended.sides[entry().queries];
   const keys = () => attended.sides[entry().keys];
@@ -167,7 +172,8 @@ async function showAttention(root, attended) {
   left.append(
     element("label", { className: "scale" }, relative, "Scale the colours of each map to its largest weight"),
   );
-  root.replaceChildren(element("h1", { textContent: "Attention" }), texts, kindPicker, description);
+  const heading = root.tagName === "MAIN" ? "h1" : "h2";
+  root.replaceChildren(element(heading, { textContent: "Attention" }), texts, kindPicker, description);
   root.append(element("div", { className: "panes" }, left, view));
 
   // ---- Colours ----

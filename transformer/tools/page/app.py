@@ -50,7 +50,8 @@ def application(endpoints: Mapping[str, Endpoint], model: Mapping[str, Any], hos
             raise Wrong(None, f"this model has no such endpoint; it has model, {', '.join(endpoints)}", 404)
         endpoint = endpoints[name]
         given = read(await _body(request), endpoint.fields)
-        return _json(await line.answer(endpoint.work, endpoint.group(given), given, partial(_gone, request)))
+        found = await line.answer(endpoint.work, endpoint.group(given), given, partial(_gone, request))
+        return await asyncio.to_thread(_json, found)  # meanwhile others are answered
 
     def served(path: str) -> Route:
         kind, own, before = _FILES[path]

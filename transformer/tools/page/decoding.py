@@ -80,12 +80,12 @@ class Translation:
     task = "translation"
 
     def __init__(self, translator: Translator):
-        config = translator.config
-        self.models, self.config = translator.models, configured(config, {})
+        self.models, config = translator.models, configured(translator.config, {})
+        self._table = self._positions()
+        most = int(min(config.max_length or math.inf, self._table - 1))  # whatever max_extra_length a request has
+        self.config = dataclasses.replace(config, max_length=most)
         self._translator = translator.with_config(self.config)
-        table = self._positions()
-        self._longest = min(MOST_PIECES, config.max_source_length, table - 1)
-        self._longest_target = min(MOST_PIECES, config.max_source_length + config.max_extra_length, table - 1)
+        self._longest = min(MOST_PIECES, config.max_source_length, self._table - 1)
         self._with = lru_cache(64)(self._translator.with_config)
         source = Field("string", "The text to be translated, a sentence.", needed=True)
         details = {
@@ -150,9 +150,11 @@ class Translation:
         tokenizer = self._translator.tokenizer
         check_filled("source", request["source"])
         check_pieces("source", len(tokenizer.encode([request["source"]])[0]), self._longest)
+        c = configured(self.config, request)
+        most = min(c.max_source_length + c.max_extra_length, self._table - 1)
         for name in targets:
             if name in request:
-                check_pieces(name, len(tokenizer.encode([request[name]], "target")[0]), self._longest_target)
+                check_pieces(name, len(tokenizer.encode([request[name]], "target")[0]), most)
 
     def _translate(self, requests: Sequence[dict[str, Any]], stop: Any) -> list[dict[str, Any] | UserError]:
         checked = each(requests, lambda request: self._check(request, "prefix"))
@@ -172,8 +174,8 @@ class Translation:
             (source,) = self._translator.encode([request["source"]], None)
             found |= details_of(self._translator.score_pieces([source], [hypotheses[0].tokens])[0])
         if request.get("search"):
-            spelled = lambda: search.Spelled(tokenizer.spelling, "\u2581")  # noqa: E731
-            found["search"] = search.as_json(record, tokenizer.piece, spelled, EOS, n_best)
+            spelling = search.Spelling(tokenizer.spelling, "\u2581")
+            found["search"] = search.as_json(record, tokenizer.piece, spelling, EOS, n_best)
         return found
 
     def _score(self, requests: Sequence[dict[str, Any]], stop: Any) -> list[dict[str, Any] | UserError]:
@@ -266,9 +268,9 @@ class Language:
         if n_best > 1:
             answer["n_best"] = found
         if request.get("search"):
-            spelled = lambda: search.Spelled(vocabulary.spelling, "")  # noqa: E731
             name = lambda piece: vocabulary.pieces([piece])[0]  # noqa: E731
-            answer["search"] = search.as_json(record, name, spelled, vocabulary.end, n_best)
+            spelling = search.Spelling(vocabulary.spelling, "")
+            answer["search"] = search.as_json(record, name, spelling, vocabulary.end, n_best)
         return answer
 
     def _score(self, requests: Sequence[dict[str, Any]], stop: Any) -> list[dict[str, Any] | UserError]:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import socket
 from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlsplit
+
+from h11 import LocalProtocolError
 
 POLICY = "; ".join(
     (
@@ -93,7 +96,8 @@ class Guard:
             if message["type"] == "http.response.start":
                 more = [(name.lower().encode(), value.encode()) for name, value in HEADERS.items()]
                 message = {**message, "headers": [*message["headers"], *more]}
-            await send(message)
+            with contextlib.suppress(LocalProtocolError):  # uvicorn has refused a body that is no HTTP, and hung up
+                await send(message)
 
         refusal = self._refusal(scope["headers"])
         await (self._app if refusal is None else self._refuse(403, refusal))(scope, receive, guarded)

@@ -4,6 +4,7 @@ async function showPage() {
   const form = document.getElementById("form");
   const status = document.getElementById("status");
   const results = document.getElementById("results");
+  let asking; // ends the last question
   const model = await ask("model", {});
   const fields = model.endpoints;
   const verb = ["translate", "generate", "predict"].find((name) => name in fields) ?? "attention";
@@ -19,7 +20,7 @@ async function showPage() {
   const OPTIONS = Object.keys(model.decode ?? {});
   const inputs = {};
   let asked = 0; // the number of the last question
-  let last = null; // what is shown: endpoint, request, answer
+  let last = null; // what is shown: endpoint, request, answer, and what was asked about it
 
   // ---- Asking ----
 
@@ -27,12 +28,12 @@ async function showPage() {
     const options = { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(request) };
     let response, answer;
     try {
-      response = await fetch(`api/1/${endpoint}`, options);
+      response = await fetch(`api/1/${endpoint}`, { ...options, signal: asking?.signal });
       answer = await response.json();
     } catch {
       throw new Error("the server does not answer; start it again");
     }
-    if (!response.ok) throw new Error(answer.error);
+    if (!response.ok) throw Object.assign(new Error(answer.error), { field: answer.field });
     return answer;
   }
 
@@ -41,10 +42,13 @@ async function showPage() {
     status.classList.toggle("wrong", wrong);
   }
 
-  /** Run something that asks; show its error. Of several at once, only the last is shown. */
+  /** Run something that asks; show its error. Of several at once, only the last is asked and shown. */
   async function run(doing, work) {
     const number = ++asked;
+    asking?.abort();
+    asking = new AbortController();
     tell(`${doing} …`);
+    for (const input of Object.values(inputs)) input.removeAttribute("aria-invalid");
     const began = performance.now();
     try {
       const show = await work();
@@ -52,8 +56,19 @@ async function showPage() {
       show();
       tell(`Done in ${Math.round(performance.now() - began)} ms.`);
     } catch (error) {
-      if (number === asked) tell(error.message, true);
+      if (number !== asked) return;
+      tell(error.message, true);
+      correct(inputs[error.field]);
     }
+  }
+
+  /** Go to an input that has to be corrected. */
+  function correct(input) {
+    if (!input) return;
+    input.closest("details")?.setAttribute("open", "");
+    input.setAttribute("aria-invalid", "true");
+    input.setAttribute("aria-describedby", status.id);
+    input.focus();
   }
 
   // ---- The form ----
@@ -119,7 +134,7 @@ async function showPage() {
       const answer = await ask(verb, full);
       const scored = verb === "generate" && request.prompt ? await ask("score", { text: request.prompt }) : null;
       return () => {
-        last = { endpoint: verb, request, answer };
+        last = { endpoint: verb, request, answer, ...(scored ? { prompt: scored } : {}) };
         document.getElementById("save").disabled = false;
         SHOWS[verb](answer, scored);
       };
@@ -162,20 +177,22 @@ async function showPage() {
 
   const kindOf = (probability) => (probability >= 0.5 ? "likely" : probability >= 0.1 ? "doubtful" : "unlikely");
 
-  function key() {
+  function key(isForced) {
     const spans = [
       ["likely", "at least 50 %"],
       ["doubtful", "10 to 50 %"],
       ["unlikely", "less than 10 %"],
     ].map(([className, textContent]) => element("span", { className, textContent }));
-    return element("div", { className: "key" }, "Probability of a piece: ", ...spans);
+    const given = isForced ? [element("em", { textContent: "slanted: given" })] : [];
+    return element("div", { className: "key" }, "Probability of a piece: ", ...spans, ...given);
   }
 
-  /** The pieces of an output as buttons; each shows its alternatives. `before`: pieces that are not chosen. */
-  function piecesOf(output, before, goOn) {
+  /** The pieces of an output as buttons; each shows its alternatives. `before`: pieces that are not chosen. `given`: the
+   * beginning that was forced. */
+  function piecesOf(output, before, given, goOn) {
     const text = output.pieces.map((piece) => piece.text ?? "").join("");
     const panel = element("div", { "aria-live": "polite" });
-    const forced = (inputs.prefix?.value ?? "").trimStart().length;
+    const forced = given.trimStart().length;
     let length = 0;
     const spans = before.map(({ piece, probability }) =>
       element("span", {
@@ -223,7 +240,7 @@ async function showPage() {
     }
     const box = element("div", { className: "pieces text", role: "group", "aria-label": "Pieces", dir: page.direction(text) });
     box.append(...spans, ...buttons);
-    return element("div", {}, box, key(), element("p", { textContent: "Choose a piece to see its alternatives." }), panel);
+    return element("div", {}, box, key(forced > 0), element("p", { textContent: "Choose a piece to see its alternatives." }), panel);
   }
 
   /** The outputs of a search: the pieces of one of them, and its tree. */
@@ -235,8 +252,9 @@ async function showPage() {
     const choose = (i) => {
       const said = list[i].translation ?? list[i].text;
       const text = element("p", { dir: page.direction(said), textContent: said, className: "said" });
-      shown.replaceChildren(text, piecesOf(search.outputs[i], before, goOn));
+      shown.replaceChildren(text, piecesOf(search.outputs[i], before, answer.prefix ?? "", goOn));
       beside.replaceChildren();
+      delete last.attention; // of another output
       attentionOf(beside, attended(said));
     };
     if (!search.outputs.length) {
@@ -253,7 +271,7 @@ async function showPage() {
       picker.append(element("label", {}, input, score, text));
     });
     const chosen = element("div", { "aria-live": "polite" });
-    const tree = searchTree(search, (path, fate) => {
+    const choosePath = (path, fate) => {
       const pieces = path.map((i) => search.nodes[i]);
       const told = pieces.map((node) => visible(node.piece)).join(" ");
       const total = pieces.at(-1).total.toFixed(3);
@@ -263,23 +281,21 @@ async function showPage() {
       const button = element("button", { type: "button", className: "do", textContent: "Go on from here" });
       button.addEventListener("click", () => goOn(text));
       chosen.append(button);
-    });
+    };
     const told =
       "From left to right, a column for each step. Below each piece stands the log-probability so far, or the score of a " +
       "complete output; ✕ and a broken line: it fell out. Use the arrow keys to walk.";
     results.replaceChildren(
       section(verb === "translate" ? "Translation" : "Text", picker, shown),
-      section("Search", element("p", { textContent: told }), tree, chosen),
+      section("Search", element("p", { textContent: told }), searchTree(search, choosePath, chosen)),
       beside,
     );
     choose(0);
   }
 
-  /** The text of pieces with names of SentencePiece or plain text; null if a byte has no text of its own. */
+  /** The text that pieces spell; null if the last one leaves a character incomplete, or has no text. */
   function textOf(nodes) {
-    const names = nodes.map((node) => node.piece);
-    if (verb === "generate" || names.some((name) => /^<0x[0-9A-F]{2}>$/.test(name) || name === "<unk>")) return null;
-    return names.join("").replaceAll("▁", " ").trimStart();
+    return nodes.at(-1).text === null ? null : nodes.map((node) => node.text ?? "").join("");
   }
 
   /** A button that shows attention below it. */
@@ -299,26 +315,29 @@ async function showPage() {
           results.replaceChildren(root);
           last = { endpoint: "attention", request, answer };
           document.getElementById("save").disabled = false;
-        }
+        } else last.attention = answer;
         return showAttention(root, answer);
       };
     });
   }
 
+  /** Start again with another beginning; then the focus is where the search went on. */
+  async function goOnFrom(input, text) {
+    input.value = text;
+    await start();
+    if (document.activeElement !== document.body) return;
+    const buttons = [...results.querySelectorAll(".text button.piece")];
+    (buttons.findLast((button) => button.classList.contains("forced")) ?? buttons[0])?.focus();
+  }
+
   const SHOWS = {
     translate(answer) {
-      const goOn = (prefix) => {
-        inputs.prefix.value = prefix.trimStart();
-        start();
-      };
+      const goOn = (prefix) => goOnFrom(inputs.prefix, prefix.trimStart());
       written(answer, [], goOn, (target) => ({ source: answer.source, ...(target.trim() ? { target } : {}) }));
     },
 
     generate(answer, scored) {
-      const goOn = (text) => {
-        inputs.prompt.value = answer.prompt + text;
-        start();
-      };
+      const goOn = (text) => goOnFrom(inputs.prompt, answer.prompt + text);
       const log_probs = scored?.log_probs ?? [];
       const before = (scored?.pieces ?? []).map((piece, i) => ({
         piece,

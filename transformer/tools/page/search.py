@@ -5,7 +5,7 @@ from __future__ import annotations
 import codecs
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from transformer.inference.recorder import ROOT, Node, Recorded
 from transformer.tools.page.fields import NUMBER, NUMBER_OR_NULL, TEXT, WHOLE, Schema, array, obj
@@ -17,7 +17,7 @@ SCHEMA = obj(
         "nodes": array(
             obj(
                 {
-                    **{"parent": WHOLE, "piece": TEXT, "log_prob": NUMBER, "total": NUMBER},
+                    **{"parent": WHOLE, "piece": TEXT, "text": TEXT_OR_NULL, "log_prob": NUMBER, "total": NUMBER},
                     **{"score": NUMBER, "out": WHOLE},
                     "state": {"enum": ["considered", "live", "complete"]},
                 },
@@ -43,66 +43,66 @@ SCHEMA = obj(
 )
 
 
-class Spelled:
-    """The text that pieces spell, one after the other."""
+class Spelling(NamedTuple):
+    """What pieces spell."""
 
-    def __init__(self, spelling: Sequence[bytes], space: str):
-        """`spelling`: the bytes of each piece. `space`: the character that stands for a space in them, or ""."""
-        self._spelling, self._space = spelling, space
-        self._decoder = codecs.getincrementaldecoder("utf-8")()
-        self._broken = False
+    bytes_of: Sequence[bytes]
+    """The bytes of each piece."""
+    space: str
+    """The character that stands for a space in them, or ""."""
 
-    def next(self, piece: int) -> str | None:
-        """The characters that become complete with this piece; None if they can't be spelled."""
+    def after(self, pending: bytes | None, piece: int) -> tuple[str | None, bytes | None]:
+        """The characters that become complete with a piece, and the bytes that wait for the next one; None for both if
+        they can't be spelled. `pending`: the bytes that wait for this piece."""
+        if pending is None:
+            return None, None
+        spelt = pending + self.bytes_of[piece]
         try:
-            text = self._decoder.decode(self._spelling[piece])
+            text, used = codecs.utf_8_decode(spelt, "strict", False)
         except UnicodeDecodeError:
-            self._broken = True
-        return None if self._broken else self._spaced(text)
+            return None, None
+        return text.replace(self.space, " ") if self.space else text, spelt[used:]
 
-    def instead(self, piece: int) -> str | None:
-        """What `next` would give; None also if a character would stay incomplete."""
-        pending = self._decoder.getstate()[0]
-        try:
-            return None if self._broken else self._spaced((pending + self._spelling[piece]).decode())
-        except UnicodeDecodeError:
-            return None
-
-    def _spaced(self, text: str) -> str:
-        return text.replace(self._space, " ") if self._space else text
+    def whole(self, pending: bytes | None, piece: int) -> str | None:
+        """The characters that become complete with a piece; None also if one stays incomplete."""
+        text, rest = self.after(pending, piece)
+        return None if rest else text
 
 
-def as_json(
-    record: Recorded, name: Callable[[int], str], spelled: Callable[[], Spelled], end: int, n_best: int
-) -> dict[str, Any]:
-    """The fields of `SCHEMA`. `name`: the printable name of a piece. `spelled` begins a text. `end`: the piece that
-    ends an output, which has no text and nothing in its place."""
+def as_json(record: Recorded, name: Callable[[int], str], spelling: Spelling, end: int, n_best: int) -> dict[str, Any]:
+    """The fields of `SCHEMA`. `name`: the printable name of a piece. `end`: the piece that ends an output, which has no
+    text and nothing in its place."""
+    texts, nodes = {ROOT: ("", b"")}, []  # of each node: what `Spelling.after` gives
+    for i, node in enumerate(record.nodes):
+        pending = texts[node.parent][1]
+        texts[i] = ("", pending) if node.piece == end else spelling.after(pending, node.piece)
+        nodes.append(_node(node, name, None if texts[i][1] else texts[i][0]))
     outputs = []
     for path in record.paths[:n_best]:
-        text, pieces = spelled(), []
-        for i, node in enumerate(path):
-            piece = record.nodes[node].piece
-            likely = record.alternatives.get(path[i - 1] if i else ROOT, [])
+        pieces = []
+        for i, at in enumerate(path):
+            node, parent = record.nodes[at], path[i - 1] if i else ROOT
             alternatives = [
                 {
                     "piece": name(one.piece),
-                    "text": None if one.piece == end else text.instead(one.piece),
+                    "text": None if one.piece == end else spelling.whole(texts[parent][1], one.piece),
                     "probability": math.exp(one.log_prob),
                 }
-                for one in likely
+                for one in record.alternatives.get(parent, [])
             ]
-            shown = "" if piece == end else text.next(piece)
-            probability = math.exp(min(0.0, record.nodes[node].log_prob))
+            probability = math.exp(min(0.0, node.log_prob))
             pieces.append(
-                {"node": node, "piece": name(piece), "text": shown, "probability": probability}
+                {"node": at, "piece": name(node.piece), "text": texts[at][0], "probability": probability}
                 | {"alternatives": alternatives}
             )
         outputs.append({"score": record.nodes[path[-1]].score, "pieces": pieces})
-    return {"nodes": [_node(node, name) for node in record.nodes], "outputs": outputs}
+    return {"nodes": nodes, "outputs": outputs}
 
 
-def _node(node: Node, name: Callable[[int], str]) -> dict[str, Any]:
+def _node(node: Node, name: Callable[[int], str], text: str | None) -> dict[str, Any]:
+    """`text`: of the piece; None if it leaves a character incomplete, or can't be spelled."""
     state = "complete" if node.ended else "considered" if node.out == node.step else "live"
-    found = {"parent": node.parent, "piece": name(node.piece), "log_prob": node.log_prob, "total": node.total}
+    found = {"parent": node.parent, "piece": name(node.piece), "text": text}
+    found |= {"log_prob": node.log_prob, "total": node.total}
     more = {"score": node.score, "out": node.out}
     return found | {"state": state} | {key: value for key, value in more.items() if value is not None}

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import logging
 import socket
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +19,10 @@ from transformer.tools.page.line import SECONDS, THREAD
 
 CONNECTIONS = 256
 """The most connections at a time."""
+REQUEST_SECONDS = 10.0
+"""The longest wait for the head of a request."""
+ANSWER_SECONDS = 60.0
+"""The longest wait for the end of an answer while nothing of it is read."""
 
 
 def listening(host: str, port: int) -> socket.socket:
@@ -25,19 +31,20 @@ def listening(host: str, port: int) -> socket.socket:
         (family, kind, proto, _, address), *_ = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except (socket.gaierror, UnicodeError):
         raise UserError(f"--host {host}: unknown; give a name or an address of this machine") from None
-    bound = socket.socket(family, kind, proto)
-    try:
-        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        bound.bind(address)
-        bound.listen(128)
-    except PermissionError:
-        bound.close()
-        raise UserError(f"--port {port}: not allowed for this user; give one from 1024, or 0 for a free one") from None
-    except OSError as error:
-        bound.close()
-        if error.errno == errno.EADDRNOTAVAIL:
+    with contextlib.ExitStack() as stack:
+        try:
+            bound = stack.enter_context(socket.socket(family, kind, proto))
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            bound.bind(address)
+            bound.listen(128)
+        except PermissionError:
+            advice = "give one from 1024, or 0 for a free one"
+            raise UserError(f"--port {port}: not allowed for this user; {advice}") from None
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                raise UserError(f"--port {port}: in use on {host}; give another, or 0 for a free one") from None
             raise UserError(f"--host {host}: no address of this machine; give one, such as 127.0.0.1") from None
-        raise UserError(f"--port {port}: in use on {host}; give another, or 0 for a free one") from None
+        stack.pop_all()
     return bound
 
 
@@ -77,6 +84,27 @@ def serve(serving: uvicorn.Server, bound: socket.socket) -> None:
 
 class _Server(uvicorn.Server):
     ready: Callable[[], None]
+
+    def __init__(self, config: uvicorn.Config):
+        super().__init__(config)
+        self._since: dict[Any, tuple[Any, float]] = {}  # of each connection: its state, and since when
+
+    async def on_tick(self, counter: int) -> bool:
+        if counter % 5 == 0:
+            self._close_slow()
+        return await super().on_tick(counter)
+
+    def _close_slow(self) -> None:
+        """Close connections that would take the place of others for ever: clients that send no whole head of a request,
+        and those that do not read their answer."""
+        now, before, self._since = time.monotonic(), self._since, {}
+        for connection in list(self.server_state.connections):
+            cycle, unread = connection.cycle, connection.transport.get_write_buffer_size()
+            state = None if cycle is None or cycle.response_complete else cycle, unread
+            was, since = before.get(connection, (state, now))
+            self._since[connection] = state, since if state == was else now
+            if now - self._since[connection][1] > (REQUEST_SECONDS if state == (None, 0) else ANSWER_SECONDS):
+                connection.transport.abort()
 
     async def startup(self, sockets: Any = None) -> None:
         await super().startup(sockets)

@@ -1,43 +1,12 @@
 "use strict";
 
-/** Elements, text and numbers, for the page and its trees. All text is written as text. */
-const page = {
-  element(name, properties = {}, ...children) {
-    const made = document.createElement(name);
-    for (const [key, value] of Object.entries(properties)) {
-      if (key in made) made[key] = value;
-      else made.setAttribute(key, value);
-    }
-    made.append(...children);
-    return made;
-  },
-
+/** More of what attention.js begins. */
+Object.assign(page, {
   svg(name, attributes = {}, ...children) {
     const made = document.createElementNS("http://www.w3.org/2000/svg", name);
     for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
     made.append(...children);
     return made;
-  },
-
-  /** "rtl" if the first letter of a text belongs to a script that runs from right to left. */
-  direction(text) {
-    const letter = /\p{L}/u.exec(text);
-    const leftwards = /[\p{Script=Hebrew}\p{Script=Arabic}\p{Script=Syriac}\p{Script=Thaana}\p{Script=Nko}]/u;
-    return letter && leftwards.test(letter[0]) ? "rtl" : "ltr";
-  },
-
-  /** Text of a piece that can be seen: what has no shape gets a sign or its number. */
-  visible(piece) {
-    const signs = { " ": "␣", "\n": "⏎", "\t": "⇥", "": "∅" };
-    if (piece in signs) return signs[piece];
-    return piece.replace(/[\p{Cc}\p{Zl}\p{Zp}\u202a-\u202e\u2066-\u2069\u200e\u200f]/gu, (sign) =>
-      `<${sign.codePointAt(0).toString(16)}>`,
-    );
-  },
-
-  percent(share) {
-    const hundredths = share > 0 && share < 0.01 ? (share * 100).toPrecision(1) : Math.round(share * 100);
-    return `${hundredths}\u00a0%`;
   },
 
   bar(share) {
@@ -62,7 +31,7 @@ const page = {
     const properties = { className: "scroll", tabIndex: 0, role: "region", "aria-label": name };
     return page.element("div", properties, ...children);
   },
-};
+});
 
 /** What became of a hypothesis of a search, in words. */
 function fateOf(node, step) {
@@ -74,9 +43,10 @@ function fateOf(node, step) {
 /**
  * The tree of a recorded search as an element: hypotheses from left to right, each with its log-probability.
  *
- * `choose(path)` is called with the nodes from the first piece to the one that is chosen.
+ * `choose(path, fate)` is called with the nodes from the first piece to the one that is chosen, and what became of it.
+ * `chosen`: an element for what it shows.
  */
-function searchTree(search, choose) {
+function searchTree(search, choose, chosen) {
   const { element, svg } = page;
   const all = element("input", { type: "checkbox" });
   const box = page.scroll("Tree of the search");
@@ -117,11 +87,15 @@ function searchTree(search, choose) {
   function draw() {
     const [placed, rows] = place();
     const ruler = element("canvas").getContext("2d");
-    ruler.font = "13px system-ui, sans-serif";
     const widths = [];
     for (const node of placed) {
       node.label = page.visible(node.piece);
-      node.width = Math.max(46, ruler.measureText(node.label).width + 14);
+      const score = node.state === "complete" ? `= ${node.score.toFixed(2)}` : node.total.toFixed(2);
+      node.number = score + (node.out === undefined ? "" : " ✕");
+      ruler.font = "11px system-ui, sans-serif";
+      const number = ruler.measureText(node.number).width;
+      ruler.font = "13px system-ui, sans-serif";
+      node.width = Math.max(46, Math.max(number, ruler.measureText(node.label).width) + 14);
       widths[node.step] = Math.max(widths[node.step] ?? 0, node.width);
     }
     const lefts = [10];
@@ -136,8 +110,6 @@ function searchTree(search, choose) {
         const onBest = best.has(node.index) ? " best" : "";
         edges.push(svg("path", { ...line, class: `edge${onBest}` }));
       }
-      const score = node.state === "complete" ? `= ${node.score.toFixed(2)}` : node.total.toFixed(2);
-      const sign = node.out === undefined ? "" : " ✕";
       const about = `log-probability ${node.total.toFixed(3)}, ${fateOf(node, node.step)}`;
       const kind = node.state === "complete" ? "complete" : node.out === undefined ? "live" : "out";
       const item = svg(
@@ -148,7 +120,7 @@ function searchTree(search, choose) {
         },
         svg("rect", { x, y, width: node.width, height: 36, rx: 4 }),
         svg("text", { x: x + node.width / 2, y: y + 15, "text-anchor": "middle" }, node.label),
-        svg("text", { x: x + node.width / 2, y: y + 30, "text-anchor": "middle", class: "small" }, score + sign),
+        svg("text", { x: x + node.width / 2, y: y + 30, "text-anchor": "middle", class: "small" }, node.number),
       );
       node.item = item;
       item.addEventListener("click", () => select(node));
@@ -200,13 +172,14 @@ function searchTree(search, choose) {
     });
     const heads = ["pieces", "step", "log-probability of the last", "of all", "what became of it"];
     table.replaceChildren(page.table("Hypotheses of the search", heads, rows));
+    table.firstChild.className = "hypotheses";
   }
 
   all.addEventListener("change", draw);
   details.addEventListener("toggle", () => fillTable(nodes.filter(shown)));
   draw();
   const label = element("label", { className: "check" }, all, "Also those that were only considered");
-  return element("div", {}, label, box, details);
+  return element("div", {}, label, box, chosen, details);
 }
 
 /** A constituency tree, [label, child, ...] or [tag, word], as a picture. */
@@ -235,7 +208,8 @@ function constituents(root) {
     const y = bottom - node.height * 40;
     for (const child of node.below) {
       const to = bottom - child.height * 40 - 14;
-      parts.push(svg("path", { class: "edge", d: `M${node.x} ${y + 5} L${child.x} ${to}` }));
+      // At right angles, so that no line runs through a label.
+      parts.push(svg("path", { class: "edge", d: `M${node.x} ${y + 5} V${y + 12} H${child.x} V${to}` }));
       draw(child, bottom);
     }
     parts.push(svg("text", { x: node.x, y, "text-anchor": "middle", class: node.word === undefined ? "label" : "small" }, node.label));
