@@ -350,6 +350,9 @@ def test_vocab_and_merges_are_read(folder: Path, tmp_path: Path, call) -> None:
     config.write_text(config.read_text().replace("270", "261"))
     done = call("transformer", "import", folder, tmp_path / "other", "--from", "hf-gpt2")
     assert done.code == 2 and "its tokenizer has 262 pieces, but config.json has vocab_size 261" in done.err
+    config.write_text(config.read_text().replace("261", "2000000000"))
+    done = call("transformer", "import", folder, tmp_path / "other", "--from", "hf-gpt2")
+    assert done.code == 2 and "wte.weight has shape (270, 12), not (2000000000, 12)" in done.err
     (folder / "added_tokens.json").write_text(json.dumps({"[PAD]": 262}))
     assert "the id of the added piece '[PAD]' does not follow the others" in complaint(vocabulary_in, folder)
     (folder / "merges.txt").write_bytes(b"\xff")

@@ -255,6 +255,10 @@ def test_all_fields_that_cannot_be_expressed_are_named_at_once(opus, tmp_path) -
         ({"pad_token_id": 3}, "pad_token_id = 3, but its id in vocab.json is 96; give the tokenizer of this model"),
         ({"vocab_size": 90, "decoder_vocab_size": 90}, "has 97 pieces, but config.json has vocab_size 90"),
         ({"decoder_start_token_id": 97}, "the id of start is 97: must be from 0 to 96"),
+        ({"vocab_size": 2**31 - 1, "decoder_vocab_size": 2**31 - 1}, "but model.shared.weight has 97 rows"),
+        ({"transformer_model": {"norm_eps": 1e-5}}, "config.json: transformer_model: model.attention_bias = None"),
+        ({"max_new_tokens": 1}, "max_new_tokens = 1: must be a whole number, at least 2"),
+        ({"renormalize_logits": "yes"}, "renormalize_logits = 'yes': must be true or false"),
         ({"d_ff": None, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32}, "fc1.weight has shape (64, 32), not (32, 32)"),
     ],
 )
@@ -318,6 +322,18 @@ def test_all_that_is_wrong_in_the_arrays_is_named_at_once(opus, tmp_path) -> Non
         "model.encoder.layers.0.fc1.bias holds numbers that are not finite",
         "model.encoder.layers.0.fc2.bias is of type int32, not float32",
     ]
+
+
+def test_special_ids_of_generation_must_be_those_of_the_model(opus, tmp_path) -> None:
+    folder = changed(opus, tmp_path)
+    special = {"eos_token_id": [0], "pad_token_id": 96, "decoder_start_token_id": None}
+    (folder / "generation_config.json").write_text(json.dumps(special))
+    import_folder(str(folder), str(tmp_path / "same"))
+    special = {"eos_token_id": [0, 5], "pad_token_id": 3, "decoder_start_token_id": 5}
+    (folder / "generation_config.json").write_text(json.dumps(special))
+    said = complaint(import_folder, str(folder), str(tmp_path / "run"))
+    assert said.startswith(f"{folder}/generation_config.json: pad_token_id = 3, but config.json has 96, and our model")
+    assert "eos_token_id = [0, 5], but config.json has 0" in said and "decoder_start_token_id = 5" in said
 
 
 def test_ids_without_a_piece_are_never_read(opus, tmp_path, caplog) -> None:

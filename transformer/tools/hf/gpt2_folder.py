@@ -19,7 +19,7 @@ from transformer.tasks.vocabulary import files_of as vocabulary_files
 from transformer.tasks.vocabulary import vocabulary_in as vocabulary_of_checkpoint
 from transformer.tools.hf import gpt2
 from transformer.tools.hf.folder import config_in, read_model, write, write_arrays
-from transformer.tools.hf.vocabulary import files_of, of_size, special_ids, vocabulary_in
+from transformer.tools.hf.vocabulary import files_of, of_size, refuse_larger, special_ids, vocabulary_in
 from transformer.tools.model_card import About, about, files_about
 from transformer.tools.new_workdir import new_workdir
 
@@ -60,9 +60,11 @@ def import_folder(folder: str, out: str) -> None:
         log.warning("%s: these fields have no counterpart here and are left out: %s", file, ", ".join(left_out))
     vocabulary = vocabulary_in(file.parent)
     if vocabulary is not None:
-        vocabulary = of_size(vocabulary, model.vocab_size, file.parent)
+        refuse_larger(vocabulary, model.vocab_size, file.parent)
     state = read_model(file.parent, "AutoModelForCausalLM")
     params = gpt2.from_gpt2(state, model)
+    if vocabulary is not None:  # only now, when vocab_size is known to be right
+        vocabulary = of_size(vocabulary, model.vocab_size, file.parent)
     kept = {name: values[name] for name in gpt2.SPECIAL_IDS if type(values.get(name)) is int}
     kept["prefix"] = gpt2.prefix_of(state)
     progress = {"step": 0, "vocab_size": model.vocab_size, "averaged_steps": [0], _KEPT: kept}

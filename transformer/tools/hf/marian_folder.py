@@ -49,9 +49,10 @@ def import_folder(folder: str, out: str) -> None:
     model, generation = marian.model_config(values, file), generation_in(values, file)
     if left_out := marian.without_counterpart({k: v for k, v in values.items() if k not in generation.fields}):
         log.warning("%s: these fields have no counterpart here and are left out: %s", file, ", ".join(left_out))
-    tokenizer = tokenizer_in(file.parent, marian.special_ids(values), model.vocab_size)
     state = read_model(file.parent, "MarianMTModel")
-    model = marian.with_options_of(model, values, state)
+    marian.refuse_more_pieces(model, state, file)
+    tokenizer = tokenizer_in(file.parent, marian.special_ids(values), model.vocab_size)
+    model = marian.with_options_of(model, values, state, file)
     ids = tokenizer.their_ids if isinstance(tokenizer, MarianTokenizer) else range(model.vocab_size)
     params = marian.from_marian(state, model, model.vocab_size, ids)
     biases = _suppress(params, generation, ids)

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from transformer.config import Config, DecodeConfig, UserError, check_decode
 from transformer.tools.hf.fields import is_count, is_number
 from transformer.tools.hf.folder import read_object
-from transformer.tools.hf.marian import ids_of
+from transformer.tools.hf.marian import SPECIAL_IDS, ids_of
 from transformer.tools.hf.names import refuse
 
 # Fields of theirs -> the values that change nothing. Other values are named in a warning.
@@ -62,13 +62,15 @@ class Generation(NamedTuple):
 def generation_in(values: Mapping[str, Any], where: Path) -> Generation:
     """The options of generation_config.json beside `where`, else those among `values`, the content of config.json.
 
-    Raises `UserError` that lists the fields with a wrong value. A warning names those that have no counterpart here.
+    Raises `UserError` that lists the fields with a wrong value, and the special ids that differ from those of
+    config.json. A warning names the fields that have no counterpart here.
     """
     fields = frozenset((*_READ, *_NEUTRAL, *_WITHOUT_EFFECT))
     path = where.with_name("generation_config.json")
     if path.exists():
         given = read_object(path)
         unknown = sorted(given.keys() - fields)
+        refuse(str(path), _other_ids(given, values))
     else:
         path, unknown = where, []
         given = {name: value for name, value in values.items() if name in fields}
@@ -78,24 +80,34 @@ def generation_in(values: Mapping[str, Any], where: Path) -> Generation:
     unknown += ["bad_words_ids of several pieces"] * phrases
     if unknown:
         log.warning("%s: these options have no counterpart here and are left out: %s", path, ", ".join(unknown))
-    renormalized = given.get("renormalize_logits", False)
-    return Generation(_decode(given, path), suppressed, renormalized is True, fields)
+    return Generation(_decode(given, path), suppressed, given.get("renormalize_logits", False), fields)
+
+
+def _other_ids(given: Mapping[str, Any], values: Mapping[str, Any]) -> list[str]:
+    """A message for each special id in generation_config.json, by which theirs decodes, that config.json has not."""
+    ids = {name: values.get(name, default) for name, default in SPECIAL_IDS.items()}
+    return [
+        f"{name} = {given[name]!r}, but config.json has {id!r}, and our model has one for both; make them equal"
+        for name, id in ids.items()
+        if given.get(name) not in (None, id, [id])
+    ]
 
 
 def _decode(given: Mapping[str, Any], where: Path) -> DecodeConfig:
     """Our options. A length of theirs counts the piece that the decoder begins with, and the end of sentence."""
     beams, alpha = given.get("num_beams", 1), given.get("length_penalty", 1.0)
     n_gram, repetition = given.get("no_repeat_ngram_size", 0), given.get("repetition_penalty", 1.0)
-    most, least = given.get("max_length", 512), given.get("min_length", 0)
-    if "max_new_tokens" in given:
-        most = given["max_new_tokens"] + 1 if is_count(given["max_new_tokens"]) else given["max_new_tokens"]
+    name, fewest = ("max_new_tokens", 2) if "max_new_tokens" in given else ("max_length", 3)
+    most, least, normalize = given.get(name, 512), given.get("min_length", 0), given.get("renormalize_logits", False)
     wrong = [f"num_beams = {beams!r}: must be a whole number, at least 1"] * (not is_count(beams))
     wrong += [f"length_penalty = {alpha!r}: must be from 0 to 5"] * (not is_number(alpha, 0, 5))
     wrong += [f"no_repeat_ngram_size = {n_gram!r}: must be a whole number"] * (type(n_gram) is not int or n_gram < 0)
     wrong += [f"repetition_penalty = {repetition!r}: must be above 0"] * (not is_number(repetition, 1e-6, 1e6))
-    wrong += [f"max_length = {most!r}: must be a whole number, at least 3"] * (not is_count(most) or most < 3)
+    wrong += [f"{name} = {most!r}: must be a whole number, at least {fewest}"] * (not is_count(most) or most < fewest)
     wrong += [f"min_length = {least!r}: must be a whole number"] * (type(least) is not int or least < 0)
+    wrong += [f"renormalize_logits = {normalize!r}: must be true or false"] * (not isinstance(normalize, bool))
     refuse(str(where), wrong)
+    most += name == "max_new_tokens"  # the piece that the decoder begins with
     decode = DecodeConfig(
         beam_size=beams,
         length_penalty=float(alpha),
