@@ -147,7 +147,9 @@ BROKEN = {
     "progress.json: step = '7': must be a whole number; vocab_size = None: must": with_other(
         "progress.json", step="7", vocab_size=None
     ),
-    "progress.json: averaged_steps = True: must be a whole number": with_other("progress.json", averaged_steps=[True, 7]),
+    "progress.json: averaged_steps = True: must be a whole number": with_other(
+        "progress.json", averaged_steps=[True, 7]
+    ),
     "config.json: model.vocab_size = 3: must be at least 4": with_other("progress.json", vocab_size=3),
 }
 

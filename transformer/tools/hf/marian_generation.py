@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from transformer.config import Config, DecodeConfig, UserError, check_decode
+from transformer.config import DecodeConfig, UserError, check_decode
 from transformer.tools.hf.fields import is_count, is_number
 from transformer.tools.hf.folder import read_object
 from transformer.tools.hf.marian import SPECIAL_IDS, ids_of
@@ -53,6 +53,8 @@ class Generation(NamedTuple):
     decode: DecodeConfig
     suppressed: tuple[int, ...]
     """The ids, of theirs, that are never generated."""
+    phrases: tuple[tuple[int, ...], ...]
+    """The sequences of several ids, of theirs, that are never generated."""
     renormalized: bool
     """Whether the probabilities of the other pieces add up to 1."""
     fields: frozenset[str]
@@ -77,10 +79,9 @@ def generation_in(values: Mapping[str, Any], where: Path) -> Generation:
     given = {name: value for name, value in given.items() if value is not None}
     unknown += [name for name, neutral in _NEUTRAL.items() if name in given and given[name] not in neutral]
     suppressed, phrases = _suppressed(given, path)
-    unknown += ["bad_words_ids of several pieces"] * phrases
     if unknown:
         log.warning("%s: these options have no counterpart here and are left out: %s", path, ", ".join(unknown))
-    return Generation(_decode(given, path), suppressed, given.get("renormalize_logits", False), fields)
+    return Generation(_decode(given, path), suppressed, phrases, given.get("renormalize_logits", False), fields)
 
 
 def _other_ids(given: Mapping[str, Any], values: Mapping[str, Any]) -> list[str]:
@@ -124,35 +125,39 @@ def _decode(given: Mapping[str, Any], where: Path) -> DecodeConfig:
     return decode
 
 
-def _suppressed(given: Mapping[str, Any], where: Path) -> tuple[tuple[int, ...], bool]:
-    """The ids that are never generated, and whether there are phrases, too."""
+def _suppressed(given: Mapping[str, Any], where: Path) -> tuple[tuple[int, ...], tuple[tuple[int, ...], ...]]:
+    """The ids that are never generated, and the sequences of several ids that are not."""
     words, tokens = given.get("bad_words_ids", []), given.get("suppress_tokens", [])
     lists = isinstance(words, list) and all(isinstance(word, list) and word for word in words)
     if not lists or not isinstance(tokens, list) or not all(type(i) is int for i in itertools.chain(tokens, *words)):
         raise UserError(f"{where}: bad_words_ids must be a list of lists of ids, and suppress_tokens a list of ids")
     single = {word[0] for word in words if len(word) == 1}
-    return tuple(sorted(single.union(tokens))), any(len(word) > 1 for word in words)
+    return tuple(sorted(single.union(tokens))), tuple(tuple(word) for word in words if len(word) > 1)
 
 
-def generation_config(config: Config, special: Mapping[str, int], suppressed: tuple[int, ...] = ()) -> dict[str, Any]:
-    """The generation_config.json: those options of our beam search that theirs has.
+def generation_config(d: DecodeConfig, special: Mapping[str, int], banned: Sequence[Sequence[int]]) -> dict[str, Any]:
+    """The generation_config.json: those options of our search that theirs has.
 
-    `special`: as in `marian.special_ids`. `suppressed`: further ids that are never generated. Theirs can only divide by
-    length^alpha ('fairseq'); the paper's penalty is replaced by that one with the same alpha.
+    `special`: as in `marian.special_ids`. `banned`: their ids of the phrases that must not occur. Theirs can only
+    divide by length^alpha ('fairseq'); the paper's penalty is replaced by that one with the same alpha.
     """
-    d = config.decode
     most = d.max_source_length + d.max_extra_length
     values = {
         "num_beams": d.beam_size,
         "length_penalty": 0.0 if d.length_normalization == "none" else d.length_penalty,
         "max_length": (most if d.max_length is None else min(most, d.max_length)) + 2,
-        "suppress_tokens": sorted({special["pad"], special["start"], *suppressed} - {special["eos"]}),
+        "suppress_tokens": sorted({special["pad"], special["start"]} - {special["eos"]}),
         **ids_of(special),
     }
+    if d.sample:
+        values |= {"num_beams": 1, "do_sample": True, "temperature": d.temperature, "top_k": d.top_k, "top_p": d.top_p}
+        values |= {"min_p": d.min_p} if d.min_p else {}
     if d.min_length:
         values["min_length"] = d.min_length + 2
     if d.no_repeat_ngram:
         values["no_repeat_ngram_size"] = d.no_repeat_ngram
     if d.repetition_penalty != 1:
         values["repetition_penalty"] = d.repetition_penalty
+    if banned:
+        values["bad_words_ids"] = [list(ids) for ids in banned]
     return values
