@@ -33,7 +33,7 @@ FORMATS = """
 - `--quantization` is one of {quantizations}; without it, float32. With int8 the matrices take a quarter of the bytes.
 - Pieces have SentencePiece's names. `source.spm` and `target.spm` clean text as our tokenizer does, and `</s>` is
   appended to a source by itself. The folder of a language model has a `tokenizer.json`.
-- The program in the README.md of the folder searches as the config says: beams or sampling, length limits, `min_length`,
+- The program in the README.md of the folder searches as the config says: beams or sampling, limits of length,
   `no_repeat_ngram`, `repetition_penalty` and `banned`. It takes other options of `translate_batch`, too.
 - CTranslate2 divides scores by length^`length_penalty`. This is ours with `decode.length_normalization` `fairseq`,
   or, with 0, `none`. The paper's ((5 + length) / 6)^alpha has no counterpart.
@@ -52,8 +52,8 @@ FORMATS = """
     python -m transformer export runs/mine exported_jax --to jax
 
 - `loader.py` runs the programs of the folder with jax, numpy and flatbuffers, without this package and without Flax,
-  on a CPU, an NVIDIA GPU or a TPU: `forward` for arrays of any sizes (rows end where learned positions do), `search` for
-  lists of ids.
+  on a CPU, an NVIDIA GPU or a TPU: `forward` for arrays of any sizes (rows end where learned positions do), `search`
+  for lists of ids.
 - Translations are the search that the config describes, for sources of up to 32 or 128 pieces, in batches of 1 or 16.
   A language model samples or searches as its config says; prompts have up to 32 or 128 pieces, and the new pieces
   take at most half the context. Other tasks have `forward` alone.
