@@ -311,6 +311,17 @@ def test_only_a_language_model_becomes_gpt2(tmp_path: Path, call) -> None:
     assert not (tmp_path / "out").exists()
 
 
+def test_the_options_of_the_search_go_out(tmp_path: Path, call) -> None:
+    from small_runs import language_run
+
+    options = {"min_length": 3, "no_repeat_ngram": 2, "repetition_penalty": 1.5, "banned": ("a", "bc"), "beam_size": 2}
+    workdir = language_run(tmp_path / "run", Bytes(), CONFIG, length_penalty=0.5, **options)
+    assert call("transformer", "export", workdir, tmp_path / "out", "--to", "hf-gpt2").code == 0
+    made = json.loads((tmp_path / "out/generation_config.json").read_text())
+    expected = {"min_new_tokens": 3, "no_repeat_ngram_size": 2, "repetition_penalty": 1.5, "length_penalty": 0.5}
+    assert made == made | expected | {"bad_words_ids": [[101], [102, 103]], "num_beams": 2, "do_sample": False}
+
+
 # ---- Vocabularies ----------------------------------------------------------------------------------------------------
 
 DRAW = random.Random(0)

@@ -147,8 +147,15 @@ def generation_config(opened: _Opened) -> dict[str, Any]:
         values |= {"temperature": d.temperature, "top_k": d.top_k, "top_p": d.top_p, "min_p": d.min_p}
     else:
         values |= {"num_beams": d.beam_size}
+        values["length_penalty"] = 0.0 if d.length_normalization == "none" else d.length_penalty
     if d.repetition_penalty != 1:
         values["repetition_penalty"] = d.repetition_penalty
+    if d.no_repeat_ngram:
+        values["no_repeat_ngram_size"] = d.no_repeat_ngram
+    if d.min_length:
+        values["min_new_tokens"] = d.min_length
+    if d.banned and opened.vocabulary is not None:
+        values["bad_words_ids"] = [opened.vocabulary.encode(phrase).tolist() for phrase in d.banned]
     if opened.vocabulary is not None:
         values["suppress_tokens"] = list(opened.vocabulary.banned) or None
     return values | opened.ids
