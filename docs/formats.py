@@ -33,12 +33,15 @@ FORMATS = """
 - `--quantization` is one of {quantizations}; without it, float32. With int8 the matrices take a quarter of the bytes.
 - Pieces have SentencePiece's names. `source.spm` and `target.spm` clean text as our tokenizer does, and `</s>` is
   appended to a source by itself. The folder of a language model has a `tokenizer.json`.
+- The program in the README.md of the folder searches as the config says: beams or sampling, limits of length,
+  `no_repeat_ngram`, `repetition_penalty` and `banned`. It takes other options of `translate_batch`, too.
 - CTranslate2 divides scores by length^`length_penalty`. This is ours with `decode.length_normalization` `fairseq`,
   or, with 0, `none`. The paper's ((5 + length) / 6)^alpha has no counterpart.
 - `<pad>` and `<s>` have a bias of {never:,.0f}, so that they are never chosen. This also leaves them out of the
   softmax, where ours counts them. So the log-probability of each piece is higher there by their probability: after
   label smoothing of 0.1 by about 0.2 divided by the number of pieces.
-- Its own least length is one piece, which leaves `</s>` out of the first softmax; give `min_decoding_length=0`.
+- Its own least length is one piece, which leaves `</s>` out of the first softmax; the program gives
+  `min_decoding_length=0`.
 - The attention that `translate_batch` returns is our alignment: that of the last layer but one, averaged over its
   heads.
 - Its table of positions ends at `decode.max_source_length` + `decode.max_extra_length` + 1, or at `data.max_length`
@@ -49,7 +52,8 @@ FORMATS = """
     python -m transformer export runs/mine exported_jax --to jax
 
 - `loader.py` runs the programs of the folder with jax, numpy and flatbuffers, without this package and without Flax,
-  on a CPU, an NVIDIA GPU or a TPU: `forward` for arrays of any sizes, `search` for lists of ids.
+  on a CPU, an NVIDIA GPU or a TPU: `forward` for arrays of any sizes (rows end where learned positions do), `search`
+  for lists of ids.
 - Translations are the search that the config describes, for sources of up to 32 or 128 pieces, in batches of 1 or 16.
   A language model samples or searches as its config says; prompts have up to 32 or 128 pieces, and the new pieces
   take at most half the context. Other tasks have `forward` alone.
@@ -61,7 +65,7 @@ FORMATS = """
     python -m transformer import exported runs/again --from safetensors
 
 The folder holds the parameters of any model under our names, with its config, its scores and its vocabulary.
-`import` makes a workdir of it with the same bits; it refuses a file that is not as it was written.
+`import` makes a workdir of it with the same bits; it refuses a file or parameters that are not as they were written.
 
 ### Hugging Face
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from hf_cases import complaint, random_params
-from small_runs import LINES, SEQUENCES, language_run, masked_run, run_readme, translation_run
+from small_runs import LINES, SEQUENCES, language_run, masked_run, run_readme, tokenizer, translation_run
 
 from transformer.checkpoint import Checkpoints
 from transformer.config import BASE, GPT2, AttentionConfig, DecodeConfig, ModelConfig, UserError
@@ -92,7 +92,7 @@ def test_two_pieces_with_one_name_are_refused(theirs) -> None:
     model = build(SEQUENCES.with_vocabulary(VOCABULARY))
     twice = [*PIECES[:-1], "<unk>"]
     said = complaint(ours.spec_of, random_params(model.config), model.config, twice, (0, 1), 16)
-    assert said == "the tokenizer has two pieces named '<unk>': CTranslate2 can't tell them apart"
+    assert said.startswith("the tokenizer has two pieces named '<unk>': CTranslate2 can't tell them apart; export")
 
 
 # ---- Log-probabilities -----------------------------------------------------------------------------------------------
@@ -262,7 +262,7 @@ def forbidden_before_the_softmax(workdir: Path, config: DecodeConfig) -> Transla
     """Our translator, with pad and bos left out of the softmax, as theirs does."""
     loaded = Translator.load(str(workdir), config=config)
     model = build(dataclasses.replace(loaded.model.config, output_bias=True))
-    bias_V = jnp.zeros(model.config.vocab_size).at[:2].set(ours.NEVER)
+    bias_V = jnp.asarray(loaded.params.get("output_bias", jnp.zeros(model.config.vocab_size))).at[:2].set(ours.NEVER)
     return Translator(model, {**loaded.params, "output_bias": bias_V}, loaded.tokenizer, config)
 
 
@@ -342,7 +342,67 @@ def test_the_readme_of_the_folder_runs(theirs, learnt, out, lines, monkeypatch) 
     translate = run_readme(out, monkeypatch)["translate"]
     found = translate(["", *lines[:20]])
     alike = DecodeConfig(beam_size=2, length_normalization="fairseq")  # 2: as in the config of the run
-    assert found[1:] == Translator.load(str(learnt), config=alike).translate(lines[:20])
+    assert found == ["", *Translator.load(str(learnt), config=alike).translate(lines[:20])]
+
+
+@pytest.mark.parametrize(
+    ("constraints", "likely"),
+    [
+        ({"no_repeat_ngram": 2, "repetition_penalty": 1.3, "max_length": 9}, []),
+        ({"min_length": 4}, [2]),
+        ({"banned": ("Hund", "das Haus")}, tokenizer().encode(["Hund"], "target")[0]),
+    ],
+    ids=["penalties", "min_length", "banned"],
+)
+def test_the_readme_searches_as_the_config_says(
+    theirs, constraints: dict, likely: list[int], tmp_path: Path, monkeypatch
+) -> None:
+    """A random model, in which some pieces are likely. A source that is too long loses its end."""
+
+    def biased(config: ModelConfig) -> dict:
+        params = random_params(config)
+        params["output_bias"][likely] = 5
+        return params
+
+    monkeypatch.setattr("small_runs.random_params", biased)
+    limits = {"max_source_length": 12, "max_extra_length": 0 if "max_length" in constraints else 20}
+    model = dataclasses.replace(SEQUENCES, output_bias=True)
+    workdir = translation_run(tmp_path / "run", model, **limits, **constraints, beam_size=1)
+    mine = forbidden_before_the_softmax(workdir, Checkpoints(workdir).open().config.decode)
+    translate = run_readme(exported(workdir, tmp_path / "out"), monkeypatch)["translate"]
+    lines = [*LINES[:3], LINES[0] * 9]
+    found = translate(lines)
+    assert found == mine.translate(lines) and all(found)
+    others = {"no_repeat_ngram_size": 0, "repetition_penalty": 1, "min_decoding_length": 0, "suppress_sequences": None}
+    assert translate(lines, **others) != found  # the constraint counts
+
+
+def test_what_the_search_lacks_is_told(theirs, tmp_path: Path) -> None:
+    said = [
+        exported(translation_run(tmp_path / f"run{i}", **options), tmp_path / f"out{i}")
+        .joinpath("README.md")
+        .read_text()
+        for i, options in enumerate(({"sample": True, "min_p": 0.2, "top_k": 7}, {"length_normalization": "paper"}))
+    ]
+    assert "decode.min_p = 0.2 has no counterpart" in said[0] and '"sampling_topk": 7' in said[0]
+    assert "((5 + length) / 6)^0.6, which has no counterpart" in said[1] and "(5 + length)" not in said[0]
+
+
+def test_the_code_of_a_language_is_one_piece(theirs, tmp_path: Path, monkeypatch) -> None:
+    """In a folder that was imported from Opus-MT's form; pieces of the other side have no "▁" in a text."""
+    from opus import ODD, SOURCE, write_opus
+
+    from transformer.tools.hf.marian_folder import import_folder
+
+    write_opus(tmp_path / "opus", no_repeat_ngram_size=1)
+    import_folder(str(tmp_path / "opus"), str(tmp_path / "run"))
+    tokenizer = Translator.load(str(tmp_path / "run")).tokenizer
+    names = run_readme(exported(tmp_path / "run", tmp_path / "out"), monkeypatch)
+    for line in (*ODD, *SOURCE, ">>de<< " + SOURCE[0], "<< a >>de<<", ">>"):
+        pieces = [name if name in tokenizer._names else "<unk>" for name in names["pieces_of"](line)]
+        assert pieces == [tokenizer.piece(i) for i in tokenizer.encode([line])[0]], line
+    ids = [*range(3, 40), 2]
+    assert names["text_of"]([tokenizer.piece(i) for i in ids[:-1]]) == tokenizer.decode([ids])[0]
 
 
 def test_a_ready_tokenizer_with_other_ids_goes_along(theirs, tmp_path: Path, monkeypatch) -> None:
@@ -384,7 +444,7 @@ def test_a_language_model_goes_on_as_ours(theirs, kind: str, tmp_path: Path, mon
     generate = run_readme(folder, monkeypatch)["generate"]
     prompts = ["the red", "", "a </s> in"]
     mine = Generator.load(str(workdir), config=DecodeConfig(beam_size=1, max_extra_length=8))
-    found = generate(prompts, max_length=8, sampling_topk=1)
+    found = generate(prompts)  # with the options of the config
     assert found == mine.generate(prompts) and any(found)
 
 

@@ -311,6 +311,17 @@ def test_only_a_language_model_becomes_gpt2(tmp_path: Path, call) -> None:
     assert not (tmp_path / "out").exists()
 
 
+def test_the_options_of_the_search_go_out(tmp_path: Path, call) -> None:
+    from small_runs import language_run
+
+    options = {"min_length": 3, "no_repeat_ngram": 2, "repetition_penalty": 1.5, "banned": ("a", "bc"), "beam_size": 2}
+    workdir = language_run(tmp_path / "run", Bytes(), CONFIG, length_penalty=0.5, **options)
+    assert call("transformer", "export", workdir, tmp_path / "out", "--to", "hf-gpt2").code == 0
+    made = json.loads((tmp_path / "out/generation_config.json").read_text())
+    expected = {"min_new_tokens": 3, "no_repeat_ngram_size": 2, "repetition_penalty": 1.5, "length_penalty": 0.5}
+    assert made == made | expected | {"bad_words_ids": [[101], [102, 103]], "num_beams": 2, "do_sample": False}
+
+
 # ---- Vocabularies ----------------------------------------------------------------------------------------------------
 
 DRAW = random.Random(0)
@@ -350,6 +361,9 @@ def test_vocab_and_merges_are_read(folder: Path, tmp_path: Path, call) -> None:
     config.write_text(config.read_text().replace("270", "261"))
     done = call("transformer", "import", folder, tmp_path / "other", "--from", "hf-gpt2")
     assert done.code == 2 and "its tokenizer has 262 pieces, but config.json has vocab_size 261" in done.err
+    config.write_text(config.read_text().replace("261", "2000000000"))
+    done = call("transformer", "import", folder, tmp_path / "other", "--from", "hf-gpt2")
+    assert done.code == 2 and "wte.weight has shape (270, 12), not (2000000000, 12)" in done.err
     (folder / "added_tokens.json").write_text(json.dumps({"[PAD]": 262}))
     assert "the id of the added piece '[PAD]' does not follow the others" in complaint(vocabulary_in, folder)
     (folder / "merges.txt").write_bytes(b"\xff")

@@ -1,17 +1,21 @@
 """Folders of Hugging Face's Marian, ours and Opus-MT's, in and out. Compared with transformers if it is installed."""
 
+import io
 import json
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+import sentencepiece
 from hf_cases import complaint, flat, same_bits
 from opus import ODD, SOURCE, TARGET, state_of, write_opus
+from small_runs import LINES, translation_run
 
 import transformer
 from transformer.checkpoint import Checkpoints
 from transformer.config import BOS, EOS, PAD, UNK
+from transformer.data.tokenizer import Tokenizer
 from transformer.inference.translator import Translator
 from transformer.tools.hf.folder import read_arrays, write_arrays
 from transformer.tools.hf.marian import NEVER
@@ -217,6 +221,43 @@ def test_it_is_evaluated_fine_tuned_averaged_and_exported(call, opus, imported, 
     assert back.translate(SOURCE) == tuned.translate(SOURCE)
 
 
+def test_banned_phrases_and_the_other_options_go_out_and_come_back(tmp_path, caplog) -> None:
+    options = {"min_length": 3, "no_repeat_ngram": 2, "repetition_penalty": 1.5, "banned": ("km", "rot", "big dog")}
+    workdir = translation_run(tmp_path / "run", **options, beam_size=2)
+    export(str(workdir), str(tmp_path / "out"))
+    made = content(tmp_path / "out")
+    phrases = Translator.load(str(workdir)).tokenizer.encode(options["banned"], "target")
+    assert made["generation_config.json"]["bad_words_ids"] == phrases
+    assert {len(one) for one in phrases} > {1}
+    import_folder(str(tmp_path / "out"), str(tmp_path / "back"))
+    decode = transformer.load(str(tmp_path / "back")).config.decode
+    assert sorted(decode.banned) == sorted(options["banned"]) and decode.min_length == 3 and not caplog.text
+
+
+def test_sampling_goes_out(tmp_path) -> None:
+    workdir = translation_run(tmp_path / "run", sample=True, temperature=0.7, top_k=9, top_p=0.9, min_p=0.1)
+    export(str(workdir), str(tmp_path / "out"))
+    made = content(tmp_path / "out")["generation_config.json"]
+    expected = {"do_sample": True, "num_beams": 1, "temperature": 0.7, "top_k": 9, "top_p": 0.9, "min_p": 0.1}
+    assert made == made | expected
+
+
+def test_two_pieces_with_one_name_are_refused(tmp_path) -> None:
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(LINES * 20),
+        model_writer=model,
+        model_type="bpe",
+        vocab_size=60,
+        user_defined_symbols=["<pad>"],
+        minloglevel=2,
+    )
+    workdir = translation_run(tmp_path / "run", pieces=Tokenizer(model.getvalue()))
+    said = complaint(export, str(workdir), str(tmp_path / "out"))
+    assert said.startswith("the tokenizer has two pieces named '<pad>': Marian can't tell them apart; export the model")
+    assert not (tmp_path / "out").exists()
+
+
 # ---- What is refused -------------------------------------------------------------------------------------------------
 
 
@@ -256,6 +297,10 @@ def test_all_fields_that_cannot_be_expressed_are_named_at_once(opus, tmp_path) -
         ({"pad_token_id": 3}, "pad_token_id = 3, but its id in vocab.json is 96; give the tokenizer of this model"),
         ({"vocab_size": 90, "decoder_vocab_size": 90}, "has 97 pieces, but config.json has vocab_size 90"),
         ({"decoder_start_token_id": 97}, "the id of start is 97: must be from 0 to 96"),
+        ({"vocab_size": 2**31 - 1, "decoder_vocab_size": 2**31 - 1}, "but model.shared.weight has 97 rows"),
+        ({"transformer_model": {"norm_eps": 1e-5}}, "config.json: transformer_model: model.attention_bias = None"),
+        ({"max_new_tokens": 1}, "max_new_tokens = 1: must be a whole number, at least 2"),
+        ({"renormalize_logits": "yes"}, "renormalize_logits = 'yes': must be true or false"),
         ({"d_ff": None, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32}, "fc1.weight has shape (64, 32), not (32, 32)"),
     ],
 )
@@ -273,7 +318,8 @@ def test_what_has_no_counterpart_is_named_in_a_warning(call, opus, tmp_path) -> 
     done = call("transformer", "import", folder, tmp_path / "run", "--from", "hf-marian")
     assert done.code == 0
     assert "left out: encoder_layerdrop, made_up" in done.err
-    assert "left out: early_stopping, bad_words_ids of several pieces" in done.err
+    assert "left out: early_stopping" in done.err
+    assert "bad_words_ids or suppress_tokens [1, 2]: left out, no text has these pieces" in done.err
 
 
 def test_a_folder_that_lacks_files_or_holds_wrong_ones_is_named(call, opus, tmp_path) -> None:
@@ -319,6 +365,18 @@ def test_all_that_is_wrong_in_the_arrays_is_named_at_once(opus, tmp_path) -> Non
         "model.encoder.layers.0.fc1.bias holds numbers that are not finite",
         "model.encoder.layers.0.fc2.bias is of type int32, not float32",
     ]
+
+
+def test_special_ids_of_generation_must_be_those_of_the_model(opus, tmp_path) -> None:
+    folder = changed(opus, tmp_path)
+    special = {"eos_token_id": [0], "pad_token_id": 96, "decoder_start_token_id": None}
+    (folder / "generation_config.json").write_text(json.dumps(special))
+    import_folder(str(folder), str(tmp_path / "same"))
+    special = {"eos_token_id": [0, 5], "pad_token_id": 3, "decoder_start_token_id": 5}
+    (folder / "generation_config.json").write_text(json.dumps(special))
+    said = complaint(import_folder, str(folder), str(tmp_path / "run"))
+    assert said.startswith(f"{folder}/generation_config.json: pad_token_id = 3, but config.json has 96, and our model")
+    assert "eos_token_id = [0, 5], but config.json has 0" in said and "decoder_start_token_id = 5" in said
 
 
 def test_ids_without_a_piece_are_never_read(opus, tmp_path, caplog) -> None:

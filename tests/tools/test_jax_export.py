@@ -22,6 +22,7 @@ from small_runs import (
     language_run,
     masked_run,
     random_ids,
+    run_readme,
     tokenizer,
     translation_run,
 )
@@ -130,6 +131,40 @@ def test_constraints_and_n_best_go_along(alone, short, tmp_path: Path) -> None:
         np.testing.assert_allclose([pair[1] for pair in pairs], scores[:3], atol=1e-4)
 
 
+def test_more_pieces_than_learned_positions_are_refused(tmp_path: Path, monkeypatch) -> None:
+    """JAX itself would take the last position for them, silently."""
+    model = dataclasses.replace(DECODER, positions="learned", max_positions=30)
+    workdir = language_run(tmp_path / "run", Bytes(), model)
+    monkeypatch.setattr(jax_export, "_searches", lambda *_: {})
+    folder = jax_export.write_folder(str(workdir), str(tmp_path / "out"))
+    monkeypatch.syspath_prepend(str(folder))
+    monkeypatch.delitem(sys.modules, "loader", raising=False)
+    import loader
+
+    close([np.asarray(loader.forward(np.ones((2, 30), np.int32)))], ours(workdir, np.ones((2, 30), np.int32)))
+    with pytest.raises(ValueError, match="a row has 31 ids; this model has learned only 30 positions"):
+        loader.forward(np.ones((2, 31), np.int32))
+    monkeypatch.delitem(sys.modules, "loader")
+
+
+def test_the_code_of_a_language_is_one_piece(short, tmp_path: Path, monkeypatch) -> None:
+    """In a folder that was imported from Opus-MT's form."""
+    from opus import ODD, SOURCE, write_opus
+
+    from transformer.tools.hf.marian_folder import import_folder
+
+    write_opus(tmp_path / "opus", no_repeat_ngram_size=1)
+    import_folder(str(tmp_path / "opus"), str(tmp_path / "run"))
+    folder = jax_export.write_folder(str(tmp_path / "run"), str(tmp_path / "out"))
+    monkeypatch.syspath_prepend(str(folder))
+    monkeypatch.delitem(sys.modules, "loader", raising=False)
+    names, tokenizer = run_readme(folder, monkeypatch), Translator.load(str(tmp_path / "run")).tokenizer
+    for line in (*ODD, *SOURCE, ">>de<< " + SOURCE[0]):
+        ids = [names["ids"].get(piece, 3) for piece in names["pieces_of"](line)]
+        assert ids == tokenizer.encode([line])[0], line
+    monkeypatch.delitem(sys.modules, "loader")
+
+
 def test_too_long_a_text_is_told(short, tmp_path: Path, monkeypatch) -> None:
     folder = jax_export.write_folder(str(translation_run(tmp_path / "run")), str(tmp_path / "out"))
     monkeypatch.syspath_prepend(str(folder))
@@ -169,7 +204,11 @@ def test_a_language_model_without_a_vocabulary_has_the_forward_pass(alone, tmp_p
     folder = jax_export.write_folder(str(workdir), str(tmp_path / "out"))
     tokens_BT = random_ids(np.random.default_rng(0), 2, 5, size=30)
     close(alone(folder, [tokens_BT])[0], ours(workdir, tokens_BT))
-    assert json.loads((folder / "programs.json").read_text()) == {"forward": ["tokens_BT"], "search": []}
+    assert json.loads((folder / "programs.json").read_text()) == {
+        "forward": ["tokens_BT"],
+        "search": [],
+        "positions": None,
+    }
 
 
 def rows() -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -10,7 +10,7 @@ import pytest
 from small_runs import LINES, language_run, masked_run, translation_run
 
 from transformer.checkpoint import Checkpoints
-from transformer.config import RUNS, Config, DataConfig, ModelConfig
+from transformer.config import RUNS, Config, DataConfig, ModelConfig, TrainConfig
 from transformer.data.vocabularies import Characters
 from transformer.tools.model_card import TASKS, About, architecture, files_about
 
@@ -47,6 +47,7 @@ def test_a_trained_run_tells_what_it_knows(call, workdir: Path, tiny, tmp_path: 
         assert expected in card, expected
     scores = section(card, "Scores")
     assert re.search(rf"^- development, bleu: [\d.e-]+ \({SIGNATURE}\)$", scores, re.M)
+    assert re.search(r"^- development, chrf: [\d.e-]+ \(`nrefs:1\|.*nc:6.*`\)$", scores, re.M)
     assert re.search(rf"^- test.en, bleu: [\d.e-]+ \({SIGNATURE}\)$", scores, re.M) and "12.3" not in scores
     assert re.search(r"^- test.en, chrf: [\d.e-]+ \(`nrefs:1\|.*nc:6.*`\)$", scores, re.M)
     assert "licence" in section(card, "Not known") and "test set" not in section(card, "Not known")
@@ -110,3 +111,12 @@ def test_files_are_named_without_their_folders_and_languages_told() -> None:
     card = files_about(about, "jax", "text")["MODEL_CARD.md"].decode()
     assert "- `data.source`: a.en, c.en" in card and "/home/me" not in card and "gs://" not in card
     assert "it translates texts from en to de." in card
+
+
+def test_names_that_are_not_utf8_are_escaped() -> None:
+    data = DataConfig(source=("/data/a\udcff.en", "b\u202e\n.en"), dev_source="c\udc80.en")
+    start = TrainConfig(init_from="runs/x\udcff")
+    about = About(Config(data=data, train=start), {"step": 3, "vocab_size": 5}, "3", "d" * 64, 1, None, ())
+    card = files_about(about, "jax", "text")["MODEL_CARD.md"].decode()
+    assert r"- `data.source`: a\udcff.en, b\u202e\n.en" in card and r"c\udc80.en" in card and r"x\udcff" in card
+    assert json.loads(re.search(r"```json\n(.*?)```", card, re.S)[1])["data"]["source"][0] == "a\udcff.en"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -103,6 +105,30 @@ def with_a_path(folder: Path) -> None:
     save_file(arrays, folder / "model.safetensors", metadata=metadata)
 
 
+def with_another_bit(folder: Path) -> None:
+    content = bytearray((folder / "model.safetensors").read_bytes())
+    content[-2] ^= 1
+    (folder / "model.safetensors").write_bytes(content)
+
+
+def with_other(name: str, **values) -> Callable[[Path], None]:
+    """A change of a JSON file, or of the name of a file, with the right digests."""
+
+    def change(folder: Path) -> None:
+        from safetensors import safe_open
+        from safetensors.numpy import load_file, save_file
+
+        content = json.dumps({**json.loads((folder / "progress.json").read_text()), **values}).encode()
+        (folder / "progress.json").write_bytes(content)
+        with safe_open(folder / "model.safetensors", "np") as file:
+            metadata = file.metadata()
+        files = json.loads(metadata["files"]) | {name: hashlib.sha256(content).hexdigest()}
+        metadata["files"] = json.dumps(files)
+        save_file(load_file(folder / "model.safetensors"), folder / "model.safetensors", metadata=metadata)
+
+    return change
+
+
 BROKEN = {
     "config.json: not as it was written; copy the folder again": lambda folder: changed(
         *(folder, "config.json", b'"heads": 4', b'"heads": 2')
@@ -116,7 +142,16 @@ BROKEN = {
     ).unlink(),
     "not written by export --to safetensors, but with format = 'pt'; give another --from": without_the_header,
     "missing decoder/layers/0/feed_forward/b1; unknown surplus; embedding/table has shape": with_other_arrays,
-    "'files' in its header names ../run/config.json": with_a_path,
+    "'files' in its header names '../run/config.json'": with_a_path,
+    "'files' in its header names ''": with_other(""),
+    "model.safetensors: its numbers are not as they were written; copy the folder again": with_another_bit,
+    "progress.json: step = '7': must be a whole number; vocab_size = None: must": with_other(
+        "progress.json", step="7", vocab_size=None
+    ),
+    "progress.json: averaged_steps = True: must be a whole number": with_other(
+        "progress.json", averaged_steps=[True, 7]
+    ),
+    "config.json: model.vocab_size = 3: must be at least 4": with_other("progress.json", vocab_size=3),
 }
 
 

@@ -121,6 +121,7 @@ def test_the_log(trained: Path) -> None:
         "epoch",
     }
     of_scores = {"dev_loss", "dev_loss_exchanged", "dev_perplexity", "dev_bleu", "dev_chrf", "dev_bleu_signature"}
+    of_scores |= {"dev_chrf_signature"}
     assert set(scores[0]) == {"step", "time", *of_scores}
     assert set(scores[-1]) == {*training[0], *of_scores}
     assert training[-1]["loss"] < training[0]["loss"] - 2  # it learns

@@ -170,7 +170,7 @@ class Translation:
 
     def evaluate(self, params: Params, mesh: Mesh, step: int) -> Iterator[tuple[str, float | str]]:
         """Scores on the development set, by name: the loss (nats per target piece, eos included, without smoothing),
-        its perplexity, the loss with sources exchanged among sentences, BLEU, chrF, BLEU's signature.
+        its perplexity, the loss with sources exchanged among sentences, BLEU, chrF, and their signatures.
 
         Logs a warning if, after the warmup, the source hardly helps: then the model does not translate yet.
         """
@@ -198,6 +198,7 @@ class Translation:
         yield "dev_bleu", scores["bleu"]
         yield "dev_chrf", scores["chrf"]
         yield "dev_bleu_signature", scores["signature"]
+        yield "dev_chrf_signature", scores["chrf_signature"]
         # Always the same five sentences, so that the log shows the model learn.
         for i in np.unique(np.linspace(0, len(sources) - 1, 5).astype(int)):
             log.info("  source      %s\n  reference   %s\n  hypothesis  %s\n", sources[i], references[i], hypotheses[i])

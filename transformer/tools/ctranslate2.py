@@ -11,7 +11,6 @@ leaves PAD and BOS out of the softmax, while ours forbids them after it. So each
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -39,11 +38,12 @@ from transformer.model import Params
 from transformer.model.inputs import sinusoids
 from transformer.packages import require
 from transformer.tasks.vocabulary import vocabulary_in
+from transformer.tools import ctranslate2_options as options_of
 from transformer.tools.hf import fields
 from transformer.tools.hf.folder import write
 from transformer.tools.hf.names import Arrays, flat
 from transformer.tools.model_card import About, about, files_about
-from transformer.tools.tokenizer_files import names_in, tokenizer_files, vocabulary_of
+from transformer.tools.tokenizer_files import cutting, names_in, refuse_twins, tokenizer_files, vocabulary_of
 
 QUANTIZATIONS = ("float32", "float16", "int16", "int8", "int8_float16", "int8_float32")
 """Types of the stored matrices that need no further package."""
@@ -105,8 +105,7 @@ def spec_of(params: Params, config: ModelConfig, pieces: Sequence[str], never: S
     import ctranslate2
 
     refuse_inexpressible(config)
-    if twice := [name for name, count in Counter(pieces).items() if count > 1]:
-        raise UserError(f"the tokenizer has two pieces named {twice[0]!r}: CTranslate2 can't tell them apart")
+    refuse_twins(pieces, "CTranslate2")
     specs = ctranslate2.specs.transformer_spec
     arrays = flat(params)
     options = {"pre_norm": config.pre_norm, "layernorm_embedding": config.input_norm}
@@ -280,9 +279,21 @@ def _translation(opened: Checkpoint, model: ModelConfig) -> tuple[Any, ...]:
     pieces = [tokenizer.piece(i) for i in range(model.vocab_size)]
     longest = c.decode.max_source_length + c.decode.max_extra_length + 1
     positions = max(longest, c.data.max_length)
+    if model.positions == "learned":
+        positions = min(positions, model.max_positions)
+    phrases = tokenizer.encode(c.decode.banned, "target") if c.decode.banned else []
+    banned = [[pieces[i] for i in phrase] for phrase in phrases]
     names = {"bos_token": SPECIALS[BOS], "eos_token": SPECIALS[EOS], "unk_token": SPECIALS[UNK]}
     names["decoder_start_token"] = SPECIALS[BOS]
-    return pieces, names, (PAD, BOS), positions, _TRANSLATE.format(**_search(c, positions))
+    options = options_of.for_translation(c, positions, banned)
+    lines = options_of.without_counterpart(c.decode)
+    lines.append(
+        f"- A source has at most {options['max_input_length'] - 1} pieces; what is longer loses its end. A translation "
+        f"has at most {options['max_decoding_length']}; the exported model's search stops {c.decode.max_extra_length} "
+        "pieces beyond the length of the source."
+    )
+    use = _TRANSLATE.format(cutting=cutting(tokenizer), options=_rows(options), lines="\n".join(lines))
+    return pieces, names, (PAD, BOS), positions, use
 
 
 def _generation(opened: Checkpoint, model: ModelConfig) -> tuple[Any, ...]:
@@ -296,14 +307,16 @@ def _generation(opened: Checkpoint, model: ModelConfig) -> tuple[Any, ...]:
     names = {"bos_token": begin, "eos_token": end, "unk_token": end if isinstance(vocabulary, ByteLevel) else "<unk>"}
     first = [begin] if opened.config.data.documents != "none" else []
     longest = model.max_positions if model.positions == "learned" else opened.config.data.context
-    return pieces, names, vocabulary.banned, longest, _GENERATE.format(longest=longest, begin=begin, first=first)
+    banned = [[pieces[i] for i in vocabulary.encode(phrase)] for phrase in opened.config.decode.banned]
+    options = options_of.for_generation(opened.config, model, banned)
+    lines = "".join(f"{line}\n" for line in options_of.without_counterpart(opened.config.decode))
+    use = _GENERATE.format(longest=longest, begin=begin, first=first, options=_rows(options), lines=lines)
+    return pieces, names, vocabulary.banned, longest, use
 
 
-def _search(config: Config, positions: int) -> dict[str, Any]:
-    """The options of our search that theirs has."""
-    d = config.decode
-    alpha = 0 if d.length_normalization == "none" else d.length_penalty
-    return {"beam_size": d.beam_size, "alpha": alpha, "longest": positions - 1}
+def _rows(options: dict[str, Any]) -> str:
+    """The options as rows of Python."""
+    return "\n".join(f'        "{name}": {value!r},' for name, value in options.items())
 
 
 _TRANSLATE = """
@@ -317,17 +330,19 @@ translator = ctranslate2.Translator(".")
 source, target = (sentencepiece.SentencePieceProcessor(model_file=f"{{side}}.spm") for side in ("source", "target"))
 
 
-def translate(lines):
-    pieces = source.encode(lines, out_type=str)
-    options = {{"beam_size": {beam_size}, "length_penalty": {alpha}}}
-    options |= {{"min_decoding_length": 0, "max_decoding_length": {longest}}}
-    results = translator.translate_batch(pieces, **options)
-    return [target.decode(result.hypotheses[0]) for result in results]
+{cutting}
+
+
+def translate(lines, **others):
+    options = {{
+{options}
+    }}
+    results = translator.translate_batch([pieces_of(line) for line in lines], **options | others)
+    return [text_of(result.hypotheses[0]) for result in results]
 ```
 
 - `</s>` at the end of a source, and the start of the output, are set by the folder itself.
-- A score is divided by length^length_penalty. The paper's penalty, ((5 + length) / 6)^alpha, has no counterpart.
-- A text has at most {longest} pieces on each side.
+{lines}
 - `translate_batch(..., return_attention=True)` gives the attention of the last layer but one, averaged over its heads:
   the alignment that `python -m transformer score` prints.
 """
@@ -343,14 +358,17 @@ tokenizer = tokenizers.Tokenizer.from_file("tokenizer.json")
 tokenizer.encode_special_tokens = True  # "</s>" in a text is text
 
 
-def generate(prompts, **options):
+def generate(prompts, **others):
+    options = {{
+{options}
+    }}
     starts = [{first!r} + tokenizer.encode(prompt, add_special_tokens=False).tokens for prompt in prompts]
     starts = [start or [{begin!r}] for start in starts]
     # One at a time: in a batch with a prompt of one piece, CTranslate2 gives back parts of the other prompts.
-    results = generator.generate_batch(starts, include_prompt_in_result=False, max_batch_size=1, **options)
+    results = generator.generate_batch(starts, include_prompt_in_result=False, max_batch_size=1, **options | others)
     return [tokenizer.decode(result.sequences_ids[0]) for result in results]
 ```
 
-For example `generate(["Once"], max_length=20, sampling_topk=0, sampling_temperature=0.8)`. A prompt and its
-continuation have at most {longest} pieces together.
-"""
+The options are those of the exported model; others: `generate(["Once"], max_length=20, sampling_temperature=0.8)`. A
+prompt and its continuation have at most {longest} pieces together.
+{lines}"""

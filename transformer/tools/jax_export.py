@@ -39,7 +39,7 @@ from transformer.tools.hf.bert import with_scale
 from transformer.tools.hf.folder import write, write_arrays
 from transformer.tools.hf.names import flat, nested
 from transformer.tools.model_card import About, about, files_about
-from transformer.tools.tokenizer_files import tokenizer_files, vocabulary_of
+from transformer.tools.tokenizer_files import cutting, tokenizer_files, vocabulary_of
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 ROWS, LENGTHS = (1, 16), (32, 128)
@@ -104,6 +104,7 @@ def _open(opened: Checkpoint) -> _Opened:
     searches = _searches(opened, model)
     programs = {"forward": program} | {f"search_{rows}x{length}": one for (rows, length), one in searches.items()}
     listed = {"forward": names, "search": [list(shape) for shape in searches]}
+    listed["positions"] = architecture.max_positions if architecture.positions == "learned" else None
     listed |= _vocabulary(opened) if searches else {}
     use = _usage(opened, architecture, searches)
     return _Opened(flat(params), programs, listed, tokenizer_files(opened), about(opened), use)
@@ -256,7 +257,7 @@ def _usage(opened: Checkpoint, model: ModelConfig, searches: Mapping[tuple[int, 
     config, d = opened.config, opened.config.decode
     kind = f"samples with temperature {d.temperature:g}" if d.sample else f"beam search with a beam of {d.beam_size}"
     if isinstance(config, Config):
-        return text + _TRANSLATE.format(kind=kind, shapes=_shapes(searches))
+        return text + _TRANSLATE.format(kind=kind, shapes=_shapes(searches), cutting=cutting(vocabulary_in(opened)))
     return text + _GENERATE.format(kind=kind, shapes=_shapes(searches), new=new_pieces(config, model))
 
 
@@ -308,9 +309,12 @@ source, target = (sentencepiece.SentencePieceProcessor(model_file=f"{{side}}.spm
 ids = {{piece: i for i, piece in enumerate(ABOUT["pieces"])}}
 
 
+{cutting}
+
+
 def translate(lines):
-    texts = [[ids.get(piece, ABOUT["unknown"]) for piece in line] for line in source.encode(lines, out_type=str)]
-    return [target.decode([ABOUT["pieces"][i] for i in found[0][0]]) if found else "" for found in search(texts)]
+    texts = [[ids.get(piece, ABOUT["unknown"]) for piece in pieces_of(line)] for line in lines]
+    return [text_of([ABOUT["pieces"][i] for i in found[0][0]]) if found else "" for found in search(texts)]
 ```
 
 This is {kind}. Its programs take (texts x ids): {shapes}. `search` chooses among them.

@@ -30,7 +30,10 @@ def program(name):
 
 
 def forward(*arrays):
-    """The model's outputs for arrays of any sizes: ABOUT["forward"] names them."""
+    """The model's outputs for arrays of any sizes: ABOUT["forward"] names them. Their rows end where positions do."""
+    longest, most = max(array.shape[1] for array in arrays), ABOUT["positions"]
+    if most is not None and longest > most:
+        raise ValueError(f"a row has {longest} ids; this model has learned only {most} positions")
     return program("forward")(params(), *arrays)
 
 

@@ -13,6 +13,7 @@ import jax
 from transformer.checkpoint import AVERAGE, Checkpoint
 from transformer.config import ModelConfig, flatten, to_json
 from transformer.streams import plain
+from transformer.streams import to_json as printable_json
 
 CARD, README = "MODEL_CARD.md", "README.md"
 TASKS = {
@@ -192,7 +193,7 @@ def _config(config: Any) -> str:
         value = values.get(section, {}).get(field)
         if value:
             values[section][field] = _base(value) if isinstance(value, str) else [_base(one) for one in value]
-    return json.dumps(values, indent=2, ensure_ascii=False)
+    return printable_json(values, indent=2)  # a file name may not be UTF-8
 
 
 def _base(path: str) -> str:

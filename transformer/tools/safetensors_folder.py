@@ -5,7 +5,8 @@
     progress.json       step, scores and digests, as in a checkpoint
     tokenizer.model ... the other files of the checkpoint
 
-`import_folder` makes a workdir of it again, with the same bits. The header of model.safetensors lists the other files.
+`import_folder` makes a workdir of it again, with the same bits. The header of model.safetensors lists the other files,
+and has a digest of the parameters.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from transformer.config import UserError, from_json
 from transformer.files import local_path, new_folder, path_of, require_new, writing
 from transformer.model import build
 from transformer.packages import require
+from transformer.tools.hf.fields import checked
 from transformer.tools.hf.folder import config_in, metadata_of, read, read_arrays, read_object, write, write_arrays
 from transformer.tools.hf.names import flat, mismatches, nested, refuse, unusable
 from transformer.tools.model_card import About, about, files_about
@@ -83,7 +85,7 @@ def export(workdir: str, out: str, checkpoint: str | None = None) -> Path:
     with writing(folder), new_folder(folder) as building:
         for name, content in (opened.files | files_about(opened.about, "safetensors", _USE)).items():
             write(building / name, content)
-        metadata = {"format": FORMAT, "files": json.dumps(digests)}
+        metadata = {"format": FORMAT, "files": json.dumps(digests), "arrays": _digest_of(opened.params)}
         write_arrays(building / "model.safetensors", opened.params, metadata)
     return folder
 
@@ -113,13 +115,15 @@ def import_folder(folder: str, out: str) -> None:
         )
     files = {name: _unchanged(file.with_name(name), digest) for name, digest in _listed(arrays, header).items()}
     config = from_json(files.pop("config.json").decode(), str(file))
-    progress = read_object(file.with_name("progress.json"))
+    progress = _progress_in(file.with_name("progress.json"))
     del files["progress.json"]
-    model = build(config.model.with_vocabulary(progress["vocab_size"]))
+    model = build(checked(config.model.with_vocabulary(progress["vocab_size"]), file))
     params, expected = read_arrays(arrays), flat_shapes(model)
     refuse(str(arrays), mismatches(params, expected) + unusable(params))
+    if header.get("arrays", digest := _digest_of(params)) != digest:  # earlier versions wrote none
+        raise UserError(f"{arrays}: its numbers are not as they were written; copy the folder again")
     kept = {name: value for name, value in progress.items() if name in ("step", "vocab_size") or name.startswith("hf_")}
-    kept["averaged_steps"] = progress.get("averaged_steps", [progress["step"]])
+    kept["averaged_steps"] = progress["averaged_steps"]
     new_workdir(out, nested(params), config, progress=kept, files=files)
 
 
@@ -131,6 +135,26 @@ def flat_shapes(model: Any) -> list[tuple[str, tuple[int, ...]]]:
     return [("/".join(key.key for key in path), leaf.shape) for path, leaf in leaves]
 
 
+def _digest_of(params: Mapping[str, np.ndarray]) -> str:
+    """sha256 of the names and numbers of all parameters, whatever their order."""
+    digest = hashlib.sha256()
+    for name, array in sorted(params.items()):
+        digest.update(f"{name} {array.dtype} {array.shape}\n".encode())
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
+
+
+def _progress_in(path: Path) -> dict[str, Any]:
+    """The content of progress.json. Raises `UserError` if a number that is needed is missing or none."""
+    progress = read_object(path)
+    steps = progress.setdefault("averaged_steps", [progress.get("step")])
+    numbers = [(name, progress.get(name)) for name in ("step", "vocab_size")]
+    numbers += [("averaged_steps", x) for x in (steps if isinstance(steps, list) else [steps])]
+    if wrong := [f"{name} = {x!r}: must be a whole number" for name, x in numbers if type(x) is not int]:
+        raise UserError(f"{path}: {'; '.join(wrong)}")
+    return progress
+
+
 def _listed(arrays: Path, header: Mapping[str, str]) -> dict[str, str]:
     """Name and sha256 of the other files of the folder. Raises `UserError` if the header does not list them."""
     try:
@@ -140,8 +164,8 @@ def _listed(arrays: Path, header: Mapping[str, str]) -> dict[str, str]:
     needed = {"config.json", "progress.json"}
     if not isinstance(listed, dict) or not all(isinstance(digest, str) for digest in listed.values()):
         raise UserError(f"{arrays}: 'files' in its header lists no files; copy the folder again")
-    if outside := [name for name in listed if name != Path(name).name]:
-        raise UserError(f"{arrays}: 'files' in its header names {outside[0]}, which is not a file of this folder")
+    if outside := [name for name in listed if not name or name != Path(name).name]:
+        raise UserError(f"{arrays}: 'files' in its header names {outside[0]!r}, which is not a file of this folder")
     if lacking := needed - listed.keys():
         raise UserError(f"{arrays}: 'files' in its header lacks {min(lacking)}; copy the folder again")
     return listed

@@ -19,7 +19,7 @@ from transformer.tasks.vocabulary import files_of as vocabulary_files
 from transformer.tasks.vocabulary import vocabulary_in as vocabulary_of_checkpoint
 from transformer.tools.hf import gpt2
 from transformer.tools.hf.folder import config_in, read_model, write, write_arrays
-from transformer.tools.hf.vocabulary import files_of, of_size, special_ids, vocabulary_in
+from transformer.tools.hf.vocabulary import files_of, of_size, refuse_larger, special_ids, vocabulary_in
 from transformer.tools.model_card import About, about, files_about
 from transformer.tools.new_workdir import new_workdir
 
@@ -60,9 +60,11 @@ def import_folder(folder: str, out: str) -> None:
         log.warning("%s: these fields have no counterpart here and are left out: %s", file, ", ".join(left_out))
     vocabulary = vocabulary_in(file.parent)
     if vocabulary is not None:
-        vocabulary = of_size(vocabulary, model.vocab_size, file.parent)
+        refuse_larger(vocabulary, model.vocab_size, file.parent)
     state = read_model(file.parent, "AutoModelForCausalLM")
     params = gpt2.from_gpt2(state, model)
+    if vocabulary is not None:  # only now, when vocab_size is known to be right
+        vocabulary = of_size(vocabulary, model.vocab_size, file.parent)
     kept = {name: values[name] for name in gpt2.SPECIAL_IDS if type(values.get(name)) is int}
     kept["prefix"] = gpt2.prefix_of(state)
     progress = {"step": 0, "vocab_size": model.vocab_size, "averaged_steps": [0], _KEPT: kept}
@@ -145,8 +147,15 @@ def generation_config(opened: _Opened) -> dict[str, Any]:
         values |= {"temperature": d.temperature, "top_k": d.top_k, "top_p": d.top_p, "min_p": d.min_p}
     else:
         values |= {"num_beams": d.beam_size}
+        values["length_penalty"] = 0.0 if d.length_normalization == "none" else d.length_penalty
     if d.repetition_penalty != 1:
         values["repetition_penalty"] = d.repetition_penalty
+    if d.no_repeat_ngram:
+        values["no_repeat_ngram_size"] = d.no_repeat_ngram
+    if d.min_length:
+        values["min_new_tokens"] = d.min_length
+    if d.banned and opened.vocabulary is not None:
+        values["bad_words_ids"] = [opened.vocabulary.encode(phrase).tolist() for phrase in d.banned]
     if opened.vocabulary is not None:
         values["suppress_tokens"] = list(opened.vocabulary.banned) or None
     return values | opened.ids

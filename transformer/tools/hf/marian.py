@@ -176,15 +176,30 @@ def special_ids(values: Mapping[str, Any]) -> dict[str, int]:
     return {"pad": pad, "eos": eos, "start": start}
 
 
-def with_options_of(model: ModelConfig, values: Mapping[str, Any], state: Arrays) -> ModelConfig:
-    """The config of a model whose folder an export of ours wrote: `model` with the options that it kept.
+def refuse_more_pieces(model: ModelConfig, state: Arrays, where: object = "config.json") -> None:
+    """Raise `UserError` if the config, called `where`, has more pieces than the tied table in `state` has rows."""
+    for name in (SHARED, *TIED):
+        if name in state and state[name].shape[:1] < (model.vocab_size,):
+            rows = len(np.atleast_1d(state[name]))
+            raise UserError(
+                f"{where}: vocab_size = {model.vocab_size}, but {name} has {rows} rows; copy both files again"
+            )
+
+
+def with_options_of(
+    model: ModelConfig, values: Mapping[str, Any], state: Arrays, where: object = "config.json"
+) -> ModelConfig:
+    """The config of a model whose folder an export of ours wrote: `model` with the options that it kept in the content
+    of their config.json, called `where` in messages.
 
     It stays as it is if biases have been trained since, which the model of the export lacked.
     """
     kept = values.get(OURS)
     if not isinstance(kept, dict):
         return model
-    ours = fields.checked(ModelConfig(**{**vars(model), **{name: kept.get(name) for name in _KEPT}}), OURS)
+    ours = fields.checked(
+        ModelConfig(**{**vars(model), **{name: kept.get(name) for name in _KEPT}}), f"{where}: {OURS}"
+    )
     lacking = [name for name, _ in _zeros(table(ours), _sizes(ours, model.vocab_size))]
     return model if any(np.any(state.get(name, 0)) for name in lacking) else ours
 

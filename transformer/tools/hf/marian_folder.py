@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from transformer.checkpoint import Checkpoint, Checkpoints
-from transformer.config import BOS, EOS, PAD, SPECIALS, Config, UserError, check, require_translation
+from transformer.config import BOS, EOS, PAD, SPECIALS, UNK, Config, UserError, check, require_translation
 from transformer.data.marian import MarianTokenizer
 from transformer.data.tokenizer import Tokenizer
 from transformer.files import local_path, new_folder, path_of, require_new, writing
@@ -24,6 +25,7 @@ from transformer.tools.hf.marian_readme import readme
 from transformer.tools.hf.names import flat
 from transformer.tools.model_card import About, about, files_about
 from transformer.tools.new_workdir import new_workdir
+from transformer.tools.tokenizer_files import refuse_twins
 
 _KEPT = "hf_marian"
 """Field of progress.json: the files of an imported folder, for a later export."""
@@ -49,12 +51,16 @@ def import_folder(folder: str, out: str) -> None:
     model, generation = marian.model_config(values, file), generation_in(values, file)
     if left_out := marian.without_counterpart({k: v for k, v in values.items() if k not in generation.fields}):
         log.warning("%s: these fields have no counterpart here and are left out: %s", file, ", ".join(left_out))
-    tokenizer = tokenizer_in(file.parent, marian.special_ids(values), model.vocab_size)
     state = read_model(file.parent, "MarianMTModel")
-    model = marian.with_options_of(model, values, state)
+    marian.refuse_more_pieces(model, state, file)
+    tokenizer = tokenizer_in(file.parent, marian.special_ids(values), model.vocab_size)
+    model = marian.with_options_of(model, values, state, file)
     ids = tokenizer.their_ids if isinstance(tokenizer, MarianTokenizer) else range(model.vocab_size)
     params = marian.from_marian(state, model, model.vocab_size, ids)
-    biases = _suppress(params, generation, ids)
+    biases = _suppress(params, generation, ids) if model.output_bias else {}
+    phrases = generation.phrases if model.output_bias else (*((i,) for i in generation.suppressed), *generation.phrases)
+    decode = dataclasses.replace(generation.decode, banned=_texts(phrases, tokenizer, ids, file))
+    generation = generation._replace(decode=decode)
     config = _run_config(dataclasses.replace(model, vocab_size=len(ids)), values, generation, file)
     kept = {name: read_object(file.with_name(name)) for name in _AS_THEY_CAME if file.with_name(name).exists()}
     progress = {"step": 0, "vocab_size": len(ids), "averaged_steps": [0], _KEPT: {"files": kept, "biases": biases}}
@@ -131,11 +137,30 @@ def _suppress(params: Params, generation: Generation, ids: Any) -> dict[str, flo
     ours = [i for i in ours if i != PAD or generation.renormalized]  # our search leaves out PAD after the softmax
     if not ours:
         return {}
-    if "output_bias" not in params:
-        raise UserError(f"the model has no output bias, so suppress_tokens {generation.suppressed} can't be expressed")
     before = {str(i): float(params["output_bias"][i]) for i in ours}
     params["output_bias"][ours] = marian.NEVER
     return before
+
+
+def _texts(
+    phrases: Iterable[tuple[int, ...]], tokenizer: Tokenizer, ids: Sequence[int], where: Path
+) -> tuple[str, ...]:
+    """The texts of phrases, given by their ids, for `decode.banned`. Special pieces are left out: our search never
+    chooses them. A warning names other phrases that the tokenizer does not make of a text."""
+    ours = {id: i for i, id in reversed(list(enumerate(ids)))}
+    texts, lacking = [], []
+    for phrase in phrases:
+        pieces = [ours.get(id, UNK) for id in phrase]
+        text = tokenizer.decode([pieces])[0]
+        if text.strip() and tokenizer.encode([text], "target") == [pieces]:
+            texts.append(text)
+        elif pieces not in ([PAD], [BOS]):
+            lacking.append(str(list(phrase)))
+    if lacking:
+        log.warning(
+            "%s: bad_words_ids or suppress_tokens %s: left out, no text has these pieces", where, ", ".join(lacking)
+        )
+    return tuple(texts)
 
 
 def _run_config(model: Any, values: dict[str, Any], generation: Generation, where: Path) -> Config:
@@ -170,6 +195,8 @@ class _Opened(NamedTuple):
     """The pieces by their ids."""
     special: dict[str, int]
     """As in `marian.special_ids`."""
+    banned: list[list[int]]
+    """Their ids of the phrases of `decode.banned`."""
     kept: dict[str, Any]
     """The content of files that come out as they came in."""
     about: About
@@ -192,7 +219,7 @@ def export(workdir: str, out: str, checkpoint: str | None = None) -> Path:
         write(building / "vocab.json", {piece: i for i, piece in enumerate(opened.pieces)})
         made = {
             "tokenizer_config.json": _tokenizer_config(opened),
-            "generation_config.json": generation_config(config, opened.special),
+            "generation_config.json": generation_config(config.decode, opened.special, opened.banned),
             "config.json": marian.marian_config(config, len(opened.pieces), opened.special),
         }
         start = opened.pieces[opened.special["start"]] if opened.special["start"] != opened.special["pad"] else None
@@ -215,10 +242,13 @@ def _open(opened: Checkpoint) -> _Opened:
         bias = np.array(params["output_bias"])
         bias[[int(i) for i in kept["biases"]]] = list(kept["biases"].values())
         params = {**params, "output_bias": bias}
+    refuse_twins(pieces, "Marian")
     state = marian.to_marian(params, config.model, len(pieces), ids)
+    phrases = tokenizer.encode(config.decode.banned, "target") if config.decode.banned else []
+    banned = [[ids[i] for i in phrase] for phrase in phrases]
     special = {"pad": ids[PAD], "eos": ids[EOS], "start": ids[BOS]}
     files = {name: _in_float32(content) for name, content in kept["files"].items()}
-    return _Opened(config, state, tokenizer, pieces, special, files, about(opened))
+    return _Opened(config, state, tokenizer, pieces, special, banned, files, about(opened))
 
 
 def _their_pieces(tokenizer: Tokenizer, params: Params) -> tuple[list[str], list[int]]:

@@ -64,14 +64,19 @@ def _from_pairs(folder: Path) -> bytes:
     return _tokenizer_json(vocab, merges, added, {"pre_tokenizer": _byte_level(True), "decoder": _byte_level(True)})
 
 
-def of_size(vocabulary: V, size: int, folder: Path) -> V:
-    """The vocabulary for a model with `size` ids. Raises `UserError` if it has more. If it has fewer, warns, and adds
-    special pieces for the last ids."""
+def refuse_larger(vocabulary: Vocabulary, size: int, folder: Path) -> None:
+    """Raise `UserError` if the vocabulary has more than `size` ids."""
     if vocabulary.size > size:
         raise UserError(
             f"{folder}: its tokenizer has {vocabulary.size:,} pieces, but config.json has vocab_size {size:,}; give "
             "the tokenizer of this model"
         )
+
+
+def of_size(vocabulary: V, size: int, folder: Path) -> V:
+    """The vocabulary for a model with `size` ids, as many as its table has rows. Raises `UserError` if it has more. If
+    it has fewer, warns, and adds special pieces for the last ids."""
+    refuse_larger(vocabulary, size, folder)
     if lacking := size - vocabulary.size:
         log.warning("%s: the last %s ids of the model have no piece in its tokenizer", folder, f"{lacking:,}")
     name, content = vocabulary.file
