@@ -142,7 +142,7 @@ async def _of_error(request: Request, error: Exception) -> Response:
         return _error(503, "too many requests are waiting; try again", None, RETRY_SECONDS)
     if isinstance(error, TooLong):
         if error.begun:
-            return _error(504, "this took too long; try again if its options were new (programs are compiled for them), or shorten the text")
+            return _error(504, "this took too long; new options are compiled first: try again, or shorten the text")
         return _error(503, "the requests before this one took too long; try again", None, RETRY_SECONDS)
     if isinstance(error, Gone | ClientDisconnect):
         return Response(status_code=499)
