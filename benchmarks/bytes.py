@@ -55,13 +55,14 @@ def config_of(name: str) -> Any:
 
 
 def training_flops(config: Any) -> float:
-    """FLOPs of a whole training by this config, padding and the entropies of patches included."""
+    """FLOPs of a whole training by this config. Padding counts, and for entropies that their model is trained and run."""
     from transformer.training.flops import byte_latent_flops, update_flops
 
     data, rows = config.data, config.train.batch_tokens // config.data.context
     model = config.model.with_vocabulary(260 if data.pieces == "bytes" else data.vocab_size)
     if isinstance(config, ByteLatentConfig):
-        return config.train.steps * byte_latent_flops(model, rows, data.context)
+        entropies = training_flops(config_of(ENTROPIES)) if config.model.patches.by == "entropy" else 0.0
+        return config.train.steps * byte_latent_flops(model, rows, data.context) + entropies
     return config.train.steps * update_flops(model, rows, 0, data.context)
 
 

@@ -31,10 +31,10 @@ NAMES = {
 AMX, EPYC = "with AVX-512 and AMX", "AMD EPYC"
 
 Picture = dict[str, Any]
-"""What a picture shows, as JSON: {"kind": "lines", "bars" or "text", "panels"}; a panel has a title and a list of series
-(and `x`, the label of its axis) or bars. A panel of lines may have `shade`, a part of the
-axis. A series: name, colour, points (x, y). A bar: name, colour, value, range. A panel of text has the text, a number
-for each of its bytes, and the bytes that begin patches."""
+"""What a picture shows, as JSON: {"kind": "lines", "bars" or "text", "panels"}; a panel has a title and a list of
+series (and `x`, the label of its axis) or bars. A panel of lines may have `shade`, a part of the axis. A series: name,
+colour, points (x, y). A bar: name, colour, value, range. A panel of text has the text, a number for each of its bytes,
+and the bytes that begin patches."""
 
 
 # ---- What each picture shows -----------------------------------------------------------------------------------------
@@ -190,7 +190,8 @@ def device(rows: Iterable[Row]) -> str:
 
 
 PICTURES: dict[str, Callable[[dict[str, tuple[Row, ...]]], Picture]] = {
-    one.__name__: one for one in (multi30k, seeds, shakespeare, algorithms, patches, decoding_cpu, decoding_gpu, training)
+    one.__name__: one
+    for one in (multi30k, seeds, shakespeare, algorithms, patches, decoding_cpu, decoding_gpu, training)
 }
 
 

@@ -18,5 +18,7 @@ text = f"{stem}.gz" if os.path.exists(f"{stem}.gz") else stem
 
 config = ByteLatentConfig(
     data=TextConfig(text=(text,), dev_share=0.1, pieces="bytes", context=256),
-    train=dataclasses.replace(ByteLatentConfig.train, eval_every=250, checkpoint_every=250),
+    train=dataclasses.replace(
+        ByteLatentConfig.train, steps=1_975, decay_steps=1_975, eval_every=250, checkpoint_every=250
+    ),
 )

@@ -19,6 +19,11 @@ config = LanguageModelConfig(
     model=dataclasses.replace(ByteLatentConfig.model.latent, decoder_layers=7),
     data=TextConfig(text=(text,), dev_share=0.1, vocab_size=1_024, context=96),
     train=dataclasses.replace(
-        ByteLatentConfig.train, batch_tokens=16 * 96, eval_every=250, checkpoint_every=250
+        ByteLatentConfig.train,
+        batch_tokens=16 * 96,
+        steps=2_235,
+        decay_steps=2_235,
+        eval_every=250,
+        checkpoint_every=250,
     ),
 )

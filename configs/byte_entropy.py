@@ -17,7 +17,11 @@ config = LanguageModelConfig(
     model=ByteLatentConfig.model.entropy,
     data=TextConfig(text=(text,), dev_share=0.1, pieces="bytes", context=256),
     train=dataclasses.replace(
-        ByteLatentConfig.train, steps=1_000, decay_steps=1_000, peak_learning_rate=3e-3, eval_every=250,
+        ByteLatentConfig.train,
+        steps=1_000,
+        decay_steps=1_000,
+        peak_learning_rate=3e-3,
+        eval_every=250,
         checkpoint_every=250,
     ),
-)  # fmt: skip
+)

@@ -1,4 +1,4 @@
-"""The Byte Latent Transformer (Pagnoni et al. 2024, arXiv 2412.09871): a language model of bytes that thinks in patches.
+"""The Byte Latent Transformer (Pagnoni et al. 2024, arXiv 2412.09871): a language model of bytes in patches.
 
 A local encoder reads bytes; each patch becomes one vector, which a latent Transformer reads; a local decoder predicts
 bytes. Byte i is predicted with the latent of the patch before its own. That patch ends with byte i - 1 at the latest.
@@ -121,9 +121,7 @@ class ByteLatent(nnx.Module):
         largest_BPD = jnp.take_along_axis(running_max(x_BTD, number_BT), last_BP[..., None], axis=1)
         kv = self.pooling_attention.kv(self.pooling_norm.enter(x_BTD))
         patch_BPE = self._pooled(largest_BPD, kv, inside_BPT, fold(key, 2))
-        patch_BPE, _, _ = self.latent(
-            patch_BPE, causal(len(patches_P)), patches_P[None], key=fold(key, 3), run=run
-        )
+        patch_BPE, _, _ = self.latent(patch_BPE, causal(len(patches_P)), patches_P[None], key=fold(key, 3), run=run)
 
         memory = self.decoder.memory(patch_BPE.reshape(rows, -1, self.config.d_model))
         mask_BTP = ended_BT[..., None] - 1 == patches_P
@@ -188,7 +186,9 @@ class ByteLatent(nnx.Module):
         old = _Old(parts, seen_BYS.reshape(B, M, T, S)[:, :, 0], extended, positions_XT[:, 0].reshape(B, M))
         entropy_XT, entropy_kv = None, ()
         if self.entropy is not None:
-            logits_XTV, of_entropy, _ = self.entropy.decode(tokens_XT, cache=cache._replace(kv=parts.entropy), at_B=at_B)
+            logits_XTV, of_entropy, _ = self.entropy.decode(
+                tokens_XT, cache=cache._replace(kv=parts.entropy), at_B=at_B
+            )
             entropy_XT, entropy_kv = entropies(logits_XTV), of_entropy.kv
         ended_XT = self._ended(entropy_XT, positions_XT, old.ended_X())
         number_XT = jnp.concatenate([old.ended_X()[:, None], ended_XT[:, :-1]], axis=1)
@@ -252,9 +252,7 @@ class ByteLatent(nnx.Module):
             bytes=(zeros(1, c.d_model, 3, jnp.float32),),
             patches=(zeros(1, 1, c.latent.d_model),),
         )
-        return Cache(
-            parts.joined(), jnp.zeros((rows, beams, S), bool), jnp.zeros((rows, S), jnp.int32), jnp.int32(0)
-        )
+        return Cache(parts.joined(), jnp.zeros((rows, beams, S), bool), jnp.zeros((rows, S), jnp.int32), jnp.int32(0))
 
     def _parts(self, kvs: tuple[KV, ...]) -> Parts:
         """The parts of a cache of `init_cache`. Raises `UserError` for one of another model."""

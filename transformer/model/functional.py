@@ -56,7 +56,9 @@ class Model(Generic[M]):
         default = kind()
         named = ((f.name, getattr(self.config, f.name), getattr(default, f.name)) for f in fields(self.config))
         changed = ", ".join(f"{name}={value!r}" for name, value, usual in named if value != usual)
-        return f"<Model({kind.__name__}({changed})): {sum(prod(v.shape) for v in self._variables.values()):,} parameters>"
+        return (
+            f"<Model({kind.__name__}({changed})): {sum(prod(v.shape) for v in self._variables.values()):,} parameters>"
+        )
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Model) and (self.config, self._make) == (other.config, other._make)

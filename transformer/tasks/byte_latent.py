@@ -115,7 +115,9 @@ def _start(config: ByteLatentConfig, workdir: str | None) -> Checkpoint | None:
     opened = Checkpoints(named).open()
     require_task(opened.config, f"entropy.init_from = {named!r}", LanguageModelConfig)
     if vocabulary_in(opened, VOCABULARIES).file != Bytes.file:
-        raise UserError(f"entropy.init_from = {named!r}: its pieces are no bytes; give a model with data.pieces 'bytes'")
+        raise UserError(
+            f"entropy.init_from = {named!r}: its pieces are no bytes; give a model with data.pieces 'bytes'"
+        )
     return opened
 
 

@@ -61,7 +61,9 @@ def byte_latent_flops(config: ByteLatentModel, rows: int, length: int) -> float:
 
 def _stack(config: ModelConfig, kind: str, layers: int, positions: int) -> float:
     """FLOPs of self-attention and feed-forward networks for one text."""
-    return _attention(config, kind, layers, positions, positions) + layers * positions * 4 * config.d_model * config.d_ff
+    return (
+        _attention(config, kind, layers, positions, positions) + layers * positions * 4 * config.d_model * config.d_ff
+    )
 
 
 def _attention(config: ModelConfig, kind: str, layers: int, positions: int, keys: int) -> float:
