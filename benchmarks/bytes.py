@@ -55,7 +55,7 @@ def config_of(name: str) -> Any:
 
 
 def training_flops(config: Any) -> float:
-    """FLOPs of a whole training by this config. Padding counts, and for entropies that their model is trained and run."""
+    """FLOPs of a whole training by this config. Padding counts; so does the model of entropies, trained and run."""
     from transformer.training.flops import byte_latent_flops, update_flops
 
     data, rows = config.data, config.train.batch_tokens // config.data.context

@@ -26,7 +26,7 @@ def found_by(ours):
     return [found[i] for i in range(len(PROMPTS))], pieces
 
 
-@pytest.mark.parametrize("context", [None, 8])
+@pytest.mark.parametrize("context", [8, pytest.param(None, marks=pytest.mark.slow)])
 def test_greedy_search_equals_whole_passes(context):
     """With several stages; beyond the context, texts go on with their last half, cut into patches anew."""
     ours = generator(CONFIG, context=context, max_extra_length=20)
@@ -38,6 +38,7 @@ def test_greedy_search_equals_whole_passes(context):
     assert max(len(one.tokens) for (one,) in results) == 20
 
 
+@pytest.mark.slow
 def test_samples_have_their_log_probabilities():
     ours = generator(CONFIG, sample=True, n_best=2, top_k=9, temperature=1.2, max_extra_length=17)
     results, prompts = found_by(ours)
@@ -62,6 +63,7 @@ def test_beams_equal_a_plain_search():
             assert one.log_prob == pytest.approx(log_prob_of(ours, prompt, one.tokens, ended), rel=1e-4)
 
 
+@pytest.mark.slow
 def test_scores_are_those_of_a_whole_pass():
     ours = generator(CONFIG)
     for text, scored in zip(PROMPTS, ours.score(PROMPTS), strict=True):

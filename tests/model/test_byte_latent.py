@@ -38,6 +38,7 @@ CONFIGS = {
         encoder_attention=AttentionConfig(),
     ),
 }
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in CONFIGS]
 TEXT = np.random.default_rng(5).integers(0, VOCABULARY, (3, 20)).astype(np.int32)
 
 
@@ -59,7 +60,7 @@ def forward(name):
     return jit(run)
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", ["entropies", *SLOW[1:2], "static", *SLOW[3:]])
 def test_a_byte_changes_nothing_before_it(name):
     """Patches are cut anew in the changed text."""
     T, V = TEXT.shape[1], VOCABULARY
@@ -96,7 +97,7 @@ def test_a_byte_is_predicted_from_the_patch_before_its_own():
     np.testing.assert_array_equal(depends, np.array(expected) & (np.arange(T)[:, None] <= np.arange(T)))
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", ["entropies", *SLOW[1:]])
 def test_a_prompt_at_once_and_then_byte_by_byte(name):
     """Rows have prompts of different lengths, and two beams, of which the second continues another text."""
     built, params = model(name)
@@ -180,6 +181,7 @@ def test_the_running_maximum_of_a_patch():
         np.testing.assert_array_equal(found[b, t], x[b, inside].max(axis=0))
 
 
+@pytest.mark.slow
 def test_every_parameter_learns_but_the_entropies():
     built, params = model("entropies")
     grads = jit(jax.grad(lambda params: built.apply(params, TEXT).astype(jnp.float32)[..., 0].sum()))(params)

@@ -1,5 +1,6 @@
 """Byte Latent Transformers: trained with another run's entropies, resumed, evaluated, generated with; mistakes told."""
 
+import dataclasses
 import json
 import math
 import shutil
@@ -11,11 +12,14 @@ import pytest
 from quick import jit
 
 from transformer.checkpoint import Checkpoints
-from transformer.config import UserError
+from transformer.command_line import config_file
+from transformer.config import LanguageModelConfig, ModelConfig, PatchConfig, TextConfig
+from transformer.data.vocabularies import Bytes
 from transformer.inference.generator import Generator
-from transformer.model.patches import ended
-from transformer.tasks.byte_latent import ByteLatentTask, entropies_of_rows, mean_bytes
-from transformer.tasks.perplexity import evaluate_workdir
+from transformer.model import build
+from transformer.tasks.byte_latent import ByteLatentTask, chosen, entropies_of_rows, mean_bytes
+from transformer.tasks.vocabulary import files_of
+from transformer.tools.new_workdir import new_workdir
 
 ROOT = Path(__file__).parents[2]
 TOY = {
@@ -36,95 +40,68 @@ def options(name: str, workdir: Path, **more) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory) -> Path:
-    """A folder with a run of bytes, whose entropies cut patches, and one of patches that was stopped after 3 updates
-    and went on."""
-    from transformer.jobs import train
-
+def folder(tmp_path_factory) -> Path:
+    """A folder with a text, and a run of bytes with random parameters in `entropies`."""
     folder, draw = tmp_path_factory.mktemp("bytes"), np.random.default_rng(0)
     words = ["wolf", "sheep", "grass", "river", "stone", "Öl"]
     (folder / "tiny_shakespeare").mkdir()
     lines = [" ".join(draw.choice(words, 4)) for _ in range(60)]
     (folder / "tiny_shakespeare" / "input.txt").write_text("\n".join(lines) + "\n")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TRANSFORMER_DATA", str(folder))
-        patch.chdir(ROOT)
-        train(options("byte_entropy", folder / "entropies"))
-        more = {"entropy.init_from": str(folder / "entropies")}
-        train(options("blt_shakespeare", folder / "run", **more, **{"train.steps": 3}))
-        shutil.move(folder / "entropies", folder / "moved")  # a run that goes on does not need it
-        train(options("blt_shakespeare", folder / "run", **more))
-        yield folder
+    sizes = {"decoder_layers": 1, "d_model": 8, "d_ff": 12, "heads": 2, "positions": "rotary", "vocab_size": 260}
+    config = LanguageModelConfig(ModelConfig(encoder_layers=0, **sizes), TextConfig(pieces="bytes", context=24))
+    params = jax.tree.map(lambda x: draw.normal(size=x.shape).astype("f") * 0.4, build(config.model).abstract_params)
+    progress = {"step": 7, "vocab_size": 260, "averaged_steps": [7]}
+    new_workdir(str(folder / "entropies"), params, config, progress=progress, files=files_of(Bytes()))
+    return folder
 
 
 @pytest.fixture
-def here(runs: Path, monkeypatch) -> Path:
-    monkeypatch.setenv("TRANSFORMER_DATA", str(runs))
+def here(folder: Path, monkeypatch) -> Path:
+    monkeypatch.setenv("TRANSFORMER_DATA", str(folder))
     monkeypatch.chdir(ROOT)
-    return runs
+    return folder
 
 
-def test_the_run_holds_the_entropies_and_the_threshold(runs: Path) -> None:
-    first, last = (Checkpoints(runs / "run").open(name) for name in ("3", "last"))
-    start = Checkpoints(runs / "moved").open()
-    assert (first.name, last.name) == (3, 6)
-    for opened in (first, last):
-        jax.tree.map(np.testing.assert_array_equal, opened.params()["entropy"], start.params())
-        assert opened.config.model.entropy == start.config.model
-    model = last.config.model
-    assert first.config.model == model and model.patches.threshold is not None
-    changed = jax.tree.map(lambda a, b: bool((a != b).any()), first.params(), last.params())
-    assert all(jax.tree.leaves({name: one for name, one in changed.items() if name not in ("entropy", "latent")}))
-
-
-def test_the_threshold_gives_the_mean_length(here: Path) -> None:
-    opened = Checkpoints(here / "run").open()
-    task = ByteLatentTask.build(opened.config, str(here / "run"))
-    entropy_BT = entropies_of_rows(opened.config, opened.params()["entropy"], task._train)
-    assert entropy_BT.shape == (16, 24)
-    patches = opened.config.model.patches
-    assert mean_bytes(patches, entropy_BT, patches.threshold) == pytest.approx(3.0, rel=0.05)
-    lines = list(task.describe())
-    assert lines[-1].startswith("patches     3 bytes on average, a byte begins one above ")
-
-
-def test_evaluation_and_scores_of_the_log_agree(here: Path, call) -> None:
-    done = call("evaluate.py", "--workdir", here / "run", "--json")
-    assert done.code == 0, done.err
-    result = json.loads(done.out)
-    entries = [json.loads(line) for line in (here / "run" / "metrics.jsonl").read_text().splitlines()]
-    (dev,) = [one["dev_bits_per_byte"] for one in entries if one["step"] == 6 and "dev_bits_per_byte" in one]
-    assert result["bits_per_byte"] == pytest.approx(dev, rel=1e-4)
-    assert result["tokens"] == result["bytes"] and result["bits_per_byte"] < math.log2(260)
-
-
-def test_generation_cuts_patches_as_evaluation_does(here: Path, call) -> None:
-    """The score of a text that was generated byte by byte is that of a whole pass; patches are the same."""
-    done = call(
-        "transformer", "generate", here / "run", "--prompt", "wolf sh", "--jsonl", "--decode.max_extra_length=9"
+def toy(here: Path) -> ByteLatentTask:
+    """The task of a new run."""
+    config = config_file("configs/blt_shakespeare.py")
+    sizes = {"d_model": 16, "d_ff": 24, "heads": 2, "decoder_layers": 1}
+    model = dataclasses.replace(
+        config.model,
+        **sizes,
+        latent=dataclasses.replace(config.model.latent, **sizes | {"d_model": 32}),
+        patches=PatchConfig(bytes=3.0),
+        ngrams=dataclasses.replace(config.model.ngrams, rows=50),
     )
-    assert done.code == 0, done.err
-    found = json.loads(done.out)
-    ours = Generator.load(str(here / "run"))
-    opened = Checkpoints(here / "run").open()
-    prompt, ids = (
-        ours.vocabulary.encode("wolf sh").tolist(),
-        [int(x[3:5], 16) if len(x) > 4 else ord(x) for x in found["pieces"]],
-    )
-    tokens = np.array([[*prompt, *(4 + byte for byte in ids)]], np.int32)
-    log_probs = jax.nn.log_softmax(jit(opened.model.apply)(opened.params(), tokens))[0]
-    at = np.arange(len(prompt) - 1, tokens.shape[1] - 1)
-    assert found["log_prob"] == pytest.approx(float(log_probs[at, tokens[0, at + 1]].sum()), rel=1e-3)
+    entropy = dataclasses.replace(config.entropy, init_from=str(here / "entropies"), rows=40)
+    data, train = dataclasses.replace(config.data, context=24), dataclasses.replace(config.train, batch_tokens=96)
+    return ByteLatentTask.build(dataclasses.replace(config, model=model, entropy=entropy, data=data, train=train))
 
 
-def test_a_moved_run_needs_nothing_else(here: Path, tmp_path: Path, call) -> None:
-    moved = Path(shutil.copytree(here / "run", tmp_path / "moved"))
-    shutil.rmtree(moved / "checkpoints" / "00000003")
-    text = tmp_path / "a.txt"
-    text.write_text("wolf sheep\n")
-    assert evaluate_workdir(str(moved), text=str(text))["bytes"] == 10
-    done = call("transformer", "plan", "--config", moved / "config.json", "--topology", "v5e:2x2", "--mesh", "4,1,1")
-    assert done.code == 2
+def test_a_new_run_takes_the_entropies_and_chooses_the_threshold(here: Path) -> None:
+    task, start = toy(here), Checkpoints(here / "entropies").open()
+    model, params = task.config.model, jit(task.objective.init)(jax.random.key(0))
+    jax.tree.map(np.testing.assert_array_equal, params["entropy"], start.params())
+    assert model.entropy == start.config.model
+    entropy_BT = entropies_of_rows(task.config, start.params(), task._train)
+    assert entropy_BT.shape == (40, 24)
+    assert mean_bytes(model.patches, entropy_BT, model.patches.threshold) == pytest.approx(3.0, rel=0.05)
+    assert list(task.describe())[-1].startswith("patches     3 bytes on average, a byte begins one above ")
+    rate = task.objective.rate
+    assert (rate("entropy/embedding/table"), rate("embedding/table")) == (0.0, 1.0)
+    assert task.objective.flops({"text": (8, 24)}) == 2 * task.objective.flops({"text": (4, 24)}) > 1e6
+
+
+def test_a_mean_that_no_threshold_gives_is_told(here: Path, caplog) -> None:
+    task = toy(here)
+    patches = dataclasses.replace(task.config.model.patches, bytes=1.0, room=1.0, spare=0)
+    config = dataclasses.replace(task.config, model=dataclasses.replace(task.config.model, patches=patches))
+    params = Checkpoints(here / "entropies").open().params()
+    assert chosen(config, params, task._train) <= float(entropies_of_rows(config, params, task._train).min())
+    assert not caplog.messages
+    patches = dataclasses.replace(patches, bytes=100.0)
+    chosen(dataclasses.replace(config, model=dataclasses.replace(config.model, patches=patches)), params, task._train)
+    assert caplog.messages == ["model.patches.bytes = 100: no threshold gives that mean; the nearest gives 24.000"]
 
 
 @pytest.mark.parametrize(
@@ -132,46 +109,106 @@ def test_a_moved_run_needs_nothing_else(here: Path, tmp_path: Path, call) -> Non
     [
         ({"entropy.init_from": None}, "entropy.init_from = None: name the workdir of a language model of bytes"),
         ({"entropy.init_from": "nowhere"}, "nowhere"),
-        ({"entropy.init_from": "{runs}/run"}, "its task is 'byte_latent'; give one of the task 'language_model'"),
         ({"data.pieces": "characters"}, "data.pieces = 'characters': must be 'bytes': patches are cut from bytes"),
         ({"data.documents": "files"}, "data.documents = 'files': must be 'none': patches are cut from a running text"),
         ({"model.latent.d_model": 24}, "model.latent.d_model = 24: must be a multiple of model.d_model (16)"),
         ({"train.batch_tokens": 8}, "train.batch_tokens = 8: must hold at least one row of data.context (24)"),
-        ({"train.init_from": "{runs}/moved"}, "its task is 'language_model'; give one of the task 'byte_latent'"),
+        ({"train.init_from": "{folder}/entropies"}, "its task is 'language_model'; give one of the task 'byte_latent'"),
     ],
 )
 def test_mistakes_are_one_line(here: Path, tmp_path: Path, call, changes: dict, told: str) -> None:
-    changes = {name: str(value).format(runs=here) for name, value in changes.items()}
-    changes = {"entropy.init_from": str(here / "moved"), **changes}
+    changes = {name: str(value).format(folder=here) for name, value in changes.items()}
+    changes = {"entropy.init_from": str(here / "entropies"), **changes}
     done = call("train.py", *options("blt_shakespeare", tmp_path / "run", **changes))
     assert done.code == 2 and told in done.err.splitlines()[-1], done.err
     assert "Traceback" not in done.err and not (tmp_path / "run" / "checkpoints").exists()
 
 
+def test_the_config_is_described(call) -> None:
+    done = call("transformer", "describe", "--config", ROOT / "configs" / "blt_shakespeare.py")
+    assert done.code == 0, done.err
+    assert "entropy/decoder/layers/*/self_attention/query" in done.out and "ngram_embedding/table" in done.out
+    done = call("transformer", "describe", "--config", ROOT / "configs" / "blt_shakespeare.py", "--attention")
+    assert done.code == 2 and "its task is 'byte_latent'" in done.err
+
+
+# ---- Whole runs -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def run(folder: Path) -> Path:
+    """The workdir of a run that was stopped after 3 updates and went on without the run of its entropies."""
+    from transformer.jobs import train
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRANSFORMER_DATA", str(folder))
+        patch.chdir(ROOT)
+        train(
+            options(
+                "blt_shakespeare", folder / "run", **{"entropy.init_from": folder / "entropies"}, **{"train.steps": 3}
+            )
+        )
+        train(options("blt_shakespeare", folder / "run"))
+    return folder / "run"
+
+
+@pytest.mark.slow
+def test_a_run_that_was_stopped_equals_one_that_was_not(run: Path, here: Path, tmp_path: Path, call) -> None:
+    more = {"entropy.init_from": str(here / "entropies")}
+    assert call("train.py", *options("blt_shakespeare", tmp_path / "straight", **more)).code == 0
+    ours, theirs = (Checkpoints(workdir).open("last") for workdir in (run, tmp_path / "straight"))
+    assert ours.name == theirs.name == 6 and ours.config.model == theirs.config.model
+    jax.tree.map(np.testing.assert_array_equal, ours.params(), theirs.params())
+    first, start = Checkpoints(run).open("3"), Checkpoints(here / "entropies").open()
+    jax.tree.map(np.testing.assert_array_equal, ours.params()["entropy"], start.params())
+    changed = jax.tree.map(lambda a, b: bool((a != b).any()), first.params(), ours.params())
+    assert all(jax.tree.leaves({name: one for name, one in changed.items() if name != "entropy"}))
+
+
+@pytest.mark.slow
+def test_evaluation_and_the_log_agree_in_a_moved_workdir(run: Path, tmp_path: Path, call) -> None:
+    moved = Path(shutil.copytree(run, tmp_path / "moved"))
+    done = call("evaluate.py", "--workdir", moved, "--json")
+    assert done.code == 0, done.err
+    result = json.loads(done.out)
+    entries = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    (dev,) = [one["dev_bits_per_byte"] for one in entries if one["step"] == 6 and "dev_bits_per_byte" in one]
+    assert result["bits_per_byte"] == pytest.approx(dev, rel=1e-4)
+    assert result["tokens"] == result["bytes"] and result["bits_per_byte"] < math.log2(260)
+
+
+@pytest.mark.slow
+def test_generation_cuts_patches_as_evaluation_does(run: Path, call) -> None:
+    """The log-probability of a text that was generated byte by byte is that of a whole pass."""
+    done = call("transformer", "generate", run, "--prompt", "wolf sh", "--samples", "2", "--jsonl")
+    assert done.code == 0 and len(done.out.splitlines()) == 2, done.err
+    ours, opened = Generator.load(str(run)), Checkpoints(run).open()
+    ((found,),) = ours.with_config(dataclasses.replace(ours.config, max_extra_length=14)).generate_n_best(["wolf sh"])
+    prompt = ours.vocabulary.encode("wolf sh").tolist()
+    tokens = np.array([[*prompt, *found.tokens]], np.int32)
+    log_probs = jax.nn.log_softmax(jit(opened.model.apply)(opened.params(), tokens))[0]
+    at = np.arange(len(prompt) - 1, tokens.shape[1] - 1)
+    total = float(log_probs[at, tokens[0, at + 1]].sum())
+    ended = 0.0 if len(found.tokens) == 14 else float(log_probs[-1, ours.vocabulary.end])
+    assert found.log_prob == pytest.approx(total + ended, rel=1e-3)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("verb", ["attention", "page", "export"])
-def test_what_has_no_such_models_says_so(here: Path, tmp_path: Path, call, verb: str) -> None:
+def test_what_has_no_such_models_says_so(run: Path, tmp_path: Path, call, verb: str) -> None:
     more = {
-        "attention": [here / "run", "a", "--output", tmp_path / "a.html"],
-        "page": [here / "run"],
-        "export": [here / "run", tmp_path / "out", "--to", "jax"],
+        "attention": [run, "a", "--output", tmp_path / "a.html"],
+        "page": [run],
+        "export": [run, tmp_path / "out", "--to", "jax"],
     }
     done = call("transformer", verb, *more[verb])
     assert done.code == 2 and "'byte_latent'" in done.err.splitlines()[-1], done.err
 
 
 @pytest.mark.slow
-def test_a_run_that_was_stopped_equals_one_that_was_not(here: Path, tmp_path: Path, call) -> None:
-    more = {"entropy.init_from": str(here / "moved")}
-    assert call("train.py", *options("blt_shakespeare", tmp_path / "straight", **more)).code == 0
-    ours, theirs = (Checkpoints(workdir).open("last") for workdir in (here / "run", tmp_path / "straight"))
-    assert ours.config.model == theirs.config.model
-    jax.tree.map(np.testing.assert_array_equal, ours.params(), theirs.params())
-
-
-@pytest.mark.slow
-def test_the_whole_way_of_a_run(here: Path, tmp_path: Path, call) -> None:
+def test_the_whole_way_of_a_run(run: Path, here: Path, tmp_path: Path, call) -> None:
     """Average, safetensors out and in, a start from another run, static patches, a dry run, micro-batches."""
-    workdir = Path(shutil.copytree(here / "run", tmp_path / "run"))
+    workdir = Path(shutil.copytree(run, tmp_path / "run"))
     assert call("transformer", "average", workdir, "--last", "2").code == 0
     assert call("transformer", "export", workdir, tmp_path / "out", "--to", "safetensors").code == 0
     assert call("transformer", "import", tmp_path / "out", tmp_path / "again", "--from", "safetensors").code == 0
@@ -188,23 +225,3 @@ def test_the_whole_way_of_a_run(here: Path, tmp_path: Path, call) -> None:
     done = call("train.py", *options("blt_static_shakespeare", tmp_path / "dry"), "--dry-run")
     assert done.code == 0 and not (tmp_path / "dry").exists(), done.err
     assert call("transformer", "generate", tmp_path / "static", "--prompt", "wolf").code == 0
-
-
-def test_the_config_is_described(call) -> None:
-    done = call("transformer", "describe", "--config", ROOT / "configs" / "blt_shakespeare.py")
-    assert done.code == 0, done.err
-    assert "entropy/decoder/layers/*/self_attention/query" in done.out and "ngram_embedding/table" in done.out
-    done = call("transformer", "describe", "--config", ROOT / "configs" / "blt_shakespeare.py", "--attention")
-    assert done.code == 2
-
-
-def test_a_mean_that_no_threshold_gives_is_told(here: Path, caplog) -> None:
-    from transformer.config import PatchConfig
-
-    opened = Checkpoints(here / "run").open()
-    entropy = np.full((2, 24), 1.0, np.float32)
-    assert mean_bytes(PatchConfig(bytes=3.0, room=9.0), entropy, 0.5) == 1.0
-    assert mean_bytes(PatchConfig(bytes=3.0, room=9.0), entropy, 2.0) == 24.0
-    assert int(ended(PatchConfig(bytes=3.0), entropy, np.arange(24)[None], 0.5, np.zeros(2, np.int32))[0, -1]) > 8
-    with pytest.raises(UserError):
-        opened.file("missing")
