@@ -127,7 +127,7 @@ def test_a_prompt_at_once_and_then_byte_by_byte(name):
         found, cache = step(texts[of_rows][:, None], cache, jnp.asarray(at))
         np.testing.assert_allclose(found[:, 0], expected[of_rows], rtol=2e-4, atol=2e-5)
         if i == 3:  # the beams change places, and slots are collected
-            cache = cache.reorder(jnp.array([[1, 0], [1, 0]])).collect(int(cache.used_B().max()), 8)
+            cache = jit(lambda cache: cache.reorder(jnp.array([[1, 0], [1, 0]])).collect(18, 8))(cache)
             texts, expected = texts[[1, 0, 3, 2]], expected[[1, 0, 3, 2]]
 
 
@@ -142,11 +142,12 @@ def test_patches_are_those_of_a_plain_loop(name):
             room = 1 + patches.spare + int(t / (patches.bytes / patches.room))
             done = min(done + (t == 0 or value > patches.threshold), room)
             expected.append(done)
-    positions = jnp.arange(50)[None]
-    found = ended(patches, jnp.asarray(entropy), positions, patches.threshold, jnp.zeros(4, jnp.int32))
+    positions = np.arange(50)[None]
+    of_row = jit(lambda *arrays: ended(patches, arrays[0], arrays[1], patches.threshold, arrays[2]))
+    found = of_row(entropy, positions, np.zeros(4, np.int32))
     assert np.asarray(found).ravel().tolist() == expected
     assert max(expected) <= most(patches, 50)
-    half = ended(patches, jnp.asarray(entropy[:, 20:]), positions[:, 20:], patches.threshold, found[:, 19])
+    half = of_row(entropy[:, 20:], positions[:, 20:], found[:, 19])
     np.testing.assert_array_equal(half, found[:, 20:])
 
 
@@ -163,11 +164,12 @@ def test_hashes_of_ngrams():
     config = NgramConfig(shortest=3, longest=5, rows=1_000)
     draw = np.random.default_rng(1)
     tokens = np.tile(draw.integers(4, 260, 40), 2)[None]
-    found = [np.asarray(rows)[0] for rows in ngrams(config, jnp.zeros((1, 4), jnp.int32), jnp.asarray(tokens))]
+    of_row = jit(lambda earlier, tokens: list(ngrams(config, earlier, tokens)))
+    found = [np.asarray(rows)[0] for rows in of_row(np.zeros((1, 4), np.int32), tokens)]
     for i, rows in enumerate(found):
         np.testing.assert_array_equal(rows[10:40], rows[50:])
         assert ((rows >= 1_000 * i) & (rows < 1_000 * (i + 1))).all() and len(set(rows[:40].tolist())) > 36
-    later = ngrams(config, jnp.asarray(tokens[:, 3:7]), jnp.asarray(tokens[:, 7:]))
+    later = of_row(tokens[:, 3:7], tokens[:, 7:])
     for rows, part in zip(found, later, strict=True):
         np.testing.assert_array_equal(part[0], rows[7:])
 
@@ -175,7 +177,7 @@ def test_hashes_of_ngrams():
 def test_the_running_maximum_of_a_patch():
     draw = np.random.default_rng(2)
     x, number = draw.normal(size=(2, 13, 3)).astype(np.float32), np.cumsum(draw.random((2, 13)) < 0.3, axis=1)
-    found = np.asarray(running_max(jnp.asarray(x), jnp.asarray(number)))
+    found = np.asarray(jit(running_max)(x, number))
     for b, t in np.ndindex(2, 13):
         inside = (number[b] == number[b, t]) & (np.arange(13) <= t)
         np.testing.assert_array_equal(found[b, t], x[b, inside].max(axis=0))
