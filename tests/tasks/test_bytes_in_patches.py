@@ -4,6 +4,8 @@ import dataclasses
 import json
 import math
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
@@ -225,3 +227,19 @@ def test_the_whole_way_of_a_run(run: Path, here: Path, tmp_path: Path, call) -> 
     done = call("train.py", *options("blt_static_shakespeare", tmp_path / "dry"), "--dry-run")
     assert done.code == 0 and not (tmp_path / "dry").exists(), done.err
     assert call("transformer", "generate", tmp_path / "static", "--prompt", "wolf").code == 0
+
+
+@pytest.mark.slow
+def test_several_devices_train_as_one_does(here: Path, tmp_path: Path, environment) -> None:
+    """Rows over two devices, parameters over two."""
+    scores = []
+    for count, mesh in ((1, ()), (4, ("--mesh.data=2", "--mesh.fsdp=2"))):
+        more = {"entropy.init_from": here / "entropies", "train.batch_tokens": 192}
+        arguments = ["train.py", *options("blt_shakespeare", tmp_path / str(count), **more), *mesh]
+        flags = f"{environment.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={count}"
+        with_data = {**environment, "TRANSFORMER_DATA": str(here), "XLA_FLAGS": flags}
+        done = subprocess.run([sys.executable, *arguments], cwd=ROOT, env=with_data, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-2000:]
+        entries = [json.loads(line) for line in (tmp_path / str(count) / "metrics.jsonl").read_text().splitlines()]
+        scores.append(next(one["dev_loss"] for one in entries if "dev_loss" in one))
+    assert scores[0] == pytest.approx(scores[1], rel=1e-4)

@@ -9,45 +9,24 @@ M beams, S slots of the cache; X = B * M rows with T new bytes, in the cache's o
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from ..config import ByteLatentModel, ModelConfig, UserError, check_byte_latent
+from ..config import ByteLatentModel, UserError, check_byte_latent
 from .attention import KV, Attention, write
+from .byte_cache import Earlier, Parts, Seen, empty_byte_cache, parts_of
 from .cache import Cache, causal, past, within
-from .checks import INT32_MAX, check_complete, check_float, check_ids, check_integer, check_width
+from .checks import check_complete, check_ids, check_width
 from .decoder import Decoder
-from .initializers import distributions
+from .initializers import constant, distributions
 from .inputs import input_norm, inputs, position_table
 from .layers import Dense, Embedding, fold
 from .patches import ended, entropies, most, ngrams, running_max
-from .stack import RUN, Kind, Run, Stack, SublayerNorm, check_run, layers_of
-
-
-class Parts(NamedTuple):
-    """The `KV`s of a cache, by what reads them. All have a slot for each byte.
-
-    The slot of the last byte of a patch also holds what is known of the patch.
-    """
-
-    entropy: tuple[KV, ...]
-    encoder: tuple[KV, ...]
-    pooling: tuple[KV, ...]
-    """One, of the attention that makes patches of bytes."""
-    latent: tuple[KV, ...]
-    decoder: tuple[KV, ...]
-    bytes: tuple[KV, ...]
-    """One: as keys the states of the local encoder, of size D; as values the id of the byte, the number of the patches
-    that have ended with it, and whether one ends with it, in float32."""
-    patches: tuple[KV, ...]
-    """One: as values the latents of the patches, of size D * W. Its keys, a number each, are not used."""
-
-    def joined(self) -> tuple[KV, ...]:
-        return tuple(kv for part in self for kv in part)
+from .stack import RUN, Kind, Run, Stack, SublayerNorm, check_run
 
 
 class ByteLatent(nnx.Module):
@@ -72,7 +51,7 @@ class ByteLatent(nnx.Module):
         self.pooling_norm = SublayerNorm(c)
         self.latent = Stack(c.latent, "decoder", rngs=rngs)
         self.decoder = Stack(c, "decoder", cross=True, rngs=rngs)
-        self.output_bias = None
+        self.output_bias = constant(0, c.vocab_size) if c.output_bias else None
         vocabulary = c.entropy.with_vocabulary(c.vocab_size)
         self.entropy = Decoder(vocabulary, rngs=rngs) if c.patches.by == "entropy" else None
 
@@ -114,7 +93,7 @@ class ByteLatent(nnx.Module):
         mask_BTS = within(self.config.attention("encoder").window, causal(T), positions_BT, positions_BT)
         x_BTD, _, _ = self.encoder(x_BTD, mask_BTS, positions_BT, key=fold(key, 1), run=run)
 
-        # One vector for each patch: its last byte is at done_BT - 1, the number of the last patch that has ended.
+        # A vector for each patch. Those that do not end in the row are never read.
         patches_P = jnp.arange(most(self.config.patches, T))
         inside_BPT = number_BT[:, None] == patches_P[:, None]
         last_BP = jnp.argmax(inside_BPT & (ended_BT > number_BT)[:, None], axis=2)
@@ -173,17 +152,15 @@ class ByteLatent(nnx.Module):
     def _cached(self, tokens_XT: Array, cache: Cache, at_B: Array | None) -> tuple[Array, Cache]:
         """x_XTD and the new cache. Patches are not packed together here: each byte is treated as the last one of its
         patch, and only what comes of those that are is read."""
-        c, parts, T = self.config, self._parts(cache.kv), tokens_XT.shape[1]
+        c, parts, T = self.config, parts_of(self.config, tokens_XT, cache), tokens_XT.shape[1]
         B, M, S = cache.seen_BMS.shape
-        if tokens_XT.shape[0] != B * M or cache.kv[-1].v_BKSH.shape[2] != S:
-            raise UserError(f"tokens_BT has {len(tokens_XT)} rows: the cache is for {B} sentences of {M} beams")
         positions_XT, seen_BYS, extended = past(T, None, None, None, cache, at_B)
         positions_XT = jnp.broadcast_to(positions_XT, tokens_XT.shape)
 
         def window(kind: Kind) -> Array:
             return past(T, c.attention(kind).window, None, None, cache, at_B)[1]
 
-        old = _Old(parts, seen_BYS.reshape(B, M, T, S)[:, :, 0], extended, positions_XT[:, 0].reshape(B, M))
+        old = Earlier(parts, seen_BYS.reshape(B, M, T, S)[:, :, 0], extended, positions_XT[:, 0].reshape(B, M))
         entropy_XT, entropy_kv = None, ()
         if self.entropy is not None:
             logits_XTV, of_entropy, _ = self.entropy.decode(
@@ -201,7 +178,7 @@ class ByteLatent(nnx.Module):
         pooling = self.pooling_attention.kv(self.pooling_norm.enter(x_XTD))
         pooling_kv = write(parts.pooling[0], cache.end, pooling)
 
-        seen = _Seen(bytes_kv, seen_BYS, number_XT.reshape(B, M * T), ended_XT.reshape(B, M * T))
+        seen = Seen(bytes_kv, seen_BYS, number_XT.reshape(B, M * T), ended_XT.reshape(B, M * T))
         largest_XTD = running_max(x_XTD, number_XT)
         goes_on_XT1 = (number_XT == number_XT[:, :1])[..., None]
         largest_XTD = jnp.where(goes_on_XT1, jnp.maximum(largest_XTD, old.largest_X1D()), largest_XTD)
@@ -230,118 +207,17 @@ class ByteLatent(nnx.Module):
 
         `dtype`: type of keys and values; None = the model's dtype.
         """
-        for name, number in (("rows", rows), ("length", length), ("beams", beams)):
-            check_integer(name, number, 1)
-        S = length * beams
-        check_integer("rows * beams * length", int(rows) * int(S), 1, INT32_MAX)
-        c, dtype = self.config, check_float("dtype", self.config.dtype if dtype is None else dtype)
-
-        def zeros(heads: int, keys: int, values: int, of_values: Any = dtype) -> KV:
-            return KV(jnp.zeros((rows, heads, keys, S), dtype), jnp.zeros((rows, heads, S, values), of_values))
-
-        def stack(config: ModelConfig, kind: Kind) -> tuple[KV, ...]:
-            count, heads = groups(config, kind), config.attention(kind).kv_heads
-            return tuple(zeros(heads, config.key_size, config.value_size) for _ in range(count))
-
-        parts = Parts(
-            entropy=() if self.entropy is None else stack(c.entropy, "decoder"),
-            encoder=stack(c, "encoder"),
-            pooling=(zeros(c.attention("cross").kv_heads, c.key_size, c.value_size),),
-            latent=stack(c.latent, "decoder"),
-            decoder=stack(c, "decoder"),
-            bytes=(zeros(1, c.d_model, 3, jnp.float32),),
-            patches=(zeros(1, 1, c.latent.d_model),),
-        )
-        return Cache(parts.joined(), jnp.zeros((rows, beams, S), bool), jnp.zeros((rows, S), jnp.int32), jnp.int32(0))
-
-    def _parts(self, kvs: tuple[KV, ...]) -> Parts:
-        """The parts of a cache of `init_cache`. Raises `UserError` for one of another model."""
-        c, found, at = self.config, [], 0
-        entropy = 0 if self.entropy is None else groups(c.entropy, "decoder")
-        counts = (entropy, groups(c, "encoder"), 1, groups(c.latent, "decoder"), groups(c, "decoder"), 1, 1)
-        for count in counts:
-            found.append(tuple(kvs[at : at + count]))
-            at += count
-        if at != len(kvs):
-            raise UserError(f"cache is of another model: it has {len(kvs)} keys and values, and this model needs {at}")
-        return Parts(*found)
+        return empty_byte_cache(self.config, rows, length, beams, dtype)
 
     # ---- Outputs ----------------------------------------------------------------------------------------------------
 
     def logits(self, x_BTD: Array) -> Array:
         """Logits of each byte, float32: logits_BTV."""
         check_width("x_BTD", x_BTD, self.config.d_model)
-        return self.output.logits(x_BTD)
+        logits_BTV = self.output.logits(x_BTD)
+        return logits_BTV if self.output_bias is None else logits_BTV + self.output_bias[...]
 
     @property
     def output(self) -> Embedding:
         """The embedding table that computes the logits."""
         return self.output_embedding or self.embedding
-
-
-def groups(config: ModelConfig, kind: Kind) -> int:
-    """Number of `KV`s of a stack: one for each group of blocks that share keys and values."""
-    return -(-layers_of(config, kind) // config.attention(kind).kv_sharing)
-
-
-class _Old(NamedTuple):
-    """What a cache holds of the bytes before the new ones."""
-
-    parts: Parts
-    seen_BMS: Array
-    """True where the slot holds an earlier byte of this beam, or its first new one."""
-    extended: Cache
-    at_BM: Array
-    """Position of the first new byte."""
-
-    def _facts(self, i: int) -> Array:
-        return self.parts.bytes[0].v_BKSH[:, 0, :, i].astype(jnp.int32)[:, None]
-
-    def _back(self) -> Array:
-        """How many positions before the first new byte a slot is; 0 or less where it holds no earlier byte."""
-        return jnp.where(self.seen_BMS, self.at_BM[..., None] - self.extended.positions_BS[:, None], 0)
-
-    def ended_X(self) -> Array:
-        """The number of patches that have ended."""
-        return jnp.max(jnp.where(self._back() > 0, self._facts(1), 0), axis=2).reshape(-1)
-
-    def ids_XL(self, count: int) -> Array:
-        """The last `count` ids; 0 where there are none."""
-        back_BMS, ids_B1S = self._back(), self._facts(0)
-        found = [jnp.sum(jnp.where(back_BMS == n, ids_B1S, 0), axis=2).reshape(-1) for n in range(count, 0, -1)]
-        return jnp.stack(found, axis=1) if found else jnp.zeros((self.at_BM.size, 0), jnp.int32)
-
-    def largest_X1D(self) -> Array:
-        """The maximum over the bytes of the patch that has not ended; -inf without any."""
-        number_BMS = self._facts(1) - self._facts(2)
-        before_BM1 = self.ended_X().reshape(*self.at_BM.shape, 1)
-        open_BM1S = ((self._back() > 0) & (number_BMS == before_BM1))[:, :, None]
-        states_B1DS = self.parts.bytes[0].k_BKHS
-        largest_BMD = jnp.max(jnp.where(open_BM1S, states_B1DS, -jnp.inf), axis=3)
-        return largest_BMD.reshape(-1, 1, largest_BMD.shape[2])
-
-
-class _Seen(NamedTuple):
-    """What the new bytes may read, of the cache that holds them, too."""
-
-    bytes: KV
-    seen_BYS: Array
-    number_BY: Array
-    """The patch of each new byte."""
-    ended_BY: Array
-
-    def _facts(self, i: int) -> Array:
-        return self.bytes.v_BKSH[:, 0, :, i].astype(jnp.int32)[:, None]
-
-    def inside_BYS(self) -> Array:
-        """The bytes of the same patch."""
-        return self.seen_BYS & (self._facts(1) - self._facts(2) == self.number_BY[..., None])
-
-    def patches_BYS(self) -> Array:
-        """The last bytes of patches."""
-        return self.seen_BYS & (self._facts(2) > 0)
-
-    def latest_BY(self) -> Array:
-        """The slot of the last byte of the last patch that has ended."""
-        latest_BYS = self.patches_BYS() & (self._facts(1) == self.ended_BY[..., None])
-        return jnp.argmax(latest_BYS, axis=2)
