@@ -37,7 +37,7 @@ MODELS = {
     "BPE pieces": "bpe_shakespeare",
 }
 """Name of a model -> its config in configs/."""
-SHARES = (0.0, 0.05, 0.1, 0.2, 0.5)
+SHARES = (0.05, 0.1, 0.2, 0.5)
 """Shares of the letters whose case is flipped."""
 PARTS = ("model", "flips", "patches")
 SHOWN = 60  # most bytes of the line in the picture
@@ -94,8 +94,7 @@ def models(o: argparse.Namespace, folder: Path, found: set[Any]) -> Iterator[dic
         yield {
             **{"part": "model", "model": model, "config": f"{name}.py", "seed": opened.config.train.seed},
             **{"updates": opened.progress["step"], "training_flops": training_flops(opened.config)},
-            **{name: result[name] for name in ("checkpoint", "bits_per_byte", "sliding_bits_per_byte", "bytes")
-               if name in result},
+            **{name: result[name] for name in ("checkpoint", "bits_per_byte", "bytes")},
             "dev": dev,
         }  # fmt: skip
 
@@ -103,28 +102,27 @@ def models(o: argparse.Namespace, folder: Path, found: set[Any]) -> Iterator[dic
 def flips(o: argparse.Namespace, folder: Path, found: set[Any]) -> Iterator[dict[str, Any]]:
     """A row for each model and share of flipped letters: bits per byte of the development text so changed."""
     for model, name in MODELS.items():
-        base = None
-        for share in SHARES:
-            if share and ("flips", model, share) in found:
-                continue
-            if base is None:
-                workdir = trained(name, folder, o.quick)
-                base = bits_of(workdir, 0.0)
-            if share:
-                bits = bits_of(workdir, share)
-                about = {"part": "flips", "model": model, "share": share}
-                yield {**about, "bits_per_byte": bits, "rise": round(bits - base, 6)}
+        if not (shares := [share for share in SHARES if ("flips", model, share) not in found]):
+            continue
+        workdir = trained(name, folder, o.quick)
+        unchanged = bits_of(workdir, 0.0)
+        for share in shares:
+            bits = bits_of(workdir, share)
+            rise = round(bits - unchanged, 6)
+            yield {"part": "flips", "model": model, "share": share, "bits_per_byte": bits, "rise": rise}
 
 
 def bits_of(workdir: Path, share: float) -> float:
     """Bits per byte of the workdir's development text, with flipped letters."""
+    from transformer.checkpoint import Checkpoints
+
     text = "".join(path.read_text(encoding="utf-8") for path in sorted((workdir / "sets").glob("dev.*.text")))
+    context = Checkpoints(workdir).open().config.data.context  # as a stride: blocks do not overlap
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "flipped.txt"
         path.write_text(flipped(text, share), encoding="utf-8")
-        return json.loads(command("evaluate.py", "--workdir", str(workdir), "--text", str(path), "--json"))[
-            "bits_per_byte"
-        ]
+        options = ["--workdir", str(workdir), "--text", str(path), "--stride", str(context), "--json"]
+        return json.loads(command("evaluate.py", *options))["bits_per_byte"]
 
 
 def flipped(text: str, share: float, seed: int = 0) -> str:
@@ -139,16 +137,17 @@ def patches(o: argparse.Namespace, folder: Path, found: set[Any]) -> Iterator[di
         return
     import jax.numpy as jnp
 
-    from transformer.model import build
+    from transformer.checkpoint import Checkpoints
     from transformer.model.patches import ended, entropies
     from transformer.tasks.byte_latent import ByteLatentTask
 
     config = config_of(MODELS["entropy patches"])
-    start = dataclasses.replace(config.entropy, init_from=str(trained(ENTROPIES, folder, o.quick)))
-    task = ByteLatentTask.build(dataclasses.replace(config, entropy=start))
-    params, chosen = task.objective.init(jnp.array([0, 0], jnp.uint32))["entropy"], task.config.model.patches
+    start = Checkpoints(trained(ENTROPIES, folder, o.quick)).open()
+    entropy = dataclasses.replace(config.entropy, init_from=str(start.path.parent.parent))
+    task = ByteLatentTask.build(dataclasses.replace(config, entropy=entropy))
+    chosen = task.config.model.patches
     tokens = jnp.asarray(task._development.tokens[: config.data.context], jnp.int32)[None]
-    entropy_BT = entropies(build(task.config.model.entropy).apply(params, tokens))
+    entropy_BT = entropies(start.model.apply(start.params(), tokens))
     text = task.pieces.decode(tokens[0])
     shown = max((line for line in text.split("\n")[1:-1] if len(line) <= SHOWN), key=len)
     first = text.index(shown)
