@@ -132,7 +132,10 @@ def flipped(text: str, share: float, seed: int = 0) -> str:
 
 
 def patches(o: argparse.Namespace, folder: Path, found: set[Any]) -> Iterator[dict[str, Any]]:
-    """One row: a line of the development text, the entropy of each byte, and where patches begin in it."""
+    """One row: a line of the development text, the entropy of each byte, and where patches begin in it.
+
+    There is another one once the entropies are those of a model that is trained to its end.
+    """
     if ("patches", None, None) in found:
         return
     import jax.numpy as jnp
@@ -142,7 +145,7 @@ def patches(o: argparse.Namespace, folder: Path, found: set[Any]) -> Iterator[di
     from transformer.tasks.byte_latent import ByteLatentTask
 
     config = config_of(MODELS["entropy patches"])
-    start = Checkpoints(trained(ENTROPIES, folder, o.quick)).open()
+    start = Checkpoints(o.entropies or trained(ENTROPIES, folder, o.quick)).open()
     entropy = dataclasses.replace(config.entropy, init_from=str(start.path.parent.parent))
     task = ByteLatentTask.build(dataclasses.replace(config, entropy=entropy))
     chosen = task.config.model.patches
@@ -160,7 +163,8 @@ def patches(o: argparse.Namespace, folder: Path, found: set[Any]) -> Iterator[di
         cut[name] = [i for i in range(len(shown)) if numbers[first + i] > numbers[first + i - 1]]
     # The entropy of a byte is that of its prediction, from the bytes before it.
     values = [round(float(x), 3) for x in entropy_BT[0, first - 1 : first - 1 + len(shown)]]
-    yield {"part": "patches", "text": shown, "entropies": values, "threshold": round(chosen.threshold, 4), **cut}
+    about = {"part": "patches", "updates": start.progress["step"], "threshold": round(chosen.threshold, 4)}
+    yield {**about, "text": shown, "entropies": values, **cut}
 
 
 def main(arguments: list[str]) -> None:
@@ -168,11 +172,16 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--folder", required=True, help="where the workdirs go")
     parser.add_argument("--rows", required=True, metavar="FILE", help="rows are added to this file")
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), help="which rows (default: all)")
+    parser.add_argument(
+        "--entropies", metavar="DIR", help="workdir of the model of entropies in the picture (default: trained here)"
+    )
     parser.add_argument("--quick", action="store_true", help="a toy, to see that everything runs")
     o = parser.parse_args(arguments)
     rows, path = Rows(o.rows), Path(o.rows)
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    found = {(row["part"], row.get("model"), row.get("share")) for row in map(json.loads, lines)}
+    least = 0 if o.quick or o.entropies else config_of(ENTROPIES).train.steps
+    kept = [row for row in map(json.loads, lines) if row["part"] != "patches" or row["updates"] >= least]
+    found = {(row["part"], row.get("model"), row.get("share")) for row in kept}
     folder = Path(o.folder).absolute()
     for part, make in {"patches": patches, "model": models, "flips": flips}.items():
         for row in make(o, folder, found) if part in o.only else ():

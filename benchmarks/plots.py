@@ -178,7 +178,7 @@ def training(rows: dict[str, tuple[Row, ...]]) -> Picture:
 
 def patches(rows: dict[str, tuple[Row, ...]]) -> Picture:
     """A line of Shakespeare in patches: by entropies, which colour the bytes, and of equal length."""
-    row = next(row for row in rows["bytes.jsonl"] if row["part"] == "patches")
+    row = [row for row in rows["bytes.jsonl"] if row["part"] == "patches"][-1]
     kinds = {"begins": f"a patch begins above {row['threshold']:.2f} nats", "static": "patches of equal length"}
     about = {"text": row["text"], "values": row["entropies"]}
     return {"kind": "text", "panels": [{"title": title, **about, "begins": row[kind]} for kind, title in kinds.items()]}
