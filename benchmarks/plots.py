@@ -34,7 +34,7 @@ Picture = dict[str, Any]
 """What a picture shows, as JSON: {"kind": "lines", "bars" or "text", "panels"}; a panel has a title and a list of
 series (and `x`, the label of its axis) or bars. A panel of lines may have `shade`, a part of the axis. A series: name,
 colour, points (x, y). A bar: name, colour, value, range. A panel of text has the text, a number for each of its bytes,
-and the bytes that begin patches."""
+and the bytes that begin patches, in one way and in another one."""
 
 
 # ---- What each picture shows -----------------------------------------------------------------------------------------
@@ -179,9 +179,9 @@ def training(rows: dict[str, tuple[Row, ...]]) -> Picture:
 def patches(rows: dict[str, tuple[Row, ...]]) -> Picture:
     """A line of Shakespeare in patches: by entropies, which colour the bytes, and of equal length."""
     row = [row for row in rows["bytes.jsonl"] if row["part"] == "patches"][-1]
-    kinds = {"begins": f"a patch begins above {row['threshold']:.2f} nats", "static": "patches of equal length"}
-    about = {"text": row["text"], "values": row["entropies"]}
-    return {"kind": "text", "panels": [{"title": title, **about, "begins": row[kind]} for kind, title in kinds.items()]}
+    title = f"patches begin above {row['threshold']:.2f} nats (yellow), or are equally long (grey, below)"
+    about = {"text": row["text"], "values": row["entropies"], "begins": row["begins"], "others": row["static"]}
+    return {"kind": "text", "panels": [{"title": title, **about}]}
 
 
 def device(rows: Iterable[Row]) -> str:
@@ -264,13 +264,14 @@ def _bars(axes: Any, panel: dict[str, Any]) -> None:
 
 
 def _text(axes: Any, panel: dict[str, Any]) -> None:
-    """A byte in each cell, coloured by its number; a line before each byte that begins a patch."""
+    """A byte in each cell, coloured by its number; a line before each byte that begins a patch, and one below."""
     values = panel["values"]
     drawn = axes.pcolormesh(range(len(values) + 1), [0, 1], [values], cmap="Blues", vmin=0, vmax=max(values) * 1.4)
     for i, char in enumerate(panel["text"]):
         axes.text(i + 0.5, 0.5, char, ha="center", va="center", color="black", family="monospace")
-    axes.vlines(panel["begins"], -0.15, 1.15, color=SECOND, linewidth=1.6)
-    axes.set_ylim(-0.2, 1.2)
+    axes.vlines(panel["begins"], 0, 1.2, color=SECOND, linewidth=1.8)
+    axes.vlines(panel["others"], -0.5, -0.1, color=GREY, linewidth=1.8)
+    axes.set_ylim(-0.5, 1.2)
     axes.set_axis_off()
     bar = axes.figure.colorbar(drawn, ax=axes, fraction=0.02, pad=0.01)
     bar.set_label("nats", fontsize=8)
