@@ -181,7 +181,9 @@ class ByteLatent(nnx.Module):
         seen = Seen(bytes_kv, seen_BYS, number_XT.reshape(B, M * T), ended_XT.reshape(B, M * T))
         largest_XTD = running_max(x_XTD, number_XT)
         goes_on_XT1 = (number_XT == number_XT[:, :1])[..., None]
-        largest_XTD = jnp.where(goes_on_XT1, jnp.maximum(largest_XTD, old.largest_X1D()), largest_XTD)
+        largest_XTD = jnp.where(
+            goes_on_XT1, jnp.maximum(largest_XTD, old.largest_X1D().astype(x_XTD.dtype)), largest_XTD
+        )
 
         def patches() -> tuple[tuple[KV, ...], KV]:
             patch_XTE = self._pooled(largest_XTD, pooling_kv, seen.inside_BYS(), None)
