@@ -102,7 +102,8 @@ def models(o: argparse.Namespace, folder: Path, found: set[Any]) -> Iterator[dic
 def flips(o: argparse.Namespace, folder: Path, found: set[Any]) -> Iterator[dict[str, Any]]:
     """A row for each model and share of flipped letters: bits per byte of the development text so changed."""
     for model, name in MODELS.items():
-        if not (shares := [share for share in SHARES if ("flips", model, share) not in found]):
+        wanted = SHARES[-1:] if o.quick else SHARES
+        if not (shares := [share for share in wanted if ("flips", model, share) not in found]):
             continue
         workdir = trained(name, folder, o.quick)
         unchanged = bits_of(workdir, 0.0)

@@ -19,6 +19,7 @@ from transformer.config import LanguageModelConfig, ModelConfig, PatchConfig, Te
 from transformer.data.vocabularies import Bytes
 from transformer.inference.generator import Generator
 from transformer.model import build
+from transformer.tasks import byte_latent
 from transformer.tasks.byte_latent import ByteLatentTask, chosen, entropies_of_rows, mean_bytes
 from transformer.tasks.vocabulary import files_of
 from transformer.tools.new_workdir import new_workdir
@@ -64,9 +65,12 @@ def here(folder: Path, monkeypatch) -> Path:
     return folder
 
 
-def toy(here: Path) -> ByteLatentTask:
+@pytest.fixture(scope="module")
+def task(folder: Path) -> ByteLatentTask:
     """The task of a new run."""
-    config = config_file("configs/blt_shakespeare.py")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRANSFORMER_DATA", str(folder))
+        config = config_file(str(ROOT / "configs" / "blt_shakespeare.py"))
     sizes = {"d_model": 16, "d_ff": 24, "heads": 2, "decoder_layers": 1}
     model = dataclasses.replace(
         config.model,
@@ -75,15 +79,15 @@ def toy(here: Path) -> ByteLatentTask:
         patches=PatchConfig(bytes=3.0),
         ngrams=dataclasses.replace(config.model.ngrams, rows=50),
     )
-    entropy = dataclasses.replace(config.entropy, init_from=str(here / "entropies"), rows=40)
+    entropy = dataclasses.replace(config.entropy, init_from=str(folder / "entropies"), rows=40)
     data, train = dataclasses.replace(config.data, context=24), dataclasses.replace(config.train, batch_tokens=96)
     return ByteLatentTask.build(dataclasses.replace(config, model=model, entropy=entropy, data=data, train=train))
 
 
-def test_a_new_run_takes_the_entropies_and_chooses_the_threshold(here: Path) -> None:
-    task, start = toy(here), Checkpoints(here / "entropies").open()
-    model, params = task.config.model, jit(task.objective.init)(jax.random.key(0))
-    jax.tree.map(np.testing.assert_array_equal, params["entropy"], start.params())
+def test_a_new_run_takes_the_entropies_and_chooses_the_threshold(task: ByteLatentTask, folder: Path) -> None:
+    model, start = task.config.model, Checkpoints(folder / "entropies").open()
+    shapes = jax.tree.map(lambda x: (x.shape, x.dtype), jax.eval_shape(task.objective.init, jax.random.key(0)))
+    assert shapes == jax.tree.map(lambda x: (x.shape, x.dtype), task.objective.model.abstract_params)
     assert model.entropy == start.config.model
     entropy_BT = entropies_of_rows(task.config, start.params(), task._train)
     assert entropy_BT.shape == (40, 24)
@@ -94,15 +98,17 @@ def test_a_new_run_takes_the_entropies_and_chooses_the_threshold(here: Path) -> 
     assert task.objective.flops({"text": (8, 24)}) == 2 * task.objective.flops({"text": (4, 24)}) > 1e6
 
 
-def test_a_mean_that_no_threshold_gives_is_told(here: Path, caplog) -> None:
-    task = toy(here)
-    patches = dataclasses.replace(task.config.model.patches, bytes=1.0, room=1.0, spare=0)
-    config = dataclasses.replace(task.config, model=dataclasses.replace(task.config.model, patches=patches))
-    params = Checkpoints(here / "entropies").open().params()
-    assert chosen(config, params, task._train) <= float(entropies_of_rows(config, params, task._train).min())
-    assert not caplog.messages
-    patches = dataclasses.replace(patches, bytes=100.0)
-    chosen(dataclasses.replace(config, model=dataclasses.replace(config.model, patches=patches)), params, task._train)
+def test_a_mean_that_no_threshold_gives_is_told(task: ByteLatentTask, monkeypatch, caplog) -> None:
+    """The entropies are 0, 1, 2, ...: a threshold below them all cuts after each byte."""
+    monkeypatch.setattr(byte_latent, "entropies_of_rows", lambda *_: np.arange(48.0).reshape(2, 24).astype("f"))
+
+    def of_mean(length: float) -> float:
+        patches = PatchConfig(bytes=length, room=1.0, spare=0)
+        model = dataclasses.replace(task.config.model, patches=patches)
+        return chosen(dataclasses.replace(task.config, model=model), {}, task._train)
+
+    assert of_mean(1.0) < 0 and not caplog.messages
+    assert of_mean(100.0) > 46
     assert caplog.messages == ["model.patches.bytes = 100: no threshold gives that mean; the nearest gives 24.000"]
 
 
