@@ -31,9 +31,10 @@ NAMES = {
 AMX, EPYC = "with AVX-512 and AMX", "AMD EPYC"
 
 Picture = dict[str, Any]
-"""What a picture shows, as JSON: {"kind": "lines" or "bars", "panels"}; a panel has a title and a list of series (and
-`x`, the label of its axis) or bars. A panel of lines may have `shade`, a part of the
-axis. A series: name, colour, points (x, y). A bar: name, colour, value, range."""
+"""What a picture shows, as JSON: {"kind": "lines", "bars" or "text", "panels"}; a panel has a title and a list of
+series (and `x`, the label of its axis) or bars. A panel of lines may have `shade`, a part of the axis. A series: name,
+colour, points (x, y). A bar: name, colour, value, range. A panel of text has the text, a number for each of its bytes,
+and the bytes that begin patches, in one way and in another one."""
 
 
 # ---- What each picture shows -----------------------------------------------------------------------------------------
@@ -175,13 +176,22 @@ def training(rows: dict[str, tuple[Row, ...]]) -> Picture:
     return {"kind": "bars", "panels": panels}
 
 
+def patches(rows: dict[str, tuple[Row, ...]]) -> Picture:
+    """A line of Shakespeare in patches: by entropies, which colour the bytes, and of equal length."""
+    row = [row for row in rows["bytes.jsonl"] if row["part"] == "patches"][-1]
+    title = f"patches begin above {row['threshold']:.2f} nats (yellow), or are equally long (grey, below)"
+    about = {"text": row["text"], "values": row["entropies"], "begins": row["begins"], "others": row["static"]}
+    return {"kind": "text", "panels": [{"title": title, **about}]}
+
+
 def device(rows: Iterable[Row]) -> str:
     """The GPU's name in rows: NVIDIA H200."""
     return next(iter(rows))["device"].split(",")[0].removeprefix("1 x ")
 
 
 PICTURES: dict[str, Callable[[dict[str, tuple[Row, ...]]], Picture]] = {
-    one.__name__: one for one in (multi30k, seeds, shakespeare, algorithms, decoding_cpu, decoding_gpu, training)
+    one.__name__: one
+    for one in (multi30k, seeds, shakespeare, algorithms, patches, decoding_cpu, decoding_gpu, training)
 }
 
 
@@ -202,9 +212,10 @@ def draw(picture: Picture, path: Path) -> None:
     style |= {"axes.spines.top": False, "axes.spines.right": False, "axes.titlesize": 11, "axes.titlelocation": "left"}
     with matplotlib.rc_context(style):
         panels = picture["panels"]
-        columns = min(2, len(panels))
+        columns = 1 if picture["kind"] == "text" else min(2, len(panels))
         grid_lines = [panels[i : i + columns] for i in range(0, len(panels), columns)]
-        heights = [0.75 + 0.3 * max(len(panel.get("bars", " " * 9)) for panel in line) for line in grid_lines]
+        one_line = 1 if picture["kind"] == "text" else 9
+        heights = [0.75 + 0.3 * max(len(panel.get("bars", " " * one_line)) for panel in line) for line in grid_lines]
         figure, grid = plt.subplots(
             *(len(heights), columns), figsize=(9.6, sum(heights)), squeeze=False, height_ratios=heights
         )
@@ -213,7 +224,7 @@ def draw(picture: Picture, path: Path) -> None:
                 axes.set_axis_off()
                 continue
             axes.set_title(panel["title"])
-            (_lines if picture["kind"] == "lines" else _bars)(axes, panel)
+            {"lines": _lines, "bars": _bars, "text": _text}[picture["kind"]](axes, panel)
         figure.tight_layout()
         about = {"Date": None, "Description": f"data sha256 {digest(picture)}"}
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -250,6 +261,20 @@ def _bars(axes: Any, panel: dict[str, Any]) -> None:
     axes.tick_params(axis="y", length=0)
     axes.xaxis.set_visible(False)
     axes.spines["bottom"].set_visible(False)
+
+
+def _text(axes: Any, panel: dict[str, Any]) -> None:
+    """A byte in each cell, coloured by its number; a line before each byte that begins a patch, and one below."""
+    values = panel["values"]
+    drawn = axes.pcolormesh(range(len(values) + 1), [0, 1], [values], cmap="Blues", vmin=0, vmax=max(values) * 1.4)
+    for i, char in enumerate(panel["text"]):
+        axes.text(i + 0.5, 0.5, char, ha="center", va="center", color="black", family="monospace")
+    axes.vlines(panel["begins"], 0, 1.2, color=SECOND, linewidth=1.8)
+    axes.vlines(panel["others"], -0.5, -0.1, color=GREY, linewidth=1.8)
+    axes.set_ylim(-0.5, 1.2)
+    axes.set_axis_off()
+    bar = axes.figure.colorbar(drawn, ax=axes, fraction=0.02, pad=0.01)
+    bar.set_label("nats", fontsize=8)
 
 
 # ---- Check -----------------------------------------------------------------------------------------------------------

@@ -74,8 +74,9 @@ The folder holds the parameters of any model under our names, with its config, i
 
 ## What each format can express
 
-`jax` and `safetensors` hold every model. For the others: yes; or no, and then `export` names the field. An empty cell
-is for a model that does not exist. Sizes, dropout, initial values and kernels are free everywhere.
+`safetensors` holds every model, and `jax` all but those of [bytes in patches](bytes.md). For the others: yes; or no,
+and then `export` names the field. An empty cell is for a model that does not exist. Sizes, dropout, initial values and
+kernels are free everywhere.
 
 """
 IN = """

@@ -11,6 +11,7 @@ from transformer.command_line import Parser, configured, evaluate_options, run, 
 from transformer.config import (
     KINDS,
     AlgorithmConfig,
+    ByteLatentConfig,
     Config,
     FinetuneConfig,
     LanguageModelConfig,
@@ -88,7 +89,11 @@ def describe(arguments: list[str]) -> None:
         raise UserError("--config is missing, such as --config configs/wmt14_en_de.py")
     if args.kv and args.attention:
         raise UserError("--kv and --attention print different tables; leave one of the two out")
-    require_task(config, f"--config {args.config}", *((Config,) if args.kv else DESCRIBED))
+    require_task(
+        config,
+        f"--config {args.config}",
+        *((Config,) if args.kv else DESCRIBED if args.attention else (*DESCRIBED, ByteLatentConfig)),
+    )
     from transformer.tools.describe import describe as lines
 
     if isinstance(config, FinetuneConfig):

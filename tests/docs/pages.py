@@ -20,7 +20,7 @@ from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
 from transformer.command_line import config_file
-from transformer.config import AlgorithmConfig, FinetuneConfig, ParsingConfig, flatten
+from transformer.config import AlgorithmConfig, ByteLatentConfig, FinetuneConfig, ParsingConfig, flatten
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -168,6 +168,15 @@ TUNING = {
     "--data.vocab_size": "100",
     "--data.length_buckets": "1",
 }
+# For bytes in patches also these.
+PATCHES = {
+    "--model.latent.decoder_layers": "1",
+    "--model.latent.d_model": "64",
+    "--model.latent.d_ff": "64",
+    "--model.latent.heads": "2",
+    "--model.ngrams.rows": "64",
+    "--entropy.rows": "8",
+}
 # These replace a value only where the page gives the option.
 IF_GIVEN = {"--profile": "2:3", "--stride": "8", "--train.seeds": "2", "--tune.frozen_layers": "1"}
 
@@ -186,6 +195,8 @@ def at_toy_size(program: str, arguments: list[str]) -> list[str]:
             toy |= TUNING
             left_out = {f"--train.{name}" for name in config.computed}
             left_out |= MODEL.keys() if "--train.init_from" in arguments else set()
+        if isinstance(config, ByteLatentConfig):
+            toy |= PATCHES
         if isinstance(config, AlgorithmConfig):
             left_out = {"--train.batch_tokens"}  # data.batch_rows sets it
         if isinstance(config, ParsingConfig):

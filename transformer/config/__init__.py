@@ -5,6 +5,14 @@ both import relatively.
 """
 
 from .algorithms import AlgorithmConfig, InstancesConfig
+from .byte_latent import (
+    ByteLatentConfig,
+    ByteLatentModel,
+    EntropyConfig,
+    NgramConfig,
+    PatchConfig,
+    check_byte_latent,
+)
 from .codec import check_fields, differences, flatten
 from .errors import Interrupted, UserError, shown
 from .finetuning import METRICS, FinetuneConfig, LabelledConfig, TuneConfig, weight_of
@@ -41,6 +49,7 @@ from .sections import (
     check_decode,
 )
 from .tasks import (
+    CONTINUING,
     RUNS,
     Config,
     LanguageModelConfig,
@@ -60,6 +69,7 @@ __all__ = [
     "BERT",
     "BIG",
     "BOS",
+    "CONTINUING",
     "DECODER_FIELDS",
     "EOS",
     "GPT2",
@@ -75,9 +85,12 @@ __all__ = [
     "UNK",
     "AlgorithmConfig",
     "AttentionConfig",
+    "ByteLatentConfig",
+    "ByteLatentModel",
     "Config",
     "DataConfig",
     "DecodeConfig",
+    "EntropyConfig",
     "EvaluateConfig",
     "FinetuneConfig",
     "InstancesConfig",
@@ -87,8 +100,10 @@ __all__ = [
     "MaskedConfig",
     "MeshConfig",
     "ModelConfig",
+    "NgramConfig",
     "ParserConfig",
     "ParsingConfig",
+    "PatchConfig",
     "PretrainConfig",
     "TextConfig",
     "TrainConfig",
@@ -96,6 +111,7 @@ __all__ = [
     "TuneConfig",
     "UserError",
     "check",
+    "check_byte_latent",
     "check_decode",
     "check_fields",
     "check_model",

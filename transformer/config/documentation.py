@@ -30,13 +30,15 @@ def documented(kind: C) -> C:
 
 
 def _assembled(summary: str, kind: type) -> str:
-    try:
-        (found,) = ast.parse(textwrap.dedent(inspect.getsource(kind))).body
-    except (OSError, TypeError, SyntaxError):  # no source, such as in a frozen program
-        return summary
-    assert isinstance(found, ast.ClassDef)
     lines = [summary, "", "Attributes:"]
-    for field, after in zip(found.body, [*found.body[1:], None], strict=True):
-        if isinstance(field, ast.AnnAssign) and isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant):
-            lines.append(f"    {ast.unparse(field.target)}: {' '.join(str(after.value.value).split())}")
+    for one in reversed(kind.__mro__[:-1]):  # but for `object`
+        try:
+            (found,) = ast.parse(textwrap.dedent(inspect.getsource(one))).body
+        except (OSError, TypeError, SyntaxError):  # no source, such as in a frozen program
+            return summary
+        assert isinstance(found, ast.ClassDef)
+        for field, after in zip(found.body, [*found.body[1:], None], strict=True):
+            documents = isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
+            if isinstance(field, ast.AnnAssign) and documents:
+                lines.append(f"    {ast.unparse(field.target)}: {' '.join(str(after.value.value).split())}")
     return "\n".join(lines) if lines[3:] else summary

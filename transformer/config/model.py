@@ -228,10 +228,11 @@ BERT = ModelConfig(
 def check_model(model: ModelConfig) -> None:
     """Raise `UserError` for the first field of the model section that breaks a rule of this section."""
     check_fields(model, ModelConfig, "model.")
-    require(model, "model.", _of_model(model))
+    require(model, "model.", of_model(model))
 
 
-def _of_model(m: ModelConfig) -> Relations:
+def of_model(m: ModelConfig) -> Relations:
+    """The rules between fields of the model section."""
     yield (
         m.encoder_layers + m.decoder_layers > 0,
         "decoder_layers",

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .algorithms import AlgorithmConfig
+from .byte_latent import ByteLatentConfig, ByteLatentModel, check_byte_latent
 from .codec import C, Relations, build, check_fields, differences, read_json, require
 from .documentation import documented
 from .errors import UserError, shown
@@ -195,9 +196,14 @@ class MaskedConfig:
 
 RUNS: dict[str, Any] = {
     kind.task: kind
-    for kind in (Config, LanguageModelConfig, MaskedConfig, FinetuneConfig, ParsingConfig, AlgorithmConfig)
+    for kind in (
+        *(Config, LanguageModelConfig, MaskedConfig, FinetuneConfig, ParsingConfig, AlgorithmConfig),
+        ByteLatentConfig,
+    )
 }
 """Map each task's name to its config class."""
+CONTINUING = (LanguageModelConfig, ByteLatentConfig)
+"""The tasks whose models go on from texts."""
 
 
 def require_task(config: Any, where: object, *kinds: type) -> None:
@@ -273,6 +279,7 @@ def with_micro_batches(config: C, count: int) -> C:
 
 CHECKS = {
     ModelConfig: check_model,
+    ByteLatentModel: check_byte_latent,
     TrainConfig: check_train,
     DecodeConfig: check_decode,
     LabelledConfig: check_labelled,

@@ -114,8 +114,8 @@ def load(
     return again(lambda: of([folder.open(name) for folder, name in zip(folders, names, strict=True)], config))
 
 
-def check_checkpoints(checkpoints: Any, kind: type) -> None:
-    """Raise `UserError` unless these are checkpoints of a task with a config of the class `kind`, one at least."""
+def check_checkpoints(checkpoints: Any, *kinds: type) -> None:
+    """Raise `UserError` unless these are checkpoints of tasks with configs of these classes, one at least."""
     from transformer.checkpoint import Checkpoint
 
     if not isinstance(checkpoints, Sequence) or not all(isinstance(one, Checkpoint) for one in checkpoints):
@@ -123,7 +123,7 @@ def check_checkpoints(checkpoints: Any, kind: type) -> None:
     if not checkpoints:
         raise UserError("no checkpoints: give one at least")
     for opened in checkpoints:
-        require_task(opened.config, opened.path.parent.parent, kind)
+        require_task(opened.config, opened.path.parent.parent, *kinds)
 
 
 def same_file(checkpoints: Sequence[Checkpoint], names: Sequence[str], what: str) -> tuple[str, bytes]:

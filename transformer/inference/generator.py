@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from transformer.config import DecodeConfig, LanguageModelConfig, UserError, check_decode, shown
+from transformer.config import CONTINUING, DecodeConfig, UserError, check_decode, shown
 from transformer.data.given import strings
 from transformer.inference.batches import Batch
 from transformer.inference.context import Prompts
@@ -123,7 +123,7 @@ class Generator:
         """The generator of one checkpoint, or of several as an ensemble. `config`: as in `load`."""
         from transformer.data import vocabularies
 
-        check_checkpoints(checkpoints, LanguageModelConfig)
+        check_checkpoints(checkpoints, *CONTINUING)
         name, content = same_file(checkpoints, vocabularies.FILES, "vocabularies")
         vocabulary = vocabularies.read(name, content, str(checkpoints[0].path / name))
         config = checkpoints[0].config.decode if config is None else config

@@ -18,7 +18,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from ..config import ModelConfig, UserError
+from ..config import ByteLatentModel, ModelConfig, UserError
+from .byte_latent import ByteLatent
 from .checks import check_axes, check_complete, check_key
 from .decoder import Decoder
 from .encoder import Encoder
@@ -51,10 +52,13 @@ class Model(Generic[M]):
 
     def __repr__(self) -> str:
         """The fields of the config that are not defaults, and the number of parameters."""
-        default = ModelConfig()
+        kind = type(self.config)
+        default = kind()
         named = ((f.name, getattr(self.config, f.name), getattr(default, f.name)) for f in fields(self.config))
         changed = ", ".join(f"{name}={value!r}" for name, value, usual in named if value != usual)
-        return f"<Model(ModelConfig({changed})): {sum(prod(v.shape) for v in self._variables.values()):,} parameters>"
+        return (
+            f"<Model({kind.__name__}({changed})): {sum(prod(v.shape) for v in self._variables.values()):,} parameters>"
+        )
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Model) and (self.config, self._make) == (other.config, other._make)
@@ -126,7 +130,7 @@ class Model(Generic[M]):
 
 def build(config: ModelConfig) -> Model[Any]:
     """The model of a config, whose `vocab_size` must be set: an `EncoderDecoder`, a `Decoder` if encoder_layers = 0, an
-    `Encoder` if decoder_layers = 0.
+    `Encoder` if decoder_layers = 0, a `ByteLatent` for a `ByteLatentModel`.
 
     Equal configs give the same `Model`.
     Raises `UserError` (a ValueError) if the config breaks a rule, with the same message as on the command line.
@@ -146,7 +150,9 @@ class _Module:
 
     config: ModelConfig
 
-    def __call__(self, rngs: nnx.Rngs) -> EncoderDecoder | Decoder | Encoder:
+    def __call__(self, rngs: nnx.Rngs) -> EncoderDecoder | Decoder | Encoder | ByteLatent:
+        if isinstance(self.config, ByteLatentModel):
+            return ByteLatent(self.config, rngs=rngs)
         encoder, decoder = self.config.encoder_layers > 0, self.config.decoder_layers > 0
         kind = EncoderDecoder if encoder and decoder else Decoder if decoder else Encoder
         return kind(self.config, rngs=rngs)

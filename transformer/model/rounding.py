@@ -17,6 +17,9 @@ from jax import Array
 
 from ..config import ModelConfig
 
+KEPT = ("entropy",)
+"""Parts that stay in float32. Where patches begin hangs on the last bits of entropies."""
+
 # Number of leading axes of each matrix that a product sums over; 0 = an embedding table, whose rows are outputs.
 INNER = {"query": 1, "key": 1, "value": 1, "output": 2, "w1": 1, "w2": 1, "w": 1, "table": 0}
 
@@ -53,7 +56,9 @@ def rounded(params: Mapping[str, Any], dtype: str) -> dict[str, Any]:
     if dtype == "float32":
         return dict(params)
     return {
-        name: rounded(node, dtype)
+        name: node
+        if name in KEPT
+        else rounded(node, dtype)
         if isinstance(node, Mapping)
         else _rounded(node, dtype, INNER[name])
         if name in INNER

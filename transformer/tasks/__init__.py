@@ -42,6 +42,12 @@ def _algorithm() -> Any:
     return AlgorithmTask
 
 
+def _byte_latent() -> Any:
+    from transformer.tasks.byte_latent import ByteLatentTask
+
+    return ByteLatentTask
+
+
 TASKS: dict[str, Callable[[], Any]] = {
     "translation": _translation,
     "language_model": _language_model,
@@ -49,5 +55,6 @@ TASKS: dict[str, Callable[[], Any]] = {
     "labels": _finetune,
     "parsing": _parsing,
     "algorithm": _algorithm,
+    "byte_latent": _byte_latent,
 }
 """Name of a task, as in `config.RUNS` -> a function that imports and returns its class."""

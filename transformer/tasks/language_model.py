@@ -77,9 +77,13 @@ class LanguageModel:
 
     def cut_into(self, micro_batches: int) -> LanguageModel:
         """The same task with this number of micro-batches a batch. Text that this task has read is not read again."""
-        other = LanguageModel(with_micro_batches(self.config, micro_batches), self.pieces, self.texts)
+        other = self._with(with_micro_batches(self.config, micro_batches))
         read = ("_train", "_development", "_test")
         return with_data_of(self, other, read)
+
+    def _with(self, config: LanguageModelConfig) -> LanguageModel:
+        """The task of this config, with the same vocabulary and texts."""
+        return LanguageModel(config, self.pieces, self.texts)
 
     # ---- Training ---------------------------------------------------------------------------------------------------
 

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from transformer.checkpoint import AVERAGE, Checkpoint, Checkpoints, again
-from transformer.config import LanguageModelConfig, UserError, require_task, shown
+from transformer.config import CONTINUING, LanguageModelConfig, UserError, require_task, shown
 from transformer.data.running import Text, warn_of_records
 from transformer.data.sources import require_files
 from transformer.data.text_store import TextStore, encode_text
@@ -79,7 +79,7 @@ def _loaded(workdir: str, checkpoint: str | None) -> tuple[Checkpoint, Vocabular
     """A checkpoint of a language model, its vocabulary, and its loss."""
     opened = Checkpoints(workdir).open(checkpoint)
     config = opened.config
-    require_task(config, workdir, LanguageModelConfig)
+    require_task(config, workdir, *CONTINUING)
     pieces = vocabulary_in(opened, VOCABULARIES)
     model, params = in_type(config.model, opened.params(), config.decode.dtype)
     model = build(model.with_vocabulary(pieces.size))

@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from transformer.config import BASE, BIG, FinetuneConfig, LanguageModelConfig, MaskedConfig, ParsingConfig
+from transformer.config import BASE, BIG, CONTINUING, FinetuneConfig, MaskedConfig, ParsingConfig
 from transformer.data import vocabularies, wordpiece
 from transformer.data.running import texts
 from transformer.data.vocabulary_training import vocabulary
@@ -32,7 +32,7 @@ def vocabulary_size(config: Any) -> int:
         return config.model.vocab_size
     if isinstance(config, MaskedConfig | FinetuneConfig | ParsingConfig) and data.tokenizer is not None:
         return wordpiece.load(data.tokenizer).size
-    if not isinstance(config, LanguageModelConfig):
+    if not isinstance(config, CONTINUING):
         return data.vocab_size
     if data.tokenizer is not None:
         return vocabularies.load(data.tokenizer).size

@@ -24,7 +24,7 @@ import numpy as np
 from jax import Array, export
 
 from transformer.checkpoint import Checkpoint, Checkpoints, best_seed
-from transformer.config import EOS, PAD, UNK, Config, LanguageModelConfig, ModelConfig
+from transformer.config import EOS, PAD, UNK, ByteLatentConfig, Config, LanguageModelConfig, ModelConfig, UserError
 from transformer.data.labels import FILE as LABELS
 from transformer.files import local_path, new_folder, require_new, writing
 from transformer.inference.beam_search import hypotheses
@@ -92,7 +92,11 @@ def serialized(program: Program, params: Mapping[str, np.ndarray]) -> bytes:
 
 
 def _open(opened: Checkpoint) -> _Opened:
-    config, params = opened.config, opened.finite_params()
+    config = opened.config
+    if isinstance(config, ByteLatentConfig):
+        where = opened.path.parent.parent
+        raise UserError(f"{where}: the task {config.task!r} has no programs for jax; give --to safetensors")
+    params = opened.finite_params()
     # The plain kernel, since the programs must run everywhere.
     architecture = dataclasses.replace(
         config.model.with_vocabulary(opened.progress["vocab_size"]), attention_kernel="plain"

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 
 from transformer.checkpoint import AVERAGE, Checkpoint
-from transformer.config import ModelConfig, flatten, to_json
+from transformer.config import ByteLatentModel, ModelConfig, flatten, to_json
 from transformer.streams import plain
 from transformer.streams import to_json as printable_json
 
@@ -23,6 +23,7 @@ TASKS = {
     "labels": "labels texts",
     "parsing": "writes the constituency trees of sentences",
     "algorithm": "carries out an algorithm on sequences",
+    "byte_latent": "continues texts, byte by byte",
 }
 
 
@@ -107,6 +108,8 @@ def architecture(model: ModelConfig) -> str:
         kind = "encoder" if model.encoder_layers else "decoder"
         layers = f"an {kind} alone" if model.encoder_layers else f"a {kind} alone"
         layers += f" of {model.encoder_layers or model.decoder_layers} layers"
+    if isinstance(model, ByteLatentModel):
+        layers += f" of bytes, {model.latent.decoder_layers} latent layers of width {model.latent.d_model}"
     return f"Transformer, {layers}, width {model.d_model}, feed-forward width {model.d_ff}, {model.heads} heads"
 
 

@@ -24,9 +24,9 @@ from transformer.model import Model
 # Pattern of parameter paths -> the mesh axis that each dimension is cut along. The first match wins. No match is an
 # error.
 RULES: tuple[tuple[str, P], ...] = (
-    (r"(.*_)?embedding/table", P("tensor", "fsdp")),
-    (r"output_bias", P("tensor")),
-    (r"(.*_)?positions|token_types", P(None, "fsdp")),
+    (r"(entropy/|.*_)?embedding/table", P("tensor", "fsdp")),
+    (r"(entropy/)?output_bias", P("tensor")),
+    (r"(entropy/|.*_)?positions|token_types", P(None, "fsdp")),
     (r".*_attention/(query|key|value)", P("fsdp", "tensor", None)),
     (r".*_attention/(query|key|value)_bias", P("tensor", None)),
     (r".*_attention/score", P(None, "tensor")),
@@ -179,6 +179,8 @@ def with_table_copies(params: Any, mesh: Mesh | None) -> Any:
 
     def leaf(keys: tuple, x: Array) -> Any:
         rule = spec("/".join(str(key.key) for key in keys))
+        if keys[0].key == "entropy":  # not trained; its tables are multiplied by, too
+            return constrain(x, mesh, P())
         if keys[-1].key == "table":
             return Copies.of(x, mesh, rule)
         looked_up = keys[-1].key.endswith(("positions", "token_types"))

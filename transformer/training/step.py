@@ -153,8 +153,9 @@ class Program:
 def program(objective: Objective, train: TrainConfig, mesh: Mesh) -> Program:
     """The program that trains an objective. The first call with a new batch shape compiles the update."""
     model, rate = objective.model, objective.rate
+    init = objective.init or model.init
     tx, skip = optimizer(train, model.config.d_model, rate), train.non_finite == "skip"
-    abstract = jax.eval_shape(lambda: init_state(model.init, tx, train.seed, train.ema_decay))
+    abstract = jax.eval_shape(lambda: init_state(init, tx, train.seed, train.ema_decay))
     layout = shardings(abstract, mesh)
 
     def loss(params: Params, batch: Batch, key: Array | None) -> tuple[Array, dict[str, Array]]:
@@ -171,7 +172,7 @@ def program(objective: Objective, train: TrainConfig, mesh: Mesh) -> Program:
     return Program(
         mesh=mesh,
         abstract=with_sharding(abstract, layout),
-        init=jax.jit(lambda: init_state(model.init, tx, train.seed, train.ema_decay), out_shardings=layout),
+        init=jax.jit(lambda: init_state(init, tx, train.seed, train.ema_decay), out_shardings=layout),
         start_from=start_from,
         update=jax.jit(
             step,

@@ -47,6 +47,8 @@ class Objective(NamedTuple):
     redrawn: Callable[[str, Checkpoint], bool] | None = None
     """Whether a run that starts from a checkpoint draws the parameter with this path anew, although the checkpoint has
     it. None = no parameter."""
+    init: Callable[[Array], Params] | None = None
+    """Makes the initial parameters from a key; None = those of `model.init`."""
 
 
 class Batches(Protocol):

@@ -132,7 +132,7 @@ def other_shapes(old: ModelConfig, new: ModelConfig) -> dict[str, tuple[Any, Any
     return {
         field: (before[field], after[field])
         for field in before
-        if before[field] != after[field]
+        if before[field] != after.get(field, before[field])
         and resolved[0][field] != resolved[1][field]
         and field.split(".")[-1] not in ignored
     }

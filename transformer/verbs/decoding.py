@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from transformer.command_line import Parser, decode_options, set_up_jax
 from transformer.config import (
+    CONTINUING,
     Config,
     DecodeConfig,
     FinetuneConfig,
-    LanguageModelConfig,
     MaskedConfig,
     ParsingConfig,
     UserError,
@@ -25,7 +25,7 @@ log = logging.getLogger("transformer")
 
 _VERBS = {
     Config.task: "translate",
-    LanguageModelConfig.task: "generate",
+    **{kind.task: "generate" for kind in CONTINUING},
     MaskedConfig.task: "fill",
     FinetuneConfig.task: "predict",
     ParsingConfig.task: "parse",
@@ -105,7 +105,7 @@ def _require_task(task: str, tasks: Sequence[str], workdir: str) -> None:
 
 def _kind(task: str) -> Any:
     """The class that decodes with the models of a task."""
-    if task == LanguageModelConfig.task:
+    if task in [kind.task for kind in CONTINUING]:
         from transformer.inference.generator import Generator
 
         return Generator

@@ -6,7 +6,7 @@ import dataclasses
 import sys
 
 from transformer.command_line import Parser, text_of, whole
-from transformer.config import DecodeConfig, LanguageModelConfig, UserError
+from transformer.config import CONTINUING, DecodeConfig, LanguageModelConfig, UserError
 from transformer.data.opening import open_stream
 from transformer.evaluation import LESS_TO_SEARCH
 from transformer.memory import enough_memory
@@ -49,7 +49,7 @@ def generate(arguments: list[str]) -> None:
             )
         return dataclasses.replace(options, n_best=args.samples)
 
-    _, _, generator = loaded(parser, args, rest, [LanguageModelConfig.task], adjusted)
+    _, _, generator = loaded(parser, args, rest, [kind.task for kind in CONTINUING], adjusted)
     from transformer.inference import text_stream
 
     target = sys.stdout.buffer

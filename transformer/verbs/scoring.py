@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 from transformer.command_line import Parser
-from transformer.config import Config, LanguageModelConfig
+from transformer.config import CONTINUING, Config
 from transformer.data.opening import open_stream
 from transformer.evaluation import LESS_TO_DECODE
 from transformer.memory import enough_memory
@@ -23,9 +23,9 @@ def score(arguments: list[str]) -> None:
     """Score given translations (JSON objects with source and target) or texts (with text), line by line."""
     told = f"Translation: gives score, {DETAILS}. Language models: gives log_prob (their sum), pieces and log_probs."
     parser = Parser("python -m transformer score", score.__doc__, add_help=False, epilog=told)
-    tasks = [Config.task, LanguageModelConfig.task]
+    tasks = [kind.task for kind in (Config, *CONTINUING)]
     (first, *_), _, scorer = loaded(parser, *parsed(parser, arguments), tasks)
-    if first.config.task == LanguageModelConfig.task:
+    if isinstance(first.config, CONTINUING):
         from transformer.inference.text_stream import score_texts as score_lines
     else:
         from transformer.inference.stream import score_jsonl as score_lines

@@ -1,0 +1,24 @@
+"""A Byte Latent Transformer on Shakespeare's plays: patches begin where the next byte is hard to predict.
+
+    python train.py --config configs/byte_entropy.py --workdir runs/byte_entropy
+    python train.py --config configs/blt_shakespeare.py --entropy.init_from runs/byte_entropy --workdir runs/blt
+    python evaluate.py --workdir runs/blt
+
+The text is that of configs/shakespeare_char.py. docs/bytes.md compares it with static patches and with bytes alone, at
+equal training FLOPs. This has not been run to its end.
+"""
+
+import dataclasses
+import os
+
+from transformer.config import ByteLatentConfig, TextConfig
+
+stem = os.path.join(os.environ.get("TRANSFORMER_DATA", "data"), "tiny_shakespeare", "input.txt")
+text = f"{stem}.gz" if os.path.exists(f"{stem}.gz") else stem
+
+config = ByteLatentConfig(
+    data=TextConfig(text=(text,), dev_share=0.1, pieces="bytes", context=256),
+    train=dataclasses.replace(
+        ByteLatentConfig.train, steps=1_975, decay_steps=1_975, eval_every=250, checkpoint_every=250
+    ),
+)
