@@ -174,6 +174,15 @@ def test_hashes_of_ngrams():
         np.testing.assert_array_equal(part[0], rows[7:])
 
 
+def test_a_byte_is_read_as_the_mean_of_its_embedding_and_those_of_its_ngrams():
+    built, params = model("entropies")
+    bound, earlier = built.bind(params), np.zeros((3, 3), np.int32)
+    found = bound._read(TEXT, earlier, jnp.arange(20)[None], None)
+    tables = [np.asarray(bound.ngram_embedding.embed(rows)) for rows in ngrams(MODEL.ngrams, earlier, TEXT)]
+    expected = np.mean([np.asarray(bound.embedding.embed(TEXT)), *tables], axis=0)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
 def test_the_running_maximum_of_a_patch():
     draw = np.random.default_rng(2)
     x, number = draw.normal(size=(2, 13, 3)).astype(np.float32), np.cumsum(draw.random((2, 13)) < 0.3, axis=1)

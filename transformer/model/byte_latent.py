@@ -128,15 +128,13 @@ class ByteLatent(nnx.Module):
         return ended(patches, entropy_BT, positions_BT, patches.threshold, before_B)
 
     def _read(self, tokens_BT: Array, earlier_BL: Array, positions_BT: Array, key: Array | None) -> Array:
-        """Embeddings of bytes and of the n-grams that end with them: x_BTD."""
-        more_BTD = None
-        if self.ngram_embedding is not None:
-            found = [self.ngram_embedding.embed(row) for row in ngrams(self.config.ngrams, earlier_BL, tokens_BT)]
-            more_BTD = sum(found)
-        return inputs(
-            *(self.config, self.embedding, self.positions, tokens_BT, positions_BT, key),
-            **{"norm": self.input_norm, "types_BTD": more_BTD},
-        )
+        """The mean of the embeddings of each byte and of the n-grams that end with it: x_BTD. Where a norm follows,
+        their sum."""
+        n = self.config.ngrams if self.ngram_embedding is not None else None
+        found = [] if n is None else [self.ngram_embedding.embed(row) for row in ngrams(n, earlier_BL, tokens_BT)]
+        given = {"norm": self.input_norm, "types_BTD": sum(found) if found else None}
+        x_BTD = inputs(self.config, self.embedding, self.positions, tokens_BT, positions_BT, key, **given)
+        return x_BTD / (1 + len(found)) if self.input_norm is None else x_BTD
 
     def _pooled(self, largest_BPD: Array, kv: KV, inside_BPT: Array, key: Array | None) -> Array:
         """A vector for each patch: W queries, made of the maximum over its bytes, attend to its bytes; x_BPE with
