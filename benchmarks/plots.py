@@ -208,6 +208,7 @@ def draw(picture: Picture, path: Path) -> None:
     import matplotlib.pyplot as plt
 
     style = {"svg.hashsalt": path.stem, "svg.fonttype": "none", "font.family": "sans-serif", "font.size": 10}
+    style["font.sans-serif"] = ["DejaVu Sans", "Arial"]  # each text of the file names them all
     style |= dict.fromkeys(("text.color", "axes.labelcolor", "xtick.color", "ytick.color", "axes.edgecolor"), GREY)
     style |= {"axes.spines.top": False, "axes.spines.right": False, "axes.titlesize": 11, "axes.titlelocation": "left"}
     with matplotlib.rc_context(style):

@@ -188,8 +188,8 @@ def test_a_translation_run_is_refused(call, trained: Path) -> None:
     done = call("transformer", "generate", trained, "--prompt", "a")
     assert (done.code, done.out) == (2, "")
     assert done.err.splitlines()[-1] == (
-        f"error: {trained}: its task is 'translation'; give one of the task 'language_model', or use: python -m "
-        f"transformer translate {trained}"
+        f"error: {trained}: its task is 'translation'; give one of the task 'language_model' or 'byte_latent', or use: "
+        f"python -m transformer translate {trained}"
     )
     with pytest.raises(transformer.UserError, match=r"its task is 'translation'; give one of the task 'language_mo"):
         transformer.Generator.load(str(trained))

@@ -113,8 +113,10 @@ def test_what_is_for_translation_refuses_another_task(
         done = call("transformer", *arguments)
         named = f"--config {config}" if "--config" in arguments else str(reversal)
         of_all = arguments[0] in ("describe", "plan") and not {"--kv", "--only"} & {*arguments}
-        more = " or 'language_model'" * (of_all or arguments[0] == "score") + " or 'masked'" * of_all
-        more += " or 'labels' or 'parsing' or 'algorithm'" * (of_all and arguments[0] == "describe")
+        scored = arguments[0] == "score"
+        more = " or 'language_model'" * (of_all or scored) + " or 'masked'" * of_all
+        described = of_all and arguments[0] == "describe"
+        more += " or 'labels' or 'parsing' or 'algorithm'" * described + " or 'byte_latent'" * (described or scored)
         assert done.code == 2 and done.err.splitlines()[-1] == f"error: {named}: {told}{more}", (arguments, done)
     assert not (tmp_path / "out").exists() and not (reversal / "checkpoints" / "average").exists()
     done = call("evaluate.py", "--workdir", trained, "--against", reversal)

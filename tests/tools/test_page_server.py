@@ -250,7 +250,9 @@ def test_an_answer_takes_30_seconds_at_most(works):
         assert works.begun.wait(20)
         works.go.clear()
         assert first.result().status == 504
-        assert first.result().json == {"error": "this took too long; make the text shorter, or beam_size smaller"}
+        assert first.result().json == {
+            "error": "this took too long; new options are compiled first: try again, or shorten the text"
+        }
         wait_for(lambda: works.stopped == [True])
         works.go.set()
         assert client.post("echo", {"text": "b"}).status == 200
