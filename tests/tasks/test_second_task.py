@@ -116,7 +116,8 @@ def test_what_is_for_translation_refuses_another_task(
         scored = arguments[0] == "score"
         more = " or 'language_model'" * (of_all or scored) + " or 'masked'" * of_all
         described = of_all and arguments[0] == "describe"
-        more += " or 'labels' or 'parsing' or 'algorithm'" * described + " or 'byte_latent'" * (described or scored)
+        more += " or 'labels' or 'parsing' or 'algorithm'" * described
+        more += " or 'byte_latent'" * (scored or (described and "--attention" not in arguments))
         assert done.code == 2 and done.err.splitlines()[-1] == f"error: {named}: {told}{more}", (arguments, done)
     assert not (tmp_path / "out").exists() and not (reversal / "checkpoints" / "average").exists()
     done = call("evaluate.py", "--workdir", trained, "--against", reversal)
