@@ -108,7 +108,7 @@ def algorithms(rows: dict[str, tuple[Row, ...]]) -> Picture:
             tasks.setdefault(row["part"], []).append(row)
     panels = [
         {
-            "title": f"{task}: share of right answers",
+            "title": f"{task}: right answers",
             "x": "length",
             "shade": [int(end) for end in next(iter(found[0]["exact_match"])).split("-")],
             "series": [
@@ -247,6 +247,8 @@ def _lines(axes: Any, panel: dict[str, Any]) -> None:
     if "shade" in panel:
         axes.axvspan(*panel["shade"], color=GREY, alpha=0.15, linewidth=0)
         axes.set_ylim(-0.03, 1.03)
+        axes.set_yticks([0, 0.5, 1])
+        axes.locator_params(axis="x", nbins=4)
     axes.set_xlabel(panel["x"])
     axes.grid(axis="y", color=GREY, alpha=0.25, linewidth=0.6)
     axes.legend(frameon=False, loc="best", fontsize=9)

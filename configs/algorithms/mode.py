@@ -4,7 +4,7 @@
     python evaluate.py --workdir runs/mode --json
 
 The model is as in lacoco-lab/length_generalization (2025): GPT-2's blocks without dropout, and learned positions that
-begin at a random number in training. This has not been run to its end.
+begin at a random number in training. docs/length_generalisation.md has what came of it.
 """
 
 import dataclasses
