@@ -81,6 +81,6 @@ def test_each_model_has_its_rows_once(environment, tmp_path: Path) -> None:
     assert [(row["model"], row["share"]) for row in flips] == [(model, bench.SHARES[-1]) for model in bench.MODELS]
     assert len(patches["entropies"]) == len(patches["text"].encode())
     assert all(0 <= i < len(patches["text"]) for i in (*patches["begins"], *patches["static"]))
-    hard = [i for i, value in enumerate(patches["entropies"]) if value > patches["threshold"]]
+    hard = [i for i, value in enumerate(patches["entropies"]) if value > patches["threshold"] - 0.001]  # rounded
     assert set(patches["begins"]) <= set(hard) or patches["begins"] == []
     assert not re.findall(r"(?<![\w.~/-])/[\w.-]+/", json.dumps(rows))
