@@ -183,3 +183,13 @@ def test_copying_is_learnt_for_texts_twice_as_long(tmp_path: Path, call) -> None
     result = json.loads(call("evaluate.py", "--workdir", tmp_path / "run", "--json").out)
     assert result["exact_match"]["10-25"] > 0.9
     assert result["exact_match"]["26-50"] > 0.7
+
+
+def test_a_run_goes_on_with_another_number_of_dev_instances(tmp_path: Path, call) -> None:
+    command = ("train.py", "--config", CONFIGS / "and.py", "--workdir", tmp_path / "run", "--model.d_model=8")
+    command += ("--model.d_ff=8", "--train.eval_every=2", "--train.checkpoint_every=2")
+    for steps, instances in ((2, 4), (4, 8)):
+        done = call(*command, f"--train.steps={steps}", f"--data.dev_instances={instances}")
+        assert done.code == 0, done.err
+    scored = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [entry["step"] for entry in scored if "dev_loss" in entry] == [2, 4]

@@ -111,4 +111,4 @@ class AlgorithmConfig:
 
         Called only for fields that differ and are in neither `RESUMABLE` nor `movable`.
         """
-        return name in ("data.test_instances", "data.tested")
+        return name in ("data.dev_instances", "data.test_instances", "data.tested")

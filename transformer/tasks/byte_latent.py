@@ -6,7 +6,6 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Iterator
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -177,11 +176,5 @@ def entropies_of_rows(config: ByteLatentConfig, params: Params, store: TextStore
 def mean_bytes(patches: PatchConfig, entropy_BT: Array, threshold: float) -> float:
     """The mean number of bytes in a patch, over rows with these entropies."""
     B, T = entropy_BT.shape
-    ended_B = _ended(patches, entropy_BT, threshold)
-    return B * T / float(ended_B.sum())
-
-
-def _ended(patches: PatchConfig, entropy_BT: Array, threshold: Any) -> Array:
-    """The number of patches that have ended in each row."""
-    B, T = entropy_BT.shape
-    return ended(patches, entropy_BT, jnp.arange(T)[None], threshold, jnp.zeros(B, jnp.int32))[:, -1]
+    ended_BT = ended(patches, entropy_BT, jnp.arange(T)[None], threshold, jnp.zeros(B, jnp.int32))
+    return B * T / float(ended_BT[:, -1].sum())
