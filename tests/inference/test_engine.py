@@ -158,6 +158,7 @@ def test_the_type_of_decoding(monkeypatch, backend, trained):
         assert jax.tree.leaves(rounded["w1"])[0].dtype == matrices and rounded["scale"].dtype == "float32"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
 def test_a_workdir_in_fewer_bits(tmp_path, dtype):
     """A search with a cache gives the same score as forced scoring without a cache, within the rounding of the type."""
@@ -193,6 +194,7 @@ def alone():
     return [next(iter(ours.search([source])))[1] for source in TEXTS]
 
 
+@pytest.mark.slow
 def test_long_outputs_equal_a_plain_search():
     """With a cache that is collected."""
     ours, count = translator(EACH_ITS_OWN, **LONG), 0
@@ -351,6 +353,7 @@ def stages(monkeypatch, compilations):
     return calls
 
 
+@pytest.mark.slow
 def test_each_shape_is_compiled_once_however_long_the_outputs(stages, compilations, report, monkeypatch):
     """Batches of several shapes, halved twice, with caches that are collected and enlarged."""
     monkeypatch.setattr(batches, "FEW_BATCHES", 0)
@@ -408,6 +411,7 @@ def test_after_warm_up_nothing_is_compiled(compilations, count):
     assert compilations == []
 
 
+@pytest.mark.slow
 def test_threads_do_not_compile_what_another_compiles(compilations):
     """Four batches of one shape at once, with a new model: as many compilations as for one batch."""
     own = build(dataclasses.replace(CONFIG, d_ff=28).with_vocabulary(13))
@@ -472,6 +476,7 @@ print(json.dumps([found[0], counts["cache_hits"], counts["cache_misses"]]))
 """
 
 
+@pytest.mark.slow
 def test_compiled_programs_are_kept_for_the_next_process(environment, tmp_path):
     here, cache = Path(__file__).parent, str(tmp_path / "cache")
     hurried, results = "--xla_backend_optimization_level=0", []

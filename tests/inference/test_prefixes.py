@@ -50,6 +50,7 @@ def tests(trained):
 # ---- A trained model ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("beam_size", [1, 2])
 def test_broken_off_anywhere_its_own_translation_comes_again(ours, tests, beam_size, report):
     """Cut inside a word, at its end, after a space, at the end of the text, and with a space after that.
@@ -93,6 +94,7 @@ def test_any_prefix_is_kept_letter_by_letter(ours, tests, prefixes):
         assert text.startswith(clean) or text == clean.removesuffix(" ")
 
 
+@pytest.mark.slow
 def test_of_several_results_samples_and_an_ensemble(ours, tests):
     prefixes = ["", "K", "rot ", "der", "Katze si", "xyz", "Hun", "4"]
     model = ours.model, ours.params

@@ -121,6 +121,7 @@ def test_a_recorded_search_is_the_compiled_one(name):
             assert all(len(likely) == 5 for likely in one.alternatives.values())
 
 
+@pytest.mark.slow
 def test_two_models():
     model = build(CONFIG.with_vocabulary(VOCABULARY))
     params = (random_params(model, 1), random_params(model, 5))
@@ -140,6 +141,7 @@ def test_a_search_ends_when_it_is_told_to():
     assert [(one.nodes, one.hypotheses) for one in records.values()] == [([], None)] * 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [

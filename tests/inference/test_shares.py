@@ -244,6 +244,7 @@ def test_what_is_no_share(text):
         parse(text)
 
 
+@pytest.mark.slow
 def test_two_processes_at_once_translate_as_one_does(trained: Path, environment, tmp_path: Path):
     lines = ["one two", "", *(f"three {word}" for word in ("one", "two", "four"))]
     (tmp_path / "in").write_text("\n".join(lines) + "\n")

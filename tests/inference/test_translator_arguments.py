@@ -273,6 +273,7 @@ def test_to_warm_up_for_more_sentences_than_a_call_has_is_refused():
     assert refused(translator().warm_up, 10**9) == "sentences = 1000000000: must be at least 1, at most 1000000"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("state", ["jax_enable_x64", "jax_disable_jit"])
 def test_no_state_of_jax_changes_a_translation(state):
     """Neither 64 bits, which a program may need for itself, nor the debugger's way to call what is compiled."""

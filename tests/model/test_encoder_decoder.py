@@ -356,9 +356,8 @@ def test_bfloat16_runs_close_to_float32():
     assert {x.dtype for x in jax.tree.leaves((memory.kv, cache.kv))} == {jnp.dtype("bfloat16")}
 
 
-@pytest.mark.parametrize(
-    "name", [next(iter(CONFIGS)), *(pytest.param(n, marks=pytest.mark.slow) for n in list(CONFIGS)[1:])]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CONFIGS)
 def test_remat_computes_the_same_with_less_memory(name):
     """With and without shared keys and values; with dropout, whose masks must be the same when recomputed."""
     config = dataclasses.replace(CONFIGS[name], kv_sharing=2, dropout=0.2, encoder_layers=2, decoder_layers=2)

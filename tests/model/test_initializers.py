@@ -32,6 +32,7 @@ VARIANCES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("initializer", ["gpt2", "bert"])
 def test_as_gpt2_and_bert_start(initializer: str) -> None:
     """Normal, with deviation 0.02. GPT-2 divides the last matrix of each sub-layer by the square root of their number;

@@ -42,6 +42,7 @@ def test_axes_of_the_type_explicit_are_named(config):
     assert jit(model.apply)(params, *placed).shape[:2] == TARGET.shape
 
 
+@pytest.mark.slow
 def test_second_derivatives():
     """The product of Hessian and vector, for the table: by reverse mode in both types, by forward mode in float32."""
 

@@ -128,6 +128,7 @@ def test_epochs_decide_on_the_updates(run: Path) -> None:
     )
 
 
+@pytest.mark.slow
 def test_a_run_that_was_stopped_equals_one_that_was_not(folder: Path, run: Path, tmp_path: Path, call) -> None:
     for steps in (30, 75):
         done = call(
@@ -150,6 +151,7 @@ def test_a_run_that_was_stopped_equals_one_that_was_not(folder: Path, run: Path,
     assert done.code == 0 and "is trained already, to step 75" in done.err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "score", "least"),
     [
@@ -562,6 +564,7 @@ def test_the_best_seed_is_the_same_with_an_average(run: Path, tmp_path: Path) ->
     assert best_seed(tmp_path).name == "seed-0"
 
 
+@pytest.mark.slow
 def test_collapse_is_named(folder: Path, tmp_path: Path, call) -> None:
     """A run that gives all texts one label says so."""
     options = ["--train.peak_learning_rate=1e-8", "--tune.epochs=1", "--data.dev", folder / "dev.tsv"]

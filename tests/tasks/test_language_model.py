@@ -64,6 +64,7 @@ def run(text: Path, tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_run_that_was_stopped_equals_one_that_was_not(text: Path, run: Path, tmp_path: Path, call) -> None:
     straight = tmp_path / "straight"
     assert call("train.py", "--config", text.with_suffix(".py"), "--workdir", straight).code == 0

@@ -83,6 +83,7 @@ def run(folder: Path, tmp_path_factory) -> Path:
     return workdir
 
 
+@pytest.mark.slow
 def test_a_run_that_was_stopped_equals_one_that_was_not(folder: Path, run: Path, tmp_path: Path, call) -> None:
     straight = tmp_path / "straight"
     done = call("train.py", "--config", folder / "config.py", "--workdir", straight)

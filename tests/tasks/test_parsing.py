@@ -245,6 +245,7 @@ def test_numbers_that_are_not_finite_are_told(run: Path, call, feed, monkeypatch
     assert "no score of 1 sentences is a number" in done.err
 
 
+@pytest.mark.slow
 def test_the_best_of_several_seeds_is_scored(folder: Path, tmp_path: Path, call) -> None:
     options = ("--train.steps", 2, "--train.eval_every", 2, "--train.checkpoint_every", 2, "--train.seeds", 2)
     done = call("train.py", "--config", folder / "config.py", "--workdir", tmp_path, *options)

@@ -129,6 +129,7 @@ def test_what_is_for_translation_refuses_another_task(
         Checkpoints(reversal).open().file("tokenizer.model")
 
 
+@pytest.mark.slow
 def test_its_checkpoints_are_averaged(config: Path, tmp_path: Path, call) -> None:
     """And scored before and after by the task's own score."""
     folder = tmp_path / "run"

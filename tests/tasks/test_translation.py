@@ -224,6 +224,7 @@ def test_compound_split_bleu_by_hand() -> None:
     assert compound_split_bleu(["a-b-c d e f"], [["a - b - c d e f"]]) < 100
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("window", [None, 2])
 def test_packed_sentences_learn_what_they_learn_alone(task, config: Config, window: int | None) -> None:
     """Losses and gradients of an epoch are the same for packed rows and for one sentence a row."""
@@ -325,6 +326,7 @@ def test_an_early_stop_without_a_development_set_is_told(trained: Path, config, 
     assert not [doubt for doubt in doubts if name in doubt]
 
 
+@pytest.mark.slow
 def test_the_tokenizer_may_change_before_the_first_checkpoint(call, tiny, trained: Path, tmp_path: Path) -> None:
     """config.json of the workdir names the size of the former tokenizer."""
     workdir, given = tmp_path / "run", tmp_path / "t.model"

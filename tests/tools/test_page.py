@@ -230,6 +230,7 @@ def test_four_clients_at_once(translation):
 
 
 # ---- Other kinds -----------------------------------------------------------------------------------------------------
+@pytest.mark.slow
 def test_a_language_model(workdirs):  # noqa: F811
     options = {"beam_size": 2, "n_best": 2, "min_length": 4, "sample": False}
     with Page(workdirs["gpt"], **options) as page:
@@ -312,6 +313,7 @@ def test_mistakes_of_the_command(call, workdirs, monkeypatch):  # noqa: F811
     assert done.code == 2 and "needs starlette, which is not installed: pip install 'transformer[page]'" in done.err
 
 
+@pytest.mark.slow
 def test_sigterm_lets_requests_end(trained, environment):
     """The address is printed when it answers. After SIGTERM, a decoding is answered, and the process ends with 143."""
     command = [sys.executable, "-m", "transformer", "page", str(trained), "--port", "0"]

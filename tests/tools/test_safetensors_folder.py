@@ -61,6 +61,7 @@ def test_a_trained_run_goes_on_from_it(call, trained: Path, tiny, tmp_path: Path
     assert done.code == 0 and Checkpoints(tmp_path / "tuned").steps() == [2], done.err
 
 
+@pytest.mark.slow
 def test_the_readme_of_the_folder_runs(tmp_path: Path, call, monkeypatch) -> None:
     workdir = translation_run(tmp_path / "run")
     run(call, "export", workdir, tmp_path / "out", "--to", "safetensors")

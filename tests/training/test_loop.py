@@ -186,6 +186,7 @@ def test_other_text_is_refused(workdir: Path, run, monkeypatch) -> None:
     assert contents(workdir) == before
 
 
+@pytest.mark.slow
 def test_other_dev_sentences_start_the_best_score_anew(workdir: Path, run, monkeypatch) -> None:
     from transformer.tasks.translation import Translation
 
@@ -208,6 +209,7 @@ def test_other_dev_sentences_start_the_best_score_anew(workdir: Path, run, monke
     assert not any("scores cannot be compared" in line for line in told)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("option", "told"),
     [
@@ -236,6 +238,7 @@ def test_other_judging_starts_the_best_score_anew(workdir: Path, run, monkeypatc
     assert any("step 122: nothing better than dev_" in line for line in said)
 
 
+@pytest.mark.slow
 def test_zeros_neither_choose_nor_stop(tmp_path: Path, run, monkeypatch) -> None:
     """BLEU is 0 if its tokeniser does not fit the language. Then chrF decides, then dev loss."""
     from transformer.tasks.translation import Translation
@@ -250,6 +253,7 @@ def test_zeros_neither_choose_nor_stop(tmp_path: Path, run, monkeypatch) -> None
     assert Checkpoints(tmp_path / "run").best() == 8
 
 
+@pytest.mark.slow
 def test_a_run_of_an_earlier_version_goes_on(workdir: Path, run, monkeypatch) -> None:
     """Its checkpoints hold only dev BLEU; how they were scored follows from their config and signature."""
     import hashlib
@@ -443,6 +447,7 @@ def test_what_may_change_is_told_and_training_goes_on(workdir: Path, run) -> Non
     assert after[-1]["loss"] < before[0]["loss"] - 2
 
 
+@pytest.mark.slow
 def test_a_run_killed_before_its_first_checkpoint_starts_afresh(tmp_path: Path, run, trained: Path) -> None:
     workdir = tmp_path / "run"
     (workdir / "checkpoints/00000003").mkdir(parents=True)
@@ -457,6 +462,7 @@ def test_a_run_killed_before_its_first_checkpoint_starts_afresh(tmp_path: Path, 
     assert entries(workdir)[2]["loss"] < entries(workdir)[0]["loss"]
 
 
+@pytest.mark.slow
 def test_a_workdir_may_have_any_name(tmp_path: Path, run) -> None:
     workdir = tmp_path / "run [1] *?"
     run(workdir, *short())
@@ -538,6 +544,7 @@ def test_patience_stops_early_and_stays_stopped(tmp_path: Path, run, monkeypatch
     )
 
 
+@pytest.mark.slow
 def test_a_run_stops_at_a_score_and_stays_stopped(tmp_path: Path, run, monkeypatch) -> None:
     from transformer.tasks.translation import Translation
 
@@ -610,6 +617,7 @@ def test_parameters_that_are_not_finite_are_not_saved(tmp_path: Path, run, monke
     assert Checkpoints(tmp_path / "run").steps() == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("non_finite", ["stop", "rollback"])
 def test_a_checkpoint_from_which_no_update_is_finite_is_not_kept(tmp_path: Path, run, non_finite: str) -> None:
     """The first update makes parameters of 1e30. They are finite, but the next loss is not."""
@@ -620,6 +628,7 @@ def test_a_checkpoint_from_which_no_update_is_finite_is_not_kept(tmp_path: Path,
     assert leftovers(tmp_path / "run") == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("steps", [1, 2])
 def test_without_a_development_set_one_more_update_shows_whether_the_end_is_good(
     tmp_path: Path, run, monkeypatch, steps: int
@@ -848,6 +857,7 @@ def test_a_mesh_that_does_not_fit_is_told_before_any_work(tmp_path: Path, run, t
     )
 
 
+@pytest.mark.slow
 def test_a_ready_tokenizer(tmp_path: Path, run, trained: Path) -> None:
     # The size of the tokenizer counts, not data.vocab_size.
     told = run(tmp_path / "run", *short("--data.tokenizer", trained / "tokenizer.model", "--data.vocab_size", 9_999))
@@ -949,6 +959,7 @@ def test_the_banner(tmp_path: Path, run) -> None:
 # ---- Packed rows, traces, memory ------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_packed_rows_are_learned_from(run, tmp_path: Path) -> None:
     told = run(tmp_path / "run", "--data.packing", "True", "--train.steps", 60, "--train.accumulate", 1)
     assert any(line.startswith("shapes      1 to compile") for line in told)
@@ -958,6 +969,7 @@ def test_packed_rows_are_learned_from(run, tmp_path: Path) -> None:
     assert training[-1]["loss"] < training[0]["loss"] - 1.5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("packing", [True, False])
 def test_each_shape_is_compiled_once(tiny, packing: bool) -> None:
     """JAX counts the compilations over three epochs."""
@@ -971,6 +983,7 @@ def test_each_shape_is_compiled_once(tiny, packing: bool) -> None:
     assert made.update._cache_size() == len(batches.shapes) == (1 if packing else 2)
 
 
+@pytest.mark.slow
 def test_metrics_are_waited_for_behind_the_next_update(run, tmp_path: Path, monkeypatch) -> None:
     """So the device always has work. But a run that was asked to stop does not wait for a new shape to be compiled."""
     real, happened = loop.program, []
@@ -1026,6 +1039,7 @@ def test_a_trace(run, tmp_path: Path) -> None:
             run(tmp_path / "run", *short(), "--profile", wrong)
 
 
+@pytest.mark.slow
 def test_as_many_micro_batches_as_memory_asks_for(tiny, caplog) -> None:
     caplog.set_level(logging.INFO, "transformer")
     config = config_file(tiny.config)
@@ -1091,6 +1105,7 @@ def test_other_micro_batches_read_nothing_again(tiny, monkeypatch) -> None:
         np.testing.assert_array_equal(ours, theirs)
 
 
+@pytest.mark.slow
 def test_what_batch_auto_finds_is_a_config_that_holds(run, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(fit, "memory_of_a_device", lambda: 100_000)
     with pytest.raises(UserError, match="an update does not fit"):

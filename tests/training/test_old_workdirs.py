@@ -56,6 +56,7 @@ def test_an_old_run_is_evaluated_averaged_and_translates(old: Path, trained: Pat
     assert call("evaluate.py", "--workdir", old).code == 0
 
 
+@pytest.mark.slow
 def test_an_old_run_is_a_start_for_another(old: Path, tiny, tmp_path: Path, call) -> None:
     new = "--config", tiny.config, "--workdir", tmp_path / "new", "--train.init_from", old, "--train.steps", 2
     assert call("train.py", *new).code == 0

@@ -234,6 +234,7 @@ def test_other_options_are_named(tiny, environment, tmp_path, options, told: str
         assert told in said and "Traceback" not in said
 
 
+@pytest.mark.slow
 def test_what_goes_wrong_in_process_1_ends_the_other(tiny, environment, tmp_path) -> None:
     own = ({}, {"TRANSFORMER_CACHE": "/dev/null/nowhere"})
     done = both(environment, "--config", tiny.config, "--workdir", tmp_path / "run", *SHORTER, own=own)
@@ -267,6 +268,7 @@ def test_fewer_sentences_to_decode_than_processes_and_a_batch_that_fits(tiny, en
     train_as_one_does(tiny, environment, tmp_path, *options)
 
 
+@pytest.mark.slow
 def test_what_goes_wrong_in_process_0_ends_the_other(tiny, environment, tmp_path) -> None:
     broken = tmp_path / "config.py"
     broken.write_text(Path(tiny.config).read_text() + "\nimport os\n")

@@ -132,7 +132,8 @@ def test_a_run_stops_before_its_first_compilation(call, tiny, workdir, tmp_path,
     assert Checkpoints(folder).states() == before
 
 
-@pytest.mark.parametrize("where", [pytest.param("before", marks=pytest.mark.slow), "within"])
+@pytest.mark.slow
+@pytest.mark.parametrize("where", ["before", "within"])
 def test_asked_to_stop_where_an_evaluation_is_due(call, tiny, trained, tmp_path, at, monkeypatch, where: str) -> None:
     workdir = tmp_path / "run"
     command = "train.py", "--config", tiny.config, "--workdir", workdir
@@ -303,6 +304,7 @@ def test_going_back_leaves_the_update_out(call, tiny, tmp_path, planted, at) -> 
     same_run(tmp_path / "b", tmp_path / "a")
 
 
+@pytest.mark.slow
 def test_going_back_to_the_start(call, tiny, tmp_path, planted) -> None:
     planted(3)
     command = "train.py", "--config", tiny.config, "--train.non_finite", "rollback", "--workdir", tmp_path / "run"
@@ -310,7 +312,8 @@ def test_going_back_to_the_start(call, tiny, tmp_path, planted) -> None:
     assert Checkpoints(tmp_path / "run").at(10).progress["left_out"] == [3]
 
 
-@pytest.mark.parametrize("policy", ["skip", pytest.param("rollback", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("policy", ["skip", "rollback"])
 def test_there_is_a_limit(call, tiny, tmp_path, planted, policy: str) -> None:
     planted(*range(5, 30))
     command = "train.py", "--config", tiny.config, "--train.non_finite", policy, "--workdir", tmp_path / "run"
