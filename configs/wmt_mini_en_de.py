@@ -1,0 +1,58 @@
+"""A small model on a small mixture of domains, English to German: newstest2013 dev, newstest2014 test.
+
+    python train.py --config configs/wmt_mini_en_de.py --workdir runs/wmt_mini_en_de
+    python -m transformer average runs/wmt_mini_en_de --last 5
+    python evaluate.py --workdir runs/wmt_mini_en_de --breakdown
+
+Put the files in $TRANSFORMER_DATA/wmt_mini and $TRANSFORMER_DATA/newstest. The 234,472 pairs are short sentences of
+everyday life (Tatoeba), the European Parliament, TED talks, chats, and news, which are earlier test sets (newstest2008
+to 2012). Has not been run.
+"""
+
+import os
+
+from transformer.config import Config, DataConfig, DecodeConfig, ModelConfig, TrainConfig
+
+root = os.environ.get("TRANSFORMER_DATA", "data")
+# How often each file is read in an epoch. Dev and test are news.
+weights = {"tatoeba": 1.0, "europarl": 2.0, "ted": 2.0, "chat": 1.0, "news": 3.0}
+
+
+def wmt_mini(language: str) -> tuple[str, ...]:
+    """The files of one language, in the order of `weights`."""
+    return tuple(os.path.join(root, "wmt_mini", f"{name}.{language}.gz") for name in weights)
+
+
+def newstest(year: int, language: str) -> str:
+    """The file of one language of a test set."""
+    return os.path.join(root, "newstest", f"newstest{year}.en-de.{language}")
+
+
+config = Config(
+    # A deep encoder and a shallow decoder: as good as equal depths, and translates faster (Kasai et al. 2021).
+    model=ModelConfig(encoder_layers=6, decoder_layers=2, d_model=256, d_ff=1_024, heads=4, dropout=0.2),
+    data=DataConfig(
+        languages=("en", "de"),
+        source=wmt_mini("en"),
+        target=wmt_mini("de"),
+        weights=tuple(weights.values()),
+        dev_source=newstest(2013, "en"),
+        dev_target=newstest(2013, "de"),
+        test_source=newstest(2014, "en"),
+        test_target=newstest(2014, "de"),
+        vocab_size=8_000,
+        max_length=128,
+        packing=True,
+    ),
+    train=TrainConfig(
+        steps=8_000,
+        batch_tokens=6_144,
+        peak_learning_rate=0.002,
+        warmup_steps=1_000,
+        log_every=50,
+        eval_every=1_000,
+        checkpoint_every=250,
+        keep_last=10,
+    ),
+    decode=DecodeConfig(beam_size=4, length_penalty=0.6, length_normalization="paper", max_extra_length=50),
+)
