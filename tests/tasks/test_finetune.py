@@ -21,13 +21,14 @@ from runs import average
 
 import transformer
 from transformer.checkpoint import Checkpoints, best_seed
+from transformer.command_line import config_file
 from transformer.config import BERT, FinetuneConfig, TrainConfig, TuneConfig, UserError
 from transformer.data.labelled import Columns
 from transformer.data.labels import Labels
 from transformer.inference.classifier import Classifier
 from transformer.model import build
 from transformer.tasks import labelled_sets
-from transformer.tasks.finetune import shown_label
+from transformer.tasks.finetune import Finetune, shown_label
 from transformer.tasks.label_scores import evaluate_workdir
 from transformer.tasks.tuning import heads_agree, rate_of
 from transformer.training.objectives import labelled
@@ -473,6 +474,24 @@ def test_from_python(run: Path) -> None:
     with pytest.raises(UserError, match=r"^vocabulary = None: give that of an encoder alone"):
         Classifier(classifier.model, classifier.params, None, classifier.labels)
     assert classifier.classify(["a great\ud800 film"]) == classifier.classify(["a great? film"])
+
+
+def test_columns_and_objects_that_are_read_as_one_text_are_told(run: Path, predict) -> None:
+    done = predict(run, "positive\tthe film was lovely\n")
+    assert done.code == 0 and "warning: line 1 has a tab, and this model reads one text a line" in done.err
+    done = predict(run, '{"text": "the film was lovely"}\n', "--jsonl")
+    assert done.code == 0 and "warning: line 1 is a JSON object and is read as text" in done.err
+
+
+def test_files_that_are_given_twice_and_sets_that_were_trained_on_are_told(folder: Path, caplog) -> None:
+    config = config_file(str(folder / "config.py"))
+    train, dev = config.data.train, config.data.dev
+    caplog.set_level("WARNING", "transformer")
+    Finetune.build(dataclasses.replace(config, data=dataclasses.replace(config.data, train=train * 2, test=dev)))
+    first, second, *doubts = caplog.messages
+    assert first == f"data.train: {train[0]} is already given in data.train; leave it out of one"
+    assert second == f"data.test: {dev[0]} is already given in data.dev; leave it out of one"
+    assert "dev.tsv: 60 of 60 texts of the test set are in the development set, too, which" in doubts[-1]
 
 
 def test_words_for_tags_end_only_at_spaces_and_tabs(run: Path) -> None:
