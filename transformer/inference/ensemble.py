@@ -149,11 +149,14 @@ def members(checkpoints: Sequence[Checkpoint], config: DecodeConfig) -> list[tup
 
 
 def check_leaves(params: Params) -> None:
-    """Raise `UserError` for parameters that are traced or deleted."""
+    """Raise `UserError` for parameters that are no arrays, traced or deleted."""
     for path, leaf in jax.tree.leaves_with_path(params):
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        if not hasattr(leaf, "shape"):
+            raise UserError(f"params: {name} is a {type(leaf).__name__}: give arrays, as `transformer.load` returns")
         if isinstance(leaf, jax.core.Tracer):
             raise UserError("the parameters are traced: decode outside jax.jit")
-        check_held(jax.tree_util.keystr(path, simple=True, separator="/"), leaf)
+        check_held(name, leaf)
 
 
 def check_members(model: Any, params: Any, others: Any) -> None:
