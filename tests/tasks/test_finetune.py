@@ -25,12 +25,12 @@ from transformer.command_line import config_file
 from transformer.config import BERT, FinetuneConfig, TrainConfig, TuneConfig, UserError
 from transformer.data.labelled import Columns
 from transformer.data.labels import Labels
-from transformer.inference.classifier import Classifier
+from transformer.inference.classifier import Classifier, labels_in
 from transformer.model import build
 from transformer.tasks import labelled_sets
 from transformer.tasks.finetune import Finetune, shown_label
 from transformer.tasks.label_scores import evaluate_workdir
-from transformer.tasks.tuning import heads_agree, rate_of
+from transformer.tasks.tuning import heads_agree, rate_of, refuse_other_labels
 from transformer.training.objectives import labelled
 from transformer.training.optimizer import optimizer, without_frozen
 from transformer.training.progress import Display
@@ -269,6 +269,22 @@ def test_other_labels_than_those_of_the_run(folder: Path, run: Path, tmp_path: P
         )
         told = f"the training texts have other labels than those that {workdir} was trained on; restore them, or use"
         assert done.code == 2 and told in done.err.splitlines()[-1]
+
+
+@pytest.mark.parametrize("content", [b"", b"[" * 100_000])
+def test_labels_that_are_damaged_are_those_of_the_checkpoint(run: Path, tmp_path: Path, caplog, content: bytes) -> None:
+    workdir = Path(shutil.copytree(run, tmp_path / "run"))
+    labels = labels_in(Checkpoints(workdir).open())
+    (workdir / "labels.json").write_bytes(content)
+    refuse_other_labels(labels, str(workdir))
+    (told,) = caplog.messages
+    assert told.startswith(f"{workdir / 'labels.json'} is not as it was written; taking the labels that checkpoint")
+    with pytest.raises(UserError, match="the training texts have other labels"):
+        refuse_other_labels(dataclasses.replace(labels, names=("a", "b")), str(workdir))
+    (workdir / "labels.json").unlink()
+    (workdir / "labels.json").mkdir()
+    with pytest.raises(UserError, match=r"labels\.json cannot be read \(Is a directory\); restore a copy"):
+        refuse_other_labels(labels, str(workdir))
 
 
 def test_a_head_goes_on_with_the_same_labels() -> None:
