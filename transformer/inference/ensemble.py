@@ -133,7 +133,7 @@ def same_file(checkpoints: Sequence[Checkpoint], names: Sequence[str], what: str
     name = next((name for name in names if name in held), names[0])
     content = checkpoints[0].file(name)
     for other in checkpoints[1:]:
-        if other.file(name) != content:
+        if name not in other.files() or other.file(name) != content:
             one, two = (opened.path.parent.parent for opened in (other, checkpoints[0]))
             raise UserError(f"{one} and {two} have different {what}; an ensemble needs the same one")
     return name, content
