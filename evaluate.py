@@ -1,6 +1,10 @@
 """Score a trained model: python evaluate.py --workdir runs/quickstart [--source F --reference F] [--json]"""
 
-from transformer.programs import evaluate
+import signal
 
 if __name__ == "__main__":
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C during the imports ends the process, without a traceback
+    from transformer.programs import evaluate
+
     evaluate()

@@ -133,8 +133,8 @@ def test_what_is_cut_or_unknown_is_told(call, workdir) -> None:
     assert done.code == 0 and done.out.startswith("ab?" * 6)
     told = done.err.splitlines()[1:]
     assert told == [
-        "warning: line 1: the prompt has 18 pieces; only the last 16 are used: the model's context (1 of 1 lines)",
         "warning: line 1: the vocabulary lacks '?', which the model reads as unknown (1 of 1 lines)",
+        "warning: line 1: the prompt has 18 pieces; only the last 16 are used: the model's context (1 of 1 lines)",
         "warning: the model sees at most 16 pieces at once (data.context, model.max_positions): where prompt and "
         "output together are longer, it goes on with the last 8 of them",
     ]

@@ -119,6 +119,15 @@ def test_of_samples_the_options_of_sampling_count() -> None:
     assert decoding(sampled) == decoding(dataclasses.replace(sampled, beam_size=7))
 
 
+def test_settings_of_any_type_are_as_a_checkpoint_returns_them() -> None:
+    now = {**NOW, "scored_with": {"banned": (), "stop": ("a", "b")}}
+    judge = Judge(JUDGED, now, {})
+    assert judge.better({"dev_bleu": 1.0, "dev_chrf": 1.0, "dev_loss": 1.0})
+    saved = json.loads(json.dumps(judge.progress(None)))
+    assert Judge(JUDGED, now, saved).reset_reasons == []
+    assert Judge(JUDGED, now, saved).best == judge.best
+
+
 def test_what_else_begins_anew() -> None:
     judge = Judge(JUDGED, NOW, {})
     judge.better(scores(9, 9, 1.0))

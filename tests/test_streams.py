@@ -22,6 +22,7 @@ from transformer.config import UserError
 from transformer.memory import enough_memory
 from transformer.streams import one_line, plain, to_json
 
+ROOT = Path(__file__).parents[1]
 ANY_TEXT = st.text(st.characters(codec=None))  # halves of surrogate pairs, too
 
 # ---- Programs under bad streams -------------------------------------------------------------------------------------
@@ -256,6 +257,58 @@ program.run(main)
     command = [sys.executable, "-c", program]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment, timeout=60)
     assert (done.returncode, done.stdout, done.stderr) == (128 + number, printed, f"{told}\n")
+
+
+DURING_AN_IMPORT = """
+import os, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored from birth where the tests run in the background
+
+def hook(event, arguments):
+    if event == "import" and arguments[0] == "{module}":
+        os.kill(os.getpid(), signal.SIGINT)
+
+sys.addaudithook(hook)
+"""
+
+
+@pytest.mark.parametrize(
+    ("module", "program"),
+    [
+        ("transformer.config.model", ["-m", "transformer"]),
+        ("transformer.config.model", ["train.py"]),
+        ("transformer.streams", ["evaluate.py"]),
+        ("transformer.streams", ["-c", "from transformer.programs import train; train()"]),  # as a script of pip
+    ],
+)
+def test_ctrl_c_ends_a_program_that_is_being_imported(environment, tmp_path: Path, module: str, program) -> None:
+    (tmp_path / "sitecustomize.py").write_text(DURING_AN_IMPORT.format(module=module))
+    variables = environment | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{environment['PYTHONPATH']}"}
+    command = [sys.executable, *program, "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, env=variables, cwd=ROOT, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "")
+
+
+def test_ctrl_c_after_the_end_of_a_program_raises_nothing(environment) -> None:
+    """As while its error is printed: nothing is left that could catch another one."""
+    program = """
+import os, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored from birth where the tests run in the background
+from transformer.command_line import run
+from transformer.config import UserError
+
+class Slow:
+    def write(self, text):
+        os.write(2, text.encode())
+        os.kill(os.getpid(), signal.SIGINT)
+
+def main(arguments):
+    sys.stderr = Slow()
+    raise UserError("a mistake")
+
+run(main)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment, timeout=60)
+    assert (done.returncode, done.stderr) == (-signal.SIGINT, "error:")
 
 
 def test_a_hangup_is_ignored_under_nohup(environment, tmp_path: Path) -> None:

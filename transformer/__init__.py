@@ -12,7 +12,13 @@ The functions that need them import them.
 from __future__ import annotations
 
 import importlib
+import signal
+import sys
 from typing import TYPE_CHECKING, Any
+
+# While `python -m transformer` is imported, Ctrl-C ends the process without a traceback.
+if sys.argv[:1] == ["-m"] and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 from transformer.config import (
     AlgorithmConfig,

@@ -56,12 +56,15 @@ def average(arguments: list[str]) -> None:
         evaluate_options(Config(), ["--help"], parser.prog)
     workdir_first(parser, args, arguments, "--last 5")
     set_up_jax()
-    from transformer.checkpoint import Checkpoints
+    from transformer.checkpoint import AVERAGE, Checkpoints
     from transformer.tasks import TASKS
     from transformer.tasks.averaging import average as average_checkpoints
     from transformer.tasks.scoring import average_translation
 
-    task = Checkpoints(args.workdir).read("last", lambda opened: opened.config.task)
+    found = Checkpoints(args.workdir)
+    if found.complete(AVERAGE) and not found.states():
+        raise UserError(f"{args.workdir}: holds an average alone, as of an imported model; nothing is left to average")
+    task = found.read("last", lambda opened: opened.config.task)
     options = partial(evaluate_options, arguments=rest, program=parser.prog, options=parser.options())
     if task == Config.task:
         lines = average_translation(args.workdir, args.last, options)

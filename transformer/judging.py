@@ -134,7 +134,7 @@ class Judge:
 
     def __init__(self, judged: Judged, now: Mapping[str, Any], progress: Mapping[str, Any]):
         """`now`: dev_digest and scored_with of this run. `progress`: that of the checkpoint it resumes from, or {}."""
-        self.judged, self._now = judged, dict(now)
+        self.judged, self._now = judged, json.loads(json.dumps(now))  # as a checkpoint's JSON returns it
         self.best: dict[str, float | None] | None = progress.get("best")
         self.stale: int = progress.get("evaluations_without_better", 0)
         self.reset_reasons: list[str] = []

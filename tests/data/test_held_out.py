@@ -7,7 +7,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from transformer.data.held_out import HeldOut, held_out_doubts, reference_doubts, shared
+from transformer.data.held_out import HeldOut, held_out_doubts, reference_doubts, seen_doubts, shared
 from transformer.data.languages import Named
 from transformer.data.text import Parallel
 from transformer.data.tokenizer import Tokenizer
@@ -91,6 +91,14 @@ def test_a_test_set_that_chooses_the_checkpoint_is_told(made) -> None:
     train, text = [Named("train", made(pairs(300)))], pairs(20, 1)
     (line,) = held_out_doubts(train, held_out(made, "dev.en", text), held_out(made, "test.en", text))
     assert line.startswith("test.en: 20 of 20 pairs of the test set are in the development set, too")
+
+
+def test_texts_without_another_side_that_were_seen_before_are_told() -> None:
+    train, new = [(str(i),) for i in range(100)], [(f"{i}!",) for i in range(20)]
+    assert not list(seen_doubts(train, ("dev.tsv", [*train[:1], *new]), None))
+    first, second = seen_doubts(train, ("dev.tsv", [*train[:5], *new]), ("test.tsv", [*new[:1], ("?",)]))
+    assert first.startswith("dev.tsv: 5 of 25 texts of the development set are in the training text, too, so its")
+    assert second.startswith("test.tsv: 1 of 2 texts of the test set are in the development set, too, which chooses")
 
 
 # ---- References -----------------------------------------------------------------------------------------------------

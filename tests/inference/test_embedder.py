@@ -11,8 +11,11 @@ from quick import jit
 
 import transformer
 from transformer.config import BERT, MaskedConfig, ModelConfig, UserError
+from transformer.data.labels import Labels
 from transformer.data.vocabularies import Characters
 from transformer.data.wordpiece import SPECIAL_PIECES, WordPiece, tokenizer_json
+from transformer.inference.classifier import Prediction
+from transformer.inference.filler import Filler
 from transformer.model import build
 from transformer.tasks.vocabulary import files_of
 from transformer.tools.new_workdir import new_workdir
@@ -86,6 +89,50 @@ def test_wrong_arguments_are_refused_in_one_line(params: dict, embedder: transfo
     ):
         with pytest.raises(UserError, match=error):
             call()
+
+
+@pytest.mark.parametrize("wrong", [None, [], {}, "a", 2.5, ["a"], {"a": "b"}], ids=repr)
+def test_parameters_that_are_none_are_refused(wrong) -> None:
+    """By all that read with an encoder."""
+    labels = Labels("classes", "accuracy", ("a", "b"))
+    labelled = build(dataclasses.replace(CONFIG, head="sequence", labels=2))
+    masked = build(dataclasses.replace(CONFIG, head="masked"))
+    for made in (
+        lambda: transformer.Embedder(build(CONFIG), wrong, VOCABULARY),
+        lambda: transformer.Classifier(labelled, wrong, VOCABULARY, labels),
+        lambda: Filler(masked, wrong, VOCABULARY),
+    ):
+        with pytest.raises(
+            UserError, match=r"^params = .*: give a nested dict of arrays|^params: a is a str: give arrays"
+        ):
+            made()
+
+
+def test_parameters_that_were_donated_are_told(params: dict) -> None:
+    embedder = transformer.Embedder(build(CONFIG), jax.tree.map(jax.numpy.array, params), VOCABULARY)
+    embedder.params["embedding"]["table"].delete()
+    with pytest.raises(UserError, match="embedding/table"):
+        embedder.embed(["a cat"])
+
+
+def test_text_that_is_read_as_unknown_is_told(embedder: transformer.Embedder, params: dict, caplog) -> None:
+    masked = build(dataclasses.replace(CONFIG, head="masked"))
+    labels = Labels("classes", "accuracy", ("a", "b"))
+    classifier = transformer.Classifier(
+        build(dataclasses.replace(CONFIG, head="sequence", labels=2)), params, VOCABULARY, labels
+    )
+    classifier.predict = lambda rows: [Prediction("a", 1.0)] * len(rows)
+    texts = ["the cat", "", "the 猫 walks", "catcat"]
+    for read in (embedder.encode, Filler(masked, params, VOCABULARY).fill, classifier.classify):
+        caplog.clear()
+        with caplog.at_level(logging.WARNING, "transformer"):
+            read(texts, first_line=7)
+        told = "line 9: the vocabulary lacks '猫', which the model reads as unknown (2 of "
+        (message,) = caplog.messages
+        assert message.startswith(told)
+    caplog.clear()
+    embedder.encode(texts[3:])
+    assert caplog.messages == ["line 1: the vocabulary lacks 'catcat', which the model reads as unknown (1 of 1 lines)"]
 
 
 def test_on_the_command_line(params: dict, embedder: transformer.Embedder, tmp_path, call, monkeypatch) -> None:

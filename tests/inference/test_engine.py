@@ -138,6 +138,12 @@ def test_an_ensemble_of_workdirs(tmp_path):
     other = workdir(tmp_path / "other", 2, "eins zwei drei vier fünf")
     with pytest.raises(UserError, match=r"^\S+ and \S+ have different tokenizers; an ensemble needs the same one$"):
         Translator.load([*folders, other])
+    one, two = (Checkpoints(folder).at(1) for folder in (folders[0], other))
+    held = two.files()
+    del held["tokenizer.model"]  # as of a model whose vocabulary is of another kind
+    two.files, two.file = (lambda: held), held.__getitem__
+    with pytest.raises(UserError, match=r"^\S+ and \S+ have different vocabularies; an ensemble needs the same one$"):
+        ensemble.same_file([one, two], ["tokenizer.model"], "vocabularies")
 
 
 @pytest.mark.parametrize("backend", ["cpu", "gpu", "tpu"])

@@ -216,7 +216,10 @@ def test_scores_are_those_of_a_whole_pass(documents):
 def test_unknown_characters_are_told(caplog):
     caplog.set_level(logging.WARNING, logger="transformer")
     assert [len(pieces) for pieces in generator().encode(["a", "aß?"], first_line=4)] == [1, 3]
-    assert caplog.messages == ["line 5: the vocabulary lacks '?' 'ß', which the model reads as unknown (1 of 2 lines)"]
+    told = "line 5: the vocabulary lacks '?' 'ß', which the model reads as unknown (1 of 2 lines)"
+    assert caplog.messages == [told]
+    generator().score(["a", "aß?"], first_line=4)
+    assert caplog.messages == [told] * 2
 
 
 def test_nothing_to_generate():

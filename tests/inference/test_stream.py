@@ -17,7 +17,7 @@ from transformer.config import DecodeConfig, UserError
 from transformer.data.opening import open_stream
 from transformer.inference import stream
 from transformer.inference.scorer import Scored
-from transformer.inference.stream import score_jsonl, translate_jsonl, translate_stream
+from transformer.inference.stream import answer_texts, score_jsonl, translate_jsonl, translate_stream
 from transformer.inference.translator import Hypothesis
 
 
@@ -65,6 +65,16 @@ def test_an_object_that_is_translated_as_text_is_told(caplog, line, told):
     assert translated(f"{line}\n{line}\n".encode())[0] == f"{line}\n{line}\n".upper().encode()
     warning = "line 1 is a JSON object and is translated as text; --jsonl translates its field 'source'"
     assert caplog.messages == [warning] * told
+
+
+@pytest.mark.parametrize(("line", "told"), [('{"a": 1}', 1), ("{a} b", 0), ("[1]", 0), ("", 0)])
+def test_an_object_that_is_labelled_or_parsed_as_text_is_told(caplog, line, told):
+    target = io.BytesIO()
+    answer_texts(io.BytesIO(f"{line}\n{line}\n".encode()), target, lambda lines, first: lines)
+    assert target.getvalue() == f"{line}\n{line}\n".encode()
+    assert [message[:54] for message in caplog.messages] == [
+        "line 1 is a JSON object and is read as text; to read o"
+    ] * told
 
 
 def test_what_is_not_utf8_is_told_once_and_counted(caplog):

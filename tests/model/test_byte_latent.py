@@ -212,6 +212,7 @@ def test_every_parameter_learns_but_the_entropies():
         ({"latent": dataclasses.replace(PART, heads=3)}, r"^model\.latent\.heads = 3: must divide model\.latent\.d_m"),
         ({"entropy": dataclasses.replace(PART, encoder_layers=1)}, r"^model\.entropy\.encoder_layers = 1: must be 0"),
         ({"encoder_layers": 0}, r"^model\.encoder_layers = 0: must be at least 1: the layers of the local encoder"),
+        ({"patches": []}, r"^model\.patches: must be a PatchConfig, not list \[\]"),
         ({"ngrams": NgramConfig(shortest=9)}, r"^model\.ngrams\.shortest = 9: must be at most model\.ngrams\.longest"),
     ],
 )  # fmt: skip

@@ -101,3 +101,8 @@ def test_files_that_do_not_go_together(tmp_path: Path) -> None:
         scored(tmp_path, [GOLD] * 2, [GOLD])
     with pytest.raises(UserError, match=r"gold\.mrg:1: a blank line; each line must hold a tree"):
         scored(tmp_path, [""], [GOLD])
+    with pytest.raises(UserError, match=r"gold\.mrg: empty; give a file with a tree a line"):
+        scored(tmp_path, [], [])
+    told = r"test\.mrg:1: 1 closing brackets are missing; each line must hold a whole tree: write one that takes"
+    with pytest.raises(UserError, match=told):
+        scored(tmp_path, [GOLD] * 2, ["(S (NN a)", "(NN b))"])

@@ -21,15 +21,16 @@ from runs import average
 
 import transformer
 from transformer.checkpoint import Checkpoints, best_seed
+from transformer.command_line import config_file
 from transformer.config import BERT, FinetuneConfig, TrainConfig, TuneConfig, UserError
 from transformer.data.labelled import Columns
 from transformer.data.labels import Labels
-from transformer.inference.classifier import Classifier
+from transformer.inference.classifier import Classifier, labels_in
 from transformer.model import build
 from transformer.tasks import labelled_sets
-from transformer.tasks.finetune import shown_label
+from transformer.tasks.finetune import Finetune, shown_label
 from transformer.tasks.label_scores import evaluate_workdir
-from transformer.tasks.tuning import heads_agree, rate_of
+from transformer.tasks.tuning import heads_agree, rate_of, refuse_other_labels
 from transformer.training.objectives import labelled
 from transformer.training.optimizer import optimizer, without_frozen
 from transformer.training.progress import Display
@@ -272,6 +273,22 @@ def test_other_labels_than_those_of_the_run(folder: Path, run: Path, tmp_path: P
         assert done.code == 2 and told in done.err.splitlines()[-1]
 
 
+@pytest.mark.parametrize("content", [b"", b"[" * 100_000])
+def test_labels_that_are_damaged_are_those_of_the_checkpoint(run: Path, tmp_path: Path, caplog, content: bytes) -> None:
+    workdir = Path(shutil.copytree(run, tmp_path / "run"))
+    labels = labels_in(Checkpoints(workdir).open())
+    (workdir / "labels.json").write_bytes(content)
+    refuse_other_labels(labels, str(workdir))
+    (told,) = caplog.messages
+    assert told.startswith(f"{workdir / 'labels.json'} is not as it was written; taking the labels that checkpoint")
+    with pytest.raises(UserError, match="the training texts have other labels"):
+        refuse_other_labels(dataclasses.replace(labels, names=("a", "b")), str(workdir))
+    (workdir / "labels.json").unlink()
+    (workdir / "labels.json").mkdir()
+    with pytest.raises(UserError, match=r"labels\.json cannot be read \(Is a directory\); restore a copy"):
+        refuse_other_labels(labels, str(workdir))
+
+
 def test_a_head_goes_on_with_the_same_labels() -> None:
     """An imported model leaves open whether its texts are pairs; its head fits both."""
     labels = Labels("classes", "accuracy", ("a", "b"), "a")
@@ -475,6 +492,24 @@ def test_from_python(run: Path) -> None:
     with pytest.raises(UserError, match=r"^vocabulary = None: give that of an encoder alone"):
         Classifier(classifier.model, classifier.params, None, classifier.labels)
     assert classifier.classify(["a great\ud800 film"]) == classifier.classify(["a great? film"])
+
+
+def test_columns_and_objects_that_are_read_as_one_text_are_told(run: Path, predict) -> None:
+    done = predict(run, "positive\tthe film was lovely\n")
+    assert done.code == 0 and "warning: line 1 has a tab, and this model reads one text a line" in done.err
+    done = predict(run, '{"text": "the film was lovely"}\n', "--jsonl")
+    assert done.code == 0 and "warning: line 1 is a JSON object and is read as text" in done.err
+
+
+def test_files_that_are_given_twice_and_sets_that_were_trained_on_are_told(folder: Path, caplog) -> None:
+    config = config_file(str(folder / "config.py"))
+    train, dev = config.data.train, config.data.dev
+    caplog.set_level("WARNING", "transformer")
+    Finetune.build(dataclasses.replace(config, data=dataclasses.replace(config.data, train=train * 2, test=dev)))
+    first, second, *doubts = caplog.messages
+    assert first == f"data.train: {train[0]} is already given in data.train; leave it out of one"
+    assert second == f"data.test: {dev[0]} is already given in data.dev; leave it out of one"
+    assert "dev.tsv: 60 of 60 texts of the test set are in the development set, too, which" in doubts[-1]
 
 
 def test_words_for_tags_end_only_at_spaces_and_tabs(run: Path) -> None:

@@ -154,14 +154,35 @@ def test_an_average_is_scored(run: Path, tmp_path: Path, call) -> None:
     assert json.loads(done.out)["averaged_steps"] == [300, 360]
 
 
-@pytest.mark.parametrize("name", ["", "pipe", "link", "none/x.svg"])
-def test_a_picture_goes_to_a_file(run: Path, tmp_path: Path, call, feed, name: str) -> None:
-    os.mkfifo(tmp_path / "pipe")
-    (tmp_path / "link").symlink_to("pipe")
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("", "the name must end with .svg"),
+        ("pipe.svg", "exists; name another file, or remove it"),
+        ("link.svg", "exists; name another file, or remove it"),
+        ("full.svg", "exists; name another file, or remove it"),
+        ("x.png", "the name must end with .svg"),
+        ("none/x.svg", "there is no folder"),
+    ],
+)
+def test_a_picture_goes_to_a_new_file(run: Path, tmp_path: Path, call, feed, name: str, told: str) -> None:
+    os.mkfifo(tmp_path / "pipe.svg")
+    (tmp_path / "link.svg").symlink_to("nothing")
+    (tmp_path / "full.svg").write_text("mine")
     feed("the cat .\n")
     done = call("transformer", "parse", run, "--draw", tmp_path / name)
-    assert (done.code, done.out) == (2, "")
-    assert "name a file, neither a link nor a device, in a folder that exists" in done.err
+    assert (done.code, done.out) == (2, "") and f"--draw {tmp_path / name}" in done.err and told in done.err
+    assert (tmp_path / "full.svg").read_text() == "mine"
+
+
+def test_what_is_no_sentence_is_told(run: Path, call, feed) -> None:
+    """A tree, and characters that training did not have."""
+    feed("(S (NP (NN cat)))\n")
+    done = call("transformer", "parse", run)
+    assert "warning: line 1 is a tree, and its brackets and labels are read as words; give the words alone" in done.err
+    feed("the cat .\nthe 猫 .\n")
+    done = call("transformer", "parse", run)
+    assert done.err == "warning: line 2: the vocabulary lacks '猫', which the model reads as unknown (1 of 2 lines)\n"
 
 
 def test_parse_reads_raw_text(run: Path, call, feed) -> None:
@@ -197,6 +218,9 @@ def test_from_python(run: Path) -> None:
     ):
         with pytest.raises(UserError, match=message):
             parser.parse(wrong)
+    assert str(parser.parse(["the cat\ud800 ."])[0]) == str(parser.parse(["the cat? ."])[0])
+    with pytest.raises(UserError, match=r"^params = 'a'"):
+        Parser(parser.model, "a", parser.vocabulary, parser.symbols)
 
 
 def test_random_parameters_give_trees() -> None:

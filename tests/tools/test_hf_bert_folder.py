@@ -260,6 +260,8 @@ def test_an_imported_model_is_scored(folder: Path, tmp_path: Path, call) -> None
     assert done.code == 2 and "has no test or dev set; give --text FILE" in done.err
     done = call("evaluate.py", "--workdir", tmp_path / "run", "--checkpoint", "best")
     assert f"error: --checkpoint best: not in {tmp_path / 'run'}; it has the checkpoint average alone" in done.err
+    done = call("transformer", "average", tmp_path / "run")
+    assert done.code == 2 and f"{tmp_path / 'run'}: holds an average alone, as of an imported model" in done.err
 
 
 def test_an_imported_model_that_can_not_be_scored(folder: Path, tmp_path: Path, call) -> None:

@@ -48,6 +48,8 @@ def _exit_code(main: Callable[[list[str]], int | None], interrupted: str, end: _
             code = main(sys.argv[1:]) or 0
         except SystemExit as stop:  # after --help
             code = stop.code or 0
+        finally:
+            end.over = True
         sys.stdout.flush()
         return code
     except UserError as error:
@@ -137,7 +139,8 @@ class _End:
     interrupt the clean-up. For Ctrl-C it raises `KeyboardInterrupt`, each time.
 
     It waits for an import in progress, up to `_LONGEST_IMPORT`: libraries whose import is interrupted print tracebacks
-    or end the process.
+    or end the process. After the end of the program it raises nothing, since nothing could catch it: the signal ends
+    the process.
     """
 
     def __init__(self, message: str):
@@ -145,9 +148,15 @@ class _End:
         self._since = 0.0  # when the first signal came during an import
         self.waits = False
         """Whether a timer calls this handler again."""
+        self.over = False
+        """Whether the program has ended, so that nothing is left to clean up."""
         self.raised: Interrupted | KeyboardInterrupt | None = None
 
     def __call__(self, number: int, frame: Any) -> None:
+        if self.over:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+            return
         self.waits = _importing(frame) and self._may_wait()
         if self.waits:
             signal.signal(signal.SIGALRM, lambda _, frame: self(number, frame))
@@ -182,15 +191,17 @@ def _interrupted_by_signals(message: str) -> Iterator[_End]:
     """A block in which SIGTERM and SIGHUP (a closed terminal) raise `Interrupted`, so that the program cleans up, and
     SIGINT (Ctrl-C) raises `KeyboardInterrupt`. Gives their handler.
 
-    A signal that is ignored, as under nohup, or has another handler is left alone.
+    A signal that is ignored, as under nohup, or has another handler is left alone. Ctrl-C ends a process at once before
+    and after, if its first lines say so: else Python would print a traceback.
     """
     end = _End(message)
     if threading.current_thread() is not threading.main_thread():
         yield end
         return
-    before = {getattr(signal, name): signal.SIG_DFL for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)}
-    before[signal.SIGINT] = signal.default_int_handler
-    before = {number: handler for number, handler in before.items() if signal.getsignal(number) == handler}
+    names = [name for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    found = {number: signal.getsignal(number) for number in (getattr(signal, name) for name in names)}
+    usual = (signal.SIG_DFL, signal.default_int_handler)
+    before = {number: handler for number, handler in found.items() if handler in usual}
     for number in before:
         signal.signal(number, end)
     try:

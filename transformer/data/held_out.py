@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -31,18 +31,40 @@ def held_out_doubts(train: Sequence[Named], dev: HeldOut | None, test: HeldOut |
     counts = shared([corpus.tokens for corpus in train], [held.tokens for _, held in sets])
     for (kind, held), count in zip(sets, counts, strict=True):
         yield from reference_doubts(held.name, held.sources, held.references)
-        if count and count >= _MIN_SHARE * len(held.tokens):
-            yield (
-                f"{held.name}: {count:,} of {len(held.tokens):,} pairs of the {kind} set are in the training text, "
-                "too, so its scores tell little about other text; remove them from one of the two"
-            )
+        yield from _in_training(held.name, kind, count, len(held.tokens), "pairs")
     if dev and test:
         (count,) = shared([dev.tokens], [test.tokens])
-        if count and count >= _MIN_SHARE * len(test.tokens):
-            yield (
-                f"{test.name}: {count:,} of {len(test.tokens):,} pairs of the test set are in the development set, "
-                "too, which chooses the checkpoint, so its scores are too high; remove them from one of the two"
-            )
+        yield from _in_development(test.name, count, len(test.tokens), "pairs")
+
+
+def seen_doubts(
+    train: Iterable[Hashable], dev: tuple[str, Sequence[Hashable]] | None, test: tuple[str, Sequence[Hashable]] | None
+) -> Iterator[str]:
+    """Yield a warning of one line for a development or test set, given with its name, whose texts were seen before."""
+    known = set(train)
+    for kind, held in (("development", dev), ("test", test)):
+        if held is not None:
+            name, texts = held
+            yield from _in_training(name, kind, sum(text in known for text in texts), len(texts), "texts")
+    if dev is not None and test is not None:
+        (_, chosen_on), (name, texts) = dev, test
+        yield from _in_development(name, sum(map(set(chosen_on).__contains__, texts)), len(texts), "texts")
+
+
+def _in_training(name: str, kind: str, count: int, size: int, what: str) -> Iterator[str]:
+    if count and count >= _MIN_SHARE * size:
+        yield (
+            f"{name}: {count:,} of {size:,} {what} of the {kind} set are in the training text, too, so its scores tell "
+            "little about other text; remove them from one of the two"
+        )
+
+
+def _in_development(name: str, count: int, size: int, what: str) -> Iterator[str]:
+    if count and count >= _MIN_SHARE * size:
+        yield (
+            f"{name}: {count:,} of {size:,} {what} of the test set are in the development set, too, which chooses the "
+            "checkpoint, so its scores are too high; remove them from one of the two"
+        )
 
 
 def reference_doubts(name: str, sources: Sequence[str], references: Sequence[str]) -> Iterator[str]:

@@ -160,6 +160,10 @@ def _place(path: str, first: tuple[int, list[str]], name: str, column: str, numb
         return cells.index(column)
     if column in cells:
         raise UserError(f"{path}:{line}: the header has the column {column!r} twice; rename one of them")
+    if len(cells) == 1 and (ending := ".jsonl" if cells[0][:1] in "{[" else ".csv" * ("," in cells[0])):
+        raise UserError(
+            f"{path}:{line}: not columns with tabs between them, but {shown}; if it is {ending}, name it so"
+        )
     raise UserError(
         f"{path}:{line}: the header has no column {column!r}, only {shown}; name it with --data.{name}, or, if this is "
         "no header, give the numbers of the columns, such as --data.label 1 --data.text 2"

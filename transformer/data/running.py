@@ -19,7 +19,7 @@ from transformer.config import PretrainConfig, TextConfig, UserError
 from transformer.data.compression import Damaged
 from transformer.data.foreign import not_utf8, refuse_binary
 from transformer.data.opening import Opened, open_text
-from transformer.data.sources import require_files
+from transformer.data.sources import require_files, warn_of_repeated
 
 log = logging.getLogger("transformer")
 
@@ -104,7 +104,7 @@ def _require_files(config: TextConfig | PretrainConfig, *names: str) -> None:
     """Raise `UserError` if files of these fields, or the vocabulary, are missing or empty."""
     named_paths = [(f"data.{name}", path) for name in names for path in getattr(config, name)]
     require_files([*named_paths, *([("data.tokenizer", config.tokenizer)] if config.tokenizer else [])])
-    _warn_of_repeated(named_paths)
+    warn_of_repeated(named_paths)
     for name, path in named_paths:
         warn_of_records(name, path)
 
@@ -114,16 +114,6 @@ def _split_off(config: TextConfig | PretrainConfig, train: Text, dev: Text, test
     if not dev.paths and config.dev_share:
         train, dev = split(train, config.dev_share)
     return Texts(train, dev if dev.paths else None, test if test.paths else None)
-
-
-def _warn_of_repeated(named_paths: list[tuple[str, str]]) -> None:
-    given: dict[tuple[int, int], str] = {}  # device and number of a file -> the field that names it
-    for name, path in named_paths:
-        stat = os.stat(path)
-        file = stat.st_dev, stat.st_ino
-        if file in given:
-            log.warning("%s: %s is already given in %s; leave it out of one", name, path, given[file])
-        given.setdefault(file, name)
 
 
 def warn_of_records(name: str, path: str) -> None:

@@ -128,6 +128,17 @@ def require_files(named_paths: Iterable[tuple[str, str]]) -> None:
         raise UserError(f"no such file: {', '.join(missing)}; correct the path")
 
 
+def warn_of_repeated(named_paths: Iterable[tuple[str, str]]) -> None:
+    """Log a warning for each (field, path) whose file was named before."""
+    given: dict[tuple[int, int], str] = {}  # device and number of a file -> the field that names it
+    for name, path in named_paths:
+        found = os.stat(path)
+        file = found.st_dev, found.st_ino
+        if file in given:
+            log.warning("%s: %s is already given in %s; leave it out of one", name, path, given[file])
+        given.setdefault(file, name)
+
+
 def _require_files(config: DataConfig) -> None:
     named_paths = [("source", path) for path in config.source] + [("target", path) for path in config.target]
     names = ("dev_source", "dev_target", "test_source", "test_target", "tokenizer")

@@ -20,7 +20,8 @@ from transformer.data.given import strings
 from transformer.data.labelled import words_in
 from transformer.data.labels import FILE, Labels, read
 from transformer.inference.batches import Batch, Batcher, on_all_devices, padded_lengths
-from transformer.inference.pieces import MAX_LINES, encoder_vocabulary, require_encoder_vocabulary
+from transformer.inference.ensemble import check_leaves, check_members
+from transformer.inference.pieces import MAX_LINES, encoder_vocabulary, require_encoder_vocabulary, warn_of_unknown
 from transformer.inference.tally import Tally
 from transformer.model import Model, Params, build
 from transformer.model.checks import check_integer
@@ -82,6 +83,7 @@ class Classifier:
                 f"the vocabulary has {vocabulary.size} pieces, and the model {model.config.vocab_size}; give the "
                 "vocabulary that it was trained with"
             )
+        check_members(model, params, ())
         if longest is not None:
             check_integer("longest", longest, 5)
         learned = model.config.max_positions if model.config.positions == "learned" else None
@@ -121,7 +123,9 @@ class Classifier:
         given = [self.parts(text, i) for i, text in enumerate(self._listed(texts, first_line), first_line)]
         filled = [i for i, parts in enumerate(given) if parts]
         rows = self.encode([given[i] for i in filled])
-        self._warn([i + first_line for i in filled], rows)
+        lines = [i + first_line for i in filled]
+        self._warn(lines, rows)
+        warn_of_unknown(self.vocabulary, [" ".join(given[i]) for i in filled], [row.ids for row in rows], lines)
         predictions = [Prediction(None, None)] * len(given)
         finite: list[float | None] = [None] * len(given)
         for i, found in zip(filled, self.predict(rows), strict=True):
@@ -142,6 +146,7 @@ class Classifier:
 
     def outputs(self, rows: Sequence[Row]) -> list[np.ndarray]:
         """The outputs of the head for each row, float32: (labels,), or for tags (words in the row, labels)."""
+        check_leaves(self.params)
         outputs: list[np.ndarray] = [np.zeros(0, np.float32)] * len(rows)
         lengths = [len(row.ids) for row in rows]
         most = max(lengths, default=1)

@@ -16,7 +16,14 @@ from jax import Array
 from transformer.config import UserError, shown
 from transformer.data.given import strings
 from transformer.inference.batches import Batch, Batcher, on_all_devices, padded_lengths
-from transformer.inference.pieces import MAX_LINES, encoder_vocabulary, framed, require_encoder_vocabulary
+from transformer.inference.ensemble import check_leaves, check_members
+from transformer.inference.pieces import (
+    MAX_LINES,
+    encoder_vocabulary,
+    framed,
+    require_encoder_vocabulary,
+    warn_of_unknown,
+)
 from transformer.model import Model, Params
 from transformer.model.checks import check_integer
 
@@ -48,6 +55,7 @@ class Embedder:
                 f"the vocabulary has {vocabulary.size} pieces, and the model {model.config.vocab_size}; give the "
                 "vocabulary that it was trained with"
             )
+        check_members(model, params, ())
         if longest is not None:
             check_integer("longest", longest, 3)
         learned = model.config.max_positions if model.config.positions == "learned" else None
@@ -87,6 +95,7 @@ class Embedder:
         """
         if pooling not in POOLINGS:
             raise UserError(f"pooling = {pooling!r}: must be one of {', '.join(POOLINGS)}")
+        check_leaves(self.params)
         rows = self.encode(texts, first_line)
         vectors_XD = np.zeros((len(rows), self.model.config.d_model), np.float32)
         lengths = [len(row) for row in rows]
@@ -104,10 +113,15 @@ class Embedder:
         return vectors_XD
 
     def encode(self, given: Sequence[str], first_line: int = 1) -> list[list[int]]:
-        """The ids of each text between the special ones at its ends, cut to `longest`, with a warning."""
+        """The ids of each text between the special ones at its ends, cut to `longest`, with a warning.
+
+        Warns of unknown text, too.
+        """
         given = strings("texts", given)
         check_integer("first_line", first_line, 1, MAX_LINES - len(given))
-        return framed(self.vocabulary.encode_lines(given), self.vocabulary, self.longest, first_line)
+        rows = framed(self.vocabulary.encode_lines(given), self.vocabulary, self.longest, first_line)
+        warn_of_unknown(self.vocabulary, given, rows, range(first_line, first_line + len(given)))
+        return rows
 
     def _pooled(self, batch: Batch, rows: Sequence[Sequence[int]], pooling: Pooling) -> np.ndarray:
         """`pooled` of a batch, in parts if the whole batch does not fit into memory."""

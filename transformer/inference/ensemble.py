@@ -133,7 +133,7 @@ def same_file(checkpoints: Sequence[Checkpoint], names: Sequence[str], what: str
     name = next((name for name in names if name in held), names[0])
     content = checkpoints[0].file(name)
     for other in checkpoints[1:]:
-        if other.file(name) != content:
+        if name not in other.files() or other.file(name) != content:
             one, two = (opened.path.parent.parent for opened in (other, checkpoints[0]))
             raise UserError(f"{one} and {two} have different {what}; an ensemble needs the same one")
     return name, content
@@ -149,11 +149,14 @@ def members(checkpoints: Sequence[Checkpoint], config: DecodeConfig) -> list[tup
 
 
 def check_leaves(params: Params) -> None:
-    """Raise `UserError` for parameters that are traced or deleted."""
+    """Raise `UserError` for parameters that are no arrays, traced or deleted."""
     for path, leaf in jax.tree.leaves_with_path(params):
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        if not hasattr(leaf, "shape"):
+            raise UserError(f"params: {name} is a {type(leaf).__name__}: give arrays, as `transformer.load` returns")
         if isinstance(leaf, jax.core.Tracer):
             raise UserError("the parameters are traced: decode outside jax.jit")
-        check_held(jax.tree_util.keystr(path, simple=True, separator="/"), leaf)
+        check_held(name, leaf)
 
 
 def check_members(model: Any, params: Any, others: Any) -> None:

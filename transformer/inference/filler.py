@@ -15,7 +15,14 @@ from jax import Array
 from transformer.config import MASKED_HEADS, MaskedConfig, UserError, require_task, shown
 from transformer.data.given import strings
 from transformer.inference.batches import Batcher, on_all_devices, padded_lengths
-from transformer.inference.pieces import MAX_LINES, encoder_vocabulary, framed, require_encoder_vocabulary
+from transformer.inference.ensemble import check_leaves, check_members
+from transformer.inference.pieces import (
+    MAX_LINES,
+    encoder_vocabulary,
+    framed,
+    require_encoder_vocabulary,
+    warn_of_unknown,
+)
 from transformer.inference.tally import Tally
 from transformer.model import Model, Params, build
 from transformer.model.checks import check_integer
@@ -49,6 +56,7 @@ class Filler:
                 f"the model has a vocabulary of {model.config.vocab_size} pieces, and the given one has "
                 f"{vocabulary.size}; give the vocabulary that it was trained with"
             )
+        check_members(model, params, ())
         self.model, self.params, self.vocabulary = model, params, vocabulary
         self.tally = Tally()
         self._batcher = Batcher(params, batch_sentences=64, batch_tokens=16_384)
@@ -76,11 +84,13 @@ class Filler:
         with a warning that names its line, counted from `first_line`; a mask in that end has no pieces. Raises
         `UserError` for wrong arguments.
         """
+        check_leaves(self.params)
         check_integer("top", top, 1, self.vocabulary.size)
         texts = strings("texts", given)
         check_integer("first_line", first_line, 1, MAX_LINES - len(texts))
         pieces = [with_masks(self.vocabulary, text) for text in texts]
         rows = framed(pieces, self.vocabulary, self._positions, first_line)
+        warn_of_unknown(self.vocabulary, texts, rows, range(first_line, first_line + len(texts)))
         lengths = [len(row) if self.vocabulary.mask in row else 0 for row in rows]
         results: list[list[list[Candidate]]] = [[] for _ in rows]
         most = max(lengths, default=0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import copy
+import itertools
 import logging
 import math
 import threading
@@ -26,7 +27,7 @@ from transformer.inference.ensemble import (
     members,
     same_file,
 )
-from transformer.inference.pieces import MAX_LINES, check_ids
+from transformer.inference.pieces import MAX_LINES, check_ids, warn_of_missing
 from transformer.inference.recorder import Recorded, record
 from transformer.inference.stops import before, certain
 from transformer.inference.strategy import beams, generation
@@ -232,11 +233,8 @@ class Generator:
         most, field = self.config.max_source_length, "decode.max_source_length"
         if self.context is not None and self.context < most:
             most, field = self.context, "the model's context"
-        encoded, lacking, cut = [], {}, []
-        for number, prompt in enumerate(prompts, first_line):
-            pieces = self.vocabulary.encode(prompt).tolist()
-            if (missing := self.vocabulary.missing(prompt)) and self.vocabulary.decode(pieces) != prompt:
-                lacking[number] = missing
+        encoded, cut = [], []
+        for number, pieces in enumerate(self._pieces(prompts, first_line), first_line):
             if self.documents or not pieces:
                 pieces.insert(0, self.vocabulary.begin)
             if len(pieces) > most:
@@ -247,12 +245,16 @@ class Generator:
                 "line %d: the prompt has %d pieces; only the last %d are used: %s (%d of %d lines)",
                 *(*cut[0], most, field, len(cut), len(prompts)),
             )
-        if lacking:
-            number, missing = next(iter(lacking.items()))
-            log.warning(
-                "line %d: the vocabulary lacks %s, which the model reads as unknown (%d of %d lines)",
-                *(number, " ".join(sorted(map(repr, missing))[:20]), len(lacking), len(prompts)),
-            )
+        return encoded
+
+    def _pieces(self, texts: Sequence[str], first_line: int) -> list[list[int]]:
+        """The pieces of each text. Warns of characters that the vocabulary lacks."""
+        encoded, lacking = [self.vocabulary.encode(text).tolist() for text in texts], {}
+        for number, (text, ids) in enumerate(zip(texts, encoded, strict=True), first_line):
+            if (missing := self.vocabulary.missing(text)) and self.vocabulary.decode(ids) != text:
+                lacking[number] = missing
+        for number, missing in itertools.islice(lacking.items(), 1):
+            warn_of_missing(number, missing, len(lacking), len(texts))
         return encoded
 
     def search(
@@ -280,11 +282,12 @@ class Generator:
     def score(self, given: Sequence[str], *, first_line: int = 1) -> list[ScoredText]:
         """The log-probability of each piece of each text (see `ScoredText`).
 
-        Raises `UserError` for a text that is longer than the model's context.
+        Warns of characters that the vocabulary lacks. Raises `UserError` for a text that is longer than the model's
+        context.
         """
         check_integer("first_line", first_line, 1)
         given = strings("texts", given)
-        pieces = [self.vocabulary.encode(text).tolist() for text in given]
+        pieces = self._pieces(given, first_line)
         for number, ids in enumerate(pieces, first_line):
             if self.context is not None and len(ids) > self.context:
                 raise UserError(

@@ -19,13 +19,14 @@ from jax import Array
 from transformer.config import EOS, PAD, DecodeConfig, ParsingConfig, UserError, check_decode, require_task, shown
 from transformer.data import linearised
 from transformer.data.framing import Row
+from transformer.data.given import strings
 from transformer.data.linearised import Symbols
 from transformer.data.treebank import frame_sentences
-from transformer.data.trees import Tree, escaped
+from transformer.data.trees import Tree, escaped, spoken
 from transformer.inference.batches import Batch, on_all_devices
 from transformer.inference.engine import COARSE, FINE
-from transformer.inference.ensemble import Ensemble, Found, as_lists
-from transformer.inference.pieces import MAX_LINES, encoder_vocabulary, require_encoder_vocabulary
+from transformer.inference.ensemble import Ensemble, Found, as_lists, check_members
+from transformer.inference.pieces import MAX_LINES, encoder_vocabulary, require_encoder_vocabulary, warn_of_unknown
 from transformer.inference.strategy import trees
 from transformer.inference.tally import Tally
 from transformer.model import Model, Params, build
@@ -80,6 +81,7 @@ class Parser:
             if ours != theirs:
                 fix = "give those that it was trained with"
                 raise UserError(f"{ours} {what} are given, but the model has {theirs}; {fix}")
+        check_members(model, params, ())
         if longest is not None:
             check_integer("longest", longest, 5)
         self.config = DecodeConfig(length_normalization="none") if config is None else config
@@ -153,7 +155,7 @@ class Parser:
         wrong = next((word for word in words if word.split() != [word]), None)
         if wrong is not None:
             raise UserError(f"line {line}: the word {shown(wrong)} is empty or holds white space; leave that out")
-        return [escaped(word) for word in words]
+        return [escaped(word) for word in strings("words", words)]
 
     # ---- Long sentences ---------------------------------------------------------------------------------------------
 
@@ -161,7 +163,10 @@ class Parser:
         """The sentences that have words, long ones in parts."""
         parts: list[_Part] = []
         cut: list[int] = []
-        for i, (words, row) in enumerate(zip(given, frame_sentences(self.vocabulary, given, None), strict=True)):
+        rows = frame_sentences(self.vocabulary, given, None)
+        lines = range(first_line, first_line + len(given))
+        warn_of_unknown(self.vocabulary, [" ".join(spoken(words)) for words in given], [row.ids for row in rows], lines)
+        for i, (words, row) in enumerate(zip(given, rows, strict=True)):
             bounds, before, begin = [*row.starts, len(row.ids) - 1], len(parts), 0
             while begin < len(words):
                 end = self._end(words, bounds, begin)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("transformer")
 
 _NEIGHBOURHOOD = 256  # pieces around a position that its piece may depend on
+_LONGEST_SHOWN = 40  # characters of a word
 MAX_LINES = 2**31 - 1  # sampling numbers the lines with 32 bits
 
 
@@ -101,6 +102,30 @@ def framed(
             *(first_line + cut[0], len(pieces[cut[0]]), room, len(cut), len(pieces)),
         )
     return [[vocabulary.cls, *ids[:room], vocabulary.sep] for ids in pieces]
+
+
+def warn_of_unknown(
+    vocabulary: EncoderVocabulary, texts: Sequence[str], rows: Iterable[Sequence[int]], lines: Sequence[int]
+) -> None:
+    """Log a warning if rows hold the piece for unknown text. `lines`: the line number of each text."""
+    unknown = {line: text for line, text, ids in zip(lines, texts, rows, strict=True) if vocabulary.unk in ids}
+    for line, text in itertools.islice(unknown.items(), 1):
+        words = text.split()
+        lacking = [
+            word
+            for word, ids in zip(words, vocabulary.encode_lines(words), strict=True)
+            if vocabulary.unk in ids or not ids
+        ]
+        warn_of_missing(line, {word[:_LONGEST_SHOWN] for word in lacking}, len(unknown), len(texts))
+
+
+def warn_of_missing(line: int, missing: Iterable[str], count: int, all_of_them: int) -> None:
+    """Log a warning that `count` of the lines have text that the vocabulary lacks; the first is `line`, with
+    `missing`."""
+    log.warning(
+        "line %d: the vocabulary lacks %s, which the model reads as unknown (%d of %d lines)",
+        *(line, " ".join(sorted(map(repr, missing))[:20]), count, all_of_them),
+    )
 
 
 def check_ids(what: str, lists: Sequence[Sequence[int]], vocab_size: int | None) -> None:

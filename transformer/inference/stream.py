@@ -32,7 +32,7 @@ def translate_stream(translator: Translator, source: BinaryIO, target: BinaryIO,
     """
 
     def answer(lines: Sequence[str], first: int) -> list[str]:
-        if first == 1 and _is_record(lines[0]):
+        if first == 1 and _is_record(lines[0], "source"):
             log.warning("line 1 is a JSON object and is translated as text; --jsonl translates its field 'source'")
         return translator.translate(lines, first_line=first)
 
@@ -100,6 +100,20 @@ def score_jsonl(translator: Translator, source: BinaryIO, target: BinaryIO) -> i
     return answer_lines(source, target, answer, 1)
 
 
+def answer_texts(source: BinaryIO, target: BinaryIO, answer: Callable[[Sequence[str], int], Iterable[str]]) -> int:
+    """`answer_lines` for lines that are texts, from line 1. Logs a warning if the first line is a JSON object."""
+
+    def warned(lines: Sequence[str], first: int) -> Iterable[str]:
+        if first == 1 and _is_record(lines[0]):
+            log.warning(
+                "line 1 is a JSON object and is read as text; to read one of its fields, such as text, write that to a "
+                "file first: jq -r .text FILE > NEW"
+            )
+        return answer(lines, first)
+
+    return answer_lines(source, target, warned, 1)
+
+
 def answer_lines(
     source: BinaryIO, target: BinaryIO, answer: Callable[[Sequence[str], int], Iterable[str]], first_line: int
 ) -> int:
@@ -153,12 +167,13 @@ def records_of(
         yield record
 
 
-def _is_record(line: str) -> bool:
-    """Whether a line is an object for `translate_jsonl`."""
+def _is_record(line: str, field: str | None = None) -> bool:
+    """Whether a line is a JSON object; with this field, if one is given."""
     try:
-        return line.startswith("{") and "source" in read_json(line)
+        record = read_json(line) if line.startswith("{") else None
     except (ValueError, RecursionError):
         return False
+    return record is not None and (field is None or field in record)
 
 
 def has_score(hypotheses: Sequence[Hypothesis]) -> bool:

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from ..config import ByteLatentModel, UserError, check_byte_latent
+from ..config import ByteLatentModel, UserError
 from .attention import KV, Attention, write
 from .byte_cache import Earlier, Parts, Seen, empty_byte_cache, parts_of
 from .cache import Cache, causal, past, within
@@ -35,7 +35,6 @@ class ByteLatent(nnx.Module):
     def __init__(self, config: ByteLatentModel, *, rngs: nnx.Rngs):
         """Raises `UserError` (a ValueError) if the config breaks a rule or its vocab_size is None."""
         check_complete(config)
-        check_byte_latent(config)
         c, n = config, config.ngrams
         self.config, self.vocab_size, self.ways = c, c.vocab_size, c.latent.d_model // c.d_model
         self.embedding = Embedding(c, rngs=rngs)

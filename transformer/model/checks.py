@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..config import BOS, LABEL_HEADS, ModelConfig, UserError, check_model, shown
+from ..config import BOS, LABEL_HEADS, ByteLatentModel, ModelConfig, UserError, check_byte_latent, check_model, shown
 
 INT32_MAX = 2**31 - 1  # the largest id and index
 MOST_POSITIONS = 2**30  # so that a position and a length together are an index, too
@@ -51,7 +51,10 @@ def check_key(key: Any, *, optional: bool = True) -> None:
 
 def check_complete(config: ModelConfig) -> None:
     """Raise `UserError` if no model can be built: the config breaks a rule, or a size is None that the data gives."""
-    check_model(config)
+    if isinstance(config, ByteLatentModel):
+        check_byte_latent(config)
+    else:
+        check_model(config)
     if config.vocab_size is None:
         raise UserError("model.vocab_size = None: give the size of the vocabulary")
     if config.head in LABEL_HEADS and config.labels is None:

@@ -132,9 +132,9 @@ def score(gold: str, test: str, parameters: Parameters) -> Iterator[Sentence]:
     """The counts of each sentence of two files with a tree a line.
 
     Raises `UserError` if the files have different numbers of lines, for a tree that can't be read, for a blank line in
-    the gold file, and at the first error beyond `most_errors`.
+    the gold file, for empty files, and at the first error beyond `most_errors`.
     """
-    errors = 0
+    errors = number = 0
     lines = zip_longest(read_lines(gold), read_lines(test))
     for number, (one, other) in enumerate(lines, 1):
         if one is None or other is None:
@@ -142,8 +142,7 @@ def score(gold: str, test: str, parameters: Parameters) -> Iterator[Sentence]:
             raise UserError(f"{short}: has {number - 1:,} lines, and {test if one is None else gold} has more")
         if not one.strip():
             raise UserError(f"{gold}:{number}: a blank line; each line must hold a tree")
-        trees = parse(one, f"{gold}:{number}"), parse(other, f"{test}:{number}")
-        sentence = compared(number, *trees, parameters)
+        sentence = compared(number, _trees(one, gold, number), _trees(other, test, number), parameters)
         errors += sentence.status == ERROR
         if errors > parameters.most_errors:
             raise UserError(
@@ -151,6 +150,20 @@ def score(gold: str, test: str, parameters: Parameters) -> Iterator[Sentence]:
                 f"parameters allow {parameters.most_errors} (MAX_ERROR)"
             )
         yield sentence
+    if not number:
+        raise UserError(f"{gold}: empty; give a file with a tree a line")
+
+
+def _trees(line: str, path: str, number: int) -> list[Tree]:
+    """The trees of a line. Raises `UserError`, also for a line that holds only the beginning of a tree."""
+    try:
+        return parse(line, f"{path}:{number}")
+    except UserError as error:
+        if line.count("(") <= line.count(")"):
+            raise
+        raise UserError(
+            f"{error}; each line must hold a whole tree: write one that takes several lines on one"
+        ) from None
 
 
 def _plain(label: str) -> str:

@@ -12,11 +12,13 @@ import jax
 from etils import epath
 from jax.sharding import Mesh
 
-from transformer.config import FinetuneConfig, UserError, with_micro_batches
+from transformer.config import FinetuneConfig, LabelledConfig, UserError, with_micro_batches
 from transformer.data.folder import check_cache
+from transformer.data.held_out import seen_doubts
 from transformer.data.labelled import Columns, Example
 from transformer.data.labelled_rows import LabelledBatches, LabelledRows, split
 from transformer.data.labels import Labels, class_weights, learn
+from transformer.data.sources import warn_of_repeated
 from transformer.data.vocabulary_training import labelled_vocabulary
 from transformer.data.wordpiece import EncoderVocabulary
 from transformer.files import path_of
@@ -101,6 +103,8 @@ class Finetune:
     def build(cls, config: FinetuneConfig, workdir: str | None = None) -> Finetune:
         """The task. Vocabulary: the workdir's if the run resumes, else that of `train.init_from`, else a new one."""
         config, examples = from_start(config, workdir), read(config)
+        if jax.process_index() == 0:
+            _warn_of_seen(config.data, examples)
         labels = learn(config.data, config.tune.metric, examples.train.examples)
         refuse_other_labels(labels, workdir)
         pieces = inherited(config, workdir, ENCODER_VOCABULARIES)
@@ -242,6 +246,14 @@ def read(config: FinetuneConfig) -> Examples:
         if rest:
             dev, train = ExampleSet("dev", train.name, train.paths, rest), train._replace(examples=first)
     return Examples(train, dev, test)
+
+
+def _warn_of_seen(data: LabelledConfig, examples: Examples) -> None:
+    """Log a warning for files that are given twice, and for texts of the sets that occur in training."""
+    warn_of_repeated((f"data.{kind}", path) for kind in ("train", "dev", "test") for path in getattr(data, kind))
+    train, *held = (one and (one.name, [tuple(_texts(each)) for each in one.examples]) for one in examples)
+    for doubt in seen_doubts(train[1], *held):
+        log.warning("%s", doubt)
 
 
 def _texts(example: Example) -> list[str]:

@@ -11,6 +11,8 @@ from typing import Any
 from transformer.checkpoint import AVERAGE, Checkpoints, best_seed
 from transformer.config import ParserConfig, ParsingConfig, UserError
 from transformer.data import treebank
+from transformer.data.held_out import seen_doubts
+from transformer.data.sources import warn_of_repeated
 from transformer.data.treebank import Sentence, Treebank
 from transformer.data.trees import Tree, parse
 from transformer.inference.parser import Parser
@@ -113,6 +115,18 @@ def evaluate_workdir(
     if opened.name == AVERAGE:
         result["averaged_steps"] = opened.progress["averaged_steps"]
     return result
+
+
+def warn_of_doubts(banks: Mapping[str, Treebank | None]) -> None:
+    """Log a warning for trees of training, development and test set that can't be used, for files that are given twice,
+    and for sentences of the sets that occur in training."""
+    found = {kind: bank for kind, bank in banks.items() if bank is not None}
+    for bank in found.values():
+        warn_of_unusable(bank)
+    warn_of_repeated((f"data.{kind}", path) for kind, bank in found.items() for path in bank.paths)
+    words = {kind: (bank.name, [one.words for one in bank.sentences]) for kind, bank in found.items()}
+    for doubt in seen_doubts(words["train"][1], words.get("dev"), words.get("test")):
+        log.warning("%s", doubt)
 
 
 def warn_of_unusable(bank: Treebank) -> None:

@@ -100,9 +100,8 @@ class Parsing:
             "dev": treebank.read(data.dev) if data.dev else None,
             "test": treebank.read(data.test) if data.test else None,
         }
-        for bank in banks.values():
-            if bank is not None and jax.process_index() == 0:
-                parse_scores.warn_of_unusable(bank)
+        if jax.process_index() == 0:
+            parse_scores.warn_of_doubts(banks)
         sentences = banks["train"].sentences
         symbols = _inherited_symbols(config, workdir)
         symbols = symbols or linearised.learn([one.tree for one in sentences], data.form)

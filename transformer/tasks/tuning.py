@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import re
 from collections.abc import Callable
 from typing import Any
 
-from transformer.checkpoint import Checkpoint
+from transformer.checkpoint import Checkpoint, Checkpoints
 from transformer.config import FinetuneConfig, UserError, check
 from transformer.data.labels import FILE, Labels
 from transformer.files import path_of
 from transformer.inference.classifier import labels_in
 from transformer.tasks.starts import adopted, start_model, stored_model
+from transformer.tasks.vocabulary import content_of
+
+log = logging.getLogger("transformer")
 
 _LAYER = re.compile(r"encoder/layers/([0-9]+)/")
 
@@ -131,12 +135,18 @@ def heads_agree(there: Labels, here: Labels) -> bool:
 
 
 def refuse_other_labels(labels: Labels, workdir: str | None) -> None:
-    """Raise `UserError` if the run in the workdir was trained on other labels."""
+    """Raise `UserError` if the run in the workdir was trained on other labels. Its file may be damaged: then those of
+    the newest whole checkpoint count, with a warning."""
     folder = path_of(workdir) if workdir else None
-    if folder is None or not ((folder / "config.json").exists() and (folder / FILE).exists()):
+    if folder is None or not (folder / "config.json").exists():
         return
-    if (folder / FILE).read_bytes() != labels.file[1]:
+    stored, ours = content_of(folder / FILE), labels.file[1]
+    if stored in (None, ours):
+        return
+    whole = Checkpoints(workdir).newest_whole()
+    if whole is None or whole.file(FILE) != ours:
         raise UserError(
             f"the training texts have other labels than those that {workdir} was trained on; restore them, or use "
             "another --workdir"
         )
+    log.warning("%s is not as it was written; taking the labels that checkpoint %s holds", folder / FILE, whole.name)

@@ -99,7 +99,7 @@ def vocabulary_of(workdir: str, kind: Kind = TOKENIZERS) -> Any:
     """
     folder = path_of(workdir)
     path = next((folder / name for name in kind.names if (folder / name).exists()), folder / kind.names[0])
-    content, digest = _content(path), _content(folder / DIGEST)
+    content, digest = content_of(path), content_of(folder / DIGEST)
     if content and digest and digest.split()[:1] == [hashlib.sha256(content).hexdigest().encode()]:
         return kind.read(path.name, content, str(path))
     wrong = f"{path} is {'missing' if content is None else 'not as it was written'}"
@@ -120,7 +120,7 @@ def vocabulary_in(checkpoint: Checkpoint, kind: Kind = TOKENIZERS) -> Any:
     return kind.read(name, checkpoint.file(name), str(checkpoint.path / name))
 
 
-def _content(path: epath.Path) -> bytes | None:
+def content_of(path: epath.Path) -> bytes | None:
     """The content of a file, or None if it does not exist. Raises `UserError` if it cannot be read."""
     try:
         return path.read_bytes() if path.exists() else None

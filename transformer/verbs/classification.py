@@ -39,13 +39,18 @@ def predict(arguments: list[str]) -> None:
     set_up_jax()
     from transformer.data.labelled import words_in
     from transformer.inference.classifier import Classifier
-    from transformer.inference.stream import answer_lines
+    from transformer.inference.stream import answer_texts
 
     classifier = Classifier.load(args.workdir, args.checkpoint)
 
     kind, pairs = classifier.labels.kind, classifier.labels.pairs
 
     def answer(lines: Sequence[str], first: int) -> Iterator[str]:
+        if first == 1 and kind != "tags" and pairs is False and "\t" in lines[0]:
+            log.warning(
+                "line 1 has a tab, and this model reads one text a line, the tab included; to read one column of a "
+                "file, write it to a file first: cut -f 2 FILE > NEW"
+            )
         texts = [words_in(line) if kind == "tags" else [line] if pairs is False else line.split("\t") for line in lines]
         for text, found in zip(texts, classifier.classify(texts, first_line=first), strict=True):
             if args.jsonl:
@@ -56,7 +61,7 @@ def predict(arguments: list[str]) -> None:
             else:
                 yield shown(found)
 
-    answer_lines(open_stream(sys.stdin.buffer), sys.stdout.buffer, answer, 1)
+    answer_texts(open_stream(sys.stdin.buffer), sys.stdout.buffer, answer)
     classifier.tally.refuse()
 
 

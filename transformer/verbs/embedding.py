@@ -31,7 +31,7 @@ def embed(arguments: list[str]) -> None:
     args = parser.parse_args(arguments)
     set_up_jax()
     from transformer.inference.embedder import Embedder
-    from transformer.inference.stream import answer_lines
+    from transformer.inference.stream import answer_texts
 
     embedder = Embedder.load(args.workdir, args.checkpoint)
 
@@ -40,4 +40,4 @@ def embed(arguments: list[str]) -> None:
         for vector in vectors:  # str: the fewest digits that give the same float32 back
             yield json.dumps([float(str(x)) for x in vector])
 
-    answer_lines(open_stream(sys.stdin.buffer), sys.stdout.buffer, answer, 1)
+    answer_texts(open_stream(sys.stdin.buffer), sys.stdout.buffer, answer)

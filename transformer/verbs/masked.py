@@ -34,7 +34,7 @@ def fill(arguments: list[str]) -> None:
     args = parser.parse_args(arguments)
     set_up_jax()
     from transformer.inference.filler import Filler
-    from transformer.inference.stream import answer_lines
+    from transformer.inference.stream import answer_texts
 
     filler = Filler.load(args.workdir, args.checkpoint)
 
@@ -45,5 +45,5 @@ def fill(arguments: list[str]) -> None:
             else:
                 yield "\t".join(" ".join(f"{one.piece} {one.probability:.4f}" for one in mask) for mask in masks)
 
-    answer_lines(open_stream(sys.stdin.buffer), sys.stdout.buffer, answer, 1)
+    answer_texts(open_stream(sys.stdin.buffer), sys.stdout.buffer, answer)
     filler.tally.refuse()

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from transformer.command_line import Parser, decode_options, set_up_jax
 from transformer.config import ParsingConfig, UserError, require_task
-from transformer.data import penn
+from transformer.data import penn, trees
 from transformer.data.opening import open_stream
 from transformer.evaluation import LESS_TO_DECODE
-from transformer.files import replace
+from transformer.files import local_path, replace
 from transformer.memory import enough_memory
 from transformer.tools.tree_picture import svg
 from transformer.verbs.decoding import workdir_first
@@ -44,37 +45,52 @@ def parse(arguments: list[str]) -> None:
         print("\nSearch (default: the values in the workdir's config):\n")
         decode_options(ParsingConfig(), ["--help"], parser.prog)
     workdir_first(parser, args, arguments, "< tokenised.txt > trees.mrg")
-    if args.draw is not None:
-        _refuse_no_file(Path(args.draw))
+    picture = None if args.draw is None else _picture(args.draw)
     set_up_jax()
     from transformer.checkpoint import Checkpoint, Checkpoints, best_seed
     from transformer.inference.parser import Parser as TreeParser
-    from transformer.inference.stream import answer_lines
+    from transformer.inference.stream import answer_texts
 
     def opened(checkpoint: Checkpoint) -> TreeParser:
         require_task(checkpoint.config, args.workdir, ParsingConfig)
         return TreeParser.of(checkpoint, decode_options(checkpoint.config, rest, parser.prog, parser.options()))
 
-    trees = Checkpoints(best_seed(args.workdir)).read(args.checkpoint, opened)
+    found = Checkpoints(best_seed(args.workdir)).read(args.checkpoint, opened)
     drawn = []
 
     def answer(lines: Sequence[str], first: int) -> Iterator[str]:
+        if first == 1 and _is_tree(lines[0]):
+            log.warning("line 1 is a tree, and its brackets and labels are read as words; give the words alone")
         sentences = [penn.words(line) for line in lines] if args.raw else lines
-        for tree in trees.parse(sentences, first_line=first):
-            if tree is not None and args.draw is not None:
+        for tree in found.parse(sentences, first_line=first):
+            if tree is not None and picture is not None:
                 drawn.append(tree)
             yield "" if tree is None else str(tree)
 
-    answer_lines(open_stream(sys.stdin.buffer), sys.stdout.buffer, answer, 1)
-    if args.draw is not None:
-        replace(Path(args.draw), svg(drawn).encode())
-    trees.tally.refuse()
+    answer_texts(open_stream(sys.stdin.buffer), sys.stdout.buffer, answer)
+    if picture is not None:
+        replace(picture, svg(drawn).encode())
+    found.tally.refuse()
 
 
-def _refuse_no_file(path: Path) -> None:
-    """Raise `UserError` if no picture can be written there."""
-    if not path.parent.is_dir() or path.is_symlink() or (path.exists() and not path.is_file()):
-        raise UserError(f"--draw {path}: name a file, neither a link nor a device, in a folder that exists")
+def _picture(name: str) -> Path:
+    """The path of a picture. Raises `UserError` if there is something, or if no file can be written there."""
+    path = local_path("--draw", name)
+    if path.suffix != ".svg":
+        raise UserError(f"--draw {name}: the name must end with .svg")
+    if os.path.lexists(path):
+        raise UserError(f"--draw {name} exists; name another file, or remove it")
+    if not path.parent.is_dir():
+        raise UserError(f"--draw {name}: there is no folder {path.parent}")
+    return path
+
+
+def _is_tree(line: str) -> bool:
+    """Whether a line is a tree in brackets."""
+    try:
+        return any(tree.word is None and tree.children for tree in trees.parse(line, "here"))
+    except UserError:
+        return False
 
 
 def evalb(arguments: list[str]) -> None:
