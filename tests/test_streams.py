@@ -288,6 +288,18 @@ def test_ctrl_c_ends_a_program_that_is_being_imported(environment, tmp_path: Pat
     assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "")
 
 
+def test_a_package_that_imports_ours_keeps_its_ctrl_c(environment, tmp_path: Path) -> None:
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / "__init__.py").write_text("import transformer")
+    program = "import signal\nprint(signal.getsignal(signal.SIGINT) == signal.SIG_DFL)"
+    (tmp_path / "theirs" / "__main__.py").write_text(program)
+    first = "import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)"
+    (tmp_path / "sitecustomize.py").write_text(first)
+    variables = environment | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{environment['PYTHONPATH']}"}
+    done = subprocess.run([sys.executable, "-m", "theirs"], capture_output=True, text=True, env=variables, timeout=60)
+    assert (done.returncode, done.stdout) == (0, "False\n"), done.stderr
+
+
 def test_ctrl_c_after_the_end_of_a_program_raises_nothing(environment) -> None:
     """As while its error is printed: nothing is left that could catch another one."""
     program = """

@@ -17,7 +17,9 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 # While `python -m transformer` is imported, Ctrl-C ends the process without a traceback.
-if sys.argv[:1] == ["-m"] and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+if (sys.argv[:1] == ["-m"] and __name__ in sys.orig_argv) and (
+    signal.getsignal(signal.SIGINT) is signal.default_int_handler
+):
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 from transformer.config import (
