@@ -32,6 +32,8 @@ from transformer.config import BASE, BIG, ModelConfig, UserError
 TINY = ModelConfig(encoder_layers=4, decoder_layers=4, d_model=128, d_ff=256, heads=4, dropout=0.2)
 SIZES = {"tiny": TINY, "base": BASE, "big": BIG}
 INITIALIZERS = get_args(get_type_hints(ModelConfig)["initializer"])
+# Glorot's start, but the matrices of these names start as under "fairseq".
+MIXED = {"fairseq-attention": ("query", "key", "value"), "fairseq-feed-forward": ("w1", "w2")}
 CONFIG = HERE.parent / "configs" / "multi30k_en_de.py"
 PIECES = 4_000
 
@@ -137,18 +139,43 @@ def training(
     o: argparse.Namespace, rows: Rows, folder: Path, size: str, depth: int, initializer: str, seed: int
 ) -> Training:
     """The training of one model with one seed."""
-    model = SIZES[size]
+    model = dataclasses.replace(SIZES[size], encoder_layers=depth, decoder_layers=depth)
+    workdir = folder / f"{size}-{depth}-{initializer}-{seed}"
+    start = [f"--train.init_from={mixed(o.config, workdir, model, initializer, seed)}"] if initializer in MIXED else []
+    sizes = ("encoder_layers", "decoder_layers", "d_model", "d_ff", "heads", "dropout")
     fields = {
-        **{f"model.{name}": getattr(model, name) for name in ("d_model", "d_ff", "heads", "dropout")},
-        **{"model.encoder_layers": depth, "model.decoder_layers": depth},
-        **{"model.initializer": initializer, "train.seed": seed, "train.steps": o.updates},
+        **{f"model.{name}": getattr(model, name) for name in sizes},
+        **{"model.initializer": "glorot" if start else initializer, "train.seed": seed, "train.steps": o.updates},
         **{"train.eval_every": o.eval_every, "train.eval_sentences": o.eval_sentences},
         "train.checkpoint_every": o.updates,
     }
-    options = ["--config", o.config, *(f"--{name}={value}" for name, value in fields.items()), *o.overrides]
+    options = ["--config", o.config, *(f"--{name}={value}" for name, value in fields.items()), *start, *o.overrides]
     about = {"part": "seeds", "config": Path(o.config).name, "size": size, "depth": depth, "initializer": initializer}
     about |= {"seed": seed, "overrides": o.overrides}
-    return Training(rows, folder / f"{size}-{depth}-{initializer}-{seed}", options, about)
+    return Training(rows, workdir, options, about)
+
+
+def mixed(config: str, workdir: Path, model: ModelConfig, initializer: str, seed: int) -> Path:
+    """A workdir beside `workdir` for `train.init_from`. It holds a fresh model, mixed as `MIXED` says."""
+    import jax
+
+    import transformer
+    from transformer.command_line import config_file
+    from transformer.data.sources import corpora
+    from transformer.data.tokenizer import tokenizer
+
+    path = workdir.with_name(f"{workdir.name}-start")
+    if not path.exists():
+        data = config_file(config).data
+        pieces = tokenizer(data, corpora(data).train)
+        ways = (dataclasses.replace(model, initializer=name) for name in ("glorot", "fairseq"))
+        glorot, fairseq = (transformer.build(way.with_vocabulary(pieces.vocab_size)) for way in ways)
+        key = jax.random.fold_in(jax.random.key(seed), 0)  # as a run of train.py begins
+        params = jax.tree.map_with_path(
+            lambda path, x, y: y if path[-1].key in MIXED[initializer] else x, glorot.init(key), fairseq.init(key)
+        )
+        transformer.save(path, glorot, params, pieces)
+    return path
 
 
 # ---- The command -----------------------------------------------------------------------------------------------------
@@ -157,7 +184,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("part", choices=["start", "seeds"])
     parser.add_argument("--sizes", nargs="+", choices=SIZES, default=["tiny"])
     parser.add_argument("--depths", nargs="+", type=int, help="layers a side (default: 2 4 6 12 at the start, else 4)")
-    parser.add_argument("--initializers", nargs="+", choices=INITIALIZERS, default=list(INITIALIZERS))
+    parser.add_argument("--initializers", nargs="+", choices=(*INITIALIZERS, *MIXED), default=list(INITIALIZERS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--pre-norm", action="store_true", help="start: of pre-norm models")
     parser.add_argument("--config", default=str(CONFIG), help="seeds: what is trained (default: Multi30k's)")
@@ -171,6 +198,8 @@ def main(arguments: list[str]) -> None:
     o.depths = o.depths or ([2, 4, 6, 12] if o.part == "start" else [4])
     if o.overrides and o.part == "start":
         raise UserError(f"unknown option {o.overrides[0]}; --help lists every option")
+    if o.part == "start" and (unknown := [name for name in o.initializers if name in MIXED]):
+        raise UserError(f"--initializers {unknown[0]}: is of `seeds` alone")
     os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"  # trainings share a GPU, with this process, too
     with contextlib.closing({"start": start, "seeds": seeds}[o.part](o, Rows(o.rows))) as rows:
         for row in rows:
