@@ -308,6 +308,15 @@ def test_mistakes_in_a_translation(trained) -> None:
             attention.of_translation(translator, text, target)
 
 
+def test_a_translation_that_broken_parameters_do_not_find(trained) -> None:
+    """To give it would not help."""
+    translator = Translator.load(str(trained))
+    params = jax.tree.map(lambda x: np.full_like(x, np.nan), translator.params)
+    broken = Translator(translator.model, params, translator.tokenizer, translator.config)
+    with pytest.raises(UserError, match="its numbers are not finite; choose another checkpoint"):
+        attention.of_translation(broken, "red")
+
+
 def test_a_missing_matplotlib_is_told_before_the_model_is_loaded(call, tmp_path, monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     done = call("transformer", "attention", tmp_path / "none", "a", "--output", tmp_path / "x.png")

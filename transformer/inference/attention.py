@@ -121,8 +121,12 @@ def of_translation(translator: Translator, sentence: str, translation: str | Non
                 "translated; make it shorter, raise that, or give its translation with --target"
             )
         hypotheses = translator.translate_n_best([sentence])[0]
-        if not hypotheses or not math.isfinite(hypotheses[0].score):
+        if not hypotheses:
             raise UserError("the model finds no translation of this text; give one with --target")
+        if not math.isfinite(hypotheses[0].score):
+            raise UserError(
+                "the model finds no translation of this text: its numbers are not finite; choose another checkpoint"
+            )
         translation, _, target = hypotheses[0]
     else:
         if unknown := tokenizer.unknown([sentence], 1):
