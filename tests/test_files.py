@@ -5,11 +5,13 @@ import stat
 import subprocess
 import sys
 import threading
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from transformer.config import UserError
+from transformer.data.opening import open_text
 from transformer.files import (
     Lock,
     append,
@@ -18,6 +20,7 @@ from transformer.files import (
     caching,
     damage,
     local,
+    local_path,
     new_folder,
     path_of,
     replace,
@@ -29,6 +32,20 @@ from transformer.files import (
     temporary,
     unchanged,
 )
+from transformer.tools.hf.folder import config_in
+
+
+def test_an_empty_path_is_not_the_current_folder():
+    """A variable of a shell that is not set gives one."""
+    told = "is empty, as where a variable of the shell is not set; give a path"
+    for open_it, what in (
+        (path_of, "a path"),
+        (partial(local_path, "OUT"), "OUT"),
+        (open_text, "the name of a file"),
+        (config_in, "the folder of the model"),
+    ):
+        with pytest.raises(UserError, match=f"^{what} {told}"):
+            open_it("")
 
 
 @pytest.mark.parametrize("name", ["a://b", "a:/b", "gs://a", "//a", "[a]*", "a\\b", "a%20#b?c"])

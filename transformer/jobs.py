@@ -88,7 +88,7 @@ def refuse_other_count(seeds: int, workdir: str) -> None:
         raise UserError(
             f"{workdir} holds the runs of {len(found)} seeds; give --train.seeds {len(found)}, or another --workdir"
         )
-    if seeds > 1 and (path_of(workdir) / "config.json").exists():
+    if seeds > 1 and any((path_of(workdir) / name).exists() for name in ("config.json", "checkpoints")):
         raise UserError(f"{workdir} holds a single run; leave --train.seeds out, or use another --workdir")
 
 

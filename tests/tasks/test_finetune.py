@@ -261,6 +261,18 @@ def test_mistakes_before_training(folder: Path, tmp_path: Path, call, options: l
     assert "Traceback" not in done.err and not (tmp_path / "run" / "checkpoints").exists()
 
 
+@pytest.mark.parametrize("lost", [None, "config.json"])
+def test_seeds_beside_a_single_run_are_refused(folder: Path, run: Path, tmp_path: Path, call, lost: str) -> None:
+    """Commands would not read them, and the single run could not go on."""
+    shutil.copytree(run, tmp_path / "run")
+    if lost:
+        (tmp_path / "run" / lost).unlink()
+    command = ["train.py", "--config", folder / "config.py", "--workdir", tmp_path / "run", "--train.seeds=2"]
+    done = call(*command, "--tune.epochs=1")
+    assert done.code == 2 and "holds a single run; leave --train.seeds out" in done.err
+    assert not (tmp_path / "run/seed-0").exists()
+
+
 def test_other_labels_than_those_of_the_run(folder: Path, run: Path, tmp_path: Path, call) -> None:
     workdir = Path(shutil.copytree(run, tmp_path / "run"))
     text = (folder / "train.tsv").read_text()

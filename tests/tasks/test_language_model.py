@@ -1,5 +1,6 @@
 """Language models: train, resume, judge, evaluate; on running text and on documents."""
 
+import dataclasses
 import gzip
 import json
 import math
@@ -23,8 +24,10 @@ from transformer.data.text_store import encode_text
 from transformer.data.vocabularies import Bytes
 from transformer.model import build
 from transformer.tasks import text_sets
+from transformer.tasks.language_model import LanguageModel
 from transformer.tasks.perplexity import evaluate_workdir, summed
 from transformer.tasks.vocabulary import VOCABULARIES, vocabulary_in
+from transformer.training.start import without_effect
 
 WORDS = ("wolf", "sheep", "grass", "river", "stone")
 CONFIG = """
@@ -227,6 +230,28 @@ def test_the_copy_in_a_workdir_has_the_pieces_of_the_text(text: Path, tmp_path: 
         for attribute in ("tokens", "offsets"):
             np.testing.assert_array_equal(*(getattr(store, attribute) for store in stores))
         shutil.rmtree(tmp_path / "run")
+
+
+def test_a_set_that_changes_after_it_was_read_is_told(text: Path, tmp_path: Path) -> None:
+    """It would be stored beside the scores of another text."""
+    (dev := tmp_path / "dev.txt").write_text("river wolf\n")
+    config = config_file(str(text.with_suffix(".py")))
+    data = dataclasses.replace(config.data, dev_text=(str(dev),))
+    task = LanguageModel.build(dataclasses.replace(config, data=data))
+    task.prepare()
+    dev.write_text("river wolf\nsheep\n")
+    with pytest.raises(UserError, match=rf"^{dev} changed while it was read; run the same command again"):
+        task.write_sets(epath.Path(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("name", "value"), [("patience", 3), ("stop_at", 1.5)])
+def test_an_early_stop_without_a_development_text_is_told(text: Path, name: str, value: float) -> None:
+    config = config_file(str(text.with_suffix(".py")))
+    data = dataclasses.replace(config.data, dev_share=0.0)
+    train = dataclasses.replace(config.train, **{name: value})
+    (told,) = without_effect(LanguageModel.build(dataclasses.replace(config, data=data, train=train)))
+    assert told.startswith(f"train.{name} = {value} has no effect, as there is no development set")
 
 
 def test_evaluation_has_rows_for_one_micro_batch(text: Path, tmp_path: Path) -> None:

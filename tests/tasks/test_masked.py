@@ -22,7 +22,7 @@ from transformer.config import BERT, TrainConfig, UserError, to_json
 from transformer.data.masking import MaskedRows, in_order
 from transformer.data.running import Text
 from transformer.data.text_store import encode_text
-from transformer.inference.filler import Filler
+from transformer.inference.filler import Filler, likeliest
 from transformer.model import build
 from transformer.tasks.masked_scores import evaluate_workdir, summed, sums_of
 from transformer.tasks.vocabulary import ENCODER_VOCABULARIES, files_of, vocabulary_in
@@ -319,6 +319,20 @@ def test_a_long_text_loses_its_end_and_the_masks_in_it(run: Path, fill) -> None:
     assert [[len(pieces) for pieces in of_line] for of_line in masks] == [[2], [2, 0], [0, 0], [2]]
     assert done.err.splitlines()[-1] == "warning: line 2: 32 pieces, cut to 22 (2 of 4 lines are cut)"
     assert [line.count("\t") for line in fill("\n".join(lines)).out.splitlines()] == [0, 1, 1, 0]
+
+
+def test_masks_whose_numbers_are_not_finite_have_no_pieces(run: Path, monkeypatch, caplog) -> None:
+    """Of a text with several masks one is enough to be told."""
+    filler = Filler.load(str(run))
+
+    def broken(*arguments, **options):
+        ids, probabilities = likeliest(*arguments, **options)
+        return ids, probabilities.at[1:, -1].set(np.nan)  # the last mask of all texts but the first
+
+    monkeypatch.setattr(transformer.inference.filler, "likeliest", broken)
+    masks = filler.fill(["[MASK] wolf [MASK]", "wolf [MASK] [MASK]", "wolf"], 2, first_line=4)
+    assert [[len(pieces) for pieces in of_line] for of_line in masks] == [[2, 2], [2, 0], []]
+    assert caplog.messages[-1].startswith("line 5: the model's scores are not finite") and filler.tally.broken == 1
 
 
 def test_wrong_arguments_of_fill(run: Path, fill) -> None:

@@ -14,9 +14,9 @@ import sacrebleu
 import transformer
 from transformer.checkpoint import Checkpoints
 from transformer.config import UserError
-from transformer.data.text import Corpora, Parallel
+from transformer.data.text import Parallel
 from transformer.tasks import scoring
-from transformer.tasks.sets import read_set, write_sets
+from transformer.tasks.sets import Sides, read_set, read_sides, write_sets
 
 
 def lines(path: Path) -> list[str]:
@@ -502,9 +502,13 @@ def test_sets_are_copied_line_by_line_and_their_digests_told(tmp_path: Path, cap
     source, target = "eins\x85\nzwei drei\n\nvier\r\n", "one\nt\x0cwo\n\nfour\n"
     (tmp_path / "a.de").write_bytes(source.encode())
     (tmp_path / "a.en").write_bytes(target.encode())
-    texts = Corpora((), None, Parallel(str(tmp_path / "a.de"), str(tmp_path / "a.en")), "", "a.de")
+
+    def sets() -> dict[str, Sides]:
+        pair = Parallel(str(tmp_path / "a.de"), str(tmp_path / "a.en"))
+        return {"dev": None, "test": Sides("a.de", *read_sides(pair, ("", "")))}
+
     caplog.set_level(logging.INFO, "transformer")
-    write_sets(epath.Path(tmp_path / "run"), texts, ("", ""))
+    write_sets(epath.Path(tmp_path / "run"), sets())
     assert (tmp_path / "run/sets/test.reference").read_bytes() == target.encode()
     assert (tmp_path / "run/sets/test.source").read_bytes() == source.replace("\r", "").encode()
     name, sources, references = read_set(str(tmp_path / "run"))
@@ -517,11 +521,11 @@ def test_sets_are_copied_line_by_line_and_their_digests_told(tmp_path: Path, cap
     (tmp_path / "other").mkdir()
     (tmp_path / "other/sets").symlink_to(tmp_path / "run/sets")
     with pytest.raises(UserError, match=f"^{tmp_path}/other/sets is a link"):
-        write_sets(epath.Path(tmp_path / "other"), texts, ("", ""))
+        write_sets(epath.Path(tmp_path / "other"), sets())
     # A warning if the text under the same name has changed.
     caplog.clear()
     (tmp_path / "a.en").write_text("one\ntwo\n\nfive\n")
-    write_sets(epath.Path(tmp_path / "run"), texts, ("", ""))
+    write_sets(epath.Path(tmp_path / "run"), sets())
     told = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
     assert told == [
         f"{tmp_path}/run/sets/test.reference is written anew: the test set has changed, and scores of it don't compare"

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import pytest
 import sacrebleu
+from etils import epath
 from quick import jit
 
 import transformer
@@ -23,6 +24,7 @@ from transformer.tasks.judges import compound_split_bleu
 from transformer.tasks.translation import Translation
 from transformer.training.objectives import sequences
 from transformer.training.sharding import make_mesh
+from transformer.training.start import without_effect
 
 MESH = make_mesh(MeshConfig(), jax.devices()[:1])
 
@@ -320,10 +322,25 @@ def test_what_bounds_the_pairs_of_dev_loss(task) -> None:
 def test_an_early_stop_without_a_development_set_is_told(trained: Path, config, name: str, value: float) -> None:
     data = dataclasses.replace(config.data, dev_source=None, dev_target=None)
     train = dataclasses.replace(config.train, **{name: value})
-    doubts = Translation.build(dataclasses.replace(config, data=data, train=train), str(trained)).text_doubts()
-    assert [doubt for doubt in doubts if doubt.startswith(f"train.{name} = {value} has no effect, as there is no ")]
-    doubts = Translation.build(dataclasses.replace(config, data=data), str(trained)).text_doubts()
-    assert not [doubt for doubt in doubts if name in doubt]
+    (told,) = without_effect(Translation.build(dataclasses.replace(config, data=data, train=train), str(trained)))
+    assert told.startswith(f"train.{name} = {value} has no effect, as there is no ")
+    for given in ({"data": data}, {"train": train}):
+        assert not list(without_effect(Translation.build(dataclasses.replace(config, **given), str(trained))))
+
+
+def test_the_sets_of_a_workdir_are_those_that_were_read(trained: Path, config, tmp_path: Path) -> None:
+    """Also if their files change while the model is compiled."""
+    for side in ("source", "target"):
+        shutil.copy(getattr(config.data, f"dev_{side}"), tmp_path / side)
+    data = {f"dev_{side}": str(tmp_path / side) for side in ("source", "target")}
+    task = Translation.build(dataclasses.replace(config, data=dataclasses.replace(config.data, **data)), str(trained))
+    task.prepare()
+    read = {side: (tmp_path / side).read_text() for side in ("source", "target")}
+    for side in read:
+        (tmp_path / side).write_text("another\n")
+    task.write_sets(epath.Path(tmp_path / "run"))
+    assert (tmp_path / "run/sets/dev.source").read_text() == read["source"]
+    assert (tmp_path / "run/sets/dev.reference").read_text() == read["target"]
 
 
 @pytest.mark.slow

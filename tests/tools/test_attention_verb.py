@@ -308,6 +308,32 @@ def test_mistakes_in_a_translation(trained) -> None:
             attention.of_translation(translator, text, target)
 
 
+def test_texts_from_python(trained, workdirs) -> None:
+    """What is no text is one error; half a surrogate pair is read as "?"."""
+    translator, embedder = Translator.load(str(trained)), Embedder.load(workdirs["bert"])
+    for text in (None, 5, ["red"], b"red"):
+        for what, read in (
+            ("the text", lambda text: attention.of_translation(translator, text)),
+            (r"texts\[0\]", lambda text: attention.of_encoder(embedder, [text])),
+        ):
+            with pytest.raises(UserError, match=f"^{what} is a {type(text).__name__}: give strings"):
+                read(text)
+    with pytest.raises(UserError, match=r"^the target is a int: give strings"):
+        attention.of_translation(translator, "red", 5)
+    with pytest.raises(UserError, match=r"^texts is a str: give a list of strings"):
+        attention.of_encoder(embedder, "red")
+    assert attention.of_encoder(embedder, ["the \ud800"]).sides["text"].text == "the ?"
+
+
+def test_a_translation_that_broken_parameters_do_not_find(trained) -> None:
+    """To give it would not help."""
+    translator = Translator.load(str(trained))
+    params = jax.tree.map(lambda x: np.full_like(x, np.nan), translator.params)
+    broken = Translator(translator.model, params, translator.tokenizer, translator.config)
+    with pytest.raises(UserError, match="its numbers are not finite; choose another checkpoint"):
+        attention.of_translation(broken, "red")
+
+
 def test_a_missing_matplotlib_is_told_before_the_model_is_loaded(call, tmp_path, monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     done = call("transformer", "attention", tmp_path / "none", "a", "--output", tmp_path / "x.png")

@@ -95,6 +95,34 @@ def test_two_pieces_with_one_name_are_refused(theirs) -> None:
     assert said.startswith("the tokenizer has two pieces named '<unk>': CTranslate2 can't tell them apart; export")
 
 
+def test_numbers_beyond_a_type_are_refused(theirs) -> None:
+    """They would become infinite."""
+    model = build(SEQUENCES.with_vocabulary(VOCABULARY))
+    params = random_params(model.config)
+    params["embedding"]["table"][5, 1] = 70_000
+    for quantization in ("float32", "int8"):
+        ours._quantize(ours.spec_of(params, model.config, PIECES, (0, 1), 16), quantization)
+    said = complaint(ours._quantize, ours.spec_of(params, model.config, PIECES, (0, 1), 16), "float16")
+    assert said.startswith("--quantization float16: ") and "has numbers that are too large for it; give float32" in said
+
+
+def test_a_model_that_the_disk_does_not_hold_is_not_sealed(theirs, tmp_path: Path, monkeypatch) -> None:
+    save, draw = theirs.specs.TransformerSpec.save, random.Random(0)
+
+    def lying(spec, folder: str) -> None:
+        save(spec, folder)
+        path = Path(folder) / "model.bin"
+        content = bytearray(path.read_bytes())
+        content[draw.randrange(len(content))] ^= 1
+        path.write_bytes(content)
+
+    monkeypatch.setattr(theirs.specs.TransformerSpec, "save", lying)
+    translation_run(tmp_path / "run")
+    said = complaint(ours.export, str(tmp_path / "run"), str(tmp_path / "out"))
+    assert "model.bin cannot be written (it does not hold what was written)" in said
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
 # ---- Log-probabilities -----------------------------------------------------------------------------------------------
 
 

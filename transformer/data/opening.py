@@ -12,6 +12,7 @@ from transformer.config import UserError
 from transformer.data import sgml
 from transformer.data.compression import Damaged, Decompressed, compression_of, uncompressed_name, undecided
 from transformer.data.foreign import HEAD, STREAM, not_utf8, refuse_foreign, refuse_markup
+from transformer.files import refuse_empty
 
 _BLOCK = 1 << 16
 
@@ -34,6 +35,7 @@ def open_text(path: str | Path) -> Opened:
 
     The file is opened once and read from beginning to end, so it may be a pipe.
     """
+    refuse_empty("the name of a file", path)
     name = str(path)
     try:
         raw = Hashed(path)

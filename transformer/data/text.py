@@ -318,5 +318,10 @@ def require_same(parallel: Parallel, expected: str, digests: Mapping[str, str]) 
 def require_same_files(paths: Sequence[str], expected: str, digests: Mapping[str, str]) -> None:
     """As `require_same`, for the `fingerprint_of_files`."""
     if fingerprint_of_files(paths, digests) != expected:
-        names = " or ".join(paths)
-        raise UserError(f"{names} changed while it was read; run the same command again when no program writes to it")
+        raise changed(paths)
+
+
+def changed(paths: Sequence[str]) -> UserError:
+    """The error for files that are not the same any more."""
+    names = " or ".join(paths)
+    return UserError(f"{names} changed while it was read; run the same command again when no program writes to it")

@@ -14,7 +14,7 @@ import logging
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,7 +26,7 @@ from transformer.data import vocabularies
 from transformer.data.bar import bar
 from transformer.data.pool import in_processes
 from transformer.data.running import Part, Text, parts
-from transformer.data.text import fingerprint_of_files, never_seen, require_same_files
+from transformer.data.text import changed, fingerprint_of_files, never_seen, require_same_files
 from transformer.data.vocabularies import Vocabulary
 from transformer.files import ENTRY, cached, compared, damage, digest_once, manifest, write_file
 
@@ -82,6 +82,12 @@ class TextStore:
     def __len__(self) -> int:
         """Number of documents; 1 for a running text."""
         return len(self.offsets) - 1
+
+    def require_same(self, digests: Mapping[str, str]) -> None:
+        """Raise `UserError` unless the text was made of files with these digests (see `running.parts`)."""
+        paths = self.source.paths
+        if _text_key(self.source, fingerprint_of_files(paths, digests), self.vocabulary) != self.text:
+            raise changed(paths)
 
     def sha256(self) -> str:
         """Hex sha256 of all pieces and documents."""
@@ -142,13 +148,18 @@ def encode_text(text: Text, vocabulary: Vocabulary, *, folder: str | Path, worke
     processes is killed, or for an id beyond the vocabulary.
     """
     files = fingerprint_of_files(text.paths)
-    digest = _key(_SPLITTING, files, *text.chosen, vocabulary.sha256)
+    digest = _text_key(text, files, vocabulary)
     return cached(
         Path(folder) / "texts" / _key(_FORMAT, digest),
         lambda new: _build(new, digest, text, files, vocabulary, workers or os.cpu_count() or 1),
         lambda path: TextStore(path, text, vocabulary),
         "the text store",
     )
+
+
+def _text_key(text: Text, files: str, vocabulary: Vocabulary) -> str:
+    """`TextStore.text`. `files`: the fingerprint of the files."""
+    return _key(_SPLITTING, files, *text.chosen, vocabulary.sha256)
 
 
 def _key(*depends_on: Any) -> str:

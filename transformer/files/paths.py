@@ -17,8 +17,15 @@ def local(path: Any) -> bool:
     return "://" not in str(path) or str(path).startswith(("/", "."))
 
 
+def refuse_empty(what: str, name: str | os.PathLike) -> None:
+    """Raise `UserError` for an empty path, as an unset variable of a shell gives; it would be the current folder."""
+    if not os.fspath(name):
+        raise UserError(f"{what} is empty, as where a variable of the shell is not set; give a path")
+
+
 def path_of(name: str | os.PathLike) -> epath.Path:
-    """Parse a local path or a path in a bucket. Raises `UserError` for an unknown kind of storage."""
+    """Parse a local path or a path in a bucket. Raises `UserError` for an empty one or an unknown kind of storage."""
+    refuse_empty("a path", name)
     text = os.fspath(name)
     try:
         return epath.Path(re.sub("//+", "/", text) if local(text) else text)
@@ -30,8 +37,9 @@ def path_of(name: str | os.PathLike) -> epath.Path:
 
 
 def local_path(what: str, name: str | os.PathLike) -> Path:
-    """The path of something that can be local only. Raises `UserError` for a bucket or an unknown kind of storage;
-    `what` is its option."""
+    """The path of something that can be local only. Raises `UserError` for an empty one, a bucket or an unknown kind of
+    storage; `what` is its option."""
+    refuse_empty(what, name)
     if not local(name):
         raise UserError(f"{what} {os.fspath(name)}: give a local path (with ./ before a name that contains ://)")
     return Path(name)

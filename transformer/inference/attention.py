@@ -19,6 +19,7 @@ from jax import Array
 
 from transformer.config import BOS, EOS, PAD, Config, FinetuneConfig, LanguageModelConfig, ParsingConfig, UserError
 from transformer.data.framing import Row, row_of
+from transformer.data.given import require_string, strings
 from transformer.data.treebank import frame_sentences
 from transformer.data.trees import escaped, spoken
 from transformer.inference.batches import FEW_LENGTHS
@@ -121,8 +122,12 @@ def of_translation(translator: Translator, sentence: str, translation: str | Non
                 "translated; make it shorter, raise that, or give its translation with --target"
             )
         hypotheses = translator.translate_n_best([sentence])[0]
-        if not hypotheses or not math.isfinite(hypotheses[0].score):
+        if not hypotheses:
             raise UserError("the model finds no translation of this text; give one with --target")
+        if not math.isfinite(hypotheses[0].score):
+            raise UserError(
+                "the model finds no translation of this text: its numbers are not finite; choose another checkpoint"
+            )
         translation, _, target = hypotheses[0]
     else:
         if unknown := tokenizer.unknown([sentence], 1):
@@ -199,7 +204,8 @@ def of_encoder(embedder: Embedder, texts: Sequence[str]) -> Attended:
     piece. The side is 'text'. Raises `UserError` for an empty or too long text, and for a pair if the model has no
     token types."""
     vocabulary, model = embedder.vocabulary, embedder.model
-    pieces = [with_masks(vocabulary, _filled(text)) for text in texts]
+    texts = [_filled(text) for text in strings("texts", texts)]
+    pieces = [with_masks(vocabulary, text) for text in texts]
     if len(pieces) > 2 or (len(pieces) == 2 and model.config.token_types < 2):
         most = "two texts, a pair" if model.config.token_types > 1 else "one text"
         raise UserError(f"{len(pieces)} texts, separated by tabs: this model reads {most} at once")
@@ -296,7 +302,9 @@ _EMPTY = "{} is empty; give some words"
 
 
 def _filled(text: str, what: str = "the text", *, blank: bool = True) -> str:
-    """The text. Raises `UserError` if it is empty; with `blank`, also if it is only white space."""
+    """The text. Raises `UserError` if it is no string or empty; with `blank`, also if it is only white space."""
+    require_string(what, text)
+    (text,) = strings(what, [text])
     if not (text.strip() if blank else text):
         raise UserError(_EMPTY.format(what))
     return text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from functools import partial
@@ -81,8 +82,9 @@ class Filler:
         """For each text, and each "[MASK]" in it, the `top` likeliest pieces, likeliest first.
 
         The probabilities are those of each mask alone. A text that is longer than the model's positions loses its end,
-        with a warning that names its line, counted from `first_line`; a mask in that end has no pieces. Raises
-        `UserError` for wrong arguments.
+        with a warning that names its line, counted from `first_line`; a mask in that end has no pieces. Nor
+        has a mask for which the model's numbers are not finite; a warning names the first such line and counts them.
+        Raises `UserError` for wrong arguments.
         """
         check_leaves(self.params)
         check_integer("top", top, 1, self.vocabulary.size)
@@ -99,10 +101,10 @@ class Filler:
             found = self._filled(batch.rows, batch.length, [rows[i] for i in batch.indices], top)
             for i, of_text in zip(batch.indices, found, strict=True):
                 results[i] = of_text
+        # The masks so far are those that the model has seen: each has candidates, or its numbers are not finite.
+        self.tally.count([0.0 if all(found) else math.nan if found else None for found in results], first_line)
         for found, ids in zip(results, pieces, strict=True):
             found += [[] for _ in range(ids.count(self.vocabulary.mask) - len(found))]
-        scores = [found[0][0].probability if found and found[0] else None for found in results]
-        self.tally.count(scores, first_line)
         return results
 
     @property
@@ -129,6 +131,8 @@ class Filler:
         return [
             [
                 [Candidate(self.vocabulary.name(i), p) for i, p in zip(ids.tolist(), of_mask.tolist(), strict=True)]
+                if np.isfinite(of_mask).all()
+                else []
                 for ids, of_mask in zip(ids_XK[: len(at)], probabilities_XK[: len(at)], strict=True)
             ]
             for at, (ids_XK, probabilities_XK) in zip(places, found, strict=False)

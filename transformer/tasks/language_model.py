@@ -114,7 +114,8 @@ class LanguageModel:
 
     def write_sets(self, folder: epath.Path) -> None:
         """Copy the development and test text into the workdir."""
-        text_sets.write(folder, {"dev": self.texts.dev, "test": self.texts.test})
+        stores = self._development, self._test
+        text_sets.write(folder, {"dev": self.texts.dev, "test": self.texts.test}, stores)
 
     def describe(self) -> Iterator[str]:
         """Lines for the banner: data and vocabulary."""

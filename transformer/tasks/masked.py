@@ -118,7 +118,8 @@ class Masked:
 
     def write_sets(self, folder: epath.Path) -> None:
         """Copy the development and test text into the workdir."""
-        text_sets.write(folder, {"dev": self.texts.dev, "test": self.texts.test})
+        stores = [] if self._development is None else self._development.stores
+        text_sets.write(folder, {"dev": self.texts.dev, "test": self.texts.test}, stores)
 
     def describe(self) -> Iterator[str]:
         """Lines for the banner: data and vocabulary."""

@@ -11,14 +11,14 @@ import itertools
 import json
 import logging
 import os
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 from etils import epath
 
 from transformer.config import UserError
 from transformer.data.opening import open_text
-from transformer.data.text import Corpora, Parallel, file_kind, read_pairs
+from transformer.data.text import Parallel, file_kind, read_pairs
 from transformer.files import path_of, refuse_links, replace, writing
 from transformer.streams import to_json
 
@@ -68,15 +68,24 @@ def read_given(source: str, references: Sequence[str], fields: tuple[str, str]) 
     return sides[0][0], [reference for _, reference in sides]
 
 
-def write_sets(folder: epath.Path, texts: Corpora, fields: tuple[str, str]) -> None:
-    """Copy the development and test sets into `folder`/sets."""
+class Sides(NamedTuple):
+    """A development or test set, as it was read."""
+
+    name: str
+    sources: list[str]
+    references: list[str]
+
+
+def write_sets(folder: epath.Path, sets: Mapping[str, Sides | None]) -> None:
+    """Write sets, named "dev" or "test", into `folder`/sets; None = there is no such set."""
     known = {}
     refuse_links(folder / "sets")
-    for kind, parallel, name in (("dev", texts.dev, texts.dev_name), ("test", texts.test, texts.test_name)):
-        if parallel is None:
+    for kind, one in sets.items():
+        if one is None:
             continue
+        name, *sides = one
         known[kind] = {"name": name}
-        for side, lines in zip(SIDES, read_sides(parallel, fields), strict=True):
+        for side, lines in zip(SIDES, sides, strict=True):
             content = "".join(line + "\n" for line in lines).encode()
             digest, path = hashlib.sha256(content).hexdigest(), folder / "sets" / f"{kind}.{side}"
             with writing(path):

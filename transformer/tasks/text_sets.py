@@ -7,7 +7,7 @@ workdir/sets/{dev,test}.<i>.text   the text of file i
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import jax
@@ -25,22 +25,30 @@ log = logging.getLogger("transformer")
 INDEX = "texts.json"
 
 
-def write(folder: epath.Path, sets: Mapping[str, Text | None]) -> None:
-    """Copy these texts into `folder`/sets; None = there is no such text."""
+def write(folder: epath.Path, sets: Mapping[str, Text | None], stores: Sequence[TextStore | None] = ()) -> None:
+    """Copy these texts into `folder`/sets; None = there is no such text.
+
+    `stores`: what was read of these texts before. Raises `UserError` if the files of one have changed since then.
+    """
 
     def stored(kind: str, text: Text | None) -> StoredSet | None:
         if text is None:
             return None
-        files = {f"{kind}.{i}.text": file_of(content) for i, content in enumerate(_contents(text))}
+        digests: dict[str, str] = {}
+        files = {f"{kind}.{i}.text": file_of(content) for i, content in enumerate(_contents(text, digests))}
+        for store in stores:
+            if store is not None and store.source == text:
+                store.require_same(digests)
         return StoredSet({"name": text.name, "documents": text.documents}, files)
 
     stored_sets.write(folder, INDEX, {kind: stored(kind, text) for kind, text in sets.items()})
 
 
-def _contents(text: Text) -> list[str]:
-    """The part of each file that belongs to the text; files of which nothing does are left out."""
+def _contents(text: Text, digests: dict[str, str]) -> list[str]:
+    """The part of each file that belongs to the text; files of which nothing does are left out. `digests`: see
+    `parts`."""
     contents: dict[int, list[str]] = {}
-    for part in parts(text):
+    for part in parts(text, digests):
         content = contents.setdefault(part.file, [])
         separate = text.documents == "blank_lines" and part.begins and content
         content.append("\n\n" * bool(separate) + part.text)

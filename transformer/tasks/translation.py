@@ -34,7 +34,7 @@ from transformer.model.rounding import in_type
 from transformer.tasks.gathered import translate_shares
 from transformer.tasks.judges import JUDGED, bleu_tokenizer, check_scoring, score, spelt_otherwise, unsuited
 from transformer.tasks.scoring import evaluate_workdir, lines_of
-from transformer.tasks.sets import read_sides, write_sets
+from transformer.tasks.sets import Sides, read_sides, write_sets
 from transformer.tasks.vocabulary import files_of, inherited, size_before_training, sized
 from transformer.training.objectives import sequences
 from transformer.training.sharding import batch_sharding, gathered, put
@@ -144,8 +144,11 @@ class Translation:
         return {"dev_digest": self.dev_digest(), "scored_with": options}
 
     def write_sets(self, folder: epath.Path) -> None:
-        """Copy the development and test sets into the workdir."""
-        write_sets(folder, self.texts, self.config.data.fields)
+        """Copy the development and test sets into the workdir, as they were read."""
+        texts = self.texts
+        dev = None if texts.dev is None else Sides(texts.dev_name, *self._development[:2])
+        test = None if texts.test is None else Sides(texts.test_name, *self._test[:2])
+        write_sets(folder, {"dev": dev, "test": test})
 
     def describe(self) -> Iterator[str]:
         """Lines for the banner: data and tokenizer. Process 0 also logs the warnings of `text_doubts`."""
@@ -292,12 +295,6 @@ class Translation:
         """Warnings about the development set. Raises `UserError` if no pair of it is short enough for dev loss."""
         name = self.texts.dev_name
         if self.texts.dev is None:
-            for name in ("patience", "stop_at"):
-                if (value := getattr(self.config.train, name)) is not None:
-                    yield (
-                        f"train.{name} = {value} has no effect, as there is no development set to evaluate on; give "
-                        "data.dev_source and data.dev_target"
-                    )
             return
         _, references, tokens = self._development
         if doubt := unsuited(name, references, self.config):

@@ -11,6 +11,9 @@ leaves PAD and BOS out of the softmax, while ours forbids them after it. So each
 
 from __future__ import annotations
 
+import errno
+import filecmp
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -252,12 +255,33 @@ def export(workdir: str, out: str, checkpoint: str | None = None, quantization: 
     require("export --to ctranslate2", "ctranslate2")
     require_new(folder := local_path("OUT", out))
     opened = Checkpoints(best_seed(workdir)).read(checkpoint, _open)
-    opened.spec.optimize(quantization)
+    _quantize(opened.spec, quantization)
     with writing(folder), new_folder(folder) as building:
         for name, content in (opened.files | files_about(opened.about, "ctranslate2", opened.use)).items():
             write(building / name, content)
-        opened.spec.save(str(building))
+        _save(opened.spec, building)
     return folder
+
+
+def _quantize(spec: Any, quantization: str) -> None:
+    """Raises `UserError` if a number is too large for the type."""
+    with np.errstate(over="ignore"):
+        spec.optimize(quantization)
+    arrays = {name: value.numpy() for name, value in spec.variables().items() if not isinstance(value, str)}
+    if wrong := [name for name, x in arrays.items() if x.dtype.kind == "f" and not np.isfinite(x).all()]:
+        raise UserError(
+            f"--quantization {quantization}: {wrong[0]} has numbers that are too large for it; give float32, or int8"
+        )
+
+
+def _save(spec: Any, folder: Path) -> None:
+    """Save a model twice. Raises `OSError` if the files differ: then the disk does not hold what was written."""
+    with tempfile.TemporaryDirectory(dir=folder) as again:
+        for place in (folder, again):
+            spec.save(str(place))
+        for path in Path(again).iterdir():
+            if not filecmp.cmp(path, folder / path.name, shallow=False):
+                raise OSError(errno.EIO, "it does not hold what was written", str(folder / path.name))
 
 
 def _open(opened: Checkpoint) -> _Opened:

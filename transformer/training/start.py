@@ -9,7 +9,7 @@ import hashlib
 import json
 import logging
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -88,6 +88,17 @@ def begin(setup: Setup) -> tuple[TrainState, Progress]:
         left_out=set(saved.get("left_out", [])),
         owed=saved.get("owed"),
     )
+
+
+def without_effect(task: Task) -> Iterator[str]:
+    """A warning for each field that stops a run by its scores, if there is no development set."""
+    if task.judged_on().get("dev_digest") == "":
+        for name in ("patience", "stop_at"):
+            if (value := getattr(task.config.train, name)) is not None:
+                yield (
+                    f"train.{name} = {value} has no effect, as there is no development set to evaluate on; give one, "
+                    "or leave it out"
+                )
 
 
 def refuse_other_text(saved: Mapping[str, Any], digest: str, folder: epath.Path) -> None:
@@ -232,6 +243,8 @@ def banner(task: Task, batches: Batches, program: Program) -> None:
     )
     for line in task.describe():
         log.info("%s", line)
+    for warning in without_effect(task):
+        log.warning("%s", warning)
     log.info("shapes      %d to compile: %s", len(batches.shapes), ", ".join(map(shown, batches.shapes)))
 
 

@@ -77,6 +77,7 @@ def _array(data: bytes, dtype: str, shape: list[int]) -> np.ndarray:
 
 def config_in(folder: str) -> tuple[Path, dict[str, Any]]:
     """The path of config.json in a folder of a model, and its content. Raises `UserError` if there is none."""
+    files.refuse_empty("the folder of the model", folder)
     path = Path(folder)
     if not path.is_dir():
         raise UserError(f"{folder}: no such folder; download a model of the Hub first, and give its folder")
