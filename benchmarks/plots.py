@@ -60,18 +60,23 @@ def multi30k(rows: dict[str, tuple[Row, ...]]) -> Picture:
 def seeds(rows: dict[str, tuple[Row, ...]]) -> Picture:
     """Dev loss of the first 1,000 updates of Multi30k, a line for each seed and initialiser."""
     points: dict[tuple[str, int], dict[int, float]] = {}
+    colours = {"scaled": OURS, "glorot": SECOND, "fairseq": THIRD}
     for row in rows["initialization.jsonl"]:
-        if row["part"] == "seeds" and row["size"] == "tiny" and row["depth"] == 4 and "dev_loss" in row:
+        shown = row["part"] == "seeds" and row["size"] == "tiny" and row["depth"] == 4 and row["initializer"] in colours
+        if shown and "dev_loss" in row:
             points.setdefault((row["initializer"], row["seed"]), {})[row["step"]] = row["dev_loss"]
     for row in rows["multi30k.jsonl"]:
         for x in row["dev"][:2] if row["config"] == "multi30k_en_de.py" else ():
             points.setdefault(("scaled", row["seed"]), {}).setdefault(x["step"], x["loss"])
-    colours = {"scaled": OURS, "glorot": SECOND}
     series = [
-        {"name": f"{name}, seed {seed}", "colour": colours.get(name, THIRD), "points": sorted(found.items())}
+        {"name": f"{name}, seed {seed}", "colour": colours[name], "points": sorted(found.items())}
         for (name, seed), found in sorted(points.items(), reverse=True)
     ]
-    at_end = [{**one, "points": [(int(one["name"].split()[-1]), one["points"][-1][1])]} for one in series]
+    at_end = [
+        {**one, "points": [(int(one["name"].split()[-1]), one["points"][-1][1])]}
+        for one in series
+        if one["points"][-1][0] == 1_000
+    ]
     panels = [
         {"title": "dev loss of Multi30k, Tiny", "x": "updates", "series": series},
         {"title": "after 1,000 updates", "x": "seed", "series": at_end},
