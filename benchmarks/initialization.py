@@ -156,7 +156,7 @@ def training(
 
 
 def mixed(config: str, workdir: Path, model: ModelConfig, initializer: str, seed: int) -> Path:
-    """A workdir beside `workdir` for `train.init_from`. It holds a fresh model, mixed as `MIXED` says."""
+    """Save a fresh model, mixed as `MIXED` says, beside `workdir`, unless it is there. Returns its path."""
     import jax
 
     import transformer
@@ -199,7 +199,7 @@ def main(arguments: list[str]) -> None:
     if o.overrides and o.part == "start":
         raise UserError(f"unknown option {o.overrides[0]}; --help lists every option")
     if o.part == "start" and (unknown := [name for name in o.initializers if name in MIXED]):
-        raise UserError(f"--initializers {unknown[0]}: is of `seeds` alone")
+        raise UserError(f"--initializers {unknown[0]}: is for `seeds` alone")
     os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"  # trainings share a GPU, with this process, too
     with contextlib.closing({"start": start, "seeds": seeds}[o.part](o, Rows(o.rows))) as rows:
         for row in rows:

@@ -1,5 +1,6 @@
-"""benchmarks/initialization.py: trainings that are stopped and go on have each evaluation's row exactly once."""
+"""benchmarks/initialization.py: trainings that are stopped and go on have each evaluation's row once; mixed starts."""
 
+import dataclasses
 import json
 import signal
 import subprocess
@@ -7,7 +8,13 @@ import sys
 import time
 from pathlib import Path
 
+import jax
+import numpy as np
 import pytest
+
+import transformer
+from transformer.config import ModelConfig
+from transformer.model import build
 
 ROOT = Path(__file__).parents[2]
 # In place of train.py: evaluates at steps 2, 4, 6 and 8; goes on from a state before the last evaluation in its log.
@@ -94,6 +101,26 @@ def test_rows_are_there_while_the_training_runs_and_a_failure_has_one(trainings,
     assert (row["step"], row["dev_loss"]) == (2, 0.5)
     assert list(found) == [{"name": "broken", "failed": "numbers"}]
     assert [row.get("failed") for row in lines(tmp_path / "rows.jsonl")] == [None, "numbers"]
+
+
+@pytest.mark.parametrize(
+    ("half", "names"), [("fairseq-attention", {"query", "key", "value"}), ("fairseq-feed-forward", {"w1", "w2"})]
+)
+def test_a_mixed_start_takes_one_half_of_fairseq(monkeypatch, tiny, tmp_path: Path, half: str, names: set) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import initialization
+
+    config = ModelConfig(encoder_layers=1, decoder_layers=1, d_model=16, d_ff=32, heads=2)
+    model, mixed = transformer.load(initialization.mixed(tiny.config, tmp_path / "run", config, half, 3))
+    key = jax.random.fold_in(jax.random.key(3), 0)
+    starts = {
+        name: build(dataclasses.replace(model.config, initializer=name)).init(key) for name in ("glorot", "fairseq")
+    }
+    for path, x in jax.tree.leaves_with_path(mixed):
+        expected = starts["fairseq" if path[-1].key in names else "glorot"]
+        for part in path:
+            expected = expected[part.key]
+        np.testing.assert_array_equal(x, expected, err_msg=jax.tree_util.keystr(path))
 
 
 @pytest.mark.slow

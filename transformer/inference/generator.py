@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import codecs
 import copy
-import itertools
 import logging
 import math
 import threading
@@ -253,7 +252,8 @@ class Generator:
         for number, (text, ids) in enumerate(zip(texts, encoded, strict=True), first_line):
             if (missing := self.vocabulary.missing(text)) and self.vocabulary.decode(ids) != text:
                 lacking[number] = missing
-        for number, missing in itertools.islice(lacking.items(), 1):
+        if lacking:
+            number, missing = next(iter(lacking.items()))
             warn_of_missing(number, missing, len(lacking), len(texts))
         return encoded
 

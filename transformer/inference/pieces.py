@@ -109,14 +109,13 @@ def warn_of_unknown(
 ) -> None:
     """Log a warning if rows hold the piece for unknown text. `lines`: the line number of each text."""
     unknown = {line: text for line, text, ids in zip(lines, texts, rows, strict=True) if vocabulary.unk in ids}
-    for line, text in itertools.islice(unknown.items(), 1):
-        words = text.split()
-        lacking = [
-            word
-            for word, ids in zip(words, vocabulary.encode_lines(words), strict=True)
-            if vocabulary.unk in ids or not ids
-        ]
-        warn_of_missing(line, {word[:_LONGEST_SHOWN] for word in lacking}, len(unknown), len(texts))
+    if not unknown:
+        return
+    line, text = next(iter(unknown.items()))
+    words = text.split()
+    encoded = zip(words, vocabulary.encode_lines(words), strict=True)
+    lacking = {word[:_LONGEST_SHOWN] for word, ids in encoded if vocabulary.unk in ids or not ids}
+    warn_of_missing(line, lacking, len(unknown), len(texts))
 
 
 def warn_of_missing(line: int, missing: Iterable[str], count: int, all_of_them: int) -> None:

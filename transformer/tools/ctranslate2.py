@@ -264,7 +264,7 @@ def export(workdir: str, out: str, checkpoint: str | None = None, quantization: 
 
 
 def _quantize(spec: Any, quantization: str) -> None:
-    """Raises `UserError` if a number is too large for the type."""
+    """Give the numbers of a model another type. Raises `UserError` if one is too large for it."""
     with np.errstate(over="ignore"):
         spec.optimize(quantization)
     arrays = {name: value.numpy() for name, value in spec.variables().items() if not isinstance(value, str)}
