@@ -16,6 +16,7 @@ import resource
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -84,6 +85,14 @@ LONGEST = ("test_trained_model.py", "test_kills.py", "test_commands_run.py", "te
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with the files whose slow tests take longest, so that no worker is left with them at the end."""
     items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip a slow test if it is later than `SLOW_TESTS_UNTIL`, in seconds since 1970: .ci/run has a limit of time."""
+    until = float(os.environ.get("SLOW_TESTS_UNTIL", "inf"))
+    if item.get_closest_marker("slow") and time.time() > until:
+        pytest.skip("the time for slow tests is over")
 
 
 class Tiny(NamedTuple):
