@@ -3,8 +3,7 @@
     python train.py --config configs/bpe_shakespeare.py --workdir runs/bpe
     python evaluate.py --workdir runs/bpe
 
-A row of 96 pieces has about as much text as a row of 256 bytes there, and the training FLOPs are the same. This has
-not been run to its end.
+A row of 96 pieces has about as much text as a row of 256 bytes there, and the training FLOPs are the same.
 """
 
 import dataclasses
@@ -16,7 +15,7 @@ stem = os.path.join(os.environ.get("TRANSFORMER_DATA", "data"), "tiny_shakespear
 text = f"{stem}.gz" if os.path.exists(f"{stem}.gz") else stem
 
 config = LanguageModelConfig(
-    model=dataclasses.replace(ByteLatentConfig.model.latent, decoder_layers=7),
+    model=dataclasses.replace(ByteLatentConfig.model.latent, decoder_layers=7, dropout=0.3),
     data=TextConfig(text=(text,), dev_share=0.1, vocab_size=1_024, context=96),
     train=dataclasses.replace(
         ByteLatentConfig.train,

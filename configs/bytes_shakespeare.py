@@ -3,7 +3,7 @@
     python train.py --config configs/bytes_shakespeare.py --workdir runs/bytes
     python evaluate.py --workdir runs/bytes
 
-Text, rows and training FLOPs are those of configs/blt_shakespeare.py. This has not been run to its end.
+Text, rows and training FLOPs are those of configs/blt_shakespeare.py.
 """
 
 import dataclasses
