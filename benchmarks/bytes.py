@@ -43,7 +43,7 @@ class Run(NamedTuple):
         return override(config_file(path), options(self.fields), "benchmarks/bytes.py")
 
 
-ENTROPIES = "entropies"
+ENTROPIES = "byte entropy"
 NGRAMS = {"model.ngrams.rows": 4_096, "model.dropout": 0.3, "model.latent.dropout": 0.3}
 MODELS = {
     "bytes": Run("bytes_shakespeare"),
