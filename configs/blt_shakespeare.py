@@ -17,9 +17,13 @@ stem = os.path.join(os.environ.get("TRANSFORMER_DATA", "data"), "tiny_shakespear
 text = f"{stem}.gz" if os.path.exists(f"{stem}.gz") else stem
 
 config = ByteLatentConfig(
-    model=dataclasses.replace(ByteLatentConfig.model, ngrams=NgramConfig(rows=0)),
+    model=dataclasses.replace(
+        ByteLatentConfig.model,
+        **{"d_model": 128, "d_ff": 512, "heads": 2, "ngrams": NgramConfig(rows=0)},
+        latent=dataclasses.replace(ByteLatentConfig.model.latent, d_model=256, d_ff=1_024, heads=4),
+    ),
     data=TextConfig(text=(text,), dev_share=0.1, pieces="bytes", context=256),
     train=dataclasses.replace(
-        ByteLatentConfig.train, steps=1_975, decay_steps=1_975, eval_every=250, checkpoint_every=250
+        ByteLatentConfig.train, steps=4_065, decay_steps=4_065, eval_every=500, checkpoint_every=500
     ),
 )
