@@ -16,10 +16,9 @@ import json
 import random
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -27,32 +26,17 @@ from algorithms import command
 from rows import Rows
 from side_by_side import HERE, log
 
-from transformer.command_line import Parser, config_file, override, run
+from transformer.command_line import Parser, config_file, run
 from transformer.config import ByteLatentConfig, flatten
 
-
-class Run(NamedTuple):
-    """A model: its config in configs/, and fields that are different here."""
-
-    config: str
-    fields: Mapping[str, float] = MappingProxyType({})
-
-    def whole(self) -> Any:
-        """The config with these fields."""
-        path = str(HERE.parent / "configs" / f"{self.config}.py")
-        return override(config_file(path), options(self.fields), "benchmarks/bytes.py")
-
-
-ENTROPIES = "byte entropy"
-NGRAMS = {"model.ngrams.rows": 4_096, "model.dropout": 0.3, "model.latent.dropout": 0.3}
+ENTROPIES = "byte_entropy"
 MODELS = {
-    "bytes": Run("bytes_shakespeare"),
-    "static patches": Run("blt_static_shakespeare"),
-    "entropy patches": Run("blt_shakespeare"),
-    "entropy patches, n-grams": Run("blt_shakespeare", NGRAMS),
-    "BPE pieces": Run("bpe_shakespeare"),
+    "bytes": "bytes_shakespeare",
+    "static patches": "blt_static_shakespeare",
+    "entropy patches": "blt_shakespeare",
+    "BPE pieces": "bpe_shakespeare",
 }
-RUNS = MODELS | {ENTROPIES: Run("byte_entropy")}
+"""Name of a model -> its config in configs/."""
 SHARES = (0.05, 0.1, 0.2, 0.5)
 """Shares of the letters whose case is flipped."""
 PARTS = ("model", "flips", "patches")
@@ -66,9 +50,8 @@ TOY = {
 }
 
 
-def options(fields: Mapping[str, float]) -> list[str]:
-    """Fields as train.py takes them."""
-    return [f"--{field}={value}" for field, value in fields.items()]
+def config_of(name: str) -> Any:
+    return config_file(str(HERE.parent / "configs" / f"{name}.py"))
 
 
 def training_flops(config: Any) -> float:
@@ -78,21 +61,20 @@ def training_flops(config: Any) -> float:
     data, rows = config.data, config.train.batch_tokens // config.data.context
     model = config.model.with_vocabulary(260 if data.pieces == "bytes" else data.vocab_size)
     if isinstance(config, ByteLatentConfig):
-        entropies = training_flops(RUNS[ENTROPIES].whole()) if config.model.patches.by == "entropy" else 0.0
+        entropies = training_flops(config_of(ENTROPIES)) if config.model.patches.by == "entropy" else 0.0
         return config.train.steps * byte_latent_flops(model, rows, data.context) + entropies
     return config.train.steps * update_flops(model, rows, 0, data.context)
 
 
 def trained(name: str, folder: Path, quick: bool) -> Path:
-    """The workdir of a model, trained to its end. Entropies come from the workdir of `ENTROPIES`."""
-    one, workdir = RUNS[name], folder / name.replace(", ", "_").replace(" ", "_")
-    config = one.whole()
-    arguments = ["--config", f"configs/{one.config}.py", "--workdir", str(workdir)]
+    """The workdir of a config, trained to its end. Entropies come from the workdir of `ENTROPIES`."""
+    config, workdir = config_of(name), folder / name
+    options = ["--config", f"configs/{name}.py", "--workdir", str(workdir)]
     if isinstance(config, ByteLatentConfig) and config.model.patches.by == "entropy":
-        arguments += ["--entropy.init_from", str(trained(ENTROPIES, folder, quick))]
+        options += ["--entropy.init_from", str(trained(ENTROPIES, folder, quick))]
     fields = flatten(config)
     toy = {field: value for field, value in TOY.items() if fields.get(field, 0) != 0} if quick else {}
-    command("train.py", *arguments, *options(one.fields | toy))
+    command("train.py", *options, *(f"--{field}={value}" for field, value in toy.items()))
     return workdir
 
 
@@ -101,17 +83,16 @@ def models(o: argparse.Namespace, folder: Path, found: set[Any]) -> Iterator[dic
     """A row for each model: bits per byte of the development text."""
     from transformer.checkpoint import Checkpoints
 
-    for model, one in MODELS.items():
+    for model, name in MODELS.items():
         if ("model", model, None) in found:
             continue
-        workdir = trained(model, folder, o.quick)
+        workdir = trained(name, folder, o.quick)
         result = json.loads(command("evaluate.py", "--workdir", str(workdir), "--json"))
         opened = Checkpoints(workdir).open("last")
         entries = (json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines())
         dev = [{"step": one["step"], "bits": one["dev_bits_per_byte"]} for one in entries if "dev_bits_per_byte" in one]
         yield {
-            **{"part": "model", "model": model, "config": f"{one.config}.py", "options": " ".join(options(one.fields))},
-            "seed": opened.config.train.seed,
+            **{"part": "model", "model": model, "config": f"{name}.py", "seed": opened.config.train.seed},
             **{"updates": opened.progress["step"], "training_flops": training_flops(opened.config)},
             **{name: result[name] for name in ("checkpoint", "bits_per_byte", "bytes")},
             "dev": dev,
@@ -120,11 +101,11 @@ def models(o: argparse.Namespace, folder: Path, found: set[Any]) -> Iterator[dic
 
 def flips(o: argparse.Namespace, folder: Path, found: set[Any]) -> Iterator[dict[str, Any]]:
     """A row for each model and share of flipped letters: bits per byte of the development text so changed."""
-    for model in MODELS:
+    for model, name in MODELS.items():
         wanted = SHARES[-1:] if o.quick else SHARES
         if not (shares := [share for share in wanted if ("flips", model, share) not in found]):
             continue
-        workdir = trained(model, folder, o.quick)
+        workdir = trained(name, folder, o.quick)
         unchanged = bits_of(workdir, 0.0)
         for share in shares:
             bits = bits_of(workdir, share)
@@ -164,7 +145,7 @@ def patches(o: argparse.Namespace, folder: Path, found: set[Any]) -> Iterator[di
     from transformer.model.patches import ended, entropies
     from transformer.tasks.byte_latent import ByteLatentTask
 
-    config = MODELS["entropy patches"].whole()
+    config = config_of(MODELS["entropy patches"])
     start = Checkpoints(o.entropies or trained(ENTROPIES, folder, o.quick)).open()
     entropy = dataclasses.replace(config.entropy, init_from=str(start.path.parent.parent))
     task = ByteLatentTask.build(dataclasses.replace(config, entropy=entropy))
@@ -199,7 +180,7 @@ def main(arguments: list[str]) -> None:
     o = parser.parse_args(arguments)
     rows, path = Rows(o.rows), Path(o.rows)
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    least = 0 if o.quick or o.entropies else RUNS[ENTROPIES].whole().train.steps
+    least = 0 if o.quick or o.entropies else config_of(ENTROPIES).train.steps
     kept = [row for row in map(json.loads, lines) if row["part"] != "patches" or row["updates"] >= least]
     found = {(row["part"], row.get("model"), row.get("share")) for row in kept}
     folder = Path(o.folder).absolute()

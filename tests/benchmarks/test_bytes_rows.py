@@ -18,12 +18,12 @@ bench = importlib.import_module("bytes")
 
 
 def test_the_models_have_equal_training_flops() -> None:
-    flops = {name: bench.training_flops(one.whole()) for name, one in bench.MODELS.items()}
+    flops = {name: bench.training_flops(bench.config_of(config)) for name, config in bench.MODELS.items()}
     for name, count in flops.items():
         assert count == pytest.approx(flops["bytes"], rel=0.02), name
-    one, other = (bench.MODELS[f"{kind} patches"].whole() for kind in ("entropy", "static"))
+    one, other = (bench.config_of(bench.MODELS[f"{kind} patches"]) for kind in ("entropy", "static"))
     assert one.model.latent == other.model.latent and one.data == other.data
-    train = bench.MODELS["bytes"].whole().train
+    train = bench.config_of(bench.MODELS["bytes"]).train
     assert one.train.batch_tokens == other.train.batch_tokens == train.batch_tokens
 
 
@@ -31,7 +31,7 @@ def test_flops_are_those_of_the_products() -> None:
     """Counted by hand for a small model: all (m, k) times (k, n) of a pass, three times; entropies once."""
     import dataclasses
 
-    config = bench.MODELS["entropy patches"].whole().model.with_vocabulary(260)
+    config = bench.config_of(bench.MODELS["entropy patches"]).model.with_vocabulary(260)
     sizes = {"d_model": 8, "d_ff": 10, "heads": 2}
     latent = dataclasses.replace(config.latent, **sizes | {"d_model": 16}, decoder_layers=3)
     patches = dataclasses.replace(config.patches, bytes=2.0, room=1.0, spare=0)
