@@ -92,6 +92,8 @@ def test_the_tasks_by_hand() -> None:
     one, other = ("".join(str(id - ZERO) for id in part[1::2]) for part in (prompt[:10], prompt[11:]))
     assert "".join(str(id - ZERO) for id in answer[1::2])[::-1] == str(int(one) + int(other)).zfill(6)
     assert answer[::2] == [*prompt[8::-2], prompt[0] - 1]
+    longer = addition().draw(rng, 5_000)  # than there are hints, and than `int` reads
+    assert len(longer.prompt) == 10_001 and len(longer.answer) == 5_001
 
 
 def test_and_differs_from_what_training_shows() -> None:

@@ -115,6 +115,9 @@ def test_a_prompt_at_once_and_then_byte_by_byte(name):
         return built.bind(params).decode(tokens, cache=cache, at_B=at)[:2]
 
     cache = prompt(TEXT[:rows, : lengths.max()])
+    for wrong, message in (({"cache": cache}, "at_B is missing"), ({"at_B": 9}, "at_B needs a cache")):
+        with pytest.raises(UserError, match=message):
+            built.bind(params).decode(TEXT[:rows, :1], **wrong)
     seen = cache.seen_BMS & (cache.positions_BS < lengths[:, None])[:, None]
     cache = cache._replace(seen_BMS=jnp.repeat(seen, 2, axis=1))
     texts = np.repeat(TEXT[:rows], 2, axis=0)

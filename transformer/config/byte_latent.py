@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from .codec import Relations, check_fields, require
 from .documentation import documented
 from .model import GPT2, AttentionConfig, ModelConfig, check_model, of_model
-from .numbers import Count, CountOrZero, Rule
+from .numbers import Count, CountOrZero, LengthOrZero, Rule
 from .sections import DecodeConfig, MeshConfig, TextConfig, TrainConfig
 
 
@@ -26,7 +26,7 @@ class PatchConfig:
     room: Annotated[float, Rule(least=1, most=1_000)] = 1.1
     """With entropies, a row has room for this many times as many patches as it has on average: a further patch starts
     only once there is room, counted from the begin of the row."""
-    spare: CountOrZero = 6
+    spare: LengthOrZero = 6
     """With entropies, room for this many patches more."""
     threshold: Annotated[float, Rule(least=-1, most=100)] | None = None
     """A patch starts where the entropy of the next byte is above this, in nats; None = chosen from the training text

@@ -175,16 +175,19 @@ def addition(*, hints: bool = False, reverse: bool = False) -> Algorithm:
     first_hint = ZERO + 10
 
     def draw(rng: np.random.Generator, length: int) -> Instance:
-        numbers = rng.integers(10, size=(2, length)).tolist()
-        total = sum(int("".join(map(str, number))) for number in numbers)
-        result = [int(digit) for digit in str(total).zfill(length + 1)]
-        first = first_hint + 1 + int(rng.integers(HINTS - length))
+        numbers = rng.integers(10, size=(2, length))
+        carry, result = 0, []
+        for both in reversed(numbers.sum(axis=0).tolist()):
+            carry, digit = divmod(both + carry, 10)
+            result.append(digit)
+        result = [carry, *reversed(result)]
+        first = first_hint + 1 + int(rng.integers(HINTS - length)) if hints else 0
 
         def written(places: Iterable[tuple[int, int]]) -> list[int]:
             """The ids of (hint, digit) pairs."""
             return [id for hint, digit in places for id in ((hint, ZERO + digit) if hints else (ZERO + digit,))]
 
-        one, other = (written(enumerate(number, first)) for number in numbers)
+        one, other = (written(enumerate(number, first)) for number in numbers.tolist())
         answer = list(enumerate(result, first - 1))
         return Instance([*one, PLUS, *other], written(reversed(answer) if reverse else answer))
 

@@ -12,8 +12,8 @@ from jax import Array
 
 from ..config import ByteLatentModel, ModelConfig, UserError
 from .attention import KV
-from .cache import Cache, check_kv
-from .checks import INT32_MAX, check_float, check_integer, value_of
+from .cache import Cache, check_kv, check_room
+from .checks import INT32_MAX, check_float, check_integer
 from .stack import Kind, layers_of
 
 
@@ -82,24 +82,19 @@ def empty_byte_cache(
     return Cache(parts.joined(), jnp.zeros((rows, beams, S), bool), jnp.zeros((rows, S), jnp.int32), jnp.int32(0))
 
 
-def parts_of(config: ByteLatentModel, tokens_XT: Array, cache: Cache) -> Parts:
-    """The parts of a cache. Raises `UserError` if these new bytes can't be read with it."""
+def parts_of(config: ByteLatentModel, tokens_XT: Array, cache: Cache, at_B: Array | None) -> Parts:
+    """The parts of a cache. Raises `UserError` if these new bytes can't be read with it, at these positions."""
     if not isinstance(cache, Cache):
         raise UserError(f"cache is a {type(cache).__name__}: give what `init_cache` returns")
     found, at = [], 0
     for count in counts(config):
         found.append(tuple(cache.kv[at : at + count]))
         at += count
-    (rows, T), (B, M, S) = tokens_XT.shape, cache.seen_BMS.shape
     if at != len(cache.kv):
         raise UserError(f"cache is of another model: it has {len(cache.kv)} keys and values, this model needs {at}")
     parts = Parts(*found)
-    check_kv("cache", parts.decoder, config, "decoder", B, S)
-    if rows != B * M:
-        raise UserError(f"tokens_BT has {rows} rows: the cache is for {B} sentences of {M} beams")
-    end = value_of(cache.end)
-    if end is not None and end + T * M > S:
-        raise UserError(f"the cache has room for {S // M} positions and holds {end // M} already: no room for {T}")
+    check_kv("cache", parts.decoder, config, "decoder", cache.seen_BMS.shape[0], cache.seen_BMS.shape[2])
+    check_room(tokens_XT, cache, at_B)
     return parts
 
 

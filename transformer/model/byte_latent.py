@@ -84,6 +84,8 @@ class ByteLatent(nnx.Module):
             raise UserError(f"memory is a {type(memory).__name__}: this model has none; leave it out")
         if cache is not None:
             return *self._cached(tokens_BT, cache, at_B), None
+        if at_B is not None:
+            raise UserError("at_B needs a cache (see init_cache)")
         rows, T = tokens_BT.shape
         positions_BT = jnp.arange(T)[None]
         number_BT, ended_BT = self.patches(tokens_BT)
@@ -149,7 +151,7 @@ class ByteLatent(nnx.Module):
     def _cached(self, tokens_XT: Array, cache: Cache, at_B: Array | None) -> tuple[Array, Cache]:
         """x_XTD and the new cache. Patches are not packed together here: each byte is treated as the last one of its
         patch, and only what comes of those that are is read."""
-        c, parts, T = self.config, parts_of(self.config, tokens_XT, cache), tokens_XT.shape[1]
+        c, parts, T = self.config, parts_of(self.config, tokens_XT, cache, at_B), tokens_XT.shape[1]
         B, M, S = cache.seen_BMS.shape
         positions_XT, seen_BYS, extended = past(T, None, None, None, cache, at_B)
         positions_XT = jnp.broadcast_to(positions_XT, tokens_XT.shape)

@@ -228,12 +228,19 @@ def check_cache(
         raise UserError("with a cache, at_B gives the tokens' positions; leave out positions_BT and segments_BT")
     if not isinstance(cache, Cache):
         raise UserError(f"cache is a {type(cache).__name__}: give what `init_cache` returns")
+    check_kv("cache", cache.kv, config, "decoder", cache.seen_BMS.shape[0], cache.seen_BMS.shape[2])
+    check_room(tokens_BT, cache, at_B)
+
+
+def check_room(tokens_BT: Array, cache: Cache, at_B: Array | None) -> None:
+    """Raise `UserError` unless the cache has a row for each row of tokens, and room for them at these positions."""
     (rows, T), (B, M, S) = tokens_BT.shape, cache.seen_BMS.shape
-    check_kv("cache", cache.kv, config, "decoder", B, S)
     if rows != B * M:
         raise UserError(f"tokens_BT has {rows} rows: the cache is for {B} sentences of {M} beams")
+    end = value_of(cache.end)
     if at_B is not None:
         check_places("at_B", at_B, B)
-    end = value_of(cache.end)
+    elif end:
+        raise UserError(f"at_B is missing: the cache holds {end // M} positions already, so say where tokens_BT begin")
     if end is not None and end + T * M > S:
         raise UserError(f"the cache has room for {S // M} positions and holds {end // M} already: no room for {T}")
