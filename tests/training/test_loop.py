@@ -618,10 +618,15 @@ def test_parameters_that_are_not_finite_are_not_saved(tmp_path: Path, run, monke
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("non_finite", ["stop", "rollback"])
-def test_a_checkpoint_from_which_no_update_is_finite_is_not_kept(tmp_path: Path, run, non_finite: str) -> None:
-    """The first update makes parameters of 1e30. They are finite, but the next loss is not."""
-    options = "--train.peak_learning_rate", 1e30, "--train.warmup_steps", 1, "--train.non_finite_limit", 2
+@pytest.mark.parametrize(("non_finite", "evaluated"), [("stop", False), ("rollback", False), ("stop", True)])
+def test_a_checkpoint_from_which_no_update_is_finite_is_not_kept(
+    tmp_path: Path, run, monkeypatch, non_finite: str, evaluated: bool
+) -> None:
+    """The first update makes parameters of 1e30. They are finite, but the next loss is not. Scores can't tell."""
+    options = ("--train.peak_learning_rate", 1e30, "--train.warmup_steps", 1, "--train.non_finite_limit", 2)
+    if evaluated:
+        monkeypatch.setattr(Translation, "evaluate", lambda *_: iter([("dev_bleu", 5.0)]))
+        options += ("--train.eval_every", 1)
     with pytest.raises(UserError, match=r"^update \d: the loss is nan.*stopped, no checkpoint was saved yet. Lower"):
         run(tmp_path / "run", *short("--train.checkpoint_every", 1, *options, "--train.non_finite", non_finite))
     assert Checkpoints(tmp_path / "run").states() == []
@@ -629,11 +634,11 @@ def test_a_checkpoint_from_which_no_update_is_finite_is_not_kept(tmp_path: Path,
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("steps", [1, 2])
-def test_without_a_development_set_one_more_update_shows_whether_the_end_is_good(
-    tmp_path: Path, run, monkeypatch, steps: int
+@pytest.mark.parametrize(("steps", "averaged"), [(1, False), (2, False), (2, True)])
+def test_one_more_update_shows_whether_the_end_is_good(
+    tmp_path: Path, run, monkeypatch, steps: int, averaged: bool
 ) -> None:
-    """The last update makes parameters of 1e30."""
+    """The last update makes parameters of 1e30. There is no development set, or its scores are of a moving average."""
     rate = step_module.optimizer
 
     def breaks_at_the_end(*given: Any) -> optax.GradientTransformation:
@@ -641,6 +646,9 @@ def test_without_a_development_set_one_more_update_shows_whether_the_end_is_good
 
     monkeypatch.setattr(step_module, "optimizer", breaks_at_the_end)
     without = [f"--data.{name}_{side}=None" for name in ("dev", "test") for side in ("source", "target")]
+    if averaged:
+        monkeypatch.setattr(Translation, "evaluate", lambda *_: iter([("dev_bleu", 5.0)]))
+        without = ["--train.ema_decay", 0.5]
     told = rf"^the loss is nan and the gradient norm nan from the parameters that update {steps} made; training stopped"
     with pytest.raises(UserError, match=told):
         run(tmp_path / "run", *short(), "--train.checkpoint_every", 1, "--train.steps", steps, *without)

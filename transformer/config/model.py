@@ -13,11 +13,11 @@ from .numbers import (
     INT32_MAX,
     Count,
     CountOrZero,
+    Dropout,
     LayersOrZero,
     LengthOrZero,
     Positive,
     Rule,
-    Share,
 )
 
 SPECIALS = ("<pad>", "<s>", "</s>", "<unk>")
@@ -90,11 +90,11 @@ class ModelConfig:
     """Size of one query and key head: None = d_model / heads."""
     d_v: Count | None = None
     """Size of one value head: None = d_model / heads."""
-    dropout: Annotated[float, Rule(least=0, most=0.999)] = 0.1
+    dropout: Dropout = 0.1
     """Dropout rate on the output of each sub-layer and on the sums of embeddings and positions (paper §5.4)."""
-    attention_dropout: Share = 0.0
+    attention_dropout: Dropout = 0.0
     """Dropout rate on the attention weights (BERT, GPT-2: 0.1)."""
-    activation_dropout: Share = 0.0
+    activation_dropout: Dropout = 0.0
     """Dropout rate on the inner activations of the feed-forward networks (tensor2tensor: relu_dropout)."""
     attention_score: Literal["dot", "unscaled", "additive"] = "dot"
     """How a query q and a key k are compared. 'dot' = their product divided by sqrt(d_k) (paper §3.2.1); 'unscaled' =

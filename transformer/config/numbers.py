@@ -44,6 +44,7 @@ LengthOrZero = Annotated[int, Rule(least=0, most=1_000_000)]
 Workers = Annotated[int, Rule(least=0, most=1_024)]
 Seed = Annotated[int, Rule(least=0, below=2**32)]  # JAX drops higher bits
 Share = Annotated[float, Rule(least=0, below=1)]
+Dropout = Annotated[float, Rule(least=0, most=0.999)]
 Positive = Annotated[float, Rule(above=0, most=FLOAT32_MAX)]
 
 

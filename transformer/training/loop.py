@@ -299,10 +299,11 @@ class Training:
     def save_checkpoint(self, step: int, evaluated: bool, last: bool) -> None:
         """Save the state after update `step`, with its scores if it was `evaluated`.
 
-        Raises `UserError` if the last checkpoint of the run is not good.
+        The next update shows whether the state is good; at the end of the run, finite scores do, unless they are those
+        of a moving average. Raises `UserError` if the last checkpoint of the run is not good.
         """
         t, checkpoints = self.setup.task.config.train, self.setup.checkpoints
-        good = evaluated and bool(self.scores) and not first_not_finite(self.scores)
+        good = last and evaluated and bool(self.scores) and not first_not_finite(self.scores) and not t.ema_decay
         self.save(step, step, self.scores if evaluated else None, keep=(t.keep_last, t.keep_every), good=good)
         if last and not good:
             if wrong := self.not_finite_after(step):
@@ -320,8 +321,8 @@ class Training:
     ) -> None:
         """Save the state after update `step` as checkpoint `name`. `more`: further entries of progress.json.
 
-        `keep`: `train.keep_last` and `train.keep_every`; None deletes no older checkpoint. `good`: whether the scores
-        show that the state is good; if not, the next finite update does.
+        `keep`: `train.keep_last` and `train.keep_every`; None deletes no older checkpoint. `good`: whether it
+        is known that the state is good; if not, the next finite update shows it.
         """
         setup = self.setup
         progress = self.progress.saved(step, *setup.batches.locate(step), scores, **more)
