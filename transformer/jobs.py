@@ -99,16 +99,27 @@ def _run_seeds(
 
     The other seeds go on if the numbers of one are no longer finite; its error is raised at the end.
     """
-    from transformer.checkpoint import seed_folder
+    from transformer.checkpoint import seed_folder, seeds_in
     from transformer.tasks.seeds import summary
+    from transformer.training import processes
     from transformer.training.loop import Diverged
+    from transformer.training.workdir import refuse_conflict
+
+    def of(seed: int) -> tuple[Any, argparse.Namespace]:
+        """Config and options of one seed."""
+        one = dataclasses.replace(config, train=dataclasses.replace(config.train, seed=seed, seeds=1))
+        return one, argparse.Namespace(**vars(options) | {"workdir": str(seed_folder(options.workdir, seed))})
 
     broken: list[Diverged] = []
     first, count = config.train.seed, config.train.seeds
+    with processes.all_or_none():
+        for seed in seeds_in(options.workdir):  # all seeds of a folder are scored together
+            as_stored, stored = _as_stored(task, *of(seed))
+            if stored is not None:
+                refuse_conflict(stored, as_stored, seed_folder(options.workdir, seed))
     for seed in range(first, first + count):
         log.info("seed %d (%d of %d)", seed, seed - first + 1, count)
-        one = dataclasses.replace(config, train=dataclasses.replace(config.train, seed=seed, seeds=1))
-        folder = argparse.Namespace(**vars(options) | {"workdir": str(seed_folder(options.workdir, seed))})
+        one, folder = of(seed)
         try:
             _run(task, one, folder, profile)
         except Diverged as error:

@@ -273,6 +273,16 @@ def test_seeds_beside_a_single_run_are_refused(folder: Path, run: Path, tmp_path
     assert not (tmp_path / "run/seed-0").exists()
 
 
+def test_seeds_of_another_config_are_refused(folder: Path, run: Path, tmp_path: Path, call) -> None:
+    """They would be scored together."""
+    shutil.copytree(run, tmp_path / "runs" / "seed-0")
+    command = ["train.py", "--config", folder / "config.py", "--workdir", tmp_path / "runs", "--train.seed=1"]
+    done = call(*command, "--train.seeds=2", "--train.peak_learning_rate=0.007")
+    told = f"error: {tmp_path}/runs/seed-0 was trained with another config: train.peak_learning_rate is 0.003 there, "
+    assert done.code == 2 and done.err.splitlines()[-1].startswith(told)
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["seed-0"]
+
+
 def test_other_labels_than_those_of_the_run(folder: Path, run: Path, tmp_path: Path, call) -> None:
     workdir = Path(shutil.copytree(run, tmp_path / "run"))
     text = (folder / "train.tsv").read_text()

@@ -23,6 +23,7 @@ from runs import leftovers
 from transformer.checkpoint import Checkpoints
 from transformer.command_line import config_file
 from transformer.config import AttentionConfig, ModelConfig, UserError, conflicts, from_json
+from transformer.data import labels, linearised, marian, vocabularies, wordpiece
 from transformer.data.batching import Batches
 from transformer.data.tokenizer import Tokenizer
 from transformer.jobs import train
@@ -352,6 +353,15 @@ def test_a_folder_of_something_else_is_refused_and_nothing_touched(tmp_path: Pat
     assert "use another --workdir" in str(error.value).lower()
     assert "\n" not in str(error.value)
     assert contents(tmp_path / "mine") == before
+
+
+@pytest.mark.parametrize(
+    "name", sorted({*vocabularies.FILES, *wordpiece.FILES, marian.FILE, labels.FILE, linearised.FILE})
+)
+def test_a_file_that_some_task_would_overwrite_is_kept(tmp_path: Path, tiny, name: str) -> None:
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(UserError, match=f"no config.json, but {name}, which training would overwrite"):
+        refuse_other_config(config_file(tiny.config), str(tmp_path))
 
 
 def test_damaged_checkpoints_only_are_no_reason_to_start_anew(workdir: Path, run) -> None:

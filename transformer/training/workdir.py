@@ -16,8 +16,8 @@ log = logging.getLogger("transformer")
 # What a run writes to its workdir after config.json. That file comes first and marks the folder as a workdir.
 MADE = (
     *("checkpoints", "metrics.jsonl", "scores.jsonl", "sets", "tensorboard"),
-    *("tokenizer.model", "tokenizer.json", "characters.json", "bytes.json", "marian.json", "labels.json"),
-    "tokenizer.sha256",
+    *("tokenizer.model", "tokenizer.json", "characters.json", "bytes.json", "marian.json"),
+    *("labels.json", "symbols.json", "tokenizer.sha256"),
 )
 FOLDERS = ("checkpoints", "sets", "tensorboard", "profile")
 
@@ -77,11 +77,7 @@ def refuse_other_config(config: Any, workdir: str) -> None:
                 "training would overwrite; use another --workdir"
             )
         return
-    if conflicting := conflicts(old_config, config):
-        listed = "; ".join(f"{name} is {old!r} there, {new!r} now" for name, (old, new) in conflicting.items())
-        raise UserError(
-            f"{workdir} was trained with another config: {listed}. Use another --workdir, or the same values"
-        )
+    refuse_conflict(old_config, config, workdir)
     if not checkpoints.states() and (saved := checkpoints.once_saved(old_config.train.checkpoint_every)):
         raise UserError(
             f"{workdir}: {saved}, but no complete checkpoint is in {checkpoints.folder}; bring them back, or start "
@@ -92,6 +88,15 @@ def refuse_other_config(config: Any, workdir: str) -> None:
             if name == "model.vocab_size":  # None where the config leaves it to the task
                 continue
             log.info("resuming with %s changed from %r to %r", name, old, new)
+
+
+def refuse_conflict(old: Any, new: Any, workdir: object) -> None:
+    """Raise `UserError` if a run of config `old`, in this workdir, can't go on with config `new`."""
+    if conflicting := conflicts(old, new):
+        listed = "; ".join(f"{name} is {before!r} there, {now!r} now" for name, (before, now) in conflicting.items())
+        raise UserError(
+            f"{workdir} was trained with another config: {listed}. Use another --workdir, or the same values"
+        )
 
 
 def config_of(checkpoints: Checkpoints) -> Any:
