@@ -115,9 +115,16 @@ def test_a_prompt_at_once_and_then_byte_by_byte(name):
         return built.bind(params).decode(tokens, cache=cache, at_B=at)[:2]
 
     cache = prompt(TEXT[:rows, : lengths.max()])
-    for wrong, message in (({"cache": cache}, "at_B is missing"), ({"at_B": 9}, "at_B needs a cache")):
+    for message, wrong in {
+        "at_B is missing": {"cache": cache},
+        "at_B needs a cache": {"at_B": 9},
+        r"at_B has the shape \(3,\)": {"cache": cache, "at_B": jnp.full(3, 9)},
+        "key: this model has no dropout with a cache": {"cache": cache, "at_B": 9, "key": jax.random.key(0)},
+    }.items():
         with pytest.raises(UserError, match=message):
             built.bind(params).decode(TEXT[:rows, :1], **wrong)
+    with pytest.raises(UserError, match=r"^tokens_BT is a list: give an array"):
+        built.bind(params).patches([[1]])
     seen = cache.seen_BMS & (cache.positions_BS < lengths[:, None])[:, None]
     cache = cache._replace(seen_BMS=jnp.repeat(seen, 2, axis=1))
     texts = np.repeat(TEXT[:rows], 2, axis=0)

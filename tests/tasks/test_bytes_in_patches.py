@@ -15,8 +15,9 @@ from quick import jit
 
 from transformer.checkpoint import Checkpoints
 from transformer.command_line import config_file
-from transformer.config import LanguageModelConfig, ModelConfig, PatchConfig, TextConfig
+from transformer.config import LanguageModelConfig, ModelConfig, PatchConfig, TextConfig, UserError
 from transformer.data.vocabularies import Bytes
+from transformer.inference.attention import of_text
 from transformer.inference.generator import Generator
 from transformer.model import build
 from transformer.tasks import byte_latent
@@ -200,6 +201,8 @@ def test_generation_cuts_patches_as_evaluation_does(run: Path, call) -> None:
     total = float(log_probs[at, tokens[0, at + 1]].sum())
     ended = 0.0 if len(found.tokens) == 14 else float(log_probs[-1, ours.vocabulary.end])
     assert found.log_prob == pytest.approx(total + ended, rel=1e-3)
+    with pytest.raises(UserError, match="bytes in patches"):
+        of_text(ours, "wolf")
 
 
 @pytest.mark.slow

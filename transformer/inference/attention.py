@@ -17,7 +17,17 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from transformer.config import BOS, EOS, PAD, Config, FinetuneConfig, LanguageModelConfig, ParsingConfig, UserError
+from transformer.config import (
+    BOS,
+    EOS,
+    PAD,
+    ByteLatentModel,
+    Config,
+    FinetuneConfig,
+    LanguageModelConfig,
+    ParsingConfig,
+    UserError,
+)
 from transformer.data.framing import Row, row_of
 from transformer.data.given import require_string, strings
 from transformer.data.treebank import frame_sentences
@@ -170,8 +180,10 @@ def of_parse(parser: Parser, sentence: str) -> Attended:
 def of_text(generator: Generator, text: str) -> Attended:
     """The attention of a language model that reads a text. The side is 'text'. Of an ensemble, the first model is used.
 
-    Raises `UserError` for an empty or too long text.
+    Raises `UserError` for an empty or too long text, and for a model of bytes in patches.
     """
+    if isinstance(generator.model.config, ByteLatentModel):
+        raise UserError("this model reads bytes in patches, of which there is no picture of attention")
     vocabulary = generator.vocabulary
     ids = vocabulary.encode(_filled(text, blank=False)).tolist()
     ids = [vocabulary.begin, *ids] if generator.documents else ids

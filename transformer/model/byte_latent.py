@@ -82,6 +82,8 @@ class ByteLatent(nnx.Module):
         check_ids("tokens_BT", tokens_BT, self.vocab_size)
         if memory is not None:
             raise UserError(f"memory is a {type(memory).__name__}: this model has none; leave it out")
+        if cache is not None and key is not None:
+            raise UserError("key: this model has no dropout with a cache; leave one of the two out")
         if cache is not None:
             return *self._cached(tokens_BT, cache, at_B), None
         if at_B is not None:
@@ -111,7 +113,11 @@ class ByteLatent(nnx.Module):
         return x_BTD, None, None
 
     def patches(self, tokens_BT: Array) -> tuple[Array, Array]:
-        """The number of the patch of each byte, from 0, and the number of patches that have ended with it: (B, T)."""
+        """The number of the patch of each byte, from 0, and the number of patches that have ended with it: (B, T).
+
+        Raises `UserError` for ids that are no bytes or of a wrong shape.
+        """
+        check_ids("tokens_BT", tokens_BT, self.vocab_size)
         rows, T = tokens_BT.shape
         entropy_BT = None if self.entropy is None else self.entropies(tokens_BT)
         ended_BT = self._ended(entropy_BT, jnp.arange(T)[None], jnp.zeros(rows, jnp.int32))
