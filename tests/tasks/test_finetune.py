@@ -27,7 +27,7 @@ from transformer.data.labelled import Columns
 from transformer.data.labels import Labels
 from transformer.inference.classifier import Classifier, labels_in
 from transformer.model import build
-from transformer.tasks import labelled_sets
+from transformer.tasks import label_scores, labelled_sets
 from transformer.tasks.finetune import Finetune, shown_label
 from transformer.tasks.label_scores import evaluate_workdir
 from transformer.tasks.tuning import heads_agree, rate_of, refuse_other_labels
@@ -281,6 +281,16 @@ def test_seeds_of_another_config_are_refused(folder: Path, run: Path, tmp_path: 
     told = f"error: {tmp_path}/runs/seed-0 was trained with another config: train.peak_learning_rate is 0.003 there, "
     assert done.code == 2 and done.err.splitlines()[-1].startswith(told)
     assert [path.name for path in (tmp_path / "runs").iterdir()] == ["seed-0"]
+
+
+def test_seeds_of_different_metrics_are_not_scored_together(run: Path, tmp_path: Path, monkeypatch) -> None:
+    for seed in (0, 1):
+        shutil.copytree(run, tmp_path / "runs" / f"seed-{seed}")
+    real = label_scores._evaluated
+    metrics = iter(("accuracy", "f1"))
+    monkeypatch.setattr(label_scores, "_evaluated", lambda *given: {**real(*given), "metric": next(metrics)})
+    with pytest.raises(UserError, match="its seeds have different metrics: accuracy, f1; score one seed-N"):
+        evaluate_workdir(str(tmp_path / "runs"))
 
 
 def test_other_labels_than_those_of_the_run(folder: Path, run: Path, tmp_path: Path, call) -> None:

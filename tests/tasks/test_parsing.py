@@ -379,6 +379,19 @@ def test_a_parameter_file_counts_by_its_content(run: Path, tmp_path: Path, call)
     assert found[0] == found[1] != found[2]
 
 
+def test_scores_depend_on_the_trees_and_the_search_and_not_on_speed(run: Path) -> None:
+    config = Checkpoints(run).open("last").config
+
+    def judged_on(section: str, **fields: object) -> object:
+        section_of = dataclasses.replace(getattr(config, section), **fields)
+        return Parsing.build(dataclasses.replace(config, **{section: section_of}), str(run)).judged_on()
+
+    usual = judged_on("decode")
+    for fields in ({"batch_sentences": 3}, {"batch_tokens": 99}, {"streams": 2}, {"seed": 5}, {"temperature": 0.5}):
+        assert judged_on("decode", **fields) == usual
+    assert judged_on("decode", beam_size=7) != usual != judged_on("train", eval_sentences=1)
+
+
 def test_trees_that_can_not_be_used_are_told(folder: Path, tmp_path: Path, run: Path, call) -> None:
     (tmp_path / "t.mrg").write_text("(S (NN cat dog))\n(S (NP (NN cat)))\n")
     done = call("evaluate.py", "--workdir", run, "--data", tmp_path / "t.mrg")

@@ -113,8 +113,10 @@ def evaluate_workdir(
     each = of_each_seed(workdir, lambda folder: _evaluated(folder, data, checkpoint, options, kind))
     if not each:
         return _evaluated(workdir, data, checkpoint, options, kind)
-    best, results = str(best_seed(workdir)), list(each.values())
-    metric = results[0]["metric"]
+    results = list(each.values())
+    if len(metrics := {result["metric"] for result in results}) > 1:
+        raise UserError(f"{workdir}: its seeds have different metrics: {', '.join(sorted(metrics))}; score one seed-N")
+    best, metric = str(best_seed(workdir)), results[0]["metric"]
     return {
         "test_set": results[0]["test_set"],
         "texts": results[0]["texts"],

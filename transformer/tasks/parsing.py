@@ -25,6 +25,7 @@ from transformer.data.wordpiece import EncoderVocabulary
 from transformer.files import path_of
 from transformer.inference.batches import on_all_devices
 from transformer.inference.parser import Parser, symbols_in
+from transformer.judging import decoding
 from transformer.model import Params, build
 from transformer.model.rounding import in_type
 from transformer.tasks import parse_scores
@@ -139,9 +140,11 @@ class Parsing:
 
     def judged_on(self) -> dict[str, Any]:
         """What dev scores depend on besides the parameters: the trees and the options of decoding and scoring."""
-        decode = dataclasses.asdict(self.config.decode)
-        parameters = parameters_of(self.config.parser).digest()
-        return {"dev_digest": self.dev_digest(), "scored_with": {**decode, "EVALB's parameters": parameters}}
+        options = {
+            "train.eval_sentences": self.config.train.eval_sentences,
+            "EVALB's parameters": parameters_of(self.config.parser).digest(),
+        }
+        return {"dev_digest": self.dev_digest(), "scored_with": {**options, **decoding(self.config.decode)}}
 
     def write_sets(self, folder: epath.Path) -> None:
         """Copy the development and test trees into the workdir."""
