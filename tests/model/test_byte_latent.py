@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from typing import get_args, get_type_hints
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,15 @@ import pytest
 from quick import jit
 from tiny import VOCABULARY, random_params
 
-from transformer.config import AttentionConfig, ByteLatentModel, ModelConfig, NgramConfig, PatchConfig, UserError
+from transformer.config import (
+    AttentionConfig,
+    ByteLatentModel,
+    ModelConfig,
+    NgramConfig,
+    PatchConfig,
+    UserError,
+    check_model,
+)
 from transformer.model import build
 from transformer.model.patches import ended, most, ngrams, running_max
 
@@ -235,3 +244,24 @@ def test_a_model_without_a_threshold_cuts_no_patches():
     built = build(dataclasses.replace(MODEL, patches=PatchConfig()))
     with pytest.raises(UserError, match=r"^model\.patches\.threshold = None: give the entropy, in nats, above which"):
         jax.eval_shape(built.apply, built.abstract_params, TEXT)
+
+
+def _at_bounds(kind, base):
+    """Each field of a section of numbers, at its least and its largest value."""
+    for name, hint in get_type_hints(kind, include_extras=True).items():
+        of = [one for one in (hint, *get_args(hint)) if hasattr(one, "__metadata__")]
+        for rule, number in ((one.__metadata__[0], one.__origin__) for one in of[:1]):
+            for value in (rule.least, rule.most):
+                yield pytest.param(dataclasses.replace(base, **{name: number(value)}), id=f"{name}={value}")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("section", [*_at_bounds(PatchConfig, MODEL.patches), *_at_bounds(NgramConfig, MODEL.ngrams)])
+def test_numbers_at_their_bounds_are_computed_or_refused(section):
+    config = dataclasses.replace(MODEL, **{"patches" if isinstance(section, PatchConfig) else "ngrams": section})
+    try:
+        check_model(config)
+        built = build(config)
+        jax.eval_shape(lambda params, tokens: built.apply(params, tokens), built.abstract_params, TEXT)
+    except UserError as error:
+        assert str(error).startswith("model.")

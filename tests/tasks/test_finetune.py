@@ -289,7 +289,7 @@ def test_seeds_of_different_metrics_are_not_scored_together(run: Path, tmp_path:
     real = label_scores._evaluated
     metrics = iter(("accuracy", "f1"))
     monkeypatch.setattr(label_scores, "_evaluated", lambda *given: {**real(*given), "metric": next(metrics)})
-    with pytest.raises(UserError, match="its seeds have different metrics: accuracy, f1; score one seed-N"):
+    with pytest.raises(UserError, match="its seeds have different metrics: accuracy for seed 0, f1 for seed 1"):
         evaluate_workdir(str(tmp_path / "runs"))
 
 

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from .codec import Relations, check_fields, require
 from .documentation import documented
 from .model import GPT2, AttentionConfig, ModelConfig, check_model, of_model
-from .numbers import Count, CountOrZero, LengthOrZero, Rule
+from .numbers import Count, LengthOrZero, Rule
 from .sections import DecodeConfig, MeshConfig, TextConfig, TrainConfig
 
 
@@ -42,7 +42,7 @@ class NgramConfig:
     """Length of the shortest n-grams."""
     longest: Annotated[int, Rule(least=1, most=64)] = 8
     """Length of the longest n-grams."""
-    rows: CountOrZero = 4_096
+    rows: Annotated[int, Rule(least=0, most=2**24)] = 4_096  # of 64 lengths: 2**30, an int32
     """Number of rows for each length; 0 = no such embeddings."""
 
 

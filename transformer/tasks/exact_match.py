@@ -34,7 +34,7 @@ from transformer.data.algorithms import (
 )
 from transformer.inference.batches import on_all_devices
 from transformer.model import Model, Params, build
-from transformer.tasks.seeds import mean_and_deviation, of_each_seed
+from transformer.tasks.seeds import mean_and_deviation, of_each_seed, require_alike
 
 _ROWS = 64  # of a forward pass
 _OFFSET = 1_000  # by which the instances of evaluate.py differ from those of training's evaluations
@@ -145,6 +145,8 @@ def evaluate_workdir(workdir: str, *, checkpoint: str | None = None) -> dict[str
     each = of_each_seed(workdir, lambda folder: _evaluated(folder, checkpoint))
     if not each:
         return _evaluated(workdir, checkpoint)
+    require_alike(workdir, "lengths", {seed: " ".join(result["exact_match"]) for seed, result in each.items()})
+    require_alike(workdir, "data.test_instances", {seed: result["instances"] for seed, result in each.items()})
     results = list(each.values())
     shared = {name: results[0][name] for name in ("task", "instances")}
     for kind in ("exact_match", "exact_match_length_given"):

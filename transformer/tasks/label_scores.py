@@ -25,7 +25,7 @@ from transformer.tasks.label_metrics import (
     regression_metrics,
     tag_metrics,
 )
-from transformer.tasks.seeds import mean_and_deviation, of_each_seed
+from transformer.tasks.seeds import mean_and_deviation, of_each_seed, require_alike
 
 log = logging.getLogger("transformer")
 
@@ -114,8 +114,7 @@ def evaluate_workdir(
     if not each:
         return _evaluated(workdir, data, checkpoint, options, kind)
     results = list(each.values())
-    if len(metrics := {result["metric"] for result in results}) > 1:
-        raise UserError(f"{workdir}: its seeds have different metrics: {', '.join(sorted(metrics))}; score one seed-N")
+    require_alike(workdir, "metrics", {seed: result["metric"] for seed, result in each.items()})
     best, metric = str(best_seed(workdir)), results[0]["metric"]
     return {
         "test_set": results[0]["test_set"],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import statistics
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from transformer.checkpoint import Checkpoints, seed_folder, seeds_in
@@ -51,6 +51,13 @@ def of_each_seed(workdir: Any, evaluated: Callable[[Any], dict[str, Any]]) -> di
     if not each:
         raise UserError(f"{workdir}: no run in its folders seed-N has a checkpoint yet")
     return each
+
+
+def require_alike(workdir: Any, what: str, each: Mapping[int, Any]) -> None:
+    """Raise `UserError` unless this is the same for each seed, so that their scores may be put together."""
+    if len(set(each.values())) > 1:
+        listed = ", ".join(f"{value} for seed {seed}" for seed, value in each.items())
+        raise UserError(f"{workdir}: its seeds have different {what}: {listed}. Score each of its folders seed-N alone")
 
 
 def mean_and_deviation(values: Sequence[float]) -> dict[str, float | None]:
