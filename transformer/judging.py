@@ -66,7 +66,7 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     An entry that is missing on one side counts as unchanged.
     """
     reasons = []
-    if before.get("dev_digest", now.get("dev_digest")) != now.get("dev_digest"):
+    if len({one["dev_digest"] for one in (before, now) if "dev_digest" in one}) > 1:
         reasons.append("the development text or train.eval_sentences has changed")
     first_before, first = before["judged"][0], now["judged"][0]
     if list(first_before) != list(first):
@@ -133,7 +133,8 @@ class Judge:
     """Tracks the best evaluation of a run, and the number of evaluations since then."""
 
     def __init__(self, judged: Judged, now: Mapping[str, Any], progress: Mapping[str, Any]):
-        """`now`: dev_digest and scored_with of this run. `progress`: that of the checkpoint it resumes from, or {}."""
+        """`now`: scored_with of this run, and dev_digest if it has a development text. `progress`: that of the
+        checkpoint it resumes from, or {}."""
         self.judged, self._now = judged, json.loads(json.dumps(now))  # as a checkpoint's JSON returns it
         self.best: dict[str, float | None] | None = progress.get("best")
         self.stale: int = progress.get("evaluations_without_better", 0)

@@ -27,7 +27,7 @@ from transformer.data.labelled import Columns
 from transformer.data.labels import Labels
 from transformer.inference.classifier import Classifier, labels_in
 from transformer.model import build
-from transformer.tasks import label_scores, labelled_sets
+from transformer.tasks import labelled_sets
 from transformer.tasks.finetune import Finetune, shown_label
 from transformer.tasks.label_scores import evaluate_workdir
 from transformer.tasks.tuning import heads_agree, rate_of, refuse_other_labels
@@ -283,14 +283,23 @@ def test_seeds_of_another_config_are_refused(folder: Path, run: Path, tmp_path: 
     assert [path.name for path in (tmp_path / "runs").iterdir()] == ["seed-0"]
 
 
-def test_seeds_of_different_metrics_are_not_scored_together(run: Path, tmp_path: Path, monkeypatch) -> None:
-    for seed in (0, 1):
-        shutil.copytree(run, tmp_path / "runs" / f"seed-{seed}")
-    real = label_scores._evaluated
-    metrics = iter(("accuracy", "f1"))
-    monkeypatch.setattr(label_scores, "_evaluated", lambda *given: {**real(*given), "metric": next(metrics)})
-    with pytest.raises(UserError, match="its seeds have different metrics: accuracy for seed 0, f1 for seed 1"):
-        evaluate_workdir(str(tmp_path / "runs"))
+@pytest.mark.slow
+def test_seeds_are_compared_on_the_same_texts_only(folder: Path, run: Path, tmp_path: Path, call, predict) -> None:
+    """Paths may change between seeds, and so may what is at these paths."""
+    runs = tmp_path / "runs"
+    shutil.copytree(run, runs / "seed-0")
+    lines = (folder / "dev.tsv").read_text().splitlines(keepends=True)
+    (tmp_path / "dev.tsv").write_text("".join(lines[:-1]))
+    command = ["train.py", "--config", folder / "config.py", "--workdir", runs, f"--data.dev={tmp_path}/dev.tsv"]
+    done = call(*command, "--train.seeds=2")
+    different = "seed 1 can't be compared with seed 0, because the development text or train.eval_sentences has changed"
+    assert done.code == 0 and f"no mean: {different}" in done.err
+    shutil.copytree(run / "sets", runs / "seed-0" / "sets", dirs_exist_ok=True)
+    done = call("evaluate.py", "--workdir", runs)
+    assert done.code == 2 and "its seeds have different texts to score: dev.tsv (" in done.err.splitlines()[-1]
+    done = predict(runs, "a film\n")
+    assert done.code == 2 and done.err.splitlines()[-1] == f"error: {runs}: {different}; name one of its folders seed-N"
+    assert predict(runs / "seed-1", "a film\n").code == 0
 
 
 def test_other_labels_than_those_of_the_run(folder: Path, run: Path, tmp_path: Path, call) -> None:

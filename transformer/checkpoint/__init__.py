@@ -13,7 +13,7 @@ an incomplete copy that a user made. Both kinds are ignored; only folders with `
 from transformer.checkpoint.arrays import with_sharding
 from transformer.checkpoint.layout import AVERAGE, folder_of, interrupted, seed_folder, seeds_in
 from transformer.checkpoint.opened import Checkpoint, Removed, again
-from transformer.checkpoint.seeds import best_seed
+from transformer.checkpoint.seeds import best_seed, differences_of
 from transformer.checkpoint.store import Checkpoints
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "Removed",
     "again",
     "best_seed",
+    "differences_of",
     "folder_of",
     "interrupted",
     "seed_folder",

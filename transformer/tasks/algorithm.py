@@ -77,9 +77,8 @@ class AlgorithmTask:
         return self.batches().digest()
 
     def judged_on(self) -> dict[str, Any]:
-        """What dev scores depend on besides the parameters."""
-        d = self.config.data
-        return {"dev_digest": self.data_digest(), "scored_with": {"dev_instances": d.dev_instances}}
+        """What dev scores depend on besides the parameters. There is no digest of instances: each seed has its own."""
+        return {"scored_with": {"dev_instances": self.config.data.dev_instances}}
 
     def write_sets(self, folder: epath.Path) -> None:
         """There are no sets: instances are drawn from the seed."""

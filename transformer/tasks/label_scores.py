@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from hashlib import sha256
 from typing import Any
 
 import numpy as np
@@ -114,7 +115,8 @@ def evaluate_workdir(
     if not each:
         return _evaluated(workdir, data, checkpoint, options, kind)
     results = list(each.values())
-    require_alike(workdir, "metrics", {seed: result["metric"] for seed, result in each.items()})
+    texts = {seed: f"{result['test_set']} ({result['texts_sha256'][:8]})" for seed, result in each.items()}
+    require_alike(workdir, "texts to score", texts)
     best, metric = str(best_seed(workdir)), results[0]["metric"]
     return {
         "test_set": results[0]["test_set"],
@@ -150,6 +152,7 @@ def _evaluated(
         "test_set": given.name,
         "checkpoint": str(opened.name),
         "texts": len(rows),
+        "texts_sha256": sha256(repr([example[:3] for example in given.examples]).encode()).hexdigest(),
         "texts_cut": sum(row.cut > 0 for row in rows),
         "metric": labels.metric,
         "scores": scores,

@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from transformer.checkpoint import Checkpoints, seed_folder, seeds_in
+from transformer.checkpoint import Checkpoints, differences_of, seed_folder, seeds_in
 from transformer.config import UserError
 
 log = logging.getLogger("transformer")
@@ -15,20 +15,24 @@ log = logging.getLogger("transformer")
 
 def summary(workdir: Any, seeds: Sequence[int]) -> Iterator[str]:
     """Lines with the best and the last score of each seed, by the first score that judges checkpoints; then the mean
-    and the standard deviation of the best ones, over all seeds that have one."""
-    best, name = [], ""
+    and the standard deviation of the best ones, over all seeds that have one, or why they can't be compared."""
+    best: list[float] = []
+    scored: dict[int, Mapping[str, Any]] = {}
     for seed in seeds:
         checkpoints = Checkpoints(seed_folder(workdir, seed))
         progress = checkpoints.read("last", lambda opened: opened.progress) if checkpoints.states() else {}
-        name = next((first for first, _ in progress.get("judged", ())), name)
+        name = next((first for first, _ in progress.get("judged", ())), "")
         score, last = (progress.get("best") or {}).get(name), progress.get(name)
         if score is None:
             yield f"seed {seed}: no score"
             continue
         best.append(score)
+        scored[seed] = progress
         note = f"   COLLAPSED: {progress['dev_collapse']}" if progress.get("dev_collapse") else ""
         yield f"seed {seed}: best {name} {score:.4g}, last {'none' if last is None else format(last, '.4g')}{note}"
-    if best:
+    if different := differences_of(scored):
+        yield f"no mean: {different}"
+    elif best:
         spread = f", standard deviation {statistics.stdev(best):.4g}" if len(best) > 1 else ""
         yield f"{len(best)} seeds: mean of the best {name} {statistics.fmean(best):.4g}{spread}"
 

@@ -94,7 +94,8 @@ class Task(Protocol):
         ...
 
     def judged_on(self) -> Mapping[str, Any]:
-        """What the scores depend on besides the parameters: `dev_digest` and `scored_with` (see `judging`)."""
+        """What the scores depend on besides the parameters: `scored_with`, and `dev_digest` (see `judging`) unless the
+        development set is drawn from the seed."""
         ...
 
     def describe(self) -> Iterator[str]:
