@@ -103,8 +103,10 @@ MISTAKES = {
     ("classes", NAMED): [
         ("tsv", "yes\ta\n", "1: the header has no column 'text', only 'yes', 'a'; name it with --data.text, or, if "
          "this is no header, give the numbers of the columns, such as --data.label 1 --data.text 2"),
-        ("tsv", "text,label\na,x\n", "1: not columns with tabs between them, but 'text,label'; if it is .csv, name"),
-        ("txt", '{"text": "a", "label": "x"}\n', "1: not columns with tabs between them, but '{\"text\": \"a\", "),
+        ("tsv", "text,label\na,x\n", "1: a single column, 'text,label'; if it is .csv, name it so"),
+        ("csv", "text\tlabel\na\tx\n", "1: a single column, 'text\\tlabel'; if tabs separate columns, name it .tsv"),
+        ("csv", "text;label\na;x\n", "1: a single column, 'text;label'; separate columns with tabs in a .tsv"),
+        ("txt", '{"text": "a", "label": "x"}\n', "1: a single column, '{\"text\": \"a\", "),
         ("tsv", "text\ttext\tlabel\n", "1: the header has the column 'text' twice"),
         ("tsv", "text\tlabel\na\tx\nb\n", "3: too few columns: 1, but the header has 2; add"),
         ("tsv", "text\tlabel\na\t \n", "2: the label is empty; fill it, or remove the row"),

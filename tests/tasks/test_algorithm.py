@@ -66,7 +66,6 @@ def test_several_seeds_are_scored_together(run: Path, tmp_path: Path, call) -> N
 
 @pytest.mark.slow
 def test_seeds_of_other_lengths_are_not_scored_together(tmp_path: Path, call) -> None:
-    """A run may go on with other lengths to test, but one that has ended keeps its own."""
     sizes = ["--model.d_model=8", "--model.d_ff=8", "--data.longest=5", "--train.steps=1", "--data.dev_instances=5"]
     command = ["train.py", "--config", CONFIGS / "copy.py", *sizes, "--train.seeds=1"]
     for seed, tested in ((0, "7"), (1, "9")):
@@ -76,6 +75,10 @@ def test_seeds_of_other_lengths_are_not_scored_together(tmp_path: Path, call) ->
     done = call("evaluate.py", "--workdir", tmp_path / "runs")
     told = "its seeds have different lengths: 1-5 6-7 for seed 0, 1-5 6-9 for seed 1. Score each of its folders seed-N"
     assert done.code == 2 and told in done.err.splitlines()[-1]
+    folder = tmp_path / "runs" / "seed-0"
+    assert call(*command, "--workdir", folder, "--data.tested=9").code == 0  # told to test others, though it has ended
+    done = call("evaluate.py", "--workdir", tmp_path / "runs", "--json")
+    assert done.code == 0 and list(json.loads(done.out)["exact_match"]) == ["1-5", "6-9"]
 
 
 def test_batches_are_drawn_by_update_and_row() -> None:

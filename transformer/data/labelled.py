@@ -148,6 +148,15 @@ def _table(path: str, rows: Iterator[tuple[int, list[str]]], columns: Columns) -
 _STRAY = "add or remove a tab (in a .csv: a comma, or quotes around a text with commas)"
 
 
+_FORMS = {
+    "{": "if it is .jsonl, name it so",
+    "\t": "if tabs separate columns, name it .tsv",
+    ",": "if it is .csv, name it so",
+    ";": "separate columns with tabs in a .tsv, with commas in a .csv",
+}
+"""A character of a header without columns -> what to do."""
+
+
 def _place(path: str, first: tuple[int, list[str]], name: str, column: str, numbered: bool) -> int:
     """The index of a column, by its name in the header or by its number."""
     line, cells = first
@@ -160,10 +169,8 @@ def _place(path: str, first: tuple[int, list[str]], name: str, column: str, numb
         return cells.index(column)
     if column in cells:
         raise UserError(f"{path}:{line}: the header has the column {column!r} twice; rename one of them")
-    if len(cells) == 1 and (ending := ".jsonl" if cells[0][:1] in "{[" else ".csv" * ("," in cells[0])):
-        raise UserError(
-            f"{path}:{line}: not columns with tabs between them, but {shown}; if it is {ending}, name it so"
-        )
+    if len(cells) == 1 and (form := next((_FORMS[mark] for mark in _FORMS if mark in cells[0]), "")):
+        raise UserError(f"{path}:{line}: a single column, {shown}; {form}")
     raise UserError(
         f"{path}:{line}: the header has no column {column!r}, only {shown}; name it with --data.{name}, or, if this is "
         "no header, give the numbers of the columns, such as --data.label 1 --data.text 2"

@@ -7,6 +7,7 @@ decides.
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
@@ -35,6 +36,7 @@ from transformer.data.algorithms import (
 from transformer.inference.batches import on_all_devices
 from transformer.model import Model, Params, build
 from transformer.tasks.seeds import mean_and_deviation, of_each_seed, require_alike
+from transformer.training.workdir import config_of
 
 _ROWS = 64  # of a forward pass
 _OFFSET = 1_000  # by which the instances of evaluate.py differ from those of training's evaluations
@@ -162,8 +164,10 @@ def _evaluated(workdir: Any, checkpoint: str | None) -> dict[str, Any]:
         require_task(opened.config, workdir, AlgorithmConfig)
         return opened, on_all_devices(opened.params())
 
-    opened, params = Checkpoints(workdir).read(checkpoint, read)
-    config = opened.config
+    checkpoints = Checkpoints(workdir)
+    opened, params = checkpoints.read(checkpoint, read)
+    # A run may have gone on, or have been told, to test other lengths since this checkpoint.
+    config = dataclasses.replace(opened.config, data=(config_of(checkpoints) or opened.config).data)
     d, algorithm, model = config.data, algorithm_of(config), build(config.model)
     positions = padded_size(algorithm, d.longest_tested)
     result: dict[str, Any] = {"task": algorithm.name, "checkpoint": str(opened.name), "instances": d.test_instances}
