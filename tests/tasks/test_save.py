@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import jax
@@ -128,6 +129,8 @@ def test_other_runs_are_never_harmed(parts, workdir: Path, tmp_path: Path) -> No
     assert "holds a run of train.py" in refused(workdir, model, params, tokenizer, step=1_000)
     assert content(workdir) == before
 
+    shutil.copytree(workdir, tmp_path / "seeds" / "seed-0")
+    assert "holds the runs of several seeds" in refused(tmp_path / "seeds", model, params, tokenizer)
     own = tmp_path / "own"
     transformer.save(own, model, params, tokenizer, step=3)
     before = content(own)

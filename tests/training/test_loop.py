@@ -311,14 +311,18 @@ def test_the_digest_of_dev_follows_its_text(tiny, tmp_path: Path) -> None:
     from transformer.data.text import Corpora, Parallel
     from transformer.tasks.translation import Translation
 
-    def digest(text: str) -> str:
+    def judged_on(text: str, count: int | None = None) -> dict[str, object]:
         for side in ("en", "de"):
             (tmp_path / f"dev.{side}").write_text(text)
         dev = Parallel(str(tmp_path / "dev.en"), str(tmp_path / "dev.de"))
-        return Translation(config, pieces, Corpora((), dev, None, "dev", "")).dev_digest()
+        train = dataclasses.replace(config.train, eval_sentences=count)
+        one = dataclasses.replace(config, train=train)
+        return Translation(one, pieces, Corpora((), dev, None, "dev", "")).judged_on()
 
     config, pieces = config_file(tiny.config), Tokenizer.train(["red cat " * 9, "blue dog"], vocab_size=280)
-    assert digest("red cat\n") == digest("red cat") != digest("red dog\n")
+    assert judged_on("red cat\n") == judged_on("red cat") != judged_on("red dog\n")
+    # BLEU is of the first sentences, and the loss of all.
+    assert judged_on("red cat\nblue dog\n", 1) != judged_on("red cat\nred dog\n", 1)
 
 
 def test_a_second_run_in_the_same_workdir_is_refused(workdir: Path, run) -> None:

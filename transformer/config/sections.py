@@ -40,7 +40,7 @@ class DataConfig:
     target: tuple[str, ...] = ()
     """Translations of `source`, line by line, in the same number of files. Leave out for .tsv and .jsonl files, which
     hold both sides."""
-    weights: tuple[Annotated[float, Rule(above=0, most=1_000)], ...] = ()
+    weights: tuple[Annotated[float, Rule(least=1e-6, most=1_000)], ...] = ()
     """How often each file of `source` is read per epoch (2 = twice, 0.5 = a different half each epoch); default: 1
     for each file."""
     fields: tuple[str, str] = ("source", "target")

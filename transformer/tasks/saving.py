@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from transformer.checkpoint import AVERAGE, Checkpoints, folder_of
+from transformer.checkpoint import AVERAGE, Checkpoints, folder_of, seeds_in
 from transformer.config import Config, UserError, check, conflicts, shown, to_json
 from transformer.data.tokenizer import Tokenizer
 from transformer.files import replace
@@ -109,6 +109,8 @@ def _run_of(checkpoints: Checkpoints, config: Config, pieces: Tokenizer) -> str:
     """
     folder = checkpoints.folder.parent
     names: list[int | str] = [*checkpoints.states(), *([AVERAGE] if checkpoints.complete(AVERAGE) else [])]
+    if seeds_in(folder):
+        raise UserError(f"{folder} holds the runs of several seeds; use another workdir")
     if not checkpoints.states():
         made = [name for name in ("config.json", *MADE) if name != "checkpoints" and (folder / name).exists()]
         if made or names:

@@ -134,13 +134,17 @@ class Translation:
         """sha256 of the development sentences that are scored; "" without a development set."""
         if self.texts.dev is None:
             return ""
-        n = self.config.train.eval_sentences
-        judged = [side[:n] for side in self._development[:2]]
-        return hashlib.sha256(json.dumps(judged).encode()).hexdigest()
+        return self._digest_of(self.config.train.eval_sentences)
+
+    def _digest_of(self, count: int | None) -> str:
+        """sha256 of the first development sentences; None = of all."""
+        return hashlib.sha256(json.dumps([side[:count] for side in self._development[:2]]).encode()).hexdigest()
 
     def judged_on(self) -> dict[str, Any]:
         """What dev scores depend on besides the parameters: the sentences and the options of decoding and scoring."""
         options = {"bleu_tokenize": bleu_tokenizer(self.config), **decoding(self.config.decode)}
+        if self.texts.dev is not None:  # the loss is of all sentences
+            options["sha256 of all development sentences"] = self._digest_of(None)
         return {"dev_digest": self.dev_digest(), "scored_with": options}
 
     def write_sets(self, folder: epath.Path) -> None:
