@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from transformer.command_line import Parser, configured, set_up_jax, whole
 from transformer.config import UserError, flatten, to_json, whole_number, with_micro_batches
-from transformer.files import local
+from transformer.files import local, refuse_pipe
 from transformer.memory import enough_memory
 from transformer.packages import require
 from transformer.tasks import TASKS
@@ -110,6 +110,10 @@ def _run_seeds(
         one = dataclasses.replace(config, train=dataclasses.replace(config.train, seed=seed, seeds=1))
         return one, argparse.Namespace(**vars(options) | {"workdir": str(seed_folder(options.workdir, seed))})
 
+    for name in config.movable:
+        given = flatten(config)[name]
+        for path in (given,) if isinstance(given, str) else given or ():
+            refuse_pipe(path)
     broken: list[Diverged] = []
     first, count = config.train.seed, config.train.seeds
     with processes.all_or_none():

@@ -99,12 +99,19 @@ def test_words_end_only_at_spaces_and_tabs(tmp_path: Path, space: str) -> None:
     assert read(tmp_path, "x.jsonl", line, kind="tags")[0].text == (f"a{space}", space)
 
 
+def test_comments_before_a_sentence_are_no_words(tmp_path: Path) -> None:
+    lines = ["# id 1\tdomain=train", "a _ _ O", "# _ _ B", "", "# sent_id = 2", "# text = # 5", "# _ _ O", "5 _ _ O"]
+    found = read(tmp_path, "x.conll", "\n".join(lines), kind="tags")
+    assert [(one.text, one.label) for one in found] == [(("a", "#"), ("O", "B")), (("#", "5"), ("O", "O"))]
+
+
 MISTAKES = {
     ("classes", NAMED): [
         ("tsv", "yes\ta\n", "1: the header has no column 'text', only 'yes', 'a'; name it with --data.text, or, if "
          "this is no header, give the numbers of the columns, such as --data.label 1 --data.text 2"),
         ("tsv", "text,label\na,x\n", "1: a single column, 'text,label'; if it is .csv, name it so"),
         ("csv", "text\tlabel\na\tx\n", "1: a single column, 'text\\tlabel'; if tabs separate columns, name it .tsv"),
+        ("csv", "text,label\ra,x\rb,y\r", " its lines end with carriage returns alone, as of an old Mac; convert"),
         ("csv", "text;label\na;x\n", "1: a single column, 'text;label'; separate columns with tabs in a .tsv"),
         ("txt", '{"text": "a", "label": "x"}\n', "1: a single column, '{\"text\": \"a\", "),
         ("tsv", "text\ttext\tlabel\n", "1: the header has the column 'text' twice"),
@@ -124,6 +131,7 @@ MISTAKES = {
         ("tsv", "yes\n", "1: no column 2, as data.text says: it has 1: 'yes'"),
         ("tsv", "y\ta\ny\tb\tc\n", "2: too many columns: 3, but line 1 has 2; add or"),
     ],
+    ("tags", NUMBERED): [("txt", "N\ta\n" * 10, " each text is a single word; if each line is a word and its tag")],
     ("classes", PAIR): [("tsv", "a\tb\tlabel\nc\t\tx\n", "2: the second is empty")],
     ("regression", NAMED): [
         ("tsv", "text\tlabel\na\t1,5\n", "2: the label is '1,5', not a number such as -2.5"),
@@ -142,6 +150,9 @@ MISTAKES = {
         ("conll", "-DOCSTART- O\na x N\nb N\n", "3: too few columns: 2, but line 2 has 3; give"),
         ("conll", "a N\nb V\u00a0\n", '2: the label has a no-break space or the like in "V\\u00a0"; replace it'),
         ("conll", "a N\nb\u00a0V\n", "2: a word without a tag"),
+        ("txt", "Bob\tB\nruns\tO\n", "1: the header has no column 'text', only 'Bob', 'B'; name it with --data.text, "
+         "or, if this is no header, give the numbers of the columns, such as --data.label 1 --data.text 2; if each "
+         "line is a word and its tag, name the file .conll"),
         ("conll", "a N\nb\n", "2: a word without a tag; each line must hold a word, a space and its tag"),
     ],
 }  # fmt: skip

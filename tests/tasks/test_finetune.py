@@ -302,6 +302,16 @@ def test_seeds_are_compared_on_the_same_texts_only(folder: Path, run: Path, tmp_
     assert predict(runs / "seed-1", "a film\n").code == 0
 
 
+def test_several_seeds_do_not_read_a_pipe(folder: Path, run: Path, tmp_path: Path, call) -> None:
+    os.mkfifo(tmp_path / "pipe.tsv")
+    shutil.copytree(run, tmp_path / "runs" / "seed-0")
+    train = ["train.py", "--config", folder / "config.py", "--workdir", tmp_path / "new", "--train.seeds=2"]
+    evaluate = ["evaluate.py", "--workdir", tmp_path / "runs", "--data", tmp_path / "pipe.tsv"]
+    for command in ([*train, f"--data.dev={tmp_path}/pipe.tsv"], evaluate):
+        done = call(*command)
+        assert done.code == 2 and f"{tmp_path}/pipe.tsv is a pipe or a device" in done.err.splitlines()[-1]
+
+
 def test_other_labels_than_those_of_the_run(folder: Path, run: Path, tmp_path: Path, call) -> None:
     workdir = Path(shutil.copytree(run, tmp_path / "run"))
     text = (folder / "train.tsv").read_text()
@@ -524,8 +534,15 @@ def test_from_python(run: Path) -> None:
         ([3], "line 1: 3: give a string"),
         ([("a", "b")], "line 1: has 2 texts, but this model was trained on one"),
     ):
-        with pytest.raises(UserError, match=f"^{told}"):
-            classifier.classify(wrong)
+        for method in (classifier.classify, classifier.encode):
+            with pytest.raises(UserError, match=f"^{told}"):
+                method(wrong)
+    assert classifier.encode(["a great film"]) == classifier.encode([["a great film"]])
+    with pytest.raises(UserError, match=r"^line 8: is blank"):
+        classifier.encode(["a film", " "], first_line=7)
+    for rows in (None, "a film", [[5, 6]]):
+        with pytest.raises(UserError, match=r"^rows = .*: give those that `encode` returns"):
+            classifier.predict(rows)
     with pytest.raises(UserError, match=r"^the model has the head 'sequence' with 2 outputs, but these labels need"):
         Classifier(classifier.model, classifier.params, classifier.vocabulary, Labels("tags", "f1", ("O", "B-x")))
     with pytest.raises(UserError, match=r"^labels = None: give those that the model was trained with"):

@@ -25,6 +25,7 @@ from transformer.data.wordpiece_training import train_wordpiece
 from transformer.inference.parser import Parser
 from transformer.model import build
 from transformer.model.encoder_decoder import beside_a_decoder
+from transformer.tasks.parse_scores import parameters_of
 from transformer.tasks.parsing import Parsing
 from transformer.tools.tree_picture import svg
 
@@ -377,6 +378,14 @@ def test_a_parameter_file_counts_by_its_content(run: Path, tmp_path: Path, call)
         parser = dataclasses.replace(config.parser, parameters=str(tmp_path / name))
         found.append(Parsing.build(dataclasses.replace(config, parser=parser), str(run)).judged_on())
     assert found[0] == found[1] != found[2]
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UserError, match="pipe is a pipe or a device, but it is read several times"):
+        parameters_of(dataclasses.replace(config.parser, parameters=str(tmp_path / "pipe")))
+    parser = dataclasses.replace(config.parser, parameters=str(tmp_path / "c"))
+    task = Parsing.build(dataclasses.replace(config, parser=parser), str(run))
+    before = task.judged_on()
+    (tmp_path / "c").unlink()  # a run reads it once
+    assert task.judged_on() == before
 
 
 def test_scores_depend_on_the_trees_and_the_search_and_not_on_speed(run: Path) -> None:

@@ -23,9 +23,12 @@ from transformer.data.text import RepeatedKey, field_names, list_hint, read_json
 _SHOWN = 12  # columns that an error lists
 _CONLL = (".conll", ".iob", ".iob2", ".bio")
 _JSON = (".jsonl", ".ndjson", ".json")
+_NAME_IT_SO = "name the file .conll"
+_FEW = 10  # so few texts may all be single words
 _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 _FIELD_LIMIT = 2**31 - 1  # characters of a field of a .csv
 _GAP = re.compile(r"[ \t]+")
+_COMMENT = re.compile(r"#.*=|# *new(doc|par)")
 
 
 class Example(NamedTuple):
@@ -86,15 +89,25 @@ def read_examples(
             found += [Example(words, None, tags, number, line) for line, words, tags in _conll(path, digests)]
             continue
         read = _json_rows if name.endswith(_JSON) else _csv_rows if name.endswith(".csv") else _tsv_rows
-        for line, cells in read(path, columns, digests):
-            second = None if columns.second is None else _string(cells["second"])
-            text, label = (_words if kind == "tags" else _string)(cells["text"]), _LABELS[kind](cells["label"])
-            if kind == "tags" and len(text) != len(label):
-                raise cells["label"].error(
-                    f"has {len(label)} tags for {len(text)} words; give a tag for each word, with spaces between them"
-                )
-            found.append(Example(text, second, label, number, line))
+        rows = [
+            _example(cells, kind, columns.second is not None, number, line)
+            for line, cells in read(path, columns, digests)
+        ]
+        if kind == "tags" and len(rows) >= _FEW and all(len(row.text) == 1 for row in rows):
+            raise UserError(f"{path}: each text is a single word; if each line is a word and its tag, {_NAME_IT_SO}")
+        found += rows
     return found
+
+
+def _example(cells: Mapping[str, Cell], kind: str, pairs: bool, file: int, line: int) -> Example:
+    """The example in a row of a table."""
+    second = _string(cells["second"]) if pairs else None
+    text, label = (_words if kind == "tags" else _string)(cells["text"]), _LABELS[kind](cells["label"])
+    if kind == "tags" and len(text) != len(label):
+        raise cells["label"].error(
+            f"has {len(label)} tags for {len(text)} words; give a tag for each word, with spaces between them"
+        )
+    return Example(text, second, label, file, line)
 
 
 def words_in(text: str) -> list[str]:
@@ -173,7 +186,8 @@ def _place(path: str, first: tuple[int, list[str]], name: str, column: str, numb
         raise UserError(f"{path}:{line}: a single column, {shown}; {form}")
     raise UserError(
         f"{path}:{line}: the header has no column {column!r}, only {shown}; name it with --data.{name}, or, if this is "
-        "no header, give the numbers of the columns, such as --data.label 1 --data.text 2"
+        "no header, give the numbers of the columns, such as --data.label 1 --data.text 2; if each line is a word and "
+        f"its tag, {_NAME_IT_SO}"
     )
 
 
@@ -205,12 +219,15 @@ def _value(row: Mapping[str, Any], name: str, column: str, where: str) -> Any:
 
 
 def _conll(path: str, digests: dict[str, str] | None) -> Iterator[tuple[int, tuple[str, ...], tuple[str, ...]]]:
-    """The first line, the words and the tags of each sentence."""
+    """The first line, the words and the tags of each sentence. Comments before a sentence are left out, as those of
+    CoNLL-U (# text = …) and MultiCoNER (# id … domain=…)."""
     words: list[str] = []
     tags: list[str] = []
     begins, first, width = 0, 0, 0  # the first line of the sentence; the first with a word, and its number of columns
     for number, line in enumerate(read_lines(path, digests=digests), 1):
         parts = words_in(line)
+        if not words and _COMMENT.match(line):
+            continue
         if not parts or parts[0] == "-DOCSTART-":
             if words:
                 yield begins, tuple(words), tuple(tags)

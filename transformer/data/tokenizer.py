@@ -36,7 +36,7 @@ from transformer.data.foreign import refuse_other
 from transformer.data.given import require_iterable, require_string, strings
 from transformer.data.normalizer import Normalizer
 from transformer.data.text import Parallel, fingerprint, never_seen, read_pairs, require_same
-from transformer.files import cached, write_file
+from transformer.files import cached, refuse_pipe, write_file
 
 _MODEL_FILE = "tokenizer.model"
 
@@ -112,8 +112,7 @@ class Tokenizer:
         if not isinstance(path, (str, os.PathLike)):
             raise UserError(f"the tokenizer is a {type(path).__name__}: give the path of a SentencePiece .model file")
         try:
-            if not Path(path).is_file() and not Path(path).is_dir() and Path(path).exists():
-                raise UserError(f"{path} is a pipe or a device, but it is read several times; write it to a file first")
+            refuse_pipe(path)
             model = Path(path).read_bytes()
         except UserError:
             raise

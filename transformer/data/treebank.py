@@ -41,6 +41,10 @@ class Treebank(NamedTuple):
     unusable: Sequence[str]
     """For each tree that can't be used: file, line and reason."""
 
+    def sha256(self) -> str:
+        """Hex sha256 of all trees."""
+        return hashlib.sha256("\n".join(str(one.tree) for one in self.sentences).encode()).hexdigest()
+
 
 def read(paths: Sequence[str], most: int | None = None) -> Treebank:
     """The trees of files, in order; with `most`, this many of them, drawn from a fixed seed.

@@ -22,6 +22,7 @@ import numpy as np
 from transformer.config import BOS, EOS, PAD, SPECIALS, UNK, UserError, shown
 from transformer.data.foreign import refuse_other
 from transformer.data.given import require_string
+from transformer.files import refuse_pipe
 from transformer.packages import require
 
 _REPLACEMENT = "\ufffd".encode()  # spells a character that the vocabulary lacks
@@ -347,8 +348,7 @@ def load(path: str | Path) -> Vocabulary:
 def content_of(path: str | Path) -> bytes:
     """The content of a user's file. Raises `UserError` if it can't be read."""
     try:
-        if Path(path).exists() and not Path(path).is_file() and not Path(path).is_dir():
-            raise UserError(f"{path} is a pipe or a device, but it is read several times; write it to a file first")
+        refuse_pipe(path)
         return Path(path).read_bytes()
     except UserError:
         raise

@@ -45,6 +45,12 @@ def local_path(what: str, name: str | os.PathLike) -> Path:
     return Path(name)
 
 
+def refuse_pipe(path: str | os.PathLike) -> None:
+    """Raise `UserError` for a pipe or a device, which can be read only once."""
+    if (given := Path(path)).exists() and not given.is_file() and not given.is_dir():
+        raise UserError(f"{path} is a pipe or a device, but it is read several times; write it to a file first")
+
+
 def refuse_links(*paths: Any) -> None:
     """Raise `UserError` if one of these files or folders in a workdir is a link, which may lead out of the workdir.
 

@@ -122,7 +122,7 @@ class Classifier:
         """
         given = [self.parts(text, i) for i, text in enumerate(self._listed(texts, first_line), first_line)]
         filled = [i for i, parts in enumerate(given) if parts]
-        rows = self.encode([given[i] for i in filled])
+        rows = self._rows([given[i] for i in filled])
         lines = [i + first_line for i in filled]
         self._warn(lines, rows)
         warn_of_unknown(self.vocabulary, [" ".join(given[i]) for i in filled], [row.ids for row in rows], lines)
@@ -134,18 +134,31 @@ class Classifier:
         return predictions
 
     def predict(self, rows: Sequence[Row]) -> list[Prediction]:
-        """The label of each row that `encode` returns."""
+        """The label of each row that `encode` returns. Raises `UserError` for other rows."""
         outputs = self.outputs(rows)
         return [self._prediction(output, len(row.starts) + row.cut) for output, row in zip(outputs, rows, strict=True)]
 
-    def encode(self, given: Sequence[Sequence[str]]) -> list[Row]:
+    def encode(self, texts: Sequence[Text], *, first_line: int = 1) -> list[Row]:
+        """The row of each text, given as to `classify`. Raises `UserError` for wrong arguments and blank texts."""
+        given = [self.parts(text, i) for i, text in enumerate(self._listed(texts, first_line), first_line)]
+        for line, parts in enumerate(given, first_line):
+            if not parts:
+                raise UserError(f"line {line}: is blank, so there is nothing to label; leave it out")
+        return self._rows(given)
+
+    def _rows(self, given: Sequence[Sequence[str]]) -> list[Row]:
         """The row of each text: one string, a pair of strings, or words."""
         if self.labels.kind == "tags":
             return frame_words(self.vocabulary, given, self.longest)
         return frame(self.vocabulary, given, self.longest)
 
     def outputs(self, rows: Sequence[Row]) -> list[np.ndarray]:
-        """The outputs of the head for each row, float32: (labels,), or for tags (words in the row, labels)."""
+        """The outputs of the head for each row, float32: (labels,), or for tags (words in the row, labels).
+
+        Raises `UserError` unless the rows are those of `encode`.
+        """
+        if isinstance(rows, str) or not isinstance(rows, Sequence) or not all(isinstance(row, Row) for row in rows):
+            raise UserError(f"rows = {shown(rows)}: give those that `encode` returns")
         check_leaves(self.params)
         outputs: list[np.ndarray] = [np.zeros(0, np.float32)] * len(rows)
         lengths = [len(row.ids) for row in rows]

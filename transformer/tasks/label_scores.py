@@ -10,12 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from transformer.checkpoint import AVERAGE, Checkpoint, Checkpoints, best_seed
+from transformer.checkpoint import AVERAGE, Checkpoint, Checkpoints, best_seed, seeds_in
 from transformer.config import FinetuneConfig, UserError
 from transformer.data.framing import Row
 from transformer.data.labelled import Columns, Example
 from transformer.data.labelled_rows import framed
 from transformer.data.labels import Labels
+from transformer.files import refuse_pipe
 from transformer.inference.classifier import Classifier
 from transformer.streams import plain
 from transformer.tasks import labelled_sets
@@ -111,6 +112,8 @@ def evaluate_workdir(
     file, which are else those of the training files. Of a workdir with several seeds, the scores of each ("seeds"),
     their mean and their standard deviation. Raises `UserError` if the workdir or the file can't be used.
     """
+    if data is not None and seeds_in(workdir):
+        refuse_pipe(data)
     each = of_each_seed(workdir, lambda folder: _evaluated(folder, data, checkpoint, options, kind))
     if not each:
         return _evaluated(workdir, data, checkpoint, options, kind)

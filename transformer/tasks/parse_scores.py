@@ -15,6 +15,7 @@ from transformer.data.held_out import seen_doubts
 from transformer.data.sources import warn_of_repeated
 from transformer.data.treebank import Sentence, Treebank
 from transformer.data.trees import Tree, parse
+from transformer.files import refuse_pipe
 from transformer.inference.parser import Parser
 from transformer.streams import plain
 from transformer.tasks import evalb, stored_sets
@@ -29,8 +30,11 @@ Options = Callable[[ParsingConfig], ParsingConfig]
 
 
 def parameters_of(config: ParserConfig) -> Parameters:
-    """EVALB's parameters."""
-    return COLLINS if config.parameters is None else read_parameters(config.parameters)
+    """EVALB's parameters. Raises `UserError` if the file can't be read, or only once."""
+    if config.parameters is None:
+        return COLLINS
+    refuse_pipe(config.parameters)
+    return read_parameters(config.parameters)
 
 
 def scored(gold: Sequence[Sentence], found: Sequence[Tree | None], parameters: Parameters) -> list[evalb.Sentence]:

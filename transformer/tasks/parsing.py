@@ -29,7 +29,7 @@ from transformer.judging import decoding
 from transformer.model import Params, build
 from transformer.model.rounding import in_type
 from transformer.tasks import parse_scores
-from transformer.tasks.evalb import summary
+from transformer.tasks.evalb import Parameters, summary
 from transformer.tasks.parse_scores import evaluate_workdir, lines_of, parameters_of, parse_shares, scored
 from transformer.tasks.starts import adopted, start_model, stored_model
 from transformer.tasks.vocabulary import ENCODER_VOCABULARIES, files_of, inherited, size_before_training, sized
@@ -142,8 +142,10 @@ class Parsing:
         """What dev scores depend on besides the parameters: the trees and the options of decoding and scoring."""
         options = {
             "train.eval_sentences": self.config.train.eval_sentences,
-            "EVALB's parameters": parameters_of(self.config.parser).digest(),
+            "EVALB's parameters": self._parameters.digest(),
         }
+        if (dev := self.banks["dev"]) is not None:  # those that are too long for the loss are parsed, too
+            options["sha256 of all development trees"] = dev.sha256()
         return {"dev_digest": self.dev_digest(), "scored_with": {**options, **decoding(self.config.decode)}}
 
     def write_sets(self, folder: epath.Path) -> None:
@@ -178,7 +180,7 @@ class Parsing:
         yield "dev_loss", self._loss(params, mesh)
         sentences = dev.sentences[: self.config.train.eval_sentences]
         found = parse_shares(self._parser(gathered(params)), sentences)
-        figures = summary(scored(sentences, found, parameters_of(self.config.parser)))
+        figures = summary(scored(sentences, found, self._parameters))
         for name in ("f1", "recall", "precision", "complete", "tagging", "errors"):
             yield f"dev_{name}", float(getattr(figures, name))
         if jax.process_index() == 0:
@@ -211,6 +213,11 @@ class Parsing:
         params = params if jax.process_count() > 1 else on_all_devices(params)
         options = {"longest": self.config.data.context}
         return Parser(build(model), params, self.pieces, self.symbols, self.config.decode, **options)
+
+    @cached_property
+    def _parameters(self) -> Parameters:
+        """EVALB's parameters as they were when they were first read, so that all scores of a run are by the same."""
+        return parameters_of(self.config.parser)
 
     @cached_property
     def _train(self) -> TreeRows:
