@@ -113,6 +113,9 @@ MISTAKES = {
         ("csv", "text\tlabel\na\tx\n", "1: a single column, 'text\\tlabel'; if tabs separate columns, name it .tsv"),
         ("csv", "text,label\ra,x\rb,y\r", " its lines end with carriage returns alone, as of an old Mac; convert"),
         ("csv", "text;label\na;x\n", "1: a single column, 'text;label'; separate columns with tabs in a .tsv"),
+        ("csv", '"text";"label"\n"a";"x"\n', "1: not a row of a .csv (',' expected after '\"'); separate columns"),
+        ("csv", "text|label\n", "1: a single column, 'text|label'; separate columns with tabs in a .tsv"),
+        ("jsonl", '{"text": "a", "label": "x\\ty"}', "1: the label has a tab in it"),
         ("txt", '{"text": "a", "label": "x"}\n', "1: a single column, '{\"text\": \"a\", "),
         ("tsv", "text\ttext\tlabel\n", "1: the header has the column 'text' twice"),
         ("tsv", "text\tlabel\na\tx\nb\n", "3: too few columns: 1, but the header has 2; add"),
@@ -145,10 +148,11 @@ MISTAKES = {
         ("jsonl", '{"text": ["a", "\\t"], "label": "N N"}', "1: the text is empty"),
         ("jsonl", '{"text": ["a", 3], "label": "N N"}', "1: the text must be a string, not 3"),
         ("tsv", "text\tlabel\na\u00a0b c\tN V N\n", "2: the label has 3 tags for 2 words"),
-        ("tsv", "text\tlabel\na b\tN V\u00a0\n", '2: the label has a no-break space or the like in "V\\u00a0"'),
+        ("tsv", "text\tlabel\na b\tN V\u00a0\n", '2: the label has a space, a no-break space or the like in "V'),
         ("conll", "a N\n\nb x N\n", "3: too many columns: 3, but line 1 has 2; give each line the same number, with"),
         ("conll", "-DOCSTART- O\na x N\nb N\n", "3: too few columns: 2, but line 2 has 3; give"),
-        ("conll", "a N\nb V\u00a0\n", '2: the label has a no-break space or the like in "V\\u00a0"; replace it'),
+        ("conll", "a N\nb V\u00a0\n", '2: the label has a space, a no-break space or the like in "V'),
+        ("jsonl", '{"text": ["a"], "label": ["B-x y"]}', '1: the label has a space, a no-break space or'),
         ("conll", "a N\nb\u00a0V\n", "2: a word without a tag"),
         ("txt", "Bob\tB\nruns\tO\n", "1: the header has no column 'text', only 'Bob', 'B'; name it with --data.text, "
          "or, if this is no header, give the numbers of the columns, such as --data.label 1 --data.text 2; if each "

@@ -25,6 +25,7 @@ from transformer.command_line import config_file
 from transformer.config import BERT, FinetuneConfig, TrainConfig, TuneConfig, UserError
 from transformer.data.labelled import Columns
 from transformer.data.labels import Labels
+from transformer.inference.attention import of_encoder, of_labelled, of_parse, of_text, of_translation
 from transformer.inference.classifier import Classifier, labels_in
 from transformer.model import build
 from transformer.tasks import labelled_sets
@@ -537,6 +538,16 @@ def test_from_python(run: Path) -> None:
         for method in (classifier.classify, classifier.encode):
             with pytest.raises(UserError, match=f"^{told}"):
                 method(wrong)
+    for of, kind in (
+        (of_text, "Generator"),
+        (of_translation, "Translator"),
+        (of_parse, "Parser"),
+        (of_encoder, "Embedder"),
+    ):
+        with pytest.raises(UserError, match=f": give a transformer.{kind}$"):
+            of(classifier, "a film")
+    with pytest.raises(UserError, match=r": give a transformer\.Classifier$"):
+        of_labelled(None, "a film")
     assert classifier.encode(["a great film"]) == classifier.encode([["a great film"]])
     with pytest.raises(UserError, match=r"^line 8: is blank"):
         classifier.encode(["a film", " "], first_line=7)

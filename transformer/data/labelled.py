@@ -13,6 +13,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import chain
 from string import whitespace
 from typing import Any, NamedTuple
 
@@ -125,7 +126,9 @@ def _tsv_rows(path: str, columns: Columns, digests: dict[str, str] | None) -> It
 
 def _csv_rows(path: str, columns: Columns, digests: dict[str, str] | None) -> Iterator[Row]:
     csv.field_size_limit(_FIELD_LIMIT)
-    reader = csv.reader((f"{line}\n" for line in read_lines(path, digests=digests)), strict=True)
+    lines = read_lines(path, digests=digests)
+    head = next(lines, None)
+    reader = csv.reader((f"{line}\n" for line in chain(() if head is None else (head,), lines)), strict=True)
 
     def rows() -> Iterator[tuple[int, list[str]]]:
         while True:
@@ -133,7 +136,10 @@ def _csv_rows(path: str, columns: Columns, digests: dict[str, str] | None) -> It
             try:
                 cells = next(reader, None)
             except csv.Error as error:
-                raise UserError(f"{path}:{first}: not a row of a .csv ({error}); correct its quotes") from None
+                forms = (_FORMS[mark] for mark in "\t;|" if first == 1 and mark in head)
+                raise UserError(
+                    f"{path}:{first}: not a row of a .csv ({error}); {next(forms, 'correct its quotes')}"
+                ) from None
             if cells is None:
                 return
             if cells:
@@ -166,6 +172,7 @@ _FORMS = {
     "\t": "if tabs separate columns, name it .tsv",
     ",": "if it is .csv, name it so",
     ";": "separate columns with tabs in a .tsv, with commas in a .csv",
+    "|": "separate columns with tabs in a .tsv, with commas in a .csv",
 }
 """A character of a header without columns -> what to do."""
 
@@ -284,10 +291,10 @@ def _tags(cell: Cell) -> tuple[str, ...]:
 
 
 def _without_space(cell: Cell, tags: Sequence[str]) -> tuple[str, ...]:
-    """These tags. Raises `UserError` for one with a no-break space in it, or other white space but an ASCII space."""
+    """These tags. Raises `UserError` for one with white space in it: predictions are written with spaces between."""
     for tag in tags:
-        if any(letter.isspace() and letter != " " for letter in tag):
-            raise cell.error(f"has a no-break space or the like in {json.dumps(tag)[:40]}; replace it by a space")
+        if any(map(str.isspace, tag)):
+            raise cell.error(f"has a space, a no-break space or the like in {json.dumps(tag)[:40]}; replace it by '_'")
     return tuple(tags)
 
 
@@ -298,7 +305,9 @@ def _name(cell: Cell) -> str:
         return json.dumps(value)
     if not isinstance(value, str):
         raise cell.error(f"must be a string or a whole number, not {json.dumps(value)[:40]}")
-    return _string(cell).strip()
+    if "\t" in (name := _string(cell).strip()):
+        raise cell.error("has a tab in it, which separates the columns of predictions; replace it by a space")
+    return name
 
 
 def _number(cell: Cell) -> str:

@@ -27,6 +27,7 @@ from transformer.config import (
     LanguageModelConfig,
     ParsingConfig,
     UserError,
+    shown,
 )
 from transformer.data.framing import Row, row_of
 from transformer.data.given import require_string, strings
@@ -122,6 +123,7 @@ def of_translation(translator: Translator, sentence: str, translation: str | Non
     it has read last when it writes each of them. Of an ensemble, the first model is used. Raises `UserError` for an
     empty or too long text.
     """
+    _require(translator, "tokenizer", "a transformer.Translator")
     tokenizer, table = translator.tokenizer, _positions(translator.model)
     (source,) = tokenizer.encode([_filled(sentence)])
     _check_length("the text", len(source) + 1, table)
@@ -155,6 +157,7 @@ def of_parse(parser: Parser, sentence: str) -> Attended:
     The sides are those of `of_translation`. The log-probabilities are those of the model without the constraints of the
     search. Raises `UserError` for an empty or too long sentence.
     """
+    _require(parser, "symbols", "a transformer.Parser")
     words = [escaped(word) for word in _filled(sentence).split()]
     (row,), symbols = frame_sentences(parser.vocabulary, [words], None), parser.symbols
     table = _positions(parser.model)
@@ -182,6 +185,7 @@ def of_text(generator: Generator, text: str) -> Attended:
 
     Raises `UserError` for an empty or too long text, and for a model of bytes in patches.
     """
+    _require(generator, "documents", "a transformer.Generator")
     if isinstance(generator.model.config, ByteLatentModel):
         raise UserError("this model reads bytes in patches, of which there is no picture of attention")
     vocabulary = generator.vocabulary
@@ -198,6 +202,7 @@ def of_text(generator: Generator, text: str) -> Attended:
 def of_labelled(classifier: Classifier, text: Text) -> Attended:
     """The attention of a text, a pair of texts or words under a fine-tuned encoder, as `Classifier.classify` takes
     them. The side is 'text'. Raises `UserError` for an empty or too long text."""
+    _require(classifier, "labels", "a transformer.Classifier")
     parts = classifier.parts(text, 1)
     if not parts:
         raise UserError(_EMPTY.format("the text"))
@@ -207,14 +212,15 @@ def of_labelled(classifier: Classifier, text: Text) -> Attended:
             f"the text has more than the {classifier.longest} pieces that this model reads at once; make it shorter"
         )
     words = classifier.labels.kind == "tags"
-    shown = " ".join(parts) if words else "\t".join(parts)
-    return _of_row(FinetuneConfig.task, classifier.model, classifier.params, classifier.vocabulary, row, shown)
+    whole = " ".join(parts) if words else "\t".join(parts)
+    return _of_row(FinetuneConfig.task, classifier.model, classifier.params, classifier.vocabulary, row, whole)
 
 
 def of_encoder(embedder: Embedder, texts: Sequence[str]) -> Attended:
     """The attention of a text, or a pair of texts, under an encoder alone. "[MASK]" in a text stands for a masked
     piece. The side is 'text'. Raises `UserError` for an empty or too long text, and for a pair if the model has no
     token types."""
+    _require(embedder, "embed", "a transformer.Embedder")
     vocabulary, model = embedder.vocabulary, embedder.model
     texts = [_filled(text) for text in strings("texts", texts)]
     pieces = [with_masks(vocabulary, text) for text in texts]
@@ -311,6 +317,12 @@ def _taken(logits_BTV: Array, ids_BT: Array) -> Array:
 # ---- Lengths ---------------------------------------------------------------------------------------------------------
 
 _EMPTY = "{} is empty; give some words"
+
+
+def _require(given: Any, has: str, what: str) -> None:
+    """Raise `UserError` unless the object has this attribute, by which its kind is known without importing it."""
+    if not hasattr(given, has):
+        raise UserError(f"{shown(given)}: give {what}")
 
 
 def _filled(text: str, what: str = "the text", *, blank: bool = True) -> str:

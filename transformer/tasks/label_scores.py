@@ -192,15 +192,15 @@ def _columns(workdir: Any, config: FinetuneConfig, options: Options, labels: Lab
 def _of_last(workdir: Any, labels: Labels, examples: Sequence[Example], rows: Sequence[Row]) -> dict[str, Any] | None:
     """Step and score of the last evaluated checkpoint on the development examples; None if the last one has no score.
 
-    The best one is chosen on the same texts, so its score is too good. If training scored only the first ones
-    (`train.eval_sentences`), the score is computed anew, so that both scores are of the same texts.
+    The best one is chosen on the same texts, so its score is too good. The score is computed anew: training may have
+    scored the first texts only (`train.eval_sentences`), or other ones.
     """
 
     def read(opened: Checkpoint) -> dict[str, Any] | None:
-        value, most = opened.progress.get(f"dev_{labels.metric}"), opened.config.train.eval_sentences
-        if value is not None and most is not None and most < len(examples):
-            value = scores_of(labels, examples, Classifier.of(opened).outputs(rows))[labels.metric]
-        return None if value is None else {"checkpoint": str(opened.name), labels.metric: value}
+        if opened.progress.get(f"dev_{labels.metric}") is None:
+            return None
+        value = scores_of(labels, examples, Classifier.of(opened).outputs(rows))[labels.metric]
+        return {"checkpoint": str(opened.name), labels.metric: value}
 
     return Checkpoints(workdir).read("last", read)
 
