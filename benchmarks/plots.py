@@ -22,7 +22,8 @@ from typing import Any
 from quoted import ROOT, Row, all_rows, problems
 
 FOLDER = Path("results") / "figures"
-GREY, OURS, SECOND, THIRD = "#7d8590", "#2f81f7", "#d29922", "#8b949e"  # legible on white and on black
+# legible on white and on black
+GREY, OURS, SECOND, THIRD, FOURTH = "#7d8590", "#2f81f7", "#d29922", "#8b949e", "#3fb950"
 COLOURS = {"ours": OURS, "huggingface": SECOND, "pytorch": SECOND, "ctranslate2": THIRD, "pytorch-compile": THIRD}
 NAMES = {
     **{"ours": "ours", "huggingface": "Hugging Face", "ctranslate2": "CTranslate2"},
@@ -189,6 +190,32 @@ def patches(rows: dict[str, tuple[Row, ...]]) -> Picture:
     return {"kind": "text", "panels": [{"title": title, **about}]}
 
 
+def without_tokenizer(rows: dict[str, tuple[Row, ...]]) -> Picture:
+    """Bytes in patches beside bytes and BPE pieces: bits per byte over the updates, and what flipped letters add."""
+    colours = {"entropy patches": OURS, "static patches": FOURTH, "bytes": GREY, "BPE pieces": SECOND}
+    models = {row["model"]: row for row in rows["bytes.jsonl"] if row["part"] == "model"}
+    flips = [row for row in rows["bytes.jsonl"] if row["part"] == "flips"]
+
+    def series(points: Callable[[str], list[tuple[float, float]]]) -> list[dict[str, Any]]:
+        return [
+            {"name": f"{name}, seed {models[name]['seed']}", "colour": colour, "points": points(name)}
+            for name, colour in colours.items()
+        ]
+
+    def learned(name: str) -> list[tuple[float, float]]:
+        row = models[name]
+        return [(round(100 * one["step"] / row["updates"], 1), one["bits"]) for one in row["dev"]]
+
+    def rises(name: str) -> list[tuple[float, float]]:
+        return [(0, 0), *sorted((100 * row["share"], row["rise"]) for row in flips if row["model"] == name)]
+
+    panels = [
+        {"title": "dev text, bits per byte", "x": "% of the updates", "series": series(learned)},
+        {"title": "with flipped case: bits per byte more", "x": "% of the letters", "series": series(rises)},
+    ]
+    return {"kind": "lines", "panels": panels}
+
+
 def device(rows: Iterable[Row]) -> str:
     """The GPU's name in rows: NVIDIA H200."""
     return next(iter(rows))["device"].split(",")[0].removeprefix("1 x ")
@@ -196,7 +223,10 @@ def device(rows: Iterable[Row]) -> str:
 
 PICTURES: dict[str, Callable[[dict[str, tuple[Row, ...]]], Picture]] = {
     one.__name__: one
-    for one in (multi30k, seeds, shakespeare, algorithms, patches, decoding_cpu, decoding_gpu, training)
+    for one in (
+        *(multi30k, seeds, shakespeare, algorithms, patches, without_tokenizer),
+        *(decoding_cpu, decoding_gpu, training),
+    )
 }
 
 

@@ -100,7 +100,19 @@ def test_words_end_only_at_spaces_and_tabs(tmp_path: Path, space: str) -> None:
 
 
 def test_comments_before_a_sentence_are_no_words(tmp_path: Path) -> None:
-    lines = ["# id 1\tdomain=train", "a _ _ O", "# _ _ B", "", "# sent_id = 2", "# text = # 5", "# _ _ O", "5 _ _ O"]
+    lines = [
+        "#begin document (x); part 0",
+        "",
+        "# http://x",
+        "# id 1\tdomain=train",
+        "a _ _ O",
+        "# _ _ B",
+        "",
+        "# sent_id = 2",
+        "# text = # 5",
+        "# _ _ O",
+        "5 _ _ O",
+    ]
     found = read(tmp_path, "x.conll", "\n".join(lines), kind="tags")
     assert [(one.text, one.label) for one in found] == [(("a", "#"), ("O", "B")), (("#", "5"), ("O", "O"))]
 

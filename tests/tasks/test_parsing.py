@@ -112,6 +112,7 @@ def test_evaluate_and_evalb_agree(run: Path, folder: Path, tmp_path: Path, call)
     ours = json.loads(done.out)
     assert ours["all"]["f1"] == ours["len<=40"]["f1"] == 100
     assert (ours["all"]["sentences"], ours["test_set"], ours["beam_size"]) == (60, "dev.mrg", 4)
+    assert ours["parameters"].startswith("COLLINS.prm, sha256 ")
     # The verb `evalb` on the output of the verb `parse` gives the same.
     gold = [line[2:-2] for line in (folder / "dev.mrg").read_text().splitlines()]
     found = [str(tree) for tree in Parser.load(run).parse([" ".join(words_of(line)) for line in gold])]

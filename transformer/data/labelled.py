@@ -29,7 +29,7 @@ _FEW = 10  # so few texts may all be single words
 _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 _FIELD_LIMIT = 2**31 - 1  # characters of a field of a .csv
 _GAP = re.compile(r"[ \t]+")
-_COMMENT = re.compile(r"#.*=|# *new(doc|par)")
+_COMMENT = re.compile(r"#.*=|#\s*(newdoc|newpar|begin document|end document|https?://)")
 
 
 class Example(NamedTuple):
@@ -227,7 +227,7 @@ def _value(row: Mapping[str, Any], name: str, column: str, where: str) -> Any:
 
 def _conll(path: str, digests: dict[str, str] | None) -> Iterator[tuple[int, tuple[str, ...], tuple[str, ...]]]:
     """The first line, the words and the tags of each sentence. Comments before a sentence are left out, as those of
-    CoNLL-U (# text = …) and MultiCoNER (# id … domain=…)."""
+    CoNLL-U (# text = …), MultiCoNER (# id … domain=…), CoNLL-2012 (#begin document …) and GermEval (# http://…)."""
     words: list[str] = []
     tags: list[str] = []
     begins, first, width = 0, 0, 0  # the first line of the sentence; the first with a word, and its number of columns

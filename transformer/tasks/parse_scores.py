@@ -106,6 +106,7 @@ def evaluate_workdir(
     parser.tally.refuse(f"{workdir}: ")
     short = [one for one in sentences if one.length <= parameters.cutoff]
     whole = summary(sentences)
+    name = "COLLINS.prm" if config.parser.parameters is None else Path(config.parser.parameters).name
     result = {
         "test_set": bank.name,
         "checkpoint": str(opened.name),
@@ -115,6 +116,7 @@ def evaluate_workdir(
         f"len<={parameters.cutoff}": summary(short)._asdict(),
         "unusable_trees": len(bank.unusable),
         "beam_size": config.decode.beam_size,
+        "parameters": f"{name}, sha256 {parameters.digest()}",
     }
     if opened.name == AVERAGE:
         result["averaged_steps"] = opened.progress["averaged_steps"]
