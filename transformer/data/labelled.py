@@ -119,14 +119,25 @@ def words_in(text: str) -> list[str]:
 # ---- Rows of files ---------------------------------------------------------------------------------------------------
 
 
+def _lines(path: str, digests: dict[str, str] | None) -> Iterator[str]:
+    """The lines of a file. Raises `UserError` if they end with carriage returns alone."""
+    for number, line in enumerate(read_lines(path, digests=digests), 1):
+        if number == 1 and line.count("\r") > 1:
+            raise UserError(
+                f"{path}: its lines end with carriage returns alone, as of an old Mac; convert it with: "
+                f"tr '\\r' '\\n' < {path}"
+            )
+        yield line
+
+
 def _tsv_rows(path: str, columns: Columns, digests: dict[str, str] | None) -> Iterator[Row]:
-    lines = enumerate(read_lines(path, digests=digests), 1)
+    lines = enumerate(_lines(path, digests), 1)
     return _table(path, ((number, line.split("\t")) for number, line in lines if line), columns)
 
 
 def _csv_rows(path: str, columns: Columns, digests: dict[str, str] | None) -> Iterator[Row]:
     csv.field_size_limit(_FIELD_LIMIT)
-    lines = read_lines(path, digests=digests)
+    lines = _lines(path, digests)
     head = next(lines, None)
     reader = csv.reader((f"{line}\n" for line in chain(() if head is None else (head,), lines)), strict=True)
 
@@ -200,7 +211,7 @@ def _place(path: str, first: tuple[int, list[str]], name: str, column: str, numb
 
 def _json_rows(path: str, columns: Columns, digests: dict[str, str] | None) -> Iterator[Row]:
     names = {name: column for name, column in columns._asdict().items() if column is not None}
-    for number, line in enumerate(read_lines(path, digests=digests), 1):
+    for number, line in enumerate(_lines(path, digests), 1):
         where = f"{path}:{number}"
         if not line.strip():
             continue
@@ -231,7 +242,7 @@ def _conll(path: str, digests: dict[str, str] | None) -> Iterator[tuple[int, tup
     words: list[str] = []
     tags: list[str] = []
     begins, first, width = 0, 0, 0  # the first line of the sentence; the first with a word, and its number of columns
-    for number, line in enumerate(read_lines(path, digests=digests), 1):
+    for number, line in enumerate(_lines(path, digests), 1):
         parts = words_in(line)
         if not words and _COMMENT.match(line):
             continue

@@ -86,11 +86,6 @@ def read_lines(
             for number, line in enumerate(file, 1):
                 if number == 1:
                     line = line.removeprefix(b"\xef\xbb\xbf")
-                    if line.count(b"\r") > 1 and not line.endswith(b"\n"):
-                        raise UserError(
-                            f"{path}: its lines end with carriage returns alone, as of an old Mac; convert it with: "
-                            f"tr '\\r' '\\n' < {path}"
-                        )
                 line = line.removesuffix(b"\n").removesuffix(b"\r")
                 try:
                     text = line.decode("utf-8")
