@@ -1,6 +1,6 @@
 """Byte Latent Transformers beside a byte model and a BPE model, at equal training FLOPs; the probe of case flips.
 
-    python benchmarks/bytes.py --folder runs/bytes --rows results/bytes.jsonl        # about three hours on two cores
+    python benchmarks/bytes.py --folder runs/bytes --rows results/bytes.jsonl        # about four hours on one core
     python benchmarks/bytes.py --only patches --folder runs/bytes --rows results/bytes.jsonl   # the picture's row alone
     python benchmarks/bytes.py --quick --folder /tmp/bytes --rows /tmp/bytes.jsonl   # a toy, a minute or two
 

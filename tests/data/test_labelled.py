@@ -112,9 +112,14 @@ def test_comments_before_a_sentence_are_no_words(tmp_path: Path) -> None:
         "# text = # 5",
         "# _ _ O",
         "5 _ _ O",
+        "",
+        "#end document",
+        "",
+        "#a=b _ _ O",
     ]
     found = read(tmp_path, "x.conll", "\n".join(lines), kind="tags")
-    assert [(one.text, one.label) for one in found] == [(("a", "#"), ("O", "B")), (("#", "5"), ("O", "O"))]
+    sentences = [(("a", "#"), ("O", "B")), (("#", "5"), ("O", "O")), (("#a=b",), ("O",))]
+    assert [(one.text, one.label) for one in found] == sentences
 
 
 MISTAKES = {

@@ -29,7 +29,7 @@ _FEW = 10  # so few texts may all be single words
 _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 _FIELD_LIMIT = 2**31 - 1  # characters of a field of a .csv
 _GAP = re.compile(r"[ \t]+")
-_COMMENT = re.compile(r"#.*=|#\s*(newdoc|newpar|begin document|end document|https?://)")
+_COMMENT = re.compile(r"#\s.*=|#\s*(newdoc|newpar|begin document|end document|https?://)")
 
 
 class Example(NamedTuple):
@@ -138,8 +138,8 @@ def _tsv_rows(path: str, columns: Columns, digests: dict[str, str] | None) -> It
 def _csv_rows(path: str, columns: Columns, digests: dict[str, str] | None) -> Iterator[Row]:
     csv.field_size_limit(_FIELD_LIMIT)
     lines = _lines(path, digests)
-    head = next(lines, None)
-    reader = csv.reader((f"{line}\n" for line in chain(() if head is None else (head,), lines)), strict=True)
+    head = next(lines, "")
+    reader = csv.reader((f"{line}\n" for line in chain((head,), lines)), strict=True)
 
     def rows() -> Iterator[tuple[int, list[str]]]:
         while True:

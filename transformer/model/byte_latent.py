@@ -82,9 +82,9 @@ class ByteLatent(nnx.Module):
         check_ids("tokens_BT", tokens_BT, self.vocab_size)
         if memory is not None:
             raise UserError(f"memory is a {type(memory).__name__}: this model has none; leave it out")
-        if cache is not None and key is not None:
-            raise UserError("key: this model has no dropout with a cache; leave one of the two out")
         if cache is not None:
+            if key is not None:
+                raise UserError("key: this model has no dropout with a cache; leave one of the two out")
             return *self._cached(tokens_BT, cache, at_B), None
         if at_B is not None:
             raise UserError("at_B needs a cache (see init_cache)")
