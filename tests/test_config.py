@@ -500,6 +500,17 @@ def test_what_a_masked_language_model_needs() -> None:
         alone.check_training()
 
 
+@EVERY_TASK
+def test_the_tasks_that_score_all_of_their_development_text_say_so(kind: Any) -> None:
+    config = kind()
+    config = dataclasses.replace(config, train=dataclasses.replace(config.train, eval_sentences=5))
+    if config.task in ("language_model", "byte_latent", "masked", "algorithm"):
+        with pytest.raises(UserError, match=r"train.eval_sentences = 5: must be None: this task is always evaluated"):
+            check(config)
+    else:
+        check(config)
+
+
 def test_bert_is_trained_as_published() -> None:
     t, d = MaskedConfig().train, PretrainConfig()
     assert (t.adam_b1, t.adam_b2, t.adam_eps, t.weight_decay, t.clip_norm) == (0.9, 0.999, 1e-6, 0.01, 1.0)

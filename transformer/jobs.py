@@ -103,7 +103,7 @@ def _run_seeds(
     from transformer.tasks.seeds import summary
     from transformer.training import processes
     from transformer.training.loop import Diverged
-    from transformer.training.workdir import refuse_conflict
+    from transformer.training.workdir import refuse_conflict, refuse_no_workdir
 
     def of(seed: int) -> tuple[Any, argparse.Namespace]:
         """Config and options of one seed."""
@@ -117,9 +117,12 @@ def _run_seeds(
     broken: list[Diverged] = []
     first, count = config.train.seed, config.train.seeds
     with processes.all_or_none():
-        for seed in seeds_in(options.workdir):  # all seeds of a folder are scored together
+        # All seeds of a folder are scored together.
+        for seed in sorted({*seeds_in(options.workdir), *range(first, first + count)}):
             as_stored, stored = _as_stored(task, *of(seed))
-            if stored is not None:
+            if stored is None:
+                refuse_no_workdir(str(seed_folder(options.workdir, seed)))
+            else:
                 refuse_conflict(stored, as_stored, seed_folder(options.workdir, seed))
     for seed in range(first, first + count):
         log.info("seed %d (%d of %d)", seed, seed - first + 1, count)

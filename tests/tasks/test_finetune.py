@@ -284,6 +284,16 @@ def test_seeds_of_another_config_are_refused(folder: Path, run: Path, tmp_path: 
     assert [path.name for path in (tmp_path / "runs").iterdir()] == ["seed-0"]
 
 
+def test_a_folder_that_no_seed_has_made_is_refused_before_the_first_seed(folder: Path, tmp_path: Path, call) -> None:
+    other = tmp_path / "runs/seed-1/metrics.jsonl"
+    other.parent.mkdir(parents=True)
+    other.write_text("of something else\n")
+    done = call("train.py", "--config", folder / "config.py", "--workdir", tmp_path / "runs", "--train.seeds=2")
+    told = f"error: {tmp_path}/runs/seed-1 is not a workdir of train.py: it has no config.json, but metrics.jsonl"
+    assert done.code == 2 and done.err.splitlines()[-1].startswith(told)
+    assert not (tmp_path / "runs/seed-0").exists() and other.read_text() == "of something else\n"
+
+
 @pytest.mark.slow
 def test_seeds_are_compared_on_the_same_texts_only(folder: Path, run: Path, tmp_path: Path, call, predict) -> None:
     """Paths may change between seeds, and so may what is at these paths."""

@@ -229,7 +229,8 @@ class TrainConfig:
     eval_every: Count = 1_000
     """Updates between two evaluations on the development set (loss, perplexity, BLEU, samples)."""
     eval_sentences: Count | None = None
-    """Evaluate on only this many development sentences during training, the first ones; None = all."""
+    """Evaluate on only this many development sentences during training, the first ones; None = all.
+    Not for language models, BERT and algorithms, which always take all."""
     checkpoint_every: Count = 1_000
     """Updates between two checkpoints."""
     keep_last: Count = 5

@@ -204,6 +204,8 @@ RUNS: dict[str, Any] = {
 """Map each task's name to its config class."""
 CONTINUING = (LanguageModelConfig, ByteLatentConfig)
 """The tasks whose models go on from texts."""
+WHOLE_DEV = (*CONTINUING, MaskedConfig, AlgorithmConfig)
+"""The tasks that are always evaluated on all of their development text."""
 
 
 def require_task(config: Any, where: object, *kinds: type) -> None:
@@ -291,6 +293,8 @@ CHECKS = {
 def _of_any(config: Any) -> Relations:
     m, r_drop = config.model, config.train.r_drop
     yield not r_drop or config.task == Config.task, "train.r_drop", "must be 0: only translation has R-Drop"
+    every = "must be None: this task is always evaluated on all of its development text"
+    yield config.train.eval_sentences is None or not isinstance(config, WHOLE_DEV), "train.eval_sentences", every
     dropout = m.dropout or m.attention_dropout or m.activation_dropout
     yield not r_drop or bool(dropout), "train.r_drop", "must be 0 without dropout: both readings are the same"
 

@@ -67,15 +67,10 @@ def _lock(workdir: str) -> Lock:
 def refuse_other_config(config: Any, workdir: str) -> None:
     """Raise `UserError` if the folder holds a run with a conflicting config, or is no workdir. Log the rest."""
     checkpoints = Checkpoints(workdir)
-    folder, steps = checkpoints.folder.parent, checkpoints.steps()
+    steps = checkpoints.steps()
     old_config = config_of(checkpoints)
     if old_config is None:
-        made = [name for name in MADE if (folder / name).exists()]
-        if made:
-            raise UserError(
-                f"{workdir} is not a workdir of train.py: it has no config.json, but {', '.join(made)}, which "
-                "training would overwrite; use another --workdir"
-            )
+        refuse_no_workdir(workdir)
         return
     refuse_conflict(old_config, config, workdir)
     if not checkpoints.states() and (saved := checkpoints.once_saved(old_config.train.checkpoint_every)):
@@ -88,6 +83,15 @@ def refuse_other_config(config: Any, workdir: str) -> None:
             if name == "model.vocab_size":  # None where the config leaves it to the task
                 continue
             log.info("resuming with %s changed from %r to %r", name, old, new)
+
+
+def refuse_no_workdir(folder: str) -> None:
+    """Raise `UserError` if a folder without config.json holds what training would overwrite."""
+    if made := [name for name in MADE if (path_of(folder) / name).exists()]:
+        raise UserError(
+            f"{folder} is not a workdir of train.py: it has no config.json, but {', '.join(made)}, which "
+            "training would overwrite; use another --workdir"
+        )
 
 
 def refuse_conflict(old: Any, new: Any, workdir: object) -> None:
