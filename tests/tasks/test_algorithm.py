@@ -210,3 +210,7 @@ def test_a_run_goes_on_with_another_number_of_dev_instances(tmp_path: Path, call
         assert done.code == 0, done.err
     scored = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [entry["step"] for entry in scored if "dev_loss" in entry] == [2, 4]
+    # `average` scores before and after.
+    done = call("transformer", "average", tmp_path / "run", "--last", 2)
+    assert done.code == 0, done.err
+    assert "exact_match training: " in done.out and "exact_match other_patterns: " in done.out

@@ -8,7 +8,7 @@ import pytest
 
 from transformer.config import UserError
 from transformer.data.trees import Tree, parse
-from transformer.tasks.evalb import COLLINS, ERROR, SKIPPED, Parameters, read_parameters, score, summary
+from transformer.tasks.evalb import COLLINS, ERROR, SKIPPED, Parameters, compared, read_parameters, score, summary
 
 SAMPLE = Path(os.environ.get("TRANSFORMER_DATA", "-")) / "treebank" / "evalb_sample"
 GOLD = "(S (NP-SBJ (DT The) (NN cat)) (VP (VBZ sleeps)) (. .))"
@@ -60,6 +60,15 @@ def test_errors_and_skipped_sentences_are_in_no_figure(tmp_path: Path) -> None:
     assert summary(found[:2])[4:] == (0.0,) * 8
     with pytest.raises(UserError, match=r"test\.mrg:2: its words are not those of .*; that is error 1, and"):
         scored(tmp_path, [GOLD] * 2, [GOLD, "(X (Y z))"], Parameters(most_errors=0))
+
+
+def test_gold_tags_may_decide_which_words_are_deleted() -> None:
+    gold, test = parse(GOLD, "gold"), parse("(S (NP (DT The) (. cat)) (X (VBZ sleeps) (NN .)))", "test")
+    assert compared(1, gold, test, COLLINS).status == ERROR
+    # Both: S 0-3, NP 0-2, and VP or X 2-3. The tag of "cat" is wrong.
+    assert compared(1, gold, test, COLLINS, by_gold_tags=True)[2:] == (0, 2, 3, 3, 0, 3, 2)
+    assert compared(1, gold, gold, COLLINS, by_gold_tags=True) == compared(1, gold, gold, COLLINS)
+    assert compared(1, gold, parse("(S (DT The))", "test"), COLLINS, by_gold_tags=True).status == ERROR
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,16 @@ from quick import jit
 
 import transformer
 from transformer.checkpoint import Checkpoints, best_seed
-from transformer.config import BERT, DecodeConfig, ModelConfig, ParsingConfig, TreebankConfig, UserError, check
+from transformer.config import (
+    BERT,
+    DecodeConfig,
+    MeshConfig,
+    ModelConfig,
+    ParsingConfig,
+    TreebankConfig,
+    UserError,
+    check,
+)
 from transformer.data.linearised import Symbols
 from transformer.data.trees import Tree, parse
 from transformer.data.wordpiece_training import train_wordpiece
@@ -28,6 +37,7 @@ from transformer.model.encoder_decoder import beside_a_decoder
 from transformer.tasks.parse_scores import parameters_of
 from transformer.tasks.parsing import Parsing
 from transformer.tools.tree_picture import svg
+from transformer.training.sharding import make_mesh
 
 pytest.importorskip("tokenizers")
 NOUNS, VERBS, ADJECTIVES = ("cat", "dog", "man", "park"), ("saw", "liked", "chased"), ("big", "red")
@@ -102,7 +112,7 @@ def test_the_grammar_is_learnt(run: Path) -> None:
     assert {
         name: last[f"dev_{name}"] for name in ("f1", "recall", "precision", "complete", "tagging")
     } == dict.fromkeys(("f1", "recall", "precision", "complete", "tagging"), 100.0)
-    assert last["dev_loss"] < 0.05
+    assert last["dev_loss"] < 0.05 and last["dev_f1_all"] == 100
     assert last["dev_errors"] == 0
 
 
@@ -400,6 +410,20 @@ def test_scores_depend_on_the_trees_and_the_search_and_not_on_speed(run: Path) -
     for fields in ({"batch_sentences": 3}, {"batch_tokens": 99}, {"streams": 2}, {"seed": 5}, {"temperature": 0.5}):
         assert judged_on("decode", **fields) == usual
     assert judged_on("decode", beam_size=7) != usual != judged_on("train", eval_sentences=1)
+
+
+def test_the_judge_leaves_out_no_sentence_for_its_tags(run: Path) -> None:
+    """EVALB does: with a few sentences left, a poor checkpoint would be the best."""
+    opened = Checkpoints(run).open("last")
+    task, params = Parsing.build(opened.config, str(run)), jax.tree.map(jnp.asarray, opened.params())
+    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
+    right = dict(task.evaluate(params, mesh, 1))
+    bias = params["label_head"]["bias"]
+    params["label_head"]["bias"] = bias.at[task.symbols.tags.index(".")].set(1e3)  # all words are full stops
+    wrong = dict(task.evaluate(params, mesh, 1))
+    assert (wrong["dev_errors"], wrong["dev_f1"]) == (60, 0) != (right["dev_errors"], right["dev_f1"])
+    assert wrong["dev_f1_all"] == right["dev_f1_all"] == right["dev_f1"] == 100
+    assert task.judged[0] == ("dev_f1_all", "up")
 
 
 def test_trees_that_can_not_be_used_are_told(folder: Path, tmp_path: Path, run: Path, call) -> None:

@@ -49,4 +49,6 @@ def averaged(checkpoints: Checkpoints, last: int) -> Iterator[str]:
 
 def _numbers(result: Mapping[str, Any]) -> dict[str, float]:
     """The scores in a result of `RunnableTask.score`, by name. Counts are left out."""
-    return {name: value for name, value in {**result, **result.get("scores", {})}.items() if type(value) is float}
+    of_ranges = {f"exact_match {lengths}": share for lengths, share in result.get("exact_match", {}).items()}
+    found = {**result, **result.get("scores", {}), **of_ranges}
+    return {name: value for name, value in found.items() if type(value) is float}

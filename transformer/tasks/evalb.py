@@ -109,15 +109,17 @@ class _Line(NamedTuple):
     length: int
 
 
-def _read(trees: Sequence[Tree], parameters: Parameters) -> _Line:
+def _read(trees: Sequence[Tree], parameters: Parameters, by_tags: Sequence[str] | None = None) -> _Line:
+    """`by_tags`: the tags that decide which words are deleted; None = those of the trees."""
     words, tags, brackets, length, before = [], [], [], 0, 0
+    decides = iter(by_tags or ())
     for tree in trees:
         kept = [before]  # number of words that are kept before each word
         for node, begin, end in tree.spans():
             label = _plain(node.label)
             if node.word is not None:
                 length += label not in parameters.deleted_for_length
-                if label not in parameters.deleted:
+                if next(decides, label) not in parameters.deleted:
                     words.append(parameters.same_word.get(node.word, node.word))
                     tags.append(parameters.same_label.get(label, label))
                 kept.append(len(words))
@@ -171,9 +173,16 @@ def _plain(label: str) -> str:
     return label[:1] + re.split("[-=]", label[1:])[0] if label[:1] != "-" else label
 
 
-def compared(number: int, gold: Sequence[Tree], test: Sequence[Tree], parameters: Parameters) -> Sentence:
-    """The counts of a sentence, from its trees. Without test trees it is skipped."""
-    ours, theirs = _read(gold, parameters), _read(test, parameters)
+def compared(
+    number: int, gold: Sequence[Tree], test: Sequence[Tree], parameters: Parameters, *, by_gold_tags: bool = False
+) -> Sentence:
+    """The counts of a sentence, from its trees. Without test trees it is skipped.
+
+    `by_gold_tags`: the gold tags decide which words are deleted from both, so that wrong tags make no error. EVALB does
+    not do so.
+    """
+    by_tags = [_plain(word.label) for tree in gold for word in tree.words()] if by_gold_tags else None
+    ours, theirs = _read(gold, parameters), _read(test, parameters, by_tags)
     if not test:
         return Sentence(number, ours.length, SKIPPED)
     if ours.words != theirs.words:

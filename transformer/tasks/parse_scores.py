@@ -37,10 +37,14 @@ def parameters_of(config: ParserConfig) -> Parameters:
     return read_parameters(config.parameters)
 
 
-def scored(gold: Sequence[Sentence], found: Sequence[Tree | None], parameters: Parameters) -> list[evalb.Sentence]:
-    """The counts of each sentence. A sentence without a tree is skipped."""
-    pairs = zip(gold, found, strict=True)
-    return [compared(i, [one.tree], [tree] if tree else [], parameters) for i, (one, tree) in enumerate(pairs, 1)]
+def scored(
+    gold: Sequence[Sentence], found: Sequence[Tree | None], parameters: Parameters, *, by_gold_tags: bool = False
+) -> list[evalb.Sentence]:
+    """The counts of each sentence, as in `evalb.compared`. A sentence without a tree is skipped."""
+    return [
+        compared(i, [one.tree], [tree] if tree else [], parameters, by_gold_tags=by_gold_tags)
+        for i, (one, tree) in enumerate(zip(gold, found, strict=True), 1)
+    ]
 
 
 def parse_shares(parser: Parser, sentences: Sequence[Sentence]) -> list[Tree | None]:

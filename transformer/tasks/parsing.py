@@ -64,7 +64,7 @@ class Parsing:
         check(config)
         self.config, self.pieces, self.symbols, self.banks = config, pieces, symbols, banks
         self.files = {**files_of(pieces), **dict([symbols.file])}
-        self.judged = (("dev_f1", "up"), ("dev_loss", "down"))
+        self.judged = (("dev_f1_all", "up"), ("dev_loss", "down"))
         model = build(config.model)
         self.objective = parsed(model, config.train, rate=_rate_of(config))
         unsmoothed = dataclasses.replace(config.train, label_smoothing=0.0)
@@ -173,7 +173,9 @@ class Parsing:
     def evaluate(self, params: Params, mesh: Mesh, step: int) -> Iterator[tuple[str, float | str]]:
         """Scores on the development trees, by name: the loss (nats a symbol, without smoothing), and EVALB's F1,
         recall, precision, complete matches and tagging accuracy in percent. "dev_errors": the number of sentences that
-        these leave out, since their tags delete other words than the gold ones. Logs a sample."""
+        these leave out, since their tags delete other words than the gold ones. "dev_f1_all" is F1 with words deleted
+        by the gold tags, so that it leaves none out; it judges, because the others are of other sentences each time.
+        Logs a sample."""
         dev = self.banks["dev"]
         if dev is None:
             return
@@ -183,6 +185,7 @@ class Parsing:
         figures = summary(scored(sentences, found, self._parameters))
         for name in ("f1", "recall", "precision", "complete", "tagging", "errors"):
             yield f"dev_{name}", float(getattr(figures, name))
+        yield "dev_f1_all", summary(scored(sentences, found, self._parameters, by_gold_tags=True)).f1
         if jax.process_index() == 0:
             for i in np.unique(np.linspace(0, len(sentences) - 1, _SAMPLES).astype(int)):
                 log.info("  gold    %s\n  parsed  %s\n", sentences[i].tree, found[i])
