@@ -124,6 +124,19 @@ def test_any_config_is_refused_or_computes_what_it_says(fields):
         assert config.heads % config.attention(kind).kv_heads == 0
 
 
+def test_states_are_remembered_only_with_their_own_sources():
+    model, params = tiny(SHALLOW)
+    bound = model.bind(params)
+    x_BSD = bound.encoder_states(SOURCE)
+    assert refused(bound.remember, x_BSD, [[5, 6]]).startswith("source_BS is a list: give an array of integers")
+    assert refused(bound.remember, x_BSD, SOURCE, mask_BS="x").startswith("mask_BS is of type str: give an array of")
+    assert refused(bound.remember, x_BSD[..., 1:], SOURCE).startswith("x_BSD has the shape ")
+    assert refused(bound.remember, x_BSD[:, 1:], SOURCE).endswith(f"and source_BS {SOURCE.shape}: give its own states")
+    labelled = transformer.build(dataclasses.replace(SHALLOW, head="token", labels=3).with_vocabulary(VOCABULARY))
+    bound = labelled.bind(labelled.init(jax.random.key(0)))
+    assert refused(bound.label_logits, x_BSD, key=5).startswith("key ")
+
+
 def test_attention_itself_refuses_heads_that_do_not_divide():
     """Without the check, its reshape would mix positions."""
     kv = KV(jnp.zeros((1, 8, 4, 3)), jnp.zeros((1, 8, 3, 4)))

@@ -171,6 +171,8 @@ def test_dropout_of_the_head_alone():
     module = built.bind(params)
     np.testing.assert_allclose(module.label_logits(x_BTD), x_BTD, atol=1e-6)
     dropped = np.asarray(module.label_logits(x_BTD, key=jax.random.key(0)))
+    with pytest.raises(UserError, match=r"^key "):
+        module.label_logits(x_BTD, key=5)
     kept = dropped != 0
     np.testing.assert_allclose(dropped[kept], 2 * x_BTD[kept], atol=1e-5)
     assert 0.4 < kept.mean() < 0.6

@@ -15,7 +15,7 @@ from jax import Array
 
 from ..config import LABEL_HEADS, MASKED_HEADS, POOLED_HEADS, ModelConfig, UserError
 from .cache import both_ways
-from .checks import check_complete, check_ids, check_mask, check_positions, check_same_shape, check_width
+from .checks import check_complete, check_ids, check_key, check_mask, check_positions, check_same_shape, check_width
 from .initializers import constant
 from .inputs import input_norm, inputs, position_table, shifted, type_rows, type_table
 from .layers import ACTIVATIONS, Dense, Embedding, LayerNorm, dropout, fold
@@ -199,6 +199,7 @@ class Encoder(nnx.Module):
         A `key` switches dropout of the head's input on.
         """
         head = self._part(self.label_head, "head for labels", LABEL_HEADS)
+        check_key(key)
         check_width("x_BTD", x_BTD, self.config.d_model)
         x = x_BTD if self.pooler is None else self.pooled(x_BTD)
         return head(dropout(x, self.config.dropout, key))

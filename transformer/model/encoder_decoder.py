@@ -15,6 +15,7 @@ from .cache import Cache, Memory, both_ways, check_cache, check_kv, empty_cache,
 from .checks import (
     check_complete,
     check_ids,
+    check_key,
     check_mask,
     check_pair,
     check_positions,
@@ -167,6 +168,10 @@ class EncoderDecoder(nnx.Module):
         mask_BS: Array | None = None,
     ) -> Memory:
         """The `Memory` of these encoder states. The other arguments are those of `encoder_states`."""
+        self._check_source(source_BS, positions_BS, segments_BS, mask_BS)
+        check_width("x_BSD", x_BSD, self.config.d_model)
+        if x_BSD.shape[:2] != source_BS.shape:
+            raise UserError(f"x_BSD has the shape {x_BSD.shape} and source_BS {source_BS.shape}: give its own states")
         mask_BS = source_BS != PAD if mask_BS is None else jnp.broadcast_to(mask_BS, source_BS.shape)
         positions_BS = jnp.arange(source_BS.shape[1])[None] if positions_BS is None else positions_BS
         positions_BS = jnp.broadcast_to(positions_BS, source_BS.shape)
@@ -200,13 +205,8 @@ class EncoderDecoder(nnx.Module):
     ) -> tuple[Array, tuple[Weights, ...]]:
         """`encoder_states`, and the weights of each block."""
         check_run(run, key)
-        check_ids("source_BS", source_BS, self.vocab_size)
-        for name, given in (("positions_BS", positions_BS), ("segments_BS", segments_BS)):
-            if given is not None:
-                check_same_shape(name, given, source_BS)
-        if mask_BS is None:
-            mask_BS = source_BS != PAD
-        check_mask("mask_BS", mask_BS, source_BS.shape)
+        self._check_source(source_BS, positions_BS, segments_BS, mask_BS)
+        mask_BS = source_BS != PAD if mask_BS is None else mask_BS
         positions_BS = jnp.arange(source_BS.shape[1])[None] if positions_BS is None else positions_BS
         mask_BTS = both_ways(self.config.attention("encoder").window, mask_BS, positions_BS, segments_BS)
         rows, learned = source_BS.shape[0], self.source_positions
@@ -220,6 +220,16 @@ class EncoderDecoder(nnx.Module):
         x_BSD, _, weights = self.encoder(x_BSD, mask_BTS, shifted_BS, **options)
         return x_BSD, weights
 
+    def _check_source(
+        self, source_BS: Array, positions_BS: Array | None, segments_BS: Array | None, mask_BS: Array | None
+    ) -> None:
+        check_ids("source_BS", source_BS, self.vocab_size)
+        for name, given in (("positions_BS", positions_BS), ("segments_BS", segments_BS)):
+            if given is not None:
+                check_same_shape(name, given, source_BS)
+        if mask_BS is not None:
+            check_mask("mask_BS", mask_BS, source_BS.shape)
+
     def label_logits(self, x_BSD: Array, *, key: Array | None = None) -> Array:
         """Outputs of the head 'token' for these encoder states, float32: logits_BSL.
 
@@ -227,6 +237,7 @@ class EncoderDecoder(nnx.Module):
         """
         if self.label_head is None:
             raise UserError("model.head = 'none': such a model has no head for labels; give 'token'")
+        check_key(key)
         check_width("x_BSD", x_BSD, self.config.d_model)
         return self.label_head(dropout(x_BSD, self.config.dropout, key))
 
