@@ -4,8 +4,8 @@
         --workdir runs/gpt2
 
 With GPT-2's tokenizer.json (which needs the package tokenizers) it has GPT-2's own pieces; without it, a SentencePiece
-vocabulary of the same size is trained. A blank line ends a document. The batch of about half a million pieces is that
-of GPT-2, cut into micro-batches of 12 rows. Not run here.
+vocabulary of the same size is trained. A blank line ends a document. The batch of about half a million pieces is
+nanoGPT's, cut into micro-batches of 12 rows. Not run here.
 """
 
 import dataclasses

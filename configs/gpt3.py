@@ -2,7 +2,8 @@
 
     python -m transformer describe --attention --config configs/gpt3.py
 
-All layers attend to the whole context; every other layer of the original attends to a part of it.
+All layers attend to the whole context; every other layer of the original attends to a part of it. On a mesh, cut it by
+mesh.data and mesh.fsdp: the 50,257 pieces, a prime number, can't be cut by mesh.tensor.
 """
 
 import dataclasses

@@ -12,7 +12,7 @@ import dataclasses
 from transformer.config import GPT2, LanguageModelConfig, TextConfig
 
 config = LanguageModelConfig(
-    model=dataclasses.replace(GPT2, decoder_layers=6, d_model=384, d_ff=1_536, heads=6),
+    model=dataclasses.replace(GPT2, decoder_layers=6, d_model=384, d_ff=1_536, heads=6, max_positions=256),
     data=TextConfig(vocab_size=8_000, context=256),
     train=dataclasses.replace(
         LanguageModelConfig.train,

@@ -5,7 +5,11 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import os
 import sys
+import threading
+import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -110,6 +114,26 @@ def test_each_piece_is_flushed_as_it_comes(generator) -> None:
     (text,), target = generator.generate(["ab"]), Watched()
     text_stream.answer_prompt(generator, "ab", target, (), jsonl=False)
     assert target.flushed == [f"ab{text[:n]}" for n in range(len(text) + 1)] + [f"ab{text}\n"]
+
+
+def test_each_piece_of_a_line_that_arrives_alone_is_flushed(generator) -> None:
+    both, target = generator.generate_n_best(["ab", "ba"]), Watched()
+    read, write = os.pipe()
+    os.write(write, b"ab\n")
+    with os.fdopen(read, "rb", buffering=0) as source, os.fdopen(write, "wb", buffering=0) as typed:
+        answer = partial(text_stream.answer_prompts, generator, source, target, (), jsonl=False)
+        answered = threading.Thread(target=answer)
+        answered.start()
+        one, other = (found[0].text for found in both)
+        while not target.getvalue().endswith(b"\n"):
+            time.sleep(0.01)
+        typed.write(b"ba\n")
+        typed.close()
+        answered.join()
+    first = f"ab{one}\n"
+    assert target.flushed[: len(one) + 2] == [*(f"ab{one[:n]}" for n in range(len(one) + 1)), first]
+    assert target.flushed[-1] == f"{first}{text_stream.SEPARATOR}\nba{other}\n"
+    assert f"{first}{text_stream.SEPARATOR}\nba{other[:1]}" in target.flushed
 
 
 def test_scores_of_texts(give, workdir, generator) -> None:

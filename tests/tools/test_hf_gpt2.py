@@ -20,7 +20,7 @@ from transformer.model import build
 from transformer.tools.hf.folder import read_arrays, write_arrays
 from transformer.tools.hf.gpt2 import from_gpt2, gpt2_config, model_config, table, to_gpt2
 from transformer.tools.hf.gpt2_folder import export, import_folder
-from transformer.tools.hf.vocabulary import files_of, vocabulary_in
+from transformer.tools.hf.vocabulary import begins_texts, files_of, vocabulary_in
 from transformer.tools.new_workdir import new_workdir
 from transformer.training.warm_start import starting_point
 
@@ -212,6 +212,8 @@ def test_import_then_export_gives_back_names_and_bits(made: Path, tmp_path: Path
     before, after = (json.loads((where / "config.json").read_text()) for where in (made, out))
     assert after.pop("architectures") == ["GPT2LMHeadModel"]
     assert after == {name: x for name, x in before.items() if name not in ("use_cache", "task_specific_params")}
+    done = call("transformer", "generate", workdir, "--prompt", "a")
+    assert done.code == 2 and done.err.splitlines()[-1].endswith("or import the model again, with its tokenizer")
     done = call("transformer", "export", workdir, out, "--to", "hf-gpt2")
     assert done.code == 2 and "name a new one" in done.err
     assert call("transformer", "import", made, workdir, "--from", "hf-gpt2").code == 2
@@ -269,6 +271,7 @@ def test_bad_folders_are_refused_in_one_line(folder: Path, tmp_path: Path, call)
         assert f"{file}: not a safetensors file, or a damaged one" in told()
     file.unlink()
     assert "holds pytorch_model.bin, which can run code when it is read" in told() and "save_pretrained" in told()
+    assert len(call("transformer", "import", folder, out, "--from", "hf-gpt2").err.splitlines()) == 1
     (folder / "pytorch_model.bin").unlink()
     assert f"{folder}: holds no model.safetensors; give the folder that save_pretrained wrote" in told()
     file.write_bytes(content)
@@ -422,7 +425,7 @@ def vocabularies() -> dict[str, object]:
 @pytest.mark.parametrize("kind", ["characters", "bytes", "sentencepiece"])
 def test_our_vocabularies_go_out_and_come_back(vocabularies, kind: str, tmp_path: Path) -> None:
     vocabulary = vocabularies[kind]
-    for name, content in files_of(vocabulary, 16).items():
+    for name, content in files_of(vocabulary, 16, begins=False).items():
         content = content if isinstance(content, bytes) else json.dumps(content).encode()
         (tmp_path / name).write_bytes(content)
     assert vocabulary_in(tmp_path).file == vocabulary.file
@@ -435,6 +438,64 @@ def test_our_vocabularies_go_out_and_come_back(vocabularies, kind: str, tmp_path
         assert ids == vocabulary.encode(text).tolist(), text
         if kind != "characters" or not vocabulary.missing(text):
             assert theirs.decode(ids) == text
+
+
+@pytest.mark.parametrize("kind", ["characters", "bytes", "sentencepiece", "byte level"])
+def test_documents_and_context_go_out_and_come_back(vocabularies, kind: str, tmp_path: Path) -> None:
+    tokenizers = pytest.importorskip("tokenizers")
+    if kind == "byte level":
+        pairs(tmp_path)
+    vocabulary = vocabulary_in(tmp_path) if kind == "byte level" else vocabularies[kind]
+    config = dataclasses.replace(CONFIG, vocab_size=vocabulary.size, max_positions=64)
+    progress, files = {"step": 1, "vocab_size": config.vocab_size}, dict([vocabulary.file])
+    run = LanguageModelConfig(config, TextConfig(context=32, documents="files"))
+    new_workdir(str(tmp_path / "run"), random_params(config), run, progress=progress, files=files)
+    out = export(str(tmp_path / "run"), str(tmp_path / "out"))
+    theirs = tokenizers.Tokenizer.from_file(str(out / "tokenizer.json"))
+    theirs.encode_special_tokens = True
+    for text in SAMPLES:
+        assert theirs.encode(text).ids == [vocabulary.begin, *vocabulary.encode(text)], text
+    assert json.loads((out / "config.json").read_text())["n_positions"] == 64
+    assert json.loads((out / "generation_config.json").read_text())["max_length"] == 32
+    assert json.loads((out / "tokenizer_config.json").read_text())["model_max_length"] == 32
+    import_folder(str(out), str(tmp_path / "back"))
+    data = Checkpoints(tmp_path / "back").open().config.data
+    assert (data.context, data.documents) == (32, "blank_lines")
+    ours, back = (transformer.Generator.load(str(tmp_path / name)) for name in ("run", "back"))
+    assert (back.context, back.documents) == (32, True) == (ours.context, ours.documents)
+    assert back.score(["ab cd"]) == ours.score(["ab cd"])
+    assert back.score(["ab cd"])[0].log_probs[0] is not None
+    export(str(tmp_path / "back"), str(tmp_path / "again"))
+    for name in ("tokenizer.json", "tokenizer_config.json", "model.safetensors", "config.json"):
+        assert (tmp_path / "again" / name).read_bytes() == (out / name).read_bytes(), name
+
+
+TEMPLATE = {
+    "type": "TemplateProcessing",
+    "single": [{"SpecialToken": {"id": "x"}}, {"Sequence": {"id": "A"}}],
+    "special_tokens": {"x": {"ids": [1]}},
+}
+
+
+@pytest.mark.parametrize(
+    ("processor", "begins"),
+    [
+        (None, False),
+        ([], False),
+        ({"type": "ByteLevel"}, False),
+        ({"type": "Sequence", "processors": 3}, False),
+        (TEMPLATE | {"single": []}, False),
+        (TEMPLATE | {"single": [{"Sequence": {"id": "A"}}]}, False),
+        (TEMPLATE | {"special_tokens": 5}, False),
+        (TEMPLATE | {"special_tokens": {"x": {"ids": [9]}}}, False),
+        (TEMPLATE, True),
+        ({"type": "Sequence", "processors": [{"type": "ByteLevel"}, TEMPLATE]}, True),
+    ],
+)
+def test_whether_a_tokenizer_begins_texts(processor: object, begins: bool, tmp_path: Path) -> None:
+    assert not begins_texts(tmp_path, Bytes())
+    (tmp_path / "tokenizer.json").write_text(json.dumps({"post_processor": processor}))
+    assert begins_texts(tmp_path, Bytes()) == begins
 
 
 RUN = """
@@ -545,8 +606,9 @@ def test_our_logits_are_theirs_and_their_bits_come_back(theirs, kind: str, shape
 LEFT_OUT = ("initializer_range", "reorder_and_upcast_attn", "transformers_version", "use_cache")
 
 
+@pytest.mark.parametrize("documents", ["none", "blank_lines"])
 @pytest.mark.parametrize("kind", ["characters", "bytes", "sentencepiece", "byte level"])
-def test_an_exported_model_generates_text(theirs, vocabularies, kind: str, tmp_path: Path) -> None:
+def test_an_exported_model_generates_text(theirs, vocabularies, kind: str, documents: str, tmp_path: Path) -> None:
     import torch
 
     if kind == "byte level":
@@ -557,17 +619,18 @@ def test_an_exported_model_generates_text(theirs, vocabularies, kind: str, tmp_p
     config = dataclasses.replace(CONFIG, vocab_size=vocabulary.size, max_positions=64)
     params = random_params(config)
     new_workdir(
-        *(str(tmp_path / "run"), params, LanguageModelConfig(config, TextConfig(context=64))),
+        *(str(tmp_path / "run"), params, LanguageModelConfig(config, TextConfig(context=64, documents=documents))),
         progress={"step": 1, "vocab_size": config.vocab_size},
         files=dict([vocabulary.file]),
     )
     folder = export(str(tmp_path / "run"), str(tmp_path / "out"))
     model, pieces = theirs.AutoModelForCausalLM.from_pretrained(folder), theirs.AutoTokenizer.from_pretrained(folder)
+    first = [vocabulary.begin] if documents != "none" else []
     for text in SAMPLES:
-        assert pieces(text)["input_ids"] == vocabulary.encode(text).tolist(), text
+        assert pieces(text)["input_ids"] == first + vocabulary.encode(text).tolist(), text
     prompt = "ab cd\nefg"
     found = model.generate(**pieces(prompt, return_tensors="pt"), do_sample=False, max_new_tokens=12)[0].tolist()
-    forward, ids = jax.jit(build(config).apply), vocabulary.encode(prompt).tolist()
+    forward, ids = jax.jit(build(config).apply), first + vocabulary.encode(prompt).tolist()
     assert found[: len(ids)] == ids
     for _ in range(12):
         logits = np.array(forward(params, np.array([ids + [0] * (64 - len(ids))]))[0, len(ids) - 1])

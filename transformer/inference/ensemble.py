@@ -130,7 +130,12 @@ def same_file(checkpoints: Sequence[Checkpoint], names: Sequence[str], what: str
     """(name, content) of the first of these files that a checkpoint holds. Raises `UserError` if it holds none, or if
     those of the others differ. `what`: what the files are, in the plural."""
     held = checkpoints[0].files()
-    name = next((name for name in names if name in held), names[0])
+    name = next((name for name in names if name in held), None)
+    if name is None:
+        raise UserError(
+            f"{checkpoints[0].path} holds no {' or '.join(names)}; choose another checkpoint or workdir, or import the "
+            "model again, with its tokenizer"
+        )
     content = checkpoints[0].file(name)
     for other in checkpoints[1:]:
         if name not in other.files() or other.file(name) != content:

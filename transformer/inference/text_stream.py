@@ -25,11 +25,7 @@ def answer_prompt(generator: Generator, prompt: str, target: BinaryIO, stop: Seq
     see `answer_prompts`.
     """
     if not jsonl and generator.streams:
-        target.write(_bytes(prompt))
-        target.flush()
-        for part in generator.stream(prompt, stop=stop):
-            target.write(_bytes(part))
-            target.flush()
+        _write_pieces(generator, prompt, target, stop, 1)
         target.write(b"\n")
     else:
         for line in _answers(generator, [{"prompt": prompt}], 1, stop, jsonl):
@@ -42,9 +38,12 @@ def answer_prompts(
 ) -> int:
     """Write the texts that go on from each line of `source`, in order. Returns the number of lines.
 
-    Only "\n" ends a line. Each text follows its prompt; a line `SEPARATOR` stands between two texts. With `jsonl`, each
-    text is a line, an object with `prompt`, `text`, `log_prob` and `pieces`. If the model's scores are not finite, text
-    is "" and log_prob null. A line may then be an object with a field `prompt`, whose other fields are kept.
+    Only "\n" ends a line. Each text follows its prompt; a line `SEPARATOR` stands between two texts. The pieces of a
+    line that arrives alone are flushed as they come, where there is one text (see `answer_prompt`).
+
+    With `jsonl`, each text is a line, an object with `prompt`, `text`, `log_prob` and `pieces`. If the model's scores
+    are not finite, text is "" and log_prob null. A line may then be an object with a field `prompt`; its fields of
+    other names are kept.
     """
 
     doubted = False
@@ -57,7 +56,11 @@ def answer_prompts(
             log.warning("%s", doubt)
         if first > 1 and not jsonl:
             yield SEPARATOR
-        yield from _answers(generator, records, first, stop, jsonl)
+        if len(lines) == 1 and not jsonl and generator.streams:
+            _write_pieces(generator, lines[0], target, stop, first)
+            yield ""  # the end of the line
+        else:
+            yield from _answers(generator, records, first, stop, jsonl)
 
     return answer_lines(source, target, answer, 1)
 
@@ -76,6 +79,15 @@ def score_texts(generator: Generator, source: BinaryIO, target: BinaryIO) -> int
             yield to_json(record | {"log_prob": one.log_prob, "pieces": one.pieces, "log_probs": one.log_probs})
 
     return answer_lines(source, target, answer, 1)
+
+
+def _write_pieces(generator: Generator, prompt: str, target: BinaryIO, stop: Sequence[str], first_line: int) -> None:
+    """Write a prompt and each piece that goes on from it, as it comes."""
+    target.write(_bytes(prompt))
+    target.flush()
+    for part in generator.stream(prompt, stop=stop, first_line=first_line):
+        target.write(_bytes(part))
+        target.flush()
 
 
 def _answers(

@@ -35,7 +35,9 @@ def tokenizer_files(opened: Checkpoint) -> dict[str, Any]:
         return {f"{side}.spm": tokenizer.model_of(side) for side in ("source", "target")}
     if isinstance(config, LanguageModelConfig):
         vocabulary = vocabulary_of(opened)
-        return {} if vocabulary is None else files_of(vocabulary, config.data.context)
+        if vocabulary is None:
+            return {}
+        return files_of(vocabulary, config.data.context, begins=config.data.documents != "none")
     return {name: content for name, content in opened.files().items() if name != "config.json"}
 
 

@@ -110,7 +110,8 @@ def shardings(tree: Any, mesh: Mesh) -> Any:
         for size, axis in zip(leaf.shape, rule, strict=False):
             if axis is not None and size % mesh.shape[axis]:
                 raise UserError(
-                    f"mesh.{axis} = {mesh.shape[axis]} does not divide {path}, which has a dimension of {size}"
+                    f"mesh.{axis} = {mesh.shape[axis]} does not divide {path}, which has a dimension of {size}; use "
+                    f"another size of mesh.{axis}, such as 1, or of the model"
                 )
         return NamedSharding(mesh, rule)
 

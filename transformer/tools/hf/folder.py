@@ -87,17 +87,22 @@ def config_in(folder: str) -> tuple[Path, dict[str, Any]]:
     return file, read_object(file)
 
 
+def require_arrays(folder: Path, kind: str) -> None:
+    """Raise `UserError` if a folder has no arrays that `read_model` reads. Arguments as there."""
+    if not any((folder / f"model.safetensors{end}").exists() for end in ("", ".index.json")):
+        raise UserError(_without_arrays(folder, kind))
+
+
 def read_model(folder: Path, kind: str) -> dict[str, np.ndarray]:
     """The arrays of the model in a folder: of model.safetensors, or of the shards that its index names.
 
     `kind`: the class of transformers that reads the folder, for messages. Raises `UserError` if they are missing, are
     only there in a format that can run code, or do not fit the index.
     """
+    require_arrays(folder, kind)
     if (path := folder / "model.safetensors").exists():
         return read_arrays(path)
     index = folder / "model.safetensors.index.json"
-    if not index.exists():
-        raise UserError(_without_arrays(folder, kind))
     places = read_object(index).get("weight_map")
     if not isinstance(places, dict) or not all(isinstance(x, str) and x == Path(x).name for x in places.values()):
         raise UserError(f"{index}: 'weight_map' must name a file of this folder for each array")

@@ -18,11 +18,20 @@ from transformer.tasks.vocabulary import VOCABULARIES
 from transformer.tasks.vocabulary import files_of as vocabulary_files
 from transformer.tasks.vocabulary import vocabulary_in as vocabulary_of_checkpoint
 from transformer.tools.hf import gpt2
-from transformer.tools.hf.folder import config_in, read_model, write, write_arrays
-from transformer.tools.hf.vocabulary import files_of, of_size, refuse_larger, special_ids, vocabulary_in
+from transformer.tools.hf.folder import config_in, read_model, require_arrays, write, write_arrays
+from transformer.tools.hf.vocabulary import (
+    begins_texts,
+    files_of,
+    longest_text,
+    of_size,
+    refuse_larger,
+    special_ids,
+    vocabulary_in,
+)
 from transformer.tools.model_card import About, about, files_about
 from transformer.tools.new_workdir import new_workdir
 
+_CLASS = "AutoModelForCausalLM"  # of transformers, which reads such a folder
 _KEPT = "hf_gpt2"
 """Field of progress.json: what an imported folder says of itself besides the model, for a later export."""
 
@@ -55,13 +64,14 @@ def import_folder(folder: str, out: str) -> None:
     require_new(path_of(out))
     file, values = config_in(folder)
     model = gpt2.model_config(values, file)
-    config = _run_config(model, file)
+    require_arrays(file.parent, _CLASS)
     if left_out := gpt2.without_counterpart(values):
         log.warning("%s: these fields have no counterpart here and are left out: %s", file, ", ".join(left_out))
     vocabulary = vocabulary_in(file.parent)
     if vocabulary is not None:
         refuse_larger(vocabulary, model.vocab_size, file.parent)
-    state = read_model(file.parent, "AutoModelForCausalLM")
+    config = _run_config(model, file, vocabulary)
+    state = read_model(file.parent, _CLASS)
     params = gpt2.from_gpt2(state, model)
     if vocabulary is not None:  # only now, when vocab_size is known to be right
         vocabulary = of_size(vocabulary, model.vocab_size, file.parent)
@@ -72,10 +82,14 @@ def import_folder(folder: str, out: str) -> None:
     new_workdir(out, params, config, progress=progress, files=files)
 
 
-def _run_config(model: ModelConfig, where: Path) -> LanguageModelConfig:
-    """The config of a run of this model: rows as long as its positions, and the defaults."""
-    default = LanguageModelConfig()
-    data = dataclasses.replace(default.data, context=model.max_positions)
+def _run_config(model: ModelConfig, where: Path, vocabulary: Vocabulary | None) -> LanguageModelConfig:
+    """The config of a run of this model: rows as long as its positions, if its tokenizer does not say less; documents,
+    if its tokenizer puts their begin before each text; and the defaults."""
+    default, context, documents = LanguageModelConfig(), model.max_positions, "none"
+    if vocabulary is not None:
+        context = min(context, longest_text(where.parent) or context)
+        documents = "blank_lines" if begins_texts(where.parent, vocabulary) else documents
+    data = dataclasses.replace(default.data, context=context, documents=documents)
     tokens = max(default.train.batch_tokens, model.max_positions)
     config = LanguageModelConfig(model, data, dataclasses.replace(default.train, batch_tokens=tokens))
     try:
@@ -109,9 +123,11 @@ def export(workdir: str, out: str, checkpoint: str | None = None) -> Path:
     require("export --to hf-gpt2", "safetensors")
     require_new(folder := local_path("OUT", out))
     opened = Checkpoints(workdir).read(checkpoint, _open)
-    model, vocabulary = opened.config.model, opened.vocabulary
+    model, data, vocabulary = opened.config.model, opened.config.data, opened.vocabulary
     with writing(folder), new_folder(folder) as building:
-        files = {} if vocabulary is None else files_of(vocabulary, model.max_positions)
+        files = {}
+        if vocabulary is not None:
+            files = files_of(vocabulary, data.context, begins=data.documents != "none")
         files |= files_about(opened.about, "hf-gpt2", _USE)
         for name, content in files.items():
             write(building / name, content)
@@ -142,7 +158,7 @@ def _open(opened: Checkpoint) -> _Opened:
 def generation_config(opened: _Opened) -> dict[str, Any]:
     """The generation_config.json: options of our decoding that theirs has, and the ids never generated."""
     d = opened.config.decode
-    values: dict[str, Any] = {"max_length": opened.config.model.max_positions, "do_sample": d.sample}
+    values: dict[str, Any] = {"max_length": opened.config.data.context, "do_sample": d.sample}
     if d.sample:
         values |= {"temperature": d.temperature, "top_k": d.top_k, "top_p": d.top_p, "min_p": d.min_p}
     else:

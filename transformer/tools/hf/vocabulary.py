@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 from collections.abc import Mapping, Sequence
@@ -47,6 +48,31 @@ def vocabulary_in(folder: Path) -> Vocabulary | None:
     return None
 
 
+def begins_texts(folder: Path, vocabulary: Vocabulary) -> bool:
+    """Whether the tokenizer of a folder puts the vocabulary's begin before each text."""
+    path = folder / "tokenizer.json"
+    return path.exists() and _begins_texts(read_object(path), vocabulary.begin)
+
+
+def _begins_texts(tokenizer: Mapping[str, Any], begin: int) -> bool:
+    """Whether the content of a tokenizer.json puts the piece with this id before each text."""
+    processor = tokenizer.get("post_processor")
+    steps = processor.get("processors") if isinstance(processor, dict) and "processors" in processor else [processor]
+    for step in steps if isinstance(steps, list) else ():
+        if isinstance(step, dict) and step.get("type") == "TemplateProcessing":
+            with contextlib.suppress(AttributeError, IndexError, KeyError, TypeError):  # of another form
+                name = step["single"][0]["SpecialToken"]["id"]
+                return step["special_tokens"][name]["ids"] == [begin]
+    return False
+
+
+def longest_text(folder: Path) -> int | None:
+    """The most pieces that the tokenizer of a folder allows a text; None if it does not say."""
+    path = folder / "tokenizer_config.json"
+    longest = read_object(path).get("model_max_length") if path.exists() else None
+    return longest if type(longest) is int and longest >= 2 else None
+
+
 def _from_pairs(folder: Path) -> bytes:
     """The tokenizer.json of vocab.json, merges.txt and, if there, added_tokens.json."""
     vocab = read_object(folder / "vocab.json")
@@ -90,8 +116,9 @@ def of_size(vocabulary: V, size: int, folder: Path) -> V:
 # ---- Out -------------------------------------------------------------------------------------------------------------
 
 
-def files_of(vocabulary: Vocabulary, context: int) -> dict[str, Any]:
+def files_of(vocabulary: Vocabulary, context: int, *, begins: bool) -> dict[str, Any]:
     """File name -> content, bytes or JSON, of a folder for `AutoTokenizer.from_pretrained`. `context`: the most pieces.
+    `begins`: the tokenizer puts the begin of a document before each text.
 
     A tokenizer.json of Hugging Face's goes out as it came in. Our other vocabularies become one that gives the same
     ids; their own file goes along, so that `vocabulary_in` finds it.
@@ -105,6 +132,8 @@ def files_of(vocabulary: Vocabulary, context: int) -> dict[str, Any]:
         name, content = vocabulary.file
         files = {"tokenizer.json": _converted(vocabulary), name: content}
         ours = {OURS: name}
+    if begins:
+        files["tokenizer.json"] = _with_begin(files["tokenizer.json"], names["bos_token"], vocabulary.begin)
     options = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "clean_up_tokenization_spaces": False,
@@ -115,6 +144,23 @@ def files_of(vocabulary: Vocabulary, context: int) -> dict[str, Any]:
         **ours,
     }
     return files | {"tokenizer_config.json": options}
+
+
+def _with_begin(tokenizer: bytes, name: str, begin: int) -> bytes:
+    """A tokenizer.json that puts the special piece `name`, with the id `begin`, before each text."""
+    spec, first = json.loads(tokenizer), {"SpecialToken": {"id": name, "type_id": 0}}
+    if _begins_texts(spec, begin):
+        return tokenizer
+    one, other = ({"Sequence": {"id": text, "type_id": number}} for number, text in enumerate("AB"))
+    template = {
+        "type": "TemplateProcessing",
+        "single": [first, one],
+        "pair": [first, one, other],
+        "special_tokens": {name: {"id": name, "ids": [begin], "tokens": [name]}},
+    }
+    if (before := spec.get("post_processor")) is not None:
+        template = {"type": "Sequence", "processors": [before, template]}
+    return _json({**spec, "post_processor": template})
 
 
 def special_ids(vocabulary: Vocabulary) -> dict[str, int | None]:
