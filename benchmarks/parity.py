@@ -1,15 +1,17 @@
-"""The largest differences between our outputs and Hugging Face's, of the same parameters: BERT's heads and vectors.
+"""The largest differences between our outputs and Hugging Face's, of the same parameters: GPT-2, BERT's heads, vectors.
 
     pip install torch transformers sentence-transformers
     python benchmarks/parity.py --rows results/parity.jsonl --minilm FOLDER     # FOLDER: see docs/bert.md
+    python benchmarks/parity.py --rows results/parity.jsonl --parts gpt2
 
-Of each head: their random model read by us, and our random model read by them. Of the real weights of
-all-minilm-l6-v2: the states, and the vectors of texts beside sentence-transformers'.
+Of GPT-2 in several shapes and of each head of BERT: their random model read by us, and our random model read by them.
+Of the real weights of all-minilm-l6-v2: the states, and the vectors of texts beside sentence-transformers'.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -25,7 +27,8 @@ from side_by_side import log
 
 import transformer
 from transformer.command_line import Parser, run
-from transformer.config import BERT, ModelConfig
+from transformer.config import BERT, GPT2, ModelConfig
+from transformer.tools.hf import gpt2
 from transformer.tools.hf.bert import CLASSES, bert_config, from_bert, model_config, to_bert
 from transformer.tools.hf.bert_folder import import_folder
 from transformer.tools.hf.folder import read_arrays
@@ -68,6 +71,45 @@ def difference(params: Any, config: ModelConfig, model: Any, batch: dict[str, np
         "largest_difference": float(f"{apart:.2g}"),
         "largest_output": round(float(max(abs(y).max() for _, y in pairs)), 2),
     }
+
+
+GPT2_SHAPES = {
+    "GPT-2, 4 layers, 128 wide": {},
+    "GPT-2, 1 layer, 1 head": {"decoder_layers": 1, "heads": 1},
+    "GPT-2, untied, swish": {"tied_embeddings": "none", "activation": "swish"},
+    "GPT-2, 12 layers, 768 wide": {"decoder_layers": 12, "d_model": 768, "d_ff": 3_072, "heads": 12},
+}
+
+
+def gpt2s() -> Iterator[dict[str, Any]]:
+    """Rows of GPT-2's logits, both ways."""
+    import jax
+    import torch
+    import transformers
+
+    ids = random_batch()["input_ids"]
+    small = {"decoder_layers": 4, "d_model": 128, "d_ff": 512, "heads": 4, "max_positions": 64, "dropout": 0.0}
+    for name, shape in GPT2_SHAPES.items():
+        config = dataclasses.replace(GPT2, **small | shape, vocab_size=SHAPE.vocab_size)
+        torch.manual_seed(0)
+        model = transformers.GPT2LMHeadModel(transformers.GPT2Config(**gpt2.gpt2_config(config)))
+        with tempfile.TemporaryDirectory() as folder:
+            model.save_pretrained(folder)
+            theirs = gpt2.from_gpt2(read_arrays(Path(folder) / "model.safetensors"), config)
+        ours = jax.tree.map(np.asarray, transformer.build(config).init(jax.random.key(1)))
+        for whose, params in (("theirs", theirs), ("ours", ours)):
+            if whose == "ours":
+                state = gpt2.to_gpt2(ours, config)
+                model.load_state_dict({key: torch.from_numpy(x) for key, x in state.items()}, strict=False)
+                model.tie_weights()
+            with torch.inference_mode():
+                expected = model.eval()(torch.from_numpy(ids)).logits.numpy()
+            found = np.asarray(transformer.build(config).apply(params, ids))
+            yield {
+                **{"part": "logits", "model": name, "head": "next piece", "parameters": whose},
+                "largest_difference": float(f"{np.abs(found - expected).max():.2g}"),
+                "largest_output": round(float(np.abs(expected).max()), 2),
+            }
 
 
 def heads() -> Iterator[dict[str, Any]]:
@@ -117,13 +159,18 @@ def vectors(folder: str) -> Iterator[dict[str, Any]]:
         }
 
 
+PARTS = {"gpt2": gpt2s, "bert": heads}
+
+
 def main(arguments: list[str]) -> None:
     parser = Parser("benchmarks/parity.py", (__doc__ or "").split("\n")[0])
     parser.add_argument("--rows", metavar="FILE", required=True, help="rows are added to this file")
     parser.add_argument("--minilm", metavar="FOLDER", help="the folder of all-minilm-l6-v2; without: random models")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="default: all")
     o = parser.parse_args(arguments)
     rows = Rows(o.rows)
-    for one in (row for some in (heads(), vectors(o.minilm) if o.minilm else ()) for row in some):
+    parts = [PARTS[name]() for name in o.parts] + ([vectors(o.minilm)] if o.minilm else [])
+    for one in itertools.chain.from_iterable(parts):
         log("  ".join(f"{name} {value}" for name, value in rows.add({**one, "seed": 0}).items()))
 
 
