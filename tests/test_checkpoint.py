@@ -181,6 +181,10 @@ def test_a_save_without_what_readers_need_is_refused_at_once(checkpoints, folder
         (2, {}, {"step": "2"}, r"progress\['step'\] = '2': give an int"),
         (2, {}, {"more": {1}}, r"the progress of a checkpoint can't be written as JSON \(Object of type set"),
         (2, {}, {"vocab_size": True}, r"progress\['vocab_size'\] = True: give an int"),
+        (2, {}, {"vocab_size": 0}, r"progress\['vocab_size'\] = 0: must be at least 1"),
+        ("x", {}, {"step": -1}, r"progress\['step'\] = -1: must be at least 0"),
+        (2, {}, {"step": 3}, "checkpoint 2 cannot be of step 3; give its own step"),
+        (2, {}, {"judged": [["dev_loss", "down"]]}, r"progress can't be read with this 'judged' \(KeyError"),
     ],
 )
 def test_a_save_that_no_reader_accepts_is_refused(

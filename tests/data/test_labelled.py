@@ -151,7 +151,7 @@ MISTAKES = {
         ("tsv", "yes\n", "1: no column 2, as data.text says: it has 1: 'yes'"),
         ("tsv", "y\ta\ny\tb\tc\n", "2: too many columns: 3, but line 1 has 2; add or"),
     ],
-    ("tags", NUMBERED): [("txt", "N\ta\n" * 10, " each text is a single word; if each line is a word and its tag")],
+    ("tags", NUMBERED): [("txt", "N\ta\n\n" * 10, " each text is a single word; if each line is a word and its tag")],
     ("classes", PAIR): [("tsv", "a\tb\tlabel\nc\t\tx\n", "2: the second is empty")],
     ("regression", NAMED): [
         ("tsv", "text\tlabel\na\t1,5\n", "2: the label is '1,5', not a number such as -2.5"),
@@ -171,6 +171,8 @@ MISTAKES = {
         ("conll", "a N\nb V\u00a0\n", '2: the label has a space, a no-break space or the like in "V'),
         ("jsonl", '{"text": ["a"], "label": ["B-x y"]}', '1: the label has a space, a no-break space or'),
         ("conll", "a N\nb\u00a0V\n", "2: a word without a tag"),
+        ("conllu", "# text = a\n1-2" + "\ta" * 9 + "\n", "2: numbered words with ten columns, as in CoNLL-U; "),
+        ("conll", "1" + "\t_" * 9 + "\n", "1: numbered words with ten columns, as in CoNLL-U; keep words and one tag"),
         ("txt", "Bob\tB\nruns\tO\n", "1: the header has no column 'text', only 'Bob', 'B'; name it with --data.text, "
          "or, if this is no header, give the numbers of the columns, such as --data.label 1 --data.text 2; if each "
          "line is a word and its tag, name the file .conll"),
@@ -188,6 +190,14 @@ def test_mistakes(tmp_path: Path, kind: str, columns: Columns, ending: str, cont
         read(tmp_path, f"x.{ending}", content, columns, kind)
     assert str(error.value).removeprefix(f"{tmp_path}/").startswith(f"x.{ending}:{told}")
     assert "\n" not in str(error.value)
+
+
+def test_texts_may_be_single_words(tmp_path: Path, caplog) -> None:
+    """Without blank lines between rows, a table may well be one of single words."""
+    found = read(tmp_path, "x.jsonl", '{"text": ["a"], "label": ["N"]}\n' * 12, NAMED, "tags")
+    assert len(found) == 12 and not caplog.messages
+    assert len(read(tmp_path, "x.tsv", "text\tlabel\n" + "a\tN\n" * 12, NAMED, "tags")) == 12
+    assert "each text is a single word; if each line is a word and its tag, name the file .conll" in caplog.text
 
 
 def test_missing_and_empty_files(tmp_path: Path) -> None:

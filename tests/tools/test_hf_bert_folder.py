@@ -15,7 +15,7 @@ from test_hf_bert import CONFIG, CONFIGS
 
 import transformer
 from transformer.checkpoint import Checkpoints
-from transformer.config import Config, MaskedConfig, ModelConfig
+from transformer.config import Config, LanguageModelConfig, MaskedConfig, ModelConfig
 from transformer.data.tokenizer import Tokenizer
 from transformer.data.wordpiece import SPECIAL_PIECES, MaskedSentencePiece, tokenizer_json
 from transformer.model import build
@@ -285,6 +285,18 @@ def test_a_run_can_start_from_an_imported_model(folder: Path, tmp_path: Path) ->
     assert starting_point(config, build(CONFIG).abstract_params).name == "average"
     other = dataclasses.replace(config, model=dataclasses.replace(CONFIG, heads=6))
     assert "--model.heads is 3 there, 6 here" in complaint(starting_point, other, build(other.model).abstract_params)
+    # A model with a decoder takes the encoder, or nothing.
+    beside = dataclasses.replace(
+        CONFIG, decoder_layers=1, token_types=0, head="none", labels=None, output_bias=False, tied_embeddings="all"
+    )
+    for change, told in (
+        ({"d_ff": 28}, "--model.d_ff is 20 there, 28 here"),
+        ({"encoder_layers": 0}, "run is an encoder alone, and this one has no encoder; leave train.init_from out"),
+    ):
+        model = dataclasses.replace(beside, **change)
+        run = (Config if model.encoder_layers else LanguageModelConfig)(model=model, train=train)
+        assert told in complaint(starting_point, run, build(model).abstract_params)
+    assert starting_point(Config(model=beside, train=train), build(beside).abstract_params).name == "average"
 
 
 # ---- transformers ----------------------------------------------------------------------------------------------------

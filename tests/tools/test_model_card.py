@@ -31,6 +31,7 @@ def section(card: str, title: str) -> str:
 
 def test_a_trained_run_tells_what_it_knows(call, workdir: Path, tiny, tmp_path: Path) -> None:
     assert call("evaluate.py", "--workdir", workdir, "--checkpoint", "last").code == 0
+    assert call("evaluate.py", "--workdir", workdir, "--checkpoint", "last", "--decode.beam_size=1").code == 0
     (workdir / "scores.jsonl").open("a").write('{"checkpoint": "80", "bleu": 12.3}\nno json\n')
     card = card_of(call, workdir, tmp_path / "out", "safetensors", "--checkpoint", "last")
     opened = Checkpoints(workdir).at(120)
@@ -49,6 +50,7 @@ def test_a_trained_run_tells_what_it_knows(call, workdir: Path, tiny, tmp_path: 
     assert re.search(rf"^- development, bleu: [\d.e-]+ \({SIGNATURE}\)$", scores, re.M)
     assert re.search(r"^- development, chrf: [\d.e-]+ \(`nrefs:1\|.*nc:6.*`\)$", scores, re.M)
     assert re.search(rf"^- test.en, bleu: [\d.e-]+ \({SIGNATURE}\)$", scores, re.M) and "12.3" not in scores
+    assert re.search(rf"^- test.en, bleu: [\d.e-]+ \({SIGNATURE[:-1]}, decode.beam_size 1`\)$", scores, re.M)
     assert re.search(r"^- test.en, chrf: [\d.e-]+ \(`nrefs:1\|.*nc:6.*`\)$", scores, re.M)
     assert "licence" in section(card, "Not known") and "test set" not in section(card, "Not known")
     assert str(tiny.folder) not in card

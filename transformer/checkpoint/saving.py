@@ -13,6 +13,7 @@ from transformer.checkpoint.arrays import Arrays, shapes_of
 from transformer.checkpoint.folders import remove
 from transformer.config import UserError, shown
 from transformer.files import seal, writing
+from transformer.judging import check_progress
 from transformer.memory import out_of_memory, ran_out
 from transformer.phases import phase
 from transformer.streams import to_json
@@ -42,6 +43,17 @@ def require_needed(name: Any, given: Mapping[str, Mapping[str, Any]]) -> None:
     for key in NEEDED["progress"] & given["progress"].keys():
         if type(number := given["progress"][key]) is not int:
             raise ValueError(f"progress[{key!r}] = {shown(number)}: give an int")
+    if type(name) is int and given["progress"].get("step", name) != name:
+        raise ValueError(f"checkpoint {name} cannot be of step {given['progress']['step']}; give its own step")
+    for key, least in (("step", 0), ("vocab_size", 1)):
+        if given["progress"].get(key, least) < least:
+            raise ValueError(f"progress[{key!r}] = {given['progress'][key]}: must be at least {least}")
+    if "judged" in given["progress"]:
+        try:
+            check_progress(given["progress"])
+        except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+            why = f"{type(error).__name__}: {error}"
+            raise ValueError(f"progress can't be read with this 'judged' ({why}); leave it out, or give all") from None
     if lacking := [f"{name} in {where}" for where, names in NEEDED.items() for name in names - given[where].keys()]:
         raise ValueError(f"a checkpoint cannot be read without {', '.join(sorted(lacking))}; pass these to save, too")
 

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import csv
 import json
+import logging
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import chain
+from itertools import chain, pairwise
 from string import whitespace
 from typing import Any, NamedTuple
 
@@ -21,12 +22,16 @@ from transformer.config import UserError, whole_number
 from transformer.data.compression import uncompressed_name
 from transformer.data.text import RepeatedKey, field_names, list_hint, read_json, read_lines, value_at
 
+log = logging.getLogger("transformer")
+
 _SHOWN = 12  # columns that an error lists
-_CONLL = (".conll", ".iob", ".iob2", ".bio")
+_CONLL = (".conll", ".conllu", ".iob", ".iob2", ".bio")
 _JSON = (".jsonl", ".ndjson", ".json")
 _NAME_IT_SO = "name the file .conll"
 _FEW = 10  # so few texts may all be single words
+_CONLL_U = 10  # columns: a number, the word, its lemma, ...
 _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
+_ID = re.compile(r"[0-9]+([-.][0-9]+)?")
 _FIELD_LIMIT = 2**31 - 1  # characters of a field of a .csv
 _GAP = re.compile(r"[ \t]+")
 _COMMENT = re.compile(r"#\s.*=|#\s*(newdoc|newpar|begin document|end document|https?://)")
@@ -94,10 +99,20 @@ def read_examples(
             _example(cells, kind, columns.second is not None, number, line)
             for line, cells in read(path, columns, digests)
         ]
-        if kind == "tags" and len(rows) >= _FEW and all(len(row.text) == 1 for row in rows):
-            raise UserError(f"{path}: each text is a single word; if each line is a word and its tag, {_NAME_IT_SO}")
+        if kind == "tags" and read is not _json_rows:
+            _doubt_single_words(path, rows)
         found += rows
     return found
+
+
+def _doubt_single_words(path: str, rows: Sequence[Example]) -> None:
+    """Warn if each text of a table is a single word. Raises `UserError` if there are blank lines between rows, too, as
+    between the sentences of a .conll."""
+    if len(rows) >= _FEW and all(len(row.text) == 1 for row in rows):
+        told = f"{path}: each text is a single word; if each line is a word and its tag, {_NAME_IT_SO}"
+        if any(after.line - before.line > 1 for before, after in pairwise(rows)):
+            raise UserError(told)
+        log.warning("%s", told)
 
 
 def _example(cells: Mapping[str, Cell], kind: str, pairs: bool, file: int, line: int) -> Example:
@@ -255,6 +270,11 @@ def _conll(path: str, digests: dict[str, str] | None) -> Iterator[tuple[int, tup
             raise UserError(f"{path}:{number}: a word without a tag; each line must hold a word, a space and its tag")
         if not first:
             first, width = number, len(parts)
+            if width == _CONLL_U and _ID.fullmatch(parts[0]):
+                raise UserError(
+                    f"{path}:{number}: numbered words with ten columns, as in CoNLL-U; keep words and one tag each: "
+                    f"grep -v '^[0-9]*[-.]' {path} | cut -f 2,4 > NEW.conll (4 is UPOS)"
+                )
         if len(parts) != width:
             few = "too few columns" if len(parts) < width else "too many columns"
             raise UserError(

@@ -91,11 +91,12 @@ def _sampler(config: DecodeConfig) -> Sampler | None:
     if not c.sample:
         return None
     with jax.ensure_compile_time_eval():  # a key that was made inside `jax.jit` could not leave it
-        return Sampler(jax.random.key(c.seed), c.temperature, c.top_k, c.top_p, c.min_p)
+        shares = float(c.temperature), c.top_k, float(c.top_p), float(c.min_p)
+        return Sampler(jax.random.key(c.seed), *shares)
 
 
 def _penalty(config: DecodeConfig) -> float | None:
-    return None if config.repetition_penalty == 1 else config.repetition_penalty
+    return None if config.repetition_penalty == 1 else float(config.repetition_penalty)
 
 
 def _banned(

@@ -154,8 +154,11 @@ def _scores(about: About) -> Iterator[str]:
             rows.append(("development", name.removeprefix("dev_"), value, signature))
     for result in about.tested:
         signatures = {"bleu": result.get("signature", ""), "chrf": result.get("chrf_signature", "")}
+        usual, given = json.loads(to_json(about.config)).get("decode", {}), result.get("decode", {})
+        other = [f"decode.{name} {value}" for name, value in given.items() if usual.get(name) != value]
         for name, value in flat_numbers(result):
-            rows.append((str(result.get("test_set", "test")), name, value, signatures.get(name, "")))
+            told = ", ".join([signatures.get(name, ""), *other] if signatures.get(name) else other)
+            rows.append((str(result.get("test_set", "test")), name, value, told))
     if not rows:
         yield "None: this checkpoint was not scored."
         return

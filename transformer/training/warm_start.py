@@ -102,6 +102,7 @@ def starting_point(config: Any, abstract_params: Params) -> Checkpoint:
     opened = Checkpoints(init_from).open()
     try:
         wrong = opened.misfit(start_params(opened, config.model, abstract_params))
+        wrong = wrong or _encoder_misfit(opened, abstract_params)
         start_config = opened.config if wrong else config
     except OSError as error:
         wrong, start_config = f"{opened.path} cannot be read ({error.strerror or error})", config
@@ -111,6 +112,21 @@ def starting_point(config: Any, abstract_params: Params) -> Checkpoint:
     if wrong:
         raise UserError(f"train.init_from = {init_from!r}: {wrong}")
     return opened
+
+
+def _encoder_misfit(start: Checkpoint, abstract_params: Params) -> str | None:
+    """Why an encoder alone can't become the encoder of these parameters of a model with a decoder, or None. Raises
+    `UserError` if that has no encoder."""
+    if start.config.model.decoder_layers or "decoder" not in abstract_params:
+        return None
+    if "encoder" not in abstract_params:
+        raise UserError(
+            f"train.init_from: the model of {start.path.parent.parent} is an encoder alone, and this one has no "
+            "encoder; leave train.init_from out"
+        )
+    here, there = (_leaves(params["encoder"]) for params in (abstract_params, start.model.abstract_params))
+    other = [path for path, x in here.items() if path not in there or there[path].shape != x.shape]
+    return f"its encoder has other shapes, such as that of {other[0]}" if other else None
 
 
 def other_shapes(old: ModelConfig, new: ModelConfig) -> dict[str, tuple[Any, Any]]:
