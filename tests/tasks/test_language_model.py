@@ -7,6 +7,10 @@ import math
 import os
 import random
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import jax
@@ -29,6 +33,7 @@ from transformer.tasks.perplexity import evaluate_workdir, summed
 from transformer.tasks.vocabulary import VOCABULARIES, vocabulary_in
 from transformer.training.start import without_effect
 
+TRAIN = Path(__file__).parents[2] / "train.py"
 WORDS = ("wolf", "sheep", "grass", "river", "stone")
 CONFIG = """
 import dataclasses
@@ -79,6 +84,42 @@ def test_a_run_that_was_stopped_equals_one_that_was_not(text: Path, run: Path, t
     assert list(losses) == [20, 40, 60]
     assert losses[60] < losses[20] < math.log(20)  # it learns
     assert Checkpoints(run).best() == min(losses, key=losses.get)
+
+
+@pytest.mark.slow
+def test_a_run_that_was_killed_ends_as_one_that_was_not(text: Path, run: Path, tmp_path: Path, environment) -> None:
+    command = [sys.executable, TRAIN, "--config", text.with_suffix(".py"), "--workdir", tmp_path / "run"]
+    for step in (20, 40):
+        process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
+        while Checkpoints(tmp_path / "run").steps()[-1:] < [step] and process.poll() is None:
+            time.sleep(0.02)
+        process.kill()
+        assert process.wait() == -signal.SIGKILL
+    subprocess.run(command, env=environment, check=True, capture_output=True)
+    ours, theirs = (Checkpoints(workdir).open("last") for workdir in (tmp_path / "run", run))
+    assert ours.name == theirs.name == 60
+    jax.tree.map(np.testing.assert_array_equal, ours.params(), theirs.params())
+
+
+@pytest.mark.slow
+def test_a_mesh_of_four_devices_trains_the_same_model(text: Path, run: Path, tmp_path: Path, environment) -> None:
+    command = [sys.executable, TRAIN, "--config", text.with_suffix(".py"), "--workdir", tmp_path / "run"]
+    devices = environment | {"JAX_NUM_CPU_DEVICES": "4"}
+    subprocess.run([*command, "--mesh.fsdp=2"], env=devices, check=True, capture_output=True)
+
+    def losses(workdir: Path) -> dict[int, float]:
+        entries = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+        return {entry["step"]: entry["dev_loss"] for entry in entries if "dev_loss" in entry}
+
+    assert losses(tmp_path / "run") == pytest.approx(losses(run), abs=1e-3)
+    # The vocabulary can't be cut in seven parts.
+    done = subprocess.run(
+        [*command[:-1], tmp_path / "other", "--mesh.tensor=7"],
+        env=environment | {"JAX_NUM_CPU_DEVICES": "7"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2 and "; use another size of mesh.tensor, such as 1, or of the model" in done.stderr
 
 
 def test_the_figures_of_evaluate(text: Path, run: Path, tmp_path: Path, call) -> None:
