@@ -122,6 +122,18 @@ def test_a_mesh_of_four_devices_trains_the_same_model(text: Path, run: Path, tmp
     assert done.returncode == 2 and "; use another size of mesh.tensor, such as 1, or of the model" in done.stderr
 
 
+def test_sixteen_bits_are_evaluated_as_in_training(text: Path, tmp_path: Path, call) -> None:
+    """Whatever `decode.dtype` is, which is for generation."""
+    command = ("train.py", "--config", text.with_suffix(".py"), "--workdir", tmp_path / "run", "--train.steps=20")
+    done = call(*command, "--model.dtype=bfloat16", "--decode.dtype=int8")
+    assert done.code == 0, done.err
+    entries = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    done = call("evaluate.py", "--workdir", tmp_path / "run", "--json")
+    assert done.code == 0, done.err
+    (loss,) = [entry["dev_loss"] for entry in entries if "dev_loss" in entry]
+    assert json.loads(done.out)["nats_per_token"] == pytest.approx(loss, rel=1e-5)
+
+
 def test_the_figures_of_evaluate(text: Path, run: Path, tmp_path: Path, call) -> None:
     """Equal to the sum over documents of the log-probabilities of a forward pass; a moved workdir has its own text."""
     moved = Path(shutil.copytree(run, tmp_path / "moved"))

@@ -23,7 +23,6 @@ from transformer.data.vocabularies import Vocabulary
 from transformer.data.windows import evaluation_batches
 from transformer.model import build
 from transformer.model.checks import check_integer
-from transformer.model.rounding import in_type
 from transformer.streams import plain
 from transformer.tasks import text_sets
 from transformer.tasks.vocabulary import VOCABULARIES, vocabulary_in
@@ -76,13 +75,13 @@ def summed(sums: Sums, store: TextStore, config: LanguageModelConfig, stride: in
 
 
 def _loaded(workdir: str, checkpoint: str | None) -> tuple[Checkpoint, Vocabulary, Sums]:
-    """A checkpoint of a language model, its vocabulary, and its loss."""
+    """A checkpoint of a language model, its vocabulary, and its loss, in the type of training: `decode.dtype` is for
+    generation."""
     opened = Checkpoints(workdir).open(checkpoint)
     config = opened.config
     require_task(config, workdir, *CONTINUING)
     pieces = vocabulary_in(opened, VOCABULARIES)
-    model, params = in_type(config.model, opened.params(), config.decode.dtype)
-    model = build(model.with_vocabulary(pieces.size))
+    model, params = build(config.model.with_vocabulary(pieces.size)), opened.params()
     loss = jax.jit(causal(model, config.train, documents=config.data.documents != "none").loss)
     return opened, pieces, lambda batch: loss(params, batch, None)[1]
 
