@@ -93,9 +93,9 @@ def shakespeare(rows: dict[str, tuple[Row, ...]]) -> Picture:
             "x": "updates",
             "series": [
                 {
-                    "name": f"ours, seed {row['seed']}",
-                    "colour": OURS,
-                    "points": [(x["step"], x["loss"]) for x in row["dev"]],
+                    "name": f"{row.get('part', 'ours')}, seed {row['seed']}",
+                    "colour": FOURTH if "updates_before" in row else OURS,
+                    "points": [(x["step"] + row.get("updates_before", 0), x["loss"]) for x in row["dev"]],
                 }
                 for row in rows["language_models.jsonl"]
                 if row["config"] == config

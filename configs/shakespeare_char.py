@@ -1,4 +1,4 @@
-"""A character model of Shakespeare's plays: the model of nanoGPT's setting for a CPU, a minute and a half on two cores.
+"""A character model of Shakespeare's plays: the sizes of nanoGPT's setting for a CPU, a minute and a half on two cores.
 
     python train.py --config configs/shakespeare_char.py --workdir runs/shakespeare
     python evaluate.py --workdir runs/shakespeare
