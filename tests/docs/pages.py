@@ -21,6 +21,7 @@ from markdown_it.token import Token
 
 from transformer.command_line import config_file
 from transformer.config import AlgorithmConfig, ByteLatentConfig, FinetuneConfig, ParsingConfig, flatten
+from transformer.config.tasks import WHOLE_DEV
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -203,6 +204,8 @@ def at_toy_size(program: str, arguments: list[str]) -> list[str]:
             toy |= {"--data.vocab_size": "38"}
             left_out = MODEL.keys() - {"--model.decoder_layers"} if "--train.init_from" in arguments else set()
             left_out |= {"--decode.max_extra_length", "--decode.max_source_length"}  # refused: a tree has its length
+        if isinstance(config, WHOLE_DEV):
+            left_out = {*left_out, "--train.eval_sentences"}
         # A decoder alone stays one: its config has 0 encoder layers.
         toy = {name: value for name, value in toy.items() if fields.get(name[2:], 0) != 0 and name not in left_out}
     wanted = toy | {name: value for name, value in IF_GIVEN.items() if name in arguments}
