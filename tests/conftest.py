@@ -127,7 +127,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest.fixture(scope="module", autouse=True)
 def few_programs() -> Iterator[None]:
     """Forget compiled programs after a test file when there are many: each one maps some memory, a process may have
-    65,530 such maps on Linux, and beyond them XLA ends in a segmentation fault."""
+    65,530 such maps on Linux, and without another one XLA crashes."""
     yield
     maps = Path("/proc/self/maps")
     if maps.exists() and maps.read_bytes().count(b"\n") > 15_000 and "jax" in sys.modules:

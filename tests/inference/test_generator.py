@@ -13,7 +13,8 @@ import pytest
 from generators import CONFIG, PROMPTS, VARIANTS, VOCABULARY, following, generator, greedy, log_prob_of, logits_of, tiny
 from plain_beam_search import plain_beam_search
 
-from transformer.config import UserError
+import transformer
+from transformer.config import DecodeConfig, UserError
 from transformer.data.vocabularies import Bytes, Characters
 from transformer.inference.generator import Generator
 
@@ -304,3 +305,10 @@ def test_several_devices_change_nothing(environment):
     spread, rows, alone, _ = json.loads(done.stdout)
     assert rows == [2] * 4 and len(spread) == 10
     assert sum(one == other for one, other in zip(spread, alone, strict=True)) >= 9
+
+
+def test_large_whole_numbers_are_options_like_other_numbers() -> None:
+    """JAX would take them as integers of 32 bits."""
+    config = DecodeConfig(sample=True, temperature=2**31, repetition_penalty=2**31, max_extra_length=3)
+    found = transformer.Generator(*tiny(), VOCABULARY, config).generate(["ab"])
+    assert len(found) == 1

@@ -91,8 +91,8 @@ def _sampler(config: DecodeConfig) -> Sampler | None:
     if not c.sample:
         return None
     with jax.ensure_compile_time_eval():  # a key that was made inside `jax.jit` could not leave it
-        shares = float(c.temperature), c.top_k, float(c.top_p), float(c.min_p)
-        return Sampler(jax.random.key(c.seed), *shares)
+        # JAX would take an integer as one of 32 bits.
+        return Sampler(jax.random.key(c.seed), float(c.temperature), c.top_k, float(c.top_p), float(c.min_p))
 
 
 def _penalty(config: DecodeConfig) -> float | None:
