@@ -105,6 +105,13 @@ def test_wrong_parameters(tmp_path: Path, line: str, told: str) -> None:
         read_parameters(write(tmp_path, "p.prm", "# a comment", line))
 
 
+def test_an_empty_file_of_parameters_is_refused(tmp_path: Path, call) -> None:
+    tree = write(tmp_path, "gold.mrg", GOLD)
+    done = call("transformer", "evalb", tree, tree, "--parameters", write(tmp_path, "p.prm"))
+    assert done.code == 2
+    assert done.err == f"error: {tmp_path}/p.prm: empty; give a file of EVALB's parameters, such as COLLINS.prm\n"
+
+
 def test_files_that_do_not_go_together(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"test\.mrg: has 1 lines, and .*gold\.mrg has more"):
         scored(tmp_path, [GOLD] * 2, [GOLD])

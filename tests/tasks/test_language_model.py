@@ -22,7 +22,7 @@ from runs import average
 
 from transformer.checkpoint import Checkpoints
 from transformer.command_line import config_file
-from transformer.config import TextConfig, UserError
+from transformer.config import Config, TextConfig, TrainConfig, UserError
 from transformer.data.running import Text, texts
 from transformer.data.text_store import encode_text
 from transformer.data.vocabularies import Bytes
@@ -30,7 +30,7 @@ from transformer.model import build
 from transformer.tasks import text_sets
 from transformer.tasks.language_model import LanguageModel
 from transformer.tasks.perplexity import evaluate_workdir, summed
-from transformer.tasks.vocabulary import VOCABULARIES, vocabulary_in
+from transformer.tasks.vocabulary import VOCABULARIES, inherited, vocabulary_in
 from transformer.training.start import without_effect
 
 TRAIN = Path(__file__).parents[2] / "train.py"
@@ -233,6 +233,13 @@ def test_a_text_to_evaluate_that_cannot_be_used_is_told(run: Path, tmp_path: Pat
         with pytest.raises(UserError, match=r"^--text .*: give the path of a file$"):
             evaluate_workdir(str(run), text=wrong)
     assert evaluate_workdir(str(run), text=tmp_path / "a.txt")["tokens"] == 5
+
+
+def test_a_start_of_another_task_is_named(run: Path) -> None:
+    train = TrainConfig(init_from=str(run))
+    told = rf"^train\.init_from = '{run}': a run of the task 'language_model', whose vocabulary the task 'translation'"
+    with pytest.raises(UserError, match=told):
+        inherited(Config(train=train), None)
 
 
 def test_objects_that_are_read_as_text_are_told(run: Path, text: Path, tmp_path: Path, caplog) -> None:

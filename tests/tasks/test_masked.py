@@ -163,6 +163,19 @@ def test_another_text(run: Path, tmp_path: Path, call) -> None:
     assert done.code == 2 and "error: other.txt: holds a single document, but pairs" in done.err
 
 
+def test_a_text_that_is_none(run: Path, tmp_path: Path, call) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "wolf grass"}\n{"text": "river stone"}\n')
+    done = call("evaluate.py", "--workdir", run, "--text", path)
+    assert f"warning: --text: {path} holds JSON objects, which are read as they stand" in done.err
+    for name, told in (
+        ("", "--text '': give the path of a file"),
+        ("no", "no such file: no (--text); correct the path"),
+    ):
+        done = call("evaluate.py", "--workdir", run, "--text", name)
+        assert done.code == 2 and done.err.splitlines()[-1] == f"error: {told}"
+
+
 def test_a_text_without_a_masked_piece(run: Path, tmp_path: Path) -> None:
     """Its only words have more pieces than a row predicts."""
     config, pieces = Checkpoints(run).open().config, Filler.load(str(run)).vocabulary

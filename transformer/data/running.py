@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from transformer.config import PretrainConfig, TextConfig, UserError
+from transformer.config import PretrainConfig, TextConfig, UserError, shown
 from transformer.data.compression import Damaged
 from transformer.data.foreign import not_utf8, refuse_binary
 from transformer.data.opening import Opened, open_text
@@ -106,7 +106,7 @@ def _require_files(config: TextConfig | PretrainConfig, *names: str) -> None:
     require_files([*named_paths, *([("data.tokenizer", config.tokenizer)] if config.tokenizer else [])])
     warn_of_repeated(named_paths)
     for name, path in named_paths:
-        warn_of_records(name, path)
+        _warn_of_records(name, path)
 
 
 def _split_off(config: TextConfig | PretrainConfig, train: Text, dev: Text, test: Text) -> Texts:
@@ -116,7 +116,16 @@ def _split_off(config: TextConfig | PretrainConfig, train: Text, dev: Text, test
     return Texts(train, dev if dev.paths else None, test if test.paths else None)
 
 
-def warn_of_records(name: str, path: str) -> None:
+def given_text(text: Any) -> str:
+    """The path of the option --text. Raises `UserError` unless it is that of a file."""
+    if not (isinstance(text, (str, os.PathLike)) and os.fspath(text)):
+        raise UserError(f"--text {shown(text)}: give the path of a file")
+    require_files([("--text", path := os.fspath(text))])
+    _warn_of_records("--text", path)
+    return path
+
+
+def _warn_of_records(name: str, path: str) -> None:
     """Log a warning if a file holds JSON objects, which are read as they stand. `name`: its field or option."""
     with open_text(path) as file:
         if _RECORD.match(file.head):

@@ -60,8 +60,9 @@ COLLINS = Parameters(
 
 
 def read_parameters(path: str) -> Parameters:
-    """The parameters in a file. Raises `UserError`, with the line, for a name that EVALB does not know."""
-    found = Parameters()
+    """The parameters in a file. Raises `UserError` for an empty file, and, with the line, for a name that EVALB does
+    not know."""
+    found, number = Parameters(), 0
     numbers = {"LABELED": "labelled", "CUTOFF_LEN": "cutoff", "MAX_ERROR": "most_errors", "DEBUG": None}
     sets = {"DELETE_LABEL": found.deleted, "DELETE_LABEL_FOR_LENGTH": found.deleted_for_length}
     pairs = {"EQ_LABEL": found.same_label, "EQ_WORD": found.same_word}
@@ -80,6 +81,8 @@ def read_parameters(path: str) -> Parameters:
             same.update({value: one for value in [*values, *(v for v, group in same.items() if group == other)]})
         else:
             raise UserError(f"{path}:{number}: not a line of EVALB's parameters: {line.strip()[:60]!r}")
+    if number == 0:
+        raise UserError(f"{path}: empty; give a file of EVALB's parameters, such as COLLINS.prm")
     found.labelled = bool(found.labelled)
     return found
 

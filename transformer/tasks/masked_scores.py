@@ -18,7 +18,7 @@ from transformer.checkpoint import AVERAGE, Checkpoint, Checkpoints, again
 from transformer.config import MaskedConfig, UserError
 from transformer.data.masking import MaskedRows, in_order
 from transformer.data.rows import Batch
-from transformer.data.running import Text
+from transformer.data.running import Text, given_text
 from transformer.data.text_store import encode_text
 from transformer.data.wordpiece import EncoderVocabulary
 from transformer.inference.filler import require_masked_head
@@ -146,7 +146,8 @@ def evaluate_workdir(
         if text is None:
             name, source = text_sets.read(workdir, Path(folder), kind)
         else:
-            name, source = Path(text).name, Text((text,), "blank_lines", most_lines=config.data.document_lines)
+            path = given_text(text)
+            name, source = Path(path).name, Text((path,), "blank_lines", most_lines=config.data.document_lines)
         store = encode_text(source, pieces, folder=folder, workers=1)
         if doubt := store.doubt():
             log.warning("%s", doubt)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
-import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -15,9 +14,8 @@ import jax
 import numpy as np
 
 from transformer.checkpoint import AVERAGE, Checkpoint, Checkpoints, again
-from transformer.config import CONTINUING, LanguageModelConfig, UserError, require_task, shown
-from transformer.data.running import Text, warn_of_records
-from transformer.data.sources import require_files
+from transformer.config import CONTINUING, LanguageModelConfig, UserError, require_task
+from transformer.data.running import Text, given_text
 from transformer.data.text_store import TextStore, encode_text
 from transformer.data.vocabularies import Vocabulary
 from transformer.data.windows import evaluation_batches
@@ -117,16 +115,13 @@ def evaluate_workdir(
     data, context = opened.config.data, opened.config.data.context
     if stride is not None:
         check_integer("--stride", stride, 1, context)
-    if text is not None and not (isinstance(text, (str, os.PathLike)) and os.fspath(text)):
-        raise UserError(f"--text {shown(text)}: give the path of a file")
     stride = max(1, context // 2) if stride is None else stride
     with _scratch() as folder:
         if text is None:
             name, source = text_sets.read(workdir, Path(folder), kind)
         else:
-            require_files([("--text", os.fspath(text))])
-            warn_of_records("--text", os.fspath(text))
-            name, source = Path(text).name, Text((os.fspath(text),), data.documents)
+            path = given_text(text)
+            name, source = Path(path).name, Text((path,), data.documents)
         store = encode_text(source, pieces, folder=folder, workers=data.workers)
         if doubt := store.doubt():
             log.warning("%s", doubt)

@@ -82,13 +82,26 @@ def inherited(config: Any, workdir: str | None, kind: Kind = TOKENIZERS) -> Any:
         return pieces
     if start is None:
         return None
-    pieces = Checkpoints(start).read(None, lambda opened: vocabulary_in(opened, kind))
+    pieces = Checkpoints(start).read(None, lambda opened: _of_start(opened, config, kind))
     if given and kind.load(given).sha256 != pieces.sha256:
         raise UserError(
             f"data.tokenizer = {given!r} is not the tokenizer of train.init_from = {start!r}; leave data.tokenizer "
             "out to use that one"
         )
     return pieces
+
+
+def _of_start(opened: Checkpoint, config: Any, kind: Kind) -> Any:
+    """The vocabulary of the checkpoint that a run begins from. Raises `UserError` if the run can't read it."""
+    try:
+        return vocabulary_in(opened, kind)
+    except UserError:
+        if (task := opened.config.task) == config.task:
+            raise
+        raise UserError(
+            f"train.init_from = {config.train.init_from!r}: a run of the task {task!r}, whose vocabulary the task "
+            f"{config.task!r} can't use; name a run of {config.task!r}, or leave train.init_from out"
+        ) from None
 
 
 def vocabulary_of(workdir: str, kind: Kind = TOKENIZERS) -> Any:
