@@ -7,9 +7,10 @@
 Put train.tsv.gz and dev.tsv.gz in $TRANSFORMER_DATA/sst2: a label, 0 or 1, a tab and a sentence, without a header.
 """
 
+import dataclasses
 import os
 
-from transformer.config import FinetuneConfig, LabelledConfig
+from transformer.config import FinetuneConfig, LabelledConfig, TuneConfig
 
 folder = os.path.join(os.environ.get("TRANSFORMER_DATA", "data"), "sst2")
 
@@ -21,4 +22,6 @@ config = FinetuneConfig(
         label="1",
         context=64,
     ),
+    train=dataclasses.replace(FinetuneConfig.train, peak_learning_rate=1e-4, label_smoothing=0.1, ema_decay=0.999),
+    tune=TuneConfig(evaluations=3),
 )

@@ -86,6 +86,18 @@ def test_numbers_are_scaled() -> None:
     np.testing.assert_allclose(scaled, [-(1.5**0.5), 0, 1.5**0.5], rtol=1e-6)
 
 
+def test_a_number_far_beyond_those_of_training_is_named() -> None:
+    """Its square is not finite in 32 bits: no two checkpoints would differ."""
+    labels = learn(LabelledConfig(kind="regression"), "auto", examples(["1", "2", "3"]))
+    for label in ("1e200", "-1.8e308", "1e18"):
+        with pytest.raises(
+            UserError, match=r"^dev\.tsv:1: the label .* is .* standard deviations away from the mean of"
+        ):
+            labels.ids(*examples([label]), "dev.tsv")
+    with np.errstate(all="raise"):
+        assert np.isfinite(np.square(labels.ids(*examples(["1e14"]), "dev.tsv").view(np.float32)))
+
+
 def test_small_numbers_differ() -> None:
     labels = learn(LabelledConfig(kind="regression"), "auto", examples(["1e-14", "3e-14"]))
     assert (labels.mean, labels.scale) == pytest.approx((2e-14, 1e-14))

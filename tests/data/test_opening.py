@@ -5,6 +5,7 @@ import gzip
 import io
 import lzma
 import os
+import re
 import subprocess
 import threading
 import zipfile
@@ -20,7 +21,7 @@ from transformer.config import DataConfig, UserError
 from transformer.data.compression import Damaged, compression_of
 from transformer.data.opening import open_stream, open_text, read_all
 from transformer.data.sources import corpora
-from transformer.data.text import Parallel, count_lines, file_kind, fingerprint, read_lines, read_pairs
+from transformer.data.text import Parallel, count_lines, file_kind, fingerprint, read_lines, read_pairs, records
 from transformer.data.tokenizer import Tokenizer
 
 PACKED = {
@@ -187,6 +188,8 @@ FOREIGN = {
 @pytest.mark.parametrize("packing", ["plain", "gzip", "xz", "bzip2"])
 def test_what_is_no_text_is_named_with_its_tool(tmp_path, kind, packing):
     content, told = FOREIGN[kind]
+    if packing != "plain":
+        told = re.sub(r"; (\w+ it)( first)?", rf"; decompress it first: {packing} -dc .+ > PLAIN; then \1", told)
     for name in ("a.en", "a.tsv", "a b.jsonl"):
         (tmp_path / name).write_bytes(PACKINGS[packing](content))
         with pytest.raises(UserError, match=told) as error:
@@ -219,6 +222,23 @@ def test_a_tokenizer_of_another_kind_is_named_with_its_tool(tmp_path, kind):
     path.write_bytes(content)
     with pytest.raises(UserError, match=told.replace("plain text", "a SentencePiece model")):
         Tokenizer.load(path)
+
+
+@pytest.mark.parametrize("packing", ["gzip", "xz", "bzip2"])
+def test_the_command_for_a_packed_file_works(tmp_path, packing):
+    path = tmp_path / "a b.tsv"
+    path.write_bytes(PACKINGS[packing]("x\ty\n".encode("utf-16")))
+    with pytest.raises(UserError) as error:
+        list(read_lines(path))
+    (tool,), told = {compression_of(path.read_bytes())}, str(error.value)
+    assert told.endswith(
+        f"decompress it first: {tool} -dc '{path}' > PLAIN; then convert it: iconv -f utf-16 -t utf-8 PLAIN > NEW"
+    )
+    path.write_bytes(PACKINGS[packing](b"a\rb\rc"))
+    with pytest.raises(UserError) as error:
+        list(records(path))
+    command = str(error.value).rpartition("convert it with: ")[2].removesuffix(" > NEW")
+    assert subprocess.run(command, shell=True, stdout=subprocess.PIPE).stdout == b"a\nb\nc"
 
 
 def test_packed_twice_is_told(tmp_path):

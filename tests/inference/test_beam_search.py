@@ -272,6 +272,8 @@ def plain(limits=(3,), rows=2, columns=VOCABULARY, **options):
         ({"given": [10**30]}, "given holds something else than arrays"),
         ({"given": {"name": "a"}}, "given holds something else than arrays"),
         ({"reorder": None}, "reorder = None: give a function"),
+        ({"cut": "no"}, "cut = 'no': must be True or False"),
+        ({"stop_early": 0}, "stop_early = 0: must be True or False"),
         ({"adjust": True}, "adjust = True: give a function"),
         ({"choose": "sampled"}, "choose = 'sampled': give a function"),
     ],
@@ -289,6 +291,12 @@ def test_a_step_that_gives_a_list_is_named():
         beam_search(lambda tokens_X, cache, at: ([[-1.0] * 6] * 2, cache), (), jnp.array([3]), **RIGHT)
 
 
+def test_log_probabilities_are_floats():
+    step = lambda tokens_X, cache, at: (jnp.zeros((2, VOCABULARY), jnp.complex64), cache)  # noqa: E731
+    with pytest.raises(ValueError, match=r"^the step gives log-probabilities of type complex64: it must give floats"):
+        beam_search(step, (), jnp.array([3]), **RIGHT)
+
+
 @pytest.mark.parametrize(
     "result", [None, 1.5, jnp.zeros((2, 6)), (jnp.zeros((2, 6)), (), 0)], ids=lambda x: str(type(x))
 )
@@ -299,11 +307,17 @@ def test_a_step_that_gives_no_pair_is_named(result):
         beam_search(None, (), jnp.array([3]), **RIGHT)
 
 
-@pytest.mark.parametrize("grown", [lambda cache: None, lambda cache: (cache, cache), lambda cache: cache[:, :1]])
+@pytest.mark.parametrize(
+    "grown",
+    [
+        *(lambda cache: None, lambda cache: (cache, cache)),
+        *(lambda cache: cache[:, :1], lambda cache: cache.astype(jnp.int32)),
+    ],
+)
 def test_a_cache_that_changes_its_form_is_named(grown):
     """Of the step or of `reorder`: a loop of a fixed program can't hold it."""
     cache, log_probs_XV = jnp.zeros((2, 3)), jnp.full((2, VOCABULARY), -1.8)
-    told = r"^step and reorder must give a cache with the structure and the shapes of the one that they get"
+    told = r"^step and reorder must give a cache with the structure, the shapes and the types of the one that they get"
     with pytest.raises(ValueError, match=told):
         beam_search(lambda tokens_X, cache, at: (log_probs_XV, grown(cache)), cache, jnp.array([3]), **RIGHT)
     step = lambda tokens_X, cache, at: (log_probs_XV, cache)  # noqa: E731

@@ -17,6 +17,7 @@ import transformer
 from transformer.config import DecodeConfig, UserError
 from transformer.data.vocabularies import Bytes, Characters
 from transformer.inference.generator import Generator
+from transformer.model import build
 
 SAMPLES = {"sample": True, "n_best": 3, "max_extra_length": 20}
 
@@ -242,6 +243,10 @@ class Pieces:
     spelling = [b""] * 13
 
 
+ENCODER = dataclasses.replace(CONFIG, encoder_layers=1, decoder_layers=0)
+BOTH = dataclasses.replace(CONFIG, encoder_layers=1)
+
+
 @pytest.mark.parametrize(
     ("call", "told"),
     [
@@ -265,6 +270,15 @@ class Pieces:
         (lambda ours: Characters(["ab"]), "the vocabulary has 'ab', which is not a character; leave it out"),
         (lambda ours: Characters("a\ud800"), "the vocabulary has '\\ud800', which is not a character; leave it out"),
         (lambda ours: Generator(ours.model, ours.params, VOCABULARY, context=1), "context = 1: must be at least 2"),
+        (
+            lambda ours: Generator(ours.model, ours.params, VOCABULARY, documents="none"),
+            "documents = 'none': must be True or False",
+        ),
+        (lambda ours: Generator(build(ENCODER), ours.params, VOCABULARY), "model = <Model(ModelConfig("),
+        (
+            lambda ours: Generator(ours.model, ours.params, VOCABULARY, others=[(build(BOTH), ours.params)]),
+            "model = <Model(ModelConfig(",
+        ),
     ],
 )
 def test_wrong_arguments_are_named(call, told):

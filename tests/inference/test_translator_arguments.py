@@ -68,6 +68,9 @@ def test_workdirs_and_checkpoints_are_as_many(tmp_path):
     assert refused(Translator.load, ["a", "b"], ["last"]).startswith("2 workdirs and 1 checkpoints")
     assert refused(Translator.load, str(tmp_path), ["last", "best"]).startswith("1 workdirs and 2 checkpoints")
     assert "no complete checkpoint there" in refused(Translator.load, tmp_path)
+    assert refused(Translator.load, b"runs/x").startswith("the workdir is a bytes: give a path")
+    for wrong in (b"last", True):
+        assert refused(Translator.load, tmp_path, wrong).startswith(f"checkpoint = {wrong!r}: give best, last, average")
     assert "no complete checkpoint there" in refused(transformer.load, tmp_path)
     for wrong in (None, 1, ["a"], b"a"):
         assert refused(transformer.load, wrong) == f"the workdir is a {type(wrong).__name__}: give a path"
@@ -245,6 +248,12 @@ def test_what_no_translator_is_made_of_is_named():
     for method, *more in ((ours.translate,), (ours.score, ["4"]), (ours.encode,)):
         assert refused(method, ["4"], *more).startswith("this translator has no tokenizer: give one, such as")
     assert refused(Translator.of, []).startswith("no checkpoints")
+    for alone in ({"encoder_layers": 0}, {"decoder_layers": 0}):
+        other = transformer.build(dataclasses.replace(model.config, **alone))
+        told = "model = <Model(ModelConfig("
+        assert refused(Translator, other, params, Numbers()).startswith(told)
+        message = refused(Translator, model, params, Numbers(), None, [(other, params)])
+        assert message.startswith(told) and message.endswith(": give a model with an encoder and a decoder")
 
 
 def test_parameters_that_are_gone_or_traced_are_named():

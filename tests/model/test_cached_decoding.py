@@ -202,6 +202,22 @@ def test_reordered_beams_see_their_own_past(name):
         past = np.concatenate([past, rng.integers(3, VOCABULARY, size=(B, M, 1))], axis=2)
 
 
+def test_parents_are_beams_of_the_cache():
+    model, params = tiny(CONFIGS[GROUPED])
+    cache = model.bind(params).init_cache(1, 8, 2)
+    for parents, told in (
+        ([[0, 1]], "parents_BM is a list: give an array of integers"),
+        (np.zeros(2, int), r"parents_BM has the shape \(2,\)"),
+        (np.zeros((1, 2)), "parents_BM is of type float64: give integers"),
+        (np.array([[5, 1]]), r"parents_BM\[0, 0\] = 5: ids must be 0 or more and below the number of beams, 2"),
+        (np.array([[0, -1]]), r"parents_BM\[0, 1\] = -1"),
+        (np.zeros((2, 2), int), r"parents_BM has the shape \(2, 2\): give \(1, 2\)"),
+    ):
+        with pytest.raises(ValueError, match=rf"^{told}"):
+            cache.reorder(parents)
+    assert cache.reorder(np.array([[1, 1]], np.int8)).seen_BMS.shape == (1, 2, 16)
+
+
 def test_init_cache_has_room_for_what_was_asked():
     model, params = tiny(CONFIGS[GROUPED])
     cache = model.bind(params).init_cache(5, 8, 3)

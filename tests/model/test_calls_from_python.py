@@ -198,6 +198,16 @@ def test_the_last_id_and_numbers_of_any_width_are_taken():
         assert jax.eval_shape(lambda params: model.apply(params, *sides), params).shape == (*TARGET.shape, VOCABULARY)  # noqa: B023
 
 
+def test_ids_of_a_narrow_type_are_taken_from_a_large_vocabulary():
+    """JAX adds the size of a table to negative ids; 300 is too large for a number of 8 bits."""
+    model = transformer.build(dataclasses.replace(LEARNED, vocab_size=300, max_positions=300))
+    params = model.init(jax.random.key(0))
+    positions = np.arange(SOURCE.shape[1])[None], np.arange(TARGET.shape[1])[None]
+    wanted = model.apply(params, SOURCE, TARGET, positions=positions)
+    sides, positions = (SOURCE.astype(np.int8), TARGET.astype(np.int8)), tuple(p.astype(np.int8) for p in positions)
+    assert np.array_equal(model.apply(params, *sides, positions=positions), wanted)
+
+
 def test_rows_of_padding_on_both_sides_fill_up_a_batch():
     model, params = tiny(SHALLOW)
     filled = changed(TARGET, 1, 0)

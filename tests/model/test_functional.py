@@ -124,7 +124,7 @@ def test_any_module_and_more_than_ten_layers():
     """Layer "10" comes after layer "9", not after layer "1"."""
     model = Model(ModelConfig(), lambda rngs: Stack(rngs))
     assert set(model.abstract_params["layers"]) == {str(i) for i in range(12)}
-    params = {"layers": {str(i): {"bias": np.array([i]), "kernel": np.zeros((1, 1))} for i in range(12)}}
+    params = {"layers": {str(i): {"bias": np.array([float(i)]), "kernel": np.zeros((1, 1))} for i in range(12)}}
     assert [int(b) for b in model.bind(params).biases(2)] == list(range(0, 24, 2))
 
 
@@ -162,6 +162,9 @@ def edited(params, path, value):
         ("decoder/layers/2/feed_forward/w1", np.zeros((16, 24)), "unknown decoder/layers/2/feed_forward/w1"),
         ("output_embedding/table", np.zeros((13, 16)), "unknown output_embedding/table"),
         ("embedding/table", np.zeros((14, 16)), "embedding/table has shape (14, 16), not (13, 16)"),
+        ("embedding/table", np.zeros((13, 16), int), "embedding/table is of type int64, not of floats"),
+        ("embedding/table", np.zeros((13, 16), complex), "embedding/table is of type complex128, not of floats"),
+        ("embedding/table", np.zeros((13, 16), object), "embedding/table is of type object, not of floats"),
     ],
 )
 def test_params_that_do_not_fit_are_named(path, value, message):

@@ -1,14 +1,27 @@
 """The scorer of trees against EVALB's own output, and against counts by hand."""
 
+import gzip
 import json
 import os
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from transformer.config import UserError
 from transformer.data.trees import Tree, parse
-from transformer.tasks.evalb import COLLINS, ERROR, SKIPPED, Parameters, compared, read_parameters, score, summary
+from transformer.tasks.evalb import (
+    COLLINS,
+    ERROR,
+    SKIPPED,
+    Parameters,
+    _crossing,
+    compared,
+    read_parameters,
+    score,
+    summary,
+)
 
 SAMPLE = Path(os.environ.get("TRANSFORMER_DATA", "-")) / "treebank" / "evalb_sample"
 GOLD = "(S (NP-SBJ (DT The) (NN cat)) (VP (VBZ sleeps)) (. .))"
@@ -69,6 +82,28 @@ def test_gold_tags_may_decide_which_words_are_deleted() -> None:
     assert compared(1, gold, test, COLLINS, by_gold_tags=True)[2:] == (0, 2, 3, 3, 0, 3, 2)
     assert compared(1, gold, gold, COLLINS, by_gold_tags=True) == compared(1, gold, gold, COLLINS)
     assert compared(1, gold, parse("(S (DT The))", "test"), COLLINS, by_gold_tags=True).status == ERROR
+    # Without a tree, as where a model's numbers are not finite, all brackets are missed.
+    assert compared(1, gold, [], COLLINS).status == SKIPPED
+    assert compared(1, gold, [], COLLINS, by_gold_tags=True)[2:] == (0, 0, 3, 0, 0, 3, 0)
+
+
+@settings(max_examples=300)
+@given(st.integers(1, 12), st.data())
+def test_crossing_brackets_are_those_of_a_plain_count(words: int, data: st.DataObject) -> None:
+    spans = st.integers(0, words - 1).flatmap(lambda b: st.tuples(st.just("X"), st.just(b), st.integers(b + 1, words)))
+    gold, test = (data.draw(st.lists(spans, max_size=8)) for _ in range(2))
+
+    def cross(one: tuple, other: tuple) -> bool:
+        return one[1] < other[1] < one[2] < other[2] or other[1] < one[1] < other[2] < one[2]
+
+    assert _crossing(gold, test, words) == sum(any(cross(one, other) for other in gold) for one in test)
+
+
+def test_many_brackets_are_compared_in_near_linear_time() -> None:
+    """A comparison of each with each would take an hour."""
+    words = 100_000
+    gold, test = ([("X", i, words) for i in range(words)], [("X", 0, i + 1) for i in range(words)])
+    assert _crossing(gold, test, words) == words - 2
 
 
 @pytest.mark.parametrize(
@@ -103,6 +138,14 @@ def test_trees_and_their_spans() -> None:
 def test_wrong_parameters(tmp_path: Path, line: str, told: str) -> None:
     with pytest.raises(UserError, match=rf"p\.prm:2: not a line of EVALB's parameters: '{told}'"):
         read_parameters(write(tmp_path, "p.prm", "# a comment", line))
+
+
+def test_lines_that_end_with_carriage_returns_are_told(tmp_path: Path) -> None:
+    path = tmp_path / "a b.mrg.gz"
+    path.write_bytes(gzip.compress(f"{GOLD}\r{GOLD}\r{GOLD}\r".encode()))
+    told = rf"a b\.mrg\.gz: its lines end with carriage .* convert it with: gzip -dc '{path}' \| tr '.r' '.n' > NEW$"
+    with pytest.raises(UserError, match=told):
+        list(score(str(path), str(path), COLLINS))
 
 
 def test_an_empty_file_of_parameters_is_refused(tmp_path: Path, call) -> None:

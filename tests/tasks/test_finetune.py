@@ -564,6 +564,24 @@ def test_from_python(run: Path) -> None:
     for rows in (None, "a film", [[5, 6]]):
         with pytest.raises(UserError, match=r"^rows = .*: give those that `encode` returns"):
             classifier.predict(rows)
+    (row,) = classifier.encode(["a great film"])
+    length, longest = len(row.ids), classifier.longest
+    for changes, told in (
+        ({"ids": [10**6] * length}, "row 1: ids must be integers, 0 or more and below"),
+        ({"ids": "abc", "first": 3}, "row 1: ids must be integers"),
+        *(
+            (changes, "row 1 is not as `encode` of this classifier returns it")
+            for changes in (
+                {"ids": []},
+                {"ids": [5] * (longest + 1), "first": longest + 1},
+                {"first": length - 1},  # a pair
+                {"starts": [1]},  # of tags
+                {"first": length + 1},
+            )
+        ),
+    ):
+        with pytest.raises(UserError, match=f"^{told}"):
+            classifier.outputs([row, row._replace(**changes)])
     with pytest.raises(UserError, match=r"^the model has the head 'sequence' with 2 outputs, but these labels need"):
         Classifier(classifier.model, classifier.params, classifier.vocabulary, Labels("tags", "f1", ("O", "B-x")))
     with pytest.raises(UserError, match=r"^labels = None: give those that the model was trained with"):

@@ -249,9 +249,9 @@ def test_objects_that_are_read_as_text_are_told(run: Path, text: Path, tmp_path:
         f"{path} holds JSON objects, which are read as they stand; to read their field 'text' only, write it to a file"
     )
     evaluate_workdir(str(run), text=str(path))
-    assert f"--text: {told} first: jq -r .text '{path}' > NEW" in caplog.messages
+    assert f"--text: {told} first: gzip -dc '{path}' | jq -r .text > NEW" in caplog.messages
     texts(TextConfig(text=(str(text), str(path))))
-    assert f"data.text: {told} first: jq -r .text '{path}' > NEW" in caplog.messages
+    assert f"data.text: {told} first: gzip -dc '{path}' | jq -r .text > NEW" in caplog.messages
     (tmp_path / "c").write_text('{ x = 1 }\n{"a", "b"}\n')
     texts(TextConfig(text=(str(tmp_path / "c"),)))
     assert not any(str(tmp_path / "c") in message for message in caplog.messages)

@@ -141,6 +141,7 @@ def test_evaluate_and_evalb_agree(run: Path, folder: Path, tmp_path: Path, call)
     done = call("evaluate.py", "--workdir", run)
     assert "-- All --\nNumber of sentence        =     60" in done.out
     assert "Tagging accuracy          = 100.00" in done.out
+    assert done.out.endswith("\nF1 of all sentences, words deleted by their gold tags: 100.00\n")
 
 
 def test_parse_reads_lines(run: Path, tmp_path: Path, call, feed) -> None:

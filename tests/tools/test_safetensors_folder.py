@@ -142,6 +142,12 @@ BROKEN = {
         folder / "model.safetensors"
     ).unlink(),
     "not written by export --to safetensors, but with format = 'pt'; give another --from": without_the_header,
+    "model.safetensors: a zip archive, not a safetensors file; unpack it first": lambda folder: (
+        folder / "model.safetensors"
+    ).write_bytes(b"PK\3\4" + bytes(99)),
+    "model.safetensors: not a safetensors file, or a damaged one (": lambda folder: (
+        folder / "model.safetensors"
+    ).write_bytes(b""),
     "missing decoder/layers/0/feed_forward/b1; unknown surplus; embedding/table has shape": with_other_arrays,
     "'files' in its header names '../run/config.json'": with_a_path,
     "'files' in its header names ''": with_other(""),

@@ -146,6 +146,8 @@ class Checkpoints:
         if checkpoint is None and steps and self.complete(AVERAGE):
             self._warn_of_an_old_average(steps[-1])
         try:
+            if isinstance(checkpoint, bool):
+                raise TypeError
             if checkpoint is not None and not isinstance(checkpoint, str):
                 checkpoint = str(operator.index(checkpoint))
         except TypeError:

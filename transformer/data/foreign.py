@@ -64,15 +64,34 @@ def refuse_other(path: str | Path, wanted: str) -> None:
     refuse_markup(head, str(path), wanted)
 
 
-def refuse_foreign(head: bytes, name: str, wanted: str = _TEXT) -> None:
-    """Raise `UserError` for a file called `name` if its first bytes show a binary format, UTF-16 or UTF-32."""
-    path = "FILE" if name == STREAM else shlex.quote(name)
+def refuse_foreign(head: bytes, name: str, wanted: str = _TEXT, compression: str | None = None) -> None:
+    """Raise `UserError` for a file called `name` if its first bytes show a binary format, UTF-16 or UTF-32.
+
+    `compression`: that of the file, if these are the first bytes of its decompressed content.
+    """
     for offset, magic, what, fix in _FOREIGN:
         if head.startswith(magic, offset):
-            raise UserError(f"{name}: {what}, not {wanted}; {fix.format(path)}")
+            raise UserError(f"{name}: {what}, not {wanted}; {_fix(fix, name, compression)}")
     if (encoding := _wide_encoding(head)) is not None:
-        fix = f"convert it first: iconv -f {encoding.lower()} -t utf-8 {path} > NEW"
-        raise UserError(f"{name}: seems to be {encoding}, not UTF-8; {fix}")
+        fix = f"convert it first: iconv -f {encoding.lower()} -t utf-8 {{}} > NEW"
+        raise UserError(f"{name}: seems to be {encoding}, not UTF-8; {_fix(fix, name, compression)}")
+
+
+def _fix(fix: str, name: str, compression: str | None) -> str:
+    """What to do with a file, {} in it stands for its path; one that is compressed is decompressed before."""
+    path = "FILE" if name == STREAM else shlex.quote(name)
+    if compression is None:
+        return fix.format(path)
+    return f"decompress it first: {compression} -dc {path} > PLAIN; then {fix.replace(' first', '', 1).format('PLAIN')}"
+
+
+def piped(command: str, path: str | Path) -> str:
+    """A line for a shell that gives a command the content of a file, decompressed."""
+    quoted, kind = shlex.quote(str(path)), None
+    if Path(path).is_file():
+        with open(path, "rb") as file:
+            kind = compression_of(file.read(HEAD), str(path))
+    return f"{command} < {quoted}" if kind is None else f"{kind} -dc {quoted} | {command}"
 
 
 def refuse_binary(head: bytes, name: str) -> None:
@@ -81,14 +100,16 @@ def refuse_binary(head: bytes, name: str) -> None:
         raise UserError(f"{name}: binary, not {_TEXT}; give the text that it was made from")
 
 
-def refuse_markup(head: bytes, name: str, wanted: str = _TEXT) -> None:
-    """Raise `UserError` for a file called `name` if its first bytes show XML or HTML."""
-    path, root = "FILE" if name == STREAM else shlex.quote(name), sgml.root(head)
+def refuse_markup(head: bytes, name: str, wanted: str = _TEXT, compression: str | None = None) -> None:
+    """Raise `UserError` for a file called `name` if its first bytes show XML or HTML. `compression`: as for
+    `refuse_foreign`."""
+    root = sgml.root(head)
     if root == "dataset":
-        raise UserError(
-            f"{name}: a test set of WMT in XML; write its sides as files first, with wmt-unwrap -o NEW < {path} (pip "
-            "install git+https://github.com/wmt-conference/wmt-format-tools), or sacrebleu -t SET -l LANGUAGES --echo"
+        fix = (
+            "write its sides as files first, with wmt-unwrap -o NEW < {} (pip install "
+            "git+https://github.com/wmt-conference/wmt-format-tools), or sacrebleu -t SET -l LANGUAGES --echo"
         )
+        raise UserError(f"{name}: a test set of WMT in XML; {_fix(fix, name, compression)}")
     if root in ("tmx", "xliff"):
         raise UserError(f"{name}: {root.upper()}, not {wanted}; write each side as a file first, one segment a line")
     if root == "html":

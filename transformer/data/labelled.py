@@ -20,7 +20,8 @@ from typing import Any, NamedTuple
 
 from transformer.config import UserError, whole_number
 from transformer.data.compression import uncompressed_name
-from transformer.data.text import RepeatedKey, field_names, list_hint, read_json, read_lines, value_at
+from transformer.data.foreign import piped
+from transformer.data.text import RepeatedKey, field_names, list_hint, read_json, records, value_at
 
 log = logging.getLogger("transformer")
 
@@ -29,6 +30,7 @@ _CONLL = (".conll", ".conllu", ".iob", ".iob2", ".bio")
 _JSON = (".jsonl", ".ndjson", ".json")
 _NAME_IT_SO = "name the file .conll"
 _FEW = 10  # so few texts may all be single words
+_WITHOUT_RANGES = "grep -v '^[0-9]*[-.]'"  # lines of CoNLL-U without those of several words and of no word
 _CONLL_U = 10  # columns: a number, the word, its lemma, ...
 _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 _ID = re.compile(r"[0-9]+([-.][0-9]+)?")
@@ -134,25 +136,14 @@ def words_in(text: str) -> list[str]:
 # ---- Rows of files ---------------------------------------------------------------------------------------------------
 
 
-def _lines(path: str, digests: dict[str, str] | None) -> Iterator[str]:
-    """The lines of a file. Raises `UserError` if they end with carriage returns alone."""
-    for number, line in enumerate(read_lines(path, digests=digests), 1):
-        if number == 1 and line.count("\r") > 1:
-            raise UserError(
-                f"{path}: its lines end with carriage returns alone, as of an old Mac; convert it with: "
-                f"tr '\\r' '\\n' < {path}"
-            )
-        yield line
-
-
 def _tsv_rows(path: str, columns: Columns, digests: dict[str, str] | None) -> Iterator[Row]:
-    lines = enumerate(_lines(path, digests), 1)
+    lines = enumerate(records(path, digests), 1)
     return _table(path, ((number, line.split("\t")) for number, line in lines if line), columns)
 
 
 def _csv_rows(path: str, columns: Columns, digests: dict[str, str] | None) -> Iterator[Row]:
     csv.field_size_limit(_FIELD_LIMIT)
-    lines = _lines(path, digests)
+    lines = records(path, digests)
     head = next(lines, "")
     reader = csv.reader((f"{line}\n" for line in chain((head,), lines)), strict=True)
 
@@ -226,7 +217,7 @@ def _place(path: str, first: tuple[int, list[str]], name: str, column: str, numb
 
 def _json_rows(path: str, columns: Columns, digests: dict[str, str] | None) -> Iterator[Row]:
     names = {name: column for name, column in columns._asdict().items() if column is not None}
-    for number, line in enumerate(_lines(path, digests), 1):
+    for number, line in enumerate(records(path, digests), 1):
         where = f"{path}:{number}"
         if not line.strip():
             continue
@@ -257,7 +248,7 @@ def _conll(path: str, digests: dict[str, str] | None) -> Iterator[tuple[int, tup
     words: list[str] = []
     tags: list[str] = []
     begins, first, width = 0, 0, 0  # the first line of the sentence; the first with a word, and its number of columns
-    for number, line in enumerate(_lines(path, digests), 1):
+    for number, line in enumerate(records(path, digests), 1):
         parts = words_in(line)
         if not words and _COMMENT.match(line):
             continue
@@ -273,7 +264,7 @@ def _conll(path: str, digests: dict[str, str] | None) -> Iterator[tuple[int, tup
             if width == _CONLL_U and _ID.fullmatch(parts[0]):
                 raise UserError(
                     f"{path}:{number}: numbered words with ten columns, as in CoNLL-U; keep words and one tag each: "
-                    f"grep -v '^[0-9]*[-.]' {path} | cut -f 2,4 > NEW.conll (4 is UPOS)"
+                    f"{piped(_WITHOUT_RANGES, path)} | cut -f 2,4 > NEW.conll (4 is UPOS)"
                 )
         if len(parts) != width:
             few = "too few columns" if len(parts) < width else "too many columns"

@@ -17,6 +17,7 @@ from transformer.data.labelled import Example
 
 FILE = "labels.json"
 _SPANS = re.compile(r"O|[BIESLU]-.+")  # tags of words inside and outside of spans
+_FURTHEST = 1e15  # standard deviations of a number from the mean; float32 holds the sum of squares of such ones
 _SHOWN = 12  # names that an error lists
 
 
@@ -63,10 +64,17 @@ class Labels:
         """The label of an example as the loss reads it, int32: 1 + the index of its name, or of that of each word; for
         a number, the bits of the float32 (label - mean) / scale.
 
-        Raises `UserError` for a name that training has not seen. `path`: the example's file.
+        Raises `UserError` for a name that training has not seen, and for a number far beyond those of training. `path`:
+        the example's file.
         """
         if self.kind == "regression":
-            return np.array([(float(example.label) - self.mean) / self.scale], np.float32).view(np.int32)
+            number = (float(example.label) - self.mean) / self.scale
+            if abs(number) > _FURTHEST:
+                raise UserError(
+                    f"{path}:{example.line}: the label {example.label} is {abs(number):.1g} standard deviations away "
+                    f"from the mean of training, {self.mean:g}; correct it"
+                )
+            return np.array([number], np.float32).view(np.int32)
         given = [example.label] if isinstance(example.label, str) else example.label
         try:
             return np.array([self._numbers[name] for name in given], np.int32)

@@ -47,7 +47,7 @@ def open_text(path: str | Path) -> Opened:
         opened = _unpacked(raw, name, HEAD)
         named_sgml = uncompressed_name(name).endswith((".sgm", ".sgml"))
         if not named_sgml and not sgml.is_set(opened.head):
-            refuse_markup(opened.head, name)
+            refuse_markup(opened.head, name, compression=opened.compression)
         opened = _unwrapped(opened, name) if named_sgml or sgml.is_set(opened.head) else opened
         opened.file = raw
         return opened
@@ -65,7 +65,7 @@ def open_stream(stream: Any) -> Opened:
     opened = _unpacked(_Borrowed(getattr(stream, "raw", stream)), STREAM, 1)
     if sgml.is_set(opened.head):
         return _unwrapped(opened, STREAM)
-    refuse_markup(opened.head, STREAM)
+    refuse_markup(opened.head, STREAM, compression=opened.compression)
     return opened
 
 
@@ -85,7 +85,7 @@ def _unpacked(raw: Any, name: str, min_bytes: int) -> Opened:
         content = _Prefixed(head, unpacked)
         if compression_of(head) is not None:
             raise UserError(f"{name}: compressed twice; decompress it once, e.g. with {compression} -d")
-    refuse_foreign(head, name)
+    refuse_foreign(head, name, compression=compression)
     opened = Opened(content, _BLOCK)
     opened.head, opened.compression = head, compression
     return opened

@@ -10,14 +10,13 @@ import codecs
 import logging
 import os
 import re
-import shlex
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from transformer.config import PretrainConfig, TextConfig, UserError, shown
 from transformer.data.compression import Damaged
-from transformer.data.foreign import not_utf8, refuse_binary
+from transformer.data.foreign import not_utf8, piped, refuse_binary
 from transformer.data.opening import Opened, open_text
 from transformer.data.sources import require_files, warn_of_repeated
 
@@ -131,8 +130,8 @@ def _warn_of_records(name: str, path: str) -> None:
         if _RECORD.match(file.head):
             log.warning(
                 "%s: %s holds JSON objects, which are read as they stand; to read their field 'text' only, write it to "
-                "a file first: jq -r .text %s > NEW",
-                *(name, path, shlex.quote(path)),
+                "a file first: %s > NEW",
+                *(name, path, piped("jq -r .text", path)),
             )
 
 

@@ -21,12 +21,13 @@ from typing import Any, NamedTuple
 
 from transformer.config import UserError
 from transformer.data.compression import Damaged, uncompressed_name
-from transformer.data.foreign import not_utf8
+from transformer.data.foreign import not_utf8, piped
 from transformer.data.opening import open_text
 from transformer.data.sgml import Segment, compare
 
 _SHOWN = 12  # fields that an error lists
 _MAX_SHOWN = 10  # unknown characters that a warning lists
+_RETURNS = r"tr '\r' '\n'"
 _BOTH_SIDES = {".tsv": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl"}
 
 
@@ -99,6 +100,18 @@ def read_lines(
         raise UserError(f"{path}:{number + 1}: {error}") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
+
+
+def records(path: str | Path, digests: dict[str, str] | None = None) -> Iterator[str]:
+    """The lines of a file that has one record a line, as `read_lines`. Raises `UserError` if they end with carriage
+    returns alone."""
+    for number, line in enumerate(read_lines(path, digests=digests), 1):
+        if number == 1 and line.count("\r") > 1:
+            raise UserError(
+                f"{path}: its lines end with carriage returns alone, as of an old Mac; convert it with: "
+                f"{piped(_RETURNS, path)} > NEW"
+            )
+        yield line
 
 
 def count_lines(path: str | Path) -> int:

@@ -20,7 +20,7 @@ import numpy as np
 from jax import Array
 
 from transformer.config import UserError, shown
-from transformer.model.checks import INT32_MAX, check_integer, value_of
+from transformer.model.checks import INT32_MAX, check_flag, check_integer, value_of
 
 NORMALIZATIONS = ("paper", "fairseq", "none")
 
@@ -191,18 +191,23 @@ def advance(
             f"the step gives log-probabilities of shape {log_probs_XV.shape}: it must give {B * M} rows, one for each "
             f"hypothesis, with a column for each piece, eos = {options.eos} among them"
         )
+    if not jnp.issubdtype(log_probs_XV.dtype, jnp.floating):
+        raise UserError(f"the step gives log-probabilities of type {log_probs_XV.dtype}: it must give floats")
     chosen = by_rows(lambda *of_rows: _chosen(*of_rows, options, adjust, choose))
     parents_BM, new = chosen(log_probs_XV.reshape(B, M, -1), replace(beams, cache=()))
     cache = reorder(cache, parents_BM)
     if _form(cache) != _form(beams.cache):
-        raise UserError("step and reorder must give a cache with the structure and the shapes of the one that they get")
+        raise UserError(
+            "step and reorder must give a cache with the structure, the shapes and the types of the one that they get"
+        )
     return replace(beams, **new, at=beams.at + 1, cache=cache)
 
 
-def _form(tree: Any) -> tuple[Any, list[tuple[int, ...]]]:
-    """Structure and shapes of a tree of arrays."""
+def _form(tree: Any) -> tuple[Any, list[Any]]:
+    """Structure, shapes and types of a tree of arrays."""
     leaves, structure = jax.tree.flatten(tree)
-    return structure, [getattr(leaf, "shape", ()) for leaf in leaves]
+    shapes = [(getattr(leaf, "shape", ()), getattr(leaf, "dtype", None) or jnp.result_type(leaf)) for leaf in leaves]
+    return structure, shapes
 
 
 def candidates(
@@ -337,6 +342,8 @@ def beam_search(
     _check_arrays("cache", cache)
     _check_arrays("given", given)
     _check(limit_B, max_length, beam_size, (bos, eos, pad), length_penalty, length_normalization, n_best)
+    check_flag("stop_early", stop_early)
+    check_flag("cut", cut)
     options = Options(beam_size, bos, eos, pad, length_penalty, length_normalization, n_best, stop_early, cut)
     beams = start(cache, limit_B, max_length, options, given)
     return hypotheses(run(step, beams, options, reorder=reorder, adjust=adjust, choose=choose), options)

@@ -7,6 +7,7 @@ import math
 import os
 from collections.abc import Sequence
 from functools import partial
+from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
 import jax
@@ -21,7 +22,13 @@ from transformer.data.labelled import words_in
 from transformer.data.labels import FILE, Labels, read
 from transformer.inference.batches import Batch, Batcher, on_all_devices, padded_lengths
 from transformer.inference.ensemble import check_leaves, check_members
-from transformer.inference.pieces import MAX_LINES, encoder_vocabulary, require_encoder_vocabulary, warn_of_unknown
+from transformer.inference.pieces import (
+    MAX_LINES,
+    check_ids,
+    encoder_vocabulary,
+    require_encoder_vocabulary,
+    warn_of_unknown,
+)
 from transformer.inference.tally import Tally
 from transformer.model import Model, Params, build
 from transformer.model.checks import check_integer
@@ -160,6 +167,9 @@ class Classifier:
         if isinstance(rows, str) or not isinstance(rows, Sequence) or not all(isinstance(row, Row) for row in rows):
             raise UserError(f"rows = {shown(rows)}: give those that `encode` returns")
         check_leaves(self.params)
+        check_ids("row", [row.ids for row in rows], self.vocabulary.size)
+        if other := [i for i, row in enumerate(rows) if not self._fits(row)]:
+            raise UserError(f"row {other[0]} is not as `encode` of this classifier returns it")
         outputs: list[np.ndarray] = [np.zeros(0, np.float32)] * len(rows)
         lengths = [len(row.ids) for row in rows]
         most = max(lengths, default=1)
@@ -168,6 +178,18 @@ class Classifier:
             for i, output in zip(batch.indices, self._computed(batch, rows), strict=False):
                 outputs[i] = output[rows[i].starts] if self.labels.kind == "tags" else output
         return outputs
+
+    def _fits(self, row: Row) -> bool:
+        """Whether `encode` may return this row, but for the values of its ids."""
+        length, tags, pairs = len(row.ids), self.labels.kind == "tags", self.labels.pairs
+        starts, alone = (-1, *row.starts, length), row.first == length
+        return (
+            all(isinstance(n, int) for n in (row.first, row.cut, *starts))
+            and 0 < row.first <= length <= (self.longest or length)
+            and all(a < b for a, b in pairwise(starts))
+            and bool(row.starts or row.cut) >= tags
+            and (alone if tags else not row.starts and pairs in (None, not alone))
+        )
 
     def _computed(self, batch: Batch, rows: Sequence[Row]) -> np.ndarray:
         """The outputs of a batch, in parts if the whole batch does not fit into memory."""

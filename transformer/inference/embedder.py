@@ -25,7 +25,7 @@ from transformer.inference.pieces import (
     warn_of_unknown,
 )
 from transformer.model import Model, Params
-from transformer.model.checks import check_integer
+from transformer.model.checks import check_flag, check_integer
 
 if TYPE_CHECKING:
     from transformer.checkpoint import Checkpoint
@@ -93,8 +93,9 @@ class Embedder:
         cosine. A text that is too long loses its end, with a warning that names its line, counted from `first_line`.
         Raises `UserError` for wrong arguments, and if the model gives numbers that are not finite.
         """
-        if pooling not in POOLINGS:
-            raise UserError(f"pooling = {pooling!r}: must be one of {', '.join(POOLINGS)}")
+        check_flag("normalize", normalize)
+        if not isinstance(pooling, str) or pooling not in POOLINGS:
+            raise UserError(f"pooling = {shown(pooling)}: must be one of {', '.join(POOLINGS)}")
         check_leaves(self.params)
         rows = self.encode(texts, first_line)
         vectors_XD = np.zeros((len(rows), self.model.config.d_model), np.float32)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import jax
 import numpy as np
 
-from transformer.config import DecodeConfig, UserError, check_decode, require_task, shown
+from transformer.config import ByteLatentModel, DecodeConfig, UserError, check_decode, require_task, shown
 from transformer.inference.batches import Batcher, on_all_devices
 from transformer.inference.beam_search import Hypotheses
 from transformer.inference.engine import FINE, Grain, decode
@@ -105,13 +105,16 @@ def load(
         check_decode(config)
     from transformer.checkpoint import Checkpoints, again
 
-    workdirs = [workdir] if isinstance(workdir, str) or not isinstance(workdir, Sequence) else list(workdir)
-    single = isinstance(checkpoint, str) or not isinstance(checkpoint, Sequence)
-    names = [checkpoint] * len(workdirs) if single else list(checkpoint)
+    workdirs = list(workdir) if _several(workdir) else [workdir]
+    names = list(checkpoint) if _several(checkpoint) else [checkpoint] * len(workdirs)
     if not workdirs or len(names) != len(workdirs):
         raise UserError(f"{len(workdirs)} workdirs and {len(names)} checkpoints: give one, or as many as workdirs")
     folders = [Checkpoints(folder) for folder in workdirs]
     return again(lambda: of([folder.open(name) for folder, name in zip(folders, names, strict=True)], config))
+
+
+def _several(given: Any) -> bool:
+    return isinstance(given, Sequence) and not isinstance(given, (str, bytes))
 
 
 def check_checkpoints(checkpoints: Any, *kinds: type) -> None:
@@ -164,13 +167,34 @@ def check_leaves(params: Params) -> None:
         check_held(name, leaf)
 
 
-def check_members(model: Any, params: Any, others: Any) -> None:
-    """Raise `UserError` for a model, parameters or further models of a wrong kind."""
+class Kind(NamedTuple):
+    """A kind of model."""
+
+    name: str
+    fits: Callable[[Any], bool]
+    """Whether a model with this config is of this kind."""
+
+
+ANY = Kind("any model", lambda config: True)
+TRANSLATES = Kind(
+    "a model with an encoder and a decoder",
+    lambda c: not isinstance(c, ByteLatentModel) and c.encoder_layers > 0 and c.decoder_layers > 0,
+)
+CONTINUES = Kind(
+    "a decoder alone, a model with encoder_layers = 0",
+    lambda c: isinstance(c, ByteLatentModel) or (not c.encoder_layers and c.decoder_layers > 0),
+)
+
+
+def check_members(model: Any, params: Any, others: Any, kind: Kind = ANY) -> None:
+    """Raise `UserError` for parameters of a wrong kind, and for models of another kind than this one."""
     if not isinstance(others, Sequence) or not all(isinstance(one, (tuple, list)) and len(one) == 2 for one in others):
         raise UserError(f"others = {shown(others)}: give pairs of a model and its parameters")
     for each in (model, *(other for other, _ in others)):
         if not isinstance(each, Model):
             raise UserError(f"model = {shown(each)}: give what `transformer.build` returns")
+        if not kind.fits(each.config):
+            raise UserError(f"model = {shown(each)}: give {kind.name}")
     for each in (params, *(other for _, other in others)):
         if not isinstance(each, Mapping) or not each:
             raise UserError(f"params = {shown(each)}: give a nested dict of arrays, as `transformer.load` returns")

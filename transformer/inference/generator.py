@@ -18,6 +18,7 @@ from transformer.inference.batches import Batch
 from transformer.inference.context import Prompts
 from transformer.inference.engine import stages
 from transformer.inference.ensemble import (
+    CONTINUES,
     Ensemble,
     as_lists,
     check_checkpoints,
@@ -33,7 +34,7 @@ from transformer.inference.strategy import beams, generation
 from transformer.inference.tally import Tally
 from transformer.inference.text_scorer import ScoredText, TextScorer
 from transformer.model import Model, Params
-from transformer.model.checks import check_integer
+from transformer.model.checks import check_flag, check_integer
 
 if TYPE_CHECKING:
     from transformer.checkpoint import Checkpoint
@@ -83,7 +84,8 @@ class Generator:
         prompt; otherwise it stands only for an empty prompt. `config.dtype` has no effect here: only `load` converts
         parameters (see `in_type`).
         """
-        check_members(model, params, others)
+        check_members(model, params, others, CONTINUES)
+        check_flag("documents", documents)
         if not hasattr(vocabulary, "spelling") or not hasattr(vocabulary, "size"):
             raise UserError(f"vocabulary = {shown(vocabulary)}: give one of transformer.data.vocabularies")
         self.model, self.params, self.vocabulary, self.documents = model, params, vocabulary, documents

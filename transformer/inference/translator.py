@@ -17,6 +17,7 @@ from transformer.data.given import strings
 from transformer.inference.batches import Batch
 from transformer.inference.engine import COARSE, FINE, compile_ahead
 from transformer.inference.ensemble import (
+    TRANSLATES,
     Ensemble,
     Found,
     as_lists,
@@ -78,7 +79,7 @@ class Translator:
 
         `config.dtype` has no effect here: only `load` converts parameters (see `in_type`).
         """
-        check_members(model, params, others)
+        check_members(model, params, others, TRANSLATES)
         if tokenizer is not None and not hasattr(tokenizer, "vocab_size"):  # None: `search` needs only pieces
             raise UserError(f"tokenizer = {shown(tokenizer)}: give Tokenizer.load of it")
         self.model, self.params, self.tokenizer = model, params, tokenizer

@@ -89,7 +89,7 @@ class ByteLatent(nnx.Module):
         if at_B is not None:
             raise UserError("at_B needs a cache (see init_cache)")
         rows, T = tokens_BT.shape
-        positions_BT = jnp.arange(T)[None]
+        tokens_BT, positions_BT = jnp.asarray(tokens_BT, jnp.int32), jnp.arange(T)[None]
         number_BT, ended_BT = self.patches(tokens_BT)
         earlier_BL = jnp.zeros((rows, self.config.ngrams.longest - 1), tokens_BT.dtype)
         x_BTD = self._read(tokens_BT, earlier_BL, positions_BT, fold(key, 0))

@@ -14,7 +14,16 @@ from jax import Array
 
 from ..config import ModelConfig, UserError
 from .attention import KV
-from .checks import INT32_MAX, check_float, check_integer, check_mask, check_places, check_same_shape, value_of
+from .checks import (
+    INT32_MAX,
+    check_float,
+    check_ids,
+    check_integer,
+    check_mask,
+    check_places,
+    check_same_shape,
+    value_of,
+)
 
 
 class Memory(NamedTuple):
@@ -74,8 +83,16 @@ class Cache(NamedTuple):
         return mask_BMTS.reshape(B, M * T, S), extended
 
     def reorder(self, parents_BM: Array) -> Cache:
-        """The cache after beam m of sentence b has continued the old beam `parents_BM[b, m]` of this sentence."""
-        return self._replace(seen_BMS=jnp.take_along_axis(self.seen_BMS, parents_BM[:, :, None], axis=1))
+        """The cache after beam m of sentence b has continued the old beam `parents_BM[b, m]` of this sentence.
+
+        Raises `UserError` (a ValueError) unless there is a beam of the cache for each of its beams.
+        """
+        check_ids("parents_BM", parents_BM, self.seen_BMS.shape[1], "the number of beams")
+        if parents_BM.shape != self.seen_BMS.shape[:2]:
+            raise UserError(f"parents_BM has the shape {parents_BM.shape}: give {self.seen_BMS.shape[:2]}")
+        return self._replace(
+            seen_BMS=jnp.take_along_axis(self.seen_BMS, jnp.asarray(parents_BM, jnp.int32)[:, :, None], axis=1)
+        )
 
     def used_B(self) -> Array:
         """Number of slots per sentence that at least one beam sees."""

@@ -37,6 +37,12 @@ def check_integer(name: str, number: Any, least: int, most: int | None = None) -
         raise UserError(f"{name} = {number}: must be at least {least}{'' if most is None else f', at most {most}'}")
 
 
+def check_flag(name: str, flag: Any) -> None:
+    """Raise `UserError` unless this is True or False."""
+    if not isinstance(flag, (bool, np.bool_)):
+        raise UserError(f"{name} = {shown(flag)}: must be True or False")
+
+
 def check_key(key: Any, *, optional: bool = True) -> None:
     """Raise `UserError` unless this is one key of `jax.random`, or None if that is allowed."""
     if key is None and optional:

@@ -107,7 +107,7 @@ class Model(Generic[M]):
         """The module with these parameters, to call its methods: `model.bind(params).encode(source_BS)`.
 
         Use the bound module only within the function that called `bind`. Raises ValueError that names every parameter
-        that is missing, unknown or of a wrong shape.
+        that is missing, unknown, or of a wrong shape or type.
         """
         if not isinstance(params, Mapping):
             raise ValueError(f"params is a {type(params).__name__}: give a nested dict of arrays, as `init` returns")
@@ -120,6 +120,9 @@ class Model(Generic[M]):
             for p, path in expected.items()
             if p in flat and _shape(flat[p]) != self._variables[path].shape
         ]
+        if wrong:
+            raise ValueError("parameters do not fit the model: " + "; ".join(wrong))
+        wrong = [f"{'/'.join(p)} is of type {x.dtype}, not of floats" for p, x in flat.items() if not _of_floats(x)]
         if wrong:
             raise ValueError("parameters do not fit the model: " + "; ".join(wrong))
         for path, leaf in flat.items():
@@ -166,6 +169,10 @@ def finite(params: Params) -> Array:
 
 def _shape(leaf: Any) -> tuple[int, ...] | str:
     return getattr(leaf, "shape", f"none, as a {type(leaf).__name__}")
+
+
+def _of_floats(leaf: Any) -> bool:
+    return not hasattr(leaf, "dtype") or jnp.issubdtype(leaf.dtype, jnp.floating)
 
 
 def _nest(flat: Mapping[tuple, Any]) -> dict[str, Any]:

@@ -84,7 +84,7 @@ def inputs(
     if config.positions == "sinusoidal":
         x_BTD = x_BTD + sinusoids(positions_BT, config.d_model)
     elif config.positions == "learned":
-        x_BTD = x_BTD + learned[...][positions_BT]
+        x_BTD = x_BTD + learned[...][jnp.asarray(positions_BT, jnp.int32)]
     if norm is not None:
         x_BTD = norm(x_BTD)
     return dropout(x_BTD.astype(jnp.dtype(config.dtype)), config.dropout, key)

@@ -58,7 +58,8 @@ class Embedding(nnx.Module):
     @jax.named_scope("embed")
     def embed(self, tokens_BT: Array) -> Array:
         """Rows of the table, times sqrt(D) if `embedding_scale`; float32: x_BTD."""
-        return lookup(self.table[...], tokens_BT) * self.scale
+        # As int32: JAX adds the size of the table to an index, which may be too large for a narrow type.
+        return lookup(self.table[...], jnp.asarray(tokens_BT, jnp.int32)) * self.scale
 
     @jax.named_scope("logits")
     def logits(self, x_BTD: Array) -> Array:

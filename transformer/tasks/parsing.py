@@ -30,7 +30,7 @@ from transformer.model import Params, build
 from transformer.model.rounding import in_type
 from transformer.tasks import parse_scores
 from transformer.tasks.evalb import Parameters, summary
-from transformer.tasks.parse_scores import evaluate_workdir, lines_of, parameters_of, parse_shares, scored
+from transformer.tasks.parse_scores import evaluate_workdir, f1_of_all, lines_of, parameters_of, parse_shares, scored
 from transformer.tasks.starts import adopted, start_model, stored_model
 from transformer.tasks.vocabulary import ENCODER_VOCABULARIES, files_of, inherited, size_before_training, sized
 from transformer.training.objectives import parsed
@@ -173,9 +173,8 @@ class Parsing:
     def evaluate(self, params: Params, mesh: Mesh, step: int) -> Iterator[tuple[str, float | str]]:
         """Scores on the development trees, by name: the loss (nats a symbol, without smoothing), and EVALB's F1,
         recall, precision, complete matches and tagging accuracy in percent. "dev_errors": the number of sentences that
-        these leave out, since their tags delete other words than the gold ones. "dev_f1_all" is F1 with words deleted
-        by the gold tags, so that it leaves none out; it judges, because the others are of other sentences each time.
-        Logs a sample."""
+        these leave out, since their tags delete other words than the gold ones. "dev_f1_all" leaves none out, so it
+        judges. Logs a sample."""
         dev = self.banks["dev"]
         if dev is None:
             return
@@ -185,7 +184,7 @@ class Parsing:
         figures = summary(scored(sentences, found, self._parameters))
         for name in ("f1", "recall", "precision", "complete", "tagging", "errors"):
             yield f"dev_{name}", float(getattr(figures, name))
-        yield "dev_f1_all", summary(scored(sentences, found, self._parameters, by_gold_tags=True)).f1
+        yield "dev_f1_all", f1_of_all(sentences, found, self._parameters)
         if jax.process_index() == 0:
             for i in np.unique(np.linspace(0, len(sentences) - 1, _SAMPLES).astype(int)):
                 log.info("  gold    %s\n  parsed  %s\n", sentences[i].tree, found[i])

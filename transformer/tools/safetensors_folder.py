@@ -109,6 +109,7 @@ def import_folder(folder: str, out: str) -> None:
         raise UserError(f"{folder}: holds no model.safetensors; give the folder that export --to safetensors wrote")
     header = metadata_of(arrays)
     if header.get("format") != FORMAT:
+        read_arrays(arrays)  # raises if it is damaged, or no such file at all
         raise UserError(
             f"{arrays}: not written by export --to safetensors, but with format = {header.get('format')!r}; give "
             "another --from, such as hf-gpt2 or hf-bert"
