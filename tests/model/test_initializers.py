@@ -13,6 +13,7 @@ from quick import jit
 
 from transformer.config import ModelConfig
 from transformer.model import build
+from transformer.model.inputs import sinusoids
 
 SMALL = ModelConfig(encoder_layers=2, decoder_layers=3, d_model=32, d_ff=48, heads=4, kv_heads=2, d_k=6, d_v=10)
 V = 500
@@ -93,6 +94,9 @@ def test_every_parameter_starts_as_its_initializer_says(initializer: str, pre_no
             assert model.starts[path] == f"uniform, +-{limit:.4f}", path
             assert abs(values).max() == pytest.approx(limit, rel=0.03) and abs(values).max() <= limit, path
             assert values.std() == pytest.approx(math.sqrt(variance), rel=0.1), path
+        elif name.endswith("_positions") and initializer == "scaled":
+            assert model.starts[path] == "sinusoids, times 1"
+            np.testing.assert_array_equal(values, sinusoids(jnp.arange(len(values)), 32))
         elif name == "table" or name.endswith("_positions"):
             deviation = 32**-0.5 if name == "table" else 0.02
             assert model.starts[path] == f"normal, {deviation:.4f}"
@@ -100,6 +104,19 @@ def test_every_parameter_starts_as_its_initializer_says(initializer: str, pre_no
         else:
             expected = 1 if name == "scale" else 0
             assert model.starts[path] == str(expected) and (values == expected).all()
+
+
+@pytest.mark.parametrize("width", [32, 33])
+def test_positions_start_in_proportion_to_the_embeddings(width: int) -> None:
+    """Also of an odd width, which sinusoids as such can't have."""
+    config = ModelConfig(
+        encoder_layers=1, decoder_layers=0, d_model=width, d_ff=48, heads=1, positions="learned", max_positions=40
+    )
+    for scaled, scale in ((True, 1), (False, width**-0.5)):
+        model = build(dataclasses.replace(config, embedding_scale=scaled).with_vocabulary(V))
+        values = flat(jit(model.init)(jax.random.key(0)))["positions"]
+        assert values.shape == (40, width) and model.starts["positions"] == f"sinusoids, times {scale:.4g}"
+        np.testing.assert_allclose(values[7, :2], np.array([np.sin(7), np.cos(7)]) * scale, rtol=1e-5)
 
 
 def likeness(config: ModelConfig) -> float:

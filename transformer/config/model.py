@@ -140,8 +140,9 @@ class ModelConfig:
     output."""
     initializer: Literal["scaled", "glorot", "fairseq", "gpt2", "bert"] = "scaled"
     """Initial values of the matrices. 'scaled' = variance 1 / fan-in, divided by the number of sub-layers of the stack
-    in the last matrix of each sub-layer, as in GPT-2. 'glorot' = Glorot and Bengio 2010; post-norm models may fail to
-    learn from it. 'fairseq', 'gpt2', 'bert' = the rule of that model. See transformer/model/initializers.py."""
+    in the last matrix of each sub-layer, as in GPT-2; learned positions start as sinusoids. 'glorot' = Glorot and
+    Bengio 2010; post-norm models may fail to learn from it. 'fairseq', 'gpt2', 'bert' = the rule of that model. See
+    transformer/model/initializers.py."""
     attention_kernel: Literal["plain", "cudnn"] = "plain"
     """'cudnn' = cuDNN's fused attention on NVIDIA GPUs, in bfloat16, wherever it computes the same result; elsewhere
     'plain'."""
