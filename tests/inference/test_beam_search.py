@@ -297,6 +297,14 @@ def test_log_probabilities_are_floats():
         beam_search(step, (), jnp.array([3]), **RIGHT)
 
 
+@pytest.mark.parametrize("hook", ["adjust", "choose"])
+@pytest.mark.parametrize("result", [None, jnp.zeros(3), (jnp.zeros((1, 4)),)], ids=lambda x: str(type(x)))
+def test_a_hook_that_gives_something_else_is_named(hook, result):
+    step = lambda tokens_X, cache, at: (jnp.zeros((2, VOCABULARY)), cache)  # noqa: E731
+    with pytest.raises(ValueError, match=rf"^{hook} (gives|must give) "):
+        beam_search(step, (), jnp.array([3]), **RIGHT, **{hook: lambda log_probs_BMV, beams: result})
+
+
 @pytest.mark.parametrize(
     "result", [None, 1.5, jnp.zeros((2, 6)), (jnp.zeros((2, 6)), (), 0)], ids=lambda x: str(type(x))
 )

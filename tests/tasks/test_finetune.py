@@ -518,6 +518,15 @@ def predict(call, monkeypatch):
     return predict
 
 
+def test_a_set_with_one_label_is_told(folder: Path, tmp_path: Path, caplog) -> None:
+    write(tmp_path / "dev.tsv", [("positive", "a great film")] * 3)
+    config = config_file(str(folder / "config.py"))
+    data = dataclasses.replace(config.data, dev=(str(tmp_path / "dev.tsv"),))
+    Finetune.build(dataclasses.replace(config, data=data))
+    told = 'dev.tsv: the dev set has the label "positive" alone, so its scores tell little; add texts with other labels'
+    assert told in caplog.messages
+
+
 def test_a_label_and_its_probability_a_line(run: Path, predict) -> None:
     lines = ["the film was lovely", "", "a dull story is a dull story"]
     done = predict(run, "\n".join(lines) + "\n")

@@ -288,6 +288,8 @@ def test_bad_folders_are_refused_in_one_line(folder: Path, tmp_path: Path, call)
     assert f"{folder}: holds no config.json" in told()
     shutil.rmtree(folder)
     assert f"{folder}: no such folder" in told()
+    folder.write_bytes(b"PK")
+    assert f"{folder}: is a file; give the folder of a model" in told()
     assert "--from" in call("transformer", "import", folder, out).err
     assert "'onnx'" in call("transformer", "import", folder, out, "--from", "onnx").err
 

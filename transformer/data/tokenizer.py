@@ -277,7 +277,7 @@ class Tokenizer:
         """
         counts: Counter[str] = Counter()
         numbers = []
-        for number, line in enumerate(self._cleaned(lines, "source"), first_line):
+        for number, line in enumerate(self._cleaned(strings("lines", lines), "source"), first_line):
             if not self.characters.issuperset(line):
                 # A character that the model's own rule replaces is not unknown.
                 unseen = [c for c in self._processor.normalize(line) if c not in self.characters and c != SPACE]

@@ -218,11 +218,16 @@ def candidates(
     s, o = beams, options
     raw_BMV = jnp.where(raw_BMV < jnp.inf, raw_BMV, -jnp.inf)  # NaN and +inf become -inf
     log_probs_BMV = raw_BMV if adjust is None else adjust(raw_BMV, s)
+    if getattr(log_probs_BMV, "shape", None) != raw_BMV.shape:
+        raise UserError(f"adjust gives {shown(log_probs_BMV)}: it must give log-probabilities of shape {raw_BMV.shape}")
     must_end_B = s.at + 1 >= s.limit_B
     if not o.cut:  # at its limit a sentence can only end, whatever the constraints demand
         ends_V = jnp.arange(raw_BMV.shape[-1]) == o.eos
         log_probs_BMV = jnp.where(must_end_B[:, None, None], jnp.where(ends_V, raw_BMV, -jnp.inf), log_probs_BMV)
-    best_BC, parents_BC, pieces_BC = choose(log_probs_BMV, s)
+    chosen = choose(log_probs_BMV, s)
+    if not isinstance(chosen, (tuple, list)) or len(chosen) != 3:
+        raise UserError("choose must give three arrays: log-probabilities, parents and pieces")
+    best_BC, parents_BC, pieces_BC = chosen
     ended_BC = pieces_BC == o.eos
     if o.cut:
         ended_BC = ended_BC | must_end_B[:, None]

@@ -26,6 +26,7 @@ from transformer.inference.batches import on_all_devices
 from transformer.inference.classifier import Classifier
 from transformer.model import Params, build
 from transformer.model.rounding import in_type
+from transformer.streams import to_json
 from transformer.tasks import labelled_sets
 from transformer.tasks.label_scores import collapse, evaluate_workdir, lines_of, scores_of
 from transformer.tasks.labelled_sets import ExampleSet
@@ -104,7 +105,7 @@ class Finetune:
         """The task. Vocabulary: the workdir's if the run resumes, else that of `train.init_from`, else a new one."""
         config, examples = from_start(config, workdir), read(config)
         if jax.process_index() == 0:
-            _warn_of_seen(config.data, examples)
+            _warn_of_doubts(config.data, examples)
         labels = learn(config.data, config.tune.metric, examples.train.examples)
         refuse_other_labels(labels, workdir)
         pieces = inherited(config, workdir, ENCODER_VOCABULARIES)
@@ -248,12 +249,19 @@ def read(config: FinetuneConfig) -> Examples:
     return Examples(train, dev, test)
 
 
-def _warn_of_seen(data: LabelledConfig, examples: Examples) -> None:
-    """Log a warning for files that are given twice, and for texts of the sets that occur in training."""
+def _warn_of_doubts(data: LabelledConfig, examples: Examples) -> None:
+    """Log a warning for files that are given twice, for texts of the sets that occur in training, and for sets whose
+    labels are all the same."""
     warn_of_repeated((f"data.{kind}", path) for kind in ("train", "dev", "test") for path in getattr(data, kind))
     train, *held = (one and (one.name, [tuple(_texts(each)) for each in one.examples]) for one in examples)
     for doubt in seen_doubts(train[1], *held):
         log.warning("%s", doubt)
+    for one in (examples.dev, examples.test):
+        if one is not None and len(one.examples) > 1 and len({example.label for example in one.examples}) == 1:
+            log.warning(
+                "%s: the %s set has the label %s alone, so its scores tell little; add texts with other labels",
+                *(one.name, one.kind, to_json(one.examples[0].label)),
+            )
 
 
 def _texts(example: Example) -> list[str]:

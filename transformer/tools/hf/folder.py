@@ -79,6 +79,8 @@ def config_in(folder: str) -> tuple[Path, dict[str, Any]]:
     """The path of config.json in a folder of a model, and its content. Raises `UserError` if there is none."""
     files.refuse_empty("the folder of the model", folder)
     path = Path(folder)
+    if path.is_file():
+        raise UserError(f"{folder}: is a file; give the folder of a model (unpack an archive first)")
     if not path.is_dir():
         raise UserError(f"{folder}: no such folder; download a model of the Hub first, and give its folder")
     file = path / "config.json"
