@@ -245,6 +245,7 @@ def test_frozen_parameters_stay_and_the_others_move_at_their_rates() -> None:
         (["--tune.class_weights", "spam=2"], "tune.class_weights: no training text has the label 'spam'"),
         (["--tune.redrawn_layers=1"], "tune.redrawn_layers = 1: without train.init_from all layers are new; leave it"),
         (["--model.labels=3"], "model.labels = 3: the training texts have 2; leave model.labels out"),
+        (["--data.kind=regression", "--train.r_drop=1"], "train.r_drop = 1.0: is for classes and tags alone"),
         (["--tune.batch_rows=5", "--train.accumulate=2"], "tune.batch_rows = 5: must be a multiple of train.acc"),
         (
             ["--train.seed=4294967295", "--train.seeds=2"],
@@ -484,6 +485,35 @@ def test_the_loss_is_a_mean_over_texts_or_words(kind: str) -> None:
             expected, rel=1e-5
         )
         assert float(sums["weight"]) == pytest.approx(weight) and sums["tokens"] == (batch["part"] > 0).sum()
+
+
+@pytest.mark.parametrize("kind", ["classes", "weighted", "tags"])
+def test_r_drop_adds_half_of_the_divergence_of_two_readings(kind: str) -> None:
+    """The mean of both losses, and alpha / 2 times their divergence, each text or word with its weight."""
+    config = dataclasses.replace(MODEL, head="token" if kind == "tags" else "sequence", labels=3, dropout=0.3)
+    model, batch, key = build(config), random_batch(kind), jax.random.key(3)
+    params = model.init(jax.random.key(0))
+    params["label_head"]["w"] = jax.random.normal(jax.random.key(1), (16, 3))
+    weights = (1.0, 2.0, 0.5) if kind == "weighted" else None
+
+    def total(alpha: float, key: jax.Array | None) -> float:
+        objective = labelled(model, TrainConfig(r_drop=alpha), class_weights=weights)
+        return float(jit(objective.loss)(params, batch, key)[0])
+
+    first, second = total(0.0, key), total(0.0, jax.random.fold_in(key, 2))
+    assert first != second and total(1.0, None) == total(0.0, None)  # nothing is dropped out: one reading
+    given = {"types_BT": jnp.int32(batch["part"] == 2), "mask_BT": batch["part"] > 0}
+    p, q = (
+        jax.nn.log_softmax(jit(model.apply)(params, batch["text"], **given, key=each))
+        for each in (key, jax.random.fold_in(key, 2))
+    )
+    apart = np.asarray(((jnp.exp(p) - jnp.exp(q)) * (p - q)).sum(-1) / 2)
+    label = batch["label"] if kind == "tags" else batch["label"][:, 0]
+    weight = np.where(label > 0, 1.0 if weights is None else np.array(weights)[label - 1], 0.0)
+    expected = (weight * apart).sum()
+    assert expected > 0.01
+    for alpha in (1.0, 4.0):
+        assert total(alpha, key) == pytest.approx((first + second + alpha * expected) / 2, rel=1e-4)
 
 
 def test_small_class_weights_leave_the_loss_a_mean() -> None:

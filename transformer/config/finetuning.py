@@ -141,6 +141,8 @@ class FinetuneConfig:
         known = METRICS[d.kind]
         rule = f"must be {', '.join(('auto', *known[:-1]))} or {known[-1]} with data.kind = {d.kind!r}"
         yield t.metric in ("auto", *known), "tune.metric", rule
+        rule = "is for classes and tags alone"
+        yield not self.train.r_drop or d.kind != "regression", "train.r_drop", rule
         yield not t.class_weights or d.kind == "classes", "tune.class_weights", "is for data.kind = 'classes' alone"
         for name in ("frozen_layers", "redrawn_layers"):
             count = getattr(t, name) or 0

@@ -215,7 +215,8 @@ class TrainConfig:
     """Probability taken from the reference piece and spread evenly over the whole vocabulary (paper §5.4)."""
     r_drop: Annotated[float, Rule(least=0, most=100)] = 0.0
     """Weight of R-Drop (Liang et al. 2021, alpha; they use 5): each batch is read twice, with other dropout, and the
-    divergence of the two distributions of each piece is added to the loss. Translation only; 0 = off."""
+    divergence of the two distributions of each piece, or label, is added to the loss. For translation and for
+    fine-tuning on classes or tags; 0 = off."""
     ema_decay: Share = 0.0
     """Decay of an exponential moving average of the parameters, such as 0.999 (Marian: exponential-smoothing). The
     average is what is evaluated, saved and exported. 0 = off."""

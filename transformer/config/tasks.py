@@ -292,7 +292,8 @@ CHECKS = {
 
 def _of_any(config: Any) -> Relations:
     m, r_drop = config.model, config.train.r_drop
-    yield not r_drop or config.task == Config.task, "train.r_drop", "must be 0: only translation has R-Drop"
+    has = isinstance(config, (Config, FinetuneConfig))
+    yield not r_drop or has, "train.r_drop", "must be 0: only translation and fine-tuning have R-Drop"
     every = "must be None: this task is always evaluated on all of its development text"
     yield config.train.eval_sentences is None or not isinstance(config, WHOLE_DEV), "train.eval_sentences", every
     dropout = m.dropout or m.attention_dropout or m.activation_dropout

@@ -127,29 +127,37 @@ def labelled(
     """The loss of an encoder with a head for labels: cross-entropy of classes or tags, or squared error of `numbers`.
 
     A batch holds "text", "part" and "label": see `data.labelled_rows`. The loss is a mean over texts, or over tagged
-    words; with `class_weights`, a weighted mean. `rate` and `redrawn`: see `Objective`.
+    words; with `class_weights`, a weighted mean. `rate` and `redrawn`: see `Objective`. With `train.r_drop`, the model
+    reads each batch twice, as in `sequences`.
     """
+
+    def losses(outputs: Array, batch: Batch) -> tuple[Array, Array, Array]:
+        """Of each text or word: its weight, its loss, and its loss with smoothing."""
+        label = batch["label"] if outputs.ndim == 3 else batch["label"][:, 0]
+        if numbers:
+            nll = (outputs[:, 0] - jax.lax.bitcast_convert_type(label, jnp.float32)) ** 2
+            return (batch["part"][:, 0] != 0).astype(jnp.float32), nll, nll
+        one_hot = jax.nn.one_hot(label - 1, outputs.shape[-1])  # zeros where there is no label
+        weight = one_hot.sum(-1) if class_weights is None else one_hot @ jnp.array(class_weights, jnp.float32)
+        log_probs = jax.nn.log_softmax(outputs)
+        nll = -(one_hot * log_probs).sum(-1)
+        return weight, nll, (1 - train.label_smoothing) * nll - train.label_smoothing * log_probs.mean(-1)
 
     def loss(params: Params, batch: Batch, key: Array | None, *, mesh: Mesh | None = None) -> Any:
         module, run = model.bind(with_table_copies(params, mesh)), Run(train.remat, partial(constrain, mesh=mesh))
         outputs = label_outputs(module, batch, key, run)
-        label = batch["label"] if outputs.ndim == 3 else batch["label"][:, 0]
-        if numbers:
-            weight = (batch["part"][:, 0] != 0).astype(jnp.float32)
-            nll = (outputs[:, 0] - jax.lax.bitcast_convert_type(label, jnp.float32)) ** 2
-            smoothed = nll
-        else:
-            one_hot = jax.nn.one_hot(label - 1, outputs.shape[-1])  # zeros where there is no label
-            weight = one_hot.sum(-1) if class_weights is None else one_hot @ jnp.array(class_weights, jnp.float32)
-            log_probs = jax.nn.log_softmax(outputs)
-            nll = -(one_hot * log_probs).sum(-1)
-            smoothed = (1 - train.label_smoothing) * nll - train.label_smoothing * log_probs.mean(-1)
+        weight, nll, smoothed = losses(outputs, batch)
         sums = {"weight": weight.sum(), "nll": jax.lax.stop_gradient(weight * nll).sum()}
+        if train.r_drop and key is not None:
+            others = label_outputs(module, batch, fold(key, 2), run)
+            log_p, log_q = jax.nn.log_softmax(outputs), jax.nn.log_softmax(others)
+            apart = ((jnp.exp(log_p) - jnp.exp(log_q)) * (log_p - log_q)).sum(-1) / 2
+            smoothed = (smoothed + losses(others, batch)[2] + train.r_drop * apart) / 2
         return (weight * smoothed).sum(), sums | {"tokens": (batch["part"] != 0).sum()}
 
     def flops(shape: Shape) -> float:
         rows, length = shape["text"]
-        return update_flops(model.config, rows, length, length)
+        return update_flops(model.config, rows, length, length) * (2 if train.r_drop else 1)
 
     return Objective(model, loss, flops, rate, redrawn)
 
