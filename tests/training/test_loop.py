@@ -22,7 +22,7 @@ from runs import leftovers
 
 from transformer.checkpoint import Checkpoints
 from transformer.command_line import config_file
-from transformer.config import AttentionConfig, ModelConfig, UserError, conflicts, from_json
+from transformer.config import AttentionConfig, MaskedConfig, ModelConfig, TrainConfig, UserError, conflicts, from_json
 from transformer.data import labels, linearised, marian, vocabularies, wordpiece
 from transformer.data.batching import Batches
 from transformer.data.tokenizer import Tokenizer
@@ -39,7 +39,7 @@ from transformer.training.fit import accumulation, memory_of_an_update
 from transformer.training.optimizer import optimizer
 from transformer.training.sharding import make_mesh
 from transformer.training.step import program
-from transformer.training.warm_start import initial, other_shapes
+from transformer.training.warm_start import initial, other_shapes, starting_point
 from transformer.training.workdir import config_of, hold, refuse_other_config
 
 
@@ -741,6 +741,17 @@ def test_init_from_starts_with_exactly_those_parameters(trained: Path, tiny) -> 
     assert equal(state.params, Checkpoints(trained).at(Checkpoints(trained).best()).params())
     assert int(state.step) == 0
     assert all(not np.any(leaf) for leaf in jax.tree.leaves(state.optimizer))
+
+
+def test_init_from_a_run_of_another_task_is_told(trained: Path) -> None:
+    """Where that run's tokenizer could be read."""
+    config = MaskedConfig(train=TrainConfig(init_from=str(trained)))
+    model = build(config.model.with_vocabulary(Checkpoints(trained).open().progress["vocab_size"]))
+    told = (
+        r"model\.d_model is 32 there, 768 here.* It is a run of the task 'translation': name one of 'masked', or leave"
+    )
+    with pytest.raises(UserError, match=told):
+        starting_point(config, model.abstract_params)
 
 
 def test_init_from_what_does_not_fit_is_told_in_one_line(tmp_path: Path, run, trained: Path, monkeypatch) -> None:

@@ -108,7 +108,10 @@ def starting_point(config: Any, abstract_params: Params) -> Checkpoint:
         wrong, start_config = f"{opened.path} cannot be read ({error.strerror or error})", config
     if different := other_shapes(start_config.model, config.model):
         listed = "; ".join(f"--model.{field} is {old!r} there, {new!r} here" for field, (old, new) in different.items())
-        wrong = f"{listed}. Give the same values as there, or leave train.init_from out"
+        # An encoder alone may start several tasks.
+        same = opened.config.task == config.task or not start_config.model.decoder_layers
+        of_task = f"It is a run of the task {opened.config.task!r}: name one of {config.task!r}"
+        wrong = f"{listed}. {'Give the same values as there' if same else of_task}, or leave train.init_from out"
     if wrong:
         raise UserError(f"train.init_from = {init_from!r}: {wrong}")
     return opened
