@@ -743,6 +743,14 @@ def test_init_from_starts_with_exactly_those_parameters(trained: Path, tiny) -> 
     assert all(not np.any(leaf) for leaf in jax.tree.leaves(state.optimizer))
 
 
+def test_a_run_that_is_refused_leaves_no_new_folder(tmp_path: Path, run) -> None:
+    (tmp_path / "empty").mkdir()
+    for name in ("new", "empty"):
+        with pytest.raises(UserError, match=r"^data\.vocab_size = 100000"):
+            run(tmp_path / name, *short("--data.vocab_size", 100_000))
+    assert [path.name for path in tmp_path.iterdir()] == ["empty"]
+
+
 def test_init_from_a_run_of_another_task_is_told(trained: Path) -> None:
     """Where that run's tokenizer could be read."""
     config = MaskedConfig(train=TrainConfig(init_from=str(trained)))

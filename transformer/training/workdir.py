@@ -9,7 +9,7 @@ from typing import Any
 
 from transformer.checkpoint import Checkpoints
 from transformer.config import UserError, conflicts, differences, from_json
-from transformer.files import Lock, path_of, refuse_links, sealed
+from transformer.files import Lock, local, path_of, refuse_links, sealed
 
 log = logging.getLogger("transformer")
 
@@ -26,16 +26,25 @@ FOLDERS = ("checkpoints", "sets", "tensorboard", "profile")
 def hold(workdir: str) -> Iterator[Lock]:
     """Make the workdir and lock it against other training runs. Reading from it needs no lock.
 
-    Raises `UserError` if another run holds the lock, or if the folder cannot be written.
+    A new folder goes again if the run is refused before it has written anything. Raises `UserError` if another run
+    holds the lock, or if the folder cannot be written.
     """
-    lock = _lock(workdir)
+    lock, folder = _lock(workdir), path_of(workdir)
+    new = not folder.exists()
     with contextlib.ExitStack() as stack:
         try:
-            path_of(workdir).mkdir(parents=True, exist_ok=True)
+            folder.mkdir(parents=True, exist_ok=True)
             stack.enter_context(lock.held())
         except OSError as error:
             raise _unwritable(workdir, error) from None
-        yield lock
+        try:
+            yield lock
+        except UserError:
+            with contextlib.suppress(OSError):
+                if new and local(folder) and [path.name for path in folder.iterdir()] == [".lock"]:
+                    (folder / ".lock").unlink()
+                    folder.rmdir()
+            raise
 
 
 def refuse_held(workdir: str) -> None:
