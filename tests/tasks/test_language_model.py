@@ -22,7 +22,7 @@ from runs import average
 
 from transformer.checkpoint import Checkpoints
 from transformer.command_line import config_file
-from transformer.config import Config, TextConfig, TrainConfig, UserError
+from transformer.config import Config, FinetuneConfig, TextConfig, TrainConfig, UserError
 from transformer.data.running import Text, texts
 from transformer.data.text_store import encode_text
 from transformer.data.vocabularies import Bytes
@@ -240,6 +240,17 @@ def test_a_start_of_another_task_is_named(run: Path) -> None:
     told = rf"^train\.init_from = '{run}': a run of the task 'language_model', whose vocabulary the task 'translation'"
     with pytest.raises(UserError, match=told):
         inherited(Config(train=train), None)
+
+
+def test_a_damaged_vocabulary_of_another_task_is_called_damaged(run: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    for path in (copy / "checkpoints").glob("*/characters.json"):
+        path.write_bytes(path.read_bytes().replace(b"a", b"b", 1))
+    config = FinetuneConfig(train=TrainConfig(init_from=str(copy)))
+    with pytest.raises(UserError) as error:
+        inherited(config, None, VOCABULARIES)
+    assert "characters.json" in str(error.value) and "can't use" not in str(error.value)
 
 
 def test_objects_that_are_read_as_text_are_told(run: Path, text: Path, tmp_path: Path, caplog) -> None:

@@ -78,7 +78,7 @@ def refuse_foreign(head: bytes, name: str, wanted: str = _TEXT, compression: str
 
 
 def _fix(fix: str, name: str, compression: str | None) -> str:
-    """What to do with a file, {} in it stands for its path; one that is compressed is decompressed before."""
+    """Fill a file's path in what to do with it, where {} stands for it. Puts decompression before it if need be."""
     path = "FILE" if name == STREAM else shlex.quote(name)
     if compression is None:
         return fix.format(path)

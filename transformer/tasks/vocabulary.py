@@ -93,6 +93,9 @@ def inherited(config: Any, workdir: str | None, kind: Kind = TOKENIZERS) -> Any:
 
 def _of_start(opened: Checkpoint, config: Any, kind: Kind) -> Any:
     """The vocabulary of the checkpoint that a run begins from. Raises `UserError` if the run can't read it."""
+    for name in kind.names:
+        if (opened.path / name).exists():
+            opened.file(name)  # raises if it is damaged: then the task is not to blame
     try:
         return vocabulary_in(opened, kind)
     except UserError:

@@ -26,7 +26,7 @@ FOLDERS = ("checkpoints", "sets", "tensorboard", "profile")
 def hold(workdir: str) -> Iterator[Lock]:
     """Make the workdir and lock it against other training runs. Reading from it needs no lock.
 
-    A new folder goes again if the run is refused before it has written anything. Raises `UserError` if another run
+    Removes a new folder again if the run is refused before it has written anything. Raises `UserError` if another run
     holds the lock, or if the folder cannot be written.
     """
     lock, folder = _lock(workdir), path_of(workdir)
@@ -40,11 +40,17 @@ def hold(workdir: str) -> Iterator[Lock]:
         try:
             yield lock
         except UserError:
-            with contextlib.suppress(OSError):
-                if new and local(folder) and [path.name for path in folder.iterdir()] == [".lock"]:
-                    (folder / ".lock").unlink()
-                    folder.rmdir()
+            if new and local(folder):
+                _remove_unused(folder)
             raise
+
+
+def _remove_unused(folder: Any) -> None:
+    """Remove a folder that holds nothing but the lock."""
+    with contextlib.suppress(OSError):
+        if [path.name for path in folder.iterdir()] == [".lock"]:
+            (folder / ".lock").unlink()
+            folder.rmdir()
 
 
 def refuse_held(workdir: str) -> None:
