@@ -233,8 +233,14 @@ def assert_the_same(theirs, folder: Path, workdir: Path) -> None:
     texts = texts_of(classifier)
     found = classifier.classify(texts)
     near(found, their_predictions(theirs, folder, classifier, texts))
-    values = [one.label if isinstance(one.label, float) else one.probability for one in found]
-    assert np.ptp(np.concatenate([np.atleast_1d(value) for value in values])) > 0.01  # texts differ
+    assert np.ptp(np.concatenate([values_of(one) for one in found])) > 0.01  # texts differ
+
+
+def values_of(found: Prediction) -> np.ndarray:
+    """A text's number, the probability of its first class, or those of the tags of its words."""
+    if found.probabilities:
+        return np.array([next(iter(found.probabilities.values()))])
+    return np.atleast_1d(found.label if isinstance(found.label, float) else found.probability)
 
 
 @KINDS
