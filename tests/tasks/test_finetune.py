@@ -8,6 +8,7 @@ import os
 import random
 import shutil
 import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -38,6 +39,7 @@ from transformer.training.progress import Display
 from transformer.training.step import gradients
 
 pytest.importorskip("tokenizers")
+TRAIN = Path(__file__).parents[2] / "train.py"
 GOOD, BAD = ("good", "fine", "great", "lovely"), ("bad", "poor", "awful", "dull")
 PAIRS = ["_pairs", "--data.second=other", "--tune.metric=matthews"]
 OTHER = ("the", "film", "a", "story", "was", "is", "actor", "scene")
@@ -176,6 +178,22 @@ def test_other_kinds_of_labels(
     assert result["texts"] == 60 and result["scores"]["loss"] == pytest.approx(found[best]["dev_loss"], rel=1e-5)
     assert result["scores"][score[4:]] == pytest.approx(found[best][score], rel=1e-5)
     assert result["last_epoch"][score[4:]] == pytest.approx(found[75][score], rel=1e-5)
+
+
+@pytest.mark.slow
+def test_a_mesh_of_four_devices_trains_the_same_model(folder: Path, tmp_path: Path, environment) -> None:
+    """With R-Drop and its dropout, and batches of 14 texts, which four devices do not divide."""
+    losses = []
+    for count, mesh in ((1, ()), (4, ("--mesh.data=2", "--mesh.fsdp=2"))):
+        options = ("--config", folder / "config.py", "--workdir", tmp_path / str(count), "--train.r_drop=1", *mesh)
+        subprocess.run(
+            [sys.executable, TRAIN, *options, "--tune.batch_rows=14", "--tune.epochs=1"],
+            env=environment | {"JAX_NUM_CPU_DEVICES": str(count)},
+            check=True,
+            capture_output=True,
+        )
+        losses.append({step: entry["dev_loss"] for step, entry in scores(tmp_path / str(count)).items()})
+    assert list(losses[0]) == [29] and losses[1] == pytest.approx(losses[0], abs=1e-3)
 
 
 @pytest.mark.slow
