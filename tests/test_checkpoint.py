@@ -176,6 +176,7 @@ def test_a_save_without_what_readers_need_is_refused_at_once(checkpoints, folder
         (True, {}, {}, "a checkpoint cannot be called True"),
         ("../x", {}, {}, "a checkpoint cannot be called '../x'"),
         ("", {}, {}, "a checkpoint cannot be called ''"),
+        ("\ud800", {}, {}, r"a checkpoint cannot be called '\\ud800'"),
         (2, {"../y": b""}, {}, "file '../y' of a checkpoint"),
         (2, {"y": "text"}, {}, "file 'y' of a checkpoint"),
         (2, {}, {"step": "2"}, r"progress\['step'\] = '2': give an int"),
@@ -201,6 +202,16 @@ def test_a_save_that_no_reader_accepts_is_refused(
         checkpoints.save(2, {"params": {}}, files=FILES, progress=[1])
     checkpoints.wait()
     assert files(folder.parent) == before
+
+
+def test_names_that_no_checkpoint_has(checkpoints) -> None:
+    save(checkpoints, 1, small=True)
+    for name in (None, 1.5, True, -1, "a/b", "\ud800", [1]):
+        with pytest.raises(UserError, match=r"^a checkpoint cannot be called .*; give its step"):
+            checkpoints.at(name)
+    for last in (0, 1.5, np.ones((2, 2))):
+        with pytest.raises(UserError, match=r"^average the last .* checkpoints: give a whole number, at least 1$"):
+            checkpoints.average(last)
 
 
 def test_a_save_survives_that_its_arrays_are_given_away(checkpoints) -> None:

@@ -85,7 +85,7 @@ LINES = ["the red dog"] * 9
                 lambda _, size=size: Tokenizer.train(LINES, vocab_size=size),
                 f"vocab_size = {size!r}: must be a whole num",
             )
-            for size in (0, -1, None, "x", 1.5, True, 2**31, 10**30)
+            for size in (0, 3, -1, None, "x", 1.5, True, 2**31, 10**30)
         ),
         *(
             (
@@ -94,6 +94,9 @@ LINES = ["the red dog"] * 9
             )
             for rule in ("nfc", "", None, 3, "\ud800")
         ),
+        (lambda ours: ours.cut([3]), "lines[0] is a int: give strings"),
+        (lambda ours: ours.prefix(None), "text is a NoneType: give strings"),
+        (lambda ours: ours.round_trip_rate(None), "lines is a NoneType: give a list of strings"),
         (lambda ours: ours.encode(["a"], "tgt"), "side = 'tgt': must be one of source, target"),
         (lambda ours: ours.encode(["a"], None), "side = None: must be one of source, target"),
         (lambda ours: ours.round_trip_rate(["a"], "Source"), "side = 'Source': must be one of source, target"),

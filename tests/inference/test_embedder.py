@@ -82,6 +82,8 @@ def test_wrong_arguments_are_refused_in_one_line(params: dict, embedder: transfo
         (r"^pooling = array", lambda: embedder.embed(["a"], pooling=np.array(["mean", "cls"]))),
         (r"^normalize = 'False': must be True or False$", lambda: embedder.embed(["a"], normalize="False")),
         (r"^texts is a str: give a list of strings", lambda: embedder.embed("cat")),
+        (r"^texts is a set: give a list of strings", lambda: embedder.embed({"cat", "dog"})),
+        (r"^texts is a dict: give a list of strings", lambda: embedder.embed({"text": "cat"})),
         (r"^longest = 2: must be at least 3", lambda: transformer.Embedder(model, params, VOCABULARY, longest=2)),
         (r"^vocabulary = None: give that of an encoder", lambda: transformer.Embedder(model, params, None)),
         (r"^vocabulary = .*: give that of an encoder", lambda: transformer.Embedder(model, params, Characters("ab"))),

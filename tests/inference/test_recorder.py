@@ -174,7 +174,7 @@ def test_a_generator(options):
     for stop in ((), ("ab", "c")):
         ours = generator.recorded(generators.PROMPTS, stop=stop)
         theirs = generator.generate_n_best(generators.PROMPTS, stop=stop)
-        assert len(ours) == len(theirs)
+        assert len(ours) == len(theirs) and generator.recorded([], stop=stop) == []
         for i, ((texts, one), expected) in enumerate(zip(ours, theirs, strict=True)):
             if i and options.get("sample"):  # recorded prompts are all the first line
                 continue

@@ -323,6 +323,7 @@ def test_decoding_with_a_cache_has_room_and_rows():
     places += [(place, f"at_B has {place}: positions must be from 0 to 1073741824") for place in (2**31 - 1, 10**30)]
     for place, told in (*places, (np.ones((2, 2)), "at_B = array([[1., 1.], [1., 1.]]): give integers")):
         assert refused(decode, TARGET[:, :1], at_B=place).startswith(told)
+    assert refused(decode, TARGET[:, :1], want_weights=2) == "want_weights = 2: must be True or False"
     assert refused(decode, TARGET[:, :1], cache=5) == "cache is a int: give what `init_cache` returns"
     other = cache._replace(kv=cache.kv * 2)
     assert refused(decode, TARGET[:, :1], cache=other).startswith("cache is of another model: ")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -23,11 +24,16 @@ NEEDED = {"progress": {"step", "vocab_size"}, "files": {"config.json"}, "items":
 GOES_ON = "then run the same command again: it goes on from the last complete checkpoint"
 
 
+def require_name(name: Any) -> None:
+    """Raise `UserError` unless this is a step, or a string that can be the name of a folder."""
+    if not (type(name) is int and 0 <= name < 10**8) and not (isinstance(name, str) and _is_file_name(name)):
+        raise UserError(f"a checkpoint cannot be called {shown(name)}; give its step, or a name without /")
+
+
 def require_needed(name: Any, given: Mapping[str, Mapping[str, Any]]) -> None:
     """Raise `ValueError` if a checkpoint with this name and content would lack an entry of `NEEDED`, or would have a
     name, file or number that readers do not accept."""
-    if not (type(name) is int and 0 <= name < 10**8) and not (isinstance(name, str) and _is_file_name(name)):
-        raise ValueError(f"a checkpoint cannot be called {shown(name)}; give its step, or a name without /")
+    require_name(name)
     for what, mapping in given.items():
         if not isinstance(mapping, Mapping):
             raise ValueError(f"{what} of a checkpoint is a {type(mapping).__name__}: give a dict")
@@ -59,7 +65,10 @@ def require_needed(name: Any, given: Mapping[str, Mapping[str, Any]]) -> None:
 
 
 def _is_file_name(name: str) -> bool:
-    return name not in ("", ".", "..") and "/" not in name and "\0" not in name
+    try:
+        return name not in ("", ".", "..") and not {*b"/\0"} & {*os.fsencode(name)}
+    except UnicodeEncodeError:  # half a surrogate pair
+        return False
 
 
 class Saving:

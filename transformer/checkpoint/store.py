@@ -28,7 +28,7 @@ from transformer.checkpoint.layout import (
     unfinished,
 )
 from transformer.checkpoint.opened import Checkpoint, Removed, again
-from transformer.checkpoint.saving import Saving, require_needed
+from transformer.checkpoint.saving import Saving, require_name, require_needed
 from transformer.config import UserError, shown, whole_number
 from transformer.files import UNFINISHED, Lock, refuse_links, replace, sealed, writing
 from transformer.judging import Judged, best_of
@@ -95,6 +95,7 @@ class Checkpoints:
 
     def at(self, name: int | str) -> Checkpoint:
         """Open the checkpoint with this step or name. Raises `Removed` if it does not exist."""
+        require_name(name)
         return Checkpoint(name, self.path(name), self._arrays)
 
     def read(self, checkpoint: str | int | None, reader: Callable[[Checkpoint], T], judged: Judged | None = None) -> T:
@@ -314,7 +315,7 @@ class Checkpoints:
         Training may run at the same time: if it removes one of them, start again with the last ones at that time.
         """
         if type(last) is not int or last < 1:
-            raise UserError(f"average the last {last!r} checkpoints: give a whole number, at least 1")
+            raise UserError(f"average the last {shown(last)} checkpoints: give a whole number, at least 1")
         path = self.folder.parent / ".average.lock"
         if not self.steps():
             raise UserError(f"{self.folder.parent}: no complete checkpoint to average")

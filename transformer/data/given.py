@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Set
 from typing import Any
 
 from transformer.config import UserError
@@ -11,9 +11,9 @@ from transformer.config import UserError
 def strings(name: str, given: Iterable[str], *, exact: bool = False) -> list[str]:
     """The strings as a list. Replaces lone surrogates, which no tokenizer takes, by "?"; refuses them if `exact`.
 
-    Raises `UserError` for anything other than an iterable of strings. `name`: the argument, for messages.
+    Raises `UserError` for anything other than strings one after another. `name`: the argument, for messages.
     """
-    given = list(require_iterable(name, given))
+    given = list(require_iterable(name, given, ordered=not exact))
     for i, text in enumerate(given):
         require_string(f"{name}[{i}]", text)
     whole = [text.encode("utf-8", errors="replace").decode() for text in given]
@@ -22,9 +22,10 @@ def strings(name: str, given: Iterable[str], *, exact: bool = False) -> list[str
     return whole
 
 
-def require_iterable(name: str, given: Any) -> Iterable[Any]:
-    """Raise `UserError` unless this is an iterable, and not a string. Returns it."""
-    if isinstance(given, (str, bytes)) or not isinstance(given, Iterable) or getattr(given, "shape", None) == ():
+def require_iterable(name: str, given: Any, *, ordered: bool = True) -> Iterable[Any]:
+    """Raise `UserError` unless this is an iterable, and not a string, nor a dict or, where the order counts, a set."""
+    no_list = (str, bytes, Mapping, Set) if ordered else (str, bytes)
+    if isinstance(given, no_list) or not isinstance(given, Iterable) or getattr(given, "shape", None) == ():
         raise UserError(f"{name} is a {type(given).__name__}: give a list of strings")
     return given
 

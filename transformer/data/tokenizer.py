@@ -145,7 +145,7 @@ class Tokenizer:
         """
         _require_size(vocab_size)
         require_one_of("normalization", normalization, NORMALIZATIONS)
-        require_iterable("lines", lines)
+        require_iterable("lines", lines, ordered=False)
         failure: list[Exception] = []
 
         def runs() -> Iterator[str]:
@@ -233,11 +233,12 @@ class Tokenizer:
 
     def prefix(self, text: str) -> str:
         """Clean a prefix, the text that a translation must begin with."""
+        require_string("text", text)
         return cleaning.prefix(text, self.characters) if self.cleans else text
 
     def cut(self, lines: Sequence[str]) -> list[Cut]:
         """Cut lines into pieces, without cleaning them."""
-        ids = self._ids(self._processor.encode(list(lines), num_threads=1))
+        ids = self._ids(self._processor.encode(strings("lines", lines), num_threads=1))
         return [Cut(line, [self.spelling[i] for i in line]) for line in ids]
 
     def ends_in_space(self, text: str) -> bool:
@@ -301,7 +302,7 @@ class Tokenizer:
 
     def round_trip_rate(self, lines: Sequence[str], side: Side = "source") -> float:
         """Share of `lines` that encoding as text of `side` and decoding leave unchanged; 1.0 without lines."""
-        lines = list(lines)
+        lines = strings("lines", lines)
         decoded = self.decode(self.encode(lines, side))
         return sum(a == b for a, b in zip(lines, decoded, strict=True)) / len(lines) if lines else 1.0
 
@@ -328,8 +329,9 @@ def _cleaner(side: Side) -> Normalizer:
 
 
 def _require_size(vocab_size: object) -> None:
-    if not isinstance(vocab_size, int) or isinstance(vocab_size, bool) or not 1 <= vocab_size < 2**31:
-        raise UserError(f"vocab_size = {shown(vocab_size)}: must be a whole number, at least 1 and below 2**31")
+    least = len(SPECIALS)
+    if not isinstance(vocab_size, int) or isinstance(vocab_size, bool) or not least <= vocab_size < 2**31:
+        raise UserError(f"vocab_size = {shown(vocab_size)}: must be a whole number, at least {least} and below 2**31")
 
 
 def require_one_of(name: str, given: object, allowed: Sequence[str]) -> None:

@@ -208,7 +208,10 @@ class Generator:
         limit = self._check(pieces, 0)
         if limit == 0:
             return [([Generated("", 0.0, [])], Recorded()) for _ in pieces]
-        decoding, window = generation(self.config, self.vocabulary, stop), self._window(max(map(len, pieces)) + limit)
+        decoding, window = (
+            generation(self.config, self.vocabulary, stop),
+            self._window(max(map(len, pieces), default=0) + limit),
+        )
         results: list[tuple[list[Generated], Recorded]] = [([], Recorded()) for _ in pieces]
         for batch in self._batches(pieces):
             source, limit_B, given = self.batcher.put_tree(_filled(batch, pieces, limit, 0))

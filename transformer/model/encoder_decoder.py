@@ -14,6 +14,7 @@ from ..config import PAD, ModelConfig, UserError
 from .cache import Cache, Memory, both_ways, check_cache, check_kv, empty_cache, past
 from .checks import (
     check_complete,
+    check_flag,
     check_ids,
     check_key,
     check_mask,
@@ -276,6 +277,7 @@ class EncoderDecoder(nnx.Module):
 
         Raises the errors of `__call__`, and `UserError` if the cache has no room for the tokens.
         """
+        check_flag("want_weights", want_weights)
         wanted = ("cross",) if want_weights else ()
         options = (positions_BT, segments_BT, mask_BTS, cache, at_B, key, run, wanted)
         x_BTD, extended, weights = self._decoded(tokens_BT, memory, *options)
