@@ -8,6 +8,7 @@ import json
 import logging
 import lzma
 import os
+import random
 import re
 import runpy
 import subprocess
@@ -560,6 +561,10 @@ def test_standard_input_is_opened_by_its_content(call, trained, monkeypatch, tmp
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\x28\xb5\x2f\xfd" + bytes(100))))
     told = refused_after_log(call, "transformer", "translate", trained)
     assert told == "error: standard input: compressed by zstd, not plain text; decompress it first: zstd -d FILE"
+    noise = random.Random(0).randbytes(5_000)
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\x89PNG\r\n\x1a\n" + noise)))
+    told = refused_after_log(call, "transformer", "translate", trained)
+    assert told == "error: standard input: binary, not plain text; give the text that it was made from"
 
 
 def test_training_refuses_a_pipe_at_once(call, tiny, tmp_path: Path) -> None:

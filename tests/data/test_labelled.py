@@ -41,6 +41,16 @@ def test_tables_without_a_header_and_compressed(tmp_path: Path) -> None:
     assert rows(found) == [("a b", None, "yes", 1), ("c", None, "no", 3)]
 
 
+def test_a_header_where_columns_have_numbers_is_told(tmp_path: Path, caplog) -> None:
+    found = read(tmp_path, "x.tsv", "label\tsentence\nyes\ta b\nno\tc\n", NUMBERED)
+    assert len(found) == 3 and caplog.messages == [
+        f"line 1 of {tmp_path / 'x.tsv'} looks like a header, but is read as a text, as columns have numbers; name the "
+        "columns"
+    ]
+    read(tmp_path, "y.tsv", "label\ta text\nyes\ta b\n", NUMBERED)
+    assert len(caplog.messages) == 1
+
+
 def test_pairs_and_several_files(tmp_path: Path) -> None:
     for name in ("x.tsv", "y.tsv"):
         (tmp_path / name).write_text(f"a\tb\tlabel\n{name} one\ttwo\tyes\n")

@@ -94,6 +94,7 @@ LINES = ["the red dog"] * 9
             )
             for rule in ("nfc", "", None, 3, "\ud800")
         ),
+        (lambda _: Tokenizer.load(""), "a path is empty, as where a variable of the shell is not set; give a path"),
         (lambda ours: ours.cut([3]), "lines[0] is a int: give strings"),
         (lambda ours: ours.prefix(None), "text is a NoneType: give strings"),
         (lambda ours: ours.round_trip_rate(None), "lines is a NoneType: give a list of strings"),

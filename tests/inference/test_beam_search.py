@@ -255,6 +255,7 @@ def plain(limits=(3,), rows=2, columns=VOCABULARY, **options):
         ({"bos": 2**40}, "bos = 1099511627776: must be at least 0, at most 2147483647"),
         ({"pad": 2**40}, "pad = 1099511627776: must be at least 0, at most 2147483647"),
         ({"limits": jnp.zeros(0, int)}, "limit_B must be an array of integers"),
+        ({"length_penalty": [[1], [1, 2]]}, "length_penalty = [[1], [1, 2]]: must be a finite number"),
         ({"length_penalty": [1.0]}, "length_penalty = [1.0]: must be a finite number"),
         ({"length_penalty": np.ones(2)}, "length_penalty = array([1., 1.]): must be a finite number"),
         ({"rows": 1}, "the step gives log-probabilities of shape (1, 6): it must give 2 rows"),
@@ -303,6 +304,31 @@ def test_a_hook_that_gives_something_else_is_named(hook, result):
     step = lambda tokens_X, cache, at: (jnp.zeros((2, VOCABULARY)), cache)  # noqa: E731
     with pytest.raises(ValueError, match=rf"^{hook} (gives|must give) "):
         beam_search(step, (), jnp.array([3]), **RIGHT, **{hook: lambda log_probs_BMV, beams: result})
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (lambda x: (x[:, 0, :1], np.zeros((1, 1), int), np.full((1, 1), 3)), "each (1, 2 or more); they are (1, 1)"),
+        (lambda x: (x[:, 0, :4], np.zeros((1, 3), int), np.zeros((1, 4), int)), "they are (1, 4), (1, 3), (1, 4)"),
+        (lambda x: (x[0, 0], np.zeros(6, int), np.zeros(6, int)), "they are (6,), (6,), (6,)"),
+        (lambda x: (x[:, 0, :4], np.zeros((1, 4)), np.zeros((1, 4), int)), "are integers, not float32 and int32"),
+        (lambda x: (x[:, 0], {1}, 0), "choose must give three arrays: log-probabilities, parents and pieces"),
+    ],
+)
+def test_continuations_of_another_form_are_named(given, told):
+    step = lambda tokens_X, cache, at: (jnp.full((2, VOCABULARY), -1.8), cache)  # noqa: E731
+    with pytest.raises(ValueError, match=r"^choose must give three arrays: .*") as error:
+        beam_search(step, (), jnp.array([3]), **RIGHT, choose=lambda log_probs_BMV, beams: given(log_probs_BMV))
+    assert told in str(error.value)
+
+
+def test_continuations_may_be_numpy_arrays_and_lists():
+    """One hypothesis goes on with piece 4 at each step, the other one with 5."""
+    step = lambda tokens_X, cache, at: (jnp.full((2, VOCABULARY), -1.8), cache)  # noqa: E731
+    ours = lambda log_probs_BMV, beams: (np.array([[-1.0, -2.0]]), [[0, 1]], np.array([[4, 5]]))  # noqa: E731
+    found = beam_search(step, (), jnp.array([3]), **RIGHT, cut=True, choose=ours)
+    assert found.tokens_BML[0].tolist() == [[4, 4, 4], [5, 5, 5]]
 
 
 @pytest.mark.parametrize(

@@ -97,7 +97,7 @@ SPELLING = [b"", b"", b"", b"\xef\xbf\xbd", b"a", b"b", b"ab", b"ba", b"aba", b"
 def test_stop_strings_are_found_where_the_text_holds_them():
     """Random pieces; a stop string inside a piece, across pieces, and across the bytes of a character."""
     draw, L = np.random.default_rng(0), 12
-    for stops in (["aab"], ["bbb", "ä"], ["abaab", "baab", "aaa"], ["a" * 20]):
+    for stops in (["aab"], ["bbb", "ä"], ["abaab", "baab", "aaa"], ["abab", "ba"], ["ab", "ab", "abb"], ["a" * 20]):
         found = automaton(stops, SPELLING)
         tokens = draw.integers(4, len(SPELLING), size=(40, 1, L))
         for at in (0, 1, 5, L):
@@ -108,6 +108,14 @@ def test_stop_strings_are_found_where_the_text_holds_them():
                 earlier = b"".join(SPELLING[i] for i in pieces[:-1])
                 if not any(stop.encode() in earlier for stop in stops):
                     assert mark == any(stop.encode() in text for stop in stops)
+
+
+def test_a_long_stop_string_is_found():
+    """Its automaton is made in linear time: a thousand bytes took half a minute."""
+    found = automaton(["ab" * 500], SPELLING)
+    tokens = np.full((1, 1, 1_001), SPELLING.index(b"ab"))
+    tokens[0, 0, 0] = SPELLING.index(b"b")
+    assert [bool(found.found(jnp.asarray(tokens), jnp.int32(at))[0, 0]) for at in (500, 501)] == [False, True]
 
 
 def test_text_before_a_stop_string():

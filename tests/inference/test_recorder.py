@@ -164,6 +164,8 @@ def test_a_trained_translator(trained, options):
             np.testing.assert_allclose([each.score for each in ours], [each.score for each in theirs], rtol=1e-5)
             assert len(one.paths) >= len(ours)
     assert found[0][0][0].text.startswith("rot Ka") and found[2][0] == []
+    with pytest.raises(ValueError, match=r"^\['x'\] can't end a search; give a threading.Event$"):
+        translator.recorded(SENTENCES, stop=["x"])
 
 
 @pytest.mark.slow

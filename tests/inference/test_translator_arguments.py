@@ -137,7 +137,19 @@ def test_any_series_of_strings_will_do():
         assert ours.translate(given) == wanted
 
 
-@pytest.mark.parametrize("ids", [[VOCABULARY], [4, -1], [4.5], ["4"], [[4]]], ids=str)
+def test_pieces_may_be_arrays():
+    ours = translator()
+    plain = dict(ours.search([[4, 5], [6, 4]]))
+    for make in (np.array, jnp.array):
+        for sources in (make([[4, 5], [6, 4]]), [make([4, 5]), make([6, 4])]):
+            found = dict(ours.search(sources))
+            assert [found[i][0] for i in range(2)] == [plain[i][0] for i in range(2)]
+            assert ours.score_pieces(sources, sources) == ours.score_pieces([[4, 5], [6, 4]], [[4, 5], [6, 4]])
+
+
+@pytest.mark.parametrize(
+    "ids", [[VOCABULARY], [4, -1], [4.5], ["4"], [[4]], np.array([4, VOCABULARY]), jnp.array([1.5])], ids=str
+)
 def test_pieces_are_ids_of_the_vocabulary(ids):
     ours = translator()
     assert refused(lambda: list(ours.search([[4], ids]))).startswith(
@@ -148,7 +160,9 @@ def test_pieces_are_ids_of_the_vocabulary(ids):
 
 
 @pytest.mark.parametrize(
-    "lists", [None, 4, [4, 5], [[4], None], np.array(4), [np.array(4)], [{4, 5}], {4: [5]}.values()], ids=str
+    "lists",
+    [None, 4, [4, 5], [[4], None], np.array(4), [np.array(4)], [{4, 5}], {4: [5]}.values(), [b"ab"], "ab"],
+    ids=str,
 )
 def test_pieces_are_lists_of_lists(lists):
     ours = translator()

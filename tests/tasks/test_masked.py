@@ -160,7 +160,9 @@ def test_another_text(run: Path, tmp_path: Path, call) -> None:
     assert "warning: other.txt: 1 character was never seen in training: 日 (U+65E5)" in done.err
     (tmp_path / "other.txt").write_text("wolf sheep grass\nriver stone\n")
     done = call("evaluate.py", "--workdir", run, "--text", tmp_path / "other.txt")
-    assert done.code == 2 and "error: other.txt: holds a single document, but pairs" in done.err
+    assert done.code == 0 and "masked pieces  " in done.out and "next sentence" not in done.out
+    told = "warning: other.txt holds a single document, so only masked pieces are scored; blank lines would separate"
+    assert told in done.err
 
 
 def test_a_text_that_is_none(run: Path, tmp_path: Path, call) -> None:

@@ -232,6 +232,11 @@ def test_from_python(run: Path) -> None:
         with pytest.raises(UserError, match=message):
             parser.parse(wrong)
     assert str(parser.parse(["the cat\ud800 ."])[0]) == str(parser.parse(["the cat? ."])[0])
+    for field, given in (("no_repeat_ngram", 2), ("max_length", 3), ("banned", ("x",)), ("n_best", 2)):
+        with pytest.raises(
+            UserError, match=rf"^decode\.{field} = .*: must be (left out: an output is a tree|1 without)"
+        ):
+            transformer.Parser.load(run, config=DecodeConfig(**{field: given}))
     with pytest.raises(UserError, match=r"^params = 'a'"):
         Parser(parser.model, "a", parser.vocabulary, parser.symbols)
 

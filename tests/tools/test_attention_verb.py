@@ -322,6 +322,8 @@ def test_texts_from_python(trained, workdirs) -> None:
         attention.of_translation(translator, "red", 5)
     with pytest.raises(UserError, match=r"^texts is a str: give a list of strings"):
         attention.of_encoder(embedder, "red")
+    with pytest.raises(UserError, match=r"^the text is empty; give some words"):
+        attention.of_encoder(embedder, [])
     assert attention.of_encoder(embedder, ["the \ud800"]).sides["text"].text == "the ?"
 
 

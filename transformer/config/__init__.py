@@ -37,7 +37,7 @@ from .model import (
     check_model,
 )
 from .numbers import whole_number
-from .parsing import ParserConfig, ParsingConfig, TreebankConfig
+from .parsing import ParserConfig, ParsingConfig, TreebankConfig, check_tree_search
 from .sections import (
     DataConfig,
     DecodeConfig,
@@ -115,6 +115,7 @@ __all__ = [
     "check_decode",
     "check_fields",
     "check_model",
+    "check_tree_search",
     "conflicts",
     "differences",
     "flatten",

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from .codec import Relations
+from .codec import Relations, require
 from .documentation import documented
 from .model import ModelConfig
 from .numbers import INT32_MAX, Count, Positive, Rule
-from .sections import DecodeConfig, MeshConfig, TrainConfig
+from .sections import DecodeConfig, MeshConfig, TrainConfig, check_decode
 
 
 @documented
@@ -112,15 +112,7 @@ class ParsingConfig:
             longest = d.context + m.position_offset
             rule = f"must be at least {longest}: data.context + model.position_offset"
             yield m.max_positions >= longest, "model.max_positions", rule
-        for name in _WITHOUT_USE:
-            default = getattr(_SEARCH, name)
-            yield (
-                getattr(decode, name) == default,
-                f"decode.{name}",
-                "must be left out: an output is a tree over all words",
-            )
-        rule = "must be 1 without decode.sample: a sentence gets its best tree"
-        yield decode.n_best == 1 or decode.sample, "decode.n_best", rule
+        yield from ((holds, f"decode.{name}", rule) for holds, name, rule in _of_search(decode))
         t = self.train
         rule = f"must hold at least one sentence of data.context ({d.context}) in each of {t.accumulate} micro-batches"
         yield t.batch_tokens >= d.context * t.accumulate, "train.batch_tokens", rule
@@ -132,3 +124,17 @@ class ParsingConfig:
         Called only for fields that differ and are in neither `RESUMABLE` nor `movable`.
         """
         return name == "parser.parameters"
+
+
+def check_tree_search(decode: DecodeConfig) -> None:
+    """Raise `UserError` for the first option of decoding that is wrong, or that a parser does not have."""
+    check_decode(decode)
+    require(decode, "decode.", _of_search(decode))
+
+
+def _of_search(decode: DecodeConfig) -> Relations:
+    for name in _WITHOUT_USE:
+        rule = "must be left out: an output is a tree over all words"
+        yield getattr(decode, name) == getattr(_SEARCH, name), name, rule
+    rule = "must be 1 without decode.sample: a sentence gets its best tree"
+    yield decode.n_best == 1 or decode.sample, "n_best", rule

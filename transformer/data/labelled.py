@@ -22,6 +22,7 @@ from transformer.config import UserError, whole_number
 from transformer.data.compression import uncompressed_name
 from transformer.data.foreign import piped
 from transformer.data.text import RepeatedKey, field_names, list_hint, read_json, records, value_at
+from transformer.streams import plain
 
 log = logging.getLogger("transformer")
 
@@ -173,6 +174,9 @@ def _table(path: str, rows: Iterator[tuple[int, list[str]]], columns: Columns) -
     names = {name: column for name, column in columns._asdict().items() if column is not None}
     numbered, width = bool(whole_number(columns.text)), len(first[1])
     places = {name: _place(path, first, name, column, numbered) for name, column in names.items()}
+    if numbered and all(first[1][at].strip().lower() in _USUAL for at in places.values()):
+        what = "line %d of %s looks like a header, but is read as a text, as columns have numbers; name the columns"
+        log.warning(what, first[0], plain(path))
     for line, cells in [first, *rows] if numbered else rows:
         if len(cells) != width:
             what = f"line {first[0]} has {width}" if numbered else f"the header has {width}"
@@ -181,6 +185,8 @@ def _table(path: str, rows: Iterator[tuple[int, list[str]]], columns: Columns) -
         yield line, {name: Cell(name, cells[at], f"{path}:{line}") for name, at in places.items()}
 
 
+_USUAL = ("text", "second", "label", "sentence", "sentence1", "sentence2", "labels", "tags")
+"""Usual names of columns."""
 _STRAY = "add or remove a tab (in a .csv: a comma, or quotes around a text with commas)"
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from transformer.config import UserError
 from transformer.data import sgml
 from transformer.data.compression import Damaged, Decompressed, compression_of, uncompressed_name, undecided
-from transformer.data.foreign import HEAD, STREAM, not_utf8, refuse_foreign, refuse_markup
+from transformer.data.foreign import HEAD, STREAM, not_utf8, refuse_binary, refuse_foreign, refuse_markup
 from transformer.files import refuse_empty
 
 _BLOCK = 1 << 16
@@ -66,6 +66,7 @@ def open_stream(stream: Any) -> Opened:
     if sgml.is_set(opened.head):
         return _unwrapped(opened, STREAM)
     refuse_markup(opened.head, STREAM, compression=opened.compression)
+    refuse_binary(opened.head, STREAM)
     return opened
 
 

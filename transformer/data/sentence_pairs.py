@@ -159,6 +159,11 @@ def filled(sentences: Sentences, context: int, *, store: int) -> Iterator[Row]:
                 yield Row(store, NO_PAIR, *sentences.text(first, at, skip, min(most, length - skip)))
 
 
+def holds_one_document(store: TextStore) -> bool:
+    """Whether all sentences of a text are of one document, so that there are no pairs."""
+    return len(Sentences(store).firsts) == 2
+
+
 def sentence_rows(
     config: PretrainConfig, stores: Sequence[TextStore], *, seed: int, folder: Path | None = None, duplicates: int = 1
 ) -> np.ndarray:

@@ -46,7 +46,8 @@ def local_path(what: str, name: str | os.PathLike) -> Path:
 
 
 def refuse_pipe(path: str | os.PathLike) -> None:
-    """Raise `UserError` for a pipe or a device, which can be read only once."""
+    """Raise `UserError` for a pipe or a device, which can be read only once, and for an empty path."""
+    refuse_empty("a path", path)
     if (given := Path(path)).exists() and not given.is_file() and not given.is_dir():
         raise UserError(f"{path} is a pipe or a device, but it is read several times; write it to a file first")
 

@@ -224,6 +224,8 @@ def of_encoder(embedder: Embedder, texts: Sequence[str]) -> Attended:
     vocabulary, model = embedder.vocabulary, embedder.model
     texts = [_filled(text) for text in strings("texts", texts)]
     pieces = [with_masks(vocabulary, text) for text in texts]
+    if not pieces:
+        raise UserError(_EMPTY.format("the text"))
     if len(pieces) > 2 or (len(pieces) == 2 and model.config.token_types < 2):
         most = "two texts, a pair" if model.config.token_types > 1 else "one text"
         raise UserError(f"{len(pieces)} texts, separated by tabs: this model reads {most} at once")

@@ -20,7 +20,8 @@ import numpy as np
 from jax import Array
 
 from transformer.config import UserError, shown
-from transformer.model.checks import INT32_MAX, check_flag, check_integer, value_of
+from transformer.inference.search_checks import check_arrays, check_function, check_options, checked_choice
+from transformer.model.checks import check_flag
 
 NORMALIZATIONS = ("paper", "fairseq", "none")
 
@@ -224,10 +225,7 @@ def candidates(
     if not o.cut:  # at its limit a sentence can only end, whatever the constraints demand
         ends_V = jnp.arange(raw_BMV.shape[-1]) == o.eos
         log_probs_BMV = jnp.where(must_end_B[:, None, None], jnp.where(ends_V, raw_BMV, -jnp.inf), log_probs_BMV)
-    chosen = choose(log_probs_BMV, s)
-    if not isinstance(chosen, (tuple, list)) or len(chosen) != 3:
-        raise UserError("choose must give three arrays: log-probabilities, parents and pieces")
-    best_BC, parents_BC, pieces_BC = chosen
+    best_BC, parents_BC, pieces_BC = checked_choice(choose(log_probs_BMV, s), *raw_BMV.shape[:2])
     ended_BC = pieces_BC == o.eos
     if o.cut:
         ended_BC = ended_BC | must_end_B[:, None]
@@ -341,56 +339,15 @@ def beam_search(
     inside `jax.jit`, where they are unknown.
     """
     for name, function in (("step", step), ("reorder", reorder), ("choose", choose)):
-        _check_function(name, function)
+        check_function(name, function)
     if adjust is not None:
-        _check_function("adjust", adjust)
-    _check_arrays("cache", cache)
-    _check_arrays("given", given)
-    _check(limit_B, max_length, beam_size, (bos, eos, pad), length_penalty, length_normalization, n_best)
+        check_function("adjust", adjust)
+    check_arrays("cache", cache)
+    check_arrays("given", given)
+    check_options(limit_B, max_length, beam_size, (bos, eos, pad), length_penalty, n_best)
+    penalty(1, 0.0, length_normalization)
     check_flag("stop_early", stop_early)
     check_flag("cut", cut)
     options = Options(beam_size, bos, eos, pad, length_penalty, length_normalization, n_best, stop_early, cut)
     beams = start(cache, limit_B, max_length, options, given)
     return hypotheses(run(step, beams, options, reorder=reorder, adjust=adjust, choose=choose), options)
-
-
-def _check_arrays(name: str, tree: Any) -> None:
-    try:
-        jax.eval_shape(lambda tree: tree, tree)
-    except (TypeError, OverflowError):
-        raise UserError(f"{name} holds something else than arrays: give a tree of arrays") from None
-
-
-def _check_function(name: str, function: Any) -> None:
-    if not callable(function):
-        raise UserError(f"{name} = {shown(function)}: give a function")
-
-
-def _check(
-    limit_B: Any,
-    max_length: int,
-    beam_size: int,
-    special: tuple[int, int, int],
-    length_penalty: Any,
-    length_normalization: str,
-    n_best: int,
-) -> None:
-    """Raise `UserError` naming the first invalid option of `beam_search`."""
-    check_integer("max_length", max_length, 1, INT32_MAX)
-    check_integer("beam_size", beam_size, 1, INT32_MAX)
-    check_integer("n_best", n_best, 1, beam_size)
-    for name, piece in zip(("bos", "eos", "pad"), special, strict=True):
-        check_integer(name, piece, 0, INT32_MAX)
-    penalty(1, 0.0, length_normalization)
-    alpha = value_of(length_penalty)
-    if np.ndim(length_penalty) or (alpha is not None and not (alpha.dtype.kind in "iuf" and 0 <= alpha < jnp.inf)):
-        raise UserError(f"length_penalty = {shown(length_penalty)}: must be a finite number, 0 or more")
-    if (
-        not hasattr(limit_B, "dtype")
-        or not jnp.issubdtype(limit_B.dtype, jnp.integer)
-        or limit_B.ndim != 1
-        or not limit_B.size
-    ):
-        raise UserError("limit_B must be an array of integers, the most pieces of each sentence")
-    if (limits := value_of(limit_B)) is not None and limits.size and limits.max() > max_length:
-        raise UserError(f"limit_B has {limits.max()}: must be at most max_length, {max_length}")

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from transformer.config import EOS, PAD, DecodeConfig, ParsingConfig, UserError, check_decode, require_task, shown
+from transformer.config import EOS, PAD, DecodeConfig, ParsingConfig, UserError, check_tree_search, require_task, shown
 from transformer.data import linearised
 from transformer.data.framing import Row
 from transformer.data.given import strings
@@ -85,7 +85,7 @@ class Parser:
         if longest is not None:
             check_integer("longest", longest, 5)
         self.config = DecodeConfig(length_normalization="none") if config is None else config
-        check_decode(self.config)
+        check_tree_search(self.config)
         learned = m.max_positions if m.positions == "learned" else None
         if learned is not None and learned < 5:
             raise UserError(f"model.max_positions = {learned}: must be at least 5, as many as the tree of a word needs")
@@ -115,7 +115,7 @@ class Parser:
         stored = checkpoint.config
         require_task(stored, checkpoint.path.parent.parent, ParsingConfig)
         config = stored.decode if config is None else config
-        check_decode(config)
+        check_tree_search(config)
         model, params = in_type(checkpoint.model.config, checkpoint.params(), config.dtype)
         return cls(
             build(model),

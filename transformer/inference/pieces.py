@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
 import math
 from collections.abc import Iterable, Sequence
@@ -132,15 +131,18 @@ def check_ids(what: str, lists: Sequence[Sequence[int]], vocab_size: int | None)
 
     beyond = math.inf if vocab_size is None else vocab_size
 
-    def fit(ids: Iterable[Any]) -> bool:
+    def fit(ids: Any) -> bool:
+        if hasattr(ids, "dtype"):
+            ids = np.asarray(ids)
+            return ids.ndim == 1 and ids.dtype.kind in "iu" and bool(((ids >= 0) & (ids < beyond)).all())
         return all(isinstance(i, (int, np.integer)) and not isinstance(i, bool) and 0 <= i < beyond for i in ids)
 
     def ordered(given: Any) -> bool:
-        return isinstance(given, Sequence) or getattr(given, "ndim", 0) > 0
+        return getattr(given, "ndim", 0) > 0 or (isinstance(given, Sequence) and not isinstance(given, (str, bytes)))
 
     if not ordered(lists) or not all(map(ordered, lists)):
         raise UserError(f"the {what}s must be a list of lists of ids, not {shown(lists)}")
-    if not fit(itertools.chain(*lists)):
+    if not all(map(fit, lists)):
         number = next(i for i, ids in enumerate(lists) if not fit(ids))
         below = "" if vocab_size is None else f" and below the size of the vocabulary, {vocab_size}"
         raise UserError(f"{what} {number}: ids must be integers, 0 or more{below}")

@@ -18,6 +18,7 @@ import numpy as np
 from jax import Array
 from jax.sharding import NamedSharding
 
+from transformer.config import UserError, shown
 from transformer.inference.beam_search import Beams, Hypotheses, advance, candidates
 from transformer.inference.context import Context
 from transformer.inference.engine import finished, once, stages
@@ -136,8 +137,10 @@ def record(
     """`engine.decode` of a batch, recorded: a record for each row that is not empty.
 
     `top`: the number of alternatives that are kept after each hypothesis. Once `stop` is set, it ends after the present
-    step.
+    step. Raises `UserError` for another `stop`.
     """
+    if stop is not None and not isinstance(stop, threading.Event):
+        raise UserError(f"{shown(stop)} can't end a search; give a threading.Event")
     records = {int(row): _Recorder() for row in np.flatnonzero(np.asarray(limit_B) > 0)}
     seen: list[_Seen] = []
 

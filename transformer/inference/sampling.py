@@ -70,7 +70,7 @@ def sampled(
 
     def choose(log_probs_BMV: Array, beams: Beams) -> tuple[Array, Array, Array]:
         B, M, V = log_probs_BMV.shape
-        if not isinstance(beams.given, Mapping) or "number_B" not in beams.given:
+        if not isinstance(beams.given, Mapping) or beams.given.get("number_B") is None:
             raise UserError("sampling needs the numbers of the sentences: beam_search(..., given={'number_B': ...})")
         numbers_B = jnp.asarray(beams.given["number_B"])
         if numbers_B.shape != (B,) or not jnp.issubdtype(numbers_B.dtype, jnp.integer):

@@ -49,21 +49,11 @@ class Stops:
 
 def automaton(stops: Sequence[str], spelling: Sequence[bytes]) -> Stops:
     """The automaton for these stop strings. `spelling`: the bytes that each piece spells."""
-    patterns = [stop.encode() for stop in stops]
+    patterns = sorted((stop.encode() for stop in stops), key=len)
     if sum(map(len, patterns)) > _MOST_BYTES:
         raise UserError(f"the stop strings have more than {_MOST_BYTES} bytes together; give fewer or shorter ones")
-    prefixes = sorted({pattern[:n] for pattern in patterns for n in range(len(pattern))}, key=len)
-    state = {prefix: i for i, prefix in enumerate(prefixes)}
-    last = -(-(len(prefixes) + 1) // _ROUND) * _ROUND - 1
-    by_byte = np.zeros((last + 1, 256), np.int32)
-    by_byte[last] = last
-    for prefix, i in state.items():
-        for byte in range(256):
-            text = prefix + bytes([byte])
-            if any(text.endswith(pattern) for pattern in patterns):
-                by_byte[i, byte] = last
-            else:  # the longest end of the text that begins a stop string
-                by_byte[i, byte] = next(state[text[n:]] for n in range(len(text) + 1) if text[n:] in state)
+    by_byte = _over_bytes(patterns)
+    last = len(by_byte) - 1
     following_SV = np.tile(np.arange(last + 1, dtype=np.int32)[:, None], (1, len(spelling)))
     longest = max(map(len, spelling), default=0)
     for n in range(longest):
@@ -71,6 +61,34 @@ def automaton(stops: Sequence[str], spelling: Sequence[bytes]) -> Stops:
         bytes_ = np.array([spelling[i][n] for i in pieces])
         following_SV[:, pieces] = by_byte[following_SV[:, pieces], bytes_]
     return Stops(following_SV)
+
+
+def _over_bytes(patterns: Sequence[bytes]) -> np.ndarray:
+    """The state after each byte: (S, 256). `patterns`: the stop strings, the shortest first."""
+    seen, children = -1, [{}]  # of each state: the states that the bytes of longer beginnings lead to
+    for pattern in patterns:
+        at = 0
+        for n, byte in enumerate(pattern, 1):
+            if n == len(pattern):
+                children[at][byte] = seen
+            elif byte not in children[at]:
+                children[at][byte] = len(children)
+                children.append({})
+            if (at := children[at][byte]) == seen:
+                break
+    last = -(-(len(children) + 1) // _ROUND) * _ROUND - 1
+    following = np.zeros((last + 1, 256), np.int32)
+    following[last] = last
+    states = [(0, 0)]  # and for each the state of the longest end of its text that begins a stop string
+    for state, fallback in states:
+        following[state] = following[fallback]
+        for byte, child in children[state].items():
+            if (beyond := int(following[state, byte])) == last:  # a shorter stop string ends here
+                continue
+            following[state, byte] = last if child == seen else child
+            if child != seen:
+                states.append((child, beyond))
+    return following
 
 
 def before(text: str, stops: Sequence[str]) -> str:

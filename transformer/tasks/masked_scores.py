@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import math
 import tempfile
@@ -19,6 +20,7 @@ from transformer.config import MaskedConfig, UserError
 from transformer.data.masking import MaskedRows, in_order
 from transformer.data.rows import Batch
 from transformer.data.running import Text, given_text
+from transformer.data.sentence_pairs import holds_one_document
 from transformer.data.text_store import encode_text
 from transformer.data.wordpiece import EncoderVocabulary
 from transformer.inference.filler import require_masked_head
@@ -152,7 +154,14 @@ def evaluate_workdir(
         if doubt := store.doubt():
             log.warning("%s", doubt)
         log.info("scoring %s pieces of %s with checkpoint %s of %s", len(store.tokens), name, opened.name, workdir)
-        totals = summed(sums, in_order(MaskedRows(config.data, [store], seed=SEED), rows_per_batch(config)))
+        data = config.data
+        if data.next_sentence and holds_one_document(store):
+            log.warning(
+                "%s holds a single document, so only masked pieces are scored; blank lines would separate documents",
+                plain(name),
+            )
+            data = dataclasses.replace(data, next_sentence=False)
+        totals = summed(sums, in_order(MaskedRows(data, [store], seed=SEED), rows_per_batch(config)))
     if not math.isfinite(totals.loss):
         raise UserError(f"{workdir}: the loss of checkpoint {opened.name} is not finite; choose another checkpoint")
     result = {
