@@ -22,6 +22,8 @@ from transformer.config import (
     MaskedConfig,
     MeshConfig,
     ModelConfig,
+    ParserConfig,
+    ParsingConfig,
     PretrainConfig,
     TextConfig,
     TrainConfig,
@@ -451,6 +453,14 @@ def test_what_may_change_when_a_language_model_goes_on() -> None:
     assert now(dev_text=(), dev_share=0.2) == {"data.dev_text", "data.dev_share"}
     assert now(context=512, documents="files", pieces="bytes") == {"data.context", "data.documents", "data.pieces"}
     assert conflicts(Config(), old) == {"task": ("translation", "language_model")}
+
+
+def test_a_parser_may_go_on_with_other_rules_of_scoring() -> None:
+    old, rules = ParsingConfig(), ParserConfig(parameters="a.prm")
+    assert not conflicts(old, dataclasses.replace(old, parser=rules))
+    assert set(conflicts(old, dataclasses.replace(old, parser=ParserConfig(encoder_rate=0.5)))) == {
+        "parser.encoder_rate"
+    }
 
 
 # ---- Masked language models -----------------------------------------------------------------------------------------

@@ -98,7 +98,7 @@ def test_tags(tmp_path: Path, name: str, content: str) -> None:
     assert [(one.text, one.label) for one in found] == [(("a", "b", "c"), ("N", "V", "N")), (("d",), ("N",))]
 
 
-@pytest.mark.parametrize("space", ["\u00a0", "\u2009", "\u3000", "\u0085"])
+@pytest.mark.parametrize("space", ["\u00a0", "\u2009", "\u3000", "\u0085", "\f", "\v", "\r"])
 def test_words_end_only_at_spaces_and_tabs(tmp_path: Path, space: str) -> None:
     found = read(tmp_path, "x.conll", f"10{space}000 N\n{space} V\nb N\n", kind="tags")
     assert [(one.text, one.label) for one in found] == [((f"10{space}000", space, "b"), ("N", "V", "N"))]

@@ -222,7 +222,12 @@ def test_too_long_and_unknown_trees_are_left_out(rows: TreeRows, tmp_path: Path)
     few = TreeRows(treebank.read([str(path)]), vocabulary, rows.symbols, 20)
     assert (len(few), few.too_long, few.unknown) == (1, 1, 1)
     path.write_text("(S " + "(NN cat) " * 30 + ")\n")
-    with pytest.raises(UserError, match=r"b.mrg: no sentence is left of 1: 1 are longer than data.context = 20"):
+    with pytest.raises(
+        UserError, match=r"no sentence is left of 1: 1 are longer than data.context = 20, .*; raise data"
+    ):
+        TreeRows(treebank.read([str(path)]), vocabulary, rows.symbols, 20)
+    path.write_text("(XX (NN cat))\n")
+    with pytest.raises(UserError, match=r"b.mrg: no sentence is left of 1: .*, 1 have labels .*; give trees with the"):
         TreeRows(treebank.read([str(path)]), vocabulary, rows.symbols, 20)
 
 

@@ -13,7 +13,7 @@ from transformer.config import AlgorithmConfig, InstancesConfig, ModelConfig, Us
 from transformer.data.algorithms import EVEN, Instance, InstanceBatches, copy, drawn, padded_size, rows
 from transformer.model import build
 from transformer.tasks.algorithm import AlgorithmTask
-from transformer.tasks.exact_match import deciding, instances_of, interpolated, ranges, scores
+from transformer.tasks.exact_match import deciding, instances_of, interpolated, lengths_of, ranges, scores
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "algorithms"
 
@@ -214,3 +214,9 @@ def test_a_run_goes_on_with_another_number_of_dev_instances(tmp_path: Path, call
     done = call("transformer", "average", tmp_path / "run", "--last", 2)
     assert done.code == 0, done.err
     assert "exact_match training: " in done.out and "exact_match other_patterns: " in done.out
+
+
+def test_few_instances_have_lengths_from_the_whole_range() -> None:
+    data = InstancesConfig(longest=50, tested=(100,))
+    assert lengths_of(data, 1, 5) == [56, 66, 76, 86, 96] and lengths_of(data, 1, 1) == [76]
+    assert lengths_of(data, 0, 50) == [*range(1, 51)] and lengths_of(data, 1, 52)[48:] == [99, 100, 51, 52]

@@ -231,6 +231,8 @@ def test_the_whole_way_of_a_run(run: Path, here: Path, tmp_path: Path, call) -> 
     assert done.code == 0, done.err
     tuned = Checkpoints(tmp_path / "tuned").open("last")
     assert tuned.config.model == one.config.model
+    done = call("train.py", *options("blt_shakespeare", tmp_path / "longer", **more, **{"model.patches.bytes": 9.0}))
+    assert done.code == 2 and "error: model.patches.bytes = 9: the start has 3, and a threshold for it" in done.err
     jax.tree.map(np.testing.assert_array_equal, tuned.params()["entropy"], one.params()["entropy"])
     assert call("train.py", *options("blt_static_shakespeare", tmp_path / "static")).code == 0
     assert "entropy" not in Checkpoints(tmp_path / "static").open().params()

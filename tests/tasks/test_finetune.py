@@ -153,6 +153,10 @@ def test_a_run_that_was_stopped_equals_one_that_was_not(folder: Path, run: Path,
     jax.tree.map(np.testing.assert_array_equal, ours.params(), theirs.params())
     done = call("train.py", "--config", folder / "config.py", "--workdir", run)
     assert done.code == 0 and "is trained already, to step 75" in done.err
+    further = ("--workdir", shutil.copytree(run, tmp_path / "further"), "--train.steps=80")
+    done = call("train.py", "--config", folder / "config.py", *further)
+    told = "warning: train.steps = 80: from update 75 on (train.decay_steps) the learning rate is 0, so nothing more is"
+    assert done.code == 0 and told in done.err
 
 
 @pytest.mark.slow

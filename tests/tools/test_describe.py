@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+import transformer
 from transformer.command_line import config_file
 from transformer.config import (
     BERT,
@@ -19,6 +20,7 @@ from transformer.config import (
     ModelConfig,
     PretrainConfig,
     TextConfig,
+    TrainConfig,
     UserError,
 )
 from transformer.tools.attention_table import attention_table, parameter_shapes, pattern, present
@@ -150,6 +152,14 @@ def test_characters_are_counted_in_the_text(tmp_path: Path, monkeypatch) -> None
     (tmp_path / "characters.json").write_text(json.dumps({"characters": "xyz"}))
     data = dataclasses.replace(data, tokenizer=str(tmp_path / "characters.json"))
     assert vocabulary_size(LanguageModelConfig(SMALL, data)) == 4 + 3
+
+
+def test_pieces_of_a_tokenizer_and_of_a_start(trained) -> None:
+    size = transformer.Tokenizer.load(trained / "tokenizer.model").vocab_size
+    assert vocabulary_size(Config(data=DataConfig(tokenizer=str(trained / "tokenizer.model")))) == size != 8_000
+    assert vocabulary_size(Config(train=TrainConfig(init_from=str(trained)))) == size
+    with pytest.raises(UserError, match=r"^nowhere: cannot be read"):
+        vocabulary_size(Config(data=DataConfig(tokenizer="nowhere")))
 
 
 def test_on_the_command_line(call) -> None:

@@ -182,6 +182,24 @@ def test_what_is_no_such_folder_is_refused(call, tmp_path: Path) -> None:
     assert (done.code, "is not an empty folder" in done.err) == (2, True)
 
 
+def test_a_folder_that_is_to_be_imported_first_is_told(call, tiny, tmp_path: Path) -> None:
+    """It is no workdir, and stays as it is."""
+    folder = tmp_path / "out"
+    run(call, "export", translation_run(tmp_path / "run"), folder, "--to", "safetensors")
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    done = call("transformer", "translate", folder)
+    fix = f"import it: python -m transformer import {folder} NEW --from safetensors"
+    assert (done.code, done.err) == (
+        2,
+        f"error: {folder}: no complete checkpoint there; it holds an exported model; {fix}\n",
+    )
+    done = call("train.py", "--config", tiny.config, "--workdir", folder)
+    assert done.code == 2 and f"error: {folder} holds an exported model; use another --workdir. To start" in done.err
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    (folder / "config.json").write_text('{"model_type": "bert"}')
+    assert call("transformer", "embed", folder).err.endswith("NEW --from hf-bert\n")
+
+
 def test_a_full_disk_leaves_nothing(call, trained: Path, tmp_path: Path, full_after) -> None:
     with full_after(20_000):
         done = call("transformer", "export", trained, tmp_path / "out", "--to", "safetensors")

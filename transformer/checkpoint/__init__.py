@@ -11,7 +11,7 @@ an incomplete copy that a user made. Both kinds are ignored; only folders with `
 """
 
 from transformer.checkpoint.arrays import with_sharding
-from transformer.checkpoint.layout import AVERAGE, folder_of, interrupted, seed_folder, seeds_in
+from transformer.checkpoint.layout import AVERAGE, exported_form, folder_of, interrupted, seed_folder, seeds_in
 from transformer.checkpoint.opened import Checkpoint, Removed, again
 from transformer.checkpoint.seeds import best_seed, differences_of
 from transformer.checkpoint.store import Checkpoints
@@ -24,6 +24,7 @@ __all__ = [
     "again",
     "best_seed",
     "differences_of",
+    "exported_form",
     "folder_of",
     "interrupted",
     "seed_folder",

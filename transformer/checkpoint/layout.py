@@ -109,3 +109,16 @@ def seeds_in(workdir: Any) -> list[int]:
     folder = folder_of(workdir).parent
     found = [_SEED.fullmatch(path.name) for path in folder.iterdir()] if folder.is_dir() else []
     return sorted(int(match[1]) for match in found if match and (folder / match[0] / "config.json").exists())
+
+
+def exported_form(folder: epath.Path) -> str | None:
+    """The format, as `import --from` calls it, of a folder that holds an exported model; None for other folders."""
+    try:
+        config = json.loads((folder / "config.json").read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return None
+    if not isinstance(config, dict):
+        return None
+    if (kind := config.get("model_type")) in ("bert", "gpt2", "marian"):
+        return f"hf-{kind}"
+    return "safetensors" if "task" in config and (folder / "model.safetensors").exists() else None

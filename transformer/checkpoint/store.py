@@ -20,6 +20,7 @@ from transformer.checkpoint.layout import (
     INTERRUPTED,
     NEXT,
     SAVED,
+    exported_form,
     folder_of,
     is_training_name,
     once_saved,
@@ -389,5 +390,7 @@ def _advice(workdir: epath.Path) -> str:
         return (
             f"it holds the runs of {len(seeds)} seeds; give the folder of one, such as {seed_folder(workdir, seeds[0])}"
         )
+    if (form := exported_form(workdir)) is not None:
+        return f"it holds an exported model; import it: python -m transformer import {workdir} NEW --from {form}"
     above = next((path for path in (workdir, workdir.parent) if path.name == "checkpoints"), None)
     return f"give the workdir itself: {above.parent}" if above else "train first, or check the path"

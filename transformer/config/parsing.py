@@ -94,7 +94,7 @@ class ParsingConfig:
     parser: ParserConfig = field(default_factory=ParserConfig)
 
     task = "parsing"
-    movable = ("data.train", "data.dev", "data.test", "data.tokenizer", "parser.parameters")
+    movable = ("data.train", "data.dev", "data.test", "data.tokenizer")
     """File names. A resumed run may have them at other paths, in the same number, since their content is compared."""
 
     def relations(self) -> Relations:

@@ -15,7 +15,6 @@ import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import chain, pairwise
-from string import whitespace
 from typing import Any, NamedTuple
 
 from transformer.config import UserError, whole_number
@@ -37,6 +36,7 @@ _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 _ID = re.compile(r"[0-9]+([-.][0-9]+)?")
 _FIELD_LIMIT = 2**31 - 1  # characters of a field of a .csv
 _GAP = re.compile(r"[ \t]+")
+_AROUND = " \t\n"  # of a word; others, such as a form feed, are part of it in each kind of file
 _COMMENT = re.compile(r"#\s.*=|#\s*(newdoc|newpar|begin document|end document|https?://)")
 
 
@@ -307,7 +307,7 @@ def _words(cell: Cell) -> tuple[str, ...]:
     """The words in a cell: a list of strings, or words with spaces between them."""
     if not isinstance(cell.value, list):
         return tuple(words_in(_string(cell)))
-    words = tuple(_string(cell._replace(value=word), whitespace).strip(whitespace) for word in cell.value)
+    words = tuple(_string(cell._replace(value=word), _AROUND).strip(_AROUND) for word in cell.value)
     if not words:
         raise cell.error("is an empty list; fill it, or remove the row")
     return words

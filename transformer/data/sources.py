@@ -98,7 +98,7 @@ def _held_out(config: DataConfig, name: str) -> Parallel | None:
         raise UserError(f"data.{name}_source: missing, but data.{name}_target = {target}; give both")
     if file_kind(source) == "text" and target is None:
         open_text(source).close()
-        raise UserError(f"data.{name}_target: missing, but data.{name}_source = {source}; give both")
+        raise UserError(f"data.{name}_target: missing, but data.{name}_source = {source}; give both{csv_hint(source)}")
     if file_kind(source) != "text" and target is not None:
         raise UserError(f"data.{name}_target: {source} holds both sides; leave out data.{name}_target")
     if target is not None and file_kind(target) != "text":

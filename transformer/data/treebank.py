@@ -93,9 +93,10 @@ class TreeRows:
         """Number of trees that are left out: a label is unknown."""
         kept = [i for i, (fit, target) in enumerate(zip(fits, ids, strict=True)) if fit and target is not None]
         if not kept:
+            fix = "raise data.context" if self.too_long else "give trees with the labels of training"
             raise UserError(
                 f"{bank.name}: no sentence is left of {len(bank.sentences)}: {self.too_long} are longer than "
-                f"data.context = {context}, {self.unknown} have labels that training lacks; raise data.context"
+                f"data.context = {context}, {self.unknown} have labels that training lacks; {fix}"
             )
         self.sentences = [bank.sentences[i] for i in kept]
         self._rows = [rows[i] for i in kept]

@@ -93,9 +93,9 @@ def check_width(name: str, x_BTD: Any, width: int) -> None:
 def check_float(name: str, dtype: Any) -> jnp.dtype:
     """The dtype. Raises `UserError` unless it is one of floats."""
     try:
-        if not isinstance(dtype, (list, tuple, np.ndarray, jax.Array)):
-            if jnp.issubdtype(found := jnp.dtype(dtype), jnp.floating):
-                return found
+        no_type = isinstance(dtype, (list, tuple, np.ndarray, jax.Array))  # JAX takes one as its type, with a warning
+        if not no_type and jnp.issubdtype(found := jnp.dtype(dtype), jnp.floating):
+            return found
     except (TypeError, ValueError):  # ValueError: a string that is not text
         pass
     raise UserError(f"{name} = {shown(dtype)}: give a type of floats, such as jnp.bfloat16")

@@ -132,9 +132,15 @@ def _with_entropy(config: ByteLatentConfig, start: Checkpoint | None) -> ByteLat
 
 
 def _with_patches_of(config: ByteLatentConfig, other: ByteLatentConfig) -> ByteLatentConfig:
-    """The config with the model of entropies of another one, and with its threshold unless it has one."""
-    patches = config.model.patches
+    """The config with the model of entropies of another one, and with its threshold unless it has one. Raises
+    `UserError` if the threshold is that of another mean."""
+    patches, mean = config.model.patches, other.model.patches.bytes
     if patches.threshold is None:
+        if patches.by == "entropy" and patches.bytes != mean:
+            raise UserError(
+                f"model.patches.bytes = {patches.bytes:g}: the start has {mean:g}, and a threshold for it; give the "
+                "same, or model.patches.threshold"
+            )
         patches = dataclasses.replace(patches, threshold=other.model.patches.threshold)
     model = dataclasses.replace(config.model, entropy=other.model.entropy, patches=patches)
     return dataclasses.replace(config, model=model)

@@ -108,11 +108,13 @@ def instances_of(
 
 
 def lengths_of(data: InstancesConfig, number: int, count: int) -> list[int]:
-    """The lengths of `count` instances of a range: all lengths alike."""
+    """The lengths of `count` instances of a range: all lengths alike; if they are fewer, evenly over the range."""
     if data.algorithm == "and":
         return [BITS] * count
     ends = [data.shortest - 1, data.longest, *data.tested]
     lengths = range(ends[number] + 1, ends[number + 1] + 1)
+    if count < len(lengths):
+        return [lengths[(2 * i + 1) * len(lengths) // (2 * count)] for i in range(count)]
     return [lengths[i % len(lengths)] for i in range(count)]
 
 

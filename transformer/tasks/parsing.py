@@ -42,6 +42,7 @@ from transformer.training.warm_start import check_start
 log = logging.getLogger("transformer")
 
 _SAMPLES = 3
+_NO_TRAIN = "data.train is empty: name a file of trees, such as --data.train train.mrg"
 _OF_ENCODER = ("embedding/", "encoder/", "source_positions", "source_norm/")
 
 
@@ -95,7 +96,7 @@ class Parsing:
         ones."""
         data, config = config.data, _from_start(config, workdir)
         if not data.train:
-            raise UserError("data.train is empty: name a file of trees, such as --data.train train.mrg")
+            raise UserError(_NO_TRAIN)
         banks = {
             "train": treebank.read(data.train, data.most_trees),
             "dev": treebank.read(data.dev) if data.dev else None,
@@ -286,6 +287,8 @@ def of_config(config: ParsingConfig) -> ParsingConfig:
     the symbols, unless the config gives their numbers."""
     config, m = _from_start(config, None), config.model
     if m.labels is None or m.target_vocab_size is None:
+        if not config.data.train:
+            raise UserError(_NO_TRAIN)
         trees = [one.tree for one in treebank.read(config.data.train, config.data.most_trees).sentences]
         symbols = _inherited_symbols(config, None) or linearised.learn(trees, config.data.form)
         config = dataclasses.replace(config, model=_with_symbols(config, symbols))

@@ -18,7 +18,7 @@ from etils import epath
 
 from transformer.config import UserError
 from transformer.data.opening import open_text
-from transformer.data.text import Parallel, file_kind, read_pairs
+from transformer.data.text import Parallel, csv_hint, file_kind, read_pairs
 from transformer.files import path_of, refuse_links, replace, writing
 from transformer.streams import to_json
 
@@ -49,7 +49,7 @@ def check_given(source: str | None, references: Sequence[str]) -> None:
             open_text(source).close()  # raises a precise error if the file is not text
         raise UserError(
             f"--source {source}: holds one side only; give its translations as --reference FILE, or a .tsv or "
-            ".jsonl with both sides"
+            f".jsonl with both sides{csv_hint(source)}"
         )
 
 

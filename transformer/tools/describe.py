@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from transformer.config import BASE, BIG, CONTINUING, FinetuneConfig, MaskedConfig, ParsingConfig
+from transformer.config import BASE, BIG, CONTINUING, Config, FinetuneConfig, MaskedConfig, ParsingConfig
 from transformer.data import vocabularies, wordpiece
 from transformer.data.running import texts
 from transformer.data.vocabulary_training import vocabulary
@@ -24,12 +24,20 @@ PAPER_VOCABULARY = 37_000
 def vocabulary_size(config: Any) -> int:
     """The number of pieces in the vocabulary of a config of any task.
 
-    Reads a file only for a model of running text without model.vocab_size: its tokenizer, or the text whose characters
-    are the pieces. Raises `UserError` if that can't be read.
+    Without model.vocab_size it reads the start, the tokenizer, or the text whose characters are the pieces. Raises
+    `UserError` if that can't be read.
     """
     data = config.data
     if config.model.vocab_size is not None:
         return config.model.vocab_size
+    if config.train.init_from is not None:
+        from transformer.checkpoint import Checkpoints
+
+        return Checkpoints(config.train.init_from).open().progress["vocab_size"]
+    if isinstance(config, Config) and data.tokenizer is not None:
+        from transformer.data.tokenizer import Tokenizer
+
+        return Tokenizer.load(data.tokenizer).vocab_size
     if isinstance(config, MaskedConfig | FinetuneConfig | ParsingConfig) and data.tokenizer is not None:
         return wordpiece.load(data.tokenizer).size
     if not isinstance(config, CONTINUING):

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Iterator
 from typing import Any
 
-from transformer.checkpoint import Checkpoints
+from transformer.checkpoint import Checkpoints, exported_form
 from transformer.config import UserError, conflicts, differences, from_json
 from transformer.files import Lock, local, path_of, refuse_links, sealed
 
@@ -83,6 +83,11 @@ def refuse_other_config(config: Any, workdir: str) -> None:
     """Raise `UserError` if the folder holds a run with a conflicting config, or is no workdir. Log the rest."""
     checkpoints = Checkpoints(workdir)
     steps = checkpoints.steps()
+    if not checkpoints.states() and (form := exported_form(path_of(workdir))) is not None:
+        raise UserError(
+            f"{workdir} holds an exported model; use another --workdir. To start from it: python -m transformer import "
+            f"{workdir} NEW --from {form}, and --train.init_from NEW"
+        )
     old_config = config_of(checkpoints)
     if old_config is None:
         refuse_no_workdir(workdir)
@@ -98,6 +103,13 @@ def refuse_other_config(config: Any, workdir: str) -> None:
             if name == "model.vocab_size":  # None where the config leaves it to the task
                 continue
             log.info("resuming with %s changed from %r to %r", name, old, new)
+        t = config.train
+        if t.decay_steps is not None and not t.final_learning_rate and t.steps > t.decay_steps:
+            log.warning(
+                "train.steps = %d: from update %d on (train.decay_steps) the learning rate is 0, so nothing more is "
+                "learnt; to train further, start another run with --train.init_from %s",
+                *(t.steps, t.decay_steps, workdir),
+            )
 
 
 def refuse_no_workdir(folder: str) -> None:
