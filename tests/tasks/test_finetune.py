@@ -629,7 +629,7 @@ def test_from_python(run: Path) -> None:
     length, longest = len(row.ids), classifier.longest
     for changes, told in (
         ({"ids": [10**6] * length}, "row 1: ids must be integers, 0 or more and below"),
-        ({"ids": "abc", "first": 3}, "row 1: ids must be integers"),
+        ({"ids": "abc", "first": 3}, "the rows must be a list of lists of ids, not "),
         *(
             (changes, "row 1 is not as `encode` of this classifier returns it")
             for changes in (

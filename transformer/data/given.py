@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Iterable
 from typing import Any
 
 from transformer.config import UserError
@@ -24,7 +24,7 @@ def strings(name: str, given: Iterable[str], *, exact: bool = False) -> list[str
 
 def require_iterable(name: str, given: Any, *, ordered: bool = True) -> Iterable[Any]:
     """Raise `UserError` unless this is an iterable, and not a string, nor a dict or, where the order counts, a set."""
-    no_list = (str, bytes, Mapping, Set) if ordered else (str, bytes)
+    no_list = (str, bytes, dict, set, frozenset) if ordered else (str, bytes)
     if isinstance(given, no_list) or not isinstance(given, Iterable) or getattr(given, "shape", None) == ():
         raise UserError(f"{name} is a {type(given).__name__}: give a list of strings")
     return given
