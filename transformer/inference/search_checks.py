@@ -41,9 +41,9 @@ def check_options(
     check_integer("n_best", n_best, 1, beam_size)
     for name, piece in zip(("bos", "eos", "pad"), special, strict=True):
         check_integer(name, piece, 0, INT32_MAX)
-    alpha = None if isinstance(length_penalty, (list, tuple)) else value_of(length_penalty)
+    alpha = None if (several := isinstance(length_penalty, (list, tuple))) else value_of(length_penalty)
     if (
-        isinstance(length_penalty, (list, tuple))
+        several
         or np.ndim(length_penalty)
         or (alpha is not None and not (alpha.dtype.kind in "iuf" and 0 <= alpha < jnp.inf))
     ):
@@ -60,8 +60,10 @@ def check_options(
 
 
 def checked_choice(given: Any, rows: int, beams: int) -> tuple[Array, Array, Array]:
-    """The continuations that `choose` gives, as arrays (B, C). Raises `UserError` unless they are three such arrays, C
-    is at least `beams`, and parents and pieces are integers."""
+    """Return the continuations that `choose` gives as three arrays (B, C).
+
+    Raises `UserError` if they have other shapes, if C is below `beams`, or if parents or pieces are no integers.
+    """
     fix = "choose must give three arrays: log-probabilities, parents and pieces"
     if not isinstance(given, (tuple, list)) or len(given) != 3:
         raise UserError(fix)

@@ -132,8 +132,10 @@ def _with_entropy(config: ByteLatentConfig, start: Checkpoint | None) -> ByteLat
 
 
 def _with_patches_of(config: ByteLatentConfig, other: ByteLatentConfig) -> ByteLatentConfig:
-    """The config with the model of entropies of another one, and with its threshold unless it has one. Raises
-    `UserError` if the threshold is that of another mean."""
+    """Take the model of entropies of another config, and its threshold unless `config` has one.
+
+    Raises `UserError` if that threshold is for another mean of bytes.
+    """
     patches, mean = config.model.patches, other.model.patches.bytes
     if patches.threshold is None:
         if patches.by == "entropy" and patches.bytes != mean:
