@@ -338,7 +338,11 @@ def test_a_second_run_in_the_same_workdir_is_refused(workdir: Path, run) -> None
 @pytest.mark.parametrize(
     ("files", "told"),
     [
-        ({"config.json": '{"model_type": "marian"}'}, "config.json: unknown field 'model_type'"),
+        (
+            {"config.json": '{"model_type": "marian"}'},
+            "holds an exported model; use another --workdir. To start from it: ",
+        ),
+        ({"config.json": '{"modell": {}}'}, "config.json: unknown field 'modell'"),
         ({"config.json": "{"}, "config.json: not valid JSON"),
         ({"config.json": '{"train": {"seed": 7}}'}, "train.seed is 7 there, 0 now"),
         ({"tokenizer.model": "pieces", "metrics.jsonl": "{}\n"}, "but metrics.jsonl, tokenizer.model, which training"),
