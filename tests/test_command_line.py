@@ -122,6 +122,7 @@ def test_an_unknown_name_stops_with_the_nearest_known_ones(call) -> None:
         ("--model.pre_norm maybe", "--model.pre_norm"),
         ("--model.positions alibi", "--model.positions"),
         ("--data.languages en", "--data.languages"),
+        ("--data.languages en-th", "--data.languages: give None or STR STR, not 'en-th'"),
         ("--data.weights x", "--data.weights"),
         ("rubbish", "rubbish"),
         ("--config", "--config"),
@@ -169,6 +170,11 @@ def test_a_wrong_value_is_told_in_one_line(call, arguments: str, told: str) -> N
             "transformer",
             "trnslate x",
             "unknown verb 'trnslate'; the verbs are translate, generate, score, predict, parse",
+        ),
+        (  # it would wait for standard input
+            "transformer",
+            "attention runs/x --decode.beam_size 2 text --output a.html",
+            "Unrecognized options: text; python -m transformer attention --help lists every option",
         ),
     ],
 )
@@ -728,6 +734,15 @@ def test_help_fits_any_terminal(environment) -> None:
     command = [sys.executable, "-m", "transformer", "translate", "--help"]
     done = subprocess.run(command, env=environment | {"COLUMNS": "2"}, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0 and "--decode.beam_size" in done.stdout
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "utf-8"])
+def test_a_wrong_value_is_told_alike_in_every_encoding(environment, encoding: str) -> None:
+    """Tyro draws boxes, of other characters where the output's encoding lacks those for it."""
+    command = [sys.executable, str(ROOT / "train.py"), "--config", QUICKSTART, "--workdir", "x", "--data.languages=en"]
+    given = environment | {"PYTHONIOENCODING": encoding}
+    done = subprocess.run(command, env=given, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (2, "error: --data.languages: give None or STR STR, not 'en'\n")
 
 
 def test_64_bits_are_refused(call, trained) -> None:

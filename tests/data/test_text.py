@@ -103,6 +103,7 @@ def test_tsv_and_jsonl(tmp_path, end):
         ),
         ("a.tsv", "a\tb\nc\td\te f\tg\n", r"a\.tsv:2: 4 columns, but .*; remove a stray tab, or select"),
         ("a.tsv", "a\tb\t\n", r"a\.tsv:1: 3 columns"),
+        ("a.tsv", "source\ttarget\na\tb\n", r"a\.tsv:1: a header, but .*; remove it: tail -n \+2"),
         ("a.jsonl", '{"source": "a", "target": "b"}\n{"source": \n', r"a\.jsonl:2: not a JSON object"),
         ("a.jsonl", '["a", "b"]\n', r"a\.jsonl:1: not a JSON object"),
         ("a.jsonl", f'{{"source": "a", "target": "b", "id": {"9" * 5_000}}}', r"a\.jsonl:1: not a JSON object"),
@@ -110,6 +111,7 @@ def test_tsv_and_jsonl(tmp_path, end):
         ("a.jsonl", '{"source": "a", "german": "b"}\n', r"a\.jsonl:1: no field 'target' \(it has source, german\)"),
         ("a.jsonl", '{"a\\nb": "", "größe": ""}\n', r'a\.jsonl:1: no field \'source\' \(it has "a\\nb", größe\)'),
         ("a.jsonl", '{"source": "a", "target": 3}\n', r"a\.jsonl:1: field 'target' must be a string, not 3"),
+        ("a.jsonl", '{\n  "source": "a",\n', r"a\.jsonl:1: not a JSON object; .* in one line, with jq -c \.$"),
         ("a.jsonl", '[{"source": "a", "target": "b"}]', r"a\.jsonl:1: not a JSON object; .*jq -c '\.\[\]'"),
         (
             "a.jsonl",

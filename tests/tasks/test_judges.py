@@ -134,7 +134,6 @@ def test_the_bootstrap_uses_the_same_tokeniser_and_all_references() -> None:
         (CHINESE, config(bleu_tokenize="13a"), False),  # the user's choice
         (CHINESE, config(bleu_tokenize="char"), False),
         (GERMAN, config(), False),
-        (["나는 베를린에서 사과 세 개를 본다."], config(), False),  # has spaces
         (["Я вижу три яблока", "أرى ثلاث تفاحات"], config(), False),
         (["She said 你好 to everybody in the room."], config(), False),
         ([], config(), False),
@@ -147,6 +146,15 @@ def test_references_without_spaces_are_told(lines: list[str], own: Config, told:
     if found:
         assert found.startswith("dev.xx: its references have no spaces between words")
         assert "--data.languages en zh" in found and "--evaluate.bleu_tokenize" in found and "\n" not in found
+
+
+def test_korean_references_are_told_of_their_tokeniser() -> None:
+    lines = ["나는 베를린에서 사과 세 개를 본다."]
+    for own in (config(), config("kr"), config("Korean")):
+        found = unsuited("dev.xx", lines, own)
+        assert found.startswith("dev.xx: its references are Korean") and "ko-mecab" in found and "\n" not in found
+    for own in (config("ko"), config(bleu_tokenize="13a"), config(bleu_tokenize="char")):
+        assert unsuited("dev.xx", lines, own) is None
 
 
 def test_the_papers_number_is_for_english_german_of_all_regions() -> None:

@@ -6,7 +6,10 @@ import contextlib
 import dataclasses
 import difflib
 import io
+import itertools
+import operator
 import os
+import re
 import shutil
 import warnings
 from collections.abc import Iterator, Sequence
@@ -17,6 +20,10 @@ from transformer.config import UserError, flatten
 C = TypeVar("C")
 
 _NARROW = 40  # columns; in fewer than 5, tyro never ends
+
+_NO_CHOICE = re.compile(
+    r"Error parsing (?P<option>\S+): no type matching (?P<choices>.+) could be instantiated from \[(?P<given>.*)\]\."
+)
 
 _TEXT = {"decode.banned", "data.fields", "data.second", "data.label", "tune.class_weights"}
 """Fields that hold text. Others, and their parts, are paths or names."""
@@ -135,7 +142,15 @@ def _parsed(default: C, arguments: Sequence[str], program: str) -> C:
     except SystemExit as stop:
         if not stop.code:
             raise
-        lines = [line.strip("│╭╰─╮╯ ") for line in errors.getvalue().splitlines()]
-        # tyro draws a box: a title, then the message, then a horizontal line.
-        message = " ".join(line for line in lines[1 : next((i for i, x in enumerate(lines) if i and not x), None)])
-        raise UserError(message or f"wrong arguments; {program} --help lists every option") from None
+        raise UserError(_message(errors.getvalue(), program)) from None
+
+
+def _message(box: str, program: str) -> str:
+    """What tyro says in its box, in one line: a title, then the message, then an empty line or a horizontal one."""
+    lines = [line.strip("│╭╰─╮╯ ") for line in box.splitlines()][1:]
+    lines = ["" if set(line) == {"-"} else line for line in lines]  # a box of ASCII has no corners
+    message = " ".join(itertools.takewhile(bool, itertools.dropwhile(operator.not_, lines)))
+    if wrong := _NO_CHOICE.fullmatch(message):  # such as {None}|{STR STR}: one word where two are needed
+        choices = " or ".join(choice.strip("{}") for choice in wrong["choices"].split("|"))
+        return f"{wrong['option']}: give {choices}, not {wrong['given'] or 'nothing'}"
+    return f"{message.removesuffix('.') or 'wrong arguments'}; {program} --help lists every option"

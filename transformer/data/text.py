@@ -66,8 +66,11 @@ def csv_hint(path: str | Path) -> str:
 
 
 def list_hint(line: str) -> str:
-    """The end of an error message that tells how to convert a JSON list of objects to .jsonl; "" for other lines."""
-    return "; convert a list of objects to lines with jq -c '.[]'" if line.lstrip().startswith("[") else ""
+    """The end of an error message that tells how to convert a JSON list of objects, or objects of several lines, to
+    .jsonl; "" for other lines."""
+    if line.lstrip().startswith("["):
+        return "; convert a list of objects to lines with jq -c '.[]'"
+    return "; write each object in one line, with jq -c ." if line.strip() == "{" else ""
 
 
 def read_lines(
@@ -188,6 +191,9 @@ def _tsv(parallel: Parallel, fields: tuple[str, str], digests: _Digests) -> Iter
                 f"{parallel.source}:{number}: {len(columns)} columns, but each line must hold source, a tab, target; "
                 "remove a stray tab, or select two columns, such as: cut -f2,3 OLD.tsv > NEW.tsv"
             )
+        if number == 1 and tuple(columns) == fields:
+            fix = "remove it: tail -n +2 OLD.tsv > NEW.tsv"
+            raise UserError(f"{parallel.source}:1: a header, but a .tsv of pairs has none; {fix}")
         yield columns[0], columns[1]
 
 

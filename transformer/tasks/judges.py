@@ -77,8 +77,8 @@ def check_scoring(config: Config) -> None:
 
 
 def unsuited(name: str, references: Sequence[str], config: Config) -> str | None:
-    """A warning if the references have no spaces between words and BLEU uses its default tokeniser, 13a, which needs
-    them; else None. No warning if the user chose the tokeniser.
+    """A warning if the references have no spaces between words, or are Korean, and BLEU uses its default tokeniser,
+    13a, which is for others; else None. No warning if the user chose the tokeniser.
 
     The tokeniser is not chosen by the script of the text: BLEU would then differ in kind from one text to another, and
     Chinese can't be distinguished from Japanese with certainty.
@@ -86,6 +86,11 @@ def unsuited(name: str, references: Sequence[str], config: Config) -> str | None
     if config.evaluate.bleu_tokenize != "auto" or bleu_tokenizer(config) != "13a":
         return None
     letters = [char for line in itertools.islice(references, _EXAMINED) for char in line if char.isalpha()]
+    if sum("\uac00" <= char <= "\ud7a3" for char in letters) > len(letters) / 2:
+        return (
+            f"{name}: its references are Korean, for which BLEU has a tokeniser of its own; name the languages, such "
+            "as --data.languages en ko, or the tokeniser: --evaluate.bleu_tokenize ko-mecab or char"
+        )
     if sum(map(bool, map(_UNSPACED.match, letters))) <= len(letters) / 2:
         return None
     return (

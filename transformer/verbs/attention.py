@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("transformer")
 
 _PROGRAM = "python -m transformer attention"
+_OPTIONS = ("target", "output", "checkpoint", "help")
 ENDINGS = (".html", ".png", ".json")
 _TOLD = (
     "Without a text, or with -, reads it from standard input. Of a model for pairs, the text is two texts with a tab "
@@ -60,7 +61,7 @@ class _Request(NamedTuple):
 
     def decoding(self, config: Any) -> DecodeConfig:
         """The options of the search."""
-        return decode_options(config, self.rest, _PROGRAM, ["target", "output", "checkpoint", "help"])
+        return decode_options(config, self.rest, _PROGRAM, _OPTIONS)
 
     def refuse_search(self, config: Any) -> None:
         """Raise `UserError` for what makes sense only where the model writes something."""
@@ -91,6 +92,8 @@ def attention(arguments: list[str]) -> None:
     workdir_first(parser, args, arguments, '"A text." --output attention.html')
     if args.text is None and rest and not rest[0].startswith("--"):  # the text stands after an option
         args.text = rest.pop(0)
+    if args.text is None:  # refuse what is no option before standard input is waited for
+        decode_options(Config(), rest, _PROGRAM, _OPTIONS)
     path = _checked(args.output)
     request = _Request(_given(args.text), None if args.target is None else text_of("--target", args.target), rest)
     set_up_jax()
