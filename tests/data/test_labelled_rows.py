@@ -61,6 +61,14 @@ def test_words_have_their_places() -> None:
     assert row.ids == [CLS, *ids("as b"), SEP] and (row.starts, row.cut) == ([1, 3], 2)
 
 
+def test_a_first_word_that_is_too_long_loses_its_end() -> None:
+    """So that the model sees a word of every text."""
+    (row,) = frame_words(VOCABULARY, [["a.b.c.d", "b"]], 5)
+    assert len(row.ids) == 5 and (row.starts, row.cut) == ([1], 1)
+    (whole,) = frame_words(VOCABULARY, [["a.b.c.d", "b"]], None)
+    assert row.ids == [*whole.ids[:4], SEP]
+
+
 # ---- Labels ----------------------------------------------------------------------------------------------------------
 
 

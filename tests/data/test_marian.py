@@ -137,6 +137,15 @@ def test_a_wrong_file_is_named(change: dict, complaint: str) -> None:
     assert str(error.value).startswith(complaint)
 
 
+@pytest.mark.parametrize("content", ['{"version": "1.0", "model": {}}', "{}"])
+def test_another_tokenizers_file_is_named(tmp_path, content: str) -> None:
+    (tmp_path / "tokenizer.json").write_text(content)
+    with pytest.raises(
+        UserError, match=r"tokenizer\.json: not a tokenizer for translation; give a SentencePiece model"
+    ):
+        marian.load(tmp_path / "tokenizer.json")
+
+
 @pytest.mark.parametrize("call", [lambda t: t.encode(["x"], "both"), lambda t: t.encode([3]), lambda t: t.piece(98)])
 def test_wrong_arguments_are_named(call) -> None:
     with pytest.raises(UserError):

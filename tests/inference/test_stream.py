@@ -67,6 +67,16 @@ def test_an_object_that_is_translated_as_text_is_told(caplog, line, told):
     assert caplog.messages == [warning] * told
 
 
+def test_a_tab_is_told_where_it_has_no_meaning(caplog):
+    translated(b"a\tb\nc\td\n")
+    for tabs in (False, True):
+        answer_texts(io.BytesIO(b"a\tb\n"), io.BytesIO(), lambda lines, first: lines, tabs=tabs)
+    told = (
+        "line 1 has a tab and is read as one text; to read one column of a file, such as the first, write it to a file"
+    )
+    assert caplog.messages == [f"{told} first: cut -f 1 FILE > NEW"] * 2
+
+
 @pytest.mark.parametrize(("line", "told"), [('{"a": 1}', 1), ("{a} b", 0), ("[1]", 0), ("", 0)])
 def test_an_object_that_is_labelled_or_parsed_as_text_is_told(caplog, line, told):
     target = io.BytesIO()

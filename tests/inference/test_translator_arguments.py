@@ -2,6 +2,7 @@
 
 import dataclasses
 import pathlib
+import types
 
 import jax
 import jax.numpy as jnp
@@ -81,7 +82,7 @@ def test_workdirs_and_checkpoints_are_as_many(tmp_path):
 
 def test_models_and_tokenizer_have_one_vocabulary():
     (model, params), other = tiny(CONFIG, 0), transformer.build(CONFIG.with_vocabulary(VOCABULARY + 1))
-    bigger = {**params, "embedding": {"table": np.zeros((VOCABULARY + 1, 16))}}
+    bigger = other.init(jax.random.key(0))
     config = translator().config
     told = refused(Translator, model, params, Numbers(), config, [(other, bigger)])
     assert told == "the models have vocabularies of [14, 15] pieces; an ensemble needs the same one"
@@ -153,7 +154,7 @@ def test_pieces_may_be_arrays():
 def test_pieces_are_ids_of_the_vocabulary(ids):
     ours = translator()
     assert refused(lambda: list(ours.search([[4], ids]))).startswith(
-        "source 1: ids must be integers, 0 or more and below"
+        "source 1: ids must be integers, 1 or more and below"
     )
     assert refused(ours.score_pieces, [[4], [4]], [[4], ids]).startswith("target 1: ids must be")
     assert refused(ours.score_pieces, [[4]], []).startswith("1 sources and 0 targets")
@@ -259,6 +260,7 @@ def test_what_no_translator_is_made_of_is_named():
     config = translator().config
     ours = Translator(model, params, None, config)
     assert len(dict(ours.search([[4]]))) == 1  # a search needs no tokenizer
+    assert refused(ours.score_pieces, [[4]], [[5]]).startswith("this translator has no tokenizer: give one, such as")
     for method, *more in ((ours.translate,), (ours.score, ["4"]), (ours.encode,)):
         assert refused(method, ["4"], *more).startswith("this translator has no tokenizer: give one, such as")
     assert refused(Translator.of, []).startswith("no checkpoints")
@@ -268,6 +270,27 @@ def test_what_no_translator_is_made_of_is_named():
         assert refused(Translator, other, params, Numbers()).startswith(told)
         message = refused(Translator, model, params, Numbers(), None, [(other, params)])
         assert message.startswith(told) and message.endswith(": give a model with an encoder and a decoder")
+
+
+def test_parameters_that_do_not_fit_are_named():
+    """Also None, which JAX takes for a branch without leaves, and shapes without values."""
+    model, params = tiny(CONFIG, 0)
+    for embedding in (None, {}, {"table": None}, {"table": jnp.zeros(())}, params["embedding"]["table"]):
+        with pytest.raises(ValueError, match=r"^parameters do not fit the model: .*embedding"):
+            Translator(model, {**params, "embedding": embedding}, Numbers())
+    with pytest.raises(ValueError, match="as a ShapeDtypeStruct"):
+        Translator(model, model.abstract_params, Numbers())
+    with pytest.raises(ValueError, match="params is a mappingproxy: give a nested dict of arrays"):
+        Translator(model, types.MappingProxyType(params), Numbers())
+
+
+def test_padding_among_pieces_is_named():
+    ours = translator()
+    padded = np.array([[4, 5], [4, 0]])
+    for call in (lambda: list(ours.search(padded)), lambda: ours.score_pieces(padded, padded)):
+        told = refused(call)
+        assert told.startswith("source 1: ids must be integers, 1 or more") and "(0 is padding: leave it out)" in told
+    assert refused(ours.score_pieces, [[4]], [[0]]).startswith("target 0: ids must be integers, 1 or more")
 
 
 def test_parameters_that_are_gone_or_traced_are_named():

@@ -274,6 +274,10 @@ def test_keys_of_both_kinds_are_keys():
         assert jax.eval_shape(lambda key: model.apply(params, SOURCE, TARGET, key=key), key).ndim == 3
     for key in (0, None, jnp.zeros((), jnp.uint32)):
         assert refused(model.init, key).endswith("give a key, such as jax.random.key(0)")
+    encoder = transformer.build(dataclasses.replace(SHALLOW, decoder_layers=0).with_vocabulary(VOCABULARY))
+    alone = encoder.bind(encoder.init(jax.random.key(0)))
+    for key in (0, "a", jnp.ones(2), jax.random.split(jax.random.key(0))):
+        assert refused(alone, SOURCE, key=key).startswith("key = ")
     bound = model.bind(params)
     memory = jit(lambda: bound.encode(SOURCE))()
     assert refused(bound.decode, TARGET, memory, key=1).startswith("key = 1: give a key")
@@ -373,6 +377,8 @@ def test_parameters_that_are_no_dict_of_arrays_are_named():
         model.apply((model, params), SOURCE, TARGET)
     with pytest.raises(ValueError, match=r"unknown 5$"):
         model.apply({**params, 5: params["embedding"]["table"]}, SOURCE, TARGET)
+    with pytest.raises(ValueError, match="embedding/table has shape none, as a ShapeDtypeStruct, not"):
+        model.apply(model.abstract_params, SOURCE, TARGET)
     listed = {**params, "embedding": {"table": np.asarray(params["embedding"]["table"]).tolist()}}
     with pytest.raises(ValueError, match=re.escape("embedding/table has shape none, as a list, not (13, 16)")):
         model.apply(listed, SOURCE, TARGET)

@@ -654,7 +654,7 @@ def test_from_python(run: Path) -> None:
 
 def test_columns_and_objects_that_are_read_as_one_text_are_told(run: Path, predict) -> None:
     done = predict(run, "positive\tthe film was lovely\n")
-    assert done.code == 0 and "warning: line 1 has a tab, and this model reads one text a line" in done.err
+    assert done.code == 0 and "warning: line 1 has a tab and is read as one text" in done.err
     done = predict(run, '{"text": "the film was lovely"}\n', "--jsonl")
     assert done.code == 0 and "warning: line 1 is a JSON object and is read as text" in done.err
 

@@ -56,7 +56,8 @@ def row_of(vocabulary: EncoderVocabulary, parts: Sequence[list[int]], longest: i
 
 
 def frame_words(vocabulary: EncoderVocabulary, texts: Sequence[Sequence[str]], longest: int | None) -> list[Row]:
-    """The row of each list of words, with the place of each word in it. Words that do not fit whole are cut off.
+    """The row of each list of words, with the place of each word in it. Words that do not fit whole are cut off. But
+    the first one always begins the row, if need be without its last pieces.
 
     A word without pieces, such as one of control characters, becomes the unknown piece.
     """
@@ -66,6 +67,8 @@ def frame_words(vocabulary: EncoderVocabulary, texts: Sequence[Sequence[str]], l
         ids, starts, full = [vocabulary.cls], [], False
         for pieces in itertools.islice(encoded, len(words)):
             pieces = pieces or [vocabulary.unk]
+            if longest is not None and not starts:
+                pieces = pieces[: longest - 2]
             full = full or (longest is not None and len(ids) + len(pieces) > longest - 1)
             if not full:
                 starts.append(len(ids))

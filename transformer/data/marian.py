@@ -211,6 +211,10 @@ def load(path: str | Path) -> Tokenizer:
 def _of_json(content: bytes, where: str | Path) -> MarianTokenizer:
     spec = json_object(content, where)
     pieces, special = spec.get("pieces"), spec.get("special")
+    if not {"pieces", "special", *get_args(Side)} & spec.keys():
+        raise UserError(
+            f"{where}: not a tokenizer for translation; give a SentencePiece model, or the {FILE} that an import wrote"
+        )
     if not isinstance(pieces, list) or not all(isinstance(piece, str) for piece in pieces):
         raise UserError(f"{where}: 'pieces' must be a list of strings")
     if not isinstance(special, dict) or special.keys() != {"pad", "eos", "unk", "start"}:

@@ -161,7 +161,8 @@ def check_leaves(params: Params) -> None:
     for path, leaf in jax.tree.leaves_with_path(params):
         name = jax.tree_util.keystr(path, simple=True, separator="/")
         if not hasattr(leaf, "shape"):
-            raise UserError(f"params: {name} is a {type(leaf).__name__}: give arrays, as `transformer.load` returns")
+            where = f"params: {name}" if name else "params"
+            raise UserError(f"{where} is a {type(leaf).__name__}: give a nested dict of arrays")
         if isinstance(leaf, jax.core.Tracer):
             raise UserError("the parameters are traced: decode outside jax.jit")
         check_held(name, leaf)
@@ -187,7 +188,8 @@ CONTINUES = Kind(
 
 
 def check_members(model: Any, params: Any, others: Any, kind: Kind = ANY) -> None:
-    """Raise `UserError` for parameters of a wrong kind, and for models of another kind than this one."""
+    """Raise `UserError` for parameters of a wrong kind, and for models of another kind than this one; ValueError for
+    parameters that do not fit their model."""
     if not isinstance(others, Sequence) or not all(isinstance(one, (tuple, list)) and len(one) == 2 for one in others):
         raise UserError(f"others = {shown(others)}: give pairs of a model and its parameters")
     for each in (model, *(other for other, _ in others)):
@@ -195,7 +197,8 @@ def check_members(model: Any, params: Any, others: Any, kind: Kind = ANY) -> Non
             raise UserError(f"model = {shown(each)}: give what `transformer.build` returns")
         if not kind.fits(each.config):
             raise UserError(f"model = {shown(each)}: give {kind.name}")
-    for each in (params, *(other for _, other in others)):
-        if not isinstance(each, Mapping) or not each:
-            raise UserError(f"params = {shown(each)}: give a nested dict of arrays, as `transformer.load` returns")
-        check_leaves(each)
+    for each, given in ((model, params), *others):
+        if not isinstance(given, Mapping) or not given:
+            raise UserError(f"params = {shown(given)}: give a nested dict of arrays, as `transformer.load` returns")
+        check_leaves(given)
+        each.bind(given)

@@ -126,16 +126,17 @@ def warn_of_missing(line: int, missing: Iterable[str], count: int, all_of_them: 
     )
 
 
-def check_ids(what: str, lists: Sequence[Sequence[int]], vocab_size: int | None) -> None:
-    """Raise `UserError` unless `lists` are lists of ids of the vocabulary. `what`: name of a list."""
+def check_ids(what: str, lists: Sequence[Sequence[int]], vocab_size: int | None, *, least: int = 0) -> None:
+    """Raise `UserError` unless `lists` are lists of ids of the vocabulary. `what`: name of a list. `least`: the lowest
+    id; 1 where 0 is padding."""
 
     beyond = math.inf if vocab_size is None else vocab_size
 
     def fit(ids: Any) -> bool:
         if hasattr(ids, "dtype"):
             ids = np.asarray(ids)
-            return ids.ndim == 1 and ids.dtype.kind in "iu" and bool(((ids >= 0) & (ids < beyond)).all())
-        return all(isinstance(i, (int, np.integer)) and not isinstance(i, bool) and 0 <= i < beyond for i in ids)
+            return ids.ndim == 1 and ids.dtype.kind in "iu" and bool(((ids >= least) & (ids < beyond)).all())
+        return all(isinstance(i, (int, np.integer)) and not isinstance(i, bool) and least <= i < beyond for i in ids)
 
     def ordered(given: Any) -> bool:
         return getattr(given, "ndim", 0) > 0 or (isinstance(given, Sequence) and not isinstance(given, (str, bytes)))
@@ -145,4 +146,5 @@ def check_ids(what: str, lists: Sequence[Sequence[int]], vocab_size: int | None)
     if not all(map(fit, lists)):
         number = next(i for i, ids in enumerate(lists) if not fit(ids))
         below = "" if vocab_size is None else f" and below the size of the vocabulary, {vocab_size}"
-        raise UserError(f"{what} {number}: ids must be integers, 0 or more{below}")
+        padding = " (0 is padding: leave it out)" if least else ""
+        raise UserError(f"{what} {number}: ids must be integers, {least} or more{below}{padding}")

@@ -34,6 +34,8 @@ def translate_stream(translator: Translator, source: BinaryIO, target: BinaryIO,
     def answer(lines: Sequence[str], first: int) -> list[str]:
         if first == 1 and _is_record(lines[0], "source"):
             log.warning("line 1 is a JSON object and is translated as text; --jsonl translates its field 'source'")
+        if first == 1:
+            _warn_of_tab(lines[0])
         return translator.translate(lines, first_line=first)
 
     return answer_lines(source, target, answer, first_line)
@@ -100,8 +102,15 @@ def score_jsonl(translator: Translator, source: BinaryIO, target: BinaryIO) -> i
     return answer_lines(source, target, answer, 1)
 
 
-def answer_texts(source: BinaryIO, target: BinaryIO, answer: Callable[[Sequence[str], int], Iterable[str]]) -> int:
-    """`answer_lines` for lines that are texts, from line 1. Logs a warning if the first line is a JSON object."""
+def answer_texts(
+    source: BinaryIO,
+    target: BinaryIO,
+    answer: Callable[[Sequence[str], int], Iterable[str]],
+    *,
+    tabs: bool = False,
+) -> int:
+    """`answer_lines` for lines that are texts, from line 1. Logs a warning if the first line is a JSON object, or has a
+    tab. `tabs`: whether tabs have a meaning, so that there is no warning of them."""
 
     def warned(lines: Sequence[str], first: int) -> Iterable[str]:
         if first == 1 and _is_record(lines[0]):
@@ -109,6 +118,8 @@ def answer_texts(source: BinaryIO, target: BinaryIO, answer: Callable[[Sequence[
                 "line 1 is a JSON object and is read as text; to read one of its fields, such as text, write that to a "
                 "file first: jq -r .text FILE > NEW"
             )
+        if first == 1 and not tabs:
+            _warn_of_tab(lines[0])
         return answer(lines, first)
 
     return answer_lines(source, target, warned, 1)
@@ -165,6 +176,15 @@ def records_of(
             if name in record:  # JSON can hold a lone surrogate, which no tokenizer takes
                 record[name] = record[name].encode("utf-8", errors="replace").decode()
         yield record
+
+
+def _warn_of_tab(line: str) -> None:
+    """Log a warning if a tab is in the first line, as in a table."""
+    if "\t" in line:
+        log.warning(
+            "line 1 has a tab and is read as one text; to read one column of a file, such as the first, write it to a "
+            "file first: cut -f 1 FILE > NEW"
+        )
 
 
 def _is_record(line: str, field: str | None = None) -> bool:

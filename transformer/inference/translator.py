@@ -217,6 +217,11 @@ class Translator:
         sentences = strings("sentences", sentences)
         if first_line is not None:
             check_integer("first_line", first_line, 1, MAX_LINES - len(sentences))
+        self._require_tokenizer()
+        return encode(self.tokenizer, sentences, self.config.max_source_length, first_line)
+
+    def _require_tokenizer(self) -> None:
+        """Raise `UserError` without a tokenizer, and for one of another size than the model's vocabulary."""
         if self.tokenizer is None:
             raise UserError("this translator has no tokenizer: give one, such as Tokenizer.load('tokenizer.model')")
         if self._vocab_size not in (None, self.tokenizer.vocab_size):
@@ -224,7 +229,6 @@ class Translator:
                 f"the model has a vocabulary of {self._vocab_size} pieces, and the tokenizer one of "
                 f"{self.tokenizer.vocab_size}; give the tokenizer that it was trained with"
             )
-        return encode(self.tokenizer, sentences, self.config.max_source_length, first_line)
 
     def search(
         self, sources: Sequence[Sequence[int]], *, prefixes: Sequence[Prefix] | None = None, first: int = 0
@@ -234,7 +238,7 @@ class Translator:
         `prefixes`: the beginnings of the translations. `first`: the number of the first sentence in the whole input,
         from 0; samples depend on it.
         """
-        check_ids("source", sources, self._vocab_size)
+        check_ids("source", sources, self._vocab_size, least=1)
         check_integer("first", first, 0, MAX_LINES - len(sources))
         if prefixes is not None and (
             not isinstance(prefixes, Sequence) or [type(one) for one in prefixes] != [Prefix] * len(sources)
@@ -336,8 +340,9 @@ class Translator:
 
     def score_pieces(self, sources: Sequence[Sequence[int]], targets: Sequence[Sequence[int]]) -> list[Scored]:
         """`score` for pieces without eos."""
-        check_ids("source", sources, self._vocab_size)
-        check_ids("target", targets, self._vocab_size)
+        self._require_tokenizer()
+        check_ids("source", sources, self._vocab_size, least=1)
+        check_ids("target", targets, self._vocab_size, least=1)
         if len(sources) != len(targets):
             raise UserError(f"{len(sources)} sources and {len(targets)} targets: give one target per source")
         self._check_sources(sources)

@@ -66,6 +66,7 @@ class Encoder(nnx.Module):
         'none': the states x_BTD, and the pooled vectors x_BD. 'masked': logits_BTV. 'pretraining': logits_BTV, and
         logits_B2 of whether the second text is the next one. 'sequence': logits_BL. 'token': logits_BTL.
         """
+        check_run(run, key)
         given = {"types_BT": types_BT, "positions_BT": positions_BT, "segments_BT": segments_BT, "mask_BT": mask_BT}
         return self._outputs(self.states(tokens_BT, **given, key=fold(key, 0), run=run), fold(key, 1))
 

@@ -168,7 +168,9 @@ def finite(params: Params) -> Array:
 
 
 def _shape(leaf: Any) -> tuple[int, ...] | str:
-    return getattr(leaf, "shape", f"none, as a {type(leaf).__name__}")
+    """The shape of an array, or in words that there is none."""
+    no_array = isinstance(leaf, jax.ShapeDtypeStruct) or not hasattr(leaf, "shape")
+    return f"none, as a {type(leaf).__name__}" if no_array else leaf.shape
 
 
 def _of_floats(leaf: Any) -> bool:

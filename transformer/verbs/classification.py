@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
@@ -15,8 +14,6 @@ from transformer.streams import plain, to_json
 
 if TYPE_CHECKING:
     from transformer.inference.classifier import Prediction
-
-log = logging.getLogger("transformer")
 
 
 @enough_memory(LESS_TO_DECODE)
@@ -46,11 +43,6 @@ def predict(arguments: list[str]) -> None:
     kind, pairs = classifier.labels.kind, classifier.labels.pairs
 
     def answer(lines: Sequence[str], first: int) -> Iterator[str]:
-        if first == 1 and kind != "tags" and pairs is False and "\t" in lines[0]:
-            log.warning(
-                "line 1 has a tab, and this model reads one text a line, the tab included; to read one column of a "
-                "file, write it to a file first: cut -f 2 FILE > NEW"
-            )
         texts = [words_in(line) if kind == "tags" else [line] if pairs is False else line.split("\t") for line in lines]
         for text, found in zip(texts, classifier.classify(texts, first_line=first), strict=True):
             if args.jsonl:
@@ -61,7 +53,8 @@ def predict(arguments: list[str]) -> None:
             else:
                 yield shown(found)
 
-    answer_texts(open_stream(sys.stdin.buffer), sys.stdout.buffer, answer)
+    tabs = kind == "tags" or pairs is not False
+    answer_texts(open_stream(sys.stdin.buffer), sys.stdout.buffer, answer, tabs=tabs)
     classifier.tally.refuse()
 
 
