@@ -55,11 +55,12 @@ def shapes(monkeypatch):
     return calls
 
 
-MODEL = build(ModelConfig(1, 1, d_model=8, d_ff=8, heads=2, vocab_size=8))  # not used: `shapes` replaces the decoding
+MODEL = build(ModelConfig(1, 1, d_model=8, d_ff=8, heads=2, vocab_size=330))  # does nothing: `shapes` decodes
+PARAMS = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), MODEL.abstract_params)
 
 
 def copier(**decode):
-    return Translator(MODEL, {"w": np.zeros(1)}, tokenizer(), DecodeConfig(**decode))
+    return Translator(MODEL, PARAMS, tokenizer(), DecodeConfig(**decode))
 
 
 def test_results_come_in_the_order_of_the_input(shapes):
@@ -224,7 +225,7 @@ def test_a_banned_phrase_that_the_tokenizer_drops_is_told_of(monkeypatch, phrase
     """Normalisation leaves no piece, so that nothing could be banned, or only a space, so that too much would be."""
     dropping = Tokenizer.train(sentences(400, seed=9), vocab_size=330, normalization="nmt_nfkc")
     assert [dropping.piece(i) for i in dropping.encode(["\u0001"])[0]] == ["▁"]
-    ours = Translator(MODEL, {"w": np.zeros(1)}, dropping, DecodeConfig(banned=phrases))
+    ours = Translator(MODEL, PARAMS, dropping, DecodeConfig(banned=phrases))
     told = r"^decode.banned: this model's tokenizer keeps nothing of '.x01'; leave it out$"
     with pytest.raises(UserError, match=told):
         list(ours.search([[5]]))
@@ -239,7 +240,7 @@ def test_a_very_long_banned_phrase_is_refused():
     config = DecodeConfig(banned=("\u0002" * 101,))  # each is a byte piece, with a space before the first
     told = r"^decode.banned: .* has 102 pieces, and the most is 100; give several phrases as several values: "
     with pytest.raises(UserError, match=told):
-        list(Translator(MODEL, {"w": np.zeros(1)}, tokenizer(), config).search([[5]]))
+        list(Translator(MODEL, PARAMS, tokenizer(), config).search([[5]]))
     with pytest.raises(UserError, match=told.replace("102", "101")):
         generation(config, Bytes())
     within = dataclasses.replace(config, banned=("\u0002" * 100,))
