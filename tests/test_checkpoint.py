@@ -184,6 +184,11 @@ def test_a_save_without_what_readers_need_is_refused_at_once(checkpoints, folder
         (2, {}, {"vocab_size": True}, r"progress\['vocab_size'\] = True: give an int"),
         (2, {}, {"vocab_size": 0}, r"progress\['vocab_size'\] = 0: must be at least 1"),
         ("x", {}, {"step": -1}, r"progress\['step'\] = -1: must be at least 0"),
+        ("best", {}, {}, "no checkpoint is found by the name 'best'; give its step, or 'average'"),
+        ("1", {}, {}, "no checkpoint is found by the name '1'"),
+        (2, {"manifest.json": b""}, {}, r"file 'manifest\.json' of a checkpoint is written by `save` itself"),
+        (2, {"config.json": b"x"}, {}, r"config\.json: not valid JSON"),
+        (2, {}, {"run": 5}, r"progress\['run'\] = 5: give a string"),
         (2, {}, {"step": 3}, "checkpoint 2 cannot be of step 3; give its own step"),
         (2, {}, {"judged": [["dev_loss", "down"]]}, r"progress can't be read with this 'judged' \(KeyError"),
     ],
@@ -198,6 +203,9 @@ def test_a_save_that_no_reader_accepts_is_refused(
         checkpoints.save(name, {"params": {"x": np.zeros(3)}}, **whole)
     with pytest.raises(ValueError, match=r"^the items of a checkpoint hold 'a': give trees of arrays"):
         checkpoints.save(2, {"params": {"x": "a"}}, files=FILES, progress={"step": 2, "vocab_size": 20})
+    with pytest.raises(ValueError, match=r"hold an empty dict, params/more, which is not stored; leave it out$"):
+        items = {"params": {"x": np.zeros(3), "more": {}}}
+        checkpoints.save(2, items, files=FILES, progress={"step": 2, "vocab_size": 20})
     with pytest.raises(ValueError, match=r"^progress of a checkpoint is a list: give a dict"):
         checkpoints.save(2, {"params": {}}, files=FILES, progress=[1])
     checkpoints.wait()

@@ -103,6 +103,8 @@ def test_tsv_and_jsonl(tmp_path, end):
         ),
         ("a.tsv", "a\tb\nc\td\te f\tg\n", r"a\.tsv:2: 4 columns, but .*; remove a stray tab, or select"),
         ("a.tsv", "a\tb\t\n", r"a\.tsv:1: 3 columns"),
+        ("a.tsv", "a b\tc\rd\te\rf\tg\r", r"a\.tsv: its lines end with carriage returns alone, .* tr "),
+        ("a.jsonl", '{"source": "a"}\r' * 3, r"a\.jsonl: its lines end with carriage returns alone"),
         ("a.tsv", "source\ttarget\na\tb\n", r"a\.tsv:1: a header, but .*; remove it: tail -n \+2"),
         ("a.jsonl", '{"source": "a", "target": "b"}\n{"source": \n', r"a\.jsonl:2: not a JSON object"),
         ("a.jsonl", '["a", "b"]\n', r"a\.jsonl:1: not a JSON object"),

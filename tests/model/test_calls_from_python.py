@@ -267,6 +267,56 @@ def test_positions_and_segments_belong_to_pieces(extra, message):
     assert refused(jax.eval_shape, lambda: model.apply(params, SOURCE, TARGET, **extra)).startswith(message)
 
 
+@pytest.mark.parametrize("kind", [np.uint8, np.uint32, np.int64], ids=lambda kind: kind.__name__)
+def test_windows_reach_as_far_with_positions_of_every_type(kind):
+    """Differences of unsigned integers would wrap."""
+    window = AttentionConfig(window=1)
+    model, params = tiny(dataclasses.replace(SHALLOW, encoder_attention=window, cross_attention=window))
+    positions = [np.broadcast_to(np.arange(ids.shape[1]), ids.shape) for ids in (SOURCE, TARGET)]
+    wanted = model.apply(params, SOURCE, TARGET, positions=tuple(positions))
+    found = model.apply(params, SOURCE, TARGET, positions=tuple(one.astype(kind) for one in positions))
+    np.testing.assert_array_equal(found, wanted)
+
+
+class OfAnotherLibrary:
+    """An array with a type that NumPy does not know, as those of PyTorch."""
+
+    def __init__(self, ids: np.ndarray):
+        self.shape, self.ndim, self.dtype, self.ids = ids.shape, ids.ndim, "torch.int64", ids
+
+
+@pytest.mark.parametrize(
+    ("other", "told"),
+    [
+        (lambda x: np.ma.masked_equal(x, 0), "is a masked array: give its data, "),
+        (lambda x: x.astype(">i4" if x.dtype.kind == "i" else ">f4"), ", which JAX lacks: convert it with astype"),
+        (OfAnotherLibrary, "OfAnotherLibrary: give an array of JAX or NumPy"),
+    ],
+)
+def test_arrays_that_jax_cannot_take_are_named(other, told):
+    model, params = tiny(SHALLOW)
+    bound, ids = model.bind(params), np.asarray(TARGET)
+    assert told in refused(model.apply, params, other(np.asarray(SOURCE)), TARGET)
+    assert told in refused(model.apply, params, SOURCE, other(ids))
+    assert told in refused(bound.logits, other(np.zeros((1, 2, SHALLOW.d_model), np.float32)))
+    table = other(np.asarray(params["embedding"]["table"]))
+    assert told in refused(model.apply, {**params, "embedding": {"table": table}}, SOURCE, TARGET)
+    assert told in refused(model.apply, params, SOURCE, TARGET, masks=(other(np.asarray(SOURCE)), None))
+
+
+def test_numbers_of_more_than_64_bits_are_named():
+    model, params = tiny(SHALLOW)
+    table = np.asarray(params["embedding"]["table"]).astype(np.longdouble)
+    assert "which JAX lacks" in refused(model.apply, {**params, "embedding": {"table": table}}, SOURCE, TARGET)
+
+
+def test_an_empty_branch_of_parameters_is_named():
+    """A checkpoint could not hold it."""
+    model, params = tiny(SHALLOW)
+    with pytest.raises(ValueError, match=r"unknown batch_stats$"):
+        model.apply({**params, "batch_stats": {}}, SOURCE, TARGET)
+
+
 def test_keys_of_both_kinds_are_keys():
     model, params = tiny(SHALLOW)
     for key in (jax.random.key(0), jax.random.PRNGKey(0)):

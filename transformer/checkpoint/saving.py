@@ -12,7 +12,8 @@ from etils import epath
 
 from transformer.checkpoint.arrays import Arrays, shapes_of
 from transformer.checkpoint.folders import remove
-from transformer.config import UserError, shown
+from transformer.checkpoint.layout import AVERAGE, interrupted
+from transformer.config import UserError, from_json, shown
 from transformer.files import seal, writing
 from transformer.judging import check_progress
 from transformer.memory import out_of_memory, ran_out
@@ -39,6 +40,8 @@ def require_needed(name: Any, given: Mapping[str, Mapping[str, Any]]) -> None:
             raise ValueError(f"{what} of a checkpoint is a {type(mapping).__name__}: give a dict")
     if wrong := [leaf for leaf in jax.tree.leaves(dict(given["items"])) if not hasattr(leaf, "shape")]:
         raise ValueError(f"the items of a checkpoint hold {shown(wrong[0])}: give trees of arrays")
+    if empty := _empty_dict(given["items"]):
+        raise ValueError(f"the items of a checkpoint hold an empty dict, {empty}, which is not stored; leave it out")
     try:
         to_json(dict(given["progress"]))
     except (TypeError, ValueError) as error:
@@ -46,6 +49,12 @@ def require_needed(name: Any, given: Mapping[str, Mapping[str, Any]]) -> None:
     for file, content in given["files"].items():
         if not isinstance(file, str) or not _is_file_name(file) or not isinstance(content, bytes):
             raise ValueError(f"file {shown(file)} of a checkpoint: give a name without / and its content as bytes")
+    if written := {"manifest.json", "progress.json"} & given["files"].keys():
+        raise ValueError(f"file {min(written)!r} of a checkpoint is written by `save` itself; leave it out")
+    if "config.json" in given["files"]:
+        from_json(given["files"]["config.json"].decode(errors="replace"), "config.json")
+    if not isinstance(given["progress"].get("run"), str | None):
+        raise ValueError(f"progress['run'] = {shown(given['progress']['run'])}: give a string")
     for key in NEEDED["progress"] & given["progress"].keys():
         if type(number := given["progress"][key]) is not int:
             raise ValueError(f"progress[{key!r}] = {shown(number)}: give an int")
@@ -62,6 +71,19 @@ def require_needed(name: Any, given: Mapping[str, Mapping[str, Any]]) -> None:
             raise ValueError(f"progress can't be read with this 'judged' ({why}); leave it out, or give all") from None
     if lacking := [f"{name} in {where}" for where, names in NEEDED.items() for name in names - given[where].keys()]:
         raise ValueError(f"a checkpoint cannot be read without {', '.join(sorted(lacking))}; pass these to save, too")
+    if isinstance(name, str) and name not in (AVERAGE, interrupted(given["progress"]["step"])):
+        raise ValueError(f"no checkpoint is found by the name {shown(name)}; give its step, or {AVERAGE!r}")
+
+
+def _empty_dict(tree: Any, path: str = "") -> str | None:
+    """The path of an empty dict in nested ones, or None."""
+    if not isinstance(tree, Mapping):
+        return None
+    if not tree and path:
+        return path
+    return next(
+        (found for name, node in tree.items() if (found := _empty_dict(node, f"{path}/{name}"[not path :]))), None
+    )
 
 
 def _is_file_name(name: str) -> bool:

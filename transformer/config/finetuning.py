@@ -170,7 +170,7 @@ def weight_of(text: str) -> tuple[str, float] | None:
         weight = float(number)
     except ValueError:
         return None
-    return (name, weight) if equals and 0 <= weight < float("inf") else None
+    return (name, weight) if equals and 0 <= weight <= 1e6 else None
 
 
 def check_labelled(data: LabelledConfig) -> None:
@@ -186,7 +186,8 @@ def _of_columns(d: LabelledConfig) -> Relations:
         yield bool(value), name, "must name a column"
         others = "a number from 1, as another column is" if numbered else "a name"
         yield not numbered or name in numbered, name, f"must be {others}: all are numbers, or all are names"
-    yield len(set(named.values())) == len(named), "label", "must be another column than the texts"
+    yield d.second is None or d.second != d.text, "second", "must be another column than data.text"
+    yield d.label not in (d.text, d.second), "label", "must be another column than the texts"
     yield d.kind != "tags" or d.second is None, "second", "must be None for tags: they have one text"
 
 
@@ -196,5 +197,5 @@ def check_tuning(tune: TuneConfig) -> None:
     entries = tune.class_weights
     named = [weight[0] for entry in entries if (weight := weight_of(entry))]
     good = entries == ("balanced",) or len(set(named)) == len(entries)
-    rule = "must be 'balanced' alone, or entries such as spam=2, each with another name"
+    rule = "must be 'balanced' alone, or entries such as spam=2, each with another name and a weight up to 1e6"
     require(tune, "tune.", [(good, "class_weights", rule)])

@@ -182,7 +182,7 @@ def _text(parallel: Parallel, fields: tuple[str, str], digests: _Digests) -> Ite
 
 
 def _tsv(parallel: Parallel, fields: tuple[str, str], digests: _Digests) -> Iterator[tuple[str, str]]:
-    for number, line in enumerate(read_lines(parallel.source, digests=digests), 1):
+    for number, line in enumerate(records(parallel.source, digests), 1):
         columns = line.split("\t")
         if len(columns) == 1:
             raise UserError(f"{parallel.source}:{number}: no tab; each line must hold source, a tab, target")
@@ -215,7 +215,7 @@ first value, the last or none."""
 
 
 def _jsonl(parallel: Parallel, fields: tuple[str, str], digests: _Digests) -> Iterator[tuple[str, str]]:
-    for number, line in enumerate(read_lines(parallel.source, digests=digests), 1):
+    for number, line in enumerate(records(parallel.source, digests), 1):
         where = f"{parallel.source}:{number}"
         try:
             row = read_json(line)

@@ -262,6 +262,7 @@ class Tokenizer:
 
     def score(self, id: int) -> float:
         """The score of an id that is no special one: of BPE, minus the place of its merge in the order of merges."""
+        self.piece(id)  # raises `UserError`
         return self._processor.get_score(self._model_ids[id])
 
     @cached_property
@@ -329,9 +330,8 @@ def _cleaner(side: Side) -> Normalizer:
 
 
 def _require_size(vocab_size: object) -> None:
-    least = len(SPECIALS)
-    if not isinstance(vocab_size, int) or isinstance(vocab_size, bool) or not least <= vocab_size < 2**31:
-        raise UserError(f"vocab_size = {shown(vocab_size)}: must be a whole number, at least {least} and below 2**31")
+    if not isinstance(vocab_size, int) or isinstance(vocab_size, bool) or not len(SPECIALS) <= vocab_size < 2**31:
+        raise UserError(f"vocab_size = {shown(vocab_size)}: must be a whole number from {len(SPECIALS)} to 2**31 - 1")
 
 
 def require_one_of(name: str, given: object, allowed: Sequence[str]) -> None:

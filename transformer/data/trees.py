@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from transformer.config import UserError
+from transformer.config import UserError, shown
 from transformer.data.text import read_lines
 
 _TOKEN = re.compile(r"[()]|[^\s()]+")
@@ -80,7 +80,9 @@ def parse(text: str, where: str) -> list[Tree]:
             label, children, word = opened.pop()
             (opened[-1][1] if opened else trees).append(Tree(label, children, word))
         elif not opened:
-            raise UserError(f"{where}: {token!r} stands outside of all brackets; each word needs its tag: (NN cat)")
+            raise UserError(
+                f"{where}: {shown(token)} stands outside of all brackets; each word needs its tag: (NN cat)"
+            )
         else:
             label, children, word = opened[-1]
             if tokens[i - 1] == "(":
@@ -95,7 +97,7 @@ def parse(text: str, where: str) -> list[Tree]:
 
 
 def _untagged(where: str, word: str) -> UserError:
-    return UserError(f"{where}: the word {word!r} has no tag; each word needs its own: (NN cat)")
+    return UserError(f"{where}: the word {shown(word)} has no tag; each word needs its own: (NN cat)")
 
 
 class Source(NamedTuple):

@@ -10,7 +10,7 @@ import numpy as np
 from jax import Array
 
 from transformer.config import UserError, shown
-from transformer.model.checks import INT32_MAX, check_integer, value_of
+from transformer.model.checks import INT32_MAX, check_array, check_integer, value_of
 
 
 def check_arrays(name: str, tree: Any) -> None:
@@ -48,6 +48,8 @@ def check_options(
         or (alpha is not None and not (alpha.dtype.kind in "iuf" and 0 <= alpha < jnp.inf))
     ):
         raise UserError(f"length_penalty = {shown(length_penalty)}: must be a finite number, 0 or more")
+    if hasattr(limit_B, "dtype"):
+        check_array("limit_B", limit_B)
     if (
         not hasattr(limit_B, "dtype")
         or not jnp.issubdtype(limit_B.dtype, jnp.integer)

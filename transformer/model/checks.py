@@ -67,10 +67,24 @@ def check_complete(config: ModelConfig) -> None:
         raise UserError(f"model.labels = None: give the number of outputs of the head {config.head!r}")
 
 
+def check_array(name: str, x: Any) -> None:
+    """Raise `UserError` for what has a dtype, but is no array that JAX computes with: of another library, with a mask
+    of NumPy's, in another byte order or of more than 64 bits."""
+    if isinstance(x, np.ma.MaskedArray):
+        raise UserError(f"{name} is a masked array: give its data, {name}.data, and say otherwise what is masked")
+    if not isinstance(x.dtype, np.dtype):
+        raise UserError(f"{name} is a {type(x).__module__}.{type(x).__name__}: give an array of JAX or NumPy")
+    if not x.dtype.isnative or (x.dtype.kind == "f" and x.dtype.itemsize > 8):
+        raise UserError(
+            f"{name} is of type {x.dtype!r}, which JAX lacks: convert it with astype, such as to np.float32"
+        )
+
+
 def check_integers(name: str, x_BT: Any) -> None:
     """Raise `UserError` unless this is an array of integers of shape (rows, positions), neither of them 0."""
     if not hasattr(x_BT, "shape") or not hasattr(x_BT, "dtype"):
         raise UserError(f"{name} is a {type(x_BT).__name__}: give an array of integers, such as jnp.array({name})")
+    check_array(name, x_BT)
     if not jnp.issubdtype(x_BT.dtype, jnp.integer):
         raise UserError(f"{name} is of type {x_BT.dtype}: give integers")
     if x_BT.ndim != 2:
@@ -82,6 +96,8 @@ def check_integers(name: str, x_BT: Any) -> None:
 def check_width(name: str, x_BTD: Any, width: int) -> None:
     """Raise `UserError` unless this is an array of floats of shape (rows, positions, `width`), none of them 0."""
     shape, dtype = getattr(x_BTD, "shape", None), getattr(x_BTD, "dtype", None)
+    if dtype is not None:
+        check_array(name, x_BTD)
     if shape is None or dtype is None or not jnp.issubdtype(dtype, jnp.floating):
         raise UserError(f"{name} = {shown(x_BTD)}: give an array of floats, as `hidden` returns")
     if len(shape) != 3 or shape[2] != width:
@@ -151,6 +167,8 @@ def check_mask(name: str, mask: Any, shape: tuple[int, ...], cache: Any = None) 
     cache, which has a mask of its own."""
     if cache is not None:
         raise UserError(f"with a cache, at_B and the cache give the mask; leave out {name}")
+    if hasattr(mask, "dtype"):
+        check_array(name, mask)
     if getattr(mask, "dtype", None) != np.dtype(bool):
         raise UserError(f"{name} is of type {getattr(mask, 'dtype', type(mask).__name__)}: give an array of booleans")
     if mask.shape[1:] != shape[1:] or mask.shape[0] not in (1, shape[0]):
@@ -159,6 +177,8 @@ def check_mask(name: str, mask: Any, shape: tuple[int, ...], cache: Any = None) 
 
 def check_places(name: str, places: Any, rows: int) -> None:
     """Raise `UserError` unless this is one position, or an array with one for each of `rows` sentences."""
+    if hasattr(places, "dtype"):
+        check_array(name, places)
     kind = getattr(places, "dtype", type(places))
     if kind is not int and not (hasattr(places, "dtype") and jnp.issubdtype(kind, jnp.integer)):
         raise UserError(f"{name} = {shown(places)}: give integers")

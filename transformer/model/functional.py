@@ -20,7 +20,7 @@ from jax import Array
 
 from ..config import ByteLatentModel, ModelConfig, UserError
 from .byte_latent import ByteLatent
-from .checks import check_axes, check_complete, check_key
+from .checks import check_array, check_axes, check_complete, check_key
 from .decoder import Decoder
 from .encoder import Encoder
 from .encoder_decoder import EncoderDecoder
@@ -122,6 +122,9 @@ class Model(Generic[M]):
         ]
         if wrong:
             raise ValueError("parameters do not fit the model: " + "; ".join(wrong))
+        for p, leaf in flat.items():
+            if hasattr(leaf, "dtype"):
+                check_array("/".join(p), leaf)
         wrong = [f"{'/'.join(p)} is of type {x.dtype}, not of floats" for p, x in flat.items() if not _of_floats(x)]
         if wrong:
             raise ValueError("parameters do not fit the model: " + "; ".join(wrong))
@@ -188,7 +191,9 @@ def _nest(flat: Mapping[tuple, Any]) -> dict[str, Any]:
 
 
 def _flatten(tree: Mapping[str, Any], path: tuple[str, ...] = ()) -> dict[tuple[str, ...], Any]:
+    """The leaves by their paths. An empty dict is a leaf: as a branch it would be lost."""
     flat = {}
     for name, node in tree.items():
-        flat |= _flatten(node, (*path, name)) if isinstance(node, Mapping) else {(*path, name): node}
+        branch = isinstance(node, Mapping) and node
+        flat |= _flatten(node, (*path, name)) if branch else {(*path, name): node}
     return flat
