@@ -112,6 +112,7 @@ LINES = ["the red dog"] * 9
         (lambda ours: ours.piece(330), "id = 330: must be from 0 to 329"),
         (lambda ours: ours.piece(-1), "id = -1: must be from 0 to 329"),
         (lambda ours: ours.piece("a"), "id = 'a': must be from 0 to 329"),
+        (lambda ours: ours.score(330), "id = 330: must be from 0 to 329"),
         (lambda _: Tokenizer("a"), "tokenizer: give the bytes of a SentencePiece model"),
         (lambda _: Tokenizer.load(None), "the tokenizer is a NoneType: give the path"),
         (lambda _: Tokenizer.load("a\0b"), "a\0b: cannot be read (embedded null byte)"),

@@ -85,6 +85,7 @@ def test_what_can_not_be_used_is_counted(tmp_path: Path) -> None:
     [
         ("(S (NN a))\n(S (NN b)\n(S (NN c))\n", r"x.mrg:2: 1 closing brackets are missing"),
         ("(S (NN a)))\n", r"x.mrg:1: a closing bracket too many"),
+        ("x" * 9_999, r"x.mrg:1: 'x{199}\.\.\. stands outside of all brackets"),
         ("(S (NN a))\nthe cat\n", r"x.mrg:2: 'the' stands outside of all brackets"),
     ],
 )

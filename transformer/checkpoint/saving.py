@@ -40,8 +40,14 @@ def require_needed(name: Any, given: Mapping[str, Mapping[str, Any]]) -> None:
             raise ValueError(f"{what} of a checkpoint is a {type(mapping).__name__}: give a dict")
     if wrong := [leaf for leaf in jax.tree.leaves(dict(given["items"])) if not hasattr(leaf, "shape")]:
         raise ValueError(f"the items of a checkpoint hold {shown(wrong[0])}: give trees of arrays")
-    if empty := _empty_dict(given["items"]):
-        raise ValueError(f"the items of a checkpoint hold an empty dict, {empty}, which is not stored; leave it out")
+    for path, node in jax.tree.leaves_with_path(
+        dict(given["items"]), is_leaf=lambda node: isinstance(node, dict) and not node
+    ):
+        if path and isinstance(node, dict):
+            where = jax.tree_util.keystr(path, simple=True, separator="/")
+            raise ValueError(
+                f"the items of a checkpoint hold an empty dict, {where}, which is not stored; leave it out"
+            )
     try:
         to_json(dict(given["progress"]))
     except (TypeError, ValueError) as error:
@@ -73,17 +79,6 @@ def require_needed(name: Any, given: Mapping[str, Mapping[str, Any]]) -> None:
         raise ValueError(f"a checkpoint cannot be read without {', '.join(sorted(lacking))}; pass these to save, too")
     if isinstance(name, str) and name not in (AVERAGE, interrupted(given["progress"]["step"])):
         raise ValueError(f"no checkpoint is found by the name {shown(name)}; give its step, or {AVERAGE!r}")
-
-
-def _empty_dict(tree: Any, path: str = "") -> str | None:
-    """The path of an empty dict in nested ones, or None."""
-    if not isinstance(tree, Mapping):
-        return None
-    if not tree and path:
-        return path
-    return next(
-        (found for name, node in tree.items() if (found := _empty_dict(node, f"{path}/{name}"[not path :]))), None
-    )
 
 
 def _is_file_name(name: str) -> bool:

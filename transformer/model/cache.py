@@ -147,9 +147,8 @@ def within(window: int | None, mask_BTS: Array, queries_BT: Array, keys_BS: Arra
     """Restrict the mask to keys at most `window` positions away from the query; None = unchanged."""
     if window is None:
         return mask_BTS
-    queries_BT, keys_BS = (
-        jnp.asarray(x, jnp.int32) for x in (queries_BT, keys_BS)
-    )  # differences of unsigned ones wrap
+    # Differences of unsigned integers would wrap.
+    queries_BT, keys_BS = jnp.asarray(queries_BT, jnp.int32), jnp.asarray(keys_BS, jnp.int32)
     return mask_BTS & (jnp.abs(queries_BT[:, :, None] - keys_BS[:, None, :]) <= window)
 
 

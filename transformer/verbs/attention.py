@@ -92,7 +92,7 @@ def attention(arguments: list[str]) -> None:
     workdir_first(parser, args, arguments, '"A text." --output attention.html')
     if args.text is None and rest and not rest[0].startswith("--"):  # the text stands after an option
         args.text = rest.pop(0)
-    if args.text is None:  # refuse what is no option before standard input is waited for
+    elif args.text is None and rest:  # refuse what is no option before standard input is waited for
         decode_options(Config(), rest, _PROGRAM, _OPTIONS)
     path = _checked(args.output)
     request = _Request(_given(args.text), None if args.target is None else text_of("--target", args.target), rest)
