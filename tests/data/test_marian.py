@@ -137,7 +137,7 @@ def test_a_wrong_file_is_named(change: dict, complaint: str) -> None:
     assert str(error.value).startswith(complaint)
 
 
-@pytest.mark.parametrize("content", ['{"version": "1.0", "model": {}}', "{}"])
+@pytest.mark.parametrize("content", ['{"version": "1.0", "model": {}}', "{}", '{"pieces": "bytes"}'])
 def test_another_tokenizers_file_is_named(tmp_path, content: str) -> None:
     (tmp_path / "tokenizer.json").write_text(content)
     with pytest.raises(

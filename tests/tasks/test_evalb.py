@@ -156,8 +156,12 @@ def test_an_empty_file_of_parameters_is_refused(tmp_path: Path, call) -> None:
 
 
 def test_files_that_do_not_go_together(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"test\.mrg: has 1 lines, and .*gold\.mrg has more"):
+    with pytest.raises(UserError, match=r"test\.mrg: has 1 lines, and .*gold\.mrg has more; give one tree a line"):
         scored(tmp_path, [GOLD] * 2, [GOLD])
+    with pytest.raises(UserError, match=r"gold\.mrg: has 1 lines, and .*test\.mrg has more; remove its blank line 2$"):
+        scored(tmp_path, [GOLD], [GOLD, ""])
+    with pytest.raises(UserError, match=r"is a folder; name a file in it$"):
+        list(score(str(tmp_path), str(tmp_path), Parameters()))
     with pytest.raises(UserError, match=r"gold\.mrg:1: a blank line; each line must hold a tree"):
         scored(tmp_path, [""], [GOLD])
     with pytest.raises(UserError, match=r"gold\.mrg: empty; give a file with a tree a line"):

@@ -24,10 +24,12 @@ import transformer
 from transformer.checkpoint import Checkpoints, best_seed
 from transformer.command_line import config_file
 from transformer.config import BERT, FinetuneConfig, TrainConfig, TuneConfig, UserError
+from transformer.data import wordpiece
 from transformer.data.labelled import Columns
 from transformer.data.labels import Labels
 from transformer.inference.attention import of_encoder, of_labelled, of_parse, of_text, of_translation
 from transformer.inference.classifier import Classifier, labels_in
+from transformer.inference.pieces import warn_of_unknown
 from transformer.model import build
 from transformer.tasks import labelled_sets
 from transformer.tasks.finetune import Finetune, shown_label
@@ -679,6 +681,32 @@ def test_words_for_tags_end_only_at_spaces_and_tabs(run: Path) -> None:
     params = {name: part for name, part in classifier.params.items() if name != "pooler"}
     tagger = Classifier(model, params, classifier.vocabulary, Labels("tags", "accuracy", ("N", "V"), "N"))
     assert len(tagger.classify(["the film\u00a0was  a\tstory"])[0].label) == 4
+    assert tagger.classify([["the ", "\tfilm"]]) == tagger.classify(["the film"])
+    with pytest.raises(UserError, match=r"^line 3: word 1 of the list is empty; leave it out$"):
+        tagger.classify(["the film", ["the", "", "film"]], first_line=2)
+
+
+def test_what_is_unknown_is_shown_where_words_are_cut_elsewhere(tmp_path: Path, caplog) -> None:
+    """A vertical tab ends a word of Python's, but not one of WordPiece, which leaves it out."""
+    (tmp_path / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\na\nb\n")
+    vocabulary = wordpiece.load(tmp_path / "vocab.txt")
+    rows = vocabulary.encode_lines(["a\vb"])
+    assert rows == [[vocabulary.unk]]
+    with caplog.at_level("WARNING", "transformer"):
+        warn_of_unknown(vocabulary, ["a\vb"], rows, [7])
+    assert caplog.messages == [
+        "line 7: the vocabulary lacks 'a\\x0bb', which the model reads as unknown (1 of 1 lines)"
+    ]
+
+
+def test_a_workdir_copied_halfway(run: Path, tmp_path: Path, call, predict) -> None:
+    """A file that the manifest names is missing: the checkpoint is damaged, not an import without that file."""
+    for name in ("tokenizer.json", "labels.json"):
+        half = Path(shutil.copytree(run, tmp_path / name.replace(".", "_")))
+        for path in half.glob(f"checkpoints/*/{name}"):
+            path.unlink()
+        for done in (predict(half, "a film\n"), call("transformer", "export", half, tmp_path / "x", "--to", "hf-bert")):
+            assert done.code == 2 and f"{name} cannot be read" in done.err and "checkpoint is damaged" in done.err
 
 
 def test_outputs_that_are_not_finite(run: Path, caplog) -> None:

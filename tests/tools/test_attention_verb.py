@@ -232,9 +232,11 @@ def test_a_parser(workdirs, shown) -> None:
 
 def test_broken_parameters_are_told(workdirs) -> None:
     generator = Generator.load(str(workdirs["gpt"]))
-    generator.params = jax.tree.map(lambda x: np.full_like(x, np.nan), generator.params)
+    broken = jax.tree.map(lambda x: np.full_like(x, np.nan), generator.params)
     with pytest.raises(UserError, match="the weights are not finite"):
-        attention.of_text(generator, "abc")
+        attention.of_text(Generator(generator.model, broken, generator.vocabulary), "abc")
+    with pytest.raises(AttributeError):  # not ignored in silence
+        generator.params = broken
 
 
 # ---- The command line ------------------------------------------------------------------------------------------------

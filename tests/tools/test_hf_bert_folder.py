@@ -165,6 +165,8 @@ def test_bad_folders_are_refused_in_one_line(folder: Path, tmp_path: Path, call)
     ):
         config.write_text(json.dumps(values | wrong))
         assert expected in told()
+    config.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 600\n")
+    assert f"{config}: a pointer of Git LFS, not JSON; fetch the file itself: git lfs pull" in told()
     config.write_text(json.dumps(values))
     (folder / "pytorch_model.bin").touch()
     file.write_bytes(content[:-1])

@@ -175,6 +175,12 @@ def test_a_changed_folder_is_refused(message: str, call, tmp_path: Path) -> None
 def test_what_is_no_such_folder_is_refused(call, tmp_path: Path) -> None:
     done = call("transformer", "import", tmp_path / "none", tmp_path / "again", "--from", "safetensors")
     assert (done.code, done.err.count("\n")) == (2, 1) and "no such folder" in done.err
+    (tmp_path / "jax").mkdir()
+    done = call("transformer", "import", tmp_path / "jax", tmp_path / "again", "--from", "safetensors")
+    assert done.err.endswith("holds no config.json; give the folder that export --to safetensors wrote\n")
+    run(call, "export", translation_run(tmp_path / "started"), tmp_path / "ours", "--to", "safetensors")
+    done = call("transformer", "import", tmp_path / "ours", tmp_path / "again", "--from", "hf-bert")
+    assert (done.code, done.err.count("\n")) == (2, 1) and "give --from safetensors, if export --to" in done.err
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "x").touch()
     workdir = translation_run(tmp_path / "run")

@@ -109,14 +109,22 @@ class Checkpoint:
             raise UserError(f"{self.path} holds parameters that are not finite; choose another with --checkpoint")
         return params
 
-    def file(self, name: str) -> bytes:
-        """The content of one of the files beside the arrays. Raises `UserError` if it is missing or damaged."""
-        path = self.path / name
+    @cached_property
+    def _listed(self) -> dict[str, dict[str, Any]]:
+        """Map each file that the manifest names to its size and sha256. Raises `UserError` if it is damaged."""
         try:
-            entry = manifest(self.path, self._manifest).get(name)
+            return manifest(self.path, self._manifest)
         except ValueError as error:
             raise UserError(f"{self.path / MANIFEST} is not as it was written ({error}): {_DAMAGED}") from None
-        if entry is None and not path.exists():
+
+    def has(self, name: str) -> bool:
+        """Whether the manifest names this file, or the folder holds it. If only one is so, `file` raises."""
+        return name in self._listed or (self.path / name).exists()
+
+    def file(self, name: str) -> bytes:
+        """The content of one of the files beside the arrays. Raises `UserError` if it is missing or damaged."""
+        path, entry = self.path / name, self._listed.get(name)
+        if not self.has(name):
             raise UserError(f"{self.path} holds no {name}; choose another checkpoint or workdir")
         try:
             content = path.read_bytes()
@@ -130,7 +138,7 @@ class Checkpoint:
 
     def files(self) -> dict[str, bytes]:
         """Map the name of each file beside the arrays, except progress.json, to its content."""
-        names = [name for name in manifest(self.path, self._manifest) if "/" not in name and name != "progress.json"]
+        names = [name for name in self._listed if "/" not in name and name != "progress.json"]
         return {name: self.file(name) for name in names}
 
     def same_run(self, other: Checkpoint) -> bool:
@@ -233,7 +241,7 @@ class Checkpoint:
             if not path.name.startswith(f"{step:08d}") or not (path / "state" / "optimizer").exists():
                 return f"{path} is not a checkpoint that training can resume from"
             for name, content in files.items():
-                if (path / name).exists() and self.file(name) != content:
+                if self.has(name) and self.file(name) != content:
                     return f"{path} belongs to another run: its {name} differs from that of {path.parent.parent}"
             return self.misfit(params)
         except OutOfMemory:

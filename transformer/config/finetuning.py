@@ -134,7 +134,7 @@ class FinetuneConfig:
         yield m.decoder_layers == 0, "model.decoder_layers", "must be 0: texts are labelled by an encoder alone"
         if m.positions == "learned":
             longest = d.context + m.position_offset
-            rule = f"must be at least {longest}: data.context + model.position_offset"
+            rule = f"must be at least {longest}: data.context + model.position_offset; or lower data.context"
             yield m.max_positions >= longest, "model.max_positions", rule
         if d.second is not None:
             yield m.token_types > 1, "model.token_types", "must be at least 2 for pairs of texts (data.second)"

@@ -110,7 +110,7 @@ class ParsingConfig:
         )
         if m.positions == "learned":
             longest = d.context + m.position_offset
-            rule = f"must be at least {longest}: data.context + model.position_offset"
+            rule = f"must be at least {longest}: data.context + model.position_offset; or lower data.context"
             yield m.max_positions >= longest, "model.max_positions", rule
         yield from ((holds, f"decode.{name}", rule) for holds, name, rule in _of_search(decode))
         t = self.train

@@ -122,7 +122,7 @@ class LanguageModelConfig:
         yield m.decoder_layers > 0, "model.decoder_layers", "must be at least 1: a language model is a decoder"
         if m.positions == "learned":
             longest = d.context + m.position_offset
-            rule = f"must be at least {longest}: data.context + model.position_offset"
+            rule = f"must be at least {longest}: data.context + model.position_offset; or lower data.context"
             yield m.max_positions >= longest, "model.max_positions", rule
         if d.tokenizer is None and d.pieces == "sentencepiece":
             # Special pieces, bytes and one character: the fewest that SentencePiece accepts with byte pieces.
@@ -174,7 +174,7 @@ class MaskedConfig:
         yield m.decoder_layers == 0, "model.decoder_layers", "must be 0: a masked language model has no decoder"
         if m.positions == "learned":
             longest = d.context + m.position_offset
-            rule = f"must be at least {longest}: data.context + model.position_offset"
+            rule = f"must be at least {longest}: data.context + model.position_offset; or lower data.context"
             yield m.max_positions >= longest, "model.max_positions", rule
         if d.tokenizer is None and d.pieces == "sentencepiece":
             # Special pieces, bytes, one character, and the mask.

@@ -9,6 +9,7 @@ from pathlib import Path
 from transformer.config import UserError
 from transformer.data import sgml
 from transformer.data.compression import compression_of
+from transformer.files import unreadable
 
 HEAD = 4096
 """Number of first bytes that identify the format of a file."""
@@ -56,7 +57,7 @@ def refuse_other(path: str | Path, wanted: str) -> None:
         with open(path, "rb") as file:
             head = file.read(HEAD)
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
+        raise unreadable(path, error) from None
     if (compression := compression_of(head, str(path))) is not None:
         fix = f"decompress it first: {compression} -dc {shlex.quote(str(path))} > NEW"
         raise UserError(f"{path}: compressed by {compression}, not {wanted}; {fix}")

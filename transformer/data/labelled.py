@@ -134,6 +134,11 @@ def words_in(text: str) -> list[str]:
     return [word for word in _GAP.split(text) if word]
 
 
+def bare(word: str) -> str:
+    """A word that is to be tagged, without the ASCII white space around it; empty if there is nothing else."""
+    return word.strip(_AROUND)
+
+
 # ---- Rows of files ---------------------------------------------------------------------------------------------------
 
 
@@ -307,7 +312,7 @@ def _words(cell: Cell) -> tuple[str, ...]:
     """The words in a cell: a list of strings, or words with spaces between them."""
     if not isinstance(cell.value, list):
         return tuple(words_in(_string(cell)))
-    words = tuple(_string(cell._replace(value=word), _AROUND).strip(_AROUND) for word in cell.value)
+    words = tuple(bare(_string(cell._replace(value=word), _AROUND)) for word in cell.value)
     if not words:
         raise cell.error("is an empty list; fill it, or remove the row")
     return words

@@ -211,7 +211,7 @@ def load(path: str | Path) -> Tokenizer:
 def _of_json(content: bytes, where: str | Path) -> MarianTokenizer:
     spec = json_object(content, where)
     pieces, special = spec.get("pieces"), spec.get("special")
-    if not {"pieces", "special", *get_args(Side)} & spec.keys():
+    if not {"special", *get_args(Side)} & spec.keys():
         raise UserError(
             f"{where}: not a tokenizer for translation; give a SentencePiece model, or the {FILE} that an import wrote"
         )

@@ -12,7 +12,7 @@ from transformer.config import UserError
 from transformer.data import sgml
 from transformer.data.compression import Damaged, Decompressed, compression_of, uncompressed_name, undecided
 from transformer.data.foreign import HEAD, STREAM, not_utf8, refuse_binary, refuse_foreign, refuse_markup
-from transformer.files import refuse_empty
+from transformer.files import refuse_empty, unreadable
 
 _BLOCK = 1 << 16
 
@@ -39,10 +39,8 @@ def open_text(path: str | Path) -> Opened:
     name = str(path)
     try:
         raw = Hashed(path)
-    except FileNotFoundError:
-        raise UserError(f"{name}: no such file") from None
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
-        raise UserError(f"{name}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
+        raise unreadable(name, error) from None
     try:
         opened = _unpacked(raw, name, HEAD)
         named_sgml = uncompressed_name(name).endswith((".sgm", ".sgml"))
@@ -120,7 +118,7 @@ def _read_all(opened: Opened, name: str) -> bytes:
         number = 1 + b"".join(blocks).count(b"\n")
         raise UserError(f"{name}:{number}: {error}") from None
     except OSError as error:
-        raise UserError(f"{name}: cannot be read ({error.strerror or error})") from None
+        raise unreadable(name, error) from None
     return b"".join(blocks)
 
 
@@ -137,7 +135,7 @@ def _head(raw: Any, name: str, min_bytes: int) -> bytes:
     except UserError:  # from a stream with error messages of its own
         raise
     except OSError as error:
-        raise UserError(f"{name}: cannot be read ({error.strerror or error})") from None
+        raise unreadable(name, error) from None
     return head
 
 

@@ -19,6 +19,7 @@ from transformer.data.compression import Damaged
 from transformer.data.foreign import not_utf8, piped, refuse_binary
 from transformer.data.opening import Opened, open_text
 from transformer.data.sources import require_files, warn_of_repeated
+from transformer.files import unreadable
 
 log = logging.getLogger("transformer")
 
@@ -264,7 +265,7 @@ def _blocks(path: str, digests: dict[str, str] | None) -> Iterator[str]:
     except Damaged as error:
         raise UserError(f"{path}:{line}: {error}") from None
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
+        raise unreadable(path, error) from None
 
 
 def _undecodable(error: UnicodeDecodeError, path: str, line: int, file: Opened, utf8: bool) -> UserError:

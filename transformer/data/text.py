@@ -24,6 +24,7 @@ from transformer.data.compression import Damaged, uncompressed_name
 from transformer.data.foreign import not_utf8, piped
 from transformer.data.opening import open_text
 from transformer.data.sgml import Segment, compare
+from transformer.files import unreadable
 
 _SHOWN = 12  # fields that an error lists
 _MAX_SHOWN = 10  # unknown characters that a warning lists
@@ -102,7 +103,7 @@ def read_lines(
     except Damaged as error:
         raise UserError(f"{path}:{number + 1}: {error}") from None
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
+        raise unreadable(path, error) from None
 
 
 def records(path: str | Path, digests: dict[str, str] | None = None) -> Iterator[str]:
@@ -301,10 +302,8 @@ def sha256(path: str | Path) -> str:
     try:
         with open(path, "rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
+        raise unreadable(path, error) from None
 
 
 def fingerprint(parallel: Parallel, digests: Mapping[str, str] | None = None) -> str:

@@ -22,7 +22,7 @@ import numpy as np
 from transformer.config import BOS, EOS, PAD, SPECIALS, UNK, UserError, shown
 from transformer.data.foreign import refuse_other
 from transformer.data.given import require_string
-from transformer.files import refuse_pipe
+from transformer.files import refuse_pipe, unreadable
 from transformer.packages import require
 
 _REPLACEMENT = "\ufffd".encode()  # spells a character that the vocabulary lacks
@@ -340,9 +340,10 @@ def load(path: str | Path) -> Vocabulary:
         return read(name, content, path)
     try:
         return SentencePiece(content, path)
-    except UserError:
+    except UserError as error:
         refuse_other(path, "a SentencePiece model")
-        raise
+        others = [name for name, read_it in _KINDS.items() if read_it is not SentencePiece]
+        raise UserError(f"{error}, or a file of another kind: {', '.join(others)}") from None
 
 
 def content_of(path: str | Path) -> bytes:
@@ -353,4 +354,4 @@ def content_of(path: str | Path) -> bytes:
     except UserError:
         raise
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
-        raise UserError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
+        raise unreadable(path, error) from None

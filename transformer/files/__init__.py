@@ -8,7 +8,16 @@ from transformer.files.atomic import append, new_folder, replace, require_new, s
 from transformer.files.caching import ENTRY, cached, digest_once
 from transformer.files.compared import compared, write_file
 from transformer.files.locks import Lock, unchanged
-from transformer.files.paths import files_in, local, local_path, path_of, refuse_empty, refuse_links, refuse_pipe
+from transformer.files.paths import (
+    files_in,
+    local,
+    local_path,
+    path_of,
+    refuse_empty,
+    refuse_links,
+    refuse_pipe,
+    unreadable,
+)
 from transformer.files.sealing import MANIFEST, UNFINISHED, damage, digest, digest_of, manifest, seal, sealed
 from transformer.files.temporaries import owner, sweep, temporary
 
@@ -42,6 +51,7 @@ __all__ = [
     "synced",
     "temporary",
     "unchanged",
+    "unreadable",
     "write_file",
     "writing",
 ]

@@ -52,6 +52,15 @@ def refuse_pipe(path: str | os.PathLike) -> None:
         raise UserError(f"{path} is a pipe or a device, but it is read several times; write it to a file first")
 
 
+def unreadable(path: object, error: Exception) -> UserError:
+    """The error for a user's file that could not be opened or read, because of `error`."""
+    if isinstance(error, FileNotFoundError):
+        return UserError(f"{path}: no such file")
+    if isinstance(error, IsADirectoryError):
+        return UserError(f"{path}: is a folder; name a file in it")
+    return UserError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})")
+
+
 def refuse_links(*paths: Any) -> None:
     """Raise `UserError` if one of these files or folders in a workdir is a link, which may lead out of the workdir.
 

@@ -18,7 +18,7 @@ from jax import Array
 from transformer.config import LABEL_HEADS, FinetuneConfig, UserError, require_task, shown
 from transformer.data.framing import Row, frame, frame_words
 from transformer.data.given import strings
-from transformer.data.labelled import words_in
+from transformer.data.labelled import bare, words_in
 from transformer.data.labels import FILE, Labels, read
 from transformer.inference.batches import Batch, Batcher, on_all_devices, padded_lengths
 from transformer.inference.ensemble import check_leaves, check_members
@@ -239,6 +239,8 @@ class Classifier:
             raise UserError(f"line {line}: {shown(text)}: give {what}")
         if not any(part.strip() for part in parts):
             return []
+        if kind == "tags" and not all(parts := [bare(word) for word in parts]):
+            raise UserError(f"line {line}: word {parts.index('')} of the list is empty; leave it out")
         allowed = {True: (2,), False: (1,), None: (1, 2)}[pairs]
         if kind != "tags" and len(parts) not in allowed:
             wanted = " or ".join({1: "one", 2: "two, a pair"}[count] for count in allowed)

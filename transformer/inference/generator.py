@@ -88,7 +88,7 @@ class Generator:
         check_flag("documents", documents)
         if not hasattr(vocabulary, "spelling") or not hasattr(vocabulary, "size"):
             raise UserError(f"vocabulary = {shown(vocabulary)}: give one of transformer.data.vocabularies")
-        self.model, self.params, self.vocabulary, self.documents = model, params, vocabulary, documents
+        self.model, self.vocabulary, self.documents = model, vocabulary, documents
         self.config = DecodeConfig(sample=True) if config is None else config
         check_decode(self.config)
         self.tally = Tally()
@@ -221,6 +221,11 @@ class Generator:
                 texts = [] if one.hypotheses is None else self._texts(one.hypotheses, decoding, stop)
                 results[batch.indices[row]] = texts[: self.config.n_best], one
         return results
+
+    @property
+    def params(self) -> Params:
+        """The parameters of the first model; for others, make another `Generator`."""
+        return self._ensemble.params[0]
 
     @property
     def streams(self) -> bool:

@@ -89,7 +89,7 @@ class Parser:
         learned = m.max_positions if m.positions == "learned" else None
         if learned is not None and learned < 5:
             raise UserError(f"model.max_positions = {learned}: must be at least 5, as many as the tree of a word needs")
-        self.model, self.params, self.vocabulary, self.symbols = model, params, vocabulary, symbols
+        self.model, self.vocabulary, self.symbols = model, vocabulary, symbols
         self.longest = min((n for n in (longest, learned) if n is not None), default=None)
         """The most pieces of a sentence, the special ones included; None = no limit."""
         self._most_symbols = learned
@@ -125,6 +125,11 @@ class Parser:
             config,
             longest=stored.data.context,
         )
+
+    @property
+    def params(self) -> Params:
+        """The parameters of the model; for others, make another `Parser`."""
+        return self._ensemble.params[0]
 
     def parse(self, sentences: Sequence[str | Sequence[str]], *, first_line: int = 1) -> list[Tree | None]:
         """The tree of each sentence: words, or a string of words with spaces between them.

@@ -69,7 +69,7 @@ def encoder_vocabulary(checkpoint: Checkpoint) -> EncoderVocabulary:
     folder had no tokenizer."""
     from transformer.data import wordpiece
 
-    name = next((name for name in wordpiece.FILES if (checkpoint.path / name).exists()), None)
+    name = next(filter(checkpoint.has, wordpiece.FILES), None)
     if name is None:
         workdir = checkpoint.path.parent.parent
         raise UserError(f"{workdir} has no vocabulary, so it can't read text; import the model with its tokenizer")
@@ -114,7 +114,8 @@ def warn_of_unknown(
     words = text.split()
     encoded = zip(words, vocabulary.encode_lines(words), strict=True)
     lacking = {word[:_LONGEST_SHOWN] for word, ids in encoded if vocabulary.unk in ids or not ids}
-    warn_of_missing(line, lacking, len(unknown), len(texts))
+    # Where words are cut elsewhere than here, as at control characters, none of these may be unknown alone.
+    warn_of_missing(line, lacking or {text[:_LONGEST_SHOWN]}, len(unknown), len(texts))
 
 
 def warn_of_missing(line: int, missing: Iterable[str], count: int, all_of_them: int) -> None:

@@ -82,7 +82,7 @@ class Translator:
         check_members(model, params, others, TRANSLATES)
         if tokenizer is not None and not hasattr(tokenizer, "vocab_size"):  # None: `search` needs only pieces
             raise UserError(f"tokenizer = {shown(tokenizer)}: give Tokenizer.load of it")
-        self.model, self.params, self.tokenizer = model, params, tokenizer
+        self.model, self.tokenizer = model, tokenizer
         self.config = c = DecodeConfig() if config is None else config
         check_decode(c)
         self.tally = Tally()
@@ -283,12 +283,16 @@ class Translator:
     def _limits(self, sources: Sequence[Sequence[int]], prefixes: Sequence[Prefix] | None) -> list[int]:
         """The most pieces of each translation, without eos."""
         c = self.config
-        limits = [len(source) + c.max_extra_length for source in sources]
-        if c.max_length is not None:
-            limits = [min(limit, c.max_length) for limit in limits]
+        longest = math.inf if c.max_length is None else c.max_length
+        limits = [min(len(source) + c.max_extra_length, longest) for source in sources]
         if prefixes is not None:
             limits = [self._prefixes.limit(*row) for row in zip(limits, prefixes, strict=True)]
         return limits
+
+    @property
+    def params(self) -> Params:
+        """The parameters of the first model; for others, make another `Translator`."""
+        return self._ensemble.params[0]
 
     @property
     def all_params(self) -> tuple[Params, ...]:

@@ -145,8 +145,9 @@ def score(gold: str, test: str, parameters: Parameters) -> Iterator[Sentence]:
     lines = zip_longest(records(gold), records(test))
     for number, (one, other) in enumerate(lines, 1):
         if one is None or other is None:
-            short = gold if one is None else test
-            raise UserError(f"{short}: has {number - 1:,} lines, and {test if one is None else gold} has more")
+            short, long, line = (gold, test, other) if one is None else (test, gold, one)
+            fix = "give one tree a line in both" if line.strip() else f"remove its blank line {number:,}"
+            raise UserError(f"{short}: has {number - 1:,} lines, and {long} has more; {fix}")
         if not one.strip():
             raise UserError(f"{gold}:{number}: a blank line; each line must hold a tree")
         sentence = compared(number, _trees(one, gold, number), _trees(other, test, number), parameters)

@@ -52,8 +52,7 @@ class Loaded(tuple[Model[Any], Params]):
     @cached_property
     def _pieces(self) -> tuple[str, bytes]:
         """Name and content of the tokenizer's file."""
-        path = self._checkpoint.path
-        name = next((name for name in TOKENIZER_FILES if (path / name).exists()), TOKENIZER_FILES[0])
+        name = next(filter(self._checkpoint.has, TOKENIZER_FILES), TOKENIZER_FILES[0])
         return name, self._checkpoint.file(name)
 
 

@@ -121,7 +121,7 @@ def redrawn_by(config: FinetuneConfig, labels: Labels) -> Callable[[str, Checkpo
 
     def redrawn(path: str, start: Checkpoint) -> bool:
         if path.startswith("label_head/"):
-            return not (start.path / FILE).exists() or not heads_agree(labels_in(start), labels)
+            return not start.has(FILE) or not heads_agree(labels_in(start), labels)
         match = _LAYER.match(path)
         return bool(config.tune.redrawn_layers) and (path.startswith("pooler/") or (match and int(match[1]) >= lowest))
 

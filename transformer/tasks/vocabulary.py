@@ -94,7 +94,7 @@ def inherited(config: Any, workdir: str | None, kind: Kind = TOKENIZERS) -> Any:
 def _of_start(opened: Checkpoint, config: Any, kind: Kind) -> Any:
     """The vocabulary of the checkpoint that a run begins from. Raises `UserError` if the run can't read it."""
     for name in kind.names:
-        if (opened.path / name).exists():
+        if opened.has(name):
             opened.file(name)  # raises if it is damaged: then the task is not to blame
     try:
         return vocabulary_in(opened, kind)
@@ -130,7 +130,7 @@ def vocabulary_of(workdir: str, kind: Kind = TOKENIZERS) -> Any:
 
 def vocabulary_in(checkpoint: Checkpoint, kind: Kind = TOKENIZERS) -> Any:
     """The vocabulary that the parameters of a checkpoint were trained with. Raises `UserError` if it has none."""
-    name = next((name for name in kind.names if (checkpoint.path / name).exists()), None)
+    name = next(filter(checkpoint.has, kind.names), None)
     if name is None:
         raise UserError(f"{checkpoint.path} holds no {' or '.join(kind.names)}; {_WITHOUT}")
     return kind.read(name, checkpoint.file(name), str(checkpoint.path / name))

@@ -102,7 +102,7 @@ def _open(opened: Checkpoint) -> _Opened:
         config.model.with_vocabulary(opened.progress["vocab_size"]), attention_kernel="plain"
     )
     model = build(architecture)
-    if (opened.path / LABELS).exists():
+    if opened.has(LABELS):
         params = with_scale(params, labels_in(opened))
     program, names = forward(model)
     searches = _searches(opened, model)

@@ -46,7 +46,7 @@ class About(NamedTuple):
 def about(opened: Checkpoint) -> About:
     """What the card of an open checkpoint tells."""
     sizes = [math.prod(leaf.shape) for leaf in jax.tree.leaves(opened.model.abstract_params)]
-    named = (opened.path / "tokenizer.sha256").exists()
+    named = opened.has("tokenizer.sha256")
     tokenizer = opened.file("tokenizer.sha256").decode().strip() if named else None
     config, name = opened.config, str(opened.name)
     return About(config, opened.progress, name, opened.digest, sum(sizes), tokenizer, _tested(opened))

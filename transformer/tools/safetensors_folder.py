@@ -103,7 +103,7 @@ def import_folder(folder: str, out: str) -> None:
     """
     require("import --from safetensors", "safetensors")
     require_new(path_of(out))
-    file, _ = config_in(folder)
+    file, _ = config_in(folder, "export --to safetensors")
     arrays = file.with_name("model.safetensors")
     if not arrays.exists():
         raise UserError(f"{folder}: holds no model.safetensors; give the folder that export --to safetensors wrote")

@@ -19,7 +19,7 @@ from transformer.tools.hf.vocabulary import files_of
 
 def vocabulary_of(opened: Checkpoint) -> Vocabulary | None:
     """The vocabulary of a language model; None if it was imported without one."""
-    has_one = any((opened.path / name).exists() for name in VOCABULARIES.names)
+    has_one = any(map(opened.has, VOCABULARIES.names))
     return vocabulary_of_checkpoint(opened, VOCABULARIES) if has_one else None
 
 

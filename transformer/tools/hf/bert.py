@@ -26,6 +26,7 @@ from transformer.tools.hf.names import (
     nested,
     our_shape,
     refuse,
+    require_type,
     their_shape,
     to_ours,
     to_theirs,
@@ -163,8 +164,7 @@ def model_config(values: Mapping[str, Any], head: str, where: object = "config.j
 
     Raises `UserError` that lists the fields that our model can't express, or whose value is wrong.
     """
-    if values.get("model_type") != "bert":
-        raise UserError(f"{where}: model_type = {values.get('model_type')!r}: must be 'bert' for hf-bert")
+    require_type(values, "bert", where)
     sizes = {name: values.get(name, default) for name, default in SIZES.items()}
     rates = {name: values.get(name, 0.1) for name in RATES}
     wrong = wrong_counts(sizes) + wrong_rates(rates)
@@ -249,6 +249,10 @@ def labels_of(values: Mapping[str, Any], model: ModelConfig, where: object = "co
     names = [given.get(str(i)) for i in range(model.labels)] if isinstance(given, Mapping) else [None]
     if not all(isinstance(name, str) and name for name in names):
         raise UserError(f'{where}: id2label: must map each output to a name, as {{"0": "bad", "1": "good"}} does')
+    if any("\t" in name for name in names):
+        raise UserError(
+            f"{where}: id2label: a name has a tab in it, which separates the columns of predictions; drop it"
+        )
     if len(set(names)) < len(names):
         raise UserError(f"{where}: id2label: two labels have the same name; give each another one")
     if model.head == "token":

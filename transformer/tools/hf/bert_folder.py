@@ -178,11 +178,11 @@ def _open(opened: Checkpoint) -> _Opened:
     bert.refuse_inexpressible(model)  # before the arrays are read
     kept = opened.progress.get(_KEPT, {})
     prefix = kept.get("prefix", "" if model.head == "none" else bert.PREFIX)
-    has_vocabulary = any((opened.path / name).exists() for name in wordpiece.FILES)
+    has_vocabulary = any(map(opened.has, wordpiece.FILES))
     vocabulary = encoder_vocabulary(opened) if has_vocabulary else None
     if vocabulary is not None and not isinstance(vocabulary, WordPiece):
         raise UserError(f"{opened.path}: has a SentencePiece vocabulary; hf-bert needs a WordPiece vocabulary")
-    labels, params = labels_in(opened) if (opened.path / LABELS).exists() else None, opened.finite_params()
+    labels, params = labels_in(opened) if opened.has(LABELS) else None, opened.finite_params()
     if labels is not None:
         params = bert.with_scale(params, labels)
     longest = min(opened.config.data.context, model.max_positions)

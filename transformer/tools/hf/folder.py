@@ -75,8 +75,11 @@ def _array(data: bytes, dtype: str, shape: list[int]) -> np.ndarray:
     return (array.astype(np.uint32) << 16).view(np.float32) if dtype == "BF16" else array
 
 
-def config_in(folder: str) -> tuple[Path, dict[str, Any]]:
-    """The path of config.json in a folder of a model, and its content. Raises `UserError` if there is none."""
+def config_in(folder: str, writer: str = "save_pretrained") -> tuple[Path, dict[str, Any]]:
+    """The path of config.json in a folder of a model, and its content. Raises `UserError` if there is none.
+
+    `writer`: what writes such folders, for messages.
+    """
     files.refuse_empty("the folder of the model", folder)
     path = Path(folder)
     if path.is_file():
@@ -85,7 +88,7 @@ def config_in(folder: str) -> tuple[Path, dict[str, Any]]:
         raise UserError(f"{folder}: no such folder; download a model of the Hub first, and give its folder")
     file = path / "config.json"
     if not file.exists():
-        raise UserError(f"{folder}: holds no config.json; give the folder that save_pretrained wrote")
+        raise UserError(f"{folder}: holds no config.json; give the folder that {writer} wrote")
     return file, read_object(file)
 
 
@@ -127,7 +130,12 @@ def _without_arrays(folder: Path, kind: str) -> str:
 
 def read_object(path: Path) -> dict[str, Any]:
     """The JSON object in a file. Raises `UserError` if it is missing or holds none."""
-    return json_object(read(path), path)
+    try:
+        return json_object(read(path), path)
+    except UserError:
+        if path.is_file():
+            refuse_other(path, "JSON")  # such as a pointer of Git LFS
+        raise
 
 
 def read(path: Path) -> bytes:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from transformer.config import ModelConfig, UserError
+from transformer.config import ModelConfig
 from transformer.model import Params
 from transformer.tools.hf import fields
 from transformer.tools.hf.fields import (
@@ -33,6 +33,7 @@ from transformer.tools.hf.names import (
     nested,
     our_shape,
     refuse,
+    require_type,
     their_shape,
     to_ours,
     to_theirs,
@@ -109,8 +110,7 @@ def model_config(values: Mapping[str, Any], where: object = "config.json") -> Mo
 
     Raises `UserError` that lists the fields that our model can't express, or whose value is wrong.
     """
-    if values.get("model_type") != "gpt2":
-        raise UserError(f"{where}: model_type = {values.get('model_type')!r}: must be 'gpt2' for hf-gpt2")
+    require_type(values, "gpt2", where)
     sizes = {name: values.get(name, default) for name, default in SIZES.items()}
     sizes["n_inner"] = values.get("n_inner") or 4 * (sizes["n_embd"] if is_count(sizes["n_embd"]) else 1)
     rates = {name: values.get(name, 0.1) for name in RATES}

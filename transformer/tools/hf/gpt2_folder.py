@@ -144,7 +144,7 @@ def _open(opened: Checkpoint) -> _Opened:
     require_task(config, opened.path.parent.parent, LanguageModelConfig)
     config = dataclasses.replace(config, model=config.model.with_vocabulary(progress["vocab_size"]))
     gpt2.refuse_inexpressible(config.model)  # before the arrays are read
-    has_vocabulary = any((opened.path / name).exists() for name in VOCABULARIES.names)
+    has_vocabulary = any(map(opened.has, VOCABULARIES.names))
     vocabulary = vocabulary_of_checkpoint(opened, VOCABULARIES) if has_vocabulary else None
     kept = progress.get(_KEPT, {})
     prefix = kept.get("prefix", gpt2.PREFIX) if config.model.tied_embeddings != "none" else gpt2.PREFIX

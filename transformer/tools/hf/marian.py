@@ -30,6 +30,7 @@ from transformer.tools.hf.names import (
     nested,
     our_shape,
     refuse,
+    require_type,
     their_shape,
     to_ours,
     to_theirs,
@@ -124,8 +125,7 @@ def model_config(values: Mapping[str, Any], where: object = "config.json") -> Mo
     Its vocab_size is theirs. Raises `UserError` that lists the fields that our model can't express, or whose value is
     wrong.
     """
-    if values.get("model_type") != "marian":
-        raise UserError(f"{where}: model_type = {values.get('model_type')!r}: must be 'marian' for hf-marian")
+    require_type(values, "marian", where)
     sizes = {name: values.get(name, default) for name, default in SIZES.items()}
     rates = {name: values.get(name, default) for name, default in RATES.items()}
     wrong = wrong_counts(sizes | {"max_position_embeddings": values.get("max_position_embeddings", 1_024)})

@@ -33,6 +33,18 @@ class Row(NamedTuple):
     their_axes: str
 
 
+def require_type(values: Mapping[str, Any], wanted: str, where: object) -> None:
+    """Raise `UserError` unless a config.json, called `where`, is that of a model of the type `wanted`."""
+    given = values.get("model_type")
+    if given is None and "task" in values:  # as `transformer.config.to_json` writes it
+        raise UserError(
+            f"{where}: belongs to a model of this package: give --from safetensors, if export --to safetensors wrote "
+            "the folder; a workdir needs no import"
+        )
+    if given != wanted:
+        raise UserError(f"{where}: model_type = {given!r}: must be {wanted!r} for hf-{wanted}")
+
+
 def flat(params: Params) -> dict[str, np.ndarray]:
     """Our nested parameters as a flat dict: path -> float32 array."""
     leaves = jax.tree_util.tree_leaves_with_path(params)
