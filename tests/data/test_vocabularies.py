@@ -216,7 +216,7 @@ def test_a_model_without_byte_pieces_is_refused(tmp_path: Path) -> None:
         sentence_iterator=iter(LINES), model_writer=model, vocab_size=60, model_type="bpe", minloglevel=2
     )
     (tmp_path / "m.model").write_bytes(model.getvalue())
-    with pytest.raises(UserError, match=r"m\.model: has no byte pieces, .*--byte_fallback=true, or a file of another kind"):
+    with pytest.raises(UserError, match=r"m\.model: has no byte pieces, .*--byte_fallback=true, or a file of"):
         load(tmp_path / "m.model")
     with pytest.raises(UserError, match=r"^no\.model: no such file$"):
         load("no.model")
