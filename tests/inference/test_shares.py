@@ -144,7 +144,7 @@ def test_what_cannot_be_read_or_written_is_told_in_one_line(tmp_path: Path):
         (tmp_path / "other").write_bytes(content)
         with pytest.raises(UserError, match=rf"^--input \S+/other: {told}"):
             translate_share(numbered, tmp_path / "other", target, 0, 1)
-    with pytest.raises(UserError, match=r"^--input \S+: cannot be read \(Is a directory\)$"):
+    with pytest.raises(UserError, match=r"^--input \S+: is a folder; name a file in it$"):
         translate_share(numbered, tmp_path, target, 0, 1)
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(UserError, match=r"^--output \S+/pipe: a pipe or a device; leave out --input and --output"):

@@ -144,7 +144,7 @@ def test_a_folder_without_a_problem_type_gets_none(tmp_path: Path) -> None:
         ({"problem_type": "regression"}, "problem_type = 'regression' with 3 outputs: our head gives one number"),
         ({"id2label": {"0": "a", "1": "b", "2": "a"}}, "id2label: two labels have the same name"),
         ({"id2label": {"1": "a", "2": "b", "3": "c"}}, "id2label: must map each output to a name"),
-        ({"id2label": {"0": "a", "1": "b\tc", "2": "d"}}, "id2label: a name has a tab in it"),
+        ({"id2label": {"0": "a", "1": "b\tc", "2": "d"}}, "id2label: must map each output to a name without tabs"),
     ],
 )
 def test_labels_that_ours_cannot_express_are_refused(fields: dict, told: str, tmp_path: Path) -> None:
