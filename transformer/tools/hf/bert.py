@@ -248,7 +248,7 @@ def labels_of(values: Mapping[str, Any], model: ModelConfig, where: object = "co
     given = values.get("id2label") or {str(i): f"LABEL_{i}" for i in range(model.labels)}
     names = [given.get(str(i)) for i in range(model.labels)] if isinstance(given, Mapping) else [None]
     if not all(isinstance(name, str) and name and "\t" not in name for name in names):
-        raise UserError(f'{where}: id2label: must map each output to a name without tabs, as {{"0": "a", "1": "b"}} does')
+        raise UserError(f'{where}: id2label: must map each output to a name without tabs, as {{"0": "a", "1": "b"}}')
     if len(set(names)) < len(names):
         raise UserError(f"{where}: id2label: two labels have the same name; give each another one")
     if model.head == "token":
