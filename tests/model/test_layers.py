@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 import reference
 from flax import nnx
+from jax.extend.random import threefry_2x32
 
 from transformer.config import ModelConfig
 from transformer.model.initializers import GLOROT
 from transformer.model.inputs import sinusoids
-from transformer.model.layers import Embedding, FeedForward, LayerNorm, dropout, fold
+from transformer.model.layers import Embedding, FeedForward, LayerNorm, dropout, fold, gelu, random_words
 from transformer.model.products import einsum, matmul, product
 from transformer.model.stack import SublayerNorm
 
@@ -145,11 +146,27 @@ def test_dropout_rate_and_scale(rate, width):
 
 
 def test_dropout_elements_are_independent():
-    dropped = np.asarray(dropout(jnp.ones((400, 64)), 0.5, jax.random.key(0))) == 0
-    correlations = np.corrcoef(dropped.T)[~np.eye(64, dtype=bool)]  # of columns; two of them share one random word
+    dropped = np.asarray(dropout(jnp.ones((64, 400)), 0.5, jax.random.key(0))) == 0
+    correlations = np.corrcoef(dropped)[~np.eye(64, dtype=bool)]  # of rows; four of them share two random words
     assert abs(correlations).max() < 0.3
-    correlations = np.corrcoef(dropped)[~np.eye(400, dtype=bool)]
+    correlations = np.corrcoef(dropped.T)[~np.eye(400, dtype=bool)]
     assert abs(correlations).max() < 0.75
+
+
+@pytest.mark.parametrize("shape", [(6,), (2, 3), (3, 4, 5)])
+def test_random_words_are_those_of_threefry_at_each_position(shape):
+    key = jax.random.key(7)
+    x, y = (np.asarray(words).ravel() for words in random_words(key, shape))
+    row, last = np.divmod(np.arange(math.prod(shape), dtype=np.uint32), np.uint32(shape[-1]))
+    expected = threefry_2x32(jax.random.key_data(key), jnp.concatenate([row, last]))
+    np.testing.assert_array_equal(np.concatenate([x, y]), expected)
+
+
+def test_gelu_is_that_of_the_error_function():
+    x = np.linspace(-6, 6, 1001, dtype=np.float32)
+    np.testing.assert_allclose(gelu(jnp.asarray(x)), [v / 2 * (1 + math.erf(v / math.sqrt(2))) for v in x], atol=1e-6)
+    slope = jax.vmap(jax.grad(gelu))(jnp.asarray(x))
+    np.testing.assert_allclose(slope, jax.vmap(jax.grad(partial(jax.nn.gelu, approximate=False)))(x), atol=1e-6)
 
 
 def test_dropout_without_a_key_or_a_rate_changes_nothing():

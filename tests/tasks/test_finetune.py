@@ -549,7 +549,8 @@ def test_small_class_weights_leave_the_loss_a_mean() -> None:
 
     def update(weight: float):
         loss = labelled(model, TrainConfig(label_smoothing=0.0), class_weights=(weight, 2 * weight, weight)).loss
-        return jit(lambda params: gradients(loss, params, batch, None)[:2])(params)
+        grads, total, sums = jit(lambda params: gradients(loss, params, batch, None))(params)
+        return jax.tree.map(lambda x: x / sums["weight"], (grads, total))
 
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), update(1.0), update(0.01))
 
@@ -681,7 +682,14 @@ def test_words_for_tags_end_only_at_spaces_and_tabs(run: Path) -> None:
     params = {name: part for name, part in classifier.params.items() if name != "pooler"}
     tagger = Classifier(model, params, classifier.vocabulary, Labels("tags", "accuracy", ("N", "V"), "N"))
     assert len(tagger.classify(["the film\u00a0was  a\tstory"])[0].label) == 4
-    assert tagger.classify([["the ", "\tfilm"]]) == tagger.classify(["the film"])
+    assert tagger.classify([["the ", "\tfilm\r\n"]]) == tagger.classify(["the film"])
+    # A line break stands between words, as in the texts of training.
+    assert tagger.classify(["the film\nwas \r\n"]) == tagger.classify(["the film was"])
+    # Texts and words may be arrays, as in the columns of a table.
+    assert tagger.classify(np.array(["the film", "was"])) == tagger.classify(["the film", "was"])
+    assert tagger.classify(text for text in [np.array(["the", "film"])]) == tagger.classify(["the film"])
+    with pytest.raises(UserError, match=r"^texts is a str: give a list of strings$"):
+        tagger.classify("the film")
     with pytest.raises(UserError, match=r"^line 3: word 1 of the list is empty; leave it out$"):
         tagger.classify(["the film", ["the", "", "film"]], first_line=2)
 

@@ -102,25 +102,13 @@ def test_epsilon_is_the_papers():
     np.testing.assert_allclose(update, [-0.5, -1], rtol=1e-3)
 
 
-@pytest.mark.parametrize("clip_norm", [None, 1.0])
-def test_updates_equal_adam_written_out(clip_norm):
-    """§5.3: beta1 0.9, beta2 0.98, epsilon 1e-9, with bias correction. Gradients are clipped first, if at all."""
-    config = TrainConfig(warmup_steps=3, clip_norm=clip_norm)
+def test_updates_equal_adam_written_out():
+    """§5.3: beta1 0.9, beta2 0.98, epsilon 1e-9, with bias correction."""
+    config = TrainConfig(warmup_steps=3)
     gradients = np.random.default_rng(0).normal(size=(7, 5)) * np.array([3, 0.1, 1, 0.2, 5, 1, 0.1])[:, None]
-    assert 0 < (np.linalg.norm(gradients, axis=1) > 1).sum() < 7
     m = v = 0
     for t, (gradient, update) in enumerate(zip(gradients, updates_of(config, 64, gradients), strict=True), start=1):
-        if clip_norm is not None:
-            gradient = gradient * min(1, clip_norm / np.linalg.norm(gradient))
         m, v = 0.9 * m + 0.1 * gradient, 0.98 * v + 0.02 * gradient**2
         rate = 64**-0.5 * min(t**-0.5, t * 3**-1.5)
         expected = -rate * (m / (1 - 0.9**t)) / (np.sqrt(v / (1 - 0.98**t)) + 1e-9)
         np.testing.assert_allclose(update, expected, rtol=1e-4)
-
-
-def test_clipping_is_by_the_norm_of_all_parameters_together():
-    adam = optimizer(TrainConfig(clip_norm=1.0), 512)
-    params = {"a": jnp.zeros(1), "b": jnp.zeros(1)}
-    _, state = adam.update({"a": jnp.array([3.0]), "b": jnp.array([4.0])}, adam.init(params), params)
-    first_moments = optax.tree_utils.tree_get(state, "mu")
-    np.testing.assert_allclose([first_moments["a"][0], first_moments["b"][0]], [0.06, 0.08], rtol=1e-5)

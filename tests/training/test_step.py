@@ -48,9 +48,14 @@ def batch(rows: int, every: int = 2) -> dict[str, np.ndarray]:
 
 
 def without_dropout():
-    """Parameters, and `gradients` compiled."""
+    """Parameters, and `gradients` compiled, as those of the mean loss."""
     made = objective()
-    return jit(made.model.init)(jax.random.key(1)), jit(lambda params, batch: gradients(made.loss, params, batch, None))
+
+    def means(params, batch):
+        grads, total, sums = gradients(made.loss, params, batch, None)
+        return jax.tree.map(lambda x: x / sums["weight"], grads), total / sums["weight"], sums
+
+    return jit(made.model.init)(jax.random.key(1)), jit(means)
 
 
 def close(one, other, tolerance: float) -> None:
@@ -81,15 +86,18 @@ def test_the_loss_is_divided_once_by_all_weights() -> None:
         return jnp.sum(params["w"] * batch["x"] * batch["weight"]), {"weight": batch["weight"].sum()}
 
     values = {"x": np.array([[1.0, 5.0], [2.0, 9.0]]), "weight": np.array([[1.0, 10.0], [0.0, 100.0]])}
-    params = {"w": jnp.float32(2.0)}
-    grads, mean, sums = gradients(loss, params, values, None)
+    params, tx = {"w": jnp.float32(2.0)}, optax.sgd(1.0)
+    state = TrainState(jnp.int32(0), params, tx.init(params))
+    after, metrics = train_step(state, values, loss=loss, optimizer=tx, seed=0)
     total = 1 + 5 * 10 + 0 + 9 * 100
-    assert float(grads["w"]) == pytest.approx(total / 111)
-    assert float(mean) == pytest.approx(2 * total / 111)
-    assert float(sums["weight"]) == 111
+    assert 2 - float(after.params["w"]) == pytest.approx(total / 111) == float(metrics["gradient_norm"])
+    assert float(metrics["loss"]) == pytest.approx(2 * total / 111)
+    assert float(metrics["weight"]) == 111
     # Only padding: no division by zero.
-    grads, mean, _ = gradients(loss, params, {"x": values["x"], "weight": 0 * values["weight"]}, None)
-    assert float(grads["w"]) == float(mean) == 0
+    padding = {"x": values["x"], "weight": 0 * values["weight"]}
+    after, metrics = train_step(state, padding, loss=loss, optimizer=tx, seed=0, clip_norm=1.0)
+    assert float(after.params["w"]) == 2
+    assert float(metrics["loss"]) == float(metrics["gradient_norm"]) == 0
 
 
 def test_cut_deals_rows_out_and_fills_up_with_padding() -> None:
@@ -223,16 +231,33 @@ def test_the_model_is_the_moving_average_of_what_updates_change() -> None:
     close(begun.optimizer.params, plain[1].params, 0)
 
 
-def test_the_reported_gradient_norm_is_that_before_clipping() -> None:
+@pytest.mark.parametrize(("clip_norm", "scale"), [(None, 1), (1e-3, 1e-3 / 5), (4.9, 4.9 / 5), (5.1, 1)])
+def test_clipping_is_by_the_norm_of_all_gradients_of_the_mean(clip_norm: float | None, scale: float) -> None:
     def loss(params, batch, key):
-        return jnp.sum(params["w"] * batch["x"][0]), {"weight": jnp.float32(1)}
+        return 2 * (params["a"] * batch["x"][0, 0] + params["b"] * batch["x"][0, 1]), {"weight": jnp.float32(2)}
 
-    tx = optimizer(TrainConfig(clip_norm=1e-3, warmup_steps=1, peak_learning_rate=1.0), 16)
-    params = {"w": jnp.zeros(2)}
+    tx = optimizer(TrainConfig(clip_norm=clip_norm, warmup_steps=1, peak_learning_rate=1.0), 16)
+    params = {"a": jnp.float32(0), "b": jnp.float32(0)}
     state = TrainState(jnp.int32(0), params, tx.init(params))
-    state, metrics = train_step(state, {"x": np.array([[[3.0, 4.0]]])}, loss=loss, optimizer=tx, seed=0)
-    assert float(metrics["gradient_norm"]) == pytest.approx(5.0)
-    assert np.asarray(optax.tree.get(state.optimizer, "mu")["w"]) == pytest.approx([0.1 * 0.6e-3, 0.1 * 0.8e-3])
+    numbers = {"x": np.array([[[3.0, 4.0]]])}
+    state, metrics = train_step(state, numbers, loss=loss, optimizer=tx, seed=0, clip_norm=clip_norm)
+    assert float(metrics["gradient_norm"]) == pytest.approx(5.0)  # that before clipping
+    mu = optax.tree.get(state.optimizer, "mu")
+    assert [float(mu["a"]), float(mu["b"])] == pytest.approx([0.1 * 3 * scale, 0.1 * 4 * scale])
+
+
+@pytest.mark.parametrize("clip_norm", [None, 1.0])
+def test_a_gradient_that_is_no_number_is_told(clip_norm: float | None) -> None:
+    def loss(params, batch, key):
+        return params["w"] * batch["x"].sum(), {"weight": jnp.float32(1)}
+
+    tx = optimizer(TrainConfig(clip_norm=clip_norm), 16)
+    state = TrainState(jnp.int32(0), {"w": jnp.float32(1)}, tx.init({"w": jnp.float32(1)}))
+    for bad in (np.nan, np.inf):
+        numbers = {"x": np.array([[bad]], np.float32)}
+        after, metrics = train_step(state, numbers, loss=loss, optimizer=tx, seed=0, clip_norm=clip_norm)
+        assert not np.isfinite(metrics["gradient_norm"])
+        assert not np.isfinite(after.params["w"])
 
 
 # ---- One device and eight -------------------------------------------------------------------------------------------

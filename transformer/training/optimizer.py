@@ -34,7 +34,10 @@ Rate = Callable[[str], float] | None
 
 
 def optimizer(config: TrainConfig, d_model: int, rate: Rate = None) -> optax.GradientTransformation:
-    """Adam with that schedule. Optax counts updates from 0 and the paper from 1, hence the + 1."""
+    """Adam with that schedule. Optax counts updates from 0 and the paper from 1, hence the + 1.
+
+    Gradients come clipped (see `train_step`).
+    """
 
     def schedule(count: Array) -> Array:
         return learning_rate(count + 1, config, d_model)
@@ -44,7 +47,7 @@ def optimizer(config: TrainConfig, d_model: int, rate: Rate = None) -> optax.Gra
         adam = optax.adamw(schedule, **options, weight_decay=config.weight_decay, mask=decayed)
     else:
         adam = optax.adam(schedule, **options)
-    clip = [] if config.clip_norm is None else [optax.clip_by_global_norm(config.clip_norm)]
+    clip = [] if config.clip_norm is None else [optax.identity()]  # keeps the form of states saved before
     scale = [] if rate is None else [optax.stateless(lambda updates, _: _scaled(updates, rate))]
     return optax.chain(*clip, adam, *scale) if clip or scale else adam
 

@@ -56,7 +56,7 @@ def init_optimizer(optimizer: optax.GradientTransformation, params: Params, ema_
 
 
 def gradients(loss: Loss, params: Params, batch: Batch, key: Array | None) -> tuple[Params, Array, dict[str, Array]]:
-    """The gradients of the mean loss over all micro-batches, that mean, and the sums that the loss returns.
+    """The gradients of the loss over all micro-batches, that loss, and what else it returns, all summed.
 
     Arrays of `batch` have shape (micro-batches, rows, ...). Micro-batch i uses the dropout key `fold_in(key, i)`.
     """
@@ -69,17 +69,14 @@ def gradients(loss: Loss, params: Params, batch: Batch, key: Array | None) -> tu
     count = jax.tree.leaves(batch)[0].shape[0]
     first = jax.tree.map(lambda x: x[0], batch)
     if count == 1:
-        grads, total, sums = micro(first, 0)
-    else:
+        return micro(first, 0)
 
-        def add(summed: Any, inputs: tuple[Batch, Array]) -> tuple[Any, None]:
-            return jax.tree.map(jnp.add, summed, micro(*inputs)), None
+    def add(summed: Any, inputs: tuple[Batch, Array]) -> tuple[Any, None]:
+        return jax.tree.map(jnp.add, summed, micro(*inputs)), None
 
-        # Start from zeros, not from the first micro-batch, so that the program holds the model only once.
-        nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(micro, first, 0))
-        (grads, total, sums), _ = jax.lax.scan(add, nothing, (batch, jnp.arange(count)))
-    weight = jnp.where(sums["weight"] > 0, sums["weight"], 1.0)
-    return jax.tree.map(lambda g: g / weight, grads), total / weight, sums
+    # Start from zeros, not from the first micro-batch, so that the program holds the model only once.
+    nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(micro, first, 0))
+    return jax.lax.scan(add, nothing, (batch, jnp.arange(count)))[0]
 
 
 def train_step(
@@ -89,26 +86,33 @@ def train_step(
     loss: Loss,
     optimizer: optax.GradientTransformation,
     seed: int,
+    clip_norm: float | None = None,
     skip: bool = False,
     ema_decay: float = 0.0,
 ) -> tuple[TrainState, dict[str, Array]]:
     """The state after one more update, and its metrics: "loss", "gradient_norm", and the sums that `loss` returns.
 
-    With `skip`, an update whose loss or gradient is not finite changes only the counters (see `left_out`).
+    "loss" is the mean, the sum of all losses divided by that of their weights, and "gradient_norm" the norm of its
+    gradient, before it is clipped to `clip_norm`. With `skip`, an update whose loss or gradient is not finite changes
+    only the counters (see `left_out`).
     """
     key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), 1), state.step)
     inner, params = state.optimizer if ema_decay else (state.optimizer, state.params)
-    grads, mean_loss, sums = gradients(loss, params, batch, key)
-    updates, inner = optimizer.update(grads, inner, params)
+    grads, total, sums = gradients(loss, params, batch, key)
+    weight = jnp.where(sums["weight"] > 0, sums["weight"], 1.0)
+    metrics = {"loss": total / weight, "gradient_norm": optax.tree.norm(grads) / weight, **sums}
+    # One product with one number, which XLA computes where it is used: a quotient, or a mean that the norm needs, would
+    # be written to memory and read again.
+    scale = (1.0 if clip_norm is None else jnp.minimum(1.0, clip_norm / metrics["gradient_norm"])) / weight
+    updates, inner = optimizer.update(jax.tree.map(lambda g: g * scale, grads), inner, params)
     params = optax.apply_updates(params, updates)
-    metrics = {"loss": mean_loss, "gradient_norm": optax.tree.norm(grads), **sums}
     if ema_decay:
         average = moved(state.params, params, state.step, ema_decay)
         after = TrainState(state.step + 1, average, Averaged(inner, params))
     else:
         after = TrainState(state.step + 1, params, inner)
     if skip:
-        sound = jnp.isfinite(mean_loss) & jnp.isfinite(metrics["gradient_norm"])
+        sound = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["gradient_norm"])
         after = jax.tree.map(lambda new, old: jnp.where(sound, new, old), after, left_out(state))
     return after, metrics
 
@@ -162,7 +166,7 @@ def program(objective: Objective, train: TrainConfig, mesh: Mesh) -> Program:
         return objective.loss(without_frozen(params, rate), batch, key, mesh=mesh)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
-        options = {"seed": train.seed, "skip": skip, "ema_decay": train.ema_decay}
+        options = {"seed": train.seed, "clip_norm": train.clip_norm, "skip": skip, "ema_decay": train.ema_decay}
         return train_step(state, batch, loss=loss, optimizer=tx, **options)
 
     def start_from(params: Params) -> TrainState:
