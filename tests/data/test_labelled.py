@@ -3,6 +3,7 @@
 import gzip
 import json
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -200,6 +201,34 @@ def test_mistakes(tmp_path: Path, kind: str, columns: Columns, ending: str, cont
         read(tmp_path, f"x.{ending}", content, columns, kind)
     assert str(error.value).removeprefix(f"{tmp_path}/").startswith(f"x.{ending}:{told}")
     assert "\n" not in str(error.value)
+
+
+OTHER_COLUMNS = [
+    ("# http://x\n1\tAt\tO\tO\n2\tRome\tB-LOC\tO\n3\t.\tO\tO\n", "2: the first column numbers the words", "$2, $3"),
+    ("0 At _ O\n1 Rome _ B-LOC\n2 . _ O\n", "1: the first column numbers the words", "$2, $3"),
+    ("bc/1 0 0 At IN O\nbc/1 0 1 Rome NN B-LOC\nbc/1 0 2 . . O\n", "1: the first column is the same in all", "$4, $5"),
+    ("O\tat\nB-LOC\trome\nI-LOC\tcity\n", "1: the first column holds the tags", "$2, $1"),
+]
+
+
+@pytest.mark.parametrize(("sentence", "told", "columns"), OTHER_COLUMNS)
+def test_columns_in_another_order(tmp_path: Path, sentence: str, told: str, columns: str) -> None:
+    """Those of GermEval, CoNLL-2009, CoNLL-2012 and the MIT movie corpus."""
+    with pytest.raises(UserError) as error:
+        read(tmp_path, "x.conll", "\n".join([sentence] * 4), kind="tags")
+    assert f"x.conll:{told}" in str(error.value)
+    command = f"grep -v '^#' < {tmp_path}/x.conll | awk '{{print {columns}}}' > "
+    assert command in str(error.value)
+    done = subprocess.run(["bash", "-c", f"{command} {tmp_path}/new.conll"], timeout=60)
+    assert done.returncode == 0
+    kept = read_examples([f"{tmp_path}/new.conll"], NAMED, "tags")
+    assert [one.text[1].lower() for one in kept] == ["rome"] * 4
+
+
+def test_words_that_look_like_other_columns(tmp_path: Path) -> None:
+    for sentence in ("1 O\n2 O\n3 O\n\na O\n", "na O\nna O\nna O\n\nna O\nhey O\n", "O O\nB-2 B-2\nO O\n"):
+        assert len(read(tmp_path, "x.conll", "\n".join([sentence] * 4), kind="tags")) >= 4
+    assert len(read(tmp_path, "x.conll", "1 O\n2 O\n", kind="tags")) == 1
 
 
 def test_texts_may_be_single_words(tmp_path: Path, caplog) -> None:

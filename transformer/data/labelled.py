@@ -30,12 +30,14 @@ _CONLL = (".conll", ".conllu", ".iob", ".iob2", ".bio")
 _JSON = (".jsonl", ".ndjson", ".json")
 _NAME_IT_SO = "name the file .conll"
 _FEW = 10  # so few texts may all be single words
+_WITHOUT_COMMENTS = "grep -v '^#'"
 _WITHOUT_RANGES = "grep -v '^[0-9]*[-.]'"  # lines of CoNLL-U without those of several words and of no word
 _CONLL_U = 10  # columns: a number, the word, its lemma, ...
 _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 _ID = re.compile(r"[0-9]+([-.][0-9]+)?")
+_TAG = re.compile(r"O|[BIESLU]-\S+")
 _FIELD_LIMIT = 2**31 - 1  # characters of a field of a .csv
-_GAP = re.compile(r"[ \t]+")
+_GAP = re.compile(r"(?:[ \t\n]|\r\n)+")
 _AROUND = " \t\n"  # of a word; others, such as a form feed, are part of it in each kind of file
 _COMMENT = re.compile(r"#\s.*=|#\s*(newdoc|newpar|begin document|end document|https?://)")
 
@@ -95,7 +97,9 @@ def read_examples(
         if name.endswith(_CONLL):
             if kind != "tags":
                 raise UserError(f"{path}: holds tagged words; set data.kind = 'tags', or give a .tsv, .csv or .jsonl")
-            found += [Example(words, None, tags, number, line) for line, words, tags in _conll(path, digests)]
+            sentences = list(_conll(path, digests))
+            _refuse_other_columns(path, sentences)
+            found += [Example(words, None, tags, number, line) for line, words, tags in sentences]
             continue
         read = _json_rows if name.endswith(_JSON) else _csv_rows if name.endswith(".csv") else _tsv_rows
         rows = [
@@ -130,13 +134,13 @@ def _example(cells: Mapping[str, Cell], kind: str, pairs: bool, file: int, line:
 
 
 def words_in(text: str) -> list[str]:
-    """The words of a text that is to be tagged: what stands between ASCII spaces and tabs."""
+    """The words of a text that is to be tagged: what stands between ASCII spaces, tabs and line breaks."""
     return [word for word in _GAP.split(text) if word]
 
 
 def bare(word: str) -> str:
     """A word that is to be tagged, without the ASCII white space around it; empty if there is nothing else."""
-    return word.strip(_AROUND)
+    return word.replace("\r\n", "\n").strip(_AROUND)
 
 
 # ---- Rows of files ---------------------------------------------------------------------------------------------------
@@ -288,6 +292,26 @@ def _conll(path: str, digests: dict[str, str] | None) -> Iterator[tuple[int, tup
         tags += _without_space(Cell("label", parts[-1], f"{path}:{number}"), parts[-1:])
     if words:
         yield begins, tuple(words), tuple(tags)
+
+
+def _refuse_other_columns(path: str, sentences: Sequence[tuple[int, tuple[str, ...], tuple[str, ...]]]) -> None:
+    """Raise `UserError` if the first column of a .conll holds numbers of words (GermEval, CoNLL-2009), the name of a
+    document (CoNLL-2012) or the tags (the MIT movie corpus) instead of words."""
+    first, tags = [words for _, words, _ in sentences], chain.from_iterable(tags for *_, tags in sentences)
+    if all(len(words) == 1 for words in first) or sum(map(len, first)) < _FEW:
+        return
+    if any(all(words == tuple(map(str, range(i, i + len(words)))) for words in first) for i in (0, 1)):
+        what, columns = "the first column numbers the words", "$2, $3"
+    elif all(len({*words}) == 1 for words in first):
+        what, columns = "the first column is the same in all lines of a sentence, so it is not the word", "$4, $5"
+    elif all(map(_TAG.fullmatch, chain(*first))) and not all(map(_TAG.fullmatch, tags)):
+        what, columns = "the first column holds the tags", "$2, $1"
+    else:
+        return
+    raise UserError(
+        f"{path}:{sentences[0][0]}: {what}; each line must hold a word first and its tag last: "
+        f"{piped(_WITHOUT_COMMENTS, path)} | awk '{{print {columns}}}' > NEW.conll (with the numbers of their columns)"
+    )
 
 
 # ---- Values ----------------------------------------------------------------------------------------------------------
