@@ -39,7 +39,7 @@ from transformer.training.fit import accumulation, memory_of_an_update
 from transformer.training.optimizer import optimizer
 from transformer.training.sharding import make_mesh
 from transformer.training.step import program
-from transformer.training.warm_start import initial, other_shapes, starting_point
+from transformer.training.warm_start import initial, other_fields, starting_point
 from transformer.training.workdir import config_of, hold, refuse_other_config
 
 
@@ -779,7 +779,14 @@ def test_init_from_what_does_not_fit_is_told_in_one_line(tmp_path: Path, run, tr
     assert "is not the tokenizer of train.init_from" in refused("--data.tokenizer", other)
     both = "--model.d_model is 32 there, 64 here; --model.d_ff is 64 there, 32 here. Give the same values as there"
     assert both in refused("--model.d_ff", 32, "--model.d_model", 64, "--model.dropout", 0.3)
+    same_shapes = (
+        "--model.activation is 'relu' there, 'gelu' here; --model.positions is 'sinusoidal' there, 'none' here"
+    )
+    assert same_shapes in refused("--model.activation", "gelu", "--model.positions", "none")
     assert "nowhere: no complete checkpoint there; train first" in refused("--train.init_from", tmp_path / "nowhere")
+    inside = trained / "checkpoints"
+    with pytest.raises(UserError, match=f"{inside} holds the checkpoints of a run; give the workdir itself: {trained}"):
+        run(inside, *short())
     # Before anything is tokenised.
     monkeypatch.setattr(Translation, "prepare", None)
     assert "--model.d_ff is 64 there, 32 here. Give" in refused("--model.d_ff", 32)
@@ -792,6 +799,8 @@ def test_init_from_what_does_not_fit_is_told_in_one_line(tmp_path: Path, run, tr
         ({"dropout": 0.5, "dtype": "bfloat16", "initializer": "glorot", "attention_kernel": "cudnn"}, {}),
         ({"kv_heads": 8, "d_k": 64, "d_v": 64}, {}),  # the defaults
         ({"max_positions": 2048, "cross_attention": AttentionConfig(window=3)}, {}),
+        ({"activation": "gelu"}, {"activation": ("relu", "gelu")}),
+        ({"positions": "none"}, {"positions": ("sinusoidal", "none")}),
         ({"d_model": 256}, {"d_model": (512, 256)}),
         ({"heads": 4}, {"heads": (8, 4)}),
         ({"kv_heads": 2}, {"kv_heads": (None, 2)}),
@@ -804,11 +813,11 @@ def test_init_from_what_does_not_fit_is_told_in_one_line(tmp_path: Path, run, tr
         ),
     ],
 )
-def test_the_options_that_give_parameters_other_shapes(change: dict, named: dict) -> None:
+def test_the_options_that_make_another_model(change: dict, named: dict) -> None:
     there, here = ModelConfig(), dataclasses.replace(ModelConfig(), **change)
-    assert other_shapes(there, here) == named
+    assert other_fields(there, here) == named
     shapes = [jax.tree.map(np.shape, build(model.with_vocabulary(8)).abstract_params) for model in (there, here)]
-    assert (shapes[0] == shapes[1]) == (named == {})
+    assert shapes[0] == shapes[1] or named
 
 
 DAMAGED = ["[" * 200_000, "9" * 6_000, '{"train": {"seed": ' + "9" * 6_000, "\xff", "", "null", '{"no_field": 1}']

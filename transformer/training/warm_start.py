@@ -21,8 +21,8 @@ from transformer.training.task import Objective
 
 log = logging.getLogger("transformer")
 
-# Fields of `ModelConfig` on which no parameter's shape depends.
-SHAPELESS = (
+# Fields of `ModelConfig` in which a run may differ from its start: the parameters mean the same.
+FREE = (
     *("dropout", "attention_dropout", "activation_dropout", "initializer", "attention_kernel", "dtype", "window"),
     "position_offset",
 )
@@ -96,17 +96,17 @@ def _path(keys: tuple) -> str:
 def starting_point(config: Any, abstract_params: Params) -> Checkpoint:
     """The checkpoint that `train.init_from` names.
 
-    Raises `UserError` if there is none, or if its model has other shapes; the message lists the options that differ.
+    Raises `UserError` if there is none, or if its model is another one; the message lists the options that differ.
     """
     init_from = config.train.init_from
     opened = Checkpoints(init_from).open()
     try:
         wrong = opened.misfit(start_params(opened, config.model, abstract_params))
         wrong = wrong or _encoder_misfit(opened, abstract_params)
-        start_config = opened.config if wrong else config
+        start_config = opened.config
     except OSError as error:
         wrong, start_config = f"{opened.path} cannot be read ({error.strerror or error})", config
-    if different := other_shapes(start_config.model, config.model):
+    if different := other_fields(start_config.model, config.model):
         listed = "; ".join(f"--model.{field} is {old!r} there, {new!r} here" for field, (old, new) in different.items())
         # An encoder alone may start several tasks.
         same = opened.config.task == config.task or not start_config.model.decoder_layers
@@ -132,8 +132,8 @@ def _encoder_misfit(start: Checkpoint, abstract_params: Params) -> str | None:
     return f"its encoder has other shapes, such as that of {other[0]}" if other else None
 
 
-def other_shapes(old: ModelConfig, new: ModelConfig) -> dict[str, tuple[Any, Any]]:
-    """The fields that determine parameter shapes and in which the two models differ: name -> (old value, new value)."""
+def other_fields(old: ModelConfig, new: ModelConfig) -> dict[str, tuple[Any, Any]]:
+    """The fields that make another model and in which the two differ: name -> (old value, new value)."""
 
     def filled_in(model: ModelConfig) -> dict[str, Any]:
         """All fields, with defaults that depend on other fields filled in."""
@@ -141,7 +141,7 @@ def other_shapes(old: ModelConfig, new: ModelConfig) -> dict[str, tuple[Any, Any
         kv_heads = model.kv_heads or model.heads
         return flatten(dataclasses.replace(model, kv_heads=kv_heads, d_k=model.key_size, d_v=model.value_size, **kinds))
 
-    ignored = [*SHAPELESS, *(["max_positions"] if "learned" not in (old.positions, new.positions) else [])]
+    ignored = [*FREE, *(["max_positions"] if "learned" not in (old.positions, new.positions) else [])]
     ignored += ["vocab_size"] if None in (old.vocab_size, new.vocab_size) else []
     if not (old.decoder_layers or new.decoder_layers):
         ignored += ["head", "labels", "output_bias", "tied_embeddings"]
