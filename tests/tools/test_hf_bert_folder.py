@@ -146,6 +146,56 @@ def test_a_vocab_txt_is_read_with_the_case_that_its_config_names(folder: Path, t
     assert f"{folder}: its tokenizer has {len(PIECES) + 2} pieces, but config.json has vocab_size 40" in told
 
 
+def test_words_that_another_program_must_split(folder: Path, tmp_path: Path) -> None:
+    pytest.importorskip("tokenizers", reason="needs tokenizers")
+    (folder / "vocab.txt").write_text("\n".join(PIECES) + "\n")
+    for field, value in (("word_tokenizer_type", "mecab"), ("subword_tokenizer_type", "character")):
+        (folder / "tokenizer_config.json").write_text(json.dumps({field: value}))
+        told = complaint(import_folder, str(folder), str(tmp_path / "run"))
+        assert f"tokenizer_config.json: {field} = {value!r}: words are split as BERT does it" in told
+
+
+def modules(folder: Path, *kinds: str, **pooling: object) -> None:
+    """Write what sentence-transformers writes beside a model."""
+    made = [
+        {"idx": i, "name": str(i), "path": f"{i}_{kind}", "type": f"x.models.{kind}"} for i, kind in enumerate(kinds)
+    ]
+    (folder / "modules.json").write_text(json.dumps(made))
+    (folder / "1_Pooling").mkdir(exist_ok=True)
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps({"word_embedding_dimension": 12, **pooling}))
+
+
+MODULES = [
+    (("Transformer", "Pooling"), {"pooling_mode_mean_tokens": True}, None),
+    (("Transformer", "Pooling", "Normalize"), {"pooling_mode": "mean"}, None),
+    (("Transformer", "Pooling"), {"pooling_mode_cls_token": True}, "are those of `embed` with --pooling cls"),
+    (("Transformer", "Pooling", "Normalize"), {"pooling_mode": "cls"}, "`embed` with --pooling cls --normalize"),
+    (("Transformer", "Pooling"), {"pooling_mode_cls_token": True, "pooling_mode_max_tokens": True},
+     "`embed` has no counterpart of pooling by cls_token, max_tokens ("),
+    (("Transformer", "Pooling", "Dense", "Normalize"), {"pooling_mode_cls_token": True},
+     "`embed` has no counterpart of a module of the kind 'Dense', so its vectors are not those"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("kinds", "pooling", "told"), MODULES)
+def test_other_vectors_of_sentence_transformers_are_told(
+    folder: Path, tmp_path: Path, caplog, kinds: tuple[str, ...], pooling: dict, told: str | None
+) -> None:
+    modules(folder, *kinds, **pooling)
+    with caplog.at_level(logging.WARNING, "transformer"):
+        import_folder(str(folder), str(tmp_path / "run"))
+    about = [message for message in caplog.messages if "modules.json" in message]
+    assert told in about[0] if told else not about
+
+
+@pytest.mark.parametrize("content", ["", "{}x", "[3]", '[{"type": "a.Pooling"}]', "3"])
+def test_modules_that_can_not_be_read(folder: Path, tmp_path: Path, content: str) -> None:
+    (folder / "modules.json").write_text(content)
+    told = complaint(import_folder, str(folder), str(tmp_path / "run"))
+    assert "modules.json: not a list of modules as sentence-transformers writes it" in told
+    assert not (tmp_path / "run").exists()
+
+
 def test_bad_folders_are_refused_in_one_line(folder: Path, tmp_path: Path, call) -> None:
     out, file, config = tmp_path / "run", folder / "model.safetensors", folder / "config.json"
 

@@ -297,6 +297,12 @@ def _normalization(path: Path, pieces: Sequence[str]) -> dict[str, Any]:
         named = [piece for piece in pieces if piece not in SPECIAL_PIECES and piece[:7] != "[unused"]
         return {"lower_case": not any(piece.lower() != piece for piece in named)}
     options = json_object(content_of(config), config)
+    for name, ours in (("word_tokenizer_type", "basic"), ("subword_tokenizer_type", "wordpiece")):
+        if (kind := options.get(name, ours)) != ours:
+            raise UserError(
+                f"{config}: {name} = {kind!r}: words are split as BERT does it ({ours!r}) alone; to import the model "
+                f"without a vocabulary, take {path.name} away"
+            )
     names = {"lower_case": "do_lower_case", "strip_accents": "strip_accents", "chinese": "tokenize_chinese_chars"}
     given = {ours: options.get(name, ours != "strip_accents" or None) for ours, name in names.items()}
     for ours, value in given.items():

@@ -23,6 +23,7 @@ from transformer.tasks.vocabulary import files_of as vocabulary_files
 from transformer.tools.hf import bert
 from transformer.tools.hf.fields import is_count
 from transformer.tools.hf.folder import config_in, read_model, read_object, write, write_arrays
+from transformer.tools.hf.sentences import warn_of_vectors
 from transformer.tools.hf.vocabulary import of_size
 from transformer.tools.model_card import About, about, files_about
 from transformer.tools.new_workdir import new_workdir
@@ -53,8 +54,8 @@ def import_folder(folder: str, out: str) -> None:
 
     The classes are those of `bert.CLASSES`. Needs the packages safetensors and, if the folder has a tokenizer,
     tokenizers; but neither torch nor transformers. Raises `UserError` if `out` is not a new or empty folder, if the
-    folder lacks a file or holds a damaged one, and for all that `bert.model_config`, `bert.from_bert` and
-    `vocabulary_in` refuse.
+    folder lacks a file or holds a damaged one, and for all that `bert.model_config`, `bert.from_bert`,
+    `warn_of_vectors` and `vocabulary_in` refuse.
     """
     require("import --from hf-bert", "safetensors")
     require_new(path_of(out))
@@ -67,6 +68,7 @@ def import_folder(folder: str, out: str) -> None:
     if left_out := bert.without_counterpart(values):
         log.warning("%s: these fields have no counterpart here and are left out: %s", file, ", ".join(left_out))
     config = run_config(model, file.parent)
+    warn_of_vectors(file.parent)
     converted = bert.from_bert(state, model)
     vocabulary = vocabulary_in(file.parent, model.vocab_size)
     if converted.drawn:
