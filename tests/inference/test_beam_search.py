@@ -9,7 +9,9 @@ import pytest
 from plain_beam_search import normalization, plain_beam_search
 from quick import jit
 
+from transformer.config import ModelConfig
 from transformer.inference.beam_search import beam_search, penalty
+from transformer.model.cache import empty_cache
 
 PAD, BOS, EOS = 0, 1, 2
 WORDS = (3, 4, 5)
@@ -357,6 +359,20 @@ def test_a_cache_that_changes_its_form_is_named(grown):
     step = lambda tokens_X, cache, at: (log_probs_XV, cache)  # noqa: E731
     with pytest.raises(ValueError, match=told):
         beam_search(step, cache, jnp.array([3]), **RIGHT, reorder=lambda cache, parents_BM: grown(cache))
+
+
+def test_a_cache_that_is_too_short_is_told():
+    """Else later pieces would overwrite earlier ones, since the loop is a fixed program that checks no values."""
+    cache = empty_cache(ModelConfig(1, 1, 8, 8, 2, vocab_size=VOCABULARY), 1, 2, RIGHT["beam_size"])
+    step = lambda tokens_X, cache, at: (jnp.full((2, VOCABULARY), -1.8), cache)  # noqa: E731
+    told = r"^the cache has room for 2 positions: give init_cache\(length=3\), or a max_length of at most 2$"
+    for given in (cache, (cache, jnp.zeros(2))):
+        with pytest.raises(ValueError, match=told):
+            beam_search(step, given, jnp.array([3]), **RIGHT)
+    told = r"^the cache has room for 2 positions and holds 1 already: give init_cache\(length=4\), or"
+    with pytest.raises(ValueError, match=told):
+        beam_search(step, cache._replace(end=jnp.int32(2)), jnp.array([3]), **RIGHT)
+    beam_search(step, cache, jnp.array([2]), **{**RIGHT, "max_length": 2}, reorder=lambda cache, parents_BM: cache)
 
 
 def test_right_options_in_other_forms_are_taken():

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
+
 from transformer.config import UserError
 
 
@@ -20,6 +22,11 @@ def strings(name: str, given: Iterable[str], *, exact: bool = False) -> list[str
     if exact and whole != given:
         raise UserError(f"{name} holds half a surrogate pair, which is not text; correct it")
     return whole
+
+
+def listed(name: str, given: Iterable[Any]) -> list[Any]:
+    """What is given as a list; arrays in it become lists, too. Raises `UserError` as `require_iterable` does."""
+    return [x.tolist() if isinstance(x, np.ndarray) else x for x in require_iterable(name, given)]
 
 
 def require_iterable(name: str, given: Any, *, ordered: bool = True) -> Iterable[Any]:

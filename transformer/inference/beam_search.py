@@ -20,7 +20,13 @@ import numpy as np
 from jax import Array
 
 from transformer.config import UserError, shown
-from transformer.inference.search_checks import check_arrays, check_function, check_options, checked_choice
+from transformer.inference.search_checks import (
+    check_arrays,
+    check_capacity,
+    check_function,
+    check_options,
+    checked_choice,
+)
 from transformer.model.checks import check_flag
 
 NORMALIZATIONS = ("paper", "fairseq", "none")
@@ -345,6 +351,7 @@ def beam_search(
     check_arrays("cache", cache)
     check_arrays("given", given)
     check_options(limit_B, max_length, beam_size, (bos, eos, pad), length_penalty, n_best)
+    check_capacity(cache, max_length)
     penalty(1, 0.0, length_normalization)
     check_flag("stop_early", stop_early)
     check_flag("cut", cut)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
@@ -17,7 +17,7 @@ from jax import Array
 
 from transformer.config import LABEL_HEADS, FinetuneConfig, UserError, require_task, shown
 from transformer.data.framing import Row, frame, frame_words
-from transformer.data.given import strings
+from transformer.data.given import listed, strings
 from transformer.data.labelled import bare, words_in
 from transformer.data.labels import FILE, Labels, read
 from transformer.inference.batches import Batch, Batcher, on_all_devices, padded_lengths
@@ -120,7 +120,7 @@ class Classifier:
         model, params = in_type(checkpoint.model.config, checkpoint.params(), "auto")
         return cls(build(model), on_all_devices(params), vocabulary, labels, longest=config.data.context)
 
-    def classify(self, texts: Sequence[Text], *, first_line: int = 1) -> list[Prediction]:
+    def classify(self, texts: Iterable[Text], *, first_line: int = 1) -> list[Prediction]:
         """The label of each text.
 
         A text is a string; of a model for pairs, two strings; of one for tags, a list of words, or words separated by
@@ -145,7 +145,7 @@ class Classifier:
         outputs = self.outputs(rows)
         return [self._prediction(output, len(row.starts) + row.cut) for output, row in zip(outputs, rows, strict=True)]
 
-    def encode(self, texts: Sequence[Text], *, first_line: int = 1) -> list[Row]:
+    def encode(self, texts: Iterable[Text], *, first_line: int = 1) -> list[Row]:
         """The row of each text, given as to `classify`. Raises `UserError` for wrong arguments and blank texts."""
         given = [self.parts(text, i) for i, text in enumerate(self._listed(texts, first_line), first_line)]
         for line, parts in enumerate(given, first_line):
@@ -222,9 +222,8 @@ class Classifier:
         names = [labels.names[i] for i in probabilities.argmax(-1).tolist()] + [labels.usual] * unseen
         return Prediction(names, [*probabilities.max(-1).tolist(), *[None] * unseen])
 
-    def _listed(self, texts: Sequence[Text], first_line: int) -> Sequence[Text]:
-        if isinstance(texts, str) or not isinstance(texts, Sequence):
-            raise UserError(f"texts = {shown(texts)}: give a list of texts")
+    def _listed(self, texts: Iterable[Text], first_line: int) -> list[Text]:
+        texts = listed("texts", texts)
         check_integer("first_line", first_line, 1, MAX_LINES - len(texts))
         return texts
 

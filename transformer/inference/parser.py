@@ -7,7 +7,7 @@ import logging
 import math
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -19,7 +19,7 @@ from jax import Array
 from transformer.config import EOS, PAD, DecodeConfig, ParsingConfig, UserError, check_tree_search, require_task, shown
 from transformer.data import linearised
 from transformer.data.framing import Row
-from transformer.data.given import strings
+from transformer.data.given import listed, strings
 from transformer.data.linearised import Symbols
 from transformer.data.treebank import frame_sentences
 from transformer.data.trees import Tree, escaped, spoken
@@ -131,7 +131,7 @@ class Parser:
         """The parameters of the model; for others, make another `Parser`."""
         return self._ensemble.params[0]
 
-    def parse(self, sentences: Sequence[str | Sequence[str]], *, first_line: int = 1) -> list[Tree | None]:
+    def parse(self, sentences: Iterable[str | Sequence[str]], *, first_line: int = 1) -> list[Tree | None]:
         """The tree of each sentence: words, or a string of words with spaces between them.
 
         None for a sentence without words, and where the model's numbers are not finite. Brackets within words become
@@ -146,9 +146,8 @@ class Parser:
         self.tally.count([sum(score for _, score in of) if of else None for of in found], first_line)
         return [_joined([tree for tree, _ in of]) for of in found]
 
-    def _listed(self, sentences: Sequence[str | Sequence[str]], first_line: int) -> Sequence[str | Sequence[str]]:
-        if isinstance(sentences, str) or not isinstance(sentences, Sequence):
-            raise UserError(f"sentences = {shown(sentences)}: give a list of sentences")
+    def _listed(self, sentences: Iterable[str | Sequence[str]], first_line: int) -> list[str | Sequence[str]]:
+        sentences = listed("sentences", sentences)
         check_integer("first_line", first_line, 1, MAX_LINES - len(sentences))
         return sentences
 

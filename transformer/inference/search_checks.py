@@ -10,6 +10,7 @@ import numpy as np
 from jax import Array
 
 from transformer.config import UserError, shown
+from transformer.model.cache import Cache
 from transformer.model.checks import INT32_MAX, check_array, check_integer, value_of
 
 
@@ -19,6 +20,20 @@ def check_arrays(name: str, tree: Any) -> None:
         jax.eval_shape(lambda tree: tree, tree)
     except (TypeError, OverflowError):
         raise UserError(f"{name} holds something else than arrays: give a tree of arrays") from None
+
+
+def check_capacity(cache: Any, max_length: int) -> None:
+    """Raise `UserError` if a KV cache of our models has no room for outputs of this length."""
+    for part in jax.tree.leaves(cache, is_leaf=lambda part: isinstance(part, Cache)):
+        if isinstance(part, Cache):
+            (_, M, S), end = part.seen_BMS.shape, value_of(part.end)
+            used = 0 if end is None else int(end) // M
+            if used + max_length > S // M:
+                raise UserError(
+                    f"the cache has room for {S // M} positions"
+                    + (f" and holds {used} already" if used else "")
+                    + f": give init_cache(length={used + max_length}), or a max_length of at most {S // M - used}"
+                )
 
 
 def check_function(name: str, function: Any) -> None:
