@@ -183,6 +183,15 @@ def test_a_users_mistake_is_one_line(call, monkeypatch, program: str, arguments:
     assert told in refused(call, program, *arguments.split())
 
 
+def test_an_argument_that_is_no_option_is_told() -> None:
+    """Above all a file or a text, given instead of standard input."""
+    read = r"^'in\.txt' is no option; text is read from standard input, as in python -m transformer parse WORKDIR < F"
+    with pytest.raises(UserError, match=read):
+        override(Config(), ["in.txt", "--decode.beam_size", "2"], "python -m transformer parse")
+    with pytest.raises(UserError, match=r"^'x' is no option; --help lists every option$"):
+        override(Config(), ["x"], "train.py")
+
+
 @pytest.mark.parametrize("first", ["--{} 1", "--{}=1", "--{dashed} 1"])
 @pytest.mark.parametrize("second", ["--{} 1", "--{}=2", "--{dashed}=2"])
 @pytest.mark.parametrize("name", ["train.batch_tokens", "decode.beam_size"])

@@ -42,7 +42,12 @@ def override(default: C, arguments: Sequence[str], program: str, options: Sequen
     first: dict[str, list[str]] = {}
     more: list[tuple[str, list[str]]] = []
     for name, group in groups:
-        if name and name not in fields and name != "help":
+        if not name:
+            read = "--help lists every option"
+            if program.startswith("python -m"):
+                read = f"text is read from standard input, as in {program} WORKDIR < FILE"
+            raise UserError(f"{group[0]!r} is no option; {read}")
+        if name not in fields and name != "help":
             near = difflib.get_close_matches(name, known, n=3, cutoff=0.5) or [
                 k for k in known if k.split(".")[-1] == name.split(".")[-1]
             ]
