@@ -175,6 +175,7 @@ MISTAKES = {
         ("jsonl", '{"text": [], "label": []}', "1: the text is an empty list"),
         ("jsonl", '{"text": ["a", "\\t"], "label": "N N"}', "1: the text is empty"),
         ("jsonl", '{"text": ["a", 3], "label": "N N"}', "1: the text must be a string, not 3"),
+        ("jsonl", '{"text": ["a"], "label": [3]}', "1: the label must be a string, not 3; give the names of tags, not"),
         ("tsv", "text\tlabel\na\u00a0b c\tN V N\n", "2: the label has 3 tags for 2 words"),
         ("tsv", "text\tlabel\na b\tN V\u00a0\n", '2: the label has a space, a no-break space or the like in "V'),
         ("conll", "a N\n\nb x N\n", "3: too many columns: 3, but line 1 has 2; give each line the same number, with"),

@@ -268,7 +268,7 @@ MISTAKES = [
     ("bert", ("cat " * 23, *OUT), "the text has 25 pieces, and this model reads at most 24; make it shorter"),
     ("bert", ("a\tb\tc", *OUT), "3 texts, separated by tabs: this model reads two texts, a pair at once"),
     ("bert", ("a\nb", *OUT), "the text has 2 lines; give one"),
-    ("pairs", ("cat", *OUT), "line 1: has 1 texts, but this model was trained on two, a pair"),
+    ("pairs", ("cat", *OUT), "line 1: has 1 text, but this model was trained on two, a pair"),
     ("pairs", ("\t", *OUT), "the text is empty; give some words"),
     (
         "tags",

@@ -274,6 +274,8 @@ def test_bad_folders_are_refused_in_one_line(folder: Path, tmp_path: Path, call)
     assert len(call("transformer", "import", folder, out, "--from", "hf-gpt2").err.splitlines()) == 1
     (folder / "pytorch_model.bin").unlink()
     assert f"{folder}: holds no model.safetensors; give the folder that save_pretrained wrote" in told()
+    (folder / "tf_model.h5").touch()
+    assert f"{folder}: holds tf_model.h5, but no model.safetensors; give the model in PyTorch's form" in told()
     file.write_bytes(content)
     values = config.read_text()
     for wrong, expected in (

@@ -393,4 +393,5 @@ def _advice(workdir: epath.Path) -> str:
     if (form := exported_form(workdir)) is not None:
         return f"it holds an exported model; import it: python -m transformer import {workdir} NEW --from {form}"
     above = next((path for path in (workdir, workdir.parent) if path.name == "checkpoints"), None)
-    return f"give the workdir itself: {above.parent}" if above else "train first, or check the path"
+    hub = "" if workdir.parent.exists() else " (a model of the Hub: download it, then import it)"
+    return f"give the workdir itself: {above.parent}" if above else f"train first, or check the path{hub}"

@@ -321,7 +321,8 @@ def _string(cell: Cell, blank: str | None = None) -> str:
     """The text in a cell, with spaces for line breaks. Raises `UserError` if it is empty, or only of the characters
     `blank` (default: all white space)."""
     if not isinstance(cell.value, str):
-        raise cell.error(f"must be a string, not {json.dumps(cell.value)[:40]}")
+        fix = "; give the names of tags, not their numbers" if (cell.column, type(cell.value)) == ("label", int) else ""
+        raise cell.error(f"must be a string, not {json.dumps(cell.value)[:40]}{fix}")
     try:
         cell.value.encode()
     except UnicodeEncodeError:

@@ -243,7 +243,8 @@ class Classifier:
         allowed = {True: (2,), False: (1,), None: (1, 2)}[pairs]
         if kind != "tags" and len(parts) not in allowed:
             wanted = " or ".join({1: "one", 2: "two, a pair"}[count] for count in allowed)
-            raise UserError(f"line {line}: has {len(parts)} texts, but this model was trained on {wanted}")
+            given = "1 text" if len(parts) == 1 else f"{len(parts)} texts"
+            raise UserError(f"line {line}: has {given}, but this model was trained on {wanted}")
         return strings("texts", parts)
 
     def _warn(self, lines: Sequence[int], rows: Sequence[Row]) -> None:

@@ -121,6 +121,8 @@ def read_model(folder: Path, kind: str) -> dict[str, np.ndarray]:
 def _without_arrays(folder: Path, kind: str) -> str:
     pickles = [path.name for path in (*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth"))]
     if not pickles:
+        if other := next((name for name in ("tf_model.h5", "flax_model.msgpack") if (folder / name).exists()), None):
+            return f"{folder}: holds {other}, but no model.safetensors; give the model in PyTorch's form"
         return f"{folder}: holds no model.safetensors; give the folder that save_pretrained wrote"
     return (
         f"{folder}: holds {pickles[0]}, which can run code when it is read, but no model.safetensors; write that with "
