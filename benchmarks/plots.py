@@ -106,6 +106,28 @@ def shakespeare(rows: dict[str, tuple[Row, ...]]) -> Picture:
     return {"kind": "lines", "panels": [panel for panel in panels if panel["series"]]}
 
 
+def parsing(rows: dict[str, tuple[Row, ...]]) -> Picture:
+    """F1 and tagging accuracy of the first 500 development trees over the epochs, a line for each start."""
+    starts = {"random": ("from random weights", OURS), "all-minilm-l6-v2": ("encoder from MiniLM", SECOND)}
+    panels = [
+        {
+            "title": f"dev trees of CRAFT: {title}",
+            "x": "epochs",
+            "series": [
+                {
+                    "name": f"{starts[row['start']][0]}, seed {row['seed']}",
+                    "colour": starts[row["start"]][1],
+                    "points": [(round(x["step"] / row["updates_an_epoch"], 2), x[column]) for x in row["dev"]],
+                }
+                for row in rows["parsing.jsonl"]
+                if "updates" in row and len(row["dev"]) > 2
+            ],
+        }
+        for title, column in (("F1", "f1"), ("tags, %", "tagging"))
+    ]
+    return {"kind": "lines", "panels": panels}
+
+
 def algorithms(rows: dict[str, tuple[Row, ...]]) -> Picture:
     """Exact match of the algorithmic tasks by length, a line for each seed; the lengths of training are shaded."""
     tasks: dict[str, list[Row]] = {}
@@ -224,7 +246,7 @@ def device(rows: Iterable[Row]) -> str:
 PICTURES: dict[str, Callable[[dict[str, tuple[Row, ...]]], Picture]] = {
     one.__name__: one
     for one in (
-        *(multi30k, seeds, shakespeare, algorithms, patches, without_tokenizer),
+        *(multi30k, seeds, shakespeare, parsing, algorithms, patches, without_tokenizer),
         *(decoding_cpu, decoding_gpu, training),
     )
 }
