@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from transformer.config import UserError
+from transformer.config import UserError, shown
 
 
 def strings(name: str, given: Iterable[str], *, exact: bool = False) -> list[str]:
@@ -25,8 +25,12 @@ def strings(name: str, given: Iterable[str], *, exact: bool = False) -> list[str
 
 
 def listed(name: str, given: Iterable[Any]) -> list[Any]:
-    """What is given as a list; arrays in it become lists, too. Raises `UserError` as `require_iterable` does."""
-    return [x.tolist() if isinstance(x, np.ndarray) else x for x in require_iterable(name, given)]
+    """What is given as a list; arrays in it become lists, too. Raises `UserError` where `require_iterable` does."""
+    try:
+        require_iterable(name, given)
+    except UserError:
+        raise UserError(f"{name} = {shown(given)}: give a list of {name}") from None
+    return [x.tolist() if isinstance(x, np.ndarray) else x for x in given]
 
 
 def require_iterable(name: str, given: Any, *, ordered: bool = True) -> Iterable[Any]:
