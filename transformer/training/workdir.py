@@ -114,7 +114,7 @@ def refuse_other_config(config: Any, workdir: str) -> None:
 
 def refuse_no_workdir(folder: str) -> None:
     """Raise `UserError` if a folder without config.json holds what training would overwrite, or is within a workdir."""
-    path = path_of(folder).absolute()
+    path = path_of(folder)
     if path.name == "checkpoints" and (path.parent / "config.json").exists():
         raise UserError(f"{folder} holds the checkpoints of a run; give the workdir itself: {path.parent}")
     if made := [name for name in MADE if (path_of(folder) / name).exists()]:

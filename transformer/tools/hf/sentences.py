@@ -29,7 +29,8 @@ def warn_of_vectors(folder: Path) -> None:
         if kind == "Pooling":
             found = set(_pooling(file := folder / place / "config.json"))
             cls = found == {"cls_token"}
-            other += [] if cls or found == {"mean_tokens"} else [f"pooling by {', '.join(sorted(found))} ({file})"]
+            if found not in ({"cls_token"}, {"mean_tokens"}):
+                other.append(f"pooling by {', '.join(sorted(found)) or 'nothing known'} ({file})")
         elif kind not in ("Transformer", "Normalize", "Dropout"):
             other.append(f"a module of the kind {kind!r}")
         normalize = normalize or kind == "Normalize"
