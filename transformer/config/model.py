@@ -37,6 +37,7 @@ LABEL_HEADS = ("sequence", "token")
 
 DECODER_FIELDS = (
     *("decoder_layers", "token_types", "target_vocab_size", "head", "labels", "output_bias", "tied_embeddings"),
+    "hard_attention",
 )
 """The fields in which an encoder alone and a model with the same encoder and a decoder may differ."""
 
@@ -130,6 +131,8 @@ class ModelConfig:
     outputs for each text, or for each piece. An encoder with a decoder may have the head 'token', too."""
     labels: Count | None = None
     """Number of outputs of the heads 'sequence' and 'token': classes, or 1 in regression; None = as the data has."""
+    hard_attention: bool = False
+    """Add the encoder's state of the next word to the decoder's input, in a parser (Aharoni and Goldberg 2017)."""
     position_offset: LengthOrZero = 0
     """In training, the positions of each row start at a random number from 0 to this. The model thus learns positions
     beyond the length of its training text."""
@@ -250,6 +253,9 @@ def of_model(m: ModelConfig) -> Relations:
         yield m.tied_embeddings != "all", "tied_embeddings", rule
     if m.head not in LABEL_HEADS:
         yield m.labels is None, "labels", f"must be None where model.head is {m.head!r}"
+    if m.hard_attention:
+        both = m.encoder_layers > 0 and m.decoder_layers > 0 and m.head == "token"
+        yield both, "hard_attention", "must be false where the model is no parser: encoder, decoder and head 'token'"
     if m.d_k is None or m.d_v is None:
         yield m.d_model % m.heads == 0, "heads", f"must divide model.d_model ({m.d_model}), or set d_k and d_v"
     for kind in KINDS:

@@ -13,7 +13,7 @@ import hashlib
 import itertools
 import math
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -336,11 +336,17 @@ def too_long(store: TokenStore, max_length: float) -> np.ndarray:
 
 
 def evaluation_batches(
-    store: TokenStore, *, batch_tokens: int, n_buckets: int, max_length: float = math.inf
+    store: TokenStore,
+    *,
+    batch_tokens: int,
+    n_buckets: int,
+    max_length: float = math.inf,
+    more: Callable[[Sequence[int], Batch], Batch] = lambda numbers, batch: batch,
 ) -> Iterator[Batch]:
     """Yield every pair once, shortest first, in bucketed batches as `Batches` gives; skip pairs that are `too_long`.
 
-    An empty side is EOS alone. If the longest sentence exceeds `batch_tokens`, its length is the budget.
+    An empty side is EOS alone. If the longest sentence exceeds `batch_tokens`, its length is the budget. `more` gets
+    the numbers of the pairs and their batch, and returns the batch to yield.
     """
     kept = np.setdiff1d(np.arange(len(store)), too_long(store, max_length))
     if not len(kept):
@@ -353,5 +359,6 @@ def evaluation_batches(
     for b, shape in enumerate(shapes):
         end = np.searchsorted(bucket[order], b, side="right")
         while end - begin >= shape.rows or (b == len(shapes) - 1 and end > begin):
-            yield _gather(store, kept[order[begin : min(end, begin + shape.rows)]], shape)
+            pairs = kept[order[begin : min(end, begin + shape.rows)]]
+            yield more(pairs, _gather(store, pairs, shape))
             begin = min(end, begin + shape.rows)

@@ -117,13 +117,13 @@ class TreeRows:
         digest.update("\n".join(" ".join(one.tags) for one in self.sentences).encode())
         return digest.hexdigest()
 
-    def tags(self, numbers: Sequence[int], rows: int, length: int) -> np.ndarray:
-        """The tags of these sentences, int32 (rows, length): 1 + the tag at each first piece of a word, else 0."""
-        tags = np.zeros((rows, length), np.int32)
+    def with_tags(self, numbers: Sequence[int], batch: Batch) -> Batch:
+        """The batch of these sentences with "tag": int32 (rows, length), 1 + the tag at the first piece of each word,
+        else 0. A tag that is unknown gets the number behind the known ones."""
+        tags, known = np.zeros_like(batch["source"]), self.symbols.tag_ids
         for row, number in zip(tags, numbers, strict=False):
-            known = self.symbols.tag_ids
-            row[self._rows[number].starts] = [1 + known.get(tag, -1) for tag in self.sentences[number].tags]
-        return tags
+            row[self._rows[number].starts] = [1 + known.get(tag, len(known)) for tag in self.sentences[number].tags]
+        return batch | {"tag": tags}
 
 
 def _flat(lists: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
@@ -133,7 +133,7 @@ def _flat(lists: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
 
 
 class TreeBatches(Batches):
-    """`Batches` with a third array, "tag" (see `TreeRows.tags`)."""
+    """`Batches` with a third array, "tag" (see `TreeRows.with_tags`)."""
 
     def __init__(self, rows: TreeRows, *, batch_tokens: int, accumulate: int, context: int, buckets: int, seed: int):
         self._sentences = rows
@@ -148,8 +148,7 @@ class TreeBatches(Batches):
     def read(self, step: int, begin: int, end: int) -> Batch:
         """Rows `begin` up to `end` of `batches[step]`, without reading the others. Rows beyond the last are PAD."""
         batch = super().read(step, begin, end)
-        numbers = self.lines(step)[begin:end, 1].tolist()
-        return batch | {"tag": self._sentences.tags(numbers, *batch["source"].shape)}
+        return self._sentences.with_tags(self.lines(step)[begin:end, 1].tolist(), batch)
 
     def told(self, step: int) -> str:
         """Files and line numbers (from 1) of the sentences in the batch of update `step`: "a.mrg:3,9; b.mrg:1"."""

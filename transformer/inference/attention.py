@@ -177,7 +177,11 @@ def of_parse(parser: Parser, sentence: str) -> Attended:
         return next(waiting)
 
     names = parser.vocabulary.pieces(row.ids), ["<s>", *map(name, target), "</s>"]
-    return _of_pair(ParsingConfig.task, parser.model, parser.params, row.ids, target, names, (sentence, str(tree)))
+    texts, begins, read = (sentence, str(tree)), None, None
+    if parser.model.config.hard_attention:
+        begins, read = row.starts, np.cumsum([0, *(id == symbols.shift for id in target)])
+    options = (ParsingConfig.task, parser.model, parser.params, row.ids, target, names, texts)
+    return _of_pair(*options, begins, read)
 
 
 def of_text(generator: Generator, text: str) -> Attended:
@@ -245,13 +249,20 @@ def _of_pair(
     target: Sequence[int],
     names: tuple[Sequence[str], Sequence[str]],
     texts: tuple[str, str],
+    begins: Sequence[int] | None = None,
+    read: Sequence[int] | None = None,
 ) -> Attended:
     """`source`: ids with the end. `target`: ids without it. `names`: of the source's pieces, and of bos, target and
-    eos."""
+    eos. With `model.hard_attention`, `begins`: the places where words begin, and `read`: the number of words that the
+    target has passed at each position."""
     table = _positions(model)
     source_1S = _row(source, _padded(len(source), table))
     T = _padded(len(target) + 1, table)
-    weights, log_probs = _forced(params, source_1S, _row([BOS, *target], T), _row([*target, EOS], T), model=model)
+    words = None
+    if begins is not None:
+        words = np.isin(np.arange(source_1S.shape[1])[None], begins), _row(read, T)
+    rows = (source_1S, _row([BOS, *target], T), _row([*target, EOS], T))
+    weights, log_probs = _forced(params, *rows, words, model=model)
     found = np.asarray(log_probs)[0, : len(target) + 1].astype(float).tolist()
     sides = {
         "source": Side(tuple(names[0]), texts[0]),
@@ -290,10 +301,10 @@ def _attended(
 
 @partial(jax.jit, static_argnames="model")
 def _forced(
-    params: Params, source_BS: Array, read_BT: Array, target_BT: Array, *, model: Model
+    params: Params, source_BS: Array, before_BT: Array, target_BT: Array, words: Any, *, model: Model
 ) -> tuple[dict[str, Array], Array]:
-    """All weights, and the log-probability of each piece of the target."""
-    logits_BTV, weights = model.bind(params).attention(source_BS, read_BT)
+    """All weights, and the log-probability of each piece of the target. `words`: see `EncoderDecoder.__call__`."""
+    logits_BTV, weights = model.bind(params).attention(source_BS, before_BT, words=words)
     return weights, _taken(logits_BTV, target_BT)
 
 

@@ -226,6 +226,8 @@ class Parser:
             source_BS = batch.filled(sources, self.vocabulary.sep, PAD)
             tags_BS = self._tags(source_BS)
             given = {"words_B": words_B, "number_B": number_B}
+            if self.model.config.hard_attention:
+                given["begins_BS"] = _begins([parts[i].row for i in batch.indices], source_BS.shape)
             grain = COARSE if few else FINE
             found = self._ensemble.decode(source_BS, limit_B, strategy, given, stop, grain=grain)
             numbers = [(row, batch.indices[row], as_lists(one, EOS)) for row, one in found]
@@ -264,6 +266,14 @@ def _joined(parts: Sequence[Tree | None]) -> Tree | None:
     if None in parts or not parts:
         return None
     return parts[0] if len(parts) == 1 else Tree(parts[0].label, list(parts))
+
+
+def _begins(rows: Sequence[Row], shape: tuple[int, ...]) -> np.ndarray:
+    """Where a word begins: True at the first piece of each, boolean (rows, length)."""
+    begins_BS = np.zeros(shape, bool)
+    for begins_S, row in zip(begins_BS, rows, strict=False):
+        begins_S[row.starts] = True
+    return begins_BS
 
 
 def symbols_in(checkpoint: Checkpoint) -> Symbols:

@@ -120,9 +120,11 @@ def next_log_probs(
     def step(tokens_X: Array, past: Past, at: Array) -> tuple[Array, Past]:
         log_probs, new_caches = [], []
         tokens_X, at_B = context.fed(tokens_X, at)
-        past = past.use(tokens_X)
+        past = past.use(tokens_X).read(tokens_X, getattr(strategy.constraints, "shift", None))
+        read = {} if past.read_BM is None else {"read_BT": past.read_BM.reshape(-1, 1)}
         for model, parameters, memory, cache in zip(models, params, context.memories, past.caches, strict=True):
-            logits_X1V, cache, _ = model.bind(parameters).decode(tokens_X[:, None], memory, cache=cache, at_B=at_B)
+            options = {"cache": cache, "at_B": at_B, **read}
+            logits_X1V, cache, _ = model.bind(parameters).decode(tokens_X[:, None], memory, **options)
             log_probs.append(normalized(past.penalized(logits_X1V[:, 0], strategy.repetition_penalty)))
             new_caches.append(cache)
         log_probs_XV = log_probs[0]
@@ -164,17 +166,19 @@ def begin(
     repetition.
     """
     bound = [model.bind(parameters) for model, parameters in zip(models, params, strict=True)]
-    rows, M = len(limit_B), options.beam_size
+    rows, M, hard = len(limit_B), options.beam_size, models[0].config.hard_attention
     if prompts := source if isinstance(source, Prompts) else None:
         end_B = jnp.maximum(prompts.lengths_B - 1, 0)
         last_B = jnp.take_along_axis(prompts.tokens_BP, end_B[:, None], axis=1)[:, 0]
         context = Context((None,) * len(models), last_B, end_B)
         caches = tuple(prefilled(decoder, *prompts, M, dtype, stage) for decoder in bound)
     else:
-        context = Context(tuple(model.encode(source) for model in bound))
+        begins = {"begins_BS": given["begins_BS"]} if hard else {}
+        context = Context(tuple(model.encode(source, **begins) for model in bound))
         caches = tuple(model.init_cache(rows, stage, M, dtype) for model in bound)
     used_BMV = used_pieces(rows, M, models[0].config.output_size, prompts) if penalized else None
-    return constrain_rows((context, start(Past(caches, used_BMV), limit_B, length, options, given)), over)
+    past = Past(caches, used_BMV, jnp.zeros((rows, M), jnp.int32) if hard else None)
+    return constrain_rows((context, start(past, limit_B, length, options, given)), over)
 
 
 @partial(jax.jit, static_argnames=("models", "beams", "dtype", "over", "stage"))

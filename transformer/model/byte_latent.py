@@ -139,7 +139,7 @@ class ByteLatent(nnx.Module):
         their sum."""
         n = self.config.ngrams if self.ngram_embedding is not None else None
         found = [] if n is None else [self.ngram_embedding.embed(row) for row in ngrams(n, earlier_BL, tokens_BT)]
-        given = {"norm": self.input_norm, "types_BTD": sum(found) if found else None}
+        given = {"norm": self.input_norm, "more_BTD": sum(found) if found else None}
         x_BTD = inputs(self.config, self.embedding, self.positions, tokens_BT, positions_BT, key, **given)
         return x_BTD / (1 + len(found)) if self.input_norm is None else x_BTD
 

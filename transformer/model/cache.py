@@ -37,6 +37,8 @@ class Memory(NamedTuple):
     """Position of each piece in its sentence."""
     segments_BS: Array | None = None
     """With packing: the number of the sentence at each position."""
+    words_BSD: Array | None = None
+    """With `model.hard_attention`: see `hard_attention.words`."""
 
     def mask_BTS(self, positions_BT: Array, segments_BT: Array | None, window: int | None) -> Array:
         """Source positions that each target position may attend to; `window` as in `within`."""

@@ -155,7 +155,7 @@ class Encoder(nnx.Module):
         x_BTD = inputs(
             *(self.config, self.embedding, self.positions, tokens_BT, positions_BT, fold(key, 0)),
             norm=self.input_norm,
-            types_BTD=None if self.token_types is None else type_rows(self.token_types, types_BT),
+            more_BTD=None if self.token_types is None else type_rows(self.token_types, types_BT),
         )
         options = {"key": fold(key, 1), "want_weights": want_weights, "run": run}
         x_BTD, _, weights = self.encoder(x_BTD, mask_BTS, positions_BT, **options)

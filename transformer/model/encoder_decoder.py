@@ -11,6 +11,7 @@ from flax import nnx
 from jax import Array
 
 from ..config import PAD, ModelConfig, UserError
+from . import hard_attention
 from .cache import Cache, Memory, both_ways, check_cache, check_kv, empty_cache, past
 from .checks import (
     check_complete,
@@ -64,6 +65,7 @@ class EncoderDecoder(nnx.Module):
         positions: tuple[Array, Array] | None = None,
         segments: tuple[Array, Array] | None = None,
         masks: tuple[Array | None, Array | None] | None = None,
+        words: tuple[Array, Array] | None = None,
         key: Array | None = None,
         run: Run = RUN,
     ) -> Array:
@@ -73,11 +75,12 @@ class EncoderDecoder(nnx.Module):
         with bos. A `key` switches dropout on. For packed rows, which hold several sentences, give `segments` and
         `positions`, each as (source, target): a segment number per position, the same for source and target of a pair,
         and positions that restart in each sentence. `masks`: mask_BS for `encode` and mask_BTS for `hidden`, or None.
+        `words`: with `model.hard_attention`, begins_BS for `encode` and read_BT for `hidden`.
 
         Raises `UserError` (a ValueError) for wrong types or shapes. Outside `jax.jit` it also raises for ids outside
         the vocabulary, a target whose source is all padding, and positions beyond the learned ones.
         """
-        return self._forced(source_BS, target_BT, positions, segments, masks, key, run)[0]
+        return self._forced(source_BS, target_BT, positions, segments, masks, words, key, run)[0]
 
     def attention(
         self,
@@ -87,6 +90,7 @@ class EncoderDecoder(nnx.Module):
         positions: tuple[Array, Array] | None = None,
         segments: tuple[Array, Array] | None = None,
         masks: tuple[Array | None, Array | None] | None = None,
+        words: tuple[Array, Array] | None = None,
         run: Run = RUN,
     ) -> tuple[Array, dict[str, Array]]:
         """Return the logits_BTV of `__call__`, and all attention weights of the same pass, float32.
@@ -99,7 +103,8 @@ class EncoderDecoder(nnx.Module):
         The weights of a query sum to 1. They are exactly 0 at keys that the query may not attend to, and at queries
         that are padding. Arguments and errors are those of `__call__`. A fused attention kernel is not used.
         """
-        logits_BTV, encoder, decoder = self._forced(source_BS, target_BT, positions, segments, masks, None, run, ALL)
+        options = (positions, segments, masks, words, None, run, ALL)
+        logits_BTV, encoder, decoder = self._forced(source_BS, target_BT, *options)
         mask_BS, _ = check_pair("masks", masks)
         mask_BS = source_BS != PAD if mask_BS is None else jnp.broadcast_to(mask_BS, source_BS.shape)
         return logits_BTV, {
@@ -115,6 +120,7 @@ class EncoderDecoder(nnx.Module):
         positions: tuple[Array, Array] | None,
         segments: tuple[Array, Array] | None,
         masks: tuple[Array | None, Array | None] | None,
+        words: tuple[Array, Array] | None,
         key: Array | None,
         run: Run,
         want_weights: Collection[Attended] = (),
@@ -129,14 +135,15 @@ class EncoderDecoder(nnx.Module):
         positions_BS, positions_BT = check_pair("positions", positions)
         segments_BS, segments_BT = check_pair("segments", segments)
         mask_BS, mask_BTS = check_pair("masks", masks)
+        begins_BS, read_BT = check_pair("words", words)
         of_source = {"positions_BS": positions_BS, "segments_BS": segments_BS, "mask_BS": mask_BS}
         of_target = {"positions_BT": positions_BT, "segments_BT": segments_BT, "mask_BTS": mask_BTS}
         with jax.named_scope("encode"):
             options = {"key": fold(key, 0), "run": run, "want_weights": want_weights}
             x_BSD, encoder = self._encoded(source_BS, **of_source, **options)
-            memory = self.remember(x_BSD, source_BS, **of_source)
-        options = {"cache": None, "at_B": None, "key": fold(key, 1), "run": run, "want_weights": want_weights}
-        x_BTD, _, decoder = self._decoded(target_BT, memory, **of_target, **options)
+            memory = self.remember(x_BSD, source_BS, **of_source, begins_BS=begins_BS)
+        options = {**of_target, "read_BT": read_BT, "key": fold(key, 1), "run": run, "want_weights": want_weights}
+        x_BTD, _, decoder = self._decoded(target_BT, memory, cache=None, at_B=None, **options)
         return self.logits(x_BTD), encoder, decoder
 
     @jax.named_scope("encode")
@@ -147,17 +154,19 @@ class EncoderDecoder(nnx.Module):
         positions_BS: Array | None = None,
         segments_BS: Array | None = None,
         mask_BS: Array | None = None,
+        begins_BS: Array | None = None,
         key: Array | None = None,
         run: Run = RUN,
     ) -> Memory:
         """Run the encoder on source_BS and return the `Memory` that the decoder attends to.
 
         For packed rows, `segments_BS` numbers the sentences and `positions_BS` restarts in each. `mask_BS` is boolean,
-        True = positions that may be attended to; None = all but padding. A `key` switches dropout on. Raises the same
-        errors as `__call__`.
+        True = positions that may be attended to; None = all but padding. `begins_BS` is True at the first piece of each
+        word; `model.hard_attention` needs it. A `key` switches dropout on. Raises the same errors as `__call__`.
         """
         options = {"positions_BS": positions_BS, "segments_BS": segments_BS, "mask_BS": mask_BS}
-        return self.remember(self.encoder_states(source_BS, **options, key=key, run=run), source_BS, **options)
+        x_BSD = self.encoder_states(source_BS, **options, key=key, run=run)
+        return self.remember(x_BSD, source_BS, **options, begins_BS=begins_BS)
 
     def remember(
         self,
@@ -167,8 +176,9 @@ class EncoderDecoder(nnx.Module):
         positions_BS: Array | None = None,
         segments_BS: Array | None = None,
         mask_BS: Array | None = None,
+        begins_BS: Array | None = None,
     ) -> Memory:
-        """The `Memory` of these encoder states. The other arguments are those of `encoder_states`."""
+        """The `Memory` of these encoder states. The other arguments are those of `encode`."""
         self._check_source(source_BS, positions_BS, segments_BS, mask_BS)
         check_width("x_BSD", x_BSD, self.config.d_model)
         if x_BSD.shape[:2] != source_BS.shape:
@@ -176,7 +186,8 @@ class EncoderDecoder(nnx.Module):
         mask_BS = source_BS != PAD if mask_BS is None else jnp.broadcast_to(mask_BS, source_BS.shape)
         positions_BS = jnp.arange(source_BS.shape[1])[None] if positions_BS is None else positions_BS
         positions_BS = jnp.broadcast_to(positions_BS, source_BS.shape)
-        return Memory(self.decoder.memory(x_BSD), mask_BS, positions_BS, segments_BS)
+        words_BSD = hard_attention.words(self.config, x_BSD, begins_BS, mask_BS, segments_BS)
+        return Memory(self.decoder.memory(x_BSD), mask_BS, positions_BS, segments_BS, words_BSD)
 
     def encoder_states(
         self,
@@ -257,6 +268,7 @@ class EncoderDecoder(nnx.Module):
         positions_BT: Array | None = None,
         segments_BT: Array | None = None,
         mask_BTS: Array | None = None,
+        read_BT: Array | None = None,
         cache: Cache | None = None,
         at_B: Array | None = None,
         key: Array | None = None,
@@ -273,13 +285,14 @@ class EncoderDecoder(nnx.Module):
         `init_cache` made the cache for M beams.
 
         `mask_BTS` replaces the causal mask, without a cache only. It is boolean, True = target position t may attend to
-        target position s; one row may stand for all.
+        target position s; one row may stand for all. `read_BT` is the number of words that the target has passed at
+        each position; `model.hard_attention` needs it.
 
         Raises the errors of `__call__`, and `UserError` if the cache has no room for the tokens.
         """
         check_flag("want_weights", want_weights)
         wanted = ("cross",) if want_weights else ()
-        options = (positions_BT, segments_BT, mask_BTS, cache, at_B, key, run, wanted)
+        options = (positions_BT, segments_BT, mask_BTS, read_BT, cache, at_B, key, run, wanted)
         x_BTD, extended, weights = self._decoded(tokens_BT, memory, *options)
         return x_BTD, extended, tuple(one.cross_attention for one in weights) if want_weights else None
 
@@ -291,6 +304,7 @@ class EncoderDecoder(nnx.Module):
         positions_BT: Array | None,
         segments_BT: Array | None,
         mask_BTS: Array | None,
+        read_BT: Array | None,
         cache: Cache | None,
         at_B: Array | None,
         key: Array | None,
@@ -310,8 +324,10 @@ class EncoderDecoder(nnx.Module):
         if learned is not None:
             check_positions("tokens_BT", tokens_BT, positions_BT, len(learned[...]), tokens_BT != PAD)
         embedding = self.target_embedding or self.embedding
+        options = (self.config, embedding, learned, tokens_BT, positions_BT, fold(key, 0))
+        word_BTD = hard_attention.next_word(memory.words_BSD, tokens_BT, read_BT)
         x_BTD, kv, weights = self.decoder(
-            inputs(*(self.config, embedding, learned, tokens_BT, positions_BT, fold(key, 0)), norm=self.target_norm),
+            inputs(*options, norm=self.target_norm, more_BTD=word_BTD),
             mask_BTS,
             positions_BT,
             memory=memory.kv,

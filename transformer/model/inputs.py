@@ -80,16 +80,16 @@ def inputs(
     key: Array | None,
     *,
     norm: LayerNorm | None,
-    types_BTD: Array | None = None,
+    more_BTD: Array | None = None,
 ) -> Array:
     """Sum of embeddings and position encodings, with dropout (paper §5.4) if there is a key: x_BTD in model.dtype.
 
-    `learned`: the table of learned positions, or None. `norm`: applied to the sum, or None. `types_BTD`: vectors of the
-    token types, added to the sum.
+    `learned`: the table of learned positions, or None. `norm`: applied to the sum, or None. `more_BTD`: further
+    vectors, such as those of token types, added to the sum.
     """
     x_BTD = embedding.embed(tokens_BT)
-    if types_BTD is not None:
-        x_BTD = x_BTD + types_BTD
+    if more_BTD is not None:
+        x_BTD = x_BTD + more_BTD
     if config.positions == "sinusoidal":
         x_BTD = x_BTD + sinusoids(positions_BT, config.d_model)
     elif config.positions == "learned":

@@ -67,9 +67,9 @@ class Parsing:
         self.files = {**files_of(pieces), **dict([symbols.file])}
         self.judged = (("dev_f1_all", "up"), ("dev_loss", "down"))
         model = build(config.model)
-        self.objective = parsed(model, config.train, rate=_rate_of(config))
+        self.objective = parsed(model, config.train, symbols.shift, rate=_rate_of(config))
         unsmoothed = dataclasses.replace(config.train, label_smoothing=0.0)
-        self._dev_loss = jax.jit(parsed(model, unsmoothed).loss, static_argnames="mesh")
+        self._dev_loss = jax.jit(parsed(model, unsmoothed, symbols.shift).loss, static_argnames="mesh")
 
     @staticmethod
     def check(config: ParsingConfig, workdir: str) -> None:
@@ -195,7 +195,7 @@ class Parsing:
         total = np.zeros(2)
         longest = int(max(self._dev.source_lengths.max(), self._dev.target_lengths.max())) + 1
         size = {"batch_tokens": max(self.config.train.batch_tokens, longest), "n_buckets": 3}
-        for batch in evaluation_batches(self._dev, **size):
+        for batch in evaluation_batches(self._dev, **size, more=self._dev.with_tags):
             rows = jax.tree.map(lambda x: x[0], cut(batch, mesh, 1))
             _, sums = self._dev_loss(params, put(rows, batch_sharding(mesh)), None, mesh=mesh)
             total += float(sums["nll"]), float(sums["weight"])
@@ -256,7 +256,7 @@ def _from_start(config: ParsingConfig, workdir: str | None) -> ParsingConfig:
     if there is None:
         return config
     if there.decoder_layers == 0:
-        ours = ("decoder_layers", "target_vocab_size", "labels", "output_bias", "tied_embeddings")
+        ours = ("decoder_layers", "target_vocab_size", "labels", "output_bias", "tied_embeddings", "hard_attention")
         return adopted(config, there, kept=ours, head="token", token_types=0)
     if there.head != "token":
         raise UserError(

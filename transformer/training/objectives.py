@@ -162,12 +162,12 @@ def labelled(
     return Objective(model, loss, flops, rate, redrawn)
 
 
-def parsed(model: Model, train: TrainConfig, *, rate: Callable[[str], float] | None = None) -> Objective:
+def parsed(model: Model, train: TrainConfig, shift: int, *, rate: Callable[[str], float] | None = None) -> Objective:
     """Label-smoothed cross-entropy of each symbol of a tree, given the sentence and the symbols before it, and of the
     tag of each word.
 
     A batch holds "source", "target" and "tag": see `data.treebank`. The loss is a sum over symbols and words, and
-    counts by symbols. Without "tag", it is that of the symbols alone. `rate`: see `Objective`.
+    counts by symbols. `shift`: the symbol that stands for a word. `rate`: see `Objective`.
     """
 
     def loss(params: Params, batch: Batch, key: Array | None, *, mesh: Mesh | None = None) -> Any:
@@ -175,15 +175,17 @@ def parsed(model: Model, train: TrainConfig, *, rate: Callable[[str], float] | N
         before_BT = jnp.pad(target_BT[:, :-1], ((0, 0), (1, 0)), constant_values=BOS)
         module, run = model.bind(with_table_copies(params, mesh)), Run(train.remat, partial(constrain, mesh=mesh))
         x_BSD = module.encoder_states(source_BS, key=fold(key, 0), run=run)
-        x_BTD, _, _ = module.hidden(before_BT, module.remember(x_BSD, source_BS), key=fold(key, 1), run=run)
+        begins, read = {}, {}
+        if model.config.hard_attention:
+            begins, read = {"begins_BS": batch["tag"] != 0}, {"read_BT": jnp.cumsum(before_BT == shift, axis=1)}
+        memory = module.remember(x_BSD, source_BS, **begins)
+        x_BTD, _, _ = module.hidden(before_BT, memory, key=fold(key, 1), run=run, **read)
         mask_BT = target_BT != PAD
         tokens = mask_BT.sum() + (source_BS != PAD).sum()
         total, sums = _loss(module, x_BTD, target_BT, mask_BT, train.label_smoothing, tokens)
-        if "tag" in batch:
-            one_hot_BSL = jax.nn.one_hot(batch["tag"] - 1, model.config.labels)  # zeros where there is no tag
-            log_probs_BSL = jax.nn.log_softmax(module.label_logits(x_BSD, key=fold(key, 2)))
-            total -= (one_hot_BSL * log_probs_BSL).sum()
-        return total, sums
+        one_hot_BSL = jax.nn.one_hot(batch["tag"] - 1, model.config.labels)  # zeros where no tag is known
+        log_probs_BSL = jax.nn.log_softmax(module.label_logits(x_BSD, key=fold(key, 2)))
+        return total - (one_hot_BSL * log_probs_BSL).sum(), sums
 
     def flops(shape: Shape) -> float:
         (rows, S), (_, T) = shape["source"], shape["target"]
