@@ -209,6 +209,14 @@ def test_rows_have_pieces_symbols_and_tags(rows: TreeRows) -> None:
     assert sorted(seen) == list(range(1, 41))
 
 
+def test_an_unknown_tag_still_begins_a_word(rows: TreeRows, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rows, "symbols", Symbols("transitions", ("S",), ("DT", "V")))
+    batch = rows.with_tags([3], {"source": np.zeros((2, 20), np.int32)})
+    numbers = {"DT": 1, "V": 2, "NN": 3}
+    assert batch["tag"][0][batch["tag"][0] > 0].tolist() == [numbers[tag] for tag in rows.sentences[3].tags]
+    assert not batch["tag"][1].any()
+
+
 def test_a_part_of_a_batch_is_that_part(rows: TreeRows) -> None:
     batches = TreeBatches(rows, batch_tokens=160, accumulate=2, context=20, buckets=1, seed=0)
     whole = batches[0]

@@ -126,10 +126,11 @@ class Reference:
         self.weights[kind].append(weights)
         return y, weights
 
-    def inputs(self, table, positions, tokens, norm=None, types=0):
-        """`norm`: the parameters of the norm of the sum, if it has one. `types`: the vectors of the token types."""
+    def inputs(self, table, positions, tokens, norm=None, more=0):
+        """`norm`: the parameters of the norm of the sum, if it has one. `more`: further vectors, those of token types
+        or of hard attention."""
         d_model = self.config.d_model
-        x = table[tokens] * (np.sqrt(d_model) if self.config.embedding_scale else 1) + types
+        x = table[tokens] * (np.sqrt(d_model) if self.config.embedding_scale else 1) + more
         if self.config.positions == "sinusoidal":
             x = x + np.stack([position_encoding(i, d_model) for i in range(len(tokens))])
         if self.config.positions == "learned":
@@ -150,8 +151,9 @@ class Reference:
             x = self.sublayer(q["feed_forward_norm"], x, lambda h, q=q: self.feed_forward(q["feed_forward"], h))
         return self.norm(p["norm"], x) if self.config.pre_norm else x
 
-    def logits(self, source, target):
-        """Logits (T, V), and the cross-attention weights (N, T, S) of each layer."""
+    def logits(self, source, target, places=None):
+        """Logits (T, V), and the cross-attention weights (N, T, S) of each layer. `places`: with hard attention, the
+        place in the source whose state the decoder reads at each position."""
         p, tying = self.p, self.config.tied_embeddings
         source_table = p["embedding"]["table"]
         target_table = source_table if tying == "all" else p["target_embedding"]["table"]
@@ -170,7 +172,8 @@ class Reference:
             weights.append(w)
             return y
 
-        x, seen_here = self.inputs(target_table, p.get("target_positions"), target, p.get("target_norm")), []
+        more, seen_here = 0 if places is None else memory[places], []
+        x = self.inputs(target_table, p.get("target_positions"), target, p.get("target_norm"), more)
         for i in range(self.config.decoder_layers):
             q = p["decoder"]["layers"][str(i)]
             x = self.sublayer(q["self_attention_norm"], x, lambda h, i=i: self_attention(i, h, seen_here))

@@ -9,6 +9,7 @@ import shutil
 import sys
 import xml.etree.ElementTree as ET
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +32,7 @@ from transformer.config import (
 from transformer.data.linearised import Symbols
 from transformer.data.trees import Tree, parse
 from transformer.data.wordpiece_training import train_wordpiece
+from transformer.inference.attention import of_parse
 from transformer.inference.parser import Parser
 from transformer.model import build
 from transformer.model.encoder_decoder import beside_a_decoder
@@ -114,6 +116,17 @@ def test_the_grammar_is_learnt(run: Path) -> None:
     } == dict.fromkeys(("f1", "recall", "precision", "complete", "tagging"), 100.0)
     assert last["dev_loss"] < 0.05 and last["dev_f1_all"] == 100
     assert last["dev_errors"] == 0
+
+
+@pytest.mark.parametrize("hard", [True, pytest.param(False, marks=pytest.mark.slow)])
+def test_hard_attention_learns_it_sooner(folder: Path, tmp_path: Path, call, hard: bool) -> None:
+    """A third of the updates is enough; without hard attention it is not."""
+    command = ("train.py", "--config", folder / "config.py", "--workdir", tmp_path / "run")
+    command += ("--train.steps", 120, "--train.decay_steps", 120, "--train.eval_every", 120)
+    done = call(*command, "--model.hard_attention", hard)
+    assert done.code == 0, done.err
+    done = call("evaluate.py", "--workdir", tmp_path / "run", "--json")
+    assert (json.loads(done.out)["all"]["f1"] == 100) == hard
 
 
 def test_evaluate_and_evalb_agree(run: Path, folder: Path, tmp_path: Path, call) -> None:
@@ -241,22 +254,48 @@ def test_from_python(run: Path) -> None:
         Parser(parser.model, "a", parser.vocabulary, parser.symbols)
 
 
-def test_random_parameters_give_trees() -> None:
-    """A model that has learnt nothing gives trees over exactly the words, in both forms."""
+def random_parser(form: str, scale: float, longest: int | None = None, **model: Any) -> Parser:
+    """A model that has learnt nothing."""
     vocabulary = train_wordpiece(["the cat saw a dog ( ) ."] * 3, 30, lower_case=False)
+    symbols = Symbols(form, ("A", "B"), ("X", "Y"))
+    config = ModelConfig(
+        **SIZES, vocab_size=vocabulary.size, target_vocab_size=symbols.size, labels=2, head="token",
+        tied_embeddings="target", **model,
+    )  # fmt: skip
+    params = jax.tree.map(lambda x: scale * x, jit(build(config).init)(jax.random.key(0)))
+    search = DecodeConfig(beam_size=2, length_normalization="none")
+    return Parser(build(config), params, vocabulary, symbols, search, longest=longest)
+
+
+def random_sentences(*lengths: int) -> list[list[str]]:
     draw = random.Random(1)
-    sentences = [[draw.choice(["the", "cat", "日", "zzz", "("]) for _ in range(n)] for n in (2, 17, 40)]
-    for form, longest in (("transitions", 20), ("brackets", None)):
-        symbols = Symbols(form, ("A", "B"), ("X", "Y"))
-        config = ModelConfig(
-            **SIZES, vocab_size=vocabulary.size, target_vocab_size=symbols.size, labels=2, head="token",
-            tied_embeddings="target", positions="learned" if longest else "sinusoidal", max_positions=40,
-        )  # fmt: skip
-        model = build(config)
-        params = jax.tree.map(lambda x: 5 * x, jit(model.init)(jax.random.key(0)))
-        parser = Parser(model, params, vocabulary, symbols, DecodeConfig(beam_size=2), longest=longest)
-        for words, tree in zip(sentences, parser.parse(sentences), strict=True):
-            assert [word.word for word in tree.words()] == ["-LRB-" if word == "(" else word for word in words]
+    return [[draw.choice(["the", "cat", "日", "zzz", "("]) for _ in range(n)] for n in lengths]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"form": "transitions", "longest": 20, "positions": "learned", "max_positions": 40},
+        {"form": "brackets"},
+        {"form": "transitions", "longest": 20, "hard_attention": True},
+    ],
+)
+def test_random_parameters_give_trees(options: dict[str, Any]) -> None:
+    """A model that has learnt nothing gives trees over exactly the words, in both forms."""
+    sentences = random_sentences(2, 17, 40)
+    for words, tree in zip(sentences, random_parser(scale=5, **options).parse(sentences), strict=True):
+        assert [word.word for word in tree.words()] == ["-LRB-" if word == "(" else word for word in words]
+
+
+def test_a_search_with_hard_attention_scores_as_a_whole_pass() -> None:
+    """The score of a tree is the sum of the log-probabilities of its symbols in one pass without a cache."""
+    parser = random_parser("transitions", 1.5, hard_attention=True)
+    sentences = [parser._words(words, 1) for words in random_sentences(3, 9, 5)]
+    for words, (tree, score) in zip(sentences, parser._parsed(parser._parts(sentences, 1), 0), strict=True):
+        attended = of_parse(parser, " ".join(words))
+        assert attended.sides["target"].text == str(tree)
+        *symbols, _ = attended.sides["target"].log_probs
+        assert score == pytest.approx(sum(symbols), rel=1e-5)
 
 
 @pytest.mark.parametrize("positions", [5, 6, 40])

@@ -83,6 +83,7 @@ def workdirs(tmp_path_factory, vocabulary) -> dict[str, Path]:
         encoder_layers=1, decoder_layers=2, vocab_size=vocabulary.size, target_vocab_size=symbols.size, labels=2,
         head="token", tied_embeddings="target", **TINY,
     )  # fmt: skip
+    hard = dataclasses.replace(both, hard_attention=True)
     labels = Labels("classes", "accuracy", ("no", "yes"), "no", pairs=True), Labels("tags", "accuracy", ("N", "V"), "N")
     return {
         "gpt": saved(folder / "gpt", text, decoder, files_of(characters)),
@@ -90,6 +91,7 @@ def workdirs(tmp_path_factory, vocabulary) -> dict[str, Path]:
         "pairs": saved(folder / "pairs", FinetuneConfig(), pairs, encoder | dict([labels[0].file])),
         "tags": saved(folder / "tags", FinetuneConfig(), tags, encoder | dict([labels[1].file])),
         "parser": saved(folder / "parser", ParsingConfig(), both, encoder | dict([symbols.file])),
+        "hard parser": saved(folder / "hard", ParsingConfig(), hard, encoder | dict([symbols.file])),
         "algorithm": saved(folder / "algorithm", AlgorithmConfig(), decoder, files_of(characters)),
     }
 
@@ -207,9 +209,10 @@ def test_labels(workdirs, shown) -> None:
     assert document["sides"]["text"]["text"] == "the cat walks ." and "parts" not in document["sides"]["text"]
 
 
-def test_a_parser(workdirs, shown) -> None:
+@pytest.mark.parametrize("kind", ["parser", "hard parser"])
+def test_a_parser(workdirs, shown, kind: str) -> None:
     """The symbols of the tree that `parse` finds spell it."""
-    document = shown(workdirs["parser"], "the cat walks .")
+    document = shown(workdirs[kind], "the cat walks .")
     axes = {
         "encoder": ("source", "source", 1, 2),
         "decoder": ("target", "read", 2, 2),
@@ -218,7 +221,7 @@ def test_a_parser(workdirs, shown) -> None:
     check(document, "parsing", axes)
     sides = document["sides"]
     assert sides["source"]["pieces"] == ["[CLS]", "the", "cat", "walk", "##s", ".", "[SEP]"]
-    parser = Parser.load(workdirs["parser"])
+    parser = Parser.load(workdirs[kind])
     (tree,) = parser.parse(["the cat walks ."])
     assert sides["target"]["text"] == str(tree)
     symbols = sides["target"]["pieces"]

@@ -303,6 +303,18 @@ def test_random_models_have_our_logits_and_outputs(seed: int) -> None:
             np.testing.assert_allclose(found["scores"][i, 0], scores[0], atol=1e-4)
 
 
+def test_a_parser_is_told_of_its_words() -> None:
+    config = ModelConfig(1, 2, 16, 24, 2, vocab_size=23, head="token", labels=3, hard_attention=True)
+    model, params, rng = build(config), random_params(config), np.random.default_rng(0)
+    program, names = jax_export.forward(model)
+    assert names == ["source_BS", "target_BT", "begins_BS", "read_BT"]
+    for S, T in ((5, 3), (8, 9)):
+        ids = random_ids(rng, 2, S, size=23), random_ids(rng, 2, T, size=23)
+        words = rng.random((2, S)) < 0.5, np.cumsum(rng.random((2, T)) < 0.5, axis=1).astype(np.int32)
+        found = run_exported(program, flat(params), *ids, *words)
+        close([np.asarray(found)], [np.asarray(jax.jit(model.apply)(params, *ids, words=words))])
+
+
 def test_the_kernel_of_one_device_is_not_stored(tmp_path: Path, monkeypatch) -> None:
     def asked(*_) -> bool:
         raise AssertionError("the kernel depends on the device")

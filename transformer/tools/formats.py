@@ -110,6 +110,7 @@ VARIANTS: dict[str, tuple[Mapping[str, Any], ...]] = {
         {"head": x, "labels": 3 if x in ("sequence", "token") else None}
         for x in ("none", "masked", "pretraining", "sequence", "token")
     ),
+    "hard_attention": ({"hard_attention": False}, {"hard_attention": True, "head": "token", "labels": 3}),
     "position_offset": ({"position_offset": 8},),
     "dtype": ({"dtype": "float32"}, {"dtype": "bfloat16"}),
 }

@@ -127,10 +127,16 @@ def forward(model: Model) -> tuple[Program, list[str]]:
     def run(params: Mapping[str, Array], *arrays: Array) -> Any:
         return model.apply(nested(params), *arrays)
 
+    def parse(params: Mapping[str, Array], source_BS: Array, target_BT: Array, *words: Array) -> Any:
+        return model.apply(nested(params), source_BS, target_BT, words=words)
+
     def encode(params: Mapping[str, Array], tokens_BT: Array, mask_BT: Array, types_BT: Array | None = None) -> Any:
         return model.apply(nested(params), tokens_BT, types_BT=types_BT, mask_BT=mask_BT)
 
     c = model.config
+    if c.hard_attention:
+        arrays = ids(B, S), ids(B, T), ids(B, S, dtype=jnp.bool_), ids(B, T)
+        return Program(parse, arrays), ["source_BS", "target_BT", "begins_BS", "read_BT"]
     if c.encoder_layers and c.decoder_layers:
         return Program(run, (ids(B, S), ids(B, T))), ["source_BS", "target_BT"]
     if c.decoder_layers:
@@ -255,6 +261,8 @@ def _usage(opened: Checkpoint, model: ModelConfig, searches: Mapping[tuple[int, 
     inside = _FORWARD["both" if model.encoder_layers and model.decoder_layers else model.head]
     if model.decoder_layers and not model.encoder_layers:
         inside = _FORWARD["decoder"]
+    if model.hard_attention:
+        inside = _FORWARD["hard"]
     text = _USE.format(version=jax.__version__, forward=inside.strip())
     if not searches:
         return text
@@ -292,6 +300,13 @@ _FORWARD = {
 source_BS = np.array([[7, 8, 2], [9, 2, 0]], np.int32)  # ids with eos, filled up with 0
 target_BT = np.array([[1, 5], [1, 0]], np.int32)  # ids after bos
 logits_BTV = forward(source_BS, target_BT)
+""",
+    "hard": """
+source_BS = np.array([[2, 7, 8, 3], [2, 9, 3, 0]], np.int32)  # ids, filled up with 0
+target_BT = np.array([[1, 5], [1, 0]], np.int32)  # ids after bos
+begins_BS = np.array([[0, 1, 1, 0], [0, 1, 0, 0]], bool)  # True = the first piece of a word
+read_BT = np.array([[0, 1], [0, 0]], np.int32)  # the number of words that the target has passed
+logits_BTV = forward(source_BS, target_BT, begins_BS, read_BT)
 """,
     "decoder": """
 tokens_BT = np.array([[5, 6, 7]], np.int32)  # ids
