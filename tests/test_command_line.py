@@ -192,6 +192,14 @@ def test_an_argument_that_is_no_option_is_told() -> None:
         override(Config(), ["x"], "train.py")
 
 
+@pytest.mark.parametrize("verb", ["predict", "embed", "fill"])
+def test_a_text_as_an_argument_of_a_verb_is_told(call, monkeypatch, verb: str) -> None:
+    monkeypatch.chdir(ROOT)
+    read = f"'the cat' is no option; text is read from standard input, as in python -m transformer {verb} WORKDIR < F"
+    assert read in refused(call, "transformer", verb, "runs/x", "the cat")
+    assert "unrecognized arguments: --the; " in refused(call, "transformer", verb, "runs/x", "--the")
+
+
 @pytest.mark.parametrize("first", ["--{} 1", "--{}=1", "--{dashed} 1"])
 @pytest.mark.parametrize("second", ["--{} 1", "--{}=2", "--{dashed}=2"])
 @pytest.mark.parametrize("name", ["train.batch_tokens", "decode.beam_size"])

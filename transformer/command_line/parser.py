@@ -32,12 +32,14 @@ class Parser(argparse.ArgumentParser):
     """argparse without abbreviations. Errors are `UserError`s of one line. An option that is given twice is an error,
     unless its action is "append"."""
 
-    def __init__(self, program: str, description: str | None, **options: Any):
+    def __init__(self, program: str, description: str | None, *, reads_lines: bool = False, **options: Any):
+        """`reads_lines`: text comes from standard input; an error says so to who gives it as an argument."""
         super().__init__(program, description=description, allow_abbrev=False, **options)
         self.register("action", None, _Once)
         self.register("action", "store", _Once)
         self.register("action", "store_true", _Flag)
         self._given: set[str] = set()
+        self._reads_lines = reads_lines
 
     def parse_known_args(self, *given: Any, **more: Any) -> Any:
         self._given.clear()
@@ -50,6 +52,10 @@ class Parser(argparse.ArgumentParser):
         self._given.add(name)
 
     def error(self, message: str) -> NoReturn:
+        before, _, rest = message.partition("unrecognized arguments: ")
+        if self._reads_lines and not before and not rest.startswith("-"):
+            read = f"text is read from standard input, as in {self.prog} WORKDIR < FILE"
+            raise UserError(f"{rest!r} is no option; {read}")
         raise UserError(f"{message}; {self.prog} --help lists every option")
 
     def _print_message(self, message: str, file: Any = None) -> None:

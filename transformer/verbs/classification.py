@@ -24,7 +24,7 @@ def predict(arguments: list[str]) -> None:
         "spaces between them. Writes a label, a tab and its probability; or a number; or tags and their probabilities, "
         "each with spaces between them. A blank line gives a blank line."
     )
-    parser = Parser("python -m transformer predict", predict.__doc__, epilog=told)
+    parser = Parser("python -m transformer predict", predict.__doc__, reads_lines=True, epilog=told)
     parser.add_argument("workdir", help="the workdir of a fine-tuned encoder; of several seeds, the best is used")
     parser.add_argument("--checkpoint", help="best, last, average or a step; default: the average if any, else best")
     parser.add_argument(

@@ -18,7 +18,7 @@ log = logging.getLogger("transformer")
 @enough_memory(LESS_TO_DECODE)
 def embed(arguments: list[str]) -> None:
     """Write a vector for each line of standard input, as a JSON list of numbers, with an encoder such as BERT."""
-    parser = Parser("python -m transformer embed", embed.__doc__)
+    parser = Parser("python -m transformer embed", embed.__doc__, reads_lines=True)
     parser.add_argument("workdir", help="the workdir of an encoder alone, trained or imported")
     parser.add_argument("--checkpoint", help="best, last, average or a step; default: the average if any, else best")
     parser.add_argument(

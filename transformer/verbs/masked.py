@@ -22,7 +22,7 @@ def fill(arguments: list[str]) -> None:
         "Writes a line for each line: pieces, each with its probability; a tab between masks; nothing without a mask. "
         "A text that is longer than the model's positions loses its end, and a mask in that end has no pieces."
     )
-    parser = Parser("python -m transformer fill", fill.__doc__, epilog=told)
+    parser = Parser("python -m transformer fill", fill.__doc__, reads_lines=True, epilog=told)
     parser.add_argument("workdir", help="the workdir of a training run of a masked language model")
     parser.add_argument("--checkpoint", help="best, last, average or a step; default: the average if any, else best")
     parser.add_argument("--top", type=whole(1), default=5, help="how many pieces for each mask (default 5)")
