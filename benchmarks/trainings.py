@@ -15,7 +15,10 @@ from rows import Rows
 from side_by_side import HERE, environment
 
 TRAIN = HERE.parent / "train.py"
-COLUMNS = ("step", "dev_loss", "dev_loss_exchanged", "dev_bleu", "dev_bleu_signature")
+COLUMNS = (
+    *("step", "dev_loss", "dev_loss_exchanged", "dev_bleu", "dev_bleu_signature"),
+    *("dev_f1", "dev_f1_all", "dev_tagging", "dev_errors"),
+)
 PAUSE = 0.5  # seconds between two looks at the logs
 
 
