@@ -330,6 +330,7 @@ def test_every_number_has_bounds(kind: Any) -> None:
             "model.max_positions",
         ),
         (changed(model__positions="none", model__position_offset=1), "model.position_offset"),
+        (changed(model__hard_attention=True), "model.hard_attention"),
         (changed(model__positions="rotary", model__d_k=7), "model.d_k"),
         (changed(model__positions="rotary", model__d_model=24), "model.d_model"),
         (changed(model__attention_dropout=0.1, model__attention_kernel="cudnn"), "model.attention_kernel"),

@@ -255,7 +255,8 @@ def of_model(m: ModelConfig) -> Relations:
         yield m.labels is None, "labels", f"must be None where model.head is {m.head!r}"
     if m.hard_attention:
         both = m.encoder_layers > 0 and m.decoder_layers > 0 and m.head == "token"
-        yield both, "hard_attention", "must be false where the model is no parser: encoder, decoder and head 'token'"
+        rule = "must be False: only a parser has it, with an encoder, a decoder and model.head 'token'"
+        yield both, "hard_attention", rule
     if m.d_k is None or m.d_v is None:
         yield m.d_model % m.heads == 0, "heads", f"must divide model.d_model ({m.d_model}), or set d_k and d_v"
     for kind in KINDS:
