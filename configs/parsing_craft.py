@@ -9,14 +9,12 @@ hours and a quarter on one core; docs/parsing.md has what it reached. For more, 
 """
 
 import os
-from dataclasses import replace
 
 from transformer.config import ParsingConfig, TrainConfig, TreebankConfig
 
 folder = os.path.join(os.environ.get("TRANSFORMER_DATA", "data"), "treebank")
 
 config = ParsingConfig(
-    model=replace(ParsingConfig.model, hard_attention=True),
     data=TreebankConfig(
         train=(os.path.join(folder, "craft.train.mrg.gz"),),
         dev=(os.path.join(folder, "craft.dev.mrg.gz"),),

@@ -140,9 +140,12 @@ def models() -> dict[str, tuple[Callable, dict[str, Any]]]:
     model, params = translation()
     source_BS, target_BT = jnp.array([[5, 6, 2], [7, 2, 0]]), jnp.array([[1, 5, 6], [1, 7, 0]])
     bound = model.bind(params)
-    memory, none = bound.encode(source_BS), dict.fromkeys(("positions", "segments", "masks"))
-    of_source = dict.fromkeys(("mask_BS", "positions_BS", "segments_BS", "key"))
-    of_target = dict.fromkeys(("mask_BTS", "positions_BT", "segments_BT", "cache", "key"))
+    memory, none = bound.encode(source_BS), dict.fromkeys(("positions", "segments", "masks", "words"))
+    of_source = dict.fromkeys(("mask_BS", "positions_BS", "segments_BS", "begins_BS", "key"))
+    of_target = dict.fromkeys(("mask_BTS", "positions_BT", "segments_BT", "passed_BT", "cache", "key"))
+    hard = build(dataclasses.replace(model.config, head="token", labels=2, hard_attention=True))
+    hard_bound, words = hard.bind(hard.init(jax.random.key(0))), (source_BS > 2, jnp.array([[0, 1, 2], [0, 1, 1]]))
+    hard_memory = {"memory": hard_bound.encode(source_BS, begins_BS=words[0])}
     cache = bound.init_cache(rows=2, length=8)
 
     def step(tokens_X: jax.Array, cache: Any, at: jax.Array) -> tuple[jax.Array, Any]:
@@ -157,6 +160,9 @@ def models() -> dict[str, tuple[Callable, dict[str, Any]]]:
         "encode": (bound.encode, {"source_BS": source_BS, **of_source}),
         "attention": (bound.attention, {"source_BS": source_BS, "target_BT": target_BT, **none}),
         "hidden": (bound.hidden, {"tokens_BT": target_BT, "memory": memory, **of_target, "want_weights": False}),
+        "encode words": (hard_bound.encode, {"source_BS": source_BS, "begins_BS": words[0]}),
+        "pass words": (hard_bound.hidden, {"tokens_BT": target_BT, "passed_BT": words[1], **hard_memory}),
+        "apply to words": (hard_bound, {"source_BS": source_BS, "target_BT": target_BT, "words": words}),
         "logits": (bound.logits, {"x_BTD": bound.hidden(target_BT, memory)[0]}),
         "init_cache": (bound.init_cache, {"rows": 2, "length": 8, "beams": 1, "dtype": None}),
         "decode": (bound.decode, {"tokens_BT": target_BT[:, :1], "memory": memory, "cache": cache, "at_B": 0}),

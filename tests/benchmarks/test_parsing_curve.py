@@ -20,7 +20,7 @@ def test_a_row_for_each_number_of_trees_once(environment, tmp_path: Path) -> Non
     for name in ("train", "dev"):
         (tmp_path / "treebank" / f"craft.{name}.mrg.gz").write_bytes(gzip.compress(text.encode()))
     command = [sys.executable, str(ROOT / "benchmarks" / "parsing_curve.py"), "--updates", "2"]
-    command += ["--folder", "runs", "--rows", "rows.jsonl", "--data.vocab_size=40", "--trees"]
+    command += ["--folder", "runs", "--rows", "rows.jsonl", "--pieces", "40", "--trees"]
     for counts in (["30"], ["30", "54"]):
         given = {**environment, "TRANSFORMER_DATA": str(tmp_path)}
         done = subprocess.run([*command, *counts], cwd=tmp_path, env=given, capture_output=True, text=True)

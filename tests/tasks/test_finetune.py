@@ -218,7 +218,10 @@ def test_layers_and_heads_of_a_start(folder: Path, run: Path, tmp_path: Path, ca
     done = call("train.py", *options, "--workdir", tmp_path / "b", "--tune.redrawn_layers=1")
     assert "drawn anew  encoder/layers/1/feed_forward, " in done.err and "label_head, pooler" in done.err
     done = call("train.py", *options, "--workdir", tmp_path / "c", "--model.d_ff=128")
-    assert done.code == 2 and "--model.d_ff is 64 there, 128 here. Leave these options out" in done.err
+    assert (
+        done.code == 2
+        and "--model.d_ff is 64 there, 128 here. Give the values there, or leave these options out" in done.err
+    )
     again = [*options[:5], "--tune.epochs=1", f"--data.train={folder}/train.tsv", f"--data.dev={folder}/dev.tsv"]
     done = call("train.py", *again, "--workdir", tmp_path / "d")
     assert done.code == 0 and "drawn anew" not in done.err  # the same labels: the head goes on, too

@@ -288,11 +288,13 @@ def test_random_parameters_give_trees(options: dict[str, Any]) -> None:
 
 
 def test_a_search_with_hard_attention_scores_as_a_whole_pass() -> None:
-    """The score of a tree is the sum of the log-probabilities of its symbols in one pass without a cache."""
-    parser = random_parser("transitions", 1.5, hard_attention=True)
-    sentences = [parser._words(words, 1) for words in random_sentences(3, 9, 5)]
-    for words, (tree, score) in zip(sentences, parser._parsed(parser._parts(sentences, 1), 0), strict=True):
-        attended = of_parse(parser, " ".join(words))
+    """The score of a tree is the sum of the log-probabilities of its symbols in one pass without a cache, of parts of
+    sentences, too, and of rows that go on when others are finished."""
+    parser = random_parser("transitions", 1.5, longest=14, hard_attention=True)
+    parts = parser._parts([parser._words(words, 1) for words in random_sentences(1, 3, 9, 5, 24, 2, 7, 4, 3, 8)], 1)
+    assert len(parts) > 11
+    for part, (tree, score) in zip(parts, parser._parsed(parts, 0), strict=True):
+        attended = of_parse(parser, " ".join(part.words))
         assert attended.sides["target"].text == str(tree)
         *symbols, _ = attended.sides["target"].log_probs
         assert score == pytest.approx(sum(symbols), rel=1e-5)
@@ -369,12 +371,13 @@ def test_a_bert_becomes_the_encoder(folder: Path, tmp_path: Path, call) -> None:
     done = call("train.py", "--config", tmp_path / "bert.py", "--workdir", tmp_path / "bert")
     assert done.code == 0, done.err
     command = ("train.py", "--config", folder / "config.py", "--workdir", tmp_path / "run", "--train.steps", 2)
-    command += ("--train.init_from", tmp_path / "bert", "--parser.encoder_rate", 0.1)
+    command += ("--train.init_from", tmp_path / "bert", "--parser.encoder_rate", 0.1, "--model.hard_attention", True)
     done = call(*command)
     assert done.code == 0, done.err
     opened = Checkpoints(tmp_path / "run").open("last")
     m = opened.config.model
     assert (m.positions, m.token_types, m.head, m.activation, m.decoder_layers) == ("learned", 0, "token", "gelu", 1)
+    assert m.hard_attention
     assert "drawn anew  decoder/" in done.err
     before, after = Checkpoints(tmp_path / "bert").open().params(), opened.params()
     np.testing.assert_allclose(after["source_positions"], before["positions"], atol=0.01)

@@ -25,10 +25,11 @@ from small_runs import (
     run_readme,
     tokenizer,
     translation_run,
+    write_run,
 )
 
 from transformer.checkpoint import Checkpoints
-from transformer.config import AttentionConfig, Config, DecodeConfig, ModelConfig
+from transformer.config import AttentionConfig, Config, DecodeConfig, ModelConfig, ParsingConfig
 from transformer.data.labels import Labels
 from transformer.data.vocabularies import Bytes, Characters
 from transformer.inference.generator import Generator
@@ -195,7 +196,6 @@ def test_texts_go_on_as_ours(alone, short, kind: str, decode: dict, tmp_path: Pa
 
 
 def test_a_language_model_without_a_vocabulary_has_the_forward_pass(alone, tmp_path: Path) -> None:
-    from small_runs import write_run
 
     from transformer.config import LanguageModelConfig, TextConfig
 
@@ -237,6 +237,17 @@ def test_labels_and_the_scale_of_numbers_go_along(alone, tmp_path: Path) -> None
     (raw,) = ours(workdir, tokens_BT, types_BT=types_BT, mask_BT=mask_BT)
     close(found, [raw * 1.5 + 2.5], 5e-5)
     assert (folder / "labels.json").read_bytes() == labels.file[1]
+
+
+def test_a_parser_reads_its_words(alone, tmp_path: Path) -> None:
+    config = ModelConfig(1, 2, 16, 24, 2, vocab_size=23, head="token", labels=3, hard_attention=True)
+    workdir = write_run(tmp_path / "run", ParsingConfig(config), {})
+    folder = jax_export.write_folder(str(workdir), str(tmp_path / "out"))
+    rng = np.random.default_rng(0)
+    for S, T in ((5, 3), (8, 9)):
+        ids = random_ids(rng, 2, S, size=23), random_ids(rng, 2, T, size=23)
+        words = rng.random((2, S)) < 0.5, np.cumsum(rng.random((2, T)) < 0.5, axis=1).astype(np.int32)
+        close(alone(folder, [*ids, *words])[0], ours(workdir, *ids, words=words))
 
 
 # ---- Random models ---------------------------------------------------------------------------------------------------
@@ -301,18 +312,6 @@ def test_random_models_have_our_logits_and_outputs(seed: int) -> None:
             ids = found["tokens"][i, 0, : int(found["lengths"][i, 0])].tolist()
             assert [x for x in ids if x != 2] == tokens[0]
             np.testing.assert_allclose(found["scores"][i, 0], scores[0], atol=1e-4)
-
-
-def test_a_parser_is_told_of_its_words() -> None:
-    config = ModelConfig(1, 2, 16, 24, 2, vocab_size=23, head="token", labels=3, hard_attention=True)
-    model, params, rng = build(config), random_params(config), np.random.default_rng(0)
-    program, names = jax_export.forward(model)
-    assert names == ["source_BS", "target_BT", "begins_BS", "read_BT"]
-    for S, T in ((5, 3), (8, 9)):
-        ids = random_ids(rng, 2, S, size=23), random_ids(rng, 2, T, size=23)
-        words = rng.random((2, S)) < 0.5, np.cumsum(rng.random((2, T)) < 0.5, axis=1).astype(np.int32)
-        found = run_exported(program, flat(params), *ids, *words)
-        close([np.asarray(found)], [np.asarray(jax.jit(model.apply)(params, *ids, words=words))])
 
 
 def test_the_kernel_of_one_device_is_not_stored(tmp_path: Path, monkeypatch) -> None:

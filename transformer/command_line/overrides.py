@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any, TypeVar, get_args, get_type_hints
 
+from transformer.command_line.parser import from_standard_input
 from transformer.config import UserError, flatten
 
 C = TypeVar("C")
@@ -43,9 +44,8 @@ def override(default: C, arguments: Sequence[str], program: str, options: Sequen
     more: list[tuple[str, list[str]]] = []
     for name, group in groups:
         if not name:
-            read = "--help lists every option"
-            if program.startswith("python -m"):
-                read = f"text is read from standard input, as in {program} WORKDIR < FILE"
+            verb = program.startswith("python -m")
+            read = from_standard_input(program) if verb else "--help lists every option"
             raise UserError(f"{group[0]!r} is no option; {read}")
         if name not in fields and name != "help":
             near = difflib.get_close_matches(name, known, n=3, cutoff=0.5) or [

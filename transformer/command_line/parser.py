@@ -33,7 +33,7 @@ class Parser(argparse.ArgumentParser):
     unless its action is "append"."""
 
     def __init__(self, program: str, description: str | None, *, reads_lines: bool = False, **options: Any):
-        """`reads_lines`: text comes from standard input; an error says so to who gives it as an argument."""
+        """`reads_lines`: text comes from standard input. If it is given as an argument, the error says so."""
         super().__init__(program, description=description, allow_abbrev=False, **options)
         self.register("action", None, _Once)
         self.register("action", "store", _Once)
@@ -51,11 +51,15 @@ class Parser(argparse.ArgumentParser):
             raise UserError(f"{shown or name} is given twice; leave one of the two out")
         self._given.add(name)
 
+    def parse_args(self, *given: Any, **more: Any) -> Any:
+        args, rest = self.parse_known_args(*given, **more)
+        if rest:
+            if self._reads_lines and not any(argument.startswith("-") for argument in rest):
+                raise UserError(f"{rest[0]!r} is no option; {from_standard_input(self.prog)}")
+            self.error(f"unrecognized arguments: {' '.join(rest)}")
+        return args
+
     def error(self, message: str) -> NoReturn:
-        before, _, rest = message.partition("unrecognized arguments: ")
-        if self._reads_lines and not before and not rest.startswith("-"):
-            read = f"text is read from standard input, as in {self.prog} WORKDIR < FILE"
-            raise UserError(f"{rest!r} is no option; {read}")
         raise UserError(f"{message}; {self.prog} --help lists every option")
 
     def _print_message(self, message: str, file: Any = None) -> None:
@@ -64,6 +68,11 @@ class Parser(argparse.ArgumentParser):
     def options(self) -> list[str]:
         """The names of all options, without the leading dashes."""
         return [name[2:] for name in self._option_string_actions if name.startswith("--")]
+
+
+def from_standard_input(program: str) -> str:
+    """What to tell if text is given as an argument of a program that reads it elsewhere."""
+    return f"text is read from standard input, as in {program} WORKDIR < FILE"
 
 
 def whole(least: int, most: int = 1_000_000) -> Callable[[str], int]:

@@ -70,6 +70,7 @@ _MODEL = ModelConfig(
     attention_dropout=0.2,
     tied_embeddings="target",
     head="token",
+    hard_attention=True,
 )
 _SEARCH = DecodeConfig(length_normalization="none")
 _WITHOUT_USE = (

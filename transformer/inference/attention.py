@@ -177,11 +177,11 @@ def of_parse(parser: Parser, sentence: str) -> Attended:
         return next(waiting)
 
     names = parser.vocabulary.pieces(row.ids), ["<s>", *map(name, target), "</s>"]
-    texts, begins, read = (sentence, str(tree)), None, None
+    texts, begins, passed = (sentence, str(tree)), None, None
     if parser.model.config.hard_attention:
-        begins, read = row.starts, np.cumsum([0, *(id == symbols.shift for id in target)])
+        begins, passed = row.starts, np.cumsum([0, *(id == symbols.shift for id in target)])
     options = (ParsingConfig.task, parser.model, parser.params, row.ids, target, names, texts)
-    return _of_pair(*options, begins, read)
+    return _of_pair(*options, begins, passed)
 
 
 def of_text(generator: Generator, text: str) -> Attended:
@@ -250,17 +250,17 @@ def _of_pair(
     names: tuple[Sequence[str], Sequence[str]],
     texts: tuple[str, str],
     begins: Sequence[int] | None = None,
-    read: Sequence[int] | None = None,
+    passed: Sequence[int] | None = None,
 ) -> Attended:
     """`source`: ids with the end. `target`: ids without it. `names`: of the source's pieces, and of bos, target and
-    eos. With `model.hard_attention`, `begins`: the places where words begin, and `read`: the number of words that the
-    target has passed at each position."""
+    eos. With `model.hard_attention`, `begins`: the places where words begin, and `passed`: the number of words that
+    the target has passed at each position."""
     table = _positions(model)
     source_1S = _row(source, _padded(len(source), table))
     T = _padded(len(target) + 1, table)
     words = None
     if begins is not None:
-        words = np.isin(np.arange(source_1S.shape[1])[None], begins), _row(read, T)
+        words = np.isin(np.arange(source_1S.shape[1])[None], begins), _row(passed, T)
     rows = (source_1S, _row([BOS, *target], T), _row([*target, EOS], T))
     weights, log_probs = _forced(params, *rows, words, model=model)
     found = np.asarray(log_probs)[0, : len(target) + 1].astype(float).tolist()

@@ -50,7 +50,7 @@ class Past(NamedTuple):
     """One for each model."""
     used_BMV: Array | None = None
     """True at the pieces of each hypothesis and of its prompt; None if there is no penalty on repetition."""
-    read_BM: Array | None = None
+    passed_BM: Array | None = None
     """Number of words that each hypothesis has passed; None without `model.hard_attention`."""
 
     def use(self, tokens_X: Array) -> Past:
@@ -60,11 +60,9 @@ class Past(NamedTuple):
         fed_XV = tokens_X[:, None] == jnp.arange(self.used_BMV.shape[2])
         return self._replace(used_BMV=self.used_BMV | fed_XV.reshape(self.used_BMV.shape))
 
-    def read(self, tokens_X: Array, shift: int | None) -> Past:
+    def passing(self, tokens_X: Array, shift: int) -> Past:
         """With the words that these last pieces have passed: those that are `shift`."""
-        if self.read_BM is None:
-            return self
-        return self._replace(read_BM=self.read_BM + (tokens_X == shift).reshape(self.read_BM.shape))
+        return self._replace(passed_BM=self.passed_BM + (tokens_X == shift).reshape(self.passed_BM.shape))
 
     def penalized(self, logits_XV: Array, penalty: Array | float | None) -> Array:
         """Logits with the penalty on repetition (Keskar et al. 2019, CTRL, §4.1), for logits of either sign: those of
@@ -76,12 +74,12 @@ class Past(NamedTuple):
 
     def reorder(self, parents_BM: Array) -> Past:
         """The past after beam m of sentence b has continued the old beam `parents_BM[b, m]`."""
-        used_BMV, read_BM = self.used_BMV, self.read_BM
+        used_BMV, passed_BM = self.used_BMV, self.passed_BM
         if used_BMV is not None:
             used_BMV = jnp.take_along_axis(used_BMV, parents_BM[:, :, None], axis=1)
-        if read_BM is not None:
-            read_BM = jnp.take_along_axis(read_BM, parents_BM, axis=1)
-        return Past(tuple(cache.reorder(parents_BM) for cache in self.caches), used_BMV, read_BM)
+        if passed_BM is not None:
+            passed_BM = jnp.take_along_axis(passed_BM, parents_BM, axis=1)
+        return Past(tuple(cache.reorder(parents_BM) for cache in self.caches), used_BMV, passed_BM)
 
     def collect(self, keep: int, stage: int = STAGE) -> Past:
         """With caches of `keep` slots that hold all pieces that are seen, and room for `stage` further positions."""

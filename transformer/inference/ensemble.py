@@ -178,8 +178,8 @@ class Kind(NamedTuple):
 
 ANY = Kind("any model", lambda config: True)
 TRANSLATES = Kind(
-    "a model with an encoder and a decoder",
-    lambda c: not isinstance(c, ByteLatentModel) and c.encoder_layers > 0 and c.decoder_layers > 0,
+    "a model with an encoder and a decoder, without hard_attention",
+    lambda c: not isinstance(c, ByteLatentModel) and c.encoder_layers and c.decoder_layers and not c.hard_attention,
 )
 CONTINUES = Kind(
     "a decoder alone, a model with encoder_layers = 0",

@@ -120,10 +120,12 @@ def next_log_probs(
     def step(tokens_X: Array, past: Past, at: Array) -> tuple[Array, Past]:
         log_probs, new_caches = [], []
         tokens_X, at_B = context.fed(tokens_X, at)
-        past = past.use(tokens_X).read(tokens_X, getattr(strategy.constraints, "shift", None))
-        read = {} if past.read_BM is None else {"read_BT": past.read_BM.reshape(-1, 1)}
+        past, words = past.use(tokens_X), {}
+        if past.passed_BM is not None:
+            past = past.passing(tokens_X, strategy.constraints.shift)
+            words = {"passed_BT": past.passed_BM.reshape(-1, 1)}
         for model, parameters, memory, cache in zip(models, params, context.memories, past.caches, strict=True):
-            options = {"cache": cache, "at_B": at_B, **read}
+            options = {"cache": cache, "at_B": at_B, **words}
             logits_X1V, cache, _ = model.bind(parameters).decode(tokens_X[:, None], memory, **options)
             log_probs.append(normalized(past.penalized(logits_X1V[:, 0], strategy.repetition_penalty)))
             new_caches.append(cache)
@@ -173,7 +175,10 @@ def begin(
         context = Context((None,) * len(models), last_B, end_B)
         caches = tuple(prefilled(decoder, *prompts, M, dtype, stage) for decoder in bound)
     else:
-        begins = {"begins_BS": given["begins_BS"]} if hard else {}
+        begins = {}
+        if hard:
+            begins = {"begins_BS": given["begins_BS"]}
+            given = {name: of_rows for name, of_rows in given.items() if name not in begins}
         context = Context(tuple(model.encode(source, **begins) for model in bound))
         caches = tuple(model.init_cache(rows, stage, M, dtype) for model in bound)
     used_BMV = used_pieces(rows, M, models[0].config.output_size, prompts) if penalized else None

@@ -190,12 +190,12 @@ def check_places(name: str, places: Any, rows: int) -> None:
         raise UserError(f"{name} has {shown(values.tolist())}: positions must be from 0 to {MOST_POSITIONS}")
 
 
-def check_pair(name: str, pair: Any) -> tuple[Any, Any]:
-    """Split a (source, target) argument into its two arrays; (None, None) if it is None."""
+def check_pair(name: str, pair: Any, parts: str = "source, target") -> tuple[Any, Any]:
+    """Split an argument of two arrays, `parts`; (None, None) if it is None."""
     if pair is None:
         return None, None
     if not isinstance(pair, (tuple, list)) or len(pair) != 2:
-        raise UserError(f"{name} must be two arrays: (source, target)")
+        raise UserError(f"{name} must be two arrays: ({parts})")
     return pair[0], pair[1]
 
 

@@ -75,7 +75,7 @@ class EncoderDecoder(nnx.Module):
         with bos. A `key` switches dropout on. For packed rows, which hold several sentences, give `segments` and
         `positions`, each as (source, target): a segment number per position, the same for source and target of a pair,
         and positions that restart in each sentence. `masks`: mask_BS for `encode` and mask_BTS for `hidden`, or None.
-        `words`: with `model.hard_attention`, begins_BS for `encode` and read_BT for `hidden`.
+        `words`: with `model.hard_attention`, begins_BS for `encode` and passed_BT for `hidden`.
 
         Raises `UserError` (a ValueError) for wrong types or shapes. Outside `jax.jit` it also raises for ids outside
         the vocabulary, a target whose source is all padding, and positions beyond the learned ones.
@@ -135,14 +135,14 @@ class EncoderDecoder(nnx.Module):
         positions_BS, positions_BT = check_pair("positions", positions)
         segments_BS, segments_BT = check_pair("segments", segments)
         mask_BS, mask_BTS = check_pair("masks", masks)
-        begins_BS, read_BT = check_pair("words", words)
+        begins_BS, passed_BT = check_pair("words", words, "begins_BS, passed_BT")
         of_source = {"positions_BS": positions_BS, "segments_BS": segments_BS, "mask_BS": mask_BS}
         of_target = {"positions_BT": positions_BT, "segments_BT": segments_BT, "mask_BTS": mask_BTS}
         with jax.named_scope("encode"):
             options = {"key": fold(key, 0), "run": run, "want_weights": want_weights}
             x_BSD, encoder = self._encoded(source_BS, **of_source, **options)
             memory = self.remember(x_BSD, source_BS, **of_source, begins_BS=begins_BS)
-        options = {**of_target, "read_BT": read_BT, "key": fold(key, 1), "run": run, "want_weights": want_weights}
+        options = {**of_target, "passed_BT": passed_BT, "key": fold(key, 1), "run": run, "want_weights": want_weights}
         x_BTD, _, decoder = self._decoded(target_BT, memory, cache=None, at_B=None, **options)
         return self.logits(x_BTD), encoder, decoder
 
@@ -268,7 +268,7 @@ class EncoderDecoder(nnx.Module):
         positions_BT: Array | None = None,
         segments_BT: Array | None = None,
         mask_BTS: Array | None = None,
-        read_BT: Array | None = None,
+        passed_BT: Array | None = None,
         cache: Cache | None = None,
         at_B: Array | None = None,
         key: Array | None = None,
@@ -285,14 +285,14 @@ class EncoderDecoder(nnx.Module):
         `init_cache` made the cache for M beams.
 
         `mask_BTS` replaces the causal mask, without a cache only. It is boolean, True = target position t may attend to
-        target position s; one row may stand for all. `read_BT` is the number of words that the target has passed at
+        target position s; one row may stand for all. `passed_BT` is the number of words that the target has passed at
         each position; `model.hard_attention` needs it.
 
         Raises the errors of `__call__`, and `UserError` if the cache has no room for the tokens.
         """
         check_flag("want_weights", want_weights)
         wanted = ("cross",) if want_weights else ()
-        options = (positions_BT, segments_BT, mask_BTS, read_BT, cache, at_B, key, run, wanted)
+        options = (positions_BT, segments_BT, mask_BTS, passed_BT, cache, at_B, key, run, wanted)
         x_BTD, extended, weights = self._decoded(tokens_BT, memory, *options)
         return x_BTD, extended, tuple(one.cross_attention for one in weights) if want_weights else None
 
@@ -304,7 +304,7 @@ class EncoderDecoder(nnx.Module):
         positions_BT: Array | None,
         segments_BT: Array | None,
         mask_BTS: Array | None,
-        read_BT: Array | None,
+        passed_BT: Array | None,
         cache: Cache | None,
         at_B: Array | None,
         key: Array | None,
@@ -325,7 +325,7 @@ class EncoderDecoder(nnx.Module):
             check_positions("tokens_BT", tokens_BT, positions_BT, len(learned[...]), tokens_BT != PAD)
         embedding = self.target_embedding or self.embedding
         options = (self.config, embedding, learned, tokens_BT, positions_BT, fold(key, 0))
-        word_BTD = hard_attention.next_word(memory.words_BSD, tokens_BT, read_BT)
+        word_BTD = hard_attention.next_word(self.config, memory.words_BSD, tokens_BT, passed_BT)
         x_BTD, kv, weights = self.decoder(
             inputs(*options, norm=self.target_norm, more_BTD=word_BTD),
             mask_BTS,

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from ..config import ModelConfig, UserError
-from .checks import check_mask, check_same_shape
+from .checks import check_mask, check_same_shape, value_of
 
 
 def words(
@@ -24,34 +24,42 @@ def words(
 
     `begins_BS`: True at the first piece of each word. `mask_BS`: False at padding.
     """
-    if not config.hard_attention:
-        if begins_BS is not None:
-            raise UserError("begins_BS is given, but model.hard_attention is false: leave it out")
+    if not _wanted(config, "begins_BS", begins_BS, "where each word begins, True at its first piece"):
         return None
-    if begins_BS is None:
-        raise UserError("begins_BS is missing: with model.hard_attention, give True at the first piece of each word")
     check_mask("begins_BS", begins_BS, mask_BS.shape)
     if segments_BS is not None:
         raise UserError("segments are given: with model.hard_attention, each row holds one sentence")
+    at_S = jnp.arange(mask_BS.shape[1])
     begun_BS = jnp.cumsum(begins_BS & mask_BS, axis=1)
-    # The place of word n is the number of pieces before it: those up to which at most n words have begun.
-    place_BS = ((begun_BS[:, None, :] <= jnp.arange(begun_BS.shape[1])[:, None]) & mask_BS[:, None, :]).sum(2)
-    return _taken(x_BSD, jnp.minimum(place_BS, mask_BS.sum(1, keepdims=True) - 1))
+    # Word n, counted from 0, begins behind the last place where at most n words have begun.
+    place_BS = (begun_BS[:, None, :] <= at_S[:, None]).sum(2)
+    last_B1 = jnp.max(jnp.where(mask_BS, at_S, -1), axis=1, keepdims=True)
+    return _taken(x_BSD, jnp.minimum(place_BS, last_B1))
 
 
-def next_word(words_BSD: Array | None, tokens_BT: Array, read_BT: Array | None) -> Array | None:
-    """The state of the word that follows the first `read_BT` words, at each position: x_BTD. None without
-    `words_BSD`. There may be M rows of tokens for each sentence, one for each beam."""
-    if words_BSD is None:
-        if read_BT is not None:
-            raise UserError("read_BT is given, but model.hard_attention is false: leave it out")
+def next_word(config: ModelConfig, words_BSD: Array | None, tokens_BT: Array, passed_BT: Array | None) -> Array | None:
+    """The state of the word that follows the first `passed_BT` words, at each position: x_BTD. None without
+    `model.hard_attention`. There may be M rows of tokens for each sentence, one for each beam."""
+    if config.hard_attention == (words_BSD is None):
+        kind = "without" if words_BSD is None else "with"
+        raise UserError(f"memory is of a model {kind} hard_attention: give what `encode` of this model returns")
+    if not _wanted(config, "passed_BT", passed_BT, "how many words the target has passed at each position"):
         return None
-    if read_BT is None:
-        raise UserError("read_BT is missing: with model.hard_attention, give the number of words before each position")
-    check_same_shape("read_BT", read_BT, tokens_BT)
+    check_same_shape("passed_BT", passed_BT, tokens_BT)
+    if (known := value_of(passed_BT)) is not None and known.size and known.min() < 0:
+        raise UserError(f"passed_BT holds {known.min()}: numbers of words are at least 0")
     rows, S, D = words_BSD.shape
-    x_BTD = _taken(words_BSD, jnp.clip(read_BT.reshape(rows, -1), 0, S - 1))
-    return x_BTD.reshape(*tokens_BT.shape, D)
+    passed_BT = jnp.broadcast_to(passed_BT, tokens_BT.shape).reshape(rows, -1)
+    return _taken(words_BSD, jnp.minimum(passed_BT, S - 1)).reshape(*tokens_BT.shape, D)
+
+
+def _wanted(config: ModelConfig, name: str, given: Array | None, meaning: str) -> bool:
+    """Whether the model has hard attention. Raises `UserError` if the argument is missing then, or given else."""
+    if config.hard_attention and given is None:
+        raise UserError(f"{name} is missing: model.hard_attention needs {meaning}; `__call__` takes it in `words`")
+    if not config.hard_attention and given is not None:
+        raise UserError(f"{name} is given, but model.hard_attention is False: leave it out")
+    return config.hard_attention
 
 
 def _taken(x_BSD: Array, places_BT: Array) -> Array:

@@ -37,7 +37,9 @@ def adopted(config: Any, there: ModelConfig, kept: Collection[str] = (), **fixed
     }
     if different:
         listed = "; ".join(f"--model.{name} is {old!r} there, {new!r} here" for name, (old, new) in different.items())
-        raise UserError(f"train.init_from = {config.train.init_from!r}: {listed}. Leave these options out")
+        raise UserError(
+            f"train.init_from = {config.train.init_from!r}: {listed}. Give the values there, or leave these options out"
+        )
     values = {name: getattr(ours, name) for name in (*CHOSEN, *kept)} | fixed
     config = dataclasses.replace(config, model=dataclasses.replace(there, **values))
     check(config)

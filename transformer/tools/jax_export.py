@@ -136,7 +136,7 @@ def forward(model: Model) -> tuple[Program, list[str]]:
     c = model.config
     if c.hard_attention:
         arrays = ids(B, S), ids(B, T), ids(B, S, dtype=jnp.bool_), ids(B, T)
-        return Program(parse, arrays), ["source_BS", "target_BT", "begins_BS", "read_BT"]
+        return Program(parse, arrays), ["source_BS", "target_BT", "begins_BS", "passed_BT"]
     if c.encoder_layers and c.decoder_layers:
         return Program(run, (ids(B, S), ids(B, T))), ["source_BS", "target_BT"]
     if c.decoder_layers:
@@ -303,10 +303,10 @@ logits_BTV = forward(source_BS, target_BT)
 """,
     "hard": """
 source_BS = np.array([[2, 7, 8, 3], [2, 9, 3, 0]], np.int32)  # ids, filled up with 0
-target_BT = np.array([[1, 5], [1, 0]], np.int32)  # ids after bos
+target_BT = np.array([[1, 6, 4], [1, 0, 0]], np.int32)  # symbols after bos: 4 stands for the next word
 begins_BS = np.array([[0, 1, 1, 0], [0, 1, 0, 0]], bool)  # True = the first piece of a word
-read_BT = np.array([[0, 1], [0, 0]], np.int32)  # the number of words that the target has passed
-logits_BTV = forward(source_BS, target_BT, begins_BS, read_BT)
+passed_BT = np.cumsum(target_BT == 4, axis=1, dtype=np.int32)  # the number of words that the target has passed
+logits_BTV = forward(source_BS, target_BT, begins_BS, passed_BT)
 """,
     "decoder": """
 tokens_BT = np.array([[5, 6, 7]], np.int32)  # ids

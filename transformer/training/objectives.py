@@ -175,11 +175,11 @@ def parsed(model: Model, train: TrainConfig, shift: int, *, rate: Callable[[str]
         before_BT = jnp.pad(target_BT[:, :-1], ((0, 0), (1, 0)), constant_values=BOS)
         module, run = model.bind(with_table_copies(params, mesh)), Run(train.remat, partial(constrain, mesh=mesh))
         x_BSD = module.encoder_states(source_BS, key=fold(key, 0), run=run)
-        begins, read = {}, {}
+        begins, passed = {}, {}
         if model.config.hard_attention:
-            begins, read = {"begins_BS": batch["tag"] != 0}, {"read_BT": jnp.cumsum(before_BT == shift, axis=1)}
+            begins, passed = {"begins_BS": batch["tag"] != 0}, {"passed_BT": jnp.cumsum(before_BT == shift, axis=1)}
         memory = module.remember(x_BSD, source_BS, **begins)
-        x_BTD, _, _ = module.hidden(before_BT, memory, key=fold(key, 1), run=run, **read)
+        x_BTD, _, _ = module.hidden(before_BT, memory, key=fold(key, 1), run=run, **passed)
         mask_BT = target_BT != PAD
         tokens = mask_BT.sum() + (source_BS != PAD).sum()
         total, sums = _loss(module, x_BTD, target_BT, mask_BT, train.label_smoothing, tokens)
