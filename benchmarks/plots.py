@@ -107,20 +107,25 @@ def shakespeare(rows: dict[str, tuple[Row, ...]]) -> Picture:
 
 
 def parsing(rows: dict[str, tuple[Row, ...]]) -> Picture:
-    """F1 and tagging accuracy of the first 500 development trees over the epochs, a line for each start."""
-    starts = {"random": ("from random weights", OURS), "all-minilm-l6-v2": ("encoder from MiniLM", SECOND)}
+    """F1 and tagging accuracy of the first 500 development trees over the epochs, a line for each training."""
+    starts = {
+        ("random", True): ("random weights, hard attention", OURS),
+        ("random", False): ("random weights, plain attention", GREY),
+        ("all-minilm-l6-v2", True): ("encoder MiniLM, hard attention", SECOND),
+        ("all-minilm-l6-v2", False): ("encoder MiniLM, plain attention", FOURTH),
+    }
     panels = [
         {
             "title": f"dev trees of CRAFT: {title}",
             "x": "epochs",
             "series": [
                 {
-                    "name": f"{starts[row['start']][0]}, seed {row['seed']}",
-                    "colour": starts[row["start"]][1],
+                    "name": f"{starts[row['start'], row['hard_attention']][0]}, seed {row['seed']}",
+                    "colour": starts[row["start"], row["hard_attention"]][1],
                     "points": [(round(x["step"] / row["updates_an_epoch"], 2), x[column]) for x in row["dev"]],
                 }
                 for row in rows["parsing.jsonl"]
-                if "updates" in row and len(row["dev"]) > 2
+                if "start" in row
             ],
         }
         for title, column in (("F1", "f1"), ("tags, %", "tagging"))
