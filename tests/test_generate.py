@@ -218,4 +218,6 @@ def test_a_translation_run_is_refused(call, trained: Path) -> None:
     with pytest.raises(transformer.UserError, match=r"its task is 'translation'; give one of the task 'language_mo"):
         transformer.Generator.load(str(trained))
     done = call("transformer", "fill", trained)
-    assert done.code == 2 and done.err.endswith("its task is 'translation'; give one of the task 'masked'\n")
+    assert done.code == 2 and done.err.endswith(
+        f"its task is 'translation'; give one of the task 'masked', or use: python -m transformer translate {trained}\n"
+    )

@@ -10,6 +10,7 @@ import pytest
 
 from transformer.config import UserError
 from transformer.data.labelled import Columns, Example, read_examples
+from transformer.data.text import Parallel, read_pairs
 
 NAMED, NUMBERED, PAIR = Columns("text", None, "label"), Columns("2", None, "1"), Columns("a", "b", "label")
 
@@ -66,6 +67,40 @@ def test_quotes_of_a_csv_and_the_lines_behind_them(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"x\.csv:3: not a row of a \.csv \(.*\); correct its quotes"):
         read(tmp_path, "x.csv", 'label,text\nyes,a\nno,"open\nyes,b\n')
     assert len(read(tmp_path, "x.csv", f"label,text\nyes,{'a ' * 200_000}\n")) == 1
+    spaced = 'label, text\nyes, "a ""b"", c"\n no, d\n'
+    assert rows(read(tmp_path, "x.csv", spaced)) == [('a "b", c', None, "yes", 2), ("d", None, "no", 3)]
+
+
+def test_quotes_of_a_csv_in_a_tsv_are_told(tmp_path: Path, caplog) -> None:
+    """They are characters there; a text in quotation marks is not meant."""
+    told = "a field is quoted as in a .csv, but in a .tsv quotes are part of the text; write it without them (pandas: "
+    read(tmp_path, "x.tsv", 'label\ttext\nyes\t"said" he\nno\t"so"\n')
+    assert not caplog.messages
+    found = read(tmp_path, "x.tsv", 'label\ttext\nyes\t"he said ""no"""\nno\t"a ""b"" c"\n')
+    assert found[0].text == '"he said ""no"""'
+    assert [message.partition(": ")[2] for message in caplog.messages] == [f"{told}quoting=csv.QUOTE_NONE)"]
+    assert caplog.messages[0].startswith(f"{tmp_path / 'x.tsv'}:2: ")
+    with pytest.raises(UserError, match=r"x\.tsv:1: the header is quoted as in a \.csv; write"):
+        read(tmp_path, "x.tsv", '"label"\t"text"\n"yes"\t"a"\n')
+    (tmp_path / "pairs.tsv").write_text('"A ""great"" film"\t"Ein ""guter"" Film"\n')
+    assert len(list(read_pairs(Parallel(str(tmp_path / "pairs.tsv"))))) == 1
+    assert told in caplog.messages[-1]
+
+
+def test_a_first_label_that_never_comes_again_is_told(tmp_path: Path, caplog) -> None:
+    body = "".join(f"{i % 2}\ta b {i}\n" for i in range(12))
+    read(tmp_path, "x.tsv", f"stars\treview\n{body}", NUMBERED)
+    (told,) = caplog.messages
+    assert told.startswith(f"line 1 of {tmp_path / 'x.tsv'} may be a header, but is read as a text: no other has its")
+    assert told.endswith("its label, stars; if so, name the columns")
+    for content in (body, f"5\ta b\n{body}", "stars\treview\n1\ta\n"):
+        read(tmp_path, "y.tsv", content, NUMBERED)
+    assert len(caplog.messages) == 1
+
+
+def test_a_long_number_takes_no_time(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"x\.tsv:2"):  # a quadratic search would take minutes
+        read(tmp_path, "x.tsv", f"label\ttext\n{'1' * 100_000}x\ta\n", kind="regression")
 
 
 def test_json_lines(tmp_path: Path) -> None:

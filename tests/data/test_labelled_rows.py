@@ -87,6 +87,17 @@ def test_names_are_in_their_order(given: list[str], names: tuple[str, ...]) -> N
     assert [int(labels.ids(one, "x")[0]) for one in examples(list(names))] == list(range(1, len(names) + 1))
 
 
+def test_numbers_as_classes_and_many_tags_are_told(caplog) -> None:
+    learn(LabelledConfig(train=("a.tsv",)), "auto", examples(["0.0", "1.0", "0.0"]))  # as pandas writes classes
+    assert not caplog.messages
+    learn(LabelledConfig(train=("a.tsv",)), "auto", examples(["0.5", "3", "1e1"]))
+    told = "a.tsv: the labels are numbers, but are learnt as classes; else: --data.kind regression"
+    assert caplog.messages == [told]
+    tags = tuple(f"lemma{i}" for i in range(101))
+    learn(LabelledConfig(kind="tags", train=("a.conll",)), "auto", [Example(tags, None, tags, 0, 1)])
+    assert caplog.messages[1].startswith("a.conll: 101 different tags for 101 words; is the last column the tag? awk ")
+
+
 def test_numbers_are_scaled() -> None:
     labels = learn(LabelledConfig(kind="regression", second="b"), "auto", examples(["10", "20", "30"]))
     assert (labels.mean, labels.size, labels.metric, labels.pairs) == (20, 1, "pearson", True)

@@ -80,6 +80,14 @@ def test_what_can_not_be_used_is_counted(tmp_path: Path) -> None:
     assert unusable[2] == "x:4: the tree holds no word"
 
 
+def test_a_label_without_a_word_is_told(tmp_path: Path) -> None:
+    found, unusable = read(tmp_path, "(S (DT the) (JJ) (NN cat))\n(S (NN c))\n(S (NN \u00a0))\n")
+    assert found == [("(S (NN c))", 2)]
+    assert unusable == [
+        f"x:{line}: ({label}) holds neither a word nor a constituent" for line, label in ((1, "JJ"), (3, "NN"))
+    ]
+
+
 @pytest.mark.parametrize(
     ("text", "error"),
     [

@@ -100,6 +100,12 @@ def test_what_a_translator_lacks_is_named():
     )
 
 
+class Table(list):
+    """As a DataFrame of pandas: a loop over it gives the names of its columns."""
+
+    columns = ("text", "label")
+
+
 @pytest.mark.parametrize("method", ["translate", "translate_n_best", "encode", "score"])
 @pytest.mark.parametrize(
     ("sentences", "message"),
@@ -113,6 +119,7 @@ def test_what_a_translator_lacks_is_named():
         ([["4"]], "sentences[0] is a list"),
         (np.array([1.5]), "sentences[0] is a float64"),
         (np.array("4"), "sentences is a ndarray: give a list of strings"),
+        (Table(["text", "label"]), "sentences is a Table: give one of its columns, such as df['text']"),
     ],
     ids=repr,
 )

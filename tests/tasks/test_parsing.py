@@ -29,6 +29,7 @@ from transformer.config import (
     UserError,
     check,
 )
+from transformer.data import treebank
 from transformer.data.linearised import Symbols
 from transformer.data.trees import Tree, parse
 from transformer.data.wordpiece_training import train_wordpiece
@@ -36,7 +37,7 @@ from transformer.inference.attention import of_parse
 from transformer.inference.parser import Parser
 from transformer.model import build
 from transformer.model.encoder_decoder import beside_a_decoder
-from transformer.tasks.parse_scores import parameters_of
+from transformer.tasks.parse_scores import parameters_of, warn_of_roots
 from transformer.tasks.parsing import Parsing
 from transformer.tools.tree_picture import svg
 from transformer.training.sharding import make_mesh
@@ -227,6 +228,26 @@ def test_long_sentences_are_parsed_in_parts(run: Path, call, feed) -> None:
     assert words_of(whole) == words
     assert whole.startswith("(S (S (NP (DT the)")  # parts end at full stops
     assert words_of(one) == ["x" * 500]
+
+
+def test_raw_text_is_told(run: Path, caplog) -> None:
+    parser = transformer.Parser.load(run)
+    (tree,) = parser.parse(["The cat saw (a) dog."], raw=True)
+    assert words_of(str(tree)) == ["The", "cat", "saw", "-LRB-", "a", "-RRB-", "dog", "."]
+    assert not [message for message in caplog.messages if "--raw" in message]
+    parser.parse(["the cat saw the dog .", "the cat saw Dr."])
+    assert not [message for message in caplog.messages if "--raw" in message]
+    parser.parse(["the cat saw the dog."])
+    assert [message for message in caplog.messages if "raw English text needs --raw (raw=True)" in message]
+
+
+def test_a_label_above_all_trees_is_told(tmp_path: Path, caplog) -> None:
+    for top, told in (("ROOT", 1), ("TOP", 0), ("", 0)):
+        caplog.clear()
+        (tmp_path / "x.mrg").write_text(f"({top} (S (NP (NN a)) (VP (V b))))\n({top} (NP (NN c) (NN d)))\n")
+        warn_of_roots(treebank.read([str(tmp_path / "x.mrg")]))
+        assert len(caplog.messages) == told
+    assert "x.mrg: ROOT stands above all trees" in str(caplog.messages) or not told
 
 
 def test_from_python(run: Path) -> None:

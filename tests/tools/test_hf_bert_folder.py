@@ -188,6 +188,16 @@ def test_other_vectors_of_sentence_transformers_are_told(
     assert told in about[0] if told else not about
 
 
+def test_a_prompt_of_sentence_transformers_is_told(folder: Path, tmp_path: Path, caplog) -> None:
+    modules(folder, "Transformer", "Pooling", pooling_mode_mean_tokens=True)
+    prompts = {"prompts": {"query": "query: ", "document": ""}, "default_prompt_name": "query"}
+    for number, (given, told) in enumerate(((prompts, 1), ({**prompts, "default_prompt_name": None}, 0), ({}, 0))):
+        caplog.clear()
+        (folder / "config_sentence_transformers.json").write_text(json.dumps(given))
+        import_folder(str(folder), str(tmp_path / f"run {number}"))
+        assert len([message for message in caplog.messages if "puts 'query: ' before each text" in message]) == told
+
+
 @pytest.mark.parametrize("content", ["", "{}x", "[3]", '[{"type": "a.Pooling"}]', "3"])
 def test_modules_that_can_not_be_read(folder: Path, tmp_path: Path, content: str) -> None:
     (folder / "modules.json").write_text(content)

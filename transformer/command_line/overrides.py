@@ -51,6 +51,8 @@ def override(default: C, arguments: Sequence[str], program: str, options: Sequen
             near = difflib.get_close_matches(name, known, n=3, cutoff=0.5) or [
                 k for k in known if k.split(".")[-1] == name.split(".")[-1]
             ]
+            if name == "input" and program.startswith("python -m"):
+                raise UserError(f"--input is no option; {from_standard_input(program)}")
             hint = f"did you mean {' or '.join('--' + n for n in near)}?" if near else "--help lists every option"
             raise UserError(f"unknown option {group[0].split('=')[0]}; {hint}")
         if first.setdefault(name, group) is not group:

@@ -54,7 +54,7 @@ class Parser(argparse.ArgumentParser):
     def parse_args(self, *given: Any, **more: Any) -> Any:
         args, rest = self.parse_known_args(*given, **more)
         if rest:
-            if self._reads_lines and not any(argument.startswith("-") for argument in rest):
+            if self._reads_lines and (rest[0] == "--input" or not any(one.startswith("-") for one in rest)):
                 raise UserError(f"{rest[0]!r} is no option; {from_standard_input(self.prog)}")
             self.error(f"unrecognized arguments: {' '.join(rest)}")
         return args

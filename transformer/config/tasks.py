@@ -216,6 +216,26 @@ def require_task(config: Any, where: object, *kinds: type) -> None:
         raise UserError(f"{where}: its task is {config.task!r}; give one of the task {tasks}")
 
 
+_VERBS = {
+    Config.task: "translate",
+    **{kind.task: "generate" for kind in CONTINUING},
+    MaskedConfig.task: "fill",
+    FinetuneConfig.task: "predict",
+    ParsingConfig.task: "parse",
+}
+
+
+def require_workdir(config: Any, workdir: object, *kinds: type) -> None:
+    """`require_task` for the config of a workdir. The message names the verb that reads such a model."""
+    verb = _VERBS.get(config.task)
+    if verb == "fill" and config.model.head not in MASKED_HEADS:
+        verb = "embed"
+    try:
+        require_task(config, workdir, *kinds)
+    except UserError as error:
+        raise UserError(f"{error}, or use: python -m transformer {verb} {workdir}" if verb else str(error)) from None
+
+
 def require_translation(config: Any, where: object) -> None:
     """Raise `UserError` unless this is a config of translation. `where`: its file or workdir, for the message."""
     require_task(config, where, Config)

@@ -29,12 +29,16 @@ def listed(name: str, given: Iterable[Any]) -> list[Any]:
     try:
         require_iterable(name, given)
     except UserError:
+        if hasattr(given, "columns"):
+            raise
         raise UserError(f"{name} = {shown(given)}: give a list of {name}") from None
     return [x.tolist() if isinstance(x, np.ndarray) else x for x in given]
 
 
 def require_iterable(name: str, given: Any, *, ordered: bool = True) -> Iterable[Any]:
     """Raise `UserError` unless this is an iterable, and not a string, nor a dict or, where the order counts, a set."""
+    if hasattr(given, "columns"):
+        raise UserError(f"{name} is a {type(given).__name__}: give one of its columns, such as df['text']")
     no_list = (str, bytes, dict, set, frozenset) if ordered else (str, bytes)
     if isinstance(given, no_list) or not isinstance(given, Iterable) or getattr(given, "shape", None) == ():
         raise UserError(f"{name} is a {type(given).__name__}: give a list of strings")

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 from transformer.config import UserError, whole_number
 from transformer.data.compression import uncompressed_name
 from transformer.data.foreign import piped
-from transformer.data.text import RepeatedKey, field_names, list_hint, read_json, records, value_at
+from transformer.data.text import QuotedFields, RepeatedKey, field_names, list_hint, read_json, records, value_at
 from transformer.streams import plain
 
 log = logging.getLogger("transformer")
@@ -33,7 +33,7 @@ _FEW = 10  # so few texts may all be single words
 _WITHOUT_COMMENTS = "grep -v '^#'"
 _WITHOUT_RANGES = "grep -v '^[0-9]*[-.]'"  # lines of CoNLL-U without those of several words and of no word
 _CONLL_U = 10  # columns: a number, the word, its lemma, ...
-_NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
+NUMBER = re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?")
 _ID = re.compile(r"[0-9]+([-.][0-9]+)?")
 _TAG = re.compile(r"O|[BIESLU]-\S+")
 _FIELD_LIMIT = 2**31 - 1  # characters of a field of a .csv
@@ -147,15 +147,16 @@ def bare(word: str) -> str:
 
 
 def _tsv_rows(path: str, columns: Columns, digests: dict[str, str] | None) -> Iterator[Row]:
+    quoted = QuotedFields(path)
     lines = enumerate(records(path, digests), 1)
-    return _table(path, ((number, line.split("\t")) for number, line in lines if line), columns)
+    return _table(path, ((number, quoted.seen(number, line.split("\t"))) for number, line in lines if line), columns)
 
 
 def _csv_rows(path: str, columns: Columns, digests: dict[str, str] | None) -> Iterator[Row]:
     csv.field_size_limit(_FIELD_LIMIT)
     lines = records(path, digests)
     head = next(lines, "")
-    reader = csv.reader((f"{line}\n" for line in chain((head,), lines)), strict=True)
+    reader = csv.reader((f"{line}\n" for line in chain((head,), lines)), strict=True, skipinitialspace=True)
 
     def rows() -> Iterator[tuple[int, list[str]]]:
         while True:
@@ -186,14 +187,22 @@ def _table(path: str, rows: Iterator[tuple[int, list[str]]], columns: Columns) -
     if numbered and all(first[1][at].strip().lower() in _USUAL for at in places.values()):
         what = "line %d of %s looks like a header, but is read as a text, as columns have numbers; name the columns"
         log.warning(what, first[0], plain(path))
-    for line, cells in [first, *rows] if numbered else rows:
+    count = alike = 0  # rows, and those with the label of the first one
+    for line, cells in chain([first], rows) if numbered else rows:
         if len(cells) != width:
             what = f"line {first[0]} has {width}" if numbered else f"the header has {width}"
             few = "too few columns" if len(cells) < width else "too many columns"
             raise UserError(f"{path}:{line}: {few}: {len(cells)}, but {what}; {_STRAY}")
+        count, alike = count + 1, alike + (cells[places["label"]] == first[1][places["label"]])
         yield line, {name: Cell(name, cells[at], f"{path}:{line}") for name, at in places.items()}
+    if numbered and count > _FEW and alike == 1 and _NAME.fullmatch(label := first[1][places["label"]]):
+        what = (
+            "line %d of %s may be a header, but is read as a text: no other has its label, %s; if so, name the columns"
+        )
+        log.warning(what, first[0], plain(path), plain(label))
 
 
+_NAME = re.compile(r"[^\W\d]\w*")  # such as a column has
 _USUAL = ("text", "second", "label", "sentence", "sentence1", "sentence2", "labels", "tags")
 """Usual names of columns."""
 _STRAY = "add or remove a tab (in a .csv: a comma, or quotes around a text with commas)"
@@ -221,6 +230,10 @@ def _place(path: str, first: tuple[int, list[str]], name: str, column: str, numb
         return cells.index(column)
     if column in cells:
         raise UserError(f"{path}:{line}: the header has the column {column!r} twice; rename one of them")
+    if f'"{column}"' in cells:
+        raise UserError(
+            f"{path}:{line}: the header is quoted as in a .csv; write such a file with commas and name it so"
+        )
     if len(cells) == 1 and (form := next((_FORMS[mark] for mark in _FORMS if mark in cells[0]), "")):
         raise UserError(f"{path}:{line}: a single column, {shown}; {form}")
     raise UserError(
@@ -372,7 +385,7 @@ def _number(cell: Cell) -> str:
     """A number, as text."""
     value = cell.value
     text = json.dumps(value) if type(value) in (int, float) else _string(cell).strip()
-    if not _NUMBER.fullmatch(text) or not math.isfinite(float(text)):
+    if not NUMBER.fullmatch(text) or not math.isfinite(float(text)):
         raise cell.error(f"is {text[:40]!r}, not a number such as -2.5")
     return text
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import re
 from collections import Counter
@@ -13,7 +14,9 @@ from functools import cached_property
 import numpy as np
 
 from transformer.config import METRICS, LabelledConfig, UserError, weight_of
-from transformer.data.labelled import Example
+from transformer.data.labelled import NUMBER, Example
+
+log = logging.getLogger("transformer")
 
 FILE = "labels.json"
 _SPANS = re.compile(r"O|[BIESLU]-.+")  # tags of words inside and outside of spans
@@ -124,6 +127,14 @@ def learn(config: LabelledConfig, metric: str, train: Sequence[Example]) -> Labe
         raise UserError(
             f"{files}: {len(counts):,} different labels for {len(train):,} texts; check data.label, the column of the "
             "labels; for numbers set data.kind = 'regression'"
+        )
+    if kind == "classes" and all(map(NUMBER.fullmatch, counts)) and any(float(name) % 1 for name in counts):
+        log.warning("%s: the labels are numbers, but are learnt as classes; else: --data.kind regression", files)
+    words = sum(counts.values())
+    if kind == "tags" and len(counts) > max(100, words // 10):
+        log.warning(
+            "%s: %s different tags for %s words; is the last column the tag? awk '{print $1, $2}' keeps two others",
+            *(files, f"{len(counts):,}", f"{words:,}"),
         )
     whole = all(re.fullmatch(r"-?[0-9]{1,18}", name) for name in counts)
     names = tuple(sorted(counts, key=(lambda name: (int(name), name)) if whole else str))

@@ -12,7 +12,9 @@ import contextlib
 import hashlib
 import itertools
 import json
+import logging
 import os
+import re
 import unicodedata
 from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,6 +27,9 @@ from transformer.data.foreign import not_utf8, piped
 from transformer.data.opening import open_text
 from transformer.data.sgml import Segment, compare
 from transformer.files import unreadable
+from transformer.streams import plain
+
+log = logging.getLogger("transformer")
 
 _SHOWN = 12  # fields that an error lists
 _MAX_SHOWN = 10  # unknown characters that a warning lists
@@ -182,9 +187,31 @@ def _text(parallel: Parallel, fields: tuple[str, str], digests: _Digests) -> Ite
         )
 
 
+class QuotedFields:
+    """Tells once if a field of a .tsv is quoted as in a .csv: there quotes are characters as all others."""
+
+    _form = re.compile(r'"(?:[^"]|"")*"')
+
+    def __init__(self, path: str):
+        self._path = path
+        self._told = False
+
+    def seen(self, line: int, fields: list[str]) -> list[str]:
+        """The fields of a line, as they are."""
+        if not self._told and any('""' in field and self._form.fullmatch(field) for field in fields):
+            self._told = True
+            log.warning(
+                "%s:%d: a field is quoted as in a .csv, but in a .tsv quotes are part of the text; write it without "
+                "them (pandas: quoting=csv.QUOTE_NONE)",
+                *(plain(self._path), line),
+            )
+        return fields
+
+
 def _tsv(parallel: Parallel, fields: tuple[str, str], digests: _Digests) -> Iterator[tuple[str, str]]:
+    quoted = QuotedFields(parallel.source)
     for number, line in enumerate(records(parallel.source, digests), 1):
-        columns = line.split("\t")
+        columns = quoted.seen(number, line.split("\t"))
         if len(columns) == 1:
             raise UserError(f"{parallel.source}:{number}: no tab; each line must hold source, a tab, target")
         if len(columns) > 2:

@@ -64,7 +64,7 @@ class Tree(NamedTuple):
 def parse(text: str, where: str) -> list[Tree]:
     """The trees in a text, one after the other. `where` begins an error message: file and line.
 
-    Raises `UserError` for brackets that do not match, and for words without a tag.
+    Raises `UserError` for brackets that do not match or hold a label alone, and for words without a tag.
     """
     trees: list[Tree] = []
     opened: list[tuple[str, list[Tree], str | None]] = []
@@ -78,6 +78,8 @@ def parse(text: str, where: str) -> list[Tree]:
             if not opened:
                 raise UserError(f"{where}: a closing bracket too many, behind {' '.join(tokens[max(0, i - 5) : i])!r}")
             label, children, word = opened.pop()
+            if label and not children and word is None:
+                raise UserError(f"{where}: ({label}) holds neither a word nor a constituent")
             (opened[-1][1] if opened else trees).append(Tree(label, children, word))
         elif not opened:
             raise UserError(

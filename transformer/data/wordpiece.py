@@ -9,6 +9,7 @@ from __future__ import annotations
 import codecs
 import itertools
 import json
+import logging
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -22,6 +23,8 @@ from transformer.config import BOS, EOS, PAD, UNK, UserError
 from transformer.data.foreign import refuse_other
 from transformer.data.vocabularies import Vocabulary, content_of, json_object
 from transformer.packages import require
+
+log = logging.getLogger("transformer")
 
 SPECIAL_PIECES = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 """The first pieces of a new WordPiece vocabulary."""
@@ -295,7 +298,10 @@ def _normalization(path: Path, pieces: Sequence[str]) -> dict[str, Any]:
     config = path.with_name("tokenizer_config.json")
     if not config.exists():
         named = [piece for piece in pieces if piece not in SPECIAL_PIECES and piece[:7] != "[unused"]
-        return {"lower_case": not any(piece.lower() != piece for piece in named)}
+        lower = not any(piece.lower() != piece for piece in named)
+        how = "is lower-cased, as all pieces are" if lower else "keeps its case, as some pieces have upper-case letters"
+        log.info("%s: there is no tokenizer_config.json: text %s", path, how)
+        return {"lower_case": lower}
     options = json_object(content_of(config), config)
     for name, ours in (("word_tokenizer_type", "basic"), ("subword_tokenizer_type", "wordpiece")):
         if (kind := options.get(name, ours)) != ours:

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from transformer.config import LABEL_HEADS, FinetuneConfig, UserError, require_task, shown
+from transformer.config import LABEL_HEADS, FinetuneConfig, UserError, require_workdir, shown
 from transformer.data.framing import Row, frame, frame_words
 from transformer.data.given import listed, strings
 from transformer.data.labelled import bare, words_in
@@ -115,7 +115,7 @@ class Classifier:
     def of(cls, checkpoint: Checkpoint) -> Classifier:
         """The classifier of an open checkpoint. Raises `UserError` if it is of another task."""
         config = checkpoint.config
-        require_task(config, checkpoint.path.parent.parent, FinetuneConfig)
+        require_workdir(config, checkpoint.path.parent.parent, FinetuneConfig)
         vocabulary, labels = encoder_vocabulary(checkpoint), labels_in(checkpoint)
         model, params = in_type(checkpoint.model.config, checkpoint.params(), "auto")
         return cls(build(model), on_all_devices(params), vocabulary, labels, longest=config.data.context)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 import jax
 import numpy as np
 
-from transformer.config import ByteLatentModel, DecodeConfig, UserError, check_decode, require_task, shown
+from transformer.config import ByteLatentModel, DecodeConfig, UserError, check_decode, require_workdir, shown
 from transformer.inference.batches import Batcher, on_all_devices
 from transformer.inference.beam_search import Hypotheses
 from transformer.inference.engine import FINE, Grain, decode
@@ -126,7 +126,7 @@ def check_checkpoints(checkpoints: Any, *kinds: type) -> None:
     if not checkpoints:
         raise UserError("no checkpoints: give one at least")
     for opened in checkpoints:
-        require_task(opened.config, opened.path.parent.parent, *kinds)
+        require_workdir(opened.config, opened.path.parent.parent, *kinds)
 
 
 def same_file(checkpoints: Sequence[Checkpoint], names: Sequence[str], what: str) -> tuple[str, bytes]:

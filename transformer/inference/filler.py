@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from transformer.config import MASKED_HEADS, MaskedConfig, UserError, require_task, shown
+from transformer.config import MASKED_HEADS, MaskedConfig, UserError, require_workdir, shown
 from transformer.data.given import strings
 from transformer.inference.batches import Batcher, on_all_devices, padded_lengths
 from transformer.inference.ensemble import check_leaves, check_members
@@ -148,9 +148,12 @@ def with_masks(vocabulary: EncoderVocabulary, text: str) -> list[int]:
 
 def require_masked_head(config: Any, where: object) -> None:
     """Raise `UserError` unless this is the config of a model that predicts masked pieces. `where`: its workdir."""
-    require_task(config, where, MaskedConfig)
+    require_workdir(config, where, MaskedConfig)
     if config.model.head not in MASKED_HEADS:
-        raise UserError(f"{where}: its model.head is {config.model.head!r}, which does not predict masked pieces")
+        raise UserError(
+            f"{where}: its model.head is {config.model.head!r}, which does not predict masked pieces; "
+            f"use: python -m transformer embed {where}"
+        )
 
 
 @partial(jax.jit, static_argnames=("model", "top"))

@@ -6,6 +6,7 @@ import bisect
 import logging
 import math
 import os
+import re
 import threading
 from collections.abc import Iterable, Sequence
 from functools import partial
@@ -16,8 +17,17 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from transformer.config import EOS, PAD, DecodeConfig, ParsingConfig, UserError, check_tree_search, require_task, shown
-from transformer.data import linearised
+from transformer.config import (
+    EOS,
+    PAD,
+    DecodeConfig,
+    ParsingConfig,
+    UserError,
+    check_tree_search,
+    require_workdir,
+    shown,
+)
+from transformer.data import linearised, penn
 from transformer.data.framing import Row
 from transformer.data.given import listed, strings
 from transformer.data.linearised import Symbols
@@ -30,7 +40,7 @@ from transformer.inference.pieces import MAX_LINES, encoder_vocabulary, require_
 from transformer.inference.strategy import trees
 from transformer.inference.tally import Tally
 from transformer.model import Model, Params, build
-from transformer.model.checks import check_integer
+from transformer.model.checks import check_flag, check_integer
 from transformer.model.rounding import in_type
 
 if TYPE_CHECKING:
@@ -113,7 +123,7 @@ class Parser:
     def of(cls, checkpoint: Checkpoint, config: DecodeConfig | None = None) -> Parser:
         """The parser of an open checkpoint. Raises `UserError` if it is of another task."""
         stored = checkpoint.config
-        require_task(stored, checkpoint.path.parent.parent, ParsingConfig)
+        require_workdir(stored, checkpoint.path.parent.parent, ParsingConfig)
         config = stored.decode if config is None else config
         check_tree_search(config)
         model, params = in_type(checkpoint.model.config, checkpoint.params(), config.dtype)
@@ -131,14 +141,23 @@ class Parser:
         """The parameters of the model; for others, make another `Parser`."""
         return self._ensemble.params[0]
 
-    def parse(self, sentences: Iterable[str | Sequence[str]], *, first_line: int = 1) -> list[Tree | None]:
-        """The tree of each sentence: words, or a string of words with spaces between them.
+    def parse(
+        self, sentences: Iterable[str | Sequence[str]], *, first_line: int = 1, raw: bool = False
+    ) -> list[Tree | None]:
+        """The tree of each sentence: words, or a string of words with spaces between them. With `raw`, strings are
+        plain English, and are split by simple rules in the style of the Penn Treebank.
 
         None for a sentence without words, and where the model's numbers are not finite. Brackets within words become
         -LRB- and -RRB-. A sentence that is too long is parsed in parts, with a warning that names its line, counted
         from `first_line`. Raises `UserError` for wrong arguments.
         """
-        given = [self._words(sentence, i) for i, sentence in enumerate(self._listed(sentences, first_line), first_line)]
+        check_flag("raw", raw)
+        sentences = self._listed(sentences, first_line)
+        if raw:
+            sentences = [penn.words(one) if isinstance(one, str) else one for one in sentences]
+        given = [self._words(sentence, i) for i, sentence in enumerate(sentences, first_line)]
+        if first_line == 1 and not raw and _looks_raw(given):
+            log.warning("marks such as a full stop are no words of their own; raw English text needs --raw (raw=True)")
         parts = self._parts(given, first_line)
         found: list[list[tuple[Tree | None, float]]] = [[] for _ in given]
         for part, result in zip(parts, self._parsed(parts, first_line - 1), strict=True):
@@ -266,6 +285,12 @@ def _joined(parts: Sequence[Tree | None]) -> Tree | None:
     if None in parts or not parts:
         return None
     return parts[0] if len(parts) == 1 else Tree(parts[0].label, list(parts))
+
+
+def _looks_raw(sentences: Sequence[Sequence[str]]) -> bool:
+    """Whether a sentence of several words ends in a letter and a mark, and no mark is a word of its own."""
+    ends = any(len(words) > 2 and re.fullmatch(r"\w*[^\W\d_][.?!]", words[-1]) for words in sentences)
+    return ends and not any(word in _PAUSES for words in sentences for word in words)
 
 
 def _begins(rows: Sequence[Row], shape: tuple[int, ...]) -> np.ndarray:

@@ -14,7 +14,7 @@ from transformer.data import treebank
 from transformer.data.held_out import seen_doubts
 from transformer.data.sources import warn_of_repeated
 from transformer.data.treebank import Sentence, Treebank
-from transformer.data.trees import Tree, parse
+from transformer.data.trees import TOP, Tree, parse
 from transformer.files import refuse_pipe
 from transformer.inference.parser import Parser
 from transformer.streams import plain
@@ -144,6 +144,7 @@ def warn_of_doubts(banks: Mapping[str, Treebank | None]) -> None:
     found = {kind: bank for kind, bank in banks.items() if bank is not None}
     for bank in found.values():
         warn_of_unusable(bank)
+        warn_of_roots(bank)
     warn_of_repeated((f"data.{kind}", path) for kind, bank in found.items() for path in bank.paths)
     words = {kind: (bank.name, [one.words for one in bank.sentences]) for kind, bank in found.items()}
     for doubt in seen_doubts(words["train"][1], words.get("dev"), words.get("test")):
@@ -154,6 +155,15 @@ def warn_of_unusable(bank: Treebank) -> None:
     """Log a warning if trees of a treebank can't be used."""
     if bank.unusable:
         log.warning("%s (%d such trees are left out of %s)", bank.unusable[0], len(bank.unusable), bank.name)
+
+
+def warn_of_roots(bank: Treebank) -> None:
+    """Log a warning if a label other than TOP stands above all trees, as ROOT does in CoreNLP's: EVALB counts it."""
+    tops = {one.tree.label for one in bank.sentences if len(one.tree.children) == 1}
+    alone = all(len(one.tree.children) == 1 and one.tree.children[0].word is None for one in bank.sentences)
+    if alone and len(tops) == 1 and tops != {TOP}:
+        what = "%s: %s stands above all trees and counts as a bracket; take it away, or give EVALB's parameters with "
+        log.warning(f"{what}DELETE_LABEL %s (--parser.parameters)", plain(bank.name), *tops, *tops)
 
 
 def lines_of(result: Mapping[str, Any]) -> Iterator[str]:

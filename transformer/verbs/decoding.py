@@ -8,28 +8,12 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from transformer.command_line import Parser, decode_options, set_up_jax
-from transformer.config import (
-    CONTINUING,
-    Config,
-    DecodeConfig,
-    FinetuneConfig,
-    MaskedConfig,
-    ParsingConfig,
-    UserError,
-)
+from transformer.config import CONTINUING, RUNS, Config, DecodeConfig, UserError, require_workdir
 
 if TYPE_CHECKING:
     from transformer.checkpoint import Checkpoint
 
 log = logging.getLogger("transformer")
-
-_VERBS = {
-    Config.task: "translate",
-    **{kind.task: "generate" for kind in CONTINUING},
-    MaskedConfig.task: "fill",
-    FinetuneConfig.task: "predict",
-    ParsingConfig.task: "parse",
-}
 
 
 def parsed(
@@ -88,19 +72,11 @@ def loaded(
         for workdir in (args.workdir, *args.ensemble):
             chosen.append(Checkpoints(workdir).open(args.checkpoint))
             log.info("using checkpoint %s of %s", chosen[-1].name, workdir)
-            _require_task(chosen[-1].config.task, tasks, workdir)
+            require_workdir(chosen[-1].config, workdir, *(RUNS[task] for task in tasks))
         options = adjusted(decode_options(chosen[0].config, rest, parser.prog, parser.options()))
         return chosen, options, _kind(chosen[0].config.task).of(chosen, options)
 
     return again(load)
-
-
-def _require_task(task: str, tasks: Sequence[str], workdir: str) -> None:
-    """Raise `UserError` unless the task of a workdir is one of `tasks`. The message names the verb of its task."""
-    if task not in tasks:
-        verb = f", or use: python -m transformer {_VERBS[task]} {workdir}" if task in _VERBS else ""
-        wanted = " or ".join(map(repr, tasks))
-        raise UserError(f"{workdir}: its task is {task!r}; give one of the task {wanted}{verb}")
 
 
 def _kind(task: str) -> Any:

@@ -10,8 +10,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from transformer.command_line import Parser, decode_options, set_up_jax
-from transformer.config import ParsingConfig, UserError, require_task
-from transformer.data import penn, trees
+from transformer.config import ParsingConfig, UserError, require_workdir
+from transformer.data import trees
 from transformer.data.opening import open_stream
 from transformer.evaluation import LESS_TO_DECODE
 from transformer.files import local_path, replace
@@ -52,7 +52,7 @@ def parse(arguments: list[str]) -> None:
     from transformer.inference.stream import answer_texts
 
     def opened(checkpoint: Checkpoint) -> TreeParser:
-        require_task(checkpoint.config, args.workdir, ParsingConfig)
+        require_workdir(checkpoint.config, args.workdir, ParsingConfig)
         return TreeParser.of(checkpoint, decode_options(checkpoint.config, rest, parser.prog, parser.options()))
 
     found = Checkpoints(best_seed(args.workdir)).read(args.checkpoint, opened)
@@ -61,8 +61,7 @@ def parse(arguments: list[str]) -> None:
     def answer(lines: Sequence[str], first: int) -> Iterator[str]:
         if first == 1 and _is_tree(lines[0]):
             log.warning("line 1 is a tree, and its brackets and labels are read as words; give the words alone")
-        sentences = [penn.words(line) for line in lines] if args.raw else lines
-        for tree in found.parse(sentences, first_line=first):
+        for tree in found.parse(lines, first_line=first, raw=args.raw):
             if tree is not None and picture is not None:
                 drawn.append(tree)
             yield "" if tree is None else str(tree)

@@ -34,6 +34,10 @@ def warn_of_vectors(folder: Path) -> None:
         elif kind not in ("Transformer", "Normalize", "Dropout"):
             other.append(f"a module of the kind {kind!r}")
         normalize = normalize or kind == "Normalize"
+    if prompt := _prompt(folder / "config_sentence_transformers.json"):
+        log.warning(
+            "%s: sentence-transformers puts %r before each text, `embed` does not; give it with the text", path, prompt
+        )
     if other:
         log.warning(
             "%s: `embed` has no counterpart of %s, so its vectors are not those of sentence-transformers",
@@ -42,6 +46,13 @@ def warn_of_vectors(folder: Path) -> None:
     elif cls:
         options = "--pooling cls --normalize" if normalize else "--pooling cls"
         log.warning("%s: the vectors of sentence-transformers are those of `embed` with %s", path, options)
+
+
+def _prompt(path: Path) -> str:
+    """What sentence-transformers puts before each text by default; "" if nothing."""
+    fields = read_object(path) if path.exists() else {}
+    prompts, name = fields.get("prompts"), fields.get("default_prompt_name")
+    return str(prompts.get(name) or "") if isinstance(prompts, dict) and isinstance(name, str) else ""
 
 
 def _modules(path: Path) -> Iterator[tuple[str, str]]:
