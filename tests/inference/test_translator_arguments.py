@@ -271,12 +271,14 @@ def test_what_no_translator_is_made_of_is_named():
     for method, *more in ((ours.translate,), (ours.score, ["4"]), (ours.encode,)):
         assert refused(method, ["4"], *more).startswith("this translator has no tokenizer: give one, such as")
     assert refused(Translator.of, []).startswith("no checkpoints")
-    for alone in ({"encoder_layers": 0}, {"decoder_layers": 0}):
-        other = transformer.build(dataclasses.replace(model.config, **alone))
+    parsing = {"head": "token", "labels": 2, "hard_attention": True}
+    for changes in ({"encoder_layers": 0}, {"decoder_layers": 0}, parsing):
+        other = transformer.build(dataclasses.replace(model.config, **changes))
         told = "model = <Model(ModelConfig("
         assert refused(Translator, other, params, Numbers()).startswith(told)
         message = refused(Translator, model, params, Numbers(), None, [(other, params)])
-        assert message.startswith(told) and message.endswith(": give a model with an encoder and a decoder")
+        needed = ": give a model with an encoder and a decoder, without hard_attention"
+        assert message.startswith(told) and message.endswith(needed)
 
 
 def test_parameters_that_do_not_fit_are_named():
