@@ -24,14 +24,18 @@ from trainings import Training, complete_lines, rows_of
 from transformer.command_line import Parser, run, whole
 
 CONFIG = HERE.parent / "configs" / "parsing_craft.py"
-FIXED = {"model.dtype": "bfloat16", "model.dropout": 0.1, "model.attention_dropout": 0.1}
 TREES = (1_184, 2_369, 4_738, 9_475, 18_951)  # of 18,951: a 16th to all
 
 
 def training(rows: Rows, folder: str, about: dict[str, Any]) -> Training:
     """The training that these columns of a row describe."""
     trees, updates, pieces, hard = (about[name] for name in ("trees", "updates", "pieces", "hard_attention"))
-    fields = {**FIXED, "data.most_trees": trees, "data.vocab_size": pieces, "model.hard_attention": hard}
+    fields = {
+        "model.dtype": "bfloat16",
+        "data.most_trees": trees,
+        "data.vocab_size": pieces,
+        "model.hard_attention": hard,
+    }
     fields |= {f"train.{name}": updates for name in ("steps", "decay_steps", "eval_every")}
     fields["train.warmup_steps"] = max(1, updates // 10)
     options = ["--config", str(CONFIG), *(f"--{field}={value}" for field, value in fields.items())]

@@ -125,7 +125,7 @@ def parsing(rows: dict[str, tuple[Row, ...]]) -> Picture:
                     "points": [(round(x["step"] / row["updates_an_epoch"], 2), x[column]) for x in row["dev"]],
                 }
                 for row in rows["parsing.jsonl"]
-                if "start" in row
+                if (row.get("start"), row.get("hard_attention")) in starts
             ],
         }
         for title, column in (("F1", "f1"), ("tags, %", "tagging"))
