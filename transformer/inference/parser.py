@@ -156,7 +156,8 @@ class Parser:
         if raw:
             sentences = [penn.words(one) if isinstance(one, str) else one for one in sentences]
         given = [self._words(sentence, i) for i, sentence in enumerate(sentences, first_line)]
-        if first_line == 1 and not raw and _looks_raw(given):
+        texts = [words for words, one in zip(given, sentences, strict=True) if isinstance(one, str)]
+        if first_line == 1 and not raw and _looks_raw(texts):
             log.warning("marks such as a full stop are no words of their own; raw English text needs --raw (raw=True)")
         parts = self._parts(given, first_line)
         found: list[list[tuple[Tree | None, float]]] = [[] for _ in given]
