@@ -188,6 +188,8 @@ def test_an_argument_that_is_no_option_is_told() -> None:
     read = r"^'in\.txt' is no option; text is read from standard input, as in python -m transformer parse WORKDIR < F"
     with pytest.raises(UserError, match=read):
         override(Config(), ["in.txt", "--decode.beam_size", "2"], "python -m transformer parse")
+    with pytest.raises(UserError, match=r"^--input is no option; text is read from standard input, as in python -m tr"):
+        override(Config(), ["--input", "in.txt"], "python -m transformer parse")
     with pytest.raises(UserError, match=r"^'x' is no option; --help lists every option$"):
         override(Config(), ["x"], "train.py")
 
@@ -197,6 +199,8 @@ def test_a_text_as_an_argument_of_a_verb_is_told(call, monkeypatch, verb: str) -
     monkeypatch.chdir(ROOT)
     read = f"'the cat' is no option; text is read from standard input, as in python -m transformer {verb} WORKDIR < F"
     assert read in refused(call, "transformer", verb, "runs/x", "the cat")
+    read = read.replace("the cat", "--input")
+    assert read in refused(call, "transformer", verb, "runs/x", "--input", "x.txt")
     assert "unrecognized arguments: the --cat; " in refused(call, "transformer", verb, "runs/x", "the", "--cat")
 
 

@@ -71,13 +71,17 @@ def test_a_tokenizer_json_does_not_cut_or_pad(vocabulary: WordPiece) -> None:
         ([*PIECES, "The"], {"do_lower_case": True}, "the cat"),
     ],
 )
-def test_a_vocab_txt_is_lower_cased_as_the_file_beside_it_says(tmp_path: Path, pieces, config, expected) -> None:
+def test_a_vocab_txt_is_lower_cased_as_the_file_beside_it_says(
+    tmp_path: Path, caplog, pieces, config, expected
+) -> None:
+    caplog.set_level("INFO", "transformer")
     (tmp_path / "vocab.txt").write_text("\r\n".join(pieces) + "\r\n")
     if config is not None:
         (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
     vocabulary = load(tmp_path / "vocab.txt")
     assert vocabulary.size == len(pieces)
     assert " ".join(names(vocabulary, "The cat")) == expected
+    assert ("there is no tokenizer_config.json: text " in caplog.text) == (config is None)
     again = read(*vocabulary.file)
     assert again.sha256 == vocabulary.sha256
 

@@ -331,7 +331,10 @@ def test_an_imported_model_that_can_not_be_scored(folder: Path, tmp_path: Path, 
     write(tmp_path / "bare", config, to_bert(random_params(config), config, ""))
     for name, told in (
         ("folder", "run has no vocabulary, so it can't read text; import the model with its tokenizer"),
-        ("bare", "run: its model.head is 'none', which does not predict masked pieces"),
+        (
+            "bare",
+            "run: its model.head is 'none', which does not predict masked pieces; use: python -m transformer embed",
+        ),
     ):
         shutil.rmtree(tmp_path / "run", ignore_errors=True)
         run(call, "import", tmp_path / name, tmp_path / "run", "--from", "hf-bert")

@@ -39,20 +39,19 @@ def override(default: C, arguments: Sequence[str], program: str, options: Sequen
     """
     fields = flatten(default)
     known = [*fields, *options]
-    groups = _groups(arguments)
+    groups, verb = _groups(arguments), program.startswith("python -m")
     first: dict[str, list[str]] = {}
     more: list[tuple[str, list[str]]] = []
     for name, group in groups:
         if not name:
-            verb = program.startswith("python -m")
             read = from_standard_input(program) if verb else "--help lists every option"
             raise UserError(f"{group[0]!r} is no option; {read}")
         if name not in fields and name != "help":
+            if name == "input" and verb:
+                raise UserError(f"--input is no option; {from_standard_input(program)}")
             near = difflib.get_close_matches(name, known, n=3, cutoff=0.5) or [
                 k for k in known if k.split(".")[-1] == name.split(".")[-1]
             ]
-            if name == "input" and program.startswith("python -m"):
-                raise UserError(f"--input is no option; {from_standard_input(program)}")
             hint = f"did you mean {' or '.join('--' + n for n in near)}?" if near else "--help lists every option"
             raise UserError(f"unknown option {group[0].split('=')[0]}; {hint}")
         if first.setdefault(name, group) is not group:

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
 from collections.abc import Collection
 from typing import Any
 
 from transformer.checkpoint import Checkpoints
 from transformer.config import ModelConfig, UserError, check
-
-log = logging.getLogger("transformer")
 
 CHOSEN = ("dropout", "attention_dropout", "activation_dropout", "initializer", "attention_kernel", "dtype")
 """Fields of the model that a run chooses itself. All others are those of the start."""
@@ -43,14 +40,6 @@ def adopted(config: Any, there: ModelConfig, kept: Collection[str] = (), **fixed
         raise UserError(
             f"train.init_from = {config.train.init_from!r}: {listed}. Give the values there, or leave these options out"
         )
-    taken = {
-        field.name: getattr(there, field.name)
-        for field in dataclasses.fields(ModelConfig)
-        if field.name not in free and getattr(ours, field.name) != getattr(there, field.name)
-    }
-    if taken:
-        listed = ", ".join(f"model.{name} = {value!r}" for name, value in taken.items())
-        log.info("taken from %s: %s", config.train.init_from, listed)
     values = {name: getattr(ours, name) for name in (*CHOSEN, *kept)} | fixed
     config = dataclasses.replace(config, model=dataclasses.replace(there, **values))
     check(config)
