@@ -238,10 +238,12 @@ def assert_the_same(theirs, folder: Path, workdir: Path) -> None:
 
 
 def values_of(found: Prediction) -> np.ndarray:
-    """A text's number, the probability of its first class, or those of the tags of its words."""
+    """A text's number, the probability of its first class, or those of its words to have the tag `O`."""
     if found.probabilities:
         return np.array([next(iter(found.probabilities.values()))])
-    return np.atleast_1d(found.label if isinstance(found.label, float) else found.probability)
+    if isinstance(found.label, float):
+        return np.array([found.label])
+    return np.array([p if tag == "O" else 1 - p for tag, p in zip(found.label, found.probability, strict=True)])
 
 
 @KINDS
