@@ -33,9 +33,9 @@ AMX, EPYC = "with AVX-512 and AMX", "AMD EPYC"
 
 Picture = dict[str, Any]
 """What a picture shows, as JSON: {"kind": "lines", "bars" or "text", "panels"}; a panel has a title and a list of
-series (and `x`, the label of its axis) or bars. A panel of lines may have `shade`, a part of the axis. A series: name,
-colour, points (x, y). A bar: name, colour, value, range. A panel of text has the text, a number for each of its bytes,
-and the bytes that begin patches, in one way and in another one."""
+series (and `x`, the label of its axis) or bars. A panel of lines may have `shade`, a part of the axis, or `doubles`,
+where x doubles from point to point. A series: name, colour, points (x, y). A bar: name, colour, value, range. A panel
+of text has the text, a number for each byte, and the bytes that begin patches, in one way and in another one."""
 
 
 # ---- What each picture shows -----------------------------------------------------------------------------------------
@@ -107,29 +107,37 @@ def shakespeare(rows: dict[str, tuple[Row, ...]]) -> Picture:
 
 
 def parsing(rows: dict[str, tuple[Row, ...]]) -> Picture:
-    """F1 and tagging accuracy of the first 500 development trees over the epochs, a line for each training."""
+    """F1 and tags of the first 500 development trees over the epochs of each training, and by training trees."""
     starts = {
         ("random", True): ("random weights, hard attention", OURS),
         ("random", False): ("random weights, plain attention", GREY),
         ("all-minilm-l6-v2", True): ("encoder MiniLM, hard attention", SECOND),
         ("all-minilm-l6-v2", False): ("encoder MiniLM, plain attention", FOURTH),
     }
+    trainings = {(row["start"], row["hard_attention"]): row for row in rows["parsing.jsonl"] if "start" in row}
     panels = [
         {
             "title": f"dev trees of CRAFT: {title}",
             "x": "epochs",
             "series": [
                 {
-                    "name": f"{starts[row['start'], row['hard_attention']][0]}, seed {row['seed']}",
-                    "colour": starts[row["start"], row["hard_attention"]][1],
+                    "name": f"{starts[kind][0]}, seed {row['seed']}",
+                    "colour": starts[kind][1],
                     "points": [(round(x["step"] / row["updates_an_epoch"], 2), x[column]) for x in row["dev"]],
                 }
-                for row in rows["parsing.jsonl"]
-                if (row.get("start"), row.get("hard_attention")) in starts
+                for kind, row in trainings.items()  # the last of each kind
+                if kind in starts
             ],
         }
         for title, column in (("F1", "f1"), ("tags, %", "tagging"))
     ]
+    curve = [row for row in rows["parsing.jsonl"] if row.get("part") == "learning curve" and "dev_f1" in row]
+    for title, column in (("F1", "dev_f1"), ("tags, %", "dev_tagging")):
+        points = sorted((row["trees"], round(row[column], 2)) for row in curve)
+        one = {"name": "random weights, hard attention, seed 0", "colour": OURS, "points": points}
+        panels.append(
+            {"title": f"after 2,000 updates: {title}", "x": "training trees", "doubles": True, "series": [one]}
+        )
     return {"kind": "lines", "panels": panels}
 
 
@@ -311,6 +319,9 @@ def _lines(axes: Any, panel: dict[str, Any]) -> None:
         axes.set_ylim(-0.03, 1.03)
         axes.set_yticks([0, 0.5, 1])
         axes.locator_params(axis="x", nbins=4)
+    if "doubles" in panel:
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(of_x := [x for x, _ in panel["series"][0]["points"]], [f"{x:,}" for x in of_x])
     axes.set_xlabel(panel["x"])
     axes.grid(axis="y", color=GREY, alpha=0.25, linewidth=0.6)
     axes.legend(frameon=False, loc="best", fontsize=9)

@@ -78,13 +78,68 @@ def test_quotes_of_a_csv_in_a_tsv_are_told(tmp_path: Path, caplog) -> None:
     assert not caplog.messages
     found = read(tmp_path, "x.tsv", 'label\ttext\nyes\t"he said ""no"""\nno\t"a ""b"" c"\n')
     assert found[0].text == '"he said ""no"""'
-    assert [message.partition(": ")[2] for message in caplog.messages] == [f"{told}quoting=csv.QUOTE_NONE)"]
-    assert caplog.messages[0].startswith(f"{tmp_path / 'x.tsv'}:2: ")
+    (message,) = caplog.messages
+    assert message == f"{tmp_path / 'x.tsv'}:2: {told}quoting=csv.QUOTE_NONE; R: quote=FALSE)"
     with pytest.raises(UserError, match=r"x\.tsv:1: the header is quoted as in a \.csv; write"):
         read(tmp_path, "x.tsv", '"label"\t"text"\n"yes"\t"a"\n')
     (tmp_path / "pairs.tsv").write_text('"A ""great"" film"\t"Ein ""guter"" Film"\n')
     assert len(list(read_pairs(Parallel(str(tmp_path / "pairs.tsv"))))) == 1
     assert told in caplog.messages[-1]
+
+
+def test_a_tsv_with_all_fields_in_quotes_is_told(tmp_path: Path, caplog) -> None:
+    """As R writes them. Two rows of direct speech are none."""
+    quoted = [f'"A film, {i}."\t"pos"\n' for i in range(4)]
+    for content in ("".join(quoted[:2]), "".join([*quoted[:2], 'a\t"pos"\n', *quoted]), '"\t"\n' * 4):
+        read(tmp_path, "x.tsv", content, columns=Columns("1", None, "2"))
+    assert not caplog.messages
+    read(tmp_path, "x.tsv", "".join(quoted), columns=Columns("1", None, "2"))
+    told = f"{tmp_path / 'x.tsv'}:3: all fields are quoted as in a .csv, but in a .tsv quotes are part of the text; "
+    assert [message[: len(told)] for message in caplog.messages] == [told]
+    (tmp_path / "pairs.tsv").write_text('"Hello"\t"Hallo"\n' * 3)
+    assert len(list(read_pairs(Parallel(str(tmp_path / "pairs.tsv"))))) == 3
+    assert ":3: all fields are quoted" in caplog.messages[-1]
+
+
+@pytest.mark.parametrize("name", ["x.tsv", "x.csv"])
+def test_files_that_were_joined_with_their_headers_are_refused(tmp_path: Path, name: str) -> None:
+    head, row = ("label\ttext\n", "yes\ta\n") if name == "x.tsv" else ("label,text\n", "yes,a\n")
+    with pytest.raises(UserError, match=rf"{name}:3: the header again, as in files that were joined; remove this line"):
+        read(tmp_path, name, head + row + head + row)
+    with pytest.raises(UserError, match=rf"{name}:3: the header again"):  # each with a byte order mark
+        read(tmp_path, name, f"\ufeff{head}{row}\ufeff{head}{row}")
+
+
+def test_a_mark_within_joined_files_is_no_part_of_a_label(tmp_path: Path) -> None:
+    found = read(tmp_path, "x.tsv", "\ufeffyes\ta\n\ufeffno\tb\n", columns=Columns("2", None, "1"))
+    assert rows(found) == [("a", None, "yes", 1), ("b", None, "no", 2)]
+
+
+@pytest.mark.parametrize("tags", ["['O', 'B-X']", "[0 3]", '["O", "B-X"]'])
+@pytest.mark.parametrize("name", ["x.tsv", "x.jsonl"])
+def test_lists_that_were_written_as_text_are_refused(tmp_path: Path, name: str, tags: str) -> None:
+    """As pandas and numpy write them into a .csv; split at spaces they would have as many tags as words."""
+    row = {"text": "['a', 'b']", "label": tags}
+    line = json.dumps(row) if name == "x.jsonl" else "text\tlabel\n" + "\t".join(row.values())
+    with pytest.raises(UserError, match=r":[12]: the label is a list that was written as text; write such a file as"):
+        read(tmp_path, name, line + "\n", kind="tags")
+    assert read(tmp_path, "x.tsv", "text\tlabel\n[ a ]\tO B-X O\n", kind="tags")[0].text == ("[", "a", "]")
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("x.tsv", ""), ("x.tsv", "text\tlabel\n"), ("x.csv", "text,label\n"), ("x.jsonl", "\n"), ("x.conll", "\n")],
+)
+def test_an_empty_file_among_others_is_refused(tmp_path: Path, name: str, content: str) -> None:
+    (tmp_path / "good.tsv").write_text("text\tlabel\na b\tO O\n")
+    (tmp_path / name).write_text(content)
+    with pytest.raises(UserError, match=rf"{name}: holds no labelled text; leave it out, or give another file"):
+        read_examples([str(tmp_path / one) for one in ("good.tsv", name)], NAMED, "tags")
+
+
+def test_columns_with_numbers_and_another_separator(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"x\.csv:1: no column 2, .*; if tabs separate columns, name it \.tsv$"):
+        read(tmp_path, "x.csv", "a\tb\n", columns=Columns("1", None, "2"))
 
 
 def test_a_first_label_that_never_comes_again_is_told(tmp_path: Path, caplog) -> None:
@@ -275,10 +330,9 @@ def test_texts_may_be_single_words(tmp_path: Path, caplog) -> None:
     assert "each text is a single word; if each line is a word and its tag, name the file .conll" in caplog.text
 
 
-def test_missing_and_empty_files(tmp_path: Path) -> None:
+def test_a_missing_file(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no\.tsv: "):
         read_examples([str(tmp_path / "no.tsv")], NAMED, "classes")
-    assert read(tmp_path, "x.tsv", "") == [] == read(tmp_path, "x.tsv", "text\tlabel\n")
 
 
 DATA = Path(os.environ.get("TRANSFORMER_DATA", "-")) / "sst2"

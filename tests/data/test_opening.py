@@ -168,6 +168,8 @@ FOREIGN = {
     "sqlite": (b"SQLite format 3\0\x10\0", r"an SQLite database, .*sqlite3 "),
     "parquet": (b"PAR1\x15\x04\x15", r"a Parquet file, .*\.jsonl"),
     "arrow": (b"ARROW1\0\0\xff\xff\xff\xff", r"an Arrow file, .*\.jsonl"),
+    "arrow stream": (b"\xff\xff\xff\xff\x28\x01\0\0\x10\0\0\0", r"an Arrow stream, .*\.jsonl"),
+    "xlsx": (zipped("docProps/app.xml"), r"a document of Microsoft Office"),
     "pdf": (b"%PDF-1.5\n%\xd0\xd4\xc5\xd8\n", r"a PDF, .*pdftotext "),
     "doc": (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + bytes(100), r"a document of Microsoft Office"),
     "lfs": (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\n", r"a pointer of Git LFS, .*git lfs pull"),

@@ -52,7 +52,7 @@ def test_files_that_hold_both_sides(files):
         ({"source": ("a.en",)}, r"data\.target: missing; a\.en holds one side only, unlike a \.tsv or \.jsonl$"),
         (
             {"source": ("a.csv.gz",)},
-            r"data\.target: missing; a\.csv\.gz holds one side .*; convert a \.csv to \.tsv first",
+            r"data\.source: a\.csv\.gz: a \.csv, which holds neither .*; convert it to \.jsonl first, .* csvjson",
         ),
         ({"source": ("a.en", "b.en.gz"), "target": ("a.de",)}, r"data\.target: 1 given for 2 in data\.source"),
         ({"source": ("a.en", "c.tsv"), "target": ("a.de", "b.de.gz")}, r"data\.target: c\.tsv holds both sides"),
@@ -91,6 +91,8 @@ def test_files_that_hold_both_sides(files):
         ({"source": ("a\0.en",), "target": ("a.de",)}, r"no such file: a\0\.en \(data\.source\)"),
         ({"source": ("a" * 300,), "target": ("a.de",)}, r"data\.source: a+ cannot be read \(File name too long\)"),
         ({"source": ("a.en/b",), "target": ("a.de",)}, r"no such file: a\.en/b \(data\.source\)"),
+        ({"source": ("a.csv.gz",), "target": ("a.de",)}, r"data\.source: a\.csv\.gz: a \.csv, which holds neither"),
+        ({"source": ("c.tsv",), "dev_source": "a.csv.gz"}, r"data\.dev_source: a\.csv\.gz: a \.csv, which holds nei"),
         ({"source": ("c.tsv",), "vocab_size": 260}, r"data\.vocab_size = 260: must be at least 261"),
         ({"corpus": "phrases", "vocab_size": 260}, r"data\.vocab_size = 260: must be at least 261"),
     ],

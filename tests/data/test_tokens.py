@@ -98,8 +98,8 @@ def test_large_vocabularies_take_four_bytes(parallel, tmp_path):
 
 def test_an_empty_corpus(tokenizer, tmp_path):
     (tmp_path / "empty.tsv").touch()
-    made = tokenize(Parallel(str(tmp_path / "empty.tsv")), tokenizer, folder=tmp_path)
-    assert len(made) == 0 and made.source_lengths.shape == (0,)
+    with pytest.raises(UserError, match=r"empty\.tsv: empty; leave it out, or give another file$"):
+        tokenize(Parallel(str(tmp_path / "empty.tsv")), tokenizer, folder=tmp_path)
 
 
 def test_errors_leave_nothing_behind(tokenizer, parallel, tmp_path):

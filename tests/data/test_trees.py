@@ -262,6 +262,13 @@ def test_some_of_the_trees(tmp_path: Path) -> None:
         treebank.read([str(path)])
 
 
+def test_a_file_without_trees_among_others_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.mrg").write_text("(S (NN a))\n")
+    (tmp_path / "b.mrg").write_text("\n")
+    with pytest.raises(UserError, match=r"b\.mrg: holds no tree; leave it out, or give trees in brackets"):
+        treebank.read([str(tmp_path / "a.mrg"), str(tmp_path / "b.mrg")])
+
+
 def test_nltk_reads_the_same() -> None:
     one = tree("(S (NP (DT the) (-LRB- -LRB-)) (VP (V sleeps)))")
     theirs = nltk.Tree.fromstring(str(one))

@@ -16,6 +16,7 @@ import pytest
 import transformer
 from transformer.config import UserError
 from transformer.inference.shares import parse, translate_share
+from transformer.inference.stream import check_jsonl
 
 
 def numbered(source, target, first_line):
@@ -38,6 +39,23 @@ def test_the_last_of_the_shares_puts_them_together(tmp_path: Path, order):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "out"]
     with pytest.raises(UserError, match="exists; name another file"):
         translate_share(numbered, source, target, 0, 3)
+
+
+def test_lines_that_cannot_be_translated_are_told_before_any_is(tmp_path: Path):
+    """In each share, wherever the line is: no hours of work are lost at the end."""
+    source, target = tmp_path / "in", tmp_path / "out"
+    source.write_bytes(b'\xef\xbb\xbf{"source": "a"}\r\n' + b'{"source": "a"}\n' * 3 + b"\n")
+
+    def fails(lines, out, first_line):
+        raise AssertionError("nothing is translated")
+
+    for share in range(2):
+        with pytest.raises(UserError, match=rf"^--input {source}: line 5: not JSON .*; this one is blank: remove it$"):
+            translate_share(fails, source, target, share, 2, check=check_jsonl)
+    assert [path.name for path in tmp_path.iterdir()] == ["in"]
+    source.write_bytes(source.read_bytes()[:-1])
+    translate_share(numbered, source, target, 0, 1, check=check_jsonl)
+    assert target.read_bytes().count(b"\n") == 4
 
 
 def test_more_shares_than_lines_and_none_at_all(tmp_path: Path):

@@ -75,6 +75,17 @@ def test_errors_and_skipped_sentences_are_in_no_figure(tmp_path: Path) -> None:
         scored(tmp_path, [GOLD] * 2, [GOLD, "(X (Y z))"], Parameters(most_errors=0))
 
 
+def test_sentences_without_a_word_of_the_test_tree_are_skipped(tmp_path: Path) -> None:
+    """As EVALB does, which counts the words that are left: of a failed parse, and of punctuation alone."""
+    punctuation = "(X (. .) (. !))"
+    found = scored(tmp_path, [GOLD, punctuation, GOLD, punctuation], ["(())", punctuation, punctuation, GOLD])
+    assert [one.status for one in found] == [SKIPPED, SKIPPED, SKIPPED, ERROR]
+    assert found[1].length == 2
+    gold, test = parse(punctuation, "gold"), parse("(X (N .) (. !))", "test")
+    assert compared(1, gold, test, COLLINS).status == ERROR
+    assert compared(1, gold, test, COLLINS, by_gold_tags=True)[2:] == (0,) * 7
+
+
 def test_gold_tags_may_decide_which_words_are_deleted() -> None:
     gold, test = parse(GOLD, "gold"), parse("(S (NP (DT The) (. cat)) (X (VBZ sleeps) (NN .)))", "test")
     assert compared(1, gold, test, COLLINS).status == ERROR
@@ -138,6 +149,12 @@ def test_trees_and_their_spans() -> None:
 def test_wrong_parameters(tmp_path: Path, line: str, told: str) -> None:
     with pytest.raises(UserError, match=rf"p\.prm:2: not a line of EVALB's parameters: '{told}'"):
         read_parameters(write(tmp_path, "p.prm", "# a comment", line))
+
+
+def test_labels_of_quotes_are_passed_over_with_a_word(tmp_path: Path, caplog) -> None:
+    path = write(tmp_path, "nk.prm", "QUOTE_LABEL ``", "QUOTE_LABEL ''", "DELETE_LABEL TOP")
+    assert read_parameters(path) == Parameters(deleted={"TOP"})
+    assert [message.partition(": ")[2][:30] for message in caplog.messages] == ["QUOTE_LABEL is passed over, so"]
 
 
 def test_lines_that_end_with_carriage_returns_are_told(tmp_path: Path) -> None:

@@ -263,6 +263,16 @@ def test_objects_that_are_read_as_text_are_told(run: Path, text: Path, tmp_path:
     assert f"--text: {told} first: gzip -dc '{path}' | jq -r .text > NEW" in caplog.messages
     texts(TextConfig(text=(str(text), str(path))))
     assert f"data.text: {told} first: gzip -dc '{path}' | jq -r .text > NEW" in caplog.messages
+    for name, content, told in (
+        ("list.json", '[\n  {"text": "wolf grass"}\n]\n', "holds JSON objects, which are read as they stand; to read"),
+        ("a.csv", "text,label\nwolf,1\n", "is read as it stands, with separators, quotes and all columns; to read"),
+        ("a.tsv.gz", gzip.compress(b"wolf\tgrass\n"), "is read as it stands, with separators, quotes and all"),
+    ):
+        path = tmp_path / name
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+        texts(TextConfig(text=(str(text), str(path))))
+        assert caplog.messages[-1].startswith(f"data.text: {path} {told}")
+    assert "jq -r '.[].text' < " in "".join(caplog.messages)
     (tmp_path / "c").write_text('{ x = 1 }\n{"a", "b"}\n')
     texts(TextConfig(text=(str(tmp_path / "c"),)))
     assert not any(str(tmp_path / "c") in message for message in caplog.messages)

@@ -328,7 +328,9 @@ def test_a_source_that_holds_both_sides(call, trained: Path, tiny, tmp_path: Pat
     assert "holds both sides" in refused("--source", tmp_path / "test.tsv", "--reference", references[0])
     assert "test.en: holds one side only; give its translations" in refused("--source", tiny.folder / "test.en")
     (tmp_path / "test.csv").write_text("a,b\n")
-    assert "; convert a .csv to .tsv first, e.g. with csvformat" in refused("--source", tmp_path / "test.csv")
+    told = "test.csv: a .csv, which holds neither a sentence a line nor pairs; convert it to .jsonl first, e.g. with"
+    assert told in refused("--source", tmp_path / "test.csv")
+    assert told in refused("--source", tiny.folder / "test.en", "--reference", tmp_path / "test.csv")
     (tmp_path / "t.zip").write_bytes(b"PK\x03\x04" + bytes(40))
     assert "t.zip: a zip archive, not plain text; unpack it first (unzip " in refused("--source", tmp_path / "t.zip")
     assert "gone: no such file" in refused("--source", tmp_path / "gone")

@@ -19,6 +19,8 @@ _CONTROL = bytes(byte for byte in range(32) if byte not in b"\t\n\v\f\r\x1b")
 _MOST_CONTROL = 50  # text has at most one of them in so many bytes
 STREAM = "standard input"
 _TEXT = "plain text"
+_TAR = (b"ustar\0", b"ustar  \0")  # of POSIX and of GNU
+_OFFICE = (b"[Content_Types].xml", b"docProps/", b"_rels/", b"xl/", b"word/", b"ppt/")  # first names in the archive
 # Offset, bytes at this offset, kind of file, fix. {} stands for the path.
 _FOREIGN = (
     (0, b"\x28\xb5\x2f\xfd", "compressed by zstd", "decompress it first: zstd -d {}"),
@@ -27,13 +29,13 @@ _FOREIGN = (
     (0, b"\x89LZO\0", "compressed by lzop", "decompress it first: lzop -d {}"),
     (0, b"LZIP\x01", "compressed by lzip", "decompress it first: lzip -d {}"),
     (0, b"\x1f\x9d", "compressed by compress", "decompress it first: uncompress {}"),
-    (30, b"[Content_Types].xml", "a document of Microsoft Office", "save it as text in UTF-8 first"),
+    *((30, name, "a document of Microsoft Office", "save it as text in UTF-8 first") for name in _OFFICE),
     (30, b"mimetypeapplication/", "a document of an office program", "save it as text in UTF-8 first"),
     (0, b"PK\x03\x04", "a zip archive", "unpack it first (unzip {}), and name a file of it"),
     (0, b"PK\x05\x06", "an empty zip archive", "create it again"),
     (0, b"7z\xbc\xaf\x27\x1c", "a 7z archive", "unpack it first (7z x {}), and name a file of it"),
     (0, b"Rar!\x1a\x07", "a rar archive", "unpack it first (unrar x {}), and name a file of it"),
-    (257, b"ustar", "a tar archive", "unpack it first (tar -xf {}), and name a file of it"),
+    *((257, mark, "a tar archive", "unpack it first (tar -xf {}), and name a file of it") for mark in _TAR),
     (0, b"\xff\xfe\0\0", "UTF-32", "convert it first: iconv -f utf-32 -t utf-8 {} > NEW"),
     (0, b"\0\0\xfe\xff", "UTF-32", "convert it first: iconv -f utf-32 -t utf-8 {} > NEW"),
     (0, b"\xff\xfe", "UTF-16", "convert it first: iconv -f utf-16 -t utf-8 {} > NEW"),
@@ -41,6 +43,7 @@ _FOREIGN = (
     (0, b"SQLite format 3\0", "an SQLite database", "write its text to a file first, with sqlite3 {}"),
     (0, b"PAR1\x15", "a Parquet file", "write it as .jsonl first, e.g. with pandas: read_parquet, to_json"),
     (0, b"ARROW1\0\0", "an Arrow file", "write it as .jsonl first, e.g. with pandas: read_feather, to_json"),
+    (0, b"\xff\xff\xff\xff", "an Arrow stream", "write it as .jsonl first, with datasets: load_from_disk, to_json"),
     (0, b"%PDF-", "a PDF", "extract its text first: pdftotext {}"),
     (0, b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "a document of Microsoft Office", "save it as text in UTF-8 first"),
     (0, b"{\\rtf", "an RTF document", "save it as text in UTF-8 first"),

@@ -14,13 +14,21 @@ import logging
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import chain, pairwise
+from itertools import chain
 from typing import Any, NamedTuple
 
 from transformer.config import UserError, whole_number
 from transformer.data.compression import uncompressed_name
+from transformer.data.doubts import (
+    NAME_IT_SO,
+    QuotedFields,
+    doubt_single_words,
+    is_list,
+    list_hint,
+    refuse_other_columns,
+)
 from transformer.data.foreign import piped
-from transformer.data.text import QuotedFields, RepeatedKey, field_names, list_hint, read_json, records, value_at
+from transformer.data.text import RepeatedKey, field_names, read_json, records, value_at
 from transformer.streams import plain
 
 log = logging.getLogger("transformer")
@@ -28,14 +36,11 @@ log = logging.getLogger("transformer")
 _SHOWN = 12  # columns that an error lists
 _CONLL = (".conll", ".conllu", ".iob", ".iob2", ".bio")
 _JSON = (".jsonl", ".ndjson", ".json")
-_NAME_IT_SO = "name the file .conll"
-_FEW = 10  # so few texts may all be single words
-_WITHOUT_COMMENTS = "grep -v '^#'"
+_FEW = 10  # so few rows may have all labels but one alike
 _WITHOUT_RANGES = "grep -v '^[0-9]*[-.]'"  # lines of CoNLL-U without those of several words and of no word
 _CONLL_U = 10  # columns: a number, the word, its lemma, ...
 NUMBER = re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?")
 _ID = re.compile(r"[0-9]+([-.][0-9]+)?")
-_TAG = re.compile(r"O|[BIESLU]-\S+")
 _FIELD_LIMIT = 2**31 - 1  # characters of a field of a .csv
 _GAP = re.compile(r"(?:[ \t\n]|\r\n)+")
 _AROUND = " \t\n"  # of a word; others, such as a form feed, are part of it in each kind of file
@@ -87,9 +92,9 @@ def read_examples(
     """The labelled texts of files, in order. `kind`: that of the labels (see `LabelledConfig`).
 
     The ending of a file's name decides how it is read; another ending than those above means .tsv. `digests`: see
-    `read_lines`. Raises `UserError`, with file and line, for a column that is missing, a row with another number of
-    columns, an empty text or label, a label that is no number where numbers are asked for, words that are more or fewer
-    than their tags, and a tag with other white space in it than that between tags.
+    `read_lines`. Raises `UserError` for a file without any; and, with file and line, for a column that is missing, a
+    row with another number of columns, an empty text or label, a label that is no number where numbers are asked for,
+    words that are more or fewer than their tags, and a tag with other white space in it than that between tags.
     """
     found = []
     for number, path in enumerate(paths):
@@ -98,28 +103,20 @@ def read_examples(
             if kind != "tags":
                 raise UserError(f"{path}: holds tagged words; set data.kind = 'tags', or give a .tsv, .csv or .jsonl")
             sentences = list(_conll(path, digests))
-            _refuse_other_columns(path, sentences)
-            found += [Example(words, None, tags, number, line) for line, words, tags in sentences]
-            continue
-        read = _json_rows if name.endswith(_JSON) else _csv_rows if name.endswith(".csv") else _tsv_rows
-        rows = [
-            _example(cells, kind, columns.second is not None, number, line)
-            for line, cells in read(path, columns, digests)
-        ]
-        if kind == "tags" and read is not _json_rows:
-            _doubt_single_words(path, rows)
+            refuse_other_columns(path, sentences)
+            rows = [Example(words, None, tags, number, line) for line, words, tags in sentences]
+        else:
+            read = _json_rows if name.endswith(_JSON) else _csv_rows if name.endswith(".csv") else _tsv_rows
+            rows = [
+                _example(cells, kind, columns.second is not None, number, line)
+                for line, cells in read(path, columns, digests)
+            ]
+            if kind == "tags" and read is not _json_rows:
+                doubt_single_words(path, [row.text for row in rows], [row.line for row in rows])
+        if not rows:
+            raise UserError(f"{path}: holds no labelled text; leave it out, or give another file")
         found += rows
     return found
-
-
-def _doubt_single_words(path: str, rows: Sequence[Example]) -> None:
-    """Warn if each text of a table is a single word. Raises `UserError` if there are blank lines between rows, too, as
-    between the sentences of a .conll."""
-    if len(rows) >= _FEW and all(len(row.text) == 1 for row in rows):
-        told = f"{path}: each text is a single word; if each line is a word and its tag, {_NAME_IT_SO}"
-        if any(after.line - before.line > 1 for before, after in pairwise(rows)):
-            raise UserError(told)
-        log.warning("%s", told)
 
 
 def _example(cells: Mapping[str, Cell], kind: str, pairs: bool, file: int, line: int) -> Example:
@@ -193,6 +190,8 @@ def _table(path: str, rows: Iterator[tuple[int, list[str]]], columns: Columns) -
             what = f"line {first[0]} has {width}" if numbered else f"the header has {width}"
             few = "too few columns" if len(cells) < width else "too many columns"
             raise UserError(f"{path}:{line}: {few}: {len(cells)}, but {what}; {_STRAY}")
+        if not numbered and cells == first[1]:
+            raise UserError(f"{path}:{line}: the header again, as in files that were joined; remove this line")
         count, alike = count + 1, alike + (cells[places["label"]] == first[1][places["label"]])
         yield line, {name: Cell(name, cells[at], f"{path}:{line}") for name, at in places.items()}
     if numbered and count > _FEW and alike == 1 and _NAME.fullmatch(label := first[1][places["label"]]):
@@ -222,10 +221,12 @@ def _place(path: str, first: tuple[int, list[str]], name: str, column: str, numb
     """The index of a column, by its name in the header or by its number."""
     line, cells = first
     shown = ", ".join(repr(cell[:40]) for cell in cells[:_SHOWN]) + (", ..." if len(cells) > _SHOWN else "")
+    form = next((_FORMS[mark] for mark in _FORMS if mark in cells[0]), "") if len(cells) == 1 else ""
     if numbered:
         if (number := whole_number(column)) <= len(cells):
             return number - 1
-        raise UserError(f"{path}:{line}: no column {number}, as data.{name} says: it has {len(cells)}: {shown}")
+        form = f"; {form}" if form else ""
+        raise UserError(f"{path}:{line}: no column {number}, as data.{name} says: it has {len(cells)}: {shown}{form}")
     if cells.count(column) == 1:
         return cells.index(column)
     if column in cells:
@@ -234,12 +235,12 @@ def _place(path: str, first: tuple[int, list[str]], name: str, column: str, numb
         raise UserError(
             f"{path}:{line}: the header is quoted as in a .csv; write such a file with commas and name it so"
         )
-    if len(cells) == 1 and (form := next((_FORMS[mark] for mark in _FORMS if mark in cells[0]), "")):
+    if form:
         raise UserError(f"{path}:{line}: a single column, {shown}; {form}")
     raise UserError(
         f"{path}:{line}: the header has no column {column!r}, only {shown}; name it with --data.{name}, or, if this is "
         "no header, give the numbers of the columns, such as --data.label 1 --data.text 2; if each line is a word and "
-        f"its tag, {_NAME_IT_SO}"
+        f"its tag, {NAME_IT_SO}"
     )
 
 
@@ -307,26 +308,6 @@ def _conll(path: str, digests: dict[str, str] | None) -> Iterator[tuple[int, tup
         yield begins, tuple(words), tuple(tags)
 
 
-def _refuse_other_columns(path: str, sentences: Sequence[tuple[int, tuple[str, ...], tuple[str, ...]]]) -> None:
-    """Raise `UserError` if the first column of a .conll holds numbers of words (GermEval, CoNLL-2009), the name of a
-    document (CoNLL-2012) or the tags (the MIT movie corpus) instead of words."""
-    first, tags = [words for _, words, _ in sentences], chain.from_iterable(tags for *_, tags in sentences)
-    if all(len(words) == 1 for words in first) or sum(map(len, first)) < _FEW:
-        return
-    if any(all(words == tuple(map(str, range(i, i + len(words)))) for words in first) for i in (0, 1)):
-        what, columns = "the first column numbers the words", "$2, $3"
-    elif all(len({*words}) == 1 for words in first):
-        what, columns = "the first column is the same in all lines of a sentence, so it is not the word", "$4, $5"
-    elif all(map(_TAG.fullmatch, chain(*first))) and not all(map(_TAG.fullmatch, tags)):
-        what, columns = "the first column holds the tags", "$2, $1"
-    else:
-        return
-    raise UserError(
-        f"{path}:{sentences[0][0]}: {what}; each line must hold a word first and its tag last: "
-        f"{piped(_WITHOUT_COMMENTS, path)} | awk '{{print {columns}}}' > NEW.conll (with the numbers of their columns)"
-    )
-
-
 # ---- Values ----------------------------------------------------------------------------------------------------------
 
 
@@ -357,7 +338,12 @@ def _words(cell: Cell) -> tuple[str, ...]:
 
 
 def _tags(cell: Cell) -> tuple[str, ...]:
-    """The tags in a cell, as `_words` finds them."""
+    """The tags in a cell, as `_words` finds them. Raises `UserError` for a list that a program wrote as text."""
+    if isinstance(cell.value, str) and is_list(cell.value.strip()):
+        raise cell.error(
+            "is a list that was written as text; write such a file as .jsonl (pandas: to_json(NAME, orient='records', "
+            "lines=True)), or words and tags with spaces between them"
+        )
     return _without_space(cell, _words(cell))
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from transformer.config import PretrainConfig, TextConfig, UserError, shown
-from transformer.data.compression import Damaged
+from transformer.data.compression import Damaged, uncompressed_name
 from transformer.data.foreign import not_utf8, piped, refuse_binary
 from transformer.data.opening import Opened, open_text
 from transformer.data.sources import require_files, warn_of_repeated
@@ -26,7 +26,9 @@ log = logging.getLogger("transformer")
 _BLOCK = 1 << 20  # bytes read at a time
 _PART = 250_000  # characters after which a part ends at the next line that starts with a letter or the like
 _LONGEST = 1_000_000  # most characters in a part
-_RECORD = re.compile(rb'(?:\xef\xbb\xbf)?\s*\{\s*"[^"\n]*"\s*:')  # the first bytes of a JSON object
+# The first bytes of JSON objects, or of a list of them.
+_RECORD = re.compile(rb'(?:\xef\xbb\xbf)?\s*(\[\s*)?\{\s*"[^"\n]*"\s*:')
+_TABLES = (".csv", ".tsv")
 _BREAK = re.compile(r"\n(?=\S)")  # no vocabulary has a piece across the beginning of this match
 
 
@@ -126,14 +128,21 @@ def given_text(text: Any) -> str:
 
 
 def _warn_of_records(name: str, path: str) -> None:
-    """Log a warning if a file holds JSON objects, which are read as they stand. `name`: its field or option."""
+    """Log a warning if a file holds JSON objects or a table, which are read as they stand. `name`: its field or
+    option."""
     with open_text(path) as file:
-        if _RECORD.match(file.head):
+        if found := _RECORD.match(file.head):
             log.warning(
                 "%s: %s holds JSON objects, which are read as they stand; to read their field 'text' only, write it to "
                 "a file first: %s > NEW",
-                *(name, path, piped("jq -r .text", path)),
+                *(name, path, piped("jq -r '.[].text'" if found[1] else "jq -r .text", path)),
             )
+    if uncompressed_name(path).endswith(_TABLES):
+        log.warning(
+            "%s: %s is read as it stands, with separators, quotes and all columns; to read the texts of one column "
+            "only, write them to a file first",
+            *(name, path),
+        )
 
 
 def split(text: Text, share: float) -> tuple[Text, Text]:

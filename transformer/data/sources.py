@@ -11,9 +11,10 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from transformer.config import SPECIALS, DataConfig, UserError
+from transformer.data.doubts import refuse_csv
 from transformer.data.folder import writable_cache_dir
 from transformer.data.opening import open_text
-from transformer.data.text import Corpora, Parallel, csv_hint, file_kind
+from transformer.data.text import Corpora, Parallel, file_kind
 from transformer.packages import require
 
 log = logging.getLogger("transformer")
@@ -77,8 +78,7 @@ def _train(config: DataConfig) -> tuple[Parallel, ...]:
         for path in config.source:
             if file_kind(path) == "text":
                 open_text(path).close()  # raises an error of its own if the file is not text
-                reason = f"missing; {path} holds one side only, unlike a .tsv or .jsonl{csv_hint(path)}"
-                raise UserError(f"data.target: {reason}")
+                raise UserError(f"data.target: missing; {path} holds one side only, unlike a .tsv or .jsonl")
         return tuple(Parallel(path, None, weight) for path, weight in zip(config.source, weights, strict=True))
     both = [path for path in (*config.source, *config.target) if file_kind(path) != "text"]
     if both:
@@ -98,7 +98,7 @@ def _held_out(config: DataConfig, name: str) -> Parallel | None:
         raise UserError(f"data.{name}_source: missing, but data.{name}_target = {target}; give both")
     if file_kind(source) == "text" and target is None:
         open_text(source).close()
-        raise UserError(f"data.{name}_target: missing, but data.{name}_source = {source}; give both{csv_hint(source)}")
+        raise UserError(f"data.{name}_target: missing, but data.{name}_source = {source}; give both")
     if file_kind(source) != "text" and target is not None:
         raise UserError(f"data.{name}_target: {source} holds both sides; leave out data.{name}_target")
     if target is not None and file_kind(target) != "text":
@@ -144,6 +144,8 @@ def _require_files(config: DataConfig) -> None:
     names = ("dev_source", "dev_target", "test_source", "test_target", "tokenizer")
     named_paths += [(name, getattr(config, name)) for name in names if getattr(config, name) is not None]
     require_files((f"data.{name}", path) for name, path in named_paths)
+    for name, path in named_paths:
+        refuse_csv([path], f"data.{name}: ")
     both = [("target", *sides) for sides in zip(config.source, config.target, strict=False)]
     both += [
         ("dev_target", config.dev_source, config.dev_target),

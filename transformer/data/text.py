@@ -14,7 +14,6 @@ import itertools
 import json
 import logging
 import os
-import re
 import unicodedata
 from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,11 +22,11 @@ from typing import Any, NamedTuple
 
 from transformer.config import UserError
 from transformer.data.compression import Damaged, uncompressed_name
+from transformer.data.doubts import QuotedFields, list_hint, refuse_csv
 from transformer.data.foreign import not_utf8, piped
 from transformer.data.opening import open_text
 from transformer.data.sgml import Segment, compare
 from transformer.files import unreadable
-from transformer.streams import plain
 
 log = logging.getLogger("transformer")
 
@@ -63,20 +62,6 @@ def file_kind(path: str | Path) -> str:
     """The kind of a file by its name: "tsv" or "jsonl" (both sides), or "text" (one side, any other name)."""
     name = uncompressed_name(path)
     return next((kind for ending, kind in _BOTH_SIDES.items() if name.endswith(ending)), "text")
-
-
-def csv_hint(path: str | Path) -> str:
-    """The end of an error message that tells how to convert a .csv; "" for other files."""
-    fix = "; convert a .csv to .tsv first, e.g. with csvformat -T of csvkit"
-    return fix if uncompressed_name(path).endswith(".csv") else ""
-
-
-def list_hint(line: str) -> str:
-    """The end of an error message that tells how to convert a JSON list of objects, or objects of several lines, to
-    .jsonl; "" for other lines."""
-    if line.lstrip().startswith("["):
-        return "; convert a list of objects to lines with jq -c '.[]'"
-    return "; write each object in one line, with jq -c ." if line.strip() == "{" else ""
 
 
 def read_lines(
@@ -120,7 +105,7 @@ def records(path: str | Path, digests: dict[str, str] | None = None) -> Iterator
                 f"{path}: its lines end with carriage returns alone, as of an old Mac; convert it with: "
                 f"{piped(_RETURNS, path)} > NEW"
             )
-        yield line
+        yield line.removeprefix("\ufeff")  # of a file that was joined to others
 
 
 def count_lines(path: str | Path) -> int:
@@ -145,10 +130,11 @@ def read_pairs(
     because a sentence is one line everywhere else. The field a.b is the key "a.b", or else the key "b" of the object
     "a". `digests` is as in `read_lines`. Raises `UserError` with file and line.
     """
+    refuse_csv(path for path in parallel[:2] if path is not None)
     kind = file_kind(parallel.source)
     if kind == "text" and parallel.target is None:
         open_text(parallel.source).close()  # raises an error of its own if the file is not text
-        reason = f"no target given; name its file of translations, or use a .tsv or .jsonl{csv_hint(parallel.source)}"
+        reason = "no target given; name its file of translations, or use a .tsv or .jsonl"
         raise UserError(f"{parallel.source}: {reason}")
     if kind != "text" and parallel.target is not None:
         raise UserError(f"{parallel.source}: holds both sides, so leave out its target {parallel.target}")
@@ -185,27 +171,6 @@ def _text(parallel: Parallel, fields: tuple[str, str], digests: _Digests) -> Ite
             f"{parallel.source} has {n_source:,} lines but {parallel.target} has {n_target:,}; "
             "line n of one must be the translation of line n of the other"
         )
-
-
-class QuotedFields:
-    """Tells once if a field of a .tsv is quoted as in a .csv: there quotes are characters as all others."""
-
-    _form = re.compile(r'"(?:[^"]|"")*"')
-
-    def __init__(self, path: str):
-        self._path = path
-        self._told = False
-
-    def seen(self, line: int, fields: list[str]) -> list[str]:
-        """The fields of a line, as they are."""
-        if not self._told and any('""' in field and self._form.fullmatch(field) for field in fields):
-            self._told = True
-            log.warning(
-                "%s:%d: a field is quoted as in a .csv, but in a .tsv quotes are part of the text; write it without "
-                "them (pandas: quoting=csv.QUOTE_NONE)",
-                *(plain(self._path), line),
-            )
-        return fields
 
 
 def _tsv(parallel: Parallel, fields: tuple[str, str], digests: _Digests) -> Iterator[tuple[str, str]]:

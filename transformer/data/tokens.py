@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from transformer.config import EOS
+from transformer.config import EOS, UserError
 from transformer.data import marian
 from transformer.data.bar import bar
 from transformer.data.pool import in_processes
@@ -157,6 +157,8 @@ def _build(
             pairs, same = pairs + len(source_lengths), same + alike
             show(pairs)
     require_same(parallel, digest, digests)
+    if not pairs:
+        raise UserError(f"{parallel.source}: empty; leave it out, or give another file")
 
     meta = {"text": text, "pairs": pairs, "same": same, "dtype": dtype.str}
     for side, parts in lengths.items():

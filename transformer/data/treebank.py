@@ -17,6 +17,7 @@ from transformer.data.linearised import Symbols
 from transformer.data.trees import Tree, read_trees, spoken
 from transformer.data.wordpiece import EncoderVocabulary
 
+_TREE = "(S (NP (NN time)) (VP (VBZ flies)))"
 _OUTLIERS = 0.05  # a sentence has about half as many pieces as its tree has symbols
 
 
@@ -49,18 +50,17 @@ class Treebank(NamedTuple):
 def read(paths: Sequence[str], most: int | None = None) -> Treebank:
     """The trees of files, in order; with `most`, this many of them, drawn from a fixed seed.
 
-    Raises `UserError` if no tree is left.
+    Raises `UserError` for a file without trees, and if none can be used.
     """
     sentences, unusable = [], []
     for number, path in enumerate(paths):
         trees = read_trees(path)
+        if not trees.found and not trees.unusable:
+            raise UserError(f"{path}: holds no tree; leave it out, or give trees in brackets, such as {_TREE}")
         unusable += trees.unusable
         sentences += [sentence(tree, number, line) for tree, line in trees.found]
     if not sentences:
-        why = (
-            f"; {unusable[0]}" if unusable else ": give trees in brackets, such as (S (NP (NN time)) (VP (VBZ flies)))"
-        )
-        raise UserError(f"{', '.join(paths)}: holds no tree that can be used{why}")
+        raise UserError(f"{', '.join(paths)}: holds no tree that can be used; {unusable[0]}")
     if most is not None and most < len(sentences):
         drawn = np.random.default_rng(0).permutation(len(sentences))[:most]
         sentences = [sentences[i] for i in np.sort(drawn)]

@@ -65,12 +65,14 @@ def translate_share(
     share: int,
     shares: int,
     about: str = "",
+    check: Callable[[Sequence[bytes]], None] | None = None,
 ) -> None:
     """Translate one share of the lines of `source`. If no other share is missing, join the parts into `target`.
 
     `source` may be compressed (see `open_text`); a pipe can be read only once, so it has one share.
-    `answer(lines in, lines out, number of the first line)` translates lines. `about`: a text that holds everything else
-    that the output depends on. The part is written beside the target; its name contains a digest of the source and of
+    `answer(lines in, lines out, number of the first line)` translates lines. Before that, `check(all lines)` raises
+    `UserError` for one that can't be translated. `about`: a text that holds everything else that the output depends on.
+    The part is written beside the target; its name contains a digest of the source and of
     `about`. It ends with a digest of its content and is valid while that is right: after an interruption, only the
     missing shares need to run again. Several processes may translate the same share. Raises `UserError`.
     """
@@ -79,6 +81,11 @@ def translate_share(
     lines = content.split(b"\n")
     if lines[-1] == b"":
         lines.pop()
+    try:
+        if check is not None:
+            check(lines)
+    except UserError as error:
+        raise UserError(f"--input {source}: {error}") from None
     digest = hashlib.sha256(content + about.encode("utf-8", "backslashreplace")).hexdigest()[:12]
     parts = [target.parent / f"{target.name}.{digest}.{i}-of-{shares}" for i in range(shares)]
     first, last = (len(lines) * i // shares for i in (share, share + 1))

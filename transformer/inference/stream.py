@@ -12,7 +12,8 @@ from typing import Any, BinaryIO
 
 from transformer.config import UserError
 from transformer.data.compression import Damaged
-from transformer.data.text import RepeatedKey, list_hint, read_json
+from transformer.data.doubts import list_hint
+from transformer.data.text import RepeatedKey, read_json
 from transformer.inference.scorer import Scored
 from transformer.inference.translator import Hypothesis, Translator
 from transformer.streams import to_json
@@ -20,6 +21,8 @@ from transformer.streams import to_json
 log = logging.getLogger("transformer")
 
 CHUNK_LINES = 10_000  # the most lines that are translated together
+FIELDS = ("source",), ("prefix",)
+"""Of JSON lines to translate: the fields that are needed, and those that may be there."""
 CHUNK_SECONDS = 0.05  # seconds to wait for a further line
 
 
@@ -34,8 +37,8 @@ def translate_stream(translator: Translator, source: BinaryIO, target: BinaryIO,
     def answer(lines: Sequence[str], first: int) -> list[str]:
         if first == 1 and _is_record(lines[0], "source"):
             log.warning("line 1 is a JSON object and is translated as text; --jsonl translates its field 'source'")
-        if first == 1:
-            _warn_of_tab(lines[0])
+        elif first == 1:
+            _doubt(lines[0])
         return translator.translate(lines, first_line=first)
 
     return answer_lines(source, target, answer, first_line)
@@ -56,7 +59,7 @@ def translate_jsonl(
     """
 
     def answer(lines: Sequence[str], first: int) -> Iterator[str]:
-        records = list(records_of(lines, first, ("source",), ("prefix",)))
+        records = list(records_of(lines, first, *FIELDS))
         sources = [record["source"] for record in records]
         prefixes = [record.get("prefix", "") for record in records]
         n_best = translator.translate_n_best(sources, first_line=first, prefixes=prefixes if any(prefixes) else None)
@@ -113,13 +116,8 @@ def answer_texts(
     tab. `tabs`: whether tabs have a meaning, so that there is no warning of them."""
 
     def warned(lines: Sequence[str], first: int) -> Iterable[str]:
-        if first == 1 and _is_record(lines[0]):
-            log.warning(
-                "line 1 is a JSON object and is read as text; to read one of its fields, such as text, write that to a "
-                "file first: jq -r .text FILE > NEW"
-            )
-        if first == 1 and not tabs:
-            _warn_of_tab(lines[0])
+        if first == 1:
+            _doubt(lines[0], tabs=tabs)
         return answer(lines, first)
 
     return answer_lines(source, target, warned, 1)
@@ -134,9 +132,7 @@ def answer_lines(
     """
     done = broken = 0
     for lines in _chunks(source):
-        if done == 0 and first_line == 1:
-            lines[0] = lines[0].removeprefix(b"\xef\xbb\xbf")
-        texts = [line.removesuffix(b"\r").decode("utf-8", errors="replace") for line in lines]
+        texts = _texts(lines, first_line + done)
         for number, (line, text) in enumerate(zip(lines, texts, strict=True), first_line + done):
             if "\ufffd" in text and "\ufffd".encode() not in line:
                 broken += 1
@@ -149,6 +145,18 @@ def answer_lines(
     if broken > 1:
         log.warning("%d of %d lines were not valid UTF-8", broken, done)
     return done
+
+
+def _texts(lines: Sequence[bytes], first: int) -> list[str]:
+    """Lines as text, without the "\\r" of Windows line ends, and without a byte order mark before line 1."""
+    texts = [line.removesuffix(b"\r").decode("utf-8", errors="replace") for line in lines]
+    return [text.removeprefix("\ufeff") if number == 1 else text for number, text in enumerate(texts, first)]
+
+
+def check_jsonl(lines: Sequence[bytes]) -> None:
+    """Raise `UserError` for the first line, of all, that `translate_jsonl` can't translate."""
+    for _ in records_of(_texts(lines, 1), 1, *FIELDS):
+        pass
 
 
 def records_of(
@@ -178,9 +186,14 @@ def records_of(
         yield record
 
 
-def _warn_of_tab(line: str) -> None:
-    """Log a warning if a tab is in the first line, as in a table."""
-    if "\t" in line:
+def _doubt(line: str, *, tabs: bool = False) -> None:
+    """Log a warning if the first line is a JSON object, or, unless `tabs`, has a tab as in a table."""
+    if _is_record(line):
+        log.warning(
+            "line 1 is a JSON object and is read as text; to read one of its fields, such as text, write that to a "
+            "file first: jq -r .text FILE > NEW"
+        )
+    elif "\t" in line and not tabs:
         log.warning(
             "line 1 has a tab and is read as one text; to read one column of a file, such as the first, write it to a "
             "file first: cut -f 1 FILE > NEW"

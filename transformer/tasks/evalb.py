@@ -2,14 +2,15 @@
 
 Two lines with the same number, of the gold file and of the test file, are a sentence. Its brackets are a multiset of
 (label, begin, end). Words whose tag the parameters delete are not counted, in each file by its own tags. If the words
-that are left differ in number or spelling, the sentence is an error; if the test line is blank, it is skipped. Neither
-is in the figures.
+that are left differ in number or spelling, the sentence is an error; if none is left in the test file, or its line is
+blank, it is skipped. Neither is in the figures.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -22,6 +23,9 @@ import numpy as np
 from transformer.config import UserError, whole_number
 from transformer.data.text import read_lines, records
 from transformer.data.trees import Tree, parse
+from transformer.streams import plain
+
+log = logging.getLogger("transformer")
 
 OK, ERROR, SKIPPED = 0, 1, 2
 """The status of a sentence."""
@@ -64,7 +68,7 @@ COLLINS = Parameters(
 def read_parameters(path: str) -> Parameters:
     """The parameters in a file. Raises `UserError` for an empty file, and, with the line, for a name that EVALB does
     not know."""
-    found, number = Parameters(), 0
+    found, number, quotes = Parameters(), 0, False
     numbers = {"LABELED": "labelled", "CUTOFF_LEN": "cutoff", "MAX_ERROR": "most_errors", "DEBUG": None}
     sets = {"DELETE_LABEL": found.deleted, "DELETE_LABEL_FOR_LENGTH": found.deleted_for_length}
     pairs = {"EQ_LABEL": found.same_label, "EQ_WORD": found.same_word}
@@ -75,6 +79,8 @@ def read_parameters(path: str) -> Parameters:
         if name in numbers and len(values) == 1 and whole_number(values[0]) is not None:
             if numbers[name] is not None:  # DEBUG changes what EVALB prints besides
                 setattr(found, numbers[name], whole_number(values[0]))
+        elif name == "QUOTE_LABEL":
+            quotes = True
         elif name in sets and len(values) == 1:
             sets[name].add(values[0])
         elif name in pairs and len(values) == 2:
@@ -85,6 +91,10 @@ def read_parameters(path: str) -> Parameters:
             raise UserError(f"{path}:{number}: not a line of EVALB's parameters: {line.strip()[:60]!r}")
     if number == 0:
         raise UserError(f"{path}: empty; give a file of EVALB's parameters, such as COLLINS.prm")
+    if quotes:
+        log.warning(
+            "%s: QUOTE_LABEL is passed over, so sentences that differ in quotation marks are errors", plain(path)
+        )
     found.labelled = bool(found.labelled)
     return found
 
@@ -182,14 +192,14 @@ def _plain(label: str) -> str:
 def compared(
     number: int, gold: Sequence[Tree], test: Sequence[Tree], parameters: Parameters, *, by_gold_tags: bool = False
 ) -> Sentence:
-    """The counts of a sentence, from its trees. Without test trees it is skipped.
+    """The counts of a sentence, from its trees. It is skipped if no word of the test trees is left.
 
     `by_gold_tags`: the gold tags decide which words are deleted from both, so that wrong tags make no error; and
-    without test trees all brackets are missed. EVALB does not do so.
+    without words all brackets are missed. EVALB does not do so.
     """
     by_tags = [_plain(word.label) for tree in gold for word in tree.words()] if by_gold_tags else None
     ours, theirs = _read(gold, parameters), _read(test, parameters, by_tags)
-    if not test:
+    if not theirs.words:
         missed = Sentence(number, ours.length, OK, gold=len(ours.brackets), words=len(ours.words))
         return missed if by_gold_tags else Sentence(number, ours.length, SKIPPED)
     if ours.words != theirs.words:

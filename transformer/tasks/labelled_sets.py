@@ -38,10 +38,8 @@ class ExampleSet(NamedTuple):
 
 
 def from_files(kind: str, paths: Sequence[str], columns: Columns, kind_of_labels: str) -> ExampleSet:
-    """The labelled texts of files (see `read_examples`). Raises `UserError` if there are none."""
+    """The labelled texts of files (see `read_examples`)."""
     found = read_examples(paths, columns, kind_of_labels)
-    if not found:
-        raise UserError(f"{', '.join(paths)}: holds no labelled text")
     return ExampleSet(kind, ", ".join(Path(path).name for path in paths), tuple(paths), found)
 
 

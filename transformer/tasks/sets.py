@@ -17,8 +17,9 @@ from typing import Any, NamedTuple
 from etils import epath
 
 from transformer.config import UserError
+from transformer.data.doubts import refuse_csv
 from transformer.data.opening import open_text
-from transformer.data.text import Parallel, csv_hint, file_kind, read_pairs
+from transformer.data.text import Parallel, file_kind, read_pairs
 from transformer.files import path_of, refuse_links, replace, writing
 from transformer.streams import to_json
 
@@ -44,12 +45,14 @@ def check_given(source: str | None, references: Sequence[str]) -> None:
     """Raise `UserError` if these files can't be source and references of a set. Reads no text."""
     if source is None and references:
         raise UserError("--source and --reference go together; name the sentences that these are translations of")
+    refuse_csv([source] if source else [], "--source ")
+    refuse_csv(references, "--reference ")
     if source is not None and not references and file_kind(os.fspath(source)) == "text":
         if os.path.isfile(source) or os.path.isdir(source) or not os.path.exists(source):  # not a pipe
             open_text(source).close()  # raises a precise error if the file is not text
         raise UserError(
             f"--source {source}: holds one side only; give its translations as --reference FILE, or a .tsv or "
-            f".jsonl with both sides{csv_hint(source)}"
+            ".jsonl with both sides"
         )
 
 

@@ -64,5 +64,6 @@ def translate(arguments: list[str]) -> None:
         fields = {**vars(options), "batch_sentences": 0, "batch_tokens": 0, "streams": 0}
         types = [in_type(model.config.model, {}, options.dtype)[0].dtype for model in models]
         about = repr(([model.digest for model in models], types, args.jsonl, args.details, sorted(fields.items())))
-        shares.translate_share(answer, source, target, *share, about)
+        check = stream.check_jsonl if args.jsonl else None
+        shares.translate_share(answer, source, target, *share, about, check)
     translator.tally.refuse()
