@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from transformer.checkpoint.layout import folder_of
 from transformer.config import UserError
 from transformer.data.opening import open_text
 from transformer.files import (
@@ -54,6 +55,13 @@ def test_a_path_that_begins_as_a_local_one_is_local(tmp_path, name):
     path.mkdir(parents=True)
     assert os.path.isdir(f"{tmp_path}/{name}") and local(path) and local(f"{tmp_path}/{name}")
     assert path_of(path) == path and local(f"./{name}")
+
+
+def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch):
+    """In Python no shell replaces it."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert str(path_of("~/own")) == str(local_path("OUT", "~/own")) == f"{tmp_path}/own"
+    assert str(folder_of("~/own")) == f"{tmp_path}/own/checkpoints"
 
 
 def test_only_known_storage_is_a_bucket():

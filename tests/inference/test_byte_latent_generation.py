@@ -38,6 +38,12 @@ def test_greedy_search_equals_whole_passes(context):
     assert max(len(one.tokens) for (one,) in results) == 20
 
 
+def test_learned_positions_of_the_entropies_bound_the_context():
+    entropy = dataclasses.replace(PART, positions="learned", max_positions=8)
+    for context in (None, 20):
+        assert generator(dataclasses.replace(CONFIG, entropy=entropy), context=context).context == 8
+
+
 @pytest.mark.slow
 def test_samples_have_their_log_probabilities():
     ours = generator(CONFIG, sample=True, n_best=2, top_k=9, temperature=1.2, max_extra_length=17)

@@ -56,6 +56,16 @@ def draw(table, temperature, top_k, top_p, sentences, options=None):
     )  # fmt: skip
 
 
+def test_draws_are_the_same_where_jax_computes_in_64_bits():
+    """A step may then give float64, such as a table of NumPy's."""
+    table = peaked()
+    expected = draw(table, 1.0, 0, 1.0, 2)
+    with jax.enable_x64(True):
+        found = draw(jnp.asarray(np.asarray(table), jnp.float64), 1.0, 0, 1.0, 2)
+    np.testing.assert_array_equal(found.tokens_BML, expected.tokens_BML)
+    np.testing.assert_allclose(found.scores_BM, expected.scores_BM, atol=1e-5)
+
+
 def peaked():
     """Log-probabilities of the next piece after each piece; pad and bos are never drawn."""
     logits = np.random.default_rng(1).normal(size=(VOCABULARY, VOCABULARY)).astype(np.float32) * 1.5

@@ -56,6 +56,14 @@ def test_options_that_break_a_rule_are_named(fields, message, tmp_path):
     assert refused(check, Config(decode=decode)) == told
 
 
+def test_options_of_sampling_without_sampling_are_told(caplog):
+    ours = translator(temperature=5.0, top_k=3)
+    assert caplog.messages == ["decode.temperature = 5.0, decode.top_k = 3: no effect without decode.sample = True"]
+    ours.with_config(dataclasses.replace(ours.config, sample=True))
+    ours.with_config(dataclasses.replace(ours.config, temperature=1.0, top_k=0, seed=4))
+    assert len(caplog.messages) == 1
+
+
 def test_what_is_no_decode_config_is_named(tmp_path):
     model, params = tiny(CONFIG, 0)
     for config in (Config(), {"beam_size": 4}, 4, False):

@@ -106,6 +106,19 @@ def test_a_byte_is_predicted_from_the_patch_before_its_own():
     np.testing.assert_array_equal(depends, np.array(expected) & (np.arange(T)[:, None] <= np.arange(T)))
 
 
+def test_more_bytes_than_learned_positions_are_refused():
+    """Of the model itself, with a cache and without, and of the part that gives the entropies."""
+    learned = {"positions": "learned", "max_positions": 8}
+    own = dataclasses.replace(CONFIGS["static"], **learned)
+    entropy = dataclasses.replace(MODEL, entropy=dataclasses.replace(MODEL.entropy, **learned))
+    for config in (own, entropy):
+        bound = build(config).bind(build(config).init(jax.random.key(0)))
+        with pytest.raises(UserError, match="tokens_BT has 20 positions, but this model has 8 learned ones"):
+            jit(bound)(TEXT)
+        with pytest.raises(UserError, match=r"tokens_BT\[0, 8\] is at position 8, .* has 8 learned positions"):
+            bound.decode(TEXT, cache=bound.init_cache(3, 20))
+
+
 @pytest.mark.parametrize("name", ["entropies", *SLOW[1:]])
 def test_a_prompt_at_once_and_then_byte_by_byte(name):
     """Rows have prompts of different lengths, and two beams, of which the second continues another text."""
@@ -125,7 +138,6 @@ def test_a_prompt_at_once_and_then_byte_by_byte(name):
 
     cache = prompt(TEXT[:rows, : lengths.max()])
     for message, wrong in {
-        "at_B is missing": {"cache": cache},
         "at_B needs a cache": {"at_B": 9},
         r"at_B has the shape \(3,\)": {"cache": cache, "at_B": jnp.full(3, 9)},
         "key: this model has no dropout with a cache": {"cache": cache, "at_B": 9, "key": jax.random.key(0)},

@@ -91,6 +91,26 @@ def test_step_by_step_with_rows_at_different_places(name):
     assert seen.all()
 
 
+def test_the_default_position_is_behind_the_pieces_in_the_cache():
+    """In compiled steps, too, with beams that have changed places: as in a search of one's own."""
+    model, params = tiny(CONFIGS["multi-head"])
+    memory = jit(model.bind(params).encode)(SOURCE)
+
+    @functools.partial(jit, static_argnames="given")
+    def steps(tokens, given):
+        def step(cache, t):
+            at = {"at_B": t} if given else {}
+            now = jax.lax.dynamic_slice_in_dim(tokens, t, 1, axis=1)
+            logits, cache, _ = model.bind(params).decode(now, memory, cache=cache, **at)
+            return cache.reorder(jnp.array([[1, 0]] * len(SOURCE))), logits
+
+        cache = model.bind(params).init_cache(len(SOURCE), 6, beams=2)
+        return jax.lax.scan(step, cache, jnp.arange(tokens.shape[1]))[1]
+
+    tokens = jnp.repeat(TARGET, 2, axis=0).at[1::2, 1:].add(1)
+    np.testing.assert_allclose(steps(tokens, given=False), steps(tokens, given=True), atol=1e-6)
+
+
 def test_a_fused_kernel_finds_the_same(fused):
     """Logits and gradients of whole passes, and steps of beams. The kernel is not used when weights are wanted."""
     (model, params), (plain, _) = (

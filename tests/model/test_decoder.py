@@ -14,7 +14,6 @@ from tiny import TINY, VOCABULARY, random_params
 from transformer.config import GPT2, AttentionConfig, UserError
 from transformer.model import Decoder, Memory, build
 from transformer.training.flops import update_flops
-from transformer.training.objectives import restarted
 
 ALONE = dataclasses.replace(TINY, encoder_layers=0)
 GPT = dataclasses.replace(
@@ -93,7 +92,7 @@ def test_a_prompt_at_once_and_then_piece_by_piece(name):
 def test_packed_documents_do_not_see_each_other(name):
     built, params = model(name)
     numbers = np.array([[1, 1, 1, 2, 2, 2, 2, 2], [1, 2, 2, 2, 3, 3, 0, 0], [1] * 8])
-    packed = jit(built.apply)(params, TEXT, positions_BT=restarted(jnp.asarray(numbers)), segments_BT=numbers)
+    packed = jit(built.apply)(params, TEXT, segments_BT=numbers)
     for row, of_row, found in zip(TEXT, numbers, packed, strict=True):
         for number in range(1, of_row.max() + 1):
             places = np.flatnonzero(of_row == number)

@@ -254,10 +254,11 @@ def test_packed_sentences_equal_separate_ones():
     separate = np.asarray(forward()(params, SOURCE, TARGET))
     n, pairs = lengths(TARGET), [(0, 1), (1, 2)]
     (source, sp, ss), (target, tp, ts) = pack(SOURCE, pairs), pack(TARGET, pairs)
-    packed = np.asarray(packed_forward(source, target, sp, tp, ss, ts))
-    for i, (first, second) in enumerate(pairs):
-        np.testing.assert_allclose(packed[i, : n[first]], separate[first, : n[first]], atol=5e-6)
-        np.testing.assert_allclose(packed[i, n[first] :][: n[second]], separate[second, : n[second]], atol=5e-6)
+    for positions in ((sp, tp), (None, None)):  # None: counted in each segment
+        packed = np.asarray(packed_forward(source, target, *positions, ss, ts))
+        for i, (first, second) in enumerate(pairs):
+            np.testing.assert_allclose(packed[i, : n[first]], separate[first, : n[first]], atol=5e-6)
+            np.testing.assert_allclose(packed[i, n[first] :][: n[second]], separate[second, : n[second]], atol=5e-6)
 
 
 def test_given_masks_replace_those_of_padding_and_the_past():

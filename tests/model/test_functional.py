@@ -174,6 +174,17 @@ def test_params_that_do_not_fit_are_named(path, value, message):
     assert message in str(error.value) and ";" not in str(error.value)
 
 
+def test_params_of_nnx_and_of_linen():
+    """NNX names places in a list by integers; Linen puts everything below one key."""
+    model, params = tiny(SHALLOW)
+    module = model.bind(params)
+    np.testing.assert_array_equal(
+        forward(SHALLOW)(nnx.to_pure_dict(nnx.state(module)), SOURCE, TARGET), forward(SHALLOW)(params, SOURCE, TARGET)
+    )
+    with pytest.raises(ValueError, match=r"^params has the single key 'params', as flax\.linen has it: give params"):
+        model.bind({"params": params})
+
+
 def test_all_misfits_are_named_in_one_error():
     model, params = tiny()
     wrong = edited(edited(params, "embedding/table", np.zeros((1, 2))), "encoder/norm/scale", np.ones(16))

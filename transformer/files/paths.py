@@ -24,9 +24,10 @@ def refuse_empty(what: str, name: str | os.PathLike) -> None:
 
 
 def path_of(name: str | os.PathLike) -> epath.Path:
-    """Parse a local path or a path in a bucket. Raises `UserError` for an empty one or an unknown kind of storage."""
+    """Parse a local path or a path in a bucket; ~ is the home folder, as in a shell. Raises `UserError` for an empty
+    one or an unknown kind of storage."""
     refuse_empty("a path", name)
-    text = os.fspath(name)
+    text = os.path.expanduser(os.fspath(name))
     try:
         return epath.Path(re.sub("//+", "/", text) if local(text) else text)
     except KeyError:
@@ -42,7 +43,7 @@ def local_path(what: str, name: str | os.PathLike) -> Path:
     refuse_empty(what, name)
     if not local(name):
         raise UserError(f"{what} {os.fspath(name)}: give a local path (with ./ before a name that contains ://)")
-    return Path(name)
+    return Path(os.path.expanduser(name))
 
 
 def refuse_pipe(path: str | os.PathLike) -> None:

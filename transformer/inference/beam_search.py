@@ -201,7 +201,7 @@ def advance(
     if not jnp.issubdtype(log_probs_XV.dtype, jnp.floating):
         raise UserError(f"the step gives log-probabilities of type {log_probs_XV.dtype}: it must give floats")
     chosen = by_rows(lambda *of_rows: _chosen(*of_rows, options, adjust, choose))
-    parents_BM, new = chosen(log_probs_XV.reshape(B, M, -1), replace(beams, cache=()))
+    parents_BM, new = chosen(log_probs_XV.reshape(B, M, -1).astype(jnp.float32), replace(beams, cache=()))
     cache = reorder(cache, parents_BM)
     if _form(cache) != _form(beams.cache):
         raise UserError(

@@ -95,7 +95,7 @@ def prefilled(decoder: Any, tokens_XT: Array, lengths_B: Array, beams: int, dtyp
     rows, T = len(lengths_B), tokens_XT.shape[1]
     alone = len(tokens_XT) == rows
     empty = decoder.init_cache(rows, T + stage * beams if alone else T + stage, 1 if alone else beams, dtype)
-    cache = decoder.hidden(tokens_XT, cache=empty)[1]
+    cache = decoder.hidden(tokens_XT, cache=empty, at_B=0)[1]
     seen_BMS = cache.seen_BMS & (cache.positions_BS < lengths_B[:, None] - 1)[:, None]
     return cache._replace(seen_BMS=jnp.broadcast_to(seen_BMS, (rows, beams, seen_BMS.shape[2])))
 

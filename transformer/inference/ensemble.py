@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
@@ -22,6 +23,8 @@ from transformer.model.rounding import in_type
 if TYPE_CHECKING:
     from transformer.checkpoint import Checkpoint
 
+log = logging.getLogger("transformer")
+
 R = TypeVar("R")
 Found = tuple[list[list[int]], list[float]]
 """The hypotheses of a sentence as pieces without eos, best first, and their scores. If the log-probabilities of the
@@ -34,6 +37,7 @@ class Ensemble:
     def __init__(self, members: Sequence[tuple[Model, Params]], config: DecodeConfig):
         """Raises `UserError` if the vocabularies differ in size."""
         self.models: tuple[Model, ...] = tuple(model for model, _ in members)
+        _warn_of_no_effect(config)
         self._params: tuple[Params, ...] = tuple(params for _, params in members)
         self.batcher = Batcher(
             self.params[0],
@@ -59,9 +63,10 @@ class Ensemble:
         return self._params
 
     def positions(self, *tables: str) -> int | None:
-        """The fewest learned positions in tables of these names; None if positions are computed, so not limited."""
-        found = [each[table] for each in self.params for table in tables if table in each]
-        return min((table.shape[0] for table in found), default=None)
+        """The fewest learned positions in tables of these paths; None if positions are computed, so not limited."""
+        leaves = [leaf for each in self.params for leaf in jax.tree.leaves_with_path(each)]
+        found = [x.shape[0] for path, x in leaves if jax.tree_util.keystr(path, simple=True, separator="/") in tables]
+        return min(found, default=None)
 
     def decode(
         self,
@@ -82,6 +87,18 @@ class Ensemble:
             return [(rows.start + row, result) for row, result in finished]
 
         return [row for rows in self.batcher.in_parts(part, len(limit_B)) for row in rows]
+
+
+def _warn_of_no_effect(config: DecodeConfig) -> None:
+    """Log a warning for options of sampling where the best is searched for."""
+    usual = DecodeConfig()
+    changed = [
+        f"decode.{name} = {getattr(config, name)}"
+        for name in ("temperature", "top_k", "top_p", "min_p")
+        if not config.sample and getattr(config, name) != getattr(usual, name)
+    ]
+    if changed:
+        log.warning("%s: no effect without decode.sample = True", ", ".join(changed))
 
 
 def as_lists(hypotheses: Hypotheses, eos: int) -> Found:

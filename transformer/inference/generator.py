@@ -101,7 +101,7 @@ class Generator:
             )
         if context is not None:
             check_integer("context", context, 2)
-        limits = [n for n in (context, self._ensemble.positions("positions")) if n is not None]
+        limits = [n for n in (context, self._ensemble.positions("positions", "entropy/positions")) if n is not None]
         self.context: int | None = min(limits, default=None)
         """The most pieces that the model sees at once; None = no limit."""
         self._slid = False  # whether the warning about the context has been given

@@ -77,7 +77,7 @@ def sampled(
             raise UserError(f"number_B has the shape {numbers_B.shape}: give an integer for each of {B} sentences")
 
         def noise(number: Array) -> Array:
-            return jax.random.gumbel(jax.random.fold_in(jax.random.fold_in(key, number), beams.at), (M, V))
+            return jax.random.gumbel(jax.random.fold_in(jax.random.fold_in(key, number), beams.at), (M, V), jnp.float32)
 
         logits_XV = filtered(log_probs_BMV.reshape(-1, V) / temperature, top_k=top_k, top_p=top_p, min_p=min_p)
         noise_XV = jax.vmap(noise)(numbers_B).reshape(-1, V)

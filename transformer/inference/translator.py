@@ -80,7 +80,7 @@ class Translator:
         `config.dtype` has no effect here: only `load` converts parameters (see `in_type`).
         """
         check_members(model, params, others, TRANSLATES)
-        if tokenizer is not None and not hasattr(tokenizer, "vocab_size"):  # None: `search` needs only pieces
+        if tokenizer is not None and not hasattr(tokenizer, "spelling"):  # None: `search` needs only pieces
             raise UserError(f"tokenizer = {shown(tokenizer)}: give Tokenizer.load of it")
         self.model, self.tokenizer = model, tokenizer
         self.config = c = DecodeConfig() if config is None else config

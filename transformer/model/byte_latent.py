@@ -20,7 +20,7 @@ from ..config import ByteLatentModel, UserError
 from .attention import KV, Attention, write
 from .byte_cache import Earlier, Parts, Seen, empty_byte_cache, parts_of
 from .cache import Cache, causal, past, within
-from .checks import check_complete, check_ids, check_width
+from .checks import check_complete, check_ids, check_length, check_positions, check_width
 from .decoder import Decoder
 from .initializers import constant, distributions
 from .inputs import input_norm, inputs, position_table
@@ -89,6 +89,8 @@ class ByteLatent(nnx.Module):
         if at_B is not None:
             raise UserError("at_B needs a cache (see init_cache)")
         rows, T = tokens_BT.shape
+        if self.positions is not None:
+            check_length("tokens_BT", T, len(self.positions[...]))
         tokens_BT, positions_BT = jnp.asarray(tokens_BT, jnp.int32), jnp.arange(T)[None]
         number_BT, ended_BT = self.patches(tokens_BT)
         earlier_BL = jnp.zeros((rows, self.config.ngrams.longest - 1), tokens_BT.dtype)
@@ -137,6 +139,8 @@ class ByteLatent(nnx.Module):
     def _read(self, tokens_BT: Array, earlier_BL: Array, positions_BT: Array, key: Array | None) -> Array:
         """The mean of the embeddings of each byte and of the n-grams that end with it: x_BTD. Where a norm follows,
         their sum."""
+        if self.positions is not None:
+            check_positions("tokens_BT", tokens_BT, positions_BT, len(self.positions[...]))
         n = self.config.ngrams if self.ngram_embedding is not None else None
         found = [] if n is None else [self.ngram_embedding.embed(row) for row in ngrams(n, earlier_BL, tokens_BT)]
         given = {"norm": self.input_norm, "more_BTD": sum(found) if found else None}

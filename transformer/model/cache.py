@@ -17,6 +17,7 @@ from .attention import KV
 from .checks import (
     INT32_MAX,
     check_float,
+    check_held,
     check_ids,
     check_integer,
     check_mask,
@@ -96,6 +97,10 @@ class Cache(NamedTuple):
             seen_BMS=jnp.take_along_axis(self.seen_BMS, jnp.asarray(parents_BM, jnp.int32)[:, :, None], axis=1)
         )
 
+    def next_B(self) -> Array:
+        """The position behind the last piece of each sentence; 0 in an empty cache."""
+        return jnp.max(jnp.where(jnp.any(self.seen_BMS, axis=1), self.positions_BS + 1, 0), axis=1)
+
     def used_B(self) -> Array:
         """Number of slots per sentence that at least one beam sees."""
         return jnp.sum(jnp.any(self.seen_BMS, axis=1), axis=1)
@@ -145,6 +150,15 @@ def same_segment(queries_BT: Array, keys_BS: Array) -> Array:
     return queries_BT[:, :, None] == keys_BS[:, None, :]
 
 
+def placed(positions_BT: Array | None, segments_BT: Array | None, T: int) -> Array:
+    """The given positions; None = counted from 0, in packed rows in each segment anew. Neighbouring tokens with the
+    same number are a segment."""
+    if positions_BT is not None or segments_BT is None:
+        return jnp.arange(T)[None] if positions_BT is None else positions_BT
+    begins_BT = jnp.pad(segments_BT[:, 1:] != segments_BT[:, :-1], ((0, 0), (1, 0)))
+    return jnp.arange(T) - jax.lax.cummax(jnp.where(begins_BT, jnp.arange(T), 0), axis=1)
+
+
 def within(window: int | None, mask_BTS: Array, queries_BT: Array, keys_BS: Array) -> Array:
     """Restrict the mask to keys at most `window` positions away from the query; None = unchanged."""
     if window is None:
@@ -176,15 +190,15 @@ def past(
 
     Returns (positions_BT, mask_BTS, extended cache). Without a cache, the tokens are whole rows; segments number the
     sequences of packed rows, and a given `mask_BTS` replaces the causal one. With a cache, they have positions `at_B`,
-    `at_B + 1`, … (default: 0), see `Cache.extend`.
+    `at_B + 1`, … (default: behind those in the cache), see `Cache.extend`.
     """
     if cache is None:
-        positions_BT = jnp.arange(T)[None] if positions_BT is None else positions_BT
+        positions_BT = placed(positions_BT, segments_BT, T)
         mask_BTS = within(window, causal(T) if mask_BTS is None else mask_BTS, positions_BT, positions_BT)
         if segments_BT is not None:
             mask_BTS = mask_BTS & same_segment(segments_BT, segments_BT)
         return positions_BT, mask_BTS, None
-    at_B = jnp.int32(0) if at_B is None else jnp.asarray(at_B)
+    at_B = cache.next_B() if at_B is None else jnp.asarray(at_B)
     mask_BTS, extended = cache.extend(at_B, T, window)
     positions_BT = at_B[..., None] + jnp.arange(T)
     if at_B.ndim:
@@ -256,12 +270,11 @@ def check_cache(
 def check_room(tokens_BT: Array, cache: Cache, at_B: Array | None) -> None:
     """Raise `UserError` unless the cache has a row for each row of tokens, and room for them at these positions."""
     (rows, T), (B, M, S) = tokens_BT.shape, cache.seen_BMS.shape
+    check_held("the cache", cache.end)
     if rows != B * M:
         raise UserError(f"tokens_BT has {rows} rows: the cache is for {B} sentences of {M} beams")
     end = value_of(cache.end)
     if at_B is not None:
         check_places("at_B", at_B, B)
-    elif end:
-        raise UserError(f"at_B is missing: the cache holds {end // M} positions already, so say where tokens_BT begin")
     if end is not None and end + T * M > S:
         raise UserError(f"the cache has room for {S // M} positions and holds {end // M} already: no room for {T}")

@@ -214,6 +214,14 @@ def check_positions(name: str, ids_BT: Any, positions_BT: Any, rows: int, mask_B
         )
 
 
+def check_length(name: str, length: Any, rows: int) -> None:
+    """Raise `UserError` if rows of pieces, without padding, are longer than a learned table of `rows` rows."""
+    if isinstance(length, int) and length > rows:  # else symbolic, in an exported program
+        raise UserError(
+            f"{name} has {length} positions, but this model has {rows} learned ones (max_positions); give shorter rows"
+        )
+
+
 def check_sources(mask_BS: Any, ids_BT: Any) -> None:
     """Raise `UserError` unless there are M >= 1 targets per source, and no target has pieces without any in its source.
 

@@ -12,7 +12,7 @@ from jax import Array
 
 from ..config import ModelConfig, UserError
 from .cache import Cache, check_cache, empty_cache, past
-from .checks import check_complete, check_ids, check_positions, check_width
+from .checks import check_complete, check_ids, check_length, check_positions, check_width
 from .initializers import constant
 from .inputs import input_norm, inputs, position_table, shifted
 from .layers import Embedding, fold
@@ -51,8 +51,8 @@ class Decoder(nnx.Module):
         """Return logits_BTV, float32: at position t, logits of the piece that follows `tokens_BT[:, :t + 1]`.
 
         `tokens_BT` are integer ids. A `key` switches dropout on. For packed rows, which hold several documents,
-        `segments_BT` numbers the documents and `positions_BT` restarts in each. `mask_BTS` replaces the causal mask
-        (see `EncoderDecoder.hidden`).
+        `segments_BT` numbers the documents; `positions_BT` = None counts in each from 0. `mask_BTS` replaces the causal
+        mask (see `EncoderDecoder.hidden`).
 
         Raises `UserError` (a ValueError) for wrong types or shapes. Outside `jax.jit` it also raises for ids outside
         the vocabulary and positions beyond the learned ones.
@@ -103,8 +103,8 @@ class Decoder(nnx.Module):
 
         Arguments and results are those of `EncoderDecoder.hidden`, so that the same search decodes with both; there is
         no `memory` here. With a cache (see `init_cache`), the tokens have positions `at_B`, `at_B + 1`, … and also
-        attend to the earlier positions in the cache. Raises the errors of `__call__`, and `UserError` if the cache has
-        no room for the tokens.
+        attend to the earlier positions in the cache; None = behind the pieces that it holds. Raises the errors of
+        `__call__`, and `UserError` if the cache has no room for the tokens.
         """
         options = (positions_BT, segments_BT, mask_BTS, cache, at_B, key, run)
         return *self._decoded(tokens_BT, memory, *options)[:2], None
@@ -130,6 +130,8 @@ class Decoder(nnx.Module):
             raise UserError(f"memory is a {type(memory).__name__}: a model without encoder has none; leave it out")
         check_cache(self.config, tokens_BT, cache, at_B, positions_BT, segments_BT, mask_BTS)
         rows, T = tokens_BT.shape
+        if self.positions is not None and cache is None and positions_BT is None and segments_BT is None:
+            check_length("tokens_BT", T, len(self.positions[...]))
         window = self.config.attention("decoder").window
         positions_BT, mask_BTS, extended = past(T, window, positions_BT, segments_BT, cache, at_B, mask_BTS)
         positions_BT = shifted(self.config, positions_BT, rows, fold(key, 2))

@@ -14,7 +14,7 @@ from flax import nnx
 from jax import Array
 
 from ..config import LABEL_HEADS, MASKED_HEADS, POOLED_HEADS, ModelConfig, UserError
-from .cache import both_ways
+from .cache import both_ways, placed
 from .checks import check_complete, check_ids, check_key, check_mask, check_positions, check_same_shape, check_width
 from .initializers import constant
 from .inputs import input_norm, inputs, position_table, shifted, type_rows, type_table
@@ -117,8 +117,8 @@ class Encoder(nnx.Module):
 
         `types_BT`: the token type of each piece, such as 0 in the first text and 1 in the second; None = 0 everywhere.
         `mask_BT` is boolean, True = positions that may be attended to; None = all. Vectors at other positions have no
-        meaning. For packed rows, `segments_BT` numbers the texts and `positions_BT` restarts in each. A `key` switches
-        dropout on.
+        meaning. For packed rows, `segments_BT` numbers the texts; `positions_BT` = None counts in each from 0. A `key`
+        switches dropout on.
 
         Raises `UserError` (a ValueError) for wrong types or shapes. Outside `jax.jit` it also raises for ids outside
         the vocabulary or the token types, and for positions beyond the learned ones.
@@ -147,7 +147,7 @@ class Encoder(nnx.Module):
         rows, T = tokens_BT.shape
         mask_BT = jnp.ones((1, T), bool) if mask_BT is None else mask_BT
         check_mask("mask_BT", mask_BT, tokens_BT.shape)
-        positions_BT = jnp.arange(T)[None] if positions_BT is None else positions_BT
+        positions_BT = placed(positions_BT, segments_BT, T)
         mask_BTS = both_ways(self.config.attention("encoder").window, mask_BT, positions_BT, segments_BT)
         positions_BT = shifted(self.config, positions_BT, rows, fold(key, 2))
         if self.positions is not None:

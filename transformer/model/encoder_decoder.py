@@ -12,7 +12,7 @@ from jax import Array
 
 from ..config import PAD, ModelConfig, UserError
 from . import hard_attention
-from .cache import Cache, Memory, both_ways, check_cache, check_kv, empty_cache, past
+from .cache import Cache, Memory, both_ways, check_cache, check_kv, empty_cache, past, placed
 from .checks import (
     check_complete,
     check_flag,
@@ -72,9 +72,10 @@ class EncoderDecoder(nnx.Module):
         """Return logits_BTV, float32: at position t, logits of the piece that follows `target_BT[:, :t + 1]`.
 
         `source_BS` and `target_BT` are integer ids, padded with 0 on the right. A source ends with eos; a target begins
-        with bos. A `key` switches dropout on. For packed rows, which hold several sentences, give `segments` and
-        `positions`, each as (source, target): a segment number per position, the same for source and target of a pair,
-        and positions that restart in each sentence. `masks`: mask_BS for `encode` and mask_BTS for `hidden`, or None.
+        with bos. A `key` switches dropout on. For packed rows, which hold several sentences, give `segments` as
+        (source, target): a segment number per position, the same for source and target of a pair. `positions`, too, is
+        (source, target); None = counted in each segment from 0. `masks`: mask_BS for `encode` and mask_BTS for
+        `hidden`, or None.
         `words`: with `model.hard_attention`, begins_BS for `encode` and passed_BT for `hidden`.
 
         Raises `UserError` (a ValueError) for wrong types or shapes. Outside `jax.jit` it also raises for ids outside
@@ -160,9 +161,10 @@ class EncoderDecoder(nnx.Module):
     ) -> Memory:
         """Run the encoder on source_BS and return the `Memory` that the decoder attends to.
 
-        For packed rows, `segments_BS` numbers the sentences and `positions_BS` restarts in each. `mask_BS` is boolean,
-        True = positions that may be attended to; None = all but padding. `begins_BS` is True at the first piece of each
-        word; `model.hard_attention` needs it. A `key` switches dropout on. Raises the same errors as `__call__`.
+        For packed rows, `segments_BS` numbers the sentences; `positions_BS` = None counts in each from 0. `mask_BS` is
+        boolean, True = positions that may be attended to; None = all but padding. `begins_BS` is True at the first
+        piece of each word; `model.hard_attention` needs it. A `key` switches dropout on. Raises the same errors as
+        `__call__`.
         """
         options = {"positions_BS": positions_BS, "segments_BS": segments_BS, "mask_BS": mask_BS}
         x_BSD = self.encoder_states(source_BS, **options, key=key, run=run)
@@ -184,7 +186,7 @@ class EncoderDecoder(nnx.Module):
         if x_BSD.shape[:2] != source_BS.shape:
             raise UserError(f"x_BSD has the shape {x_BSD.shape} and source_BS {source_BS.shape}: give its own states")
         mask_BS = source_BS != PAD if mask_BS is None else jnp.broadcast_to(mask_BS, source_BS.shape)
-        positions_BS = jnp.arange(source_BS.shape[1])[None] if positions_BS is None else positions_BS
+        positions_BS = placed(positions_BS, segments_BS, source_BS.shape[1])
         positions_BS = jnp.broadcast_to(positions_BS, source_BS.shape)
         words_BSD = hard_attention.words(self.config, x_BSD, begins_BS, mask_BS, segments_BS)
         return Memory(self.decoder.memory(x_BSD), mask_BS, positions_BS, segments_BS, words_BSD)
@@ -219,7 +221,7 @@ class EncoderDecoder(nnx.Module):
         check_run(run, key)
         self._check_source(source_BS, positions_BS, segments_BS, mask_BS)
         mask_BS = source_BS != PAD if mask_BS is None else mask_BS
-        positions_BS = jnp.arange(source_BS.shape[1])[None] if positions_BS is None else positions_BS
+        positions_BS = placed(positions_BS, segments_BS, source_BS.shape[1])
         mask_BTS = both_ways(self.config.attention("encoder").window, mask_BS, positions_BS, segments_BS)
         rows, learned = source_BS.shape[0], self.source_positions
         shifted_BS = shifted(self.config, positions_BS, rows, fold(key, 2))
@@ -280,9 +282,9 @@ class EncoderDecoder(nnx.Module):
 
         Without a cache, tokens_BT are whole targets that begin with bos. With a cache (see `init_cache`), the tokens
         have positions `at_B`, `at_B + 1`, … and also attend to the earlier positions in the cache. `at_B` is one
-        position for all sentences, or one per sentence of the cache; None = 0. `tokens_BT` may have M times the rows of
-        `memory`: then M neighbouring rows are the beams of one sentence. It has M times the rows of the cache if
-        `init_cache` made the cache for M beams.
+        position for all sentences, or one per sentence of the cache; None = behind the pieces that the cache holds.
+        `tokens_BT` may have M times the rows of `memory`: then M neighbouring rows are the beams of one sentence. It
+        has M times the rows of the cache if `init_cache` made the cache for M beams.
 
         `mask_BTS` replaces the causal mask, without a cache only. It is boolean, True = target position t may attend to
         target position s; one row may stand for all. `passed_BT` is the number of words that the target has passed at

@@ -112,6 +112,8 @@ class Model(Generic[M]):
         if not isinstance(params, Mapping):
             raise ValueError(f"params is a {type(params).__name__}: give a nested dict of arrays, as `init` returns")
         flat = _flatten(params)
+        if set(params) == {"params"}:
+            raise ValueError("params has the single key 'params', as flax.linen has it: give params['params']")
         expected = {tuple(map(str, path)): path for path in self._variables}
         wrong = [f"missing {'/'.join(p)}" for p in expected if p not in flat]
         wrong += [f"unknown {'/'.join(map(str, p))}" for p in flat if p not in expected]
@@ -191,9 +193,11 @@ def _nest(flat: Mapping[tuple, Any]) -> dict[str, Any]:
 
 
 def _flatten(tree: Mapping[str, Any], path: tuple[str, ...] = ()) -> dict[tuple[str, ...], Any]:
-    """The leaves by their paths. An empty dict is a leaf: as a branch it would be lost."""
+    """The leaves by their paths. An empty dict is a leaf: as a branch it would be lost. The integers that
+    `nnx.to_pure_dict` gives for places in a list count as strings."""
     flat = {}
     for name, node in tree.items():
+        inner = (*path, str(name) if isinstance(name, int) else name)
         branch = isinstance(node, Mapping) and node
-        flat |= _flatten(node, (*path, name)) if branch else {(*path, name): node}
+        flat |= _flatten(node, inner) if branch else {inner: node}
     return flat

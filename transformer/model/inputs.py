@@ -68,7 +68,7 @@ def shifted(config: ModelConfig, positions_BT: Array, rows: int, key: Array | No
     """Shift the positions of each row by a random number from 0 to `position_offset`. Without a key: unchanged."""
     if key is None or not config.position_offset:
         return positions_BT
-    return positions_BT + jax.random.randint(key, (rows, 1), 0, config.position_offset + 1)
+    return positions_BT + jax.random.randint(key, (rows, 1), 0, config.position_offset + 1, jnp.int32)
 
 
 def inputs(

@@ -36,10 +36,9 @@ def sequences(model: Model, train: TrainConfig, *, packing: bool = False) -> Obj
         before_BT = jnp.pad(target_BT[:, :-1], ((0, 0), (1, 0)), constant_values=BOS)
         packed_source, packed_target = {}, {}
         if packing:
-            (places_BS, numbers_BS), (places_BT, numbers_BT) = sentences(source_BS), sentences(target_BT)
-            before_BT = jnp.where(places_BT == 0, BOS, before_BT)
-            packed_source = {"positions_BS": places_BS, "segments_BS": numbers_BS}
-            packed_target = {"positions_BT": places_BT, "segments_BT": numbers_BT}
+            begins_BT, numbers_BT = sentences(target_BT)
+            before_BT = jnp.where(begins_BT, BOS, before_BT)
+            packed_source, packed_target = {"segments_BS": sentences(source_BS)[1]}, {"segments_BT": numbers_BT}
         module, run = model.bind(with_table_copies(params, mesh)), Run(train.remat, partial(constrain, mesh=mesh))
 
         def states(key: Array | None) -> Array:
@@ -73,9 +72,7 @@ def causal(model: Model, train: TrainConfig, *, documents: bool = False) -> Obje
     """
 
     def loss(params: Params, batch: Batch, key: Array | None, *, mesh: Mesh | None = None) -> Any:
-        packed, mask_BT = {}, batch["predicted"] != 0
-        if documents:
-            packed = {"positions_BT": restarted(batch["document"]), "segments_BT": batch["document"]}
+        packed, mask_BT = {"segments_BT": batch["document"]} if documents else {}, batch["predicted"] != 0
         module, run = model.bind(with_table_copies(params, mesh)), Run(train.remat, partial(constrain, mesh=mesh))
         x_BTD, _, _ = module.hidden(batch["text"], key=key, run=run, **packed)
         return _loss(module, x_BTD, batch["next"], mask_BT, train.label_smoothing, mask_BT.sum())
@@ -222,20 +219,10 @@ def next_sentence_nll(module: Any, x_BTD: Array, next_B1: Array) -> tuple[Array,
 
 
 def sentences(tokens_BT: Array) -> tuple[Array, Array]:
-    """For each token of a packed row: its position in its sentence, and the number of the sentence. Both count from 0.
-
-    EOS marks the end of each sentence.
-    """
+    """Where a further sentence begins in a packed row, and the number of each token's sentence, from 0. EOS marks the
+    end of each sentence."""
     begins_BT = jnp.pad(tokens_BT[:, :-1] == EOS, ((0, 0), (1, 0)))
-    t_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1]), tokens_BT.shape)
-    return t_BT - jax.lax.cummax(jnp.where(begins_BT, t_BT, 0), axis=1), jnp.cumsum(begins_BT, axis=1)
-
-
-def restarted(numbers_BT: Array) -> Array:
-    """The position of each token in its sequence, from 0. Neighbouring tokens with one number form a sequence."""
-    begins_BT = jnp.pad(numbers_BT[:, 1:] != numbers_BT[:, :-1], ((0, 0), (1, 0)))
-    t_BT = jnp.broadcast_to(jnp.arange(numbers_BT.shape[1]), numbers_BT.shape)
-    return t_BT - jax.lax.cummax(jnp.where(begins_BT, t_BT, 0), axis=1)
+    return begins_BT, jnp.cumsum(begins_BT, axis=1)
 
 
 def _loss(
