@@ -95,7 +95,7 @@ def test_what_a_checkpoint_stores_is_enough_to_go_on(run: list[dict], cut: int) 
         ({"dtype": "int8"}, ["decode.dtype is int8 instead of auto"]),
         # Options that do not change translations.
         ({"batch_sentences": 1, "batch_tokens": 9, "streams": 3}, []),
-        ({"n_best": 2, "temperature": 0.5, "top_k": 3, "top_p": 0.5, "seed": 9}, []),
+        ({"n_best": 2, "temperature": 0.5, "top_k": 3, "top_p": 0.5, "min_p": 0.1, "seed": 9}, []),
     ],
 )
 def test_other_decoding_begins_anew(changed: dict, told: list[str]) -> None:

@@ -32,7 +32,7 @@ EARLIER_JUDGED = (("dev_bleu", "up"),)
 
 # Options of decoding that affect only speed, and those that beam search (False) or sampling (True) ignores.
 _SPEED_ONLY = ("batch_sentences", "batch_tokens", "streams")
-_IGNORED = {False: ("n_best", "temperature", "top_k", "top_p", "seed"), True: ("beam_size",)}
+_IGNORED = {False: ("n_best", "temperature", "top_k", "top_p", "min_p", "seed"), True: ("beam_size",)}
 
 
 def rank(scores: Mapping[str, Any], judged: Judged) -> tuple[float, ...] | None:

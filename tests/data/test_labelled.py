@@ -123,6 +123,7 @@ def test_lists_that_were_written_as_text_are_refused(tmp_path: Path, name: str, 
     line = json.dumps(row) if name == "x.jsonl" else "text\tlabel\n" + "\t".join(row.values())
     with pytest.raises(UserError, match=r":[12]: the label is a list that was written as text; write such a file as"):
         read(tmp_path, name, line + "\n", kind="tags")
+    assert read(tmp_path, "x.tsv", "text\tlabel\na\t[O]\n", kind="tags")[0].label == ("[O]",)
     assert read(tmp_path, "x.tsv", "text\tlabel\n[ a ]\tO B-X O\n", kind="tags")[0].text == ("[", "a", "]")
 
 

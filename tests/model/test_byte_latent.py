@@ -138,6 +138,7 @@ def test_a_prompt_at_once_and_then_byte_by_byte(name):
 
     cache = prompt(TEXT[:rows, : lengths.max()])
     for message, wrong in {
+        "at_B is missing": {"cache": cache},
         "at_B needs a cache": {"at_B": 9},
         r"at_B has the shape \(3,\)": {"cache": cache, "at_B": jnp.full(3, 9)},
         "key: this model has no dropout with a cache": {"cache": cache, "at_B": 9, "key": jax.random.key(0)},

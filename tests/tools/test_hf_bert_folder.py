@@ -134,7 +134,7 @@ def test_missing_heads_are_named_and_unneeded_poolers_left_out(folder: Path, tmp
 
 def test_a_vocab_txt_is_read_with_the_case_that_its_config_names(folder: Path, tmp_path: Path) -> None:
     pytest.importorskip("tokenizers", reason="needs tokenizers")
-    (folder / "vocab.txt").write_text("\n".join(PIECES) + "\n")
+    (folder / "vocab.txt").write_text("\n".join(PIECES) + "\n\r\n\n")  # blank lines at the end are no pieces
     (folder / "sentence_bert_config.json").write_text('{"max_seq_length": 9}')
     for lower_case, ids in ((True, [PIECES.index("the"), PIECES.index("##s")]), (False, [1])):
         (folder / "tokenizer_config.json").write_text(json.dumps({"do_lower_case": lower_case}))
@@ -234,8 +234,20 @@ def test_bad_folders_are_refused_in_one_line(folder: Path, tmp_path: Path, call)
     file.unlink()
     assert "holds pytorch_model.bin, which can run code" in told()
     assert "BertForPreTraining.from_pretrained(folder).save_pretrained" in told()
+    config.rename(folder / "adapter_config.json")
+    assert f"{folder}: an adapter; merge it into its model first (merge_and_unload, save_pretrained)" in told()
     shutil.rmtree(folder)
     assert f"{folder}: no such folder" in told()
+
+
+def test_the_home_folder(folder: Path, tmp_path: Path, monkeypatch) -> None:
+    """Where no shell replaces the tilde, as in a list of arguments, the workdir is whole, and at home."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(folder)
+    write_tokenizer(folder)
+    import_folder("~/folder", "~/imported")
+    assert Checkpoints("~/imported").open().files() == Checkpoints(tmp_path / "imported").open().files() != []
+    assert not (folder / "~").exists() and sorted(path.name for path in tmp_path.iterdir()) == ["folder", "imported"]
 
 
 def test_files_that_are_no_arrays_are_told_apart(folder: Path, tmp_path: Path) -> None:
@@ -291,7 +303,7 @@ def test_only_an_encoder_alone_becomes_bert(tmp_path: Path, call) -> None:
     done = call("transformer", "export", tmp_path / "run", tmp_path / "out", "--to", "hf-bert")
     assert done.code == 2 and "its task is 'translation'; hf-bert needs an encoder alone" in done.err
     done = call("transformer", "embed", tmp_path / "run")
-    assert done.code == 2 and "its task is 'translation'; give an encoder alone" in done.err
+    assert done.code == 2 and done.err.endswith(f", or use: python -m transformer translate {tmp_path / 'run'}\n")
     new_workdir(str(tmp_path / "bert"), random_params(CONFIG), MaskedConfig(CONFIG), progress=progress, files={})
     for kind in ("hf-gpt2", "hf-marian"):
         done = call("transformer", "export", tmp_path / "bert", tmp_path / "out", "--to", kind)

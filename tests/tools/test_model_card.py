@@ -10,7 +10,16 @@ import pytest
 from small_runs import LINES, language_run, masked_run, translation_run
 
 from transformer.checkpoint import Checkpoints
-from transformer.config import RUNS, Config, DataConfig, ModelConfig, TrainConfig
+from transformer.config import (
+    RUNS,
+    ByteLatentConfig,
+    Config,
+    DataConfig,
+    EntropyConfig,
+    ModelConfig,
+    TextConfig,
+    TrainConfig,
+)
 from transformer.data.vocabularies import Characters
 from transformer.tools.model_card import TASKS, About, architecture, files_about
 
@@ -113,6 +122,10 @@ def test_files_are_named_without_their_folders_and_languages_told() -> None:
     card = files_about(about, "jax", "text")["MODEL_CARD.md"].decode()
     assert "- `data.source`: a.en, c.en" in card and "/home/me" not in card and "gs://" not in card
     assert "it translates texts from en to de." in card
+    named = {"entropy": EntropyConfig(init_from="/home/me/run"), "data": TextConfig(cache_dir="/home/me/cache")}
+    about = About(ByteLatentConfig(**named), {"step": 3, "vocab_size": 260}, "3", "d" * 64, 1, None, ())
+    card = files_about(about, "jax", "text")["MODEL_CARD.md"].decode()
+    assert "/home/me" not in card and '"init_from": "run"' in card and '"cache_dir": "cache"' in card
 
 
 def test_names_that_are_not_utf8_are_escaped() -> None:

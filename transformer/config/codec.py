@@ -91,7 +91,8 @@ def _violation(value: Any, hint: Any) -> str | None:
     if origin is tuple:
         args = args[:1] * len(value) if Ellipsis in args and isinstance(value, tuple) else args
         if not isinstance(value, tuple) or len(value) != len(args):
-            return f"must be of type {_type_name(hint)}"
+            comma = isinstance(value, str) and args[:1] == (str,)
+            return f"must be of type {_type_name(hint)}{f', such as ({value!r},)' if comma else ''}"
         return next((violation for violation in map(_violation, value, args) if violation), None)
     if not isinstance(value, (int, float) if hint is float else hint) or (isinstance(value, bool) and hint is not bool):
         return f"must be of type {hint.__name__}"

@@ -72,7 +72,7 @@ def list_hint(line: str) -> str:
 
 def is_list(text: str) -> bool:
     """Whether a list was written as text, as programs do that write one into a field of a table."""
-    return text.startswith("[") and text.endswith("]")
+    return text.startswith("[") and text.endswith("]") and any(mark in text for mark in " ,'\"")
 
 
 def doubt_single_words(path: str, texts: Sequence[Sequence[str]], lines: Sequence[int]) -> None:

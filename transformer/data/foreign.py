@@ -20,7 +20,7 @@ _MOST_CONTROL = 50  # text has at most one of them in so many bytes
 STREAM = "standard input"
 _TEXT = "plain text"
 _TAR = (b"ustar\0", b"ustar  \0")  # of POSIX and of GNU
-_OFFICE = (b"[Content_Types].xml", b"docProps/", b"_rels/", b"xl/", b"word/", b"ppt/")  # first names in the archive
+_OFFICE = (b"[Content_Types].xml", b"docProps/", b"_rels/")  # the first name in the archive
 # Offset, bytes at this offset, kind of file, fix. {} stands for the path.
 _FOREIGN = (
     (0, b"\x28\xb5\x2f\xfd", "compressed by zstd", "decompress it first: zstd -d {}"),

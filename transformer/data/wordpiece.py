@@ -285,12 +285,14 @@ def load(path: str | Path) -> EncoderVocabulary:
 
 
 def _listed(content: bytes) -> list[str]:
-    """The lines of a vocab.txt; none if it is not text."""
+    """The lines of a vocab.txt, without blank ones at its end; none if it is not text."""
     try:
-        lines = content.decode().split("\n")
+        lines = [line.removesuffix("\r") for line in content.decode().split("\n")]
     except UnicodeDecodeError:
         return []
-    return [line.removesuffix("\r") for line in (lines if lines[-1] else lines[:-1])]
+    while lines and not lines[-1]:
+        lines.pop()
+    return lines
 
 
 def _normalization(path: Path, pieces: Sequence[str]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from transformer.config import UserError, shown
+from transformer.config import FinetuneConfig, MaskedConfig, UserError, require_workdir, shown
 from transformer.data.given import strings
 from transformer.inference.batches import Batch, Batcher, on_all_devices, padded_lengths
 from transformer.inference.ensemble import check_leaves, check_members
@@ -78,8 +78,7 @@ class Embedder:
     def of(cls, checkpoint: Checkpoint) -> Embedder:
         """The embedder of an open checkpoint."""
         config, workdir = checkpoint.config, checkpoint.path.parent.parent
-        if config.model.decoder_layers:
-            raise UserError(f"{workdir}: its task is {config.task!r}; give an encoder alone, such as an imported BERT")
+        require_workdir(config, workdir, MaskedConfig, FinetuneConfig)
         vocabulary, params = encoder_vocabulary(checkpoint), on_all_devices(checkpoint.params())
         return cls(checkpoint.model, params, vocabulary, longest=config.data.context)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import jax
@@ -89,6 +90,7 @@ class Ensemble:
         return [row for rows in self.batcher.in_parts(part, len(limit_B)) for row in rows]
 
 
+@cache  # once: training makes a translator at each evaluation
 def _warn_of_no_effect(config: DecodeConfig) -> None:
     """Log a warning for options of sampling where the best is searched for."""
     usual = DecodeConfig()

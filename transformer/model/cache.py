@@ -190,7 +190,7 @@ def past(
 
     Returns (positions_BT, mask_BTS, extended cache). Without a cache, the tokens are whole rows; segments number the
     sequences of packed rows, and a given `mask_BTS` replaces the causal one. With a cache, they have positions `at_B`,
-    `at_B + 1`, … (default: behind those in the cache), see `Cache.extend`.
+    `at_B + 1`, … (default: behind those in the cache, padding included), see `Cache.extend`.
     """
     if cache is None:
         positions_BT = placed(positions_BT, segments_BT, T)
@@ -276,5 +276,10 @@ def check_room(tokens_BT: Array, cache: Cache, at_B: Array | None) -> None:
     end = value_of(cache.end)
     if at_B is not None:
         check_places("at_B", at_B, B)
+    elif end:
+        raise UserError(
+            f"at_B is missing: the cache holds {end // M} positions already, so say where tokens_BT begin; behind "
+            "padded prompts, each row has its own place"
+        )
     if end is not None and end + T * M > S:
         raise UserError(f"the cache has room for {S // M} positions and holds {end // M} already: no room for {T}")

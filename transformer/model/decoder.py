@@ -103,8 +103,8 @@ class Decoder(nnx.Module):
 
         Arguments and results are those of `EncoderDecoder.hidden`, so that the same search decodes with both; there is
         no `memory` here. With a cache (see `init_cache`), the tokens have positions `at_B`, `at_B + 1`, … and also
-        attend to the earlier positions in the cache; None = behind the pieces that it holds. Raises the errors of
-        `__call__`, and `UserError` if the cache has no room for the tokens.
+        attend to the earlier positions in the cache. Raises the errors of `__call__`, and `UserError` if the cache has
+        no room for the tokens.
         """
         options = (positions_BT, segments_BT, mask_BTS, cache, at_B, key, run)
         return *self._decoded(tokens_BT, memory, *options)[:2], None

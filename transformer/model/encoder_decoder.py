@@ -282,9 +282,10 @@ class EncoderDecoder(nnx.Module):
 
         Without a cache, tokens_BT are whole targets that begin with bos. With a cache (see `init_cache`), the tokens
         have positions `at_B`, `at_B + 1`, … and also attend to the earlier positions in the cache. `at_B` is one
-        position for all sentences, or one per sentence of the cache; None = behind the pieces that the cache holds.
-        `tokens_BT` may have M times the rows of `memory`: then M neighbouring rows are the beams of one sentence. It
-        has M times the rows of the cache if `init_cache` made the cache for M beams.
+        position for all sentences, or one per sentence of the cache; None = behind the pieces that the cache holds,
+        which is wrong behind a padded prompt; outside `jax.jit`, a cache that holds some needs `at_B`. `tokens_BT` may
+        have M times the rows of `memory`: then M neighbouring rows are the beams of one sentence. It has M times the
+        rows of the cache if `init_cache` made the cache for M beams.
 
         `mask_BTS` replaces the causal mask, without a cache only. It is boolean, True = target position t may attend to
         target position s; one row may stand for all. `passed_BT` is the number of words that the target has passed at

@@ -192,9 +192,10 @@ def _unknown(about: About) -> Iterator[str]:
 
 
 def _config(config: Any) -> str:
-    """The config as JSON, with base names of files."""
+    """The config as JSON, with base names of files and folders."""
     values = json.loads(to_json(config))
-    for name in (*config.movable, "train.init_from"):
+    paths = ("train.init_from", "entropy.init_from", "data.cache_dir", "data.tfds_dir", "parser.parameters")
+    for name in (*config.movable, *paths):
         section, _, field = name.partition(".")
         value = values.get(section, {}).get(field)
         if value:

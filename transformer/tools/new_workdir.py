@@ -35,7 +35,7 @@ def new_workdir(
     with contextlib.ExitStack() as stack:
         if local(out):
             stack.enter_context(writing(folder))
-            folder = stack.enter_context(new_folder(Path(out)))
+            folder = stack.enter_context(new_folder(Path(folder)))
         folder = epath.Path(folder)
         for name, content in files.items():
             replace(folder / name, content)

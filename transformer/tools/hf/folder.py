@@ -80,14 +80,15 @@ def config_in(folder: str, writer: str = "save_pretrained") -> tuple[Path, dict[
 
     `writer`: what writes such folders, for messages.
     """
-    files.refuse_empty("the folder of the model", folder)
-    path = Path(folder)
+    path = files.local_path("the folder of the model", folder)
     if path.is_file():
         raise UserError(f"{folder}: is a file; give the folder of a model (unpack an archive first)")
     if not path.is_dir():
         raise UserError(f"{folder}: no such folder; download a model of the Hub first, and give its folder")
     file = path / "config.json"
     if not file.exists():
+        if (path / "adapter_config.json").exists():
+            raise UserError(f"{folder}: an adapter; merge it into its model first (merge_and_unload, save_pretrained)")
         raise UserError(f"{folder}: holds no config.json; give the folder that {writer} wrote")
     return file, read_object(file)
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from transformer.checkpoint import Checkpoint, Checkpoints
 from transformer.config import BOS, EOS, PAD, SPECIALS, UNK, Config, UserError, check, require_translation
+from transformer.data.foreign import refuse_other
 from transformer.data.marian import MarianTokenizer
 from transformer.data.tokenizer import Tokenizer
 from transformer.files import local_path, new_folder, path_of, require_new, writing
@@ -79,6 +80,8 @@ def tokenizer_in(folder: Path, special: dict[str, int], vocab_size: int) -> Toke
     options = read_object(path) if (path := folder / "tokenizer_config.json").exists() else {}
     if options.get("separate_vocabs"):
         raise UserError(f"{path}: separate_vocabs = true: our model has one vocabulary for both sides")
+    for name in names[:2]:
+        refuse_other(folder / name, "a SentencePiece model")
     source, target = (read(folder / name) for name in names[:2])
     ours, _ = (Tokenizer(model, folder / name) for name, model in zip(names, (source, target), strict=False))
     vocabulary, path = read_object(folder / "vocab.json"), folder / "vocab.json"
