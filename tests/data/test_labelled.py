@@ -88,17 +88,18 @@ def test_quotes_of_a_csv_in_a_tsv_are_told(tmp_path: Path, caplog) -> None:
 
 
 def test_a_tsv_with_all_fields_in_quotes_is_told(tmp_path: Path, caplog) -> None:
-    """As R writes them. Two rows of direct speech are none."""
-    quoted = [f'"A film, {i}."\t"pos"\n' for i in range(4)]
-    for content in ("".join(quoted[:2]), "".join([*quoted[:2], 'a\t"pos"\n', *quoted]), '"\t"\n' * 4):
-        read(tmp_path, "x.tsv", content, columns=Columns("1", None, "2"))
+    """As R writes them, with a header or without. Two rows of direct speech are none."""
+    quoted, columns = [f'"A film, {i}."\t"pos"\n' for i in range(4)], Columns("1", None, "2")
+    for content in ("".join(quoted[:3]), "".join([*quoted[:3], 'a\t"pos"\n', *quoted]), '"\t"\n' * 5):
+        read(tmp_path, "x.tsv", content, columns=columns)
     assert not caplog.messages
-    read(tmp_path, "x.tsv", "".join(quoted), columns=Columns("1", None, "2"))
-    told = f"{tmp_path / 'x.tsv'}:3: all fields are quoted as in a .csv, but in a .tsv quotes are part of the text; "
-    assert [message[: len(told)] for message in caplog.messages] == [told]
-    (tmp_path / "pairs.tsv").write_text('"Hello"\t"Hallo"\n' * 3)
-    assert len(list(read_pairs(Parallel(str(tmp_path / "pairs.tsv"))))) == 3
-    assert ":3: all fields are quoted" in caplog.messages[-1]
+    told = f"{tmp_path / 'x.tsv'}:4: all fields are quoted as in a .csv, but in a .tsv quotes are part of the text; "
+    read(tmp_path, "x.tsv", "".join(quoted), columns=columns)
+    read(tmp_path, "x.tsv", "".join(["text\tlabel\n", *quoted]))
+    assert [message[: len(told)] for message in caplog.messages] == [told] * 2
+    (tmp_path / "pairs.tsv").write_text('"Hello"\t"Hallo"\n' * 4)
+    assert len(list(read_pairs(Parallel(str(tmp_path / "pairs.tsv"))))) == 4
+    assert ":4: all fields are quoted" in caplog.messages[-1]
 
 
 @pytest.mark.parametrize("name", ["x.tsv", "x.csv"])

@@ -269,6 +269,11 @@ def test_a_file_without_trees_among_others_is_refused(tmp_path: Path) -> None:
         treebank.read([str(tmp_path / "a.mrg"), str(tmp_path / "b.mrg")])
 
 
+def test_marks_of_joined_files_are_no_words(tmp_path: Path) -> None:
+    (tmp_path / "a.mrg").write_text("\ufeff(S (NN a))\n\ufeff(S (NN b))\n")
+    assert [one.words for one in treebank.read([str(tmp_path / "a.mrg")]).sentences] == [("a",), ("b",)]
+
+
 def test_nltk_reads_the_same() -> None:
     one = tree("(S (NP (DT the) (-LRB- -LRB-)) (VP (V sleeps)))")
     theirs = nltk.Tree.fromstring(str(one))

@@ -37,6 +37,7 @@ from transformer.inference.attention import of_parse
 from transformer.inference.parser import Parser
 from transformer.model import build
 from transformer.model.encoder_decoder import beside_a_decoder
+from transformer.tasks.evalb import COLLINS, Parameters
 from transformer.tasks.parse_scores import parameters_of, warn_of_roots
 from transformer.tasks.parsing import Parsing
 from transformer.tools.tree_picture import svg
@@ -244,8 +245,10 @@ def test_raw_text_is_told(run: Path, caplog) -> None:
 def test_a_label_above_all_trees_is_told(tmp_path: Path, caplog) -> None:
     for top, told in (("TOP", 0), ("", 0), ("ROOT", 1)):
         (tmp_path / "x.mrg").write_text(f"({top} (S (NP (NN a)) (VP (V b))))\n({top} (NP (NN c) (NN d)))\n")
-        warn_of_roots(treebank.read([str(tmp_path / "x.mrg")]))
+        warn_of_roots(bank := treebank.read([str(tmp_path / "x.mrg")]), COLLINS)
         assert len(caplog.messages) == told
+    warn_of_roots(bank, Parameters(deleted={"ROOT"}))
+    assert len(caplog.messages) == 1
     assert caplog.messages[0].startswith("x.mrg: ROOT stands above all trees and counts as a bracket; ")
 
 

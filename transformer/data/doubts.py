@@ -28,15 +28,16 @@ class QuotedFields:
     def __init__(self, path: str):
         self._path = path
         self._told = False
-        self._rows = 0
-        """The number of rows from the first one on that have all their fields in quotes."""
+        self._rows: int | None = 0
+        """The number of rows, all in quotes, behind the first line; None after one that is not."""
 
     def seen(self, line: int, fields: list[str]) -> list[str]:
         """The fields of a line, as they are."""
         if self._told:
             return fields
-        if self._rows == line - 1 and all(len(field) > 1 and _QUOTED.fullmatch(field) for field in fields):
-            self._rows = line
+        quoted = all(len(field) > 1 and _QUOTED.fullmatch(field) for field in fields)
+        if self._rows is not None and line > 1:  # the first line may be a header
+            self._rows = self._rows + 1 if quoted else None
         escaped = any('""' in field and _QUOTED.fullmatch(field) for field in fields)
         if escaped or self._rows == _CERTAIN:
             self._told = True

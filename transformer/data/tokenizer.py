@@ -113,7 +113,7 @@ class Tokenizer:
             raise UserError(f"the tokenizer is a {type(path).__name__}: give the path of a SentencePiece .model file")
         try:
             refuse_pipe(path)
-            model = Path(path).read_bytes()
+            model = Path(path).expanduser().read_bytes()
         except UserError:
             raise
         except (OSError, ValueError) as error:  # ValueError: a NUL in the path

@@ -129,7 +129,8 @@ def read_trees(path: str) -> Trees:
     waiting: list[str] = []
     depth = begin = 0
     for number, line in enumerate(read_lines(path), 1):
-        for part in re.findall(r"[()]|[^()]+", line):
+        # A byte order mark before a line is that of a file that was joined to others.
+        for part in re.findall(r"[()]|[^()]+", line.removeprefix("\ufeff")):
             if not depth and part.isspace():
                 continue
             if not waiting:

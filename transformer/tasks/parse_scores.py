@@ -14,7 +14,7 @@ from transformer.data import treebank
 from transformer.data.held_out import seen_doubts
 from transformer.data.sources import warn_of_repeated
 from transformer.data.treebank import Sentence, Treebank
-from transformer.data.trees import TOP, Tree, parse
+from transformer.data.trees import Tree, parse
 from transformer.files import refuse_pipe
 from transformer.inference.parser import Parser
 from transformer.streams import plain
@@ -112,6 +112,8 @@ def evaluate_workdir(
     parameters = parameters_of(config.parser)
     bank = _stored(workdir, kind) if data is None else treebank.read([data])
     warn_of_unusable(bank)
+    if data is not None:
+        warn_of_roots(bank, parameters)
     opened, parser = checkpoints.read(checkpoint, lambda opened: (opened, Parser.of(opened, config.decode)))
     what = f"{len(bank.sentences):,} sentences of {bank.name}"
     log.info("parsing %s with checkpoint %s of %s", what, opened.name, workdir)
@@ -138,13 +140,13 @@ def evaluate_workdir(
     return result
 
 
-def warn_of_doubts(banks: Mapping[str, Treebank | None]) -> None:
-    """Log a warning for trees of training, development and test set that can't be used, for files that are given twice,
-    and for sentences of the sets that occur in training."""
+def warn_of_doubts(banks: Mapping[str, Treebank | None], parameters: Parameters) -> None:
+    """Log a warning for trees of training, development and test set that can't be used or have a label above all, for
+    files that are given twice, and for sentences of the sets that occur in training."""
     found = {kind: bank for kind, bank in banks.items() if bank is not None}
     for bank in found.values():
         warn_of_unusable(bank)
-        warn_of_roots(bank)
+        warn_of_roots(bank, parameters)
     warn_of_repeated((f"data.{kind}", path) for kind, bank in found.items() for path in bank.paths)
     words = {kind: (bank.name, [one.words for one in bank.sentences]) for kind, bank in found.items()}
     for doubt in seen_doubts(words["train"][1], words.get("dev"), words.get("test")):
@@ -157,11 +159,11 @@ def warn_of_unusable(bank: Treebank) -> None:
         log.warning("%s (%d such trees are left out of %s)", bank.unusable[0], len(bank.unusable), bank.name)
 
 
-def warn_of_roots(bank: Treebank) -> None:
-    """Log a warning if a label other than TOP stands above all trees, as ROOT does in CoreNLP's: EVALB counts it."""
+def warn_of_roots(bank: Treebank, parameters: Parameters) -> None:
+    """Log a warning if a label stands above all trees, as ROOT does in CoreNLP's, and EVALB's parameters count it."""
     tops = {one.tree.label for one in bank.sentences if len(one.tree.children) == 1}
     alone = all(len(one.tree.children) == 1 and one.tree.children[0].word is None for one in bank.sentences)
-    if alone and len(tops) == 1 and tops != {TOP}:
+    if alone and len(tops) == 1 and not tops & parameters.deleted:
         what = "%s: %s stands above all trees and counts as a bracket; take it away, or give EVALB's parameters with "
         log.warning(f"{what}DELETE_LABEL %s (--parser.parameters)", plain(bank.name), *tops, *tops)
 

@@ -103,7 +103,7 @@ class Parsing:
             "test": treebank.read(data.test) if data.test else None,
         }
         if jax.process_index() == 0:
-            parse_scores.warn_of_doubts(banks)
+            parse_scores.warn_of_doubts(banks, parse_scores.parameters_of(config.parser))
         sentences = banks["train"].sentences
         symbols = _inherited_symbols(config, workdir)
         symbols = symbols or linearised.learn([one.tree for one in sentences], data.form)
