@@ -679,7 +679,7 @@ def test_shares_of_one_job_are_those_of_the_same_models_and_options(call, traine
     asked, tally = [], Tally()
     of = lambda chosen, options: SimpleNamespace(names=[one.name for one in chosen], tally=tally)  # noqa: E731
     monkeypatch.setattr(Translator, "of", of)
-    monkeypatch.setattr(shares, "translate_share", lambda *given: asked.append((given[-1], given[0].args[0].names)))
+    monkeypatch.setattr(shares, "translate_share", lambda *given: asked.append((given[5], given[0].args[0].names)))
     files = ("--input", trained / "config.json", "--output", workdir.parent / "out", "--share", "0/2")
 
     def about(first: Path, *arguments: object) -> str:

@@ -62,7 +62,6 @@ def pairs_of(folder: Path, source: bytes, target: bytes) -> list[tuple[str, str]
         (b"one\n\n\n", ["one", "", ""]),
         (b"one\rmore\ntwo", ["one\rmore", "two"]),  # a line end on old Macs; here within a line
         (b"x" * 1_000_000 + b"\ntwo\n", ["x" * 1_000_000, "two"]),
-        (b"", []),
     ],
 )
 def test_odd_text_keeps_its_lines(tmp_path: Path, source: bytes, expected: list[str]) -> None:

@@ -183,8 +183,9 @@ class Parsing:
         sentences = dev.sentences[: self.config.train.eval_sentences]
         found = parse_shares(self._parser(gathered(params)), sentences)
         figures = summary(scored(sentences, found, self._parameters))
-        for name in ("f1", "recall", "precision", "complete", "tagging", "errors"):
-            yield f"dev_{name}", float(getattr(figures, name))
+        for name in ("f1", "recall", "precision", "complete", "tagging"):
+            yield f"dev_{name}", getattr(figures, name)
+        yield "dev_errors", float(figures.errors + figures.skipped)
         yield "dev_f1_all", f1_of_all(sentences, found, self._parameters)
         if jax.process_index() == 0:
             for i in np.unique(np.linspace(0, len(sentences) - 1, _SAMPLES).astype(int)):
