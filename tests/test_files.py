@@ -13,6 +13,7 @@ import pytest
 from transformer.checkpoint.layout import folder_of
 from transformer.config import UserError
 from transformer.data.opening import open_text
+from transformer.data.tokenizer import Tokenizer
 from transformer.files import (
     Lock,
     append,
@@ -62,6 +63,9 @@ def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     assert str(path_of("~/own")) == str(local_path("OUT", "~/own")) == f"{tmp_path}/own"
     assert str(folder_of("~/own")) == f"{tmp_path}/own/checkpoints"
+    (tmp_path / "x.model").write_bytes(b"no model")
+    with pytest.raises(UserError, match=r"/x\.model: not a SentencePiece model"):  # it was found
+        Tokenizer.load("~/x.model")
 
 
 def test_only_known_storage_is_a_bucket():

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from transformer.config import DataConfig, UserError
+from transformer.config import Config, DataConfig, UserError, check
 from transformer.data import sources
 from transformer.data.folder import cache_dir
 from transformer.data.sources import corpora
@@ -159,3 +159,9 @@ def test_cache_dir(monkeypatch, tmp_path):
     assert cache_dir(DataConfig(cache_dir="/x")) == Path("/x")
     monkeypatch.delenv("TRANSFORMER_CACHE")
     assert cache_dir(DataConfig()) == Path.home() / ".cache/transformer"
+
+
+def test_a_name_without_its_comma_is_told():
+    """In Python, ("a.en") is no tuple."""
+    with pytest.raises(UserError, match=r"^data\.source = 'a\.en': must be of type .*, such as \('a\.en',\)"):
+        check(Config(data=DataConfig(source="a.en", target="a.de")))

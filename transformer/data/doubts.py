@@ -35,8 +35,8 @@ class QuotedFields:
         """The fields of a line, as they are."""
         if self._told:
             return fields
-        quoted = all(len(field) > 1 and _QUOTED.fullmatch(field) for field in fields)
         if self._rows is not None and line > 1:  # the first line may be a header
+            quoted = all(len(field) > 1 and _QUOTED.fullmatch(field) for field in fields)
             self._rows = self._rows + 1 if quoted else None
         escaped = any('""' in field and _QUOTED.fullmatch(field) for field in fields)
         if escaped or self._rows == _CERTAIN:

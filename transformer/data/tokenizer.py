@@ -112,8 +112,8 @@ class Tokenizer:
         if not isinstance(path, (str, os.PathLike)):
             raise UserError(f"the tokenizer is a {type(path).__name__}: give the path of a SentencePiece .model file")
         try:
-            refuse_pipe(path)
-            model = Path(path).expanduser().read_bytes()
+            refuse_pipe(path := os.path.expanduser(path))
+            model = Path(path).read_bytes()
         except UserError:
             raise
         except (OSError, ValueError) as error:  # ValueError: a NUL in the path

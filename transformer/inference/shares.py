@@ -72,9 +72,9 @@ def translate_share(
     `source` may be compressed (see `open_text`); a pipe can be read only once, so it has one share.
     `answer(lines in, lines out, number of the first line)` translates lines. Before that, `check(all lines)` raises
     `UserError` for one that can't be translated. `about`: a text that holds everything else that the output depends on.
-    The part is written beside the target; its name contains a digest of the source and of
-    `about`. It ends with a digest of its content and is valid while that is right: after an interruption, only the
-    missing shares need to run again. Several processes may translate the same share. Raises `UserError`.
+    The part is written beside the target; its name contains a digest of the source and of `about`. It ends with a
+    digest of its content and is valid while that is right: after an interruption, only the missing shares need to run
+    again. Several processes may translate the same share. Raises `UserError`.
     """
     refuse(source, target, shares)
     content = read_all(source)

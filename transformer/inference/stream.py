@@ -21,9 +21,8 @@ from transformer.streams import to_json
 log = logging.getLogger("transformer")
 
 CHUNK_LINES = 10_000  # the most lines that are translated together
-FIELDS = ("source",), ("prefix",)
-"""Of JSON lines to translate: the fields that are needed, and those that may be there."""
 CHUNK_SECONDS = 0.05  # seconds to wait for a further line
+_FIELDS = ("source",), ("prefix",)  # of JSON lines to translate: those that are needed, and those that may be there
 
 
 def translate_stream(translator: Translator, source: BinaryIO, target: BinaryIO, first_line: int = 1) -> int:
@@ -59,7 +58,7 @@ def translate_jsonl(
     """
 
     def answer(lines: Sequence[str], first: int) -> Iterator[str]:
-        records = list(records_of(lines, first, *FIELDS))
+        records = list(records_of(lines, first, *_FIELDS))
         sources = [record["source"] for record in records]
         prefixes = [record.get("prefix", "") for record in records]
         n_best = translator.translate_n_best(sources, first_line=first, prefixes=prefixes if any(prefixes) else None)
@@ -155,7 +154,7 @@ def _texts(lines: Sequence[bytes], first: int) -> list[str]:
 
 def check_jsonl(lines: Sequence[bytes]) -> None:
     """Raise `UserError` for the first line, of all, that `translate_jsonl` can't translate."""
-    for _ in records_of(_texts(lines, 1), 1, *FIELDS):
+    for _ in records_of(_texts(lines, 1), 1, *_FIELDS):
         pass
 
 
